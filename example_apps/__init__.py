@@ -1,0 +1,1 @@
+"""Small complete apps to start forkserve with; each module says how."""

@@ -1,0 +1,173 @@
+"""The command `forkserve`: arguments in, exit code out.
+
+click parses; the options are made from the table of settings. They reach `forkserve.config` as the
+text that was written, so that a bad value is told in the same words wherever it comes from. Every
+user error is one line on stderr.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from forkserve.errors import AppLoadError, ConfigError, ExitCode, ForkserveError, did_you_mean
+from forkserve.settings import REFUSED, TABLE, Settings, Spec, flag
+
+USAGE = "[config] APP [OPTIONS]"
+ABOUT = """Serve a WSGI or ASGI app with forked workers, on one port each or on a shared one.
+
+APP is module:attr, module:factory() or module. `forkserve config APP ...` shows every setting
+with its value and where it came from; `forkserve config --markdown` describes them all.
+"""
+LATER = ("ctl", "nginx")  # sub-commands of later releases; the words are taken already
+
+
+class _Command(click.Command):
+    """A command whose help lists the options under the headings of the table."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                spec = TABLE.get(parameter.name or "")
+                groups.setdefault(spec.group if spec else "Other", []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def _option(name: str, spec: Spec) -> click.Option:
+    """Make the option of one setting; its value stays the text that was written."""
+    about = spec.help
+    if shown := spec.show(spec.default):
+        about += f" [{shown}]"
+    flags = [name, *spec.flags]
+    if spec.kind.switch:
+        both = (f"{one}/--no-{one.removeprefix('--')}" for one in spec.flags)
+        return click.Option([name, *both], default=None, help=about)
+    return click.Option(flags, metavar=spec.kind.metavar, multiple=spec.kind.many, help=about)
+
+
+def make_command() -> click.Command:
+    """Make the click command, all its options from the table."""
+    options = [_option(name, spec) for name, spec in TABLE.items() if name != "app"]
+    refused = [click.Option([name, *(["-k"] if name == "worker_class" else []), flag(name)],
+                            hidden=True) for name in REFUSED]
+    actions = [click.Option(["--" + name], is_flag=True, help=about) for name, about in (
+        ("check-config", "Read the configuration, load the app, and exit."),
+        ("print-config", "Print every setting with its value and origin, and exit."),
+        ("markdown", "With `config`: describe all settings as a Markdown table."),
+        ("version", "Print the version and exit."))]
+    return _Command(
+        "forkserve",
+        params=[click.Argument(["app"], required=False, metavar=""), *options, *refused, *actions],
+        help=ABOUT, options_metavar=USAGE,
+        # an underscore is as good as a dash: gunicorn has --limit-request-field_size
+        context_settings={"token_normalize_func": lambda word: word.replace("_", "-")})
+
+
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse *arguments*; return what was written, by the name of setting or action.
+
+    Raises ConfigError for what cannot be parsed, click.exceptions.Exit after --help.
+    """
+    command = make_command()
+    try:
+        with command.make_context("forkserve", list(arguments)) as context:
+            return {name: value for name, value in context.params.items()
+                    if value not in (None, ()) and (value is not False or name in TABLE)}
+    except click.NoSuchOption as error:
+        known = (one for option in command.params for one in (*option.opts, *option.secondary_opts)
+                 if one.startswith("--"))
+        raise ConfigError(
+            f"unknown option {error.option_name}{did_you_mean(error.option_name, known)}") from None
+    except click.UsageError as error:
+        raise ConfigError(error.format_message()) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with *argv* (without the program's name); return the exit code."""
+    if sys.platform == "win32":
+        print("forkserve: Windows is not supported, since it cannot fork: use WSL", file=sys.stderr)
+        return ExitCode.USAGE
+    from forkserve.logs import printable
+
+    try:
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except ForkserveError as error:
+        if isinstance(error, AppLoadError) and error.traceback_text:
+            print(error.traceback_text, end="", file=sys.stderr)
+        print(f"forkserve: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except KeyboardInterrupt:  # before the master has its handlers; stopped as asked
+        return ExitCode.OK
+    except BrokenPipeError:  # `forkserve config | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.UNEXPECTED
+
+
+def _run(arguments: list[str]) -> int:
+    word = arguments[0] if arguments else ""
+    if word in LATER:
+        raise ConfigError(f"`forkserve {word}` is not part of this version"
+                          f" (for an app in {word}.py write {word}:app)")
+    shows = word == "config"
+    line = parse(arguments[1:] if shows else arguments)
+    if not shows and line.get("app") in ("config", *LATER):
+        raise ConfigError(f"{line['app']!r} is a sub-command and must come first"
+                          f" (for an app in {line['app']}.py write {line['app']}:app)")
+    return _act(line, shows=shows)
+
+
+def _act(line: dict[str, Any], *, shows: bool) -> int:
+    from forkserve import config, report
+
+    action = {name: line.pop(name, False)
+              for name in ("check_config", "print_config", "markdown", "version")}
+    if action["version"]:
+        from forkserve import __version__
+        click.echo(f"forkserve {__version__}")
+        return ExitCode.OK
+    if action["markdown"]:
+        if not shows:
+            raise ConfigError("--markdown belongs to `forkserve config`")
+        click.echo(report.markdown_table(), nl=False)
+        return ExitCode.OK
+    shows = shows or action["print_config"]
+    loaded = config.load(
+        line, environ=os.environ, directory=os.getcwd(), cmd_args=_cmd_args(os.environ),
+        needs_app=not shows)
+    if shows:
+        click.echo(report.describe(loaded), nl=False)
+        return ExitCode.OK
+    if loaded.settings.worker_tmp_dir is not None:
+        click.echo("forkserve: --worker-tmp-dir is ignored: heartbeats need no files", err=True)
+    if action["check_config"]:
+        _check(loaded.settings)
+        return ExitCode.OK
+    from forkserve.server import Server
+    return Server.from_config(loaded).run()
+
+
+def _cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Parse FORKSERVE_CMD_ARGS as a command line. Raises ConfigError, naming the variable."""
+    line = environ.get("FORKSERVE_CMD_ARGS")
+    try:
+        return parse(shlex.split(line)) if line else {}
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{error} in FORKSERVE_CMD_ARGS") from None
+
+
+def _check(settings: Settings) -> None:
+    """Load the app as a worker would, in this process, which then ends. Raises AppLoadError."""
+    from forkserve import loader
+
+    if settings.app is not None:
+        loader.prepare(settings)
+        loader.load(settings.app, interface=settings.interface, factory=settings.factory)

@@ -1,0 +1,114 @@
+"""The configuration file: which one, and what it says.
+
+TOML (`forkserve.toml`, `[tool.forkserve]` of `pyproject.toml`) or Python (`forkserve.conf.py`),
+where lower-case names are settings and hooks. Whatever goes wrong in it is one line that names the
+file, and the line in it: a broken file is the user's fault, not ours.
+"""
+
+import importlib
+import os
+import sys
+import tomllib
+import traceback
+from collections.abc import Mapping
+from types import CodeType, ModuleType
+from typing import Any
+
+from forkserve.errors import ConfigError
+
+USUAL_FILES = ("forkserve.toml", "pyproject.toml", "forkserve.conf.py")
+PYTHON_NAME = "__config__"  # the module name under which a Python file runs
+
+
+def read_file(where: str | None, directory: str) -> tuple[str, Mapping[str, object]]:
+    """Read the configuration file and return its name for messages, and its keys and values.
+
+    *where* is PATH, `file:PATH` or `python:MODULE`; None looks for one of the usual files in
+    *directory*, and finding none gives nothing. Raises ConfigError, also where there are two, since
+    no order between them would be obvious.
+    """
+    if where is not None:
+        scheme, colon, rest = where.partition(":")
+        if colon and scheme == "python":
+            return where, _import(rest, directory)
+        path = os.path.join(directory, rest if colon and scheme == "file" else where)
+        found = _read(path, directory)
+        if found is None:
+            raise ConfigError(f"{path} has no table [tool.forkserve]")
+        return path, found
+    usual = [os.path.join(directory, name) for name in USUAL_FILES]
+    present = [(path, found) for path in usual if os.path.isfile(path)
+               for found in [_read(path, directory)] if found is not None]
+    if len(present) > 1:
+        names = " and ".join(os.path.basename(path) for path, _ in present)
+        raise ConfigError(f"{directory} has {names}: keep one, or choose with --config")
+    return present[0] if present else ("", {})
+
+
+def _read(path: str, directory: str) -> Mapping[str, object] | None:
+    """Read one file; None for a pyproject.toml that says nothing about us."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if path.endswith(".py"):
+        return _run(content, path, directory)
+    if not path.endswith(".toml"):
+        raise ConfigError(f"{path} is no configuration file: its name must end in .toml or .py")
+    try:
+        data: Any = tomllib.loads(content.decode())
+    except ValueError as error:  # bad TOML, or not UTF-8
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    if os.path.basename(path) == "pyproject.toml":
+        tool = data.get("tool")
+        data = tool.get("forkserve") if isinstance(tool, dict) else None
+        if data is None:
+            return None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: tool.forkserve must be a table")
+    return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def _run(content: bytes, path: str, directory: str) -> Mapping[str, object]:
+    """Run a Python file and return what it sets."""
+    _importable(directory)
+    namespace: dict[str, object] = {"__name__": PYTHON_NAME, "__file__": path}
+    try:
+        code: CodeType = compile(content, path, "exec")
+        exec(code, namespace)  # noqa: S102 - this is what a Python configuration is
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - its code may raise anything
+        raise ConfigError(f"cannot read {_at(error, path)}") from None
+    return _public(namespace, PYTHON_NAME)
+
+
+def _import(module: str, directory: str) -> Mapping[str, object]:
+    """Import a configuration module and return what it sets."""
+    _importable(directory)
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the same
+        raise ConfigError(f"cannot import python:{_at(error, module)}") from None
+    return _public(vars(found), module)
+
+
+def _importable(directory: str) -> None:
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+
+
+def _at(error: BaseException, path: str) -> str:
+    """Return *path*, the line in it where *error* was raised if that is known, and the error."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == path]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+    what = error.msg if isinstance(error, SyntaxError) else error
+    return f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {what}"
+
+
+def _public(namespace: Mapping[str, object], module: str) -> Mapping[str, object]:
+    """Return what a Python file sets: lower-case names, but not what it only imported."""
+    return {
+        name: value for name, value in namespace.items()
+        if name == name.lower() and not name.startswith("_") and not isinstance(value, ModuleType)
+        and not (callable(value) and getattr(value, "__module__", module) != module)}

@@ -1,0 +1,65 @@
+"""What can go wrong for a user, each with the exit code that says so.
+
+The exception carries the answer: whoever catches a `ForkserveError` prints `str(error)`, one line,
+and ends with `error.exit_code`. Nobody maps exception types to codes.
+"""
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """How the `forkserve` process ends (contract: exit codes)."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    BOOT = 3
+    APP_LOAD = 4
+    LISTEN = 5
+
+
+class ForkserveError(Exception):
+    """A fault that is told to the user in one line; `exit_code` is how the process then ends."""
+
+    exit_code: ClassVar[int] = ExitCode.UNEXPECTED
+
+
+class ConfigError(ForkserveError):
+    """The command line, the environment or a configuration file asks for something impossible."""
+
+    exit_code = ExitCode.USAGE
+
+
+class BootError(ForkserveError):
+    """A worker did not become ready: its start-up failed, took too long, or it died."""
+
+    exit_code = ExitCode.BOOT
+
+
+class AppLoadError(ForkserveError):
+    """The app could not be loaded.
+
+    `traceback_text` is the app's own traceback, without our frames or the import system's; None
+    where the app did not raise (no such module or attribute, not callable).
+    """
+
+    exit_code = ExitCode.APP_LOAD
+
+    def __init__(self, message: str, traceback_text: str | None = None) -> None:
+        super().__init__(message)
+        self.traceback_text = traceback_text
+
+
+class ListenError(ForkserveError):
+    """An address could not be listened on."""
+
+    exit_code = ExitCode.LISTEN
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'X'?)` for the known name nearest to *name*, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""

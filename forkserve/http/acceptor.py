@@ -1,0 +1,109 @@
+"""Takes connections from one listening socket.
+
+Not ``loop.create_server``, even for a worker alone on its port: asyncio pauses for a second when descriptors run out, libuv closes what it
+cannot take, and neither lets a draining worker empty the queue before it stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from forkserve.http.connection import Connection
+
+if TYPE_CHECKING:
+    from forkserve.http.site import Site
+
+AT_ONCE = 64
+"""Connections taken per wake-up where nobody else listens."""
+PAUSE = 0.1
+"""Seconds without accepting when descriptors or memory have run out."""
+COURTESY = 0.002
+"""Seconds that a less busy sibling has to take a connection before we do."""
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+class Acceptor:
+    """Takes connections from one listening socket and gives each a `Connection`. On the loop's thread.
+
+    Args:
+        site: What the connections share.
+        sock: Listening and non-blocking; stays the caller's.
+        after_you: For a socket that siblings listen on, too: whether one of them has less to do than we.
+    """
+
+    def __init__(self, site: Site, sock: socket.socket, after_you: Callable[[], bool] | None = None) -> None:
+        self._site = site
+        self._loop = site.loop
+        self._sock = sock
+        self._after_you = after_you
+        self._yielded = False
+        self._warned = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._timer = None
+        self._loop.add_reader(self._sock, self._ready)
+
+    def stop(self) -> None:
+        """Take what waits in the queue, then accept no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._accept():
+            pass
+        self._loop.remove_reader(self._sock)
+
+    def _ready(self) -> None:
+        if self._after_you is None:
+            for _ in range(AT_ONCE):
+                if not self._accept():
+                    return
+        elif self._yielded or not self._after_you():
+            self._yielded = False
+            self._accept()
+        else:
+            self._yielded = True
+            self._rest(COURTESY)
+
+    def _rest(self, seconds: float) -> None:
+        self._loop.remove_reader(self._sock)
+        self._timer = self._loop.call_later(seconds, self.start)
+
+    def _accept(self) -> bool:
+        """Take one connection; whether there may be another."""
+        try:
+            client, _ = self._sock.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._exhausted(error)
+                return False
+            return True  # that client has gone already (ECONNABORTED and the like, accept(2))
+        self._warned = False
+        client.setblocking(False)
+        self._site.keep(self._loop.create_task(self._connect(client)))
+        return True
+
+    def _exhausted(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            self._site.log.warning("cannot accept connections for now: %s; new ones wait in the queue", error.strerror)
+        if self._timer is None:
+            self._rest(PAUSE)
+
+    async def _connect(self, client: socket.socket) -> None:
+        site = self._site
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: Connection(site),
+                client,
+                ssl=site.tls,
+                ssl_handshake_timeout=(site.settings.header_timeout or None) if site.tls is not None else None,
+            )
+        except (OSError, EOFError, asyncio.TimeoutError):
+            client.close()  # a client that gave up, or a handshake that failed, is nobody's error

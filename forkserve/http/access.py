@@ -1,0 +1,189 @@
+"""The access log: one line per request, in gunicorn's atoms or as JSON, written in batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from time import localtime, monotonic, strftime, time
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from forkserve.http.connection import Connection
+    from forkserve.http.errors import RequestError
+    from forkserve.http.exchange import Exchange
+
+COMBINED = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+_ATOM = re.compile(r"%\((\{[^}]+\}[ioe]|[a-zA-Z]+)\)s")
+_BATCH = 64
+"""Lines that are written together; the sweep writes what is left."""
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f"\\]')
+
+
+def escaped(text: str) -> str:
+    """Control characters, quotes and backslashes as escapes: a request can end neither a line nor a field, nor steer a terminal."""
+    return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02x}" if match[0] not in '"\\' else "\\" + match[0], text)
+
+
+class Record:
+    """What one line can tell about a request and its answer.
+
+    Attributes are the atoms of gunicorn's access log by a longer name.
+    """
+
+    def __init__(self, connection: Connection, exchange: Exchange | None, status: int, sent: int, began: float) -> None:
+        client = connection.endpoints.client
+        if exchange is not None:
+            client, _ = connection.endpoints.seen_through(exchange.fields, connection.site.trusted)
+        self.client = client[0] if client else "-"
+        self.status = status
+        self.sent = sent
+        self.seconds = max(0.0, monotonic() - began) if began else 0.0
+        self.target = None if exchange is None else exchange.target
+        self.version = "1.1" if exchange is None else exchange.fields.version
+        self.request_headers = [] if exchange is None else exchange.fields.headers
+        self.response_lines = [] if exchange is None or exchange.head is None else exchange.head.lines
+
+    def request_header(self, name: str) -> str:
+        """The value of a request header, or ``-``."""
+        wanted = name.lower().encode("latin-1", "replace")
+        values = [value.decode("latin-1") for key, value in self.request_headers if key == wanted]
+        return ", ".join(values) or "-"
+
+    def response_header(self, name: str) -> str:
+        """The value of a header of the answer, or ``-``."""
+        prefix = name.lower().encode("latin-1", "replace") + b": "
+        lines = [line for line in b"".join(self.response_lines).split(b"\r\n") if line.lower().startswith(prefix)]
+        return ", ".join(line[len(prefix) :].decode("latin-1") for line in lines) or "-"
+
+    @property
+    def request_line(self) -> str:
+        """The request line as it was sent, or ``-`` if it was not even one."""
+        return "-" if self.target is None else f"{self.target.line.decode('ascii')} HTTP/{self.version}"
+
+
+_ATOMS: dict[str, Callable[[Record], object]] = {
+    "h": lambda r: r.client,
+    "l": lambda r: "-",
+    "u": lambda r: _user(r),
+    "t": lambda r: strftime("[%d/%b/%Y:%H:%M:%S %z]", localtime(time())),
+    "r": lambda r: r.request_line,
+    "m": lambda r: r.target.method if r.target else "-",
+    "U": lambda r: r.target.raw_path.decode("ascii") if r.target else "-",
+    "q": lambda r: r.target.query.decode("ascii") if r.target else "",
+    "H": lambda r: f"HTTP/{r.version}",
+    "s": lambda r: r.status,
+    "B": lambda r: r.sent,
+    "b": lambda r: r.sent or "-",
+    "f": lambda r: r.request_header("referer"),
+    "a": lambda r: r.request_header("user-agent"),
+    "T": lambda r: int(r.seconds),
+    "D": lambda r: int(r.seconds * 1_000_000),
+    "M": lambda r: int(r.seconds * 1000),
+    "L": lambda r: f"{r.seconds:.6f}",
+    "p": lambda r: f"<{os.getpid()}>",
+}
+
+
+def _user(record: Record) -> str:
+    """The name in a Basic authorization, as gunicorn shows it."""
+    from werkzeug.datastructures import Authorization  # noqa: PLC0415  # only who logs pays for it
+
+    try:
+        authorization = Authorization.from_header(record.request_header("authorization"))
+    except ValueError:
+        return "-"
+    return (authorization.username or "-") if authorization is not None else "-"
+
+
+def compile_format(text: str) -> Callable[[Record], str]:
+    """A function that writes the line of a record.
+
+    Args:
+        text: gunicorn's atoms such as ``%(h)s`` and ``%({user-agent}i)s``, or ``combined``, or ``json``.
+
+    Raises:
+        ValueError: There is an atom that is not known; the message names it.
+    """
+    if text == "json":
+        return _json_line
+    text = COMBINED if text == "combined" else text
+    parts: list[str | Callable[[Record], object]] = []
+    position = 0
+    for match in _ATOM.finditer(text):
+        parts += [text[position : match.start()].replace("%%", "%"), _atom(match[1])]
+        position = match.end()
+    parts.append(text[position:].replace("%%", "%"))
+    return lambda record: "".join(part if isinstance(part, str) else escaped(str(part(record))) for part in parts)
+
+
+def _atom(name: str) -> Callable[[Record], object]:
+    if not name.startswith("{"):
+        if name not in _ATOMS:
+            raise ValueError(f"the access log format has no atom %({name})s")
+        return _ATOMS[name]
+    key, kind = name[1:-2], name[-1]
+    if kind == "i":
+        return lambda record: record.request_header(key)
+    if kind == "o":
+        return lambda record: record.response_header(key)
+    return lambda record: os.environ.get(key, "-")
+
+
+def _json_line(record: Record) -> str:
+    return json.dumps(
+        {
+            "time": strftime("%Y-%m-%dT%H:%M:%S%z", localtime(time())),
+            "client": record.client,
+            "method": _ATOMS["m"](record),
+            "path": _ATOMS["U"](record),
+            "query": _ATOMS["q"](record),
+            "protocol": _ATOMS["H"](record),
+            "status": record.status,
+            "bytes": record.sent,
+            "seconds": round(record.seconds, 6),
+            "referer": record.request_header("referer"),
+            "user_agent": record.request_header("user-agent"),
+            "worker": os.environ.get("FORKSERVE_WORKER_ID"),
+            "generation": os.environ.get("FORKSERVE_GENERATION"),
+        }
+    )
+
+
+class AccessLog:
+    """Gathers lines and writes them in batches.
+
+    Args:
+        write: Appends bytes to wherever the log goes.
+        text: The format, as for `compile_format`.
+
+    Raises:
+        ValueError: The format is not valid.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], text: str) -> None:
+        self._write = write
+        self._line = compile_format(text)
+        self._lines: list[str] = []
+
+    def write(self, exchange: Exchange) -> None:
+        """Log an exchange that is complete, or as complete as it will be."""
+        code = exchange.head.code if exchange.head is not None else 500
+        self._add(Record(exchange.connection, exchange, code, exchange.sent, exchange.began))
+
+    def refused(self, connection: Connection, error: RequestError, exchange: Exchange | None) -> None:
+        """Log a request that was refused before an application saw it."""
+        self._add(Record(connection, exchange, error.status, 0, exchange.began if exchange is not None else 0.0))
+
+    def _add(self, record: Record) -> None:
+        self._lines.append(self._line(record) + "\n")
+        if len(self._lines) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        if self._lines:
+            text, self._lines = "".join(self._lines), []
+            self._write(text.encode("utf-8", "backslashreplace"))

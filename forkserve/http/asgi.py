@@ -1,0 +1,196 @@
+"""ASGI 3, HTTP: the scope, ``receive`` and ``send`` of one request (asgiref.readthedocs.io, HTTP connection scope, version 2.5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from forkserve.http.errors import ClientGoneError, ResponseError
+from forkserve.http.exchange import Exchange
+from forkserve.http.response import ResponseHead, read_status
+
+if TYPE_CHECKING:
+    from forkserve.http.connection import Connection
+    from forkserve.http.http1 import Fields, Target
+
+Message = MutableMapping[str, Any]
+Scope = dict[str, Any]
+
+VERSIONS = {"version": "3.0", "spec_version": "2.5"}
+BODY_AHEAD = 65536
+"""Bytes of a request body that are taken from the client before the application asks for them."""
+
+
+class ASGIExchange(Exchange):
+    """One request answered by an ASGI application, in a task of its own."""
+
+    _ahead = 0
+    _body_done = False
+    _body_told = False
+    _half_closed = False
+    _news: asyncio.Event | None = None
+    _pieces: list[bytes] | None = None
+    _task: asyncio.Task[None] | None = None
+    _writable: asyncio.Event | None = None
+
+    # What the connection tells
+
+    def start(self) -> None:
+        """Call the application."""
+        fields = self.fields
+        self._body_done = not (fields.chunked or fields.content_length)
+        self._task = self.site.loop.create_task(self._run())
+
+    def body_data(self, data: bytes) -> None:
+        """Keep it for ``receive``."""
+        if self.complete:
+            return
+        if self._pieces is None:
+            self._pieces = []
+        self._pieces.append(data)
+        self._ahead += len(data)
+        if self._ahead > BODY_AHEAD:
+            self.connection.pause_reading()
+        self._tell()
+
+    def body_end(self) -> None:
+        """``receive`` can give the last piece."""
+        self._body_done = True
+        self._tell()
+
+    def client_half_closed(self) -> None:
+        """A stream may end now; an answer not yet begun is still wanted."""
+        self._half_closed = True
+        self._tell()
+
+    def client_gone(self) -> None:
+        """``receive`` gives ``http.disconnect``, ``send`` raises."""
+        self.gone = True
+        self._tell()
+        self.writable()
+        if self._task is not None and not self._task.done():
+            self.site.keep(self._task)  # nothing else may refer to it now
+
+    def writable(self) -> None:
+        """Let ``send`` return."""
+        if self._writable is not None:
+            self._writable.set()
+
+    def drain(self, now: float, linger: float) -> None:
+        """A stream whose end nobody knows ends now (if the application listens); other answers are completed."""
+        self._tell()
+
+    @property
+    def _drained(self) -> bool:
+        return self.site.draining and self.left is None and not self.bodiless
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    # What the application uses
+
+    async def _run(self) -> None:
+        try:
+            await self.site.app(self._scope(), self.receive, self.send)
+        except BaseException as error:  # noqa: BLE001  # sys.exit() in an application ends a request, not the worker
+            if self.gone and isinstance(error, (ClientGoneError, asyncio.CancelledError)):
+                return
+            self.fail(error, "the application raised an exception")
+        else:
+            if not self.complete and not self.gone:
+                self.fail(None, "the application returned without completing its response")
+
+    def _scope(self) -> Scope:
+        connection, target = self.connection, self.target
+        if connection.template is None:
+            connection.template = scope_template(connection, self.fields, "http")
+        scope: Scope = connection.template | target.scope
+        if scope["root_path"]:
+            scope["path"] = rooted(scope["root_path"], scope["path"])
+        scope["headers"] = self.fields.headers.copy()
+        scope["extensions"] = {}
+        scope["state"] = self.site.state.copy()
+        return scope
+
+    async def receive(self) -> Message:
+        """ASGI: the next piece of the request body, or ``http.disconnect``."""
+        while not self.gone:
+            if self._pieces or (self._body_done and not self._body_told):
+                body = b"".join(self._pieces or ())
+                self._pieces = None
+                self._ahead = 0
+                self._body_told = self._body_done
+                if not self._body_done:
+                    self.connection.resume_reading()
+                return {"type": "http.request", "body": body, "more_body": not self._body_done}
+            if self.complete or (self.started and (self._half_closed or self._drained)):
+                break
+            self.connection.send_continue()
+            if self._news is None:
+                self._news = asyncio.Event()
+            self._news.clear()
+            await self._news.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """ASGI: the start of the answer, then its body.
+
+        Raises:
+            ResponseError: The message breaks the specification or HTTP.
+            ClientGoneError: The client has closed the connection.
+        """
+        kind = message["type"]
+        if self.head is None:
+            if kind != "http.response.start":
+                raise ResponseError(f"expected http.response.start, got {kind!r}")
+            head = ResponseHead(*read_status(message["status"]))
+            if "headers" in message:
+                head.add(message["headers"])
+            self.head = head
+            return
+        if kind != "http.response.body":
+            raise ResponseError(f"expected http.response.body, got {kind!r}")
+        if self.complete:
+            raise ResponseError("the response is complete already")
+        more = bool(message.get("more_body", False))
+        self.write(message.get("body", b""), more)
+        if self._news is not None and (not more or self._half_closed or self._drained):
+            self._tell()
+        if self.connection.write_paused and more:
+            await self._until_writable()
+
+    async def _until_writable(self) -> None:
+        if self._writable is None:
+            self._writable = asyncio.Event()
+        while self.connection.write_paused and not self.gone:
+            self._writable.clear()
+            await self._writable.wait()
+
+
+def scope_template(connection: Connection, fields: Fields, kind: str) -> Scope:
+    """The part of a scope that follows from connection and field section; copied for each request.
+
+    Args:
+        connection: The client's.
+        fields: The header section.
+        kind: ``http`` or ``websocket``.
+    """
+    client, scheme = connection.endpoints.seen_through(fields, connection.site.trusted)
+    return {
+        "type": kind,
+        "asgi": VERSIONS,
+        "http_version": fields.version,
+        "scheme": scheme if kind == "http" else {"http": "ws", "https": "wss"}[scheme],
+        "root_path": connection.site.settings.root_path,
+        "client": client,
+        "server": connection.endpoints.server,
+    }
+
+
+def rooted(root_path: str, path: str) -> str:
+    """The path with the prefix under which the application is mounted, whether or not the proxy in front took it off."""
+    if not root_path or path == root_path or path.startswith(root_path + "/"):
+        return path
+    return root_path + path

@@ -1,0 +1,386 @@
+"""A client connection: bytes in, bytes out, timeouts and flow control. All meaning is in `http1`, `body` and `exchange`.
+
+Requests of one connection are served one after the other, so pipelined answers are in order by construction. There is no timer here:
+each connection has one deadline, and `Site.sweep` looks at all of them once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from forkserve.http.body import ChunkedBody, LengthBody
+from forkserve.http.errors import RequestError
+from forkserve.http.http1 import Fields, HeadReader, Target
+from forkserve.http.parsers import new_parser
+from forkserve.http.proxy import Endpoints
+from forkserve.http.response import error_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forkserve.http.exchange import Exchange
+    from forkserve.http.sendfile import SendFile
+    from forkserve.http.site import Site
+    from forkserve.http.websocket import WebSocket
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+HELD_INPUT = 65536
+"""Bytes of further requests that are kept while one is being served; then reading pauses."""
+DISCARDED_BODY = 65536
+"""Bytes of an unread body that are read and dropped to keep a connection; for more it is closed."""
+CLOSING_TIME = 1.0
+"""Seconds that a connection we have closed for writing is read for, so that its answer is not lost to a reset."""
+
+
+class Connection(asyncio.Protocol):
+    """One client connection.
+
+    Args:
+        site: What all connections share.
+        shared: The reading of addresses that all connections of one listener share.
+    """
+
+    __slots__ = (
+        "_body", "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader", "_reading", "_unsent", "_unsent_since",
+        "endpoints", "requests", "sending", "site", "template", "transport", "write_paused",
+    )  # fmt: skip
+
+    def __init__(self, site: Site, listening: tuple[str, int | None] | None = None) -> None:
+        self.site = site
+        self.transport: Any = None  # asyncio.Transport, or uvloop's, which is no subclass
+        self.endpoints = Endpoints(listening)
+        self.template: Any = None  # the environ or scope of the last field section; belongs to wsgi and asgi
+        self.requests = 0
+        self.write_paused = False
+        self.sending: SendFile | None = None
+        self._on_drained: Callable[[], None] | None = None
+        self._reader = HeadReader(site.limits, new_parser(site.settings.http))
+        self._fields: Fields | None = None
+        self._exchange: Exchange | None = None
+        self._body: LengthBody | ChunkedBody | None = None
+        self._held = b""
+        self._reading = True
+        self._eof = False
+        self._closing = False
+        self._continue_due = False
+        self._deadline = inf
+        self._unsent = 0
+        self._unsent_since = 0.0
+
+    # What the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected (asyncio)."""
+        self.transport = transport
+        site = self.site
+        site.connections.add(self)
+        self.endpoints.read(transport)
+        self._limit_output()
+        self._deadline = site.loop.time() + site.header_timeout
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come (asyncio)."""
+        if self._closing:
+            return
+        if self._held:
+            self._hold(data)
+        else:
+            self._read(data)
+
+    def eof_received(self) -> bool:
+        """The client sends no more (asyncio); true keeps the connection open for the answer."""
+        self._eof = True
+        exchange = self._exchange
+        if self._closing or exchange is None:
+            return False
+        if self._body is not None:
+            if exchange.started:
+                return False
+            self._refuse(RequestError(400, "the request body ends too early"))
+            return not self.transport.is_closing()
+        exchange.client_half_closed()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone (asyncio)."""
+        self.site.connections.discard(self)
+        self._closing = True
+        self._held = b""
+        self._on_drained = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.gone = True
+            if self.sending is not None:
+                self.sending.cancel()
+            exchange.client_gone()
+
+    def pause_writing(self) -> None:
+        """The client is slow to read (asyncio)."""
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        """The client has caught up (asyncio)."""
+        self.write_paused = False
+        if self._on_drained is not None:
+            call, self._on_drained = self._on_drained, None
+            self._limit_output()
+            call()
+        elif self._exchange is not None:
+            self._exchange.writable()
+        elif self._held and not self._closing:
+            self._read_held()
+
+    # Input
+
+    def _read(self, data: bytes) -> None:
+        position = 0
+        try:
+            while position < len(data):
+                if self._body is not None:
+                    position = self._read_body(data, position)
+                elif self._closing:
+                    return
+                elif self._exchange is not None or self.write_paused:
+                    self._hold(data[position:])
+                    return
+                else:
+                    reader = self._reader
+                    end = -1 if reader.buffer else data.find(b"\r\n\r\n", position)
+                    if end >= 0:
+                        end += 4
+                        head = data if end == len(data) and not position else data[position:end]
+                        position = end
+                    else:
+                        if not reader.buffer and self.requests:
+                            self._deadline = self.site.loop.time() + self.site.header_timeout
+                        whole, data = reader.feed(data[position:])
+                        if whole is None:
+                            return
+                        head, position = whole, 0
+                    self._begin(head, more_came=position < len(data))
+        except RequestError as error:
+            self._refuse(error)
+
+    def _begin(self, head: bytes, more_came: bool) -> None:
+        target, fields = self._reader.read(head)
+        site = self.site
+        self.requests += 1
+        site.requests += 1
+        if fields is not self._fields:
+            self._fields = fields
+            self.template = None
+        self._deadline = inf
+        if len(site.connections) > site.most_connections:
+            raise RequestError(503, "too many connections; try again later")
+        exchange = site.new_exchange(self, target, fields)
+        if fields.chunked or fields.content_length:
+            self._expect_body(fields)
+            self._continue_due = fields.expect_continue and not more_came
+        self._exchange = exchange
+        exchange.start()
+
+    def _expect_body(self, fields: Fields) -> None:
+        limits, length = self.site.limits, fields.content_length
+        if length is not None and length > limits.body:
+            raise RequestError(413, "the request body is too large")
+        self._body = ChunkedBody(limits) if length is None else LengthBody(length)
+        self._deadline = self.site.loop.time() + self.site.body_timeout
+
+    def _read_body(self, data: bytes, position: int) -> int:
+        body, exchange = self._body, self._exchange
+        assert body is not None
+        piece, position = body.feed(data, position)
+        self._continue_due = False
+        self._deadline = self.site.now + self.site.body_timeout
+        if body.done:
+            self._body = None
+            self._deadline = inf
+        if exchange is None:
+            if self._body is None:
+                self._idle()
+        else:
+            if piece:
+                exchange.body_data(piece)
+            if body.done:
+                exchange.body_end()
+        return position
+
+    def _hold(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is not None and not exchange.keep_alive:
+            return  # RFC 9112 9.6: what follows a request with Connection: close is not read
+        self._held += data
+        if len(self._held) > HELD_INPUT:
+            self.pause_reading()
+
+    def _read_held(self) -> None:
+        data, self._held = self._held, b""
+        self.resume_reading()
+        self._read(data)
+
+    def pause_reading(self) -> None:
+        """Let the client wait with what it sends."""
+        if self._reading and not self._closing:
+            self._reading = False
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take from the client again, unless there is too much of other requests."""
+        if not self._reading and not self._closing and len(self._held) <= HELD_INPUT:
+            self._reading = True
+            self.transport.resume_reading()
+
+    def send_continue(self) -> None:
+        """RFC 9110 10.1.1: the body is wanted."""
+        if self._continue_due:
+            self._continue_due = False
+            self.transport.write(CONTINUE)
+
+    # Output
+
+    def _limit_output(self) -> None:
+        # A WSGI list or small generator is written at once and sent later; an ASGI application can wait.
+        self.transport.set_write_buffer_limits(high=(1 << 20) if self.site.interface == "wsgi" else (1 << 16))
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call back when nothing that was written is left to send; until then write nothing more."""
+        self._on_drained = call
+        self.transport.set_write_buffer_limits(high=0)
+        if not self.write_paused:
+            self.resume_writing()
+
+    def progressed(self) -> None:
+        """The client has taken something that did not go through the transport."""
+        self._unsent_since = self.site.now
+
+    def may_stay_open(self) -> bool:
+        """Whether what is left of the request body allows another request on this connection."""
+        body = self._body
+        if body is None:
+            return True
+        # RFC 9110 10.1.1: a client that waits for 100 Continue may send the body after all, or not.
+        return body.left is not None and body.left <= DISCARDED_BODY and not self._continue_due
+
+    def answered(self, exchange: Exchange) -> None:
+        """The last byte of the answer has been written."""
+        if self._exchange is not exchange:
+            return
+        self._exchange = None
+        if not exchange.keep_alive:
+            self.close()
+            return
+        if self._body is not None:
+            self._deadline = self.site.loop.time() + self.site.body_timeout
+            self.resume_reading()
+            return
+        self._idle()
+
+    def _idle(self) -> None:
+        if self._held:
+            # Not from here: this may be deep inside an application's call.
+            self.site.loop.call_soon(self._next)
+        elif self._eof or self.site.draining:
+            self.close()
+        else:
+            self._deadline = self.site.now + self.site.keep_alive
+            if not self._reading:
+                self.resume_reading()
+
+    def _next(self) -> None:
+        if self._held and self._exchange is None and not self._closing and not self.write_paused:
+            self._read_held()
+        if self._eof and self._exchange is None and not self._held:
+            self.close()
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer a request that cannot be served, and close."""
+        exchange, self._exchange = self._exchange, None
+        method = ""
+        if exchange is not None:
+            method = exchange.target.method
+            exchange.client_gone()
+        self._body = None
+        if exchange is not None and exchange.started:
+            self.break_off(reset=False)
+            return
+        site = self.site
+        self.transport.write(error_answer(error, method, site.ending))
+        if site.access_log is not None:
+            site.access_log.refused(self, error, exchange)
+        self.close()
+
+    def hand_over(self, protocol: WebSocket) -> None:
+        """The connection speaks another protocol from here on; bytes that have come already are its first."""
+        self._exchange = None
+        self.site.connections.discard(self)
+        self.site.connections.add(protocol)
+        self.transport.set_protocol(protocol)
+        held, self._held = self._held, b""
+        self.resume_reading()
+        if held:
+            protocol.data_received(held)
+
+    def close(self) -> None:
+        """Send what is written, then close in order: no more from us, and for a second read what the client still sends.
+
+        Closing at once with unread input would reset the connection, and the answer could be lost on its way.
+        """
+        if self._closing:
+            return
+        self.resume_reading()
+        self._closing = True
+        self._held = b""
+        if self._eof or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self._deadline = self.site.loop.time() + CLOSING_TIME
+
+    def break_off(self, *, reset: bool) -> None:
+        """End a connection in the middle of an answer, so that the client sees that it is not whole."""
+        self._exchange = None
+        self._closing = True
+        if reset:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    # Time
+
+    def drain(self, now: float, linger: float) -> None:
+        """The process is about to end: idle connections get ``linger`` seconds for one more request, new ones two seconds."""
+        if self._exchange is not None:
+            self._exchange.drain(now, linger)
+        elif self._body is None and not self._closing:
+            self._deadline = min(self._deadline, now + (linger if self.requests and not self._reader.buffer else 2.0))
+
+    @property
+    def in_hand(self) -> str | None:
+        """The request line being served, for the log; None if there is none."""
+        return None if self._exchange is None else self._exchange.describe()
+
+    def sweep(self, now: float, late: float) -> None:
+        """Act on what is overdue; called once a second."""
+        self._deadline += late
+        unsent = self.transport.get_write_buffer_size() or (self.sending is not None)
+        if unsent:
+            if unsent != self._unsent:
+                self._unsent, self._unsent_since = unsent, now
+            elif now - self._unsent_since - late > self.site.write_timeout:
+                self.site.log.info("%s: the client has read nothing for too long", self.in_hand or "an answer")
+                self.transport.abort()
+            if not self._exchange:
+                return
+        self._unsent = unsent
+        if now < self._deadline:
+            return
+        if self._closing:
+            self.transport.abort() if unsent else self.transport.close()
+        elif self._reader.buffer:
+            self._refuse(RequestError(408, "the request head did not come in time"))
+        elif self._body is not None and self._exchange is not None:
+            self._refuse(RequestError(408, "the request body did not come in time"))
+        else:
+            self.close()

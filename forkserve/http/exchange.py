@@ -1,0 +1,178 @@
+"""One request and its answer: what WSGI and ASGI have in common. The application's side is in `wsgi` and `asgi`."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from forkserve.http.errors import ClientGoneError, ResponseError
+from forkserve.http.response import CHUNKED, HOP_LINES, ResponseHead, read_status
+
+if TYPE_CHECKING:
+    from forkserve.http.connection import Connection
+    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.site import Site
+
+
+class Exchange:
+    """One request and its answer. Runs on the loop's thread unless a method says otherwise.
+
+    A subclass calls the application in `start` or, if there is a body, when it likes; it answers by setting ``head`` and calling
+    `write` until ``more`` is false.
+
+    Args:
+        connection: Where it came from and where the answer goes.
+        target: The request line.
+        fields: The header section.
+    """
+
+    # Defaults of the class instead of slots: most exchanges never change most of them, and there is one for every request.
+    head: ResponseHead | None = None
+    started = False  # the head has been written
+    complete = False  # the last byte has been written
+    gone = False  # the client can no longer be reached
+    chunked = False
+    bodiless = False
+    left: int | None = None  # bytes to come by Content-Length
+    sent = 0
+    began = 0.0  # monotonic; only for the access log
+
+    def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
+        self.connection = connection
+        self.site: Site = connection.site
+        self.target = target
+        self.fields = fields
+        self.keep_alive = fields.keep_alive
+        if self.site.access_log is not None:
+            self.began = monotonic()
+
+    # What the connection tells
+
+    def start(self) -> None:
+        """The head has been read; body bytes, if any, follow."""
+        raise NotImplementedError
+
+    def body_data(self, data: bytes) -> None:
+        """Bytes of the request body."""
+        raise NotImplementedError
+
+    def body_end(self) -> None:
+        """The request body is complete."""
+        raise NotImplementedError
+
+    def client_half_closed(self) -> None:
+        """The client sends no more; it may still be reading."""
+
+    def client_gone(self) -> None:
+        """The connection is lost, or what came over it cannot be trusted any more."""
+        self.gone = True
+
+    def drain(self, now: float, linger: float) -> None:
+        """The process is about to end."""
+
+    def writable(self) -> None:
+        """The client has taken enough of what was written to go on."""
+
+    # What the application's side uses
+
+    def write(self, data: bytes, more: bool) -> None:
+        """Send a piece of the body, with the head in front of it if that has not been sent, in one write.
+
+        Raises:
+            ResponseError: The head is not set (nothing has been written then), the body is no bytes, or it is longer than its
+                Content-Length (what fits has been written).
+            ClientGoneError: Nobody is there to read it.
+        """
+        if self.gone:
+            raise ClientGoneError
+        if data.__class__ is not bytes:
+            data = _as_bytes(data)
+        out = b"" if self.started else self._frame(len(data), more)
+        surplus = False
+        if self.bodiless:
+            data = b""
+        elif self.left is not None:
+            surplus = len(data) > self.left
+            if surplus:
+                data = data[: self.left]
+            self.left -= len(data)
+        if data:
+            self.sent += len(data)
+            if self.chunked:
+                out = b"%b%x\r\n%b\r\n" % (out, len(data), data)
+            else:
+                out = out + data if out else data
+        if self.chunked and not more:
+            out += b"0\r\n\r\n"
+        if out:
+            self.connection.transport.write(out)
+        if surplus:
+            self.keep_alive = False
+            raise ResponseError("the body is longer than its Content-Length")
+        if not more:
+            self._end()
+
+    def _frame(self, size: int, more: bool) -> bytes:
+        head, site, version = self.head, self.site, self.fields.version
+        if head is None:
+            raise ResponseError("the body came before the start of the response")
+        length = head.content_length
+        if head.close or site.draining or (self.keep_alive and not self.connection.may_stay_open()):
+            self.keep_alive = False
+        if self.target.method == "HEAD" or head.code == 304 or head.code == 204:  # RFC 9110 6.4.1
+            self.bodiless = True
+            if length is None and size and not more and head.code != 204:
+                head.add((("Content-Length", str(size)),))
+        elif length is not None:
+            self.left = length
+        elif not more:
+            head.add((("Content-Length", str(size)),))
+            self.left = size
+        elif version == "1.1":
+            self.chunked = True
+        else:
+            self.keep_alive = False
+        self.started = True
+        hop = HOP_LINES[version, self.keep_alive]
+        return head.finish(hop + CHUNKED if self.chunked else hop, site.ending)
+
+    def _end(self) -> None:
+        if self.left and not self.bodiless:
+            self.keep_alive = False
+            self.site.log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
+        self.complete = True
+        if self.site.access_log is not None:
+            self.site.access_log.write(self)
+        self.connection.answered(self)
+
+    def fail(self, error: BaseException | None, what: str) -> None:
+        """The application did not answer as it should: log it, and answer 500 if nothing has been sent, else break off.
+
+        Args:
+            error: What it raised, for the traceback; None if it raised nothing.
+            what: What happened, for the log line.
+        """
+        self.site.log.error("%s: %s", self.describe(), what, exc_info=error)
+        if self.gone or self.complete:
+            return
+        self.keep_alive = False
+        if not self.started:
+            self.head = ResponseHead(*read_status(500))
+            self.head.add((("Content-Type", "text/plain; charset=utf-8"),))
+            self.write(b"500 Internal Server Error\n", more=False)
+            return
+        self.complete = True
+        if self.site.access_log is not None:
+            self.site.access_log.write(self)
+        # A body without length or chunks would look whole if the connection closed in order.
+        self.connection.break_off(reset=not self.chunked and self.left is None)
+
+    def describe(self) -> str:
+        """The request line, escaped, as it stands in log lines."""
+        return self.site.printable(self.target.line.decode("ascii"))
+
+
+def _as_bytes(data: object) -> bytes:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ResponseError(f"the body must be bytes, not {type(data).__name__}")
+    return bytes(data)

@@ -1,0 +1,81 @@
+"""ASGI lifespan: the application's own start-up and shutdown in each worker (asgiref.readthedocs.io, Lifespan Protocol 2.0)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from forkserve.http.asgi import VERSIONS
+
+if TYPE_CHECKING:
+    from forkserve.http.site import Site
+
+
+class LifespanError(Exception):
+    """The application's start-up failed; the text is the application's own."""
+
+
+class Lifespan:
+    """Runs an application's lifespan in a task of its own.
+
+    Args:
+        site: Whose application; its ``state`` is filled by the start-up.
+        mode: ``on`` (an application without lifespan is an error), ``auto`` (it is taken as it is) or ``off``.
+    """
+
+    def __init__(self, site: Site, mode: str) -> None:
+        self._site = site
+        self._mode = mode
+        self._task: asyncio.Task[None] | None = None
+        self._orders: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        self._started: asyncio.Future[None] = site.loop.create_future()
+        self._stopped: asyncio.Future[None] = site.loop.create_future()
+
+    async def startup(self) -> None:
+        """Run the application's start-up to its end.
+
+        Raises:
+            LifespanError: The application said that it failed, or (mode ``on``) it raised an exception, which is the cause.
+        """
+        if self._mode == "off":
+            return
+        self._orders.put_nowait({"type": "lifespan.startup"})
+        self._task = self._site.loop.create_task(self._run())
+        await asyncio.wait((self._task, self._started), return_when=asyncio.FIRST_COMPLETED)
+        if self._started.done():
+            self._started.result()
+        elif (error := self._task.exception()) is not None:
+            if self._mode == "on":
+                raise LifespanError(f"lifespan start-up raised {type(error).__name__}: {error}") from error
+            self._site.log.debug("the application does without lifespan: it raised %s", type(error).__name__)
+        elif self._mode == "on":
+            raise LifespanError("the application returned without answering lifespan.startup")
+
+    async def shutdown(self) -> None:
+        """Run the application's shutdown to its end; what it raises is logged."""
+        if self._task is None or self._task.done():
+            return
+        self._orders.put_nowait({"type": "lifespan.shutdown"})
+        await asyncio.wait((self._task, self._stopped), return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done() and (error := self._task.exception()) is not None:
+            self._site.log.error("lifespan shutdown raised an exception", exc_info=error)
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        scope = {"type": "lifespan", "asgi": VERSIONS | {"spec_version": "2.0"}, "state": self._site.state}
+        await self._site.app(scope, self._orders.get, self._send)
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        kind, text = message["type"], message.get("message", "")
+        if kind == "lifespan.startup.complete" and not self._started.done():
+            self._started.set_result(None)
+        elif kind == "lifespan.startup.failed" and not self._started.done():
+            self._started.set_exception(LifespanError(text or "lifespan start-up failed"))
+        elif kind == "lifespan.shutdown.complete" and not self._stopped.done():
+            self._stopped.set_result(None)
+        elif kind == "lifespan.shutdown.failed" and not self._stopped.done():
+            self._site.log.error("lifespan shutdown failed: %s", text)
+            self._stopped.set_result(None)
+        else:
+            raise RuntimeError(f"unexpected lifespan message {kind!r}")

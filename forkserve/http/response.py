@@ -1,0 +1,192 @@
+"""Response heads: what an application gave, checked and framed (RFC 9110 section 6 and 8, RFC 9112 section 6). Pure.
+
+Applications send the same few header lines again and again, so a line is checked and written out once and then kept (`_LINES`); what
+cannot be sent never gets in there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from forkserve.http.errors import PHRASES, RequestError, ResponseError
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++")
+_VALUE = re.compile(r"[^\r\n\0]*+")
+_STATUS = re.compile(r"[2-5][0-9]{2} [\t\x20-\x7e\x80-\xff]*+")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+Header = tuple[str, str] | tuple[bytes, bytes]
+
+_LINES: dict[Header, bytes | int] = {}
+"""Header to its line, ready to be sent; a Content-Length to its number."""
+_LINES_KEPT = 2048
+_LONGEST_KEPT = 256
+_STATUSES: dict[str | int, tuple[int, bytes]] = {}
+
+# Hop-by-hop fields are the server's own (RFC 9110 7.6.1).
+_DROPPED = frozenset(("keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"))
+
+
+def read_status(status: str | int) -> tuple[int, bytes]:
+    """The code and the status line of a final status: WSGI's ``200 OK``, or ASGI's number.
+
+    Raises:
+        ResponseError: It is not three digits from 200 on, with (WSGI) a blank and a phrase.
+    """
+    known = _STATUSES.get(status)
+    if known is not None:
+        return known
+    if isinstance(status, int):
+        if not 200 <= status <= 599:
+            raise ResponseError("the status must be a number from 200 to 599")
+        status_text = f"{int(status)} {PHRASES.get(status, '')}"
+    else:
+        status_text = status
+    if not isinstance(status_text, str) or _STATUS.fullmatch(status_text) is None:
+        raise ResponseError("the status must be three digits from 200 on, a blank, and a phrase without control characters")
+    read = int(status_text[:3]), f"HTTP/1.1 {status_text}\r\n".encode("latin-1")
+    if len(_STATUSES) < _LINES_KEPT:
+        _STATUSES[status] = read
+    return read
+
+
+class ResponseHead:
+    """A response head in the making: the application's fields, and what they say about the framing.
+
+    Args:
+        code: The status code.
+        line: The status line, with its CR LF.
+    """
+
+    __slots__ = ("close", "code", "content_length", "lines", "own_date", "own_server")
+
+    def __init__(self, code: int, line: bytes) -> None:
+        self.code = code
+        self.lines = [line]
+        self.content_length: int | None = None
+        self.close = False
+        self.own_date = False
+        self.own_server = False
+
+    def add(self, headers: Iterable[Header]) -> None:
+        """Take the application's headers: text in latin-1 (WSGI) or bytes (ASGI).
+
+        Raises:
+            ResponseError: They are no pairs, a name is no token, a value holds CR, LF, NUL or something outside latin-1, or there is
+                more than one length.
+        """
+        lines = self.lines
+        for header in headers:
+            try:
+                line = _LINES.get(header)
+            except TypeError:  # a list instead of a tuple
+                line = None
+            if line.__class__ is bytes:
+                lines.append(line)  # type: ignore[arg-type]  # checked the fast way
+            elif line is None:
+                self._read(header)
+            else:
+                self._take_length(line, header)  # type: ignore[arg-type]  # neither bytes nor None
+
+    def _read(self, header: Header) -> None:
+        try:
+            name, value = header
+            if isinstance(name, bytes) and isinstance(value, bytes):
+                name, value = name.decode("latin-1"), value.decode("latin-1")
+            line = f"{name}: {value}\r\n".encode("latin-1")
+        except (TypeError, ValueError) as error:
+            raise ResponseError("a header is not a pair of bytes (ASGI) or of strings in latin-1 (WSGI)") from error
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ResponseError("a header is not a pair of bytes (ASGI) or of strings in latin-1 (WSGI)")
+        if _NAME.fullmatch(name) is None:
+            raise ResponseError("a header name is not a token")
+        if _VALUE.fullmatch(value) is None:
+            raise ResponseError("a header value holds CR, LF or NUL")
+        lower = name.lower()
+        if lower == "content-length":
+            if _NUMBER.fullmatch(value) is None:
+                raise ResponseError("Content-Length is not a number")
+            self._take_length(int(value), header)
+            self._keep(header, int(value), line)
+        elif lower == "connection":
+            self.close |= "close" in value.lower()
+        elif lower not in _DROPPED:
+            self.lines.append(line)
+            if lower == "date":
+                self.own_date = True
+            elif lower == "server":
+                self.own_server = True
+            else:
+                self._keep(header, line, line)
+
+    @staticmethod
+    def _keep(header: Header, known: bytes | int, line: bytes) -> None:
+        if len(line) <= _LONGEST_KEPT and header.__class__ is tuple:
+            if len(_LINES) >= _LINES_KEPT:
+                _LINES.clear()
+            _LINES[header] = known
+
+    def _take_length(self, length: int, header: Header) -> None:
+        if self.content_length is not None:
+            raise ResponseError("more than one Content-Length")
+        self.content_length = length
+        if self.code != 204:  # RFC 9110 8.6
+            name = header[0]
+            self.lines.append(b"%b: %d\r\n" % (name if isinstance(name, bytes) else name.encode("ascii"), length))
+
+    def finish(self, hop: bytes, ending: Ending) -> bytes:
+        """The whole head, with its empty line.
+
+        Args:
+            hop: The lines about this connection: Connection and Transfer-Encoding.
+            ending: The lines that every answer has.
+        """
+        self.lines.append(hop)
+        self.lines.append(ending.without(date=self.own_date, server=self.own_server) if self.own_date or self.own_server else ending.whole)
+        return b"".join(self.lines)
+
+
+class Ending:
+    """The end of every response head: configured headers, Date and Server, and the empty line. Made anew each second.
+
+    Args:
+        common: Configured header lines.
+        date: The Date line, or nothing.
+        server: The Server line, or nothing.
+    """
+
+    __slots__ = ("_common", "_date", "_server", "whole")
+
+    def __init__(self, common: bytes, date: bytes, server: bytes) -> None:
+        self._common, self._date, self._server = common, date, server
+        self.whole = self.without(date=False, server=False)
+
+    def without(self, *, date: bool, server: bool) -> bytes:
+        """The same for an application that gives its own Date or Server."""
+        return b"".join((self._common, b"" if date else self._date, b"" if server else self._server, b"\r\n"))
+
+
+HOP_LINES = {
+    ("1.1", True): b"",
+    ("1.0", True): b"Connection: keep-alive\r\n",
+    ("1.1", False): b"Connection: close\r\n",
+    ("1.0", False): b"Connection: close\r\n",
+}
+"""By the client's version and whether the connection stays open."""
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
+def error_answer(error: RequestError, method: str, ending: Ending) -> bytes:
+    """The whole answer to a request that cannot be served: plain text, and the connection closes.
+
+    Args:
+        error: What is wrong.
+        method: The method, if it is known, else an empty string; HEAD gets no body.
+        ending: The lines that every answer has.
+    """
+    body = f"{error.status} {PHRASES.get(error.status, '')}: {error.detail}\n".encode("ascii")
+    head = ResponseHead(*read_status(error.status))
+    head.add((("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *error.headers))
+    data = head.finish(HOP_LINES["1.1", False], ending)
+    return data if method == "HEAD" else data + body

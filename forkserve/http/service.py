@@ -1,0 +1,143 @@
+"""HTTP on given sockets, in this process: start, sweep, drain, stop. No forking here; the worker is a thin shell around it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from forkserve.http.access import AccessLog
+from forkserve.http.acceptor import Acceptor
+from forkserve.http.asgi import ASGIExchange
+from forkserve.http.exchange import Exchange
+from forkserve.http.lifespan import Lifespan
+from forkserve.http.site import Observer, Site
+from forkserve.http.threads import ThreadedExchange, ThreadPool
+from forkserve.http.tls import make_context
+from forkserve.http.websocket import WebSocket
+from forkserve.http.wsgi import Turns, WSGIExchange
+
+if TYPE_CHECKING:
+    from forkserve.http.connection import Connection
+    from forkserve.http.http1 import Fields, Target
+    from forkserve.settings import Settings
+
+SWEEP = 1.0
+"""Seconds between two looks at all connections."""
+DRAIN_SWEEP = 0.05
+"""The same while draining, when there are few connections and everyone is waiting."""
+
+
+class Service:
+    """One application served on given sockets by the running loop.
+
+    Args:
+        settings: The settings.
+        app: The WSGI or ASGI application.
+        interface: Which of the two it is.
+        observer: Told of inline application calls.
+        write_access: Appends to the access log; None to have none.
+        printable: Escapes control characters for log lines.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        app: Callable[..., Any],
+        interface: Literal["wsgi", "asgi"],
+        *,
+        observer: Observer,
+        write_access: Callable[[bytes], None] | None,
+        printable: Callable[[str], str],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.site = site = Site(settings, app, interface, self.loop, observer, printable)
+        site.tls = make_context(settings)
+        if write_access is not None:
+            site.access_log = AccessLog(write_access, settings.access_logformat)
+        self.pool: ThreadPool | None = None
+        self._lifespan: Lifespan | None = None
+        self._acceptors: list[Acceptor] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._expected = 0.0
+        if interface == "asgi":
+            site.new_exchange = _asgi_exchange
+            self._lifespan = Lifespan(site, settings.lifespan)
+        elif settings.threads:
+            site.turns = self.pool = ThreadPool(site, settings.threads)
+            site.new_exchange = ThreadedExchange
+        else:
+            site.turns = Turns(site)
+            site.new_exchange = WSGIExchange
+
+    async def startup(self) -> None:
+        """Run the application's own start-up.
+
+        Raises:
+            LifespanError: It failed.
+        """
+        if self._lifespan is not None:
+            await self._lifespan.startup()
+
+    def accept(self, sockets: Iterable[tuple[socket.socket, Callable[[], bool] | None]], on_sweep: Callable[[], None]) -> None:
+        """Accept connections from now on.
+
+        Args:
+            sockets: Listening sockets; with each, for one that siblings share, whether one of them has less to do.
+            on_sweep: Called with every sweep.
+        """
+        self._acceptors = [Acceptor(self.site, sock, after_you) for sock, after_you in sockets]
+        for acceptor in self._acceptors:
+            acceptor.start()
+        self._on_sweep = on_sweep
+        self._expected = self.loop.time() + SWEEP
+        self._timer = self.loop.call_later(SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        late = self.loop.time() - self._expected
+        self.site.sweep(late if late > SWEEP / 2 else 0.0)
+        self._on_sweep()
+        pause = DRAIN_SWEEP if self.site.draining else SWEEP
+        self._expected = self.loop.time() + pause
+        self._timer = self.loop.call_later(pause, self._sweep)
+
+    def stop_accepting(self) -> None:
+        """Take what waits in the queues, then accept no more."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        self._acceptors.clear()
+
+    async def drain(self, grace: float) -> None:
+        """Let every client have its answer, then run the application's shutdown. Call `stop_accepting` before.
+
+        Args:
+            grace: Seconds after which what is still open is logged and left.
+        """
+        site, end = self.site, self.loop.time() + grace
+        site.draining = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._expected = self.loop.time()
+            self._sweep()
+        told: set[object] = set()
+        while (site.connections or site.tasks) and self.loop.time() < end:
+            for connection in tuple(site.connections):
+                if connection not in told:
+                    told.add(connection)
+                    connection.drain(self.loop.time(), site.settings.linger)
+            await asyncio.sleep(DRAIN_SWEEP / 2)
+        for line in sorted(filter(None, (connection.in_hand for connection in site.connections))):
+            site.log.warning("still open after the graceful timeout: %s", line)
+        if self._lifespan is not None:
+            await self._lifespan.shutdown()
+        if self._timer is not None:
+            self._timer.cancel()
+        if site.access_log is not None:
+            site.access_log.flush()
+
+
+def _asgi_exchange(connection: Connection, target: Target, fields: Fields) -> Exchange:
+    if fields.upgrade == b"websocket" and b"upgrade" in fields.connection:
+        return WebSocket(connection, target, fields)
+    return ASGIExchange(connection, target, fields)

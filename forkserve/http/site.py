@@ -1,0 +1,119 @@
+"""What all connections of one process share: the application, the limits, the clock of the sweep, and the counters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from email.utils import formatdate
+from math import inf
+from time import time
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from forkserve.http.http1 import Limits
+from forkserve.http.proxy import TrustedPeers
+from forkserve.http.response import Ending
+
+if TYPE_CHECKING:
+    import ssl
+
+    from forkserve.http.access import AccessLog
+    from forkserve.http.connection import Connection
+    from forkserve.http.exchange import Exchange
+    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.threads import ThreadPool
+    from forkserve.http.websocket import WebSocket
+    from forkserve.http.wsgi import Turns
+    from forkserve.settings import Settings
+
+
+class Observer(Protocol):
+    """Who is told when an application call that holds the loop's thread begins and ends (for liveness)."""
+
+    def begin(self, line: bytes) -> None:
+        """An inline application call begins; ``line`` is the request line."""
+
+    def end(self) -> None:
+        """It has ended."""
+
+
+class Site:
+    """What all connections of one process share.
+
+    Args:
+        settings: The settings of section "serving".
+        app: The WSGI or ASGI application.
+        interface: Which of the two it is.
+        loop: The loop that everything here runs on.
+        observer: Told of inline application calls.
+        printable: Escapes control characters for log lines.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        app: Callable[..., Any],
+        interface: Literal["wsgi", "asgi"],
+        loop: asyncio.AbstractEventLoop,
+        observer: Observer,
+        printable: Callable[[str], str],
+    ) -> None:
+        self.settings = settings
+        self.app = app
+        self.interface = interface
+        self.loop = loop
+        self.observer = observer
+        self.printable = printable
+        self.log = logging.getLogger("forkserve")
+        self.limits = Limits(
+            line=settings.limit_request_line,
+            fields=settings.limit_request_fields,
+            head=settings.limit_request_head,
+            body=settings.limit_request_body or sys.maxsize,
+            field=settings.limit_request_field_size,
+        )
+        self.header_timeout = settings.header_timeout or inf
+        self.body_timeout = settings.body_timeout or inf
+        self.write_timeout = settings.write_timeout or inf
+        self.keep_alive = settings.keep_alive
+        self.most_connections = settings.limit_concurrency or sys.maxsize
+        self.access_log: AccessLog | None = None
+        self.tls: ssl.SSLContext | None = None
+        self.connections: set[Connection | WebSocket] = set()
+        self.new_exchange: Callable[[Connection, Target, Fields], Exchange]
+        self.turns: Turns | ThreadPool
+        self.trusted = TrustedPeers(settings.forwarded_allow_ips if settings.proxy_headers else ())
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.state: dict[str, Any] = {}  # the lifespan's
+        self.requests = 0
+        self.draining = False
+        self._common_lines = "".join(f"{name}: {value}\r\n" for name, value in settings.header).encode("latin-1")
+        self._server_line = b"Server: forkserve\r\n" if settings.server_header else b""
+        self.ending: Ending
+        self.now = loop.time()
+        self.tick()
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Hold a reference to a task that has lost its connection: the loop itself holds none."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def tick(self) -> None:
+        """Bring clock and Date line up to now; called by the sweep."""
+        self.now = self.loop.time()
+        date = f"Date: {formatdate(time(), usegmt=True)}\r\n" if self.settings.date_header else ""
+        self.ending = Ending(self._common_lines, date.encode(), self._server_line)
+
+    def sweep(self, late: float = 0.0) -> None:
+        """Look at every connection once: the only clock that timeouts have.
+
+        Args:
+            late: Seconds by which this sweep is overdue, because an application held the thread. Whatever clients sent meanwhile
+                has not been read yet, so every deadline is moved by as much.
+        """
+        self.tick()
+        for connection in tuple(self.connections):
+            connection.sweep(self.now, late)
+        if self.access_log is not None:
+            self.access_log.flush()

@@ -1,0 +1,147 @@
+"""WSGI in a pool of threads: the application runs beside the loop, which alone touches connections."""
+
+from __future__ import annotations
+
+import threading
+from queue import SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from forkserve.http.errors import ClientGoneError, ResponseError
+from forkserve.http.sendfile import FileWrapper
+from forkserve.http.wsgi import WSGIExchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from forkserve.http.connection import Connection
+    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.site import Site
+
+PIECES_AHEAD = 16
+"""Pieces of one body that an application may be ahead of the loop."""
+
+
+class ThreadPool:
+    """Threads that call the application; first come, first served.
+
+    Args:
+        site: Whose application.
+        count: How many threads; they are daemons, so that one that hangs cannot keep a worker from ending.
+    """
+
+    def __init__(self, site: Site, count: int) -> None:
+        self.site = site
+        self._queue: SimpleQueue[ThreadedExchange] = SimpleQueue()
+        self._began: list[float | None] = [None] * count
+        for number in range(count):
+            threading.Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True).start()
+
+    def take(self, exchange: ThreadedExchange) -> None:
+        """Have a thread call the application."""
+        self._queue.put(exchange)
+
+    def stuck(self, seconds: float) -> bool:
+        """Whether every thread has been in one request for longer than ``seconds``."""
+        limit = monotonic() - seconds
+        return all(began is not None and began < limit for began in tuple(self._began))
+
+    def _work(self, number: int) -> None:
+        while True:
+            exchange = self._queue.get()
+            self._began[number] = monotonic()
+            if not exchange.gone:
+                exchange.call()
+            exchange.discard_input()
+            self._began[number] = None
+
+
+class ThreadedExchange(WSGIExchange):
+    """One request answered by a WSGI application in a thread of the pool."""
+
+    def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
+        super().__init__(connection, target, fields)
+        self._ahead = threading.Semaphore(PIECES_AHEAD)
+        self._due = 0  # pieces written that the client has not taken
+        self._file_done: threading.Event | None = None
+
+    # In the thread
+
+    def call(self) -> None:
+        """Call the application and hand the loop what it gives. Runs in a thread of the pool."""
+        self._called = True
+        result: Iterable[bytes] | None = None
+        try:
+            result = self.site.app(self._environ(), self.start_response)
+            if isinstance(result, list):
+                self._hand_over(self.write, b"".join(result), False)
+            elif not (isinstance(result, FileWrapper) and self._hand_over_file(result)):
+                for piece in result:
+                    if piece:
+                        self._write(piece)
+                self._hand_over(self.write, b"", False)
+        except ClientGoneError:
+            pass
+        except BaseException as error:  # noqa: BLE001  # sys.exit() in an application ends a request, not the thread
+            self._hand_over(self.fail, error, "the application raised an exception")
+        finally:
+            self._close_result(result)
+
+    def _close_result(self, result: Any) -> None:
+        try:
+            if hasattr(result, "close"):
+                result.close()
+        except BaseException:  # as in call
+            self.site.log.exception("%s: close() of the response raised an exception", self.describe())
+
+    def _write(self, data: bytes) -> None:
+        self._ahead.acquire()
+        if self.gone:
+            raise ClientGoneError
+        self._hand_over(self._write_piece, data)
+
+    def _hand_over(self, call: Callable[..., object], *arguments: object) -> None:
+        self.site.loop.call_soon_threadsafe(self._on_loop, call, *arguments)
+
+    def _hand_over_file(self, wrapper: FileWrapper) -> bool:
+        if wrapper.remaining() is None or self.connection.endpoints.tls or self.head is None or self.started:
+            return False
+        self._file_done = threading.Event()
+        self._iterable = wrapper
+        self._hand_over(self._send_file, wrapper)
+        self._file_done.wait()
+        return True
+
+    # On the loop
+
+    def _on_loop(self, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except ClientGoneError:
+            pass
+        except ResponseError as error:
+            self.fail(error, "the application broke the protocol")
+            self.client_gone()
+
+    def _write_piece(self, data: bytes) -> None:
+        self.write(data, more=True)
+        self._due += 1
+        if not self.connection.write_paused:
+            self.writable()
+
+    def writable(self) -> None:
+        """Let the thread go on."""
+        due, self._due = self._due, 0
+        if due:
+            self._ahead.release(due)
+
+    def client_gone(self) -> None:
+        """Let the thread go on, to find out that nobody listens."""
+        self.gone = True
+        self._ahead.release(PIECES_AHEAD)
+        self._close()
+
+    def _close(self) -> None:
+        self._iterable = None
+        if self._file_done is not None:
+            self._file_done.set()

@@ -1,0 +1,347 @@
+"""WSGI (PEP 3333): the environ, start_response, and the two ways to call an application: inline and in a pool of threads.
+
+Inline, one application call at a time holds the loop's thread, from the call to the ``close()`` of its iterator, as in thin. Lists, files
+and small generators are closed at once and sent later; a larger generator is asked for its next piece when the client has taken what it
+was given. While it lasts no other call starts; `Turns` is the queue in front of it.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from forkserve.http.errors import ClientGoneError, ResponseError
+from forkserve.http.exchange import Exchange
+from forkserve.http.response import ResponseHead, read_status
+from forkserve.http.sendfile import FileWrapper, SendFile
+
+if TYPE_CHECKING:
+    from forkserve.http.connection import Connection
+    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.site import Site
+
+Environ = dict[str, Any]
+ExcInfo = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
+
+BODY_IN_MEMORY = 512 * 1024
+"""Bytes of a request body that are kept in memory; more goes to a temporary file."""
+OUTPUT_IN_MEMORY = 1 << 20
+"""Bytes of unsent output beyond which ``write()`` goes to a temporary file: it cannot wait for the client."""
+
+_CGI_NAMES: dict[bytes, str] = {}
+_CGI_NAMES_KEPT = 1024
+
+
+class Turns:
+    """Who may call the application: one exchange at a time, in the order of arrival."""
+
+    __slots__ = ("_begin", "_end", "_holder", "_loop", "_waiting")
+
+    def __init__(self, site: Site) -> None:
+        self._loop = site.loop
+        self._begin = site.observer.begin
+        self._end = site.observer.end
+        self._holder: WSGIExchange | None = None
+        self._waiting: deque[WSGIExchange] = deque()
+
+    @property
+    def held(self) -> bool:
+        """Whether an application call is under way."""
+        return self._holder is not None
+
+    def take(self, exchange: WSGIExchange) -> None:
+        """Call the application now, or when those in front have ended."""
+        if self._holder is None and not self._waiting:
+            self._holder = exchange
+            self._begin(exchange.target.line)
+            exchange.call()
+        else:
+            self._waiting.append(exchange)
+
+    def leave(self) -> None:
+        """The call has ended."""
+        self._holder = None
+        self._end()
+        if self._waiting:
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        while self._holder is None and self._waiting:
+            exchange = self._waiting.popleft()
+            if exchange.gone:  # the client did not wait: spare the application the call
+                exchange.discard_input()
+            else:
+                self._holder = exchange
+                self._begin(exchange.target.line)
+                exchange.call()
+
+
+class WSGIExchange(Exchange):
+    """One request answered by a WSGI application on the loop's thread."""
+
+    _input: BinaryIO | None = None
+    _length = 0
+    _called = False
+    _iterable: Iterable[bytes] | None = None
+    _iterator: Iterator[bytes]
+    _overflow: BinaryIO | None = None
+
+    def start(self) -> None:
+        """Without a body, call the application; else wait for all of it."""
+        fields = self.fields
+        if fields.chunked or fields.content_length:
+            self._input = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115  # closed by discard_input
+            self.connection.send_continue()
+        else:
+            self.site.turns.take(self)
+
+    def body_data(self, data: bytes) -> None:
+        """Keep it, in memory or on disk."""
+        assert self._input is not None
+        self._length += len(data)
+        self._input.write(data)
+
+    def body_end(self) -> None:
+        """The body is whole: now the application may be called."""
+        assert self._input is not None
+        self._input.seek(0)
+        self.site.turns.take(self)
+
+    def client_gone(self) -> None:
+        """Nobody will read the answer: end what is under way."""
+        self.gone = True
+        if self._iterable is not None:
+            self._close()
+        elif not self._called:
+            self.discard_input()
+
+    def writable(self) -> None:
+        """Ask the iterator for more."""
+        if self._iterable is not None:
+            self._step()
+
+    def discard_input(self) -> None:
+        """Close the request body."""
+        if self._input is not None:
+            self._input.close()
+
+    def call(self) -> None:
+        """Call the application and send what it gives."""
+        self._called = True
+        try:
+            result = self.site.app(self._environ(), self.start_response)
+            if type(result) is list and self._overflow is None:
+                # Everything is there: one write, and done.
+                self.write(result[0] if len(result) == 1 else b"".join(result), more=False)
+                self._leave()
+                return
+            self._iterable = result
+            self._iterate(result)
+        except BaseException as error:  # noqa: BLE001  # sys.exit() in an application ends a request, not the worker
+            self._failed(error)
+
+    def _environ(self) -> Environ:
+        connection, target = self.connection, self.target
+        template = connection.template
+        if template is None:
+            template = connection.template = environ_template(connection, self.fields)
+        environ: Environ = template | target.environ
+        if self._input is None:
+            environ["wsgi.input"] = io.BytesIO()
+        else:
+            environ["wsgi.input"] = self._input
+            environ["CONTENT_LENGTH"] = str(self._length)
+        if script := environ["SCRIPT_NAME"]:
+            path = environ["PATH_INFO"]
+            if path == script or path.startswith(script + "/"):
+                environ["PATH_INFO"] = path[len(script) :]
+        return environ
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        """PEP 3333: the application says how its answer begins. Nothing is sent before the first piece of the body."""
+        if self.head is not None:
+            if exc_info is None:
+                raise ResponseError("start_response was called twice without exc_info")
+            if self.started and exc_info[1] is not None:
+                raise exc_info[1].with_traceback(exc_info[2])
+        head = ResponseHead(*read_status(status))
+        head.add(headers)
+        self.head = head
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        """PEP 3333's ``write()``: called by the application during its call, so it can neither wait nor be asked again."""
+        if self._overflow is None and self.connection.transport.get_write_buffer_size() > OUTPUT_IN_MEMORY:
+            self._overflow = tempfile.TemporaryFile()  # noqa: SIM115  # read and closed by _drained
+        if self._overflow is None:
+            self.write(data, more=True)
+        else:
+            self._overflow.write(data)
+
+    def _iterate(self, result: Iterable[bytes]) -> None:
+        if isinstance(result, FileWrapper) and self._overflow is None and self._send_file(result):
+            return
+        if self.head is not None and self.head.content_length is None and not self.started and _length_hint(result) == 1:
+            self.head.add((("Content-Length", str(len(body := next(iter(result), b"")))),))
+            self._iterator = iter((body,))
+        else:
+            self._iterator = iter(result) if self._overflow is None else chain(_drained(self._overflow), result)
+        self._step()
+
+    def _step(self) -> None:
+        """Send pieces while the client takes them; after each, let the loop write it out, for the next may take its time."""
+        try:
+            for piece in self._iterator:
+                if self.gone:
+                    break
+                if not piece:
+                    continue
+                self.write(piece, more=True)
+                if self.left == 0 or self.bodiless:
+                    continue  # all that will be sent is there; hear the iterator to its end
+                if not self.connection.write_paused:
+                    self.site.loop.call_soon(self._go_on)
+                return
+            if not self.gone:
+                self.write(b"", more=False)
+        except BaseException as error:  # noqa: BLE001  # as in call
+            self._failed(error)
+            return
+        self._close()
+
+    def _go_on(self) -> None:
+        if self._iterable is not None:
+            self._step()
+
+    def _send_file(self, wrapper: FileWrapper) -> bool:
+        head = self.head
+        if head is None:
+            raise ResponseError("the application returned before it called start_response")
+        if self.started or self.connection.endpoints.tls:
+            return False
+        rest = wrapper.remaining()
+        if rest is None:
+            return False
+        if head.content_length is None:
+            head.add((("Content-Length", str(rest)),))
+        size = min(rest, head.content_length or 0)
+        self.write(b"", more=True)
+        if self.bodiless or not size:
+            self.write(b"", more=False)
+            self._close()
+            return True
+        SendFile(self.connection, wrapper.fileno(), wrapper.tell(), size, self._file_sent).start()
+        return True
+
+    def _file_sent(self, count: int) -> None:
+        if self._iterable is None:
+            return
+        assert self.left is not None
+        self.left -= count
+        self.sent += count
+        try:
+            self.write(b"", more=False)
+        except ClientGoneError:
+            pass
+        self._close()
+
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, ClientGoneError) and self.gone:
+            self._close()
+            return
+        # The call must have ended before the connection reads on.
+        try:
+            self.fail(error, "the application raised an exception")
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """Close the iterator, whatever happened (PEP 3333), and let the next one in."""
+        iterable, self._iterable = self._iterable, None
+        try:
+            if iterable is not None and hasattr(iterable, "close"):
+                iterable.close()
+        except BaseException:  # as in call
+            self.site.log.exception("%s: close() of the response raised an exception", self.describe())
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._input is not None:
+            self._input.close()
+        self.site.turns.leave()
+
+
+def _length_hint(result: object) -> int | None:
+    try:
+        return len(result)  # type: ignore[arg-type]  # asked, not assumed
+    except TypeError:
+        return None
+
+
+def _drained(overflow: BinaryIO) -> Iterator[bytes]:
+    with overflow:
+        overflow.seek(0)
+        while block := overflow.read(65536):
+            yield block
+
+
+def environ_template(connection: Connection, fields: Fields) -> Environ:
+    """The part of the environ that follows from connection and field section; copied for each request."""
+    site, endpoints = connection.site, connection.endpoints
+    client, scheme = endpoints.seen_through(fields, site.trusted)
+    host, port = endpoints.server or ("", None)
+    if port is None:  # a unix socket has no name that a client could use
+        name, _, text = (fields.host or b"localhost").decode("ascii").rpartition(":")
+        host, port_text = (name, text) if name and text.isascii() and text.isdigit() else ((fields.host or b"localhost").decode("ascii"), "")
+        port_text = port_text or ("443" if scheme == "https" else "80")
+    else:
+        port_text = str(port)
+    environ: Environ = {
+        "SERVER_PROTOCOL": f"HTTP/{fields.version}",
+        "SERVER_SOFTWARE": "forkserve",
+        "SERVER_NAME": host or "localhost",
+        "SERVER_PORT": port_text,
+        "SCRIPT_NAME": site.settings.root_path,
+        "REMOTE_ADDR": client[0] if client else "",
+        "REMOTE_PORT": str(client[1]) if client else "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": bool(site.settings.threads),
+        "wsgi.multiprocess": site.settings.workers > 1,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "wsgi.file_wrapper": FileWrapper,
+    }
+    if fields.host is not None:
+        environ["HTTP_HOST"] = fields.host.decode("latin-1")
+    for name, value in fields.headers:
+        key = _CGI_NAMES.get(name) or _cgi_name(name)
+        text = value.decode("latin-1")
+        if key == "HTTP_HOST" or not key:
+            continue
+        if key in environ:
+            text = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + text
+        environ[key] = text
+    return environ
+
+
+def _cgi_name(name: bytes) -> str:
+    text = name.decode("ascii").upper().replace("-", "_")
+    if text in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        key = text
+    elif text in ("PROXY", "TRANSFER_ENCODING"):
+        # HTTP_PROXY would be taken for a setting; the body is whole, so the coding is gone.
+        return ""
+    else:
+        key = "HTTP_" + text
+    if len(_CGI_NAMES) < _CGI_NAMES_KEPT:
+        _CGI_NAMES[name] = key
+    return key

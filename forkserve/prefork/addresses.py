@@ -1,0 +1,73 @@
+"""Addresses as users write them. Pure: nothing is looked up, nothing is opened."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+# sockaddr_un.sun_path holds 108 bytes with its closing NUL on Linux, 104 elsewhere; the smaller is refused at bind.
+MAX_UNIX_PATH = 107
+_DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a server listens on: `host` and `port`, or `path` (`@name` for the abstract namespace), or `fd`."""
+
+    kind: Literal["tcp", "unix", "fd"]
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    fd: int = -1
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "unix":
+                return f"unix:{self.path}"
+            case "fd":
+                return f"fd://{self.fd}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read `HOST:PORT`, `[IPV6]:PORT`, `unix:PATH`, `unix:@NAME` or `fd://N`.
+
+    Raises ValueError with a one-line message for anything else.
+    """
+    if text.startswith("fd://"):
+        return Address("fd", fd=_number(text, text[5:], 2**31 - 1, "descriptor"))
+    if text.startswith("unix:"):
+        return _unix(text)
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not an address: expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if ":" not in host:
+            raise ValueError(f"{text!r}: only an IPv6 address stands in brackets")
+    elif ":" in host:
+        raise ValueError(f"{text!r}: write an IPv6 address in brackets, as [::1]:8000")
+    if not host:
+        raise ValueError(f"{text!r} names no host: write 127.0.0.1:{port}, or 0.0.0.0:{port} for every interface")
+    if not host.isprintable() or any(letter in host for letter in "/@ ?#[]"):
+        raise ValueError(f"{text!r}: {host!r} is not a host")
+    return Address("tcp", host=host, port=_number(text, port, 65535, "port"))
+
+
+def _unix(text: str) -> Address:
+    path = text[5:]
+    path = path.removeprefix("//")  # unix:///run/x.sock, as some tools want it
+    if path in ("", "@"):
+        raise ValueError(f"{text!r} names no path")
+    if "\0" in path:
+        raise ValueError(f"{text!r}: a path holds no NUL")
+    if len(path.encode("utf-8", "surrogateescape")) > MAX_UNIX_PATH:
+        raise ValueError(f"{text!r}: the path of a unix socket has at most {MAX_UNIX_PATH} bytes")
+    return Address("unix", path=path)
+
+
+def _number(text: str, digits: str, largest: int, what: str) -> int:
+    if not _DIGITS.fullmatch(digits) or int(digits) > largest:
+        raise ValueError(f"{text!r}: {digits!r} is not a {what}")
+    return int(digits)

@@ -1,0 +1,101 @@
+"""The two ends of a worker's channel: framed JSON over a socketpair, never blocking.
+
+A stream and not SOCK_SEQPACKET, which macOS lacks and which cannot carry a frame larger than the socket's buffer.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from forkserve.prefork.frames import MAX_FRAME, FrameDecoder, FrameError, Message, encode
+
+# A peer that has stopped reading must not make this end grow for ever.
+MAX_UNSENT = 8 * MAX_FRAME
+READ_SIZE = 65536
+
+
+class Channel:
+    """One end. The master holds one for each worker, and the worker holds its other end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._decoder = FrameDecoder()
+        self._unsent = bytearray()
+        self.closed = False
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Make both ends; each process closes the one that it does not use."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return cls(ours), cls(theirs)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on: readable means `receive`, and writable (if `unsent`) means `flush`."""
+        return self._socket.fileno()
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait for the peer to read."""
+        return bool(self._unsent) and not self.closed
+
+    def send(self, message: Mapping[str, Any]) -> bool:
+        """Send a message, or as much of it as fits now. False: the peer has gone, or has long stopped reading.
+
+        Raises FrameError for a message that is too large or is not JSON.
+        """
+        frame = encode(message)
+        if self.closed or len(self._unsent) + len(frame) > MAX_UNSENT:
+            return False
+        self._unsent += frame
+        self.flush()
+        return not self.closed
+
+    def flush(self) -> None:
+        """Send what waits, as far as the peer reads it. A peer that has gone is noticed by `receive`."""
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._unsent.clear()
+
+    def receive(self) -> list[Message]:
+        """Return the messages that have come. At the peer's end of file, `closed` is then true.
+
+        Raises FrameError for bytes that are not our framing; `closed` is true then as well. The
+        descriptor stays open until `close`, so that a selector can let go of it.
+        """
+        messages: list[Message] = []
+        while not self.closed:
+            try:
+                data = self._socket.recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self.closed = True
+            self._decoder.feed(data)
+            messages += self._decoded()
+        return messages
+
+    def _decoded(self) -> list[Message]:
+        messages: list[Message] = []
+        try:
+            while (message := self._decoder.next_message()) is not None:
+                messages.append(message)
+        except FrameError:
+            self.closed = True
+            if not messages:
+                raise
+            # What came whole before the fault is still served; the fault shows as an end of file.
+        return messages
+
+    def close(self) -> None:
+        """Close this end. Twice does no harm."""
+        self.closed = True
+        self._socket.close()

@@ -1,0 +1,81 @@
+"""Child: what the master holds of one worker process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forkserve.logs import printable
+
+if TYPE_CHECKING:
+    from forkserve.prefork.channel import Channel
+    from forkserve.prefork.frames import Message
+    from forkserve.prefork.scoreboard import Row
+    from forkserve.prefork.states import Member
+
+MAX_STACKS = 256 * 1024
+
+
+@dataclass(eq=False, slots=True)
+class Child:
+    """A worker seen from the master; gunicorn's hooks get it as their `worker`.
+
+    It stays the master's until its exit was noticed, so its pid cannot mean another process.
+    """
+
+    id: int
+    age: int
+    member: Member
+    channel: Channel
+    row: Row
+    stacks: int
+    pid: int | None = None
+    failure: Message | None = None  # what it said of why it could not boot
+
+    def __str__(self) -> str:
+        return f"worker {self.id} (pid {self.pid})"
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
+
+    def ask_for_stacks(self) -> None:
+        """Have it write its stacks down; it answers in C, whatever its Python code does."""
+        os.ftruncate(self.stacks, 0)
+        self.signal(signal.SIGUSR2)
+
+    def last_words(self) -> str:
+        """Return its requests in hand and its stacks, for the log."""
+        now = time.monotonic_ns()
+        lines = [
+            f"in hand for {(now - started) / 1e9:.0f} s: {printable(line)}"
+            for started, line in self.row.lines()
+        ]
+        stacks = os.pread(self.stacks, MAX_STACKS, 0).decode("utf-8", "backslashreplace").strip()
+        return "\n".join([*lines, stacks or "no stacks: the process did not answer"])
+
+    def close(self) -> None:
+        """Let go of everything that was held for it."""
+        self.channel.close()
+        os.close(self.stacks)
+
+
+def stacks_file() -> int:
+    """Return the descriptor of a file without a name, for stacks; each dump goes to its end."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("forkserve-stacks", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    # The worker's offset stays where its last dump ended, and ours would be shared with it.
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
+    return descriptor

@@ -1,0 +1,67 @@
+"""Messages as bytes: a 4-byte big-endian length, then one JSON object. Pure.
+
+JSON and not pickle: a worker runs code that we do not know, so what it says is data and never instructions
+to the interpreter that reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Message = dict[str, Any]
+
+HEADER = 4
+MAX_FRAME = 1 << 20
+
+
+class FrameError(ValueError):
+    """The bytes are not our framing, or a message cannot be framed. The stream cannot be read any further."""
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """Frame one message.
+
+    Raises FrameError if it is not JSON (NaN is not) or is larger than MAX_FRAME bytes.
+    """
+    try:
+        body = json.dumps(message, separators=(",", ":"), allow_nan=False).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FrameError(f"not a JSON message: {error}") from error
+    if len(body) > MAX_FRAME:
+        raise FrameError(f"message of {len(body)} bytes; the limit is {MAX_FRAME}")
+    return len(body).to_bytes(HEADER, "big") + body
+
+
+class FrameDecoder:
+    """Bytes in, in pieces of any size; messages out, in order."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Store bytes as they came from the peer."""
+        self._buffer += data
+
+    def next_message(self) -> Message | None:
+        """Return the next whole message, or None if more bytes are needed.
+
+        Raises FrameError for an over-long frame, as soon as its length is known, and for one that is not a JSON object.
+        """
+        if len(self._buffer) < HEADER:
+            return None
+        length = int.from_bytes(self._buffer[:HEADER], "big")
+        if length > MAX_FRAME:
+            raise FrameError(f"frame of {length} bytes; the limit is {MAX_FRAME}")
+        if len(self._buffer) < HEADER + length:
+            return None
+        body = bytes(self._buffer[HEADER : HEADER + length])
+        del self._buffer[: HEADER + length]
+        try:
+            message = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise FrameError("frame is not JSON") from error
+        if not isinstance(message, dict):
+            raise FrameError(f"frame is a JSON {type(message).__name__}, not an object")
+        return message

@@ -1,0 +1,316 @@
+"""The sockets that a server listens on: bound, inherited, handed to workers, closed.
+
+The master opens each before the first fork that needs it and keeps its own copy as long as the
+address is wanted, so that an accept queue outlives any worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from forkserve.errors import ListenError
+from forkserve.prefork.addresses import Address, parse_address
+from forkserve.prefork.portholder import describe_holder
+
+__all__ = ["Address", "Listener", "Listeners", "parse_address"]
+
+LISTEN_FDS_START = 3
+
+
+@dataclass(eq=False, slots=True)
+class Listener:
+    """One listening socket, non-blocking.
+
+    `slot` is the worker it belongs to, None if all workers share it; `adopted` says that somebody
+    else bound it.
+    """
+
+    sock: socket.socket
+    slot: int | None = None
+    adopted: bool = False
+    # The socket file as we made it (device, inode): another server may have replaced it since.
+    _file: tuple[int, int] | None = field(default=None, repr=False)
+
+    @property
+    def port(self) -> int | None:
+        """The TCP port that is really bound; None for a unix socket."""
+        return None if self.sock.family == socket.AF_UNIX else int(self.sock.getsockname()[1])
+
+    def describe(self, scheme: str) -> str:
+        """Return the address as a user would type it: `http://127.0.0.1:9000` or `unix:/path`."""
+        name = self.sock.getsockname()
+        if self.sock.family == socket.AF_UNIX:
+            return f"unix:{_unix_name(name)}"
+        host = f"[{name[0]}]" if self.sock.family == socket.AF_INET6 else name[0]
+        return f"{scheme}://{host}:{name[1]}"
+
+    def close(self) -> None:
+        """Close this process's copy; the master's `Listeners.close` also removes a socket file."""
+        self.sock.close()
+
+    def _unlink(self) -> None:
+        if self._file is None:
+            return
+        path = self.sock.getsockname()
+        with contextlib.suppress(OSError):
+            if _identity(path) == self._file:
+                os.unlink(path)
+
+
+class Listeners:
+    """The master's table of listeners: those that all workers share, and one for each slot."""
+
+    def __init__(
+        self,
+        *,
+        bind: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        base_port: int | None = None,
+        backlog: int = 2048,
+        socket_mode: int = 0o660,
+    ) -> None:
+        self._bind = [parse_address(text) for text in bind]
+        self._host = host
+        self._base_port = base_port
+        self._backlog = backlog
+        self._mode = socket_mode
+        self._inherited: list[socket.socket] = []
+        self._all: list[Listener] = []
+
+    def __iter__(self) -> Iterator[Listener]:
+        """Iterate over the open listeners, the slots' first, in the order of their slots."""
+        return iter(sorted(self._all, key=lambda one: (one.slot is None, one.slot or 0)))
+
+    def open(self, slots: int, environ: Mapping[str, str]) -> None:
+        """Open the shared addresses and those of slots 1 to `slots`; adopt LISTEN_FDS sockets.
+
+        An inherited socket serves the address that it matches, else it is shared by all workers.
+        Raises ListenError; what was opened before is closed then.
+        """
+        try:
+            self._inherited = _inherit(environ)
+            for address in self._bind:
+                self._all.append(self._open(address, None))
+            self.open_slots(range(1, slots + 1))
+            self._all += [Listener(sock, None, adopted=True) for sock in self._inherited]
+            self._inherited = []
+        except ListenError:
+            self.close_all()
+            raise
+
+    def open_slots(self, slots: Iterable[int]) -> None:
+        """Open what is not open yet of the slots' own addresses: all of them, or none.
+
+        Raises ListenError.
+        """
+        if self._base_port is None:
+            return
+        before = len(self._all)
+        open_now = {one.slot for one in self._all}
+        try:
+            for slot in slots:
+                if slot not in open_now:
+                    self._all.append(self._open(self._slot_address(slot, self._base_port), slot))
+        except ListenError:
+            for listener in self._all[before:]:
+                listener.close()
+            del self._all[before:]
+            raise
+
+    def _slot_address(self, slot: int, base_port: int) -> Address:
+        port = base_port and base_port + slot - 1
+        if port > 65535:
+            raise ListenError(f"worker {slot} would listen on port {port}; the last one is 65535")
+        return Address("tcp", host=self._host, port=port)
+
+    def _open(self, address: Address, slot: int | None) -> Listener:
+        match address.kind:
+            case "fd":
+                return Listener(_adopt(address.fd), slot, adopted=True)
+            case "unix":
+                inherited = self._take(socket.AF_UNIX, address.path)
+                return inherited or _bind_unix(address, self._mode, self._backlog)
+        family, name = _resolve(address)
+        inherited = self._take(family, name[:2]) if name[1] else None
+        if inherited is not None:
+            inherited.slot = slot
+            return inherited
+        return Listener(_bind_tcp(address, family, name, self._backlog), slot)
+
+    def _take(self, family: int, name: object) -> Listener | None:
+        """Return the inherited socket that is bound to the address, if there is one."""
+        for sock in self._inherited:
+            if sock.family == family and _comparable(sock) == name:
+                self._inherited.remove(sock)
+                return Listener(sock, adopted=True)
+        return None
+
+    def for_slot(self, slot: int) -> list[Listener]:
+        """Return what a worker of the slot inherits: its own listener, then the shared ones."""
+        return [one for one in self if one.slot in (slot, None)]
+
+    def close(self, slot: int | None) -> None:
+        """Close a slot's own listener, or with None the shared ones; remove a socket file of ours.
+
+        For the master, when no worker accepts from it any more.
+        """
+        for listener in [one for one in self._all if one.slot == slot]:
+            listener._unlink()
+            listener.close()
+            self._all.remove(listener)
+
+    def close_all(self) -> None:
+        """Close everything, for the master at its end."""
+        for sock in self._inherited:
+            sock.close()
+        for slot in {one.slot for one in self._all}:
+            self.close(slot)
+
+    def close_in_child(self, slot: int) -> None:
+        """Close the copies that a worker of the slot must not hold. For the child, after a fork."""
+        for listener in self._all:
+            if listener.slot not in (slot, None):
+                listener.close()
+
+
+def _inherit(environ: Mapping[str, str]) -> list[socket.socket]:
+    """Adopt what systemd passed (sd_listen_fds(3)): LISTEN_FDS sockets, if LISTEN_PID is us."""
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    try:
+        count = int(environ.get("LISTEN_FDS", "0"))
+    except ValueError:
+        raise ListenError(f"LISTEN_FDS is {environ['LISTEN_FDS']!r}, not a number") from None
+    return [_adopt(descriptor) for descriptor in range(LISTEN_FDS_START, LISTEN_FDS_START + count)]
+
+
+def _adopt(descriptor: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ListenError(f"cannot use descriptor {descriptor}: {error.strerror}") from None
+    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+    if sock.type != socket.SOCK_STREAM or sock.family not in families:
+        sock.detach()
+        raise ListenError(f"cannot use descriptor {descriptor}: it is not a stream socket")
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        try:
+            sock.listen()
+        except OSError as error:
+            sock.detach()
+            raise ListenError(f"cannot listen on descriptor {descriptor}: {error.strerror}") from None
+    return sock
+
+
+def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
+        raise ListenError(f"cannot listen on {address}: {address.host!r}: {reason}") from None
+    # A name such as localhost has two addresses; clients that try IPv6 first fall back to IPv4.
+    family, _, _, _, name = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return family, name  # type: ignore[return-value]
+
+
+def _bind_tcp(
+    address: Address, family: int, name: tuple[str, int], backlog: int
+) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # [::] is not also 0.0.0.0, so that both can be bound side by side.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(name)
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            holder = describe_holder(address.port)
+            reason = f"port {address.port} is already in use{holder}"
+        elif error.errno == errno.EACCES:
+            reason = f"port {address.port} needs privileges that this process has not"
+        else:
+            reason = error.strerror or str(error)
+        raise ListenError(f"cannot listen on {address}: {reason}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def _bind_unix(address: Address, mode: int, backlog: int) -> Listener:
+    path = address.path
+    abstract = path.startswith("@")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        if abstract:
+            sock.bind("\0" + path[1:])
+        else:
+            _remove_stale(address)
+            # The mode holds from the first moment: between bind and chmod anybody could connect.
+            mask = os.umask(0o777 & ~mode)
+            try:
+                sock.bind(path)
+            finally:
+                os.umask(mask)
+            os.chmod(path, mode)
+        sock.listen(backlog)
+    except ListenError:
+        sock.close()
+        raise
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)
+        raise ListenError(f"cannot listen on {address}: {reason}") from None
+    return Listener(sock, _file=None if abstract else _identity(path))
+
+
+def _remove_stale(address: Address) -> None:
+    """Remove a socket file that nobody listens on. Raises ListenError for anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(address.path).st_mode):
+            raise ListenError(f"cannot listen on {address}: the file exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address.path)
+        except ConnectionRefusedError:
+            os.unlink(address.path)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass  # its queue is full, so it lives
+        except OSError as error:
+            raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+    raise ListenError(f"cannot listen on {address}: another server is listening there")
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def _comparable(sock: socket.socket) -> object:
+    name = sock.getsockname()
+    return _unix_name(name) if sock.family == socket.AF_UNIX else name[:2]
+
+
+def _unix_name(name: str | bytes) -> str:
+    """Return the path of a socket's name, `@name` for the abstract namespace."""
+    if isinstance(name, bytes):
+        return "@" + name[1:].decode("utf-8", "backslashreplace")
+    return name

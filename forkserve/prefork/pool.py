@@ -1,0 +1,402 @@
+"""Which processes should exist, and what to do next about those that do. Pure.
+
+The master tells the pool what happened, and asks `plan(now)` what to do. A plan is the difference
+between what is wanted and what is: when it has been made, and nothing happens in between, the next
+one is empty. Only values go in and come out, and the time is one of them, so that what the pool
+promises is tested over random histories, without a process:
+
+- never is a process forked when `wanted + surge` of them exist already;
+- every state that a process can be stuck in has a deadline, and every deadline leads on, to the
+  stacks, to SIGKILL, and to giving the process up;
+- a slot whose processes fail is tried again ever more slowly, and heals;
+- after `stop` it ends, whatever the processes do.
+
+Every change of state is in TRANSITIONS (states.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+
+from forkserve.errors import ExitCode
+from forkserve.prefork.states import TRANSITIONS, Event, Exit, Limits, Member, Slot, State
+
+# Seconds.
+LATE = 1.0  # a master that wakes up so much too late was itself suspended
+FIRST_DELAY = 0.5  # before the second try; the first comes at once
+LONGEST_DELAY = 30.0
+HEALED = 10.0  # a process that was ready for so long is no part of a crash loop
+
+_SIGTERM = 15
+_SERVING = (State.BACKOFF, State.BOOTING, State.READY)  # it is, or will be, what its slot is for
+_REASONS = MappingProxyType({
+    State.BOOTING: "not ready after",
+    State.READY: "stuck for",
+    State.DRAINING: "not drained after",
+})
+
+
+class Phase(IntEnum):
+    """Where the server is in its life. It only goes forward."""
+
+    FIRST_BOOT = 0  # until every wanted slot has been ready once
+    SERVING = 1
+    STOPPING = 2
+    QUITTING = 3  # stopping at once
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Fork a worker; the answer is `forked` or `fork_failed`."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Order a worker to finish; one that still boots does not read orders and needs a signal."""
+
+    member: Member
+    booting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStacks:
+    """Have a worker that is past its deadline write down where it is."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Send SIGKILL; with `dumped`, log the stacks first."""
+
+    member: Member
+    dumped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Forget a process that SIGKILL did not end."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class CloseListener:
+    """Close the listener of a slot, or the shared ones (None): nobody accepts there any more."""
+
+    slot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The first boot is over: say so."""
+
+    workers: int
+
+
+Action = Fork | Drain | DumpStacks | Kill | GiveUp | CloseListener | Announce
+
+
+class Pool:
+    """The workers of a server, as the master knows them.
+
+    `random` returns numbers from 0 to 1, for the jitter of delays.
+    """
+
+    def __init__(
+        self, wanted: int, limits: Limits, random: Callable[[], float]
+    ) -> None:
+        self.wanted = wanted
+        self.generation = 1
+        self.phase = Phase.FIRST_BOOT
+        self.exit_code = ExitCode.OK
+        self._limits = limits
+        self._random = random
+        self._idents = itertools.count(1)
+        self._listening: set[int | None] = {None, *range(1, wanted + 1)}
+        self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
+        self._slots: defaultdict[int, Slot] = defaultdict(Slot)
+        self._members: dict[int, Member] = {}
+        self._owed: list[Action] = []
+
+    # What the master reads.
+
+    @property
+    def done(self) -> bool:
+        """Whether the server has stopped: nothing is wanted, and nothing is left."""
+        return self.phase >= Phase.STOPPING and not self._members and not self._owed
+
+    @property
+    def processes(self) -> int:
+        """How many processes there are, in whatever state."""
+        return sum(member.exists for member in self._members.values())
+
+    @property
+    def degraded(self) -> bool:
+        """Whether a slot that is wanted waits for another try."""
+        return self.phase is Phase.SERVING and any(
+            member.state is State.BACKOFF for member in self._members.values()
+        )
+
+    def members(self) -> list[Member]:
+        """Return the members, in the order of their slots; for reading only."""
+        return sorted(self._members.values(), key=lambda one: (one.slot, one.ident))
+
+    def last_exit(self, slot: int) -> Exit | None:
+        """Return how the slot's last process ended."""
+        return self._slots[slot].last_exit
+
+    def next_deadline(self) -> float | None:
+        """Return when `plan` must be asked again if nothing happens before; None for never."""
+        room = self._room() > 0
+        waiting = (one for one in self._members.values() if (one.pid if one.exists else room))
+        return min((due for one in waiting if (due := one.deadline) is not None), default=None)
+
+    # What is wanted.
+
+    def want(self, count: int) -> None:
+        """Have so many workers from now on. The listeners of new slots must be open already."""
+        if self.phase >= Phase.STOPPING:
+            return
+        for number in range(self.wanted + 1, count + 1):
+            self._slots[number].failures, self._slots[number].retry_at = 0, float("-inf")
+        self._kept = max(self._kept, count) if count >= self.wanted else count
+        self._listening.update(range(1, self._kept + 1))
+        self.wanted = count
+
+    def suspend(self) -> None:
+        """Have no workers, but keep every listener, so that connections wait in their queues."""
+        if self.phase < Phase.STOPPING:
+            self.wanted = 0
+
+    def stop(self) -> None:
+        """Drain everything and end. It cannot be taken back."""
+        self.phase = max(self.phase, Phase.STOPPING)
+        self.wanted = self._kept = 0
+
+    def stop_at_once(self) -> None:
+        """Kill everything and end."""
+        self.stop()
+        self.phase = Phase.QUITTING
+
+    def replace(self, slot: int) -> None:
+        """Put a new process in the place of the slot's; the old one serves until it is ready."""
+        for member in self._slots[slot].members:
+            member.outdated = member.exists
+
+    # What happened.
+
+    def forked(self, ident: int, pid: int) -> None:
+        """A `Fork` was done."""
+        self._members[ident].pid = pid
+
+    def fork_failed(self, ident: int, reason: str, now: float) -> None:
+        """A `Fork` could not be done: too many processes, or too little memory."""
+        member = self._members[ident]
+        self._not_booted(ExitCode.BOOT)
+        self._fail(member, Exit(reason, None, None, now))
+        self._apply(member, Event.FORK_FAILED, now)
+
+    def ready(self, ident: int, now: float) -> None:
+        """A worker said that it is ready."""
+        if member := self._members.get(ident):
+            self._apply(member, Event.READY, now)
+            if member.state is State.READY:
+                member.ready_at = now
+                self._slots[member.slot].was_ready = True
+
+    def draining(self, ident: int, now: float) -> None:
+        """A worker said that it drains, because somebody else told it to."""
+        if member := self._members.get(ident):
+            self._apply(member, Event.DRAIN, now)
+
+    def released(self, ident: int) -> None:
+        """A worker said that it accepts no more."""
+        if member := self._members.get(ident):
+            member.released = True
+
+    def beat(self, ident: int, at: float) -> None:
+        """A worker showed a sign of life at that time."""
+        member = self._members.get(ident)
+        if member and member.state is State.READY and at > member.since:
+            member.since, member.renewed = at, False
+
+    def misbehaved(self, ident: int, reason: str, now: float) -> None:
+        """A worker did what it must not do: it is killed, and replaced as after a crash."""
+        member = self._members.get(ident)
+        if member and (member.state, Event.KILL) in TRANSITIONS:
+            member.reason = reason
+            self._apply(member, Event.KILL, now)
+
+    def exited(self, ident: int, now: float, *, code: int | None, signal: int | None) -> bool:
+        """A process ended. Return whether that was a failure, rather than what somebody asked."""
+        member = self._members.get(ident)
+        if member is None:
+            return False
+        asked = member.asked or signal == _SIGTERM or self.phase >= Phase.STOPPING
+        if not asked and member.ready_at is None:
+            self._not_booted(code)
+        end = Exit(member.reason or ("ended" if signal is None else "killed"), code, signal, now)
+        if asked and member.ready_at is not None:
+            self._slots[member.slot].last_exit = end
+        else:
+            # A TERM during the boot is no failure to boot, but an app that sends it to itself
+            # must not be forked again and again.
+            self._fail(member, end)
+        self._apply(member, Event.EXIT, now)
+        return not asked
+
+    # What to do next.
+
+    def plan(self, now: float) -> list[Action]:
+        """Return what to do now. Each action is returned once; the master does them in order."""
+        self._forgive_lateness(now)
+        for member in self.members():
+            self._escalate(member, now)
+        for member in self.members():
+            self._retire(member, now)
+        self._fill(now)
+        self._close_listeners()
+        self._announce()
+        owed, self._owed = self._owed, []
+        # What ended before its order was made needs it no more.
+        needless = (Drain, DumpStacks, Kill)
+        return [
+            one for one in owed
+            if not (isinstance(one, needless) and one.member.state is State.GONE)
+        ]
+
+    def _forgive_lateness(self, now: float) -> None:
+        """Renew every deadline, once, if the master comes much too late to one of them.
+
+        Then it was stopped, or the whole machine was, and the workers may have had no more chance
+        to move than it had.
+        """
+        mortal = [
+            one for one in self._members.values() if one.state in _REASONS and one.limit and one.pid
+        ]
+        if any(now - one.since > one.limit + LATE and not one.renewed for one in mortal):
+            for member in mortal:
+                if not member.renewed:
+                    member.since, member.renewed = now, True
+
+    def _escalate(self, member: Member, now: float) -> None:
+        if not member.pid:
+            return
+        if self.phase is Phase.QUITTING and (member.state, Event.KILL) in TRANSITIONS:
+            self._apply(member, Event.KILL, now)
+        elif member.deadline is not None and member.deadline <= now:
+            if member.state in _REASONS:
+                member.reason = f"{_REASONS[member.state]} {member.limit:g} s"
+            if member.state is State.KILLED:
+                self._fail(member, Exit("could not be killed", None, None, now))
+            self._apply(member, Event.OVERDUE, now)
+
+    def _retire(self, member: Member, now: float) -> None:
+        """Let go of what its slot does not need any more."""
+        if member.slot <= self.wanted and not (member.outdated and self._has_ready(member.slot)):
+            return
+        if member.state is State.BACKOFF:
+            self._apply(member, Event.RETIRE, now)
+        elif member.pid and member.state in _SERVING:
+            self._owed.append(Drain(member, booting=member.state is State.BOOTING))
+            self._apply(member, Event.DRAIN, now)
+
+    def _has_ready(self, slot: int) -> bool:
+        members = self._slots[slot].members
+        return any(one.state is State.READY and not one.outdated for one in members)
+
+    def _fill(self, now: float) -> None:
+        """See that each wanted slot has a process or waits for one, and fork what is due."""
+        for number in range(1, self.wanted + 1):
+            slot = self._slots[number]
+            if not any(one.state in _SERVING and not one.outdated for one in slot.members):
+                member = Member(
+                    next(self._idents), number, self.generation, State.BACKOFF,
+                    since=now, limit=max(0.0, slot.retry_at - now),
+                )
+                slot.members.append(member)
+                self._members[member.ident] = member
+        due = [
+            one for one in self.members()
+            if one.state is State.BACKOFF and one.since + one.limit <= now
+        ]
+        due.sort(key=lambda one: len(self._slots[one.slot].members))  # an empty slot goes first
+        for member in due[: max(0, self._room())]:
+            taken = {one.row for one in self._members.values()}
+            member.row = next(row for row in itertools.count() if row not in taken)
+            member.generation = self.generation
+            member.born = now
+            self._apply(member, Event.FORK, now)
+            self._owed.append(Fork(member))
+
+    def _room(self) -> int:
+        return self.wanted + self._limits.surge - self.processes
+
+    def _close_listeners(self) -> None:
+        holders = [one for one in self._members.values() if one.exists and not one.released]
+        unused: set[int | None] = self._listening - {one.slot for one in holders}
+        unused -= set(range(1, self._kept + 1))
+        if self.phase < Phase.STOPPING or holders:
+            unused.discard(None)
+        self._listening -= unused
+        self._owed += [CloseListener(slot) for slot in sorted(unused, key=lambda one: one or 0)]
+
+    def _announce(self) -> None:
+        if self.phase is Phase.FIRST_BOOT and all(
+            self._slots[slot].was_ready for slot in range(1, self.wanted + 1)
+        ):
+            self.phase = Phase.SERVING
+            self._owed.append(Announce(self.wanted))
+
+    # How a member changes.
+
+    def _apply(self, member: Member, event: Event, now: float) -> None:
+        """Take a member through TRANSITIONS; what they do not hold is a bug, and its end."""
+        before = member.state
+        after = TRANSITIONS.get((before, event))
+        if after is None:
+            self.misbehaved(member.ident, f"{event.value} while {before.value}", now)
+            return
+        if event is Event.DRAIN:
+            member.asked = True
+        if after is before:
+            return
+        member.state, member.since, member.renewed = after, now, False
+        member.limit = self._limits.of(after)
+        if after is State.DUMPING:
+            self._owed.append(DumpStacks(member))
+        elif after is State.KILLED:
+            self._owed.append(Kill(member, dumped=before is State.DUMPING))
+        elif after is State.GONE:
+            if before is State.KILLED and event is Event.OVERDUE:
+                self._owed.append(GiveUp(member))
+            del self._members[member.ident]
+            self._slots[member.slot].members.remove(member)
+        elif after is State.BOOTING:
+            self._slots[member.slot].retry_at = float("-inf")
+
+    def _fail(self, member: Member, end: Exit) -> None:
+        """Remember a failure of a slot, and when to try again."""
+        slot = self._slots[member.slot]
+        healed = member.ready_at is not None and end.at - member.ready_at >= HEALED
+        slot.failures = 1 if healed else slot.failures + 1
+        slot.last_exit = end
+        delay = 0.0
+        if slot.failures > 1:
+            delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(slot.failures - 2, 10))
+        # Up to a quarter less, so that slots that failed together do not try again together.
+        slot.retry_at = end.at + delay * (1 - self._random() / 4)
+
+    def _not_booted(self, code: int | None) -> None:
+        """Give up the server if this is its first boot: what fails now would fail again."""
+        if self.phase is Phase.FIRST_BOOT:
+            self.exit_code = ExitCode.APP_LOAD if code == ExitCode.APP_LOAD else ExitCode.BOOT
+            self.stop()

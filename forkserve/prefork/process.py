@@ -1,0 +1,180 @@
+"""What happens in a child between fork and exit, so that it is a clean process of its own."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+from forkserve import logs
+from forkserve.errors import ExitCode, ForkserveError
+from forkserve.prefork.hooks import run_hook
+from forkserve.prefork.worker import WORKER_SIGNALS, Worker, WorkerContext
+
+# What a service manager told the master is not for the worker or the programs that it starts.
+MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
+MAX_TRACEBACK = 64 * 1024
+_PR_SET_PDEATHSIG = 1
+# Loaded once, here in the master: a child should not need to.
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Hold back every signal: the master's handlers must not run in a child before it is set up."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open files to the hard one, for this process and its children."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses "infinity"
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def set_title(text: str, name: str | None) -> None:
+    """Show what this process is in `ps`."""
+    setproctitle(f"forkserve: {text} [{name}]" if name else f"forkserve: {text}")
+
+
+def become_worker(
+    worker_class: type[Worker], context: WorkerContext, close: Callable[[], None]
+) -> NoReturn:
+    """Run a worker in this process, which was just forked with all signals blocked, and exit.
+
+    `close` closes what is the master's alone.
+    """
+    code: int = ExitCode.UNEXPECTED
+    try:
+        _become_own_process(context, close)
+        code = _live(worker_class, context)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        # Not sys.exit: the frames below this one are the master's, and must not be left into.
+        os._exit(code)
+
+
+def _become_own_process(context: WorkerContext, close: Callable[[], None]) -> None:
+    signal.set_wakeup_fd(-1)
+    _install_boot_signals(context)
+    if _libc is not None:
+        # The second line after the channel's end of file, for a worker that does not read it.
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != context.master_pid:
+        os._exit(ExitCode.OK)  # it died before the line above
+    close()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    for name in MASTERS_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["FORKSERVE_WORKER_ID"] = str(context.id)
+    os.environ["FORKSERVE_GENERATION"] = str(context.generation)
+    set_title(f"worker {context.id} gen {context.generation}", context.settings.name)
+    atexit._clear()  # what was registered before the fork is the master's to do
+    faulthandler.enable(2)
+    faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True)
+    logs.identify(context.id, context.generation)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _install_boot_signals(context: WorkerContext) -> None:
+    """Let signals wait until the worker is ready, but TERM and QUIT end a boot at once."""
+    for signum in signal.valid_signals():
+        if callable(signal.getsignal(signum)):
+            signal.signal(signum, signal.SIG_DFL)
+
+    def note(name: str) -> None:
+        context.signals.append(name)
+        if name == "terminated":
+            raise SystemExit(ExitCode.OK)
+
+    for signum, name in WORKER_SIGNALS.items():
+        signal.signal(signum, lambda *_, name=name: note(name))
+
+
+def _live(worker_class: type[Worker], context: WorkerContext) -> int:
+    """Run the worker from start to stop; return its exit code."""
+    worker: Worker | None = None
+    try:
+        worker = worker_class(context)
+        run_hook(context.hooks, "post_fork", context.server, worker)
+        worker.on_start()
+        worker.run()
+        code: int = ExitCode.OK
+    except BaseException as error:
+        booted = worker is not None and worker.booted
+        code = _crashed(error) if booted else _not_booted(error, context)
+    if worker is not None:
+        with _logged("on_stop"):
+            worker.on_stop()
+        run_hook(context.hooks, "worker_exit", context.server, worker)
+    with _logged("an atexit function"):
+        atexit._run_exitfuncs()
+    return code
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logs.logger.exception("%s failed", what)
+
+
+def _crashed(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    logs.logger.critical("worker died", exc_info=error)
+    return ExitCode.UNEXPECTED
+
+
+def _not_booted(error: BaseException, context: WorkerContext) -> int:
+    """Tell the master why there is no worker; return the exit code that says the same."""
+    if isinstance(error, SystemExit) and "terminated" in context.signals:
+        context.channel.send({"type": "draining"})
+        return ExitCode.OK
+    code: int = ExitCode.BOOT
+    text: str | None = None
+    if isinstance(error, ForkserveError):
+        message = str(error)
+        text = getattr(error, "traceback_text", None)
+        if error.exit_code == ExitCode.APP_LOAD:
+            code = ExitCode.APP_LOAD
+    elif isinstance(error, SystemExit):
+        message = f"it called sys.exit({error.code!r}) before it was ready"
+    else:
+        message = traceback.format_exception_only(error)[-1].strip()
+        text = _own_traceback(error)
+    context.channel.send({
+        "type": "failed",
+        "code": code,
+        "message": message,
+        "traceback": text and text[-MAX_TRACEBACK:],
+    })
+    return code
+
+
+def _own_traceback(error: BaseException) -> str:
+    """Format the traceback without the frame of `_live`, which is always the same."""
+    frames = error.__traceback__ and error.__traceback__.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames))

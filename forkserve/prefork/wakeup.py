@@ -1,0 +1,58 @@
+"""Signals as events: a handler only queues the signal, and a byte on a socket wakes the loop.
+
+The byte is written by the interpreter's own C handler (`set_wakeup_fd`), so a signal that comes just
+before the loop blocks wakes it all the same. What came is in the queue and not in the bytes: a full
+socket loses bytes, and TERM must never be lost in a flood of others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections import deque
+from collections.abc import Iterable
+
+
+class SignalQueue:
+    """Takes the signals over from construction to `close`. For the master, on its main thread."""
+
+    def __init__(self, signals: Iterable[signal.Signals]) -> None:
+        self._queue: deque[int] = deque()
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._old = {signum: signal.signal(signum, self._note) for signum in signals}
+
+    def _note(self, signum: int, _frame: object) -> None:
+        self._queue.append(signum)
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when a signal has come."""
+        return self._reader.fileno()
+
+    def inherited(self, signum: signal.Signals) -> object:
+        """Return the handler that the signal had before."""
+        return self._old[signum]
+
+    def take(self) -> list[signal.Signals]:
+        """Return the signals that have come, in order, and forget them."""
+        with contextlib.suppress(BlockingIOError):
+            self._reader.recv(4096)
+        taken = []
+        while self._queue:
+            taken.append(signal.Signals(self._queue.popleft()))
+        return taken
+
+    def close(self) -> None:
+        """Give the signals back to whom they belonged."""
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(self._old_fd)
+        self.close_in_child()
+
+    def close_in_child(self) -> None:
+        """Close the sockets alone, for a child, which has handlers of its own."""
+        self._reader.close()
+        self._writer.close()

@@ -1,0 +1,252 @@
+"""Worker: what runs in a process that the master forked. Subclass it and write `run`.
+
+Signals only queue a name here, and orders from the master only wait in the channel: both are obeyed
+where the worker asks for them (`alive`, `wait`, `on_channel`), never in the middle of its work.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from forkserve import logs
+from forkserve.prefork.frames import FrameError
+from forkserve.prefork.hooks import Hooks, run_hook
+from forkserve.prefork.scoreboard import ACCEPTING, BEAT, Row, Scoreboard
+
+if TYPE_CHECKING:
+    from forkserve.prefork.channel import Channel
+    from forkserve.prefork.listeners import Listener
+    from forkserve.settings import Settings
+
+# Signal to method. The signals that do nothing have a handler all the same, and are not ignored:
+# an ignored signal would stay ignored in the programs that the app starts. USR2 (dump the stacks)
+# is not here because faulthandler answers it in C, which works when no Python code can run.
+WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType({
+    signal.SIGTERM: "terminated",
+    signal.SIGQUIT: "terminated",
+    signal.SIGUSR1: "reopen_logs",
+    signal.SIGTSTP: "suspend",
+    signal.SIGHUP: "nothing",
+    signal.SIGINT: "nothing",
+    signal.SIGWINCH: "nothing",
+    signal.SIGTTIN: "nothing",
+    signal.SIGTTOU: "nothing",
+})
+
+# Orders that the master sends, by the `type` of the message. To method.
+ORDERS: Final[Mapping[str, str]] = MappingProxyType({
+    "drain": "drain",
+    "reopen_logs": "reopen_logs",
+})
+
+# The master dumps and kills a stuck worker some time after `timeout`. Without a master the worker's
+# own switch does it, this many seconds later than the timeout, so that the master always goes first.
+DEAD_MAN_MARGIN: Final = 6.0
+# How long an orphan may take to end where `graceful_timeout` is off.
+ORPHAN_LIMIT: Final = 30.0
+BEAT_EVERY: Final = 1.0
+STDERR: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """What a worker is given: its place in the server and its share of the master's things."""
+
+    id: int
+    generation: int
+    age: int  # how many workers were forked before this one, as in gunicorn
+    master_pid: int
+    settings: Settings
+    hooks: Hooks
+    listeners: list[Listener]
+    channel: Channel
+    row: Row
+    scoreboard: Scoreboard
+    stacks: int  # descriptor of the file that the stacks are dumped into when the master asks
+    server: object  # the Master, as gunicorn's hooks get it
+    signals: deque[str] = field(default_factory=deque)  # that came and wait to be obeyed
+
+
+class Worker:
+    """One worker. Everything here runs in the worker's process, on its main thread."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        """Take over the context. The app is not loaded here but in `run`."""
+        self.context = context
+        self.id = context.id
+        self.generation = context.generation
+        self.age = context.age
+        self.pid = os.getpid()
+        self.settings = context.settings
+        self.hooks = context.hooks
+        self.listeners = context.listeners
+        self.channel = context.channel
+        self.row = context.row
+        self.scoreboard = context.scoreboard
+        self.log = logging.getLogger("forkserve")
+        self.booted = False
+        self.draining = False
+        self.orphan = False
+        self._arm_again = 0
+
+    # For subclasses to write.
+
+    @classmethod
+    def scheme(cls, settings: Settings) -> str:
+        """Return what its addresses begin with in the start-up lines. Called in the master."""
+        return "tcp"
+
+    def run(self) -> None:
+        """Do the work; return when it is done or `alive` says so. The process then exits with 0.
+
+        An exception before `ready` is a failure to boot. One after it is logged, and the worker
+        replaced.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define run()")
+
+    def on_start(self) -> None:
+        """Run after the fork, before `run`."""
+
+    def on_ready(self) -> None:
+        """Run when the worker is ready, before the master hears of it."""
+
+    def on_stop(self) -> None:
+        """Run before the process exits; not if it is killed."""
+
+    # For `run` to call.
+
+    def alive(self) -> bool:
+        """Beat, obey what has come, and return whether to go on; `while self.alive(): ...`.
+
+        The first call also says that the worker is ready.
+        """
+        if not self.booted:
+            self.ready()
+        self.beat()
+        while self.context.signals:
+            getattr(self, self.context.signals.popleft())()
+        self.on_channel()
+        return not self.draining
+
+    def wait(self, timeout: float = BEAT_EVERY) -> list[Listener]:
+        """Wait until a connection or an order has come, at most `timeout` seconds.
+
+        Return the listeners to accept from; somebody else may be faster. For workers without an
+        event loop: `while self.alive(): for listener in self.wait(): ...`.
+        """
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        for listener in self.listeners:
+            poll.register(listener.sock, select.POLLIN)
+        found = {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
+        return [listener for listener in self.listeners if listener.sock.fileno() in found]
+
+    def ready(self) -> None:
+        """Tell the master that this worker can work. Once; later calls do nothing."""
+        if self.booted:
+            return
+        self.booted = True
+        self.install_signals()
+        self.beat()
+        run_hook(self.hooks, "post_worker_init", self)
+        self.on_ready()
+        self.row.cells[ACCEPTING] = 1
+        self.channel.send({"type": "ready"})
+
+    def released(self) -> None:
+        """Tell the master that this worker accepts no more, after it has closed its listeners.
+
+        The master then closes its own copies of those that nobody wants any longer.
+        """
+        self.channel.send({"type": "released"})
+
+    def beat(self) -> None:
+        """Show a sign of life: at least once in `timeout` seconds, by whoever does the work.
+
+        The hot path may write the stamp by itself (`row.cells[BEAT] = now`) and call this once a
+        second: it also winds up the dead-man's switch, which is what ends a worker that is stuck
+        without a master.
+        """
+        now = time.monotonic_ns()
+        self.row.cells[BEAT] = now
+        if now >= self._arm_again and self.settings.timeout and not self.orphan:
+            self._arm_again = now + int(BEAT_EVERY * 1e9)
+            faulthandler.dump_traceback_later(
+                self.settings.timeout + DEAD_MAN_MARGIN, exit=True, file=STDERR
+            )
+
+    def on_channel(self) -> None:
+        """Obey the orders that have come. An event loop calls it when the channel is readable."""
+        if self.channel.closed:
+            return
+        try:
+            messages = self.channel.receive()
+        except FrameError as error:
+            messages = []
+            self.log.error("the master's channel is broken: %s", error)
+        for message in messages:
+            order = ORDERS.get(message.get("type", ""))
+            if order is None:
+                self.log.error("unknown order %.100r", message.get("type"))
+            elif order != "drain" or not self.draining:
+                getattr(self, order)()
+        if self.channel.closed:
+            self.orphaned()
+
+    # What orders and signals do.
+
+    def install_signals(self) -> None:
+        """Take over WORKER_SIGNALS, called by `ready`; an event loop may use its own mechanism."""
+        for signum, name in WORKER_SIGNALS.items():
+            signal.signal(signum, lambda *_, name=name: self.context.signals.append(name))
+
+    def drain(self) -> None:
+        """Take no more work, finish what is in hand, then return from `run`. Called once.
+
+        Whoever overrides it calls `super().drain()` first.
+        """
+        self.draining = True
+        self.row.cells[ACCEPTING] = 0
+
+    def terminated(self) -> None:
+        """Drain because somebody sent TERM or QUIT, or because the master died."""
+        if os.getppid() != self.context.master_pid:
+            self.orphaned()
+        elif not self.draining:
+            self.channel.send({"type": "draining"})
+            self.drain()
+
+    def orphaned(self) -> None:
+        """End soon, because the master is gone: nobody would replace or kill this worker."""
+        if self.orphan:
+            return
+        self.orphan = True
+        self.log.warning("the master is gone: ending")
+        limit = self.settings.graceful_timeout or ORPHAN_LIMIT
+        faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
+        if not self.draining:
+            self.drain()
+
+    def reopen_logs(self) -> None:
+        """Open log files anew that were moved away."""
+        logs.reopen()
+
+    def suspend(self) -> None:
+        """Stop as Ctrl-Z asks, with the dead-man's switch off: its clock goes on meanwhile."""
+        faulthandler.cancel_dump_traceback_later()
+        self._arm_again = 0
+        os.kill(self.pid, signal.SIGSTOP)
+        self.beat()
+
+    def nothing(self) -> None:
+        """Do nothing, for signals that are meant for the master."""

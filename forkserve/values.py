@@ -1,0 +1,219 @@
+"""How a value is written and read: one `Kind` for each sort of setting.
+
+Pure. A kind reads what a person wrote (a word on the command line or in the environment, or a typed
+value from TOML or Python) and shows a value so that reading it again gives the same value. A value
+that it cannot read is a ValueError whose text is the whole complaint; who calls adds where the
+value was set.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, NoReturn, TypeVar
+
+T = TypeVar("T")
+Pairs = tuple[tuple[str, str], ...]
+
+UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system calls that wait
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """One sort of value.
+
+    `metavar` stands for it in help texts, `read` turns text or a typed value into the value (or
+    raises ValueError), `show` is the inverse. `many`: the flag may be repeated, and `read` takes
+    all occurrences at once. `switch`: the flag takes no value and has a `--no-` twin.
+    """
+
+    metavar: str
+    read: Callable[[object], T]
+    show: Callable[[T], str] = str
+    many: bool = False
+    switch: bool = False
+
+
+def refuse(value: object, wanted: str) -> NoReturn:
+    """Raise the ValueError that says that *value* is not *wanted*."""
+    raise ValueError(f"{value!r} is not {wanted}")
+
+
+def read_text(value: object) -> str:
+    """Read a string as it is; control characters and numbers are refused."""
+    if not isinstance(value, str) or any(not c.isprintable() for c in value):
+        refuse(value, "a plain text")
+    return value
+
+
+def number(value: object, wanted: str, *, low: int, high: int) -> int:
+    """Read a whole number between *low* and *high*, in ASCII digits where it is text."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        refuse(value, wanted)
+    return value
+
+
+def count(low: int = 0, high: int = 2**31 - 1, *, auto: bool = False) -> Kind[int]:
+    """Build a whole number of at least *low*; with *auto* that word is read as 0."""
+    wanted = f"a whole number from {low} to {high}" if high < 2**31 - 1 else (
+        f"a whole number of at least {low}")
+    wanted += ", or auto" if auto else ""
+
+    def read(value: object) -> int:
+        return 0 if auto and value == "auto" else number(value, wanted, low=low, high=high)
+
+    return Kind("N", read, lambda value: "auto" if auto and value == 0 else str(value))
+
+
+def read_seconds(value: object) -> float:
+    """Read a duration in seconds: 30, 0.5, "30s", "5m", "2h", "1d"; rounded to the microsecond."""
+    wanted = "a duration (30, 0.5, 30s, 5m, 2h)"
+    seconds = -1.0
+    if isinstance(value, str):
+        if match := re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18})([smhd]?)", value):
+            seconds = float(match[1]) * UNIT_SECONDS[match[2]]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    if not 0 <= seconds <= LONGEST_SECONDS:  # also false for nan
+        refuse(value, wanted)
+    return round(seconds, 6)
+
+
+def show_seconds(value: float) -> str:
+    """Show a duration in seconds, without a fraction where there is none."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def read_bytes(value: object) -> int:
+    """Read a size in bytes: 65536, "512k", "10m", "1g"; also "10MB" and "10MiB"."""
+    wanted = "a size (65536, 512k, 10m, 1g)"
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,18})([kmg]?)(?:i?b)?", value.lower())
+        value = int(match[1]) * UNIT_BYTES[match[2]] if match else refuse(value, wanted)
+    return number(value, wanted, low=0, high=2**62)
+
+
+def show_bytes(value: int) -> str:
+    """Show a size with the largest unit that leaves it whole."""
+    for unit in ("g", "m", "k"):
+        if value and value % UNIT_BYTES[unit] == 0:
+            return f"{value // UNIT_BYTES[unit]}{unit}"
+    return str(value)
+
+
+def read_switch(value: object) -> bool:
+    """Read a truth value; in text as people write it in environments."""
+    word = value.lower() if isinstance(value, str) else value
+    if word is True or word in ("true", "yes", "on", "1"):
+        return True
+    if word is False or word in ("false", "no", "off", "0"):
+        return False
+    refuse(value, "true or false")
+
+
+def read_mode(value: object) -> int:
+    """Read file permissions: octal in text ("660", "0660"), a number as it is (0o660)."""
+    if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,4}", value):
+        value = int(value, 8)
+    return number(value, 'octal permissions such as "0660"', low=0, high=0o777)
+
+
+def choice(*words: str, **also: str) -> Kind[str]:
+    """Build one of *words*, in any case; *also* maps other spellings to them."""
+
+    def read(value: object) -> str:
+        word = value.lower() if isinstance(value, str) else ""
+        word = also.get(word, word)
+        return word if word in words else refuse(value, "one of " + ", ".join(words))
+
+    return Kind("|".join(words), read)
+
+
+def items(value: object, separator: str) -> list[object]:
+    """Split what was given once (text), or several times (a list), at *separator*."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(separator) if part.strip()]
+    if isinstance(value, Iterable):
+        return [part for one in value
+                for part in (items(one, separator) if isinstance(one, str) else [one])]
+    refuse(value, "a list of texts")
+
+
+def many(metavar: str, read_one: Callable[[object], str] = read_text) -> Kind[tuple[str, ...]]:
+    """Build a list of texts, with commas between them where they share one text."""
+
+    def read(value: object) -> tuple[str, ...]:
+        return tuple(read_one(item) for item in items(value, ","))
+
+    return Kind(metavar, read, ",".join, many=True)
+
+
+def read_network(value: object) -> str:
+    """Read a peer to trust: an IP address, a network in CIDR notation, `unix`, or `*` for all."""
+    if value in ("*", "unix"):
+        return str(value)
+    try:
+        if "/" in (peer := read_text(value)):
+            return str(ipaddress.ip_network(peer, strict=False))
+        return str(ipaddress.ip_address(peer))
+    except ValueError:
+        refuse(value, "an IP address, a network (10.0.0.0/8), unix or *")
+
+
+def pairs(separator: str, name: str, wanted: str, value: str = ".*") -> Kind[Pairs]:
+    """Build name and value pairs, one to a line of text; *name* and *value* are their patterns.
+
+    Lines, since a comma is part of many values. A table (TOML, Python dict) is taken as well.
+    """
+    name_pattern, value_pattern = re.compile(name), re.compile(value)
+
+    def read_one(item: object) -> tuple[str, str]:
+        left, found, right = read_text(item).partition(separator)
+        right = right.strip()
+        if not found or not name_pattern.fullmatch(left) or not value_pattern.fullmatch(right):
+            refuse(item, wanted)
+        return left, right
+
+    def read(given: object) -> Pairs:
+        if isinstance(given, Mapping):
+            given = list(given.items())
+        if isinstance(given, tuple | list):
+            given = [separator.join(map(str, one)) if isinstance(one, tuple) else one
+                     for one in given]
+        return tuple(read_one(item) for item in items(given, "\n"))
+
+    return Kind(
+        wanted.rpartition(" ")[2], read,
+        lambda value: "\n".join(left + separator + right for left, right in value), many=True)
+
+
+def read_prefix(value: object) -> str:
+    """Read the path under which an app is mounted: empty, or with a slash before and none after."""
+    prefix = read_text(value).rstrip("/")
+    return prefix if prefix == "" or prefix.startswith("/") else refuse(value, "a path (/api)")
+
+
+def read_cert_reqs(value: object) -> int:
+    """Read the demand for client certificates, as a word or as ssl's number."""
+    words = ("none", "optional", "required")
+    if isinstance(value, str) and value.lower() in words:
+        return words.index(value.lower())
+    return number(value, "one of none, optional, required (or 0, 1, 2)", low=0, high=2)
+
+
+text = Kind("TEXT", read_text)
+path = Kind("PATH", read_text)  # the three kinds of path are made absolute where they are loaded;
+file = Kind("FILE", read_text)  # a file must exist there,
+folder = Kind("DIR", read_text)  # and so must a folder
+folders = many("DIR")
+secret = Kind("SECRET", read_text)  # never shown
+seconds = Kind("SECONDS", read_seconds, show_seconds)
+size = Kind("BYTES", read_bytes, show_bytes)
+switch = Kind("", read_switch, lambda value: "true" if value else "false", switch=True)
+mode = Kind("MODE", read_mode, lambda value: f"0{value:03o}")
+prefix = Kind("PATH", read_prefix)
+cert_reqs = Kind("0|1|2", read_cert_reqs)

@@ -1,0 +1,154 @@
+"""The HTTP worker: the place where a forked process meets the HTTP service."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from forkserve import loader, logs
+from forkserve.errors import BootError
+from forkserve.http.lifespan import LifespanError
+from forkserve.http.service import Service
+from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED, Row
+from forkserve.prefork.worker import WORKER_SIGNALS, Worker
+
+if TYPE_CHECKING:
+    from forkserve.loader import LoadedApp
+    from forkserve.prefork.listeners import Listener
+    from forkserve.settings import Settings
+
+try:
+    import uvloop
+except ImportError:  # not CPython, or not Unix
+    uvloop = None  # type: ignore[assignment, unused-ignore]  # the name must exist
+
+PULSE = 0.1
+"""Seconds between two signs of life on a shared address, where siblings want to know who is free to take a connection."""
+SILENT = 100_000_000
+"""Nanoseconds without a sign of life after which a worker counts as busy (with a tenth more, for the timer's lateness)."""
+
+
+class RowObserver:
+    """Writes down which inline application call is under way, for the master and for siblings.
+
+    Args:
+        row: The worker's own row of the scoreboard.
+    """
+
+    __slots__ = ("_cells", "_row")
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self._cells = row.cells
+
+    def begin(self, line: bytes) -> None:
+        """An application call begins."""
+        now = monotonic_ns()
+        self._cells[BEAT] = now
+        self._row.begin_line(0, now, line)
+
+    def end(self) -> None:
+        """It has ended. No beat: what follows on the loop beats by itself."""
+        self._row.end_line(0)
+
+
+class HTTPWorker(Worker):
+    """Serves a WSGI or ASGI application on the worker's listeners. Everything here runs in the worker process."""
+
+    @classmethod
+    def scheme(cls, settings: Settings) -> str:
+        """What its addresses begin with in the start-up lines."""
+        return "http" if settings.certfile is None else "https"
+
+    def run(self) -> None:
+        """Load the application, serve until told to drain, and drain."""
+        loader.prepare(self.settings)
+        assert self.settings.app is not None
+        app = loader.load(self.settings.app, interface=self.settings.interface, factory=self.settings.factory)
+        # What start-up made lives on: keep the collector from looking through it again and again.
+        gc.collect()
+        gc.freeze()
+        with asyncio.Runner(loop_factory=self._new_loop) as runner:
+            runner.get_loop().set_exception_handler(self._loop_failed)
+            runner.run(self._serve(app))
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        choice = self.settings.loop
+        if choice == "asyncio" or (choice == "auto" and uvloop is None):
+            return asyncio.new_event_loop()
+        if uvloop is None:
+            raise BootError("uvloop is not installed: pip install uvloop, or use --loop asyncio")
+        return uvloop.new_event_loop()
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        self.log.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
+
+    async def _serve(self, app: LoadedApp) -> None:
+        loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        access = logs.access_log()
+        self._service = service = Service(
+            self.settings,
+            app.app,
+            app.interface,
+            observer=RowObserver(self.row),
+            write_access=None if access is None else access.write,
+            printable=logs.printable,
+        )
+        loop.add_reader(self.channel.fileno(), self.on_channel)
+        try:
+            await service.startup()
+        except LifespanError as error:
+            raise BootError(str(error)) from error.__cause__
+        if not self.draining:
+            service.accept([(one.sock, self._courtesy(one)) for one in self.listeners], self._note)
+            self.ready()
+            await self._stop.wait()
+        service.stop_accepting()
+        self.released()
+        await service.drain(self.settings.graceful_timeout)
+
+    def _courtesy(self, listener: Listener) -> Callable[[], bool] | None:
+        """On an address that several workers share: whether a sibling has fewer connections than this worker."""
+        if listener.slot is not None or self.settings.workers == 1:
+            return None
+        asyncio.get_running_loop().call_soon(self._pulse)
+        own, siblings, connections = self.row, self.scoreboard.siblings, self._service.site.connections
+
+        def after_you() -> bool:
+            mine = len(connections)
+            if not mine:
+                return False
+            since = monotonic_ns() - SILENT - SILENT // 10
+            return any(row.cells[CONNECTIONS] < mine and not row.cells[STARTED] and row.cells[BEAT] > since for row in siblings(own))
+
+        return after_you
+
+    def _pulse(self) -> None:
+        self._note()
+        if not self.draining:
+            asyncio.get_running_loop().call_later(PULSE, self._pulse)
+
+    def _note(self) -> None:
+        """Write down how things stand."""
+        cells, site = self.row.cells, self._service.site
+        cells[REQUESTS] = site.requests
+        cells[CONNECTIONS] = len(site.connections)
+        pool = self._service.pool
+        if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):
+            self.beat()
+
+    def install_signals(self) -> None:
+        """Obey signals on the loop, never inside a request."""
+        loop = asyncio.get_running_loop()
+        for signum, name in WORKER_SIGNALS.items():
+            loop.add_signal_handler(signum, getattr(self, name))
+
+    def drain(self) -> None:
+        """Answer what is in hand, then end."""
+        super().drain()
+        self._stop.set()

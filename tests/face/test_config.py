@@ -1,0 +1,446 @@
+"""Sources, their order, and what is made of them together."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forkserve import cli, config
+from forkserve.config import Config
+from forkserve.errors import ConfigError
+from forkserve.settings import TABLE
+
+SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users know, and its setting
+    ("--interface asgi3", "interface", "asgi"),
+    ("--interface wsgi", "interface", "wsgi"),
+    ("--factory", "factory", True),
+    ("-w 3", "workers", 3),
+    ("--workers 3", "workers", 3),
+    ("-b 127.0.0.1:81 --bind [::1]:82 --bind unix:/tmp/a", "bind",
+     ("127.0.0.1:81", "[::1]:82", "unix:/tmp/a")),
+    ("-b unix:@abstract", "bind", ("unix:@abstract",)),
+    ("-b fd://3", "bind", ("fd://3",)),
+    ("--host 127.0.0.2 --port 81", "bind", ("127.0.0.2:81",)),
+    ("--host ::1 --port 81", "bind", ("[::1]:81",)),
+    ("--host ::1", "bind", ("[::1]:8000",)),
+    ("--uds /tmp/a", "bind", ("unix:/tmp/a",)),
+    ("--fd 3", "bind", ("fd://3",)),
+    ("--base-port 9000", "base_port", 9000),
+    ("--base-port 9000", "bind", ()),
+    ("--backlog 9", "backlog", 9),
+    ("--socket-mode 0600", "socket_mode", 0o600),
+    ("--threads 4", "threads", 4),
+    ("--worker m:Say", "worker", "m:Say"),
+    ("-t 5", "timeout", 5.0),
+    ("--timeout 5m", "timeout", 300.0),
+    ("--boot-timeout 5", "boot_timeout", 5.0),
+    ("--graceful-timeout 5", "graceful_timeout", 5.0),
+    ("--timeout-graceful-shutdown 5", "graceful_timeout", 5.0),
+    ("--keep-alive 5", "keep_alive", 5.0),
+    ("--timeout-keep-alive 5", "keep_alive", 5.0),
+    ("--linger 1", "linger", 1.0),
+    ("--drain-delay 1", "drain_delay", 1.0),
+    ("--header-timeout 1", "header_timeout", 1.0),
+    ("--body-timeout 1", "body_timeout", 1.0),
+    ("--write-timeout 1", "write_timeout", 1.0),
+    ("--limit-concurrency 5", "limit_concurrency", 5),
+    ("--limit-request-line 4094", "limit_request_line", 4094),
+    ("--limit-request-fields 100", "limit_request_fields", 100),
+    ("--limit-request-field_size 8190", "limit_request_field_size", 8190),
+    ("--limit-request-field-size 8190", "limit_request_field_size", 8190),
+    ("--limit-request-head 32k", "limit_request_head", 32768),
+    ("--limit-request-body 10m", "limit_request_body", 10 << 20),
+    ("--pythonpath /a,/b --pythonpath /c", "pythonpath", ("/a", "/b", "/c")),
+    ("-e A=1 --env B=x,y", "env", (("A", "1"), ("B", "x,y"))),
+    ("-n web", "name", "web"),
+    ("--name web", "name", "web"),
+    ("--worker-tmp-dir /run", "worker_tmp_dir", "/run"),
+    ("--access-logfile -", "access_logfile", "-"),
+    ("--access-log", "access_logfile", "-"),
+    ("--access-logfile - --no-access-log", "access_logfile", None),
+    ("--access-logformat %(h)s", "access_logformat", "%(h)s"),
+    ("--access-log-format json", "access_logformat", "json"),
+    ("--error-logfile -", "error_logfile", "-"),
+    ("--log-file /x/log", "error_logfile", "/x/log"),
+    ("--log-level DEBUG", "log_level", "debug"),
+    ("--log-level trace", "log_level", "trace"),
+    ("--capture-output", "capture_output", True),
+    ("--forwarded-allow-ips 10.0.0.0/8,unix", "forwarded_allow_ips", ("10.0.0.0/8", "unix")),
+    ("--forwarded-allow-ips *", "forwarded_allow_ips", ("*",)),
+    ("--no-proxy-headers", "proxy_headers", False),
+    ("--proxy-headers", "proxy_headers", True),
+    ("--root-path /api", "root_path", "/api"),
+    ("--no-server-header", "server_header", False),
+    ("--server-header", "server_header", True),
+    ("--no-date-header", "date_header", False),
+    ("--date-header", "date_header", True),
+    ("--header X-A:1 --header X-B:2", "header", (("X-A", "1"), ("X-B", "2"))),
+    ("--lifespan on", "lifespan", "on"),
+    ("--http h11", "http", "h11"),
+    ("--loop asyncio", "loop", "asyncio"),
+    ("--ws-max-size 1m", "ws_max_size", 1 << 20),
+    ("--ws-ping-interval 5", "ws_ping_interval", 5.0),
+    ("--ws-ping-timeout 5", "ws_ping_timeout", 5.0),
+    ("--no-ws-per-message-deflate", "ws_per_message_deflate", False),
+]
+
+
+def read(line: str = "", directory: Path = Path("/"), **environ: str) -> Config:
+    """Load the configuration as the command does, with these arguments and variables."""
+    return config.load(
+        cli.parse(["app:app", *line.split()]), environ=environ, directory=str(directory),
+        cmd_args=cli.parse(environ.get("FORKSERVE_CMD_ARGS", "").split()))
+
+
+@pytest.mark.parametrize(("line", "name", "expected"), SERVING, ids=lambda value: str(value)[:40])
+def test_an_option_reaches_its_setting(line: str, name: str, expected: object) -> None:
+    assert expected == getattr(read(line).settings, name)
+
+
+@pytest.mark.parametrize(("flag", "name"), [
+    ("--chdir", "chdir"), ("--app-dir", "chdir"), ("--env-file", "env_file"), ("-p", "pid"),
+    ("--pid", "pid"), ("--certfile", "certfile"), ("--ssl-certfile", "certfile"),
+    ("--log-config", "log_config"), ("--access-logfile", "access_logfile"),
+])
+def test_a_path_reaches_its_setting_and_is_absolute(tmp_path: Path, flag: str, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    path = "folder" if name == "chdir" else "file"
+
+    loaded = read(f"{flag} {path}", tmp_path)
+
+    assert str(tmp_path / path) == getattr(loaded.settings, name)
+
+
+@pytest.mark.parametrize("prefix", ["", "ssl-"])
+def test_the_options_of_tls_reach_their_settings(tmp_path: Path, prefix: str) -> None:
+    for name in ("cert", "key", "ca"):
+        (tmp_path / name).touch()
+
+    loaded = read(f"--{prefix}certfile cert --{prefix}keyfile key --{prefix}ca-certs ca"
+                  f" --{prefix}cert-reqs required --{prefix}ciphers X"
+                  f" --{prefix}keyfile-password secret", tmp_path).settings
+
+    assert str(tmp_path / "key") == loaded.keyfile
+    assert str(tmp_path / "ca") == loaded.ca_certs
+    assert (2, "X", "secret") == (loaded.cert_reqs, loaded.ciphers, loaded.keyfile_password)
+
+
+def test_each_source_beats_the_next_weaker_one(tmp_path: Path) -> None:
+    """Source by source, from the weakest: each is added and decides."""
+    environ: dict[str, str] = {}
+    seen = [read("", tmp_path, **environ)]
+    (tmp_path / "forkserve.toml").write_text("workers = 2")
+    seen.append(read("", tmp_path, **environ))
+    for number, name in enumerate(("WEB_CONCURRENCY", "FORKSERVE_WORKERS"), 3):
+        environ[name] = str(number)
+        seen.append(read("", tmp_path, **environ))
+    environ["FORKSERVE_CMD_ARGS"] = "--workers 5"
+    seen.append(read("", tmp_path, **environ))
+    seen.append(read("--workers 6", tmp_path, **environ))
+
+    assert [1, 2, 3, 4, 5, 6] == [one.settings.workers for one in seen]
+    assert ["default", f"{tmp_path}/forkserve.toml", "WEB_CONCURRENCY", "FORKSERVE_WORKERS",
+            "FORKSERVE_CMD_ARGS", "command line"] == [one.origins["workers"] for one in seen]
+
+
+@pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
+def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> None:
+    given = {"bind": "a:1,b:2", "name": "web"}.get(spec.name)
+    if spec.name in ("app", "config") or spec.kind.metavar in ("FILE", "DIR"):
+        given = "other:app" if spec.name == "app" else str(tmp_path)
+    elif given is None:
+        given = spec.show(spec.default) or {"N": "80", "": "true", "NAME=VALUE": "A=1",
+                                            "NAME:VALUE": "A:1"}.get(spec.kind.metavar, "/x")
+    if spec.kind.metavar == "FILE" or spec.name == "config":
+        given = str(tmp_path / "x.toml")
+        Path(given).touch()
+    environ = {"FORKSERVE_" + spec.name.upper(): given}
+    if spec.name in ("keyfile", "keyfile_password", "ca_certs", "ciphers"):
+        (tmp_path / "x.toml").touch()
+        environ["FORKSERVE_CERTFILE"] = str(tmp_path / "x.toml")
+
+    loaded = config.load({} if spec.name == "app" else {"app": "app:app"}, environ=environ,
+                         directory=str(tmp_path))
+
+    assert "FORKSERVE_" + spec.name.upper() == loaded.origins[spec.name]
+
+
+def test_without_an_address_it_is_the_loopback() -> None:
+    loaded = read()
+
+    assert ("127.0.0.1:8000",) == loaded.settings.bind
+    assert "default" == loaded.origins["bind"]
+
+
+def test_port_is_for_all_interfaces() -> None:
+    loaded = read(PORT="5000")
+
+    assert ("0.0.0.0:5000",) == loaded.settings.bind
+    assert "PORT" == loaded.origins["bind"]
+
+
+@pytest.mark.parametrize(("line", "bind", "base_port"), [
+    ("--bind a:1", ("a:1",), None),
+    ("--port 81", ("127.0.0.1:81",), None),
+    ("--base-port 9000", (), 9000),
+    ("--bind a:1 --base-port 9000", ("a:1",), 9000),
+    ("--host 127.0.0.2", ("127.0.0.2:5000",), None),
+])
+def test_port_gives_way_to_what_is_asked_for(
+    line: str, bind: tuple[str, ...], base_port: int | None,
+) -> None:
+    loaded = read(line, PORT="5000").settings
+
+    assert (bind, base_port) == (loaded.bind, loaded.base_port)
+
+
+@pytest.mark.parametrize("line", ['bind = ["a:1"]', "base-port = 9000", 'uds = "/x"'])
+def test_port_is_stronger_than_a_file(tmp_path: Path, line: str) -> None:
+    (tmp_path / "forkserve.toml").write_text(line)
+
+    loaded = read("", tmp_path, PORT="5000").settings
+
+    assert (("0.0.0.0:5000",), None, None) == (loaded.bind, loaded.base_port, loaded.uds)
+
+
+def test_the_strongest_spelling_of_an_address_decides(tmp_path: Path) -> None:
+    (tmp_path / "forkserve.toml").write_text('bind = ["a:1"]')
+
+    assert ("127.0.0.1:81",) == read("--port 81", tmp_path).settings.bind
+    assert ("b:2",) == read("--bind b:2", tmp_path, FORKSERVE_PORT="81").settings.bind
+
+
+def test_spellings_of_one_source_add_up() -> None:
+    assert ("a:1", "127.0.0.1:81", "unix:/x") == read("-b a:1 --port 81 --uds /x").settings.bind
+
+
+def test_inherited_sockets_leave_no_default_address() -> None:
+    mine = str(os.getpid())
+
+    assert () == read(LISTEN_FDS="1", LISTEN_PID=mine).settings.bind
+    assert () == read(LISTEN_FDS="1", LISTEN_PID=mine, PORT="").settings.bind
+    assert ("127.0.0.1:8000",) == read(LISTEN_FDS="1", LISTEN_PID="1").settings.bind
+
+
+def test_a_worker_of_ones_own_has_no_default_address() -> None:
+    loaded = config.load({"worker": "m:Say"}, environ={}, directory="/").settings
+
+    assert ((), "m") == (loaded.bind, loaded.name)
+
+
+def test_workers_auto_is_at_least_one_core() -> None:
+    assert 1 <= read("--workers auto").settings.workers <= (os.cpu_count() or 1)
+
+
+def test_the_name_is_the_module_of_the_app() -> None:
+    assert "app" == read().settings.name
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert 1 == read(FORKSERVE_WORKERS="", WEB_CONCURRENCY="").settings.workers
+
+
+def test_variables_of_workers_and_of_kubernetes_are_let_be() -> None:
+    read(FORKSERVE_WORKER_ID="1", FORKSERVE_GENERATION="1", FORKSERVE_SERVICE_HOST="10.0.0.1",
+         FORKSERVE_PORT="tcp://10.0.0.1:80", FORKSERVE_PORT_80_TCP_ADDR="10.0.0.1")
+
+
+ONE_LINE = [
+    ("--workers x", {}, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
+    ("", {"FORKSERVE_CMD_ARGS": "-w x"}, "--workers in FORKSERVE_CMD_ARGS: 'x' is not a whole"),
+    ("", {"FORKSERVE_WORKERS": "x"}, "FORKSERVE_WORKERS: 'x' is not a whole"),
+    ("", {"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: 'x' is not a whole"),
+    ("", {"FORKSERVE_WORKRS": "1"},
+     "unknown variable FORKSERVE_WORKRS in the environment (did you mean 'FORKSERVE_WORKERS'?)"),
+    ("--timeout 5x", {}, "--timeout: '5x' is not a duration (30, 0.5, 30s, 5m, 2h)"),
+    ("--limit-request-body 5x", {}, "--limit-request-body: '5x' is not a size"),
+    ("-k gevent", {}, "--worker-class: there are no worker classes"),
+    ("--keyfile /dev/null", {}, "--keyfile: needs --certfile"),
+    ("--certfile /dev/null --cert-reqs 2", {}, "--cert-reqs: needs --ca-certs"),
+    ("--certfile /no/such", {}, "--certfile: there is no file /no/such"),
+    ("--chdir /no/such", {}, "--chdir: there is no directory /no/such"),
+    ("--base-port 65535 -w 2", {}, "--base-port: 2 workers would need ports above 65535"),
+    ("-b a:1 -b a:1", {}, "--bind: names one address twice"),
+    ("-b nonsense", {}, "--bind: "),
+    ("--limit-request-head 1k", {}, "--limit-request-head: is less than --limit-request-line"),
+    ("--limit-request-line 0", {}, "--limit-request-line: must be more than 0"),
+    ("--name a/b", {}, "--name: must not contain a slash"),
+    ("--workrs 1", {}, "unknown option --workrs (did you mean '--workers'?)"),
+    ("--zzzzzz 1", {}, "unknown option --zzzzzz"),
+    ("other", {}, "Got unexpected extra argument (other)"),
+]
+
+
+@pytest.mark.parametrize(("line", "environ", "message"), ONE_LINE, ids=lambda value: str(value)[:40])
+def test_a_fault_is_told_with_where_it_was_made(
+    line: str, environ: dict[str, str], message: str,
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(line, Path("/"), **environ)
+
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("app", ["", "a:", ":a", "a b", "a:b c", "a:b[0]", "a:1", "a:b(x)", "a:b(*c)",
+                                 "a:b(**c)", "a:b(", "a.py", "dir/a.py:app", "a:b(open('x'))", "a:\0"])
+def test_an_app_that_is_none_is_a_usage_error(app: str) -> None:
+    with pytest.raises(ConfigError, match="APP"):
+        config.load({"app": app}, environ={}, directory="/")
+
+
+def test_an_app_is_needed_to_serve() -> None:
+    with pytest.raises(ConfigError, match="APP: is missing: write forkserve module:attr"):
+        config.load({}, environ={}, directory="/")
+
+
+class TestFiles:
+    """Configuration files."""
+
+    def test_toml(self, tmp_path: Path) -> None:
+        (tmp_path / "forkserve.toml").write_text(
+            'app = "m:a"\nbase-port = 9000\nkeep_alive = "2m"\ntimeout = 1.5\naccess-log = true\n'
+            'bind = ["a:1", "b:2"]\n[env]\nA = "x"\n[header]\nX-A = "1"\n')
+
+        loaded = config.load({}, environ={}, directory=str(tmp_path)).settings
+
+        assert ("m:a", 9000, 120.0, 1.5, "-") == (
+            loaded.app, loaded.base_port, loaded.keep_alive, loaded.timeout, loaded.access_logfile)
+        assert (("a:1", "b:2"), (("A", "x"),), (("X-A", "1"),)) == (
+            loaded.bind, loaded.env, loaded.header)
+
+    def test_a_table_of_pyproject(self, tmp_path: Path) -> None:
+        (tmp_path / "pyproject.toml").write_text("[tool.forkserve]\nworkers = 3")
+
+        assert 3 == read("", tmp_path).settings.workers
+
+    def test_a_pyproject_without_us_says_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "pyproject.toml").write_text("[tool.other]\nworkers = 3")
+
+        assert 1 == read("", tmp_path).settings.workers
+
+    def test_python_with_gunicorns_names_and_hooks(self, tmp_path: Path) -> None:
+        (tmp_path / "forkserve.conf.py").write_text(
+            "import os\nfrom os.path import join\nLIMIT = 1\n_mine = 2\nworkers = _mine\n"
+            "accesslog = '-'\nkeepalive = 5\ncertfile = None\nraw_env = ['A=1']\n"
+            "def when_ready(server): pass\ndef pre_fork(server, worker): pass\n")
+
+        loaded = read("", tmp_path)
+
+        assert (2, "-", 5.0, None, (("A", "1"),)) == (
+            loaded.settings.workers, loaded.settings.access_logfile, loaded.settings.keep_alive,
+            loaded.settings.certfile, loaded.settings.env)
+        assert {"when_ready", "pre_fork"} == set(loaded.hooks)
+
+    @pytest.mark.parametrize("line", ["-c {}/x.py", "-c file:{}/x.py", "-c x.py", "--config file:x.py"])
+    def test_a_file_is_named(self, tmp_path: Path, line: str) -> None:
+        (tmp_path / "x.py").write_text("workers = 7")
+
+        assert 7 == read(line.format(tmp_path), tmp_path).settings.workers
+
+    def test_a_module_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(str(tmp_path))
+        (tmp_path / "settings_of_mine.py").write_text("workers = 7")
+
+        loaded = read("-c python:settings_of_mine", tmp_path)
+
+        assert (7, "python:settings_of_mine") == (
+            loaded.settings.workers, loaded.origins["workers"])
+
+    def test_a_variable_names_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "x.toml").write_text("workers = 7")
+
+        assert 7 == read("", tmp_path, FORKSERVE_CONFIG="x.toml").settings.workers
+
+    @pytest.mark.parametrize(("name", "content", "message"), [
+        ("forkserve.toml", "workrs = 1",
+         "unknown setting workrs in {}/forkserve.toml (did you mean 'workers'?)"),
+        ("forkserve.toml", "workers = 'x'", "workers in {}/forkserve.toml: 'x' is not a whole"),
+        ("forkserve.toml", "workers =", "cannot read {}/forkserve.toml: Invalid value (at"),
+        ("forkserve.toml", "config = 'x'", "config in {}/forkserve.toml: a configuration file"),
+        ("forkserve.toml", "worker_class = 'sync'", "worker_class in {}/forkserve.toml: there are"),
+        ("forkserve.toml", "when_ready = 1", "when_ready in {}/forkserve.toml: a hook is a function"),
+        ("pyproject.toml", "tool.forkserve = 1", "{}/pyproject.toml: tool.forkserve must be a table"),
+        ("forkserve.conf.py", "\nworkers = 1/0",
+         "cannot read {}/forkserve.conf.py, line 2: ZeroDivisionError: division by zero"),
+        ("forkserve.conf.py", "\n\nworkers =", "cannot read {}/forkserve.conf.py, line 3: SyntaxError"),
+        ("forkserve.conf.py", "raise SystemExit(3)", "cannot read {}/forkserve.conf.py, line 1: SystemE"),
+        ("forkserve.conf.py", "def when_ready(): pass",
+         "when_ready in {}/forkserve.conf.py: the hook must take (server)"),
+        ("forkserve.conf.py", "def when_redy(server): pass",
+         "unknown setting when_redy in {}/forkserve.conf.py (did you mean 'when_ready'?); a function"),
+    ])
+    def test_a_broken_file_is_one_line(
+        self, tmp_path: Path, name: str, content: str, message: str,
+    ) -> None:
+        (tmp_path / name).write_text(content)
+
+        with pytest.raises(ConfigError) as caught:
+            read("", tmp_path)
+
+        assert str(caught.value).startswith(message.format(tmp_path))
+
+    @pytest.mark.parametrize(("where", "message"), [
+        ("none.toml", "cannot read .*none.toml: No such file or directory"),
+        ("x.yaml", r"x.yaml is no configuration file: its name must end in .toml or .py"),
+        ("pyproject.toml", r"has no table \[tool.forkserve\]"),
+        ("python:no_such_module", "cannot import python:no_such_module: ModuleNotFoundError"),
+    ])
+    def test_a_file_that_is_none(self, tmp_path: Path, where: str, message: str) -> None:
+        (tmp_path / "x.yaml").touch()
+        (tmp_path / "pyproject.toml").touch()
+
+        with pytest.raises(ConfigError, match=message):
+            read(f"-c {where}", tmp_path)
+
+    def test_the_app_of_a_file_is_checked_like_any(self, tmp_path: Path) -> None:
+        (tmp_path / "forkserve.toml").write_text("app = 'a b'")
+
+        with pytest.raises(ConfigError, match=r"app in .*forkserve.toml: 'a b' is not an app"):
+            config.load({}, environ={}, directory=str(tmp_path))
+
+    def test_two_files_are_one_too_many(self, tmp_path: Path) -> None:
+        (tmp_path / "forkserve.toml").touch()
+        (tmp_path / "forkserve.conf.py").touch()
+
+        with pytest.raises(ConfigError, match=r"forkserve.toml and forkserve.conf.py: keep one"):
+            read("", tmp_path)
+
+    def test_an_env_file_is_checked_before_any_worker_reads_it(self, tmp_path: Path) -> None:
+        (tmp_path / "env").write_text("A=1\nnonsense\n")
+
+        with pytest.raises(ConfigError, match=r"--env-file: .*env, line 2: this is not a NAME=VALUE"):
+            read("--env-file env", tmp_path)
+
+
+class TestKeywords:
+    """The library's way in."""
+
+    def test_keywords_are_settings(self) -> None:
+        loaded = config.from_keywords(app="m:a", workers=4, base_port=9000, keep_alive="2m")
+
+        assert (4, 9000, 120.0, "keyword") == (
+            loaded.settings.workers, loaded.settings.base_port, loaded.settings.keep_alive,
+            loaded.origins["workers"])
+
+    def test_a_hook_is_a_keyword_too(self) -> None:
+        assert print is config.from_keywords(app="m:a", when_ready=print).hooks["when_ready"]
+
+    @pytest.mark.parametrize(("keywords", "message"), [
+        ({"workrs": 1}, r"unknown setting workrs \(did you mean 'workers'\?\)"),
+        ({"workers": "x"}, "workers: 'x' is not a whole number"),
+        ({"bind": 8000}, "bind: 8000 is not a list of texts"),
+    ])
+    def test_a_fault_names_the_keyword(self, keywords: dict[str, object], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            config.from_keywords(needs_app=True, app="m:a", **keywords)
+
+    def test_a_worker_class_of_ones_own_has_no_default_address(self) -> None:
+        assert () == config.from_keywords(needs_app=False, workers=2).settings.bind
+
+    def test_variables_of_the_command_are_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FORKSERVE_WORKERS", "7")
+
+        assert 1 == config.from_keywords(app="m:a").settings.workers

@@ -1,0 +1,212 @@
+"""From "module:attr" to the app."""
+
+import asyncio
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forkserve.errors import AppLoadError, ConfigError
+from forkserve.loader import AppSpec, load, parse_app_spec, prepare, read_env_file, speaks
+from forkserve.settings import Settings
+
+SOURCE = """
+calls = []
+class Number: pass
+number = 1
+def application(environ, start_response): return []
+def app(environ, start_response): return []
+async def modern(scope, receive, send): pass
+def make(kind="wsgi", debug=False):
+    calls.append((kind, debug))
+    return app
+def make_nothing(): pass
+def make_trouble(): raise KeyError("no such thing")
+class box:
+    app = staticmethod(app)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Write a module of apps with a name of its own; return the name."""
+    name = "apps_" + tmp_path.name
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("a", AppSpec("a")),
+    ("a.b:c.d", AppSpec("a.b", "c.d")),
+    ("a:f()", AppSpec("a", "f", True)),
+    ("a:f('x', debug=False)", AppSpec("a", "f", True, ("x",), {"debug": False})),
+])
+def test_what_names_an_app(text: str, expected: AppSpec) -> None:
+    assert expected == parse_app_spec(text)
+
+
+def test_arguments_are_never_evaluated() -> None:
+    with pytest.raises(ConfigError, match="must be literals"):
+        parse_app_spec("a:f(__import__('os').getpid())")
+
+
+def test_a_file_name_is_answered_with_the_module() -> None:
+    with pytest.raises(ConfigError, match=r"as in src.site:app"):
+        parse_app_spec("./src/site.py")
+
+
+@pytest.mark.parametrize(("spec", "name"), [
+    ("{}", "{}:application"), ("{}:app", "{}:app"), ("{}:box.app", "{}:box.app"),
+    ("{}:make()", "{}:make"), ("{}:make('x', debug=True)", "{}:make"),
+])
+def test_an_app_is_loaded(module: str, spec: str, name: str) -> None:
+    loaded = load(spec.format(module))
+
+    assert ("wsgi", name.format(module)) == (loaded.interface, loaded.name)
+    assert [] == loaded.app({}, None)
+
+
+def test_a_factory_is_given_its_arguments(module: str) -> None:
+    load(f"{module}:make('x', debug=True)")
+    load(f"{module}:make", factory=True)
+
+    assert [("x", True), ("wsgi", False)] == sys.modules[module].calls
+
+
+def test_an_asgi_app_is_detected(module: str) -> None:
+    assert "asgi" == load(f"{module}:modern").interface
+
+
+def test_the_interface_can_be_forced(module: str) -> None:
+    assert "asgi" == load(f"{module}:app", interface="asgi").interface
+
+
+@pytest.mark.parametrize(("spec", "message"), [
+    ("no_such_module_at_all:app", "there is no module 'no_such_module_at_all' in /"),
+    ("{}:ap", "module '{}' has no attribute 'ap' (did you mean 'app'?)"),
+    ("{}:box.ap", "'box' has no attribute 'ap' (did you mean 'app'?)"),
+    ("{}:number", "'{}:number' is not callable: it is of type int"),
+    ("{}:make_nothing()", "the factory '{}:make_nothing' returned no app: None is not callable"),
+    ("{}.sub:app", "there is no module '{}.sub' in /"),
+])
+def test_each_fault_has_its_own_message(module: str, spec: str, message: str) -> None:
+    with pytest.raises(AppLoadError) as caught:
+        load(spec.format(module))
+
+    assert str(caught.value).startswith(message.format(module))
+    assert 4 == caught.value.exit_code
+    assert caught.value.traceback_text is None
+
+
+def test_a_module_without_an_app_says_what_was_tried(tmp_path: Path, module: str) -> None:
+    (tmp_path / "empty_of_apps.py").touch()
+
+    with pytest.raises(AppLoadError, match="has neither 'application' nor 'app'"):
+        load("empty_of_apps")
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("import no_such_dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
+    ("1/0", "ZeroDivisionError: division by zero"),
+    ("raise SystemExit('bye')", "SystemExit: bye"),
+    ("def f(:", "SyntaxError: invalid syntax"),
+])
+def test_a_fault_inside_the_app_comes_with_its_own_traceback(
+    tmp_path: Path, module: str, source: str, message: str,
+) -> None:
+    (tmp_path / "faulty.py").write_text(source)
+    sys.modules.pop("faulty", None)
+    sys.path_importer_cache.clear()
+
+    with pytest.raises(AppLoadError) as caught:
+        load("faulty:app")
+
+    assert str(caught.value).startswith("'faulty' failed at import: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "faulty.py" in (caught.value.traceback_text or "")
+    assert "loader.py" not in (caught.value.traceback_text or "")
+    assert "importlib" not in (caught.value.traceback_text or "")
+
+
+def test_a_factory_that_raises(module: str) -> None:
+    with pytest.raises(AppLoadError, match=r"make_trouble' failed: KeyError: 'no such thing'") as caught:
+        load(f"{module}:make_trouble()")
+
+    assert "in make_trouble" in (caught.value.traceback_text or "")
+
+
+class _Wsgi:
+    def __init__(self, environ: Any, start_response: Any) -> None: ...
+
+
+class _WsgiObject:
+    def __call__(self, environ: Any, start_response: Any) -> Any: ...
+
+
+class _AsgiObject:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+class _Asgi2:
+    def __init__(self, scope: Any) -> None:
+        self.scope = scope
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        await send((self.scope, await receive()))
+
+
+def _decorated(scope: Any, receive: Any, send: Any) -> Any: ...
+def _open(*args: Any) -> Any: ...
+async def _modern(extra: Any, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("app", "expected"), [
+    (_Wsgi, "wsgi"), (_WsgiObject(), "wsgi"), (_open, "wsgi"), (_AsgiObject(), "asgi"),
+    (_Asgi2, "asgi"), (_decorated, "asgi"), (functools.partial(_modern, 1), "asgi"),
+], ids=str)
+def test_what_an_app_speaks(app: Any, expected: str) -> None:
+    assert expected == speaks(app)
+
+
+def test_an_asgi_2_app_is_served_as_asgi_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "older", type(sys)("older"))
+    sys.modules["older"].app = _Asgi2  # type: ignore[attr-defined]
+    sent: list[object] = []
+
+    async def receive() -> str:
+        return "event"
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    asyncio.run(load("older:app").app({"type": "http"}, receive, send))
+
+    assert [({"type": "http"}, "event")] == sent
+
+
+def test_an_env_file_is_read_as_shells_write_it(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text(
+        "# a comment\n\nA=1\nexport B = two words # and this\nC='a # b'\nD=\"x=y\"\nE=\nF=a#b\n")
+
+    assert [("A", "1"), ("B", "two words"), ("C", "a # b"), ("D", "x=y"), ("E", ""), ("F", "a#b")
+            ] == read_env_file(str(tmp_path / "env"))
+
+
+def test_a_process_is_prepared_for_its_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("SET", "before")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    (tmp_path / "env").write_text("SET=file\nNEW=file\nBOTH=file\n")
+
+    prepare(Settings(chdir=str(tmp_path), pythonpath=("/a",), env=(("BOTH", "option"),),
+                     env_file=str(tmp_path / "env")))
+
+    assert ("before", "file", "option") == tuple(os.environ[name] for name in ("SET", "NEW", "BOTH"))
+    assert str(tmp_path) == os.getcwd()
+    assert ["/a", str(tmp_path)] == sys.path[:2]

@@ -1,0 +1,216 @@
+"""The form of log lines, and the files that they go to."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forkserve import logs
+from forkserve.errors import ConfigError
+from forkserve.logs import logger, printable
+from forkserve.settings import Settings
+
+HEAD = (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4} "
+        rf"\[{os.getpid()}\] \[(\w+)\] ([^:]+): (.*)")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Path]:
+    """Log to a file."""
+    path = tmp_path / "error.log"
+    logs.configure(Settings(error_logfile=str(path), access_logfile=str(tmp_path / "access.log")))
+    yield path
+    for descriptor in logs.descriptors():
+        os.close(descriptor)
+    logs.configure(Settings())
+    logger.handlers.clear()
+    logger.propagate = True
+
+
+def lines(path: Path) -> list[tuple[str, ...]]:
+    """Return level, speaker and text of each line; every line must have the form of one."""
+    matches = [re.fullmatch(HEAD, line) for line in path.read_text().splitlines()]
+
+    assert all(matches)
+    return [match.groups() for match in matches if match]
+
+
+def test_a_line_says_when_who_and_what(log: Path) -> None:
+    logger.info("hello %s", "there")
+    logger.debug("not logged")
+    logs.identify(3, 7)
+    logger.warning("from a worker")
+
+    assert [("INFO", "master", "hello there"), ("WARNING", "worker 3 gen 7", "from a worker")
+            ] == lines(log)
+
+
+def test_every_line_of_a_traceback_says_who(log: Path) -> None:
+    logs.identify(1, 1)
+    error = RuntimeError("one\ntwo \x1b[31m")
+    try:
+        raise error
+    except RuntimeError:
+        logger.exception("it failed")
+
+    found = lines(log)
+    assert ("ERROR", "worker 1 gen 1", "it failed") == found[0]
+    assert ("ERROR", "worker 1 gen 1", "  Traceback (most recent call last):") == found[1]
+    assert ("ERROR", "worker 1 gen 1", r"  two \x1b[31m") == found[-1]
+
+
+def test_control_bytes_never_reach_the_log(log: Path) -> None:
+    logger.info("a\x1b[2Jb\x00\r\x85\u2028\u202ec\udc80%s", "\x07")
+
+    assert r"a\x1b[2Jb\x00\r\x85\u2028\u202ec\udc80\x07" == lines(log)[0][2]
+
+
+def test_a_smuggled_newline_does_not_begin_a_record(log: Path) -> None:
+    logger.info("text\nforged")
+
+    assert ["text", "  forged"] == [text for _, _, text in lines(log)]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("plain ünïcode", "plain ünïcode"), ("\x1b\n\t\x7f", r"\x1b\n\t\x7f"),
+    (b"GET /\xff\x00", r"GET /\xff\x00"), ("", ""),
+])
+def test_printable(text: str | bytes, expected: str) -> None:
+    assert expected == printable(text)
+
+
+def test_a_wrong_call_is_logged_and_not_raised(log: Path) -> None:
+    class Silent:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+        __repr__ = __str__
+
+    for message, argument in (("%d", "text"), ("%s", Silent())):
+        record = logger.makeRecord("forkserve", 20, "f", 1, message, (argument,), None)
+        logger.handlers[0].handle(record)
+
+    assert "'%d' % ('text',)" in log.read_text()
+    assert "a log record could not be formatted" in log.read_text()
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(log: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    for descriptor in logs.descriptors():
+        os.dup2(full, descriptor, inheritable=False)
+    os.close(full)
+
+    logger.info("lost")
+
+
+def test_level_trace(log: Path) -> None:
+    logs.set_level("trace")
+    logger.log(logs.TRACE, "fine")
+
+    assert [("TRACE", "master", "fine")] == lines(log)
+
+
+def test_a_moved_file_is_opened_anew_under_the_same_descriptor(log: Path) -> None:
+    before = logs.descriptors()
+    logger.info("one")
+    log.rename(log.with_suffix(".1"))
+    logger.info("two")
+    logs.reopen()
+    logger.info("three")
+
+    assert ["one", "two"] == [text for _, _, text in lines(log.with_suffix(".1"))]
+    assert ["three"] == [text for _, _, text in lines(log)]
+    assert before == logs.descriptors()
+    assert not any(os.get_inheritable(one) for one in before)
+
+
+def test_a_file_that_is_still_there_is_left_alone(log: Path) -> None:
+    access = logs.access_log()
+    assert access is not None
+    inode = os.fstat(access.descriptor).st_ino
+
+    logs.reopen()
+
+    assert inode == os.fstat(access.descriptor).st_ino
+
+
+def test_a_file_that_cannot_be_reopened_is_kept(log: Path) -> None:
+    log.rename(log.parent / "moved")
+    log.mkdir()
+    logs.reopen()
+
+    assert "cannot reopen the log file" in (log.parent / "moved").read_text()
+
+
+def test_the_access_log_is_written_in_one_go(log: Path) -> None:
+    access = logs.access_log()
+    assert access is not None
+    access.write(b"one\ntwo\n")
+
+    assert "one\ntwo\n" == (log.parent / "access.log").read_text()
+
+
+def test_a_log_file_that_cannot_be_opened_is_a_usage_error() -> None:
+    with pytest.raises(ConfigError, match="cannot write the log file /no/such: No such file"):
+        logs.configure(Settings(error_logfile="/no/such"))
+
+
+CAPTURING = """
+import os, sys
+from forkserve import logs
+from forkserve.settings import Settings
+logs.configure(Settings(error_logfile=sys.argv[1], capture_output=True))
+os.write(1, b"of the master\\n")
+logs.identify(1, 1)
+os.write(1, b"one\\n")
+os.rename(sys.argv[1], sys.argv[1] + ".1")
+logs.reopen()
+os.write(2, b"two\\n")
+"""
+
+
+def test_the_output_of_workers_is_captured(tmp_path: Path) -> None:
+    """And follows the file when that is rotated."""
+    log = tmp_path / "log"
+
+    done = subprocess.run([sys.executable, "-c", CAPTURING, str(log)], capture_output=True, check=True)
+
+    assert b"of the master\n" == done.stdout
+    assert ("one\n", "two\n") == (Path(f"{log}.1").read_text(), log.read_text())
+
+
+class TestLogConfig:
+    """The user's own configuration of the logging module."""
+
+    @pytest.mark.usefixtures("log")
+    def test_json(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.json"
+        path.write_text("""{"version": 1,
+            "filters": {"who": {"()": "forkserve.logs.Identity"}},
+            "formatters": {"mine": {"format": "MINE %(who)s %(message)s"}},
+            "handlers": {"mine": {"class": "logging.FileHandler", "filename": "%s",
+                                  "formatter": "mine", "filters": ["who"]}},
+            "loggers": {"forkserve": {"handlers": ["mine"]}}}""".replace("%s", str(tmp_path / "mine")))
+        logs.configure(Settings(log_config=str(path)))
+        logger.info("hello")
+        mine = logger.handlers[0]
+        mine.close()
+
+        assert "MINE master hello\n" == (tmp_path / "mine").read_text()
+        assert isinstance(mine, logging.FileHandler)
+
+    @pytest.mark.parametrize(("name", "content"), [
+        ("log.json", "{"), ("log.json", "[]"), ("log.json", '{"version": 9}'), ("log.ini", "nonsense"),
+        ("log.ini", ""), ("log.json", '{"version": 1, "handlers": {"x": {"class": "no.such"}}}'),
+    ])
+    @pytest.mark.usefixtures("log")
+    def test_a_broken_one_is_a_usage_error(self, tmp_path: Path, name: str, content: str) -> None:
+        (tmp_path / name).write_text(content)
+
+        with pytest.raises(ConfigError, match=r"--log-config .*log\.(json|ini): "):
+            logs.configure(Settings(log_config=str(tmp_path / name)))

@@ -1,0 +1,111 @@
+"""How values are read and shown."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkserve import settings, values
+from forkserve.settings import TABLE
+from forkserve.values import Kind
+
+
+@pytest.mark.parametrize(("written", "expected"), [
+    ("30", 30.0), ("0.5", 0.5), (".5", 0.5), ("30s", 30.0), ("5m", 300.0), ("2h", 7200.0),
+    ("1d", 86400.0), (30, 30.0), (0.25, 0.25), ("0", 0.0),
+])
+def test_durations_are_read_in_seconds(written: object, expected: float) -> None:
+    assert expected == values.seconds.read(written)
+
+
+@pytest.mark.parametrize(("written", "expected"), [
+    ("65536", 65536), ("512k", 524288), ("10m", 10 << 20), ("1g", 1 << 30), ("1G", 1 << 30),
+    ("16KiB", 16384), ("10MB", 10 << 20), (4096, 4096),
+])
+def test_sizes_are_read_in_bytes(written: object, expected: int) -> None:
+    assert expected == values.size.read(written)
+
+
+@pytest.mark.parametrize("written", ["", "-1", "1_0", "٣", "1e3", "inf", "nan", "5 m", "5x", True,
+                                     -1, float("nan"), float("inf"), 1e300, None, [1], "9" * 30])
+@pytest.mark.parametrize("kind", [values.seconds, values.size], ids=["seconds", "size"])
+def test_what_is_no_quantity_is_refused(kind: Kind[Any], written: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a (duration|size)"):
+        kind.read(written)
+
+
+@pytest.mark.parametrize("written", ["", "-1", "+1", "1_0", "٣", " 1", "1.0", True, 1.0, None])
+def test_what_is_no_count_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match="is not a whole number of at least 0"):
+        values.count().read(written)
+
+
+@pytest.mark.parametrize(("written", "expected"), [("0660", 0o660), ("660", 0o660), (0o600, 0o600)])
+def test_permissions_are_octal(written: object, expected: int) -> None:
+    assert expected == values.mode.read(written)
+
+
+@pytest.mark.parametrize("written", ["888", 660, "abc", -1])
+def test_what_is_no_permission_is_refused(written: object) -> None:
+    """A decimal 660 too, which is what TOML makes of a number without 0o."""
+    with pytest.raises(ValueError, match="octal"):
+        values.mode.read(written)
+
+
+@pytest.mark.parametrize("written", ["true", "YES", "on", "1", True])
+def test_truth(written: object) -> None:
+    assert values.switch.read(written) is True
+
+
+@pytest.mark.parametrize("written", ["false", "no", "OFF", "0", False])
+def test_untruth(written: object) -> None:
+    assert values.switch.read(written) is False
+
+
+@pytest.mark.parametrize("written", ["10.0.0.0/8", "::1", "127.0.0.1", "unix", "*"])
+def test_peers(written: str) -> None:
+    assert (written,) == TABLE["forwarded_allow_ips"].kind.read(written)
+
+
+@pytest.mark.parametrize("name, written", [
+    ("forwarded_allow_ips", "localhost"), ("forwarded_allow_ips", "10.0.0.0/99"),
+    ("header", "no colon"), ("header", "Bad Name: x"), ("header", "X: €"), ("header", "X: a\x1bb"),
+    ("env", "=x"), ("env", "x"), ("root_path", "api"), ("http", "nginx"), ("bind", 8000),
+    ("cert_reqs", "3"), ("switch", "maybe"),
+])
+def test_values_that_do_not_fit_are_refused(name: str, written: object) -> None:
+    kind: Kind[Any] = values.switch if name == "switch" else TABLE[name].kind
+
+    with pytest.raises(ValueError, match="is not "):
+        kind.read(written)
+
+
+@pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
+def test_every_default_reads_as_it_is_shown(spec: settings.Spec) -> None:
+    if spec.default is not None:
+        assert spec.default == spec.kind.read(spec.show(spec.default))
+
+
+@given(st.floats(0, 10**8))
+def test_durations_read_as_they_are_shown(value: float) -> None:
+    once = values.seconds.read(value)
+
+    assert once == values.seconds.read(values.seconds.show(once))
+
+
+@given(st.integers(0, 2**40))
+def test_sizes_read_as_they_are_shown(value: int) -> None:
+    assert value == values.size.read(values.size.show(value))
+
+
+@given(st.sampled_from(sorted(TABLE)), st.text() | st.integers() | st.floats() | st.lists(st.text())
+       | st.dictionaries(st.text(), st.integers()) | st.booleans() | st.none())
+def test_nothing_but_value_error_comes_out_of_reading(name: str, value: object) -> None:
+    kind = TABLE[name].kind
+    try:
+        read = kind.read(value)
+    except ValueError:
+        return
+
+    assert read == kind.read(kind.show(read))

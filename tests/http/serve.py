@@ -1,0 +1,70 @@
+"""Serve one application with `forkserve.http` alone, without forking: ``python -m tests.http.serve APP BIND [NAME=VALUE ...]``.
+
+Prints what the command line prints when it is ready, so that the tests need not know which of the two they talk to.
+"""
+
+import asyncio
+import signal
+import socket
+import sys
+
+from forkserve import config, loader, logs
+from forkserve.http.service import Service
+
+
+class Nobody:
+    """Is told of application calls, and does nothing about it."""
+
+    def begin(self, line: bytes) -> None:
+        """An application call begins."""
+
+    def end(self) -> None:
+        """It has ended."""
+
+
+def listen(bind: str) -> socket.socket:
+    """A listening socket at ``unix:PATH`` or ``HOST:PORT``."""
+    if bind.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(bind.removeprefix("unix:"))
+    else:
+        host, _, port = bind.rpartition(":")
+        sock = socket.create_server((host, int(port)))
+    sock.listen(100)
+    sock.setblocking(False)
+    return sock
+
+
+async def serve(spec: str, bind: str, settings: dict[str, str]) -> None:
+    """Serve until SIGTERM."""
+    chosen = config.from_keywords(app=spec, bind=bind, **settings).settings
+    logs.configure(chosen)
+    loader.prepare(chosen)
+    loaded = loader.load(spec, interface=chosen.interface)
+    access = logs.access_log()
+    service = Service(
+        chosen, loaded.app, loaded.interface, observer=Nobody(), write_access=access.write if access else None, printable=logs.printable
+    )
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await service.startup()
+    sock = listen(bind)
+    service.accept([(sock, None)], lambda: None)
+    name = sock.getsockname()
+    scheme = "https" if chosen.certfile else "http"
+    print(f"Listening on {bind if isinstance(name, str) else f'{scheme}://{name[0]}:{name[1]}'}", file=sys.stderr)
+    print("Ready: 1 worker", file=sys.stderr, flush=True)
+    await stop.wait()
+    service.stop_accepting()
+    sock.close()
+    await service.drain(chosen.graceful_timeout)
+
+
+if __name__ == "__main__":
+    given = dict(argument.split("=", 1) for argument in sys.argv[3:])
+    run = asyncio.run
+    if given.get("loop") != "asyncio":
+        import uvloop
+
+        run = uvloop.run
+    run(serve(sys.argv[1], sys.argv[2], given))

@@ -1,0 +1,109 @@
+"""A conversation through the pure modules alone: what `forkserve.http.http1` and `body` make of bytes, in whatever pieces they come."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from forkserve.http.body import ChunkedBody, LengthBody
+from forkserve.http.errors import RequestError
+from forkserve.http.http1 import Fields, HeadReader, Limits, Target
+from forkserve.http.parsers import new_parser
+
+PARSERS = ("httptools", "h11")
+LIMITS = Limits(line=16384, fields=128, head=65536, body=1 << 30)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that came whole."""
+
+    method: str
+    path: bytes
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    keep_alive: bool
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What was refused, and how; nothing is read behind it."""
+
+    status: int
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The bytes ended within a message: in its head or in its body."""
+
+    within: str
+
+
+Outcome = list[Request | Refusal | Unfinished]
+
+
+def converse(parser: str, pieces: Iterable[bytes], limits: Limits = LIMITS) -> Outcome:
+    """Read requests from pieces of bytes until they end, one is refused, or one is the last of its connection."""
+    return Conversation(parser, limits).run(pieces)
+
+
+class Conversation:
+    """One connection without a connection."""
+
+    def __init__(self, parser: str, limits: Limits) -> None:
+        self.outcome: Outcome = []
+        self.reader = HeadReader(limits, new_parser(parser))
+        self.limits = limits
+        self.current: tuple[Target, Fields] | None = None
+        self.framing: LengthBody | ChunkedBody | None = None
+        self.body = b""
+
+    def run(self, pieces: Iterable[bytes]) -> Outcome:
+        """What the pieces are."""
+        try:
+            for piece in pieces:
+                data = piece
+                while data:
+                    if self.outcome and not self.open:
+                        return self.outcome
+                    data = self._feed(data)
+        except RequestError as error:
+            return [*self.outcome, Refusal(error.status)]
+        if self.current is not None:
+            return [*self.outcome, Unfinished("body")]
+        return [*self.outcome, Unfinished("head")] if self.reader.buffer else self.outcome
+
+    @property
+    def open(self) -> bool:
+        """Whether another request may follow."""
+        last = self.outcome[-1]
+        return isinstance(last, Request) and last.keep_alive
+
+    def _feed(self, data: bytes) -> bytes:
+        if self.framing is None:
+            head, data = self.reader.feed(data)
+            if head is None:
+                return b""
+            self.current = _, fields = self.reader.read(head)
+            if fields.content_length is not None and fields.content_length > self.limits.body:
+                raise RequestError(413, "too large")
+            if fields.chunked:
+                self.framing = ChunkedBody(self.limits)
+            elif fields.content_length:
+                self.framing = LengthBody(fields.content_length)
+            else:
+                self._complete()
+            return data
+        piece, end = self.framing.feed(data, 0)
+        self.body += piece
+        if self.framing.done:
+            self._complete()
+        return data[end:]
+
+    def _complete(self) -> None:
+        assert self.current is not None
+        target, fields = self.current
+        self.outcome.append(
+            Request(target.method, target.path, target.query, tuple(fields.headers), self.body, fields.keep_alive)
+        )
+        self.current = self.framing = None
+        self.body = b""

@@ -1,0 +1,445 @@
+"""The pool by values: each test tells a short history with its times."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from forkserve.errors import ExitCode
+from forkserve.prefork.pool import (
+    LATE,
+    LONGEST_DELAY,
+    Action,
+    Announce,
+    CloseListener,
+    Drain,
+    DumpStacks,
+    Fork,
+    GiveUp,
+    Kill,
+    Phase,
+    Pool,
+)
+from forkserve.prefork.states import (
+    DUMP_TIME,
+    KILL_PATIENCE,
+    TRANSITIONS,
+    Event,
+    Limits,
+    Member,
+    State,
+)
+
+SIGTERM, SIGSEGV = 15, 11
+
+
+def make(wanted: int = 2, **limits: float) -> Pool:
+    return Pool(wanted, Limits(**limits), lambda: 0.0)  # type: ignore[arg-type]
+
+
+def forks(actions: list[Action]) -> list[Member]:
+    return [one.member for one in actions if isinstance(one, Fork)]
+
+
+def fork(pool: Pool, now: float) -> list[Member]:
+    """Plan, and have every fork succeed."""
+    members = forks(pool.plan(now))
+    for member in members:
+        pool.forked(member.ident, 1000 + member.ident)
+    return members
+
+
+def serving(wanted: int = 2, now: float = 0.0, **limits: float) -> tuple[Pool, list[Member]]:
+    """A pool after its first boot, whose workers became ready at `now`."""
+    pool = make(wanted, **limits)
+    members = fork(pool, now)
+    for member in members:
+        pool.ready(member.ident, now)
+    assert Announce(wanted) in pool.plan(now)
+    return pool, members
+
+
+def crash(pool: Pool, member: Member, now: float) -> None:
+    pool.exited(member.ident, now, code=None, signal=SIGSEGV)
+
+
+def test_forks_what_is_wanted_once() -> None:
+    pool = make(3)
+
+    assert [(one.slot, one.generation, one.row) for one in forks(pool.plan(0.0))] == [
+        (1, 1, 0), (2, 1, 1), (3, 1, 2),
+    ]
+    assert pool.plan(0.0) == []
+
+
+def test_announces_once_when_all_have_been_ready() -> None:
+    pool = make(2)
+    first, second = fork(pool, 0.0)
+    pool.ready(first.ident, 1.0)
+
+    assert pool.plan(1.0) == []
+    pool.ready(second.ident, 2.0)
+    assert pool.plan(2.0) == [Announce(2)]
+    assert pool.plan(2.0) == []
+    assert pool.phase is Phase.SERVING
+
+
+@pytest.mark.parametrize(
+    ("code", "signal", "expected"),
+    [(4, None, ExitCode.APP_LOAD), (3, None, ExitCode.BOOT), (0, None, ExitCode.BOOT),
+     (None, SIGSEGV, ExitCode.BOOT)],
+)
+def test_the_first_failure_of_the_first_boot_stops_all(
+    code: int | None, signal: int | None, expected: ExitCode
+) -> None:
+    pool = make(3)
+    first, second, third = fork(pool, 0.0)
+    pool.ready(first.ident, 1.0)
+
+    assert pool.exited(second.ident, 1.0, code=code, signal=signal)
+    assert pool.plan(1.0) == [Drain(first, booting=False), Drain(third, booting=True)]
+    for member in (first, third):
+        assert not pool.exited(member.ident, 2.0, code=0, signal=None)
+    pool.plan(2.0)
+    assert pool.done
+    assert pool.exit_code is expected
+
+
+def test_a_second_failure_does_not_change_the_exit_code() -> None:
+    pool = make(2)
+    first, second = fork(pool, 0.0)
+
+    pool.exited(first.ident, 1.0, code=4, signal=None)
+    pool.exited(second.ident, 1.0, code=3, signal=None)
+    assert pool.exit_code is ExitCode.APP_LOAD
+
+
+def test_a_fork_that_fails_in_the_first_boot_ends_it() -> None:
+    pool = make(1)
+    (member,) = forks(pool.plan(0.0))
+
+    pool.fork_failed(member.ident, "cannot fork", 0.0)
+    pool.plan(0.0)
+    assert pool.done
+    assert pool.exit_code is ExitCode.BOOT
+
+
+def test_a_stop_during_the_first_boot_is_no_failure() -> None:
+    pool = make(1)
+    (member,) = fork(pool, 0.0)
+    pool.stop()
+
+    assert pool.plan(1.0) == [Drain(member, booting=True)]
+    assert not pool.exited(member.ident, 1.5, code=0, signal=None)
+    pool.plan(1.5)
+    assert pool.done
+    assert pool.exit_code is ExitCode.OK
+
+
+def test_a_term_from_outside_during_the_first_boot_is_no_failure() -> None:
+    pool = make(1)
+    (member,) = fork(pool, 0.0)
+
+    assert not pool.exited(member.ident, 1.0, code=None, signal=SIGTERM)
+    (again,) = fork(pool, 1.0)
+    assert again.slot == 1
+    assert pool.phase is Phase.FIRST_BOOT
+
+
+def test_boot_timeout_in_the_first_boot() -> None:
+    pool = make(1, boot=60.0)
+    (member,) = fork(pool, 0.0)
+
+    assert pool.next_deadline() == 60.0
+    assert pool.plan(60.0) == [DumpStacks(member)]
+    assert pool.plan(60.0 + DUMP_TIME) == [Kill(member, dumped=True)]
+    assert pool.exited(member.ident, 61.5, code=None, signal=9)
+    assert pool.exit_code is ExitCode.BOOT
+
+
+def test_the_first_crash_is_replaced_at_once_and_then_ever_later() -> None:
+    pool, members = serving(1)
+    member, now, delays = members[0], 1.0, []
+    for _ in range(10):
+        crash(pool, member, now)
+        pool.plan(now)
+        waiting = pool.next_deadline()
+        started = fork(pool, waiting if waiting is not None else now) or [
+            one for one in pool.members() if one.state is State.BOOTING
+        ]
+        (member,) = started
+        if not member.pid:
+            pool.forked(member.ident, 5000 + member.ident)
+        delays.append(member.born - now)
+        now = member.born
+    assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_DELAY, LONGEST_DELAY, LONGEST_DELAY]
+
+
+def test_jitter_shortens_a_delay_by_a_quarter_at_most() -> None:
+    pool = Pool(1, Limits(), lambda: 1.0)
+    (member,) = fork(pool, 0.0)
+    pool.ready(member.ident, 0.0)
+    pool.plan(0.0)
+    crash(pool, member, 1.0)
+    (member,) = fork(pool, 1.0)
+    crash(pool, member, 1.0)
+
+    assert pool.plan(1.0) == []
+    assert pool.next_deadline() == 1.0 + 0.5 * 0.75
+
+
+def test_a_slot_heals() -> None:
+    pool, (member, _) = serving(2)
+    for now in (1.0, 2.0):
+        crash(pool, member, now)
+        pool.plan(now)
+        (member,) = fork(pool, now + 0.5) or [
+            one for one in pool.members() if one.slot == 1 and one.state is State.BOOTING
+        ]
+        pool.forked(member.ident, 77)
+    pool.ready(member.ident, 3.0)
+    crash(pool, member, 30.0)
+
+    assert [one.slot for one in fork(pool, 30.0)] == [1]
+
+
+def test_degraded_while_a_slot_waits() -> None:
+    pool, (member, _) = serving(2)
+    crash(pool, member, 1.0)
+    (member,) = fork(pool, 1.0)
+    assert not pool.degraded
+    pool.exited(member.ident, 1.2, code=3, signal=None)
+
+    assert pool.plan(1.2) == []
+    assert pool.degraded
+    assert pool.exit_code is ExitCode.OK
+    end = pool.last_exit(1)
+    assert end is not None
+    assert (end.reason, end.code, end.signal, end.at) == ("ended", 3, None, 1.2)
+    fork(pool, 1.7)
+    assert not pool.degraded
+
+
+def test_a_term_from_outside_is_replaced_without_delay_however_often() -> None:
+    pool, (member,) = serving(1)
+    for now in (1.0, 2.0, 3.0, 4.0):
+        pool.draining(member.ident, now)
+        (successor,) = fork(pool, now)  # by the surge, while the old one still drains
+        pool.ready(successor.ident, now)
+        assert not pool.exited(member.ident, now + 0.5, code=0, signal=None)
+        assert fork(pool, now + 0.5) == []
+        member = successor
+
+
+def test_a_fork_that_fails_later_is_tried_again_with_delay() -> None:
+    pool, (member,) = serving(1)
+    crash(pool, member, 1.0)
+    (member,) = forks(pool.plan(1.0))
+    pool.fork_failed(member.ident, "cannot fork", 1.0)
+
+    assert pool.plan(1.0) == []
+    assert pool.next_deadline() == 1.5
+    assert len(fork(pool, 1.5)) == 1
+
+
+def test_a_worker_without_a_beat_is_dumped_then_killed_then_replaced() -> None:
+    pool, (member,) = serving(1, beat=30.0)
+    pool.beat(member.ident, 10.0)
+
+    assert pool.next_deadline() == 40.0
+    assert pool.plan(39.9) == []
+    assert pool.plan(40.0) == [DumpStacks(member)]
+    assert pool.plan(41.0) == [Kill(member, dumped=True)]
+    assert pool.exited(member.ident, 41.1, code=None, signal=9)
+    end = pool.last_exit(1)
+    assert end is not None
+    assert end.reason == "stuck for 30 s"
+    assert [one.slot for one in fork(pool, 41.1)] == [1]
+
+
+def test_a_beat_from_before_ready_does_not_count() -> None:
+    pool, (member,) = serving(1, now=5.0, beat=30.0)
+    pool.beat(member.ident, 4.0)
+
+    assert pool.next_deadline() == 35.0
+
+
+def test_no_limit_is_no_deadline() -> None:
+    pool, (member,) = serving(1, beat=0.0, graceful=0.0)
+    assert pool.next_deadline() is None
+    pool.stop()
+
+    assert pool.plan(1e9) == [Drain(member, booting=False)]
+    assert pool.next_deadline() is None
+
+
+def test_a_process_that_sigkill_does_not_end_is_given_up() -> None:
+    pool, (member,) = serving(1, graceful=5.0)
+    pool.stop()
+    pool.plan(0.0)
+
+    assert pool.plan(5.0) == [DumpStacks(member)]
+    assert pool.plan(5.0 + DUMP_TIME) == [Kill(member, dumped=True)]
+    assert pool.plan(5.0 + DUMP_TIME + KILL_PATIENCE)[0] == GiveUp(member)
+    assert pool.done
+
+
+def test_a_late_master_renews_all_deadlines_once() -> None:
+    pool, members = serving(2, beat=30.0)
+    late = 30.0 + LATE + 50.0
+
+    assert pool.plan(late) == []
+    assert pool.next_deadline() == late + 30.0
+    assert pool.plan(late + 30.0 + LATE + 50.0) == [DumpStacks(one) for one in members]
+
+
+def test_a_beat_after_the_renewal_makes_a_new_one_possible() -> None:
+    pool, (member,) = serving(1, beat=30.0)
+    pool.plan(100.0)
+    pool.beat(member.ident, 110.0)
+
+    assert pool.plan(200.0) == []
+
+
+def test_stop_at_once_kills_without_stacks() -> None:
+    pool, (first, second) = serving(2)
+    pool.stop()
+    pool.plan(1.0)
+    pool.stop_at_once()
+
+    assert pool.plan(1.1) == [Kill(first, dumped=False), Kill(second, dumped=False)]
+    assert pool.plan(1.1) == []
+
+
+def test_scaling_up_and_down() -> None:
+    pool, (first, second) = serving(2)
+    pool.want(3)
+    (third,) = fork(pool, 1.0)
+    pool.ready(third.ident, 1.0)
+    assert third.slot == 3
+    pool.want(1)
+
+    assert pool.plan(2.0) == [Drain(second, booting=False), Drain(third, booting=False)]
+    pool.released(third.ident)
+    assert pool.plan(2.1) == [CloseListener(3)]
+    pool.exited(second.ident, 2.2, code=0, signal=None)
+    assert pool.plan(2.2) == [CloseListener(2)]
+    assert pool.members() == [first, third]
+
+
+def test_suspend_keeps_the_listeners_and_more_brings_workers_back() -> None:
+    pool, members = serving(2)
+    pool.suspend()
+    assert pool.plan(1.0) == [Drain(one, booting=False) for one in members]
+    for member in members:
+        pool.exited(member.ident, 1.5, code=0, signal=None)
+
+    assert pool.plan(1.5) == []
+    assert not pool.done
+    pool.want(1)
+    assert [one.slot for one in fork(pool, 2.0)] == [1]
+    pool.want(0)
+    assert [one for one in pool.plan(2.1) if isinstance(one, CloseListener)] == [CloseListener(2)]
+
+
+def test_shared_listeners_close_when_the_last_worker_has_released_them() -> None:
+    pool, (first, second) = serving(2)
+    pool.stop()
+    pool.plan(1.0)
+    pool.released(first.ident)
+    assert pool.plan(1.1) == [CloseListener(1)]
+    pool.released(second.ident)
+
+    assert pool.plan(1.2) == [CloseListener(None), CloseListener(2)]
+
+
+def test_replacing_starts_before_it_drains() -> None:
+    pool, (first, second) = serving(2)
+    pool.generation = 2
+    pool.replace(1)
+    (successor,) = fork(pool, 1.0)
+    assert (successor.slot, successor.generation) == (1, 2)
+    assert successor.row not in (first.row, second.row)
+    pool.ready(successor.ident, 2.0)
+
+    assert pool.plan(2.0) == [Drain(first, booting=False)]
+    pool.exited(first.ident, 3.0, code=0, signal=None)
+    assert pool.plan(3.0) == []
+    assert pool.members() == [successor, second]
+
+
+def test_replacing_two_takes_turns_within_the_surge() -> None:
+    pool, (first, second) = serving(2)
+    pool.replace(1)
+    pool.replace(2)
+    (successor,) = fork(pool, 1.0)
+    pool.ready(successor.ident, 2.0)
+    assert pool.plan(2.0) == [Drain(first, booting=False)]
+    pool.exited(first.ident, 3.0, code=0, signal=None)
+
+    (other,) = fork(pool, 3.0)
+    assert (successor.slot, other.slot) == (1, 2)
+
+
+def test_a_successor_that_fails_leaves_the_old_one_serving() -> None:
+    pool, (first,) = serving(1)
+    pool.replace(1)
+    (successor,) = fork(pool, 1.0)
+    pool.exited(successor.ident, 2.0, code=4, signal=None)
+
+    fork(pool, 2.0)
+    assert first.state is State.READY
+    assert pool.exit_code is ExitCode.OK
+
+
+def test_what_the_table_does_not_hold_ends_the_worker() -> None:
+    pool, (member,) = serving(1)
+    pool.ready(member.ident, 1.0)
+
+    assert pool.plan(1.0) == [Kill(member, dumped=False)]
+    assert member.reason == "ready while ready"
+
+
+def test_an_order_for_a_process_that_has_ended_is_dropped() -> None:
+    pool, (member,) = serving(1)
+    pool.misbehaved(member.ident, "broken channel", 1.0)
+    pool.exited(member.ident, 1.0, code=0, signal=None)
+
+    assert [type(one) for one in pool.plan(1.0)] == [Fork]
+
+
+def test_news_of_the_dead_is_ignored() -> None:
+    pool, (member,) = serving(1)
+    crash(pool, member, 1.0)
+
+    pool.ready(member.ident, 2.0)
+    pool.draining(member.ident, 2.0)
+    pool.released(member.ident)
+    pool.beat(member.ident, 2.0)
+    pool.misbehaved(member.ident, "late", 2.0)
+    assert not pool.exited(member.ident, 2.0, code=0, signal=None)
+    assert member.state is State.GONE
+
+
+def test_the_table_leads_from_every_state_to_gone_by_deadlines_alone() -> None:
+    for state in (State.BOOTING, State.READY, State.DRAINING):
+        seen = [state]
+        while seen[-1] is not State.GONE:
+            seen.append(TRANSITIONS[seen[-1], Event.OVERDUE])
+        assert seen[1:] == [State.DUMPING, State.KILLED, State.GONE]
+
+
+def test_a_crash_loop_of_hours_forks_rarely() -> None:
+    pool, (member,) = serving(1)
+    times = [0.0]
+    crash(pool, member, 0.0)
+    now = 0.0
+    while now < 3600.0:
+        for member in fork(pool, now):
+            times.append(now)
+            pool.exited(member.ident, now, code=4, signal=None)
+            pool.plan(now)
+        now = pool.next_deadline() or now
+    assert len(times) < 140
+    assert max(later - earlier for earlier, later in pairwise(times)) <= LONGEST_DELAY

@@ -1,0 +1,241 @@
+"""What the pool promises, whatever happens: properties over random histories, without a process."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from forkserve.prefork.pool import (
+    Action,
+    CloseListener,
+    Drain,
+    DumpStacks,
+    Fork,
+    GiveUp,
+    Kill,
+    Phase,
+    Pool,
+)
+from forkserve.prefork.states import DUMP_TIME, KILL_PATIENCE, Limits, Member, State
+
+LIMITS = Limits(boot=60.0, beat=30.0, graceful=20.0, surge=1)
+LIVING = (State.BOOTING, State.READY, State.DRAINING)
+
+
+class History(RuleBasedStateMachine):
+    """A master that does what the pool plans, and workers that do anything at any time."""
+
+    @initialize(wanted=st.integers(0, 4), surge=st.integers(1, 2), jitter=st.floats(0, 1))
+    def start(self, wanted: int, surge: int, jitter: float) -> None:
+        self.now = 1000.0
+        self.surge = surge
+        limits = Limits(LIMITS.boot, LIMITS.beat, LIMITS.graceful, surge)
+        self.pool = Pool(wanted, limits, lambda: jitter)
+        self.open: set[int | None] = {None, *range(1, wanted + 1)}
+        self.forks_fail = False
+        self.pids = 100
+        self.reconcile()
+
+    def reconcile(self) -> list[Action]:
+        """Do what the master does before it waits."""
+        performed: list[Action] = []
+        # A fork that fails is planned again at once, the first time.
+        for _ in range(4):
+            actions = self.pool.plan(self.now)
+            assert self.pool.plan(self.now) == []
+            if not actions:
+                break
+            for action in actions:
+                self.perform(action)
+            performed += actions
+        else:
+            raise AssertionError("the plans do not come to an end")
+        return performed
+
+    def perform(self, action: Action) -> None:
+        match action:
+            case Fork(member):
+                assert self.pool.phase < Phase.STOPPING
+                assert 1 <= member.slot <= self.pool.wanted
+                assert self.pool.processes <= self.pool.wanted + self.surge
+                assert member.slot in self.open
+                if self.forks_fail:
+                    self.pool.fork_failed(member.ident, "cannot fork", self.now)
+                else:
+                    self.pids += 1
+                    self.pool.forked(member.ident, self.pids)
+            case Drain(member, _):
+                assert member.state is State.DRAINING
+            case DumpStacks(member):
+                assert member.state is State.DUMPING
+            case Kill(member, _):
+                assert member.state is State.KILLED
+            case GiveUp(member):
+                assert member.state is State.GONE
+            case CloseListener(slot):
+                self.open.remove(slot)
+                holders = [one for one in self.pool.members() if one.exists and not one.released]
+                assert not any(slot in (None, one.slot) for one in holders)
+
+    def some(self, number: int, *states: State) -> Member | None:
+        found = [one for one in self.pool.members() if one.pid and one.state in states]
+        return found[number % len(found)] if found else None
+
+    @rule(number=st.integers(0, 9))
+    def a_worker_becomes_ready(self, number: int) -> None:
+        if member := self.some(number, State.BOOTING, State.DRAINING, State.DUMPING, State.KILLED):
+            self.pool.ready(member.ident, self.now)
+        self.reconcile()
+
+    @rule(number=st.integers(0, 9), code=st.sampled_from([0, 1, 3, 4, None]))
+    def a_process_ends(self, number: int, code: int | None) -> None:
+        if member := self.some(number, *LIVING, State.DUMPING, State.KILLED):
+            signal = 9 if code is None else None
+            self.pool.exited(member.ident, self.now, code=code, signal=signal)
+            assert member.state is State.GONE
+        self.reconcile()
+
+    @rule(number=st.integers(0, 9))
+    def a_worker_is_terminated(self, number: int) -> None:
+        if member := self.some(number, State.BOOTING, State.READY, State.DRAINING):
+            self.pool.draining(member.ident, self.now)
+        self.reconcile()
+
+    @rule(number=st.integers(0, 9))
+    def a_worker_says_ready_twice(self, number: int) -> None:
+        if member := self.some(number, State.READY):
+            self.pool.ready(member.ident, self.now)
+            assert member.state is State.KILLED
+        self.reconcile()
+
+    @rule(number=st.integers(0, 9))
+    def a_worker_releases(self, number: int) -> None:
+        if member := self.some(number, State.DRAINING):
+            self.pool.released(member.ident)
+        self.reconcile()
+
+    @rule(which=st.integers(0, 255))
+    def some_beat(self, which: int) -> None:
+        for index, member in enumerate(self.pool.members()):
+            if which >> index % 8 & 1:
+                self.pool.beat(member.ident, self.now)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 19.0, 31.0, 400.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.reconcile()
+
+    @rule()
+    def the_deadline_comes(self) -> None:
+        deadline = self.pool.next_deadline()
+        if deadline is not None:
+            self.now = deadline
+            self.reconcile()
+
+    @rule(fail=st.booleans())
+    def forks_begin_or_cease_to_fail(self, fail: bool) -> None:
+        self.forks_fail = fail
+
+    @rule(count=st.integers(0, 5))
+    def other_numbers_are_wanted(self, count: int) -> None:
+        if self.pool.phase < Phase.STOPPING:
+            self.open.update(range(1, count + 1))
+        self.pool.want(count)
+        self.reconcile()
+
+    @rule()
+    def it_is_suspended(self) -> None:
+        self.pool.suspend()
+        self.reconcile()
+
+    @rule(slot=st.integers(1, 5))
+    def a_slot_is_to_be_replaced(self, slot: int) -> None:
+        self.pool.replace(slot)
+        self.reconcile()
+
+    @rule(at_once=st.booleans(), really=st.integers(0, 3))
+    def it_is_stopped(self, at_once: bool, really: int) -> None:
+        if really == 0:
+            (self.pool.stop_at_once if at_once else self.pool.stop)()
+            self.reconcile()
+
+    @invariant()
+    def nothing_is_overdue(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        deadline = self.pool.next_deadline()
+        assert deadline is None or deadline > self.now
+        for member in self.pool.members():
+            assert member.state is State.BACKOFF or (
+                member.deadline is not None and member.deadline > self.now
+            )
+
+    @invariant()
+    def every_wanted_slot_is_filled_or_waits(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        rows = [one.row for one in self.pool.members() if one.exists]
+        assert len(rows) == len(set(rows))
+        for slot in range(1, self.pool.wanted + 1):
+            hopeful = (State.BACKOFF, State.BOOTING, State.READY)
+            assert [one for one in self.pool.members() if one.slot == slot and one.state in hopeful]
+            assert slot in self.open
+
+    def teardown(self) -> None:
+        """However the history went: it settles if all goes well, and after `stop` it ends."""
+        if not hasattr(self, "pool"):
+            return
+        self.forks_fail = False
+        if self.pool.phase < Phase.STOPPING:
+            self.let_all_go_well()
+        self.let_nobody_obey_the_stop()
+
+    def let_all_go_well(self) -> None:
+        for _ in range(200):
+            for member in self.pool.members():
+                match member.state:
+                    case State.BOOTING:
+                        self.pool.ready(member.ident, self.now)
+                    case State.READY:
+                        self.pool.beat(member.ident, self.now)
+                    case State.DRAINING | State.DUMPING:
+                        self.pool.exited(member.ident, self.now, code=0, signal=None)
+                    case State.KILLED:
+                        self.pool.exited(member.ident, self.now, code=None, signal=9)
+            acted = self.reconcile()
+            states = [one.state for one in self.pool.members()]
+            if not acted and states == [State.READY] * self.pool.wanted:
+                break
+            self.now += 1.0
+        else:
+            raise AssertionError("it does not settle")
+        assert self.pool.phase is Phase.SERVING
+        assert [one.slot for one in self.pool.members()] == list(range(1, self.pool.wanted + 1))
+        assert not any(one.outdated for one in self.pool.members())
+        assert not self.pool.degraded
+
+    def let_nobody_obey_the_stop(self) -> None:
+        self.pool.stop()
+        self.reconcile()
+        begun, latest = self.now, self.now
+        for _ in range(100):
+            if self.pool.done:
+                break
+            deadline = self.pool.next_deadline()
+            assert deadline is not None
+            latest = self.now = deadline
+            self.reconcile()
+        assert self.pool.done
+        assert latest - begun <= LIMITS.graceful + DUMP_TIME + KILL_PATIENCE + 0.001
+        assert None not in self.open or not self.pool.members()
+
+
+TestHistory = History.TestCase
+TestHistory.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
