@@ -85,6 +85,7 @@ class BenchmarkError(Exception):
     """A command did not do what it was started for."""
 
     def __init__(self, command: list[str], output: str) -> None:
+        """Name the command and show what it printed."""
         super().__init__(f"{shlex.join(command)}: failed\n{output}")
 
 
@@ -168,7 +169,12 @@ def running(command: list[str], port: int) -> Iterator[int]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(  # noqa: S603  # the user's own command line
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             if not answers(server, port):

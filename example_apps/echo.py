@@ -24,16 +24,18 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
     """Show the environ of a WSGI request."""
     body: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     names = [key for key in environ if key.startswith("HTTP_") or key in {"CONTENT_TYPE", "CONTENT_LENGTH"}]
-    answer = _json({
-        "interface": "wsgi",
-        "method": environ["REQUEST_METHOD"],
-        "path": environ["PATH_INFO"],
-        "query": environ["QUERY_STRING"],
-        "headers": [(key.removeprefix("HTTP_").replace("_", "-").lower(), environ[key]) for key in names],
-        "body": body.decode("latin-1"),
-        "length": len(body),
-        "raw": environ,
-    })
+    answer = _json(
+        {
+            "interface": "wsgi",
+            "method": environ["REQUEST_METHOD"],
+            "path": environ["PATH_INFO"],
+            "query": environ["QUERY_STRING"],
+            "headers": [(key.removeprefix("HTTP_").replace("_", "-").lower(), environ[key]) for key in names],
+            "body": body.decode("latin-1"),
+            "length": len(body),
+            "raw": environ,
+        },
+    )
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
     return [answer]
 
@@ -52,16 +54,18 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         chunks.append(message.get("body", b""))
         more = message.get("more_body", False)
     body = b"".join(chunks)
-    answer = _json({
-        "interface": "asgi",
-        "method": scope["method"],
-        "path": scope["path"],
-        "query": scope["query_string"].decode("latin-1"),
-        "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
-        "body": body.decode("latin-1"),
-        "length": len(body),
-        "raw": scope,
-    })
+    answer = _json(
+        {
+            "interface": "asgi",
+            "method": scope["method"],
+            "path": scope["path"],
+            "query": scope["query_string"].decode("latin-1"),
+            "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
+            "body": body.decode("latin-1"),
+            "length": len(body),
+            "raw": scope,
+        },
+    )
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": answer})

@@ -1,4 +1,4 @@
-"""Starlette: lifespan state, JSON, streaming, a background task, WebSocket. ASGI.
+"""Starlette: lifespan state, JSON, a background task, WebSocket. ASGI.
 
 Run it: `forkserve example_apps.starlette_app:app --workers 4 --base-port 9000`.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ async def index(request: Request) -> JSONResponse:
     return JSONResponse({"seen": seen}, background=BackgroundTask(seen.append, str(request.url)))
 
 
-async def upload(request: Request) -> StreamingResponse:
-    """Send the body back as it comes."""
-    return StreamingResponse(request.stream(), media_type=request.headers.get("content-type"))
+async def upload(request: Request) -> Response:
+    """Send the body back."""
+    return Response(await request.body(), media_type=request.headers.get("content-type"))
 
 
 async def shout(websocket: WebSocket) -> None:

@@ -12,7 +12,7 @@ from forkserve import loader, logs
 from forkserve.errors import BootError
 from forkserve.http.lifespan import LifespanError
 from forkserve.http.service import Service
-from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED, Row
+from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED
 from forkserve.prefork.worker import WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
@@ -29,30 +29,6 @@ PULSE = 0.1
 """Seconds between two signs of life on a shared address, where siblings want to know who is free to take a connection."""
 SILENT = 100_000_000
 """Nanoseconds without a sign of life after which a worker counts as busy (with a tenth more, for the timer's lateness)."""
-
-
-class RowObserver:
-    """Writes down which inline application call is under way, for the master and for siblings.
-
-    Args:
-        row: The worker's own row of the scoreboard.
-    """
-
-    __slots__ = ("_cells", "_row")
-
-    def __init__(self, row: Row) -> None:
-        self._row = row
-        self._cells = row.cells
-
-    def begin(self, line: bytes) -> None:
-        """An application call begins."""
-        now = monotonic_ns()
-        self._cells[BEAT] = now
-        self._row.begin_line(0, now, line)
-
-    def end(self) -> None:
-        """It has ended. No beat: what follows on the loop beats by itself."""
-        self._row.end_line(0)
 
 
 class HTTPWorker(Worker):
@@ -95,7 +71,7 @@ class HTTPWorker(Worker):
             self.settings,
             app.app,
             app.interface,
-            observer=RowObserver(self.row),
+            observer=self.row,
             write_access=None if access is None else access.write,
             printable=logs.printable,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from forkserve.http.connection import Connection
     from forkserve.http.errors import RequestError
     from forkserve.http.exchange import Exchange
+    from forkserve.http.http1 import Target
 
 COMBINED = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 _ATOM = re.compile(r"%\((\{[^}]+\}[ioe]|[a-zA-Z]+)\)s")
@@ -28,21 +29,18 @@ def escaped(text: str) -> str:
 
 
 class Record:
-    """What one line can tell about a request and its answer.
-
-    Attributes are the atoms of gunicorn's access log by a longer name.
-    """
+    """What one line can tell about a request and its answer; the attributes are gunicorn's atoms by a longer name."""
 
     def __init__(self, connection: Connection, exchange: Exchange | None, status: int, sent: int, began: float) -> None:
         client = connection.endpoints.client
         if exchange is not None:
             client, _ = connection.endpoints.seen_through(exchange.fields, connection.site.trusted)
-        self.client = client[0] if client else "-"
-        self.status = status
-        self.sent = sent
-        self.seconds = max(0.0, monotonic() - began) if began else 0.0
-        self.target = None if exchange is None else exchange.target
-        self.version = "1.1" if exchange is None else exchange.fields.version
+        self.client: str = client[0] if client else "-"
+        self.status: int = status
+        self.sent: int = sent
+        self.seconds: float = max(0.0, monotonic() - began) if began else 0.0
+        self.target: Target | None = None if exchange is None else exchange.target
+        self.version: str = "1.1" if exchange is None else exchange.fields.version
         self.request_headers = [] if exchange is None else exchange.fields.headers
         self.response_lines = [] if exchange is None or exchange.head is None else exchange.head.lines
 
@@ -64,7 +62,7 @@ class Record:
         return "-" if self.target is None else f"{self.target.line.decode('ascii')} HTTP/{self.version}"
 
 
-_ATOMS: dict[str, Callable[[Record], object]] = {
+_ATOMS: Mapping[str, Callable[[Record], object]] = {
     "h": lambda r: r.client,
     "l": lambda r: "-",
     "u": lambda r: _user(r),

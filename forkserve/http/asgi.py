@@ -40,7 +40,8 @@ class ASGIExchange(Exchange):
         """Call the application."""
         fields = self.fields
         self._body_done = not (fields.chunked or fields.content_length)
-        self._task = self.site.loop.create_task(self._run())
+        # Not loop.create_task: a name given spares asyncio making one up, and this is done for every request.
+        self._task = asyncio.Task(self._run(), loop=self.site.loop, name="request")
 
     def body_data(self, data: bytes) -> None:
         """Keep it for ``receive``."""

@@ -80,15 +80,6 @@ class Connection(asyncio.Protocol):
         self._limit_output()
         self._deadline = site.loop.time() + site.header_timeout
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes have come (asyncio)."""
-        if self._closing:
-            return
-        if self._held:
-            self._hold(data)
-        else:
-            self._read(data)
-
     def eof_received(self) -> bool:
         """The client sends no more (asyncio); true keeps the connection open for the answer."""
         self._eof = True
@@ -134,32 +125,30 @@ class Connection(asyncio.Protocol):
 
     # Input
 
-    def _read(self, data: bytes) -> None:
-        position = 0
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come (asyncio)."""
+        position, size = 0, len(data)
+        reader = self._reader
         try:
-            while position < len(data):
+            while position < size and not self._closing:
                 if self._body is not None:
                     position = self._read_body(data, position)
-                elif self._closing:
-                    return
-                elif self._exchange is not None or self.write_paused:
+                elif self._exchange is not None or self._held or self.write_paused:
                     self._hold(data[position:])
                     return
                 else:
-                    reader = self._reader
                     end = -1 if reader.buffer else data.find(b"\r\n\r\n", position)
                     if end >= 0:
-                        end += 4
-                        head = data if end == len(data) and not position else data[position:end]
-                        position = end
+                        start, position = position, end + 4
+                        head = data if position == size and not start else data[start:position]
                     else:
                         if not reader.buffer and self.requests:
                             self._deadline = self.site.loop.time() + self.site.header_timeout
                         whole, data = reader.feed(data[position:])
                         if whole is None:
                             return
-                        head, position = whole, 0
-                    self._begin(head, more_came=position < len(data))
+                        head, position, size = whole, 0, len(data)
+                    self._begin(head, more_came=position < size)
         except RequestError as error:
             self._refuse(error)
 
@@ -218,7 +207,7 @@ class Connection(asyncio.Protocol):
     def _read_held(self) -> None:
         data, self._held = self._held, b""
         self.resume_reading()
-        self._read(data)
+        self.data_received(data)
 
     def pause_reading(self) -> None:
         """Let the client wait with what it sends."""

@@ -109,8 +109,15 @@ class Exchange:
         if surplus:
             self.keep_alive = False
             raise ResponseError("the body is longer than its Content-Length")
-        if not more:
-            self._end()
+        if more:
+            return
+        if self.left and not self.bodiless:
+            self.keep_alive = False
+            self.site.log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
+        self.complete = True
+        if self.site.access_log is not None:
+            self.site.access_log.write(self)
+        self.connection.answered(self)
 
     def _frame(self, size: int, more: bool) -> bytes:
         head, site, version = self.head, self.site, self.fields.version
@@ -135,15 +142,6 @@ class Exchange:
         self.started = True
         hop = HOP_LINES[version, self.keep_alive]
         return head.finish(hop + CHUNKED if self.chunked else hop, site.ending)
-
-    def _end(self) -> None:
-        if self.left and not self.bodiless:
-            self.keep_alive = False
-            self.site.log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
-        self.complete = True
-        if self.site.access_log is not None:
-            self.site.access_log.write(self)
-        self.connection.answered(self)
 
     def fail(self, error: BaseException | None, what: str) -> None:
         """The application did not answer as it should: log it, and answer 500 if nothing has been sent, else break off.

@@ -117,6 +117,7 @@ ParseHeaders = Callable[[bytes], Headers]
 TARGETS: dict[bytes, Target] = {}
 _TARGETS_KEPT = 1024
 _LONGEST_KEPT = 256
+_NAMES_KEPT = 1024
 
 
 class HeadReader:
@@ -201,8 +202,6 @@ class HeadReader:
             headers = self._parse(head)
         except ValueError as error:
             raise RequestError(400, "the request head is malformed") from error
-        if b"_" in head:
-            headers = [pair for pair in headers if b"_" not in pair[0]]
         fields = understand(version, headers)
         if target.authority is not None:
             _take_authority(target.authority, fields)
@@ -278,7 +277,7 @@ def understand(version: str, headers: Headers) -> Fields:
     fields = Fields(version, headers)
     seen: set[bytes] = set()
     for name, value in headers:
-        heed = _MEANING.get(name)
+        heed = _MEANING[name]
         if heed is not None:
             if name in _ONLY_ONCE:
                 if name in seen:
@@ -342,17 +341,33 @@ def _forwarded(fields: Fields, value: bytes) -> None:
     fields.forwarded = True
 
 
-_MEANING: dict[bytes, Callable[[Fields, bytes], None]] = {
-    b"host": _host,
-    b"content-length": _content_length,
-    b"transfer-encoding": _transfer_encoding,
-    b"connection": _connection,
-    b"expect": _expect,
-    b"upgrade": _upgrade,
-    b"content-type": lambda fields, value: None,
-    b"x-forwarded-for": _forwarded,
-    b"x-forwarded-proto": _forwarded,
-}
+def _drop(fields: Fields, value: bytes) -> None:
+    fields.headers = [pair for pair in fields.headers if b"_" not in pair[0]]
+
+
+class _Meanings(dict[bytes, Callable[[Fields, bytes], None] | None]):
+    """Field name to what it means to us. Names seen are kept, so that each costs one look-up."""
+
+    def __missing__(self, name: bytes) -> Callable[[Fields, bytes], None] | None:
+        heed = _drop if b"_" in name else None
+        if len(self) < _NAMES_KEPT:
+            self[name] = heed
+        return heed
+
+
+_MEANING = _Meanings(
+    {
+        b"host": _host,
+        b"content-length": _content_length,
+        b"content-type": lambda fields, value: None,  # named for being there only once
+        b"transfer-encoding": _transfer_encoding,
+        b"connection": _connection,
+        b"expect": _expect,
+        b"upgrade": _upgrade,
+        b"x-forwarded-for": _forwarded,
+        b"x-forwarded-proto": _forwarded,
+    }
+)
 
 
 def _take_authority(authority: bytes, fields: Fields) -> None:

@@ -45,7 +45,8 @@ class HttptoolsParser:
 
     def __call__(self, head: bytes) -> Headers:
         """Implements `ParseHeaders`."""
-        self._headers = headers = []
+        headers: Headers = []
+        self._headers = headers
         parser = self._parser if self._complete else httptools.HttpRequestParser(self)
         self._complete = False
         try:
@@ -55,6 +56,8 @@ class HttptoolsParser:
         except httptools.HttpParserError as error:
             raise ValueError(str(error)) from error
         self._parser = parser
+        if b" \r\n" in head or b"\t\r\n" in head:  # llhttp strips blanks in front of a value only
+            return [(name, value.rstrip(b" \t")) for name, value in headers]
         return headers
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -64,8 +67,7 @@ class HttptoolsParser:
             lower = name.lower()
             if len(_LOWER) < _LOWER_KEPT:
                 _LOWER[name] = lower
-        # llhttp strips blanks in front of a value only.
-        self._headers.append((lower, value.rstrip(b" \t") if value[-1:] in (b" ", b"\t") else value))
+        self._headers.append((lower, value))
 
     def on_message_complete(self) -> None:
         """Called by httptools when no body follows, so that the parser can read another head."""

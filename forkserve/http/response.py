@@ -83,7 +83,7 @@ class ResponseHead:
             except TypeError:  # a list instead of a tuple
                 line = None
             if line.__class__ is bytes:
-                lines.append(line)  # type: ignore[arg-type]  # checked the fast way
+                lines.append(line)
             elif line is None:
                 self._read(header)
             else:
@@ -94,11 +94,11 @@ class ResponseHead:
             name, value = header
             if isinstance(name, bytes) and isinstance(value, bytes):
                 name, value = name.decode("latin-1"), value.decode("latin-1")
+            if not (isinstance(name, str) and isinstance(value, str)):
+                raise TypeError(type(name))
             line = f"{name}: {value}\r\n".encode("latin-1")
         except (TypeError, ValueError) as error:
             raise ResponseError("a header is not a pair of bytes (ASGI) or of strings in latin-1 (WSGI)") from error
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ResponseError("a header is not a pair of bytes (ASGI) or of strings in latin-1 (WSGI)")
         if _NAME.fullmatch(name) is None:
             raise ResponseError("a header name is not a token")
         if _VALUE.fullmatch(value) is None:

@@ -65,10 +65,10 @@ class Service:
             site.new_exchange = _asgi_exchange
             self._lifespan = Lifespan(site, settings.lifespan)
         elif settings.threads:
-            site.turns = self.pool = ThreadPool(site, settings.threads)
+            site.queue = self.pool = ThreadPool(site, settings.threads)
             site.new_exchange = ThreadedExchange
         else:
-            site.turns = Turns(site)
+            site.queue = site.inline = Turns(site)
             site.new_exchange = WSGIExchange
 
     async def startup(self) -> None:

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from forkserve.http.connection import Connection
     from forkserve.http.exchange import Exchange
     from forkserve.http.http1 import Fields, Target
-    from forkserve.http.threads import ThreadPool
     from forkserve.http.websocket import WebSocket
-    from forkserve.http.wsgi import Turns
+    from forkserve.http.wsgi import Queue, Turns
     from forkserve.settings import Settings
 
 
@@ -82,7 +81,8 @@ class Site:
         self.tls: ssl.SSLContext | None = None
         self.connections: set[Connection | WebSocket] = set()
         self.new_exchange: Callable[[Connection, Target, Fields], Exchange]
-        self.turns: Turns | ThreadPool
+        self.queue: Queue  # of WSGI calls
+        self.inline: Turns  # the same, if they are made on the loop's thread
         self.trusted = TrustedPeers(settings.forwarded_allow_ips if settings.proxy_headers else ())
         self.tasks: set[asyncio.Task[None]] = set()
         self.state: dict[str, Any] = {}  # the lifespan's

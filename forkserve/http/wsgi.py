@@ -13,7 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from forkserve.http.errors import ClientGoneError, ResponseError
 from forkserve.http.exchange import Exchange
@@ -33,8 +33,14 @@ BODY_IN_MEMORY = 512 * 1024
 OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which ``write()`` goes to a temporary file: it cannot wait for the client."""
 
-_CGI_NAMES: dict[bytes, str] = {}
 _CGI_NAMES_KEPT = 1024
+
+
+class Queue(Protocol):
+    """Where exchanges wait for their call of the application: `Turns`, or a pool of threads."""
+
+    def take(self, exchange: Any) -> None:
+        """Call the application for the exchange as soon as possible."""
 
 
 class Turns:
@@ -98,7 +104,7 @@ class WSGIExchange(Exchange):
             self._input = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115  # closed by discard_input
             self.connection.send_continue()
         else:
-            self.site.turns.take(self)
+            self.site.queue.take(self)
 
     def body_data(self, data: bytes) -> None:
         """Keep it, in memory or on disk."""
@@ -110,7 +116,7 @@ class WSGIExchange(Exchange):
         """The body is whole: now the application may be called."""
         assert self._input is not None
         self._input.seek(0)
-        self.site.turns.take(self)
+        self.site.queue.take(self)
 
     def client_gone(self) -> None:
         """Nobody will read the answer: end what is under way."""
@@ -275,7 +281,7 @@ class WSGIExchange(Exchange):
     def _leave(self) -> None:
         if self._input is not None:
             self._input.close()
-        self.site.turns.leave()
+        self.site.inline.leave()
 
 
 def _length_hint(result: object) -> int | None:
@@ -298,11 +304,10 @@ def environ_template(connection: Connection, fields: Fields) -> Environ:
     client, scheme = endpoints.seen_through(fields, site.trusted)
     host, port = endpoints.server or ("", None)
     if port is None:  # a unix socket has no name that a client could use
-        name, _, text = (fields.host or b"localhost").decode("ascii").rpartition(":")
-        host, port_text = (name, text) if name and text.isascii() and text.isdigit() else ((fields.host or b"localhost").decode("ascii"), "")
-        port_text = port_text or ("443" if scheme == "https" else "80")
+        host, _, port_text = (fields.host or b"localhost").decode("ascii").partition(":")
     else:
         port_text = str(port)
+    port_text = port_text or ("443" if scheme == "https" else "80")
     environ: Environ = {
         "SERVER_PROTOCOL": f"HTTP/{fields.version}",
         "SERVER_SOFTWARE": "forkserve",
@@ -320,28 +325,26 @@ def environ_template(connection: Connection, fields: Fields) -> Environ:
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper,
     }
-    if fields.host is not None:
-        environ["HTTP_HOST"] = fields.host.decode("latin-1")
     for name, value in fields.headers:
-        key = _CGI_NAMES.get(name) or _cgi_name(name)
-        text = value.decode("latin-1")
-        if key == "HTTP_HOST" or not key:
-            continue
+        key = _CGI_NAMES[name]
         if key in environ:
-            text = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + text
-        environ[key] = text
+            environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value.decode("latin-1")
+        elif key:
+            environ[key] = value.decode("latin-1")
     return environ
 
 
-def _cgi_name(name: bytes) -> str:
-    text = name.decode("ascii").upper().replace("-", "_")
-    if text in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-        key = text
-    elif text in ("PROXY", "TRANSFER_ENCODING"):
-        # HTTP_PROXY would be taken for a setting; the body is whole, so the coding is gone.
-        return ""
-    else:
-        key = "HTTP_" + text
-    if len(_CGI_NAMES) < _CGI_NAMES_KEPT:
-        _CGI_NAMES[name] = key
-    return key
+class _CGINames(dict[bytes, str]):
+    """Header name to environ key. Names seen are kept."""
+
+    def __missing__(self, name: bytes) -> str:
+        key = "HTTP_" + name.decode("ascii").upper().replace("-", "_")
+        if len(self) < _CGI_NAMES_KEPT:
+            self[name] = key
+        return key
+
+
+# HTTP_PROXY would be taken for a setting by libraries; the body is whole, so its transfer coding is gone.
+_CGI_NAMES = _CGINames(
+    {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH", b"proxy": "", b"transfer-encoding": ""}
+)

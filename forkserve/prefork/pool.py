@@ -33,7 +33,6 @@ LONGEST_DELAY = 30.0
 HEALED = 10.0  # a process that was ready for so long is no part of a crash loop
 
 _SIGTERM = 15
-_SERVING = (State.BACKOFF, State.BOOTING, State.READY)  # it is, or will be, what its slot is for
 _REASONS = MappingProxyType({
     State.BOOTING: "not ready after",
     State.READY: "stuck for",
@@ -305,7 +304,7 @@ class Pool:
             return
         if member.state is State.BACKOFF:
             self._apply(member, Event.RETIRE, now)
-        elif member.pid and member.state in _SERVING:
+        elif member.pid and member.state in (State.BOOTING, State.READY):
             self._owed.append(Drain(member, booting=member.state is State.BOOTING))
             self._apply(member, Event.DRAIN, now)
 
@@ -317,7 +316,8 @@ class Pool:
         """See that each wanted slot has a process or waits for one, and fork what is due."""
         for number in range(1, self.wanted + 1):
             slot = self._slots[number]
-            if not any(one.state in _SERVING and not one.outdated for one in slot.members):
+            # One that is stuck holds its place until it is gone, so that its end counts first.
+            if all(one.asked or one.outdated for one in slot.members):
                 member = Member(
                     next(self._idents), number, self.generation, State.BACKOFF,
                     since=now, limit=max(0.0, slot.retry_at - now),

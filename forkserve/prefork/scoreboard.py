@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+from time import monotonic_ns
 from typing import Final
 
 # Indexes into `Row.cells`.
@@ -19,11 +20,10 @@ IN_FLIGHT: Final = 2  # being answered now
 CONNECTIONS: Final = 3  # open now
 
 ACCEPTING: Final = 5  # 1 from READY until it drains
-PID: Final = 6
 
 LINES: Final = 8
 LINE_SIZE: Final = 200
-STARTED: Final = 8  # first of LINES cells: when the request began, 0 if the place is free
+STARTED: Final = 8  # first of LINES cells: when the work began, 0 if the place is free; the first is that which holds the process
 _LENGTHS: Final = STARTED + LINES  # first of LINES cells: bytes of the line
 _CELLS: Final = _LENGTHS + LINES
 _TEXT: Final = _CELLS * 8
@@ -32,20 +32,34 @@ _ROW_SIZE: Final = 2048
 class Row:
     """One process's row. Its own process writes; any process of the server reads."""
 
-    __slots__ = ("_text", "cells", "index")
+    __slots__ = ("_last", "_text", "cells", "index")
 
     def __init__(self, index: int, memory: memoryview) -> None:
         self.index = index
         self.cells: memoryview[int] = memory[:_TEXT].cast("Q")
         self._text = memory[_TEXT : _TEXT + LINES * LINE_SIZE]
+        self._last = b""
+
+    def begin(self, line: bytes) -> None:
+        """Note that work which holds the process begins, and beat. Its first LINE_SIZE bytes are kept; on the hot path."""
+        now = monotonic_ns()
+        if line is not self._last:  # the same object says the same
+            self._last = line
+            kept = line[:LINE_SIZE]
+            self._text[: len(kept)] = kept
+            self.cells[_LENGTHS] = len(kept)
+        self.cells[BEAT] = self.cells[STARTED] = now
+
+    def end(self) -> None:
+        """Note that it has ended. No beat: what follows on the loop beats by itself."""
+        self.cells[STARTED] = 0
 
     def begin_line(self, place: int, now_ns: int, line: bytes) -> None:
-        """Note a request in hand at a place from 0 to LINES - 1. Only the first LINE_SIZE bytes are kept."""
-        line = line[:LINE_SIZE]
-        length = len(line)
+        """Note a request in hand at a place from 1 to LINES - 1. Only the first LINE_SIZE bytes are kept."""
+        kept = line[:LINE_SIZE]
         start = place * LINE_SIZE
-        self._text[start : start + length] = line
-        self.cells[_LENGTHS + place] = length
+        self._text[start : start + len(kept)] = kept
+        self.cells[_LENGTHS + place] = len(kept)
         self.cells[STARTED + place] = now_ns
 
     def end_line(self, place: int) -> None:

@@ -1,0 +1,121 @@
+"""Response heads: nothing that an application gives can end a line or break the framing."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forkserve.http.errors import RequestError, ResponseError
+from forkserve.http.response import HOP_LINES, Ending, ResponseHead, error_answer, read_status
+
+ENDING = Ending(b"", b"Date: D\r\n", b"Server: S\r\n")
+
+
+def finished(*fields: tuple[str, str], status: str | int = 200, version: str = "1.1", keep_alive: bool = True) -> bytes:
+    """A whole head with these fields."""
+    head = ResponseHead(*read_status(status))
+    head.add(fields)
+    return head.finish(HOP_LINES[version, keep_alive], ENDING)
+
+
+def test_head() -> None:
+    """Fields in the order given, then the server's own."""
+    lines = finished(("X-A", "1"), ("x-b", "\xe9"), ("X-A", "2")).split(b"\r\n")
+
+    assert lines[:4] == [b"HTTP/1.1 200 OK", b"X-A: 1", b"x-b: \xe9", b"X-A: 2"]
+    assert sorted(lines[4:]) == [b"", b"", b"Date: D", b"Server: S"]
+
+
+def test_own_date_and_server() -> None:
+    """The application's Date and Server stand; ours are not added."""
+    lines = finished(("date", "mine"), ("SERVER", "mine")).split(b"\r\n")
+
+    assert sorted(lines[1:]) == [b"", b"", b"SERVER: mine", b"date: mine"]
+
+
+@pytest.mark.parametrize("name", ["Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade"])
+def test_no_hop_by_hop(name: str) -> None:
+    """Hop-by-hop fields are the server's own (peers 36): the application's do not go out."""
+    assert name.lower().encode() + b": x" not in finished((name, "x"), (name.lower(), "x")).lower()
+
+
+def test_connection_close_is_heard() -> None:
+    """An application may ask for the connection to be closed."""
+    head = ResponseHead(*read_status(200))
+    head.add([("connection", "x, Close")])
+
+    assert head.close
+
+
+@pytest.mark.parametrize(("version", "keep_alive", "expected"), [("1.1", True, b""), ("1.1", False, b"close"), ("1.0", True, b"keep-alive"), ("1.0", False, b"close")])
+def test_connection(version: str, keep_alive: bool, expected: bytes) -> None:
+    """What becomes of the connection is said where the version does not imply it."""
+    head = finished(version=version, keep_alive=keep_alive)
+    said = [line.partition(b": ")[2] for line in head.lower().split(b"\r\n") if line.startswith(b"connection:")]
+
+    assert head.startswith(b"HTTP/1.1 ")
+    assert said == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a:", "a\r\nb", "a\n", "\xe9", "a\0", "(", "a\t", "é", "\N{KELVIN SIGN}"])
+def test_bad_names(name: str) -> None:
+    """A name that is no token is the application's fault."""
+    with pytest.raises(ResponseError):
+        finished((name, "x"))
+
+
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "a\rb", "\n", "a\0", "\r\n\r\n", "€"])
+def test_bad_values(value: str) -> None:
+    """A value can end no line."""
+    with pytest.raises(ResponseError):
+        finished(("X", value))
+
+
+@pytest.mark.parametrize("lengths", [["x"], ["-1"], ["+1"], [""], ["1, 1"], [" 1"], ["1", "2"], ["1_0"], ["\u0665"], ["1" * 25]])
+def test_bad_lengths(lengths: list[str]) -> None:
+    """A Content-Length is a number, and there is one of it."""
+    with pytest.raises(ResponseError):
+        finished(*[("Content-Length", length) for length in lengths])
+
+
+@pytest.mark.parametrize("status", ["200", "20 OK", "2000 OK", "200OK", "abc OK", "200 O\r\nX: y", "100 Continue", "101 X", " 200 OK", "200 \0", "\u0662\u0660\u0660 OK", "600 X", "099 X", "-20 X", 100, 99, 600, -200])
+def test_bad_statuses(status: str | int) -> None:
+    """A WSGI status is three digits, a blank and a phrase; interim ones are not the application's."""
+    with pytest.raises(ResponseError):
+        read_status(status)
+
+
+def test_statuses() -> None:
+    """Phrases may be anything printable; unknown codes have a line too."""
+    assert read_status("404 Nicht da") == (404, b"HTTP/1.1 404 Nicht da\r\n")
+    assert read_status("299 \xe9") == (299, b"HTTP/1.1 299 \xe9\r\n")
+    assert read_status(404) == (404, b"HTTP/1.1 404 Not Found\r\n")
+    assert read_status(299) == (299, b"HTTP/1.1 299 \r\n")
+
+
+def test_error_answer() -> None:
+    """Says what is wrong, has a Date, closes; none of it is the request's own text."""
+    answer = error_answer(RequestError(426, "no", (("Sec-WebSocket-Version", "13"),)), "GET", ENDING)
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    assert {b"Date: D", b"Connection: close", b"Sec-WebSocket-Version: 13", b"Content-Length: %d" % len(body)} <= set(head.split(b"\r\n"))
+    assert error_answer(RequestError(400, "no"), "HEAD", ENDING).endswith(b"\r\n\r\n")
+
+
+field_text = st.text(st.characters(max_codepoint=0x2FF), max_size=10)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.tuples(st.one_of(st.sampled_from(["X", "Content-Length", "Date"]), field_text), field_text), max_size=4), field_text)
+def test_any_fields(fields: list[tuple[str, str]], phrase: str) -> None:
+    """Either it is the application's fault, or the head has exactly the lines that it should; nothing else is raised."""
+    try:
+        status_code(f"200 {phrase}")
+        head = finished(*fields, line=f"HTTP/1.1 200 {phrase}\r\n")
+    except ResponseError:
+        return
+
+    assert head.endswith(b"\r\n\r\n")
+    lines = head[:-4].split(b"\r\n")
+    assert len(lines) <= 1 + len(fields) + 2
+    assert not any(b"\r" in line or b"\n" in line or b"\0" in line for line in lines)

@@ -1,0 +1,88 @@
+"""The channel over a real socketpair: nothing blocks, nothing is lost, the end is noticed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from forkserve.prefork.channel import MAX_UNSENT, Channel
+from forkserve.prefork.frames import MAX_FRAME, FrameError
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Channel, Channel]]:
+    ours, theirs = Channel.pair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def test_messages_arrive_in_order(pair: tuple[Channel, Channel]) -> None:
+    ours, theirs = pair
+    for number in range(100):
+        assert ours.send({"number": number})
+
+    assert [one["number"] for one in theirs.receive()] == list(range(100))
+    assert theirs.receive() == []
+    assert not theirs.closed
+
+
+def test_a_peer_that_does_not_read_blocks_nobody(pair: tuple[Channel, Channel]) -> None:
+    ours, theirs = pair
+    text = "x" * (MAX_FRAME // 2)
+    sent = 0
+    while ours.send({"text": text}):
+        sent += 1
+    assert ours.unsent
+    assert sent * len(text) <= MAX_UNSENT + 2 * MAX_FRAME
+
+    received = 0
+    while received < sent:
+        received += len(theirs.receive())
+        ours.flush()
+    assert not ours.unsent
+
+
+def test_the_end_comes_after_the_last_words(pair: tuple[Channel, Channel]) -> None:
+    ours, theirs = pair
+    ours.send({"type": "failed"})
+    ours.close()
+
+    assert theirs.receive() == [{"type": "failed"}]
+    assert theirs.closed
+    assert theirs.receive() == []
+    assert not theirs.send({"type": "drain"})
+
+
+def test_a_send_to_the_dead_raises_nothing(pair: tuple[Channel, Channel]) -> None:
+    ours, theirs = pair
+    theirs.close()
+    ours.send({"type": "drain"})
+
+    assert ours.receive() == []
+    assert ours.closed
+
+
+def test_garbage_closes_the_channel_after_what_was_whole() -> None:
+    left, right = socket.socketpair()
+    channel = Channel(right)
+    left.sendall(b'\x00\x00\x00\x08{"a": 1}' + b"\xff" * 8)
+
+    assert channel.receive() == [{"a": 1}]
+    assert channel.closed
+    left.close()
+    channel.close()
+
+
+def test_garbage_alone_is_an_error() -> None:
+    left, right = socket.socketpair()
+    channel = Channel(right)
+    left.sendall(b"GET / HTTP/1.1\r\n\r\n")
+
+    with pytest.raises(FrameError):
+        channel.receive()
+    assert channel.closed
+    left.close()
+    channel.close()

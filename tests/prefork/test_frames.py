@@ -1,0 +1,90 @@
+"""Framing: whatever goes in comes out whole, and no bytes raise anything but FrameError."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkserve.prefork.frames import MAX_FRAME, FrameDecoder, FrameError, encode
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+MESSAGES = st.lists(st.dictionaries(st.text(), VALUES), max_size=5)
+
+
+def decode(pieces: list[bytes]) -> list[dict[str, Any]]:
+    decoder, messages = FrameDecoder(), []
+    for piece in pieces:
+        decoder.feed(piece)
+        while (message := decoder.next_message()) is not None:
+            messages.append(message)
+    return messages
+
+
+@given(MESSAGES, st.data())
+def test_messages_survive_however_they_are_cut(
+    messages: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    stream = b"".join(encode(message) for message in messages)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+
+    assert decode(pieces) == messages
+
+
+def test_every_byte_by_itself() -> None:
+    stream = encode({"type": "ready"}) + encode({"value": ["ä", 1.5, None]})
+
+    assert decode([bytes([byte]) for byte in stream]) == [
+        {"type": "ready"}, {"value": ["ä", 1.5, None]},
+    ]
+
+
+@given(st.lists(st.binary(), max_size=8))
+def test_garbage_raises_nothing_else(pieces: list[bytes]) -> None:
+    try:
+        decode(pieces)
+    except FrameError:
+        pass
+
+
+@given(st.binary(max_size=200))
+def test_a_frame_of_garbage_raises_nothing_else(body: bytes) -> None:
+    try:
+        (message,) = decode([len(body).to_bytes(4, "big") + body])
+    except FrameError:
+        return
+    assert message == json.loads(body)
+
+
+def test_an_over_long_frame_is_refused_by_its_length_alone() -> None:
+    with pytest.raises(FrameError, match="limit"):
+        decode([(MAX_FRAME + 1).to_bytes(4, "big")])
+
+
+def test_deep_nesting_is_refused() -> None:
+    body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    with pytest.raises(FrameError):
+        decode([len(body).to_bytes(4, "big") + body])
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b'"x"', b"null"])
+def test_only_objects_are_messages(body: bytes) -> None:
+    with pytest.raises(FrameError, match="not an object"):
+        decode([len(body).to_bytes(4, "big") + body])
+
+
+@pytest.mark.parametrize("message", [
+    {"value": float("nan")}, {"value": object()}, {"value": b"bytes"}, {"value": "x" * MAX_FRAME},
+])
+def test_what_cannot_be_framed(message: dict[str, Any]) -> None:
+    with pytest.raises(FrameError):
+        encode(message)

@@ -1,0 +1,64 @@
+"""The pid file, with real locks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from forkserve.errors import ConfigError
+from forkserve.prefork.pidfile import PidFile
+
+
+def test_it_has_exactly_that_name_and_our_pid(tmp_path: Path) -> None:
+    path = tmp_path / "my server.pid"
+    file = PidFile(str(path))
+
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert os.listdir(tmp_path) == ["my server.pid"]
+    file.remove()
+    assert not path.exists()
+
+
+def test_a_stale_one_is_taken_even_if_its_pid_lives(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    path.write_text("1\nleft over from a longer file\n")
+    file = PidFile(str(path))
+
+    assert path.read_text() == f"{os.getpid()}\n"
+    file.remove()
+
+
+def test_a_live_one_is_refused_and_left_whole(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    code = (
+        "import sys; from forkserve.prefork.pidfile import PidFile;"
+        f"PidFile({str(path)!r}); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+
+        with pytest.raises(ConfigError, match=rf"another server \(pid {holder.pid}\)"):
+            PidFile(str(path))
+        assert path.read_text() == f"{holder.pid}\n"
+
+
+def test_another_s_file_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    file = PidFile(str(path))
+    path.unlink()
+    path.write_text("another's")
+    file.remove()
+
+    assert path.read_text() == "another's"
+
+
+def test_a_place_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        PidFile(str(tmp_path / "no" / "pid"))
