@@ -38,8 +38,7 @@ BOOT_SECONDS = STOP_SECONDS = 15.0
 # Name (its last word is the interface), and the command after `python`.
 SERVERS = {
     "forkserve wsgi": "-m forkserve {app} --workers 1 --bind 127.0.0.1:{port}",
-    "bjoern wsgi": "-c 'import bjoern; from example_apps.hello_wsgi import app;"
-    ' bjoern.run(app, "127.0.0.1", {port})\'',
+    "bjoern wsgi": "-c 'import bjoern; from example_apps.hello_wsgi import app; bjoern.run(app, \"127.0.0.1\", {port})'",
     "granian wsgi": "-m granian --interface wsgi --workers 1 --port {port} --log-level error {app}",
     "gunicorn-gthread wsgi": "-m gunicorn -k gthread --threads 8 --keep-alive 75 --no-control-socket --log-level error"
     " --bind 127.0.0.1:{port} {app}",
@@ -168,7 +167,7 @@ def running(command: list[str], port: int) -> Iterator[int]:
     """Run a server in a process group of its own until it is no longer needed; give its pid."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(  # noqa: S603  # the user's own command line
+        server = subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment,
@@ -202,7 +201,7 @@ def answers(server: subprocess.Popen[bytes], port: int) -> bool:
 
 def wrk(command: list[str]) -> int:
     """Run wrk to its end and give the number of requests; any error makes the measurement worthless."""
-    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)  # noqa: S603  # ours
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     match = re.search(r"(\d+) requests in", run.stdout)
     if run.returncode or match is None or match[1] == "0" or re.search("errors|Non-2xx", run.stdout):
         raise BenchmarkError(command, run.stdout + run.stderr)

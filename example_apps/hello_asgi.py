@@ -14,7 +14,7 @@ BODY = b"Hello, World!"
 HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(BODY))]
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001  # the interface
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer every HTTP request with the same greeting; refuse the rest as ASGI asks (by raising)."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])

@@ -15,7 +15,7 @@ BODY = b"Hello, World!"
 HEADERS = [("Content-Type", "text/plain"), ("Content-Length", str(len(BODY)))]
 
 
-def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:  # noqa: ARG001  # the interface
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answer every request with the same greeting."""
     start_response("200 OK", HEADERS.copy())  # a copy: PEP 3333 lets the server change the list
     return [BODY]

@@ -29,7 +29,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
     return [BODY]
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001  # the interface
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Wait on the loop."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])

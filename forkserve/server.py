@@ -78,7 +78,9 @@ def check(settings: Settings) -> None:
     try:
         make_context(settings)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"TLS cannot be set up with --certfile {settings.certfile} (--keyfile {settings.keyfile}): {error}") from error
+        raise ConfigError(
+            f"TLS cannot be set up with --certfile {settings.certfile} (--keyfile {settings.keyfile}): {error}"
+        ) from error
     try:
         new_parser(settings.http)
         compile_format(settings.access_logformat)

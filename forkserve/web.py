@@ -100,7 +100,9 @@ class HTTPWorker(Worker):
             if not mine:
                 return False
             since = monotonic_ns() - SILENT - SILENT // 10
-            return any(row.cells[CONNECTIONS] < mine and not row.cells[STARTED] and row.cells[BEAT] > since for row in siblings(own))
+            return any(
+                row.cells[CONNECTIONS] < mine and not row.cells[STARTED] and row.cells[BEAT] > since for row in siblings(own)
+            )
 
         return after_you
 

@@ -1,7 +1,7 @@
 """Takes connections from one listening socket.
 
-Not ``loop.create_server``, even for a worker alone on its port: asyncio pauses for a second when descriptors run out, libuv closes what it
-cannot take, and neither lets a draining worker empty the queue before it stops.
+Not ``loop.create_server``, even for a worker alone on its port: asyncio pauses for a second when descriptors run out,
+libuv closes what it cannot take, and neither lets a draining worker empty the queue before it stops.
 """
 
 from __future__ import annotations
@@ -105,5 +105,5 @@ class Acceptor:
                 ssl=site.tls,
                 ssl_handshake_timeout=(site.settings.header_timeout or None) if site.tls is not None else None,
             )
-        except (OSError, EOFError, asyncio.TimeoutError):
+        except (TimeoutError, OSError, EOFError):
             client.close()  # a client that gave up, or a handshake that failed, is nobody's error

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
     from forkserve.http.errors import RequestError
@@ -24,7 +23,7 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f"\\]')
 
 
 def escaped(text: str) -> str:
-    """Control characters, quotes and backslashes as escapes: a request can end neither a line nor a field, nor steer a terminal."""
+    """Escape control characters, quotes and backslashes: a request can end no line and no field, nor steer a terminal."""
     return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02x}" if match[0] not in '"\\' else "\\" + match[0], text)
 
 
@@ -62,10 +61,21 @@ class Record:
         return "-" if self.target is None else f"{self.target.line.decode('ascii')} HTTP/{self.version}"
 
 
+def _user(record: Record) -> str:
+    """The name in a Basic authorization, as gunicorn shows it."""
+    from werkzeug.datastructures import Authorization  # noqa: PLC0415 - only who logs pays for it
+
+    try:
+        authorization = Authorization.from_header(record.request_header("authorization"))
+    except ValueError:
+        return "-"
+    return (authorization.username or "-") if authorization is not None else "-"
+
+
 _ATOMS: Mapping[str, Callable[[Record], object]] = {
     "h": lambda r: r.client,
     "l": lambda r: "-",
-    "u": lambda r: _user(r),
+    "u": _user,
     "t": lambda r: strftime("[%d/%b/%Y:%H:%M:%S %z]", localtime(time())),
     "r": lambda r: r.request_line,
     "m": lambda r: r.target.method if r.target else "-",
@@ -83,17 +93,6 @@ _ATOMS: Mapping[str, Callable[[Record], object]] = {
     "L": lambda r: f"{r.seconds:.6f}",
     "p": lambda r: f"<{os.getpid()}>",
 }
-
-
-def _user(record: Record) -> str:
-    """The name in a Basic authorization, as gunicorn shows it."""
-    from werkzeug.datastructures import Authorization  # noqa: PLC0415  # only who logs pays for it
-
-    try:
-        authorization = Authorization.from_header(record.request_header("authorization"))
-    except ValueError:
-        return "-"
-    return (authorization.username or "-") if authorization is not None else "-"
 
 
 def compile_format(text: str) -> Callable[[Record], str]:

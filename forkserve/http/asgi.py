@@ -1,4 +1,4 @@
-"""ASGI 3, HTTP: the scope, ``receive`` and ``send`` of one request (asgiref.readthedocs.io, HTTP connection scope, version 2.5)."""
+"""ASGI 3, HTTP: the scope, ``receive`` and ``send`` of one request (asgi.readthedocs.io, HTTP, version 2.5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forkserve.http.response import ResponseHead, read_status
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
-    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.http1 import Fields
 
 Message = MutableMapping[str, Any]
 Scope = dict[str, Any]
@@ -95,7 +95,7 @@ class ASGIExchange(Exchange):
     async def _run(self) -> None:
         try:
             await self.site.app(self._scope(), self.receive, self.send)
-        except BaseException as error:  # noqa: BLE001  # sys.exit() in an application ends a request, not the worker
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             if self.gone and isinstance(error, (ClientGoneError, asyncio.CancelledError)):
                 return
             self.fail(error, "the application raised an exception")
@@ -156,7 +156,7 @@ class ASGIExchange(Exchange):
         if self.complete:
             raise ResponseError("the response is complete already")
         more = bool(message.get("more_body", False))
-        self.write(message.get("body", b""), more)
+        self.write(message.get("body", b""), more=more)
         if self._news is not None and (not more or self._half_closed or self._drained):
             self._tell()
         if self.connection.write_paused and more:

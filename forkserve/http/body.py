@@ -37,11 +37,21 @@ class LengthBody:
 class ChunkedBody:
     """A chunked body. Strict: whatever two readers could read in two ways is refused.
 
-    Chunk extensions are ignored but counted; trailers are judged, counted, and dropped: they are never merged into the headers that
-    the application already holds (RFC 9110 6.5.1).
+    Chunk extensions are ignored but counted; trailers are judged, counted, and dropped: they are never merged into
+    the headers that the application already holds (RFC 9110 6.5.1).
     """
 
-    __slots__ = ("_extensions", "_held", "_in_trailers", "_left", "_limits", "_total", "_trailer_bytes", "_trailer_lines", "done")
+    __slots__ = (
+        "_extensions",
+        "_held",
+        "_in_trailers",
+        "_left",
+        "_limits",
+        "_total",
+        "_trailer_bytes",
+        "_trailer_lines",
+        "done",
+    )
 
     left = None
 

@@ -1,7 +1,7 @@
 """A client connection: bytes in, bytes out, timeouts and flow control. All meaning is in `http1`, `body` and `exchange`.
 
-Requests of one connection are served one after the other, so pipelined answers are in order by construction. There is no timer here:
-each connection has one deadline, and `Site.sweep` looks at all of them once a second.
+Requests of one connection are served one after the other, so pipelined answers are in order by construction. There is
+no timer here: each connection has one deadline, and `Site.sweep` looks at all of them once a second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.http.body import ChunkedBody, LengthBody
 from forkserve.http.errors import RequestError
-from forkserve.http.http1 import Fields, HeadReader, Target
+from forkserve.http.http1 import Fields, HeadReader
 from forkserve.http.parsers import new_parser
 from forkserve.http.proxy import Endpoints
 from forkserve.http.response import error_answer
@@ -43,7 +43,8 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_body", "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader", "_reading", "_unsent", "_unsent_since",
+        "_body", "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader",
+        "_reading", "_unsent", "_unsent_since",
         "endpoints", "requests", "sending", "site", "template", "transport", "write_paused",
     )  # fmt: skip
 
@@ -152,7 +153,7 @@ class Connection(asyncio.Protocol):
         except RequestError as error:
             self._refuse(error)
 
-    def _begin(self, head: bytes, more_came: bool) -> None:
+    def _begin(self, head: bytes, *, more_came: bool) -> None:
         target, fields = self._reader.read(head)
         site = self.site
         self.requests += 1
@@ -161,9 +162,9 @@ class Connection(asyncio.Protocol):
             self._fields = fields
             self.template = None
         self._deadline = inf
-        if len(site.connections) > site.most_connections:
-            raise RequestError(503, "too many connections; try again later")
         exchange = site.new_exchange(self, target, fields)
+        if site.in_hand is not None:
+            site.admit(exchange)
         if fields.chunked or fields.content_length:
             self._expect_body(fields)
             self._continue_due = fields.expect_continue and not more_came

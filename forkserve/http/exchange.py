@@ -75,7 +75,7 @@ class Exchange:
 
     # What the application's side uses
 
-    def write(self, data: bytes, more: bool) -> None:
+    def write(self, data: bytes, *, more: bool) -> None:
         """Send a piece of the body, with the head in front of it if that has not been sent, in one write.
 
         Raises:
@@ -87,7 +87,7 @@ class Exchange:
             raise ClientGoneError
         if data.__class__ is not bytes:
             data = _as_bytes(data)
-        out = b"" if self.started else self._frame(len(data), more)
+        out = b"" if self.started else self._frame(len(data), more=more)
         surplus = False
         if self.bodiless:
             data = b""
@@ -99,9 +99,8 @@ class Exchange:
         if data:
             self.sent += len(data)
             if self.chunked:
-                out = b"%b%x\r\n%b\r\n" % (out, len(data), data)
-            else:
-                out = out + data if out else data
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+            out = out + data if out else data
         if self.chunked and not more:
             out += b"0\r\n\r\n"
         if out:
@@ -119,14 +118,14 @@ class Exchange:
             self.site.access_log.write(self)
         self.connection.answered(self)
 
-    def _frame(self, size: int, more: bool) -> bytes:
+    def _frame(self, size: int, *, more: bool) -> bytes:
         head, site, version = self.head, self.site, self.fields.version
         if head is None:
             raise ResponseError("the body came before the start of the response")
         length = head.content_length
         if head.close or site.draining or (self.keep_alive and not self.connection.may_stay_open()):
             self.keep_alive = False
-        if self.target.method == "HEAD" or head.code == 304 or head.code == 204:  # RFC 9110 6.4.1
+        if self.target.method == "HEAD" or head.code in (204, 304):  # RFC 9110 6.4.1
             self.bodiless = True
             if length is None and size and not more and head.code != 204:
                 head.add((("Content-Length", str(size)),))

@@ -1,8 +1,8 @@
 """HTTP/1 request heads: where one ends and what it means (RFC 9112, RFC 9110).
 
-Pure: bytes in, values out. Policy is judged here, on the raw bytes, before a parser sees them, because parsers differ (llhttp lets
-through what h11 refuses and the other way round) and because both must get the same answer. A parser then only takes apart what has
-already been found sound; should it refuse after all, the answer is 400.
+Pure: bytes in, values out. Policy is judged here, on the raw bytes, before a parser sees them, because parsers differ
+(llhttp lets through what h11 refuses and the other way round) and because both must get the same answer. A parser
+then only takes apart what has already been found sound; should it refuse after all, the answer is 400.
 
 Two things repeat so often that they are kept: a connection keeps its last head, for clients mostly send the same fields again
 (`HeadReader`), and the process keeps the request lines seen last (`TARGETS`).
@@ -31,8 +31,9 @@ VERSIONS = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0"}
 LONGEST_METHOD = 32
 # What llhttp knows. Both parsers answer 501 to anything else, so that an application never depends on which one is installed.
 METHODS = frozenset(
-    b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL "
-    b"REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK UNLINK".split()
+    b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND "
+    b"UNBIND ACL REPORT MKACTIVITY CHECKOUT "
+    b"MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK UNLINK QUERY".split()
 )
 # A second one of these changes the meaning of the message, or of the application's reading of it.
 _ONLY_ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type"))
@@ -90,7 +91,8 @@ class Fields:
     """
 
     __slots__ = (
-        "chunked", "connection", "content_length", "expect_continue", "forwarded", "headers", "host", "keep_alive", "upgrade", "version",
+        "chunked", "connection", "content_length", "expect_continue", "forwarded", "headers", "host", "keep_alive", "upgrade",
+        "version",
     )  # fmt: skip
 
     def __init__(self, version: str, headers: Headers) -> None:
@@ -142,8 +144,8 @@ class HeadReader:
     def feed(self, data: bytes) -> tuple[bytes | None, bytes]:
         """Take bytes of a head that comes in pieces; gives the whole head, or None, and what came behind it.
 
-        Every byte is looked at once, however small the pieces are, and a head is refused as soon as it is too large or holds a bare
-        CR or LF, not when (or if) its end comes.
+        Every byte is looked at once, however small the pieces are, and a head is refused as soon as it is too large
+        or holds a bare CR or LF, not when (or if) its end comes.
 
         Raises:
             RequestError: 400, 414 or 431.
@@ -285,7 +287,9 @@ def understand(version: str, headers: Headers) -> Fields:
                 seen.add(name)
             heed(fields, value)
     # An Upgrade that is not taken: what follows may already be of the other protocol, so it is never read as a request.
-    fields.keep_alive = not fields.upgrade and b"close" not in fields.connection and (version == "1.1" or b"keep-alive" in fields.connection)
+    fields.keep_alive = (
+        not fields.upgrade and b"close" not in fields.connection and (version == "1.1" or b"keep-alive" in fields.connection)
+    )
     if fields.host is None and version == "1.1":
         raise RequestError(400, "an HTTP/1.1 request needs a Host field")
     if fields.chunked and fields.content_length is not None:

@@ -1,7 +1,8 @@
 """httptools (llhttp, in C) and h11 (pure Python) behind one small interface: a sound head in, its fields out.
 
-No policy: `http1` has judged the head before, and frames the body by itself. Chunked bodies are not theirs either: llhttp does not say
-where in a buffer a message ended, both accept sizes and extensions that must be refused, and one strict decoder answers alike for both.
+No policy: `http1` has judged the head before, and frames the body by itself. Chunked bodies are not theirs either:
+llhttp does not say where in a buffer a message ended, both accept sizes and extensions that must be refused, and one
+strict decoder answers alike for both.
 """
 
 from typing import Any
@@ -83,5 +84,5 @@ def parse_with_h11(head: bytes) -> Headers:
     except h11.RemoteProtocolError as error:
         raise ValueError(str(error)) from error
     if not isinstance(event, h11.Request):
-        raise ValueError("h11 found no request in a whole head")
+        raise ValueError("h11 found no request in a whole head")  # noqa: TRY004 - not about types
     return list(event.headers)

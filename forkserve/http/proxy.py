@@ -90,7 +90,8 @@ class Endpoints:
     def seen_through(self, fields: Fields, trusted: TrustedPeers) -> tuple[tuple[str, int] | None, str]:
         """Client and scheme of a request: as a trusted proxy tells, else as the socket does.
 
-        Duplicate fields are joined before hops are counted, and the last untrusted hop wins, so a client cannot put itself in front.
+        Duplicate fields are joined before hops are counted, and the last untrusted hop wins, so a client cannot put
+        itself in front.
         """
         if not fields.forwarded or (self.client[0] if self.client else "") not in trusted:
             return self.client, self.scheme

@@ -1,7 +1,7 @@
 """Response heads: what an application gave, checked and framed (RFC 9110 section 6 and 8, RFC 9112 section 6). Pure.
 
-Applications send the same few header lines again and again, so a line is checked and written out once and then kept (`_LINES`); what
-cannot be sent never gets in there.
+Applications send the same few header lines again and again, so a line is checked and written out once and then kept
+(`_LINES`); what cannot be sent never gets in there.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class ResponseHead:
         """Take the application's headers: text in latin-1 (WSGI) or bytes (ASGI).
 
         Raises:
-            ResponseError: They are no pairs, a name is no token, a value holds CR, LF, NUL or something outside latin-1, or there is
-                more than one length.
+            ResponseError: They are no pairs, a name is no token, a value holds CR, LF, NUL or something outside
+                latin-1, or there is more than one length.
         """
         lines = self.lines
         for header in headers:
@@ -95,7 +95,7 @@ class ResponseHead:
             if isinstance(name, bytes) and isinstance(value, bytes):
                 name, value = name.decode("latin-1"), value.decode("latin-1")
             if not (isinstance(name, str) and isinstance(value, str)):
-                raise TypeError(type(name))
+                raise TypeError(type(name))  # noqa: TRY301 - one answer for all
             line = f"{name}: {value}\r\n".encode("latin-1")
         except (TypeError, ValueError) as error:
             raise ResponseError("a header is not a pair of bytes (ASGI) or of strings in latin-1 (WSGI)") from error
@@ -143,7 +143,9 @@ class ResponseHead:
             ending: The lines that every answer has.
         """
         self.lines.append(hop)
-        self.lines.append(ending.without(date=self.own_date, server=self.own_server) if self.own_date or self.own_server else ending.whole)
+        self.lines.append(
+            ending.without(date=self.own_date, server=self.own_server) if self.own_date or self.own_server else ending.whole
+        )
         return b"".join(self.lines)
 
 

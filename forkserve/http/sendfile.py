@@ -1,7 +1,7 @@
 """``wsgi.file_wrapper`` and sendfile: a file goes from the page cache to the socket without passing through Python.
 
-uvloop has no ``loop.sendfile``, and asyncio's takes the transport away. So: wait until the transport has nothing to write, then send on a
-duplicate of its descriptor whenever it is writable. That works on both loops.
+uvloop has no ``loop.sendfile``, and asyncio's takes the transport away. So: wait until the transport has nothing to
+write, then send on a duplicate of its descriptor whenever it is writable. That works on both loops.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from forkserve.http.access import AccessLog
 from forkserve.http.acceptor import Acceptor
+from forkserve.http.access import AccessLog
 from forkserve.http.asgi import ASGIExchange
-from forkserve.http.exchange import Exchange
 from forkserve.http.lifespan import Lifespan
 from forkserve.http.site import Observer, Site
 from forkserve.http.threads import ThreadedExchange, ThreadPool
@@ -20,6 +19,7 @@ from forkserve.http.wsgi import Turns, WSGIExchange
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
+    from forkserve.http.exchange import Exchange
     from forkserve.http.http1 import Fields, Target
     from forkserve.settings import Settings
 

@@ -11,6 +11,7 @@ from math import inf
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from forkserve.http.errors import RequestError
 from forkserve.http.http1 import Limits
 from forkserve.http.proxy import TrustedPeers
 from forkserve.http.response import Ending
@@ -76,7 +77,8 @@ class Site:
         self.body_timeout = settings.body_timeout or inf
         self.write_timeout = settings.write_timeout or inf
         self.keep_alive = settings.keep_alive
-        self.most_connections = settings.limit_concurrency or sys.maxsize
+        # Counted only where there is a limit: every request would have to pay for it.
+        self.in_hand: set[Exchange] | None = set() if settings.limit_concurrency else None
         self.access_log: AccessLog | None = None
         self.tls: ssl.SSLContext | None = None
         self.connections: set[Connection | WebSocket] = set()
@@ -93,6 +95,19 @@ class Site:
         self.ending: Ending
         self.now = loop.time()
         self.tick()
+
+    def admit(self, exchange: Exchange) -> None:
+        """Count a request in hand.
+
+        Raises:
+            RequestError: 503, there are as many as ``limit_concurrency`` allows.
+        """
+        assert self.in_hand is not None
+        if len(self.in_hand) >= self.settings.limit_concurrency:
+            self.in_hand = {other for other in self.in_hand if not other.complete and not other.gone}
+            if len(self.in_hand) >= self.settings.limit_concurrency:
+                raise RequestError(503, "too many requests in hand; try again later", (("Retry-After", "1"),))
+        self.in_hand.add(exchange)
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Hold a reference to a task that has lost its connection: the loop itself holds none."""

@@ -74,15 +74,15 @@ class ThreadedExchange(WSGIExchange):
         try:
             result = self.site.app(self._environ(), self.start_response)
             if isinstance(result, list):
-                self._hand_over(self.write, b"".join(result), False)
+                self._hand_over(self._write_last, b"".join(result))
             elif not (isinstance(result, FileWrapper) and self._hand_over_file(result)):
                 for piece in result:
                     if piece:
                         self._write(piece)
-                self._hand_over(self.write, b"", False)
+                self._hand_over(self._write_last, b"")
         except ClientGoneError:
             pass
-        except BaseException as error:  # noqa: BLE001  # sys.exit() in an application ends a request, not the thread
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             self._hand_over(self.fail, error, "the application raised an exception")
         finally:
             self._close_result(result)
@@ -122,6 +122,9 @@ class ThreadedExchange(WSGIExchange):
         except ResponseError as error:
             self.fail(error, "the application broke the protocol")
             self.client_gone()
+
+    def _write_last(self, data: bytes) -> None:
+        self.write(data, more=False)
 
     def _write_piece(self, data: bytes) -> None:
         self.write(data, more=True)

@@ -1,5 +1,7 @@
-"""WebSocket (RFC 6455, RFC 7692) for ASGI: the handshake from a head already read, then frames by the websockets library's sans-IO
-protocol, which knows neither sockets nor loops.
+"""WebSocket (RFC 6455, RFC 7692) for ASGI.
+
+The handshake comes from a head already read; the frames are the websockets library's sans-IO protocol, which knows neither
+sockets nor loops.
 """
 
 from __future__ import annotations
@@ -37,8 +39,23 @@ MESSAGES_AHEAD = 16
 """Messages that are taken from the client before the application asks for them; there is a limit in bytes, too."""
 BYTES_AHEAD = 1 << 18
 _OWN_FIELDS = frozenset(
-    (b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-protocol", b"content-length", b"transfer-encoding")
+    (
+        b"sec-websocket-accept",
+        b"sec-websocket-extensions",
+        b"sec-websocket-protocol",
+        b"content-length",
+        b"transfer-encoding",
+    )
 )
+
+
+class _FrameProtocol(ServerProtocol):
+    """The library's protocol, but for a Close between two fragments: RFC 6455 5.4 allows it, the library calls it an error."""
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None
+        super().recv_frame(frame)
 
 
 class WebSocket(Exchange, asyncio.Protocol):
@@ -57,7 +74,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         super().__init__(connection, target, fields)
         settings = self.site.settings
         factories = [ServerPerMessageDeflateFactory()] if settings.ws_per_message_deflate else []
-        self._protocol = ServerProtocol(state=OPEN, extensions=factories, max_size=settings.ws_max_size or None, logger=_log)
+        self._protocol = _FrameProtocol(state=OPEN, extensions=factories, max_size=settings.ws_max_size or None, logger=_log)
         self._accept, self._extensions = self._negotiate()
         self.keep_alive = True  # what comes behind the handshake are frames, to be kept until the application has accepted
         self._messages: deque[Message] = deque(({"type": "websocket.connect"},))
@@ -83,7 +100,11 @@ class WebSocket(Exchange, asyncio.Protocol):
         if self.target.method != "GET" or fields.version != "1.1" or fields.has_body:
             raise RequestError(400, "a WebSocket handshake is a GET of HTTP/1.1 without a body")
         if [value for name, value in fields.headers if name == b"sec-websocket-version"] != [b"13"]:
-            raise RequestError(426, "only WebSocket version 13 is spoken here", (("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")))
+            raise RequestError(
+                426,
+                "only WebSocket version 13 is spoken here",
+                (("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")),
+            )
         headers = Headers()
         for name, value in fields.headers:
             # RFC 7692 7: a value in quotes is legal, but few read it alike: such an offer is declined.
@@ -114,7 +135,7 @@ class WebSocket(Exchange, asyncio.Protocol):
     async def _run(self) -> None:
         try:
             await self.site.app(self._scope(), self.receive, self.send)
-        except BaseException as error:  # noqa: BLE001  # as for HTTP
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             if not (self.gone and isinstance(error, (ClientGoneError, asyncio.CancelledError))):
                 self._end_with_error(error, "the application raised an exception")
         else:
@@ -193,7 +214,7 @@ class WebSocket(Exchange, asyncio.Protocol):
             self.head = ResponseHead(*read_status(message["status"]))
             self.head.add(message.get("headers", ()))
         elif kind == "websocket.http.response.body" and self._denial:
-            self.write(message.get("body", b""), bool(message.get("more_body", False)))
+            self.write(message.get("body", b""), more=bool(message.get("more_body", False)))
             if self.complete:
                 self._part()
         else:
@@ -303,7 +324,9 @@ class WebSocket(Exchange, asyncio.Protocol):
         if self._closing_at == inf and self._protocol.close_expected():
             if self._protocol.close_sent is not None and not self._protocol.close_rcvd:
                 self._close_code, self._close_reason = self._protocol.close_sent.code, self._protocol.close_sent.reason
-            self._closing_at = self.site.loop.time() + (CLOSING_TIME if SEND_EOF in out else self.site.settings.ws_ping_timeout or 20.0)
+            self._closing_at = self.site.loop.time() + (
+                CLOSING_TIME if SEND_EOF in out else self.site.settings.ws_ping_timeout or 20.0
+            )
             self._part()
 
     def _part(self) -> None:

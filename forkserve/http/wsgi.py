@@ -1,8 +1,9 @@
 """WSGI (PEP 3333): the environ, start_response, and the two ways to call an application: inline and in a pool of threads.
 
-Inline, one application call at a time holds the loop's thread, from the call to the ``close()`` of its iterator, as in thin. Lists, files
-and small generators are closed at once and sent later; a larger generator is asked for its next piece when the client has taken what it
-was given. While it lasts no other call starts; `Turns` is the queue in front of it.
+Inline, one application call at a time holds the loop's thread, from the call to the ``close()`` of its iterator, as
+in thin. Lists, files and small generators are closed at once and sent later; a larger generator is asked for its next
+piece when the client has taken what it was given. While it lasts no other call starts; `Turns` is the queue in front
+of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -22,7 +24,7 @@ from forkserve.http.sendfile import FileWrapper, SendFile
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
-    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.http1 import Fields
     from forkserve.http.site import Site
 
 Environ = dict[str, Any]
@@ -101,7 +103,7 @@ class WSGIExchange(Exchange):
         """Without a body, call the application; else wait for all of it."""
         fields = self.fields
         if fields.chunked or fields.content_length:
-            self._input = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115  # closed by discard_input
+            self._input = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115 - lives as long as the exchange
             self.connection.send_continue()
         else:
             self.site.queue.take(self)
@@ -148,7 +150,7 @@ class WSGIExchange(Exchange):
                 return
             self._iterable = result
             self._iterate(result)
-        except BaseException as error:  # noqa: BLE001  # sys.exit() in an application ends a request, not the worker
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             self._failed(error)
 
     def _environ(self) -> Environ:
@@ -185,7 +187,7 @@ class WSGIExchange(Exchange):
     def _write(self, data: bytes) -> None:
         """PEP 3333's ``write()``: called by the application during its call, so it can neither wait nor be asked again."""
         if self._overflow is None and self.connection.transport.get_write_buffer_size() > OUTPUT_IN_MEMORY:
-            self._overflow = tempfile.TemporaryFile()  # noqa: SIM115  # read and closed by _drained
+            self._overflow = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the exchange
         if self._overflow is None:
             self.write(data, more=True)
         else:
@@ -217,7 +219,7 @@ class WSGIExchange(Exchange):
                 return
             if not self.gone:
                 self.write(b"", more=False)
-        except BaseException as error:  # noqa: BLE001  # as in call
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             self._failed(error)
             return
         self._close()
@@ -252,10 +254,8 @@ class WSGIExchange(Exchange):
         assert self.left is not None
         self.left -= count
         self.sent += count
-        try:
+        with suppress(ClientGoneError):
             self.write(b"", more=False)
-        except ClientGoneError:
-            pass
         self._close()
 
     def _failed(self, error: BaseException) -> None:

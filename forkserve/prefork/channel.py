@@ -25,6 +25,7 @@ class Channel:
         self._decoder = FrameDecoder()
         self._unsent = bytearray()
         self.closed = False
+        self.fault: str | None = None  # why it was closed, if the peer's bytes are not our framing
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
@@ -64,10 +65,10 @@ class Channel:
             self._unsent.clear()
 
     def receive(self) -> list[Message]:
-        """Return the messages that have come. At the peer's end of file, `closed` is then true.
+        """Return the messages that have come.
 
-        Raises FrameError for bytes that are not our framing; `closed` is true then as well. The
-        descriptor stays open until `close`, so that a selector can let go of it.
+        At the peer's end of file, and after bytes that are not our framing (`fault`), `closed` is
+        true. The descriptor stays open until `close`, so that a selector can let go of it.
         """
         messages: list[Message] = []
         while not self.closed:
@@ -77,22 +78,13 @@ class Channel:
                 break
             except OSError:
                 data = b""
-            if not data:
-                self.closed = True
+            self.closed = not data
             self._decoder.feed(data)
-            messages += self._decoded()
-        return messages
-
-    def _decoded(self) -> list[Message]:
-        messages: list[Message] = []
-        try:
-            while (message := self._decoder.next_message()) is not None:
-                messages.append(message)
-        except FrameError:
-            self.closed = True
-            if not messages:
-                raise
-            # What came whole before the fault is still served; the fault shows as an end of file.
+            try:
+                while (message := self._decoder.next_message()) is not None:
+                    messages.append(message)
+            except FrameError as error:
+                self.closed, self.fault = True, str(error)
         return messages
 
     def close(self) -> None:

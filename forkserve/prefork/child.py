@@ -43,9 +43,9 @@ class Child:
 
     def signal(self, signum: signal.Signals) -> None:
         """Send it a signal."""
-        assert self.pid is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signum)
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
 
     def ask_for_stacks(self) -> None:
         """Have it write its stacks down; it answers in C, whatever its Python code does."""
@@ -55,10 +55,7 @@ class Child:
     def last_words(self) -> str:
         """Return its requests in hand and its stacks, for the log."""
         now = time.monotonic_ns()
-        lines = [
-            f"in hand for {(now - started) / 1e9:.0f} s: {printable(line)}"
-            for started, line in self.row.lines()
-        ]
+        lines = [f"in hand for {(now - started) / 1e9:.0f} s: {printable(line)}" for started, line in self.row.lines()]
         stacks = os.pread(self.stacks, MAX_STACKS, 0).decode("utf-8", "backslashreplace").strip()
         return "\n".join([*lines, stacks or "no stacks: the process did not answer"])
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 from forkserve.errors import ExitCode
 from forkserve.logs import logger
+from forkserve.prefork import console
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child
     from forkserve.prefork.frames import Message
-
-
-def tell_user(message: str, traceback: str | None = None) -> None:
-    """Print why the server cannot start, as the command line prints a user's error."""
-    print(f"{traceback or ''}forkserve: {message}", file=sys.stderr, flush=True)
 
 
 class Failures:
@@ -40,7 +35,7 @@ class Failures:
         if first_boot:
             if why.get("code") != ExitCode.APP_LOAD:
                 message = f"worker {child.id} failed to boot: {message}"
-            tell_user(message, traceback)
+            console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}")
         elif why == self._last.get(child.id):
             logger.error("%s failed to boot again: %s", child, message)
         else:

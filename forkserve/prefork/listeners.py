@@ -43,18 +43,20 @@ class Listener:
         return None if self.sock.family == socket.AF_UNIX else int(self.sock.getsockname()[1])
 
     def describe(self, scheme: str) -> str:
-        """Return the address as a user would type it: `http://127.0.0.1:9000` or `unix:/path`."""
+        """Return it for a reader: `http://127.0.0.1:9000 (worker 1)`, or `unix:/path`."""
         name = self.sock.getsockname()
         if self.sock.family == socket.AF_UNIX:
             return f"unix:{_unix_name(name)}"
         host = f"[{name[0]}]" if self.sock.family == socket.AF_INET6 else name[0]
-        return f"{scheme}://{host}:{name[1]}"
+        owner = "" if self.slot is None else f" (worker {self.slot})"
+        return f"{scheme}://{host}:{name[1]}{owner}"
 
     def close(self) -> None:
-        """Close this process's copy; the master's `Listeners.close` also removes a socket file."""
+        """Close this process's copy."""
         self.sock.close()
 
-    def _unlink(self) -> None:
+    def unlink(self) -> None:
+        """Remove the socket file, if it is still the one that we made. For the master."""
         if self._file is None:
             return
         path = self.sock.getsockname()
@@ -161,7 +163,7 @@ class Listeners:
         For the master, when no worker accepts from it any more.
         """
         for listener in [one for one in self._all if one.slot == slot]:
-            listener._unlink()
+            listener.unlink()
             listener.close()
             self._all.remove(listener)
 
@@ -212,9 +214,7 @@ def _adopt(descriptor: int) -> socket.socket:
 
 def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
     try:
-        found = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
         raise ListenError(f"cannot listen on {address}: {address.host!r}: {reason}") from None
@@ -223,9 +223,7 @@ def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
     return family, name  # type: ignore[return-value]
 
 
-def _bind_tcp(
-    address: Address, family: int, name: tuple[str, int], backlog: int
-) -> socket.socket:
+def _bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

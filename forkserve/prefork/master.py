@@ -12,7 +12,6 @@ import os
 import random
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from forkserve import logs
 from forkserve.errors import ListenError
+from forkserve.prefork import console
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.child import Child, stacks_file
-from forkserve.prefork.failures import Failures, describe_exit, tell_user
-from forkserve.prefork.frames import FrameError, Message
+from forkserve.prefork.failures import Failures, describe_exit
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.listeners import Listeners
 from forkserve.prefork.notify import Notifier
@@ -54,6 +53,7 @@ from forkserve.prefork.worker import Worker, WorkerContext
 
 if TYPE_CHECKING:
     from forkserve.config import Config
+    from forkserve.prefork.frames import Message
 
 MANY_WORKERS = 256  # how far TTIN can go, unless more were asked for at the start
 
@@ -62,18 +62,20 @@ class Master:
     """Runs workers of one class until it is told to stop. Everything here runs in the master."""
 
     # Signal to command; a command is a method without arguments.
-    SIGNALS: ClassVar[Mapping[signal.Signals, str]] = MappingProxyType({
-        signal.SIGTERM: "terminate",
-        signal.SIGINT: "terminate",
-        signal.SIGQUIT: "stop",
-        signal.SIGHUP: "hangup",
-        signal.SIGUSR1: "reopen_logs",
-        signal.SIGUSR2: "upgrade",
-        signal.SIGTTIN: "more",
-        signal.SIGTTOU: "less",
-        signal.SIGWINCH: "resize",
-        signal.SIGCHLD: "reap",
-    })
+    SIGNALS: ClassVar[Mapping[signal.Signals, str]] = MappingProxyType(
+        {
+            signal.SIGTERM: "terminate",
+            signal.SIGINT: "terminate",
+            signal.SIGQUIT: "stop",
+            signal.SIGHUP: "hangup",
+            signal.SIGUSR1: "reopen_logs",
+            signal.SIGUSR2: "upgrade",
+            signal.SIGTTIN: "more",
+            signal.SIGTTOU: "less",
+            signal.SIGWINCH: "resize",
+            signal.SIGCHLD: "reap",
+        }
+    )
 
     def __init__(self, worker_class: type[Worker], config: Config) -> None:
         """Prepare; nothing is opened before `run`."""
@@ -214,7 +216,7 @@ class Master:
         try:
             self.listeners.open_slots(range(1, workers + 1))
         except ListenError as error:
-            self.log.error("cannot have %d workers: %s", workers, error)
+            self.log.warning("cannot have %d workers: %s", workers, error)
             return
         self.pool.want(workers)
         self.log.info("%s wanted", _count(workers))
@@ -266,12 +268,7 @@ class Master:
             return
         child.channel.flush()
         ident, now = child.member.ident, time.monotonic()
-        try:
-            messages = child.channel.receive()
-        except FrameError as error:
-            self.pool.misbehaved(ident, f"broken channel: {error}", now)
-            messages = []
-        for message in messages:
+        for message in child.channel.receive():
             match message.get("type"):
                 case "ready":
                     self.pool.ready(ident, now)
@@ -284,6 +281,8 @@ class Master:
                     child.failure = message
                 case unknown:
                     self.pool.misbehaved(ident, f"unknown message {unknown!r:.100}", now)
+        if child.channel.fault:
+            self.pool.misbehaved(ident, f"broken channel: {child.channel.fault}", now)
         self._watch(child)
 
     def _ended(self, child: Child, status: int) -> None:
@@ -349,7 +348,7 @@ class Master:
 
     def _fork_failed(self, member: Member, error: OSError) -> None:
         if self.pool.phase is Phase.FIRST_BOOT:
-            tell_user(f"cannot fork: {error.strerror}")
+            console.say(f"forkserve: cannot fork: {error.strerror}")
         else:
             self.log.error("worker %d: cannot fork: %s", member.slot, error.strerror)
         self.pool.fork_failed(member.ident, f"cannot fork: {error.strerror}", time.monotonic())
@@ -380,11 +379,8 @@ class Master:
 
     def _announce(self) -> None:
         scheme = self.worker_class.scheme(self.settings)
-        for listener in self.listeners:
-            owner = "" if listener.slot is None else f" (worker {listener.slot})"
-            print(f"Listening on {listener.describe(scheme)}{owner}", file=sys.stderr)
         status = f"Ready: {_count(self.pool.wanted)}"
-        print(status, file=sys.stderr, flush=True)
+        console.say(*(f"Listening on {one.describe(scheme)}" for one in self.listeners), status)
         self._notifier.send(READY=1, MAINPID=self.pid, STATUS=status)
         run_hook(self.hooks, "when_ready", self)
 
@@ -423,4 +419,3 @@ class Master:
 
 def _count(workers: int) -> str:
     return f"{workers} worker" if workers == 1 else f"{workers} workers"
-

@@ -24,19 +24,25 @@ class PidFile:
         except OSError as error:
             raise ConfigError(f"--pid {path}: {error.strerror}") from None
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self._ours():
-                raise BlockingIOError  # its holder removed it between our two calls
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
-        except BlockingIOError:
-            holder = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip()
-            self.close()
-            who = f" (pid {holder})" if holder.isdigit() else ""
-            raise ConfigError(f"--pid {path}: another server{who} holds this file") from None
+            free = self._lock()
+            if free:
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
         except OSError as error:
             self.close()
             raise ConfigError(f"--pid {path}: {error.strerror}") from None
+        if not free:
+            holder = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip()
+            self.close()
+            who = f" (pid {holder})" if holder.isdigit() else ""
+            raise ConfigError(f"--pid {path}: another server{who} holds this file")
+
+    def _lock(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return self._ours()  # or its holder removed it between our two calls
 
     def _ours(self) -> bool:
         try:

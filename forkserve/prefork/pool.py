@@ -33,11 +33,13 @@ LONGEST_DELAY = 30.0
 HEALED = 10.0  # a process that was ready for so long is no part of a crash loop
 
 _SIGTERM = 15
-_REASONS = MappingProxyType({
-    State.BOOTING: "not ready after",
-    State.READY: "stuck for",
-    State.DRAINING: "not drained after",
-})
+_REASONS = MappingProxyType(
+    {
+        State.BOOTING: "not ready after",
+        State.READY: "stuck for",
+        State.DRAINING: "not drained after",
+    }
+)
 
 
 class Phase(IntEnum):
@@ -109,9 +111,7 @@ class Pool:
     `random` returns numbers from 0 to 1, for the jitter of delays.
     """
 
-    def __init__(
-        self, wanted: int, limits: Limits, random: Callable[[], float]
-    ) -> None:
+    def __init__(self, wanted: int, limits: Limits, random: Callable[[], float]) -> None:
         self.wanted = wanted
         self.generation = 1
         self.phase = Phase.FIRST_BOOT
@@ -140,9 +140,7 @@ class Pool:
     @property
     def degraded(self) -> bool:
         """Whether a slot that is wanted waits for another try."""
-        return self.phase is Phase.SERVING and any(
-            member.state is State.BACKOFF for member in self._members.values()
-        )
+        return self.phase is Phase.SERVING and any(member.state is State.BACKOFF for member in self._members.values())
 
     def members(self) -> list[Member]:
         """Return the members, in the order of their slots; for reading only."""
@@ -267,10 +265,7 @@ class Pool:
         owed, self._owed = self._owed, []
         # What ended before its order was made needs it no more.
         needless = (Drain, DumpStacks, Kill)
-        return [
-            one for one in owed
-            if not (isinstance(one, needless) and one.member.state is State.GONE)
-        ]
+        return [one for one in owed if not (isinstance(one, needless) and one.member.state is State.GONE)]
 
     def _forgive_lateness(self, now: float) -> None:
         """Renew every deadline, once, if the master comes much too late to one of them.
@@ -278,9 +273,7 @@ class Pool:
         Then it was stopped, or the whole machine was, and the workers may have had no more chance
         to move than it had.
         """
-        mortal = [
-            one for one in self._members.values() if one.state in _REASONS and one.limit and one.pid
-        ]
+        mortal = [one for one in self._members.values() if one.state in _REASONS and one.limit and one.pid]
         if any(now - one.since > one.limit + LATE and not one.renewed for one in mortal):
             for member in mortal:
                 if not member.renewed:
@@ -319,15 +312,16 @@ class Pool:
             # One that is stuck holds its place until it is gone, so that its end counts first.
             if all(one.asked or one.outdated for one in slot.members):
                 member = Member(
-                    next(self._idents), number, self.generation, State.BACKOFF,
-                    since=now, limit=max(0.0, slot.retry_at - now),
+                    next(self._idents),
+                    number,
+                    self.generation,
+                    State.BACKOFF,
+                    since=now,
+                    limit=max(0.0, slot.retry_at - now),
                 )
                 slot.members.append(member)
                 self._members[member.ident] = member
-        due = [
-            one for one in self.members()
-            if one.state is State.BACKOFF and one.since + one.limit <= now
-        ]
+        due = [one for one in self.members() if one.state is State.BACKOFF and one.since + one.limit <= now]
         due.sort(key=lambda one: len(self._slots[one.slot].members))  # an empty slot goes first
         for member in due[: max(0, self._room())]:
             taken = {one.row for one in self._members.values()}
@@ -350,9 +344,7 @@ class Pool:
         self._owed += [CloseListener(slot) for slot in sorted(unused, key=lambda one: one or 0)]
 
     def _announce(self) -> None:
-        if self.phase is Phase.FIRST_BOOT and all(
-            self._slots[slot].was_ready for slot in range(1, self.wanted + 1)
-        ):
+        if self.phase is Phase.FIRST_BOOT and all(self._slots[slot].was_ready for slot in range(1, self.wanted + 1)):
             self.phase = Phase.SERVING
             self._owed.append(Announce(self.wanted))
 

@@ -52,18 +52,17 @@ def set_title(text: str, name: str | None) -> None:
     setproctitle(f"forkserve: {text} [{name}]" if name else f"forkserve: {text}")
 
 
-def become_worker(
-    worker_class: type[Worker], context: WorkerContext, close: Callable[[], None]
-) -> NoReturn:
+def become_worker(worker_class: type[Worker], context: WorkerContext, close: Callable[[], None]) -> NoReturn:
     """Run a worker in this process, which was just forked with all signals blocked, and exit.
 
     `close` closes what is the master's alone.
     """
     code: int = ExitCode.UNEXPECTED
     try:
-        _become_own_process(context, close)
-        code = _live(worker_class, context)
-    except BaseException:
+        boot = _BootSignals(context.asked)
+        _become_own_process(context, boot, close)
+        code = _live(worker_class, context, boot)
+    except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -73,9 +72,9 @@ def become_worker(
         os._exit(code)
 
 
-def _become_own_process(context: WorkerContext, close: Callable[[], None]) -> None:
+def _become_own_process(context: WorkerContext, boot: _BootSignals, close: Callable[[], None]) -> None:
     signal.set_wakeup_fd(-1)
-    _install_boot_signals(context)
+    boot.install()
     if _libc is not None:
         # The second line after the channel's end of file, for a worker that does not read it.
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -90,38 +89,58 @@ def _become_own_process(context: WorkerContext, close: Callable[[], None]) -> No
     os.environ["FORKSERVE_WORKER_ID"] = str(context.id)
     os.environ["FORKSERVE_GENERATION"] = str(context.generation)
     set_title(f"worker {context.id} gen {context.generation}", context.settings.name)
-    atexit._clear()  # what was registered before the fork is the master's to do
+    atexit._clear()  # noqa: SLF001 - what was registered before the fork is the master's to do
     faulthandler.enable(2)
     faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True)
     logs.identify(context.id, context.generation)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _install_boot_signals(context: WorkerContext) -> None:
-    """Let signals wait until the worker is ready, but TERM and QUIT end a boot at once."""
-    for signum in signal.valid_signals():
-        if callable(signal.getsignal(signum)):
-            signal.signal(signum, signal.SIG_DFL)
+class _BootSignals:
+    """Signals until the worker is ready: they wait for that, but TERM and QUIT end the boot at once.
 
-    def note(name: str) -> None:
-        context.signals.append(name)
-        if name == "terminated":
+    `with` marks the code that they may end; an exception anywhere else would meet the process at
+    its own clean-up.
+    """
+
+    def __init__(self, asked: list[str]) -> None:
+        self._asked = asked
+        self._may_end = False
+
+    def install(self) -> None:
+        for signum in signal.valid_signals():
+            if callable(signal.getsignal(signum)):
+                signal.signal(signum, signal.SIG_DFL)
+        for signum, name in WORKER_SIGNALS.items():
+            signal.signal(signum, lambda *_, name=name: self._note(name))
+
+    def _note(self, name: str) -> None:
+        self._asked.append(name)
+        self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        if self._may_end and "terminated" in self._asked:
             raise SystemExit(ExitCode.OK)
 
-    for signum, name in WORKER_SIGNALS.items():
-        signal.signal(signum, lambda *_, name=name: note(name))
+    def __enter__(self) -> None:
+        self._may_end = True
+        self._end_if_asked()
+
+    def __exit__(self, *_: object) -> None:
+        self._may_end = False
 
 
-def _live(worker_class: type[Worker], context: WorkerContext) -> int:
+def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals) -> int:
     """Run the worker from start to stop; return its exit code."""
     worker: Worker | None = None
     try:
-        worker = worker_class(context)
-        run_hook(context.hooks, "post_fork", context.server, worker)
-        worker.on_start()
-        worker.run()
+        with boot:
+            worker = worker_class(context)
+            run_hook(context.hooks, "post_fork", context.server, worker)
+            worker.on_start()
+            worker.run()
         code: int = ExitCode.OK
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - SystemExit as well
         booted = worker is not None and worker.booted
         code = _crashed(error) if booted else _not_booted(error, context)
     if worker is not None:
@@ -129,7 +148,7 @@ def _live(worker_class: type[Worker], context: WorkerContext) -> int:
             worker.on_stop()
         run_hook(context.hooks, "worker_exit", context.server, worker)
     with _logged("an atexit function"):
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
     return code
 
 
@@ -137,7 +156,7 @@ def _live(worker_class: type[Worker], context: WorkerContext) -> int:
 def _logged(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception:
+    except Exception:  # noqa: BLE001 - the app's, and the process ends anyway
         logs.logger.exception("%s failed", what)
 
 
@@ -150,7 +169,7 @@ def _crashed(error: BaseException) -> int:
 
 def _not_booted(error: BaseException, context: WorkerContext) -> int:
     """Tell the master why there is no worker; return the exit code that says the same."""
-    if isinstance(error, SystemExit) and "terminated" in context.signals:
+    if isinstance(error, SystemExit) and "terminated" in context.asked:
         context.channel.send({"type": "draining"})
         return ExitCode.OK
     code: int = ExitCode.BOOT
@@ -165,12 +184,14 @@ def _not_booted(error: BaseException, context: WorkerContext) -> int:
     else:
         message = traceback.format_exception_only(error)[-1].strip()
         text = _own_traceback(error)
-    context.channel.send({
-        "type": "failed",
-        "code": code,
-        "message": message,
-        "traceback": text and text[-MAX_TRACEBACK:],
-    })
+    context.channel.send(
+        {
+            "type": "failed",
+            "code": code,
+            "message": message,
+            "traceback": text and text[-MAX_TRACEBACK:],
+        }
+    )
     return code
 
 

@@ -29,6 +29,7 @@ _CELLS: Final = _LENGTHS + LINES
 _TEXT: Final = _CELLS * 8
 _ROW_SIZE: Final = 2048
 
+
 class Row:
     """One process's row. Its own process writes; any process of the server reads."""
 

@@ -37,34 +37,36 @@ class Event(Enum):
     EXIT = "exit"
 
 
-TRANSITIONS: Final = MappingProxyType({
-    (State.BACKOFF, Event.FORK): State.BOOTING,
-    (State.BACKOFF, Event.RETIRE): State.GONE,
-    (State.BOOTING, Event.FORK_FAILED): State.GONE,
-    (State.BOOTING, Event.READY): State.READY,
-    (State.BOOTING, Event.DRAIN): State.DRAINING,
-    (State.BOOTING, Event.OVERDUE): State.DUMPING,
-    (State.BOOTING, Event.KILL): State.KILLED,
-    (State.BOOTING, Event.EXIT): State.GONE,
-    (State.READY, Event.DRAIN): State.DRAINING,
-    (State.READY, Event.OVERDUE): State.DUMPING,
-    (State.READY, Event.KILL): State.KILLED,
-    (State.READY, Event.EXIT): State.GONE,
-    (State.DRAINING, Event.READY): State.DRAINING,  # it became ready while our order was under way
-    (State.DRAINING, Event.DRAIN): State.DRAINING,  # our order and somebody's TERM
-    (State.DRAINING, Event.OVERDUE): State.DUMPING,
-    (State.DRAINING, Event.KILL): State.KILLED,
-    (State.DRAINING, Event.EXIT): State.GONE,
-    (State.DUMPING, Event.READY): State.DUMPING,  # too late: what it says no longer counts
-    (State.DUMPING, Event.DRAIN): State.DUMPING,
-    (State.DUMPING, Event.OVERDUE): State.KILLED,
-    (State.DUMPING, Event.KILL): State.KILLED,
-    (State.DUMPING, Event.EXIT): State.GONE,
-    (State.KILLED, Event.READY): State.KILLED,
-    (State.KILLED, Event.DRAIN): State.KILLED,
-    (State.KILLED, Event.OVERDUE): State.GONE,  # not even SIGKILL ends it: given up
-    (State.KILLED, Event.EXIT): State.GONE,
-})
+TRANSITIONS: Final = MappingProxyType(
+    {
+        (State.BACKOFF, Event.FORK): State.BOOTING,
+        (State.BACKOFF, Event.RETIRE): State.GONE,
+        (State.BOOTING, Event.FORK_FAILED): State.GONE,
+        (State.BOOTING, Event.READY): State.READY,
+        (State.BOOTING, Event.DRAIN): State.DRAINING,
+        (State.BOOTING, Event.OVERDUE): State.DUMPING,
+        (State.BOOTING, Event.KILL): State.KILLED,
+        (State.BOOTING, Event.EXIT): State.GONE,
+        (State.READY, Event.DRAIN): State.DRAINING,
+        (State.READY, Event.OVERDUE): State.DUMPING,
+        (State.READY, Event.KILL): State.KILLED,
+        (State.READY, Event.EXIT): State.GONE,
+        (State.DRAINING, Event.READY): State.DRAINING,  # it became ready while our order was under way
+        (State.DRAINING, Event.DRAIN): State.DRAINING,  # our order and somebody's TERM
+        (State.DRAINING, Event.OVERDUE): State.DUMPING,
+        (State.DRAINING, Event.KILL): State.KILLED,
+        (State.DRAINING, Event.EXIT): State.GONE,
+        (State.DUMPING, Event.READY): State.DUMPING,  # too late: what it says no longer counts
+        (State.DUMPING, Event.DRAIN): State.DUMPING,
+        (State.DUMPING, Event.OVERDUE): State.KILLED,
+        (State.DUMPING, Event.KILL): State.KILLED,
+        (State.DUMPING, Event.EXIT): State.GONE,
+        (State.KILLED, Event.READY): State.KILLED,
+        (State.KILLED, Event.DRAIN): State.KILLED,
+        (State.KILLED, Event.OVERDUE): State.GONE,  # not even SIGKILL ends it: given up
+        (State.KILLED, Event.EXIT): State.GONE,
+    }
+)
 
 DUMP_TIME: Final = 1.0  # seconds for the stacks to be written, before SIGKILL
 KILL_PATIENCE: Final = 10.0  # seconds for SIGKILL to work, which the kernel may put off

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 
 class SignalQueue:
-    """Takes the signals over from construction to `close`. For the master, on its main thread."""
+    """Takes the signals over from construction to `close`. On the main thread of any process."""
 
     def __init__(self, signals: Iterable[signal.Signals]) -> None:
         self._queue: deque[int] = deque()

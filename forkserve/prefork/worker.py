@@ -12,16 +12,15 @@ import os
 import select
 import signal
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from forkserve import logs
-from forkserve.prefork.frames import FrameError
 from forkserve.prefork.hooks import Hooks, run_hook
 from forkserve.prefork.scoreboard import ACCEPTING, BEAT, Row, Scoreboard
+from forkserve.prefork.wakeup import SignalQueue
 
 if TYPE_CHECKING:
     from forkserve.prefork.channel import Channel
@@ -31,23 +30,27 @@ if TYPE_CHECKING:
 # Signal to method. The signals that do nothing have a handler all the same, and are not ignored:
 # an ignored signal would stay ignored in the programs that the app starts. USR2 (dump the stacks)
 # is not here because faulthandler answers it in C, which works when no Python code can run.
-WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType({
-    signal.SIGTERM: "terminated",
-    signal.SIGQUIT: "terminated",
-    signal.SIGUSR1: "reopen_logs",
-    signal.SIGTSTP: "suspend",
-    signal.SIGHUP: "nothing",
-    signal.SIGINT: "nothing",
-    signal.SIGWINCH: "nothing",
-    signal.SIGTTIN: "nothing",
-    signal.SIGTTOU: "nothing",
-})
+WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
+    {
+        signal.SIGTERM: "terminated",
+        signal.SIGQUIT: "terminated",
+        signal.SIGUSR1: "reopen_logs",
+        signal.SIGTSTP: "suspend",
+        signal.SIGHUP: "nothing",
+        signal.SIGINT: "nothing",
+        signal.SIGWINCH: "nothing",
+        signal.SIGTTIN: "nothing",
+        signal.SIGTTOU: "nothing",
+    }
+)
 
 # Orders that the master sends, by the `type` of the message. To method.
-ORDERS: Final[Mapping[str, str]] = MappingProxyType({
-    "drain": "drain",
-    "reopen_logs": "reopen_logs",
-})
+ORDERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "drain": "drain",
+        "reopen_logs": "reopen_logs",
+    }
+)
 
 # The master dumps and kills a stuck worker some time after `timeout`. Without a master the worker's
 # own switch does it, this many seconds later than the timeout, so that the master always goes first.
@@ -74,7 +77,8 @@ class WorkerContext:
     scoreboard: Scoreboard
     stacks: int  # descriptor of the file that the stacks are dumped into when the master asks
     server: object  # the Master, as gunicorn's hooks get it
-    signals: deque[str] = field(default_factory=deque)  # that came and wait to be obeyed
+    # Methods that signals asked for while the worker booted, to be called when it is ready.
+    asked: list[str] = field(default_factory=list)
 
 
 class Worker:
@@ -98,6 +102,7 @@ class Worker:
         self.draining = False
         self.orphan = False
         self._arm_again = 0
+        self._signals: SignalQueue | None = None
 
     # For subclasses to write.
 
@@ -133,19 +138,21 @@ class Worker:
         if not self.booted:
             self.ready()
         self.beat()
-        while self.context.signals:
-            getattr(self, self.context.signals.popleft())()
+        for signum in self._signals.take() if self._signals else ():
+            getattr(self, WORKER_SIGNALS[signum])()
         self.on_channel()
         return not self.draining
 
     def wait(self, timeout: float = BEAT_EVERY) -> list[Listener]:
-        """Wait until a connection or an order has come, at most `timeout` seconds.
+        """Wait until a connection, an order or a signal has come, at most `timeout` seconds.
 
         Return the listeners to accept from; somebody else may be faster. For workers without an
         event loop: `while self.alive(): for listener in self.wait(): ...`.
         """
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
+        if self._signals:
+            poll.register(self._signals, select.POLLIN)
         for listener in self.listeners:
             poll.register(listener.sock, select.POLLIN)
         found = {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
@@ -162,6 +169,8 @@ class Worker:
         self.on_ready()
         self.row.cells[ACCEPTING] = 1
         self.channel.send({"type": "ready"})
+        for name in self.context.asked:
+            getattr(self, name)()
 
     def released(self) -> None:
         """Tell the master that this worker accepts no more, after it has closed its listeners.
@@ -181,20 +190,13 @@ class Worker:
         self.row.cells[BEAT] = now
         if now >= self._arm_again and self.settings.timeout and not self.orphan:
             self._arm_again = now + int(BEAT_EVERY * 1e9)
-            faulthandler.dump_traceback_later(
-                self.settings.timeout + DEAD_MAN_MARGIN, exit=True, file=STDERR
-            )
+            faulthandler.dump_traceback_later(self.settings.timeout + DEAD_MAN_MARGIN, exit=True, file=STDERR)
 
     def on_channel(self) -> None:
         """Obey the orders that have come. An event loop calls it when the channel is readable."""
         if self.channel.closed:
             return
-        try:
-            messages = self.channel.receive()
-        except FrameError as error:
-            messages = []
-            self.log.error("the master's channel is broken: %s", error)
-        for message in messages:
+        for message in self.channel.receive():
             order = ORDERS.get(message.get("type", ""))
             if order is None:
                 self.log.error("unknown order %.100r", message.get("type"))
@@ -206,9 +208,11 @@ class Worker:
     # What orders and signals do.
 
     def install_signals(self) -> None:
-        """Take over WORKER_SIGNALS, called by `ready`; an event loop may use its own mechanism."""
-        for signum, name in WORKER_SIGNALS.items():
-            signal.signal(signum, lambda *_, name=name: self.context.signals.append(name))
+        """Take over WORKER_SIGNALS, for `alive` to obey. Called by `ready`.
+
+        A worker with an event loop overrides it: whatever mechanism, the table is the same.
+        """
+        self._signals = SignalQueue(WORKER_SIGNALS)
 
     def drain(self) -> None:
         """Take no more work, finish what is in hand, then return from `run`. Called once.

@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PATIENCE = 10.0
 """Seconds after which what a test waits for is taken not to come."""
-_TROUBLE = re.compile(r"Traceback|Exception ignored|never retrieved|Exception in callback|was never awaited|Fatal error|Fatal Python")
+_TROUBLE = re.compile(r"Exception ignored|never retrieved|Exception in callback|never awaited|Fatal error|Fatal Python|ResourceWarning|was destroyed")
 
 
 def command(app: str, bind: str, settings: dict[str, object]) -> list[str]:
@@ -136,8 +136,8 @@ class Server:
             raise AssertionError(f"the server did not end after SIGTERM:\n{self.log}") from None
         if kind is None:
             assert self.process.returncode == 0, self.log
-            if not self._faults:
-                assert not _TROUBLE.search(self.log), self.log
+            assert not _TROUBLE.search(self.log), self.log
+            assert self._faults or "Traceback" not in self.log, self.log
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefork_helpers import connects, free_ports
 
 from forkserve.errors import ListenError
 from forkserve.prefork.listeners import LISTEN_FDS_START as FIRST
@@ -44,30 +45,13 @@ def make() -> Iterator[Make]:
         os.close(third)
 
 
-def connects(address: str | tuple[str, int]) -> bool:
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    with socket.socket(family) as client:
-        return client.connect_ex(address) == 0
-
-
-def free_ports(count: int) -> int:
-    """Find a port with the next ones free as well."""
-    for _ in range(50):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-        if not any(connects(("127.0.0.1", first + number)) for number in range(count)):
-            return first
-    raise AssertionError("no free ports")
-
-
 def test_each_slot_has_its_port_and_sees_the_shared_ones(make: Make) -> None:
     base = free_ports(2)
     listeners = make(2, base_port=base, bind=["127.0.0.1:0"])
 
     assert [(one.slot, one.port) for one in listeners][:2] == [(1, base), (2, base + 1)]
     assert [one.slot for one in listeners.for_slot(2)] == [2, None]
-    assert [one.describe("http") for one in listeners][0] == f"http://127.0.0.1:{base}"
+    assert next(iter(listeners)).describe("http") == f"http://127.0.0.1:{base} (worker 1)"
     assert not any(one.sock.getblocking() for one in listeners)
 
 
@@ -227,13 +211,12 @@ def test_an_inherited_socket_serves_the_slot_that_it_matches(make: Make) -> None
     listeners = make(2, inherit=sock, base_port=base)
 
     assert [(one.slot, one.port, one.adopted) for one in listeners] == [
-        (1, base, False), (2, base + 1, True),
+        (1, base, False),
+        (2, base + 1, True),
     ]
 
 
-def test_an_inherited_unix_socket_serves_its_bind_and_is_not_removed(
-    make: Make, tmp_path: Path
-) -> None:
+def test_an_inherited_unix_socket_serves_its_bind_and_is_not_removed(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "s"
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))

@@ -38,9 +38,7 @@ def test_a_live_one_is_refused_and_left_whole(tmp_path: Path) -> None:
         "import sys; from forkserve.prefork.pidfile import PidFile;"
         f"PidFile({str(path)!r}); print('held', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
 

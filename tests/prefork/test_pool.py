@@ -68,7 +68,9 @@ def test_forks_what_is_wanted_once() -> None:
     pool = make(3)
 
     assert [(one.slot, one.generation, one.row) for one in forks(pool.plan(0.0))] == [
-        (1, 1, 0), (2, 1, 1), (3, 1, 2),
+        (1, 1, 0),
+        (2, 1, 1),
+        (3, 1, 2),
     ]
     assert pool.plan(0.0) == []
 
@@ -87,12 +89,9 @@ def test_announces_once_when_all_have_been_ready() -> None:
 
 @pytest.mark.parametrize(
     ("code", "signal", "expected"),
-    [(4, None, ExitCode.APP_LOAD), (3, None, ExitCode.BOOT), (0, None, ExitCode.BOOT),
-     (None, SIGSEGV, ExitCode.BOOT)],
+    [(4, None, ExitCode.APP_LOAD), (3, None, ExitCode.BOOT), (0, None, ExitCode.BOOT), (None, SIGSEGV, ExitCode.BOOT)],
 )
-def test_the_first_failure_of_the_first_boot_stops_all(
-    code: int | None, signal: int | None, expected: ExitCode
-) -> None:
+def test_the_first_failure_of_the_first_boot_stops_all(code: int | None, signal: int | None, expected: ExitCode) -> None:
     pool = make(3)
     first, second, third = fork(pool, 0.0)
     pool.ready(first.ident, 1.0)
@@ -362,7 +361,7 @@ def test_replacing_starts_before_it_drains() -> None:
 
 
 def test_replacing_two_takes_turns_within_the_surge() -> None:
-    pool, (first, second) = serving(2)
+    pool, (first, _) = serving(2)
     pool.replace(1)
     pool.replace(2)
     (successor,) = fork(pool, 1.0)

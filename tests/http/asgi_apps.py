@@ -1,0 +1,208 @@
+"""ASGI applications that try the server, chosen by the path; ``GET /-/events`` gives what happened, and forgets it."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+EVENTS: list[str] = []
+RELEASE = asyncio.Event()
+
+
+class Intended(Exception):
+    """Raised by an application on purpose."""
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Call the application that the path names."""
+    if scope["type"] == "lifespan":
+        await lifespan(scope, receive, send)
+        return
+    path = scope["path"]
+    if path == "/-/events":
+        text = json.dumps(EVENTS).encode()
+        EVENTS.clear()
+        await answer(send, text)
+        return
+    if path == "/-/release":
+        RELEASE.set()
+        await answer(send, b"")
+        return
+    query = {key: values[0] for key, values in parse_qs(scope["query_string"].decode()).items()}
+    await globals()["on_" + path.split("/")[1].replace("-", "_")](scope, receive, send, query)
+
+
+async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    """Put something into the state, and say when it ends."""
+    assert (await receive())["type"] == "lifespan.startup"
+    scope["state"]["shared"] = {"count": 0}
+    scope["state"]["number"] = 7
+    scope["state"]["lifespan"] = {key: repr(value) for key, value in scope.items()}
+    await send({"type": "lifespan.startup.complete"})
+    assert (await receive())["type"] == "lifespan.shutdown"
+    print("lifespan.shutdown was heard", flush=True, file=__import__("sys").stderr)
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def answer(send: Send, body: bytes, status: int = 200, headers: Any = ()) -> None:
+    """A whole answer."""
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body)), *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:
+    """Show the scope with types; change what may be changed."""
+    state = scope["state"]
+    state["shared"]["count"] += 1
+    state["number"] += 1
+    shown = {key: [type(value).__name__, repr(value)] for key, value in scope.items()}
+    scope["headers"].append((b"mine", b"x")) if isinstance(scope["headers"], list) else None
+    state["mine"] = 1
+    await answer(send, json.dumps(shown).encode())
+
+
+async def on_do(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Do what the test says: a list of messages to send, ``"receive"``, ``"raise"``, ``"exit"``, ``"release"``."""
+    try:
+        for step in eval(query["it"]):  # noqa: S307  # from the test beside it
+            if step == "receive":
+                EVENTS.append(repr(await receive()))
+            elif step == "raise":
+                raise Intended
+            elif step == "exit":
+                raise SystemExit(3)
+            elif step == "cancel":
+                raise asyncio.CancelledError
+            elif step == "release":
+                await RELEASE.wait()
+                RELEASE.clear()
+            else:
+                try:
+                    await send(step)
+                except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
+                    EVENTS.append(f"{type(error).__name__} {isinstance(error, OSError)}")
+                    if "again" in query:
+                        raise
+    finally:
+        EVENTS.append("end")
+
+
+async def on_body(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """The size of the body, and how many messages it came in."""
+    size = total = count = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            EVENTS.append(f"disconnect after {size}")
+            return
+        size += len(message["body"])
+        total += sum(message["body"])
+        more = message["more_body"]
+        count += 1
+    await answer(send, b"%d %d" % (size, total))
+
+
+async def on_early(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Answer before the body has come."""
+    await answer(send, b"early", 413)
+    if "read" in query:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        EVENTS.append("disconnect")
+
+
+async def on_after(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """What ``receive`` gives when the answer is complete."""
+    await answer(send, b"done")
+    EVENTS.append(repr(await receive()))
+    EVENTS.append(repr(await receive()))
+
+
+async def on_listen(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Wait for the client to go, then try to send."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"first", "more_body": True})
+    while (message := await receive())["type"] != "http.disconnect":
+        EVENTS.append(f"{message['type']} {message['more_body']}")
+    EVENTS.append("disconnect")
+    try:
+        await send({"type": "http.response.body", "body": b"more", "more_body": True})
+    except OSError as error:
+        EVENTS.append("OSError")
+        raise error from None
+
+
+async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send without end; ``/-/events`` shows how often ``send`` has returned."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    EVENTS.append("0")
+    try:
+        for number in range(int(query["count"])):
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+            EVENTS[-1] = str(number + 1)
+        await send({"type": "http.response.body", "body": b""})
+    except OSError:
+        EVENTS.append("OSError")
+
+
+async def on_wait(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Read the body only when released."""
+    await RELEASE.wait()
+    RELEASE.clear()
+    await on_body(_, receive, send, __)
+
+
+async def on_two_tasks(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Listen in one task and send in another, as frameworks do."""
+    gone = asyncio.create_task(receive())
+    await answer(send, b"two")
+    EVENTS.append((await gone)["type"])
+    EVENTS.append((await receive())["type"])
+
+
+async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+    """A start-up that fails."""
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "the database is away"})
+
+
+async def raising(scope: Scope, receive: Receive, send: Send) -> None:
+    """Does without lifespan."""
+    if scope["type"] == "lifespan":
+        raise Intended("no lifespan here")
+    await answer(send, json.dumps(sorted(scope.get("state", {}))).encode())
+
+
+async def returning(scope: Scope, receive: Receive, send: Send) -> None:
+    """Returns from its lifespan at once."""
+    if scope["type"] != "lifespan":
+        await answer(send, b"fine")
+
+
+async def bad_end(scope: Scope, receive: Receive, send: Send) -> None:
+    """A shutdown that fails or raises."""
+    if scope["type"] != "lifespan":
+        await answer(send, b"fine")
+        return
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.failed", "message": "could not save"})
+
+
+async def raising_end(scope: Scope, receive: Receive, send: Send) -> None:
+    """A shutdown that raises."""
+    if scope["type"] != "lifespan":
+        await answer(send, b"fine")
+        return
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    raise Intended("could not save")

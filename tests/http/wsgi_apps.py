@@ -1,0 +1,246 @@
+"""WSGI applications that try the server, chosen by the first segment of the path; ``/-/events`` gives what happened, and forgets it."""
+
+import io
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+from wsgiref.util import shift_path_info
+from wsgiref.validate import validator
+
+from example_apps import echo, flask_app, hello_wsgi, slow, stream
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Callable[[bytes], object]]
+
+EVENTS: list[str] = []
+BARRIER = threading.Barrier(4, timeout=10)
+VALID = {
+    "hello": validator(hello_wsgi.app),
+    "echo": validator(echo.application),
+    "stream": validator(stream.application),
+    "slow": validator(slow.application),
+    "flask": validator(flask_app.app),
+}
+TEXT = [("Content-Type", "text/plain")]
+
+
+class Intended(Exception):
+    """Raised by an application on purpose."""
+
+
+class Pieces:
+    """An iterable that says when it is closed; a piece that is an exception is raised."""
+
+    def __init__(self, *pieces: Any, close_error: Exception | None = None) -> None:
+        self._pieces = iter(pieces)
+        self._close_error = close_error
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        piece = next(self._pieces)
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
+
+    def close(self) -> None:
+        """PEP 3333: called in every case."""
+        EVENTS.append("closed")
+        if self._close_error is not None:
+            raise self._close_error
+
+
+class ClosingList(list[bytes]):
+    """A list that says when it is closed."""
+
+    def close(self) -> None:
+        """As above."""
+        EVENTS.append("closed")
+
+
+def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Call the application that the path names."""
+    if environ["PATH_INFO"] == "/-/events":
+        text = json.dumps(EVENTS).encode()
+        EVENTS.clear()
+        start_response("200 OK", [*TEXT, ("Content-Length", str(len(text)))])
+        return [text]
+    name = str(shift_path_info(environ)).replace("-", "_")
+    if name == "valid":
+        return VALID[str(shift_path_info(environ))](environ, start_response)
+    query = {key: values[0] for key, values in parse_qs(environ["QUERY_STRING"]).items()}
+    result: Iterable[bytes] = globals()[f"on_{name}"](environ, start_response, query)
+    return result
+
+
+def on_environ(environ: Environ, start_response: StartResponse, _: Any) -> Iterable[bytes]:
+    start_response("200 OK", TEXT)
+    kinds = {key: type(value).__name__ for key, value in environ.items()}
+    text = {key: value for key, value in environ.items() if isinstance(value, (str, bool, tuple))}
+    return [json.dumps([text, kinds]).encode()]
+
+
+def on_write(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    write = start_response("200 OK", TEXT)
+    for _ in range(int(query.get("count", "1"))):
+        write(b"a" * int(query.get("size", "1")))
+    write(b"")
+    write(b"b")
+    return [b"c"]
+
+
+def on_write_length(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    write = start_response("200 OK", [("Content-Length", query["length"])])
+    write(b"abc")
+    return ClosingList([b"def"])
+
+
+def on_replaced(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """exc_info before anything was sent: the first headers are gone."""
+    start_response("200 OK", [("X-Old", "1"), ("Content-Length", "100")])
+    try:
+        raise Intended
+    except Intended:
+        start_response("503 Later", [("X-New", "1")], sys.exc_info())
+    return [b"later"] if "list" in query else Pieces(b"la", b"ter")
+
+
+def on_too_late(_: Environ, start_response: StartResponse, __: Any) -> Iterable[bytes]:
+    """exc_info after something was sent: raised again."""
+    start_response("200 OK", TEXT)
+    try:
+        yield b"first"
+        try:
+            raise Intended
+        except Intended:
+            start_response("500 No", TEXT, sys.exc_info())
+        EVENTS.append("not raised")
+        yield b"second"
+    finally:
+        EVENTS.append("closed")
+
+
+def on_twice(_: Environ, start_response: StartResponse, __: Any) -> Iterable[bytes]:
+    start_response("200 OK", TEXT)
+    start_response("200 OK", TEXT)
+    return [b"x"]
+
+
+def on_never(_: Environ, __: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    return ClosingList([b"x"]) if "list" in query else Pieces(b"x")
+
+
+def on_headers_of(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """Whatever the test wants: ``eval`` of what it sends."""
+    status, headers, result = eval(query["it"])  # noqa: S307  # from the test beside it
+    start_response(status, headers)
+    return result  # type: ignore[no-any-return]
+
+
+def on_pieces(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """Pieces that the test names; "!" raises, "^" exits."""
+    length = query.get("length")
+    start_response(query.get("status", "200 OK"), [*TEXT, *([("Content-Length", length)] if length else [])])
+    special = {"!": Intended(), "^": SystemExit(3), "-": b""}
+    pieces = [special.get(name, name.encode()) for name in query.get("it", "").split(",") if name]
+    if query.get("list"):
+        return ClosingList(pieces)
+    return Pieces(*pieces, close_error=Intended() if "badclose" in query else None)
+
+
+def on_raise(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    if "started" in query:
+        start_response("200 OK", [("X-Old", "1")])
+    raise {"exit": SystemExit(1), "interrupt": KeyboardInterrupt(), "base": BaseException("x"), "intended": Intended(),
+           "generator": GeneratorExit()}[query["it"]]  # fmt: skip
+
+
+def on_fifo(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """A first piece, and a second one when somebody has opened the FIFO."""
+    start_response("200 OK", TEXT)
+    yield b"first"
+    with Path(query["path"]).open("rb") as fifo:
+        fifo.read()
+    yield b"second"
+
+
+def on_endless(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """Pieces until the end of time; their number goes into a file."""
+    start_response("200 OK", TEXT)
+    size = int(query.get("size", "65536"))
+    with Path(query["path"]).open("r+b", buffering=0) as file:
+        try:
+            for number in range(int(query.get("count", "1000000"))):
+                os.pwrite(file.fileno(), b"%12d" % number, 0)
+                yield b"x" * size
+        finally:
+            EVENTS.append("closed")
+
+
+def on_file(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """A file by ``wsgi.file_wrapper``."""
+    length = query.get("length")
+    start_response(query.get("status", "200 OK"), [*TEXT, *([("Content-Length", length)] if length else [])])
+    file: Any = Path(query["path"]).open("rb")  # noqa: SIM115  # closed by the wrapper
+    if "memory" in query:
+        with file:
+            file = io.BytesIO(file.read())
+    file.seek(int(query.get("offset", "0")))
+    close = file.close
+
+    class Told:
+        """The file, and an event when it is closed."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(file, name)
+
+        def close(self) -> None:
+            close()
+            EVENTS.append("closed")
+
+    wrapper: Iterable[bytes] = environ["wsgi.file_wrapper"](Told(), 8192)
+    return wrapper
+
+
+def on_input(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """What a method of wsgi.input gives."""
+    start_response("200 OK", TEXT)
+    stream = environ["wsgi.input"]
+    return [repr((eval(query["it"], {"input": stream}), environ.get("CONTENT_LENGTH"))).encode()]  # noqa: S307  # from the test beside it
+
+
+def on_size(environ: Environ, start_response: StartResponse, _: Any) -> Iterable[bytes]:
+    """Length and sum of the body."""
+    count = total = 0
+    while data := environ["wsgi.input"].read(100_000):
+        count += len(data)
+        total += sum(data)
+    start_response("200 OK", TEXT)
+    return [b"%d %d %s" % (count, total, environ["CONTENT_LENGTH"].encode())]
+
+
+def on_unread(_: Environ, start_response: StartResponse, __: Any) -> Iterable[bytes]:
+    start_response("200 OK", TEXT)
+    return [b"unread"]
+
+
+def on_barrier(_: Environ, start_response: StartResponse, __: Any) -> Iterable[bytes]:
+    """Answers when four are here."""
+    BARRIER.wait()
+    start_response("200 OK", TEXT)
+    return [b"together"]
+
+
+def on_order(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """One request at a time: says when each begins and ends."""
+    EVENTS.append(f"begin {query['it']}")
+    start_response("200 OK", TEXT)
+    for _ in range(5):
+        yield query["it"].encode() * 10
+    EVENTS.append(f"end {query['it']}")

@@ -1,0 +1,175 @@
+"""A server for the tests: `prefork_program.py WORKER SETTINGS`, the settings as a Python literal.
+
+What a worker is told over its port makes it do what the test is about.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import sys
+import time
+
+from forkserve import config, logs
+from forkserve.errors import AppLoadError, BootError, ForkserveError
+from forkserve.prefork.master import Master
+from forkserve.prefork.worker import Worker
+
+
+class Echo(Worker):
+    """Answers with what it was told, and does it."""
+
+    def run(self) -> None:
+        while self.alive():
+            for listener in self.wait():
+                try:
+                    client, _ = listener.sock.accept()
+                except BlockingIOError:
+                    continue
+                with client:
+                    client.settimeout(10)
+                    client.sendall(self.answer(client.recv(1000).decode()).encode())
+
+    def answer(self, text: str) -> str:
+        match text.split():
+            case ["pid"]:
+                return str(self.pid)
+            case ["whoami"]:
+                names = ("FORKSERVE_WORKER_ID", "FORKSERVE_GENERATION", "LISTEN_FDS", "NOTIFY_SOCKET")
+                return repr([os.environ.get(name) for name in names])
+            case ["exit", code]:
+                os._exit(int(code))
+            case ["raise"]:
+                raise ValueError("out of the blue")
+            case ["stick"]:
+                self.row.begin_line(0, time.monotonic_ns(), b"GET /stick\x1b[0m HTTP/1.1")
+                a_deep_function()
+            case ["garbage"]:
+                os.write(self.channel.fileno(), b"\xff" * 100)
+            case ["ready"]:
+                self.channel.send({"type": "ready"})
+            case ["unknown"]:
+                self.channel.send({"type": "what?"})
+        return text
+
+    def on_stop(self) -> None:
+        self.log.info("on_stop")
+
+
+def a_deep_function() -> None:
+    time.sleep(1000)
+
+
+class Plain(Worker):
+    """The least that a worker can be."""
+
+    def run(self) -> None:
+        while self.alive():
+            time.sleep(0.01)
+
+
+class NoModule(Worker):
+    """Fails as an app that cannot be imported."""
+
+    def run(self) -> None:
+        raise AppLoadError("no module named 'nothing'", "Traceback of the app\n")
+
+
+class NoLifespan(Worker):
+    """Fails as an app whose start-up fails."""
+
+    def run(self) -> None:
+        raise BootError("lifespan start-up failed: no database")
+
+
+class Raises(Worker):
+    """Fails for a reason of its own."""
+
+    def run(self) -> None:
+        self.deeper()
+
+    def deeper(self) -> None:
+        raise ZeroDivisionError("in the app")
+
+
+class Dies(Worker):
+    """Dies while it boots."""
+
+    def run(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Returns(Worker):
+    """Returns before it was ready."""
+
+    def run(self) -> None:
+        pass
+
+
+class Leaves(Worker):
+    """Leaves before it was ready."""
+
+    def run(self) -> None:
+        sys.exit("enough")
+
+
+class Slow(Worker):
+    """Never becomes ready."""
+
+    def run(self) -> None:
+        self.log.info("booting")
+        a_deep_function()
+
+
+class SecondFails(Plain):
+    """Only worker 2 fails, when worker 1 is ready."""
+
+    def run(self) -> None:
+        if self.id == 2:
+            while not self.scoreboard.siblings(self.row):
+                time.sleep(0.01)
+            raise ZeroDivisionError("in the app")
+        super().run()
+
+
+class FailsLater(Echo):
+    """Boots once; a file says whether it boots again."""
+
+    def run(self) -> None:
+        if os.path.exists(os.environ["BROKEN"]):
+            raise AppLoadError("no module named 'nothing'", "Traceback of the app\n")
+        super().run()
+
+
+class Lingers(Echo):
+    """Does not heed an order to drain while the file exists."""
+
+    def run(self) -> None:
+        super().run()
+        self.log.info("draining")
+        while os.path.exists(os.environ["BUSY"]):
+            time.sleep(0.01)
+
+
+class HasChild(Plain):
+    """The caller of the master had a child of its own before."""
+
+
+def main() -> int:
+    _, worker, text = sys.argv
+    settings = ast.literal_eval(text)
+    if worker == "HasChild" and os.fork() == 0:
+        time.sleep(0.3)
+        os._exit(9)
+    try:
+        made = config.from_keywords(needs_app=False, worker=f"program:{worker}", **settings)
+        logs.configure(made.settings)
+        return Master(globals()[worker], made).run()
+    except ForkserveError as error:
+        print(f"forkserve: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

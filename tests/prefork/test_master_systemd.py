@@ -1,0 +1,94 @@
+"""Under a service manager: a real notify socket, sockets from outside, the pid file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prefork_helpers import DEADLINE, Server, say
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
+    """The socket that a service manager listens on, and its name in the environment."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        name = str(tmp_path / "notify")
+        if request.param == "abstract":
+            name = f"@forkserve-notify-{os.getpid()}"
+        sock.bind(name.replace("@", "\0", 1))
+        sock.settimeout(DEADLINE)
+        yield name, sock
+
+
+def test_ready_and_stopping(serve: Serve, manager: tuple[str, socket.socket]) -> None:
+    name, sock = manager
+    server = serve(workers=2, base_port=0, environ={"NOTIFY_SOCKET": name})
+
+    ready = sock.recv(1000).decode().splitlines()
+    assert ready == ["READY=1", f"MAINPID={server.pid}", "STATUS=Ready: 2 workers"]
+    assert len(server.workers(2)) == 2
+    server.ready()
+    assert say(server.ports()[0], "whoami") == "['1', '1', None, None]"
+    server.kill(signal.SIGTERM)
+    assert sock.recv(1000).decode().splitlines()[0] == "STOPPING=1"
+    assert server.wait() == 0
+
+
+def test_a_boot_that_fails_is_never_ready(serve: Serve, manager: tuple[str, socket.socket]) -> None:
+    name, sock = manager
+    assert serve("NoModule", environ={"NOTIFY_SOCKET": name}).wait() == 4
+    sock.setblocking(False)
+
+    with pytest.raises(BlockingIOError):
+        sock.recv(1000)
+
+
+def test_a_manager_that_is_gone_is_one_line(serve: Serve, tmp_path: Path) -> None:
+    server = serve("Plain", environ={"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready()
+
+    server.wait_for("WARNING.*cannot notify the service manager: ")
+    assert server.stop() == 0
+
+
+def test_a_socket_that_the_manager_passes(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        server = serve(workers=1, passed=sock).ready()
+
+    assert server.read().splitlines() == [
+        f"Listening on tcp://127.0.0.1:{port}",
+        "Ready: 1 worker",
+    ]
+    assert say(port, "whoami") == "['1', '1', None, None]"
+    assert server.stop() == 0
+
+
+def test_the_pid_file(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "server.pid"
+    server = serve("Plain", pid=str(path)).ready()
+    assert path.read_text() == f"{server.pid}\n"
+
+    other = serve("Plain", pid=str(path))
+    assert other.wait() == 2
+    assert f"another server (pid {server.pid}) holds this file" in other.output
+    assert path.read_text() == f"{server.pid}\n"
+    assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_a_pid_file_of_a_killed_server_is_taken_over(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "server.pid"
+    server = serve("Plain", pid=str(path)).ready()
+    server.kill(signal.SIGKILL)
+    server.wait()
+    assert path.exists()
+
+    server = serve("Plain", pid=str(path)).ready()
+    assert path.read_text() == f"{server.pid}\n"
+    assert server.stop() == 0
