@@ -25,14 +25,7 @@ BODY_AHEAD = 65536
 class ASGIExchange(Exchange):
     """One request answered by an ASGI application, in a task of its own."""
 
-    _ahead = 0
-    _body_done = False
-    _body_told = False
-    _half_closed = False
-    _news: asyncio.Event | None = None
-    _pieces: list[bytes] | None = None
-    _task: asyncio.Task[None] | None = None
-    _writable: asyncio.Event | None = None
+    __slots__ = ("_ahead", "_body_done", "_body_told", "_half_closed", "_news", "_pieces", "_task", "_writable")
 
     # What the connection tells
 
@@ -40,6 +33,12 @@ class ASGIExchange(Exchange):
         """Call the application."""
         fields = self.fields
         self._body_done = not (fields.chunked or fields.content_length)
+        self._body_told = False
+        self._pieces: list[bytes] | None = None
+        self._ahead = 0  # bytes in them
+        self._half_closed = False
+        self._news: asyncio.Event | None = None
+        self._writable: asyncio.Event | None = None
         # Not loop.create_task: a name given spares asyncio making one up, and this is done for every request.
         self._task = asyncio.Task(self._run(), loop=self.site.loop, name="request")
 
@@ -107,7 +106,8 @@ class ASGIExchange(Exchange):
         connection, target = self.connection, self.target
         if connection.template is None:
             connection.template = scope_template(connection, self.fields, "http")
-        scope: Scope = connection.template | target.scope
+        scope: Scope = connection.template.copy()
+        scope.update(target.scope)
         if scope["root_path"]:
             scope["path"] = rooted(scope["root_path"], scope["path"])
         scope["headers"] = self.fields.headers.copy()
@@ -181,6 +181,8 @@ def scope_template(connection: Connection, fields: Fields, kind: str) -> Scope:
     client, scheme = connection.endpoints.seen_through(fields, connection.site.trusted)
     return {
         "type": kind,
+        # The places of what `Target.scope` and the exchange fill in: a copy of a dict is cheap, but its growing is not.
+        **dict.fromkeys(("method", "path", "raw_path", "query_string", "headers", "extensions", "state")),
         "asgi": VERSIONS,
         "http_version": fields.version,
         "scheme": scheme if kind == "http" else {"http": "ws", "https": "wss"}[scheme],

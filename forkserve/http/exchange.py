@@ -26,16 +26,11 @@ class Exchange:
         fields: The header section.
     """
 
-    # Defaults of the class instead of slots: most exchanges never change most of them, and there is one for every request.
-    head: ResponseHead | None = None
-    started = False  # the head has been written
-    complete = False  # the last byte has been written
-    gone = False  # the client can no longer be reached
-    chunked = False
-    bodiless = False
-    left: int | None = None  # bytes to come by Content-Length
-    sent = 0
-    began = 0.0  # monotonic; only for the access log
+    # Subclasses have no __init__ but set their own attributes in `start`: there is one exchange for every request.
+    __slots__ = (
+        "began", "bodiless", "chunked", "complete", "connection", "fields", "gone", "head", "keep_alive", "left", "sent", "site",
+        "started", "target",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
         self.connection = connection
@@ -43,8 +38,15 @@ class Exchange:
         self.target = target
         self.fields = fields
         self.keep_alive = fields.keep_alive
-        if self.site.access_log is not None:
-            self.began = monotonic()
+        self.head: ResponseHead | None = None
+        self.started = False  # the head has been written
+        self.complete = False  # the last byte has been written
+        self.gone = False  # the client can no longer be reached
+        self.chunked = False
+        self.bodiless = False
+        self.left: int | None = None  # bytes to come by Content-Length
+        self.sent = 0
+        self.began = monotonic() if self.site.access_log is not None else 0.0
 
     # What the connection tells
 

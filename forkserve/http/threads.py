@@ -14,8 +14,6 @@ from forkserve.http.wsgi import WSGIExchange
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from forkserve.http.connection import Connection
-    from forkserve.http.http1 import Fields, Target
     from forkserve.http.site import Site
 
 PIECES_AHEAD = 16
@@ -59,11 +57,14 @@ class ThreadPool:
 class ThreadedExchange(WSGIExchange):
     """One request answered by a WSGI application in a thread of the pool."""
 
-    def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
-        super().__init__(connection, target, fields)
+    __slots__ = ("_ahead", "_due", "_file_done")
+
+    def start(self) -> None:
+        """Without a body, have a thread call the application; else wait for all of it."""
         self._ahead = threading.Semaphore(PIECES_AHEAD)
         self._due = 0  # pieces written that the client has not taken
         self._file_done: threading.Event | None = None
+        super().start()
 
     # In the thread
 

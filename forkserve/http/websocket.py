@@ -70,6 +70,11 @@ class WebSocket(Exchange, asyncio.Protocol):
         RequestError: 400 or 426: the handshake is not one.
     """
 
+    __slots__ = (
+        "_accept", "_ahead", "_close_code", "_close_reason", "_closing_at", "_connected", "_denial", "_extensions", "_messages",
+        "_news", "_pieces", "_pinged", "_protocol", "_task", "_text", "_writable",
+    )  # fmt: skip
+
     def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
         super().__init__(connection, target, fields)
         settings = self.site.settings
@@ -83,7 +88,6 @@ class WebSocket(Exchange, asyncio.Protocol):
         self._text: Any = None  # the incremental decoder of a text message under way
         self._connected = False
         self._denial = False
-        self._told = False  # the application has seen websocket.disconnect
         self._close_code = 1006
         self._close_reason = ""
         self._closing_at = inf

@@ -92,16 +92,16 @@ class Turns:
 class WSGIExchange(Exchange):
     """One request answered by a WSGI application on the loop's thread."""
 
-    _input: BinaryIO | None = None
-    _length = 0
-    _called = False
-    _iterable: Iterable[bytes] | None = None
-    _iterator: Iterator[bytes]
-    _overflow: BinaryIO | None = None
+    __slots__ = ("_called", "_input", "_iterable", "_iterator", "_length", "_overflow")
 
     def start(self) -> None:
         """Without a body, call the application; else wait for all of it."""
         fields = self.fields
+        self._called = False
+        self._length = 0  # of the request body
+        self._input: BinaryIO | None = None
+        self._iterable: Iterable[bytes] | None = None
+        self._overflow: BinaryIO | None = None
         if fields.chunked or fields.content_length:
             self._input = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115 - lives as long as the exchange
             self.connection.send_continue()
@@ -158,7 +158,8 @@ class WSGIExchange(Exchange):
         template = connection.template
         if template is None:
             template = connection.template = environ_template(connection, self.fields)
-        environ: Environ = template | target.environ
+        environ: Environ = template.copy()
+        environ.update(target.environ)
         if self._input is None:
             environ["wsgi.input"] = io.BytesIO()
         else:
@@ -196,6 +197,7 @@ class WSGIExchange(Exchange):
     def _iterate(self, result: Iterable[bytes]) -> None:
         if isinstance(result, FileWrapper) and self._overflow is None and self._send_file(result):
             return
+        self._iterator: Iterator[bytes]
         if self.head is not None and self.head.content_length is None and not self.started and _length_hint(result) == 1:
             self.head.add((("Content-Length", str(len(body := next(iter(result), b"")))),))
             self._iterator = iter((body,))
@@ -324,6 +326,8 @@ def environ_template(connection: Connection, fields: Fields) -> Environ:
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper,
+        # The places of what `Target.environ` and the exchange fill in: a copy of a dict is cheap, but its growing is not.
+        **dict.fromkeys(("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "wsgi.input")),
     }
     for name, value in fields.headers:
         key = _CGI_NAMES[name]

@@ -12,6 +12,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 EVENTS: list[str] = []
+COUNT = [0]
 RELEASE = asyncio.Event()
 
 
@@ -29,6 +30,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         text = json.dumps(EVENTS).encode()
         EVENTS.clear()
         await answer(send, text)
+        return
+    if path == "/-/count":
+        await answer(send, b"%d" % COUNT[0])
         return
     if path == "/-/release":
         RELEASE.set()
@@ -126,27 +130,38 @@ async def on_after(_: Scope, receive: Receive, send: Send, __: Any) -> None:
 
 
 async def on_listen(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """Wait for the client to go, then try to send."""
+    """Wait for the client to go, then send until it is noticed."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"first", "more_body": True})
     while (message := await receive())["type"] != "http.disconnect":
         EVENTS.append(f"{message['type']} {message['more_body']}")
     EVENTS.append("disconnect")
     try:
-        await send({"type": "http.response.body", "body": b"more", "more_body": True})
-    except OSError as error:
+        while True:
+            await send({"type": "http.response.body", "body": b"more", "more_body": True})
+            await asyncio.sleep(0)
+    except OSError:
         EVENTS.append("OSError")
-        raise error from None
+        raise
+
+
+async def on_leave(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Wait for the client to go, and go."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"first", "more_body": True})
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    EVENTS.append("left")
 
 
 async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Send without end; ``/-/events`` shows how often ``send`` has returned."""
+    """Send much; ``/-/count`` shows how often ``send`` has returned."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    EVENTS.append("0")
+    COUNT[0] = 0
     try:
         for number in range(int(query["count"])):
             await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
-            EVENTS[-1] = str(number + 1)
+            COUNT[0] = number + 1
         await send({"type": "http.response.body", "body": b""})
     except OSError:
         EVENTS.append("OSError")

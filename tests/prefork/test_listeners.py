@@ -65,8 +65,9 @@ def test_a_free_port_for_each_slot_for_its_life(make: Make) -> None:
 
 
 def test_closing_a_slot_frees_its_port(make: Make) -> None:
-    listeners = make(2, base_port=0)
-    first, second = (one.port or 0 for one in listeners)
+    first = free_ports(2)
+    second = first + 1
+    listeners = make(2, base_port=first)
     listeners.close(2)
 
     assert connects(("127.0.0.1", first))

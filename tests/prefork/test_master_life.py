@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prefork_helpers import Server, children, connects, descriptors, eventually, exists, say
+from prefork_helpers import Server, children, connects, descriptors, eventually, exists, free_ports, say
 
 Serve = Callable[..., Server]
 
@@ -153,7 +153,9 @@ def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve) -> None:
 
 
 def test_a_killed_master_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
-    server = serve(workers=3, base_port=0, bind=["127.0.0.1:0"]).ready()
+    # Not port 0: whom the system gives the port to next would answer.
+    base = free_ports(4)
+    server = serve(workers=3, base_port=base, bind=[f"127.0.0.1:{base + 3}"]).ready()
     server.workers(3)
     ports = server.ports()
     begun = time.monotonic()
@@ -166,7 +168,7 @@ def test_a_killed_master_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_a_killed_master_leaves_no_stuck_worker(serve: Serve) -> None:
-    server = serve(workers=1, base_port=0, graceful_timeout=0.5, timeout=1.0).ready()
+    server = serve(workers=1, base_port=free_ports(1), graceful_timeout=0.5, timeout=1.0).ready()
     (port,) = server.ports()
     (worker,) = server.workers(1)
     say(port, "stick")

@@ -16,7 +16,7 @@ Serve = Callable[..., Server]
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_stop(serve: Serve, signum: signal.Signals) -> None:
-    server = serve(workers=2, base_port=0).ready()
+    server = serve(workers=2, base_port=free_ports(2)).ready()
     ports = server.ports()
     server.kill(signum)
 

@@ -51,6 +51,9 @@ class History(RuleBasedStateMachine):
             assert self.pool.plan(self.now) == []
             if not actions:
                 break
+            if any(isinstance(action, Fork) for action in actions):
+                assert self.pool.phase < Phase.STOPPING
+                assert self.pool.processes <= self.pool.wanted + self.surge
             for action in actions:
                 self.perform(action)
             performed += actions
@@ -61,9 +64,6 @@ class History(RuleBasedStateMachine):
     def perform(self, action: Action) -> None:
         match action:
             case Fork(member):
-                assert self.pool.phase < Phase.STOPPING
-                assert 1 <= member.slot <= self.pool.wanted
-                assert self.pool.processes <= self.pool.wanted + self.surge
                 assert member.slot in self.open
                 if self.forks_fail:
                     self.pool.fork_failed(member.ident, "cannot fork", self.now)
