@@ -15,6 +15,7 @@ PURE = (
     "prefork/frames.py",
     "prefork/addresses.py",
     "http/http1.py",
+    "http/fields.py",
     "http/body.py",
     "http/response.py",
     "http/errors.py",

@@ -12,7 +12,7 @@ from forkserve.http.response import ResponseHead, read_status
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
-    from forkserve.http.http1 import Fields
+    from forkserve.http.fields import Fields
 
 Message = MutableMapping[str, Any]
 Scope = dict[str, Any]

@@ -3,7 +3,8 @@
 import re
 
 from forkserve.http.errors import RequestError
-from forkserve.http.http1 import TOKEN, Limits
+from forkserve.http.fields import TOKEN
+from forkserve.http.http1 import Limits
 
 _SIZE = rb"([0-9A-Fa-f]{1,16})"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.http.body import ChunkedBody, LengthBody
 from forkserve.http.errors import RequestError
-from forkserve.http.http1 import Fields, HeadReader
+from forkserve.http.http1 import HeadReader
 from forkserve.http.parsers import new_parser
 from forkserve.http.proxy import Endpoints
 from forkserve.http.response import error_answer
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from forkserve.http.exchange import Exchange
+    from forkserve.http.fields import Fields
     from forkserve.http.sendfile import SendFile
     from forkserve.http.site import Site
     from forkserve.http.websocket import WebSocket

@@ -10,7 +10,8 @@ from forkserve.http.response import CHUNKED, HOP_LINES, ResponseHead, read_statu
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
-    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.fields import Fields
+    from forkserve.http.http1 import Target
     from forkserve.http.site import Site
 
 

@@ -1,27 +1,24 @@
-"""httptools (llhttp, in C) and h11 (pure Python) behind one small interface: a sound head in, its fields out.
+"""httptools (llhttp, in C) and h11 (pure Python) behind one small interface: sound header lines in, names and values out.
 
-No policy: `http1` has judged the head before, and frames the body by itself. Chunked bodies are not theirs either:
-llhttp does not say where in a buffer a message ended, both accept sizes and extensions that must be refused, and one
-strict decoder answers alike for both.
+No policy: `http1` and `fields` judge what comes in and what comes out. Neither parser sees a request line, a body or what frames
+a body: llhttp does not say where in a buffer a message ended and knows no tab in front of "chunked", h11 folds two lengths into
+one, each accepts chunk sizes that must be refused, and both must get the same answer.
 """
-
-from typing import Any
 
 import h11
 
-from forkserve.http.http1 import Headers, ParseHeaders
+from forkserve.http.fields import Headers, ParseLines
 
 try:
     import httptools
 except ImportError:  # no wheel and no compiler: h11 alone serves, more slowly
     httptools = None  # type: ignore[assignment, unused-ignore]  # the name must exist
 
-_LOWER: dict[bytes, bytes] = {}
-_LOWER_KEPT = 1024
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
-def new_parser(choice: str) -> ParseHeaders:
-    """A parser for one connection.
+def new_parser(choice: str) -> ParseLines:
+    """The parser to use.
 
     Args:
         choice: ``auto``, ``httptools`` or ``h11``.
@@ -31,52 +28,51 @@ def new_parser(choice: str) -> ParseHeaders:
     """
     if choice == "httptools" and httptools is None:
         raise ModuleNotFoundError("httptools is not installed: pip install httptools, or use --http h11")
-    return parse_with_h11 if choice == "h11" or httptools is None else HttptoolsParser()
+    return parse_with_h11 if choice == "h11" or httptools is None else parse_with_httptools
 
 
-class HttptoolsParser:
-    """One llhttp parser, kept for as long as the messages it reads have no body: only then is it ready for the next head."""
+class _Collector:
+    """What httptools calls back."""
 
-    __slots__ = ("_complete", "_headers", "_parser")
+    __slots__ = ("headers",)
 
     def __init__(self) -> None:
-        self._parser: Any = None
-        self._complete = False
-        self._headers: Headers = []
-
-    def __call__(self, head: bytes) -> Headers:
-        """Implements `ParseHeaders`."""
-        headers: Headers = []
-        self._headers = headers
-        parser = self._parser if self._complete else httptools.HttpRequestParser(self)
-        self._complete = False
-        try:
-            parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            self._complete = False
-        except httptools.HttpParserError as error:
-            raise ValueError(str(error)) from error
-        self._parser = parser
-        if b" \r\n" in head or b"\t\r\n" in head:  # llhttp strips blanks in front of a value only
-            return [(name, value.rstrip(b" \t")) for name, value in headers]
-        return headers
+        self.headers: Headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by httptools for each field."""
-        lower = _LOWER.get(name)
-        if lower is None:
-            lower = name.lower()
-            if len(_LOWER) < _LOWER_KEPT:
-                _LOWER[name] = lower
-        self._headers.append((lower, value))
-
-    def on_message_complete(self) -> None:
-        """Called by httptools when no body follows, so that the parser can read another head."""
-        self._complete = True
+        self.headers.append((name.lower(), value.strip(b" \t")))  # llhttp leaves the blanks behind a value
 
 
-def parse_with_h11(head: bytes) -> Headers:
-    """Implements `ParseHeaders` with h11."""
+def parse_with_httptools(lines: list[bytes]) -> Headers:
+    """Implements `ParseLines` with httptools."""
+    return _without_framing(lines, _ask_httptools)
+
+
+def parse_with_h11(lines: list[bytes]) -> Headers:
+    """Implements `ParseLines` with h11."""
+    return _without_framing(lines, _ask_h11)
+
+
+def _without_framing(lines: list[bytes], parse: ParseLines) -> Headers:
+    own = [(name.lower(), value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines)]
+    shown = [line for line, (name, _) in zip(lines, own, strict=True) if name not in _FRAMING]
+    read = iter(parse(shown) if shown else ())
+    return [pair if pair[0] in _FRAMING else next(read) for pair in own]
+
+
+def _ask_httptools(lines: list[bytes]) -> Headers:
+    collector = _Collector()
+    try:
+        httptools.HttpRequestParser(collector).feed_data(b"GET / HTTP/1.1\r\n%b\r\n\r\n" % b"\r\n".join(lines))
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as error:
+        raise ValueError(str(error)) from error
+    return collector.headers
+
+
+def _ask_h11(lines: list[bytes]) -> Headers:
+    head = b"\r\n".join((b"GET / HTTP/1.0", *lines, b"", b""))
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head) + 1)
     try:
         connection.receive_data(head)

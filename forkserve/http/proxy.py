@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forkserve.http.http1 import Fields
+    from forkserve.http.fields import Fields
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _TCP = (socket.AF_INET, socket.AF_INET6)

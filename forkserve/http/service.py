@@ -20,7 +20,8 @@ from forkserve.http.wsgi import Turns, WSGIExchange
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
     from forkserve.http.exchange import Exchange
-    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.fields import Fields
+    from forkserve.http.http1 import Target
     from forkserve.settings import Settings
 
 SWEEP = 1.0

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from forkserve.http.access import AccessLog
     from forkserve.http.connection import Connection
     from forkserve.http.exchange import Exchange
-    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.fields import Fields
+    from forkserve.http.http1 import Target
     from forkserve.http.websocket import WebSocket
     from forkserve.http.wsgi import Queue, Turns
     from forkserve.settings import Settings

@@ -29,7 +29,8 @@ from forkserve.http.response import ResponseHead, read_status
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
-    from forkserve.http.http1 import Fields, Target
+    from forkserve.http.fields import Fields
+    from forkserve.http.http1 import Target
 
 _log = logging.getLogger("forkserve.websocket")
 _log.setLevel(logging.WARNING)  # the library reports each connection at INFO

@@ -24,7 +24,7 @@ from forkserve.http.sendfile import FileWrapper, SendFile
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
-    from forkserve.http.http1 import Fields
+    from forkserve.http.fields import Fields
     from forkserve.http.site import Site
 
 Environ = dict[str, Any]
@@ -34,8 +34,6 @@ BODY_IN_MEMORY = 512 * 1024
 """Bytes of a request body that are kept in memory; more goes to a temporary file."""
 OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which ``write()`` goes to a temporary file: it cannot wait for the client."""
-
-_CGI_NAMES_KEPT = 1024
 
 
 class Queue(Protocol):
@@ -329,26 +327,10 @@ def environ_template(connection: Connection, fields: Fields) -> Environ:
         # The places of what `Target.environ` and the exchange fill in: a copy of a dict is cheap, but its growing is not.
         **dict.fromkeys(("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "wsgi.input")),
     }
-    for name, value in fields.headers:
-        key = _CGI_NAMES[name]
+    for line in fields.lines:
+        key = line.key
         if key in environ:
-            environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value.decode("latin-1")
+            environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + line.text
         elif key:
-            environ[key] = value.decode("latin-1")
+            environ[key] = line.text
     return environ
-
-
-class _CGINames(dict[bytes, str]):
-    """Header name to environ key. Names seen are kept."""
-
-    def __missing__(self, name: bytes) -> str:
-        key = "HTTP_" + name.decode("ascii").upper().replace("-", "_")
-        if len(self) < _CGI_NAMES_KEPT:
-            self[name] = key
-        return key
-
-
-# HTTP_PROXY would be taken for a setting by libraries; the body is whole, so its transfer coding is gone.
-_CGI_NAMES = _CGINames(
-    {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH", b"proxy": "", b"transfer-encoding": ""}
-)

@@ -87,6 +87,7 @@ class Server:
         prefix: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
         passed: socket.socket | None = None,
+        stdin: int = subprocess.DEVNULL,
         **settings: object,
     ) -> None:
         # LISTEN_PID is the pid of the program itself, which only the process that becomes it knows.
@@ -96,7 +97,7 @@ class Server:
             prefix = ("bash", "-c", script, "bash")
         self.process = subprocess.Popen(
             [*prefix, sys.executable, str(PROGRAM), worker, repr(settings)],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=() if passed is None else (passed.fileno(),),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import socket
-from collections.abc import Callable
+import struct
+import termios
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,6 +160,63 @@ def test_ctrl_z_and_fg(serve: Serve) -> None:
 
     assert {int(say(port, "pid")) for port in server.ports()} == set(workers)
     assert children(server.pid) == workers
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """Both ends of a terminal: ours, and the one that a server is started on."""
+    ours, theirs = os.openpty()
+    yield ours, theirs
+    for descriptor in (ours, theirs):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+ON_TERMINAL = ("setsid", "--ctty")
+
+
+def resize(terminal: int, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+
+
+def test_a_resized_window_is_no_order(serve: Serve, terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    resize(ours, 80)
+    server = serve(workers=1, base_port=0, prefix=ON_TERMINAL, stdin=theirs).ready()
+    workers = server.workers(1)
+    resize(ours, 120)  # the kernel sends WINCH
+    server.kill(signal.SIGHUP)
+    server.wait_for("not supported yet")
+    assert server.workers(1) == workers
+
+    server.kill(signal.SIGWINCH)
+    server.workers(0)
+    assert server.stop() == 0
+
+
+def test_a_closed_terminal_is_a_stop(serve: Serve, terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    resize(ours, 80)
+    server = serve(workers=1, base_port=0, prefix=ON_TERMINAL, stdin=theirs).ready()
+    server.workers(1)
+    os.close(theirs)
+    os.close(ours)  # the kernel sends HUP
+
+    assert server.wait() == 0
+    assert "not supported" not in server.output
+
+
+def test_a_closed_terminal_under_nohup_is_a_reload(serve: Serve, terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    resize(ours, 80)
+    server = serve(workers=1, base_port=0, prefix=(*ON_TERMINAL, "nohup"), stdin=theirs).ready()
+    workers = server.workers(1)
+    os.close(theirs)
+    os.close(ours)
+
+    server.wait_for("not supported yet")
+    assert server.workers(1) == workers
     assert server.stop() == 0
 
 

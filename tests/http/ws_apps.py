@@ -1,0 +1,148 @@
+"""WebSocket applications that try the server, chosen by the path; over HTTP, ``/-/events`` gives what happened, and forgets it."""
+
+import asyncio
+from typing import Any
+from urllib.parse import parse_qs
+
+from tests.http import asgi_apps
+from tests.http.asgi_apps import COUNT, EVENTS, RELEASE, Intended, Receive, Scope, Send
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Call the application that the path names."""
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    if scope["type"] == "http" and not scope["path"].startswith("/-/"):
+        EVENTS.append(f"http {scope['method']} {scope['path']}")
+        await asgi_apps.answer(send, b"plain")
+        return
+    if scope["type"] == "http":
+        await asgi_apps.app(scope, receive, send)
+        return
+    query = {key: values[0] for key, values in parse_qs(scope["query_string"].decode()).items()}
+    assert (await receive()) == {"type": "websocket.connect"}
+    try:
+        await globals()["on_" + scope["path"].split("/")[1].replace("-", "_")](scope, receive, send, query)
+    except OSError:
+        EVENTS.append("OSError")
+        raise
+
+
+async def messages(receive: Receive) -> Any:
+    """What comes until the end, which becomes an event."""
+    while (message := await receive())["type"] == "websocket.receive":
+        assert (message.get("text") is None) != (message.get("bytes") is None)
+        yield message.get("text") if message.get("bytes") is None else message["bytes"]
+    assert message["type"] == "websocket.disconnect"
+    EVENTS.append(f"{message['code']} {message.get('reason')!r}")
+
+
+async def on_echo(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Every message back."""
+    await send({"type": "websocket.accept", "subprotocol": query.get("sub"), "headers": [(b"x-mine", b"1")]})
+    async for data in messages(receive):
+        await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+
+
+async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:
+    """The scope, as the first message."""
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": repr({key: value for key, value in scope.items() if key != "app"})})
+    async for _ in messages(receive):
+        pass
+
+
+async def on_deny(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """A denial in pieces."""
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-why", b"because")]})
+    await send({"type": "websocket.http.response.body", "body": b"not ", "more_body": True})
+    await send({"type": "websocket.http.response.body", "body": b"you"})
+    EVENTS.append((await receive())["type"])
+
+
+async def on_close_first(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Close before accept."""
+    await send({"type": "websocket.close"})
+    EVENTS.append((await receive())["type"])
+
+
+async def on_close(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Close with a code and a reason."""
+    await send({"type": "websocket.accept"})
+    close: dict[str, Any] = {"type": "websocket.close"}
+    if "code" in query:
+        close["code"] = int(query["code"])
+    if "reason" in query:
+        close["reason"] = query["reason"]
+    await send(close)
+    EVENTS.append((await receive())["type"])
+
+
+async def on_raise_first(_: Scope, __: Receive, ___: Send, ____: Any) -> None:
+    """Fail before accept."""
+    raise Intended
+
+
+async def on_return_first(_: Scope, __: Receive, ___: Send, ____: Any) -> None:
+    """Return before accept."""
+
+
+async def on_raise(_: Scope, __: Receive, send: Send, ___: Any) -> None:
+    """Fail behind accept."""
+    await send({"type": "websocket.accept"})
+    raise Intended
+
+
+async def on_exit(_: Scope, __: Receive, send: Send, ___: Any) -> None:
+    """Exit behind accept."""
+    await send({"type": "websocket.accept"})
+    raise SystemExit(3)
+
+
+async def on_return(_: Scope, __: Receive, send: Send, ___: Any) -> None:
+    """Return behind accept."""
+    await send({"type": "websocket.accept"})
+
+
+async def on_wrong(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send what the test says; the error becomes an event."""
+    for message in eval(query["it"]):  # noqa: S307  # from the test beside it
+        try:
+            await send(message)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
+            EVENTS.append(type(error).__name__)
+            raise
+    async for _ in messages(receive):
+        pass
+
+
+async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send much; ``/-/count`` shows how often ``send`` has returned."""
+    await send({"type": "websocket.accept"})
+    COUNT[0] = 0
+    for number in range(int(query["count"])):
+        await send({"type": "websocket.send", "bytes": bytes([number % 256]) * 65536})
+        COUNT[0] = number + 1
+    async for _ in messages(receive):
+        pass
+
+
+async def on_wait(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Receive only when released; then say how much has come with every empty message."""
+    await send({"type": "websocket.accept"})
+    await RELEASE.wait()
+    RELEASE.clear()
+    size = 0
+    async for data in messages(receive):
+        size += len(data)
+        if not data:
+            await send({"type": "websocket.send", "text": str(size)})
+
+
+async def on_send_after(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Send when the client has gone."""
+    await send({"type": "websocket.accept"})
+    async for _ in messages(receive):
+        pass
+    await asyncio.sleep(0)
+    await send({"type": "websocket.send", "text": "x"})

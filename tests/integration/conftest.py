@@ -1,0 +1,37 @@
+"""Fixtures: the command as a process, certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import Command
+
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the command; what still runs at the end of a test that passed is stopped, and must stop well."""
+    commands: list[Command] = []
+
+    def begin(*arguments: object, **options: object) -> Command:
+        commands.append(Command(arguments, tmp_path, **options))  # type: ignore[arg-type]
+        return commands[-1]
+
+    try:
+        yield begin
+        for command in commands:
+            if command.process.poll() is None:
+                command.stop()
+    finally:
+        for command in commands:
+            command.close()
+
+
+@pytest.fixture
+def serve(start: Start) -> Start:
+    """Start the command and wait until it is ready."""
+    return lambda *arguments, **options: start(*arguments, **options).ready()
