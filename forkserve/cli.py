@@ -55,19 +55,24 @@ def _option(name: str, spec: Spec) -> click.Option:
 def make_command() -> click.Command:
     """Make the click command, all its options from the table."""
     options = [_option(name, spec) for name, spec in TABLE.items() if name != "app"]
-    refused = [click.Option([name, *(["-k"] if name == "worker_class" else []), flag(name)],
-                            hidden=True) for name in REFUSED]
-    actions = [click.Option(["--" + name], is_flag=True, help=about) for name, about in (
-        ("check-config", "Read the configuration, load the app, and exit."),
-        ("print-config", "Print every setting with its value and origin, and exit."),
-        ("markdown", "With `config`: describe all settings as a Markdown table."),
-        ("version", "Print the version and exit."))]
+    refused = [click.Option([name, *(["-k"] if name == "worker_class" else []), flag(name)], hidden=True) for name in REFUSED]
+    actions = [
+        click.Option(["--" + name], is_flag=True, help=about)
+        for name, about in (
+            ("check-config", "Read the configuration, load the app, and exit."),
+            ("print-config", "Print every setting with its value and origin, and exit."),
+            ("markdown", "With `config`: describe all settings as a Markdown table."),
+            ("version", "Print the version and exit."),
+        )
+    ]
     return _Command(
         "forkserve",
         params=[click.Argument(["app"], required=False, metavar=""), *options, *refused, *actions],
-        help=ABOUT, options_metavar=USAGE,
+        help=ABOUT,
+        options_metavar=USAGE,
         # an underscore is as good as a dash: gunicorn has --limit-request-field_size
-        context_settings={"token_normalize_func": lambda word: word.replace("_", "-")})
+        context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},
+    )
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
@@ -78,13 +83,14 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     command = make_command()
     try:
         with command.make_context("forkserve", list(arguments)) as context:
-            return {name: value for name, value in context.params.items()
-                    if value not in (None, ()) and (value is not False or name in TABLE)}
+            return {
+                name: value
+                for name, value in context.params.items()
+                if value not in (None, ()) and (value is not False or name in TABLE)
+            }
     except click.NoSuchOption as error:
-        known = (one for option in command.params for one in (*option.opts, *option.secondary_opts)
-                 if one.startswith("--"))
-        raise ConfigError(
-            f"unknown option {error.option_name}{did_you_mean(error.option_name, known)}") from None
+        known = (one for option in command.params for one in (*option.opts, *option.secondary_opts) if one.startswith("--"))
+        raise ConfigError(f"unknown option {error.option_name}{did_you_mean(error.option_name, known)}") from None
     except click.UsageError as error:
         raise ConfigError(error.format_message()) from None
 
@@ -115,23 +121,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     word = arguments[0] if arguments else ""
     if word in LATER:
-        raise ConfigError(f"`forkserve {word}` is not part of this version"
-                          f" (for an app in {word}.py write {word}:app)")
+        raise ConfigError(f"`forkserve {word}` is not part of this version (for an app in {word}.py write {word}:app)")
     shows = word == "config"
     line = parse(arguments[1:] if shows else arguments)
     if not shows and line.get("app") in ("config", *LATER):
-        raise ConfigError(f"{line['app']!r} is a sub-command and must come first"
-                          f" (for an app in {line['app']}.py write {line['app']}:app)")
+        raise ConfigError(
+            f"{line['app']!r} is a sub-command and must come first (for an app in {line['app']}.py write {line['app']}:app)"
+        )
     return _act(line, shows=shows)
 
 
 def _act(line: dict[str, Any], *, shows: bool) -> int:
     from forkserve import config, report
 
-    action = {name: line.pop(name, False)
-              for name in ("check_config", "print_config", "markdown", "version")}
+    action = {name: line.pop(name, False) for name in ("check_config", "print_config", "markdown", "version")}
     if action["version"]:
         from forkserve import __version__
+
         click.echo(f"forkserve {__version__}")
         return ExitCode.OK
     if action["markdown"]:
@@ -140,9 +146,7 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
         click.echo(report.markdown_table(), nl=False)
         return ExitCode.OK
     shows = shows or action["print_config"]
-    loaded = config.load(
-        line, environ=os.environ, directory=os.getcwd(), cmd_args=_cmd_args(os.environ),
-        needs_app=not shows)
+    loaded = config.load(line, environ=os.environ, directory=os.getcwd(), cmd_args=_cmd_args(os.environ), needs_app=not shows)
     if shows:
         click.echo(report.describe(loaded), nl=False)
         return ExitCode.OK
@@ -152,6 +156,7 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
         _check(loaded.settings)
         return ExitCode.OK
     from forkserve.server import Server
+
     return Server.from_config(loaded).run()
 
 

@@ -28,8 +28,7 @@ Hook = Callable[..., object]
 PREFIX = "FORKSERVE_"
 # Variables with our prefix that are no settings: what workers are told, what is parsed as a command
 # line, and what Kubernetes sets for the pods beside a service that is called forkserve.
-FOREIGN = re.compile(
-    "FORKSERVE_(CMD_ARGS|WORKER_ID|GENERATION|SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)")
+FOREIGN = re.compile("FORKSERVE_(CMD_ARGS|WORKER_ID|GENERATION|SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)")
 
 # gunicorn's hook functions with its parameters.
 HOOKS: Mapping[str, tuple[str, ...]] = {
@@ -40,7 +39,6 @@ HOOKS: Mapping[str, tuple[str, ...]] = {
     "post_fork": ("server", "worker"),
     "post_worker_init": ("worker",),
     "worker_int": ("worker",),
-    "worker_abort": ("worker",),
     "worker_exit": ("server", "worker"),
     "child_exit": ("server", "worker"),
     "nworkers_changed": ("server", "new_value", "old_value"),
@@ -92,8 +90,7 @@ def load(
     sources = [
         list(_well_known(environ)),
         list(_environment(environ)),
-        [Given(key, value, flag(key) + " in FORKSERVE_CMD_ARGS", "FORKSERVE_CMD_ARGS")
-         for key, value in cmd_args.items()],
+        [Given(key, value, flag(key) + " in FORKSERVE_CMD_ARGS", "FORKSERVE_CMD_ARGS") for key, value in cmd_args.items()],
         [Given(key, value, flag(key), "command line") for key, value in command_line.items()],
     ]
     where = [one for source in sources for one in source if one.key == "config"]
@@ -253,8 +250,12 @@ def _settle_addresses(
         final[loser], origins[loser] = None, "default"
         host = host if "host" in given else "0.0.0.0"  # noqa: S104 - what PORT asks for
     host = f"[{host}]" if ":" in host else host
-    spellings = {"bind": final["bind"], "port": (f"{host}:{final['port']}",),
-                 "uds": (f"unix:{final['uds']}",), "fd": (f"fd://{final['fd']}",)}
+    spellings = {
+        "bind": final["bind"],
+        "port": (f"{host}:{final['port']}",),
+        "uds": (f"unix:{final['uds']}",),
+        "fd": (f"fd://{final['fd']}",),
+    }
     used = [given[name] for name in spellings if name in given]
     if used:
         strongest = max(one.rank for one in used)
@@ -275,8 +276,8 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
     if final["access_log"] and final["access_logfile"] is None:
         final["access_logfile"] = "-"
     elif final["access_log"] is False and (
-            "access_logfile" not in given
-            or given["access_log"].rank >= given["access_logfile"].rank):
+        "access_logfile" not in given or given["access_log"].rank >= given["access_logfile"].rank
+    ):
         final["access_logfile"] = None
     named = final["app"] or final["worker"]
     if final["name"] is None and named:

@@ -37,8 +37,7 @@ def read_file(where: str | None, directory: str) -> tuple[str, Mapping[str, obje
             raise ConfigError(f"{path} has no table [tool.forkserve]")
         return path, found
     usual = [os.path.join(directory, name) for name in USUAL_FILES]
-    present = [(path, found) for path in usual if os.path.isfile(path)
-               for found in [_read(path, directory)] if found is not None]
+    present = [(path, found) for path in usual if os.path.isfile(path) for found in [_read(path, directory)] if found is not None]
     if len(present) > 1:
         names = " and ".join(os.path.basename(path) for path, _ in present)
         raise ConfigError(f"{directory} has {names}: keep one, or choose with --config")
@@ -99,8 +98,7 @@ def _importable(directory: str) -> None:
 
 def _at(error: BaseException, path: str) -> str:
     """Return *path*, the line in it where *error* was raised if that is known, and the error."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == path]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
     what = error.msg if isinstance(error, SyntaxError) else error
     return f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {what}"
@@ -109,6 +107,10 @@ def _at(error: BaseException, path: str) -> str:
 def _public(namespace: Mapping[str, object], module: str) -> Mapping[str, object]:
     """Return what a Python file sets: lower-case names, but not what it only imported."""
     return {
-        name: value for name, value in namespace.items()
-        if name == name.lower() and not name.startswith("_") and not isinstance(value, ModuleType)
-        and not (callable(value) and getattr(value, "__module__", module) != module)}
+        name: value
+        for name, value in namespace.items()
+        if name == name.lower()
+        and not name.startswith("_")
+        and not isinstance(value, ModuleType)
+        and not (callable(value) and getattr(value, "__module__", module) != module)
+    }

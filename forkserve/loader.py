@@ -25,7 +25,8 @@ from forkserve.settings import Settings
 USUAL_NAMES = ("application", "app")  # tried in this order where the spec names only a module
 ENV_LINE = re.compile(
     r"""(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*"""
-    r"""(?:'([^']*)'|"([^"]*)"|([^'"\s#].*?)?)(?:\s+#.*)?""")
+    r"""(?:'([^']*)'|"([^"]*)"|([^'"\s#].*?)?)(?:\s+#.*)?"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,7 @@ def prepare(settings: Settings) -> None:
 
     Runs in a worker before `load`. Raises ConfigError where the env file cannot be read.
     """
-    os.environ.update(
-        {name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
+    os.environ.update({name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
     os.environ.update(settings.env)
     if settings.chdir:
         os.chdir(settings.chdir)
@@ -140,11 +140,9 @@ def load(spec: str, *, interface: str = "auto", factory: bool = False) -> Loaded
         try:
             app = app(*parsed.args, **parsed.kwargs)
         except (Exception, SystemExit) as error:
-            raise AppLoadError(
-                f"the factory {name!r} failed: {_line(error)}", _own(error)) from error
+            raise AppLoadError(f"the factory {name!r} failed: {_line(error)}", _own(error)) from error
         if not callable(app):
-            raise AppLoadError(
-                f"the factory {name!r} returned no app: {_kind(app)} is not callable")
+            raise AppLoadError(f"the factory {name!r} returned no app: {_kind(app)} is not callable")
     found = speaks(app) if interface == "auto" else interface
     if found == "wsgi":
         return LoadedApp(app, "wsgi", name)
@@ -164,14 +162,15 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
         if isinstance(error, ModuleNotFoundError) and _strip(error.__traceback__) is None:
             raise AppLoadError(
                 f"there is no module {spec.module!r} in {os.getcwd()} or on Python's path: check"
-                " the name, or say with --chdir where it is") from None
-        raise AppLoadError(
-            f"{spec.module!r} failed at import: {_line(error)}", _own(error)) from error
+                " the name, or say with --chdir where it is"
+            ) from None
+        raise AppLoadError(f"{spec.module!r} failed at import: {_line(error)}", _own(error)) from error
     if spec.attr is None:
         attr = next((name for name in USUAL_NAMES if hasattr(found, name)), None)
         if attr is None:
-            raise AppLoadError(f"module {spec.module!r} has neither 'application' nor 'app': name"
-                               f" the app, as in {spec.module}:NAME")
+            raise AppLoadError(
+                f"module {spec.module!r} has neither 'application' nor 'app': name the app, as in {spec.module}:NAME"
+            )
         return getattr(found, attr), attr
     owner = f"module {spec.module!r}"
     for part in spec.attr.split("."):
@@ -202,8 +201,7 @@ def _takes(app: Callable[..., Any]) -> int | None:
         return None
     if any(one.kind is one.VAR_POSITIONAL for one in parameters):
         return None
-    return sum(one.default is one.empty and one.kind in (
-        one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
+    return sum(one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
 
 
 async def _single_callable(

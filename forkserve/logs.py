@@ -114,12 +114,13 @@ class LineFormatter(logging.Formatter):
         if record.stack_info:
             text += "\n" + record.stack_info
         when = time.localtime(record.created)
-        head = (f"{time.strftime('%Y-%m-%d %H:%M:%S', when)}.{int(record.msecs):03d}"
-                f" {time.strftime('%z', when)} [{record.process}] [{record.levelname}]"
-                f" {_state.who}:")
+        head = (
+            f"{time.strftime('%Y-%m-%d %H:%M:%S', when)}.{int(record.msecs):03d}"
+            f" {time.strftime('%z', when)} [{record.process}] [{record.levelname}]"
+            f" {_state.who}:"
+        )
         first, *rest = text.rstrip("\n").split("\n")
-        return f"{head} {printable(first)}\n" + "".join(
-            f"{head}   {printable(line)}\n" for line in rest)
+        return f"{head} {printable(first)}\n" + "".join(f"{head}   {printable(line)}\n" for line in rest)
 
 
 class _Handler(logging.Handler):
@@ -140,12 +141,10 @@ def configure(settings: Settings) -> None:
     """
     logging.addLevelName(TRACE, "TRACE")
     _state.who = "master"
-    _state.error = (
-        LogFile(STDERR) if settings.error_logfile == "-" else LogFile.open(settings.error_logfile))
+    _state.error = LogFile(STDERR) if settings.error_logfile == "-" else LogFile.open(settings.error_logfile)
     _state.access = None
     if settings.access_logfile is not None:
-        _state.access = (LogFile(STDOUT) if settings.access_logfile == "-"
-                         else LogFile.open(settings.access_logfile))
+        _state.access = LogFile(STDOUT) if settings.access_logfile == "-" else LogFile.open(settings.access_logfile)
     handler = _Handler()
     handler.addFilter(Identity())
     handler.setFormatter(LineFormatter())
@@ -221,6 +220,5 @@ def _yaml(content: str) -> Any:
     try:
         yaml: Any = importlib.import_module("yaml")  # no dependency of ours, only of this option
     except ImportError:
-        raise ConfigError("--log-config needs PyYAML for a .yaml file: pip install PyYAML, or"
-                          " write it as .json") from None
+        raise ConfigError("--log-config needs PyYAML for a .yaml file: pip install PyYAML, or write it as .json") from None
     return yaml.safe_load(content)

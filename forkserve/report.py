@@ -8,8 +8,7 @@ from forkserve.settings import TABLE, Spec
 
 def describe(config: Config) -> str:
     """Return a line for each setting and hook: its name, value, and where that came from."""
-    rows = [(name, _shown(spec, getattr(config.settings, name)), config.origins[name])
-            for name, spec in TABLE.items()]
+    rows = [(name, _shown(spec, getattr(config.settings, name)), config.origins[name]) for name, spec in TABLE.items()]
     rows += [(name, f"{name}({', '.join(HOOKS[name])})", "hook") for name in config.hooks]
     wide = max(len(name) for name, _, _ in rows)
     long = min(40, max(len(value) for _, value, _ in rows))
@@ -27,8 +26,11 @@ def markdown_table() -> str:
     lines = [
         "| option | default | meaning | reload |",
         "|---|---|---|---|",
-        *(f"| {_names(spec)} | {_default(spec)} | {_cell(spec.help)}{_variable(spec.variable)}"
-          f" | {'yes' if spec.reloadable else 'no'} |" for spec in TABLE.values()),
+        *(
+            f"| {_names(spec)} | {_default(spec)} | {_cell(spec.help)}{_variable(spec.variable)}"
+            f" | {'yes' if spec.reloadable else 'no'} |"
+            for spec in TABLE.values()
+        ),
     ]
     return "\n".join(lines) + "\n"
 

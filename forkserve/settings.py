@@ -25,7 +25,9 @@ FIELD_VALUE = r"[ -~\xa0-\xff]*"  # what latin-1 can say, without control charac
 # Names that people will try and that have no setting, with what to do instead.
 REFUSED: Mapping[str, str] = {
     "worker_class": "there are no worker classes: WSGI or ASGI is detected (--interface forces it),"
-                    " and --threads N runs a WSGI app in threads; leave it out",
+    " and --threads N runs a WSGI app in threads; leave it out",
+    "worker_abort": "no code of the app can run in a stuck worker: its stacks and request lines are"
+    " logged before it is killed; leave it out",
 }
 
 
@@ -64,8 +66,17 @@ def flag(name: str) -> str:
     return "APP" if name == "app" else "--" + name.replace("_", "-")
 
 
-def setting(default: T, group: str, kind: Kind[Any], help: str, *, short: str = "",  # noqa: A002
-            aliases: str = "", variable: str = "", reloadable: bool = True) -> T:
+def setting(
+    default: T,
+    group: str,
+    kind: Kind[Any],
+    help: str,
+    *,
+    short: str = "",
+    aliases: str = "",
+    variable: str = "",
+    reloadable: bool = True,
+) -> T:
     """Declare one setting.
 
     *group* is its heading in `--help`, *short* its one-letter flag, *aliases* other names separated
@@ -80,178 +91,193 @@ def setting(default: T, group: str, kind: Kind[Any], help: str, *, short: str = 
 class Settings:
     """The final value of every setting; made by `forkserve.config`, read by both halves."""
 
-    app: str | None = setting(
-        None, "App", values.text, "The app: module:attr, module:factory(), or module.",
-        aliases="wsgi_app")
-    interface: str = setting(
-        "auto", "App", choice("auto", "wsgi", "asgi", asgi3="asgi", asgi2="asgi"),
-        "What the app speaks.")
-    factory: bool = setting(
-        False, "App", values.switch, "APP is a function without arguments that returns the app.")
+    app: str | None = setting(None, "App", values.text, "The app: module:attr, module:factory(), or module.", aliases="wsgi_app")
+    interface: str = setting("auto", "App", choice("auto", "wsgi", "asgi", asgi3="asgi", asgi2="asgi"), "What the app speaks.")
+    factory: bool = setting(False, "App", values.switch, "APP is a function without arguments that returns the app.")
     chdir: str | None = setting(
-        None, "App", values.folder, "Directory that workers change to and import from.",
-        aliases="app_dir")
-    pythonpath: tuple[str, ...] = setting(
-        (), "App", values.folders, "More directories to import from, with commas between them.")
+        None, "App", values.folder, "Directory that workers change to and import from.", aliases="app_dir"
+    )
+    pythonpath: tuple[str, ...] = setting((), "App", values.folders, "More directories to import from, with commas between them.")
     env: Pairs = setting(
-        (), "App", pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE"),
-        "Variable in the workers' environment; repeatable.", short="-e", aliases="raw_env")
+        (),
+        "App",
+        pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE"),
+        "Variable in the workers' environment; repeatable.",
+        short="-e",
+        aliases="raw_env",
+    )
     env_file: str | None = setting(
-        None, "App", values.file, "File of NAME=VALUE lines for the workers' environment; variables"
-        " that are set already win.")
+        None, "App", values.file, "File of NAME=VALUE lines for the workers' environment; variables that are set already win."
+    )
     config: str | None = setting(
-        None, "App", values.text, "Configuration: PATH, file:PATH (.toml or .py) or python:MODULE.",
-        short="-c", reloadable=False)
+        None, "App", values.text, "Configuration: PATH, file:PATH (.toml or .py) or python:MODULE.", short="-c", reloadable=False
+    )
 
     bind: tuple[str, ...] = setting(
-        (), "Addresses", many("ADDRESS"), "Address shared by all workers: HOST:PORT, [::1]:PORT,"
+        (),
+        "Addresses",
+        many("ADDRESS"),
+        "Address shared by all workers: HOST:PORT, [::1]:PORT,"
         " unix:PATH, unix:@NAME, fd://N; repeatable. Without any address: 127.0.0.1:8000.",
-        short="-b", reloadable=False)
+        short="-b",
+        reloadable=False,
+    )
     base_port: int | None = setting(
-        None, "Addresses", count(0, LAST_PORT), "Worker i listens on --host, port N+i-1; 0 gives"
-        " each a free port.", reloadable=False)
-    host: str = setting(
-        "127.0.0.1", "Addresses", values.text, "Host for --base-port and --port.", reloadable=False)
+        None,
+        "Addresses",
+        count(0, LAST_PORT),
+        "Worker i listens on --host, port N+i-1; 0 gives each a free port.",
+        reloadable=False,
+    )
+    host: str = setting("127.0.0.1", "Addresses", values.text, "Host for --base-port and --port.", reloadable=False)
     port: int | None = setting(
-        None, "Addresses", count(0, LAST_PORT), "Short for --bind HOST:N. The variable PORT alone"
-        " means 0.0.0.0:$PORT.", variable="PORT", reloadable=False)
-    uds: str | None = setting(
-        None, "Addresses", values.text, "Short for --bind unix:TEXT.", reloadable=False)
-    fd: int | None = setting(
-        None, "Addresses", count(), "Short for --bind fd://N.", reloadable=False)
-    backlog: int = setting(
-        2048, "Addresses", count(1), "Connections that may wait to be accepted.", reloadable=False)
-    socket_mode: int = setting(
-        0o660, "Addresses", values.mode, "Permissions of unix sockets.", reloadable=False)
+        None,
+        "Addresses",
+        count(0, LAST_PORT),
+        "Short for --bind HOST:N. The variable PORT alone means 0.0.0.0:$PORT.",
+        variable="PORT",
+        reloadable=False,
+    )
+    uds: str | None = setting(None, "Addresses", values.text, "Short for --bind unix:TEXT.", reloadable=False)
+    fd: int | None = setting(None, "Addresses", count(), "Short for --bind fd://N.", reloadable=False)
+    backlog: int = setting(2048, "Addresses", count(1), "Connections that may wait to be accepted.", reloadable=False)
+    socket_mode: int = setting(0o660, "Addresses", values.mode, "Permissions of unix sockets.", reloadable=False)
 
     workers: int = setting(
-        1, "Workers", count(1, 4096, auto=True), "Number of workers; auto is one for each usable"
-        " core.", short="-w", variable="WEB_CONCURRENCY")
+        1,
+        "Workers",
+        count(1, 4096, auto=True),
+        "Number of workers; auto is one for each usable core.",
+        short="-w",
+        variable="WEB_CONCURRENCY",
+    )
     threads: int = setting(
-        0, "Workers", count(0, 4096), "Threads in which a worker runs a WSGI app; 0 runs it inline,"
-        " one request at a time.")
+        0, "Workers", count(0, 4096), "Threads in which a worker runs a WSGI app; 0 runs it inline, one request at a time."
+    )
     worker: str | None = setting(
-        None, "Workers", values.text, "Worker class to run instead of the HTTP worker:"
-        " module:Class.", reloadable=False)
+        None, "Workers", values.text, "Worker class to run instead of the HTTP worker: module:Class.", reloadable=False
+    )
     limit_concurrency: int = setting(
-        0, "Workers", count(), "Requests that a worker has in hand before it answers 503; 0 is no"
-        " limit.")
+        0, "Workers", count(), "Requests that a worker has in hand before it answers 503; 0 is no limit."
+    )
 
     timeout: float = setting(
-        30.0, "Timeouts", values.seconds, "A worker that shows no life for so long is replaced; 0"
-        " is never.", short="-t")
-    boot_timeout: float = setting(
-        60.0, "Timeouts", values.seconds, "Time in which a new worker must become ready.")
+        30.0, "Timeouts", values.seconds, "A worker that shows no life for so long is replaced; 0 is never.", short="-t"
+    )
+    boot_timeout: float = setting(60.0, "Timeouts", values.seconds, "Time in which a new worker must become ready.")
     graceful_timeout: float = setting(
-        30.0, "Timeouts", values.seconds, "Time in which a stopping worker must have finished its"
-        " requests.", aliases="timeout_graceful_shutdown")
+        30.0,
+        "Timeouts",
+        values.seconds,
+        "Time in which a stopping worker must have finished its requests.",
+        aliases="timeout_graceful_shutdown",
+    )
     keep_alive: float = setting(
-        75.0, "Timeouts", values.seconds, "How long an idle connection is kept.",
-        aliases="timeout_keep_alive keepalive")
+        75.0, "Timeouts", values.seconds, "How long an idle connection is kept.", aliases="timeout_keep_alive keepalive"
+    )
     linger: float = setting(
-        2.0, "Timeouts", values.seconds, "How long a draining worker waits for one more request on"
-        " an idle connection.")
-    drain_delay: float = setting(
-        0.0, "Timeouts", values.seconds, "How long a worker to be retired goes on accepting.")
-    header_timeout: float = setting(
-        10.0, "Timeouts", values.seconds, "Time in which a request's head must have come.")
-    body_timeout: float = setting(
-        30.0, "Timeouts", values.seconds, "Longest silence within a request's body.")
+        2.0, "Timeouts", values.seconds, "How long a draining worker waits for one more request on an idle connection."
+    )
+    drain_delay: float = setting(0.0, "Timeouts", values.seconds, "How long a worker to be retired goes on accepting.")
+    header_timeout: float = setting(10.0, "Timeouts", values.seconds, "Time in which a request's head must have come.")
+    body_timeout: float = setting(30.0, "Timeouts", values.seconds, "Longest silence within a request's body.")
     write_timeout: float = setting(
-        60.0, "Timeouts", values.seconds, "Longest time in which a client takes nothing of its"
-        " answer.")
+        60.0, "Timeouts", values.seconds, "Longest time in which a client takes nothing of its answer."
+    )
 
-    limit_request_line: int = setting(
-        16 * KIB, "Limits", values.size, "Size of the request line (414).")
-    limit_request_fields: int = setting(
-        128, "Limits", count(), "Number of header fields (431).")
+    limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Size of the request line (414).")
+    limit_request_fields: int = setting(128, "Limits", count(), "Number of header fields (431).")
     limit_request_field_size: int = setting(
-        0, "Limits", values.size, "Size of one header field (431); 0 leaves it to the head's.")
-    limit_request_head: int = setting(
-        64 * KIB, "Limits", values.size, "Size of request line and fields together (431).")
-    limit_request_body: int = setting(
-        GIB, "Limits", values.size, "Size of the body (413); above 512k it is spooled to disk.")
+        0, "Limits", values.size, "Size of one header field (431); 0 leaves it to the head's."
+    )
+    limit_request_head: int = setting(64 * KIB, "Limits", values.size, "Size of request line and fields together (431).")
+    limit_request_body: int = setting(GIB, "Limits", values.size, "Size of the body (413); above 512k it is spooled to disk.")
 
-    http: str = setting(
-        "auto", "HTTP", choice("auto", "httptools", "h11"), "Parser; auto is httptools where it is"
-        " installed.")
-    loop: str = setting(
-        "auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Event loop; auto is uvloop where it"
-        " is installed.")
+    http: str = setting("auto", "HTTP", choice("auto", "httptools", "h11"), "Parser; auto is httptools where it is installed.")
+    loop: str = setting("auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Event loop; auto is uvloop where it is installed.")
     lifespan: str = setting(
-        "auto", "HTTP", choice("auto", "on", "off"), "ASGI lifespan events; auto goes on without"
-        " where the app refuses them.")
-    root_path: str = setting(
-        "", "HTTP", values.prefix, "Path under which a proxy mounts the app.",
-        variable="SCRIPT_NAME")
+        "auto", "HTTP", choice("auto", "on", "off"), "ASGI lifespan events; auto goes on without where the app refuses them."
+    )
+    root_path: str = setting("", "HTTP", values.prefix, "Path under which a proxy mounts the app.", variable="SCRIPT_NAME")
     server_header: bool = setting(True, "HTTP", values.switch, "Send a Server header.")
     date_header: bool = setting(True, "HTTP", values.switch, "Send a Date header.")
     header: Pairs = setting(
-        (), "HTTP", pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE),
-        "Header added to every response; repeatable.")
+        (),
+        "HTTP",
+        pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE),
+        "Header added to every response; repeatable.",
+    )
     forwarded_allow_ips: tuple[str, ...] = setting(
-        ("127.0.0.0/8", "::1", "unix"), "HTTP", many("PEER", values.read_network),
+        ("127.0.0.0/8", "::1", "unix"),
+        "HTTP",
+        many("PEER", values.read_network),
         "Peers whose forwarded headers count: addresses, networks, unix, or * for all.",
-        variable="FORWARDED_ALLOW_IPS")
-    proxy_headers: bool = setting(
-        True, "HTTP", values.switch, "Believe forwarded headers of those peers.")
+        variable="FORWARDED_ALLOW_IPS",
+    )
+    proxy_headers: bool = setting(True, "HTTP", values.switch, "Believe forwarded headers of those peers.")
 
-    ws_max_size: int = setting(
-        16 * MIB, "WebSocket", values.size, "Size of one message.")
-    ws_ping_interval: float = setting(
-        20.0, "WebSocket", values.seconds, "Time between pings; 0 sends none.")
-    ws_ping_timeout: float = setting(
-        20.0, "WebSocket", values.seconds, "Time in which a ping must be answered.")
-    ws_per_message_deflate: bool = setting(
-        True, "WebSocket", values.switch, "Agree to compression.")
+    ws_max_size: int = setting(16 * MIB, "WebSocket", values.size, "Size of one message.")
+    ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Time between pings; 0 sends none.")
+    ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Time in which a ping must be answered.")
+    ws_per_message_deflate: bool = setting(True, "WebSocket", values.switch, "Agree to compression.")
 
-    certfile: str | None = setting(
-        None, "TLS", values.file, "Certificate chain (PEM); turns TLS on.", aliases="ssl_certfile")
+    certfile: str | None = setting(None, "TLS", values.file, "Certificate chain (PEM); turns TLS on.", aliases="ssl_certfile")
     keyfile: str | None = setting(
-        None, "TLS", values.file, "Private key (PEM), where it is not in the certificate's file.",
-        aliases="ssl_keyfile")
+        None, "TLS", values.file, "Private key (PEM), where it is not in the certificate's file.", aliases="ssl_keyfile"
+    )
     keyfile_password: str | None = setting(
-        None, "TLS", values.secret, "Password of the private key.", aliases="ssl_keyfile_password")
+        None, "TLS", values.secret, "Password of the private key.", aliases="ssl_keyfile_password"
+    )
     ca_certs: str | None = setting(
-        None, "TLS", values.file, "Authorities that client certificates are checked against (PEM).",
-        aliases="ssl_ca_certs")
+        None, "TLS", values.file, "Authorities that client certificates are checked against (PEM).", aliases="ssl_ca_certs"
+    )
     cert_reqs: int = setting(
-        0, "TLS", values.cert_reqs, "Client certificates: none, optional or required (0, 1, 2).",
-        aliases="ssl_cert_reqs")
-    ciphers: str | None = setting(
-        None, "TLS", values.text, "Ciphers for TLS 1.2, in OpenSSL's notation.",
-        aliases="ssl_ciphers")
+        0, "TLS", values.cert_reqs, "Client certificates: none, optional or required (0, 1, 2).", aliases="ssl_cert_reqs"
+    )
+    ciphers: str | None = setting(None, "TLS", values.text, "Ciphers for TLS 1.2, in OpenSSL's notation.", aliases="ssl_ciphers")
 
     access_logfile: str | None = setting(
-        None, "Logging", values.path, "Access log; - is stdout. Off unless given.",
-        aliases="accesslog", reloadable=False)
+        None, "Logging", values.path, "Access log; - is stdout. Off unless given.", aliases="accesslog", reloadable=False
+    )
     access_logformat: str = setting(
-        "combined", "Logging", values.text, "combined, json, or a format of gunicorn's atoms.",
-        aliases="access_log_format")
+        "combined", "Logging", values.text, "combined, json, or a format of gunicorn's atoms.", aliases="access_log_format"
+    )
     access_log: bool | None = setting(
-        None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it"
-        " off.", reloadable=False)
+        None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.", reloadable=False
+    )
     error_logfile: str = setting(
-        "-", "Logging", values.path, "Error log; - is stderr.", aliases="log_file errorlog",
-        reloadable=False)
+        "-", "Logging", values.path, "Error log; - is stderr.", aliases="log_file errorlog", reloadable=False
+    )
     log_level: str = setting(
-        "info", "Logging",
+        "info",
+        "Logging",
         choice("critical", "error", "warning", "info", "debug", "trace", warn="warning"),
-        "Least severity that is logged.", aliases="loglevel")
+        "Least severity that is logged.",
+        aliases="loglevel",
+    )
     log_config: str | None = setting(
-        None, "Logging", values.file, "Configuration of the logging module (.ini, .json, .yaml).",
-        aliases="logconfig", reloadable=False)
+        None,
+        "Logging",
+        values.file,
+        "Configuration of the logging module (.ini, .json, .yaml).",
+        aliases="logconfig",
+        reloadable=False,
+    )
     capture_output: bool = setting(
-        False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.",
-        reloadable=False)
+        False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.", reloadable=False
+    )
 
     name: str | None = setting(
-        None, "Process", values.text, "Name of this server; the app's module unless given.",
-        short="-n", aliases="proc_name", reloadable=False)
-    pid: str | None = setting(
-        None, "Process", values.path, "Pid file.", short="-p", aliases="pidfile", reloadable=False)
-    worker_tmp_dir: str | None = setting(
-        None, "Process", values.text, "Accepted and ignored: no files are used for heartbeats.")
+        None,
+        "Process",
+        values.text,
+        "Name of this server; the app's module unless given.",
+        short="-n",
+        aliases="proc_name",
+        reloadable=False,
+    )
+    pid: str | None = setting(None, "Process", values.path, "Pid file.", short="-p", aliases="pidfile", reloadable=False)
+    worker_tmp_dir: str | None = setting(None, "Process", values.text, "Accepted and ignored: no files are used for heartbeats.")
 
 
 def validate(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -276,6 +302,6 @@ def validate(settings: Settings) -> Iterator[tuple[str, str]]:
 
 # Every setting's `Spec` by name, in the order of declaration; and the name for each name and alias.
 TABLE: Mapping[str, Spec] = {
-    one.name: replace(one.metadata["spec"], name=one.name, default=one.default)
-    for one in fields(Settings)}
+    one.name: replace(one.metadata["spec"], name=one.name, default=one.default) for one in fields(Settings)
+}
 NAMES: Mapping[str, str] = {alias: name for name, spec in TABLE.items() for alias in spec.names}

@@ -59,8 +59,7 @@ def number(value: object, wanted: str, *, low: int, high: int) -> int:
 
 def count(low: int = 0, high: int = 2**31 - 1, *, auto: bool = False) -> Kind[int]:
     """Build a whole number of at least *low*; with *auto* that word is read as 0."""
-    wanted = f"a whole number from {low} to {high}" if high < 2**31 - 1 else (
-        f"a whole number of at least {low}")
+    wanted = f"a whole number from {low} to {high}" if high < 2**31 - 1 else (f"a whole number of at least {low}")
     wanted += ", or auto" if auto else ""
 
     def read(value: object) -> int:
@@ -138,8 +137,7 @@ def items(value: object, separator: str) -> list[object]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(separator) if part.strip()]
     if isinstance(value, Iterable):
-        return [part for one in value
-                for part in (items(one, separator) if isinstance(one, str) else [one])]
+        return [part for one in value for part in (items(one, separator) if isinstance(one, str) else [one])]
     refuse(value, "a list of texts")
 
 
@@ -182,13 +180,12 @@ def pairs(separator: str, name: str, wanted: str, value: str = ".*") -> Kind[Pai
         if isinstance(given, Mapping):
             given = list(given.items())
         if isinstance(given, tuple | list):
-            given = [separator.join(map(str, one)) if isinstance(one, tuple) else one
-                     for one in given]
+            given = [separator.join(map(str, one)) if isinstance(one, tuple) else one for one in given]
         return tuple(read_one(item) for item in items(given, "\n"))
 
     return Kind(
-        wanted.rpartition(" ")[2], read,
-        lambda value: "\n".join(left + separator + right for left, right in value), many=True)
+        wanted.rpartition(" ")[2], read, lambda value: "\n".join(left + separator + right for left, right in value), many=True
+    )
 
 
 def read_prefix(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from forkserve import loader, logs
 from forkserve.errors import BootError
 from forkserve.http.lifespan import LifespanError
 from forkserve.http.service import Service
+from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED
 from forkserve.prefork.worker import WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
+    from forkserve.http.exchange import Exchange
     from forkserve.loader import LoadedApp
     from forkserve.prefork.listeners import Listener
     from forkserve.settings import Settings
@@ -29,6 +32,40 @@ PULSE = 0.1
 """Seconds between two signs of life on a shared address, where siblings want to know who is free to take a connection."""
 SILENT = 100_000_000
 """Nanoseconds without a sign of life after which a worker counts as busy (with a tenth more, for the timer's lateness)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the hooks ``pre_request`` and ``post_request`` get as ``req``: gunicorn's names."""
+
+    method: str
+    uri: str
+    path: str
+    query: str
+    version: tuple[int, int]
+    headers: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, exchange: Exchange) -> Request:
+        """The request of an exchange."""
+        target, fields = exchange.target, exchange.fields
+        return cls(
+            method=target.method,
+            uri=target.environ["RAW_URI"],
+            path=target.environ["PATH_INFO"],
+            query=target.environ["QUERY_STRING"],
+            version=(1, int(fields.version[2])),
+            headers=[(name.decode("ascii").upper(), value.decode("latin-1")) for name, value in fields.headers],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the hook ``post_request`` gets as ``resp``: gunicorn's names; ``sent`` is in bytes of body."""
+
+    status: str
+    status_code: int
+    sent: int
 
 
 class HTTPWorker(Worker):
@@ -75,6 +112,8 @@ class HTTPWorker(Worker):
             write_access=None if access is None else access.write,
             printable=logs.printable,
         )
+        if "pre_request" in self.hooks or "post_request" in self.hooks:
+            service.tell(self._pre_request, self._post_request)
         loop.add_reader(self.channel.fileno(), self.on_channel)
         try:
             await service.startup()
@@ -87,6 +126,14 @@ class HTTPWorker(Worker):
         service.stop_accepting()
         self.released()
         await service.drain(self.settings.graceful_timeout)
+
+    def _pre_request(self, exchange: Exchange) -> None:
+        run_hook(self.hooks, "pre_request", self, Request.of(exchange))
+
+    def _post_request(self, exchange: Exchange) -> None:
+        code, line = (500, b"") if exchange.head is None else (exchange.head.code, exchange.head.lines[0])
+        response = Response(line[9:].strip().decode("latin-1"), code, exchange.sent)
+        run_hook(self.hooks, "post_request", self, Request.of(exchange), exchange.given or {}, response)
 
     def _courtesy(self, listener: Listener) -> Callable[[], bool] | None:
         """On an address that several workers share: whether a sibling has fewer connections than this worker."""

@@ -113,6 +113,7 @@ class ASGIExchange(Exchange):
         scope["headers"] = self.fields.headers.copy()
         scope["extensions"] = {}
         scope["state"] = self.site.state.copy()
+        self.given = scope
         return scope
 
     async def receive(self) -> Message:

@@ -86,8 +86,10 @@ class Connection(asyncio.Protocol):
         """The client sends no more (asyncio); true keeps the connection open for the answer."""
         self._eof = True
         exchange = self._exchange
-        if self._closing or exchange is None:
+        if self._closing:
             return False
+        if exchange is None:
+            return bool(self._held)  # whole requests may wait in there
         if self._body is not None:
             if exchange.started:
                 return False

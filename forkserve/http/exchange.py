@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkserve.http.errors import ClientGoneError, ResponseError
 from forkserve.http.response import CHUNKED, HOP_LINES, ResponseHead, read_status
@@ -29,8 +29,8 @@ class Exchange:
 
     # Subclasses have no __init__ but set their own attributes in `start`: there is one exchange for every request.
     __slots__ = (
-        "began", "bodiless", "chunked", "complete", "connection", "fields", "gone", "head", "keep_alive", "left", "sent", "site",
-        "started", "target",
+        "began", "bodiless", "chunked", "complete", "connection", "fields", "given", "gone", "head", "keep_alive", "left",
+        "sent", "site", "started", "target",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
@@ -47,7 +47,8 @@ class Exchange:
         self.bodiless = False
         self.left: int | None = None  # bytes to come by Content-Length
         self.sent = 0
-        self.began = monotonic() if self.site.access_log is not None else 0.0
+        self.began = monotonic() if self.site.on_answer is not None else 0.0
+        self.given: dict[str, Any] | None = None  # the environ or scope that the application got
 
     # What the connection tells
 
@@ -117,8 +118,8 @@ class Exchange:
             self.keep_alive = False
             self.site.log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
         self.complete = True
-        if self.site.access_log is not None:
-            self.site.access_log.write(self)
+        if self.site.on_answer is not None:
+            self.site.on_answer(self)
         self.connection.answered(self)
 
     def _frame(self, size: int, *, more: bool) -> bytes:
@@ -162,8 +163,8 @@ class Exchange:
             self.write(b"500 Internal Server Error\n", more=False)
             return
         self.complete = True
-        if self.site.access_log is not None:
-            self.site.access_log.write(self)
+        if self.site.on_answer is not None:
+            self.site.on_answer(self)
         # A body without length or chunks would look whole if the connection closed in order.
         self.connection.break_off(reset=not self.chunked and self.left is None)
 

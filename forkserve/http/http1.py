@@ -124,7 +124,7 @@ class HeadReader:
         leading = buffer.startswith(b"\r\n")
         if self._lines > leading + 1 + limits.fields:
             raise RequestError(431, "too many header fields")
-        if self._lines <= leading and len(buffer) > limits.line + 2 * leading:
+        if self._lines <= leading and len(buffer) - buffer.endswith(b"\r") > limits.line + 2 * leading:
             raise RequestError(414, "the request line is too long")
         if len(buffer) > limits.head:
             raise RequestError(431, "the request head is too large")

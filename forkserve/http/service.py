@@ -57,6 +57,7 @@ class Service:
         site.tls = make_context(settings)
         if write_access is not None:
             site.access_log = AccessLog(write_access, settings.access_logformat)
+            site.on_answer = site.access_log.write
         self.pool: ThreadPool | None = None
         self._lifespan: Lifespan | None = None
         self._acceptors: list[Acceptor] = []
@@ -71,6 +72,24 @@ class Service:
         else:
             site.queue = site.inline = Turns(site)
             site.new_exchange = WSGIExchange
+
+    def tell(self, on_request: Callable[[Exchange], None] | None, on_answer: Callable[[Exchange], None] | None) -> None:
+        """Call back for each request before the application gets it, and when its answer has been written."""
+        new_exchange, log = self.site.new_exchange, self.site.on_answer
+
+        def announce(connection: Connection, target: Target, fields: Fields) -> Exchange:
+            exchange = new_exchange(connection, target, fields)
+            if on_request is not None:
+                on_request(exchange)
+            return exchange
+
+        def report(exchange: Exchange) -> None:
+            if log is not None:
+                log(exchange)
+            if on_answer is not None:
+                on_answer(exchange)
+
+        self.site.new_exchange, self.site.on_answer = announce, report
 
     async def startup(self) -> None:
         """Run the application's own start-up.

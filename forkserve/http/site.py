@@ -81,6 +81,7 @@ class Site:
         # Counted only where there is a limit: every request would have to pay for it.
         self.in_hand: set[Exchange] | None = set() if settings.limit_concurrency else None
         self.access_log: AccessLog | None = None
+        self.on_answer: Callable[[Exchange], None] | None = None  # an answer has been written, or as much as there will be
         self.tls: ssl.SSLContext | None = None
         self.connections: set[Connection | WebSocket] = set()
         self.new_exchange: Callable[[Connection, Target, Fields], Exchange]

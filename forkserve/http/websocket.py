@@ -135,6 +135,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         scope["subprotocols"] = [offer.strip(" \t") for offer in offers.decode("latin-1").split(",") if offer.strip(" \t")]
         scope["extensions"] = {"websocket.http.response": {}}
         scope["state"] = self.site.state.copy()
+        self.given = scope
         return scope
 
     async def _run(self) -> None:
@@ -239,8 +240,8 @@ class WebSocket(Exchange, asyncio.Protocol):
         self.head = head
         self.started = self._connected = True
         self.connection.transport.write(data)
-        if site.access_log is not None:
-            site.access_log.write(self)
+        if site.on_answer is not None:
+            site.on_answer(self)
         self._pinged = None
         self.connection.hand_over(self)
 

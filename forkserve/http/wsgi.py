@@ -167,6 +167,7 @@ class WSGIExchange(Exchange):
             path = environ["PATH_INFO"]
             if path == script or path.startswith(script + "/"):
                 environ["PATH_INFO"] = path[len(script) :]
+        self.given = environ
         return environ
 
     def start_response(

@@ -13,16 +13,14 @@ import random
 import selectors
 import signal
 import time
-from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from forkserve import logs
 from forkserve.errors import ListenError
 from forkserve.prefork import console
-from forkserve.prefork.channel import Channel
-from forkserve.prefork.child import Child, stacks_file
 from forkserve.prefork.failures import Failures, describe_exit
+from forkserve.prefork.forker import Forker
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.listeners import Listeners
 from forkserve.prefork.notify import Notifier
@@ -40,20 +38,22 @@ from forkserve.prefork.pool import (
     Pool,
 )
 from forkserve.prefork.process import (
-    become_worker,
     raise_descriptor_limit,
     set_title,
-    signals_blocked,
 )
 from forkserve.prefork.scoreboard import BEAT, Scoreboard
 from forkserve.prefork.states import Limits, Member
 from forkserve.prefork.terminal import Terminal
 from forkserve.prefork.wakeup import SignalQueue
-from forkserve.prefork.worker import Worker, WorkerContext
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from forkserve.config import Config
+    from forkserve.prefork.channel import Channel
+    from forkserve.prefork.child import Child
     from forkserve.prefork.frames import Message
+    from forkserve.prefork.worker import Worker
 
 MANY_WORKERS = 256  # how far TTIN can go, unless more were asked for at the start
 
@@ -130,6 +130,16 @@ class Master:
         self._selector = selectors.DefaultSelector()
         cleanup.callback(self._selector.close)
         self._selector.register(self._signals, selectors.EVENT_READ, self._obey_signals)
+        self._forker = Forker(
+            server=self,
+            worker_class=self.worker_class,
+            settings=self.settings,
+            hooks=self.hooks,
+            listeners=self.listeners,
+            scoreboard=self._scoreboard,
+            siblings=self._children.values(),
+            close_masters=self._close_in_child,
+        )
         set_title("master", self.settings.name)
         run_hook(self.hooks, "on_starting", self)
         self.listeners.open(self.pool.wanted, os.environ)
@@ -301,50 +311,14 @@ class Master:
 
     def _fork(self, member: Member) -> None:
         try:
-            child, context = self._prepare(member)
+            child = self._forker.fork(member)
         except OSError as error:
             self._fork_failed(member, error)
             return
-        run_hook(self.hooks, "pre_fork", self, child)
-        with signals_blocked():
-            try:
-                pid = os.fork()
-            except OSError as error:
-                context.channel.close()
-                self._forget(child)
-                self._fork_failed(member, error)
-                return
-            if pid == 0:
-                become_worker(self.worker_class, context, lambda: self._close_in_child(child))
-        context.channel.close()
-        child.pid = pid
-        self.pool.forked(member.ident, pid)
-        self._watch(child)
-
-    def _prepare(self, member: Member) -> tuple[Child, WorkerContext]:
-        stacks = stacks_file()
-        try:
-            ours, theirs = Channel.pair()
-        except OSError:
-            os.close(stacks)
-            raise
-        row = self._scoreboard.assign(member.row)
-        child = Child(member.slot, member.ident, member, ours, row, stacks)
         self._children[member.ident] = child
-        return child, WorkerContext(
-            id=member.slot,
-            generation=member.generation,
-            age=member.ident,
-            master_pid=self.pid,
-            settings=self.settings,
-            hooks=self.hooks,
-            listeners=self.listeners.for_slot(member.slot),
-            channel=theirs,
-            row=row,
-            scoreboard=self._scoreboard,
-            stacks=stacks,
-            server=self,
-        )
+        assert child.pid is not None
+        self.pool.forked(member.ident, child.pid)
+        self._watch(child)
 
     def _fork_failed(self, member: Member, error: OSError) -> None:
         if self.pool.phase is Phase.FIRST_BOOT:
@@ -353,17 +327,12 @@ class Master:
             self.log.error("worker %d: cannot fork: %s", member.slot, error.strerror)
         self.pool.fork_failed(member.ident, f"cannot fork: {error.strerror}", time.monotonic())
 
-    def _close_in_child(self, own: Child) -> None:
-        """Close what is the master's or a sibling's, in a child just forked."""
+    def _close_in_child(self) -> None:
+        """Close what is the master's alone, in a child just forked."""
         self._selector.close()
         self._signals.close_in_child()
         if self._pid_file:
             self._pid_file.close()
-        self.listeners.close_in_child(own.id)
-        own.channel.close()
-        for child in self._children.values():
-            if child is not own:
-                child.close()
 
     def _drain(self, child: Child, *, booting: bool) -> None:
         if not self._send(child, {"type": "drain"}) or booting:

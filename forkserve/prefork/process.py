@@ -19,7 +19,7 @@ from setproctitle import setproctitle
 from forkserve import logs
 from forkserve.errors import ExitCode, ForkserveError
 from forkserve.prefork.hooks import run_hook
-from forkserve.prefork.worker import WORKER_SIGNALS, Worker, WorkerContext
+from forkserve.prefork.worker import ENDING, WORKER_SIGNALS, Worker, WorkerContext
 
 # What a service manager told the master is not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
@@ -119,7 +119,7 @@ class _BootSignals:
         self._end_if_asked()
 
     def _end_if_asked(self) -> None:
-        if self._may_end and "terminated" in self._asked:
+        if self._may_end and ENDING.intersection(self._asked):
             raise SystemExit(ExitCode.OK)
 
     def __enter__(self) -> None:
@@ -169,7 +169,7 @@ def _crashed(error: BaseException) -> int:
 
 def _not_booted(error: BaseException, context: WorkerContext) -> int:
     """Tell the master why there is no worker; return the exit code that says the same."""
-    if isinstance(error, SystemExit) and "terminated" in context.asked:
+    if isinstance(error, SystemExit) and ENDING.intersection(context.asked):
         context.channel.send({"type": "draining"})
         return ExitCode.OK
     code: int = ExitCode.BOOT

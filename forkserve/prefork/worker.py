@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
     {
         signal.SIGTERM: "terminated",
-        signal.SIGQUIT: "terminated",
+        signal.SIGQUIT: "interrupted",
         signal.SIGUSR1: "reopen_logs",
         signal.SIGTSTP: "suspend",
         signal.SIGHUP: "nothing",
@@ -43,6 +43,9 @@ WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
         signal.SIGTTOU: "nothing",
     }
 )
+
+# Those of them that end a worker; one that still boots ends at once.
+ENDING: Final = frozenset(("terminated", "interrupted"))
 
 # Orders that the master sends, by the `type` of the message. To method.
 ORDERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -229,6 +232,11 @@ class Worker:
         elif not self.draining:
             self.channel.send({"type": "draining"})
             self.drain()
+
+    def interrupted(self) -> None:
+        """Drain because somebody sent QUIT, for which gunicorn has a hook."""
+        run_hook(self.hooks, "worker_int", self)
+        self.terminated()
 
     def orphaned(self) -> None:
         """End soon, because the master is gone: nobody would replace or kill this worker."""

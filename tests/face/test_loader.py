@@ -168,7 +168,7 @@ async def _modern(extra: Any, scope: Any, receive: Any, send: Any) -> None: ...
 @pytest.mark.parametrize(("app", "expected"), [
     (_Wsgi, "wsgi"), (_WsgiObject(), "wsgi"), (_open, "wsgi"), (_AsgiObject(), "asgi"),
     (_Asgi2, "asgi"), (_decorated, "asgi"), (functools.partial(_modern, 1), "asgi"),
-], ids=str)
+], ids=["class", "object", "open", "async object", "asgi 2", "decorated", "partial"])
 def test_what_an_app_speaks(app: Any, expected: str) -> None:
     assert expected == speaks(app)
 

@@ -74,7 +74,7 @@ async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:
 async def on_do(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
     """Do what the test says: a list of messages to send, ``"receive"``, ``"raise"``, ``"exit"``, ``"release"``."""
     try:
-        for step in eval(query["it"]):  # noqa: S307  # from the test beside it
+        for step in eval(query["it"]):  # from the test beside it
             if step == "receive":
                 EVENTS.append(repr(await receive()))
             elif step == "raise":
@@ -89,7 +89,7 @@ async def on_do(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -
             else:
                 try:
                     await send(step)
-                except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
+                except Exception as error:  # whatever it is, the test looks at it
                     EVENTS.append(f"{type(error).__name__} {isinstance(error, OSError)}")
                     if "again" in query:
                         raise

@@ -22,7 +22,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PATIENCE = 10.0
 """Seconds after which what a test waits for is taken not to come."""
-_TROUBLE = re.compile(r"Exception ignored|never retrieved|Exception in callback|never awaited|Fatal error|Fatal Python|ResourceWarning|was destroyed")
+_TROUBLE = re.compile(
+    r"Exception ignored|never retrieved|Exception in callback|never awaited|Fatal error|Fatal Python|ResourceWarning|was destroyed"
+)
 
 
 def command(app: str, bind: str, settings: dict[str, object]) -> list[str]:
@@ -46,8 +48,14 @@ class Server:
         self._news = threading.Condition()
         # Warnings are errors there as well: a file left open shows in the log.
         environ = os.environ | {"PYTHONWARNINGS": "error::ResourceWarning", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(  # noqa: S603
-            command(app, bind, settings), cwd=ROOT, env=environ, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, errors="replace"
+        self.process = subprocess.Popen(
+            command(app, bind, settings),
+            cwd=ROOT,
+            env=environ,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -83,9 +91,7 @@ class Server:
     def wait_for_log(self, text: str) -> None:
         """Wait until a line of the log holds ``text``."""
         with self._news:
-            found = self._news.wait_for(
-                lambda: any(text in line for line in self.lines) or not self._reader.is_alive(), PATIENCE
-            )
+            found = self._news.wait_for(lambda: any(text in line for line in self.lines) or not self._reader.is_alive(), PATIENCE)
             assert found and any(text in line for line in self.lines), f"{text!r} is not in the log:\n" + "\n".join(self.lines)
 
     def connect(self, **options: Any) -> "Client":

@@ -43,7 +43,12 @@ async def serve(spec: str, bind: str, settings: dict[str, str]) -> None:
     loaded = loader.load(spec, interface=chosen.interface)
     access = logs.access_log()
     service = Service(
-        chosen, loaded.app, loaded.interface, observer=Nobody(), write_access=access.write if access else None, printable=logs.printable
+        chosen,
+        loaded.app,
+        loaded.interface,
+        observer=Nobody(),
+        write_access=access.write if access else None,
+        printable=logs.printable,
     )
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

@@ -64,7 +64,9 @@ def scope_of(client: Client) -> tuple[dict[str, str], dict[str, Any]]:
 def test_scope(server: Server) -> None:
     """Every key of the specification, with its type."""
     with server.connect() as client:
-        client.send(b"POST /scope/%C3%A9%2Fx?a=%20b HTTP/1.1\r\nHost: h:81\r\nX-B: 1\r\nx-A: \xe9\r\nX-B: 2\r\nX_C: 3\r\nContent-Length: 0\r\n\r\n")
+        client.send(
+            b"POST /scope/%C3%A9%2Fx?a=%20b HTTP/1.1\r\nHost: h:81\r\nX-B: 1\r\nx-A: \xe9\r\nX-B: 2\r\nX_C: 3\r\nContent-Length: 0\r\n\r\n"
+        )
         kinds, scope = scope_of(client)
 
     assert scope["type"] == "http"
@@ -77,7 +79,13 @@ def test_scope(server: Server) -> None:
     assert scope["raw_path"] == b"/scope/%C3%A9%2Fx"
     assert scope["query_string"] == b"a=%20b"
     assert scope["root_path"] == ""
-    assert [list(pair) for pair in scope["headers"]] == [[b"host", b"h:81"], [b"x-b", b"1"], [b"x-a", b"\xe9"], [b"x-b", b"2"], [b"content-length", b"0"]]
+    assert [list(pair) for pair in scope["headers"]] == [
+        [b"host", b"h:81"],
+        [b"x-b", b"1"],
+        [b"x-a", b"\xe9"],
+        [b"x-b", b"2"],
+        [b"content-length", b"0"],
+    ]
     assert scope["client"] is None  # a unix socket
     assert len(scope["server"]) == 2
     assert scope["server"][0].endswith("/s")
@@ -159,7 +167,9 @@ def test_receive_after_the_answer(server: Server) -> None:
         assert seen[-1] == "http.disconnect"
 
 
-@pytest.mark.parametrize(("path", "expected"), [("/listen", ("http.request False", "disconnect", "OSError")), ("/leave", ("left",))])
+@pytest.mark.parametrize(
+    ("path", "expected"), [("/listen", ("http.request False", "disconnect", "OSError")), ("/leave", ("left",))]
+)
 def test_the_client_goes(server: Server, path: str, expected: tuple[str, ...]) -> None:
     """``receive`` gives ``http.disconnect``, and ``send`` raises an OSError; that is nobody's fault."""
     said = len(server.log)
@@ -259,7 +269,11 @@ RIGHT = {
     "204 with a body": ((START | {"status": 204}, BODY), 204, b""),
     "304 with a length": ((START | {"status": 304, "headers": [(b"content-length", b"9")]}, BODY | {"body": b""}), 304, b""),
     "unknown status": ((START | {"status": 299}, BODY), 299, b"x"),
-    "hop-by-hop": ((START | {"headers": [(b"transfer-encoding", b"chunked"), (b"keep-alive", b"1"), (b"upgrade", b"x")]}, BODY), 200, b"x"),
+    "hop-by-hop": (
+        (START | {"headers": [(b"transfer-encoding", b"chunked"), (b"keep-alive", b"1"), (b"upgrade", b"x")]}, BODY),
+        200,
+        b"x",
+    ),
     "asks for chunks itself": ((START | {"headers": [(b"Transfer-Encoding", b"chunked")]}, MORE, BODY), 200, b"mx"),
 }
 

@@ -40,7 +40,9 @@ extensions = st.sampled_from([b"", b"", b";a", b";a=b", b';a="b;c\\" d"', b";a;b
 @given(chunk_lists, extensions, st.sampled_from([b"", b"X: y\r\n", b"X:\r\nY: z\r\n"]), st.binary(max_size=10), st.data())
 def test_sound_chunks(contents: list[bytes], extension: bytes, trailers: bytes, behind: bytes, data: st.DataObject) -> None:
     """What was chunked comes out again, and what is behind it is not touched."""
-    message = b"".join(b"%x%b\r\n%b\r\n" % (len(content), extension, content) for content in contents) + b"0\r\n" + trailers + b"\r\n"
+    message = (
+        b"".join(b"%x%b\r\n%b\r\n" % (len(content), extension, content) for content in contents) + b"0\r\n" + trailers + b"\r\n"
+    )
     stream = message + behind
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
 
@@ -48,7 +50,32 @@ def test_sound_chunks(contents: list[bytes], extension: bytes, trailers: bytes, 
 
 
 @settings(max_examples=1000, deadline=None)
-@given(st.lists(st.sampled_from([b"5", b"0", b"a", b"\r\n", b"\r", b"\n", b"hello", b";", b"=", b'"', b":", b" ", b"x", b"\x00", b"1\r\na\r\n", b"0\r\n\r\n"]), max_size=12).map(b"".join), st.data())
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"5",
+                b"0",
+                b"a",
+                b"\r\n",
+                b"\r",
+                b"\n",
+                b"hello",
+                b";",
+                b"=",
+                b'"',
+                b":",
+                b" ",
+                b"x",
+                b"\x00",
+                b"1\r\na\r\n",
+                b"0\r\n\r\n",
+            ]
+        ),
+        max_size=12,
+    ).map(b"".join),
+    st.data(),
+)
 def test_any_split_gives_the_same(stream: bytes, data: st.DataObject) -> None:
     """Pieces make no difference to the body, nor to the refusal."""
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))

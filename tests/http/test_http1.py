@@ -55,7 +55,12 @@ def test_headers(parser: str) -> None:
 @both
 @pytest.mark.parametrize(
     ("lines", "length", "chunked"),
-    [(b"", None, False), (b"Content-Length: 0\r\n", 0, False), (b"content-length: 7\r\n", 7, False), (b"Transfer-Encoding: chunked\r\n", None, True)],
+    [
+        (b"", None, False),
+        (b"Content-Length: 0\r\n", 0, False),
+        (b"content-length: 7\r\n", 7, False),
+        (b"Transfer-Encoding: chunked\r\n", None, True),
+    ],
 )
 def test_framing(parser: str, lines: bytes, length: int | None, chunked: bool) -> None:
     """How the body is framed follows from the fields."""
@@ -150,13 +155,35 @@ def test_limits_do_not_wait_for_the_end(parser: str) -> None:
 
 token = st.text("abcXYZ019-!#~^_", min_size=1, max_size=8).map(str.encode)
 value = st.one_of(
-    st.sampled_from([b"", b"5", b"chunked", b"close", b"a", b"a:80", b"100-continue", b"+5", b"gzip, chunked", b"keep-alive", b"5, 5", b"\tchunked"]),
+    st.sampled_from(
+        [
+            b"",
+            b"5",
+            b"chunked",
+            b"close",
+            b"a",
+            b"a:80",
+            b"100-continue",
+            b"+5",
+            b"gzip, chunked",
+            b"keep-alive",
+            b"5, 5",
+            b"\tchunked",
+        ]
+    ),
     st.binary(max_size=12).map(lambda text: re.sub(rb"[\x00\r\n]", b" ", text)),
-    st.text("ab ,;\t=\"", max_size=10).map(str.encode),
+    st.text('ab ,;\t="', max_size=10).map(str.encode),
 )
-name = st.one_of(token, st.sampled_from([b"Content-Length", b"Transfer-Encoding", b"Connection", b"Host", b"Expect", b"Upgrade", b"Content-Type", b"X y", b""]))
+name = st.one_of(
+    token,
+    st.sampled_from(
+        [b"Content-Length", b"Transfer-Encoding", b"Connection", b"Host", b"Expect", b"Upgrade", b"Content-Type", b"X y", b""]
+    ),
+)
 field_line = st.tuples(name, st.sampled_from([b":", b": ", b" :", b":\t", b""]), value).map(b"".join)
-target = st.one_of(st.sampled_from([b"/", b"*", b"http://a/b", b"a:80", b"", b"/%zz?%"]), st.text("/a%2?#:@.\\ ", max_size=12).map(str.encode))
+target = st.one_of(
+    st.sampled_from([b"/", b"*", b"http://a/b", b"a:80", b"", b"/%zz?%"]), st.text("/a%2?#:@.\\ ", max_size=12).map(str.encode)
+)
 request_line = st.tuples(
     st.sampled_from([b"GET", b"POST", b"HEAD", b"CONNECT", b"OPTIONS", b"get", b"X", b"PRI", b"SOURCE", b"QUERY", b"M-SEARCH"]),
     target, st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.1 ", b""]),
@@ -214,7 +241,13 @@ def test_a_reader_remembers_rightly(messages: list[tuple[bytes, bytes]]) -> None
         else:
             expected = judged(head, "httptools")
             assert isinstance(expected, tuple)
-            assert (target.line, target.raw_path, fields.headers, fields.host, fields.version) == (expected[0], expected[1], expected[6], expected[7], expected[5])
+            assert (target.line, target.raw_path, fields.headers, fields.host, fields.version) == (
+                expected[0],
+                expected[1],
+                expected[6],
+                expected[7],
+                expected[5],
+            )
             if not fields.keep_alive:
                 return  # the last of its connection
 

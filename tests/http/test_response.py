@@ -32,7 +32,9 @@ def test_own_date_and_server() -> None:
     assert sorted(lines[1:]) == [b"", b"", b"SERVER: mine", b"date: mine"]
 
 
-@pytest.mark.parametrize("name", ["Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade"])
+@pytest.mark.parametrize(
+    "name", ["Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade"]
+)
 def test_no_hop_by_hop(name: str) -> None:
     """Hop-by-hop fields are the server's own (peers 36): the application's do not go out."""
     assert name.lower().encode() + b": x" not in finished((name, "x"), (name.lower(), "x")).lower()
@@ -46,7 +48,10 @@ def test_connection_close_is_heard() -> None:
     assert head.close
 
 
-@pytest.mark.parametrize(("version", "keep_alive", "expected"), [("1.1", True, b""), ("1.1", False, b"close"), ("1.0", True, b"keep-alive"), ("1.0", False, b"close")])
+@pytest.mark.parametrize(
+    ("version", "keep_alive", "expected"),
+    [("1.1", True, b""), ("1.1", False, b"close"), ("1.0", True, b"keep-alive"), ("1.0", False, b"close")],
+)
 def test_connection(version: str, keep_alive: bool, expected: bytes) -> None:
     """What becomes of the connection is said where the version does not imply it."""
     head = finished(version=version, keep_alive=keep_alive)
@@ -77,7 +82,29 @@ def test_bad_lengths(lengths: list[str]) -> None:
         finished(*[("Content-Length", length) for length in lengths])
 
 
-@pytest.mark.parametrize("status", ["200", "20 OK", "2000 OK", "200OK", "abc OK", "200 O\r\nX: y", "100 Continue", "101 X", " 200 OK", "200 \0", "\u0662\u0660\u0660 OK", "600 X", "099 X", "-20 X", 100, 99, 600, -200])
+@pytest.mark.parametrize(
+    "status",
+    [
+        "200",
+        "20 OK",
+        "2000 OK",
+        "200OK",
+        "abc OK",
+        "200 O\r\nX: y",
+        "100 Continue",
+        "101 X",
+        " 200 OK",
+        "200 \0",
+        "\u0662\u0660\u0660 OK",
+        "600 X",
+        "099 X",
+        "-20 X",
+        100,
+        99,
+        600,
+        -200,
+    ],
+)
 def test_bad_statuses(status: str | int) -> None:
     """A WSGI status is three digits, a blank and a phrase; interim ones are not the application's."""
     with pytest.raises(ResponseError):
@@ -98,7 +125,9 @@ def test_error_answer() -> None:
 
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
-    assert {b"Date: D", b"Connection: close", b"Sec-WebSocket-Version: 13", b"Content-Length: %d" % len(body)} <= set(head.split(b"\r\n"))
+    assert {b"Date: D", b"Connection: close", b"Sec-WebSocket-Version: 13", b"Content-Length: %d" % len(body)} <= set(
+        head.split(b"\r\n")
+    )
     assert error_answer(RequestError(400, "no"), "HEAD", ENDING).endswith(b"\r\n\r\n")
 
 
@@ -106,7 +135,10 @@ field_text = st.text(st.characters(max_codepoint=0x2FF), max_size=10)
 
 
 @settings(max_examples=1000, deadline=None)
-@given(st.lists(st.tuples(st.one_of(st.sampled_from(["X", "Content-Length", "Date"]), field_text), field_text), max_size=4), field_text)
+@given(
+    st.lists(st.tuples(st.one_of(st.sampled_from(["X", "Content-Length", "Date"]), field_text), field_text), max_size=4),
+    field_text,
+)
 def test_any_fields(fields: list[tuple[str, str]], phrase: str) -> None:
     """Either it is the application's fault, or the head has exactly the lines that it should; nothing else is raised."""
     try:

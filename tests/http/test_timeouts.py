@@ -49,7 +49,9 @@ def upload(interface: str, *lines: bytes) -> bytes:
 def test_all_at_once(interface: str, hasty: Server) -> None:
     """Each kind of silence ends in its time, and in its own way: 408 for half a request, a plain close where none was begun."""
     began = time.monotonic()
-    silent, within_line, within_head, idle, within_length, within_chunks, after_empty = clients = [hasty.connect() for _ in range(7)]
+    silent, within_line, within_head, idle, within_length, within_chunks, after_empty = clients = [
+        hasty.connect() for _ in range(7)
+    ]
     within_line.send(b"GET / HT")
     within_head.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
     idle.send(page(interface))
@@ -128,7 +130,9 @@ def test_a_reader_that_stops(hasty: Server, interface: str, tmp_path: Path) -> N
     path = tmp_path / "big"
     path.write_bytes(b"x" * 20_000_000)
     (tmp_path / "counter").touch()
-    pages = ["/pour?count=300"] if interface == "asgi" else [f"/file?path={path}", f"/endless?path={tmp_path / 'counter'}&count=300"]
+    pages = (
+        ["/pour?count=300"] if interface == "asgi" else [f"/file?path={path}", f"/endless?path={tmp_path / 'counter'}&count=300"]
+    )
     for target in pages:
         said = len(hasty.log)
         with hasty.connect(receive_buffer=4096) as client:
@@ -226,7 +230,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def secure(request: pytest.FixtureRequest, interface: str, certificate: Path) -> Iterator[Server]:
     """A server that speaks TLS, on each loop."""
-    with Server(PAGES[interface], "127.0.0.1:0", certfile=certificate, keyfile=certificate, loop=request.param, body_timeout=1) as server:
+    with Server(
+        PAGES[interface], "127.0.0.1:0", certfile=certificate, keyfile=certificate, loop=request.param, body_timeout=1
+    ) as server:
         yield server
 
 
@@ -245,7 +251,9 @@ def test_tls(secure: Server, interface: str, certificate: Path) -> None:
         for _ in range(3):
             client.send(page(interface))
             assert client.answer().status == 200
-        client.send(b"GET /%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % (b"environ" if interface == "wsgi" else b"scope/"))
+        client.send(
+            b"GET /%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % (b"environ" if interface == "wsgi" else b"scope/")
+        )
         body = client.answer().body
         assert b"'https'" in body or b'"wsgi.url_scheme": "https"' in body
         assert client.rest() == b""

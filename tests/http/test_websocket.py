@@ -56,18 +56,36 @@ def dial(server: Server, path: str, **options: Any) -> ClientConnection:
 
 def handshake(path: str = "/echo", *more: bytes, **fields: bytes | None) -> bytes:
     """A handshake; a field given as None is left out."""
-    lines: dict[str, bytes | None] = {"Host": b"a", "Upgrade": b"websocket", "Connection": b"Upgrade", "Sec-WebSocket-Key": KEY, "Sec-WebSocket-Version": b"13"}
+    lines: dict[str, bytes | None] = {
+        "Host": b"a",
+        "Upgrade": b"websocket",
+        "Connection": b"Upgrade",
+        "Sec-WebSocket-Key": KEY,
+        "Sec-WebSocket-Version": b"13",
+    }
     lines |= {name.replace("_", "-"): value for name, value in fields.items()}
-    head = [f"GET {path} HTTP/1.1".encode(), *(b"%b: %b" % (name.encode(), value) for name, value in lines.items() if value is not None), *more]
+    head = [
+        f"GET {path} HTTP/1.1".encode(),
+        *(b"%b: %b" % (name.encode(), value) for name, value in lines.items() if value is not None),
+        *more,
+    ]
     return b"\r\n".join([*head, b"", b""])
 
 
-def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True, length: bytes | None = None) -> bytes:
+def frame(
+    opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True, length: bytes | None = None
+) -> bytes:
     """A frame of a client."""
     first = (0x80 if fin else 0) | rsv << 4 | opcode
     size = len(payload)
     if length is None:
-        length = bytes([size]) if size < 126 else b"\x7e" + struct.pack("!H", size) if size < 65536 else b"\x7f" + struct.pack("!Q", size)
+        length = (
+            bytes([size])
+            if size < 126
+            else b"\x7e" + struct.pack("!H", size)
+            if size < 65536
+            else b"\x7f" + struct.pack("!Q", size)
+        )
     head = bytes([first, length[0] | (0x80 if masked else 0)]) + length[1:]
     if not masked:
         return head + payload
@@ -98,7 +116,10 @@ def test_handshake(server: Server) -> None:
         answer = shake(client)
         assert answer["upgrade"].lower() == "websocket"
         assert answer["connection"].lower() == "upgrade"
-        assert answer["sec-websocket-accept"] == base64.b64encode(hashlib.sha1(KEY + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()  # noqa: S324
+        assert (
+            answer["sec-websocket-accept"]
+            == base64.b64encode(hashlib.sha1(KEY + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
+        )
         assert answer["x-mine"] == "1"
         assert not answer.get("sec-websocket-extensions") + answer.get("sec-websocket-protocol")
         assert not answer.get("content-length") + answer.get("transfer-encoding")
@@ -109,11 +130,16 @@ def test_scope(server: Server) -> None:
     with server.connect() as client:
         shake(client, "/scope/%C3%A9?a=%20", Sec_WebSocket_Protocol=b"a, b", X_Obs=b"\xe9")
         opcode, payload = received(client)
-        scope = eval(payload)  # noqa: S307  # from the application beside it
+        scope = eval(payload)  # from the application beside it
 
     assert opcode == TEXT
     assert (scope["type"], scope["scheme"], scope["http_version"]) == ("websocket", "ws", "1.1")
-    assert (scope["path"], scope["raw_path"], scope["query_string"], scope["root_path"]) == ("/scope/é", b"/scope/%C3%A9", b"a=%20", "")
+    assert (scope["path"], scope["raw_path"], scope["query_string"], scope["root_path"]) == (
+        "/scope/é",
+        b"/scope/%C3%A9",
+        b"a=%20",
+        "",
+    )
     assert scope["subprotocols"] == ["a", "b"]
     assert (b"x-obs", b"\xe9") in [tuple(pair) for pair in scope["headers"]]
     assert scope["extensions"] == {"websocket.http.response": {}}
@@ -152,7 +178,14 @@ def test_fragments(server: Server) -> None:
     text = "hällo wörld".encode()
     with server.connect() as client:
         shake(client)
-        client.send(frame(TEXT, text[:2], fin=False) + frame(PING, b"one") + frame(0, text[2:8], fin=False) + frame(PONG, b"?") + frame(0, b"", fin=False) + frame(0, text[8:]))
+        client.send(
+            frame(TEXT, text[:2], fin=False)
+            + frame(PING, b"one")
+            + frame(0, text[2:8], fin=False)
+            + frame(PONG, b"?")
+            + frame(0, b"", fin=False)
+            + frame(0, text[8:])
+        )
         assert received(client) == (PONG, b"one")
         assert received(client) == (TEXT, text)
         client.send_apart(bytes([byte]) for byte in frame(BINARY, b"abc", fin=False) + frame(0, b"def"))
@@ -228,7 +261,10 @@ def test_the_connection_breaks(server: Server, how: str) -> None:
     events(server, "1006 ''", "OSError")
 
 
-@pytest.mark.parametrize(("query", "code", "reason"), [("", 1000, ""), ("?code=1000", 1000, ""), ("?code=4001&reason=b%C3%A9", 4001, "bé"), ("?code=1011", 1011, "")])
+@pytest.mark.parametrize(
+    ("query", "code", "reason"),
+    [("", 1000, ""), ("?code=1000", 1000, ""), ("?code=4001&reason=b%C3%A9", 4001, "bé"), ("?code=1011", 1011, "")],
+)
 def test_the_application_closes(server: Server, query: str, code: int, reason: str) -> None:
     """The client is told the code."""
     with dial(server, "/close" + query) as client:

@@ -29,7 +29,10 @@ def test_version(server: Server, version: bytes) -> None:
     with server.connect() as client:
         client.send(handshake(Sec_WebSocket_Version=version) + BEHIND)
         answer = client.answer()
-        assert (answer.status, answer["sec-websocket-version"], answer["connection"].lower()) in ((426, "13", "close"), (426, "13", "upgrade, close"))
+        assert (answer.status, answer["sec-websocket-version"], answer["connection"].lower()) in (
+            (426, "13", "close"),
+            (426, "13", "upgrade, close"),
+        )
         assert client.rest() == b""
     assert server.json("/-/events") == []
 
@@ -62,7 +65,15 @@ def test_malformed_handshakes(server: Server, data: bytes) -> None:
     assert server.json("/-/events") == []
 
 
-@pytest.mark.parametrize("change", [(b"GET", b"POST"), (b"HTTP/1.1", b"HTTP/1.0"), (b"Upgrade: websocket", b"Upgrade: h2c"), (b"Connection: Upgrade", b"Connection: close")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b"GET", b"POST"),
+        (b"HTTP/1.1", b"HTTP/1.0"),
+        (b"Upgrade: websocket", b"Upgrade: h2c"),
+        (b"Connection: Upgrade", b"Connection: close"),
+    ],
+)
 def test_no_handshake(server: Server, change: tuple[bytes, bytes]) -> None:
     """101 only for GET, HTTP/1.1, Upgrade and Connection; what follows is never read as a request."""
     with server.connect() as client:
@@ -151,7 +162,10 @@ FRAMES = {
     "bad UTF-8 across fragments": (frame(TEXT, b"\xc3", fin=False) + frame(0, b"x", fin=False), (1002, 1007)),
     "claims 2^40 bytes": (frame(BINARY, b"x", length=b"\x7f" + struct.pack("!Q", 1 << 40)), 1009),
     "claims one byte too many": (frame(BINARY, b"x", length=b"\x7f" + struct.pack("!Q", LIMIT + 1)), 1009),
-    "too much in fragments": (frame(BINARY, b"x" * (LIMIT // 2), fin=False) + frame(0, b"x" * (LIMIT // 2), fin=False) + frame(0, b"x", fin=False), 1009),
+    "too much in fragments": (
+        frame(BINARY, b"x" * (LIMIT // 2), fin=False) + frame(0, b"x" * (LIMIT // 2), fin=False) + frame(0, b"x", fin=False),
+        1009,
+    ),
     "too many text fragments": (frame(TEXT, b"x" * LIMIT, fin=False) + frame(0, b"x"), 1009),
     "plain HTTP": (BEHIND * 3, 1002),
 }

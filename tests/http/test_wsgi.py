@@ -99,7 +99,9 @@ def test_write_more_than_fits(server: Server) -> None:
     assert answer.body == b"a" * (200 * 65536) + b"bc"
 
 
-@pytest.mark.parametrize(("length", "body", "whole"), [(6, b"abcdef", True), (4, b"abcd", True), (2, b"ab", True), (9, b"abcdef", False)])
+@pytest.mark.parametrize(
+    ("length", "body", "whole"), [(6, b"abcdef", True), (4, b"abcd", True), (2, b"ab", True), (9, b"abcdef", False)]
+)
 def test_write_and_length(server: Server, length: int, body: bytes, whole: bool) -> None:
     """Bytes over the Content-Length are never written, a short body closes (peers 35); the iterable is closed."""
     with server.connect() as client:
@@ -176,7 +178,9 @@ def test_pieces(server: Server, query: str, method: str, version: str) -> None:
     """An iterable gives the body that it should, and is closed once in every case."""
     status, body, whole = PIECES[query]
     with server.connect() as client:
-        client.send(f"{method} /pieces?{query.replace(' ', '%20')} HTTP/{version}\r\nHost: a\r\nConnection: keep-alive\r\n\r\n".encode())
+        client.send(
+            f"{method} /pieces?{query.replace(' ', '%20')} HTTP/{version}\r\nHost: a\r\nConnection: keep-alive\r\n\r\n".encode()
+        )
         answer = client.answer(method)
         if method == "GET":
             assert answer.status == status

@@ -67,8 +67,8 @@ def test_pieces_go_out_as_they_are_made(server: Server, tmp_path: Path) -> None:
         answer = client.head()
         assert answer.chunked
         assert client.until(b"first\r\n") == b"5\r\nfirst\r\n"
-        with fifo.open("wb"):
-            assert client.until(b"0\r\n\r\n") == b"6\r\nsecond\r\n0\r\n\r\n"
+        fifo.open("wb").close()
+        assert client.until(b"\r\n0\r\n\r\n").endswith(b"6\r\nsecond\r\n0\r\n\r\n")
 
 
 def test_http_1_0_gets_a_stream_until_the_end(server: Server) -> None:
@@ -243,7 +243,9 @@ def test_input(server: Server, it: str, framing: str) -> None:
         assert length == str(len(BODY))
 
 
-@pytest.mark.parametrize("it", ["input.read()", "input.readline()", "b''.join(input.readlines())", "b''.join(input)", "input.read(5)"])
+@pytest.mark.parametrize(
+    "it", ["input.read()", "input.readline()", "b''.join(input.readlines())", "b''.join(input)", "input.read(5)"]
+)
 def test_no_input(server: Server, it: str) -> None:
     """A request without a body has an empty input."""
     given, length = ast.literal_eval(server.get("/input?it=" + quote(it)).body.decode())

@@ -106,10 +106,10 @@ async def on_return(_: Scope, __: Receive, send: Send, ___: Any) -> None:
 
 async def on_wrong(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
     """Send what the test says; the error becomes an event."""
-    for message in eval(query["it"]):  # noqa: S307  # from the test beside it
+    for message in eval(query["it"]):  # from the test beside it
         try:
             await send(message)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
+        except Exception as error:  # whatever it is, the test looks at it
             EVENTS.append(type(error).__name__)
             raise
     async for _ in messages(receive):

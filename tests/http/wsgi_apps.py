@@ -138,7 +138,7 @@ def on_never(_: Environ, __: StartResponse, query: dict[str, str]) -> Iterable[b
 
 def on_headers_of(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
     """Whatever the test wants: ``eval`` of what it sends."""
-    status, headers, result = eval(query["it"])  # noqa: S307  # from the test beside it
+    status, headers, result = eval(query["it"])  # from the test beside it
     start_response(status, headers)
     return result  # type: ignore[no-any-return]
 
@@ -212,7 +212,7 @@ def on_input(environ: Environ, start_response: StartResponse, query: dict[str, s
     """What a method of wsgi.input gives."""
     start_response("200 OK", TEXT)
     stream = environ["wsgi.input"]
-    return [repr((eval(query["it"], {"input": stream}), environ.get("CONTENT_LENGTH"))).encode()]  # noqa: S307  # from the test beside it
+    return [repr((eval(query["it"], {"input": stream}), environ.get("CONTENT_LENGTH"))).encode()]  # from the test beside it
 
 
 def on_size(environ: Environ, start_response: StartResponse, _: Any) -> Iterable[bytes]:
