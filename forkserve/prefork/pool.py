@@ -293,7 +293,7 @@ class Pool:
 
     def _retire(self, member: Member, now: float) -> None:
         """Let go of what its slot does not need any more."""
-        if member.slot <= self.wanted and not (member.outdated and self._has_ready(member.slot)):
+        if member.slot <= self.wanted and not (member.outdated and self._superseded(member)):
             return
         if member.state is State.BACKOFF:
             self._apply(member, Event.RETIRE, now)
@@ -301,9 +301,13 @@ class Pool:
             self._owed.append(Drain(member, booting=member.state is State.BOOTING))
             self._apply(member, Event.DRAIN, now)
 
-    def _has_ready(self, slot: int) -> bool:
-        members = self._slots[slot].members
-        return any(one.state is State.READY and not one.outdated for one in members)
+    def _superseded(self, member: Member) -> bool:
+        """Whether a newer process of the slot is ready.
+
+        It may be outdated itself: two that wait for a third would leave no room for it.
+        """
+        members = self._slots[member.slot].members
+        return any(one.state is State.READY and one.ident > member.ident for one in members)
 
     def _fill(self, now: float) -> None:
         """See that each wanted slot has a process or waits for one, and fork what is due."""

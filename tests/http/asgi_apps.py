@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
+Receive = Callable[[], Coroutine[Any, Any, Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 EVENTS: list[str] = []
@@ -16,7 +16,7 @@ COUNT = [0]
 RELEASE = asyncio.Event()
 
 
-class Intended(Exception):
+class IntendedError(Exception):
     """Raised by an application on purpose."""
 
 
@@ -78,7 +78,7 @@ async def on_do(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -
             if step == "receive":
                 EVENTS.append(repr(await receive()))
             elif step == "raise":
-                raise Intended
+                raise IntendedError
             elif step == "exit":
                 raise SystemExit(3)
             elif step == "cancel":
@@ -191,7 +191,7 @@ async def failing(scope: Scope, receive: Receive, send: Send) -> None:
 async def raising(scope: Scope, receive: Receive, send: Send) -> None:
     """Does without lifespan."""
     if scope["type"] == "lifespan":
-        raise Intended("no lifespan here")
+        raise IntendedError("no lifespan here")
     await answer(send, json.dumps(sorted(scope.get("state", {}))).encode())
 
 
@@ -220,4 +220,4 @@ async def raising_end(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
     await send({"type": "lifespan.startup.complete"})
     await receive()
-    raise Intended("could not save")
+    raise IntendedError("could not save")

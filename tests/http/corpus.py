@@ -1,83 +1,9 @@
-"""Raw requests and the answers that they must get, as data; `test_corpus` runs them through everything.
-
-Each case names the clause that decides it. Where a clause leaves a choice, every status that it allows is listed; 0 stands for
-no answer at all. What follows an invalid request on the same connection (`BEHIND`) must never reach the application.
-"""
+# ruff: noqa: E501  # one case, one line
+"""Raw requests and the answers that they must get, as data; `test_corpus` runs them through everything."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-HOST = b"Host: a\r\n"
-END = b"\r\n"
-BEHIND = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
-LINE_LIMIT = 16384
-FIELDS_LIMIT = 128
-HEAD_LIMIT = 65536
-
-Fields = tuple[tuple[str, str], ...]
-Status = int | frozenset[int]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the application must see of one request, at the least; ``absent`` are names, or ``name: value``, that it must not."""
-
-    method: str = "GET"
-    path: str = "/"
-    body: bytes = b""
-    query: str = ""
-    fields: Fields = ()
-    absent: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Case:
-    """One conversation.
-
-    Attributes:
-        name: Says what is odd about it.
-        data: All that the client sends.
-        statuses: The answers in order.
-        seen: The whole requests that the application gets, in order.
-        opens: Whether the connection stays open behind the last answer; None where that is the server's choice.
-        begins: Whether the application may be called for a request whose body turns out bad; it never gets it as complete.
-        ends: Whether the client half-closes after it.
-        closed: Whether ``BEHIND`` may be sent behind it and must be ignored.
-    """
-
-    name: str
-    data: bytes = field(repr=False)
-    statuses: tuple[Status, ...]
-    seen: tuple[Seen, ...] = ()
-    opens: bool | None = False
-    begins: bool = False
-    ends: bool = False
-    closed: bool = True
-
-
-def good(name: str, data: bytes, *seen: Seen, opens: bool = True) -> Case:
-    """A case whose requests are all served."""
-    return Case(name, data, (200,) * len(seen), seen, opens=opens, closed=not opens)
-
-
-def bad(name: str, data: bytes, *statuses: int, **more: bool) -> Case:
-    """A case whose only request is refused."""
-    return Case(name, data, (statuses[0] if len(statuses) == 1 else frozenset(statuses or (400,)),), **more)
-
-
-def head(*lines: bytes, start: bytes = b"GET / HTTP/1.1", host: bytes = HOST) -> bytes:
-    """A request head."""
-    return start + END + host + b"".join(line + END for line in lines) + END
-
-
-def post(*lines: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
-    """A POST."""
-    return head(*lines, start=b"POST /p HTTP/" + version) + body
-
-
-def chunks(body: bytes, *lines: bytes) -> bytes:
-    """A POST whose chunked body is ``body`` to the letter."""
-    return post(b"Transfer-Encoding: chunked", *lines, body=body)
+from tests.http.case import BEHIND, END, FIELDS_LIMIT, HEAD_LIMIT, LINE_LIMIT, Case, Seen, bad, chunks, good, head, post
 
 
 def plain() -> Iterator[Case]:
@@ -92,8 +18,8 @@ def plain() -> Iterator[Case]:
     yield good("OPTIONS *", head(start=b"OPTIONS * HTTP/1.1"), Seen("OPTIONS", "*"))
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "M-SEARCH"):
         yield good(method, head(b"Content-Length: 2", start=f"{method} /m HTTP/1.1".encode()) + b"ab", Seen(method, "/m", b"ab"))
-    for method in (b"lower", b"get", b"BREW", b"Get"):
-        yield bad(f"method {method.decode()} is 501 with both parsers", head(start=method + b" / HTTP/1.1"), 501)
+    for unknown in (b"lower", b"get", b"BREW", b"Get"):
+        yield bad(f"method {unknown.decode()} is 501 with both parsers", head(start=unknown + b" / HTTP/1.1"), 501)
     yield good("two pipelined", head(start=b"GET /1 HTTP/1.1") + head(start=b"GET /2 HTTP/1.1"), Seen(path="/1"), Seen(path="/2"))
     three = post(b"Content-Length: 3", body=b"abc") + chunks(b"2\r\nde\r\n0\r\n\r\n") + head(start=b"GET /3 HTTP/1.1")
     yield good("three pipelined with bodies", three, Seen("POST", "/p", b"abc"), Seen("POST", "/p", b"de"), Seen(path="/3"))

@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 10.0
 """Seconds after which what a test waits for is taken not to come."""
 _TROUBLE = re.compile(
-    r"Exception ignored|never retrieved|Exception in callback|never awaited|Fatal error|Fatal Python|ResourceWarning|was destroyed"
+    r"Exception ignored|never retrieved|Exception in callback|never awaited|Fatal error|Fatal Python|ResourceWarning|destroyed"
 )
 
 
@@ -92,7 +92,8 @@ class Server:
         """Wait until a line of the log holds ``text``."""
         with self._news:
             found = self._news.wait_for(lambda: any(text in line for line in self.lines) or not self._reader.is_alive(), PATIENCE)
-            assert found and any(text in line for line in self.lines), f"{text!r} is not in the log:\n" + "\n".join(self.lines)
+            present = found and any(text in line for line in self.lines)
+            assert present, f"{text!r} is not in the log:\n" + "\n".join(self.lines)
 
     def connect(self, **options: Any) -> "Client":
         """Another client."""
@@ -129,7 +130,7 @@ class Server:
         assert self.process.stderr is not None
         self.process.stderr.close()
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -187,7 +188,7 @@ class Client:
             self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         self.held = b""
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

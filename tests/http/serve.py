@@ -7,6 +7,7 @@ import asyncio
 import signal
 import socket
 import sys
+from typing import Any
 
 from forkserve import config, loader, logs
 from forkserve.http.service import Service
@@ -35,7 +36,7 @@ def listen(bind: str) -> socket.socket:
     return sock
 
 
-async def serve(spec: str, bind: str, settings: dict[str, str]) -> None:
+async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     """Serve until SIGTERM."""
     chosen = config.from_keywords(app=spec, bind=bind, **settings).settings
     logs.configure(chosen)

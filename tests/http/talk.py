@@ -1,11 +1,15 @@
-"""A conversation through the pure modules alone: what `forkserve.http.http1` and `body` make of bytes, in whatever pieces they come."""
+"""A conversation through the pure modules alone.
+
+What `forkserve.http.http1` and `body` make of bytes, in whatever pieces they come.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from forkserve.http.body import ChunkedBody, LengthBody
 from forkserve.http.errors import RequestError
-from forkserve.http.http1 import Fields, HeadReader, Limits, Target
+from forkserve.http.fields import Fields
+from forkserve.http.http1 import HeadReader, Limits, Target
 from forkserve.http.parsers import new_parser
 
 PARSERS = ("httptools", "h11")

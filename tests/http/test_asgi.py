@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # one case, one line
 """ASGI 3 over sockets: HTTP connection scope, receive and send, lifespan."""
 
 import ast
@@ -159,11 +160,11 @@ def test_receive_after_the_answer(server: Server) -> None:
             ask(client, "/after")
             assert client.answer().body == b"done"
             seen = []
-            wait_until(lambda: seen.extend(server.json("/-/events")) or len(seen) >= 2)  # noqa: B023  # called at once
+            collect(server, seen, lambda: len(seen) >= 2)
             assert [ast.literal_eval(text)["type"] for text in seen] == ["http.disconnect"] * 2
         ask(client, "/two-tasks")
         assert client.answer().body == b"two"
-        wait_until(lambda: seen.extend(server.json("/-/events")) or len(seen) >= 4)
+        collect(server, seen, lambda: len(seen) >= 4)
         assert seen[-1] == "http.disconnect"
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.http.corpus import BEHIND, CASES, Case, Seen, Status
+from tests.http.case import BEHIND, Case, Seen, Status
+from tests.http.corpus import CASES
 from tests.http.harness import Client, Server, serving
 from tests.http.talk import PARSERS, Outcome, Refusal, Request, Unfinished, converse
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # one case, one line
 """WebSocket over sockets: what is refused, in the handshake and in frames (RFC 6455, RFC 7692)."""
 
 import os
@@ -195,7 +196,7 @@ def wait_for_event(server: Server) -> list[str]:
     """The next events."""
 
     seen: list[str] = []
-    wait_until(lambda: seen.extend(server.json("/-/events")) or seen)
+    collect(server, seen, lambda: seen)
     return seen
 
 

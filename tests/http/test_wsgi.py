@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # one case, one line
 """WSGI (PEP 3333) over sockets, inline and in threads."""
 
 import json
@@ -102,7 +103,7 @@ def test_write_more_than_fits(server: Server) -> None:
 @pytest.mark.parametrize(
     ("length", "body", "whole"), [(6, b"abcdef", True), (4, b"abcd", True), (2, b"ab", True), (9, b"abcdef", False)]
 )
-def test_write_and_length(server: Server, length: int, body: bytes, whole: bool) -> None:
+def test_write_and_length(server: Server, length: int, *, body: bytes, whole: bool) -> None:
     """Bytes over the Content-Length are never written, a short body closes (peers 35); the iterable is closed."""
     with server.connect() as client:
         client.send(f"GET /write-length?length={length} HTTP/1.1\r\nHost: a\r\n\r\n".encode())

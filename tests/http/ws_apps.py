@@ -1,11 +1,14 @@
-"""WebSocket applications that try the server, chosen by the path; over HTTP, ``/-/events`` gives what happened, and forgets it."""
+"""WebSocket applications that try the server, chosen by the path.
+
+Over HTTP, ``/-/events`` gives what happened, and forgets it.
+"""
 
 import asyncio
 from typing import Any
 from urllib.parse import parse_qs
 
 from tests.http import asgi_apps
-from tests.http.asgi_apps import COUNT, EVENTS, RELEASE, Intended, Receive, Scope, Send
+from tests.http.asgi_apps import COUNT, EVENTS, RELEASE, IntendedError, Receive, Scope, Send
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,7 +83,7 @@ async def on_close(_: Scope, receive: Receive, send: Send, query: dict[str, str]
 
 async def on_raise_first(_: Scope, __: Receive, ___: Send, ____: Any) -> None:
     """Fail before accept."""
-    raise Intended
+    raise IntendedError
 
 
 async def on_return_first(_: Scope, __: Receive, ___: Send, ____: Any) -> None:
@@ -90,7 +93,7 @@ async def on_return_first(_: Scope, __: Receive, ___: Send, ____: Any) -> None:
 async def on_raise(_: Scope, __: Receive, send: Send, ___: Any) -> None:
     """Fail behind accept."""
     await send({"type": "websocket.accept"})
-    raise Intended
+    raise IntendedError
 
 
 async def on_exit(_: Scope, __: Receive, send: Send, ___: Any) -> None:

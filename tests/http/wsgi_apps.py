@@ -1,4 +1,7 @@
-"""WSGI applications that try the server, chosen by the first segment of the path; ``/-/events`` gives what happened, and forgets it."""
+"""WSGI applications that try the server, chosen by the first segment of the path.
+
+``/-/events`` gives what happened, and forgets it.
+"""
 
 import io
 import json
@@ -29,7 +32,7 @@ VALID = {
 TEXT = [("Content-Type", "text/plain")]
 
 
-class Intended(Exception):
+class IntendedError(Exception):
     """Raised by an application on purpose."""
 
 
@@ -88,7 +91,7 @@ def on_environ(environ: Environ, start_response: StartResponse, _: Any) -> Itera
 
 def on_write(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
     write = start_response("200 OK", TEXT)
-    for _ in range(int(query.get("count", "1"))):
+    for _number in range(int(query.get("count", "1"))):
         write(b"a" * int(query.get("size", "1")))
     write(b"")
     write(b"b")
@@ -105,8 +108,8 @@ def on_replaced(_: Environ, start_response: StartResponse, query: dict[str, str]
     """exc_info before anything was sent: the first headers are gone."""
     start_response("200 OK", [("X-Old", "1"), ("Content-Length", "100")])
     try:
-        raise Intended
-    except Intended:
+        raise IntendedError  # noqa: TRY301  # exc_info is the point
+    except IntendedError:
         start_response("503 Later", [("X-New", "1")], sys.exc_info())
     return [b"later"] if "list" in query else Pieces(b"la", b"ter")
 
@@ -117,8 +120,8 @@ def on_too_late(_: Environ, start_response: StartResponse, __: Any) -> Iterable[
     try:
         yield b"first"
         try:
-            raise Intended
-        except Intended:
+            raise IntendedError  # noqa: TRY301  # exc_info is the point
+        except IntendedError:
             start_response("500 No", TEXT, sys.exc_info())
         EVENTS.append("not raised")
         yield b"second"
@@ -147,17 +150,17 @@ def on_pieces(environ: Environ, start_response: StartResponse, query: dict[str, 
     """Pieces that the test names; "!" raises, "^" exits."""
     length = query.get("length")
     start_response(query.get("status", "200 OK"), [*TEXT, *([("Content-Length", length)] if length else [])])
-    special = {"!": Intended(), "^": SystemExit(3), "-": b""}
+    special: dict[str, Any] = {"!": IntendedError(), "^": SystemExit(3), "-": b""}
     pieces = [special.get(name, name.encode()) for name in query.get("it", "").split(",") if name]
     if query.get("list"):
         return ClosingList(pieces)
-    return Pieces(*pieces, close_error=Intended() if "badclose" in query else None)
+    return Pieces(*pieces, close_error=IntendedError() if "badclose" in query else None)
 
 
 def on_raise(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
     if "started" in query:
         start_response("200 OK", [("X-Old", "1")])
-    raise {"exit": SystemExit(1), "interrupt": KeyboardInterrupt(), "base": BaseException("x"), "intended": Intended(),
+    raise {"exit": SystemExit(1), "interrupt": KeyboardInterrupt(), "base": BaseException("x"), "intended": IntendedError(),
            "generator": GeneratorExit()}[query["it"]]  # fmt: skip
 
 

@@ -434,3 +434,21 @@ def test_a_crash_loop_of_hours_forks_rarely() -> None:
         now = pool.next_deadline() or now
     assert len(times) < 140
     assert max(later - earlier for earlier, later in pairwise(times)) <= LONGEST_DELAY
+
+
+def test_two_that_are_to_be_replaced_leave_room_for_the_third() -> None:
+    pool = make(1, surge=1)
+    (first,) = fork(pool, 0.0)
+    pool.replace(1)
+    (second,) = fork(pool, 0.0)
+    pool.replace(1)
+    assert fork(pool, 0.0) == []
+
+    pool.ready(first.ident, 1.0)
+    pool.ready(second.ident, 1.0)
+
+    assert [one.member for one in pool.plan(1.0) if isinstance(one, Drain)] == [first]
+    pool.exited(first.ident, 2.0, code=0, signal=None)
+    (third,) = fork(pool, 2.0)
+    pool.ready(third.ident, 3.0)
+    assert [one.member for one in pool.plan(3.0) if isinstance(one, Drain)] == [second]

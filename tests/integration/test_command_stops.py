@@ -1,0 +1,319 @@
+"""Graceful stop, seen by the clients that are connected; and what happens where the end is not graceful."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.integration.client import Client, dial, get
+from tests.integration.command import Command, eventually, exists
+from tests.integration.conftest import Start
+
+INTERFACES = pytest.mark.parametrize(("app", "options"), [
+    ("gated", ()), ("gated", ("--threads", "4")), ("gated_asgi", ()), ("gated_asgi", ("--loop", "asyncio")),
+], ids=["wsgi", "threads", "asgi", "asyncio"])
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """Where the apps write down what they see."""
+    return tmp_path / "notes"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """The file that the apps wait for."""
+    return tmp_path / "gate"
+
+
+def gated(serve: Start, notes: Path, app: str, *options: object) -> Command:
+    """Start one of the apps that note and wait."""
+    return serve(f"tests.integration.small_apps:{app}", "--base-port", 0, *options, env={"NOTES": str(notes)})
+
+
+@INTERFACES
+def test_a_request_in_hand_is_answered(serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]) -> None:
+    command = gated(serve, notes, app, *options)
+    with Client(command.port) as client:
+        client.request(f"/slow?{gate}")
+        command.wait_for("came /slow", notes)
+        command.kill(signal.SIGTERM)
+        command.wait_for("stopping")
+        if app == "gated_asgi" or options:
+            eventually(lambda: refuses(command.port), "no new connections")
+        gate.touch()
+
+        answer = client.answer()
+        assert (answer.status, answer.text, answer["connection"]) == (200, "done\n", "close")
+        assert client.rest() == b""
+    command.wait()
+    assert "still open" not in command.stderr
+
+
+def refuses(port: int) -> bool:
+    """Whether nobody listens there."""
+    try:
+        dial(port).close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    return False
+
+
+@INTERFACES
+def test_idle_connections_are_closed(serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]) -> None:
+    gate.touch()
+    command = gated(serve, notes, app, *options, "--linger", "0.2")
+    with Client(command.port) as client:
+        assert client.get(f"/?{gate}").status == 200
+        began = time.monotonic()
+        command.kill(signal.SIGTERM)
+        assert client.rest() == b"", "closed without a word"
+        command.wait()
+    assert time.monotonic() - began < 5
+
+
+@INTERFACES
+def test_an_idle_connection_gets_one_more_answer(serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]) -> None:
+    gate.touch()
+    command = gated(serve, notes, app, *options, "--linger", "10")
+    with Client(command.port) as client:
+        assert "connection" not in client.get(f"/?{gate}")
+        command.kill(signal.SIGTERM)
+        eventually(lambda: refuses(command.port), "no new connections")
+
+        last = client.get(f"/?{gate}")
+        assert (last.status, last["connection"]) == (200, "close")
+        assert client.rest() == b""
+    began = time.monotonic()
+    command.wait()
+    assert time.monotonic() - began < 5, "nothing was left to linger for"
+
+
+@INTERFACES
+def test_a_connection_that_has_just_come_is_answered(
+    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+) -> None:
+    gate.touch()
+    command = gated(serve, notes, app, *options, "--linger", "0.1")
+    with Client(command.port) as client:
+        client.send(b"GET")
+        eventually(lambda: get(command.port, f"/?{gate}").status == 200, "the worker has accepted it")
+        command.kill(signal.SIGTERM)
+        eventually(lambda: refuses(command.port), "no new connections")
+        client.send(f" /?{gate} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+        answer = client.answer()
+        assert (answer.status, answer["connection"]) == (200, "close")
+    command.wait()
+
+
+@INTERFACES
+def test_connections_that_wait_in_the_queue_are_answered(
+    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+) -> None:
+    """The worker sleeps while they come, so they are not accepted yet when it is told to stop."""
+    gate.touch()
+    command = gated(serve, notes, app, *options)
+    (pid,) = command.workers
+    os.kill(pid, signal.SIGSTOP)
+    clients = [Client(command.port) for _ in range(5)]
+    try:
+        for client in clients:
+            client.request(f"/?{gate}")
+        command.kill(signal.SIGTERM)
+        command.wait_for("stopping")
+        os.kill(pid, signal.SIGCONT)
+        for client in clients:
+            assert client.answer().status == 200
+    finally:
+        for client in clients:
+            client.sock.close()
+    command.wait()
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_websocket_gets_1012(serve: Start, notes: Path, loop: str) -> None:
+    command = gated(serve, notes, "gated_asgi", "--loop", loop)
+    with connect(f"ws://127.0.0.1:{command.port}/") as client:
+        command.kill(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed):
+            client.recv(10)
+        assert client.close_code == 1012
+    command.wait()
+    assert "websocket ended 1012" in notes.read_text()
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_stream_sees_a_disconnect(serve: Start, notes: Path, loop: str) -> None:
+    command = gated(serve, notes, "gated_asgi", "--loop", loop)
+    with Client(command.port) as client:
+        client.request("/stream")
+        client.head()
+        assert next(client.chunks()) == b"data: first\n\n"
+        began = time.monotonic()
+        command.kill(signal.SIGTERM)
+        client.rest()
+    command.wait()
+    assert time.monotonic() - began < 5
+    assert "http.disconnect" in notes.read_text()
+
+
+def test_lifespan_runs_in_each_worker(serve: Start, notes: Path) -> None:
+    command = gated(serve, notes, "gated_asgi", "--workers", 2)
+    assert notes.read_text().splitlines() == ["lifespan.startup"] * 2
+
+    command.stop()
+
+    assert notes.read_text().splitlines() == ["lifespan.startup"] * 2 + ["lifespan.shutdown"] * 2
+
+
+@INTERFACES
+def test_what_is_open_at_the_graceful_timeout_is_logged(
+    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+) -> None:
+    command = gated(serve, notes, app, *options, "--graceful-timeout", "0.5")
+    with Client(command.port) as client:
+        client.request(f"/never?{gate}")
+        command.wait_for("came /never", notes)
+        began = time.monotonic()
+        command.kill(signal.SIGTERM)
+        command.wait(0)
+        assert 0.4 < time.monotonic() - began < 6
+    lines = [line for line in command.log if "/never" in line]
+    assert len(lines) == 1, command.stderr
+    assert f"GET /never?{gate}" in lines[0]
+
+
+def test_a_stream_that_does_not_end_is_logged_too(serve: Start, notes: Path) -> None:
+    command = gated(serve, notes, "gated_asgi", "--graceful-timeout", "0.5")
+    with Client(command.port) as client:
+        client.request("/stream?stubborn")
+        client.head()
+        command.kill(signal.SIGTERM)
+        command.wait(0)
+    assert any("GET /stream?stubborn" in line for line in command.log), command.stderr
+
+
+@INTERFACES
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once(
+    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...], signum: signal.Signals,
+) -> None:
+    command = gated(serve, notes, app, *options)
+    with Client(command.port) as client:
+        client.request(f"/never?{gate}")
+        command.wait_for("came /never", notes)
+        command.kill(signum)
+        command.wait_for("stopping")
+        began = time.monotonic()
+        command.kill(signum)
+        command.wait(0)
+    assert time.monotonic() - began < 3
+
+
+@INTERFACES
+def test_kill_9_of_the_master_while_requests_are_in_hand(
+    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+) -> None:
+    command = gated(serve, notes, app, *options, "--workers", 3)
+    first, second, third = command.ports
+    workers = command.workers
+    with Client(first) as client, Client(second) as idle:
+        client.request(f"/slow?{gate}")
+        command.wait_for("came /slow", notes)
+        idle.send(b"")
+        command.kill(signal.SIGKILL)
+        command.process.wait(10)
+        eventually(lambda: sum(map(exists, workers)) == 1, "the idle workers end", deadline=2)
+        assert refuses(second)
+        assert refuses(third)
+        gate.touch()
+        answer = client.answer()
+        assert (answer.status, answer.text, answer["connection"]) == (200, "done\n", "close")
+    eventually(lambda: not any(map(exists, workers)), "the busy one ends, too", deadline=5)
+    for port in command.ports:
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_kill_9_of_the_master_with_a_stuck_worker(serve: Start, notes: Path, gate: Path) -> None:
+    command = gated(serve, notes, "gated", "--timeout", 1, "--graceful-timeout", 1)
+    (pid,) = command.workers
+    with Client(command.port) as client:
+        client.request(f"/never?{gate}")
+        command.wait_for("came /never", notes)
+        command.kill(signal.SIGKILL)
+        command.process.wait(10)
+        eventually(lambda: not exists(pid), "its own switch ends it", deadline=10)
+
+
+def test_a_stuck_worker_is_replaced_and_says_where_it_was(serve: Start, notes: Path, gate: Path) -> None:
+    command = gated(serve, notes, "gated", "--timeout", 1)
+    (pid,) = command.workers
+    with Client(command.port) as client:
+        client.request(f"/stuck?{gate}")
+        command.wait_for("came /stuck", notes)
+        eventually(lambda: command.workers not in ([], [pid]) and not exists(pid), "a new worker")
+        assert client.rest() == b""
+    assert any(f"GET /stuck?{gate}" in line for line in command.log), command.stderr
+    assert any("small_apps.py" in line and "gated" in line for line in command.log), command.stderr
+    gate.touch()
+    assert get(command.port, f"/?{gate}").status == 200
+
+
+def test_a_worker_that_is_told_to_end_finishes_and_is_replaced(serve: Start, notes: Path, gate: Path) -> None:
+    command = gated(serve, notes, "gated_asgi")
+    (pid,) = command.workers
+    with Client(command.port) as client:
+        client.request(f"/slow?{gate}")
+        command.wait_for("came /slow", notes)
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: len(command.workers) == 2, "its successor, at once")
+        gate.touch()
+        assert client.answer()["connection"] == "close"
+    eventually(lambda: not exists(pid), "it ends")
+    assert get(command.port, f"/?{gate}").status == 200
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU])
+def test_signals_that_a_worker_does_not_mind(serve: Start, notes: Path, gate: Path, signum: signal.Signals) -> None:
+    gate.touch()
+    command = gated(serve, notes, "gated")
+    (pid,) = command.workers
+    for _ in range(3):
+        os.kill(pid, signum)
+        assert get(command.port, f"/?{gate}").status == 200
+    assert command.workers == [pid]
+
+
+def test_the_apps_own_processes_do_not_inherit_ignored_signals(serve: Start, tmp_path: Path) -> None:
+    (tmp_path / "site_app.py").write_text(
+        "import subprocess\n"
+        "def app(environ, start_response):\n"
+        "    answer = subprocess.run(['grep', 'Sig', '/proc/self/status'], stdout=subprocess.PIPE, check=True).stdout\n"
+        "    start_response('200 OK', [('Content-Length', str(len(answer)))])\n"
+        "    return [answer]\n")
+    command = serve("site_app:app", "--base-port", 0, cwd=tmp_path)
+
+    masks = dict(line.split(":\t") for line in get(command.port).text.splitlines())
+
+    assert int(masks["SigBlk"], 16) == 0
+    # Python itself ignores these two, and restores them in its children.
+    assert int(masks["SigIgn"], 16) & ~(1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
+
+
+def test_winch_leaves_the_queue_and_ttin_brings_workers_back(serve: Start, notes: Path, gate: Path) -> None:
+    gate.touch()
+    command = gated(serve, notes, "gated", "--linger", "0.1")
+    command.kill(signal.SIGWINCH)
+    eventually(lambda: not command.workers, "no workers")
+    with Client(command.port) as client:
+        client.request(f"/?{gate}")
+        command.kill(signal.SIGTTIN)
+        assert client.answer().status == 200

@@ -1,0 +1,95 @@
+"""The spread of connections over the workers that share an address."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import Client, get
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+
+APPS = pytest.mark.parametrize(("app", "loop"), [("who", "uvloop"), ("who", "asyncio"), ("who_asgi", "uvloop"), ("who_asgi", "asyncio")])
+
+
+@APPS
+def test_kept_connections_are_spread_evenly(serve: Start, app: str, loop: str) -> None:
+    command = serve(f"tests.integration.small_apps:{app}", "--workers", 4, "--bind", "127.0.0.1:0", "--loop", loop)
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(command.port)) for _ in range(16)]
+        for client in clients:
+            client.request()
+        spread = collections.Counter(client.answer().json["worker"] for client in clients)
+        assert len(spread) == 4, spread
+        assert max(spread.values()) - min(spread.values()) <= 2, spread
+        again = collections.Counter(client.get().json["worker"] for client in clients)
+        assert again == spread
+
+
+@APPS
+def test_kept_connections_that_come_one_by_one_are_spread_evenly(serve: Start, app: str, loop: str) -> None:
+    command = serve(f"tests.integration.small_apps:{app}", "--workers", 4, "--bind", "127.0.0.1:0", "--loop", loop)
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(command.port)) for _ in range(16)]
+        spread = collections.Counter(client.get().json["worker"] for client in clients)
+    assert len(spread) == 4, spread
+    assert max(spread.values()) - min(spread.values()) <= 2, spread
+
+
+@APPS
+def test_short_connections_are_all_answered(serve: Start, app: str, loop: str) -> None:
+    command = serve(f"tests.integration.small_apps:{app}", "--workers", 4, "--bind", "127.0.0.1:0", "--loop", loop)
+
+    answers = [get(command.port, "/", "Connection: close") for _ in range(200)]
+
+    assert {answer.status for answer in answers} == {200}
+
+
+@pytest.mark.parametrize("app", ["who", "who_asgi"])
+def test_many_short_connections_at_once_reach_all_workers(serve: Start, app: str) -> None:
+    command = serve(f"tests.integration.small_apps:{app}", "--workers", 4, "--bind", "127.0.0.1:0")
+
+    spread: collections.Counter[str] = collections.Counter()
+    for _ in range(10):
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(command.port)) for _ in range(20)]
+            for client in clients:
+                client.request("/", "Connection: close")
+            spread.update(client.answer().json["worker"] for client in clients)
+    assert len(spread) == 4, spread
+    assert sum(spread.values()) == 200
+
+
+def test_a_busy_worker_is_passed_by(serve: Start, tmp_path: Path) -> None:
+    """One request holds an inline worker; no other may wait behind it while the second worker is free."""
+    gate, notes = tmp_path / "gate", tmp_path / "notes"
+    command = serve(
+        "tests.integration.small_apps:gated", "--workers", 2, "--bind", "127.0.0.1:0", env={"NOTES": str(notes)})
+
+    with Client(command.port) as slow:
+        slow.request(f"/slow?{gate}")
+        command.wait_for("came /slow", notes)
+        for _ in range(20):
+            assert get(command.port, f"/?{tmp_path}", "Connection: close").status == 200
+        gate.touch()
+        assert slow.answer().status == 200
+
+
+@pytest.mark.parametrize("app", ["who", "who_asgi"])
+def test_idle_workers_sleep(serve: Start, app: str) -> None:
+    command = serve(f"tests.integration.small_apps:{app}", "--workers", 2, "--bind", "127.0.0.1:0")
+
+    def switches() -> dict[int, int]:
+        return {pid: int(Path(f"/proc/{pid}/status").read_text().partition("\nvoluntary_ctxt_switches:\t")[2].split()[0])
+                for pid in (command.pid, *command.workers)}
+
+    import time
+    before, began = switches(), time.monotonic()
+    eventually(lambda: time.monotonic() > began + 2, deadline=5)  # the time is what is measured here
+    for pid, number in switches().items():
+        assert number - before[pid] <= 10 * (time.monotonic() - began) + 4, "wakes more than ten times a second"
