@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """What a case of the corpus is, and how one is written down.
 
 Each case names the clause that decides it. Where a clause leaves a choice, every status that it allows is listed; 0 stands for

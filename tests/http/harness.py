@@ -14,7 +14,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -333,3 +333,35 @@ def serving(app: str, directory: Path, **settings: Any) -> Iterator[Server]:
     """A server on a unix socket in ``directory``."""
     with Server(app, f"unix:{directory / 's'}", **settings) as server:
         yield server
+
+
+def happened(server: Server, count: int) -> list[str]:
+    """What the application has written down, when there is so much of it."""
+    seen: list[str] = []
+
+    def enough() -> bool:
+        seen.extend(server.json("/-/events"))
+        return len(seen) >= count
+
+    wait_until(enough, f"only this has happened: {seen}")
+    return seen
+
+
+def events(server: Server, *expected: str) -> None:
+    """Wait until exactly this has happened."""
+    assert happened(server, len(expected)) == list(expected)
+
+
+def settled(number: Callable[[], int]) -> int:
+    """A number that grows, when it does so no more: who makes it grow is waiting."""
+    last, since = 0, 0
+
+    def still() -> bool:
+        nonlocal last, since
+        now = number()
+        since = since + 1 if now == last and now else 0
+        last = now
+        return since > 30
+
+    wait_until(still, "it goes on for ever")
+    return last

@@ -5,12 +5,15 @@ What `forkserve.http.http1` and `body` make of bytes, in whatever pieces they co
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from forkserve.http.body import ChunkedBody, LengthBody
 from forkserve.http.errors import RequestError
-from forkserve.http.fields import Fields
 from forkserve.http.http1 import HeadReader, Limits, Target
 from forkserve.http.parsers import new_parser
+
+if TYPE_CHECKING:
+    from forkserve.http.fields import Fields
 
 PARSERS = ("httptools", "h11")
 LIMITS = Limits(line=16384, fields=128, head=65536, body=1 << 30)

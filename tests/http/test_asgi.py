@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.http.harness import Client, Server, serving, wait_until
+from tests.http.harness import Client, Server, events, happened, serving
 
 START: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
 BODY: dict[str, Any] = {"type": "http.response.body", "body": b"x"}
@@ -31,18 +31,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def quiet(server: Server) -> None:
     """No events of the test before."""
     server.json("/-/events")
-
-
-def events(server: Server, *expected: str) -> None:
-    """Wait until exactly this has happened."""
-    seen: list[str] = []
-
-    def happened() -> bool:
-        seen.extend(server.json("/-/events"))
-        return len(seen) >= len(expected)
-
-    wait_until(happened)
-    assert tuple(seen) == expected
 
 
 def do(*steps: Any, again: bool = False) -> str:
@@ -159,13 +147,11 @@ def test_receive_after_the_answer(server: Server) -> None:
         for _ in range(2):
             ask(client, "/after")
             assert client.answer().body == b"done"
-            seen = []
-            collect(server, seen, lambda: len(seen) >= 2)
+            seen = happened(server, 2)
             assert [ast.literal_eval(text)["type"] for text in seen] == ["http.disconnect"] * 2
         ask(client, "/two-tasks")
         assert client.answer().body == b"two"
-        collect(server, seen, lambda: len(seen) >= 4)
-        assert seen[-1] == "http.disconnect"
+        assert happened(server, 2)[-1] == "http.disconnect"
 
 
 @pytest.mark.parametrize(

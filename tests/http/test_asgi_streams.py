@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.harness import Client, Server, serving, wait_until
+from tests.http.harness import Client, Server, events, serving, settled
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
@@ -30,39 +30,12 @@ def ask(client: Client, path: str, *lines: str, method: str = "GET") -> None:
     client.send("\r\n".join([f"{method} {path} HTTP/1.1", "Host: a", *lines, "", ""]).encode())
 
 
-def settled(server: Server) -> int:
-    """How often ``send`` has returned, when it does no more."""
-    last, since = 0, 0
-
-    def still() -> bool:
-        nonlocal last, since
-        number = server.json("/-/count")
-        since = since + 1 if number == last and number else 0
-        last = number
-        return since > 30
-
-    wait_until(still, "it goes on for ever")
-    return last
-
-
-def events(server: Server, *expected: str) -> None:
-    """Wait until exactly this has happened."""
-    seen: list[str] = []
-
-    def happened() -> bool:
-        seen.extend(server.json("/-/events"))
-        return len(seen) >= len(expected)
-
-    wait_until(happened)
-    assert tuple(seen) == expected
-
-
 def test_a_slow_reader_pauses_send(server: Server) -> None:
     """``send`` does not return while the client does not read; nothing piles up; then all of it arrives."""
     before = server.memory()
     with server.connect(receive_buffer=4096) as client:
         ask(client, "/pour?count=100", "Connection: close")
-        assert settled(server) < 20
+        assert settled(lambda: int(server.json("/-/count"))) < 20
         assert server.memory() - before < 4 << 20
         answer = client.answer()
         assert len(answer.body) == 100 * 65536
@@ -73,7 +46,7 @@ def test_a_slow_reader_that_goes(server: Server) -> None:
     """A ``send`` that waits raises an OSError when the client goes."""
     with server.connect(receive_buffer=4096) as client:
         ask(client, "/pour?count=300")
-        settled(server)
+        settled(lambda: int(server.json("/-/count")))
         client.reset()
     events(server, "OSError")
 

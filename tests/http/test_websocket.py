@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import unix_connect
 
-from tests.http.harness import Answer, Client, Server, serving, wait_until
+from tests.http.harness import Answer, Client, Server, events, serving, settled
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -35,18 +35,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def quiet(server: Server) -> None:
     """No events of the test before."""
     server.json("/-/events")
-
-
-def events(server: Server, *expected: str) -> None:
-    """Wait until exactly this has happened."""
-    seen: list[str] = []
-
-    def happened() -> bool:
-        seen.extend(server.json("/-/events"))
-        return len(seen) >= len(expected)
-
-    wait_until(happened, f"{expected} did not happen")
-    assert tuple(seen) == expected
 
 
 def dial(server: Server, path: str, **options: Any) -> Any:
@@ -351,17 +339,7 @@ def test_a_slow_reader_pauses_send(server: Server) -> None:
     before = server.memory()
     with server.connect(receive_buffer=4096) as client:
         shake(client, "/pour?count=100")
-        last, since = 0, 0
-
-        def still() -> bool:
-            nonlocal last, since
-            number = server.json("/-/count")
-            since = since + 1 if number == last and number else 0
-            last = number
-            return since > 30
-
-        wait_until(still, "it goes on for ever")
-        assert last < 20
+        assert settled(lambda: int(server.json("/-/count"))) < 20
         assert server.memory() - before < 4 << 20
         for number in range(100):
             assert received(client) == (BINARY, bytes([number]) * 65536)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.harness import Server, serving, wait_until
-from tests.http.test_websocket import BINARY, CLOSE, LIMIT, PING, PONG, TEXT, events, frame, handshake, quiet, received, shake
+from tests.http.harness import Server, events, happened, serving, wait_until
+from tests.http.test_websocket import BINARY, CLOSE, LIMIT, PING, PONG, TEXT, frame, handshake, quiet, received, shake
 
 __all__ = ["quiet"]  # a fixture for here as well
 BEHIND = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -186,18 +186,10 @@ def test_bad_frames(server: Server, name: str) -> None:
         code = struct.unpack("!H", payload[:2])[0]
         assert code in (codes if isinstance(codes, tuple) else (codes,))
         assert client.rest() == b""
-    (event,) = wait_for_event(server)
+    (event,) = happened(server, 1)
     assert event.startswith((f"{code} ", "1006 "))
     assert server.get("/").body == b"plain"
     events(server, "http GET /")
-
-
-def wait_for_event(server: Server) -> list[str]:
-    """The next events."""
-
-    seen: list[str] = []
-    collect(server, seen, lambda: seen)
-    return seen
 
 
 def test_a_bomb(server: Server) -> None:

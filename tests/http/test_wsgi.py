@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.http.harness import Server, serving, wait_until
+from tests.http.harness import Server, events, serving
 
 
 @pytest.fixture(scope="module", params=["0", "4"], ids=["inline", "threads"])
@@ -26,18 +26,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def quiet(server: Server) -> None:
     """No events of the test before."""
     server.json("/-/events")
-
-
-def events(server: Server, expected: list[str]) -> None:
-    """Wait until exactly this has happened."""
-    seen: list[str] = []
-
-    def happened() -> bool:
-        seen.extend(server.json("/-/events"))
-        return len(seen) >= len(expected)
-
-    wait_until(happened)
-    assert seen == expected
 
 
 @pytest.mark.parametrize("name", ["hello", "echo", "stream?count=3&interval=0", "slow?seconds=0", "flask/"])
@@ -112,7 +100,7 @@ def test_write_and_length(server: Server, length: int, *, body: bytes, whole: bo
         client.end()
         assert client.rest() == b""
     if length != 2:  # else write() raises into the application, and there is no iterable
-        events(server, ["closed"])
+        events(server, "closed")
 
 
 @pytest.mark.parametrize("form", ["", "?list=1"])
@@ -130,7 +118,7 @@ def test_exc_info_after_the_headers(server: Server) -> None:
     answer = server.get("/too-late")
 
     assert (answer.status, answer.body, answer.whole) == (200, b"first", False)
-    events(server, ["closed"])
+    events(server, "closed")
 
 
 @pytest.mark.parametrize("path", ["/twice", "/never", "/never?list=1"])
@@ -138,7 +126,7 @@ def test_start_response_once(server: Server, path: str) -> None:
     """Twice without exc_info, or never: 500."""
     assert server.get(path).status == 500
     if path != "/twice":
-        events(server, ["closed"])
+        events(server, "closed")
 
 
 PIECES = {
@@ -201,11 +189,11 @@ def test_pieces(server: Server, query: str, method: str, version: str) -> None:
         if answer.whole and not spoilt and "close" not in answer.get("connection"):
             client.send(b"GET /pieces?it=z HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             assert client.answer().body == b"z"
-            events(server, ["closed", "closed"])
+            events(server, "closed", "closed")
         else:
             client.end()
             assert client.rest() == b""
-            events(server, ["closed"])
+            events(server, "closed")
 
 
 @pytest.mark.parametrize("kind", ["exit", "interrupt", "base", "intended", "generator"])

@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """WSGI over sockets: streams, files and request bodies, slow clients and clients that go."""
 
 import ast
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.http.harness import Client, Server, serving, wait_until
+from tests.http.harness import Client, Server, events, serving, settled, wait_until
 
 
 @pytest.fixture(scope="module", params=["0", "4"], ids=["inline", "threads"])
@@ -26,37 +26,10 @@ def quiet(server: Server) -> None:
     server.json("/-/events")
 
 
-def events(server: Server, expected: list[str]) -> None:
-    """Wait until exactly this has happened."""
-    seen: list[str] = []
-
-    def happened() -> bool:
-        seen.extend(server.json("/-/events"))
-        return len(seen) >= len(expected)
-
-    wait_until(happened)
-    assert seen == expected
-
-
 def ask(client: Client, path: str, *lines: str, method: str = "GET", body: bytes = b"") -> None:
     """Send a request."""
     head = [f"{method} {path} HTTP/1.1", "Host: a", *lines, *([f"Content-Length: {len(body)}"] if body else []), "", ""]
     client.send("\r\n".join(head).encode() + body)
-
-
-def settled(path: Path) -> int:
-    """The number in a file when it has not changed for a while: who writes it there is waiting."""
-    last, since = -1, 0
-
-    def still() -> bool:
-        nonlocal last, since
-        number = int(path.read_bytes() or b"0")
-        since = since + 1 if number == last and number > 0 else 0
-        last = number
-        return since > 30
-
-    wait_until(still, "it goes on for ever")
-    return last
 
 
 def test_pieces_go_out_as_they_are_made(server: Server, tmp_path: Path) -> None:
@@ -86,11 +59,11 @@ def test_a_slow_reader_holds_the_generator(server: Server, tmp_path: Path) -> No
     counter.touch()
     with server.connect(receive_buffer=4096) as client:
         ask(client, f"/endless?path={counter}&count=300", "Connection: close")
-        assert settled(counter) < 60  # 65536 bytes each: 1 MiB, and what the kernel holds
+        assert settled(lambda: int(counter.read_bytes() or 0)) < 60  # 65536 bytes each: 1 MiB, and what the kernel holds
         answer = client.answer()
         assert len(answer.body) == 300 * 65536
         assert answer.whole
-    events(server, ["closed"])
+    events(server, "closed")
 
 
 def test_the_generator_of_a_client_that_goes_is_closed(server: Server, tmp_path: Path) -> None:
@@ -101,7 +74,7 @@ def test_the_generator_of_a_client_that_goes_is_closed(server: Server, tmp_path:
         ask(client, f"/endless?path={counter}&count=100000")
         client.exactly(1 << 20)
         client.reset()
-    events(server, ["closed"])
+    events(server, "closed")
 
 
 def test_one_at_a_time(server: Server, request: pytest.FixtureRequest) -> None:
@@ -177,7 +150,7 @@ def test_file(server: Server, tmp_path: Path, memory: str, method: str, query: s
             assert answer["content-length"] == query.rpartition("=")[2]
         client.end()
         assert client.rest() == b""
-    events(server, ["closed"])
+    events(server, "closed")
 
 
 def test_a_file_and_the_next_request(server: Server, tmp_path: Path) -> None:
@@ -203,7 +176,7 @@ def test_a_large_file_and_a_slow_reader(server: Server, big_file: Path) -> None:
         assert first + client.exactly(big_file.stat().st_size - 100_000) == big_file.read_bytes()
         ask(client, "/unread")
         assert client.answer().body == b"unread"
-    events(server, ["closed"])
+    events(server, "closed")
 
 
 def test_a_file_for_a_client_that_goes(server: Server, big_file: Path) -> None:
@@ -214,7 +187,7 @@ def test_a_file_for_a_client_that_goes(server: Server, big_file: Path) -> None:
             ask(client, f"/file?path={big_file}")
             client.exactly(100_000)
             client.reset()
-    events(server, ["closed"] * 3)
+    events(server, *["closed"] * 3)
     wait_until(lambda: server.descriptors() <= open_before)
     assert "ERROR" not in server.log[said:]  # it is not the application's fault
 
@@ -292,7 +265,7 @@ def test_an_application_need_not_read(server: Server) -> None:
         ask(client, "/unread", method="POST", body=smuggled)
         ask(client, "/pieces?it=next")
         assert [client.answer().body for _ in range(2)] == [b"unread", b"next"]
-    events(server, ["closed"])
+    events(server, "closed")
 
 
 def test_continue(server: Server) -> None:
