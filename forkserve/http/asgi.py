@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.http.errors import ClientGoneError, ResponseError
 from forkserve.http.exchange import Exchange
-from forkserve.http.response import ResponseHead, read_status
+from forkserve.http.response import ResponseHead, read_code
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
@@ -25,7 +25,7 @@ BODY_AHEAD = 65536
 class ASGIExchange(Exchange):
     """One request answered by an ASGI application, in a task of its own."""
 
-    __slots__ = ("_ahead", "_body_done", "_body_told", "_half_closed", "_news", "_pieces", "_task", "_writable")
+    __slots__ = ("_ahead", "_body_done", "_body_told", "_half_closed", "_news", "_pieces", "_task", "_told", "_writable")
 
     # What the connection tells
 
@@ -37,6 +37,7 @@ class ASGIExchange(Exchange):
         self._pieces: list[bytes] | None = None
         self._ahead = 0  # bytes in them
         self._half_closed = False
+        self._told = False  # http.disconnect
         self._news: asyncio.Event | None = None
         self._writable: asyncio.Event | None = None
         # Not loop.create_task: a name given spares asyncio making one up, and this is done for every request.
@@ -99,7 +100,11 @@ class ASGIExchange(Exchange):
                 return
             self.fail(error, "the application raised an exception")
         else:
-            if not self.complete and not self.gone:
+            if self.complete or self.gone:
+                return
+            if self._told:  # it heard that nobody will listen, and ended its stream
+                self.break_off()
+            else:
                 self.fail(None, "the application returned without completing its response")
 
     def _scope(self) -> Scope:
@@ -118,7 +123,7 @@ class ASGIExchange(Exchange):
 
     async def receive(self) -> Message:
         """ASGI: the next piece of the request body, or ``http.disconnect``."""
-        while not self.gone:
+        while not self.gone and not self.complete:
             if self._pieces or (self._body_done and not self._body_told):
                 body = b"".join(self._pieces or ())
                 self._pieces = None
@@ -127,13 +132,14 @@ class ASGIExchange(Exchange):
                 if not self._body_done:
                     self.connection.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": not self._body_done}
-            if self.complete or (self.started and (self._half_closed or self._drained)):
+            if self.started and (self._half_closed or self._drained):
                 break
             self.connection.send_continue()
             if self._news is None:
                 self._news = asyncio.Event()
             self._news.clear()
             await self._news.wait()
+        self._told = True
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -147,7 +153,7 @@ class ASGIExchange(Exchange):
         if self.head is None:
             if kind != "http.response.start":
                 raise ResponseError(f"expected http.response.start, got {kind!r}")
-            head = ResponseHead(*read_status(message["status"]))
+            head = ResponseHead(*read_code(message["status"]), bytes)
             if "headers" in message:
                 head.add(message["headers"])
             self.head = head
@@ -157,7 +163,10 @@ class ASGIExchange(Exchange):
         if self.complete:
             raise ResponseError("the response is complete already")
         more = bool(message.get("more_body", False))
-        self.write(message.get("body", b""), more=more)
+        if more or self.started:
+            self.write(message.get("body", b""), more=more)
+        else:
+            self.answer(message.get("body", b""))
         if self._news is not None and (not more or self._half_closed or self._drained):
             self._tell()
         if self.connection.write_paused and more:

@@ -16,6 +16,7 @@ from forkserve.http.http1 import HeadReader
 from forkserve.http.parsers import new_parser
 from forkserve.http.proxy import Endpoints
 from forkserve.http.response import error_answer
+from forkserve.http.stall import Stall, waiting_in_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader",
-        "_reading", "_unsent", "_unsent_since",
+        "_reading", "_stall",
         "endpoints", "requests", "sending", "site", "template", "transport", "write_paused",
     )  # fmt: skip
 
@@ -68,8 +69,7 @@ class Connection(asyncio.Protocol):
         self._closing = False
         self._continue_due = False
         self._deadline = inf
-        self._unsent = 0
-        self._unsent_since = 0.0
+        self._stall = Stall()
 
     # What the transport tells
 
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
         assert body is not None
         piece, position = body.feed(data, position)
         self._continue_due = False
-        self._deadline = self.site.now + self.site.body_timeout
+        self._deadline = self.site.loop.time() + self.site.body_timeout
         if body.done:
             self._body = None
             self._deadline = inf
@@ -244,10 +244,6 @@ class Connection(asyncio.Protocol):
         if not self.write_paused:
             self.resume_writing()
 
-    def progressed(self) -> None:
-        """The client has taken something that did not go through the transport."""
-        self._unsent_since = self.site.now
-
     def may_stay_open(self) -> bool:
         """Whether what is left of the request body allows another request on this connection."""
         body = self._body
@@ -263,21 +259,21 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         if not exchange.keep_alive:
             self.close()
-            return
-        if self._body is not None:
+        elif self._body is None:
+            self._idle()
+        else:
             self._deadline = self.site.loop.time() + self.site.body_timeout
             self.resume_reading()
-            return
-        self._idle()
 
     def _idle(self) -> None:
+        site = self.site
         if self._held:
             # Not from here: this may be deep inside an application's call.
-            self.site.loop.call_soon(self._next)
-        elif self._eof or self.site.draining:
+            site.loop.call_soon(self._next)
+        elif self._eof or site.draining:
             self.close()
         else:
-            self._deadline = self.site.now + self.site.keep_alive
+            self._deadline = site.now + site.keep_alive
             if not self._reading:
                 self.resume_reading()
 
@@ -354,19 +350,24 @@ class Connection(asyncio.Protocol):
         """The request line being served, for the log; None if there is none."""
         return None if self._exchange is None else self._exchange.describe()
 
+    def _stalled(self, now: float, unsent: int) -> float:
+        written = 0 if self._exchange is None else self._exchange.sent
+        if self.sending is not None:
+            written += self.sending.sent
+        return self._stall.seconds(now, self._exchange, written, unsent + waiting_in_kernel(self.transport))
+
     def sweep(self, now: float, late: float) -> None:
         """Act on what is overdue; called once a second."""
         self._deadline += late
-        unsent = self.transport.get_write_buffer_size() or (self.sending is not None)
-        if unsent:
-            if unsent != self._unsent:
-                self._unsent, self._unsent_since = unsent, now
-            elif now - self._unsent_since - late > self.site.write_timeout:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent or self.sending is not None:
+            if self._stalled(now, unsent) - late > self.site.write_timeout:
                 self.site.log.info("%s: the client has read nothing for too long", self.in_hand or "an answer")
                 self.transport.abort()
-            if not self._exchange:
+            if self._exchange is None:
                 return
-        self._unsent = unsent
+        else:
+            self._stall.clear()
         if now < self._deadline:
             return
         if self._closing:

@@ -6,7 +6,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.errors import ClientGoneError, ResponseError
-from forkserve.http.response import CHUNKED, HOP_LINES, ResponseHead, read_status
+from forkserve.http.response import CHUNKED, HOP_LINES, ResponseHead, read_code
+
+BODILESS = (204, 304)
+"""Final statuses without a body (RFC 9110 6.4.1)."""
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
@@ -79,6 +82,36 @@ class Exchange:
 
     # What the application's side uses
 
+    def answer(self, data: bytes) -> None:
+        """Send the whole body at once; the same as a single `write`, but with nothing to look at in the usual case.
+
+        Raises:
+            ResponseError: As `write`.
+            ClientGoneError: As `write`.
+        """
+        head = self.head
+        if (
+            head is None
+            or head.content_length != len(data)
+            or head.close
+            or data.__class__ is not bytes
+            or head.code in BODILESS
+            or self.target.method == "HEAD"
+            or self.started
+            or self.gone
+            or not self.keep_alive
+            or self.site.draining
+            or not self.connection.may_stay_open()
+        ):
+            self.write(data, more=False)
+            return
+        self.sent = len(data)
+        self.started = self.complete = True
+        self.connection.transport.write(head.finish(HOP_LINES[self.fields.version, True], self.site.ending) + data)
+        if self.site.on_answer is not None:
+            self.site.on_answer(self)
+        self.connection.answered(self)
+
     def write(self, data: bytes, *, more: bool) -> None:
         """Send a piece of the body, with the head in front of it if that has not been sent, in one write.
 
@@ -129,14 +162,14 @@ class Exchange:
         length = head.content_length
         if head.close or site.draining or (self.keep_alive and not self.connection.may_stay_open()):
             self.keep_alive = False
-        if self.target.method == "HEAD" or head.code in (204, 304):  # RFC 9110 6.4.1
+        if self.target.method == "HEAD" or head.code in BODILESS:
             self.bodiless = True
             if length is None and size and not more and head.code != 204:
-                head.add((("Content-Length", str(size)),))
+                head.add_length(size)
         elif length is not None:
             self.left = length
         elif not more:
-            head.add((("Content-Length", str(size)),))
+            head.add_length(size)
             self.left = size
         elif version == "1.1":
             self.chunked = True
@@ -158,10 +191,14 @@ class Exchange:
             return
         self.keep_alive = False
         if not self.started:
-            self.head = ResponseHead(*read_status(500))
+            self.head = ResponseHead(*read_code(500), str)
             self.head.add((("Content-Type", "text/plain; charset=utf-8"),))
             self.write(b"500 Internal Server Error\n", more=False)
             return
+        self.break_off()
+
+    def break_off(self) -> None:
+        """End the answer where it stands, and the connection with it."""
         self.complete = True
         if self.site.on_answer is not None:
             self.site.on_answer(self)

@@ -17,38 +17,47 @@ _STATUS = re.compile(r"[2-5][0-9]{2} [\t\x20-\x7e\x80-\xff]*+")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 Header = tuple[str, str] | tuple[bytes, bytes]
+Kind = type[str] | type[bytes]
 
-_LINES: dict[Header, bytes | int] = {}
-"""Header to its line, ready to be sent; a Content-Length to its number."""
+_LINES: dict[Kind, dict[Header, bytes | int]] = {str: {}, bytes: {}}
+"""By kind: header to its line, ready to be sent; a Content-Length to its number."""
 _LINES_KEPT = 2048
 _LONGEST_KEPT = 256
-_STATUSES: dict[str | int, tuple[int, bytes]] = {}
+_STATUSES: dict[str, tuple[int, bytes]] = {}
+_CODES: dict[int, tuple[int, bytes]] = {}
 
 # Hop-by-hop fields are the server's own (RFC 9110 7.6.1).
 _DROPPED = frozenset(("keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"))
 
 
-def read_status(status: str | int) -> tuple[int, bytes]:
-    """The code and the status line of a final status: WSGI's ``200 OK``, or ASGI's number.
+def read_status(status: str) -> tuple[int, bytes]:
+    """The code and the status line of WSGI's status, such as ``200 OK``.
 
     Raises:
-        ResponseError: It is not three digits from 200 on, with (WSGI) a blank and a phrase.
+        ResponseError: It is not three digits from 200 on, a blank and a phrase.
     """
     known = _STATUSES.get(status)
-    if known is not None:
-        return known
-    if isinstance(status, int):
-        if not 200 <= status <= 599:
+    if known is None:
+        if not isinstance(status, str) or _STATUS.fullmatch(status) is None:
+            raise ResponseError("the status must be three digits from 200 on, a blank, and a phrase without control characters")
+        known = int(status[:3]), f"HTTP/1.1 {status}\r\n".encode("latin-1")
+        if len(_STATUSES) < _LINES_KEPT:
+            _STATUSES[status] = known
+    return known
+
+
+def read_code(code: int) -> tuple[int, bytes]:
+    """The code and the status line of ASGI's status, such as 200.
+
+    Raises:
+        ResponseError: It is no number from 200 to 599.
+    """
+    known = _CODES.get(code)
+    if known is None:
+        if not isinstance(code, int) or not 200 <= code <= 599:
             raise ResponseError("the status must be a number from 200 to 599")
-        status_text = f"{int(status)} {PHRASES.get(status, '')}"
-    else:
-        status_text = status
-    if not isinstance(status_text, str) or _STATUS.fullmatch(status_text) is None:
-        raise ResponseError("the status must be three digits from 200 on, a blank, and a phrase without control characters")
-    read = int(status_text[:3]), f"HTTP/1.1 {status_text}\r\n".encode("latin-1")
-    if len(_STATUSES) < _LINES_KEPT:
-        _STATUSES[status] = read
-    return read
+        known = _CODES[int(code)] = int(code), f"HTTP/1.1 {int(code)} {PHRASES.get(code, '')}\r\n".encode()
+    return known
 
 
 class ResponseHead:
@@ -57,12 +66,14 @@ class ResponseHead:
     Args:
         code: The status code.
         line: The status line, with its CR LF.
+        kind: What names and values are: strings in latin-1 (WSGI) or bytes (ASGI).
     """
 
-    __slots__ = ("close", "code", "content_length", "lines", "own_date", "own_server")
+    __slots__ = ("_kind", "close", "code", "content_length", "lines", "own_date", "own_server")
 
-    def __init__(self, code: int, line: bytes) -> None:
+    def __init__(self, code: int, line: bytes, kind: Kind) -> None:
         self.code = code
+        self._kind = kind
         self.lines = [line]
         self.content_length: int | None = None
         self.close = False
@@ -70,16 +81,16 @@ class ResponseHead:
         self.own_server = False
 
     def add(self, headers: Iterable[Header]) -> None:
-        """Take the application's headers: text in latin-1 (WSGI) or bytes (ASGI).
+        """Take the application's headers.
 
         Raises:
-            ResponseError: They are no pairs, a name is no token, a value holds CR, LF, NUL or something outside
+            ResponseError: They are no pairs of the right kind, a name is no token, a value holds CR, LF, NUL or something outside
                 latin-1, or there is more than one length.
         """
-        lines = self.lines
+        lines, known = self.lines, _LINES[self._kind]
         for header in headers:
             try:
-                line = _LINES.get(header)
+                line = known.get(header)
             except TypeError:  # a list instead of a tuple
                 line = None
             if line.__class__ is bytes:
@@ -91,14 +102,11 @@ class ResponseHead:
 
     def _read(self, header: Header) -> None:
         try:
-            name, value = header
-            if isinstance(name, bytes) and isinstance(value, bytes):
-                name, value = name.decode("latin-1"), value.decode("latin-1")
-            if not (isinstance(name, str) and isinstance(value, str)):
-                raise TypeError(type(name))  # noqa: TRY301 - one answer for all
+            name, value = (_as_text(part, self._kind) for part in header)
             line = f"{name}: {value}\r\n".encode("latin-1")
         except (TypeError, ValueError) as error:
-            raise ResponseError("a header is not a pair of bytes (ASGI) or of strings in latin-1 (WSGI)") from error
+            kinds = "bytes" if self._kind is bytes else "strings in latin-1"
+            raise ResponseError(f"a header is not a pair of {kinds}") from error
         if _NAME.fullmatch(name) is None:
             raise ResponseError("a header name is not a token")
         if _VALUE.fullmatch(value) is None:
@@ -120,12 +128,12 @@ class ResponseHead:
             else:
                 self._keep(header, line, line)
 
-    @staticmethod
-    def _keep(header: Header, known: bytes | int, line: bytes) -> None:
+    def _keep(self, header: Header, known: bytes | int, line: bytes) -> None:
         if len(line) <= _LONGEST_KEPT and header.__class__ is tuple:
-            if len(_LINES) >= _LINES_KEPT:
-                _LINES.clear()
-            _LINES[header] = known
+            lines = _LINES[self._kind]
+            if len(lines) >= _LINES_KEPT:
+                lines.clear()
+            lines[header] = known
 
     def _take_length(self, length: int, header: Header) -> None:
         if self.content_length is not None:
@@ -134,6 +142,11 @@ class ResponseHead:
         if self.code != 204:  # RFC 9110 8.6
             name = header[0]
             self.lines.append(b"%b: %d\r\n" % (name if isinstance(name, bytes) else name.encode("ascii"), length))
+
+    def add_length(self, length: int) -> None:
+        """Say how long the body is, where the application did not."""
+        self.content_length = length
+        self.lines.append(b"Content-Length: %d\r\n" % length)
 
     def finish(self, hop: bytes, ending: Ending) -> bytes:
         """The whole head, with its empty line.
@@ -147,6 +160,12 @@ class ResponseHead:
             ending.without(date=self.own_date, server=self.own_server) if self.own_date or self.own_server else ending.whole
         )
         return b"".join(self.lines)
+
+
+def _as_text(part: str | bytes, kind: Kind) -> str:
+    if not isinstance(part, kind):
+        raise TypeError(type(part))
+    return part if isinstance(part, str) else part.decode("latin-1")
 
 
 class Ending:
@@ -188,7 +207,7 @@ def error_answer(error: RequestError, method: str, ending: Ending) -> bytes:
         ending: The lines that every answer has.
     """
     body = f"{error.status} {PHRASES.get(error.status, '')}: {error.detail}\n".encode("ascii")
-    head = ResponseHead(*read_status(error.status))
+    head = ResponseHead(*read_code(error.status), str)
     head.add((("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *error.headers))
     data = head.finish(HOP_LINES["1.1", False], ending)
     return data if method == "HEAD" else data + body

@@ -101,9 +101,13 @@ class SendFile:
             self._finish()
             return
         self._offset += sent
-        self._connection.progressed()
         if not sent or self._offset >= self._end:
             self._finish()
+
+    @property
+    def sent(self) -> int:
+        """Bytes that have been sent."""
+        return self._count - (self._end - self._offset)
 
     def cancel(self) -> None:
         """The client has gone."""
@@ -116,4 +120,4 @@ class SendFile:
             os.close(self._socket)
             self._socket = -1
         self._connection.sending = None
-        self._done(self._count - (self._end - self._offset))
+        self._done(self.sent)

@@ -77,7 +77,7 @@ class Site:
         self.header_timeout = settings.header_timeout or inf
         self.body_timeout = settings.body_timeout or inf
         self.write_timeout = settings.write_timeout or inf
-        self.keep_alive = settings.keep_alive
+        self.keep_alive = settings.keep_alive + 1.0  # ``now`` is up to a second old: never too early
         # Counted only where there is a limit: every request would have to pay for it.
         self.in_hand: set[Exchange] | None = set() if settings.limit_concurrency else None
         self.access_log: AccessLog | None = None

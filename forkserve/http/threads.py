@@ -57,13 +57,14 @@ class ThreadPool:
 class ThreadedExchange(WSGIExchange):
     """One request answered by a WSGI application in a thread of the pool."""
 
-    __slots__ = ("_ahead", "_due", "_file_done")
+    __slots__ = ("_ahead", "_due", "_file_done", "_handed_over")
 
     def start(self) -> None:
         """Without a body, have a thread call the application; else wait for all of it."""
         self._ahead = threading.Semaphore(PIECES_AHEAD)
         self._due = 0  # pieces written that the client has not taken
         self._file_done: threading.Event | None = None
+        self._handed_over = False
         super().start()
 
     # In the thread
@@ -95,7 +96,12 @@ class ThreadedExchange(WSGIExchange):
         except BaseException:  # as in call
             self.site.log.exception("%s: close() of the response raised an exception", self.describe())
 
+    @property
+    def _committed(self) -> bool:
+        return self._handed_over
+
     def _write(self, data: bytes) -> None:
+        self._handed_over = True
         self._ahead.acquire()
         if self.gone:
             raise ClientGoneError
@@ -143,6 +149,8 @@ class ThreadedExchange(WSGIExchange):
         """Let the thread go on, to find out that nobody listens."""
         self.gone = True
         self._ahead.release(PIECES_AHEAD)
+        if not self._called:
+            self.discard_input()
         self._close()
 
     def _close(self) -> None:

@@ -25,7 +25,7 @@ from forkserve.http.asgi import Message, Scope, rooted, scope_template
 from forkserve.http.connection import CLOSING_TIME
 from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
 from forkserve.http.exchange import Exchange
-from forkserve.http.response import ResponseHead, read_status
+from forkserve.http.response import ResponseHead, read_code
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
@@ -211,13 +211,13 @@ class WebSocket(Exchange, asyncio.Protocol):
             return
         self.keep_alive = False
         if kind == "websocket.close" and not self._denial:
-            self.head = ResponseHead(*read_status(403))
+            self.head = ResponseHead(*read_code(403), bytes)
             self.write(b"", more=False)
             self._close_code = message.get("code", 1000)
             self._part()
         elif kind == "websocket.http.response.start" and not self._denial:
             self._denial = True
-            self.head = ResponseHead(*read_status(message["status"]))
+            self.head = ResponseHead(*read_code(message["status"]), bytes)
             self.head.add(message.get("headers", ()))
         elif kind == "websocket.http.response.body" and self._denial:
             self.write(message.get("body", b""), more=bool(message.get("more_body", False)))
@@ -231,9 +231,9 @@ class WebSocket(Exchange, asyncio.Protocol):
         own = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {self._accept}\r\n"
         if self._extensions is not None:
             own += f"Sec-WebSocket-Extensions: {self._extensions}\r\n"
-        head = ResponseHead(101, b"HTTP/1.1 101 Switching Protocols\r\n")
+        head = ResponseHead(101, b"HTTP/1.1 101 Switching Protocols\r\n", bytes)
         if (subprotocol := message.get("subprotocol")) is not None:
-            head.add((("Sec-WebSocket-Protocol", subprotocol),))
+            head.add(((b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1")),))
         head.add(extra)
         site = self.site
         data = head.finish(own.encode("ascii"), site.ending)
@@ -260,8 +260,8 @@ class WebSocket(Exchange, asyncio.Protocol):
         self._pinged = None
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
-            if isinstance(event, Frame):
-                self._take(event)
+            if isinstance(event, Frame) and not self._take(event):
+                break  # RFC 6455 7.1.7: after a failure no more is read
         self._flush()
         if self._full():
             self.connection.pause_reading()
@@ -284,7 +284,8 @@ class WebSocket(Exchange, asyncio.Protocol):
         """The client has caught up."""
         self._writable.set()
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame) -> bool:
+        """Take a frame; whether those behind it count."""
         opcode = frame.opcode
         if opcode is Opcode.CLOSE:
             received = self._protocol.close_rcvd
@@ -298,9 +299,10 @@ class WebSocket(Exchange, asyncio.Protocol):
                 self._pieces.append(bytes(frame.data) if self._text is None else self._text.decode(frame.data, frame.fin))
             except UnicodeDecodeError:
                 self._protocol.fail(1007, "invalid UTF-8")
-                return
+                return False
             if frame.fin:
                 self._deliver()
+        return True
 
     def _deliver(self) -> None:
         pieces, self._pieces = self._pieces, []

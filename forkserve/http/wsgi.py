@@ -143,7 +143,7 @@ class WSGIExchange(Exchange):
             result = self.site.app(self._environ(), self.start_response)
             if type(result) is list and self._overflow is None:
                 # Everything is there: one write, and done.
-                self.write(result[0] if len(result) == 1 else b"".join(result), more=False)
+                self.answer(result[0] if len(result) == 1 else b"".join(result))
                 self._leave()
                 return
             self._iterable = result
@@ -177,12 +177,17 @@ class WSGIExchange(Exchange):
         if self.head is not None:
             if exc_info is None:
                 raise ResponseError("start_response was called twice without exc_info")
-            if self.started and exc_info[1] is not None:
+            if self._committed and exc_info[1] is not None:
                 raise exc_info[1].with_traceback(exc_info[2])
-        head = ResponseHead(*read_status(status))
+        head = ResponseHead(*read_status(status), str)
         head.add(headers)
         self.head = head
         return self._write
+
+    @property
+    def _committed(self) -> bool:
+        """Whether headers can no longer be replaced."""
+        return self.started
 
     def _write(self, data: bytes) -> None:
         """PEP 3333's ``write()``: called by the application during its call, so it can neither wait nor be asked again."""
@@ -198,7 +203,7 @@ class WSGIExchange(Exchange):
             return
         self._iterator: Iterator[bytes]
         if self.head is not None and self.head.content_length is None and not self.started and _length_hint(result) == 1:
-            self.head.add((("Content-Length", str(len(body := next(iter(result), b"")))),))
+            self.head.add_length(len(body := next(iter(result), b"")))
             self._iterator = iter((body,))
         else:
             self._iterator = iter(result) if self._overflow is None else chain(_drained(self._overflow), result)
@@ -239,7 +244,7 @@ class WSGIExchange(Exchange):
         if rest is None:
             return False
         if head.content_length is None:
-            head.add((("Content-Length", str(rest)),))
+            head.add_length(rest)
         size = min(rest, head.content_length or 0)
         self.write(b"", more=True)
         if self.bodiless or not size:
@@ -255,6 +260,7 @@ class WSGIExchange(Exchange):
         assert self.left is not None
         self.left -= count
         self.sent += count
+        self.gone = self.gone or self.connection.transport.is_closing()
         with suppress(ClientGoneError):
             self.write(b"", more=False)
         self._close()

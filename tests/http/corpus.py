@@ -66,7 +66,7 @@ def plain() -> Iterator[Case]:
 
 
 def framing() -> Iterator[Case]:
-    """Content-Length and Transfer-Encoding (peers 1 to 5)."""
+    """Content-Length and Transfer-Encoding."""
     both = (b"Content-Length: 5", b"Transfer-Encoding: chunked")
     yield bad("(1) Content-Length and Transfer-Encoding", post(*both, body=b"0\r\n\r\n"))
     yield bad("(1) Transfer-Encoding and Content-Length", post(*both[::-1], body=b"0\r\n\r\n"))
@@ -130,7 +130,7 @@ def framing() -> Iterator[Case]:
 
 
 def chunked() -> Iterator[Case]:
-    """Chunked bodies (peers 6 to 10, RFC 9112 7.1)."""
+    """Chunked bodies (RFC 9112 7.1)."""
     yield good("chunks", chunks(b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n"), Seen("POST", "/p", b"hello!"))
     yield good(
         "size with leading zeros and letters",
@@ -217,7 +217,7 @@ def chunked() -> Iterator[Case]:
 
 
 def lines() -> Iterator[Case]:
-    """Line ends, names and values of fields (peers 15 to 20)."""
+    """Line ends, names and values of fields."""
     for name, data in {
         "LF in front of the fields": b"GET / HTTP/1.1\nHost: a\r\n\r\n",
         "LF behind a field": b"GET / HTTP/1.1\r\nHost: a\n\r\n",
@@ -294,7 +294,7 @@ def lines() -> Iterator[Case]:
 
 
 def request_line() -> Iterator[Case]:
-    """Method, target, version, Host (peers 22 to 25)."""
+    """Method, target, version, Host."""
     for method in (b"G(T", b"G\x00T", b"G\xc3\x89T", b"", b"GET:", b'"GET"', b"G\x0bT"):
         yield bad(f"(22) method {method!r}", head(start=method + b" / HTTP/1.1"))
     yield bad("(22) a method too long", head(start=b"A" * 300 + b" / HTTP/1.1"), 400, 501)

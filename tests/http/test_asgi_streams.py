@@ -91,7 +91,7 @@ def test_early_answer(server: Server, path: str, framing: str, size: int) -> Non
 
 
 def test_early_answer_to_a_client_that_sends_on(server: Server) -> None:
-    """A client that sends first and reads then gets the answer and no reset, if its body is small enough to be drained (peers 11)."""
+    """A client that sends first and reads then gets the answer and no reset, if its body is small enough to be drained."""
     body = (b"GET /do HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)[:50_000]
     with server.connect() as client:
         ask(client, "/early", f"Content-Length: {len(body)}", method="POST")

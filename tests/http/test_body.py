@@ -92,7 +92,7 @@ def test_any_bytes(pieces: list[bytes]) -> None:
 
 
 def test_refused_as_soon_as_known() -> None:
-    """A fault is refused when it has come, not when its line ends (peers 8, 40)."""
+    """A fault is refused when it has come, not when its line ends."""
     assert decode([b"5;" + b"a" * 100000]) == 400
     assert isinstance(decode([b"0\r\nX: " + b"y" * 100000]), int)
     assert decode([b"5\r\nhelloX"]) == 400

@@ -251,7 +251,7 @@ def test_a_reader_remembers_rightly(messages: list[tuple[bytes, bytes]]) -> None
 
 
 def test_linear_time() -> None:
-    """No input of the size of the limits takes more than a moment, byte by byte (peers 20, 21, 40)."""
+    """No input of the size of the limits takes more than a moment, byte by byte."""
     for data in (
         b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X:" + b" \t" * 30000,
         b"GET /" + b"/a" * 8000,

@@ -75,7 +75,7 @@ def test_all_at_once(interface: str, hasty: Server) -> None:
 
 
 def test_a_trickle_does_not_renew_the_head(hasty: Server) -> None:
-    """A head that comes byte by byte has to come in time all the same (peers 38)."""
+    """A head that comes byte by byte has to come in time all the same."""
     began = time.monotonic()
     with hasty.connect() as client:
         client.socket.settimeout(0.1)
@@ -164,7 +164,7 @@ def test_a_slow_reader_is_not_cut(hasty: Server, interface: str, tmp_path: Path)
 
 @pytest.mark.parametrize("surplus", [1, 100, 100_000, 5_000_000])
 def test_bytes_behind_the_last_request(server: Server, interface: str, surplus: int) -> None:
-    """What follows a request with Connection: close is ignored, and the answer stays whole (peers 13)."""
+    """What follows a request with Connection: close is ignored, and the answer stays whole."""
     with server.connect() as client:
         client.send(page(interface).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + b"GET / HTTP/1.1\r\n"[:surplus])
         try:

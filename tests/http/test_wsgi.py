@@ -92,7 +92,7 @@ def test_write_more_than_fits(server: Server) -> None:
     ("length", "body", "whole"), [(6, b"abcdef", True), (4, b"abcd", True), (2, b"ab", True), (9, b"abcdef", False)]
 )
 def test_write_and_length(server: Server, length: int, *, body: bytes, whole: bool) -> None:
-    """Bytes over the Content-Length are never written, a short body closes (peers 35); the iterable is closed."""
+    """Bytes over the Content-Length are never written, a short body closes; the iterable is closed."""
     with server.connect() as client:
         client.send(f"GET /write-length?length={length} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         answer = client.answer()
@@ -199,7 +199,7 @@ def test_pieces(server: Server, query: str, method: str, version: str) -> None:
 @pytest.mark.parametrize("kind", ["exit", "interrupt", "base", "intended", "generator"])
 @pytest.mark.parametrize("started", ["", "&started=1"])
 def test_exceptions(server: Server, kind: str, started: str) -> None:
-    """Whatever an application raises ends its request with 500, without its headers, and the worker lives (peers 43, 46)."""
+    """Whatever an application raises ends its request with 500, without its headers, and the worker lives."""
     answer = server.get(f"/raise?it={kind}{started}")
 
     assert answer.status == 500
@@ -239,7 +239,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_answers(server: Server, name: str) -> None:
-    """What breaks WSGI or HTTP is a 500, and the value is not logged (peers 34)."""
+    """What breaks WSGI or HTTP is a 500, and the value is not logged."""
     before = len(server.log)
     answer = server.get("/headers-of?it=" + quote(BAD[name]))
 

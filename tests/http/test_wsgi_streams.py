@@ -259,7 +259,7 @@ def test_large_bodies(server: Server, framing: str, size: int) -> None:
 
 
 def test_an_application_need_not_read(server: Server) -> None:
-    """What it leaves unread is never taken for the next request (peers 11)."""
+    """What it leaves unread is never taken for the next request."""
     smuggled = b"GET /order?it=smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
     with server.connect() as client:
         ask(client, "/unread", method="POST", body=smuggled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,19 @@ import pytest
 from tests.integration.command import Command
 
 Start = Callable[..., Command]
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let fixtures know whether the test has failed."""
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
     """Start the command; what still runs at the end of a test that passed is stopped, and must stop well."""
     commands: list[Command] = []
 
@@ -24,7 +33,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     try:
         yield begin
         for command in commands:
-            if command.process.poll() is None:
+            if command.process.poll() is None and not request.node.stash[FAILED]:
                 command.stop()
     finally:
         for command in commands:
