@@ -173,7 +173,11 @@ class Settings:
         aliases="timeout_graceful_shutdown",
     )
     keep_alive: float = setting(
-        75.0, "Timeouts", values.seconds, "How long an idle connection is kept.", aliases="timeout_keep_alive keepalive"
+        75.0,
+        "Timeouts",
+        values.seconds,
+        "How long an idle connection is kept; 0 closes after every answer.",
+        aliases="timeout_keep_alive keepalive",
     )
     linger: float = setting(
         2.0, "Timeouts", values.seconds, "How long a draining worker waits for one more request on an idle connection."

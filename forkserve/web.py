@@ -13,6 +13,7 @@ from forkserve import loader, logs
 from forkserve.errors import BootError
 from forkserve.http.lifespan import LifespanError
 from forkserve.http.service import Service
+from forkserve.http.site import Site
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED
 from forkserve.prefork.worker import WORKER_SIGNALS, Worker
@@ -104,14 +105,9 @@ class HTTPWorker(Worker):
         loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         access = logs.access_log()
-        self._service = service = Service(
-            self.settings,
-            app.app,
-            app.interface,
-            observer=self.row,
-            write_access=None if access is None else access.write,
-            printable=logs.printable,
-        )
+        write_access = None if access is None else access.write
+        site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
+        self._service = service = Service(site)
         if "pre_request" in self.hooks or "post_request" in self.hooks:
             service.tell(self._pre_request, self._post_request)
         loop.add_reader(self.channel.fileno(), self.on_channel)

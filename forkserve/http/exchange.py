@@ -100,7 +100,7 @@ class Exchange:
             or self.started
             or self.gone
             or not self.keep_alive
-            or self.site.draining
+            or self.site.closing
             or not self.connection.may_stay_open()
         ):
             self.write(data, more=False)
@@ -160,7 +160,7 @@ class Exchange:
         if head is None:
             raise ResponseError("the body came before the start of the response")
         length = head.content_length
-        if head.close or site.draining or (self.keep_alive and not self.connection.may_stay_open()):
+        if head.close or site.closing or (self.keep_alive and not self.connection.may_stay_open()):
             self.keep_alive = False
         if self.target.method == "HEAD" or head.code in BODILESS:
             self.bodiless = True

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from forkserve.http.acceptor import Acceptor
-from forkserve.http.access import AccessLog
 from forkserve.http.asgi import ASGIExchange
 from forkserve.http.lifespan import Lifespan
-from forkserve.http.site import Observer, Site
 from forkserve.http.threads import ThreadedExchange, ThreadPool
-from forkserve.http.tls import make_context
 from forkserve.http.websocket import WebSocket
 from forkserve.http.wsgi import Turns, WSGIExchange
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
     from forkserve.http.connection import Connection
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
     from forkserve.http.http1 import Target
-    from forkserve.settings import Settings
+    from forkserve.http.site import Site
 
 SWEEP = 1.0
 """Seconds between two looks at all connections."""
@@ -34,40 +32,22 @@ class Service:
     """One application served on given sockets by the running loop.
 
     Args:
-        settings: The settings.
-        app: The WSGI or ASGI application.
-        interface: Which of the two it is.
-        observer: Told of inline application calls.
-        write_access: Appends to the access log; None to have none.
-        printable: Escapes control characters for log lines.
+        site: Which application, and how.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        app: Callable[..., Any],
-        interface: Literal["wsgi", "asgi"],
-        *,
-        observer: Observer,
-        write_access: Callable[[bytes], None] | None,
-        printable: Callable[[str], str],
-    ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.site = site = Site(settings, app, interface, self.loop, observer, printable)
-        site.tls = make_context(settings)
-        if write_access is not None:
-            site.access_log = AccessLog(write_access, settings.access_logformat)
-            site.on_answer = site.access_log.write
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.loop = site.loop
         self.pool: ThreadPool | None = None
         self._lifespan: Lifespan | None = None
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
         self._expected = 0.0
-        if interface == "asgi":
+        if site.interface == "asgi":
             site.new_exchange = _asgi_exchange
-            self._lifespan = Lifespan(site, settings.lifespan)
-        elif settings.threads:
-            site.queue = self.pool = ThreadPool(site, settings.threads)
+            self._lifespan = Lifespan(site, site.settings.lifespan)
+        elif site.settings.threads:
+            site.queue = self.pool = ThreadPool(site, site.settings.threads)
             site.new_exchange = ThreadedExchange
         else:
             site.queue = site.inline = Turns(site)
@@ -135,7 +115,7 @@ class Service:
             grace: Seconds after which what is still open is logged and left.
         """
         site, end = self.site, self.loop.time() + grace
-        site.draining = True
+        site.draining = site.closing = True
         if self._timer is not None:
             self._timer.cancel()
             self._expected = self.loop.time()

@@ -11,15 +11,14 @@ from math import inf
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from forkserve.http.access import AccessLog
 from forkserve.http.errors import RequestError
 from forkserve.http.http1 import Limits
 from forkserve.http.proxy import TrustedPeers
 from forkserve.http.response import Ending
+from forkserve.http.tls import make_context
 
 if TYPE_CHECKING:
-    import ssl
-
-    from forkserve.http.access import AccessLog
     from forkserve.http.connection import Connection
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
@@ -43,12 +42,17 @@ class Site:
     """What all connections of one process share.
 
     Args:
-        settings: The settings of section "serving".
+        settings: The settings.
         app: The WSGI or ASGI application.
         interface: Which of the two it is.
         loop: The loop that everything here runs on.
         observer: Told of inline application calls.
         printable: Escapes control characters for log lines.
+        write_access: Appends to the access log; None to have none.
+
+    Raises:
+        OSError: The certificate or the key cannot be used.
+        ValueError: The format of the access log is not valid.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Site:
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
         printable: Callable[[str], str],
+        write_access: Callable[[bytes], None] | None,
     ) -> None:
         self.settings = settings
         self.app = app
@@ -80,9 +85,11 @@ class Site:
         self.keep_alive = settings.keep_alive + 1.0  # ``now`` is up to a second old: never too early
         # Counted only where there is a limit: every request would have to pay for it.
         self.in_hand: set[Exchange] | None = set() if settings.limit_concurrency else None
-        self.access_log: AccessLog | None = None
+        self.access_log = None if write_access is None else AccessLog(write_access, settings.access_logformat)
         self.on_answer: Callable[[Exchange], None] | None = None  # an answer has been written, or as much as there will be
-        self.tls: ssl.SSLContext | None = None
+        if self.access_log is not None:
+            self.on_answer = self.access_log.write
+        self.tls = make_context(settings)
         self.connections: set[Connection | WebSocket] = set()
         self.new_exchange: Callable[[Connection, Target, Fields], Exchange]
         self.queue: Queue  # of WSGI calls
@@ -92,6 +99,7 @@ class Site:
         self.state: dict[str, Any] = {}  # the lifespan's
         self.requests = 0
         self.draining = False
+        self.closing = not settings.keep_alive  # every answer is the last on its connection; so it is while draining
         self._common_lines = "".join(f"{name}: {value}\r\n" for name, value in settings.header).encode("latin-1")
         self._server_line = b"Server: forkserve\r\n" if settings.server_header else b""
         self.ending: Ending

@@ -11,6 +11,7 @@ from typing import Any
 
 from forkserve import config, loader, logs
 from forkserve.http.service import Service
+from forkserve.http.site import Site
 
 
 class Nobody:
@@ -43,14 +44,9 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     loader.prepare(chosen)
     loaded = loader.load(spec, interface=chosen.interface)
     access = logs.access_log()
-    service = Service(
-        chosen,
-        loaded.app,
-        loaded.interface,
-        observer=Nobody(),
-        write_access=access.write if access else None,
-        printable=logs.printable,
-    )
+    loop = asyncio.get_running_loop()
+    write_access = access.write if access else None
+    service = Service(Site(chosen, loaded.app, loaded.interface, loop, Nobody(), logs.printable, write_access))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await service.startup()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -273,14 +272,14 @@ def test_kill_9_of_the_master_while_requests_are_in_hand(
         eventually(lambda: sum(map(exists, workers)) <= 2, "the idle worker ends", deadline=1.5)
         assert idle.rest() == b""
         eventually(lambda: sum(map(exists, workers)) == 1, "so does the one that a client was connected to", deadline=5)
-        assert refuses(second)
-        assert refuses(third)
+        # The kernel may need a moment more for the sockets of a process than for the process.
+        eventually(lambda: refuses(second) and refuses(third), "their ports are free")
         gate.touch()
         answer = client.answer()
-        assert (answer.status, answer.text, answer["connection"]) == (200, "done\n", "close")
+        assert (answer.status, answer.text) == (200, "done\n")
+        assert client.rest() == b""
     eventually(lambda: not any(map(exists, workers)), "the busy one ends, too", deadline=5)
-    for port in command.ports:
-        socket.create_server(("127.0.0.1", port)).close()
+    eventually(lambda: all(map(refuses, command.ports)), "every port is free")
 
 
 def test_kill_9_of_the_master_with_a_stuck_worker(serve: Start, notes: Path, gate: Path) -> None:
