@@ -170,9 +170,11 @@ def _cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _check(settings: Settings) -> None:
-    """Load the app as a worker would, in this process, which then ends. Raises AppLoadError."""
+    """Do what a start does, up to loading the app, in this process, which then ends. Raises ConfigError, AppLoadError."""
     from forkserve import loader
+    from forkserve.server import check
 
+    check(settings)
     if settings.app is not None:
         loader.prepare(settings)
         loader.load(settings.app, interface=settings.interface, factory=settings.factory)

@@ -18,7 +18,7 @@ def describe(config: Config) -> str:
 def _shown(spec: Spec, value: object) -> str:
     if spec.kind is values.secret and value is not None:
         return "(not shown)"
-    return printable(spec.show(value)) or "-"
+    return printable(spec.show(value)) or "(none)"
 
 
 def markdown_table() -> str:

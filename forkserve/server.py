@@ -75,12 +75,7 @@ def check(settings: Settings) -> None:
     """
     if settings.app is not None:
         loader.parse_app_spec(settings.app)
-    try:
-        make_context(settings)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"TLS cannot be set up with --certfile {settings.certfile} (--keyfile {settings.keyfile}): {error}"
-        ) from error
+    make_context(settings)
     try:
         new_parser(settings.http)
         compile_format(settings.access_logformat)

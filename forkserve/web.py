@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from forkserve import loader, logs
 from forkserve.errors import BootError
 from forkserve.http.lifespan import LifespanError
-from forkserve.http.service import Service
+from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED
@@ -21,7 +21,6 @@ from forkserve.prefork.worker import WORKER_SIGNALS, Worker
 if TYPE_CHECKING:
     from forkserve.http.exchange import Exchange
     from forkserve.loader import LoadedApp
-    from forkserve.prefork.listeners import Listener
     from forkserve.settings import Settings
 
 try:
@@ -29,10 +28,10 @@ try:
 except ImportError:  # not CPython, or not Unix
     uvloop = None  # type: ignore[assignment, unused-ignore]  # the name must exist
 
-PULSE = 0.1
+PULSE = 0.11
 """Seconds between two signs of life on a shared address, where siblings want to know who is free to take a connection."""
-SILENT = 100_000_000
-"""Nanoseconds without a sign of life after which a worker counts as busy (with a tenth more, for the timer's lateness)."""
+SILENT = 130_000_000
+"""Nanoseconds without a sign of life after which a worker counts as busy: a pulse, and what a timer may be late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +115,16 @@ class HTTPWorker(Worker):
         except LifespanError as error:
             raise BootError(str(error)) from error.__cause__
         if not self.draining:
-            service.accept([(one.sock, self._courtesy(one)) for one in self.listeners], self._note)
+            shared = any(listener.slot is None for listener in self.listeners)
+            sockets = [(one.sock, None if one.slot is not None else self._siblings_are_freer) for one in self.listeners]
+            service.accept(sockets, self._note, PULSE if shared else SWEEP)
             self.ready()
             await self._stop.wait()
         service.stop_accepting()
+        for listener in self.listeners:
+            listener.sock.close()
         self.released()
-        await service.drain(self.settings.graceful_timeout)
+        await service.drain(self.settings.graceful_timeout or inf)
 
     def _pre_request(self, exchange: Exchange) -> None:
         run_hook(self.hooks, "pre_request", self, Request.of(exchange))
@@ -131,28 +134,16 @@ class HTTPWorker(Worker):
         response = Response(line[9:].strip().decode("latin-1"), code, exchange.sent)
         run_hook(self.hooks, "post_request", self, Request.of(exchange), exchange.given or {}, response)
 
-    def _courtesy(self, listener: Listener) -> Callable[[], bool] | None:
-        """On an address that several workers share: whether a sibling has fewer connections than this worker."""
-        if listener.slot is not None or self.settings.workers == 1:
-            return None
-        asyncio.get_running_loop().call_soon(self._pulse)
-        own, siblings, connections = self.row, self.scoreboard.siblings, self._service.site.connections
-
-        def after_you() -> bool:
-            mine = len(connections)
-            if not mine:
-                return False
-            since = monotonic_ns() - SILENT - SILENT // 10
-            return any(
-                row.cells[CONNECTIONS] < mine and not row.cells[STARTED] and row.cells[BEAT] > since for row in siblings(own)
-            )
-
-        return after_you
-
-    def _pulse(self) -> None:
-        self._note()
-        if not self.draining:
-            asyncio.get_running_loop().call_later(PULSE, self._pulse)
+    def _siblings_are_freer(self) -> bool:
+        """Whether one that listens on the same address has fewer connections than this worker, and time for another."""
+        mine = len(self._service.site.connections)
+        if not mine:
+            return False
+        since = monotonic_ns() - SILENT
+        return any(
+            row.cells[CONNECTIONS] < mine and not row.cells[STARTED] and row.cells[BEAT] > since
+            for row in self.scoreboard.siblings(self.row)
+        )
 
     def _note(self) -> None:
         """Write down how things stand."""

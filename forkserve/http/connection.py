@@ -258,7 +258,7 @@ class Connection(asyncio.Protocol):
             return
         self._exchange = None
         if not exchange.keep_alive:
-            self.close()
+            self.close(unread=self._body is not None)
         elif self._body is None:
             self._idle()
         else:
@@ -298,7 +298,7 @@ class Connection(asyncio.Protocol):
         self.transport.write(error_answer(error, method, site.ending))
         if site.access_log is not None:
             site.access_log.refused(self, error, exchange)
-        self.close()
+        self.close(unread=True)
 
     def hand_over(self, protocol: WebSocket) -> None:
         """The connection speaks another protocol from here on; bytes that have come already are its first."""
@@ -311,20 +311,23 @@ class Connection(asyncio.Protocol):
         if held:
             protocol.data_received(held)
 
-    def close(self) -> None:
+    def close(self, *, unread: bool = False) -> None:
         """Send what is written, then close in order: no more from us, and for a second read what the client still sends.
 
-        Closing at once with unread input would reset the connection, and the answer could be lost on its way.
+        Closing at once with unread input would reset the connection, and the answer could be lost on its way. TLS has no
+        half-close here: there the second is spent only where input is known to be unread.
         """
         if self._closing:
             return
         self.resume_reading()
         self._closing = True
         self._held = b""
-        if self._eof or not self.transport.can_write_eof():
+        half_close = self.transport.can_write_eof()
+        if self._eof or not (half_close or unread):
             self.transport.close()
             return
-        self.transport.write_eof()
+        if half_close:
+            self.transport.write_eof()
         self._deadline = self.site.loop.time() + CLOSING_TIME
 
     def break_off(self, *, reset: bool) -> None:
@@ -335,6 +338,14 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
         else:
             self.transport.close()
+
+    def abandon(self) -> None:
+        """The process ends now, whatever is in hand."""
+        exchange, self._exchange = self._exchange, None
+        self._closing = True
+        if exchange is not None:
+            exchange.client_gone()
+        self.transport.abort()
 
     # Time
 

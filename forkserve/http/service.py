@@ -42,7 +42,6 @@ class Service:
         self._lifespan: Lifespan | None = None
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._expected = 0.0
         if site.interface == "asgi":
             site.new_exchange = _asgi_exchange
             self._lifespan = Lifespan(site, site.settings.lifespan)
@@ -80,27 +79,32 @@ class Service:
         if self._lifespan is not None:
             await self._lifespan.startup()
 
-    def accept(self, sockets: Iterable[tuple[socket.socket, Callable[[], bool] | None]], on_sweep: Callable[[], None]) -> None:
+    def accept(
+        self, sockets: Iterable[tuple[socket.socket, Callable[[], bool] | None]], on_tick: Callable[[], None], period: float
+    ) -> None:
         """Accept connections from now on.
 
         Args:
             sockets: Listening sockets; with each, for one that siblings share, whether one of them has less to do.
-            on_sweep: Called with every sweep.
+            on_tick: Called every ``period`` seconds.
+            period: At most `SWEEP`.
         """
         self._acceptors = [Acceptor(self.site, sock, after_you) for sock, after_you in sockets]
         for acceptor in self._acceptors:
             acceptor.start()
-        self._on_sweep = on_sweep
-        self._expected = self.loop.time() + SWEEP
-        self._timer = self.loop.call_later(SWEEP, self._sweep)
+        self._on_tick, self._period = on_tick, period
+        self._swept = self.loop.time()
+        self._tick()
 
-    def _sweep(self) -> None:
-        late = self.loop.time() - self._expected
-        self.site.sweep(late if late > SWEEP / 2 else 0.0)
-        self._on_sweep()
-        pause = DRAIN_SWEEP if self.site.draining else SWEEP
-        self._expected = self.loop.time() + pause
-        self._timer = self.loop.call_later(pause, self._sweep)
+    def _tick(self) -> None:
+        now = self.loop.time()
+        self._on_tick()
+        since = now - self._swept
+        if since > SWEEP - self._period / 2 or self.site.draining:
+            self._swept = now
+            # An overdue sweep: an application held the thread.
+            self.site.sweep(late=since - SWEEP if since > SWEEP * 1.5 else 0.0)
+        self._timer = self.loop.call_later(DRAIN_SWEEP if self.site.draining else self._period, self._tick)
 
     def stop_accepting(self) -> None:
         """Take what waits in the queues, then accept no more."""
@@ -118,8 +122,7 @@ class Service:
         site.draining = site.closing = True
         if self._timer is not None:
             self._timer.cancel()
-            self._expected = self.loop.time()
-            self._sweep()
+            self._tick()
         told: set[object] = set()
         while (site.connections or site.tasks) and self.loop.time() < end:
             for connection in tuple(site.connections):
@@ -127,14 +130,23 @@ class Service:
                     told.add(connection)
                     connection.drain(self.loop.time(), site.settings.linger)
             await asyncio.sleep(DRAIN_SWEEP / 2)
-        for line in sorted(filter(None, (connection.in_hand for connection in site.connections))):
-            site.log.warning("still open after the graceful timeout: %s", line)
+        self._give_up()
         if self._lifespan is not None:
             await self._lifespan.shutdown()
         if self._timer is not None:
             self._timer.cancel()
         if site.access_log is not None:
             site.access_log.flush()
+
+    def _give_up(self) -> None:
+        """Log what is still open, and leave it."""
+        site = self.site
+        for line in sorted(filter(None, (connection.in_hand for connection in site.connections))):
+            site.log.warning("still open after the graceful timeout: %s", line)
+        for connection in tuple(site.connections):
+            connection.abandon()
+        for task in tuple(site.tasks):
+            task.cancel()
 
 
 def _asgi_exchange(connection: Connection, target: Target, fields: Fields) -> Exchange:

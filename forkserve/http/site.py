@@ -37,6 +37,10 @@ class Observer(Protocol):
     def end(self) -> None:
         """It has ended."""
 
+    def told_to_drain(self) -> bool:
+        """Whether this process has been told to drain, perhaps without having had the time to notice."""
+        ...
+
 
 class Site:
     """What all connections of one process share.
@@ -51,7 +55,7 @@ class Site:
         write_access: Appends to the access log; None to have none.
 
     Raises:
-        OSError: The certificate or the key cannot be used.
+        ConfigError: The certificate or the key cannot be used.
         ValueError: The format of the access log is not valid.
     """
 

@@ -366,6 +366,11 @@ class WebSocket(Exchange, asyncio.Protocol):
         """The request line, for the log of what was still open."""
         return self.describe()
 
+    def abandon(self) -> None:
+        """The process ends now."""
+        self._part()
+        self.connection.transport.abort()
+
     def drain(self, now: float, linger: float) -> None:
         """The process is about to end (1012, service restart)."""
         if self._connected and self._protocol.state is OPEN:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+from asyncio import _set_running_loop
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from forkserve.http.errors import ClientGoneError, ResponseError
 from forkserve.http.exchange import Exchange
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from forkserve.http.fields import Fields
     from forkserve.http.site import Site
 
+T = TypeVar("T")
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
 
@@ -139,8 +141,17 @@ class WSGIExchange(Exchange):
     def call(self) -> None:
         """Call the application and send what it gives."""
         self._called = True
+        site = self.site
         try:
-            result = self.site.app(self._environ(), self.start_response)
+            environ = self._environ()
+            # The loop is hidden from the application: Django's ORM refuses to work where one runs, and asyncio.run() would too.
+            _set_running_loop(None)
+            try:
+                result = site.app(environ, self.start_response)
+            finally:
+                _set_running_loop(site.loop)
+            if site.observer.told_to_drain():
+                site.closing = True
             if type(result) is list and self._overflow is None:
                 # Everything is there: one write, and done.
                 self.answer(result[0] if len(result) == 1 else b"".join(result))
@@ -209,10 +220,17 @@ class WSGIExchange(Exchange):
             self._iterator = iter(result) if self._overflow is None else chain(_drained(self._overflow), result)
         self._step()
 
+    def _off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
+        _set_running_loop(None)
+        try:
+            return call(*arguments)
+        finally:
+            _set_running_loop(self.site.loop)
+
     def _step(self) -> None:
         """Send pieces while the client takes them; after each, let the loop write it out, for the next may take its time."""
         try:
-            for piece in self._iterator:
+            while (piece := self._off_loop(next, self._iterator, None)) is not None:
                 if self.gone:
                     break
                 if not piece:
@@ -280,7 +298,7 @@ class WSGIExchange(Exchange):
         iterable, self._iterable = self._iterable, None
         try:
             if iterable is not None and hasattr(iterable, "close"):
-                iterable.close()
+                self._off_loop(iterable.close)
         except BaseException:  # as in call
             self.site.log.exception("%s: close() of the response raised an exception", self.describe())
         self._leave()

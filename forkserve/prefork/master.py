@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import random
 import selectors
@@ -303,7 +304,8 @@ class Master:
         if failed:
             self._failures.report(child, status, first_boot=first_boot)
         else:
-            self.log.info("%s %s", child, describe_exit(status))
+            # After a first boot that failed, its reason is the last that is said.
+            self.log.log(logging.DEBUG if self.pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
         self._forget(child)
         run_hook(self.hooks, "child_exit", self, child)
 
@@ -335,6 +337,7 @@ class Master:
             self._pid_file.close()
 
     def _drain(self, child: Child, *, booting: bool) -> None:
+        child.row.tell_to_drain()
         if not self._send(child, {"type": "drain"}) or booting:
             child.signal(signal.SIGTERM)
 

@@ -35,9 +35,9 @@ HEALED = 10.0  # a process that was ready for so long is no part of a crash loop
 _SIGTERM = 15
 _REASONS = MappingProxyType(
     {
-        State.BOOTING: "not ready after",
-        State.READY: "stuck for",
-        State.DRAINING: "not drained after",
+        State.BOOTING: "not ready after {:g} s (--boot-timeout)",
+        State.READY: "stuck for {:g} s (--timeout)",
+        State.DRAINING: "not drained after {:g} s (--graceful-timeout)",
     }
 )
 
@@ -286,7 +286,7 @@ class Pool:
             self._apply(member, Event.KILL, now)
         elif member.deadline is not None and member.deadline <= now:
             if member.state in _REASONS:
-                member.reason = f"{_REASONS[member.state]} {member.limit:g} s"
+                member.reason = _REASONS[member.state].format(member.limit)
             if member.state is State.KILLED:
                 self._fail(member, Exit("could not be killed", None, None, now))
             self._apply(member, Event.OVERDUE, now)

@@ -19,6 +19,7 @@ REQUESTS: Final = 1  # begun since the process started
 IN_FLIGHT: Final = 2  # being answered now
 CONNECTIONS: Final = 3  # open now
 
+DRAIN: Final = 4  # 1 when the master has ordered it to drain
 ACCEPTING: Final = 5  # 1 from READY until it drains
 
 LINES: Final = 8
@@ -54,6 +55,14 @@ class Row:
     def end(self) -> None:
         """Note that it has ended. No beat: what follows on the loop beats by itself."""
         self.cells[STARTED] = 0
+
+    def tell_to_drain(self) -> None:
+        """Let a worker know that the order to drain is on its way, though it may be busy. For the master."""
+        self.cells[DRAIN] = 1
+
+    def told_to_drain(self) -> bool:
+        """Return whether the master has ordered this worker to drain."""
+        return self.cells[DRAIN] == 1
 
     def begin_line(self, place: int, now_ns: int, line: bytes) -> None:
         """Note a request in hand at a place from 1 to LINES - 1. Only the first LINE_SIZE bytes are kept."""

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from forkserve import config, loader, logs
-from forkserve.http.service import Service
+from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
 
 
@@ -22,6 +22,10 @@ class Nobody:
 
     def end(self) -> None:
         """It has ended."""
+
+    def told_to_drain(self) -> bool:
+        """Never."""
+        return False
 
 
 def listen(bind: str) -> socket.socket:
@@ -51,7 +55,7 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await service.startup()
     sock = listen(bind)
-    service.accept([(sock, None)], lambda: None)
+    service.accept([(sock, None)], lambda: None, SWEEP)
     name = sock.getsockname()
     scheme = "https" if chosen.certfile else "http"
     print(f"Listening on {bind if isinstance(name, str) else f'{scheme}://{name[0]}:{name[1]}'}", file=sys.stderr)

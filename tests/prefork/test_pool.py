@@ -245,7 +245,7 @@ def test_a_worker_without_a_beat_is_dumped_then_killed_then_replaced() -> None:
     assert pool.exited(member.ident, 41.1, code=None, signal=9)
     end = pool.last_exit(1)
     assert end is not None
-    assert end.reason == "stuck for 30 s"
+    assert end.reason == "stuck for 30 s (--timeout)"
     assert [one.slot for one in fork(pool, 41.1)] == [1]
 
 
