@@ -102,7 +102,7 @@ class HTTPWorker(Worker):
 
     async def _serve(self, app: LoadedApp) -> None:
         loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._stop = loop.create_future()
         access = logs.access_log()
         write_access = None if access is None else access.write
         site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
@@ -119,7 +119,8 @@ class HTTPWorker(Worker):
             sockets = [(one.sock, None if one.slot is not None else self._siblings_are_freer) for one in self.listeners]
             service.accept(sockets, self._note, PULSE if shared else SWEEP)
             self.ready()
-            await self._stop.wait()
+            service.hide_loop()
+            await self._stop
         service.stop_accepting()
         for listener in self.listeners:
             listener.sock.close()
@@ -147,9 +148,7 @@ class HTTPWorker(Worker):
 
     def _note(self) -> None:
         """Write down how things stand."""
-        cells, site = self.row.cells, self._service.site
-        cells[REQUESTS] = site.requests
-        cells[CONNECTIONS] = len(site.connections)
+        self.row.cells[REQUESTS] = self._service.site.requests
         pool = self._service.pool
         if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):
             self.beat()
@@ -163,4 +162,5 @@ class HTTPWorker(Worker):
     def drain(self) -> None:
         """Answer what is in hand, then end."""
         super().drain()
-        self._stop.set()
+        if not self._stop.done():
+            self._stop.set_result(None)

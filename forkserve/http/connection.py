@@ -78,6 +78,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         site = self.site
         site.connections.add(self)
+        site.observer.connected(len(site.connections))
         self.endpoints.read(transport)
         self._limit_output()
         self._deadline = site.loop.time() + site.header_timeout
@@ -100,7 +101,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio)."""
-        self.site.connections.discard(self)
+        site = self.site
+        site.connections.discard(self)
+        site.observer.connected(len(site.connections))
         self._closing = True
         self._held = b""
         self._on_drained = None

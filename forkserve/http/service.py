@@ -106,6 +106,15 @@ class Service:
             self.site.sweep(late=since - SWEEP if since > SWEEP * 1.5 else 0.0)
         self._timer = self.loop.call_later(DRAIN_SWEEP if self.site.draining else self._period, self._tick)
 
+    def hide_loop(self) -> None:
+        """Let inline WSGI applications not see that a loop runs on their thread; call this last before waiting for the end.
+
+        Django's ORM refuses to work where one runs, and ``asyncio.run()`` does. Hidden once and for all: to do it around every
+        call would cost half a microsecond, and nothing here asks asyncio which loop is running.
+        """
+        if self.site.interface == "wsgi" and self.pool is None:
+            asyncio._set_running_loop(None)  # noqa: SLF001 - asyncio's own means for whoever runs a loop
+
     def stop_accepting(self) -> None:
         """Take what waits in the queues, then accept no more."""
         for acceptor in self._acceptors:
@@ -129,7 +138,9 @@ class Service:
                 if connection not in told:
                     told.add(connection)
                     connection.drain(self.loop.time(), site.settings.linger)
-            await asyncio.sleep(DRAIN_SWEEP / 2)
+            pause = self.loop.create_future()  # asyncio.sleep would ask for the running loop
+            self.loop.call_later(DRAIN_SWEEP / 2, pause.set_result, None)
+            await pause
         self._give_up()
         if self._lifespan is not None:
             await self._lifespan.shutdown()

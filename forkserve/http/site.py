@@ -37,6 +37,9 @@ class Observer(Protocol):
     def end(self) -> None:
         """It has ended."""
 
+    def connected(self, count: int) -> None:
+        """So many connections are open now."""
+
     def told_to_drain(self) -> bool:
         """Whether this process has been told to drain, perhaps without having had the time to notice."""
         ...

@@ -274,6 +274,7 @@ class WebSocket(Exchange, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self.site.connections.discard(self)
+        self.site.observer.connected(len(self.site.connections))
         self.client_gone()
 
     def pause_writing(self) -> None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-from asyncio import _set_running_loop
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from forkserve.http.errors import ClientGoneError, ResponseError
 from forkserve.http.exchange import Exchange
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from forkserve.http.fields import Fields
     from forkserve.http.site import Site
 
-T = TypeVar("T")
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
 
@@ -143,13 +141,7 @@ class WSGIExchange(Exchange):
         self._called = True
         site = self.site
         try:
-            environ = self._environ()
-            # The loop is hidden from the application: Django's ORM refuses to work where one runs, and asyncio.run() would too.
-            _set_running_loop(None)
-            try:
-                result = site.app(environ, self.start_response)
-            finally:
-                _set_running_loop(site.loop)
+            result = site.app(self._environ(), self.start_response)
             if site.observer.told_to_drain():
                 site.closing = True
             if type(result) is list and self._overflow is None:
@@ -220,17 +212,10 @@ class WSGIExchange(Exchange):
             self._iterator = iter(result) if self._overflow is None else chain(_drained(self._overflow), result)
         self._step()
 
-    def _off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
-        _set_running_loop(None)
-        try:
-            return call(*arguments)
-        finally:
-            _set_running_loop(self.site.loop)
-
     def _step(self) -> None:
         """Send pieces while the client takes them; after each, let the loop write it out, for the next may take its time."""
         try:
-            while (piece := self._off_loop(next, self._iterator, None)) is not None:
+            for piece in self._iterator:
                 if self.gone:
                     break
                 if not piece:
@@ -298,7 +283,7 @@ class WSGIExchange(Exchange):
         iterable, self._iterable = self._iterable, None
         try:
             if iterable is not None and hasattr(iterable, "close"):
-                self._off_loop(iterable.close)
+                iterable.close()
         except BaseException:  # as in call
             self.site.log.exception("%s: close() of the response raised an exception", self.describe())
         self._leave()

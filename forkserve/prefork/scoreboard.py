@@ -56,6 +56,10 @@ class Row:
         """Note that it has ended. No beat: what follows on the loop beats by itself."""
         self.cells[STARTED] = 0
 
+    def connected(self, count: int) -> None:
+        """Note how many connections are open."""
+        self.cells[CONNECTIONS] = count
+
     def tell_to_drain(self) -> None:
         """Let a worker know that the order to drain is on its way, though it may be busy. For the master."""
         self.cells[DRAIN] = 1

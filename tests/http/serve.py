@@ -23,6 +23,9 @@ class Nobody:
     def end(self) -> None:
         """It has ended."""
 
+    def connected(self, count: int) -> None:
+        """Connections were opened or closed."""
+
     def told_to_drain(self) -> bool:
         """Never."""
         return False
