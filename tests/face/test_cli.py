@@ -14,22 +14,26 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("line", "code", "message"), [
-    ("", 2, "APP: is missing: write forkserve module:attr (see forkserve --help)"),
-    ("app:app --workrs 1", 2, "unknown option --workrs (did you mean '--workers'?)"),
-    ("app:app --workers", 2, "Option '--workers' requires an argument."),
-    ("app:app --workers x", 2, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
-    ("ctl status", 2,
-     "`forkserve ctl` is not part of this version (for an app in ctl.py write ctl:app)"),
-    ("-w 2 ctl", 2,
-     "'ctl' is a sub-command and must come first (for an app in ctl.py write ctl:app)"),
-    ("app:app --markdown", 2, "--markdown belongs to `forkserve config`"),
-    ("app\x1b:app", 2, r"APP: 'app\x1b:app' is not a plain text"),
-    ("a-b:app", 2, "APP: 'a-b:app' is not an app: write module:attr, module:factory() or module"),
-    ("--check-config os:no_such", 4, "module 'os' has no attribute 'no_such'"),
-])
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("", 2, "APP: is missing: write forkserve module:attr (see forkserve --help)"),
+        ("app:app --workrs 1", 2, "unknown option --workrs (did you mean '--workers'?)"),
+        ("app:app --workers", 2, "Option '--workers' requires an argument."),
+        ("app:app --workers x", 2, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
+        ("ctl status", 2, "`forkserve ctl` is not part of this version (for an app in ctl.py write ctl:app)"),
+        ("-w 2 ctl", 2, "'ctl' is a sub-command and must come first (for an app in ctl.py write ctl:app)"),
+        ("app:app --markdown", 2, "--markdown belongs to `forkserve config`"),
+        ("app\x1b:app", 2, r"APP: 'app\x1b:app' is not a plain text"),
+        ("a-b:app", 2, "APP: 'a-b:app' is not an app: write module:attr, module:factory() or module"),
+        ("--check-config os:no_such", 4, "module 'os' has no attribute 'no_such'"),
+    ],
+)
 def test_a_user_error_is_one_line(
-    capsys: pytest.CaptureFixture[str], line: str, code: int, message: str,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    code: int,
+    message: str,
 ) -> None:
     assert code == cli.main(line.split())
 
@@ -38,31 +42,33 @@ def test_a_user_error_is_one_line(
 
 
 def test_config_shows_values_and_origins(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FORKSERVE_THREADS", "3")
 
-    assert 0 == cli.main(["config", "app:app", "--workers", "2", "--limit-request-body", "1024k"])
+    assert cli.main(["config", "app:app", "--workers", "2", "--limit-request-body", "1024k"]) == 0
 
     rows = {line.split()[0]: line.split(None, 2)[1:] for line in capsys.readouterr().out.splitlines()}
     assert list(TABLE) == list(rows)
-    assert ["2", "(command line)"] == [part.strip() for part in rows["workers"]]
-    assert ["3", "(FORKSERVE_THREADS)"] == [part.strip() for part in rows["threads"]]
-    assert ["1m", "(command line)"] == [part.strip() for part in rows["limit_request_body"]]
-    assert ["127.0.0.1:8000", "(default)"] == [part.strip() for part in rows["bind"]]
+    assert [part.strip() for part in rows["workers"]] == ["2", "(command line)"]
+    assert [part.strip() for part in rows["threads"]] == ["3", "(FORKSERVE_THREADS)"]
+    assert [part.strip() for part in rows["limit_request_body"]] == ["1m", "(command line)"]
+    assert [part.strip() for part in rows["bind"]] == ["127.0.0.1:8000", "(default)"]
 
 
 def test_config_needs_no_app(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 == cli.main(["config"])
+    assert cli.main(["config"]) == 0
 
 
 def test_config_shows_hooks_but_no_password(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "forkserve.conf.py").write_text("def when_ready(server): pass")
     (tmp_path / "cert").touch()
 
-    assert 0 == cli.main(["config", "--certfile", "cert", "--keyfile-password", "secret"])
+    assert cli.main(["config", "--certfile", "cert", "--keyfile-password", "secret"]) == 0
 
     printed = capsys.readouterr().out
     assert "secret" not in printed
@@ -70,12 +76,12 @@ def test_config_shows_hooks_but_no_password(
 
 
 def test_print_config_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 == cli.main(["app:app", "--print-config"])
+    assert cli.main(["app:app", "--print-config"]) == 0
     assert capsys.readouterr().out.startswith("app ")
 
 
 def test_markdown_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 == cli.main(["config", "--markdown"])
+    assert cli.main(["config", "--markdown"]) == 0
 
     printed = capsys.readouterr().out
     assert report.markdown_table() == printed
@@ -84,43 +90,43 @@ def test_markdown_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str])
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 == cli.main(["--help"])
+    assert cli.main(["--help"]) == 0
 
     printed = capsys.readouterr().out
-    assert [] == [flag for name, spec in TABLE.items() if name != "app"
-                  for flag in spec.flags if flag not in printed]
+    assert [flag for name, spec in TABLE.items() if name != "app" for flag in spec.flags if flag not in printed] == []
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 == cli.main(["--version"])
+    assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("forkserve ")
 
 
 def test_check_config_shows_the_traceback_of_a_broken_app(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "broken_here.py").write_text("import no_such_dependency\n")
 
-    assert 4 == cli.main(["--check-config", "broken_here:app"])
+    assert cli.main(["--check-config", "broken_here:app"]) == 4
 
     printed = capsys.readouterr().err
     assert printed.startswith("Traceback (most recent call last):\n  File")
     assert "loader.py" not in printed
     assert printed.endswith(
-        "forkserve: 'broken_here' failed at import: ModuleNotFoundError: No module named"
-        " 'no_such_dependency'\n")
+        "forkserve: 'broken_here' failed at import: ModuleNotFoundError: No module named 'no_such_dependency'\n"
+    )
 
 
 def test_check_config_is_silent_when_all_is_well(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "fine_here.py").write_text("def app(environ, start_response): return []\n")
 
-    assert 0 == cli.main(["--check-config", "fine_here:app"])
-    assert ("", "") == tuple(capsys.readouterr())
+    assert cli.main(["--check-config", "fine_here:app"]) == 0
+    assert tuple(capsys.readouterr()) == ("", "")
 
 
 def test_what_is_accepted_and_ignored_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 == cli.main(["os:getpid", "--check-config", "--worker-tmp-dir", "/run"])
-    assert "forkserve: --worker-tmp-dir is ignored: heartbeats need no files\n" == (
-        capsys.readouterr().err)
+    assert cli.main(["os:getpid", "--check-config", "--worker-tmp-dir", "/run"]) == 0
+    assert (capsys.readouterr().err) == "forkserve: --worker-tmp-dir is ignored: heartbeats need no files\n"

@@ -17,8 +17,7 @@ SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users k
     ("--factory", "factory", True),
     ("-w 3", "workers", 3),
     ("--workers 3", "workers", 3),
-    ("-b 127.0.0.1:81 --bind [::1]:82 --bind unix:/tmp/a", "bind",
-     ("127.0.0.1:81", "[::1]:82", "unix:/tmp/a")),
+    ("-b 127.0.0.1:81 --bind [::1]:82 --bind unix:/tmp/a", "bind", ("127.0.0.1:81", "[::1]:82", "unix:/tmp/a")),
     ("-b unix:@abstract", "bind", ("unix:@abstract",)),
     ("-b fd://3", "bind", ("fd://3",)),
     ("--host 127.0.0.2 --port 81", "bind", ("127.0.0.2:81",)),
@@ -89,8 +88,11 @@ SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users k
 def read(line: str = "", directory: Path = Path("/"), **environ: str) -> Config:
     """Load the configuration as the command does, with these arguments and variables."""
     return config.load(
-        cli.parse(["app:app", *line.split()]), environ=environ, directory=str(directory),
-        cmd_args=cli.parse(environ.get("FORKSERVE_CMD_ARGS", "").split()))
+        cli.parse(["app:app", *line.split()]),
+        environ=environ,
+        directory=str(directory),
+        cmd_args=cli.parse(environ.get("FORKSERVE_CMD_ARGS", "").split()),
+    )
 
 
 @pytest.mark.parametrize(("line", "name", "expected"), SERVING, ids=lambda value: str(value)[:40])
@@ -98,11 +100,20 @@ def test_an_option_reaches_its_setting(line: str, name: str, expected: object) -
     assert expected == getattr(read(line).settings, name)
 
 
-@pytest.mark.parametrize(("flag", "name"), [
-    ("--chdir", "chdir"), ("--app-dir", "chdir"), ("--env-file", "env_file"), ("-p", "pid"),
-    ("--pid", "pid"), ("--certfile", "certfile"), ("--ssl-certfile", "certfile"),
-    ("--log-config", "log_config"), ("--access-logfile", "access_logfile"),
-])
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        ("--chdir", "chdir"),
+        ("--app-dir", "chdir"),
+        ("--env-file", "env_file"),
+        ("-p", "pid"),
+        ("--pid", "pid"),
+        ("--certfile", "certfile"),
+        ("--ssl-certfile", "certfile"),
+        ("--log-config", "log_config"),
+        ("--access-logfile", "access_logfile"),
+    ],
+)
 def test_a_path_reaches_its_setting_and_is_absolute(tmp_path: Path, flag: str, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -118,13 +129,16 @@ def test_the_options_of_tls_reach_their_settings(tmp_path: Path, prefix: str) ->
     for name in ("cert", "key", "ca"):
         (tmp_path / name).touch()
 
-    loaded = read(f"--{prefix}certfile cert --{prefix}keyfile key --{prefix}ca-certs ca"
-                  f" --{prefix}cert-reqs required --{prefix}ciphers X"
-                  f" --{prefix}keyfile-password secret", tmp_path).settings
+    loaded = read(
+        f"--{prefix}certfile cert --{prefix}keyfile key --{prefix}ca-certs ca"
+        f" --{prefix}cert-reqs required --{prefix}ciphers X"
+        f" --{prefix}keyfile-password secret",
+        tmp_path,
+    ).settings
 
     assert str(tmp_path / "key") == loaded.keyfile
     assert str(tmp_path / "ca") == loaded.ca_certs
-    assert (2, "X", "secret") == (loaded.cert_reqs, loaded.ciphers, loaded.keyfile_password)
+    assert (loaded.cert_reqs, loaded.ciphers, loaded.keyfile_password) == (2, "X", "secret")
 
 
 def test_each_source_beats_the_next_weaker_one(tmp_path: Path) -> None:
@@ -140,9 +154,15 @@ def test_each_source_beats_the_next_weaker_one(tmp_path: Path) -> None:
     seen.append(read("", tmp_path, **environ))
     seen.append(read("--workers 6", tmp_path, **environ))
 
-    assert [1, 2, 3, 4, 5, 6] == [one.settings.workers for one in seen]
-    assert ["default", f"{tmp_path}/forkserve.toml", "WEB_CONCURRENCY", "FORKSERVE_WORKERS",
-            "FORKSERVE_CMD_ARGS", "command line"] == [one.origins["workers"] for one in seen]
+    assert [one.settings.workers for one in seen] == [1, 2, 3, 4, 5, 6]
+    assert [
+        "default",
+        f"{tmp_path}/forkserve.toml",
+        "WEB_CONCURRENCY",
+        "FORKSERVE_WORKERS",
+        "FORKSERVE_CMD_ARGS",
+        "command line",
+    ] == [one.origins["workers"] for one in seen]
 
 
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
@@ -151,8 +171,9 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
     if spec.name in ("app", "config") or spec.kind.metavar in ("FILE", "DIR"):
         given = "other:app" if spec.name == "app" else str(tmp_path)
     elif given is None:
-        given = spec.show(spec.default) or {"N": "80", "": "true", "NAME=VALUE": "A=1",
-                                            "NAME:VALUE": "A:1"}.get(spec.kind.metavar, "/x")
+        given = spec.show(spec.default) or {"N": "80", "": "true", "NAME=VALUE": "A=1", "NAME:VALUE": "A:1"}.get(
+            spec.kind.metavar, "/x"
+        )
     if spec.kind.metavar == "FILE" or spec.name == "config":
         given = str(tmp_path / "x.toml")
         Path(given).touch()
@@ -161,8 +182,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
         (tmp_path / "x.toml").touch()
         environ["FORKSERVE_CERTFILE"] = str(tmp_path / "x.toml")
 
-    loaded = config.load({} if spec.name == "app" else {"app": "app:app"}, environ=environ,
-                         directory=str(tmp_path))
+    loaded = config.load({} if spec.name == "app" else {"app": "app:app"}, environ=environ, directory=str(tmp_path))
 
     assert "FORKSERVE_" + spec.name.upper() == loaded.origins[spec.name]
 
@@ -170,26 +190,31 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
 def test_without_an_address_it_is_the_loopback() -> None:
     loaded = read()
 
-    assert ("127.0.0.1:8000",) == loaded.settings.bind
-    assert "default" == loaded.origins["bind"]
+    assert loaded.settings.bind == ("127.0.0.1:8000",)
+    assert loaded.origins["bind"] == "default"
 
 
 def test_port_is_for_all_interfaces() -> None:
     loaded = read(PORT="5000")
 
-    assert ("0.0.0.0:5000",) == loaded.settings.bind
-    assert "PORT" == loaded.origins["bind"]
+    assert loaded.settings.bind == ("0.0.0.0:5000",)
+    assert loaded.origins["bind"] == "PORT"
 
 
-@pytest.mark.parametrize(("line", "bind", "base_port"), [
-    ("--bind a:1", ("a:1",), None),
-    ("--port 81", ("127.0.0.1:81",), None),
-    ("--base-port 9000", (), 9000),
-    ("--bind a:1 --base-port 9000", ("a:1",), 9000),
-    ("--host 127.0.0.2", ("127.0.0.2:5000",), None),
-])
+@pytest.mark.parametrize(
+    ("line", "bind", "base_port"),
+    [
+        ("--bind a:1", ("a:1",), None),
+        ("--port 81", ("127.0.0.1:81",), None),
+        ("--base-port 9000", (), 9000),
+        ("--bind a:1 --base-port 9000", ("a:1",), 9000),
+        ("--host 127.0.0.2", ("127.0.0.2:5000",), None),
+    ],
+)
 def test_port_gives_way_to_what_is_asked_for(
-    line: str, bind: tuple[str, ...], base_port: int | None,
+    line: str,
+    bind: tuple[str, ...],
+    base_port: int | None,
 ) -> None:
     loaded = read(line, PORT="5000").settings
 
@@ -202,32 +227,32 @@ def test_port_is_stronger_than_a_file(tmp_path: Path, line: str) -> None:
 
     loaded = read("", tmp_path, PORT="5000").settings
 
-    assert (("0.0.0.0:5000",), None, None) == (loaded.bind, loaded.base_port, loaded.uds)
+    assert (loaded.bind, loaded.base_port, loaded.uds) == (("0.0.0.0:5000",), None, None)
 
 
 def test_the_strongest_spelling_of_an_address_decides(tmp_path: Path) -> None:
     (tmp_path / "forkserve.toml").write_text('bind = ["a:1"]')
 
-    assert ("127.0.0.1:81",) == read("--port 81", tmp_path).settings.bind
-    assert ("b:2",) == read("--bind b:2", tmp_path, FORKSERVE_PORT="81").settings.bind
+    assert read("--port 81", tmp_path).settings.bind == ("127.0.0.1:81",)
+    assert read("--bind b:2", tmp_path, FORKSERVE_PORT="81").settings.bind == ("b:2",)
 
 
 def test_spellings_of_one_source_add_up() -> None:
-    assert ("a:1", "127.0.0.1:81", "unix:/x") == read("-b a:1 --port 81 --uds /x").settings.bind
+    assert read("-b a:1 --port 81 --uds /x").settings.bind == ("a:1", "127.0.0.1:81", "unix:/x")
 
 
 def test_inherited_sockets_leave_no_default_address() -> None:
     mine = str(os.getpid())
 
-    assert () == read(LISTEN_FDS="1", LISTEN_PID=mine).settings.bind
-    assert () == read(LISTEN_FDS="1", LISTEN_PID=mine, PORT="").settings.bind
-    assert ("127.0.0.1:8000",) == read(LISTEN_FDS="1", LISTEN_PID="1").settings.bind
+    assert read(LISTEN_FDS="1", LISTEN_PID=mine).settings.bind == ()
+    assert read(LISTEN_FDS="1", LISTEN_PID=mine, PORT="").settings.bind == ()
+    assert read(LISTEN_FDS="1", LISTEN_PID="1").settings.bind == ("127.0.0.1:8000",)
 
 
 def test_a_worker_of_ones_own_has_no_default_address() -> None:
     loaded = config.load({"worker": "m:Say"}, environ={}, directory="/").settings
 
-    assert ((), "m") == (loaded.bind, loaded.name)
+    assert (loaded.bind, loaded.name) == ((), "m")
 
 
 def test_workers_auto_is_at_least_one_core() -> None:
@@ -235,16 +260,21 @@ def test_workers_auto_is_at_least_one_core() -> None:
 
 
 def test_the_name_is_the_module_of_the_app() -> None:
-    assert "app" == read().settings.name
+    assert read().settings.name == "app"
 
 
 def test_an_empty_variable_is_not_set() -> None:
-    assert 1 == read(FORKSERVE_WORKERS="", WEB_CONCURRENCY="").settings.workers
+    assert read(FORKSERVE_WORKERS="", WEB_CONCURRENCY="").settings.workers == 1
 
 
 def test_variables_of_workers_and_of_kubernetes_are_let_be() -> None:
-    read(FORKSERVE_WORKER_ID="1", FORKSERVE_GENERATION="1", FORKSERVE_SERVICE_HOST="10.0.0.1",
-         FORKSERVE_PORT="tcp://10.0.0.1:80", FORKSERVE_PORT_80_TCP_ADDR="10.0.0.1")
+    read(
+        FORKSERVE_WORKER_ID="1",
+        FORKSERVE_GENERATION="1",
+        FORKSERVE_SERVICE_HOST="10.0.0.1",
+        FORKSERVE_PORT="tcp://10.0.0.1:80",
+        FORKSERVE_PORT_80_TCP_ADDR="10.0.0.1",
+    )
 
 
 ONE_LINE = [
@@ -252,8 +282,7 @@ ONE_LINE = [
     ("", {"FORKSERVE_CMD_ARGS": "-w x"}, "--workers in FORKSERVE_CMD_ARGS: 'x' is not a whole"),
     ("", {"FORKSERVE_WORKERS": "x"}, "FORKSERVE_WORKERS: 'x' is not a whole"),
     ("", {"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: 'x' is not a whole"),
-    ("", {"FORKSERVE_WORKRS": "1"},
-     "unknown variable FORKSERVE_WORKRS in the environment (did you mean 'FORKSERVE_WORKERS'?)"),
+    ("", {"FORKSERVE_WORKRS": "1"}, "unknown variable FORKSERVE_WORKRS in the environment (did you mean 'FORKSERVE_WORKERS'?)"),
     ("--timeout 5x", {}, "--timeout: '5x' is not a duration (30, 0.5, 30s, 5m, 2h)"),
     ("--limit-request-body 5x", {}, "--limit-request-body: '5x' is not a size"),
     ("-k gevent", {}, "--worker-class: there are no worker classes"),
@@ -275,7 +304,9 @@ ONE_LINE = [
 
 @pytest.mark.parametrize(("line", "environ", "message"), ONE_LINE, ids=lambda value: str(value)[:40])
 def test_a_fault_is_told_with_where_it_was_made(
-    line: str, environ: dict[str, str], message: str,
+    line: str,
+    environ: dict[str, str],
+    message: str,
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         read(line, Path("/"), **environ)
@@ -284,8 +315,26 @@ def test_a_fault_is_told_with_where_it_was_made(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("app", ["", "a:", ":a", "a b", "a:b c", "a:b[0]", "a:1", "a:b(x)", "a:b(*c)",
-                                 "a:b(**c)", "a:b(", "a.py", "dir/a.py:app", "a:b(open('x'))", "a:\0"])
+@pytest.mark.parametrize(
+    "app",
+    [
+        "",
+        "a:",
+        ":a",
+        "a b",
+        "a:b c",
+        "a:b[0]",
+        "a:1",
+        "a:b(x)",
+        "a:b(*c)",
+        "a:b(**c)",
+        "a:b(",
+        "a.py",
+        "dir/a.py:app",
+        "a:b(open('x'))",
+        "a:\0",
+    ],
+)
 def test_an_app_that_is_none_is_a_usage_error(app: str) -> None:
     with pytest.raises(ConfigError, match="APP"):
         config.load({"app": app}, environ={}, directory="/")
@@ -302,43 +351,53 @@ class TestFiles:
     def test_toml(self, tmp_path: Path) -> None:
         (tmp_path / "forkserve.toml").write_text(
             'app = "m:a"\nbase-port = 9000\nkeep_alive = "2m"\ntimeout = 1.5\naccess-log = true\n'
-            'bind = ["a:1", "b:2"]\n[env]\nA = "x"\n[header]\nX-A = "1"\n')
+            'bind = ["a:1", "b:2"]\n[env]\nA = "x"\n[header]\nX-A = "1"\n'
+        )
 
         loaded = config.load({}, environ={}, directory=str(tmp_path)).settings
 
-        assert ("m:a", 9000, 120.0, 1.5, "-") == (
-            loaded.app, loaded.base_port, loaded.keep_alive, loaded.timeout, loaded.access_logfile)
-        assert (("a:1", "b:2"), (("A", "x"),), (("X-A", "1"),)) == (
-            loaded.bind, loaded.env, loaded.header)
+        assert (loaded.app, loaded.base_port, loaded.keep_alive, loaded.timeout, loaded.access_logfile) == (
+            "m:a",
+            9000,
+            120.0,
+            1.5,
+            "-",
+        )
+        assert (loaded.bind, loaded.env, loaded.header) == (("a:1", "b:2"), (("A", "x"),), (("X-A", "1"),))
 
     def test_a_table_of_pyproject(self, tmp_path: Path) -> None:
         (tmp_path / "pyproject.toml").write_text("[tool.forkserve]\nworkers = 3")
 
-        assert 3 == read("", tmp_path).settings.workers
+        assert read("", tmp_path).settings.workers == 3
 
     def test_a_pyproject_without_us_says_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "pyproject.toml").write_text("[tool.other]\nworkers = 3")
 
-        assert 1 == read("", tmp_path).settings.workers
+        assert read("", tmp_path).settings.workers == 1
 
     def test_python_with_gunicorns_names_and_hooks(self, tmp_path: Path) -> None:
         (tmp_path / "forkserve.conf.py").write_text(
             "import os\nfrom os.path import join\nLIMIT = 1\n_mine = 2\nworkers = _mine\n"
             "accesslog = '-'\nkeepalive = 5\ncertfile = None\nraw_env = ['A=1']\n"
-            "def when_ready(server): pass\ndef pre_fork(server, worker): pass\n")
+            "def when_ready(server): pass\ndef pre_fork(server, worker): pass\n"
+        )
 
         loaded = read("", tmp_path)
 
-        assert (2, "-", 5.0, None, (("A", "1"),)) == (
-            loaded.settings.workers, loaded.settings.access_logfile, loaded.settings.keep_alive,
-            loaded.settings.certfile, loaded.settings.env)
+        assert (
+            loaded.settings.workers,
+            loaded.settings.access_logfile,
+            loaded.settings.keep_alive,
+            loaded.settings.certfile,
+            loaded.settings.env,
+        ) == (2, "-", 5.0, None, (("A", "1"),))
         assert {"when_ready", "pre_fork"} == set(loaded.hooks)
 
     @pytest.mark.parametrize("line", ["-c {}/x.py", "-c file:{}/x.py", "-c x.py", "--config file:x.py"])
     def test_a_file_is_named(self, tmp_path: Path, line: str) -> None:
         (tmp_path / "x.py").write_text("workers = 7")
 
-        assert 7 == read(line.format(tmp_path), tmp_path).settings.workers
+        assert read(line.format(tmp_path), tmp_path).settings.workers == 7
 
     def test_a_module_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -346,34 +405,44 @@ class TestFiles:
 
         loaded = read("-c python:settings_of_mine", tmp_path)
 
-        assert (7, "python:settings_of_mine") == (
-            loaded.settings.workers, loaded.origins["workers"])
+        assert (loaded.settings.workers, loaded.origins["workers"]) == (7, "python:settings_of_mine")
 
     def test_a_variable_names_the_file(self, tmp_path: Path) -> None:
         (tmp_path / "x.toml").write_text("workers = 7")
 
-        assert 7 == read("", tmp_path, FORKSERVE_CONFIG="x.toml").settings.workers
+        assert read("", tmp_path, FORKSERVE_CONFIG="x.toml").settings.workers == 7
 
-    @pytest.mark.parametrize(("name", "content", "message"), [
-        ("forkserve.toml", "workrs = 1",
-         "unknown setting workrs in {}/forkserve.toml (did you mean 'workers'?)"),
-        ("forkserve.toml", "workers = 'x'", "workers in {}/forkserve.toml: 'x' is not a whole"),
-        ("forkserve.toml", "workers =", "cannot read {}/forkserve.toml: Invalid value (at"),
-        ("forkserve.toml", "config = 'x'", "config in {}/forkserve.toml: a configuration file"),
-        ("forkserve.toml", "worker_class = 'sync'", "worker_class in {}/forkserve.toml: there are"),
-        ("forkserve.toml", "when_ready = 1", "when_ready in {}/forkserve.toml: a hook is a function"),
-        ("pyproject.toml", "tool.forkserve = 1", "{}/pyproject.toml: tool.forkserve must be a table"),
-        ("forkserve.conf.py", "\nworkers = 1/0",
-         "cannot read {}/forkserve.conf.py, line 2: ZeroDivisionError: division by zero"),
-        ("forkserve.conf.py", "\n\nworkers =", "cannot read {}/forkserve.conf.py, line 3: SyntaxError"),
-        ("forkserve.conf.py", "raise SystemExit(3)", "cannot read {}/forkserve.conf.py, line 1: SystemE"),
-        ("forkserve.conf.py", "def when_ready(): pass",
-         "when_ready in {}/forkserve.conf.py: the hook must take (server)"),
-        ("forkserve.conf.py", "def when_redy(server): pass",
-         "unknown setting when_redy in {}/forkserve.conf.py (did you mean 'when_ready'?); a function"),
-    ])
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("forkserve.toml", "workrs = 1", "unknown setting workrs in {}/forkserve.toml (did you mean 'workers'?)"),
+            ("forkserve.toml", "workers = 'x'", "workers in {}/forkserve.toml: 'x' is not a whole"),
+            ("forkserve.toml", "workers =", "cannot read {}/forkserve.toml: Invalid value (at"),
+            ("forkserve.toml", "config = 'x'", "config in {}/forkserve.toml: a configuration file"),
+            ("forkserve.toml", "worker_class = 'sync'", "worker_class in {}/forkserve.toml: there are"),
+            ("forkserve.toml", "when_ready = 1", "when_ready in {}/forkserve.toml: a hook is a function"),
+            ("pyproject.toml", "tool.forkserve = 1", "{}/pyproject.toml: tool.forkserve must be a table"),
+            (
+                "forkserve.conf.py",
+                "\nworkers = 1/0",
+                "cannot read {}/forkserve.conf.py, line 2: ZeroDivisionError: division by zero",
+            ),
+            ("forkserve.conf.py", "\n\nworkers =", "cannot read {}/forkserve.conf.py, line 3: SyntaxError"),
+            ("forkserve.conf.py", "raise SystemExit(3)", "cannot read {}/forkserve.conf.py, line 1: SystemE"),
+            ("forkserve.conf.py", "def when_ready(): pass", "when_ready in {}/forkserve.conf.py: the hook must take (server)"),
+            (
+                "forkserve.conf.py",
+                "def when_redy(server): pass",
+                "unknown setting when_redy in {}/forkserve.conf.py (did you mean 'when_ready'?); a function",
+            ),
+        ],
+    )
     def test_a_broken_file_is_one_line(
-        self, tmp_path: Path, name: str, content: str, message: str,
+        self,
+        tmp_path: Path,
+        name: str,
+        content: str,
+        message: str,
     ) -> None:
         (tmp_path / name).write_text(content)
 
@@ -382,12 +451,15 @@ class TestFiles:
 
         assert str(caught.value).startswith(message.format(tmp_path))
 
-    @pytest.mark.parametrize(("where", "message"), [
-        ("none.toml", "cannot read .*none.toml: No such file or directory"),
-        ("x.yaml", r"x.yaml is no configuration file: its name must end in .toml or .py"),
-        ("pyproject.toml", r"has no table \[tool.forkserve\]"),
-        ("python:no_such_module", "cannot import python:no_such_module: ModuleNotFoundError"),
-    ])
+    @pytest.mark.parametrize(
+        ("where", "message"),
+        [
+            ("none.toml", "cannot read .*none.toml: No such file or directory"),
+            ("x.yaml", r"x.yaml is no configuration file: its name must end in .toml or .py"),
+            ("pyproject.toml", r"has no table \[tool.forkserve\]"),
+            ("python:no_such_module", "cannot import python:no_such_module: ModuleNotFoundError"),
+        ],
+    )
     def test_a_file_that_is_none(self, tmp_path: Path, where: str, message: str) -> None:
         (tmp_path / "x.yaml").touch()
         (tmp_path / "pyproject.toml").touch()
@@ -421,26 +493,32 @@ class TestKeywords:
     def test_keywords_are_settings(self) -> None:
         loaded = config.from_keywords(app="m:a", workers=4, base_port=9000, keep_alive="2m")
 
-        assert (4, 9000, 120.0, "keyword") == (
-            loaded.settings.workers, loaded.settings.base_port, loaded.settings.keep_alive,
-            loaded.origins["workers"])
+        assert (loaded.settings.workers, loaded.settings.base_port, loaded.settings.keep_alive, loaded.origins["workers"]) == (
+            4,
+            9000,
+            120.0,
+            "keyword",
+        )
 
     def test_a_hook_is_a_keyword_too(self) -> None:
         assert print is config.from_keywords(app="m:a", when_ready=print).hooks["when_ready"]
 
-    @pytest.mark.parametrize(("keywords", "message"), [
-        ({"workrs": 1}, r"unknown setting workrs \(did you mean 'workers'\?\)"),
-        ({"workers": "x"}, "workers: 'x' is not a whole number"),
-        ({"bind": 8000}, "bind: 8000 is not a list of texts"),
-    ])
+    @pytest.mark.parametrize(
+        ("keywords", "message"),
+        [
+            ({"workrs": 1}, r"unknown setting workrs \(did you mean 'workers'\?\)"),
+            ({"workers": "x"}, "workers: 'x' is not a whole number"),
+            ({"bind": 8000}, "bind: 8000 is not a list of texts"),
+        ],
+    )
     def test_a_fault_names_the_keyword(self, keywords: dict[str, object], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             config.from_keywords(needs_app=True, app="m:a", **keywords)
 
     def test_a_worker_class_of_ones_own_has_no_default_address(self) -> None:
-        assert () == config.from_keywords(needs_app=False, workers=2).settings.bind
+        assert config.from_keywords(needs_app=False, workers=2).settings.bind == ()
 
     def test_variables_of_the_command_are_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FORKSERVE_WORKERS", "7")
 
-        assert 1 == config.from_keywords(app="m:a").settings.workers
+        assert config.from_keywords(app="m:a").settings.workers == 1

@@ -39,12 +39,15 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("a", AppSpec("a")),
-    ("a.b:c.d", AppSpec("a.b", "c.d")),
-    ("a:f()", AppSpec("a", "f", True)),
-    ("a:f('x', debug=False)", AppSpec("a", "f", True, ("x",), {"debug": False})),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a", AppSpec("a")),
+        ("a.b:c.d", AppSpec("a.b", "c.d")),
+        ("a:f()", AppSpec("a", "f", True)),
+        ("a:f('x', debug=False)", AppSpec("a", "f", True, ("x",), {"debug": False})),
+    ],
+)
 def test_what_names_an_app(text: str, expected: AppSpec) -> None:
     assert expected == parse_app_spec(text)
 
@@ -59,46 +62,55 @@ def test_a_file_name_is_answered_with_the_module() -> None:
         parse_app_spec("./src/site.py")
 
 
-@pytest.mark.parametrize(("spec", "name"), [
-    ("{}", "{}:application"), ("{}:app", "{}:app"), ("{}:box.app", "{}:box.app"),
-    ("{}:make()", "{}:make"), ("{}:make('x', debug=True)", "{}:make"),
-])
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("{}", "{}:application"),
+        ("{}:app", "{}:app"),
+        ("{}:box.app", "{}:box.app"),
+        ("{}:make()", "{}:make"),
+        ("{}:make('x', debug=True)", "{}:make"),
+    ],
+)
 def test_an_app_is_loaded(module: str, spec: str, name: str) -> None:
     loaded = load(spec.format(module))
 
     assert ("wsgi", name.format(module)) == (loaded.interface, loaded.name)
-    assert [] == loaded.app({}, None)
+    assert loaded.app({}, None) == []
 
 
 def test_a_factory_is_given_its_arguments(module: str) -> None:
     load(f"{module}:make('x', debug=True)")
     load(f"{module}:make", factory=True)
 
-    assert [("x", True), ("wsgi", False)] == sys.modules[module].calls
+    assert sys.modules[module].calls == [("x", True), ("wsgi", False)]
 
 
 def test_an_asgi_app_is_detected(module: str) -> None:
-    assert "asgi" == load(f"{module}:modern").interface
+    assert load(f"{module}:modern").interface == "asgi"
 
 
 def test_the_interface_can_be_forced(module: str) -> None:
-    assert "asgi" == load(f"{module}:app", interface="asgi").interface
+    assert load(f"{module}:app", interface="asgi").interface == "asgi"
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("no_such_module_at_all:app", "there is no module 'no_such_module_at_all' in /"),
-    ("{}:ap", "module '{}' has no attribute 'ap' (did you mean 'app'?)"),
-    ("{}:box.ap", "'box' has no attribute 'ap' (did you mean 'app'?)"),
-    ("{}:number", "'{}:number' is not callable: it is of type int"),
-    ("{}:make_nothing()", "the factory '{}:make_nothing' returned no app: None is not callable"),
-    ("{}.sub:app", "there is no module '{}.sub' in /"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("no_such_module_at_all:app", "there is no module 'no_such_module_at_all' in /"),
+        ("{}:ap", "module '{}' has no attribute 'ap' (did you mean 'app'?)"),
+        ("{}:box.ap", "'box' has no attribute 'ap' (did you mean 'app'?)"),
+        ("{}:number", "'{}:number' is not callable: it is of type int"),
+        ("{}:make_nothing()", "the factory '{}:make_nothing' returned no app: None is not callable"),
+        ("{}.sub:app", "there is no module '{}.sub' in /"),
+    ],
+)
 def test_each_fault_has_its_own_message(module: str, spec: str, message: str) -> None:
     with pytest.raises(AppLoadError) as caught:
         load(spec.format(module))
 
     assert str(caught.value).startswith(message.format(module))
-    assert 4 == caught.value.exit_code
+    assert caught.value.exit_code == 4
     assert caught.value.traceback_text is None
 
 
@@ -109,14 +121,20 @@ def test_a_module_without_an_app_says_what_was_tried(tmp_path: Path, module: str
         load("empty_of_apps")
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ("import no_such_dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
-    ("1/0", "ZeroDivisionError: division by zero"),
-    ("raise SystemExit('bye')", "SystemExit: bye"),
-    ("def f(:", "SyntaxError: invalid syntax"),
-])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import no_such_dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
+        ("1/0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit('bye')", "SystemExit: bye"),
+        ("def f(:", "SyntaxError: invalid syntax"),
+    ],
+)
 def test_a_fault_inside_the_app_comes_with_its_own_traceback(
-    tmp_path: Path, module: str, source: str, message: str,
+    tmp_path: Path,
+    module: str,
+    source: str,
+    message: str,
 ) -> None:
     (tmp_path / "faulty.py").write_text(source)
     sys.modules.pop("faulty", None)
@@ -165,10 +183,19 @@ def _open(*args: Any) -> Any: ...
 async def _modern(extra: Any, scope: Any, receive: Any, send: Any) -> None: ...
 
 
-@pytest.mark.parametrize(("app", "expected"), [
-    (_Wsgi, "wsgi"), (_WsgiObject(), "wsgi"), (_open, "wsgi"), (_AsgiObject(), "asgi"),
-    (_Asgi2, "asgi"), (_decorated, "asgi"), (functools.partial(_modern, 1), "asgi"),
-], ids=["class", "object", "open", "async object", "asgi 2", "decorated", "partial"])
+@pytest.mark.parametrize(
+    ("app", "expected"),
+    [
+        (_Wsgi, "wsgi"),
+        (_WsgiObject(), "wsgi"),
+        (_open, "wsgi"),
+        (_AsgiObject(), "asgi"),
+        (_Asgi2, "asgi"),
+        (_decorated, "asgi"),
+        (functools.partial(_modern, 1), "asgi"),
+    ],
+    ids=["class", "object", "open", "async object", "asgi 2", "decorated", "partial"],
+)
 def test_what_an_app_speaks(app: Any, expected: str) -> None:
     assert expected == speaks(app)
 
@@ -186,15 +213,20 @@ def test_an_asgi_2_app_is_served_as_asgi_3(monkeypatch: pytest.MonkeyPatch) -> N
 
     asyncio.run(load("older:app").app({"type": "http"}, receive, send))
 
-    assert [({"type": "http"}, "event")] == sent
+    assert sent == [({"type": "http"}, "event")]
 
 
 def test_an_env_file_is_read_as_shells_write_it(tmp_path: Path) -> None:
-    (tmp_path / "env").write_text(
-        "# a comment\n\nA=1\nexport B = two words # and this\nC='a # b'\nD=\"x=y\"\nE=\nF=a#b\n")
+    (tmp_path / "env").write_text("# a comment\n\nA=1\nexport B = two words # and this\nC='a # b'\nD=\"x=y\"\nE=\nF=a#b\n")
 
-    assert [("A", "1"), ("B", "two words"), ("C", "a # b"), ("D", "x=y"), ("E", ""), ("F", "a#b")
-            ] == read_env_file(str(tmp_path / "env"))
+    assert read_env_file(str(tmp_path / "env")) == [
+        ("A", "1"),
+        ("B", "two words"),
+        ("C", "a # b"),
+        ("D", "x=y"),
+        ("E", ""),
+        ("F", "a#b"),
+    ]
 
 
 def test_a_process_is_prepared_for_its_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,9 +236,8 @@ def test_a_process_is_prepared_for_its_app(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "environ", os.environ.copy())
     (tmp_path / "env").write_text("SET=file\nNEW=file\nBOTH=file\n")
 
-    prepare(Settings(chdir=str(tmp_path), pythonpath=("/a",), env=(("BOTH", "option"),),
-                     env_file=str(tmp_path / "env")))
+    prepare(Settings(chdir=str(tmp_path), pythonpath=("/a",), env=(("BOTH", "option"),), env_file=str(tmp_path / "env")))
 
-    assert ("before", "file", "option") == tuple(os.environ[name] for name in ("SET", "NEW", "BOTH"))
+    assert tuple(os.environ[name] for name in ("SET", "NEW", "BOTH")) == ("before", "file", "option")
     assert str(tmp_path) == os.getcwd()
     assert ["/a", str(tmp_path)] == sys.path[:2]

@@ -15,8 +15,10 @@ from forkserve.errors import ConfigError
 from forkserve.logs import logger, printable
 from forkserve.settings import Settings
 
-HEAD = (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4} "
-        rf"\[{os.getpid()}\] \[(\w+)\] ([^:]+): (.*)")
+HEAD = (
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4} "
+    rf"\[{os.getpid()}\] \[(\w+)\] ([^:]+): (.*)"
+)
 
 
 @pytest.fixture
@@ -46,8 +48,7 @@ def test_a_line_says_when_who_and_what(log: Path) -> None:
     logs.identify(3, 7)
     logger.warning("from a worker")
 
-    assert [("INFO", "master", "hello there"), ("WARNING", "worker 3 gen 7", "from a worker")
-            ] == lines(log)
+    assert lines(log) == [("INFO", "master", "hello there"), ("WARNING", "worker 3 gen 7", "from a worker")]
 
 
 def test_every_line_of_a_traceback_says_who(log: Path) -> None:
@@ -59,27 +60,32 @@ def test_every_line_of_a_traceback_says_who(log: Path) -> None:
         logger.exception("it failed")
 
     found = lines(log)
-    assert ("ERROR", "worker 1 gen 1", "it failed") == found[0]
-    assert ("ERROR", "worker 1 gen 1", "  Traceback (most recent call last):") == found[1]
-    assert ("ERROR", "worker 1 gen 1", r"  two \x1b[31m") == found[-1]
+    assert found[0] == ("ERROR", "worker 1 gen 1", "it failed")
+    assert found[1] == ("ERROR", "worker 1 gen 1", "  Traceback (most recent call last):")
+    assert found[-1] == ("ERROR", "worker 1 gen 1", r"  two \x1b[31m")
 
 
 def test_control_bytes_never_reach_the_log(log: Path) -> None:
     logger.info("a\x1b[2Jb\x00\r\x85\u2028\u202ec\udc80%s", "\x07")
 
-    assert r"a\x1b[2Jb\x00\r\x85\u2028\u202ec\udc80\x07" == lines(log)[0][2]
+    assert lines(log)[0][2] == r"a\x1b[2Jb\x00\r\x85\u2028\u202ec\udc80\x07"
 
 
 def test_a_smuggled_newline_does_not_begin_a_record(log: Path) -> None:
     logger.info("text\nforged")
 
-    assert ["text", "  forged"] == [text for _, _, text in lines(log)]
+    assert [text for _, _, text in lines(log)] == ["text", "  forged"]
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("plain ünïcode", "plain ünïcode"), ("\x1b\n\t\x7f", r"\x1b\n\t\x7f"),
-    (b"GET /\xff\x00", r"GET /\xff\x00"), ("", ""),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain ünïcode", "plain ünïcode"),
+        ("\x1b\n\t\x7f", r"\x1b\n\t\x7f"),
+        (b"GET /\xff\x00", r"GET /\xff\x00"),
+        ("", ""),
+    ],
+)
 def test_printable(text: str | bytes, expected: str) -> None:
     assert expected == printable(text)
 
@@ -112,7 +118,7 @@ def test_level_trace(log: Path) -> None:
     logs.set_level("trace")
     logger.log(logs.TRACE, "fine")
 
-    assert [("TRACE", "master", "fine")] == lines(log)
+    assert lines(log) == [("TRACE", "master", "fine")]
 
 
 def test_a_moved_file_is_opened_anew_under_the_same_descriptor(log: Path) -> None:
@@ -123,8 +129,8 @@ def test_a_moved_file_is_opened_anew_under_the_same_descriptor(log: Path) -> Non
     logs.reopen()
     logger.info("three")
 
-    assert ["one", "two"] == [text for _, _, text in lines(log.with_suffix(".1"))]
-    assert ["three"] == [text for _, _, text in lines(log)]
+    assert [text for _, _, text in lines(log.with_suffix(".1"))] == ["one", "two"]
+    assert [text for _, _, text in lines(log)] == ["three"]
     assert before == logs.descriptors()
     assert not any(os.get_inheritable(one) for one in before)
 
@@ -152,7 +158,7 @@ def test_the_access_log_is_written_in_one_go(log: Path) -> None:
     assert access is not None
     access.write(b"one\ntwo\n")
 
-    assert "one\ntwo\n" == (log.parent / "access.log").read_text()
+    assert (log.parent / "access.log").read_text() == "one\ntwo\n"
 
 
 def test_a_log_file_that_cannot_be_opened_is_a_usage_error() -> None:
@@ -180,8 +186,8 @@ def test_the_output_of_workers_is_captured(tmp_path: Path) -> None:
 
     done = subprocess.run([sys.executable, "-c", CAPTURING, str(log)], capture_output=True, check=True)
 
-    assert b"of the master\n" == done.stdout
-    assert ("one\n", "two\n") == (Path(f"{log}.1").read_text(), log.read_text())
+    assert done.stdout == b"of the master\n"
+    assert (Path(f"{log}.1").read_text(), log.read_text()) == ("one\n", "two\n")
 
 
 class TestLogConfig:
@@ -190,24 +196,33 @@ class TestLogConfig:
     @pytest.mark.usefixtures("log")
     def test_json(self, tmp_path: Path) -> None:
         path = tmp_path / "log.json"
-        path.write_text("""{"version": 1,
+        path.write_text(
+            """{"version": 1,
             "filters": {"who": {"()": "forkserve.logs.Identity"}},
             "formatters": {"mine": {"format": "MINE %(who)s %(message)s"}},
             "handlers": {"mine": {"class": "logging.FileHandler", "filename": "%s",
                                   "formatter": "mine", "filters": ["who"]}},
-            "loggers": {"forkserve": {"handlers": ["mine"]}}}""".replace("%s", str(tmp_path / "mine")))
+            "loggers": {"forkserve": {"handlers": ["mine"]}}}""".replace("%s", str(tmp_path / "mine"))
+        )
         logs.configure(Settings(log_config=str(path)))
         logger.info("hello")
         mine = logger.handlers[0]
         mine.close()
 
-        assert "MINE master hello\n" == (tmp_path / "mine").read_text()
+        assert (tmp_path / "mine").read_text() == "MINE master hello\n"
         assert isinstance(mine, logging.FileHandler)
 
-    @pytest.mark.parametrize(("name", "content"), [
-        ("log.json", "{"), ("log.json", "[]"), ("log.json", '{"version": 9}'), ("log.ini", "nonsense"),
-        ("log.ini", ""), ("log.json", '{"version": 1, "handlers": {"x": {"class": "no.such"}}}'),
-    ])
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("log.json", "{"),
+            ("log.json", "[]"),
+            ("log.json", '{"version": 9}'),
+            ("log.ini", "nonsense"),
+            ("log.ini", ""),
+            ("log.json", '{"version": 1, "handlers": {"x": {"class": "no.such"}}}'),
+        ],
+    )
     @pytest.mark.usefixtures("log")
     def test_a_broken_one_is_a_usage_error(self, tmp_path: Path, name: str, content: str) -> None:
         (tmp_path / name).write_text(content)

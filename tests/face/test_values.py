@@ -11,24 +11,46 @@ from forkserve.settings import TABLE
 from forkserve.values import Kind
 
 
-@pytest.mark.parametrize(("written", "expected"), [
-    ("30", 30.0), ("0.5", 0.5), (".5", 0.5), ("30s", 30.0), ("5m", 300.0), ("2h", 7200.0),
-    ("1d", 86400.0), (30, 30.0), (0.25, 0.25), ("0", 0.0),
-])
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("30", 30.0),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("30s", 30.0),
+        ("5m", 300.0),
+        ("2h", 7200.0),
+        ("1d", 86400.0),
+        (30, 30.0),
+        (0.25, 0.25),
+        ("0", 0.0),
+    ],
+)
 def test_durations_are_read_in_seconds(written: object, expected: float) -> None:
     assert expected == values.seconds.read(written)
 
 
-@pytest.mark.parametrize(("written", "expected"), [
-    ("65536", 65536), ("512k", 524288), ("10m", 10 << 20), ("1g", 1 << 30), ("1G", 1 << 30),
-    ("16KiB", 16384), ("10MB", 10 << 20), (4096, 4096),
-])
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("65536", 65536),
+        ("512k", 524288),
+        ("10m", 10 << 20),
+        ("1g", 1 << 30),
+        ("1G", 1 << 30),
+        ("16KiB", 16384),
+        ("10MB", 10 << 20),
+        (4096, 4096),
+    ],
+)
 def test_sizes_are_read_in_bytes(written: object, expected: int) -> None:
     assert expected == values.size.read(written)
 
 
-@pytest.mark.parametrize("written", ["", "-1", "1_0", "٣", "1e3", "inf", "nan", "5 m", "5x", True,
-                                     -1, float("nan"), float("inf"), 1e300, None, [1], "9" * 30])
+@pytest.mark.parametrize(
+    "written",
+    ["", "-1", "1_0", "٣", "1e3", "inf", "nan", "5 m", "5x", True, -1, float("nan"), float("inf"), 1e300, None, [1], "9" * 30],
+)
 @pytest.mark.parametrize("kind", [values.seconds, values.size], ids=["seconds", "size"])
 def test_what_is_no_quantity_is_refused(kind: Kind[Any], written: object) -> None:
     with pytest.raises(ValueError, match=r"is not a (duration|size)"):
@@ -68,12 +90,24 @@ def test_peers(written: str) -> None:
     assert (written,) == TABLE["forwarded_allow_ips"].kind.read(written)
 
 
-@pytest.mark.parametrize("name, written", [
-    ("forwarded_allow_ips", "localhost"), ("forwarded_allow_ips", "10.0.0.0/99"),
-    ("header", "no colon"), ("header", "Bad Name: x"), ("header", "X: €"), ("header", "X: a\x1bb"),
-    ("env", "=x"), ("env", "x"), ("root_path", "api"), ("http", "nginx"), ("bind", 8000),
-    ("cert_reqs", "3"), ("switch", "maybe"),
-])
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("forwarded_allow_ips", "localhost"),
+        ("forwarded_allow_ips", "10.0.0.0/99"),
+        ("header", "no colon"),
+        ("header", "Bad Name: x"),
+        ("header", "X: €"),
+        ("header", "X: a\x1bb"),
+        ("env", "=x"),
+        ("env", "x"),
+        ("root_path", "api"),
+        ("http", "nginx"),
+        ("bind", 8000),
+        ("cert_reqs", "3"),
+        ("switch", "maybe"),
+    ],
+)
 def test_values_that_do_not_fit_are_refused(name: str, written: object) -> None:
     kind: Kind[Any] = values.switch if name == "switch" else TABLE[name].kind
 
@@ -99,8 +133,16 @@ def test_sizes_read_as_they_are_shown(value: int) -> None:
     assert value == values.size.read(values.size.show(value))
 
 
-@given(st.sampled_from(sorted(TABLE)), st.text() | st.integers() | st.floats() | st.lists(st.text())
-       | st.dictionaries(st.text(), st.integers()) | st.booleans() | st.none())
+@given(
+    st.sampled_from(sorted(TABLE)),
+    st.text()
+    | st.integers()
+    | st.floats()
+    | st.lists(st.text())
+    | st.dictionaries(st.text(), st.integers())
+    | st.booleans()
+    | st.none(),
+)
 def test_nothing_but_value_error_comes_out_of_reading(name: str, value: object) -> None:
     kind = TABLE[name].kind
     try:

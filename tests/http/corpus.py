@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """Raw requests and the answers that they must get, as data; `test_corpus` runs them through everything."""
 
 from collections.abc import Iterator

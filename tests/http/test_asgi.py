@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """ASGI 3 over sockets: HTTP connection scope, receive and send, lifespan."""
 
 import ast

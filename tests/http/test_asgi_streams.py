@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """ASGI over sockets: large and slow bodies in both directions, early answers, 100-continue, lifespan."""
 
 import os

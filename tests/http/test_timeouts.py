@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """Timeouts, and the end of connections: nobody is waited for longer than he was told, and no answer is lost."""
 
 import contextlib

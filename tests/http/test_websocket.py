@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """WebSocket (RFC 6455, RFC 7692) over sockets: with the websockets library's client, and byte by byte."""
 
 import base64

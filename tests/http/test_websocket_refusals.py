@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """WebSocket over sockets: what is refused, in the handshake and in frames (RFC 6455, RFC 7692)."""
 
 import os

@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case, one line
+# one case, one line
 """WSGI (PEP 3333) over sockets, inline and in threads."""
 
 import json

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 DEADLINE = 20.0
 Where = int | str | tuple[str, int]
@@ -71,7 +71,7 @@ class Client:
                 raise
         self._read = b""
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         """Return itself."""
         return self
 
@@ -153,7 +153,9 @@ class Client:
         return found
 
 
-def get(where: Where, target: str = "/", *lines: str, method: str = "GET", body: bytes = b"", tls: ssl.SSLContext | None = None) -> Answer:
+def get(
+    where: Where, target: str = "/", *lines: str, method: str = "GET", body: bytes = b"", tls: ssl.SSLContext | None = None
+) -> Answer:
     """Ask once, on a connection of its own."""
     with Client(where, tls) as client:
         return client.get(target, *lines, method=method, body=body)

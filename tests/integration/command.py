@@ -74,7 +74,13 @@ def run(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None)
     """Run the command to its end, for one that does not serve."""
     return subprocess.run(
         [sys.executable, "-m", "forkserve", *arguments],
-        cwd=cwd, env=environment(env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE, check=False,
+        cwd=cwd,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
 
 
@@ -123,7 +129,11 @@ class Command:
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "forkserve", *self.arguments],
-                cwd=cwd, env=environment(env), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+                cwd=cwd,
+                env=environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
                 pass_fds=pass_fds,
             )
         self.pid = self.process.pid
@@ -150,7 +160,8 @@ class Command:
             text = path.read_text() if path.exists() else ""
             found = re.search(pattern, text, re.MULTILINE)
             assert found or self.process.poll() is None or re.search(pattern, path.read_text(), re.MULTILINE), (
-                f"it ended with {self.process.returncode} before {pattern!r}:\n{text}")
+                f"it ended with {self.process.returncode} before {pattern!r}:\n{text}"
+            )
             return found
 
         return eventually(look, lambda: f"{pattern!r} in:\n{path.read_text() if path.exists() else ''}")
@@ -216,12 +227,16 @@ class Command:
     def stop(self, code: int = 0) -> str:
         """Stop it with TERM; before that, nothing that it opened for its work may still be open."""
         if self._before:
-            eventually(lambda: len(descriptors(self.pid)) == len(self._before),
-                       lambda: f"the master's descriptors {self._before} are now {descriptors(self.pid)}")
+            eventually(
+                lambda: len(descriptors(self.pid)) == len(self._before),
+                lambda: f"the master's descriptors {self._before} are now {descriptors(self.pid)}",
+            )
         for pid, number in self._sockets.items():
             if pid in self.workers:
-                eventually(lambda pid=pid, number=number: sockets(pid) <= number,
-                           lambda pid=pid, number=number: f"worker {pid} had {number} sockets: {descriptors(pid)}")
+                eventually(
+                    lambda pid=pid, number=number: sockets(pid) <= number,
+                    lambda pid=pid, number=number: f"worker {pid} had {number} sockets: {descriptors(pid)}",
+                )
         self.kill(signal.SIGTERM)
         return self.wait(code)
 

@@ -13,18 +13,20 @@ from pathlib import Path
 
 def who(environ, start_response):
     """WSGI: the worker, its process, and whatever variable the query names."""
-    answer = json.dumps({
-        "worker": os.environ.get("FORKSERVE_WORKER_ID"),
-        "generation": os.environ.get("FORKSERVE_GENERATION"),
-        "pid": os.getpid(),
-        "thread": threading.current_thread().name,
-        "cwd": os.getcwd(),
-        "loop": next((name for name in ("uvloop",) if name in sys.modules), "asyncio"),
-        "value": os.environ.get(environ["QUERY_STRING"]),
-        "environ": {key: value for key, value in environ.items() if isinstance(value, str)},
-        "multithread": environ["wsgi.multithread"],
-        "scheme": environ["wsgi.url_scheme"],
-    }).encode()
+    answer = json.dumps(
+        {
+            "worker": os.environ.get("FORKSERVE_WORKER_ID"),
+            "generation": os.environ.get("FORKSERVE_GENERATION"),
+            "pid": os.getpid(),
+            "thread": threading.current_thread().name,
+            "cwd": os.getcwd(),
+            "loop": next((name for name in ("uvloop",) if name in sys.modules), "asyncio"),
+            "value": os.environ.get(environ["QUERY_STRING"]),
+            "environ": {key: value for key, value in environ.items() if isinstance(value, str)},
+            "multithread": environ["wsgi.multithread"],
+            "scheme": environ["wsgi.url_scheme"],
+        }
+    ).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
     return [answer]
 
@@ -33,15 +35,20 @@ async def who_asgi(scope, receive, send):
     """ASGI: the same."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
-    answer = json.dumps({
-        "worker": os.environ.get("FORKSERVE_WORKER_ID"),
-        "generation": os.environ.get("FORKSERVE_GENERATION"),
-        "pid": os.getpid(),
-        "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
-        "value": os.environ.get(scope["query_string"].decode()),
-        "scope": {key: value for key, value in scope.items() if isinstance(value, str | int | list | tuple) and key != "headers"},
-        "scheme": scope["scheme"],
-    }, default=repr).encode()
+    answer = json.dumps(
+        {
+            "worker": os.environ.get("FORKSERVE_WORKER_ID"),
+            "generation": os.environ.get("FORKSERVE_GENERATION"),
+            "pid": os.getpid(),
+            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            "value": os.environ.get(scope["query_string"].decode()),
+            "scope": {
+                key: value for key, value in scope.items() if isinstance(value, str | int | list | tuple) and key != "headers"
+            },
+            "scheme": scope["scheme"],
+        },
+        default=repr,
+    ).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
     await send({"type": "http.response.body", "body": answer})
 

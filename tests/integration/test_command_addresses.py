@@ -249,8 +249,19 @@ def test_a_descriptor_that_is_no_socket(number: str) -> None:
 def test_several_addresses_at_once(serve: Start, tmp_path: Path, listening: socket.socket) -> None:
     path, fd = tmp_path / "web.sock", listening.fileno()
     command = serve(
-        WHO, "--workers", 2, "--bind", "127.0.0.1:0", "--bind", f"unix:{path}", "-b", f"fd://{fd}", "-b", "127.0.0.2:0",
-        pass_fds=[fd])
+        WHO,
+        "--workers",
+        2,
+        "--bind",
+        "127.0.0.1:0",
+        "--bind",
+        f"unix:{path}",
+        "-b",
+        f"fd://{fd}",
+        "-b",
+        "127.0.0.2:0",
+        pass_fds=[fd],
+    )
 
     first, inherited, last = command.ports
     assert command.startup == [
@@ -303,10 +314,12 @@ def test_the_variable_port_gives_way_to_an_address(serve: Start) -> None:
 def activated(*sockets: socket.socket) -> dict[str, object]:
     """Return what passes sockets as systemd does: from descriptor 3 on, with the process's own pid in LISTEN_PID."""
     numbers = [sock.fileno() for sock in sockets]
-    code = (f"copies = [os.dup(number) for number in {numbers}]\n"
-            "high = [os.dup2(copy, 200 + place) for place, copy in enumerate(copies)]\n"
-            "for place, one in enumerate(high): os.dup2(one, 3 + place); os.close(one)\n"
-            f"os.environ.update(LISTEN_FDS='{len(numbers)}', LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES='web')")
+    code = (
+        f"copies = [os.dup(number) for number in {numbers}]\n"
+        "high = [os.dup2(copy, 200 + place) for place, copy in enumerate(copies)]\n"
+        "for place, one in enumerate(high): os.dup2(one, 3 + place); os.close(one)\n"
+        f"os.environ.update(LISTEN_FDS='{len(numbers)}', LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES='web')"
+    )
     return {"prefix": after(code), "pass_fds": numbers}
 
 

@@ -35,7 +35,9 @@ def test_stopped_as_asked_is_0(serve: Start, signum: signal.Signals) -> None:
 
 
 def test_stopped_before_it_was_ready_is_0(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "lazy.py").write_text(f"import pathlib, time\npathlib.Path({str(tmp_path / 'began')!r}).touch()\ntime.sleep(60)\n")
+    (tmp_path / "lazy.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'began')!r}).touch()\ntime.sleep(60)\n"
+    )
     command = start("lazy:app", "--bind", "127.0.0.1:0", cwd=tmp_path)
     eventually((tmp_path / "began").exists, "the app is being loaded")
 
@@ -58,39 +60,45 @@ def test_workers_that_had_to_be_killed_are_still_0(serve: Start) -> None:
 
 def busy(pid: int) -> bool:
     """Whether the process sleeps in the app and not in its loop."""
-    return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text() or Path(f"/proc/{pid}/syscall").read_text().split()[0] in ("230", "115")
+    return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text() or Path(f"/proc/{pid}/syscall").read_text().split()[0] in (
+        "230",
+        "115",
+    )
 
 
-@pytest.mark.parametrize(("arguments", "told"), [
-    ([], "APP"),
-    (["--workers", "2"], "APP"),
-    ([HELLO, "--workers", "many"], "--workers.*many"),
-    ([HELLO, "--workers", "-1"], "--workers.*-1"),
-    ([HELLO, "--wrokers", "2"], "--wrokers.*--workers"),
-    ([HELLO, "--base_prot", "2"], "--base.prot.*--base-port"),
-    ([HELLO, "--no-acces-log"], "--no-access-log"),
-    ([HELLO, "--keep-alive", "soon"], "--keep-alive.*soon"),
-    ([HELLO, "--limit-request-body", "10q"], "--limit-request-body.*10q"),
-    ([HELLO, "--bind", "nonsense:port"], "--bind.*nonsense:port"),
-    ([HELLO, "--bind", "127.0.0.1:70000"], "--bind.*70000"),
-    ([HELLO, "--interface", "cgi"], "--interface.*cgi"),
-    ([HELLO, "--loop", "curio"], "--loop.*curio"),
-    ([HELLO, "--config", "missing.toml"], "missing.toml"),
-    ([HELLO, "--chdir", "/nowhere/at/all"], "--chdir.*/nowhere/at/all"),
-    ([HELLO, "--certfile", "missing.pem"], "--certfile.*missing.pem"),
-    ([HELLO, "--env-file", "missing.env"], "--env-file.*missing.env"),
-    ([HELLO, "--error-logfile", "/nowhere/log"], "/nowhere/log"),
-    ([HELLO, "--access-logfile", "/nowhere/log"], "/nowhere/log"),
-    ([HELLO, "--pid", "/nowhere/pid"], "/nowhere/pid"),
-    ([HELLO, "--access-logformat", "%(nope)s", "--access-logfile", "-"], "nope"),
-    ([HELLO, "-k", "gevent"], "worker-class"),
-    ([HELLO, "extra"], "extra"),
-    ([HELLO, "--header", "no colon"], "--header"),
-    (["module:factory(open('x'))"], "factory"),
-    (["module:a.b("], "module:a.b"),
-    (["ctl", "status"], "ctl"),
-    (["nginx"], "nginx"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "APP"),
+        (["--workers", "2"], "APP"),
+        ([HELLO, "--workers", "many"], "--workers.*many"),
+        ([HELLO, "--workers", "-1"], "--workers.*-1"),
+        ([HELLO, "--wrokers", "2"], "--wrokers.*--workers"),
+        ([HELLO, "--base_prot", "2"], "--base.prot.*--base-port"),
+        ([HELLO, "--no-acces-log"], "--no-access-log"),
+        ([HELLO, "--keep-alive", "soon"], "--keep-alive.*soon"),
+        ([HELLO, "--limit-request-body", "10q"], "--limit-request-body.*10q"),
+        ([HELLO, "--bind", "nonsense:port"], "--bind.*nonsense:port"),
+        ([HELLO, "--bind", "127.0.0.1:70000"], "--bind.*70000"),
+        ([HELLO, "--interface", "cgi"], "--interface.*cgi"),
+        ([HELLO, "--loop", "curio"], "--loop.*curio"),
+        ([HELLO, "--config", "missing.toml"], "missing.toml"),
+        ([HELLO, "--chdir", "/nowhere/at/all"], "--chdir.*/nowhere/at/all"),
+        ([HELLO, "--certfile", "missing.pem"], "--certfile.*missing.pem"),
+        ([HELLO, "--env-file", "missing.env"], "--env-file.*missing.env"),
+        ([HELLO, "--error-logfile", "/nowhere/log"], "/nowhere/log"),
+        ([HELLO, "--access-logfile", "/nowhere/log"], "/nowhere/log"),
+        ([HELLO, "--pid", "/nowhere/pid"], "/nowhere/pid"),
+        ([HELLO, "--access-logformat", "%(nope)s", "--access-logfile", "-"], "nope"),
+        ([HELLO, "-k", "gevent"], "worker-class"),
+        ([HELLO, "extra"], "extra"),
+        ([HELLO, "--header", "no colon"], "--header"),
+        (["module:factory(open('x'))"], "factory"),
+        (["module:a.b("], "module:a.b"),
+        (["ctl", "status"], "ctl"),
+        (["nginx"], "nginx"),
+    ],
+)
 def test_usage_and_configuration_are_2(arguments: list[str], told: str, tmp_path: Path) -> None:
     ended = run(*arguments, cwd=tmp_path)
 
@@ -98,19 +106,22 @@ def test_usage_and_configuration_are_2(arguments: list[str], told: str, tmp_path
     assert re.search(told, one_line(ended.stderr)), ended.stderr
 
 
-@pytest.mark.parametrize(("source", "app", "told"), [
-    ("", "missing_module:app", "missing_module"),
-    ("import missing_dependency", "site_app:app", "missing_dependency"),
-    ("", "site_app:app", "app"),
-    ("", "site_app", "application"),
-    ("apple = print", "site_app:appel", "apple"),
-    ("app = 5", "site_app:app", "callable"),
-    ("1 / 0", "site_app:app", "division by zero"),
-    ("def app(:", "site_app:app", "invalid syntax"),
-    ("def make(): return 1 / 0", "site_app:make()", "division by zero"),
-    ("def make(): return 5", "site_app:make()", "callable"),
-    ("raise SystemExit(7)", "site_app:app", "SystemExit"),
-])
+@pytest.mark.parametrize(
+    ("source", "app", "told"),
+    [
+        ("", "missing_module:app", "missing_module"),
+        ("import missing_dependency", "site_app:app", "missing_dependency"),
+        ("", "site_app:app", "app"),
+        ("", "site_app", "application"),
+        ("apple = print", "site_app:appel", "apple"),
+        ("app = 5", "site_app:app", "callable"),
+        ("1 / 0", "site_app:app", "division by zero"),
+        ("def app(:", "site_app:app", "invalid syntax"),
+        ("def make(): return 1 / 0", "site_app:make()", "division by zero"),
+        ("def make(): return 5", "site_app:make()", "callable"),
+        ("raise SystemExit(7)", "site_app:app", "SystemExit"),
+    ],
+)
 def test_an_app_that_does_not_load_is_4(source: str, app: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text(source)
 
@@ -127,11 +138,16 @@ def test_an_app_that_does_not_load_is_4(source: str, app: str, told: str, tmp_pa
 def test_four_faults_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text("app = 5\n")
     (tmp_path / "needs.py").write_text("import missing_dependency\n")
-    told = {one_line(line) for app in ("missing:app", "site_app:other", "site_app:app")
-            for line in [run(app, "--bind", "127.0.0.1:0", cwd=tmp_path).stderr]}
+    told = {
+        one_line(line)
+        for app in ("missing:app", "site_app:other", "site_app:app")
+        for line in [run(app, "--bind", "127.0.0.1:0", cwd=tmp_path).stderr]
+    }
     broken = run("needs:app", "--bind", "127.0.0.1:0", cwd=tmp_path).stderr
 
-    assert len({re.sub(r"[\w.]*(missing|site_app|needs|other)[\w.:]*", "X", line) for line in [*told, broken.splitlines()[-1]]}) == 4
+    assert (
+        len({re.sub(r"[\w.]*(missing|site_app|needs|other)[\w.:]*", "X", line) for line in [*told, broken.splitlines()[-1]]}) == 4
+    )
     assert broken.count("Traceback (most recent call last)") == 1
     assert "needs.py" in broken
 
@@ -167,11 +183,14 @@ async def app(scope, receive, send):
 """
 
 
-@pytest.mark.parametrize(("action", "told"), [
-    ('await send({"type": "lifespan.startup.failed", "message": "the database is down"})', "the database is down"),
-    ("raise RuntimeError('the database is down')", "the database is down"),
-    ("sys.exit(9)", ""),
-])
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        ('await send({"type": "lifespan.startup.failed", "message": "the database is down"})', "the database is down"),
+        ("raise RuntimeError('the database is down')", "the database is down"),
+        ("sys.exit(9)", ""),
+    ],
+)
 def test_a_lifespan_that_fails_is_3(action: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text(LIFESPAN.format(action))
 
@@ -186,7 +205,9 @@ def test_a_lifespan_that_fails_is_3(action: str, told: str, tmp_path: Path) -> N
 
 
 def test_startup_failed_is_3_also_where_lifespan_is_auto(tmp_path: Path) -> None:
-    (tmp_path / "site_app.py").write_text(LIFESPAN.format('await send({"type": "lifespan.startup.failed", "message": "no disk"})'))
+    (tmp_path / "site_app.py").write_text(
+        LIFESPAN.format('await send({"type": "lifespan.startup.failed", "message": "no disk"})')
+    )
 
     ended = run("site_app:app", "--bind", "127.0.0.1:0", cwd=tmp_path)
 
@@ -238,8 +259,7 @@ def test_a_second_server_with_the_same_pid_file(serve: Start, tmp_path: Path) ->
 
 
 def test_a_worker_that_crashes_later_is_replaced_and_does_not_end_the_server(serve: Start, tmp_path: Path) -> None:
-    (tmp_path / "site_app.py").write_text(
-        "import os\ndef app(environ, start_response):\n    os._exit(9)\n")
+    (tmp_path / "site_app.py").write_text("import os\ndef app(environ, start_response):\n    os._exit(9)\n")
     command = serve("site_app:app", "--base-port", 0, cwd=tmp_path)
     (pid,) = command.workers
     with socket.create_connection(("127.0.0.1", command.port)) as client:

@@ -81,16 +81,19 @@ def test_a_module_that_is_named(serve: Start, project: Path) -> None:
     assert serve("site_app:app", "--config", "python:live", cwd=project).startup[-1] == "Ready: 2 workers"
 
 
-@pytest.mark.parametrize(("name", "content", "told"), [
-    ("forkserve.toml", "wrokers = 2", "wrokers.*forkserve.toml.*workers"),
-    ("forkserve.toml", "workers = [", "forkserve.toml"),
-    ("forkserve.toml", "workers = 'many'", "workers.*forkserve.toml.*many"),
-    ("pyproject.toml", "[tool.forkserve]\nbase_prot = 1", "base_prot.*pyproject.toml.*base_port"),
-    ("forkserve.conf.py", "wrokers = 2", "wrokers.*forkserve.conf.py.*workers"),
-    ("forkserve.conf.py", "1 / 0", "forkserve.conf.py.*line 1.*division by zero"),
-    ("forkserve.conf.py", "def post_fork(worker): pass", "post_fork.*server, worker"),
-    ("forkserve.conf.py", "def post_frok(server, worker): pass", "post_frok.*post_fork"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("forkserve.toml", "wrokers = 2", "wrokers.*forkserve.toml.*workers"),
+        ("forkserve.toml", "workers = [", "forkserve.toml"),
+        ("forkserve.toml", "workers = 'many'", "workers.*forkserve.toml.*many"),
+        ("pyproject.toml", "[tool.forkserve]\nbase_prot = 1", "base_prot.*pyproject.toml.*base_port"),
+        ("forkserve.conf.py", "wrokers = 2", "wrokers.*forkserve.conf.py.*workers"),
+        ("forkserve.conf.py", "1 / 0", "forkserve.conf.py.*line 1.*division by zero"),
+        ("forkserve.conf.py", "def post_fork(worker): pass", "post_fork.*server, worker"),
+        ("forkserve.conf.py", "def post_frok(server, worker): pass", "post_frok.*post_fork"),
+    ],
+)
 def test_a_fault_in_a_file(project: Path, name: str, content: str, told: str) -> None:
     (project / name).write_text(content + "\n")
 
@@ -100,10 +103,16 @@ def test_a_fault_in_a_file(project: Path, name: str, content: str, told: str) ->
     assert re.search(told, ended.stderr), ended.stderr
 
 
-@pytest.mark.parametrize(("variable", "told"), [
-    ("FORKSERVE_WROKERS", "FORKSERVE_WROKERS.*FORKSERVE_WORKERS"), ("FORKSERVE_WORKERS", "FORKSERVE_WORKERS"),
-    ("WEB_CONCURRENCY", "WEB_CONCURRENCY"), ("PORT", "PORT"), ("FORKSERVE_CMD_ARGS", "FORKSERVE_CMD_ARGS"),
-])
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ("FORKSERVE_WROKERS", "FORKSERVE_WROKERS.*FORKSERVE_WORKERS"),
+        ("FORKSERVE_WORKERS", "FORKSERVE_WORKERS"),
+        ("WEB_CONCURRENCY", "WEB_CONCURRENCY"),
+        ("PORT", "PORT"),
+        ("FORKSERVE_CMD_ARGS", "FORKSERVE_CMD_ARGS"),
+    ],
+)
 def test_a_fault_in_a_variable(project: Path, variable: str, told: str) -> None:
     ended = run("site_app:app", cwd=project, env={variable: "--nonsense"})
 
@@ -136,8 +145,13 @@ def test_the_order_of_the_sources(serve: Start, project: Path) -> None:
 def test_config_shows_value_and_origin(project: Path) -> None:
     (project / "forkserve.toml").write_text("threads = 3\ntimeout = 7\n")
 
-    found = shown("site_app:app", "--workers", "4", cwd=project, env={
-        "FORKSERVE_CMD_ARGS": "--backlog 9", "FORKSERVE_LOOP": "asyncio", "FORWARDED_ALLOW_IPS": "10.0.0.0/8"})
+    found = shown(
+        "site_app:app",
+        "--workers",
+        "4",
+        cwd=project,
+        env={"FORKSERVE_CMD_ARGS": "--backlog 9", "FORKSERVE_LOOP": "asyncio", "FORWARDED_ALLOW_IPS": "10.0.0.0/8"},
+    )
 
     assert found["workers"] == ("4", "command line")
     assert found["backlog"] == ("9", "FORKSERVE_CMD_ARGS")
@@ -153,10 +167,28 @@ def test_config_needs_no_app(project: Path) -> None:
 
 
 DEFAULTS = {
-    "workers": "1", "threads": "0", "timeout": "30", "boot_timeout": "60", "graceful_timeout": "30", "keep_alive": "75", "linger": "2",
-    "drain_delay": "0", "limit_request_line": "16k", "limit_request_fields": "128", "limit_request_head": "64k",
-    "limit_request_body": "1g", "header_timeout": "10", "body_timeout": "30", "write_timeout": "60", "backlog": "2048",
-    "socket_mode": "0660", "host": "127.0.0.1", "access_logfile": "", "bind": "127.0.0.1:8000", "interface": "auto", "name": "site_app",
+    "workers": "1",
+    "threads": "0",
+    "timeout": "30",
+    "boot_timeout": "60",
+    "graceful_timeout": "30",
+    "keep_alive": "75",
+    "linger": "2",
+    "drain_delay": "0",
+    "limit_request_line": "16k",
+    "limit_request_fields": "128",
+    "limit_request_head": "64k",
+    "limit_request_body": "1g",
+    "header_timeout": "10",
+    "body_timeout": "30",
+    "write_timeout": "60",
+    "backlog": "2048",
+    "socket_mode": "0660",
+    "host": "127.0.0.1",
+    "access_logfile": "",
+    "bind": "127.0.0.1:8000",
+    "interface": "auto",
+    "name": "site_app",
 }
 
 
@@ -164,7 +196,8 @@ def test_the_defaults_are_those_of_the_contract(project: Path) -> None:
     found = shown("site_app:app", cwd=project)
 
     assert {name: found[name][0] for name in DEFAULTS if name in found and DEFAULTS[name]} == {
-        name: value for name, value in DEFAULTS.items() if value}
+        name: value for name, value in DEFAULTS.items() if value
+    }
 
 
 def test_an_access_log_that_is_off_does_not_look_like_one_on_stdout(project: Path) -> None:
@@ -202,7 +235,9 @@ def test_help_tells_all_options(project: Path) -> None:
 
 def test_the_script_is_the_module(project: Path) -> None:
     script = Path(sys.executable).with_name("forkserve")
-    ended = subprocess.run([script, "--version"], cwd=project, env=environment(), capture_output=True, text=True, check=True, timeout=20)
+    ended = subprocess.run(
+        [script, "--version"], cwd=project, env=environment(), capture_output=True, text=True, check=True, timeout=20
+    )
 
     assert ended.stdout == run("--version", cwd=project).stdout
 
@@ -298,7 +333,8 @@ def test_request_hooks(serve: Start, project: Path) -> None:
     (project / "forkserve.conf.py").write_text(
         "def _note(text):\n    with open('notes', 'a') as file: file.write(text)\n"
         "def pre_request(worker, req): _note(f'pre {req.method} {req.path} {worker.id}\\n')\n"
-        "def post_request(worker, req, environ, resp): _note(f'post {environ[\"PATH_INFO\"]} {resp.status_code}\\n')\n")
+        "def post_request(worker, req, environ, resp): _note(f'post {environ[\"PATH_INFO\"]} {resp.status_code}\\n')\n"
+    )
     command = serve("site_app:app", "--base-port", 0, cwd=project)
 
     get(command.port, "/here")

@@ -16,8 +16,10 @@ from tests.integration.command import Command, eventually, exists
 from tests.integration.conftest import Start
 
 MODES = {
-    "wsgi": ("gated", ()), "threads": ("gated", ("--threads", "4")),
-    "asgi": ("gated_asgi", ()), "asyncio": ("gated_asgi", ("--loop", "asyncio")),
+    "wsgi": ("gated", ()),
+    "threads": ("gated", ("--threads", "4")),
+    "asgi": ("gated_asgi", ()),
+    "asyncio": ("gated_asgi", ("--loop", "asyncio")),
 }
 INTERFACES = pytest.mark.parametrize(("app", "options"), MODES.values(), ids=MODES.keys())
 NOT_INLINE = pytest.mark.parametrize(("app", "options"), list(MODES.values())[1:], ids=list(MODES)[1:])
@@ -59,7 +61,11 @@ def test_a_request_in_hand_is_answered(serve: Start, notes: Path, gate: Path, ap
 
 @NOT_INLINE
 def test_a_request_in_hand_is_the_last_of_its_connection(
-    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+    serve: Start,
+    notes: Path,
+    gate: Path,
+    app: str,
+    options: tuple[str, ...],
 ) -> None:
     """Inline, the worker learns of the stop when it has answered; the others say so at once."""
     command = gated(serve, notes, app, *options)
@@ -84,7 +90,11 @@ def last_answer(client: Client, target: str) -> Answer:
 
 @NOT_INLINE
 def test_new_connections_are_refused_while_a_request_is_in_hand(
-    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+    serve: Start,
+    notes: Path,
+    gate: Path,
+    app: str,
+    options: tuple[str, ...],
 ) -> None:
     """So that a front end tries another server, and does not wait for one that is about to end."""
     command = gated(serve, notes, app, *options)
@@ -121,7 +131,9 @@ def test_idle_connections_are_closed(serve: Start, notes: Path, gate: Path, app:
 
 
 @INTERFACES
-def test_an_idle_connection_gets_one_more_answer(serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]) -> None:
+def test_an_idle_connection_gets_one_more_answer(
+    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]
+) -> None:
     gate.touch()
     command = gated(serve, notes, app, *options, "--linger", "10")
     with Client(command.port) as client:
@@ -138,7 +150,11 @@ def test_an_idle_connection_gets_one_more_answer(serve: Start, notes: Path, gate
 
 @INTERFACES
 def test_a_connection_that_has_just_come_is_answered(
-    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+    serve: Start,
+    notes: Path,
+    gate: Path,
+    app: str,
+    options: tuple[str, ...],
 ) -> None:
     gate.touch()
     command = gated(serve, notes, app, *options, "--linger", "0.1")
@@ -155,7 +171,11 @@ def test_a_connection_that_has_just_come_is_answered(
 
 @INTERFACES
 def test_connections_that_wait_in_the_queue_are_answered(
-    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+    serve: Start,
+    notes: Path,
+    gate: Path,
+    app: str,
+    options: tuple[str, ...],
 ) -> None:
     """The worker sleeps while they come, so they are not accepted yet when it is told to stop."""
     gate.touch()
@@ -215,7 +235,11 @@ def test_lifespan_runs_in_each_worker(serve: Start, notes: Path) -> None:
 
 @INTERFACES
 def test_what_is_open_at_the_graceful_timeout_is_logged(
-    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+    serve: Start,
+    notes: Path,
+    gate: Path,
+    app: str,
+    options: tuple[str, ...],
 ) -> None:
     command = gated(serve, notes, app, *options, "--graceful-timeout", "0.5")
     with Client(command.port) as client:
@@ -243,7 +267,12 @@ def test_a_stream_that_does_not_end_is_logged_too(serve: Start, notes: Path) -> 
 @INTERFACES
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once(
-    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...], signum: signal.Signals,
+    serve: Start,
+    notes: Path,
+    gate: Path,
+    app: str,
+    options: tuple[str, ...],
+    signum: signal.Signals,
 ) -> None:
     command = gated(serve, notes, app, *options)
     with Client(command.port) as client:
@@ -259,7 +288,11 @@ def test_a_second_signal_stops_at_once(
 
 @INTERFACES
 def test_kill_9_of_the_master_while_requests_are_in_hand(
-    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...],
+    serve: Start,
+    notes: Path,
+    gate: Path,
+    app: str,
+    options: tuple[str, ...],
 ) -> None:
     command = gated(serve, notes, app, *options, "--workers", 3)
     first, second, third = command.ports
@@ -338,7 +371,8 @@ def test_the_apps_own_processes_do_not_inherit_ignored_signals(serve: Start, tmp
         "def app(environ, start_response):\n"
         "    answer = subprocess.run(['grep', 'Sig', '/proc/self/status'], stdout=subprocess.PIPE, check=True).stdout\n"
         "    start_response('200 OK', [('Content-Length', str(len(answer)))])\n"
-        "    return [answer]\n")
+        "    return [answer]\n"
+    )
     command = serve("site_app:app", "--base-port", 0, cwd=tmp_path)
 
     masks = dict(line.split(":\t") for line in get(command.port).text.splitlines())

@@ -43,16 +43,61 @@ class Authority:
         self.client = self._signed("client", "extendedKeyUsage=clientAuth")
 
     def _own(self, name: str) -> Pair:
-        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-                "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem", cwd=self.directory)
+        openssl(
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={name}",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.pem",
+            cwd=self.directory,
+        )
         return self._pair(name)
 
     def _signed(self, name: str, extension: str) -> Pair:
         (self.directory / f"{name}.ext").write_text(extension)
-        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}",
-                "-keyout", f"{name}.key", "-out", f"{name}.csr", cwd=self.directory)
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-                "-extfile", f"{name}.ext", "-out", f"{name}.pem", cwd=self.directory)
+        openssl(
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-subj",
+            f"/CN={name}",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.csr",
+            cwd=self.directory,
+        )
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            f"{name}.ext",
+            "-out",
+            f"{name}.pem",
+            cwd=self.directory,
+        )
         return self._pair(name)
 
     def _pair(self, name: str) -> Pair:
@@ -76,8 +121,16 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 def secure(serve: Start, authority: Authority, app: str, *options: object) -> Command:
     """Start one of the small apps behind TLS."""
-    return serve(f"tests.integration.small_apps:{app}", "--base-port", 0,
-                 "--certfile", authority.server.cert, "--keyfile", authority.server.key, *options)
+    return serve(
+        f"tests.integration.small_apps:{app}",
+        "--base-port",
+        0,
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        authority.server.key,
+        *options,
+    )
 
 
 @APPS
@@ -98,8 +151,15 @@ def test_https_with_threads(serve: Start, authority: Authority) -> None:
 
 
 def test_uvicorns_names(serve: Start, authority: Authority) -> None:
-    command = serve("tests.integration.small_apps:who", "--bind", "127.0.0.1:0",
-                    "--ssl-certfile", authority.server.cert, "--ssl-keyfile", authority.server.key)
+    command = serve(
+        "tests.integration.small_apps:who",
+        "--bind",
+        "127.0.0.1:0",
+        "--ssl-certfile",
+        authority.server.cert,
+        "--ssl-keyfile",
+        authority.server.key,
+    )
 
     assert command.startup[0] == f"Listening on https://127.0.0.1:{command.port}"
     assert get(command.port, tls=authority.trust()).status == 200
@@ -114,9 +174,26 @@ def test_certificate_and_key_in_one_file(serve: Start, authority: Authority, tmp
 
 
 def test_a_key_with_a_password(serve: Start, authority: Authority, tmp_path: Path) -> None:
-    openssl("ec", "-in", authority.server.key, "-aes256", "-passout", "pass:sesame", "-out", str(tmp_path / "locked.key"), cwd=tmp_path)
-    arguments = ["tests.integration.small_apps:who", "--bind", "127.0.0.1:0",
-                 "--certfile", authority.server.cert, "--keyfile", str(tmp_path / "locked.key")]
+    openssl(
+        "ec",
+        "-in",
+        authority.server.key,
+        "-aes256",
+        "-passout",
+        "pass:sesame",
+        "-out",
+        str(tmp_path / "locked.key"),
+        cwd=tmp_path,
+    )
+    arguments = [
+        "tests.integration.small_apps:who",
+        "--bind",
+        "127.0.0.1:0",
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        str(tmp_path / "locked.key"),
+    ]
 
     assert get(serve(*arguments, "--keyfile-password", "sesame").port, tls=authority.trust()).status == 200
     for password in ([], ["--keyfile-password", "wrong"]):
@@ -158,8 +235,17 @@ def test_client_certificates_that_are_optional(serve: Start, authority: Authorit
 
 @LOOPS
 def test_wss(serve: Start, authority: Authority, loop: str) -> None:
-    command = serve("example_apps.echo:app", "--base-port", 0, "--loop", loop,
-                    "--certfile", authority.server.cert, "--keyfile", authority.server.key)
+    command = serve(
+        "example_apps.echo:app",
+        "--base-port",
+        0,
+        "--loop",
+        loop,
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        authority.server.key,
+    )
 
     with connect(f"wss://localhost:{command.port}/", ssl=authority.trust(), sock=dial(command.port)) as client:
         for size in (1, 70_000, 1_000_000):
@@ -170,8 +256,9 @@ def test_wss(serve: Start, authority: Authority, loop: str) -> None:
 @APPS
 def test_large_bodies_both_ways(serve: Start, authority: Authority, app: str) -> None:
     name = "application" if app == "who" else "app"
-    command = serve(f"example_apps.echo:{name}", "--base-port", 0,
-                    "--certfile", authority.server.cert, "--keyfile", authority.server.key)
+    command = serve(
+        f"example_apps.echo:{name}", "--base-port", 0, "--certfile", authority.server.cert, "--keyfile", authority.server.key
+    )
     body = bytes(range(256)) * 4000
 
     with Client(command.port, authority.trust()) as client:
@@ -203,8 +290,18 @@ def test_a_handshake_that_never_comes(serve: Start, authority: Authority) -> Non
 @LOOPS
 def test_a_tls_request_in_hand_is_answered_at_the_end(serve: Start, authority: Authority, tmp_path: Path, loop: str) -> None:
     gate, notes = tmp_path / "gate", tmp_path / "notes"
-    command = serve("tests.integration.small_apps:gated_asgi", "--base-port", 0, "--loop", loop,
-                    "--certfile", authority.server.cert, "--keyfile", authority.server.key, env={"NOTES": str(notes)})
+    command = serve(
+        "tests.integration.small_apps:gated_asgi",
+        "--base-port",
+        0,
+        "--loop",
+        loop,
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        authority.server.key,
+        env={"NOTES": str(notes)},
+    )
     with Client(command.port, authority.trust()) as client:
         client.request(f"/slow?{gate}")
         command.wait_for("came /slow", notes)
@@ -218,22 +315,32 @@ def test_a_tls_request_in_hand_is_answered_at_the_end(serve: Start, authority: A
 
 def test_unix_socket_with_tls(serve: Start, authority: Authority, tmp_path: Path) -> None:
     path = str(tmp_path / "web.sock")
-    serve("tests.integration.small_apps:who", "--bind", f"unix:{path}",
-          "--certfile", authority.server.cert, "--keyfile", authority.server.key)
+    serve(
+        "tests.integration.small_apps:who",
+        "--bind",
+        f"unix:{path}",
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        authority.server.key,
+    )
 
     assert get(path, tls=authority.trust()).json["scheme"] == "https"
 
 
-@pytest.mark.parametrize(("options", "told"), [
-    (["--certfile", "{junk}"], "--certfile"),
-    (["--certfile", "{cert}", "--keyfile", "{other}"], "--keyfile"),
-    (["--certfile", "{cert}"], "--keyfile|--certfile"),
-    (["--keyfile", "{key}"], "--certfile"),
-    (["--certfile", "{cert}", "--keyfile", "{key}", "--ciphers", "nonsense"], "--ciphers"),
-    (["--certfile", "{cert}", "--keyfile", "{key}", "--cert-reqs", "7"], "--cert-reqs"),
-    (["--certfile", "{cert}", "--keyfile", "{key}", "--cert-reqs", "2"], "--ca-certs"),
-    (["--certfile", "{cert}", "--keyfile", "{key}", "--ca-certs", "{junk}"], "--ca-certs"),
-])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--certfile", "{junk}"], "--certfile"),
+        (["--certfile", "{cert}", "--keyfile", "{other}"], "--keyfile"),
+        (["--certfile", "{cert}"], "--keyfile|--certfile"),
+        (["--keyfile", "{key}"], "--certfile"),
+        (["--certfile", "{cert}", "--keyfile", "{key}", "--ciphers", "nonsense"], "--ciphers"),
+        (["--certfile", "{cert}", "--keyfile", "{key}", "--cert-reqs", "7"], "--cert-reqs"),
+        (["--certfile", "{cert}", "--keyfile", "{key}", "--cert-reqs", "2"], "--ca-certs"),
+        (["--certfile", "{cert}", "--keyfile", "{key}", "--ca-certs", "{junk}"], "--ca-certs"),
+    ],
+)
 def test_a_fault_in_the_settings(authority: Authority, tmp_path: Path, options: list[str], told: str) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_text("no certificate\n")

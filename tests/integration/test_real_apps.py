@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -71,8 +72,15 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("app", ["wsgi", "asgi"])
 def test_django(serve: Start, loop: str, app: str, database: Path) -> None:
     command = serve(
-        f"example_apps.django_app:{app}", "--workers", 2, "--base-port", 0, "--loop", loop,
-        env={"DJANGO_DATABASE": str(database), "DJANGO_SUPERUSER_PASSWORD": "sesame"})
+        f"example_apps.django_app:{app}",
+        "--workers",
+        2,
+        "--base-port",
+        0,
+        "--loop",
+        loop,
+        env={"DJANGO_DATABASE": str(database), "DJANGO_SUPERUSER_PASSWORD": "sesame"},
+    )
 
     with http(command) as client:
         visits = [int(client.get("/", params={"name": "Ada"}).text.split()[0]) for _ in range(2)]
@@ -188,7 +196,7 @@ def test_events_arrive_one_by_one(serve: Start, loop: str, app: str, options: tu
             arrived.append(time.monotonic())
         assert list(chunks) == []
     assert (head["content-type"], head["transfer-encoding"]) == ("text/event-stream", "chunked")
-    assert all(later - earlier > 0.1 for earlier, later in zip(arrived, arrived[1:], strict=False)), arrived
+    assert all(later - earlier > 0.1 for earlier, later in itertools.pairwise(arrived)), arrived
 
 
 def test_an_endless_stream_ends_when_its_client_goes(serve: Start) -> None:

@@ -13,7 +13,9 @@ from tests.integration.client import Client, get
 from tests.integration.command import eventually
 from tests.integration.conftest import Start
 
-APPS = pytest.mark.parametrize(("app", "loop"), [("who", "uvloop"), ("who", "asyncio"), ("who_asgi", "uvloop"), ("who_asgi", "asyncio")])
+APPS = pytest.mark.parametrize(
+    ("app", "loop"), [("who", "uvloop"), ("who", "asyncio"), ("who_asgi", "uvloop"), ("who_asgi", "asyncio")]
+)
 
 
 @APPS
@@ -69,8 +71,7 @@ def test_many_short_connections_at_once_reach_all_workers(serve: Start, app: str
 def test_a_busy_worker_is_passed_by(serve: Start, tmp_path: Path) -> None:
     """One request holds an inline worker; no other may wait behind it while the second worker is free."""
     gate, notes = tmp_path / "gate", tmp_path / "notes"
-    command = serve(
-        "tests.integration.small_apps:gated", "--workers", 2, "--bind", "127.0.0.1:0", env={"NOTES": str(notes)})
+    command = serve("tests.integration.small_apps:gated", "--workers", 2, "--bind", "127.0.0.1:0", env={"NOTES": str(notes)})
 
     with Client(command.port) as slow:
         slow.request(f"/slow?{gate}")
@@ -86,8 +87,10 @@ def test_idle_workers_sleep(serve: Start, app: str) -> None:
     command = serve(f"tests.integration.small_apps:{app}", "--workers", 2, "--bind", "127.0.0.1:0")
 
     def switches() -> dict[int, int]:
-        return {pid: int(Path(f"/proc/{pid}/status").read_text().partition("\nvoluntary_ctxt_switches:\t")[2].split()[0])
-                for pid in (command.pid, *command.workers)}
+        return {
+            pid: int(Path(f"/proc/{pid}/status").read_text().partition("\nvoluntary_ctxt_switches:\t")[2].split()[0])
+            for pid in (command.pid, *command.workers)
+        }
 
     before, began = switches(), time.monotonic()
     eventually(lambda: time.monotonic() > began + 2, deadline=5)  # the time is what is measured here
