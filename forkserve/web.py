@@ -121,6 +121,8 @@ class HTTPWorker(Worker):
             self.ready()
             service.hide_loop()
             await self._stop
+        if self.settings.drain_delay:
+            await service.pause(self.settings.drain_delay)
         service.stop_accepting()
         for listener in self.listeners:
             listener.sock.close()

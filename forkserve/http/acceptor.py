@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from forkserve.http.connection import Connection
+from forkserve.http.connection import CLOSING_TIME, Connection
 
 if TYPE_CHECKING:
     from forkserve.http.site import Site
@@ -23,6 +23,15 @@ PAUSE = 0.1
 """Seconds without accepting when descriptors or memory have run out."""
 COURTESY = 0.002
 """Seconds that a less busy sibling has to take a connection before we do."""
+HANDSHAKE = "handshake"
+"""Name of the tasks in which connections are set up."""
+# accept(2): "treat them like EAGAIN by retrying"; that client has gone already.
+_CLIENTS_FAULT = frozenset(
+    (
+        errno.ECONNABORTED, errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM,
+    )
+)  # fmt: skip
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -40,8 +49,9 @@ class Acceptor:
         self._loop = site.loop
         self._sock = sock
         self._after_you = after_you
-        self._yielded = False
+        self._yielded_until = 0.0
         self._warned = False
+        self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -51,6 +61,7 @@ class Acceptor:
 
     def stop(self) -> None:
         """Take what waits in the queue, then accept no more."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
         while self._accept():
@@ -62,14 +73,17 @@ class Acceptor:
             for _ in range(AT_ONCE):
                 if not self._accept():
                     return
-        elif self._yielded or not self._after_you():
-            self._yielded = False
+        elif self._loop.time() < self._yielded_until or not self._after_you():
+            self._yielded_until = 0.0
             self._accept()
         else:
-            self._yielded = True
+            # Twice the time, for the timer's lateness; after that it is another connection, for which to step back again.
+            self._yielded_until = self._loop.time() + 2 * COURTESY
             self._rest(COURTESY)
 
     def _rest(self, seconds: float) -> None:
+        if self._stopped:
+            return
         self._loop.remove_reader(self._sock)
         self._timer = self._loop.call_later(seconds, self.start)
 
@@ -83,10 +97,12 @@ class Acceptor:
             if error.errno in _EXHAUSTED:
                 self._exhausted(error)
                 return False
-            return True  # that client has gone already (ECONNABORTED and the like, accept(2))
+            if error.errno in _CLIENTS_FAULT:
+                return True
+            raise
         self._warned = False
         client.setblocking(False)
-        self._site.keep(self._loop.create_task(self._connect(client)))
+        self._site.keep(self._loop.create_task(self._connect(client), name=HANDSHAKE))
         return True
 
     def _exhausted(self, error: OSError) -> None:
@@ -104,6 +120,7 @@ class Acceptor:
                 client,
                 ssl=site.tls,
                 ssl_handshake_timeout=(site.settings.header_timeout or None) if site.tls is not None else None,
+                ssl_shutdown_timeout=CLOSING_TIME if site.tls is not None else None,
             )
         except (TimeoutError, OSError, EOFError):
             client.close()  # a client that gave up, or a handshake that failed, is nobody's error

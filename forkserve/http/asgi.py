@@ -41,7 +41,8 @@ class ASGIExchange(Exchange):
         self._news: asyncio.Event | None = None
         self._writable: asyncio.Event | None = None
         # Not loop.create_task: a name given spares asyncio making one up, and this is done for every request.
-        self._task = asyncio.Task(self._run(), loop=self.site.loop, name="request")
+        self._task = task = asyncio.Task(self._run(), loop=self.site.loop, name="request")
+        self.site.tasks.add(task)  # the loop holds none, and a drain waits for them
 
     def body_data(self, data: bytes) -> None:
         """Keep it for ``receive``."""
@@ -70,8 +71,6 @@ class ASGIExchange(Exchange):
         self.gone = True
         self._tell()
         self.writable()
-        if self._task is not None and not self._task.done():
-            self.site.keep(self._task)  # nothing else may refer to it now
 
     def writable(self) -> None:
         """Let ``send`` return."""
@@ -84,7 +83,7 @@ class ASGIExchange(Exchange):
 
     @property
     def _drained(self) -> bool:
-        return self.site.draining and self.left is None and not self.bodiless
+        return self.site.draining and self.head is not None and self.head.content_length is None and not self.bodiless
 
     def _tell(self) -> None:
         if self._news is not None:
@@ -95,17 +94,22 @@ class ASGIExchange(Exchange):
     async def _run(self) -> None:
         try:
             await self.site.app(self._scope(), self.receive, self.send)
+            if not self.complete and not self.gone:
+                self._ended_early()
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
-            if self.gone and isinstance(error, (ClientGoneError, asyncio.CancelledError)):
-                return
-            self.fail(error, "the application raised an exception")
+            if isinstance(error, asyncio.CancelledError):
+                if not self.gone and not self.complete:
+                    self.fail(None, "the application was cancelled")
+            elif not (self.gone and isinstance(error, ClientGoneError)):
+                self.fail(error, "the application raised an exception")
+        finally:
+            self.site.tasks.discard(self._task)
+
+    def _ended_early(self) -> None:
+        if self._told:  # it heard that nobody will listen, and ended its stream
+            self.break_off()
         else:
-            if self.complete or self.gone:
-                return
-            if self._told:  # it heard that nobody will listen, and ended its stream
-                self.break_off()
-            else:
-                self.fail(None, "the application returned without completing its response")
+            self.fail(None, "the application returned without completing its response")
 
     def _scope(self) -> Scope:
         connection, target = self.connection, self.target
@@ -114,7 +118,8 @@ class ASGIExchange(Exchange):
         scope: Scope = connection.template.copy()
         scope.update(target.scope)
         if scope["root_path"]:
-            scope["path"] = rooted(scope["root_path"], scope["path"])
+            root(scope)
+        scope["asgi"] = VERSIONS.copy()
         scope["headers"] = self.fields.headers.copy()
         scope["extensions"] = {}
         scope["state"] = self.site.state.copy()
@@ -132,7 +137,7 @@ class ASGIExchange(Exchange):
                 if not self._body_done:
                     self.connection.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": not self._body_done}
-            if self.started and (self._half_closed or self._drained):
+            if self.head is not None and (self._half_closed or self._drained):
                 break
             self.connection.send_continue()
             if self._news is None:
@@ -157,6 +162,8 @@ class ASGIExchange(Exchange):
             if "headers" in message:
                 head.add(message["headers"])
             self.head = head
+            if self._news is not None and (self._half_closed or self._drained):
+                self._tell()
             return
         if kind != "http.response.body":
             raise ResponseError(f"expected http.response.body, got {kind!r}")
@@ -202,8 +209,9 @@ def scope_template(connection: Connection, fields: Fields, kind: str) -> Scope:
     }
 
 
-def rooted(root_path: str, path: str) -> str:
-    """The path with the prefix under which the application is mounted, whether or not the proxy in front took it off."""
-    if not root_path or path == root_path or path.startswith(root_path + "/"):
-        return path
-    return root_path + path
+def root(scope: Scope) -> None:
+    """Put the prefix under which the application is mounted in front of the path, unless the proxy left it there."""
+    prefix = scope["root_path"]
+    if not (scope["path"] == prefix or scope["path"].startswith(prefix + "/")):
+        scope["path"] = prefix + scope["path"]
+        scope["raw_path"] = prefix.encode("utf-8") + scope["raw_path"]

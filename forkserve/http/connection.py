@@ -41,7 +41,6 @@ class Connection(asyncio.Protocol):
 
     Args:
         site: What all connections share.
-        shared: The reading of addresses that all connections of one listener share.
     """
 
     __slots__ = (
@@ -50,10 +49,10 @@ class Connection(asyncio.Protocol):
         "endpoints", "requests", "sending", "site", "template", "transport", "write_paused",
     )  # fmt: skip
 
-    def __init__(self, site: Site, listening: tuple[str, int | None] | None = None) -> None:
+    def __init__(self, site: Site) -> None:
         self.site = site
         self.transport: Any = None  # asyncio.Transport, or uvloop's, which is no subclass
-        self.endpoints = Endpoints(listening)
+        self.endpoints = Endpoints()
         self.template: Any = None  # the environ or scope of the last field section; belongs to wsgi and asgi
         self.requests = 0
         self.write_paused = False
@@ -96,6 +95,8 @@ class Connection(asyncio.Protocol):
                 return False
             self._refuse(RequestError(400, "the request body ends too early"))
             return not self.transport.is_closing()
+        if self.endpoints.tls:
+            return False  # TLS has no half-close
         exchange.client_half_closed()
         return True
 
@@ -168,12 +169,18 @@ class Connection(asyncio.Protocol):
             self._fields = fields
             self.template = None
         self._deadline = inf
+        try:
+            if fields.chunked or fields.content_length:
+                self._expect_body(fields)
+                self._continue_due = fields.expect_continue and not more_came
+            if site.in_hand is not None:
+                site.make_room()
+        except RequestError as error:
+            error.method = target.method
+            raise
         exchange = site.new_exchange(self, target, fields)
         if site.in_hand is not None:
-            site.admit(exchange)
-        if fields.chunked or fields.content_length:
-            self._expect_body(fields)
-            self._continue_due = fields.expect_continue and not more_came
+            site.in_hand.add(exchange)
         self._exchange = exchange
         exchange.start()
 
@@ -289,7 +296,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served, and close."""
         exchange, self._exchange = self._exchange, None
-        method = ""
+        method = error.method
         if exchange is not None:
             method = exchange.target.method
             exchange.client_gone()
@@ -322,16 +329,15 @@ class Connection(asyncio.Protocol):
         """
         if self._closing:
             return
+        self._held = b""
         self.resume_reading()
         self._closing = True
-        self._held = b""
+        self._deadline = self.site.loop.time() + CLOSING_TIME
         half_close = self.transport.can_write_eof()
         if self._eof or not (half_close or unread):
             self.transport.close()
-            return
-        if half_close:
+        elif half_close:
             self.transport.write_eof()
-        self._deadline = self.site.loop.time() + CLOSING_TIME
 
     def break_off(self, *, reset: bool) -> None:
         """End a connection in the middle of an answer, so that the client sees that it is not whole."""
@@ -357,25 +363,22 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.drain(now, linger)
         elif self._body is None and not self._closing:
-            self._deadline = min(self._deadline, now + (linger if self.requests and not self._reader.buffer else 2.0))
+            wait = linger if self.requests and not self._reader.buffer else 2.0
+            self._deadline = min(self._deadline, now + wait)
 
     @property
     def in_hand(self) -> str | None:
         """The request line being served, for the log; None if there is none."""
         return None if self._exchange is None else self._exchange.describe()
 
-    def _stalled(self, now: float, unsent: int) -> float:
-        written = 0 if self._exchange is None else self._exchange.sent
-        if self.sending is not None:
-            written += self.sending.sent
-        return self._stall.seconds(now, self._exchange, written, unsent + waiting_in_kernel(self.transport))
-
     def sweep(self, now: float, late: float) -> None:
         """Act on what is overdue; called once a second."""
         self._deadline += late
         unsent = self.transport.get_write_buffer_size()
         if unsent or self.sending is not None:
-            if self._stalled(now, unsent) - late > self.site.write_timeout:
+            written = (self._exchange.sent if self._exchange else 0) + (self.sending.sent if self.sending else 0)
+            stalled = self._stall.seconds(now, self._exchange, written, unsent + waiting_in_kernel(self.transport))
+            if stalled - late > self.site.write_timeout:
                 self.site.log.info("%s: the client has read nothing for too long", self.in_hand or "an answer")
                 self.transport.abort()
             if self._exchange is None:
@@ -385,7 +388,9 @@ class Connection(asyncio.Protocol):
         if now < self._deadline:
             return
         if self._closing:
-            self.transport.abort() if unsent else self.transport.close()
+            self.transport.abort()
+        elif self._body is not None and (not self._reading or self._continue_due):
+            self._deadline = now + self.site.body_timeout  # it is we who let the client wait
         elif self._reader.buffer:
             self._refuse(RequestError(408, "the request head did not come in time"))
         elif self._body is not None and self._exchange is not None:

@@ -21,6 +21,7 @@ class RequestError(Exception):
         self.status = status
         self.detail = detail
         self.headers = headers
+        self.method = ""  # of the request, where it is known already
 
 
 class ResponseError(RuntimeError):

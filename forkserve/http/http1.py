@@ -213,7 +213,7 @@ def read_target(start: bytes) -> Target:
     if method not in METHODS:
         raise RequestError(501, "this method is not supported")
     target = Target(method, raw, path, authority)
-    if len(start) <= _LONGEST_KEPT:
+    if len(start) <= _LONGEST_KEPT and authority is None:  # an authority must be held against the Host field each time
         if len(TARGETS) >= _TARGETS_KEPT:
             TARGETS.clear()
         TARGETS[start] = target

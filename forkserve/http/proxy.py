@@ -59,16 +59,13 @@ class Endpoints:
         server: Address and port of our end; the path and None on a unix socket.
         scheme: ``http`` or ``https``.
         tls: Whether the bytes are encrypted by this process.
-
-    Args:
-        listening: Our end, where it is known already.
     """
 
     __slots__ = ("client", "scheme", "server", "tls")
 
-    def __init__(self, listening: tuple[str, int | None] | None = None) -> None:
+    def __init__(self) -> None:
         self.client: tuple[str, int] | None = None
-        self.server = listening
+        self.server: tuple[str, int | None] | None = None
         self.scheme = "http"
         self.tls = False
 
@@ -77,15 +74,21 @@ class Endpoints:
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and len(peer) >= 2:
             self.client = (str(peer[0]), int(peer[1]))
-        if self.server is None:
-            own = transport.get_extra_info("sockname")
-            if isinstance(own, tuple):
-                self.server = (str(own[0]), int(own[1]))
-            elif own:
-                self.server = (own.decode("utf-8", "replace") if isinstance(own, bytes) else str(own), None)
+        own = transport.get_extra_info("sockname")
+        if isinstance(own, tuple):
+            self.server = (str(own[0]), int(own[1]))
+        else:
+            self.server = (own.decode("utf-8", "replace") if isinstance(own, bytes) else str(own or ""), None)
         if transport.get_extra_info("sslcontext") is not None:
             self.scheme = "https"
             self.tls = True
+
+    @property
+    def _peer(self) -> str:
+        if self.client is not None:
+            return self.client[0]
+        # Without an address it is a unix socket's, or one that had gone before we could ask.
+        return "" if self.server is not None and self.server[1] is None else "unknown"
 
     def seen_through(self, fields: Fields, trusted: TrustedPeers) -> tuple[tuple[str, int] | None, str]:
         """Client and scheme of a request: as a trusted proxy tells, else as the socket does.
@@ -93,7 +96,7 @@ class Endpoints:
         Duplicate fields are joined before hops are counted, and the last untrusted hop wins, so a client cannot put
         itself in front.
         """
-        if not fields.forwarded or (self.client[0] if self.client else "") not in trusted:
+        if not fields.forwarded or self._peer not in trusted:
             return self.client, self.scheme
         hops: list[str] = []
         proto = b""

@@ -62,7 +62,7 @@ class SendFile:
 
     Args:
         connection: The client; nothing else may be written to it meanwhile.
-        file: Descriptor of a regular file.
+        file: Descriptor of a regular file; closed when done.
         offset: First byte to send.
         count: How many bytes to send.
         done: Called with the number of bytes that were sent, also when the client has gone or the file was shorter.
@@ -71,7 +71,7 @@ class SendFile:
     def __init__(self, connection: Connection, file: int, offset: int, count: int, done: Callable[[int], None]) -> None:
         self._connection = connection
         self._loop = connection.site.loop
-        self._file = file
+        self._file = file  # ours to close
         self._offset = offset
         self._end = offset + count
         self._count = count
@@ -80,15 +80,20 @@ class SendFile:
 
     def start(self) -> None:
         """Begin as soon as the head is out."""
+        self._connection.sending = self
         self._connection.when_drained(self._begin)
 
     def _begin(self) -> None:
         transport = self._connection.transport
-        if transport.is_closing():
+        if transport.is_closing() or not self._count:
             self._finish()
             return
-        self._socket = os.dup(transport.get_extra_info("socket").fileno())
-        self._connection.sending = self
+        try:
+            self._socket = os.dup(transport.get_extra_info("socket").fileno())
+        except OSError:  # no descriptor is left
+            transport.abort()
+            self._finish()
+            return
         self._loop.add_writer(self._socket, self._send)
 
     def _send(self) -> None:
@@ -111,13 +116,16 @@ class SendFile:
 
     def cancel(self) -> None:
         """The client has gone."""
-        if self._socket >= 0:
-            self._finish()
+        self._finish()
 
     def _finish(self) -> None:
+        if self._file < 0:
+            return
         if self._socket >= 0:
             self._loop.remove_writer(self._socket)
             os.close(self._socket)
             self._socket = -1
+        os.close(self._file)
+        self._file = -1
         self._connection.sending = None
         self._done(self.sent)

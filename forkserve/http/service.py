@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from forkserve.http.acceptor import Acceptor
+from forkserve.http.acceptor import HANDSHAKE, Acceptor
 from forkserve.http.asgi import ASGIExchange
 from forkserve.http.lifespan import Lifespan
 from forkserve.http.threads import ThreadedExchange, ThreadPool
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SWEEP = 1.0
 """Seconds between two looks at all connections."""
+NEWCOMERS = 2.0
+"""Seconds that a draining process waits for a connection that has sent no request, or has not finished its TLS handshake."""
 DRAIN_SWEEP = 0.05
 """The same while draining, when there are few connections and everyone is waiting."""
 
@@ -98,13 +100,13 @@ class Service:
 
     def _tick(self) -> None:
         now = self.loop.time()
+        self._timer = self.loop.call_later(DRAIN_SWEEP if self.site.draining else self._period, self._tick)
         self._on_tick()
         since = now - self._swept
         if since > SWEEP - self._period / 2 or self.site.draining:
             self._swept = now
             # An overdue sweep: an application held the thread.
             self.site.sweep(late=since - SWEEP if since > SWEEP * 1.5 else 0.0)
-        self._timer = self.loop.call_later(DRAIN_SWEEP if self.site.draining else self._period, self._tick)
 
     def hide_loop(self) -> None:
         """Let inline WSGI applications not see that a loop runs on their thread; call this last before waiting for the end.
@@ -121,6 +123,12 @@ class Service:
             acceptor.stop()
         self._acceptors.clear()
 
+    async def pause(self, seconds: float) -> None:
+        """Sleep; unlike asyncio's, without asking for the running loop, which may be hidden."""
+        over = self.loop.create_future()
+        self.loop.call_later(seconds, over.set_result, None)
+        await over
+
     async def drain(self, grace: float) -> None:
         """Let every client have its answer, then run the application's shutdown. Call `stop_accepting` before.
 
@@ -133,14 +141,17 @@ class Service:
             self._timer.cancel()
             self._tick()
         told: set[object] = set()
-        while (site.connections or site.tasks) and self.loop.time() < end:
+        hurry = self.loop.time() + NEWCOMERS
+        while (site.connections or site.tasks or (self.pool is not None and self.pool.busy)) and self.loop.time() < end:
             for connection in tuple(site.connections):
                 if connection not in told:
                     told.add(connection)
                     connection.drain(self.loop.time(), site.settings.linger)
-            pause = self.loop.create_future()  # asyncio.sleep would ask for the running loop
-            self.loop.call_later(DRAIN_SWEEP / 2, pause.set_result, None)
-            await pause
+            if self.loop.time() > hurry:
+                for task in tuple(site.tasks):
+                    if task.get_name() == HANDSHAKE:
+                        task.cancel()
+            await self.pause(DRAIN_SWEEP / 2)
         self._give_up()
         if self._lifespan is not None:
             await self._lifespan.shutdown()

@@ -113,8 +113,8 @@ class Site:
         self.now = loop.time()
         self.tick()
 
-    def admit(self, exchange: Exchange) -> None:
-        """Count a request in hand.
+    def make_room(self) -> None:
+        """See that another request may be taken in hand.
 
         Raises:
             RequestError: 503, there are as many as ``limit_concurrency`` allows.
@@ -124,7 +124,6 @@ class Site:
             self.in_hand = {other for other in self.in_hand if not other.complete and not other.gone}
             if len(self.in_hand) >= self.settings.limit_concurrency:
                 raise RequestError(503, "too many requests in hand; try again later", (("Retry-After", "1"),))
-        self.in_hand.add(exchange)
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Hold a reference to a task that has lost its connection: the loop itself holds none."""
@@ -146,6 +145,11 @@ class Site:
         """
         self.tick()
         for connection in tuple(self.connections):
-            connection.sweep(self.now, late)
+            try:
+                connection.sweep(self.now, late)
+            except Exception:
+                # One connection must not stop the clock of all others.
+                self.log.exception("a connection could not be looked after")
+                connection.abandon()
         if self.access_log is not None:
             self.access_log.flush()

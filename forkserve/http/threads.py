@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from forkserve.http.errors import ClientGoneError, ResponseError
+from forkserve.http.errors import ClientGoneError
 from forkserve.http.sendfile import FileWrapper
 from forkserve.http.wsgi import WSGIExchange
 
@@ -31,7 +33,9 @@ class ThreadPool:
     def __init__(self, site: Site, count: int) -> None:
         self.site = site
         self._queue: SimpleQueue[ThreadedExchange] = SimpleQueue()
-        self._began: list[float | None] = [None] * count
+        self._own = threading.local()  # the number of this thread
+        self._began: list[float | None] = [None] * count  # when each thread called the application it is in
+        self._busy = [False] * count
         for number in range(count):
             threading.Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True).start()
 
@@ -39,31 +43,45 @@ class ThreadPool:
         """Have a thread call the application."""
         self._queue.put(exchange)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is work under way or waiting."""
+        return any(self._busy) or not self._queue.empty()
+
     def stuck(self, seconds: float) -> bool:
-        """Whether every thread has been in one request for longer than ``seconds``."""
+        """Whether every thread has been in one request of the application for longer than ``seconds``."""
         limit = monotonic() - seconds
         return all(began is not None and began < limit for began in tuple(self._began))
 
+    def waiting(self, wait: Callable[[], object]) -> None:
+        """Wait for a client, which is no sign that the application is stuck. Called in a thread of the pool."""
+        number = self._own.number
+        self._began[number] = None
+        wait()
+        self._began[number] = monotonic()
+
     def _work(self, number: int) -> None:
+        self._own.number = number
         while True:
             exchange = self._queue.get()
+            self._busy[number] = True
             self._began[number] = monotonic()
             if not exchange.gone:
                 exchange.call()
             exchange.discard_input()
             self._began[number] = None
+            self._busy[number] = False
 
 
 class ThreadedExchange(WSGIExchange):
     """One request answered by a WSGI application in a thread of the pool."""
 
-    __slots__ = ("_ahead", "_due", "_file_done", "_handed_over")
+    __slots__ = ("_ahead", "_due", "_handed_over")
 
     def start(self) -> None:
         """Without a body, have a thread call the application; else wait for all of it."""
         self._ahead = threading.Semaphore(PIECES_AHEAD)
         self._due = 0  # pieces written that the client has not taken
-        self._file_done: threading.Event | None = None
         self._handed_over = False
         super().start()
 
@@ -102,21 +120,20 @@ class ThreadedExchange(WSGIExchange):
 
     def _write(self, data: bytes) -> None:
         self._handed_over = True
-        self._ahead.acquire()
+        self.site.queue.waiting(self._ahead.acquire)
         if self.gone:
             raise ClientGoneError
         self._hand_over(self._write_piece, data)
 
     def _hand_over(self, call: Callable[..., object], *arguments: object) -> None:
-        self.site.loop.call_soon_threadsafe(self._on_loop, call, *arguments)
+        with suppress(RuntimeError):  # the loop has ended: the process does so now
+            self.site.loop.call_soon_threadsafe(self._on_loop, call, *arguments)
 
     def _hand_over_file(self, wrapper: FileWrapper) -> bool:
-        if wrapper.remaining() is None or self.connection.endpoints.tls or self.head is None or self.started:
+        rest = wrapper.remaining()
+        if rest is None or self.connection.endpoints.tls or self.head is None or self._handed_over:
             return False
-        self._file_done = threading.Event()
-        self._iterable = wrapper
-        self._hand_over(self._send_file, wrapper)
-        self._file_done.wait()
+        self._hand_over(self._start_file, os.dup(wrapper.fileno()), wrapper.tell(), rest)
         return True
 
     # On the loop
@@ -125,9 +142,9 @@ class ThreadedExchange(WSGIExchange):
         try:
             call(*arguments)
         except ClientGoneError:
-            pass
-        except ResponseError as error:
-            self.fail(error, "the application broke the protocol")
+            self.client_gone()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must be let go
+            self.fail(error, "the answer cannot be sent")
             self.client_gone()
 
     def _write_last(self, data: bytes) -> None:
@@ -151,9 +168,3 @@ class ThreadedExchange(WSGIExchange):
         self._ahead.release(PIECES_AHEAD)
         if not self._called:
             self.discard_input()
-        self._close()
-
-    def _close(self) -> None:
-        self._iterable = None
-        if self._file_done is not None:
-            self._file_done.set()

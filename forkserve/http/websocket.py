@@ -21,7 +21,7 @@ from websockets.http11 import Request
 from websockets.protocol import OPEN, SEND_EOF
 from websockets.server import ServerProtocol
 
-from forkserve.http.asgi import Message, Scope, rooted, scope_template
+from forkserve.http.asgi import VERSIONS, Message, Scope, root, scope_template
 from forkserve.http.connection import CLOSING_TIME
 from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
 from forkserve.http.exchange import Exchange
@@ -123,14 +123,17 @@ class WebSocket(Exchange, asyncio.Protocol):
 
     def start(self) -> None:
         """Call the application."""
-        self._task = self.site.loop.create_task(self._run())
+        self._task = task = self.site.loop.create_task(self._run())
+        self.site.keep(task)
 
     def _scope(self) -> Scope:
         scope = scope_template(self.connection, self.fields, "websocket")
         offers = b",".join(value for name, value in self.fields.headers if name == b"sec-websocket-protocol")
         scope |= self.target.scope
         del scope["method"]
-        scope["path"] = rooted(scope["root_path"], scope["path"])
+        if scope["root_path"]:
+            root(scope)
+        scope["asgi"] = VERSIONS.copy()
         scope["headers"] = self.fields.headers.copy()
         scope["subprotocols"] = [offer.strip(" \t") for offer in offers.decode("latin-1").split(",") if offer.strip(" \t")]
         scope["extensions"] = {"websocket.http.response": {}}
@@ -214,7 +217,7 @@ class WebSocket(Exchange, asyncio.Protocol):
             self.head = ResponseHead(*read_code(403), bytes)
             self.write(b"", more=False)
             self._close_code = message.get("code", 1000)
-            self._part()
+            self.client_gone()
         elif kind == "websocket.http.response.start" and not self._denial:
             self._denial = True
             self.head = ResponseHead(*read_code(message["status"]), bytes)
@@ -222,7 +225,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         elif kind == "websocket.http.response.body" and self._denial:
             self.write(message.get("body", b""), more=bool(message.get("more_body", False)))
             if self.complete:
-                self._part()
+                self.client_gone()
         else:
             raise ResponseError(f"{kind!r} does not fit here")
 
@@ -292,7 +295,7 @@ class WebSocket(Exchange, asyncio.Protocol):
             received = self._protocol.close_rcvd
             if received is not None and self._protocol.close_rcvd_then_sent:
                 self._close_code, self._close_reason = received.code, received.reason
-            self._part()
+            self.client_gone()
         elif opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             if opcode is Opcode.TEXT:
                 self._text = _utf8()
@@ -336,27 +339,20 @@ class WebSocket(Exchange, asyncio.Protocol):
             self._closing_at = self.site.loop.time() + (
                 CLOSING_TIME if SEND_EOF in out else self.site.settings.ws_ping_timeout or 20.0
             )
-            self._part()
-
-    def _part(self) -> None:
-        """No more messages in either direction."""
-        self.client_gone()
+            self.client_gone()
 
     # What connection and site tell
-
-    def body_data(self, data: bytes) -> None:
-        """A handshake has no body."""
-
-    def body_end(self) -> None:
-        """A handshake has no body."""
 
     def client_gone(self) -> None:
         """``receive`` gives ``websocket.disconnect``, ``send`` raises."""
         self.gone = True
         self._news.set()
         self._writable.set()
-        if self._task is not None and not self._task.done():
-            self.site.keep(self._task)
+
+    def client_half_closed(self) -> None:
+        """A client that is gone before the handshake has been answered."""
+        self.client_gone()
+        self.connection.break_off(reset=False)
 
     def writable(self) -> None:
         """During a denial that streams."""
@@ -369,7 +365,7 @@ class WebSocket(Exchange, asyncio.Protocol):
 
     def abandon(self) -> None:
         """The process ends now."""
-        self._part()
+        self.client_gone()
         self.connection.transport.abort()
 
     def drain(self, now: float, linger: float) -> None:
@@ -384,7 +380,9 @@ class WebSocket(Exchange, asyncio.Protocol):
         if now >= self._closing_at:
             transport.abort()
         elif self._protocol.state is OPEN and settings.ws_ping_interval:
-            if self._pinged is None:
+            if self._full():  # we do not read, so an answer to a ping could not be seen
+                self._pinged = None
+            elif self._pinged is None:
                 self._pinged = now
             elif self._pinged > 0 and now - self._pinged - late >= settings.ws_ping_interval:
                 self._protocol.send_ping(b"")

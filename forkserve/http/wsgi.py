@@ -9,6 +9,7 @@ of it.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tempfile
 from collections import deque
@@ -17,8 +18,8 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from forkserve.http.errors import ClientGoneError, ResponseError
-from forkserve.http.exchange import Exchange
+from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
+from forkserve.http.exchange import BODILESS, Exchange
 from forkserve.http.response import ResponseHead, read_status
 from forkserve.http.sendfile import FileWrapper, SendFile
 
@@ -32,6 +33,8 @@ ExcInfo = tuple[type[BaseException], BaseException, Any] | tuple[None, None, Non
 
 BODY_IN_MEMORY = 512 * 1024
 """Bytes of a request body that are kept in memory; more goes to a temporary file."""
+SURPLUS = 8
+"""How often an iterator is asked whether it ends, once its Content-Length is there, before others get a turn on the loop."""
 OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which ``write()`` goes to a temporary file: it cannot wait for the client."""
 
@@ -41,6 +44,9 @@ class Queue(Protocol):
 
     def take(self, exchange: Any) -> None:
         """Call the application for the exchange as soon as possible."""
+
+    def waiting(self, wait: Callable[[], object]) -> None:
+        """Wait for a client in the middle of a call."""
 
 
 class Turns:
@@ -68,6 +74,10 @@ class Turns:
             exchange.call()
         else:
             self._waiting.append(exchange)
+
+    def waiting(self, wait: Callable[[], object]) -> None:
+        """Nothing on the loop's thread ever waits."""
+        raise NotImplementedError
 
     def leave(self) -> None:
         """The call has ended."""
@@ -110,7 +120,11 @@ class WSGIExchange(Exchange):
         """Keep it, in memory or on disk."""
         assert self._input is not None
         self._length += len(data)
-        self._input.write(data)
+        try:
+            self._input.write(data)
+        except OSError as error:
+            self.site.log.error("%s: the request body cannot be stored: %s", self.describe(), error.strerror)  # noqa: TRY400 - no fault of ours
+            raise RequestError(507, "the request body cannot be stored") from error
 
     def body_end(self) -> None:
         """The body is whole: now the application may be called."""
@@ -203,10 +217,18 @@ class WSGIExchange(Exchange):
 
     def _iterate(self, result: Iterable[bytes]) -> None:
         if isinstance(result, FileWrapper) and self._overflow is None and self._send_file(result):
+            self._close()
             return
         self._iterator: Iterator[bytes]
-        if self.head is not None and self.head.content_length is None and not self.started and _length_hint(result) == 1:
-            self.head.add_length(len(body := next(iter(result), b"")))
+        head = self.head
+        if (
+            head is not None
+            and head.content_length is None
+            and head.code not in BODILESS
+            and not self.started
+            and _length_hint(result) == 1
+        ):
+            head.add_length(len(body := next(iter(result), b"")))
             self._iterator = iter((body,))
         else:
             self._iterator = iter(result) if self._overflow is None else chain(_drained(self._overflow), result)
@@ -214,14 +236,18 @@ class WSGIExchange(Exchange):
 
     def _step(self) -> None:
         """Send pieces while the client takes them; after each, let the loop write it out, for the next may take its time."""
+        surplus = 0
         try:
             for piece in self._iterator:
                 if self.gone:
                     break
-                if not piece:
+                if piece.__class__ is bytes and not piece:
                     continue
                 self.write(piece, more=True)
-                if self.left == 0 or self.bodiless:
+                if self.bodiless:
+                    break  # it may never end
+                surplus += 1
+                if self.left == 0 and surplus < SURPLUS:
                     continue  # all that will be sent is there; hear the iterator to its end
                 if not self.connection.write_paused:
                     self.site.loop.call_soon(self._go_on)
@@ -238,35 +264,38 @@ class WSGIExchange(Exchange):
             self._step()
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
-        head = self.head
-        if head is None:
-            raise ResponseError("the application returned before it called start_response")
-        if self.started or self.connection.endpoints.tls:
-            return False
+        """Have a regular file sent while the application is done with it; whether that can be."""
         rest = wrapper.remaining()
-        if rest is None:
+        if rest is None or self.started or self.head is None:
             return False
-        if head.content_length is None:
-            head.add_length(rest)
-        size = min(rest, head.content_length or 0)
-        self.write(b"", more=True)
-        if self.bodiless or not size:
-            self.write(b"", more=False)
-            self._close()
-            return True
-        SendFile(self.connection, wrapper.fileno(), wrapper.tell(), size, self._file_sent).start()
+        if self.connection.endpoints.tls:
+            if self.head.content_length is None and self.head.code not in BODILESS:
+                self.head.add_length(rest)
+            return False
+        self._start_file(os.dup(wrapper.fileno()), wrapper.tell(), rest)
         return True
 
+    def _start_file(self, file: int, offset: int, rest: int) -> None:
+        """Send ``rest`` bytes of a file from ``offset`` on; the descriptor is ours from here on."""
+        head = self.head
+        assert head is not None
+        try:
+            if head.content_length is None and head.code not in BODILESS:
+                head.add_length(rest)
+            self.write(b"", more=True)
+        except BaseException:
+            os.close(file)
+            raise
+        size = 0 if self.bodiless else min(rest, head.content_length or 0)
+        SendFile(self.connection, file, offset, size, self._file_sent).start()
+
     def _file_sent(self, count: int) -> None:
-        if self._iterable is None:
-            return
-        assert self.left is not None
-        self.left -= count
+        if self.left is not None:
+            self.left -= count
         self.sent += count
         self.gone = self.gone or self.connection.transport.is_closing()
         with suppress(ClientGoneError):
             self.write(b"", more=False)
-        self._close()
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, ClientGoneError) and self.gone:
@@ -314,7 +343,9 @@ def environ_template(connection: Connection, fields: Fields) -> Environ:
     client, scheme = endpoints.seen_through(fields, site.trusted)
     host, port = endpoints.server or ("", None)
     if port is None:  # a unix socket has no name that a client could use
-        host, _, port_text = (fields.host or b"localhost").decode("ascii").partition(":")
+        host, colon, port_text = (fields.host or b"localhost").decode("ascii").rpartition(":")
+        if not colon or not port_text.isdigit():
+            host, port_text = (host + colon + port_text), ""
     else:
         port_text = str(port)
     port_text = port_text or ("443" if scheme == "https" else "80")

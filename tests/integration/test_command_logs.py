@@ -1,0 +1,501 @@
+"""The two logs: what stands in them, where they go, and how they are rotated."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import Client, get
+from tests.integration.command import Command, descriptors, eventually, run
+from tests.integration.conftest import Start
+
+WHO, WHO_ASGI = "tests.integration.small_apps:who", "tests.integration.small_apps:who_asgi"
+BOTH = pytest.mark.parametrize("app", [WHO, WHO_ASGI], ids=["wsgi", "asgi"])
+LINE = (
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4} \[(?P<pid>\d+)\] \[(?P<level>[A-Z]+)\] (?P<who>master|worker \d+ gen \d+): "
+)
+
+APP = """
+import logging, os, sys
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/fail":
+        raise RuntimeError("it is \\x1b[31mred")
+    if path == "/print":
+        print("printed to stdout", flush=True)
+        print("printed to stderr", file=sys.stderr)
+        print("printed to wsgi.errors", file=environ["wsgi.errors"])
+        os.system("echo printed by a child")
+    if path == "/log":
+        logging.getLogger("shop").warning("logged by the app")
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A user's directory with an app in it."""
+    (tmp_path / "site_app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> Path:
+    """Where a test has its access log."""
+    return tmp_path / "access.log"
+
+
+def records(log: str) -> list[re.Match[str]]:
+    """Return the lines of an error log, all of which must be lines of an error log."""
+    lines = [line for line in log.splitlines() if not re.match("Listening on|Ready: ", line)]
+    found = [re.match(LINE + "(?P<text>.*)", line) for line in lines]
+    assert all(found), log
+    return [one for one in found if one]
+
+
+# Access log
+
+
+@BOTH
+def test_no_access_log_unless_asked_for(serve: Start, app: str) -> None:
+    command = serve(app, "--base-port", 0)
+
+    get(command.port, "/here")
+    command.stop()
+
+    assert command.stdout == ""
+    assert "/here" not in command.stderr
+
+
+@BOTH
+@pytest.mark.parametrize("flags", [["--access-logfile", "-"], ["--access-log"]], ids=str)
+def test_access_log_on_stdout_is_combined(serve: Start, app: str, flags: list[str]) -> None:
+    command = serve(app, *flags, "--base-port", 0)
+
+    size = len(get(command.port, "/a%20b?c=d", "Referer: http://x/", "User-Agent: curl/8").body)
+    command.stop()
+
+    when = r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
+    line = rf'127\.0\.0\.1 - - {when} "GET /a%20b\?c=d HTTP/1\.1" 200 {size} "http://x/" "curl/8"'
+    assert re.fullmatch(line + "\n", command.stdout), command.stdout
+    assert "/a%20b" not in command.stderr
+
+
+def test_access_log_is_written_soon_and_for_all_workers(serve: Start, access: Path) -> None:
+    command = serve(WHO, "--workers", 2, "--access-logfile", access, "--access-logformat", "%(U)s %(p)s", "--base-port", 0)
+
+    for number in range(100):
+        for port in command.ports:
+            assert get(port, f"/{port}/{number}").status == 200
+    eventually(lambda: access.read_text().count("\n") == 200, access.read_text)
+    pids = dict(zip(command.ports, [get(port).json["pid"] for port in command.ports], strict=True))
+    command.stop()
+    for port, pid in pids.items():
+        own = [line for line in access.read_text().splitlines() if line.startswith(f"/{port}/")]
+        assert own == [f"/{port}/{number} <{pid}>" for number in range(100)]
+
+
+ATOMS = {
+    "h": r"127\.0\.0\.1",
+    "l": "-",
+    "u": "ann",
+    "t": r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]",
+    "r": r"GET /some/path\?SHOP=1&b HTTP/1\.1",
+    "m": "GET",
+    "U": "/some/path",
+    "q": r"SHOP=1&b",
+    "H": r"HTTP/1\.1",
+    "s": "200",
+    "b": r"(?P<length>\d+)",
+    "B": r"(?P=length)",
+    "f": "http://referer/",
+    "a": r"agent/1\.0",
+    "T": "0",
+    "D": r"\d+",
+    "M": r"\d+",
+    "L": r"0\.\d{6}",
+    "p": r"<\d+>",
+    "{x-asked}i": "what I asked",
+    "{content-length}o": r"(?P=length)",
+    "{SHOP}e": "of tea",
+    "{x-none}i": "-",
+    "{x-none}o": "-",
+    "{NONE_SUCH}e": "-",
+}
+
+
+@BOTH
+def test_access_log_with_each_of_gunicorns_atoms(serve: Start, access: Path, app: str) -> None:
+    form = " | ".join(f"{name}=%({name})s" for name in ATOMS) + " | 100 %%"
+    command = serve(app, "--access-logfile", access, "--access-logformat", form, "-e", "SHOP=of tea", "--base-port", 0)
+
+    credentials = b64encode(b"ann:secret").decode()
+    lines = ["Referer: http://referer/", "User-Agent: agent/1.0", "X-Asked: what I asked", f"Authorization: Basic {credentials}"]
+    answer = get(command.port, "/some/path?SHOP=1&b", *lines)
+    assert get(command.port, method="HEAD").status == 200
+    command.stop()
+
+    first, second = access.read_text().splitlines()
+    parts = first.split(" | ")
+    assert parts.pop() == "100 %"
+    pattern = "\n".join(f"{re.escape(name)}={value}" for name, value in ATOMS.items())
+    found = re.fullmatch(pattern, "\n".join(parts))
+    assert found, first
+    assert int(found["length"]) == len(answer.body)
+    assert f"p=<{answer.json['pid']}>" in parts
+    assert {"m=HEAD", "b=-", "B=0", "q=", "u=-", "f=-", "a=-"} <= set(second.split(" | "))
+
+
+def test_an_atom_that_does_not_exist_is_a_usage_error(project: Path) -> None:
+    ended = run("site_app:app", "--access-logformat", "%(h)s %(nope)s", "--base-port", "0", cwd=project)
+
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "%(nope)s" in ended.stderr
+
+
+@BOTH
+def test_access_log_as_json(serve: Start, access: Path, app: str) -> None:
+    command = serve(app, "--access-logfile", access, "--access-logformat", "json", "--base-port", 0)
+
+    size = len(get(command.port, '/a/b?c=d"', 'User-Agent: say "hi\\\x85', "Referer: r").body)
+    get(command.port, method="POST", body=b"x")
+    command.stop()
+
+    first, second = map(json.loads, access.read_text().splitlines())
+    known = {
+        "client": "127.0.0.1",
+        "method": "GET",
+        "path": "/a/b",
+        "query": 'c=d"',
+        "protocol": "HTTP/1.1",
+        "status": 200,
+        "bytes": size,
+        "referer": "r",
+        "user_agent": 'say "hi\\\x85',
+    }
+    assert {name: first[name] for name in known} == known
+    assert 0 <= first["seconds"] < 20
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", first["time"])
+    assert (second["method"], second["user_agent"]) == ("POST", "-")
+
+
+@pytest.mark.parametrize("form", ["combined", "json"])
+def test_a_request_cannot_forge_the_access_log(serve: Start, access: Path, form: str) -> None:
+    command = serve(WHO, "--access-logfile", access, "--access-logformat", form, "--base-port", 0)
+
+    user = b64encode(b"ev\nil\x1b[2J:pw").decode()
+    get(command.port, '/"/%0a%1b', f"Authorization: Basic {user}", 'User-Agent: a" 200 "b\\\t\x85\x9b31m', 'Referer: "x"')
+    command.stop()
+
+    line = access.read_text(encoding="utf-8").removesuffix("\n")
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", line), repr(line)
+    if form == "combined":
+        assert r"a\" 200 \"b\\\x09\x85\x9b31m" in line
+        assert line.count('"') - line.count(r"\"") == 6  # three quoted fields and nothing that looks like more
+    else:
+        assert json.loads(line)["user_agent"] == 'a" 200 "b\\\t\x85\x9b31m'
+
+
+@BOTH
+def test_refused_requests_are_in_the_access_log(serve: Start, access: Path, app: str) -> None:
+    form = '%(h)s "%(r)s" %(s)s'
+    command = serve(
+        app,
+        "--access-logfile",
+        access,
+        "--access-logformat",
+        form,
+        "--limit-request-body",
+        10,
+        "--limit-request-line",
+        50,
+        "--base-port",
+        0,
+    )
+
+    for data in (b"\x16\x03\x01\x02\r\n\r\n", b"GET /" + b"x" * 100 + b" HTTP/1.1\r\n\r\n", b"GET /old HTTP/3.1\r\n\r\n"):
+        with Client(command.port) as client:
+            client.send(data)
+            assert client.answer().status >= 400
+    assert get(command.port, "/large", method="POST", body=b"x" * 11).status == 413
+    command.stop()
+
+    found = re.findall(r'^127\.0\.0\.1 "(.*)" (\d+)$', access.read_text(), re.MULTILINE)
+    assert [status for _, status in found] == ["400", "414", "505", "413"]
+    assert found[0] == ("-", "400")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", access.read_text())
+
+
+def test_access_log_with_the_address_that_a_proxy_tells(serve: Start, access: Path) -> None:
+    command = serve(
+        WHO, "--access-logfile", access, "--access-logformat", "%(h)s", "--base-port", 0, "--bind", f"unix:{access.parent}/s"
+    )
+
+    get(command.port, "/", "X-Forwarded-For: 203.0.113.9")
+    get(f"{access.parent}/s", "/", "X-Forwarded-For: 203.0.113.8")
+    get(f"{access.parent}/s")
+    command.stop()
+
+    assert access.read_text().splitlines() == ["203.0.113.9", "203.0.113.8", "-"]
+
+
+# Error log
+
+
+def test_error_lines_say_when_and_who(serve: Start, project: Path) -> None:
+    command = serve("site_app:app", "--workers", 2, "--base-port", 0, cwd=project)
+    command.traceback_expected = True
+    pids = {"master": command.pid}
+
+    for number, port in enumerate(command.ports, 1):
+        assert get(port, "/fail").status == 500
+        pids[f"worker {number} gen 1"] = int(command.wait_for(rf"\[(\d+)\] \[ERROR\] worker {number} gen 1: GET /fail")[1])
+    assert set(pids.values()) == {command.pid, *command.workers}
+    log = records(command.stop())
+
+    assert {(one["who"], int(one["pid"])) for one in log} == set(pids.items())
+    assert ("INFO", "stopping") in [(one["level"], one["text"]) for one in log if one["who"] == "master"]
+    own = [one["text"] for one in log if one["who"] == "worker 2 gen 1"]
+    assert own[1] == "  Traceback (most recent call last):"
+    assert own[-1] == r"  RuntimeError: it is \x1b[31mred"
+
+
+def test_error_logfile(serve: Start, project: Path) -> None:
+    """Only the start-up lines are left on stderr."""
+    command = serve("site_app:app", "--error-logfile", "error.log", "--base-port", 0, cwd=project)
+
+    get(command.port, "/fail")
+    command.stop()
+
+    assert command.stderr.splitlines() == command.startup
+    assert {one["who"] for one in records((project / "error.log").read_text())} == {"master", "worker 1 gen 1"}
+
+
+@pytest.mark.parametrize("option", ["--error-logfile", "--log-file", "--access-logfile"])
+def test_a_log_that_cannot_be_written_is_a_usage_error(project: Path, option: str) -> None:
+    ended = run("site_app:app", option, "no/such/directory.log", "--base-port", "0", cwd=project)
+
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "no/such/directory.log" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("level", "levels"),
+    [
+        ("trace", {"DEBUG", "INFO"}),
+        ("debug", {"DEBUG", "INFO"}),
+        ("Info", {"INFO"}),
+        ("WARNING", set()),
+        ("warn", set()),
+        ("critical", set()),
+    ],
+)
+def test_log_level(serve: Start, level: str, levels: set[str]) -> None:
+    """A worker has something to say to those who debug, the master to everybody, and nobody has a warning."""
+    command = serve(WHO_ASGI, "--log-level", level, "--base-port", 0)
+
+    assert {one["level"] for one in records(command.stop())} == levels
+
+
+def test_output_goes_where_it_went(serve: Start, project: Path) -> None:
+    command = serve("site_app:app", "--error-logfile", "error.log", "--base-port", 0, cwd=project)
+
+    assert get(command.port, "/print").status == 200
+    assert command.stdout.splitlines() == ["printed to stdout", "printed by a child"]
+    assert command.stderr.splitlines()[-2:] == ["printed to stderr", "printed to wsgi.errors"]
+
+
+def test_capture_output(serve: Start, project: Path) -> None:
+    command = serve("site_app:app", "--error-logfile", "error.log", "--capture-output", "--base-port", 0, cwd=project)
+
+    assert get(command.port, "/print").status == 200
+    assert get(command.port, "/log").status == 200
+    log = (project / "error.log").read_text()
+    for text in ("to stdout", "to stderr", "to wsgi.errors", "by a child"):
+        assert f"printed {text}\n" in log
+    assert "logged by the app" in log
+    command.stop()
+    assert (command.stdout, command.stderr.splitlines()) == ("", command.startup)
+
+
+LOG_INI = """
+[loggers]
+keys = root, forkserve
+[handlers]
+keys = file
+[formatters]
+keys = mine
+[logger_root]
+level = WARNING
+handlers = file
+[logger_forkserve]
+level = DEBUG
+handlers = file
+qualname = forkserve
+propagate = 0
+[handler_file]
+class = FileHandler
+args = ("mine.log",)
+formatter = mine
+[formatter_mine]
+format = MINE %(process)d %(name)s %(message)s
+"""
+LOG_JSON = {
+    "version": 1,
+    "filters": {"who": {"()": "forkserve.logs.Identity"}},
+    "formatters": {"mine": {"format": "MINE %(process)d %(name)s %(message)s"}},
+    "handlers": {"file": {"class": "logging.FileHandler", "filename": "mine.log", "formatter": "mine", "filters": ["who"]}},
+    "root": {"level": "WARNING", "handlers": ["file"]},
+    "loggers": {"forkserve": {"level": "DEBUG", "handlers": ["file"], "propagate": False}},
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [("log.ini", LOG_INI), ("log.json", json.dumps(LOG_JSON))], ids=["ini", "json"])
+def test_log_config(serve: Start, project: Path, name: str, content: str) -> None:
+    """It is for the master, the workers, and the app's own loggers."""
+    (project / name).write_text(content)
+    command = serve("site_app:app", "--log-config", name, "--base-port", 0, cwd=project)
+    (worker,) = command.workers
+
+    assert get(command.port, "/fail").status == 500
+    assert get(command.port, "/log").status == 200
+    command.stop()
+
+    log = (project / "mine.log").read_text()
+    assert f"MINE {command.pid} forkserve stopping\n" in log
+    assert f"MINE {worker} forkserve GET /fail: " in log
+    assert f"MINE {worker} shop logged by the app\n" in log
+    assert command.stderr.splitlines() == command.startup
+
+
+@pytest.mark.parametrize(("name", "content"), [("log.ini", "nonsense"), ("log.json", "{"), ("log.json", '{"version": 7}')])
+def test_a_log_config_that_is_broken_is_a_usage_error(project: Path, name: str, content: str) -> None:
+    (project / name).write_text(content)
+    ended = run("site_app:app", "--log-config", name, "--base-port", "0", cwd=project)
+
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert name in ended.stderr
+
+
+# Rotation
+
+
+def rotating(serve: Start, project: Path, *options: object) -> Command:
+    """Start two workers with both logs in files, and let each process write to them."""
+    logs = ("--error-logfile", "error.log", "--access-logfile", "access.log", "--access-logformat", "%(U)s")
+    command = serve("site_app:app", "--workers", 2, *logs, *options, "--base-port", 0, cwd=project)
+    everybody_writes(command, project, "/fail")
+    return command
+
+
+def everybody_writes(command: Command, project: Path, path: str) -> None:
+    """Have a line of the master's in the error log, and one of each worker's in both logs."""
+    error, access = project / "error.log", project / "access.log"
+    before = {one: one.read_text() if one.exists() else "" for one in (error, access)}
+    command.kill(signal.SIGHUP)  # not supported yet, and that is logged
+    for port in command.ports:
+        assert get(port, path).status == (500 if path == "/fail" else 200)
+    eventually(
+        lambda: (
+            {"master", "worker 1 gen 1", "worker 2 gen 1"} <= set(re.findall(r"\] ((?:master|worker).*?):", new(error, before)))
+        ),
+        error.read_text,
+    )
+    eventually(lambda: new(access, before).count(path) == 2, access.read_text)
+
+
+def new(file: Path, before: dict[Path, str]) -> str:
+    """Return what has been added to a file."""
+    text = file.read_text() if file.exists() else ""
+    return text.removeprefix(before[file])
+
+
+def position(pid: int, path: Path) -> int:
+    """Return how far the process (with those that share the opened file) has written; 0 for a file newly opened."""
+    (descriptor,) = [number for number, name in descriptors(pid).items() if name == str(path)]
+    return int(Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().split()[1])
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether the process has the file open, under the name that it has now."""
+    return str(path) in descriptors(pid).values()
+
+
+def test_usr1_opens_the_logs_anew_where_they_were_moved(serve: Start, project: Path) -> None:
+    command = rotating(serve, project)
+    names = [project / "error.log", project / "access.log"]
+    moved = [file.rename(f"{file}.1") for file in names]
+    old = [file.read_text() for file in moved]
+
+    command.kill(signal.SIGUSR1)
+    for pid in (command.pid, *command.workers):
+        eventually(lambda pid=pid: all(has_open(pid, file) for file in names), lambda pid=pid: descriptors(pid))
+        assert not any(has_open(pid, file) for file in moved)
+    everybody_writes(command, project, "/fail")
+    command.stop()
+
+    assert [file.read_text() for file in moved] == old
+    assert "stopping" in names[0].read_text()
+    assert len(names[1].read_text().splitlines()) == 2
+
+
+def test_usr1_leaves_a_log_alone_that_was_not_moved(serve: Start, project: Path) -> None:
+    command = rotating(serve, project)
+    error, access = project / "error.log", project / "access.log"
+    written = position(command.pid, access)
+    assert written > 0
+    error.unlink()
+
+    command.kill(signal.SIGUSR1)
+    for pid in (command.pid, *command.workers):
+        eventually(lambda pid=pid: has_open(pid, error), lambda pid=pid: descriptors(pid))
+    everybody_writes(command, project, "/fail")  # whatever else the signal may have done is done now
+    assert [position(pid, access) > written for pid in (command.pid, *command.workers)] == [True] * 3
+    assert len(access.read_text().splitlines()) == 4
+
+
+def test_usr1_where_the_logs_are_no_files(serve: Start) -> None:
+    command = serve(WHO, "--access-logfile", "-", "--base-port", 0)
+    before = {pid: descriptors(pid) for pid in (command.pid, *command.workers)}
+
+    command.kill(signal.SIGUSR1)
+    os.kill(command.workers[0], signal.SIGUSR1)
+    assert get(command.port, "/here").status == 200
+    command.kill(signal.SIGHUP)
+    command.wait_for("reload is not supported")
+    eventually(lambda: "/here" in command.stdout, "access log")
+    eventually(lambda: {pid: descriptors(pid) for pid in before} == before, "the same descriptors as before")
+
+
+def test_usr1_and_the_output_that_is_captured(serve: Start, project: Path) -> None:
+    command = rotating(serve, project, "--capture-output")
+    error = project / "error.log"
+    moved = error.rename(f"{error}.1")
+
+    command.kill(signal.SIGUSR1)
+    for pid in command.workers:
+        eventually(lambda pid=pid: descriptors(pid)[1] == descriptors(pid)[2] == str(error), lambda pid=pid: descriptors(pid))
+    for port in command.ports:
+        assert get(port, "/print").status == 200
+    assert error.read_text().count("printed to stdout") == error.read_text().count("printed by a child") == 2
+    assert "printed" not in moved.read_text()
+
+
+def test_usr1_to_a_worker_is_for_that_worker(serve: Start, project: Path) -> None:
+    command = rotating(serve, project)
+    error = project / "error.log"
+    moved = error.rename(f"{error}.1")
+    first, second = command.workers
+
+    os.kill(first, signal.SIGUSR1)
+    eventually(lambda: has_open(first, error), lambda: descriptors(first))
+    assert has_open(second, moved)
+    assert has_open(command.pid, moved)

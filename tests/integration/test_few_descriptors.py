@@ -1,0 +1,134 @@
+"""Descriptors: as many as the system allows, and what happens when these are used up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import Client, get
+from tests.integration.command import Command, after, descriptors, eventually
+from tests.integration.conftest import Start
+
+MODES = pytest.mark.parametrize(
+    ("app", "options"),
+    [
+        ("who", ("--loop", "uvloop")),
+        ("who", ("--loop", "asyncio")),
+        ("who", ("--threads", 4)),
+        ("who_asgi", ("--loop", "uvloop")),
+        ("who_asgi", ("--loop", "asyncio")),
+    ],
+    ids=["wsgi-uvloop", "wsgi-asyncio", "threads", "asgi-uvloop", "asgi-asyncio"],
+)
+HARD = 40
+WARNING = "cannot accept connections for now"
+
+
+def limited(soft: int, hard: int) -> tuple[str, ...]:
+    """Return a prefix under which the command has so few descriptors."""
+    return after(f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))")
+
+
+def few(serve: Start, app: str, *options: object) -> Command:
+    """Start a worker that runs out of descriptors soon."""
+    return serve(f"tests.integration.small_apps:{app}", *options, "--base-port", 0, prefix=limited(HARD, HARD))
+
+
+def warnings(command: Command) -> int:
+    """Return how often it has warned."""
+    return sum(WARNING in line for line in command.log)
+
+
+def processor_time(pid: int) -> float:
+    """Return the seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one(serve: Start) -> None:
+    command = serve("tests.integration.small_apps:who", "--workers", 2, "--base-port", 0, prefix=limited(64, 200))
+
+    for pid in (command.pid, *command.workers):
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (200, 200)
+
+
+def test_more_connections_than_the_soft_limit_allows(serve: Start) -> None:
+    command = serve("tests.integration.small_apps:who", "--base-port", 0, prefix=limited(40, 400))
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(command.port)) for _ in range(100)]
+        assert {client.get().status for client in clients} == {200}
+    assert warnings(command) == 0
+
+
+@MODES
+def test_accepting_pauses_and_goes_on(serve: Start, app: str, options: tuple[object, ...]) -> None:
+    """Those who were let in are served, the others wait, nobody is thrown out, and there is one warning for all of that."""
+    command = few(serve, app, *options)
+    workers = command.workers
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(command.port)) for _ in range(60)]
+        for client in clients:
+            client.request()
+        command.wait_for(f"WARNING.*{WARNING}: Too many open files")
+        assert len(descriptors(workers[0])) <= HARD
+        for number, client in enumerate(clients):
+            assert client.answer().status == 200, f"connection {number}"
+            client.sock.close()
+        assert warnings(command) == 1
+    assert get(command.port).status == 200
+    assert command.workers == workers
+
+
+def test_one_warning_for_each_time(serve: Start) -> None:
+    """Between two of them, the worker has accepted connections again."""
+    command = few(serve, "who_asgi")
+
+    for number in (1, 2):
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(command.port)) for _ in range(60)]
+            eventually(lambda number=number: warnings(command) == number, f"warning {number}")
+            del clients
+        assert get(command.port).status == 200
+    assert warnings(command) == 2
+
+
+@MODES
+def test_kept_connections_are_served_while_others_wait(serve: Start, app: str, options: tuple[object, ...]) -> None:
+    """And the worker sleeps meanwhile instead of trying again and again."""
+    command = few(serve, app, *options)
+    (worker,) = command.workers
+
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(Client(command.port))
+        assert first.get().status == 200
+        waiting = [stack.enter_context(Client(command.port)) for _ in range(60)]
+        command.wait_for(WARNING)
+        used, began = processor_time(worker), time.monotonic()
+        while time.monotonic() < began + 0.5:  # so that the pauses are many
+            assert first.get().status == 200
+            first.sock.settimeout(0.02)
+            with contextlib.suppress(TimeoutError):
+                first.sock.recv(1)
+            first.sock.settimeout(20)
+        assert processor_time(worker) - used < 0.2
+        assert warnings(command) == 1
+        del waiting
+    assert get(command.port).status == 200
+
+
+def test_a_stop_while_connections_wait(serve: Start) -> None:
+    command = few(serve, "who", "--linger", 0)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(Client(command.port)).request()
+        command.wait_for(WARNING)
+        command.kill(15)
+        command.wait()
