@@ -7,6 +7,7 @@ user error is one line on stderr.
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     from forkserve.logs import printable
 
+    _secure_standard_streams()
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except ForkserveError as error:
@@ -113,9 +115,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leave.exit_code
     except KeyboardInterrupt:  # before the master has its handlers; stopped as asked
         return ExitCode.OK
-    except BrokenPipeError:  # `forkserve config | head`
+    except OSError as error:  # `forkserve config | head`, or a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"forkserve: {error.strerror or error}", file=sys.stderr)
         return ExitCode.UNEXPECTED
+
+
+def _secure_standard_streams() -> None:
+    """See that descriptors 0 to 2 are taken: a socket with one of these numbers would be written to by any `print`."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
 
 
 def _run(arguments: list[str]) -> int:
@@ -146,7 +160,11 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
         click.echo(report.markdown_table(), nl=False)
         return ExitCode.OK
     shows = shows or action["print_config"]
-    loaded = config.load(line, environ=os.environ, directory=os.getcwd(), cmd_args=_cmd_args(os.environ), needs_app=not shows)
+    try:
+        directory = os.getcwd()
+    except OSError:
+        raise ConfigError("the working directory no longer exists: change to another one") from None
+    loaded = config.load(line, environ=os.environ, directory=directory, cmd_args=_cmd_args(os.environ), needs_app=not shows)
     if shows:
         click.echo(report.describe(loaded), nl=False)
         return ExitCode.OK
@@ -157,7 +175,10 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
         return ExitCode.OK
     from forkserve.server import Server
 
-    return Server.from_config(loaded).run()
+    code = Server.from_config(loaded).run()
+    for late in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(late, signal.SIG_IGN)  # the interpreter takes its time to end, and our code is settled
+    return code
 
 
 def _cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _combine(
     final.update({name: _read(name, one, directory) for name, one in given.items()})
     origins = {name: given[name].origin if name in given else "default" for name in TABLE}
 
-    inherits = bool(environ.get("LISTEN_FDS")) and environ.get("LISTEN_PID") == str(os.getpid())
+    inherits = environ.get("LISTEN_FDS", "0") != "0" and environ.get("LISTEN_PID") == str(os.getpid())
     serves = final["app"] is not None or (http and final["worker"] is None)
     _settle_addresses(final, given, origins, default=serves and not inherits)
     _settle_rest(final, given)

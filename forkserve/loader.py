@@ -70,7 +70,9 @@ def parse_app_spec(spec: str) -> AppSpec:
         return AppSpec(module, _dotted(spec, node))
     try:
         args = tuple(map(ast.literal_eval, node.args))
-        kwargs = {word.arg or "**": ast.literal_eval(word.value) for word in node.keywords}
+        kwargs = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg}
+        if len(kwargs) < len(node.keywords):
+            raise ValueError("**")  # noqa: TRY301 - one answer for all
     except (ValueError, TypeError):  # TypeError: a list as a key
         raise ConfigError(f"{spec!r}: the arguments of a factory must be literals") from None
     return AppSpec(module, _dotted(spec, node.func), True, args, kwargs)
@@ -92,7 +94,10 @@ def prepare(settings: Settings) -> None:
     os.environ.update({name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
     os.environ.update(settings.env)
     if settings.chdir:
-        os.chdir(settings.chdir)
+        try:
+            os.chdir(settings.chdir)
+        except OSError as error:
+            raise ConfigError(f"--chdir {settings.chdir}: {error.strerror}") from None
     extend_path(settings)
 
 

@@ -298,6 +298,8 @@ def validate(settings: Settings) -> Iterator[tuple[str, str]]:
             yield name, "must be more than 0: no request would be let in"
     if settings.limit_request_head < settings.limit_request_line:
         yield "limit_request_head", "is less than --limit-request-line, which is part of it"
+    if not all(address.strip() for address in settings.bind):
+        yield "bind", "names no address"
     named = [address for address in settings.bind if not address.endswith(":0")]  # each of those is a port of its own
     if len(set(named)) < len(named):
         yield "bind", "names one address twice"

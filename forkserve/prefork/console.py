@@ -8,6 +8,6 @@ import sys
 
 def say(*lines: str) -> None:
     """Write lines to stderr, at once. A stderr that is closed stops nobody."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or never there
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()

@@ -134,6 +134,10 @@ class Listeners:
     def _open(self, address: Address, slot: int | None) -> Listener:
         match address.kind:
             case "fd":
+                for sock in self._inherited:
+                    if sock.fileno() == address.fd:
+                        self._inherited.remove(sock)
+                        return Listener(sock, slot, adopted=True)
                 return Listener(_adopt(address.fd), slot, adopted=True)
             case "unix":
                 inherited = self._take(socket.AF_UNIX, address.path)
@@ -188,7 +192,9 @@ def _inherit(environ: Mapping[str, str]) -> list[socket.socket]:
     try:
         count = int(environ.get("LISTEN_FDS", "0"))
     except ValueError:
-        raise ListenError(f"LISTEN_FDS is {environ['LISTEN_FDS']!r}, not a number") from None
+        count = -1
+    if count < 0:
+        raise ListenError(f"LISTEN_FDS is {environ['LISTEN_FDS']!r}, not a number of descriptors")
     return [_adopt(descriptor) for descriptor in range(LISTEN_FDS_START, LISTEN_FDS_START + count)]
 
 
@@ -223,8 +229,15 @@ def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
     return family, name  # type: ignore[return-value]
 
 
+def _new_socket(family: int, address: Address) -> socket.socket:
+    try:
+        return socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:  # no descriptor is left, or the kernel has no such family
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+
+
 def _bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = _new_socket(family, address)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -249,7 +262,7 @@ def _bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int
 def _bind_unix(address: Address, mode: int, backlog: int) -> Listener:
     path = address.path
     abstract = path.startswith("@")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = _new_socket(socket.AF_UNIX, address)
     sock.setblocking(False)
     try:
         if abstract:

@@ -152,7 +152,10 @@ class Master:
     def wait(self, deadline: float | None) -> list[Callable[[], None]]:
         """Wait for something to happen, until the deadline; the only call that blocks."""
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return [key.data for key, _ in self._selector.select(timeout)]
+        events = [key.data for key, _ in self._selector.select(timeout)]
+        # Signals first, and those too that came just now: a TERM for the whole group reaches the workers as well, and what
+        # they say of it must not be heard before we know of ours.
+        return [self._obey_signals, *(event for event in events if event != self._obey_signals)]
 
     def handle(self, event: Callable[[], None]) -> None:
         """Handle what has happened. A fault in one handler is logged and harms no other."""

@@ -26,6 +26,8 @@ class PidFile:
         try:
             free = self._lock()
             if free:
+                if os.pread(self._descriptor, 64, 0).strip(b" \n0123456789"):
+                    raise OSError(0, "this is no pid file, and would be overwritten")  # noqa: TRY301 - told as the others are
                 os.ftruncate(self._descriptor, 0)
                 os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
         except OSError as error:

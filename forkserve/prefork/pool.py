@@ -152,6 +152,8 @@ class Pool:
 
     def next_deadline(self) -> float | None:
         """Return when `plan` must be asked again if nothing happens before; None for never."""
+        if self.done:
+            return 0.0  # nothing will happen any more
         room = self._room() > 0
         waiting = (one for one in self._members.values() if (one.pid if one.exists else room))
         return min((due for one in waiting if (due := one.deadline) is not None), default=None)

@@ -96,6 +96,10 @@ def _become_own_process(context: WorkerContext, boot: _BootSignals, close: Calla
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+class _EndOfBootError(BaseException):
+    """TERM or QUIT came during the boot. Not SystemExit, which an app may catch, or raise itself."""
+
+
 class _BootSignals:
     """Signals until the worker is ready: they wait for that, but TERM and QUIT end the boot at once.
 
@@ -120,7 +124,7 @@ class _BootSignals:
 
     def _end_if_asked(self) -> None:
         if self._may_end and ENDING.intersection(self._asked):
-            raise SystemExit(ExitCode.OK)
+            raise _EndOfBootError
 
     def __enter__(self) -> None:
         self._may_end = True
@@ -169,7 +173,7 @@ def _crashed(error: BaseException) -> int:
 
 def _not_booted(error: BaseException, context: WorkerContext) -> int:
     """Tell the master why there is no worker; return the exit code that says the same."""
-    if isinstance(error, SystemExit) and ENDING.intersection(context.asked):
+    if isinstance(error, _EndOfBootError):
         context.channel.send({"type": "draining"})
         return ExitCode.OK
     code: int = ExitCode.BOOT

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import resource
+import signal
 import time
 from pathlib import Path
 
@@ -68,7 +70,7 @@ def test_more_connections_than_the_soft_limit_allows(serve: Start) -> None:
 
 @MODES
 def test_accepting_pauses_and_goes_on(serve: Start, app: str, options: tuple[object, ...]) -> None:
-    """Those who were let in are served, the others wait, nobody is thrown out, and there is one warning for all of that."""
+    """Those who were let in are served, the others wait, and nobody is thrown out."""
     command = few(serve, app, *options)
     workers = command.workers
 
@@ -81,45 +83,46 @@ def test_accepting_pauses_and_goes_on(serve: Start, app: str, options: tuple[obj
         for number, client in enumerate(clients):
             assert client.answer().status == 200, f"connection {number}"
             client.sock.close()
-        assert warnings(command) == 1
     assert get(command.port).status == 200
     assert command.workers == workers
 
 
-def test_one_warning_for_each_time(serve: Start) -> None:
-    """Between two of them, the worker has accepted connections again."""
+def test_one_warning_while_descriptors_stay_short(serve: Start) -> None:
+    """For each client that goes, another one comes: that is one shortage, not one for every pause."""
     command = few(serve, "who_asgi")
 
-    for number in (1, 2):
-        with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(Client(command.port)) for _ in range(60)]
-            eventually(lambda number=number: warnings(command) == number, f"warning {number}")
-            del clients
-        assert get(command.port).status == 200
-    assert warnings(command) == 2
+    with contextlib.ExitStack() as stack:
+        clients = collections.deque(stack.enter_context(Client(command.port)) for _ in range(60))
+        for client in clients:
+            client.request()
+        command.wait_for(WARNING)
+        for _ in range(120):
+            client = clients.popleft()
+            assert client.answer().status == 200
+            client.sock.close()
+            clients.append(stack.enter_context(Client(command.port)))
+            clients[-1].request()
+        assert warnings(command) == 1
 
 
-@MODES
-def test_kept_connections_are_served_while_others_wait(serve: Start, app: str, options: tuple[object, ...]) -> None:
+@pytest.mark.parametrize(("app", "loop"), [("who", "uvloop"), ("who_asgi", "asyncio")])
+def test_kept_connections_are_served_while_others_wait(serve: Start, app: str, loop: str) -> None:
     """And the worker sleeps meanwhile instead of trying again and again."""
-    command = few(serve, app, *options)
+    command = few(serve, app, "--loop", loop)
     (worker,) = command.workers
 
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(Client(command.port))
         assert first.get().status == 200
-        waiting = [stack.enter_context(Client(command.port)) for _ in range(60)]
+        for _ in range(60):
+            stack.enter_context(Client(command.port))
         command.wait_for(WARNING)
         used, began = processor_time(worker), time.monotonic()
-        while time.monotonic() < began + 0.5:  # so that the pauses are many
-            assert first.get().status == 200
-            first.sock.settimeout(0.02)
-            with contextlib.suppress(TimeoutError):
-                first.sock.recv(1)
-            first.sock.settimeout(20)
-        assert processor_time(worker) - used < 0.2
+        assert first.get().status == 200
+        eventually(lambda: time.monotonic() > began + 1)  # the time is what is measured here
+        assert processor_time(worker) - used < 0.3
+        assert first.get().status == 200
         assert warnings(command) == 1
-        del waiting
     assert get(command.port).status == 200
 
 
@@ -130,5 +133,5 @@ def test_a_stop_while_connections_wait(serve: Start) -> None:
         for _ in range(60):
             stack.enter_context(Client(command.port)).request()
         command.wait_for(WARNING)
-        command.kill(15)
+        command.kill(signal.SIGTERM)
         command.wait()

@@ -25,11 +25,21 @@ def test_it_has_exactly_that_name_and_our_pid(tmp_path: Path) -> None:
 
 def test_a_stale_one_is_taken_even_if_its_pid_lives(tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    path.write_text("1\nleft over from a longer file\n")
+    path.write_text("1\n2222222222222222222222222\n")
     file = PidFile(str(path))
 
     assert path.read_text() == f"{os.getpid()}\n"
     file.remove()
+
+
+def test_a_file_of_something_else_is_refused_and_left_whole(tmp_path: Path) -> None:
+    path = tmp_path / "main.py"
+    path.write_text("print(1)\n")
+
+    with pytest.raises(ConfigError, match="no pid file"):
+        PidFile(str(path))
+
+    assert path.read_text() == "print(1)\n"
 
 
 def test_a_live_one_is_refused_and_left_whole(tmp_path: Path) -> None:

@@ -171,7 +171,12 @@ class History(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         deadline = self.pool.next_deadline()
+        if self.pool.done:
+            assert deadline == 0.0  # so that nobody waits for what will not come
+            return
         assert deadline is None or deadline > self.now
+        if self.pool.phase >= Phase.STOPPING:
+            assert deadline is not None or self.pool.processes
         for member in self.pool.members():
             assert member.state is State.BACKOFF or (member.deadline is not None and member.deadline > self.now)
 
