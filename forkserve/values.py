@@ -42,8 +42,8 @@ def refuse(value: object, wanted: str) -> NoReturn:
 
 
 def read_text(value: object) -> str:
-    """Read a string as it is; control characters and numbers are refused."""
-    if not isinstance(value, str) or any(not c.isprintable() for c in value):
+    """Read a string as it is; control characters but the tab, and numbers, are refused."""
+    if not isinstance(value, str) or any(not c.isprintable() and c != "\t" for c in value):
         refuse(value, "a plain text")
     return value
 

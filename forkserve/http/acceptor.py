@@ -92,6 +92,7 @@ class Acceptor:
         try:
             client, _ = self._sock.accept()
         except (BlockingIOError, InterruptedError):
+            self._warned = False  # the queue is empty: the shortage is over
             return False
         except OSError as error:
             if error.errno in _EXHAUSTED:
@@ -100,7 +101,6 @@ class Acceptor:
             if error.errno in _CLIENTS_FAULT:
                 return True
             raise
-        self._warned = False
         client.setblocking(False)
         self._site.keep(self._loop.create_task(self._connect(client), name=HANDSHAKE))
         return True

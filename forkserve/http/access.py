@@ -143,8 +143,8 @@ def _json_line(record: Record) -> str:
             "seconds": round(record.seconds, 6),
             "referer": record.request_header("referer"),
             "user_agent": record.request_header("user-agent"),
-            "worker": os.environ.get("FORKSERVE_WORKER_ID"),
-            "generation": os.environ.get("FORKSERVE_GENERATION"),
+            "worker": int(os.environ.get("FORKSERVE_WORKER_ID", "0")),
+            "generation": int(os.environ.get("FORKSERVE_GENERATION", "0")),
         }
     )
 
