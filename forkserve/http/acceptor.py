@@ -52,6 +52,7 @@ class Acceptor:
         self._yielded_until = 0.0
         self._warned = False
         self._stopped = False
+        self._connecting: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -102,7 +103,9 @@ class Acceptor:
                 return True
             raise
         client.setblocking(False)
-        self._site.keep(self._loop.create_task(self._connect(client), name=HANDSHAKE))
+        task = self._loop.create_task(self._connect(client), name=HANDSHAKE)
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
         return True
 
     def _exhausted(self, error: OSError) -> None:

@@ -18,6 +18,8 @@ Message = MutableMapping[str, Any]
 Scope = dict[str, Any]
 
 VERSIONS = {"version": "3.0", "spec_version": "2.5"}
+REQUEST = "request"
+"""Name of the tasks in which applications run."""
 BODY_AHEAD = 65536
 """Bytes of a request body that are taken from the client before the application asks for them."""
 
@@ -40,9 +42,9 @@ class ASGIExchange(Exchange):
         self._told = False  # http.disconnect
         self._news: asyncio.Event | None = None
         self._writable: asyncio.Event | None = None
-        # Not loop.create_task: a name given spares asyncio making one up, and this is done for every request.
-        self._task = task = asyncio.Task(self._run(), loop=self.site.loop, name="request")
-        self.site.tasks.add(task)  # the loop holds none, and a drain waits for them
+        # Not loop.create_task: a name given spares asyncio making one up, and this is done for every request. Nor is there a set
+        # of them: what a task waits for refers to it, and a drain can ask asyncio which there are.
+        self._task = asyncio.Task(self._run(), loop=self.site.loop, name=REQUEST)
 
     def body_data(self, data: bytes) -> None:
         """Keep it for ``receive``."""
@@ -102,8 +104,6 @@ class ASGIExchange(Exchange):
                     self.fail(None, "the application was cancelled")
             elif not (self.gone and isinstance(error, ClientGoneError)):
                 self.fail(error, "the application raised an exception")
-        finally:
-            self.site.tasks.discard(self._task)
 
     def _ended_early(self) -> None:
         if self._told:  # it heard that nobody will listen, and ended its stream
@@ -176,7 +176,7 @@ class ASGIExchange(Exchange):
             self.answer(message.get("body", b""))
         if self._news is not None and (not more or self._half_closed or self._drained):
             self._tell()
-        if self.connection.write_paused and more:
+        if more and self.connection.write_paused:
             await self._until_writable()
 
     async def _until_writable(self) -> None:

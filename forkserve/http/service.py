@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkserve.http.acceptor import HANDSHAKE, Acceptor
-from forkserve.http.asgi import ASGIExchange
+from forkserve.http.asgi import REQUEST, ASGIExchange
 from forkserve.http.lifespan import Lifespan
 from forkserve.http.threads import ThreadedExchange, ThreadPool
 from forkserve.http.websocket import WebSocket
@@ -142,15 +142,14 @@ class Service:
             self._tick()
         told: set[object] = set()
         hurry = self.loop.time() + NEWCOMERS
-        while (site.connections or site.tasks or (self.pool is not None and self.pool.busy)) and self.loop.time() < end:
+        while (site.connections or self._tasks(REQUEST, HANDSHAKE) or (self.pool and self.pool.busy)) and self.loop.time() < end:
             for connection in tuple(site.connections):
                 if connection not in told:
                     told.add(connection)
                     connection.drain(self.loop.time(), site.settings.linger)
             if self.loop.time() > hurry:
-                for task in tuple(site.tasks):
-                    if task.get_name() == HANDSHAKE:
-                        task.cancel()
+                for task in self._tasks(HANDSHAKE):
+                    task.cancel()
             await self.pause(DRAIN_SWEEP / 2)
         self._give_up()
         if self._lifespan is not None:
@@ -160,6 +159,9 @@ class Service:
         if site.access_log is not None:
             site.access_log.flush()
 
+    def _tasks(self, *names: str) -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks(self.loop) if task.get_name() in names]
+
     def _give_up(self) -> None:
         """Log what is still open, and leave it."""
         site = self.site
@@ -167,7 +169,7 @@ class Service:
             site.log.warning("still open after the graceful timeout: %s", line)
         for connection in tuple(site.connections):
             connection.abandon()
-        for task in tuple(site.tasks):
+        for task in self._tasks(REQUEST, HANDSHAKE):
             task.cancel()
 
 

@@ -102,7 +102,6 @@ class Site:
         self.queue: Queue  # of WSGI calls
         self.inline: Turns  # the same, if they are made on the loop's thread
         self.trusted = TrustedPeers(settings.forwarded_allow_ips if settings.proxy_headers else ())
-        self.tasks: set[asyncio.Task[None]] = set()
         self.state: dict[str, Any] = {}  # the lifespan's
         self.requests = 0
         self.draining = False
@@ -124,11 +123,6 @@ class Site:
             self.in_hand = {other for other in self.in_hand if not other.complete and not other.gone}
             if len(self.in_hand) >= self.settings.limit_concurrency:
                 raise RequestError(503, "too many requests in hand; try again later", (("Retry-After", "1"),))
-
-    def keep(self, task: asyncio.Task[None]) -> None:
-        """Hold a reference to a task that has lost its connection: the loop itself holds none."""
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
 
     def tick(self) -> None:
         """Bring clock and Date line up to now; called by the sweep."""

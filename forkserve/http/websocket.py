@@ -21,7 +21,7 @@ from websockets.http11 import Request
 from websockets.protocol import OPEN, SEND_EOF
 from websockets.server import ServerProtocol
 
-from forkserve.http.asgi import VERSIONS, Message, Scope, root, scope_template
+from forkserve.http.asgi import REQUEST, VERSIONS, Message, Scope, root, scope_template
 from forkserve.http.connection import CLOSING_TIME
 from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
 from forkserve.http.exchange import Exchange
@@ -123,8 +123,7 @@ class WebSocket(Exchange, asyncio.Protocol):
 
     def start(self) -> None:
         """Call the application."""
-        self._task = task = self.site.loop.create_task(self._run())
-        self.site.keep(task)
+        self._task = self.site.loop.create_task(self._run(), name=REQUEST)
 
     def _scope(self) -> Scope:
         scope = scope_template(self.connection, self.fields, "websocket")
