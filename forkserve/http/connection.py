@@ -128,8 +128,8 @@ class Connection(asyncio.Protocol):
             call()
         elif self._exchange is not None:
             self._exchange.writable()
-        elif self._held and not self._closing:
-            self._read_held()
+        elif self._held:
+            self._next()
 
     # Input
 
@@ -189,14 +189,14 @@ class Connection(asyncio.Protocol):
         if length is not None and length > limits.body:
             raise RequestError(413, "the request body is too large")
         self._body = ChunkedBody(limits) if length is None else LengthBody(length)
-        self._deadline = self.site.loop.time() + self.site.body_timeout
+        self._wait_for_body()
 
     def _read_body(self, data: bytes, position: int) -> int:
         body, exchange = self._body, self._exchange
         assert body is not None
         piece, position = body.feed(data, position)
         self._continue_due = False
-        self._deadline = self.site.loop.time() + self.site.body_timeout
+        self._wait_for_body()
         if body.done:
             self._body = None
             self._deadline = inf
@@ -218,11 +218,6 @@ class Connection(asyncio.Protocol):
         if len(self._held) > HELD_INPUT:
             self.pause_reading()
 
-    def _read_held(self) -> None:
-        data, self._held = self._held, b""
-        self.resume_reading()
-        self.data_received(data)
-
     def pause_reading(self) -> None:
         """Let the client wait with what it sends."""
         if self._reading and not self._closing:
@@ -233,12 +228,19 @@ class Connection(asyncio.Protocol):
         """Take from the client again, unless there is too much of other requests."""
         if not self._reading and not self._closing and len(self._held) <= HELD_INPUT:
             self._reading = True
+            self._wait_for_body()
             self.transport.resume_reading()
+
+    def _wait_for_body(self) -> None:
+        """The client's time for more of a body begins now."""
+        if self._body is not None:
+            self._deadline = self.site.loop.time() + self.site.body_timeout
 
     def send_continue(self) -> None:
         """RFC 9110 10.1.1: the body is wanted."""
         if self._continue_due:
             self._continue_due = False
+            self._wait_for_body()
             self.transport.write(CONTINUE)
 
     # Output
@@ -272,7 +274,7 @@ class Connection(asyncio.Protocol):
         elif self._body is None:
             self._idle()
         else:
-            self._deadline = self.site.loop.time() + self.site.body_timeout
+            self._wait_for_body()
             self.resume_reading()
 
     def _idle(self) -> None:
@@ -289,7 +291,9 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         if self._held and self._exchange is None and not self._closing and not self.write_paused:
-            self._read_held()
+            data, self._held = self._held, b""
+            self.resume_reading()
+            self.data_received(data)
         if self._eof and self._exchange is None and not self._held:
             self.close()
 
@@ -350,11 +354,9 @@ class Connection(asyncio.Protocol):
 
     def abandon(self) -> None:
         """The process ends now, whatever is in hand."""
-        exchange, self._exchange = self._exchange, None
-        self._closing = True
-        if exchange is not None:
-            exchange.client_gone()
-        self.transport.abort()
+        if self._exchange is not None:
+            self._exchange.client_gone()
+        self.break_off(reset=True)
 
     # Time
 

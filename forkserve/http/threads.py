@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.errors import ClientGoneError
+from forkserve.http.exchange import BODILESS
 from forkserve.http.sendfile import FileWrapper
 from forkserve.http.wsgi import WSGIExchange
 
@@ -97,8 +98,11 @@ class ThreadedExchange(WSGIExchange):
                 self._hand_over(self._write_last, b"".join(result))
             elif not (isinstance(result, FileWrapper) and self._hand_over_file(result)):
                 for piece in result:
-                    if piece:
-                        self._write(piece)
+                    if piece.__class__ is bytes and not piece:
+                        continue
+                    self._write(piece)
+                    if self.target.method == "HEAD" or (self.head is not None and self.head.code in BODILESS):
+                        break  # it may never end
                 self._hand_over(self._write_last, b"")
         except ClientGoneError:
             pass

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
@@ -50,7 +52,7 @@ async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     scope["state"]["lifespan"] = {key: repr(value) for key, value in scope.items()}
     await send({"type": "lifespan.startup.complete"})
     assert (await receive())["type"] == "lifespan.shutdown"
-    print("lifespan.shutdown was heard", flush=True, file=__import__("sys").stderr)
+    print("lifespan.shutdown was heard", flush=True, file=sys.stderr)
     await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -111,6 +113,59 @@ async def on_body(_: Scope, receive: Receive, send: Send, __: Any) -> None:
         more = message["more_body"]
         count += 1
     await answer(send, b"%d %d" % (size, total))
+
+
+async def on_busy(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Take so many pieces of the body, work until released, then take the rest and give its size."""
+    size, more = 0, True
+    for count in range(1_000_000):
+        if count == int(query["after"]):
+            EVENTS.append("working")
+            await RELEASE.wait()
+            RELEASE.clear()
+        if not more:
+            break
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            EVENTS.append(f"disconnect after {size}")
+            return
+        size += len(message["body"])
+        more = message["more_body"]
+    await answer(send, b"%d" % size)
+
+
+async def on_background(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Work behind the answer, as Starlette's BackgroundTask does, until the file that the query names is there."""
+    await answer(send, b"answered")
+    while not os.path.exists(query["gate"]):
+        await asyncio.sleep(0.01)
+    print("the work is done", flush=True, file=sys.stderr)
+
+
+async def until_gone(receive: Receive) -> None:
+    """Receive until the client is gone, and say so."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    EVENTS.append("heard")
+    print("http.disconnect was heard", flush=True, file=sys.stderr)
+
+
+async def on_quiet(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Start an answer, and listen."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    EVENTS.append("started")
+    await until_gone(receive)
+
+
+async def on_quiet_late(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Listen, and start an answer when released."""
+    listening = asyncio.create_task(until_gone(receive))
+    EVENTS.append("listening")
+    await RELEASE.wait()
+    RELEASE.clear()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    EVENTS.append("started")
+    await listening
 
 
 async def on_early(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:

@@ -107,6 +107,20 @@ async def on_return(_: Scope, __: Receive, send: Send, ___: Any) -> None:
     await send({"type": "websocket.accept"})
 
 
+async def on_hesitate(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Before accept, receive once or wait until released."""
+    EVENTS.append("hesitating")
+    if "receive" in query:
+        EVENTS.append((await receive())["type"])
+        return
+    await RELEASE.wait()
+    RELEASE.clear()
+    try:
+        await send({"type": "websocket.accept"})
+    finally:
+        EVENTS.append((await receive())["type"])
+
+
 async def on_wrong(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
     """Send what the test says; the error becomes an event."""
     for message in eval(query["it"]):  # from the test beside it

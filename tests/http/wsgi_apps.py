@@ -187,7 +187,9 @@ def on_endless(_: Environ, start_response: StartResponse, query: dict[str, str])
 
 
 def on_file(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """A file by ``wsgi.file_wrapper``."""
+    """A file by ``wsgi.file_wrapper``, if the test says so when somebody has opened and closed a FIFO."""
+    if "fifo" in query:
+        Path(query["fifo"]).read_bytes()
     length = query.get("length")
     start_response(query.get("status", "200 OK"), [*TEXT, *([("Content-Length", length)] if length else [])])
     file: Any = Path(query["path"]).open("rb")  # noqa: SIM115  # closed by the wrapper
