@@ -365,8 +365,7 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.drain(now, linger)
         elif self._body is None and not self._closing:
-            wait = linger if self.requests and not self._reader.buffer else 2.0
-            self._deadline = min(self._deadline, now + wait)
+            self._deadline = min(self._deadline, now + (linger if self.requests and not self._reader.buffer else 2.0))
 
     @property
     def in_hand(self) -> str | None:
