@@ -31,6 +31,15 @@ def who(environ, start_response):
     return [answer]
 
 
+def validated_django():
+    """WSGI: the Django example, with every breach of PEP 3333 on either side made an error."""
+    from wsgiref.validate import validator
+
+    from example_apps.django_app import wsgi
+
+    return validator(wsgi)
+
+
 async def who_asgi(scope, receive, send):
     """ASGI: the same."""
     if scope["type"] != "http":

@@ -69,10 +69,17 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @LOOPS
-@pytest.mark.parametrize("app", ["wsgi", "asgi"])
+@pytest.mark.parametrize(
+    "app",
+    [
+        "example_apps.django_app:wsgi",
+        "example_apps.django_app:asgi",
+        "tests.integration.small_apps:validated_django()",
+    ],
+)
 def test_django(serve: Start, loop: str, app: str, database: Path) -> None:
     command = serve(
-        f"example_apps.django_app:{app}",
+        app,
         "--workers",
         2,
         "--base-port",
