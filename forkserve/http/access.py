@@ -107,6 +107,8 @@ def compile_format(text: str) -> Callable[[Record], str]:
     if text == "json":
         return _json_line
     text = COMBINED if text == "combined" else text
+    if "%(u)s" in text:
+        import werkzeug.datastructures  # noqa: F401, PLC0415 - here, or the first request would wait for it
     parts: list[str | Callable[[Record], object]] = []
     position = 0
     for match in _ATOM.finditer(text):

@@ -113,6 +113,7 @@ def test_usr1_where_the_logs_are_no_files(serve: Start) -> None:
 
     with Client(command.port) as client:
         assert client.get().status == 200
+        eventually(lambda: "GET / " in command.stdout, "access log")
         before = descriptors(command.pid), descriptors(worker)
         command.kill(signal.SIGUSR1)
         os.kill(worker, signal.SIGUSR1)
