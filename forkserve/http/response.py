@@ -19,8 +19,9 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 Header = tuple[str, str] | tuple[bytes, bytes]
 Kind = type[str] | type[bytes]
 
-_LINES: dict[Kind, dict[Header, bytes | int]] = {str: {}, bytes: {}}
-"""By kind: header to its line, ready to be sent; a Content-Length to its number."""
+Known = bytes | tuple[int, bytes]
+_LINES: dict[Kind, dict[Header, Known]] = {str: {}, bytes: {}}
+"""By kind: header to its line, ready to be sent; a Content-Length to its number and its line."""
 _LINES_KEPT = 2048
 _LONGEST_KEPT = 256
 _STATUSES: dict[str, tuple[int, bytes]] = {}
@@ -98,7 +99,7 @@ class ResponseHead:
             elif line is None:
                 self._read(header)
             else:
-                self._take_length(line, header)  # type: ignore[arg-type]  # neither bytes nor None
+                self._take_length(*line)
 
     def _read(self, header: Header) -> None:
         try:
@@ -115,8 +116,8 @@ class ResponseHead:
         if lower == "content-length":
             if _NUMBER.fullmatch(value) is None:
                 raise ResponseError("Content-Length is not a number")
-            self._take_length(int(value), header)
-            self._keep(header, int(value), line)
+            self._take_length(int(value), line)
+            self._keep(header, (int(value), line), line)
         elif lower == "connection":
             self.close |= "close" in value.lower()
         elif lower not in _DROPPED:
@@ -128,20 +129,19 @@ class ResponseHead:
             else:
                 self._keep(header, line, line)
 
-    def _keep(self, header: Header, known: bytes | int, line: bytes) -> None:
+    def _keep(self, header: Header, known: Known, line: bytes) -> None:
         if len(line) <= _LONGEST_KEPT and header.__class__ is tuple:
             lines = _LINES[self._kind]
             if len(lines) >= _LINES_KEPT:
                 lines.clear()
             lines[header] = known
 
-    def _take_length(self, length: int, header: Header) -> None:
+    def _take_length(self, length: int, line: bytes) -> None:
         if self.content_length is not None:
             raise ResponseError("more than one Content-Length")
         self.content_length = length
         if self.code != 204:  # RFC 9110 8.6
-            name = header[0]
-            self.lines.append(b"%b: %d\r\n" % (name if isinstance(name, bytes) else name.encode("ascii"), length))
+            self.lines.append(line)
 
     def add_length(self, length: int) -> None:
         """Say how long the body is, where the application did not."""
