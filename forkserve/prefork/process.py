@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -124,6 +125,7 @@ class _BootSignals:
 
     def _end_if_asked(self) -> None:
         if self._may_end and ENDING.intersection(self._asked):
+            warnings.simplefilter("ignore", ResourceWarning)  # what is open here goes with the process
             raise _EndOfBootError
 
     def __enter__(self) -> None:
