@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.http.errors import ClientGoneError, ResponseError
 from forkserve.http.exchange import Exchange
-from forkserve.http.response import ResponseHead, read_code
+from forkserve.http.response import read_head
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
@@ -158,10 +158,7 @@ class ASGIExchange(Exchange):
         if self.head is None:
             if kind != "http.response.start":
                 raise ResponseError(f"expected http.response.start, got {kind!r}")
-            head = ResponseHead(*read_code(message["status"]), bytes)
-            if "headers" in message:
-                head.add(message["headers"])
-            self.head = head
+            self.head = read_head(message["status"], message.get("headers", ()), bytes)
             if self._news is not None and (self._half_closed or self._drained):
                 self._tell()
             return

@@ -44,15 +44,15 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_body", "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader",
-        "_reading", "_stall",
-        "endpoints", "requests", "sending", "site", "template", "transport", "write_paused",
+        "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader", "_reading",
+        "_stall", "base", "body", "endpoints", "requests", "sending", "site", "template", "transport", "write_paused",
     )  # fmt: skip
 
     def __init__(self, site: Site) -> None:
         self.site = site
         self.transport: Any = None  # asyncio.Transport, or uvloop's, which is no subclass
         self.endpoints = Endpoints()
+        self.base: Any = None  # the environ without any field section, if no field has a say in it; belongs to wsgi
         self.template: Any = None  # the environ or scope of the last field section; belongs to wsgi and asgi
         self.requests = 0
         self.write_paused = False
@@ -61,7 +61,7 @@ class Connection(asyncio.Protocol):
         self._reader = HeadReader(site.limits, new_parser(site.settings.http))
         self._fields: Fields | None = None
         self._exchange: Exchange | None = None
-        self._body: LengthBody | ChunkedBody | None = None
+        self.body: LengthBody | ChunkedBody | None = None
         self._held = b""
         self._reading = True
         self._eof = False
@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
             return False
         if exchange is None:
             return bool(self._held)  # whole requests may wait in there
-        if self._body is not None:
+        if self.body is not None:
             if exchange.started:
                 return False
             self._refuse(RequestError(400, "the request body ends too early"))
@@ -139,7 +139,7 @@ class Connection(asyncio.Protocol):
         reader = self._reader
         try:
             while position < size and not self._closing:
-                if self._body is not None:
+                if self.body is not None:
                     position = self._read_body(data, position)
                 elif self._exchange is not None or self._held or self.write_paused:
                     self._hold(data[position:])
@@ -156,11 +156,11 @@ class Connection(asyncio.Protocol):
                         if whole is None:
                             return
                         head, position, size = whole, 0, len(data)
-                    self._begin(head, more_came=position < size)
+                    self._begin(head, size - position)
         except RequestError as error:
             self._refuse(error)
 
-    def _begin(self, head: bytes, *, more_came: bool) -> None:
+    def _begin(self, head: bytes, behind: int) -> None:
         target, fields = self._reader.read(head)
         site = self.site
         self.requests += 1
@@ -169,39 +169,39 @@ class Connection(asyncio.Protocol):
             self._fields = fields
             self.template = None
         self._deadline = inf
-        try:
-            if fields.chunked or fields.content_length:
-                self._expect_body(fields)
-                self._continue_due = fields.expect_continue and not more_came
-            if site.in_hand is not None:
-                site.make_room()
-        except RequestError as error:
-            error.method = target.method
-            raise
-        exchange = site.new_exchange(self, target, fields)
+        if fields.has_body or site.in_hand is not None:
+            try:
+                if fields.has_body:
+                    self._expect_body(fields)
+                    self._continue_due = fields.expect_continue and not behind
+                if site.in_hand is not None:
+                    site.make_room()
+            except RequestError as error:
+                error.method = target.method
+                raise
+        self._exchange = exchange = site.new_exchange(self, target, fields)
         if site.in_hand is not None:
             site.in_hand.add(exchange)
-        self._exchange = exchange
         exchange.start()
 
     def _expect_body(self, fields: Fields) -> None:
         limits, length = self.site.limits, fields.content_length
         if length is not None and length > limits.body:
             raise RequestError(413, "the request body is too large")
-        self._body = ChunkedBody(limits) if length is None else LengthBody(length)
+        self.body = ChunkedBody(limits) if length is None else LengthBody(length)
         self._wait_for_body()
 
     def _read_body(self, data: bytes, position: int) -> int:
-        body, exchange = self._body, self._exchange
+        body, exchange = self.body, self._exchange
         assert body is not None
         piece, position = body.feed(data, position)
         self._continue_due = False
         self._wait_for_body()
         if body.done:
-            self._body = None
+            self.body = None
             self._deadline = inf
         if exchange is None:
-            if self._body is None:
+            if self.body is None:
                 self._idle()
         else:
             if piece:
@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
 
     def _wait_for_body(self) -> None:
         """The client's time for more of a body begins now."""
-        if self._body is not None:
+        if self.body is not None:
             self._deadline = self.site.loop.time() + self.site.body_timeout
 
     def send_continue(self) -> None:
@@ -258,7 +258,7 @@ class Connection(asyncio.Protocol):
 
     def may_stay_open(self) -> bool:
         """Whether what is left of the request body allows another request on this connection."""
-        body = self._body
+        body = self.body
         if body is None:
             return True
         # RFC 9110 10.1.1: a client that waits for 100 Continue may send the body after all, or not.
@@ -270,8 +270,8 @@ class Connection(asyncio.Protocol):
             return
         self._exchange = None
         if not exchange.keep_alive:
-            self.close(unread=self._body is not None)
-        elif self._body is None:
+            self.close(unread=self.body is not None)
+        elif self.body is None:
             self._idle()
         else:
             self._wait_for_body()
@@ -304,7 +304,7 @@ class Connection(asyncio.Protocol):
         if exchange is not None:
             method = exchange.target.method
             exchange.client_gone()
-        self._body = None
+        self.body = None
         if exchange is not None and exchange.started:
             self.break_off(reset=False)
             return
@@ -364,7 +364,7 @@ class Connection(asyncio.Protocol):
         """The process is about to end: idle connections get ``linger`` seconds for one more request, new ones two seconds."""
         if self._exchange is not None:
             self._exchange.drain(now, linger)
-        elif self._body is None and not self._closing:
+        elif self.body is None and not self._closing:
             self._deadline = min(self._deadline, now + (linger if self.requests and not self._reader.buffer else 2.0))
 
     @property
@@ -390,11 +390,11 @@ class Connection(asyncio.Protocol):
             return
         if self._closing:
             self.transport.abort()
-        elif self._body is not None and (not self._reading or self._continue_due):
+        elif self.body is not None and (not self._reading or self._continue_due):
             self._deadline = now + self.site.body_timeout  # it is we who let the client wait
         elif self._reader.buffer:
             self._refuse(RequestError(408, "the request head did not come in time"))
-        elif self._body is not None and self._exchange is not None:
+        elif self.body is not None and self._exchange is not None:
             self._refuse(RequestError(408, "the request body did not come in time"))
         else:
             self.close()

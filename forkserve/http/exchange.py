@@ -6,10 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.errors import ClientGoneError, ResponseError
-from forkserve.http.response import CHUNKED, HOP_LINES, ResponseHead, read_code
-
-BODILESS = (204, 304)
-"""Final statuses without a body (RFC 9110 6.4.1)."""
+from forkserve.http.response import BODILESS, CHUNKED, HOP_LINES, ResponseHead, read_code
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
@@ -89,28 +86,32 @@ class Exchange:
             ResponseError: As `write`.
             ClientGoneError: As `write`.
         """
-        head = self.head
+        head, connection, site = self.head, self.connection, self.site
         if (
             head is None
-            or head.content_length != len(data)
-            or head.close
             or data.__class__ is not bytes
-            or head.code in BODILESS
+            or head.content_length != len(data)
+            or not head.plain
             or self.target.method == "HEAD"
             or self.started
             or self.gone
             or not self.keep_alive
-            or self.site.closing
-            or not self.connection.may_stay_open()
+            or site.closing
+            or connection.body is not None
         ):
             self.write(data, more=False)
             return
         self.sent = len(data)
         self.started = self.complete = True
-        self.connection.transport.write(head.finish(HOP_LINES[self.fields.version, True], self.site.ending) + data)
-        if self.site.on_answer is not None:
-            self.site.on_answer(self)
-        self.connection.answered(self)
+        version = self.fields.version
+        if head.block and version == "1.1" and site.on_answer is None:
+            connection.transport.write(b"".join((head.block, site.ending.whole, data)))
+        else:
+            self.head = head = head.own()
+            connection.transport.write(head.finish(HOP_LINES[version, True], site.ending) + data)
+            if site.on_answer is not None:
+                site.on_answer(self)
+        connection.answered(self)
 
     def write(self, data: bytes, *, more: bool) -> None:
         """Send a piece of the body, with the head in front of it if that has not been sent, in one write.
@@ -156,9 +157,10 @@ class Exchange:
         self.connection.answered(self)
 
     def _frame(self, size: int, *, more: bool) -> bytes:
-        head, site, version = self.head, self.site, self.fields.version
-        if head is None:
+        if self.head is None:
             raise ResponseError("the body came before the start of the response")
+        self.head = head = self.head.own()
+        site, version = self.site, self.fields.version
         length = head.content_length
         if head.close or site.closing or (self.keep_alive and not self.connection.may_stay_open()):
             self.keep_alive = False
@@ -178,6 +180,13 @@ class Exchange:
         self.started = True
         hop = HOP_LINES[version, self.keep_alive]
         return head.finish(hop + CHUNKED if self.chunked else hop, site.ending)
+
+    def add_length(self, length: int) -> None:
+        """Say how long the body is, where the application did not but it is known."""
+        head = self.head
+        if head is not None and head.content_length is None and head.code not in BODILESS:
+            self.head = head.own()
+            self.head.add_length(length)
 
     def fail(self, error: BaseException | None, what: str) -> None:
         """The application did not answer as it should: log it, and answer 500 if nothing has been sent, else break off.

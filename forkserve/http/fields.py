@@ -44,9 +44,23 @@ class Line:
 
     def __init__(self, name: bytes, value: bytes) -> None:
         self.pair = (name, value)
-        self.heed = _drop if b"_" in name else _MEANINGS.get(name)
-        self.key = _CGI_NAMES.get(name, "HTTP_" + name.decode("ascii").upper().replace("-", "_"))
+        self.heed, self.key = _NAMES.get(name) or _read_name(name)
         self.text = value.decode("latin-1")
+
+
+Heed = Callable[["Fields", bytes], None]
+
+_NAMES: dict[bytes, tuple[Heed | None, str]] = {}
+"""Names to what `Line` says of them: values change more often."""
+_NAMES_KEPT = 1024
+
+
+def _read_name(name: bytes) -> tuple[Heed | None, str]:
+    heed = _drop if b"_" in name else _MEANINGS.get(name)
+    key = _CGI_NAMES.get(name, "HTTP_" + name.decode("ascii").upper().replace("-", "_"))
+    if len(_NAMES) < _NAMES_KEPT and len(name) <= _LONGEST_KEPT:
+        _NAMES[name] = heed, key
+    return heed, key
 
 
 _LINES: dict[bytes, Line] = {}
@@ -78,8 +92,8 @@ class LineReader:
         if not section:
             return []
         lines = section.split(b"\r\n")
-        read = [_LINES.get(line) for line in lines]
-        if None in read:
+        read = list(map(_LINES.get, lines))
+        if not all(read):
             self._read_fresh(lines, read)
         return read  # type: ignore[return-value]  # no None is left
 
@@ -125,8 +139,8 @@ class Fields:
     """
 
     __slots__ = (
-        "chunked", "connection", "content_length", "expect_continue", "forwarded", "headers", "host", "keep_alive", "lines",
-        "upgrade", "version",
+        "chunked", "connection", "content_length", "expect_continue", "forwarded", "has_body", "headers", "host", "keep_alive",
+        "lines", "upgrade", "version",
     )  # fmt: skip
 
     def __init__(self, version: str, lines: list[Line]) -> None:
@@ -141,13 +155,14 @@ class Fields:
         self.connection: frozenset[bytes] = frozenset()
         seen: set[bytes] = set()
         for line in lines:
-            if line.heed is not None:
+            heed = line.heed
+            if heed is not None:
                 name, value = line.pair
                 if name in _ONLY_ONCE:
                     if name in seen:
                         raise RequestError(400, f"more than one {name.decode()} field")
                     seen.add(name)
-                line.heed(self, value)
+                heed(self, value)
         self.headers: Headers = [line.pair for line in self.lines]
         # An Upgrade that is not taken: what follows may already be of the other protocol, so it is never read as a request.
         self.keep_alive = (
@@ -157,11 +172,7 @@ class Fields:
             raise RequestError(400, "an HTTP/1.1 request needs a Host field")
         if self.chunked and self.content_length is not None:
             raise RequestError(400, "both Content-Length and Transfer-Encoding")
-
-    @property
-    def has_body(self) -> bool:
-        """Whether bytes of a body follow the head."""
-        return self.chunked or bool(self.content_length)
+        self.has_body = self.chunked or bool(self.content_length)  # bytes of it follow the head
 
     def with_authority(self, authority: bytes) -> "Fields":
         """RFC 9112 3.2.2: the authority of an absolute target stands for the Host field.

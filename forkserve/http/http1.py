@@ -136,11 +136,14 @@ class HeadReader:
         Raises:
             RequestError: It is not sound, or it is larger than the limits allow, or it asks for what we do not do.
         """
+        # From the version on: what a client that repeats itself sends again to the letter. In front of it is the request line,
+        # and not more, if that is a known one.
+        if self._fields is not None and head.endswith(self._tail):
+            target = TARGETS.get(head[: -len(self._tail)])
+            if target is not None:
+                return target, self._fields
         line_end = head.find(b"\r\n")
-        # From the version on: what a client that repeats itself sends again to the letter.
         tail = head[line_end - 8 :]
-        if tail == self._tail and (target := TARGETS.get(head[: line_end - 8])) is not None and self._fields is not None:
-            return target, self._fields
         if line_end == 0:  # RFC 9112 2.2: one empty line before the request line is skipped
             head = head[2:]
             line_end = head.find(b"\r\n")

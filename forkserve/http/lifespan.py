@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.asgi import VERSIONS
@@ -52,13 +53,16 @@ class Lifespan:
         elif self._mode == "on":
             raise LifespanError("the application returned without answering lifespan.startup")
 
-    async def shutdown(self) -> None:
-        """Run the application's shutdown to its end; what it raises is logged."""
+    async def shutdown(self, limit: float = inf) -> None:
+        """Run the application's shutdown to its end, or for ``limit`` seconds; what it raises is logged."""
         if self._task is None or self._task.done():
             return
         self._orders.put_nowait({"type": "lifespan.shutdown"})
-        await asyncio.wait((self._task, self._stopped), return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done() and (error := self._task.exception()) is not None:
+        timeout = None if limit == inf else limit
+        ended, _ = await asyncio.wait((self._task, self._stopped), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not ended:
+            self._site.log.warning("lifespan shutdown is cut short after %.1f s: the graceful timeout is over", limit)
+        elif self._task.done() and (error := self._task.exception()) is not None:
             self._site.log.error("lifespan shutdown raised an exception", exc_info=error)
         self._task.cancel()
 

@@ -54,10 +54,20 @@ def parse_with_h11(lines: list[bytes]) -> Headers:
 
 
 def _without_framing(lines: list[bytes], parse: ParseLines) -> Headers:
-    own = [(name.lower(), value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines)]
-    shown = [line for line, (name, _) in zip(lines, own, strict=True) if name not in _FRAMING]
-    read = iter(parse(shown) if shown else ())
-    return [pair if pair[0] in _FRAMING else next(read) for pair in own]
+    headers: Headers = []
+    shown: list[bytes] = []
+    for line in lines:  # most often a single one
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        headers.append((name, value.strip(b" \t")))
+        if name not in _FRAMING:
+            shown.append(line)
+    if not shown:
+        return headers
+    if len(shown) == len(lines):
+        return parse(lines)
+    read = iter(parse(shown))
+    return [pair if pair[0] in _FRAMING else next(read) for pair in headers]
 
 
 def _ask_httptools(lines: list[bytes]) -> Headers:

@@ -1,13 +1,16 @@
 """Response heads: what an application gave, checked and framed (RFC 9110 section 6 and 8, RFC 9112 section 6). Pure.
 
 Applications send the same few header lines again and again, so a line is checked and written out once and then kept
-(`_LINES`); what cannot be sent never gets in there.
+(`_LINES`); what cannot be sent never gets in there. Most send even the same few heads again and again: one whose lines were all
+known is kept as a whole (`_HEADS`). A head with a line of its own, such as a fresh cookie, has no reason to come again, and would
+only push out those that do.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from forkserve.http.errors import PHRASES, RequestError, ResponseError
 
@@ -26,6 +29,12 @@ _LINES_KEPT = 2048
 _LONGEST_KEPT = 256
 _STATUSES: dict[str, tuple[int, bytes]] = {}
 _CODES: dict[int, tuple[int, bytes]] = {}
+_HEADS: dict[Kind, dict[tuple[Any, ...], ResponseHead]] = {str: {}, bytes: {}}
+"""By kind: status and headers to the head that they make."""
+_HEADS_KEPT = 512
+
+BODILESS = (204, 304)
+"""Final statuses without a body (RFC 9110 6.4.1)."""
 
 # Hop-by-hop fields are the server's own (RFC 9110 7.6.1).
 _DROPPED = frozenset(("keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"))
@@ -62,33 +71,40 @@ def read_code(code: int) -> tuple[int, bytes]:
 
 
 class ResponseHead:
-    """A response head in the making: the application's fields, and what they say about the framing.
+    """A response head: the application's fields, and what they say about the framing.
 
     Args:
         code: The status code.
         line: The status line, with its CR LF.
         kind: What names and values are: strings in latin-1 (WSGI) or bytes (ASGI).
+
+    Attributes:
+        block: All lines in one, if the head is shared by all answers that repeat it; it is never changed then.
+        plain: Whether there is a body, and nothing against another request on the connection.
     """
 
-    __slots__ = ("_kind", "close", "code", "content_length", "lines", "own_date", "own_server")
+    __slots__ = ("_kind", "block", "close", "code", "content_length", "lines", "own_date", "own_server", "plain")
 
     def __init__(self, code: int, line: bytes, kind: Kind) -> None:
         self.code = code
         self._kind = kind
         self.lines = [line]
+        self.block = b""
         self.content_length: int | None = None
         self.close = False
         self.own_date = False
         self.own_server = False
+        self.plain = code not in BODILESS
 
-    def add(self, headers: Iterable[Header]) -> None:
-        """Take the application's headers.
+    def add(self, headers: Iterable[Header]) -> bool:
+        """Take the application's headers; tells whether all of them were known before.
 
         Raises:
             ResponseError: They are no pairs of the right kind, a name is no token, a value holds CR, LF, NUL or something outside
                 latin-1, or there is more than one length.
         """
         lines, known = self.lines, _LINES[self._kind]
+        all_known = True
         for header in headers:
             try:
                 line = known.get(header)
@@ -97,9 +113,24 @@ class ResponseHead:
             if line.__class__ is bytes:
                 lines.append(line)
             elif line is None:
+                all_known = False
                 self._read(header)
             else:
                 self._take_length(*line)
+        return all_known
+
+    def share(self) -> None:
+        """From here on other answers have this head too."""
+        self.block = b"".join(self.lines)
+
+    def own(self) -> ResponseHead:
+        """This head, or if others have it too a copy: one that may be changed."""
+        if not self.block:
+            return self
+        head = ResponseHead(self.code, b"", self._kind)
+        head.lines = self.lines.copy()
+        head.content_length = self.content_length
+        return head  # the rest is as it was: what is not never gets shared
 
     def _read(self, header: Header) -> None:
         try:
@@ -120,6 +151,7 @@ class ResponseHead:
             self._keep(header, (int(value), line), line)
         elif lower == "connection":
             self.close |= "close" in value.lower()
+            self.plain &= not self.close
         elif lower not in _DROPPED:
             self.lines.append(line)
             if lower == "date":
@@ -160,6 +192,33 @@ class ResponseHead:
             ending.without(date=self.own_date, server=self.own_server) if self.own_date or self.own_server else ending.whole
         )
         return b"".join(self.lines)
+
+
+def read_head(status: Any, headers: Iterable[Header], kind: Kind) -> ResponseHead:
+    """The head that an application tells, perhaps shared.
+
+    Args:
+        status: WSGI's or ASGI's status.
+        headers: The application's headers.
+        kind: Which of the two it is: strings (WSGI) or bytes (ASGI).
+
+    Raises:
+        ResponseError: It cannot be sent.
+    """
+    key = (status, *headers)
+    try:
+        head = _HEADS[kind].get(key)
+    except TypeError:  # a list instead of a tuple
+        head = None
+    if head is None:
+        head = ResponseHead(*(read_status if kind is str else read_code)(status), kind)
+        if head.add(key[1:]):
+            kept = _HEADS[kind]
+            if len(kept) >= _HEADS_KEPT:
+                kept.clear()
+            head.share()
+            kept[key] = head
+    return head
 
 
 def _as_text(part: str | bytes, kind: Kind) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.http.acceptor import HANDSHAKE, Acceptor
 from forkserve.http.asgi import REQUEST, ASGIExchange
+from forkserve.http.inhand import InHand
 from forkserve.http.lifespan import Lifespan
 from forkserve.http.threads import ThreadedExchange, ThreadPool
 from forkserve.http.websocket import WebSocket
@@ -27,7 +28,10 @@ SWEEP = 1.0
 NEWCOMERS = 2.0
 """Seconds that a draining process waits for a connection that has sent no request, or has not finished its TLS handshake."""
 DRAIN_SWEEP = 0.05
-"""The same while draining, when there are few connections and everyone is waiting."""
+"""The same as `SWEEP` while draining, when there are few connections and everyone is waiting."""
+LEAST_SHUTDOWN = 0.5
+"""Seconds that the application's shutdown gets even when requests have used up the graceful timeout; whoever waits for this
+process to end then has not much more patience."""
 
 
 class Service:
@@ -41,6 +45,7 @@ class Service:
         self.site = site
         self.loop = site.loop
         self.pool: ThreadPool | None = None
+        self.in_hand = InHand(site)
         self._lifespan: Lifespan | None = None
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -48,10 +53,10 @@ class Service:
             site.new_exchange = _asgi_exchange
             self._lifespan = Lifespan(site, site.settings.lifespan)
         elif site.settings.threads:
-            site.queue = self.pool = ThreadPool(site, site.settings.threads)
+            site.pool = self.pool = ThreadPool(site, site.settings.threads)
             site.new_exchange = ThreadedExchange
         else:
-            site.queue = site.inline = Turns(site)
+            site.inline = Turns(site)
             site.new_exchange = WSGIExchange
 
     def tell(self, on_request: Callable[[Exchange], None] | None, on_answer: Callable[[Exchange], None] | None) -> None:
@@ -82,7 +87,11 @@ class Service:
             await self._lifespan.startup()
 
     def accept(
-        self, sockets: Iterable[tuple[socket.socket, Callable[[], bool] | None]], on_tick: Callable[[], None], period: float
+        self,
+        sockets: Iterable[tuple[socket.socket, Callable[[], bool] | None]],
+        on_tick: Callable[[], None],
+        period: float,
+        on_sweep: Callable[[], None] = lambda: None,
     ) -> None:
         """Accept connections from now on.
 
@@ -90,11 +99,12 @@ class Service:
             sockets: Listening sockets; with each, for one that siblings share, whether one of them has less to do.
             on_tick: Called every ``period`` seconds.
             period: At most `SWEEP`.
+            on_sweep: Called after each look at all connections, every `SWEEP` seconds.
         """
         self._acceptors = [Acceptor(self.site, sock, after_you) for sock, after_you in sockets]
         for acceptor in self._acceptors:
             acceptor.start()
-        self._on_tick, self._period = on_tick, period
+        self._on_tick, self._on_sweep, self._period = on_tick, on_sweep, period
         self._swept = self.loop.time()
         self._tick()
 
@@ -107,6 +117,7 @@ class Service:
             self._swept = now
             # An overdue sweep: an application held the thread.
             self.site.sweep(late=since - SWEEP if since > SWEEP * 1.5 else 0.0)
+            self._on_sweep()
 
     def hide_loop(self) -> None:
         """Let inline WSGI applications not see that a loop runs on their thread; call this last before waiting for the end.
@@ -133,7 +144,7 @@ class Service:
         """Let every client have its answer, then run the application's shutdown. Call `stop_accepting` before.
 
         Args:
-            grace: Seconds after which what is still open is logged and left.
+            grace: Seconds after which what is still open is logged and left; the shutdown gets what remains of them.
         """
         site, end = self.site, self.loop.time() + grace
         site.draining = site.closing = True
@@ -153,7 +164,7 @@ class Service:
             await self.pause(DRAIN_SWEEP / 2)
         self._give_up()
         if self._lifespan is not None:
-            await self._lifespan.shutdown()
+            await self._lifespan.shutdown(max(LEAST_SHUTDOWN, end - self.loop.time()))
         if self._timer is not None:
             self._timer.cancel()
         if site.access_log is not None:

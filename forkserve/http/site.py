@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
     from forkserve.http.http1 import Target
+    from forkserve.http.threads import ThreadPool
     from forkserve.http.websocket import WebSocket
-    from forkserve.http.wsgi import Queue, Turns
+    from forkserve.http.wsgi import Turns
     from forkserve.settings import Settings
 
 
@@ -99,8 +100,8 @@ class Site:
         self.tls = make_context(settings)
         self.connections: set[Connection | WebSocket] = set()
         self.new_exchange: Callable[[Connection, Target, Fields], Exchange]
-        self.queue: Queue  # of WSGI calls
-        self.inline: Turns  # the same, if they are made on the loop's thread
+        self.inline: Turns  # if WSGI calls are made on the loop's thread
+        self.pool: ThreadPool  # if they are made beside it
         self.trusted = TrustedPeers(settings.forwarded_allow_ips if settings.proxy_headers else ())
         self.state: dict[str, Any] = {}  # the lifespan's
         self.requests = 0

@@ -7,12 +7,12 @@ import threading
 from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forkserve.http.errors import ClientGoneError
-from forkserve.http.exchange import BODILESS
+from forkserve.http.response import BODILESS
 from forkserve.http.sendfile import FileWrapper
-from forkserve.http.wsgi import WSGIExchange
+from forkserve.http.wsgi import WSGICall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,7 +32,6 @@ class ThreadPool:
     """
 
     def __init__(self, site: Site, count: int) -> None:
-        self.site = site
         self._queue: SimpleQueue[ThreadedExchange] = SimpleQueue()
         self._own = threading.local()  # the number of this thread
         self._began: list[float | None] = [None] * count  # when each thread called the application it is in
@@ -74,17 +73,26 @@ class ThreadPool:
             self._busy[number] = False
 
 
-class ThreadedExchange(WSGIExchange):
+class ThreadedExchange(WSGICall):
     """One request answered by a WSGI application in a thread of the pool."""
 
-    __slots__ = ("_ahead", "_due", "_handed_over")
+    __slots__ = ("_ahead", "_called", "_due", "_handed_over")
 
     def start(self) -> None:
         """Without a body, have a thread call the application; else wait for all of it."""
         self._ahead = threading.Semaphore(PIECES_AHEAD)
         self._due = 0  # pieces written that the client has not taken
+        self._called = False
         self._handed_over = False
-        super().start()
+        if self.fields.has_body:
+            self.spool()
+        else:
+            self.input = None
+            self.ready()
+
+    def ready(self) -> None:
+        """Have a thread call the application."""
+        self.site.pool.take(self)
 
     # In the thread
 
@@ -93,14 +101,14 @@ class ThreadedExchange(WSGIExchange):
         self._called = True
         result: Iterable[bytes] | None = None
         try:
-            result = self.site.app(self._environ(), self.start_response)
+            result = self.site.app(self.environ(), self.start_response)
             if isinstance(result, list):
                 self._hand_over(self._write_last, b"".join(result))
             elif not (isinstance(result, FileWrapper) and self._hand_over_file(result)):
                 for piece in result:
                     if piece.__class__ is bytes and not piece:
                         continue
-                    self._write(piece)
+                    self.write_now(piece)
                     if self.target.method == "HEAD" or (self.head is not None and self.head.code in BODILESS):
                         break  # it may never end
                 self._hand_over(self._write_last, b"")
@@ -109,22 +117,17 @@ class ThreadedExchange(WSGIExchange):
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             self._hand_over(self.fail, error, "the application raised an exception")
         finally:
-            self._close_result(result)
-
-    def _close_result(self, result: Any) -> None:
-        try:
-            if hasattr(result, "close"):
-                result.close()
-        except BaseException:  # as in call
-            self.site.log.exception("%s: close() of the response raised an exception", self.describe())
+            self.close_result(result)
 
     @property
-    def _committed(self) -> bool:
+    def committed(self) -> bool:
+        """Whether headers can no longer be replaced."""
         return self._handed_over
 
-    def _write(self, data: bytes) -> None:
+    def write_now(self, data: bytes) -> None:
+        """Hand the loop a piece; wait if the client is too far behind."""
         self._handed_over = True
-        self.site.queue.waiting(self._ahead.acquire)
+        self.site.pool.waiting(self._ahead.acquire)
         if self.gone:
             raise ClientGoneError
         self._hand_over(self._write_piece, data)
@@ -137,7 +140,7 @@ class ThreadedExchange(WSGIExchange):
         rest = wrapper.remaining()
         if rest is None or self.connection.endpoints.tls or self.head is None or self._handed_over:
             return False
-        self._hand_over(self._start_file, os.dup(wrapper.fileno()), wrapper.tell(), rest)
+        self._hand_over(self.start_file, os.dup(wrapper.fileno()), wrapper.tell(), rest)
         return True
 
     # On the loop

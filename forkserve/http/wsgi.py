@@ -1,4 +1,4 @@
-"""WSGI (PEP 3333): the environ, start_response, and the two ways to call an application: inline and in a pool of threads.
+"""WSGI (PEP 3333): the environ, start_response, and the inline way to call an application; the other one is in `threads`.
 
 Inline, one application call at a time holds the loop's thread, from the call to the ``close()`` of its iterator, as
 in thin. Lists, files and small generators are closed at once and sent later; a larger generator is asked for its next
@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from forkserve.http.environ import Environ, environ_template
 from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
-from forkserve.http.exchange import BODILESS, Exchange
-from forkserve.http.response import ResponseHead, read_status
+from forkserve.http.exchange import Exchange
+from forkserve.http.response import BODILESS, read_head
 from forkserve.http.sendfile import FileWrapper, SendFile
 
 if TYPE_CHECKING:
-    from forkserve.http.connection import Connection
-    from forkserve.http.fields import Fields
     from forkserve.http.site import Site
 
-Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
 
 BODY_IN_MEMORY = 512 * 1024
@@ -37,16 +34,6 @@ SURPLUS = 8
 """How often an iterator is asked whether it ends, once its Content-Length is there, before others get a turn on the loop."""
 OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which ``write()`` goes to a temporary file: it cannot wait for the client."""
-
-
-class Queue(Protocol):
-    """Where exchanges wait for their call of the application: `Turns`, or a pool of threads."""
-
-    def take(self, exchange: Any) -> None:
-        """Call the application for the exchange as soon as possible."""
-
-    def waiting(self, wait: Callable[[], object]) -> None:
-        """Wait for a client in the middle of a call."""
 
 
 class Turns:
@@ -59,7 +46,7 @@ class Turns:
         self._begin = site.observer.begin
         self._end = site.observer.end
         self._holder: WSGIExchange | None = None
-        self._waiting: deque[WSGIExchange] = deque()
+        self._waiting: deque[WSGIExchange | Callable[[], None]] = deque()
 
     @property
     def held(self) -> bool:
@@ -75,9 +62,12 @@ class Turns:
         else:
             self._waiting.append(exchange)
 
-    def waiting(self, wait: Callable[[], object]) -> None:
-        """Nothing on the loop's thread ever waits."""
-        raise NotImplementedError
+    def between(self, call: Callable[[], None]) -> None:
+        """Call it now, or when the application call under way, and those that wait in front, have ended."""
+        if self._holder is None and not self._waiting:
+            call()
+        else:
+            self._waiting.append(call)
 
     def leave(self) -> None:
         """The call has ended."""
@@ -89,7 +79,9 @@ class Turns:
     def _next(self) -> None:
         while self._holder is None and self._waiting:
             exchange = self._waiting.popleft()
-            if exchange.gone:  # the client did not wait: spare the application the call
+            if not isinstance(exchange, WSGIExchange):
+                exchange()
+            elif exchange.gone:  # the client did not wait: spare the application the call
                 exchange.discard_input()
             else:
                 self._holder = exchange
@@ -97,88 +89,57 @@ class Turns:
                 exchange.call()
 
 
-class WSGIExchange(Exchange):
-    """One request answered by a WSGI application on the loop's thread."""
+class WSGICall(Exchange):
+    """One request answered by a WSGI application: what is the same wherever the application is called.
 
-    __slots__ = ("_called", "_input", "_iterable", "_iterator", "_length", "_overflow")
+    The request body is spooled, to memory first and then to disk, so that a slow client never holds the application; `ready` is
+    called when it is whole.
+    """
 
-    def start(self) -> None:
-        """Without a body, call the application; else wait for all of it."""
-        fields = self.fields
-        self._called = False
-        self._length = 0  # of the request body
-        self._input: BinaryIO | None = None
-        self._iterable: Iterable[bytes] | None = None
-        self._overflow: BinaryIO | None = None
-        if fields.chunked or fields.content_length:
-            self._input = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115 - lives as long as the exchange
-            self.connection.send_continue()
-        else:
-            self.site.queue.take(self)
+    __slots__ = ("_length", "input")
+
+    def ready(self) -> None:
+        """The request is whole: have the application called."""
+        raise NotImplementedError
+
+    def spool(self) -> None:
+        """Wait for all of the request body."""
+        self._length = 0
+        self.input: BinaryIO | None = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115 - lives as long as the exchange
+        self.connection.send_continue()
 
     def body_data(self, data: bytes) -> None:
         """Keep it, in memory or on disk."""
-        assert self._input is not None
+        assert self.input is not None
         self._length += len(data)
         try:
-            self._input.write(data)
+            self.input.write(data)
         except OSError as error:
             self.site.log.error("%s: the request body cannot be stored: %s", self.describe(), error.strerror)  # noqa: TRY400 - no fault of ours
             raise RequestError(507, "the request body cannot be stored") from error
 
     def body_end(self) -> None:
         """The body is whole: now the application may be called."""
-        assert self._input is not None
-        self._input.seek(0)
-        self.site.queue.take(self)
-
-    def client_gone(self) -> None:
-        """Nobody will read the answer: end what is under way."""
-        self.gone = True
-        if self._iterable is not None:
-            self._close()
-        elif not self._called:
-            self.discard_input()
-
-    def writable(self) -> None:
-        """Ask the iterator for more."""
-        if self._iterable is not None:
-            self._step()
+        assert self.input is not None
+        self.input.seek(0)
+        self.ready()
 
     def discard_input(self) -> None:
         """Close the request body."""
-        if self._input is not None:
-            self._input.close()
+        if self.input is not None:
+            self.input.close()
 
-    def call(self) -> None:
-        """Call the application and send what it gives."""
-        self._called = True
-        site = self.site
-        try:
-            result = site.app(self._environ(), self.start_response)
-            if site.observer.told_to_drain():
-                site.closing = True
-            if type(result) is list and self._overflow is None:
-                # Everything is there: one write, and done.
-                self.answer(result[0] if len(result) == 1 else b"".join(result))
-                self._leave()
-                return
-            self._iterable = result
-            self._iterate(result)
-        except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
-            self._failed(error)
-
-    def _environ(self) -> Environ:
-        connection, target = self.connection, self.target
+    def environ(self) -> Environ:
+        """What the application gets."""
+        connection = self.connection
         template = connection.template
         if template is None:
             template = connection.template = environ_template(connection, self.fields)
-        environ: Environ = template.copy()
-        environ.update(target.environ)
-        if self._input is None:
+        environ: Environ = template | self.target.environ
+        if self.input is None:
             environ["wsgi.input"] = io.BytesIO()
         else:
-            environ["wsgi.input"] = self._input
+            environ["wsgi.input"] = self.input
             environ["CONTENT_LENGTH"] = str(self._length)
         if script := environ["SCRIPT_NAME"]:
             path = environ["PATH_INFO"]
@@ -194,19 +155,99 @@ class WSGIExchange(Exchange):
         if self.head is not None:
             if exc_info is None:
                 raise ResponseError("start_response was called twice without exc_info")
-            if self._committed and exc_info[1] is not None:
+            if self.committed and exc_info[1] is not None:
                 raise exc_info[1].with_traceback(exc_info[2])
-        head = ResponseHead(*read_status(status), str)
-        head.add(headers)
-        self.head = head
-        return self._write
+        self.head = read_head(status, headers, str)
+        return self.write_now
 
     @property
-    def _committed(self) -> bool:
+    def committed(self) -> bool:
         """Whether headers can no longer be replaced."""
         return self.started
 
-    def _write(self, data: bytes) -> None:
+    def write_now(self, data: bytes) -> None:
+        """PEP 3333's ``write()``."""
+        raise NotImplementedError
+
+    def close_result(self, result: Any) -> None:
+        """Close what the application returned, whatever happened (PEP 3333)."""
+        try:
+            if hasattr(result, "close"):
+                result.close()
+        except BaseException:  # sys.exit() in an app ends a request, not the worker
+            self.site.log.exception("%s: close() of the response raised an exception", self.describe())
+
+    def start_file(self, file: int, offset: int, rest: int) -> None:
+        """Send ``rest`` bytes of a file from ``offset`` on; the descriptor is ours from here on."""
+        try:
+            self.add_length(rest)
+            self.write(b"", more=True)
+        except BaseException:
+            os.close(file)
+            raise
+        assert self.head is not None
+        size = 0 if self.bodiless else min(rest, self.head.content_length or 0)
+        SendFile(self.connection, file, offset, size, self._file_sent).start()
+
+    def _file_sent(self, count: int) -> None:
+        if self.left is not None:
+            self.left -= count
+        self.sent += count
+        self.gone = self.gone or self.connection.transport.is_closing()
+        with suppress(ClientGoneError):
+            self.write(b"", more=False)
+
+
+class WSGIExchange(WSGICall):
+    """One request answered by a WSGI application on the loop's thread."""
+
+    __slots__ = ("_iterable", "_iterator", "_overflow")
+
+    def start(self) -> None:
+        """Without a body, call the application; else wait for all of it."""
+        self._iterable: Iterable[bytes] | None = None
+        self._overflow: BinaryIO | None = None
+        if self.fields.has_body:
+            self.spool()
+        else:
+            self.input = None
+            self.site.inline.take(self)
+
+    def ready(self) -> None:
+        """Call the application when it is its turn."""
+        self.site.inline.take(self)
+
+    def client_gone(self) -> None:
+        """Nobody will read the answer: end what is under way."""
+        self.gone = True
+        if self._iterable is not None:
+            self._close()
+        elif self.given is None:  # not called yet
+            self.discard_input()
+
+    def writable(self) -> None:
+        """Ask the iterator for more."""
+        if self._iterable is not None:
+            self._step()
+
+    def call(self) -> None:
+        """Call the application and send what it gives."""
+        site = self.site
+        try:
+            result = site.app(self.environ(), self.start_response)
+            if site.observer.told_to_drain():
+                site.closing = True
+            if type(result) is list and self._overflow is None:
+                # Everything is there: one write, and done.
+                self.answer(result[0] if len(result) == 1 else b"".join(result))
+                self._leave()
+                return
+            self._iterable = result
+            self._iterate(result)
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
+            self._failed(error)
+
+    def write_now(self, data: bytes) -> None:
         """PEP 3333's ``write()``: called by the application during its call, so it can neither wait nor be asked again."""
         if self._overflow is None and self.connection.transport.get_write_buffer_size() > OUTPUT_IN_MEMORY:
             self._overflow = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the exchange
@@ -228,7 +269,7 @@ class WSGIExchange(Exchange):
             and not self.started
             and _length_hint(result) == 1
         ):
-            head.add_length(len(body := next(iter(result), b"")))
+            self.add_length(len(body := next(iter(result), b"")))
             self._iterator = iter((body,))
         else:
             self._iterator = iter(result) if self._overflow is None else chain(_drained(self._overflow), result)
@@ -269,33 +310,10 @@ class WSGIExchange(Exchange):
         if rest is None or self.started or self.head is None:
             return False
         if self.connection.endpoints.tls:
-            if self.head.content_length is None and self.head.code not in BODILESS:
-                self.head.add_length(rest)
+            self.add_length(rest)
             return False
-        self._start_file(os.dup(wrapper.fileno()), wrapper.tell(), rest)
+        self.start_file(os.dup(wrapper.fileno()), wrapper.tell(), rest)
         return True
-
-    def _start_file(self, file: int, offset: int, rest: int) -> None:
-        """Send ``rest`` bytes of a file from ``offset`` on; the descriptor is ours from here on."""
-        head = self.head
-        assert head is not None
-        try:
-            if head.content_length is None and head.code not in BODILESS:
-                head.add_length(rest)
-            self.write(b"", more=True)
-        except BaseException:
-            os.close(file)
-            raise
-        size = 0 if self.bodiless else min(rest, head.content_length or 0)
-        SendFile(self.connection, file, offset, size, self._file_sent).start()
-
-    def _file_sent(self, count: int) -> None:
-        if self.left is not None:
-            self.left -= count
-        self.sent += count
-        self.gone = self.gone or self.connection.transport.is_closing()
-        with suppress(ClientGoneError):
-            self.write(b"", more=False)
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, ClientGoneError) and self.gone:
@@ -310,16 +328,12 @@ class WSGIExchange(Exchange):
     def _close(self) -> None:
         """Close the iterator, whatever happened (PEP 3333), and let the next one in."""
         iterable, self._iterable = self._iterable, None
-        try:
-            if iterable is not None and hasattr(iterable, "close"):
-                iterable.close()
-        except BaseException:  # as in call
-            self.site.log.exception("%s: close() of the response raised an exception", self.describe())
+        self.close_result(iterable)
         self._leave()
 
     def _leave(self) -> None:
-        if self._input is not None:
-            self._input.close()
+        if self.input is not None:
+            self.input.close()
         self.site.inline.leave()
 
 
@@ -335,43 +349,3 @@ def _drained(overflow: BinaryIO) -> Iterator[bytes]:
         overflow.seek(0)
         while block := overflow.read(65536):
             yield block
-
-
-def environ_template(connection: Connection, fields: Fields) -> Environ:
-    """The part of the environ that follows from connection and field section; copied for each request."""
-    site, endpoints = connection.site, connection.endpoints
-    client, scheme = endpoints.seen_through(fields, site.trusted)
-    host, port = endpoints.server or ("", None)
-    if port is None:  # a unix socket has no name that a client could use
-        host, colon, port_text = (fields.host or b"localhost").decode("ascii").rpartition(":")
-        if not colon or not port_text.isdigit():
-            host, port_text = (host + colon + port_text), ""
-    else:
-        port_text = str(port)
-    port_text = port_text or ("443" if scheme == "https" else "80")
-    environ: Environ = {
-        "SERVER_PROTOCOL": f"HTTP/{fields.version}",
-        "SERVER_SOFTWARE": "forkserve",
-        "SERVER_NAME": host or "localhost",
-        "SERVER_PORT": port_text,
-        "SCRIPT_NAME": site.settings.root_path,
-        "REMOTE_ADDR": client[0] if client else "",
-        "REMOTE_PORT": str(client[1]) if client else "",
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scheme,
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": bool(site.settings.threads),
-        "wsgi.multiprocess": site.settings.workers > 1,
-        "wsgi.run_once": False,
-        "wsgi.input_terminated": True,
-        "wsgi.file_wrapper": FileWrapper,
-        # The places of what `Target.environ` and the exchange fill in: a copy of a dict is cheap, but its growing is not.
-        **dict.fromkeys(("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "wsgi.input")),
-    }
-    for line in fields.lines:
-        key = line.key
-        if key in environ:
-            environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + line.text
-        elif key:
-            environ[key] = line.text
-    return environ

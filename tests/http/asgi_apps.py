@@ -276,3 +276,18 @@ async def raising_end(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.startup.complete"})
     await receive()
     raise IntendedError("could not save")
+
+
+async def endless_end(scope: Scope, receive: Receive, send: Send) -> None:
+    """A shutdown that does not end; nor does an answer to `/endless`."""
+    if scope["type"] != "lifespan":
+        if scope["path"] == "/endless":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
+            await asyncio.Event().wait()
+        await answer(send, b"fine")
+        return
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await asyncio.Event().wait()

@@ -225,3 +225,12 @@ def test_a_failed_end(tmp_path: Path, app: str) -> None:
     with serving(f"tests.http.asgi_apps:{app}", tmp_path, faults=True) as server:
         assert server.get().status == 200
     assert "could not save" in server.log
+
+
+def test_an_end_that_takes_too_long(tmp_path: Path) -> None:
+    """A shutdown gets what is left of the graceful timeout."""
+    with serving("tests.http.asgi_apps:endless_end", tmp_path, graceful_timeout=1) as server:
+        assert server.get().status == 200
+        began = time.monotonic()
+    assert 0.8 < time.monotonic() - began < 5
+    assert "lifespan shutdown is cut short after 1.0 s" in server.log

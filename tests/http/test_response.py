@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkserve.http.errors import RequestError, ResponseError
-from forkserve.http.response import HOP_LINES, Ending, ResponseHead, error_answer, read_code, read_status
+from forkserve.http.response import HOP_LINES, Ending, ResponseHead, error_answer, read_code, read_head, read_status
 
 ENDING = Ending(b"", b"Date: D\r\n", b"Server: S\r\n")
 
@@ -14,7 +14,17 @@ def finished(*fields: tuple[str, str], status: str = "200 OK", version: str = "1
     """A whole head with these fields."""
     head = ResponseHead(*read_status(status), str)
     head.add(fields)
-    return head.finish(HOP_LINES[version, keep_alive], ENDING)
+    whole = head.finish(HOP_LINES[version, keep_alive], ENDING)
+    for _ in range(3):  # new, then of known lines, then known as a whole
+        again = read_head(status, list(fields), str).own()
+        assert (again.code, again.content_length, again.close, again.plain) == (
+            head.code,
+            head.content_length,
+            head.close,
+            head.plain,
+        )
+        assert again.finish(HOP_LINES[version, keep_alive], ENDING) == whole
+    return whole
 
 
 def test_head() -> None:
@@ -109,6 +119,47 @@ def test_bad_statuses(status: str | int) -> None:
     """A WSGI status is three digits, a blank and a phrase; interim ones are not the application's."""
     with pytest.raises(ResponseError):
         (read_code if isinstance(status, int) else read_status)(status)  # type: ignore[operator]
+
+
+def test_repeated_heads_are_shared() -> None:
+    """A head of known lines is kept; what one answer adds to it, no other has."""
+    fields = [("X-Repeated", "1"), ("X-Again", "2")]
+    first = read_head("200 OK", fields, str)
+    second = read_head("200 OK", fields, str)
+    third = read_head("200 OK", [("X-Repeated", "1"), ("X-Again", "2")], str)
+
+    assert not first.block
+    assert first.own() is first
+    assert second is third
+    assert second.block == b"HTTP/1.1 200 OK\r\nX-Repeated: 1\r\nX-Again: 2\r\n"
+    own = second.own()
+    own.add_length(5)
+    own.finish(b"", ENDING)
+    assert read_head("200 OK", fields, str).content_length is None
+    assert b"".join(third.lines) == third.block
+    assert read_head("201 Created", fields, str).code == 201
+    assert read_head("200 OK", fields[::-1], str).block != second.block
+
+
+@pytest.mark.parametrize(
+    "field", [("Date", "x"), ("Server", "x"), ("Connection", "close"), ("TE", "x"), ("X", "x" * 300), ["X", "y"]]
+)
+def test_heads_that_are_not_shared(field: tuple[str, str]) -> None:
+    """What needs a look each time, or is too long to be kept, is read each time."""
+    heads = [read_head("200 OK", [field], str) for _ in range(3)]
+
+    assert not any(head.block for head in heads)
+    assert len({id(head) for head in heads}) == 3
+
+
+def test_kinds_are_kept_apart() -> None:
+    """What an ASGI application may send, a WSGI application may not."""
+    for _ in range(3):
+        assert read_head(200, [(b"x-kind", b"y")], bytes).code == 200
+    with pytest.raises(ResponseError):
+        read_head(200, [(b"x-kind", b"y")], str)
+    with pytest.raises(ResponseError):
+        read_head("200 OK", [(b"x-kind", b"y")], str)
 
 
 def test_statuses() -> None:
