@@ -10,17 +10,22 @@ A log that cannot be written must not stop a server: after start-up no error lea
 """
 
 import contextlib
+import fcntl
 import importlib
 import json
 import logging
 import logging.config
 import os
+import stat
+import sys
 import time
 from typing import Any
 
 from forkserve.errors import ConfigError
+from forkserve.prefork import privileges
 from forkserve.settings import Settings
 
+Owner = tuple[int, int] | None
 TRACE = 5
 STDOUT, STDERR = 1, 2
 
@@ -40,17 +45,22 @@ def printable(text: str | bytes) -> str:
 
 
 class LogFile:
-    """A file opened for appending, or stdout or stderr (`path` None); one write for each record."""
+    """A file opened for appending, or stdout or stderr (`path` None); one write for each record.
 
-    def __init__(self, descriptor: int, path: str | None = None) -> None:
+    With an *owner* (uid and gid) a regular file is made theirs, so that workers who are no longer root
+    can open it anew.
+    """
+
+    def __init__(self, descriptor: int, path: str | None = None, owner: Owner = None) -> None:
         self.descriptor = descriptor
         self.path = path
+        self.owner = owner
 
     @classmethod
-    def open(cls, path: str) -> "LogFile":
+    def open(cls, path: str, owner: Owner = None) -> "LogFile":
         """Open the file *path*. Raises ConfigError where it cannot be written."""
         try:
-            return cls(_open(path), path)
+            return cls(_open(path, owner), path, owner)
         except OSError as error:
             raise ConfigError(f"cannot write the log file {path}: {error.strerror}") from None
 
@@ -69,13 +79,17 @@ class LogFile:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(self.path), os.fstat(self.descriptor)):
                 return
-        new = _open(self.path)
+        new = _open(self.path, self.owner)
         os.dup2(new, self.descriptor, inheritable=False)
         os.close(new)
 
 
-def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def _open(path: str, owner: Owner) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if owner is not None and stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with contextlib.suppress(OSError):  # a worker's, who may not, and need not: the master was here first
+            os.fchown(descriptor, *owner)
+    return descriptor
 
 
 class _State:
@@ -86,6 +100,8 @@ class _State:
         self.error = LogFile(STDERR)
         self.access: LogFile | None = None
         self.capture = False
+        self.files: dict[str, LogFile] = {}  # opened for the workers' output, by path
+        self.streams: dict[int, LogFile] = {}  # what stdout and stderr were made copies of
 
 
 _state = _State()
@@ -140,11 +156,13 @@ def configure(settings: Settings) -> None:
     Raises ConfigError where a file cannot be written or --log-config cannot be used.
     """
     logging.addLevelName(TRACE, "TRACE")
+    owner = privileges.owner(settings)
     _state.who = "master"
-    _state.error = LogFile(STDERR) if settings.error_logfile == "-" else LogFile.open(settings.error_logfile)
+    _state.files, _state.streams = {}, {}
+    _state.error = LogFile(STDERR) if settings.error_logfile == "-" else LogFile.open(settings.error_logfile, owner)
     _state.access = None
     if settings.access_logfile is not None:
-        _state.access = LogFile(STDOUT) if settings.access_logfile == "-" else LogFile.open(settings.access_logfile)
+        _state.access = LogFile(STDOUT) if settings.access_logfile == "-" else LogFile.open(settings.access_logfile, owner)
     handler = _Handler()
     handler.addFilter(Identity())
     handler.setFormatter(LineFormatter())
@@ -168,7 +186,57 @@ def identify(worker_id: int, generation: int) -> None:
     """
     _state.who = f"worker {worker_id} gen {generation}"
     if _state.capture:
-        _capture()
+        for stream in (STDOUT, STDERR):
+            redirect(stream, _state.error)
+
+
+def open_file(path: str, owner: Owner) -> LogFile:
+    """Open a file for the workers' output, once for each path; it is reopened as the logs are. In the master.
+
+    Raises ConfigError where it cannot be written.
+    """
+    if path not in _state.files:
+        _state.files[path] = LogFile.open(path, owner)
+    return _state.files[path]
+
+
+def close_files() -> None:
+    """Close the files for the workers' output. In the master, when there are no workers any more."""
+    while _state.files:
+        os.close(_state.files.popitem()[1].descriptor)
+
+
+def redirect(stream: int, file: LogFile) -> None:
+    """Let stdout or stderr (1 or 2) be the file, also when that is opened anew; any process.
+
+    What this process logs to that stream still goes to where the stream went before.
+    """
+    for log in (_state.error, _state.access):
+        if log is not None and log is not file and log.descriptor == stream:
+            copied = _state.streams.get(stream)
+            log.descriptor = copied.descriptor if copied else fcntl.fcntl(stream, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
+    os.dup2(file.descriptor, stream)
+    _state.streams[stream] = file
+
+
+def detach() -> None:
+    """Let go of the stdout and stderr that we were started with: take the error log's file, or else /dev/null.
+
+    What was redirected before stays as it is.
+    """
+    null = LogFile(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+    to = null if _state.error.path is None else _state.error
+    for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+        if stream not in _state.streams:
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                getattr(sys, name).flush()
+            os.dup2(to.descriptor, stream)
+            _state.streams[stream] = to
+    for log in (_state.error, _state.access):
+        if log is not None and log.path is None and log.descriptor > STDERR:  # see `redirect`
+            os.dup2(null.descriptor, log.descriptor, inheritable=False)
+    if to is not null:
+        os.close(null.descriptor)
 
 
 def access_log() -> LogFile | None:
@@ -178,25 +246,19 @@ def access_log() -> LogFile | None:
 
 def descriptors() -> frozenset[int]:
     """Return the descriptors of the logs: those that a child of the master must keep."""
-    return frozenset(one.descriptor for one in (_state.error, _state.access) if one is not None)
+    return frozenset(one.descriptor for one in (_state.error, _state.access, *_state.files.values()) if one is not None)
 
 
 def reopen() -> None:
     """Open each log file anew whose path no longer leads to it (it was rotated); any process."""
-    for one in (_state.error, _state.access):
+    for one in (_state.error, _state.access, *_state.files.values()):
         if one is not None:
             try:
                 one.reopen()
             except OSError as error:
                 logger.warning("cannot reopen the log file %s: %s", one.path, error.strerror)
-    if _state.capture and _state.who != "master":
-        _capture()
-
-
-def _capture() -> None:
-    """Let stdout and stderr be the error log."""
-    for descriptor in (STDOUT, STDERR):
-        os.dup2(_state.error.descriptor, descriptor)
+    for stream, file in _state.streams.items():
+        os.dup2(file.descriptor, stream)
 
 
 def _apply(path: str) -> None:

@@ -1,0 +1,229 @@
+"""--user, --group, --umask: who workers are, and whose the files are.
+
+What needs root is tested by root; anybody else is refused, and that is tested instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.client import get
+from tests.integration.command import DEADLINE, ROOT, Command, after, environment, eventually, exists, run
+from tests.integration.conftest import Start
+
+NOBODY = 65534
+IS_ROOT = os.geteuid() == 0
+
+APP = """
+import ctypes, json, os, sys
+
+def ids():
+    return {"user": os.getresuid(), "group": os.getresgid(), "groups": os.getgroups()}
+
+AT_IMPORT = ids()
+
+def app(environ, start_response):
+    signum = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(signum))
+    path = environ["PATH_INFO"]
+    if path != "/":
+        open(path, "a").close()
+    try:
+        os.seteuid(0)
+        back = True
+    except PermissionError:
+        back = False
+    own = os.access("/proc/self/fd", os.R_OK)
+    home = {name: os.environ.get(name) for name in ("HOME", "USER", "LOGNAME")}
+    body = json.dumps(ids() | {"import": AT_IMPORT, "back": back, "signal": signum.value, "own": own} | home).encode()
+    print("asked", flush=True)
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.fixture
+def project() -> Iterator[Path]:
+    """A directory with an app in it that everybody may read, unlike the tests' own."""
+    path = Path(tempfile.mkdtemp(prefix="forkserve-"))
+    path.chmod(0o755)
+    (path / "site_app.py").write_text(APP)
+    yield path
+    shutil.rmtree(path)
+
+
+def started(serve: Start, project: Path, *options: object, env: dict[str, str] | None = None) -> Command | None:
+    """Start as root; for anybody else see that it is refused, and return None."""
+    line = ("site_app:app", "--bind", "127.0.0.1:0", *options)
+    if IS_ROOT:
+        return serve(*line, cwd=project, env=env)
+    ended = run(*map(str, line), cwd=project, env=env)
+    assert ended.returncode == 2
+    assert "only root can run workers" in ended.stderr
+    return None
+
+
+def told(command: Command, path: str = "/") -> Any:
+    """Return what the app says of its process."""
+    return get(command.port, path).json
+
+
+@pytest.mark.parametrize("user", ["nobody", str(NOBODY)])
+def test_workers_are_the_user_for_good_before_the_app_is_imported(serve: Start, project: Path, user: str) -> None:
+    command = started(serve, project, "--user", user)
+    if command is None:
+        return
+    found = told(command)
+
+    assert found["user"] == found["import"]["user"] == [NOBODY] * 3
+    assert found["group"] == found["import"]["group"] == [NOBODY] * 3
+    assert found["groups"] == [NOBODY]
+    assert not found["back"]
+    assert found["signal"] == signal.SIGUSR2
+    assert found["own"]
+    assert (found["USER"], found["LOGNAME"]) == ("nobody", "nobody")
+    assert found["HOME"] == os.path.expanduser("~nobody")
+    assert Path(f"/proc/{command.pid}").stat().st_uid == 0
+    os.kill(command.workers[0], signal.SIGKILL)
+    eventually(lambda: command.workers and told(command)["user"] == [NOBODY] * 3, "its successor is, too")
+
+
+def test_a_group_alone_changes_the_group(serve: Start, project: Path) -> None:
+    command = started(serve, project, "--group", NOBODY)
+    if command is not None:
+        found = told(command)
+        assert (found["user"], found["group"], found["groups"]) == ([0] * 3, [NOBODY] * 3, [NOBODY])
+        assert found["HOME"] == os.environ.get("HOME")
+
+
+def test_a_user_that_is_only_a_number(serve: Start, project: Path) -> None:
+    command = started(serve, project, "--user", 54321, "--group", 54322, "--no-initgroups", "--env", "HOME=/mine")
+    if command is not None:
+        found = told(command)
+        assert (found["user"], found["group"], found["groups"]) == ([54321] * 3, [54322] * 3, [54322])
+        assert found["HOME"] == "/mine"
+
+
+def test_logs_are_given_to_the_user_also_after_rotation(serve: Start, project: Path) -> None:
+    names = ("error", "access", "out")
+    line = ("--error-logfile", "error", "--access-logfile", "access", "--worker-stdout", "out", "--user", "nobody")
+    command = started(serve, project, *line, "--pid", "pid")
+    if command is None:
+        return
+    (worker,) = command.workers
+    for name in names:
+        (project / name).rename(project / f"{name}.1")
+    command.kill(signal.SIGUSR1)
+
+    def moved() -> bool:
+        told(command)
+        return all((project / name).exists() and (project / name).stat().st_size for name in ("access", "out"))
+
+    eventually(moved, lambda: list(project.iterdir()))
+    for name in names:
+        for path in (project / name, project / f"{name}.1"):
+            assert (path.stat().st_uid, path.stat().st_gid) == (NOBODY, NOBODY)
+    assert (project / "pid").stat().st_uid == 0
+    assert "cannot reopen" not in (project / "error").read_text()
+    assert exists(worker)
+
+
+def test_a_unix_socket_is_given_to_the_user(serve: Start, project: Path) -> None:
+    command = started(serve, project, "--bind", "unix:socket", "--socket-mode", "600", "--user", "nobody")
+    if command is not None:
+        found = (project / "socket").stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (NOBODY, NOBODY, 0o600)
+        assert get(str(project / "socket"), "/").status == 200
+
+
+def test_the_end_of_the_master_is_the_workers(serve: Start, project: Path) -> None:
+    command = started(serve, project, "--user", "nobody", "--workers", 2)
+    if command is not None:
+        workers = command.workers
+        command.kill(signal.SIGKILL)
+        eventually(lambda: not any(map(exists, workers)), "they end")
+
+
+def test_the_umask_holds_in_master_and_workers(serve: Start, project: Path) -> None:
+    line = ("--umask", "077", "--pid", "pid", "--error-logfile", "error")
+    command = serve("site_app:app", "--bind", "127.0.0.1:0", *line, cwd=project)
+    told(command, str(project / "made"))
+
+    assert [stat.S_IMODE((project / name).stat().st_mode) for name in ("pid", "error", "made")] == [0o600] * 3
+
+
+AS_NOBODY = """
+import os, sys
+import forkserve.ctl, forkserve.server  # while they can be read
+from forkserve import cli, config
+from forkserve.prefork import privileges
+
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+me = str(os.geteuid())
+assert privileges.account(config.from_keywords(app="a:b", user=me).settings) is None
+assert privileges.account(config.from_keywords(app="a:b", user=me, group=str(os.getegid())).settings) is None
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--user", "root"], "--user root: only root can run workers as another user; start as root, or leave it out"),
+        (["--user", "0", "--daemon"], "--user 0: only root can run workers as another user; start as root, or leave it out"),
+        (["--group", "0"], "--group 0: only root can run workers with another group; start as root, or leave it out"),
+        (["--user", "root", "--check-config"], "--user root: only root"),
+    ],
+)
+def test_whoever_is_not_root_can_only_be_himself(project: Path, options: list[str], said: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, "site_app:app", "--bind", "127.0.0.1:0", "--error-logfile", "log", *options],
+        cwd=project,
+        env=environment({"PYTHONPATH": str(ROOT)}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"forkserve: {said}")
+    assert ended.stderr.count("\n") == 1
+    assert not (project / "log").exists()
+
+
+def test_a_user_that_the_system_does_not_let_us_become(project: Path) -> None:
+    if not IS_ROOT:
+        assert run("site_app:app", "--user", "root", cwd=project).returncode == 2
+        return
+    drop = "import ctypes; ctypes.CDLL(None).prctl(24, 7)  # no CAP_SETUID in what it executes"
+    line = ("site_app:app", "--bind", "127.0.0.1:0", "--user", "nobody")
+    ended = subprocess.run(
+        [*after(drop), sys.executable, "-m", "forkserve", *line],
+        cwd=project,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+    assert ended.returncode == 3, ended.stderr
+    assert json.dumps(ended.stderr).count("cannot become user nobody (uid 65534, gid 65534): Operation not permitted") == 1
