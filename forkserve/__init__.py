@@ -4,13 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forkserve.prefork.worker import Worker
+    from forkserve.prefork.commands import CommandError, Reply, WouldDeadlock
+    from forkserve.prefork.worker import Worker, current_worker
     from forkserve.server import Server
     from forkserve.web import HTTPWorker
 
-__all__ = ["HTTPWorker", "Server", "Worker", "__version__"]
+__all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
 
-_WHERE = {"HTTPWorker": "forkserve.web", "Server": "forkserve.server", "Worker": "forkserve.prefork.worker"}
+_WHERE = {
+    "CommandError": "forkserve.prefork.commands",
+    "HTTPWorker": "forkserve.web",
+    "Reply": "forkserve.prefork.commands",
+    "Server": "forkserve.server",
+    "Worker": "forkserve.prefork.worker",
+    "WouldDeadlock": "forkserve.prefork.commands",
+    "current_worker": "forkserve.prefork.worker",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -22,8 +22,10 @@ ABOUT = """Serve a WSGI or ASGI app with forked workers, on one port each or on 
 
 APP is module:attr, module:factory() or module. `forkserve config APP ...` shows every setting
 with its value and where it came from; `forkserve config --markdown` describes them all.
+`forkserve ctl COMMAND ...` steers a running server; see `forkserve ctl --help`.
 """
-LATER = ("ctl", "nginx")  # sub-commands of later releases; the words are taken already
+LATER = ("nginx",)  # sub-commands of later releases; the words are taken already
+WORDS = ("config", "ctl", *LATER)
 
 
 class _Command(click.Command):
@@ -134,11 +136,15 @@ def _secure_standard_streams() -> None:
 
 def _run(arguments: list[str]) -> int:
     word = arguments[0] if arguments else ""
+    if word == "ctl":
+        from forkserve import ctl
+
+        return ctl.main(arguments[1:])
     if word in LATER:
         raise ConfigError(f"`forkserve {word}` is not part of this version (for an app in {word}.py write {word}:app)")
     shows = word == "config"
     line = parse(arguments[1:] if shows else arguments)
-    if not shows and line.get("app") in ("config", *LATER):
+    if not shows and line.get("app") in WORDS:
         raise ConfigError(
             f"{line['app']!r} is a sub-command and must come first (for an app in {line['app']}.py write {line['app']}:app)"
         )
@@ -193,8 +199,10 @@ def _cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:
 def _check(settings: Settings) -> None:
     """Do what a start does, up to loading the app, in this process, which then ends. Raises ConfigError, AppLoadError."""
     from forkserve import loader
+    from forkserve.prefork import privileges
     from forkserve.server import check
 
+    privileges.account(settings)
     check(settings)
     if settings.app is not None:
         loader.prepare(settings)

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from forkserve import config as configuration
-from forkserve import loader, logs
+from forkserve import daemon, loader, logs
 from forkserve.errors import ConfigError
 from forkserve.http.access import compile_format
 from forkserve.http.parsers import new_parser
 from forkserve.http.tls import make_context
+from forkserve.prefork import privileges
+from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.master import Master
 from forkserve.prefork.worker import Worker
 from forkserve.web import HTTPWorker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from forkserve.config import Config
     from forkserve.settings import Settings
 
 
-class Server:
-    """A master with its workers.
+class Server(Master):
+    """A master with its workers, for an app or for a worker class of your own.
 
     Args:
         app: ``module:attr``, ``module:factory()`` or ``module``; not needed for a worker class of your own.
         worker: What runs in each worker process.
+        mixins: Classes put in front of it: their ``child_<name>`` methods are commands, their hooks are called.
         settings: Any setting by name, as in ``workers=4, base_port=9000``.
 
     Raises:
-        ConfigError: A setting is unknown or has no valid value.
+        ConfigError: A setting is unknown or has no valid value, or the classes do not go together.
     """
 
-    def __init__(self, app: str | None = None, *, worker: type[Worker] = HTTPWorker, **settings: object) -> None:
+    def __init__(
+        self, app: str | None = None, *, worker: type[Worker] = HTTPWorker, mixins: Sequence[type] = (), **settings: object
+    ) -> None:
         needs_app = issubclass(worker, HTTPWorker)
         if app is not None:
             settings["app"] = app
-        self._become(configuration.from_keywords(needs_app=needs_app, **settings), worker)
+        config = configuration.from_keywords(needs_app=needs_app, **settings)
+        super().__init__(compose(worker, mixins), config)
 
     @classmethod
     def from_config(cls, config: Config) -> Server:
@@ -46,12 +53,8 @@ class Server:
             ConfigError: The worker class cannot be had, or a setting cannot work on this machine.
         """
         self = cls.__new__(cls)
-        self._become(config, _worker_class(config.settings))
+        Master.__init__(self, _worker_class(config.settings), config)
         return self
-
-    def _become(self, config: Config, worker: type[Worker]) -> None:
-        self.config = config
-        self.worker_class = worker
 
     def run(self) -> int:
         """Serve until told to stop; the exit code of the process (design: exit codes).
@@ -60,11 +63,16 @@ class Server:
             ConfigError: A setting cannot work on this machine.
             ListenError: An address cannot be listened on.
         """
-        settings = self.config.settings
         if issubclass(self.worker_class, HTTPWorker):
-            check(settings)
-        logs.configure(settings)
-        return Master(self.worker_class, self.config).run()
+            check(self.settings)
+        privileges.prepare(self.settings)
+        if self.settings.daemon:
+            return daemon.run(self._serve)
+        return self._serve()
+
+    def _serve(self) -> int:
+        logs.configure(self.settings)
+        return super().run()
 
 
 def check(settings: Settings) -> None:
@@ -87,12 +95,7 @@ def _worker_class(settings: Settings) -> type[Worker]:
     if settings.worker is None:
         return HTTPWorker
     loader.extend_path(settings)
-    spec = settings.worker
-    module, _, name = spec.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"--worker {spec}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Worker)):
-        raise ConfigError(f"--worker {spec}: this is no subclass of forkserve.Worker")
-    return found
+    found = load_class(settings.worker, "--worker")
+    if not issubclass(found, Worker):
+        raise ConfigError(f"--worker {settings.worker}: this is no subclass of forkserve.Worker")
+    return compose(found, ())

@@ -6,6 +6,7 @@ A stream and not SOCK_SEQPACKET, which macOS lacks and which cannot carry a fram
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ class Channel:
         self._socket = sock
         self._decoder = FrameDecoder()
         self._unsent = bytearray()
+        self._sending = threading.Lock()  # an application's threads send as well
         self.closed = False
         self.fault: str | None = None  # why it was closed, if the peer's bytes are not our framing
 
@@ -47,22 +49,27 @@ class Channel:
 
         Raises FrameError for a message that is too large or is not JSON.
         """
-        frame = encode(message)
-        if self.closed or len(self._unsent) + len(frame) > MAX_UNSENT:
-            return False
-        self._unsent += frame
+        return self.send_frame(encode(message))
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Send what `encode` made of a message: for one that goes to many."""
+        with self._sending:
+            if self.closed or len(self._unsent) + len(frame) > MAX_UNSENT:
+                return False
+            self._unsent += frame
         self.flush()
         return not self.closed
 
     def flush(self) -> None:
         """Send what waits, as far as the peer reads it. A peer that has gone is noticed by `receive`."""
-        try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._unsent.clear()
+        with self._sending:
+            try:
+                while self._unsent:
+                    del self._unsent[: self._socket.send(self._unsent)]
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._unsent.clear()
 
     def receive(self) -> list[Message]:
         """Return the messages that have come.

@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forkserve.logs import printable
@@ -37,6 +37,7 @@ class Child:
     stacks: int
     pid: int | None = None
     failure: Message | None = None  # what it said of why it could not boot
+    commands: list[dict[str, str]] = field(default_factory=list)  # that it knows, besides the server's own
 
     def __str__(self) -> str:
         return f"worker {self.id} (pid {self.pid})"

@@ -1,19 +1,34 @@
-"""gunicorn's hook functions, called in whichever process gunicorn calls them in."""
+"""Hooks: gunicorn's functions, and what the hooks of a worker class that run in the master are told."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 Hooks = Mapping[str, Callable[..., object]]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHandle:
+    """A worker as the master knows it: its slot, its own TCP port if it has one, and its process if there is one."""
+
+    id: int
+    port: int | None
+    generation: int
+    pid: int | None = None
 
 
 def run_hook(hooks: Hooks, name: str, *arguments: object) -> None:
     """Call a hook if the user wrote it. One that raises is logged, and the server goes on."""
     hook = hooks.get(name)
-    if hook is None:
-        return
+    if hook is not None:
+        call_hook(f"hook {name}", hook, *arguments)
+
+
+def call_hook(what: str, hook: Callable[..., object], *arguments: object) -> None:
+    """Call it. One that raises is logged, and the server goes on."""
     try:
         hook(*arguments)
     except Exception:
-        logging.getLogger("forkserve").exception("hook %s failed", name)
+        logging.getLogger("forkserve").exception("%s failed", what)

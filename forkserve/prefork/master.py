@@ -1,66 +1,59 @@
 """Master: reconcile, then wait. One loop, no thread, and no app code.
 
-Signals, messages of workers and exits become calls of the pool; what is to be done about them comes
-back as its plan. Nothing here blocks but `wait`.
+Signals, messages of workers, exits and commands become calls of the pool; what is to be done about
+them comes back as its plan. Nothing here blocks but `wait`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
+import dataclasses
 import os
 import random
-import selectors
 import signal
 import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from forkserve import logs
-from forkserve.errors import ListenError
-from forkserve.prefork import console
-from forkserve.prefork.failures import Failures, describe_exit
+from forkserve import daemon
+from forkserve.prefork import console, privileges
+from forkserve.prefork.actions import Action, Announce, CloseListener
+from forkserve.prefork.children import Children
+from forkserve.prefork.commands import CommandError
+from forkserve.prefork.control.server import Control
+from forkserve.prefork.development import Development
 from forkserve.prefork.forker import Forker
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.listeners import Listeners
+from forkserve.prefork.messenger import Messenger
 from forkserve.prefork.notify import Notifier
+from forkserve.prefork.output import Outputs
 from forkserve.prefork.pidfile import PidFile
-from forkserve.prefork.pool import (
-    Action,
-    Announce,
-    CloseListener,
-    Drain,
-    DumpStacks,
-    Fork,
-    GiveUp,
-    Kill,
-    Phase,
-    Pool,
-)
-from forkserve.prefork.process import (
-    raise_descriptor_limit,
-    set_title,
-)
-from forkserve.prefork.scoreboard import BEAT, Scoreboard
-from forkserve.prefork.states import Limits, Member
+from forkserve.prefork.poller import READ
+from forkserve.prefork.pool import Phase, Pool
+from forkserve.prefork.process import raise_descriptor_limit, set_title
+from forkserve.prefork.reloading import Reloading
+from forkserve.prefork.scoreboard import Scoreboard
+from forkserve.prefork.steering import Steering, limits
 from forkserve.prefork.terminal import Terminal
 from forkserve.prefork.wakeup import SignalQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from forkserve.config import Config
-    from forkserve.prefork.channel import Channel
-    from forkserve.prefork.child import Child
-    from forkserve.prefork.frames import Message
     from forkserve.prefork.worker import Worker
 
 MANY_WORKERS = 256  # how far TTIN can go, unless more were asked for at the start
 
 
-class Master:
-    """Runs workers of one class until it is told to stop. Everything here runs in the master."""
+class Master(Steering):
+    """Runs workers of one class until it is told to stop. Everything here runs in the master.
+
+    What it can be told is in `Steering`. A subclass may define `on_<command>`, which is called before a
+    command is done, with the same arguments; if it raises, the command is refused.
+    """
 
     # Signal to command; a command is a method without arguments.
     SIGNALS: ClassVar[Mapping[signal.Signals, str]] = MappingProxyType(
@@ -74,51 +67,59 @@ class Master:
             signal.SIGTTIN: "more",
             signal.SIGTTOU: "less",
             signal.SIGWINCH: "resize",
-            signal.SIGCHLD: "reap",
         }
     )
 
     def __init__(self, worker_class: type[Worker], config: Config) -> None:
         """Prepare; nothing is opened before `run`."""
-        self.worker_class = worker_class
-        self.settings = settings = config.settings
-        self.hooks = config.hooks
-        self.pid = os.getpid()
-        self.log = logs.logger
-        limits = Limits(settings.boot_timeout, settings.timeout, settings.graceful_timeout)
-        self.pool = Pool(settings.workers, limits, random.random)
-        self.listeners = Listeners(
-            bind=settings.bind,
-            host=settings.host,
-            base_port=settings.base_port,
-            backlog=settings.backlog,
-            socket_mode=settings.socket_mode,
+        settings = config.settings
+        super().__init__(
+            settings=settings,
+            pool=Pool(settings.workers, limits(settings), random.random),
+            listeners=Listeners(
+                bind=settings.bind,
+                host=settings.host,
+                base_port=settings.base_port,
+                backlog=settings.backlog,
+                socket_mode=settings.socket_mode,
+                owner=privileges.owner(settings),
+            ),
+            most=max(MANY_WORKERS, settings.workers, settings.max_workers),
         )
-        self._most = max(MANY_WORKERS, settings.workers)
+        self.worker_class = worker_class
+        self.hooks = config.hooks
+        self._config = config
+        self.messenger = Messenger(self.relay, self.slot)
+        self.reloading = Reloading(self, config)
+        self.development = Development(self) if settings.reload else None
         # Resolved here, so that a wrong name is found before anything runs.
-        self._commands = {signum: getattr(self, name) for signum, name in self.SIGNALS.items()}
-        self._children: dict[int, Child] = {}  # by the member's ident
-        self._failures = Failures()
+        self._obey = {signum: getattr(self, name) for signum, name in self.SIGNALS.items()}
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code.
 
         Raises ListenError and ConfigError before the first fork.
         """
-        with contextlib.ExitStack() as cleanup:
-            self._set_up(cleanup)
+        with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup:
+            self._set_up(cleanup, last)
             while not self.pool.done:
-                self._read_beats()
-                for action in self.pool.plan(time.monotonic()):
+                self.children.read_beats()
+                self.reloading.advance(time.monotonic())
+                plan = self.pool.plan(time.monotonic())
+                self.children.register_slots()
+                for action in plan:
                     self.perform(action)
+                if self.check_goals():
+                    continue  # who was told of it may have changed what is wanted
                 for event in self.wait(self.pool.next_deadline()):
                     self.handle(event)
         run_hook(self.hooks, "on_exit", self)
         return self.pool.exit_code
 
-    def _set_up(self, cleanup: contextlib.ExitStack) -> None:
+    def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack) -> None:
+        """Open everything. `cleanup` closes it; `last` is what tells others that this was done."""
         self.pid = os.getpid()
-        self._signals = SignalQueue(self.SIGNALS)
+        self._signals = SignalQueue((*self._obey, signal.SIGCHLD))
         cleanup.callback(self._signals.close)
         self._hangup_ignored = self._signals.inherited(signal.SIGHUP) == signal.SIG_IGN
         self._terminal = Terminal()
@@ -127,82 +128,100 @@ class Master:
         if self._pid_file:
             cleanup.callback(self._pid_file.remove)
         raise_descriptor_limit()
-        self._scoreboard = Scoreboard(self._most + 1)
-        self._selector = selectors.DefaultSelector()
-        cleanup.callback(self._selector.close)
-        self._selector.register(self._signals, selectors.EVENT_READ, self._obey_signals)
-        self._forker = Forker(
+        last.callback(self.poller.close)
+        self.poller.watch(self._signals, READ, self._obey_signals)
+        self._control = Control(self.poller, self.execute, self.progress)
+        last.callback(self._control.close)
+        last.callback(self.say_stopped)
+        name = self._control.open(self.settings.control_socket, self.name, os.environ)
+        self.settings = dataclasses.replace(self.settings, name=name)
+        outputs = Outputs(self.settings, self.poller)
+        cleanup.callback(outputs.close)
+        forker = Forker(
+            outputs=outputs,
             server=self,
             worker_class=self.worker_class,
             settings=self.settings,
             hooks=self.hooks,
             listeners=self.listeners,
-            scoreboard=self._scoreboard,
-            siblings=self._children.values(),
+            again=self._config.again,
+            scoreboard=Scoreboard(self.most + 1),
             close_masters=self._close_in_child,
+            rules=self.development.rules if self.development else None,
         )
-        set_title("master", self.settings.name)
+        self.children = self.messenger.children = Children(self.pool, forker, self.poller, self.messenger)
         run_hook(self.hooks, "on_starting", self)
         self.listeners.open(self.pool.wanted, os.environ)
         cleanup.callback(self.listeners.close_all)
-        cleanup.callback(self._forget_all)
+        cleanup.callback(self.children.forget_all)
+        if self.development:
+            self.children.development = self.development
+            self.development.start()
+            cleanup.callback(self.development.end)
+        self.running = True
+        set_title("master", self.name)
 
     # The loop.
 
-    def wait(self, deadline: float | None) -> list[Callable[[], None]]:
+    def wait(self, deadline: float | None) -> list[Callable[[], object]]:
         """Wait for something to happen, until the deadline; the only call that blocks."""
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        events = [key.data for key, _ in self._selector.select(timeout)]
+        deadlines = [one for one in (deadline, self.messenger.next_deadline(), self.reloading.next_deadline()) if one is not None]
+        events = self.poller.wait(min(deadlines, default=None))
         # Signals first, and those too that came just now: a TERM for the whole group reaches the workers as well, and what
         # they say of it must not be heard before we know of ours.
-        return [self._obey_signals, *(event for event in events if event != self._obey_signals)]
+        return [self._obey_signals, *events, self.messenger.expire]
 
-    def handle(self, event: Callable[[], None]) -> None:
+    def handle(self, event: Callable[[], object]) -> None:
         """Handle what has happened. A fault in one handler is logged and harms no other."""
         try:
             event()
+        except CommandError as error:
+            self.log.warning("%s", error)
         except Exception:
             self.log.exception("fault in the master")
 
     def perform(self, action: Action) -> None:
         """Do what the pool planned."""
         match action:
-            case Fork(member):
-                self._fork(member)
-            case Drain(member, booting):
-                self._drain(self._children[member.ident], booting=booting)
-            case DumpStacks(member):
-                self._children[member.ident].ask_for_stacks()
-            case Kill(member, dumped):
-                self._kill(self._children[member.ident], dumped=dumped)
-            case GiveUp(member):
-                self.log.critical("%s cannot be killed", self._children[member.ident])
-                self._forget(self._children[member.ident])
             case CloseListener(slot):
                 self.listeners.close(slot)
             case Announce():
                 self._announce()
+            case _:
+                self.children.perform(action)
 
-    def _read_beats(self) -> None:
-        """Tell the pool of the workers' beats, when it is about to judge them."""
-        deadline = self.pool.next_deadline()
-        if deadline is not None and deadline <= time.monotonic():
-            for child in self._children.values():
-                self.pool.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
+    def _announce(self) -> None:
+        scheme = self.worker_class.scheme(self.settings)
+        status = f"Ready: {self.pool.wanted} worker{'s' * (self.pool.wanted != 1)}"
+        console.say(*(f"Listening on {one.describe(scheme)}" for one in self.listeners), status)
+        self._notifier.send(READY=1, MAINPID=self.pid, STATUS=status)
+        daemon.ready()
+        run_hook(self.hooks, "when_ready", self)
 
-    # Commands.
+    def _close_in_child(self) -> None:
+        """Close what is the master's alone, in a child just forked."""
+        self.poller.close()
+        self._signals.close_in_child()
+        self._control.close_in_child()
+        if self._pid_file:
+            self._pid_file.close()
+        if self.development:
+            self.development.close()
 
-    def stop(self) -> None:
-        """Stop when the requests in hand are answered, within `graceful_timeout`."""
-        if self.pool.phase < Phase.STOPPING:
-            self.log.info("stopping")
-            self._notifier.send(STOPPING=1, STATUS="stopping")
-        self.pool.stop()
+    # Signals.
 
-    def quit(self) -> None:
-        """Stop at once, whatever is in hand."""
-        self.stop()
-        self.pool.stop_at_once()
+    def on_signal(self, signum: signal.Signals, call: Callable[[], object]) -> None:
+        """Call when the master gets a signal, instead of what it would have done. Before or after `run` has begun."""
+        self._obey[signal.Signals(signum)] = call
+        if self.running:
+            self._signals.add(signum)
+
+    def _obey_signals(self, *_: Any) -> None:
+        for signum in self._signals.take():
+            if signum in self._obey:
+                self.handle(self._obey[signum])
+            if signum == signal.SIGCHLD:
+                self.handle(self.children.reap)
 
     def terminate(self) -> None:
         """Stop; asked a second time, at once."""
@@ -210,31 +229,6 @@ class Master:
             self.quit()
         else:
             self.stop()
-
-    def more(self) -> None:
-        """Have one worker more."""
-        self.scale(self.pool.wanted + 1)
-
-    def less(self) -> None:
-        """Have one worker less, down to none."""
-        self.scale(max(0, self.pool.wanted - 1))
-
-    def scale(self, workers: int) -> None:
-        """Have so many workers. If a port of a new one cannot be had, nothing changes."""
-        before = self.pool.wanted
-        if workers == before or self.pool.phase >= Phase.STOPPING:
-            return
-        if workers > self._most:
-            self.log.error("cannot have %d workers: %d is the limit", workers, self._most)
-            return
-        try:
-            self.listeners.open_slots(range(1, workers + 1))
-        except ListenError as error:
-            self.log.warning("cannot have %d workers: %s", workers, error)
-            return
-        self.pool.want(workers)
-        self.log.info("%s wanted", _count(workers))
-        run_hook(self.hooks, "nworkers_changed", self, workers, before)
 
     def resize(self) -> None:
         """Have no workers, until TTIN; but not because a terminal window was resized."""
@@ -249,148 +243,15 @@ class Master:
         else:
             self.reload()
 
-    def reload(self) -> None:
-        """Say that this cannot be done yet."""
-        self.log.warning("reload is not supported yet: nothing was changed")
+    def stopping(self) -> None:
+        """Tell the service manager."""
+        self._notifier.send(STOPPING=1, STATUS="stopping")
+        if self.development:
+            self.development.stop()
 
-    def upgrade(self) -> None:
-        """Say that this cannot be done yet."""
-        self.log.warning("upgrade in place is not supported yet: nothing was changed")
-
-    def reopen_logs(self) -> None:
-        """Open log files anew that were moved away, here and in every worker."""
-        logs.reopen()
-        for child in self._children.values():
-            self._send(child, {"type": "reopen_logs"})
-
-    # Events.
-
-    def _obey_signals(self) -> None:
-        for signum in self._signals.take():
-            self.handle(self._commands[signum])
-
-    def reap(self) -> None:
-        """Take the exits of all children that have ended, also of those that are not workers."""
-        with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
-                for child in [one for one in self._children.values() if one.pid == ended[0]]:
-                    self._ended(child, os.waitstatus_to_exitcode(ended[1]))
-
-    def _hear(self, child: Child) -> None:
-        """Take what a worker says."""
-        if child.channel.closed:
-            return
-        child.channel.flush()
-        ident, now = child.member.ident, time.monotonic()
-        for message in child.channel.receive():
-            match message.get("type"):
-                case "ready":
-                    self.pool.ready(ident, now)
-                    self._failures.booted(child.id)
-                case "draining":
-                    self.pool.draining(ident, now)
-                case "released":
-                    self.pool.released(ident)
-                case "failed":
-                    child.failure = message
-                case unknown:
-                    self.pool.misbehaved(ident, f"unknown message {unknown!r:.100}", now)
-        if child.channel.fault:
-            self.pool.misbehaved(ident, f"broken channel: {child.channel.fault}", now)
-        self._watch(child)
-
-    def _ended(self, child: Child, status: int) -> None:
-        self._hear(child)  # its last words come before its end
-        code, signum = (status, None) if status >= 0 else (None, -status)
-        first_boot = self.pool.phase is Phase.FIRST_BOOT
-        failed = self.pool.exited(child.member.ident, time.monotonic(), code=code, signal=signum)
-        if failed:
-            self._failures.report(child, status, first_boot=first_boot)
+    def reloads(self, *, begin: bool) -> None:
+        """Tell the service manager."""
+        if begin:
+            self._notifier.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, STATUS="reloading")
         else:
-            # After a first boot that failed, its reason is the last that is said.
-            self.log.log(logging.DEBUG if self.pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
-        self._forget(child)
-        run_hook(self.hooks, "child_exit", self, child)
-
-    # Actions.
-
-    def _fork(self, member: Member) -> None:
-        try:
-            child = self._forker.fork(member)
-        except OSError as error:
-            self._fork_failed(member, error)
-            return
-        self._children[member.ident] = child
-        assert child.pid is not None
-        self.pool.forked(member.ident, child.pid)
-        self._watch(child)
-
-    def _fork_failed(self, member: Member, error: OSError) -> None:
-        if self.pool.phase is Phase.FIRST_BOOT:
-            console.say(f"forkserve: cannot fork: {error.strerror}")
-        else:
-            self.log.error("worker %d: cannot fork: %s", member.slot, error.strerror)
-        self.pool.fork_failed(member.ident, f"cannot fork: {error.strerror}", time.monotonic())
-
-    def _close_in_child(self) -> None:
-        """Close what is the master's alone, in a child just forked."""
-        self._selector.close()
-        self._signals.close_in_child()
-        if self._pid_file:
-            self._pid_file.close()
-
-    def _drain(self, child: Child, *, booting: bool) -> None:
-        child.row.tell_to_drain()
-        if not self._send(child, {"type": "drain"}) or booting:
-            child.signal(signal.SIGTERM)
-
-    def _kill(self, child: Child, *, dumped: bool) -> None:
-        reason = child.member.reason
-        if dumped:
-            self.log.critical("%s is killed: %s\n%s", child, reason, child.last_words())
-        elif self.pool.phase is not Phase.QUITTING:
-            self.log.critical("%s is killed: %s", child, reason)
-        child.signal(signal.SIGKILL)
-
-    def _announce(self) -> None:
-        scheme = self.worker_class.scheme(self.settings)
-        status = f"Ready: {_count(self.pool.wanted)}"
-        console.say(*(f"Listening on {one.describe(scheme)}" for one in self.listeners), status)
-        self._notifier.send(READY=1, MAINPID=self.pid, STATUS=status)
-        run_hook(self.hooks, "when_ready", self)
-
-    def _send(self, child: Child, message: Message) -> bool:
-        sent = child.channel.send(message)
-        self._watch(child)
-        return sent
-
-    def _watch(self, child: Child) -> None:
-        """Have the selector wait for what the child's channel can do next."""
-        channel = child.channel
-        if channel.closed:
-            self._unwatch(channel)
-            return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.unsent else 0)
-        if channel not in self._selector.get_map():
-            self._selector.register(channel, events, functools.partial(self._hear, child))
-        elif self._selector.get_key(channel).events != events:
-            self._selector.modify(channel, events, functools.partial(self._hear, child))
-
-    def _unwatch(self, channel: Channel) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(channel)
-
-    def _forget(self, child: Child) -> None:
-        """Let go of a child that is gone."""
-        self._unwatch(child.channel)
-        child.close()
-        child.row.clear()
-        del self._children[child.member.ident]
-
-    def _forget_all(self) -> None:
-        for child in list(self._children.values()):
-            self._forget(child)
-
-
-def _count(workers: int) -> str:
-    return f"{workers} worker" if workers == 1 else f"{workers} workers"
+            self._notifier.send(READY=1, STATUS=f"Ready: {self.progress()}")

@@ -36,6 +36,11 @@ class SignalQueue:
         """Return the handler that the signal had before."""
         return self._old[signum]
 
+    def add(self, signum: signal.Signals) -> None:
+        """Take over one more signal."""
+        if signum not in self._old:
+            self._old[signum] = signal.signal(signum, self._note)
+
     def take(self) -> list[signal.Signals]:
         """Return the signals that have come, in order, and forget them."""
         with contextlib.suppress(BlockingIOError):

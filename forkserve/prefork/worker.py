@@ -11,20 +11,29 @@ import logging
 import os
 import select
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from forkserve import logs
-from forkserve.prefork.hooks import Hooks, run_hook
+from forkserve import daemon, logs
+from forkserve.prefork.asked import Asked
+from forkserve.prefork.commands import CALL_TIMEOUT, CommandError, describe
+from forkserve.prefork.dispatch import Dispatcher, run_to_end
+from forkserve.prefork.frames import FrameError
+from forkserve.prefork.hooks import Hooks, WorkerHandle, call_hook, run_hook
 from forkserve.prefork.scoreboard import ACCEPTING, BEAT, Row, Scoreboard
 from forkserve.prefork.wakeup import SignalQueue
 
 if TYPE_CHECKING:
+    from forkserve.config import Config
     from forkserve.prefork.channel import Channel
+    from forkserve.prefork.commands import JSON
+    from forkserve.prefork.frames import Message
     from forkserve.prefork.listeners import Listener
+    from forkserve.prefork.loaded import LoadedFiles
     from forkserve.settings import Settings
 
 # Signal to method. The signals that do nothing have a handler all the same, and are not ignored:
@@ -80,12 +89,22 @@ class WorkerContext:
     scoreboard: Scoreboard
     stacks: int  # descriptor of the file that the stacks are dumped into when the master asks
     server: object  # the Master, as gunicorn's hooks get it
+    again: Callable[[], Config] | None = None  # reads the configuration anew; where it must be done first, in a canary
+    loaded: LoadedFiles | None = None  # under --reload
+    stands_in: bool = False  # if the app does not load, be there all the same, and show why; under --reload
     # Methods that signals asked for while the worker booted, to be called when it is ready.
     asked: list[str] = field(default_factory=list)
 
 
 class Worker:
-    """One worker. Everything here runs in the worker's process, on its main thread."""
+    """One worker. Everything here runs in the worker's process, on its main thread, if it does not say otherwise.
+
+    A method `child_<name>` of a subclass or mixin is a command: it takes and returns JSON values, and
+    runs when nothing else does. `on_<name>`, if there is one, is called before it, with the same
+    arguments; if that raises, the command is not done.
+    """
+
+    current: ClassVar[Worker | None] = None  # of this process
 
     def __init__(self, context: WorkerContext) -> None:
         """Take over the context. The app is not loaded here but in `run`."""
@@ -106,6 +125,9 @@ class Worker:
         self.orphan = False
         self._arm_again = 0
         self._signals: SignalQueue | None = None
+        self._dispatcher = Dispatcher(self)
+        self._asked: dict[int, Asked] = {}
+        Worker.current = self
 
     # For subclasses to write.
 
@@ -121,6 +143,22 @@ class Worker:
         replaced.
         """
         raise NotImplementedError(f"{type(self).__name__} must define run()")
+
+    @staticmethod
+    def on_register(worker: WorkerHandle) -> None:
+        """Run in the master: a slot is there, and its first process is about to be forked."""
+
+    @staticmethod
+    def on_timeout(worker: WorkerHandle) -> None:
+        """Run in the master: a process is past its deadline; its stacks are being written, then it is killed."""
+
+    @staticmethod
+    def on_exit(worker: WorkerHandle, status: int) -> None:
+        """Run in the master: a process has ended, with this exit code or (negative) by this signal."""
+
+    @staticmethod
+    def on_unregister(worker: WorkerHandle) -> None:
+        """Run in the master: the slot is not wanted any more, and its last process has gone."""
 
     def on_start(self) -> None:
         """Run after the fork, before `run`."""
@@ -143,23 +181,28 @@ class Worker:
         self.beat()
         for signum in self._signals.take() if self._signals else ():
             getattr(self, WORKER_SIGNALS[signum])()
+        self.channel.flush()
         self.on_channel()
         return not self.draining
 
     def wait(self, timeout: float = BEAT_EVERY) -> list[Listener]:
         """Wait until a connection, an order or a signal has come, at most `timeout` seconds.
 
-        Return the listeners to accept from; somebody else may be faster. For workers without an
-        event loop: `while self.alive(): for listener in self.wait(): ...`.
+        Return the listeners to accept from; somebody else may be faster. There are none while `alive`
+        has something to obey: who is told to end takes nothing more. For workers without an event
+        loop: `while self.alive(): for listener in self.wait(): ...`.
         """
+        if self.settings.timeout:
+            timeout = min(timeout, self.settings.timeout / 2)  # to beat in time
         poll = select.poll()
-        poll.register(self.channel, select.POLLIN)
+        poll.register(self.channel, select.POLLIN | (select.POLLOUT if self.channel.unsent else 0))
         if self._signals:
             poll.register(self._signals, select.POLLIN)
         for listener in self.listeners:
             poll.register(listener.sock, select.POLLIN)
         found = {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
-        return [listener for listener in self.listeners if listener.sock.fileno() in found]
+        accepting = [listener for listener in self.listeners if listener.sock.fileno() in found]
+        return accepting if len(accepting) == len(found) else []
 
     def ready(self) -> None:
         """Tell the master that this worker can work. Once; later calls do nothing."""
@@ -169,18 +212,22 @@ class Worker:
         self.install_signals()
         self.beat()
         run_hook(self.hooks, "post_worker_init", self)
-        self.on_ready()
+        call_hook("hook on_ready", self.on_ready)
         self.row.cells[ACCEPTING] = 1
-        self.channel.send({"type": "ready"})
+        daemon.detach()
+        self.send({"type": "ready", "commands": describe(type(self), Worker)})
         for name in self.context.asked:
             getattr(self, name)()
+
+    def note(self) -> None:
+        """Write into the row how things stand, since somebody is about to look at it."""
 
     def released(self) -> None:
         """Tell the master that this worker accepts no more, after it has closed its listeners.
 
         The master then closes its own copies of those that nobody wants any longer.
         """
-        self.channel.send({"type": "released"})
+        self.send({"type": "released"})
 
     def beat(self) -> None:
         """Show a sign of life: at least once in `timeout` seconds, by whoever does the work.
@@ -194,19 +241,89 @@ class Worker:
         if now >= self._arm_again and self.settings.timeout and not self.orphan:
             self._arm_again = now + int(BEAT_EVERY * 1e9)
             faulthandler.dump_traceback_later(self.settings.timeout + DEAD_MAN_MARGIN, exit=True, file=STDERR)
+        if self.context.loaded is not None and self.booted:
+            for message in self.context.loaded.news():
+                self.send(message)
+
+    def call(self, name: str, *args: JSON, to: str | int = "all", timeout: float | None = CALL_TIMEOUT) -> Asked:
+        """Have the other workers run a command: `all` that are ready, `any` one, or the worker with that id; never this one.
+
+        From any thread of the worker. `timeout` is in seconds, None for ever. What comes back is awaited, waited for in
+        another thread, or left alone.
+        """
+        asked = Asked(threading.main_thread().ident or 0)
+        number = id(asked)
+        self._asked[number] = asked
+        message = {"type": "call", "number": number, "name": name, "args": args, "to": to, "timeout": timeout}
+        try:
+            sent = not self.orphan and self.send(message)
+        except FrameError as error:
+            self._asked.pop(number)
+            raise CommandError(f"the arguments of {name} cannot be sent: {error}", "usage") from error
+        if not sent:
+            self._asked.pop(number).fail("the master cannot be reached", "failed")
+        return asked
+
+    def send(self, message: Message) -> bool:
+        """Send the master a message, from any thread. Return whether it is there, or on its way.
+
+        Raises FrameError for one that is not JSON, or too large.
+        """
+        return self.channel.send(message)
 
     def on_channel(self) -> None:
-        """Obey the orders that have come. An event loop calls it when the channel is readable."""
+        """Obey what has come from the master. An event loop calls it when the channel is readable."""
         if self.channel.closed:
             return
         for message in self.channel.receive():
-            order = ORDERS.get(message.get("type", ""))
-            if order is None:
-                self.log.error("unknown order %.100r", message.get("type"))
-            elif order != "drain" or not self.draining:
-                getattr(self, order)()
+            match message.get("type"):
+                case "command" | "offer":
+                    self._dispatcher.take(message)
+                case "answer":
+                    self._answered(message)
+                case "note":
+                    self.note()
+                    self.send({"type": "noted"})
+                case "show_fault":
+                    self.show_fault(message["text"])
+                case str(order) if order in ORDERS:
+                    if order != "drain" or not self.draining:
+                        getattr(self, ORDERS[order])()
+                case unknown:
+                    self.log.error("unknown order %.100r", unknown)
+        self.between_requests(self._dispatcher.run)
         if self.channel.closed:
             self.orphaned()
+
+    def _answered(self, message: Message) -> None:
+        asked = self._asked.pop(message["number"], None)
+        if asked is None:
+            return
+        if message["error"] is None:
+            asked.resolve(message["replies"])
+        else:
+            asked.fail(**message["error"])
+
+    # Under --reload.
+
+    def show_fault(self, text: str) -> None:
+        """What is on disk does not load: let whoever asks for the app see that instead."""
+
+    def stand_in(self, text: str) -> None:
+        """Run instead of `run` if that could not; `text` is why. Whoever connects waits for code that loads."""
+        self.listeners = []
+        while self.alive():
+            self.wait()
+
+    # For a worker with an event loop to override.
+
+    def between_requests(self, call: Callable[[], None]) -> None:
+        """Call it as soon as no request is in the middle: at once, as `alive` is only asked between two pieces of work."""
+        call()
+
+    def run_command(self, command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
+        """Run a command to its end; where a loop is running, let it run there and call the dispatcher again."""
+        run_to_end(command, is_async=is_async)
 
     # What orders and signals do.
 
@@ -230,7 +347,7 @@ class Worker:
         if os.getppid() != self.context.master_pid:
             self.orphaned()
         elif not self.draining:
-            self.channel.send({"type": "draining"})
+            self.send({"type": "draining"})
             self.drain()
 
     def interrupted(self) -> None:
@@ -244,6 +361,8 @@ class Worker:
             return
         self.orphan = True
         self.log.warning("the master is gone: ending")
+        while self._asked:
+            self._asked.popitem()[1].fail("the master is gone", "failed")
         limit = self.settings.graceful_timeout or ORPHAN_LIMIT
         faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
         if not self.draining:
@@ -252,6 +371,10 @@ class Worker:
     def reopen_logs(self) -> None:
         """Open log files anew that were moved away."""
         logs.reopen()
+
+    def child_reopen_logs(self) -> None:
+        """Open log files anew that were moved away."""
+        self.reopen_logs()
 
     def suspend(self) -> None:
         """Stop as Ctrl-Z asks, with the dead-man's switch off: its clock goes on meanwhile."""
@@ -262,3 +385,13 @@ class Worker:
 
     def nothing(self) -> None:
         """Do nothing, for signals that are meant for the master."""
+
+
+def current_worker() -> Worker:
+    """The worker that this process is.
+
+    Raises RuntimeError in any other process, such as the master or a script.
+    """
+    if Worker.current is None:
+        raise RuntimeError("this process is no worker of forkserve")
+    return Worker.current

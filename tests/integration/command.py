@@ -19,7 +19,9 @@ from typing import NamedTuple, TypeVar
 
 DEADLINE = 20.0
 ROOT = Path(__file__).parents[2]
-OUTSIDE = re.compile("(FORKSERVE|LISTEN|DJANGO)_.*|PORT|WEB_CONCURRENCY|FORWARDED_ALLOW_IPS|SCRIPT_NAME|NOTIFY_SOCKET")
+OUTSIDE = re.compile(
+    "(FORKSERVE|LISTEN|DJANGO)_.*|PORT|WEB_CONCURRENCY|FORWARDED_ALLOW_IPS|SCRIPT_NAME|NOTIFY_SOCKET|RUNTIME_DIRECTORY"
+)
 
 T = TypeVar("T")
 
@@ -111,6 +113,7 @@ class Command:
         env: Variables beside those of the tests' own environment.
         prefix: A command that executes the rest of its arguments, as `env` does.
         pass_fds: Descriptors that it inherits.
+        program: What Python runs instead of the command: a script that uses the library.
     """
 
     def __init__(
@@ -122,13 +125,14 @@ class Command:
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
+        program: Sequence[str] = ("-m", "forkserve"),
     ) -> None:
         number = len(list(directory.glob("stderr*")))
         self._stdout, self._stderr = directory / f"stdout{number}", directory / f"stderr{number}"
         self.arguments = [str(argument) for argument in arguments]
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "forkserve", *self.arguments],
+                [*prefix, sys.executable, *program, *self.arguments],
                 cwd=cwd,
                 env=environment(env),
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,256 @@
+"""Children: the worker processes. They are forked and killed as the pool plans, and the pool hears what becomes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from forkserve.logs import logger
+from forkserve.prefork import console
+from forkserve.prefork.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.calls import Target
+from forkserve.prefork.failures import Failures, describe_exit
+from forkserve.prefork.frames import encode
+from forkserve.prefork.hooks import WorkerHandle, call_hook, run_hook
+from forkserve.prefork.poller import READ, WRITE, Poller
+from forkserve.prefork.pool import Phase, Pool
+from forkserve.prefork.scoreboard import BEAT
+from forkserve.prefork.states import State
+
+if TYPE_CHECKING:
+    from forkserve.prefork.child import Child
+    from forkserve.prefork.development import Development
+    from forkserve.prefork.forker import Forker
+    from forkserve.prefork.frames import Message
+    from forkserve.prefork.states import Member
+
+
+class Owner(Protocol):
+    """Who is told of what the pool does not need to know."""
+
+    def became_ready(self, child: Child) -> None:
+        """A worker is ready."""
+
+    def said(self, child: Child, message: Message) -> None:
+        """A worker sent a message about commands."""
+
+    def ended(self, child: Child) -> None:
+        """A process has ended, or was given up."""
+
+
+class Children:
+    """The worker processes of one master.
+
+    Args:
+        pool: Told of everything that happens to them.
+        forker: Makes them.
+        poller: Waits for what they say.
+        owner: Told of what they say about commands.
+    """
+
+    def __init__(self, pool: Pool, forker: Forker, poller: Poller, owner: Owner) -> None:
+        self.pool = pool
+        self.forker = forker
+        self.poller = poller
+        self.owner = owner
+        self.by_ident = forker.children
+        self.development: Development | None = None
+        self._failures = Failures(plain=forker.settings.reload)
+        self._registered: dict[int, WorkerHandle] = {}
+
+    def __iter__(self) -> Iterator[Child]:
+        """Iterate over all that exist, in the order of their slots."""
+        return iter(sorted(self.by_ident.values(), key=lambda child: (child.id, child.age)))
+
+    def targets(self) -> list[Target]:
+        """Those that can be asked to run a command: the ready ones, in the order of their slots."""
+        ready = (child for child in self if child.member.state is State.READY and child.pid is not None)
+        return [Target(child.member.ident, child.id, child.pid or 0, child.member.generation) for child in ready]
+
+    # What the pool plans.
+
+    def perform(self, action: Action) -> None:
+        """Do what was planned for one process."""
+        match action:
+            case Fork(member):
+                self._fork(member)
+            case Drain(member, booting):
+                self._drain(self.by_ident[member.ident], booting=booting)
+            case DumpStacks(member):
+                child = self.by_ident[member.ident]
+                child.ask_for_stacks()
+                self._tell("on_timeout", self._handle(child))
+            case Kill(member, dumped):
+                self._kill(self.by_ident[member.ident], dumped=dumped)
+            case GiveUp(member):
+                logger.critical("%s cannot be killed", self.by_ident[member.ident])
+                self._forget(self.by_ident[member.ident])
+
+    def _fork(self, member: Member) -> None:
+        try:
+            child = self.forker.fork(member)
+        except OSError as error:
+            self._fork_failed(member, error)
+            return
+        self.by_ident[member.ident] = child
+        assert child.pid is not None
+        self.pool.forked(member.ident, child.pid)
+        self._watch(child)
+
+    def _fork_failed(self, member: Member, error: OSError) -> None:
+        if self.pool.phase is Phase.FIRST_BOOT:
+            console.say(f"forkserve: cannot fork: {error.strerror}")
+        else:
+            logger.error("worker %d: cannot fork: %s", member.slot, error.strerror)
+        self.pool.fork_failed(member.ident, f"cannot fork: {error.strerror}", time.monotonic())
+
+    def _drain(self, child: Child, *, booting: bool) -> None:
+        child.row.tell_to_drain()
+        if not self.send(child, {"type": "drain"}) or booting:
+            child.signal(signal.SIGTERM)
+
+    def _kill(self, child: Child, *, dumped: bool) -> None:
+        reason = child.member.reason
+        if dumped:
+            logger.critical("%s is killed: %s\n%s", child, reason, child.last_words())
+        elif self.pool.phase is not Phase.QUITTING:
+            logger.critical("%s is killed: %s", child, reason)
+        child.signal(signal.SIGKILL)
+
+    # What becomes of them.
+
+    def read_beats(self) -> None:
+        """Tell the pool of the workers' beats, when it is about to judge them."""
+        deadline = self.pool.next_deadline()
+        if deadline is not None and deadline <= time.monotonic():
+            for child in self.by_ident.values():
+                self.pool.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
+
+    def reap(self) -> None:
+        """Take the exits of all children that have ended, also of those that are not workers."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                for child in [one for one in self.by_ident.values() if one.pid == ended[0]]:
+                    self._ended(child, os.waitstatus_to_exitcode(ended[1]))
+
+    def _hear(self, child: Child, _events: int = READ) -> None:
+        if child.channel.closed:
+            return
+        child.channel.flush()
+        ident = child.member.ident
+        for message in child.channel.receive():
+            try:
+                self._obey(child, message)
+            except (KeyError, TypeError, ValueError) as error:
+                self.pool.misbehaved(ident, f"message {message!r:.200}: {error!r}", time.monotonic())
+        if child.channel.fault:
+            self.pool.misbehaved(ident, f"broken channel: {child.channel.fault}", time.monotonic())
+        self._watch(child)
+
+    def _obey(self, child: Child, message: Message) -> None:
+        ident, now = child.member.ident, time.monotonic()
+        match message.get("type"):
+            case "ready":
+                child.commands = message.get("commands", [])
+                self.pool.ready(ident, now)
+                self._became_ready(child)
+            case "draining":
+                self.pool.draining(ident, now)
+            case "loaded" if self.development:
+                self.development.loaded(child, message)
+            case "released":
+                self.pool.released(ident)
+            case "failed":
+                child.failure = message
+            case "reply" | "free" | "call" | "noted":
+                self.owner.said(child, message)
+            case unknown:
+                self.pool.misbehaved(ident, f"unknown message {unknown!r:.100}", now)
+
+    def _became_ready(self, child: Child) -> None:
+        stands_in = child.failure is not None
+        if not stands_in:
+            self._failures.booted(child.id)
+        self.owner.became_ready(child)
+        if self.development:
+            self.development.became_ready(child, self._failures.report_stand_in(child) if stands_in else None)
+        child.failure = None
+
+    def _ended(self, child: Child, status: int) -> None:
+        self._hear(child)  # its last words come before its end
+        code, signum = (status, None) if status >= 0 else (None, -status)
+        first_boot = self.pool.phase is Phase.FIRST_BOOT and not self.pool.limits.patient
+        why = child.failure["message"] if child.failure else None
+        failed = self.pool.exited(child.member.ident, time.monotonic(), code=code, signal=signum, why=why)
+        if failed:
+            self._failures.report(child, status, first_boot=first_boot)
+        else:
+            # After a first boot that failed, its reason is the last that is said.
+            logger.log(logging.DEBUG if self.pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
+        handle = self._handle(child)
+        self._forget(child)
+        self._tell("on_exit", handle, status)
+        run_hook(self.forker.hooks, "child_exit", self.forker.server, child)
+
+    def traceback(self, slot: int, reason: str) -> str | None:
+        """The app's traceback of the slot's last failure to boot, if that was for this reason."""
+        return self._failures.traceback(slot, reason)
+
+    def register_slots(self) -> None:
+        """Tell the hooks which slots have come and gone; called when a plan was made, before it is performed."""
+        slots = {member.slot for member in self.pool.members()}
+        for slot in sorted(slots - self._registered.keys()):
+            self._registered[slot] = WorkerHandle(slot, self.forker.listeners.port(slot), self.pool.generation)
+            self._tell("on_register", self._registered[slot])
+        for slot in sorted(self._registered.keys() - slots):
+            self._tell("on_unregister", self._registered.pop(slot))
+
+    def _handle(self, child: Child) -> WorkerHandle:
+        return WorkerHandle(child.id, self.forker.listeners.port(child.id), child.member.generation, child.pid)
+
+    def _tell(self, hook: str, *arguments: object) -> None:
+        call_hook(f"hook {hook}", getattr(self.forker.worker_class, hook), *arguments)
+
+    # Their channels.
+
+    def send(self, child: Child, message: Message) -> bool:
+        """Send a message; False if the worker has gone, or has long stopped reading. Raises FrameError if it cannot be sent."""
+        return self.send_frame(child, encode(message))
+
+    def send_frame(self, child: Child, frame: bytes) -> bool:
+        """Send a message that is encoded already."""
+        sent = child.channel.send_frame(frame)
+        self._watch(child)
+        return sent
+
+    def _watch(self, child: Child) -> None:
+        """Wait for what the child's channel can do next."""
+        channel = child.channel
+        if channel.closed:
+            self.poller.unwatch(channel)
+        else:
+            events = READ | (WRITE if channel.unsent else 0)
+            self.poller.watch(channel, events, functools.partial(self._hear, child))
+
+    def _forget(self, child: Child) -> None:
+        """Let go of a child that is gone."""
+        self.poller.unwatch(child.channel)
+        child.close()
+        child.row.clear()
+        del self.by_ident[child.member.ident]
+        self.owner.ended(child)
+        if self.development:
+            self.development.ended(child)
+
+    def forget_all(self) -> None:
+        """Let go of those that are still there: the server has ended, and no slot is wanted any more."""
+        for child in list(self.by_ident.values()):
+            self._forget(child)
+        while self._registered:
+            self._tell("on_unregister", self._registered.pop(min(self._registered)))

@@ -1,0 +1,80 @@
+"""Where control sockets are, for the server that makes one and for the client that looks for it.
+
+NAME.sock in the first directory that can be used. Nothing is ever kept in a directory that somebody
+else could have made or can write to: a socket there might be anybody's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+
+SUFFIX = ".sock"
+
+
+def candidates(environ: Mapping[str, str]) -> list[str]:
+    """Return the directories where the sockets of this user may be, the preferred one first."""
+    uid = os.geteuid()
+    found = [one for one in environ.get("RUNTIME_DIRECTORY", "").split(":") if one]
+    if xdg := environ.get("XDG_RUNTIME_DIR"):
+        found.append(os.path.join(xdg, "forkserve"))
+    found += [f"/run/forkserve-{uid}", os.path.join(environ.get("TMPDIR") or "/tmp", f"forkserve-{uid}")]  # noqa: S108
+    return [one for one in dict.fromkeys(found) if os.path.isabs(one)]
+
+
+def make(directory: str) -> None:
+    """Make a directory that only we can use, unless it is there. Raises OSError, saying why it cannot be used."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    check(directory)
+
+
+def check(directory: str) -> None:
+    """See that a directory is ours alone. Raises OSError, saying why it is not."""
+    found, parent = os.lstat(directory), os.stat(os.path.dirname(directory.rstrip("/")))
+    wrong = ""
+    if stat.S_ISLNK(found.st_mode):
+        wrong = "it is a symbolic link"
+    elif not stat.S_ISDIR(found.st_mode):
+        wrong = "it is no directory"
+    elif found.st_uid != os.geteuid():
+        wrong = "it belongs to another user"
+    elif found.st_mode & 0o022:
+        wrong = "others can write to it"
+    elif parent.st_uid not in (0, os.geteuid()) or (parent.st_mode & 0o022 and not parent.st_mode & stat.S_ISVTX):
+        wrong = "others could replace it"
+    if wrong:
+        raise OSError(0, wrong)
+
+
+def running(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the socket of each running server of this user."""
+    for directory in candidates(environ):
+        try:
+            check(directory)
+            names = sorted(one.removesuffix(SUFFIX) for one in os.listdir(directory) if one.endswith(SUFFIX))
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(directory, name + SUFFIX)
+            if is_live(path):
+                yield name, path
+
+
+def is_live(path: str) -> bool:
+    """Whether somebody listens on a unix socket; False also for what is none.
+
+    A client cannot ask the lock: to have it for a moment would keep a server from starting under its name.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except BlockingIOError:  # its queue is full, so it lives
+            return True
+        except OSError:
+            return False
+    return True

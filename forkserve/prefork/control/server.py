@@ -1,0 +1,281 @@
+"""Control: the unix socket behind `forkserve ctl`, the server's side. In the master's loop.
+
+The master has other things to do, so all is dealt out in small pieces: in each turn a few
+connections are accepted and a few requests taken, one of each client in its turn, and whoever is
+slow, greedy or talks nonsense is told so once and closed. What a client does never harms another's
+command, nor its own: one that leaves while its command runs is not heard of again, and the command
+goes on. No thread and no asyncio, either of which would have to survive each fork.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from forkserve.errors import ListenError
+from forkserve.logs import logger
+from forkserve.prefork.commands import JSON, CommandError, Pending, answer
+from forkserve.prefork.control.session import Asked, Limits, Session, peer, turn_away
+from forkserve.prefork.control.socketfile import SocketFile, open_named, open_path
+from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
+from forkserve.prefork.poller import READ, WRITE, Poller, Timer
+
+if TYPE_CHECKING:
+    import socket
+
+    from forkserve.prefork.control.wire import Request
+
+NONE = "none"  # for --control-socket
+ACCEPTS = 8  # in a turn
+REQUESTS = 16  # in a turn, and no further ones once they had
+BYTES = 65536  # together
+TICK = 0.5  # seconds between looks at deadlines and progress, while there are clients
+BREATH = 1.0  # seconds without accepting, after a connection could not be accepted
+LAST_WORDS = 1.0  # seconds for what is unsent at the end
+
+
+class Execute(Protocol):
+    """How a command is begun; raises CommandError for what is refused at once."""
+
+    def __call__(self, name: str, args: Sequence[JSON], *, to: str | int = "all", timeout: float | None = None) -> Pending:
+        """Begin the command."""
+
+
+class Control:
+    """The control socket of one master.
+
+    Args:
+        poller: Waits for the clients.
+        execute: Begins a command.
+        progress: Says how far the server is in what it does, in a few words for people.
+        limits: What a client may do.
+    """
+
+    def __init__(self, poller: Poller, execute: Execute, progress: Callable[[], str], limits: Limits | None = None) -> None:
+        self._poller = poller
+        self._execute = execute
+        self._progress = progress
+        self._limits = limits or Limits()
+        self._file: SocketFile | None = None
+        self._sessions: dict[int, Session] = {}  # by descriptor
+        self._waiting: deque[Session] = deque()  # those with a request to be taken, in turn
+        self._turns: Timer | None = None
+        self._ticks: Timer | None = None
+
+    def open(self, setting: str | None, name: str, environ: Mapping[str, str]) -> str:
+        """Listen where `--control-socket` says; return the server's name, which has a number if that name is taken.
+
+        Raises ConfigError and ListenError for a path that was asked for and cannot be had.
+        """
+        if setting == NONE:
+            return name
+        if setting is not None:
+            self._file = open_path(setting)
+        else:
+            try:
+                name, self._file = open_named(name, environ)
+            except ListenError as error:
+                logger.info("no control socket: %s", error)
+                return name
+        self._listen()
+        return name
+
+    @property
+    def path(self) -> str | None:
+        """Where it listens, if it does."""
+        return self._file.path if self._file else None
+
+    def close(self) -> None:
+        """Send what is unsent, for a moment; then close everything, and remove the socket. Twice does no harm."""
+        if self._file is None:
+            return
+        self._poller.unwatch(self._file.sock.fileno())
+        gone = CommandError("the server has stopped")
+        for session in list(self._sessions.values()):
+            for asked in list(session.open):
+                self._answer(session, asked, _failed(gone))
+        _flush(self._sessions.values(), time.monotonic() + LAST_WORDS)
+        # A client may take the end of its connection as the sign that all is over.
+        self._file.remove()
+        self._file = None
+        for session in list(self._sessions.values()):
+            self._close(session)
+
+    def close_in_child(self) -> None:
+        """Close the copies that a child has; it must hold neither the lock nor a client's connection."""
+        if self._file is not None:
+            self._file.close()
+        for session in self._sessions.values():
+            session.close()
+
+    # Clients come.
+
+    def _listen(self) -> None:
+        if self._file is not None:
+            self._poller.watch(self._file.sock.fileno(), READ, self._accept)
+
+    def _accept(self, _events: int) -> None:
+        assert self._file is not None
+        for _ in range(ACCEPTS):
+            try:
+                sock, _address = self._file.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptor is left; the connection waits, and would wake us again at once
+                logger.warning("control socket: cannot accept: %s", error.strerror)
+                self._poller.unwatch(self._file.sock.fileno())
+                self._poller.at(time.monotonic() + BREATH, self._listen)
+                return
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        try:
+            _, uid = peer(sock)
+        except OSError:
+            uid = -1
+        if uid not in (0, os.geteuid()):
+            refusal = CommandError(f"only root and the user {os.geteuid()} may steer this server", "refused")
+        elif len(self._sessions) >= self._limits.clients:
+            refusal = CommandError(f"busy: {self._limits.clients} clients are connected already", "busy")
+        else:
+            session = Session(sock, self._limits)
+            self._sessions[session.descriptor] = session
+            if self._ticks is None:
+                self._ticks = self._poller.every(TICK, self._tick)
+            self._watch(session)
+            return
+        turn_away(sock, _last_line(None, _failed(refusal)))
+
+    # They ask.
+
+    def _watch(self, session: Session) -> None:
+        """Wait for what can come of a client next: bytes, its turn, or nothing."""
+        if self._sessions.get(session.descriptor) is not session:
+            return
+        if session.over:
+            self._close(session)
+            return
+        if session.waiting and session not in self._waiting:
+            self._waiting.append(session)
+            self._turns = self._turns or self._poller.at(0.0, self._take_turns)
+        if events := session.events():
+            self._poller.watch(session.descriptor, events, functools.partial(self._move, session))
+        else:
+            self._poller.unwatch(session.descriptor)
+
+    def _move(self, session: Session, events: int) -> None:
+        if events & WRITE:
+            session.flush()
+        if events & READ:
+            session.receive()
+        self._watch(session)
+
+    def _take_turns(self) -> None:
+        """Take one request of each client that waits, until it has been enough for now."""
+        self._turns = None
+        taken = 0
+        for _ in range(min(REQUESTS, len(self._waiting))):
+            if taken < BYTES:
+                session = self._waiting.popleft()
+                taken += self._take(session)
+                self._watch(session)
+        if self._waiting and self._turns is None:
+            self._turns = self._poller.at(0.0, self._take_turns)
+
+    def _take(self, session: Session) -> int:
+        if not session.waiting:
+            return 0
+        line = None
+        try:
+            line = session.next_line()
+            if line and not line.isspace():
+                self._begin(session, read_request(line))
+        except LineError as error:
+            session.send_last(_last_line(None, _failed(CommandError(str(error), "usage"))))
+        except RequestError as error:
+            session.send(_last_line(error.id, _failed(error)))
+        return len(line or b"")
+
+    def _begin(self, session: Session, request: Request) -> None:
+        session.since = time.monotonic()
+        deadline = None if request.timeout is None else session.since + request.timeout + self._limits.grace
+        asked = Asked(request, deadline)
+        session.open.add(asked)
+        try:
+            pending = self._execute(request.command, request.args, to=request.to, timeout=request.timeout)
+        except CommandError as error:
+            pending = _failed(error)
+        except Exception:  # noqa: BLE001 - said in the log, and to the client
+            logger.exception("fault in the master: %s", request.command)
+            pending = _failed(CommandError("fault in the master: see its log"))
+        pending.finally_(functools.partial(self._answer, session, asked))
+
+    # They are answered.
+
+    def _answer(self, session: Session, asked: Asked, ended: Pending) -> None:
+        if asked not in session.open:  # it was too late, or the client has gone
+            return
+        session.open.remove(asked)
+        session.send(_last_line(asked.request.id, ended))
+        self._watch(session)
+
+    def _tick(self) -> None:
+        """See who is late, and tell how far the server is."""
+        now = time.monotonic()
+        crowded = len(self._sessions) >= self._limits.clients
+        patience = min(self._limits.crowded if crowded else self._limits.patience, self._limits.patience)
+        for session in list(self._sessions.values()):
+            for asked in list(session.open):
+                self._attend(session, asked, now)
+            session.flush()  # a socket is not called writable before most of its buffer has been read
+            complaint = session.late(now, patience)
+            if complaint:
+                session.send_last(_last_line(None, _failed(CommandError(complaint, "timeout"))))
+            if complaint == "" or (session.open and session.left()):
+                self._close(session)
+            self._watch(session)
+
+    def _attend(self, session: Session, asked: Asked, now: float) -> None:
+        if asked.deadline is not None and now > asked.deadline:
+            late = CommandError(f"not done within {asked.request.timeout:g} s; it goes on", "timeout")
+            self._answer(session, asked, _failed(late))
+        elif asked.request.progress and not session.unsent and (text := self._progress()) != asked.told:
+            asked.told = text
+            session.send(write_line({"id": asked.request.id, "progress": text}))
+
+    def _close(self, session: Session) -> None:
+        self._poller.unwatch(session.descriptor)
+        session.close()
+        del self._sessions[session.descriptor]
+        if not self._sessions and self._ticks is not None:
+            self._ticks.cancel()
+            self._ticks = None
+
+
+def _failed(error: CommandError) -> Pending:
+    pending = Pending()
+    pending.fail(error)
+    return pending
+
+
+def _last_line(ident: JSON, ended: Pending) -> bytes:
+    try:
+        return write_line({"id": ident, **answer(ended)})
+    except (TypeError, ValueError, RecursionError) as error:
+        return write_line({"id": ident, **answer(_failed(CommandError(f"the result cannot be sent: {error}")))})
+
+
+def _flush(sessions: Iterable[Session], deadline: float) -> None:
+    """Send what is unsent, until the deadline."""
+    while (unsent := [one for one in sessions if one.unsent]) and (left := deadline - time.monotonic()) > 0:
+        poll = select.poll()
+        for session in unsent:
+            poll.register(session.descriptor, select.POLLOUT)
+        poll.poll(left * 1000)
+        for session in unsent:
+            session.flush()

@@ -1,0 +1,184 @@
+"""Session: one client of the control socket: its bytes, its requests under way, and how far it has got. Never blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import select
+import socket
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forkserve.prefork.control.wire import MAX_LINE, LineDecoder, LineError
+from forkserve.prefork.poller import READ, WRITE
+
+if TYPE_CHECKING:
+    from forkserve.prefork.control.wire import Request
+
+READ_SIZE = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a client may ask for, and how long it may take.
+
+    Past `unsent` bytes it is not listened to until it has read; a client that is sent yet another
+    answer then is closed. One answer alone may be of any size.
+    """
+
+    clients: int = 128
+    open: int = 16  # requests of one client under way; it is not read from while there are so many
+    line: int = MAX_LINE
+    unsent: int = 8 << 20
+    patience: float = 10.0  # seconds without a whole request, or in which nothing is read of what we send
+    crowded: float = 1.0  # the same without a request, while no more clients are let in
+    grace: float = 0.5  # seconds after a request's deadline in which its workers may still be heard
+
+
+class Phase(enum.Enum):
+    """How far a client has got. OPEN → ENDED → LAST → CLOSED, and it may leave out any of them."""
+
+    OPEN = enum.auto()
+    ENDED = enum.auto()  # it will send no more, but may read
+    LAST = enum.auto()  # it has been told what is wrong, and is heard no more
+    CLOSED = enum.auto()
+
+
+@dataclass(eq=False, slots=True)
+class Asked:
+    """A request under way. `told` is the progress that its client knows of."""
+
+    request: Request
+    deadline: float | None
+    told: str = ""
+
+
+class Session:
+    """One client. `descriptor` stays the same after the end, so that it can still be taken out of a table."""
+
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+        sock.setblocking(False)
+        self.descriptor = sock.fileno()
+        self.open: set[Asked] = set()
+        self.phase = Phase.OPEN
+        self.since = time.monotonic()  # of the last thing that it did as it should, or that was done for it
+        self._moved = self.since  # of the last byte that it took
+        self._socket = sock
+        self._limits = limits
+        self._decoder = LineDecoder(limits.line)
+        self._unsent = bytearray()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has a line to be taken now: a request, or one that shows that it cannot go on."""
+        if self.phase not in (Phase.OPEN, Phase.ENDED) or len(self.open) >= self._limits.open or len(self._unsent) > READ_SIZE:
+            return False
+        return self._decoder.waiting or (self.phase is Phase.ENDED and self._decoder.partial)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can come of it any more."""
+        if self.phase is Phase.OPEN:
+            return False
+        return self.phase is Phase.CLOSED or not (self.open or self._unsent or self.waiting)
+
+    def events(self) -> int:
+        """What to wait for; 0 for nothing."""
+        reads = self.phase is Phase.OPEN and not self._decoder.waiting
+        return (READ if reads else 0) | (WRITE if self._unsent else 0)
+
+    def late(self, now: float, patience: float) -> str | None:
+        """What to tell a client that keeps us waiting; empty if it does not even read."""
+        if self._unsent:
+            return "" if now - self._moved > self._limits.patience else None
+        if self.phase is Phase.OPEN and not self.open and not self.waiting and now - self.since > patience:
+            return f"no complete request within {patience:g} s"
+        return None
+
+    def receive(self) -> None:
+        """Take what has come, or a part of it."""
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.phase = Phase.CLOSED
+            return
+        self._decoder.feed(data)
+        if not data and self.phase is Phase.OPEN:
+            self.phase = Phase.ENDED
+
+    def next_line(self) -> bytes | None:
+        """Return the next line. Raises LineError for what is not ours to read any further."""
+        line = self._decoder.next_line()
+        if line is None and self.phase is Phase.ENDED and self._decoder.partial:
+            raise LineError("the end came in the middle of a line")
+        return line
+
+    def send(self, line: bytes) -> None:
+        """Send a line, or as much of it as fits now."""
+        if self.phase is Phase.CLOSED:
+            return
+        if len(self._unsent) > self._limits.unsent:
+            self.phase = Phase.CLOSED
+            return
+        if not self._unsent:
+            self._moved = time.monotonic()
+        self._unsent += line
+        self.flush()
+
+    def send_last(self, line: bytes) -> None:
+        """Send a line after which there is nothing more to say, to whatever it has asked."""
+        self.open.clear()
+        self.send(line)
+        if self.phase is not Phase.CLOSED:
+            self.phase = Phase.LAST
+
+    def flush(self) -> None:
+        """Send what waits, as far as the client reads it."""
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+                self._moved = self.since = time.monotonic()
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self.phase = Phase.CLOSED
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait for the client to read."""
+        return bool(self._unsent) and self.phase is not Phase.CLOSED
+
+    def left(self) -> bool:
+        """Whether it neither sends nor reads any more; one that only sends no more is not gone."""
+        poll = select.poll()
+        poll.register(self.descriptor, 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+    def close(self) -> None:
+        """Close it; in a child, this process's copy. Twice does no harm."""
+        self.phase = Phase.CLOSED
+        self.open.clear()
+        self._unsent.clear()
+        self._socket.close()
+
+
+def turn_away(sock: socket.socket, line: bytes) -> None:
+    """Close a client that is not let in, with a line that says why."""
+    with sock, contextlib.suppress(OSError):
+        sock.setblocking(False)
+        sock.send(line)
+        sock.recv(READ_SIZE)  # what is left unread would reach it as an error, maybe before our line
+
+
+def peer(sock: socket.socket) -> tuple[int, int]:
+    """Return the pid (0 if unknown) and the uid at the other end of a unix socket. Raises OSError if the system has no answer."""
+    if sys.platform == "linux":
+        pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    else:  # struct xucred of macOS and the BSDs: SOL_LOCAL, LOCAL_PEERCRED
+        pid, (_, uid) = 0, struct.unpack_from("II", sock.getsockopt(0, 1, 76))
+    return int(pid), int(uid)

@@ -1,0 +1,126 @@
+"""The file of the control socket: made, proved to be ours, removed.
+
+Whether a socket is live is proved by a lock on a file beside it, since a socket that refuses
+connections may belong to a server that is just starting. It is tried as well, since somebody may have
+removed the file with the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import stat
+import sys
+from collections.abc import Mapping
+
+from forkserve.errors import ConfigError, ListenError
+from forkserve.prefork.control import runtime_dir
+from forkserve.prefork.lockfile import HeldError, LockFile
+
+LONGEST_PATH = 107 if sys.platform == "linux" else 103  # bytes in sun_path, without the NUL at its end
+BACKLOG = 128
+
+
+class SocketFile:
+    """A listening socket in the file system, with its lock; non-blocking. For the master."""
+
+    def __init__(self, path: str) -> None:
+        """Make it; a stale one is replaced.
+
+        Raises ConfigError if the path cannot be a socket's, HeldError if the socket is another
+        server's, and OSError.
+        """
+        size = len(os.fsencode(path))
+        if size > LONGEST_PATH:
+            raise ConfigError(f"{path}: a path of {size} bytes is too long for a unix socket: use at most {LONGEST_PATH}")
+        self.path = path
+        self._lock = LockFile(path.removesuffix(runtime_dir.SUFFIX) + ".lock", 0o600, os.O_NOFOLLOW)
+        self.sock = socket.socket(socket.AF_UNIX)
+        try:
+            self.sock.setblocking(False)
+            _remove_stale(path)
+            before = os.umask(0o077)
+            try:
+                self.sock.bind(path)
+            finally:
+                os.umask(before)
+            self.sock.listen(BACKLOG)
+            self._identity = os.lstat(path)
+        except BaseException:
+            self.sock.close()
+            self._lock.remove()
+            raise
+
+    def remove(self) -> None:
+        """Stop listening; remove the file, unless somebody put another one there."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(self.path), self._identity):
+                os.unlink(self.path)
+        self.sock.close()
+        self._lock.remove()
+
+    def close(self) -> None:
+        """Close this process's copies alone; for a child."""
+        self.sock.close()
+        self._lock.close()
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a server that has died. Raises HeldError or OSError if it is something else."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(0, "there is a file that is no socket")
+    if runtime_dir.is_live(path):
+        raise HeldError(None)
+    if found.st_uid != os.geteuid():
+        raise OSError(0, "there is a socket of another user")
+    os.unlink(path)
+
+
+def open_path(path: str) -> SocketFile:
+    """Make the socket at the path that the user gave.
+
+    Raises ConfigError for one that is too long, ListenError if it is in use or cannot be made.
+    """
+    where = f"--control-socket {path}"
+    try:
+        return SocketFile(os.path.abspath(path))
+    except ConfigError as error:
+        raise ConfigError(f"--control-socket {error}") from None
+    except HeldError as error:
+        who = "another server" if error.pid is None else f"another server (pid {error.pid})"
+        raise ListenError(f"{where}: {who} is listening there") from None
+    except OSError as error:
+        raise ListenError(f"{where}: {error.strerror or error}") from None
+
+
+def open_named(name: str, environ: Mapping[str, str]) -> tuple[str, SocketFile]:
+    """Make NAME.sock in the first directory that can be used; return the name that it got: `-2`, `-3` if NAME is live.
+
+    Raises ListenError, with the reasons, if there is no such directory.
+    """
+    reasons = []
+    for directory in runtime_dir.candidates(environ):
+        try:
+            runtime_dir.make(directory)
+            return _first_free(directory, name, environ)
+        except OSError as error:
+            reasons.append(f"{directory}: {error.strerror or error}")
+        except ConfigError as error:
+            reasons.append(str(error))
+    raise ListenError("; ".join(reasons))
+
+
+def _first_free(directory: str, name: str, environ: Mapping[str, str]) -> tuple[str, SocketFile]:
+    taken = {other for other, _ in runtime_dir.running(environ)}  # in any of the directories, or `ctl` could not tell them apart
+    for number in itertools.count(1):
+        final = name if number == 1 else f"{name}-{number}"
+        if final not in taken:
+            with contextlib.suppress(HeldError):
+                return final, SocketFile(os.path.join(directory, final + runtime_dir.SUFFIX))
+    raise AssertionError

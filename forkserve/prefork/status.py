@@ -1,0 +1,97 @@
+"""Status: what `forkserve ctl status` shows of the server, as values."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from forkserve.prefork.pool import Phase
+from forkserve.prefork.recycling import Served
+from forkserve.prefork.scoreboard import CONNECTIONS, REQUESTS
+from forkserve.prefork.states import State
+
+if TYPE_CHECKING:
+    from forkserve.prefork.child import Child
+    from forkserve.prefork.pool import Pool
+    from forkserve.prefork.states import Exit, Member
+    from forkserve.prefork.steering import Steering
+    from forkserve.settings import Settings
+
+KIB = 1024
+
+
+def describe(master: Steering) -> dict[str, Any]:
+    """The server, its listeners and one row for each process, and for each slot that has none. For the master."""
+    pool, now = master.pool, time.monotonic()
+    scheme = master.worker_class.scheme(master.settings)
+    return {
+        "name": master.name,
+        "pid": master.pid,
+        "version": version("forkserve"),
+        "app": master.settings.app,
+        "state": "reloading" if master.reloading.under_way and pool.phase is Phase.SERVING else _state(pool),
+        "generation": pool.generation,
+        "uptime_s": round(now - master.started_at, 3),
+        "wanted": pool.wanted,
+        "listeners": [{"address": one.address(scheme), "slot": one.slot} for one in master.listeners],
+        "workers": [_worker(master, member, now) for member in pool.members()],
+        "last_reload": master.reloading.last,
+    }
+
+
+def served(child: Child, settings: Settings) -> Served:
+    """How much a worker has served; its memory only where there is a limit for it, as it is dear to read."""
+    age = time.monotonic() - child.member.born
+    memory = _memory(child.pid).get("Pss") if settings.max_memory and child.pid else None
+    return Served(child.id, child.age, child.row.cells[REQUESTS], age, memory)
+
+
+def _state(pool: Pool) -> str:
+    if pool.phase >= Phase.STOPPING:
+        return "stopping"
+    return "degraded" if pool.degraded else "running"
+
+
+def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:
+    child = master.children.by_ident.get(member.ident)
+    state = State.KILLED if member.state is State.DUMPING else member.state
+    memory = _memory(child.pid) if child is not None and child.pid is not None else {}
+    return {
+        "id": member.slot,
+        "pid": member.pid,
+        "port": master.listeners.port(member.slot),
+        "generation": member.generation,
+        "state": state.value,
+        "age_s": round(now - member.born, 3) if member.exists else 0.0,
+        **_counters(child),
+        "pss_bytes": memory.get("Pss"),
+        "rss_bytes": memory.get("Rss"),
+        "last_exit": _exit(master.pool.last_exit(member.slot), now),
+    }
+
+
+def _counters(child: Child | None) -> dict[str, int]:
+    if child is None:
+        return {"requests": 0, "in_flight": 0, "connections": 0}
+    cells = child.row.cells
+    return {"requests": cells[REQUESTS], "in_flight": child.row.in_flight(), "connections": cells[CONNECTIONS]}
+
+
+def _exit(end: Exit | None, now: float) -> dict[str, Any] | None:
+    if end is None:
+        return None
+    at = time.time() - (now - end.at)
+    return {"reason": end.reason, "code": end.code, "signal": end.signal, "at": round(at, 3)}
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """The process's memory in bytes: `Rss`, and `Pss`, in which pages that n processes share count 1/n. Linux."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            if name in ("Rss", "Pss"):
+                found[name] = int(rest.split()[0]) * KIB
+    return found

@@ -1,0 +1,393 @@
+"""Steering: what a running master can be told, by signals, by `forkserve ctl`, by its workers and by Python code."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from forkserve import logs
+from forkserve.errors import ListenError
+from forkserve.prefork import goals, stacks, status
+from forkserve.prefork.autoscale import Autoscaler
+from forkserve.prefork.commands import BUILTINS, CALL_TIMEOUT, HOOKS, NAME, CommandError, Pending, unknown
+from forkserve.prefork.distribute import distribute
+from forkserve.prefork.hooks import run_hook
+from forkserve.prefork.poller import READ, Poller
+from forkserve.prefork.pool import Phase, Pool
+from forkserve.prefork.recycling import Recycler
+from forkserve.prefork.states import Limits, State
+
+if TYPE_CHECKING:
+    from forkserve.prefork.children import Children
+    from forkserve.prefork.commands import JSON
+    from forkserve.prefork.development import Development
+    from forkserve.prefork.hooks import Hooks
+    from forkserve.prefork.listeners import Listeners
+    from forkserve.prefork.messenger import Messenger
+    from forkserve.prefork.poller import Timer
+    from forkserve.prefork.reloading import Reloading
+    from forkserve.prefork.worker import Worker
+    from forkserve.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def command(method: Callable[P, R]) -> Callable[P, R]:
+    """Have the subclass's `on_<name>`, if there is one, run before a command of the master. What it raises refuses it."""
+
+    @functools.wraps(method)
+    def run(*args: P.args, **options: P.kwargs) -> R:
+        refusable(args[0], method.__name__, args[1:], **options)
+        return method(*args, **options)
+
+    return run
+
+
+class Steering:
+    """The commands of a master, and what it needs to do them. Everything here runs in the master, and nothing waits.
+
+    Args:
+        settings: The settings.
+        pool: What is wanted of the workers.
+        listeners: The addresses.
+        most: How many workers there can be.
+    """
+
+    hooks: Hooks
+    worker_class: type[Worker]
+    children: Children
+    messenger: Messenger
+    reloading: Reloading
+    development: Development | None = None  # under --reload
+
+    def __init__(self, *, settings: Settings, pool: Pool, listeners: Listeners, most: int) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.listeners = listeners
+        self.most = most
+        self.log = logs.logger
+        self.pid = 0
+        self.started_at = time.monotonic()
+        self.running = False
+        self.poller = Poller()
+        self._goals: list[tuple[Pending, goals.Goal, Callable[[], Any]]] = []
+        self._stops: list[Pending] = []
+        self._warned = ""
+        self._recycler = Recycler(random.random)
+        self.every(1.0, self._recycle)
+        if settings.max_workers:
+            bounds = max(1, settings.min_workers), settings.max_workers
+            self._autoscaler = Autoscaler(*bounds, settings.min_spare, settings.max_spare)
+            self.every(1.0, self._autoscale)
+
+    @property
+    def name(self) -> str:
+        """What this server is called: as was asked, else after its app or worker class; with a number if that is taken."""
+        return self.settings.name or (self.settings.app or self.worker_class.__name__.lower()).partition(":")[0]
+
+    def progress(self) -> str:
+        """How far the server is, in a few words."""
+        if self.reloading.under_way:
+            return self.reloading.progress()
+        ready = sum(member.state is State.READY for member in self.pool.members())
+        return f"{ready} of {self.pool.wanted} workers ready"
+
+    # The commands, as `forkserve ctl` knows them too: BUILTINS.
+
+    def call(self, name: str, *args: JSON, to: str | int = "all", timeout: float | None = CALL_TIMEOUT) -> Pending:
+        """Have workers run a command of the user's own; the value is the list of their replies.
+
+        Args:
+            name: The command, `child_<name>` in the worker.
+            args: JSON values.
+            to: `all` that are ready now, `any`: the one that is idle first, or the id of one.
+            timeout: Seconds; who has not begun by then never will, who has not answered by then is late. None: no limit.
+
+        Raises:
+            CommandError: The master's `on_<name>` refused it, nobody has that id, or an argument is not JSON.
+        """
+        return self._ask(name, args, to, timeout)
+
+    @command
+    def status(self) -> Pending:
+        """The server, its listeners and its workers, in the shape that `ctl status --json` prints."""
+        pending = Pending()
+        self.messenger.fresh().finally_(lambda _: pending.resolve(status.describe(self)))
+        return pending
+
+    @command
+    def scale(self, workers: int | str) -> Pending:
+        """Have so many workers; "+1" and negative numbers are relative. If a port of a new one cannot be had, nothing changes.
+
+        Raises CommandError if that is not possible.
+        """
+        before = self.pool.wanted
+        wanted = _number(workers, "a number of workers")
+        if wanted < 0 or str(workers).startswith("+"):
+            wanted = max(0, before + wanted)
+        self._check_size(wanted)
+        if wanted != before:
+            try:
+                self.listeners.open_slots(range(1, wanted + 1))
+            except ListenError as error:
+                raise CommandError(f"cannot have {wanted} workers: {error}") from error
+            self.pool.want(wanted)
+            self.log.info("%d worker%s wanted", wanted, "s" * (wanted != 1))
+            run_hook(self.hooks, "nworkers_changed", self, wanted, before)
+        return self._until(goals.scaled(self.pool, wanted), lambda: {"workers": wanted})
+
+    def _check_size(self, wanted: int) -> None:
+        self._check_running()
+        least, most = self.settings.min_workers, self.settings.max_workers or self.most
+        if wanted and not least <= wanted <= most:
+            raise CommandError(f"cannot have {wanted} workers: between {least or 1} and {most} are allowed", "refused")
+
+    @command
+    def restart(self, worker: int | str) -> Pending:
+        """Replace one worker; the old one serves until the new one is ready, and stays if that fails."""
+        self._check_running()
+        if self.reloading.under_way:
+            raise CommandError("a reload replaces all workers just now", "refused")
+        slot = self.slot(worker)
+        before = goals.replaced(self.pool, slot)
+        self.pool.replace(slot)
+
+        def give_up(ended: Pending) -> None:
+            if ended.error is not None:
+                self.pool.keep(slot, time.monotonic())
+
+        return self._until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
+
+    @command
+    def stop(self) -> Pending:
+        """Stop when the requests in hand are answered, within `graceful_timeout`."""
+        return self._stop()
+
+    @command
+    def quit(self) -> Pending:
+        """Stop at once, whatever is in hand."""
+        pending = self._stop()
+        self.pool.stop_at_once()
+        return pending
+
+    def _stop(self) -> Pending:
+        if self.pool.phase < Phase.STOPPING:
+            self.log.info("stopping")
+            self.stopping()
+        self.pool.stop()
+        self._stops.append(Pending())
+        return self._stops[-1]
+
+    @command
+    def commands(self) -> dict[str, Any]:
+        """The commands of the user's own, as far as ready workers know them, and the master's."""
+        own = {one["name"]: one for child in self.children for one in child.commands}
+        builtins = [{"name": name, "usage": one.usage, "help": one.help} for name, one in BUILTINS.items()]
+        return {"own": [own[name] for name in sorted(own)], "builtin": builtins}
+
+    @command
+    def stacks(self, worker: int | str | None = None) -> Pending:
+        """What every thread of the workers, or of one, is doing, and their requests in hand."""
+        slot = None if worker is None else self.slot(worker)
+        asked = [child for child in self.children if slot in (None, child.id) and child.member.state is not State.DUMPING]
+        return stacks.collect(asked, self.poller)
+
+    @command
+    def reopen_logs(self) -> Pending:
+        """Open log files anew that were moved away, here and in every worker; the value is the list of replies."""
+        logs.reopen()
+        ready = {target.ident for target in self.children.targets()}
+        for child in self.children:
+            if child.member.ident not in ready:  # it cannot be asked, but must do it too
+                self.children.send(child, {"type": "reopen_logs"})
+        return self.messenger.ask("reopen_logs", (), "all", CALL_TIMEOUT)
+
+    @command
+    def reload(self) -> Pending:
+        """Replace every worker by one with the code and settings of now; if the first of them fails, nothing is changed."""
+        self._check_running()
+        return self.reloading.ask()
+
+    @command
+    def upgrade(self) -> Pending:
+        """Say that this cannot be done yet."""
+        raise CommandError("upgrade in place is not supported yet: nothing was changed", "unsupported")
+
+    def relay(self, caller: int, name: str, args: list[JSON], to: str | int, timeout: float | None) -> Pending:
+        """Ask for a worker, whose ident is `caller`, as `call` does. Raises CommandError."""
+        return self._ask(name, args, to, timeout, caller)
+
+    def _ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
+        self._check_running()
+        if NAME.fullmatch(name) and name not in HOOKS:
+            refusable(self, name, args)
+        return self.messenger.ask(name, args, to, timeout, caller)
+
+    def execute(self, name: str, args: Sequence[JSON], *, to: str | int = "all", timeout: float | None = CALL_TIMEOUT) -> Pending:
+        """Do one of BUILTINS, for somebody who has it in words.
+
+        Raises CommandError if there is no such command, if its arguments are wrong, or as the command does.
+        """
+        if name not in BUILTINS:
+            raise CommandError(unknown(name, BUILTINS), "unknown")
+        method = getattr(self, name.replace("-", "_"))
+        options: dict[str, Any] = {"to": to, "timeout": timeout} if name == "call" else {}
+        try:
+            inspect.signature(method).bind(*args, **options)
+        except TypeError:
+            raise CommandError(f"usage: {name} {BUILTINS[name].usage}".rstrip(), "usage") from None
+        result = method(*args, **options)
+        return result if isinstance(result, Pending) else Pending.of(result)
+
+    # The same for signals.
+
+    def more(self) -> None:
+        """Have one worker more."""
+        self.scale("+1")
+
+    def less(self) -> None:
+        """Have one worker less, down to none."""
+        self.scale(max(0, self.pool.wanted - 1))
+
+    def stopping(self) -> None:
+        """Tell whoever must know that the server is about to stop."""
+
+    def reloads(self, *, begin: bool) -> None:
+        """Tell whoever must know that a reload begins or has ended."""
+
+    def take_over(self, settings: Settings, hooks: Hooks) -> None:
+        """Go on with the settings that a reload brought."""
+        self.settings, self.hooks = settings, hooks
+        self.pool.limits = limits(settings)
+        self.children.forker = dataclasses.replace(self.children.forker, settings=settings, hooks=hooks)
+        logs.set_level(settings.log_level)
+
+    # What Python code adds.
+
+    def map(self, name: str, items: Sequence[JSON], *, timeout: float | None = CALL_TIMEOUT, retries: int = 0) -> Pending:
+        """Have the workers run a command for each of the items, each in the worker that is idle first.
+
+        Args:
+            name: The command; it gets the item as its only argument.
+            items: JSON values.
+            timeout: Seconds for one item, from when its turn has come.
+            retries: How often an item is given to another worker when one died of it; it may then be done twice.
+
+        The value is the list of replies, in the order of the items.
+        """
+        return distribute(lambda item: self.call(name, item, to="any", timeout=timeout), items, max(1, self.pool.wanted), retries)
+
+    def add_io_handler(self, fileobj: Any, call: Callable[[Any, int], object], events: int = READ) -> None:
+        """Call `call(fileobj, event)` when a descriptor, or an object with `fileno()`, is ready. It must not block."""
+        self.poller.watch(fileobj, events, lambda event: call(fileobj, event))
+
+    def remove_io_handler(self, fileobj: Any) -> None:
+        """Take it back, before the object is closed."""
+        self.poller.unwatch(fileobj)
+
+    def every(self, seconds: float, call: Callable[[], object]) -> Timer:
+        """Call again and again in the master, for the first time in so many seconds; it must not block. `cancel` ends it."""
+        return self.poller.every(seconds, call)
+
+    # How it is done.
+
+    def _until(self, goal: goals.Goal, value: Callable[[], Any]) -> Pending:
+        pending = Pending()
+        self._goals.append((pending, goal, value))
+        return pending
+
+    def check_goals(self) -> bool:
+        """End the commands that the pool has carried out, or never will. Return whether there were any."""
+        ended: list[Callable[[], None]] = []
+        for one in list(self._goals):
+            pending, goal, value = one
+            try:
+                if not goal():
+                    continue
+                ended.append(functools.partial(pending.resolve, value()))
+            except CommandError as error:
+                ended.append(functools.partial(pending.fail, error))
+            self._goals.remove(one)
+        for end in ended:  # last, as it may add others
+            end()
+        return bool(ended)
+
+    def say_stopped(self) -> None:
+        """End the commands that asked for the end of the server: everything is closed."""
+        for pending in self._stops:
+            pending.resolve(None)
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise CommandError("the server is not running")
+        if self.pool.phase >= Phase.STOPPING:
+            raise CommandError("the server is stopping", "refused")
+
+    def slot(self, worker: int | str) -> int:
+        """The slot that somebody means. Raises CommandError if there is none."""
+        slot = _number(worker, "a worker's id")
+        if slot not in {member.slot for member in self.pool.members()}:
+            raise CommandError(f"there is no worker {slot}", "usage")
+        return slot
+
+    def _pid_of(self, slot: int) -> int | None:
+        return next((target.pid for target in self.children.targets() if target.id == slot), None)
+
+    def _recycle(self) -> None:
+        """Replace workers that have served long enough, as few at a time as a reload would."""
+        settings = self.settings
+        if not (settings.max_requests or settings.max_lifetime or settings.max_memory) or self.pool.phase is not Phase.SERVING:
+            return
+        ready = [child for child in self.children if child.member.state is State.READY and not child.member.outdated]
+        busy = self.pool.processes - len(ready)
+        for slot, why in self._recycler.pick(
+            [status.served(one, settings) for one in ready], settings, settings.reload_surge - busy
+        ):
+            if not self.reloading.under_way:
+                self.log.info("worker %d is replaced: %s", slot, why)
+                self.pool.replace(slot)
+
+    def _autoscale(self) -> None:
+        if self.pool.phase is not Phase.SERVING:
+            return
+        rows = [child.row for child in self.children if child.member.state is State.READY]
+        idle = sum(not row.in_flight() for row in rows)
+        wanted = self._autoscaler.advise(time.monotonic(), self.pool.wanted, len(rows), idle)
+        if wanted == self.pool.wanted:
+            return
+        try:
+            self.scale(wanted)
+            self._warned = ""
+        except CommandError as error:
+            if str(error) != self._warned:  # it is asked for again every second
+                self._warned = str(error)
+                self.log.warning("%s", error)
+
+
+def limits(settings: Settings) -> Limits:
+    """What the settings say of the states of workers."""
+    return Limits(settings.boot_timeout, settings.timeout, settings.graceful_timeout, settings.reload_surge, settings.reload)
+
+
+def _number(value: int | str, what: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise CommandError(f"{value!r:.80} is not {what}", "usage") from None
+
+
+def refusable(master: object, name: str, args: Sequence[object], **options: object) -> None:
+    """Call the master's `on_<name>`, if it has one. Raises CommandError if that raises: the command must not be done."""
+    hook = getattr(master, f"on_{name}", None)
+    if hook is None:
+        return
+    try:
+        hook(*args, **options)
+    except Exception as error:
+        raise CommandError(f"{name} was refused: {error or type(error).__name__}", "refused") from error

@@ -1,0 +1,73 @@
+"""A client of the control socket for tests, as somebody might write it who has read only how it is spoken to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from tests.integration.command import Command, eventually
+from tests.integration.conftest import Start
+
+DEADLINE = 20.0
+
+
+class Request:
+    """Something that the server was asked to do."""
+
+    def __init__(self, path: Path, command: str, args: tuple[object, ...], options: dict[str, object]) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(DEADLINE)
+        try:
+            self._socket.connect(str(path))
+            self._socket.sendall(json.dumps({"v": 1, "command": command, "args": args, **options}).encode() + b"\n")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """What it answered: `ok`, `error` and `result`; waited for."""
+        with self._socket, self._socket.makefile() as lines:
+            found: dict[str, Any] = json.loads(lines.readline())
+        return found
+
+
+class Steered:
+    """A running command with its control socket."""
+
+    def __init__(self, start: Start, directory: Path, *arguments: object, ready: bool = True, **options: Any) -> None:
+        self._path = directory / "control"
+        self.notes = directory / "notes"
+        env = {"NOTES": str(self.notes), **options.pop("env", {})}
+        self.command: Command = start(*arguments, "--control-socket", self._path, env=env, **options)
+        if ready:
+            self.command.ready()
+        else:
+            eventually(self._listens, "the control socket")
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(str(self._path))
+            return True
+        return False
+
+    def begin(self, command: str, *args: object, **options: object) -> Request:
+        """Ask for something, and do not wait for it."""
+        return Request(self._path, command, args, options)
+
+    def ask(self, command: str, *args: object, **options: object) -> dict[str, Any]:
+        """Ask for something, and return the whole answer."""
+        return self.begin(command, *args, **options).answer
+
+    def call(self, name: str, *args: object, **options: object) -> list[Any]:
+        """Run a command in the workers, and return the replies."""
+        replies = self.ask("call", name, *args, **options)["result"]
+        assert isinstance(replies, list)
+        return replies
+
+    def noted(self) -> list[str]:
+        """What the workers have written down so far."""
+        return self.notes.read_text().splitlines() if self.notes.exists() else []

@@ -1,0 +1,320 @@
+"""Calls by values: each test tells a short history with its times."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkserve.prefork.calls import OFFER, Calls, Send, Target
+from forkserve.prefork.commands import CommandError, Failure, Pending, Reply
+
+ONE, TWO, THREE = (Target(ident=10 + number, id=number, pid=100 + number, generation=1) for number in (1, 2, 3))
+ALL = (ONE, TWO, THREE)
+
+
+def answer(send: Send, status: str = "ok", **more: object) -> dict[str, object]:
+    """The message with which a worker answers one that it was sent."""
+    return {"type": "reply", "call": send.message["call"], "name": send.message["name"], "status": status, **more}
+
+
+def statuses(pending: Pending) -> list[tuple[int, str]]:
+    assert pending.done
+    return [(reply.id, reply.status) for reply in pending.value]
+
+
+def test_all_are_asked_at_once_with_the_same_message() -> None:
+    """TP-7, TP-9: one call, one reply of each worker."""
+    calls = Calls()
+    pending, sends = calls.ask("flush", ("users", 3), ALL, 5.0, 65.0)
+
+    assert [send.ident for send in sends] == [11, 12, 13]
+    assert {id(send.message) for send in sends} == {id(sends[0].message)}
+    assert sends[0].message == {"type": "command", "call": 1, "name": "flush", "args": ("users", 3), "deadline": 65.0}
+    assert not pending.done
+
+
+def test_replies_come_in_the_order_of_the_ids_whatever_comes_first() -> None:
+    calls = Calls()
+    pending, sends = calls.ask("flush", (), ALL, 5.0, None)
+    for send, now in ((sends[2], 6.0), (sends[0], 7.0), (sends[1], 8.5)):
+        assert not pending.done
+        assert calls.replied(send.ident, answer(send, value=now), now) is None
+
+    assert pending.value == [
+        Reply(1, 101, 1, "ok", 7.0, None, 2.0),
+        Reply(2, 102, 1, "ok", 8.5, None, 3.5),
+        Reply(3, 103, 1, "ok", 6.0, None, 1.0),
+    ]
+
+
+def test_nobody_to_ask_is_done_at_once() -> None:
+    pending, sends = Calls().ask("flush", (), (), 5.0, 65.0)
+
+    assert sends == []
+    assert pending.value == []
+
+
+def test_errors_are_passed_on() -> None:
+    """TP-6."""
+    calls = Calls()
+    pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, None)
+    calls.replied(11, answer(send, "error", error={"type": "ValueError", "message": "no", "traceback": "Trace"}), 1.0)
+
+    (reply,) = pending.value
+    assert reply == Reply(1, 101, 1, "error", None, Failure("ValueError", "no", "Trace"), 1.0)
+    assert not reply.ok
+
+
+def test_who_does_not_answer_in_time() -> None:
+    """One deadline for all; those that were in time are kept."""
+    calls = Calls()
+    pending, sends = calls.ask("flush", (), ALL, 0.0, 10.0)
+    calls.replied(12, answer(sends[1]), 3.0)
+
+    assert calls.next_deadline() == 10.0
+    calls.expire(9.999)
+    assert not pending.done
+    calls.expire(10.0)
+    assert statuses(pending) == [(1, "timeout"), (2, "ok"), (3, "timeout")]
+    assert [reply.seconds for reply in pending.value] == [10.0, 3.0, 10.0]
+    assert calls.next_deadline() is None
+
+
+def test_a_late_reply_is_dropped_with_a_word_for_the_log() -> None:
+    calls = Calls()
+    pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, 1.0)
+    calls.expire(1.0)
+    before = pending.value
+
+    assert calls.replied(11, answer(send), 2.0) == "a late reply to a command was dropped: 'flush'"
+    assert pending.value is before
+
+
+def test_a_second_reply_is_dropped_too() -> None:
+    calls = Calls()
+    pending, sends = calls.ask("flush", (), (ONE, TWO), 0.0, None)
+
+    assert calls.replied(11, answer(sends[0]), 1.0) is None
+    assert calls.replied(11, answer(sends[0]), 1.0) is not None
+    assert not pending.done
+
+
+def test_nobody_answers_for_another() -> None:
+    calls = Calls()
+    pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, None)
+
+    assert calls.replied(12, answer(send), 1.0) is not None
+    assert not pending.done
+
+
+@pytest.mark.parametrize("status", ["timeout", "died", None, 3])
+def test_a_worker_cannot_claim_what_only_the_master_knows(status: object) -> None:
+    calls = Calls()
+    pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, None)
+
+    assert calls.replied(11, answer(send) | {"status": status}, 1.0) == f"a reply without a status was dropped: {status!r}"
+    assert not pending.done
+
+
+@pytest.mark.parametrize("error", ["text", {"what": 1}, [1]])
+def test_an_error_that_is_none_is_no_answer(error: object) -> None:
+    """Its worker is killed for it, and then has died."""
+    calls = Calls()
+    pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, None)
+    with pytest.raises((TypeError, ValueError)):
+        calls.replied(11, answer(send, "error", error=error), 1.0)
+    calls.gone(11, 2.0)
+
+    assert statuses(pending) == [(1, "died")]
+
+
+def test_who_dies_has_died_in_all_calls() -> None:
+    calls = Calls()
+    first, _ = calls.ask("flush", (), (ONE, TWO), 0.0, None)
+    second, _ = calls.ask("other", (), (ONE,), 1.0, None)
+    calls.gone(11, 2.0)
+
+    assert statuses(second) == [(1, "died")]
+    assert not first.done
+    calls.gone(12, 3.0)
+    assert statuses(first) == [(1, "died"), (2, "died")]
+
+
+def test_the_nearest_deadline_counts() -> None:
+    calls = Calls()
+    calls.ask("a", (), ALL, 0.0, None)
+    assert calls.next_deadline() is None
+    calls.ask("b", (), ALL, 0.0, 20.0)
+    calls.ask_any("c", (), ALL, 0.0, 10.0)
+    assert calls.next_deadline() == 10.0
+
+
+# For anybody.
+
+
+def test_any_is_offered_to_all_and_given_to_the_first_that_is_free() -> None:
+    """TP-9: exactly one, and the one that is idle first."""
+    calls = Calls()
+    pending, sends = calls.ask_any("work", (1,), ALL, 0.0, 60.0)
+
+    assert sends == [Send(ident, OFFER) for ident in (11, 12, 13)]
+    (given,) = calls.free(TWO, 1.0)
+    assert given.ident == 12
+    assert given.message["name"] == "work"
+    assert calls.free(ONE, 1.5) == calls.free(THREE, 1.5) == []
+    calls.replied(12, answer(given, value="done"), 3.0)
+    assert pending.value == [Reply(2, 102, 1, "ok", "done", None, 2.0)]
+
+
+def test_any_that_wait_are_given_in_order() -> None:
+    calls = Calls()
+    for name in ("a", "b", "c"):
+        calls.ask_any(name, (), (ONE, TWO), 0.0, None)
+
+    given = [calls.free(target, 1.0)[0] for target in (ONE, TWO, ONE)]
+    assert [(send.ident, send.message["name"]) for send in given] == [(11, "a"), (12, "b"), (11, "c")]
+
+
+def test_nobody_has_two_offers() -> None:
+    calls = Calls()
+    calls.ask_any("a", (), (ONE,), 0.0, None)
+
+    assert calls.ask_any("b", (), (ONE, TWO), 0.0, None)[1] == [Send(12, OFFER)]
+    assert calls.offer(11) == []
+
+
+def test_who_gets_one_gets_an_offer_of_the_next_with_it() -> None:
+    """It may never reply, if it gets to the first too late."""
+    calls = Calls()
+    calls.ask_any("a", (), (ONE,), 0.0, 10.0)
+    calls.ask_any("b", (), (ONE,), 0.0, None)
+
+    given, offer = calls.free(ONE, 9.0)
+    assert given.message["name"] == "a"
+    assert offer == Send(11, OFFER)
+
+
+def test_no_offer_when_nobody_waits() -> None:
+    calls = Calls()
+
+    assert calls.offer(11) == []
+    calls.ask("a", (), ALL, 0.0, None)
+    assert calls.offer(11) == []
+
+
+def test_who_becomes_ready_later_gets_an_offer() -> None:
+    calls = Calls()
+    pending, sends = calls.ask_any("a", (), (), 0.0, None)
+
+    assert sends == []
+    assert calls.offer(11) == [Send(11, OFFER)]
+    assert not pending.done
+
+
+def test_any_never_goes_to_who_asks() -> None:
+    calls = Calls()
+    _, sends = calls.ask_any("a", (), (TWO,), 0.0, None, without=11)
+    assert [send.ident for send in sends] == [12]
+
+    assert calls.offer(11) == [Send(11, OFFER)]  # others may wait as well
+    assert calls.free(ONE, 1.0) == []
+    assert calls.free(TWO, 1.0)[0].ident == 12
+
+
+def test_any_goes_to_who_asks_for_another() -> None:
+    calls = Calls()
+    calls.ask_any("a", (), (ONE, TWO), 0.0, None, without=11)
+    calls.ask_any("b", (), (ONE, TWO), 0.0, None, without=12)
+
+    assert calls.free(ONE, 1.0)[0].message["name"] == "b"
+    assert calls.free(TWO, 1.0)[0].message["name"] == "a"
+
+
+def test_any_that_nobody_took_in_time() -> None:
+    calls = Calls()
+    pending, _ = calls.ask_any("a", (), ALL, 2.0, 12.0)
+    calls.expire(12.0)
+
+    assert pending.value == [Reply(0, None, 0, "timeout", seconds=10.0)]
+    assert calls.free(ONE, 13.0) == []
+
+
+def test_any_is_not_given_after_its_deadline() -> None:
+    """Even if nobody has noticed yet that it is over."""
+    calls = Calls()
+    pending, _ = calls.ask_any("a", (), ALL, 0.0, 10.0)
+
+    assert calls.free(ONE, 10.0) == []
+    calls.expire(10.0)
+    assert statuses(pending) == [(0, "timeout")]
+
+
+def test_any_that_one_took_and_did_not_answer() -> None:
+    calls = Calls()
+    pending, _ = calls.ask_any("a", (), ALL, 0.0, 10.0)
+    calls.free(TWO, 1.0)
+    calls.expire(10.0)
+
+    assert statuses(pending) == [(2, "timeout")]
+
+
+def test_any_whose_worker_dies_is_not_given_to_another() -> None:
+    """At most once."""
+    calls = Calls()
+    pending, _ = calls.ask_any("a", (), ALL, 0.0, None)
+    calls.free(TWO, 1.0)
+    calls.gone(12, 2.0)
+
+    assert statuses(pending) == [(2, "died")]
+    assert calls.free(ONE, 3.0) == []
+
+
+def test_who_dies_with_an_offer_takes_nothing_along() -> None:
+    calls = Calls()
+    pending, _ = calls.ask_any("a", (), (ONE,), 0.0, None)
+    calls.gone(11, 1.0)
+
+    assert not pending.done
+    assert calls.offer(12) == [Send(12, OFFER)]
+    assert calls.free(TWO, 2.0)[0].message["name"] == "a"
+
+
+def test_what_waits_is_refused_when_nobody_will_come() -> None:
+    calls = Calls()
+    waits, _ = calls.ask_any("a", (), (), 0.0, None)
+    asked, _ = calls.ask("b", (), (ONE,), 0.0, None)
+    calls.refuse(CommandError("stopping", "refused"))
+
+    assert waits.done
+    assert str(waits.error) == "stopping"
+    assert not asked.done
+    assert calls.next_deadline() is None
+
+
+# Those who are told may ask at once, and what they ask may fail at once.
+
+
+def test_an_end_may_begin_another_call() -> None:
+    calls = Calls()
+    pending, _ = calls.ask("a", (), (ONE,), 0.0, 10.0)
+    again: list[Pending] = []
+    pending.then(lambda _: again.append(calls.ask("b", (), (ONE,), 10.0, 20.0)[0]))
+    calls.expire(10.0)
+
+    assert not again[0].done
+    calls.expire(20.0)
+    assert statuses(again[0]) == [(1, "timeout")]
+
+
+@pytest.mark.parametrize("end", ["gone", "expire"])
+def test_an_end_may_bring_another(end: str) -> None:
+    """Who is told of the first finds that the worker cannot be reached, which ends the second in the middle of the work."""
+    calls = Calls()
+    pendings = [calls.ask(name, (), (ONE,), 0.0, 10.0)[0] for name in ("a", "b", "c")]
+    pendings[0].then(lambda _: calls.gone(11, 10.0))
+    if end == "gone":
+        calls.gone(11, 10.0)
+    else:
+        calls.expire(10.0)
+
+    assert [pending.done for pending in pendings] == [True] * 3
+    assert all(len(pending.value) == 1 for pending in pendings)

@@ -1,0 +1,193 @@
+"""What calls promise, over random histories of a master and its workers, with the dispatcher's rules played by hand."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from forkserve.prefork.calls import Calls, Send, Target
+from forkserve.prefork.commands import Pending
+
+PICK = st.integers(0, 1000)
+TIME_LIMIT = st.one_of(st.none(), st.integers(0, 5))
+
+
+@dataclass(eq=False)
+class Player:
+    """A worker: what has come over its channel, and what it has done. `blocked` is in the middle of a request."""
+
+    target: Target
+    inbox: deque[dict[str, object]] = field(default_factory=deque)
+    offered: bool = False
+    running: dict[str, object] | None = None
+    blocked: bool = False
+
+
+@dataclass
+class Asked:
+    """A call, as the one who asked remembers it."""
+
+    pending: Pending
+    deadline: float | None
+    targets: set[int]
+    anybody: bool
+    without: int | None
+    ends: int = 0
+
+
+class History(RuleBasedStateMachine):
+    """Calls are asked; workers are slow, busy, born and killed; time goes by, and is looked at late."""
+
+    @initialize(count=st.integers(0, 4))
+    def begin(self, count: int) -> None:
+        self.calls = Calls()
+        self.now = 0.0
+        self.idents = 0
+        self.workers: dict[int, Player] = {}
+        self.asked: dict[int, Asked] = {}
+        self.started: Counter[tuple[int, int]] = Counter()  # (call, ident)
+        self.order: dict[int, list[int]] = {}
+        for _ in range(count):
+            self.born()
+
+    def send(self, sends: list[Send]) -> None:
+        for ident, message in sends:
+            if ident in self.workers:
+                self.workers[ident].inbox.append(message)
+            else:
+                self.calls.gone(ident, self.now)
+
+    def remember(self, pending: Pending, limit: int | None, **what: object) -> None:
+        number = len(self.asked) + 1
+        deadline = None if limit is None else self.now + limit
+        self.asked[number] = asked = Asked(pending, deadline, **what)  # type: ignore[arg-type]
+
+        def ended(_: Pending) -> None:
+            asked.ends += 1
+
+        pending.finally_(ended)
+
+    def some(self, pick: int) -> Player:
+        return list(self.workers.values())[pick % len(self.workers)]
+
+    @rule()
+    def born(self) -> None:
+        self.idents += 1
+        target = Target(self.idents, 1 + self.idents % 3, 1000 + self.idents, 1)
+        self.workers[target.ident] = Player(target)
+        self.send(self.calls.offer(target.ident))
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=PICK)
+    def dies(self, pick: int) -> None:
+        ident = self.some(pick).target.ident
+        del self.workers[ident]
+        self.calls.gone(ident, self.now)
+
+    @rule(limit=TIME_LIMIT, pick=PICK)
+    def ask(self, limit: int | None, pick: int) -> None:
+        targets = [worker.target for worker in self.workers.values() if pick % 2 or worker is self.some(pick)]
+        deadline = None if limit is None else self.now + limit
+        pending, sends = self.calls.ask("name", (), targets, self.now, deadline)
+        self.remember(pending, limit, targets={one.ident for one in targets}, anybody=False, without=None)
+        self.send(sends)
+
+    @rule(limit=TIME_LIMIT, pick=PICK, by_worker=st.booleans())
+    def ask_any(self, limit: int | None, pick: int, by_worker: bool) -> None:  # noqa: FBT001
+        without = self.some(pick).target.ident if by_worker and self.workers else None
+        deadline = None if limit is None else self.now + limit
+        ready = [worker.target for worker in self.workers.values() if worker.target.ident != without]
+        pending, sends = self.calls.ask_any("name", (), ready, self.now, deadline, without)
+        self.remember(pending, limit, targets=set(), anybody=True, without=without)
+        self.send(sends)
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=PICK)
+    def request(self, pick: int) -> None:
+        worker = self.some(pick)
+        worker.blocked = not worker.blocked
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=PICK)
+    def works(self, pick: int) -> None:
+        """One worker has its turn: it ends what it runs, or begins what is next, as `Dispatcher.run` does."""
+        worker = self.some(pick)
+        if worker.blocked:
+            return
+        if worker.running is not None:
+            number = worker.running["call"]
+            worker.running = None
+            self.calls.replied(worker.target.ident, {"call": number, "name": "name", "status": "ok", "value": number}, self.now)
+            self.send(self.calls.offer(worker.target.ident))
+        while worker.inbox and worker.running is None:
+            message = worker.inbox.popleft()
+            if message["type"] == "offer":
+                assert not worker.offered, "a second offer"
+                worker.offered = True
+            elif message["deadline"] is None or self.now < message["deadline"]:  # type: ignore[operator]
+                worker.running = message
+                number = message["call"]
+                assert isinstance(number, int)
+                self.started[number, worker.target.ident] += 1
+                self.order.setdefault(worker.target.ident, []).append(number)
+        if worker.offered and worker.running is None:
+            worker.offered = False
+            self.send(self.calls.free(worker.target, self.now))
+
+    @rule(seconds=st.integers(1, 3), look=st.booleans())
+    def time_passes(self, seconds: int, look: bool) -> None:  # noqa: FBT001
+        self.now += seconds
+        if look:
+            self.calls.expire(self.now)
+
+    @invariant()
+    def nothing_is_done_twice_or_by_others(self) -> None:
+        by_call: dict[int, list[int]] = {}
+        for (number, ident), times in self.started.items():
+            assert times == 1
+            by_call.setdefault(number, []).append(ident)
+        for number, idents in by_call.items():
+            asked = self.asked[number]
+            if asked.anybody:
+                assert len(idents) == 1
+                assert idents[0] != asked.without
+            else:
+                assert set(idents) <= asked.targets
+
+    @invariant()
+    def each_call_ends_once_with_one_reply_of_each(self) -> None:
+        for asked in self.asked.values():
+            assert asked.ends == int(asked.pending.done)
+            if asked.pending.done:
+                assert len(asked.pending.value) == (1 if asked.anybody else len(asked.targets))
+
+    def teardown(self) -> None:
+        """When every worker is well and has had its turns, all is answered; what is late, when its time is up."""
+        if not hasattr(self, "calls"):
+            return
+        waiting = [asked for asked in self.asked.values() if asked.anybody and not asked.pending.done]
+        if any(not self.workers.keys() - {asked.without} for asked in waiting):
+            self.born()
+        for _ in range(2 * len(self.asked) + 5):
+            for worker in list(self.workers.values()):
+                worker.blocked = False
+                self.works(list(self.workers).index(worker.target.ident))
+        self.calls.expire(self.now)
+        unanswered = [number for number, asked in self.asked.items() if not asked.pending.done]
+        assert not [number for number in unanswered if self.asked[number].deadline is None]
+        self.calls.expire(self.now + 10)
+        assert all(asked.pending.done for asked in self.asked.values())
+        assert self.calls.next_deadline() is None
+        self.each_call_ends_once_with_one_reply_of_each()
+        self.nothing_is_done_twice_or_by_others()
+        for numbers in self.order.values():
+            direct = [number for number in numbers if not self.asked[number].anybody]
+            assert direct == sorted(direct)
+
+
+TestHistory = History.TestCase
+TestHistory.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -1,0 +1,139 @@
+"""Worker classes by name, and with mixins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from forkserve.errors import ConfigError
+from forkserve.prefork.classes import compose, load_class
+from forkserve.prefork.worker import Worker
+
+
+class Base(Worker):
+    """What is mixed into."""
+
+    def child_who(self) -> list[str]:
+        return ["base"]
+
+
+class Left:
+    def child_who(self) -> list[str]:
+        return ["left", *super().child_who()]  # type: ignore[misc]
+
+
+class Right:
+    def child_who(self) -> list[str]:
+        return ["right", *super().child_who()]  # type: ignore[misc]
+
+
+def make(worker_class: type[Worker]) -> Worker:
+    """An object of the class, without a process to be."""
+    return worker_class.__new__(worker_class)
+
+
+def test_mixins_stand_in_front_in_their_order() -> None:
+    """TP-10: composed by MRO, so that super() leads from each to the next."""
+    composed = compose(Base, [Left, Right])
+
+    assert composed.__mro__[1:4] == (Left, Right, Base)
+    assert make(composed).child_who() == ["left", "right", "base"]  # type: ignore[attr-defined]
+    assert make(compose(Base, [Right, Left])).child_who() == ["right", "left", "base"]  # type: ignore[attr-defined]
+
+
+def test_it_keeps_its_name() -> None:
+    composed = compose(Base, [Left])
+
+    assert (composed.__name__, composed.__module__, composed.__doc__) == ("Base", __name__, "What is mixed into.")
+
+
+def test_without_mixins_it_is_the_class_itself() -> None:
+    assert compose(Base, []) is Base
+
+
+def test_a_mixin_may_be_a_worker_itself() -> None:
+    class Other(Worker):
+        def child_other(self) -> None:
+            pass
+
+    assert compose(Base, [Other]).__mro__[1:4] == (Other, Base, Worker)
+
+
+def test_a_mixin_twice_over() -> None:
+    """With --mixin on the command line as well as in Python."""
+    assert make(compose(compose(Base, [Right]), [Left])).child_who() == ["left", "right", "base"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("mixin", ["text", Left(), None, 3, len])
+def test_a_mixin_that_is_no_class(mixin: object) -> None:
+    with pytest.raises(ConfigError, match="this is no class"):
+        compose(Base, [mixin])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("mixins", [[Left, Left], [Worker], [Left, Base]])
+def test_mixins_that_do_not_go_together(mixins: list[type]) -> None:
+    with pytest.raises(ConfigError, match="the mixins and Base do not go together: ") as found:
+        compose(Base, mixins)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["Big", "1st", "", "a-b", "ä", "_x", "x" * 65])
+def test_a_command_that_nobody_could_call(name: str) -> None:
+    """Found at the start, and not when somebody calls it."""
+    mixin = type("Mixin", (), {f"child_{name}": lambda self: None})
+
+    with pytest.raises(ConfigError, match="is no name for a command") as found:
+        compose(Base, [mixin])
+    assert "\n" not in str(found.value)
+    assert f"child_{name}" in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["start", "ready", "stop", "exit", "timeout", "register", "unregister", "signal"])
+def test_a_command_that_has_the_name_of_a_hook(name: str) -> None:
+    """`on_start` cannot be both."""
+    mixin = type("Mixin", (), {f"child_{name}": lambda self: None})
+
+    with pytest.raises(ConfigError, match=f"on_{name} is a hook"):
+        compose(Base, [mixin])
+
+
+def test_a_command_that_is_no_method() -> None:
+    with pytest.raises(ConfigError, match="child_count is not a method"):
+        compose(Base, [type("Mixin", (), {"child_count": 3})])
+
+
+def test_by_name() -> None:
+    assert load_class("forkserve.prefork.worker:Worker", "--mixin") is Worker
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "nothing_here:Class",
+        "forkserve.prefork.worker:Nothing",
+        "forkserve.prefork.worker",
+        "forkserve.prefork.worker:",
+        ":Class",
+        "",
+    ],
+)
+def test_by_a_name_that_leads_nowhere(spec: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--mixin {spec}: .*; write module:Class$"):
+        load_class(spec, "--mixin")
+
+
+@pytest.mark.parametrize("spec", ["forkserve.prefork.worker:current_worker", "forkserve.prefork.worker:BEAT_EVERY"])
+def test_by_the_name_of_something_else(spec: str) -> None:
+    with pytest.raises(ConfigError, match="this is no class"):
+        load_class(spec, "--worker")
+
+
+def test_the_module_itself_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needs_more.py").write_text("import nothing_like_this\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(ConfigError, match="No module named 'nothing_like_this'"):
+        load_class("needs_more:Class", "--mixin")
+    assert "needs_more" not in sys.modules

@@ -1,0 +1,204 @@
+"""Commands as values: their names, what is said of them, replies, and what has been begun."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forkserve.errors import ConfigError
+from forkserve.prefork.commands import (
+    BUILTINS,
+    CommandError,
+    Failure,
+    Pending,
+    Reply,
+    answer,
+    commands_of,
+    describe,
+    unknown,
+)
+from forkserve.prefork.steering import Steering
+from forkserve.prefork.worker import Worker
+
+
+class Base(Worker):
+    """Has one command."""
+
+    def child_old(self) -> None:
+        """Do what was always done."""
+
+
+class Cache(Base):
+    """Has more."""
+
+    def on_flush(self, table: str) -> None:
+        pass
+
+    def child_flush(self, table: str, hard: bool = False, *more: str, key: int = 3) -> None:  # noqa: FBT001, FBT002
+        """Forget a table.
+
+        And all that depends on it.
+        """
+
+    async def child_all(self, *, quiet: bool = False) -> None:
+        pass
+
+    def on_lonely(self) -> None:
+        pass
+
+    @staticmethod
+    def child_static(one: int) -> None:
+        pass
+
+    @classmethod
+    def child_class(cls, one: int) -> None:
+        pass
+
+    child_native = len
+
+    def childish(self) -> None:
+        pass
+
+
+def test_commands_of_a_class() -> None:
+    """TP-10: those of the bases, too; a notification alone is none."""
+    assert set(commands_of(Cache)) == {"all", "class", "flush", "native", "old", "reopen_logs", "static"}
+    assert commands_of(Cache)["flush"] is Cache.child_flush
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 64, "flush_2", "stop_it", "status"])
+def test_names(name: str) -> None:
+    assert name in commands_of(type("Mixin", (), {f"child_{name}": lambda self: None}))
+
+
+@pytest.mark.parametrize("name", ["", "A", "aB", "2", "_a", "x" * 65, "stop", "signal", "ready"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(ConfigError):
+        commands_of(type("Mixin", (), {f"child_{name}": lambda self: None}))
+
+
+def test_describe() -> None:
+    described = {one["name"]: one for one in describe(Cache, Base)}
+
+    assert described["flush"] == {"name": "flush", "usage": "TABLE [HARD] [MORE...]", "help": "Forget a table."}
+    assert described["all"] == {"name": "all", "usage": "", "help": ""}
+    assert described["static"]["usage"] == described["class"]["usage"] == "ONE"
+    assert "old" not in described
+    json.dumps(described)
+
+
+def test_describe_what_is_defined_anew() -> None:
+    class New(Base):
+        def child_old(self, how: str) -> None:
+            """Do it otherwise."""
+
+    assert describe(New, Base) == [{"name": "old", "usage": "HOW", "help": "Do it otherwise."}]
+
+
+def test_the_masters_commands_are_methods() -> None:
+    for name in BUILTINS:
+        assert callable(getattr(Steering, name.replace("-", "_")))
+
+
+def test_unknown() -> None:
+    assert unknown("flusch", ["flush"]) == "there is no command 'flusch' (did you mean 'flush'?)"
+    assert unknown(None, []) == "there is no command None"
+    assert len(unknown("x" * 1000, ["flush"])) < 200
+
+
+# Pending.
+
+
+def test_then_before_and_after() -> None:
+    pending = Pending()
+    seen: list[object] = []
+    assert pending.then(seen.append) is pending
+    pending.resolve(1)
+    pending.then(seen.append)
+
+    assert seen == [1, 1]
+
+
+def test_it_ends_once() -> None:
+    pending = Pending()
+    seen: list[object] = []
+    pending.then(seen.append)
+    pending.resolve(1)
+    pending.resolve(2)
+    pending.fail(CommandError("too late"))
+
+    assert (seen, pending.value, pending.error) == ([1], 1, None)
+
+
+def test_then_is_not_called_for_an_error_but_finally_is() -> None:
+    pending, ended = Pending(), []
+    pending.then(lambda _: pytest.fail("no value")).finally_(ended.append)
+    pending.fail(CommandError("no", "refused"))
+
+    assert ended == [pending]
+    assert pending.error is not None
+    assert pending.error.code == "refused"
+
+
+def test_a_callback_that_raises_is_logged_and_the_others_are_called(capfd: pytest.CaptureFixture[str]) -> None:
+    pending = Pending()
+    seen: list[object] = []
+    pending.then(lambda _: 1 / 0).then(seen.append)
+    pending.resolve(1)
+    pending.then(lambda _: 1 / 0)
+
+    assert seen == [1]
+    assert capfd.readouterr().err.count("ZeroDivisionError") == 2
+
+
+def test_a_callback_may_add_another() -> None:
+    pending = Pending()
+    seen: list[object] = []
+    pending.then(lambda value: pending.then(seen.append))
+    pending.resolve(1)
+
+    assert seen == [1]
+
+
+# What a client is told.
+
+
+def reply(id: int = 1, status: str = "ok", message: str | None = None) -> Reply:  # noqa: A002
+    return Reply(id, 100 + id, 1, status, None, Failure("ValueError", message) if message else None, 0.5)
+
+
+def test_the_answer_to_a_call() -> None:
+    """The shape is a contract."""
+    told = answer(Pending.of([Reply(2, 102, 7, "ok", {"a": [1]}, None, 0.25)]))
+
+    expected = {"id": 2, "pid": 102, "generation": 7, "status": "ok", "value": {"a": [1]}, "error": None, "seconds": 0.25}
+    assert told == {"ok": True, "error": None, "result": [expected]}
+    json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("replies", "code", "message"),
+    [
+        ([reply(1), reply(2, "error", "no good")], "failed", "1 of 2 failed: worker 2: no good"),
+        ([reply(1, "unknown", "there is no command 'x'")], "failed", "1 of 1 failed: worker 1: there is no command 'x'"),
+        ([reply(1, "died"), reply(2, "died")], "failed", "2 of 2 failed: worker 1: the worker died"),
+        ([reply(1), reply(2, "timeout")], "timeout", "1 of 2 failed: worker 2: no answer in time"),
+        ([reply(1, "timeout"), reply(2, "died")], "failed", "2 of 2 failed: worker 1: no answer in time"),
+        ([reply(1, "error")], "failed", "1 of 1 failed: worker 1: error"),
+    ],
+)
+def test_one_reply_that_is_not_ok_fails_the_call(replies: list[Reply], code: str, message: str) -> None:
+    told = answer(Pending.of(replies))
+
+    assert not told["ok"]
+    assert told["error"] == {"code": code, "message": message}
+    assert len(told["result"]) == len(replies)
+
+
+def test_other_answers() -> None:
+    assert answer(Pending.of({"workers": 3})) == {"ok": True, "error": None, "result": {"workers": 3}}
+    assert answer(Pending.of([])) == {"ok": True, "error": None, "result": []}
+    failed = Pending()
+    failed.fail(CommandError("no room", "refused"))
+    assert answer(failed) == {"ok": False, "error": {"code": "refused", "message": "no room"}, "result": None}

@@ -1,0 +1,368 @@
+"""What a worker does with commands, without a process: the dispatcher, and an object that is all of a worker that it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from forkserve.prefork.dispatch import Dispatcher, run_to_end
+from forkserve.prefork.frames import MAX_FRAME, encode
+
+Message = dict[str, Any]
+
+
+class Worker:
+    """Notes what it does, and what it sends."""
+
+    def __init__(self) -> None:
+        self.log = logging.getLogger("forkserve.test")
+        self.notes: list[object] = []
+        self.sent: list[Message] = []
+        self.later: list[Coroutine[Any, Any, None]] | None = None
+        self.dispatcher = Dispatcher(self)  # type: ignore[arg-type]
+
+    def send(self, message: Message) -> bool:
+        self.sent.append(json.loads(encode(message)[4:]))
+        return True
+
+    def run_command(self, command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
+        if self.later is not None:
+            self.later.append(command)
+        else:
+            run_to_end(command, is_async=is_async)
+
+    def take(self, name: str, *args: object, deadline: float | None = None, call: int = 7) -> None:
+        self.dispatcher.take({"type": "command", "call": call, "name": name, "args": list(args), "deadline": deadline})
+
+    def ask(self, name: str, *args: object) -> Message:
+        """Have it run one command; return the reply."""
+        self.take(name, *args)
+        self.dispatcher.run()
+        reply = self.sent.pop()
+        assert not self.sent, "one reply"
+        assert (reply["type"], reply["call"], reply["name"]) == ("reply", 7, name)
+        return reply
+
+    # The commands.
+
+    def on_flush(self, table: str) -> str:
+        self.notes.append(("on", table))
+        return "of no interest"
+
+    def child_flush(self, table: str) -> object:
+        self.notes.append(("child", table))
+        return [table, 1]
+
+    def child_plain(self) -> None:
+        self.notes.append("plain")
+
+    def on_lonely(self) -> None:
+        self.notes.append("never")
+
+    def on_guarded(self) -> None:
+        raise PermissionError("not now")
+
+    def child_guarded(self) -> None:
+        self.notes.append("never")
+
+    def on_strict(self) -> None:
+        self.notes.append("never")
+
+    def child_strict(self, table: str) -> None:
+        self.notes.append("never")
+
+    def child_boom(self) -> None:
+        raise ValueError("no good")
+
+    def child_leave(self) -> None:
+        sys.exit(3)
+
+    def child_interrupted(self) -> None:
+        raise KeyboardInterrupt
+
+    def child_cancelled(self) -> None:
+        raise asyncio.CancelledError
+
+    async def child_cancels(self) -> None:
+        sleeper = asyncio.create_task(asyncio.sleep(60))
+        await asyncio.sleep(0)
+        sleeper.cancel()
+        await sleeper
+
+    def child_set(self) -> object:
+        return {1, 2}
+
+    def child_nan(self) -> float:
+        return float("nan")
+
+    def child_deep(self) -> object:
+        deep: list[object] = []
+        for _ in range(100_000):
+            deep = [deep]
+        return deep
+
+    def child_much(self) -> str:
+        return "x" * MAX_FRAME
+
+    def child_hostile(self) -> None:
+        class HostileError(Exception):
+            def __str__(self) -> str:
+                raise ValueError("no text")
+
+        raise HostileError
+
+    def child_wordy(self) -> None:
+        raise ValueError("x" * MAX_FRAME)
+
+    async def on_slow(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+        self.notes.append("on")
+
+    async def child_slow(self, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        self.notes.append("child")
+        return "slept"
+
+    async def on_mixed(self) -> None:
+        await asyncio.sleep(0)
+        self.notes.append("on")
+
+    def child_mixed(self) -> str:
+        self.notes.append("child")
+        return "both"
+
+    def child_waits(self) -> object:
+        return asyncio.sleep(0)  # a coroutine, of a function that is no async def
+
+    @staticmethod
+    def child_static(one: int) -> int:
+        return one + 1
+
+    def child_optional(self, one: int, two: int = 2, *more: int) -> int:
+        return one + two + sum(more)
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+def test_on_then_child_with_the_same_arguments(worker: Worker) -> None:
+    """TP-4: the notification first, then the implementation, whose value is the reply."""
+    reply = worker.ask("flush", "users")
+
+    assert worker.notes == [("on", "users"), ("child", "users")]
+    assert (reply["status"], reply["value"]) == ("ok", ["users", 1])
+    assert "error" not in reply
+
+
+def test_without_a_notification(worker: Worker) -> None:
+    reply = worker.ask("plain")
+
+    assert (reply["status"], reply["value"], worker.notes) == ("ok", None, ["plain"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nothing_like_it", "there is no command 'nothing_like_it'"),
+        ("flusch", "there is no command 'flusch' (did you mean 'flush'?)"),
+        ("lonely", "there is no command 'lonely'"),
+        ("__init__", "there is no command '__init__'"),
+    ],
+)
+def test_unknown(worker: Worker, name: str, text: str) -> None:
+    """TP-5: the worker lives, and nothing was run."""
+    reply = worker.ask(name)
+
+    assert reply["status"] == "unknown"
+    assert reply["error"]["message"] == text
+    assert worker.notes == []
+    assert worker.ask("plain")["status"] == "ok"
+
+
+def test_an_exception(worker: Worker) -> None:
+    """TP-6: type, message and traceback, from the user's frames on."""
+    error = worker.ask("boom")["error"]
+
+    assert (error["type"], error["message"]) == ("ValueError", "no good")
+    first, second, *_ = error["traceback"].splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert "test_dispatch.py" in second
+    assert second.endswith("in child_boom")
+
+
+def test_an_exception_in_the_notification_stops_the_command(worker: Worker) -> None:
+    """TP-6."""
+    reply = worker.ask("guarded")
+
+    assert (reply["status"], reply["error"]["type"]) == ("error", "PermissionError")
+    assert worker.notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("flush", ()), ("flush", (1, 2)), ("strict", ()), ("strict", ("users",)), ("optional", ()), ("static", ())]
+)
+def test_wrong_arguments_are_found_before_anything_runs(worker: Worker, name: str, args: tuple[object, ...]) -> None:
+    reply = worker.ask(name, *args)
+
+    assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
+    assert worker.notes == []
+
+
+def test_right_arguments(worker: Worker) -> None:
+    assert worker.ask("optional", 1)["value"] == 3
+    assert worker.ask("optional", 1, 1, 1, 1)["value"] == 4
+    assert worker.ask("static", 1)["value"] == 2
+
+
+@pytest.mark.parametrize("name", ["set", "nan", "deep", "much"])
+def test_a_value_that_cannot_be_sent(worker: Worker, name: str) -> None:
+    reply = worker.ask(name)
+
+    assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
+    assert reply["error"]["message"].startswith("what it returned cannot be sent: ")
+    assert "value" not in reply
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("leave", "SystemExit"),
+        ("interrupted", "KeyboardInterrupt"),
+        ("cancelled", "CancelledError"),
+        ("cancels", "CancelledError"),
+        ("hostile", "HostileError"),
+        ("wordy", "ValueError"),
+        ("waits", "RuntimeError"),
+    ],
+)
+def test_nothing_that_a_command_does_ends_the_worker(worker: Worker, name: str, kind: str) -> None:
+    """TP-6: the next command runs as if nothing had been."""
+    reply = worker.ask(name)
+
+    assert (reply["status"], reply["error"]["type"]) == ("error", kind)
+    assert worker.ask("plain")["status"] == "ok"
+
+
+def test_async(worker: Worker) -> None:
+    """TP-3, TP-4: on a loop of its own, where there is none."""
+    assert worker.ask("slow", 0.001)["value"] == "slept"
+    assert worker.ask("mixed")["value"] == "both"
+    assert worker.notes == ["on", "child", "on", "child"]
+
+
+def test_not_started_in_time_it_never_runs(worker: Worker) -> None:
+    worker.take("plain", deadline=time.monotonic())
+    worker.dispatcher.run()
+
+    assert worker.notes == worker.sent == []
+
+
+def test_the_deadline_is_looked_at_when_its_turn_comes(worker: Worker) -> None:
+    deadline = time.monotonic() + 0.05
+    worker.take("slow", 0.06, deadline=deadline, call=1)
+    worker.take("plain", deadline=deadline, call=2)
+    worker.take("flush", "users", deadline=deadline + 60, call=3)
+    worker.dispatcher.run()
+
+    assert [(reply["call"], reply["status"]) for reply in worker.sent] == [(1, "ok"), (3, "ok")]
+
+
+def test_in_order(worker: Worker) -> None:
+    for number in range(20):
+        worker.take("static", number, call=number)
+    worker.dispatcher.run()
+
+    assert [reply["value"] for reply in worker.sent] == list(range(1, 21))
+
+
+def test_one_at_a_time_where_a_loop_runs_them(worker: Worker) -> None:
+    """The second is not even begun while the first waits."""
+    worker.later = []
+    worker.take("slow", 0.001, call=1)
+    worker.take("plain", call=2)
+    worker.dispatcher.run()
+    worker.dispatcher.run()
+    assert len(worker.later) == 1
+
+    asyncio.run(worker.later.pop())
+    worker.dispatcher.run()
+    assert worker.notes == ["on", "child"]
+    asyncio.run(worker.later.pop())
+    assert [reply["call"] for reply in worker.sent] == [1, 2]
+
+
+def test_a_command_that_is_cancelled_with_its_worker_says_nothing(worker: Worker) -> None:
+    """A drain that takes too long cancels what it finds."""
+    worker.later = []
+    worker.take("slow", 60)
+    worker.dispatcher.run()
+
+    async def run_and_cancel() -> None:
+        assert worker.later
+        task = asyncio.create_task(worker.later.pop())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run_and_cancel())
+    assert worker.sent == []
+
+
+def test_commands_that_run_commands(worker: Worker) -> None:
+    """A long command may ask whether to go on, which must not begin another inside it."""
+
+    def child_outer() -> None:
+        worker.take("plain", call=2)
+        worker.dispatcher.run()
+        assert worker.notes == []
+
+    worker.child_plain_outer = child_outer  # type: ignore[attr-defined]
+    worker.dispatcher._known["plain_outer"] = child_outer
+    worker.take("plain_outer", call=1)
+    worker.dispatcher.run()
+
+    assert [(reply["call"], reply["status"]) for reply in worker.sent] == [(1, "ok"), (2, "ok")]
+
+
+# Offers.
+
+
+def test_an_offer_is_taken_up_when_nothing_is_left_to_do(worker: Worker) -> None:
+    worker.dispatcher.take({"type": "offer"})
+    worker.take("plain")
+    worker.dispatcher.run()
+
+    assert [message["type"] for message in worker.sent] == ["reply", "free"]
+    worker.dispatcher.run()
+    assert len(worker.sent) == 2, "once"
+
+
+def test_an_offer_is_not_taken_up_while_a_command_runs(worker: Worker) -> None:
+    worker.later = []
+    worker.take("mixed")
+    worker.dispatcher.take({"type": "offer"})
+    worker.dispatcher.run()
+    assert worker.sent == []
+
+    asyncio.run(worker.later.pop())
+    worker.dispatcher.run()
+    assert [message["type"] for message in worker.sent] == ["reply", "free"]
+
+
+def test_an_offer_is_taken_up_after_a_command_that_came_too_late(worker: Worker) -> None:
+    worker.take("plain", deadline=0.0)
+    worker.dispatcher.take({"type": "offer"})
+    worker.dispatcher.run()
+
+    assert worker.sent == [{"type": "free"}]

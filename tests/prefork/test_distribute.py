@@ -1,0 +1,123 @@
+"""One command for each of many items: who is asked is played by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkserve.prefork.commands import CommandError, Pending, Reply
+from forkserve.prefork.distribute import distribute
+
+
+class Workers:
+    """Notes what is asked, and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, Pending]] = []
+        self.all: list[object] = []
+
+    def __call__(self, item: object) -> Pending:
+        if item == "refused":
+            raise CommandError("not this one", "refused")
+        self.asked.append((item, Pending()))
+        self.all.append(item)
+        return self.asked[-1][1]
+
+    def answer(self, index: int, status: str = "ok") -> None:
+        item, pending = self.asked.pop(index)
+        pending.resolve([Reply(1, 100, 1, status, item)])
+
+
+def test_as_many_at_a_time_as_there_are_workers() -> None:
+    """IPC-4."""
+    workers = Workers()
+    whole = distribute(workers, ["a", "b", "c", "d"], width=2, retries=0)
+    assert workers.all == ["a", "b"]
+
+    workers.answer(1)
+    assert workers.all == ["a", "b", "c"]
+    for _ in range(2):
+        workers.answer(1)
+    assert not whole.done
+    workers.answer(0)
+    assert [reply.value for reply in whole.value] == ["a", "b", "c", "d"]
+
+
+def test_nothing_to_do() -> None:
+    whole = distribute(Workers(), [], width=2, retries=0)
+
+    assert whole.value == []
+
+
+@pytest.mark.parametrize(("retries", "statuses"), [(0, ["died", "ok"]), (1, ["ok", "ok"])])
+def test_a_worker_that_dies(retries: int, statuses: list[str]) -> None:
+    """Its item is reported, or tried again before the others."""
+    workers = Workers()
+    whole = distribute(workers, ["a", "b"], width=1, retries=retries)
+    workers.answer(0, "died")
+    while workers.asked:
+        workers.answer(0)
+
+    assert workers.all == ["a"] * (1 + retries) + ["b"]
+    assert [reply.status for reply in whole.value] == statuses
+
+
+def test_every_worker_dies_of_it() -> None:
+    workers = Workers()
+    whole = distribute(workers, ["a"], width=3, retries=2)
+    for _ in range(3):
+        workers.answer(0, "died")
+
+    assert workers.all == ["a"] * 3
+    assert [reply.status for reply in whole.value] == ["died"]
+
+
+@pytest.mark.parametrize("status", ["error", "unknown", "timeout"])
+def test_other_failures_are_not_tried_again(status: str) -> None:
+    workers = Workers()
+    whole = distribute(workers, ["a"], width=1, retries=5)
+    workers.answer(0, status)
+
+    assert [reply.status for reply in whole.value] == [status]
+    assert workers.all == ["a"]
+
+
+def test_a_refusal_ends_it() -> None:
+    workers = Workers()
+    whole = distribute(workers, ["a", "refused", "b"], width=1, retries=0)
+    workers.answer(0)
+
+    assert str(whole.error) == "not this one"
+    assert workers.all == ["a"]
+
+
+def test_an_item_that_fails_later_ends_it_too() -> None:
+    """As when the server stops while it waits for somebody."""
+    workers = Workers()
+    whole = distribute(workers, ["a", "b", "c"], width=2, retries=0)
+    workers.asked[1][1].fail(CommandError("the server is stopping", "refused"))
+    workers.answer(0)
+
+    assert str(whole.error) == "the server is stopping"
+    assert workers.all == ["a", "b"]
+
+
+@given(
+    items=st.lists(st.integers(), max_size=20),
+    width=st.integers(1, 8),
+    retries=st.integers(0, 2),
+    choices=st.lists(st.tuples(st.integers(0, 100), st.sampled_from(["ok", "error", "died"])), min_size=80, max_size=80),
+)
+def test_every_item_has_one_reply_in_its_place(
+    items: list[int], width: int, retries: int, choices: list[tuple[int, str]]
+) -> None:
+    workers = Workers()
+    whole = distribute(workers, items, width, retries)
+    for pick, status in choices:
+        assert len(workers.asked) <= width
+        if workers.asked:
+            workers.answer(pick % len(workers.asked), status)
+
+    assert [reply.value for reply in whole.value] == items
+    assert len(items) <= len(workers.all) <= len(items) * (1 + retries)

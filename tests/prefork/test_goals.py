@@ -1,0 +1,282 @@
+"""When commands that change the pool are done: each test tells a short history of a pool, with its times."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkserve.prefork.actions import Fork
+from forkserve.prefork.commands import CommandError
+from forkserve.prefork.goals import Goal, replaced, scaled, stopped
+from forkserve.prefork.pool import Pool
+from forkserve.prefork.states import Limits, Member, State
+
+SIGSEGV = 11
+
+
+def fork(pool: Pool, now: float) -> list[Member]:
+    """Plan, and have every fork succeed."""
+    members = [one.member for one in pool.plan(now) if isinstance(one, Fork)]
+    for member in members:
+        pool.forked(member.ident, 1000 + member.ident)
+    return members
+
+
+def serving(wanted: int) -> tuple[Pool, list[Member]]:
+    """A pool after its first boot."""
+    pool = Pool(wanted, Limits(), lambda: 0.0)
+    members = fork(pool, 0.0)
+    for member in members:
+        pool.ready(member.ident, 0.0)
+    pool.plan(0.0)
+    return pool, members
+
+
+def crash(pool: Pool, member: Member, now: float) -> None:
+    pool.exited(member.ident, now, code=None, signal=SIGSEGV)
+
+
+def drained(pool: Pool, member: Member, now: float) -> None:
+    pool.exited(member.ident, now, code=0, signal=None)
+
+
+def error(goal: Goal) -> str:
+    with pytest.raises(CommandError) as found:
+        goal()
+    return str(found.value)
+
+
+# Scale.
+
+
+def test_scale_up_is_done_when_the_new_ones_are_ready() -> None:
+    """`ctl` waits until the thing is done."""
+    pool, _ = serving(1)
+    pool.want(3)
+    goal = scaled(pool, 3)
+    assert not goal()
+    second = fork(pool, 1.0)
+    while second:
+        member = second.pop()
+        assert not goal()
+        pool.ready(member.ident, 2.0)
+        second += fork(pool, 2.0)
+
+    assert goal()
+
+
+def test_scale_down_is_done_when_the_old_ones_are_gone() -> None:
+    pool, (_, second) = serving(2)
+    pool.want(1)
+    goal = scaled(pool, 1)
+    pool.plan(1.0)
+
+    assert second.state is State.DRAINING
+    assert not goal()
+    drained(pool, second, 2.0)
+    assert goal()
+
+
+def test_scale_to_what_there_is_already() -> None:
+    pool, _ = serving(2)
+
+    assert scaled(pool, 2)()
+
+
+def test_scale_to_none() -> None:
+    pool, (member,) = serving(1)
+    pool.want(0)
+    goal = scaled(pool, 0)
+    pool.plan(1.0)
+    assert not goal()
+    drained(pool, member, 2.0)
+
+    assert goal()
+
+
+def test_a_new_worker_that_does_not_boot_fails_the_scale() -> None:
+    pool, _ = serving(1)
+    pool.want(2)
+    goal = scaled(pool, 2)
+    for now in (1.0, 2.0):  # the first failure is tried again at once
+        (member,) = fork(pool, now)
+        assert not goal()
+        pool.exited(member.ident, now, code=3, signal=None)
+        assert not goal()
+    pool.plan(2.0)
+
+    assert error(goal) == "worker 2 failed to boot: ended; it is tried again"
+
+
+def test_a_failure_of_before_does_not_fail_the_scale() -> None:
+    pool, (member, _) = serving(2)
+    for now in (1.0, 1.1):
+        crash(pool, member, now)
+        fork(pool, now)
+        member = next(one for one in pool.members() if one.slot == 1)
+    assert member.state is State.BACKOFF
+    pool.want(3)
+    goal = scaled(pool, 3)
+
+    assert not goal()
+
+
+@pytest.mark.parametrize("other", [Pool.stop, Pool.suspend, lambda pool: pool.want(1)])
+def test_something_else_meanwhile_fails_the_scale(other: object) -> None:
+    pool, _ = serving(2)
+    pool.want(3)
+    goal = scaled(pool, 3)
+    other(pool)  # type: ignore[operator]
+
+    assert error(goal) == "something else was asked for meanwhile"
+
+
+# Restart.
+
+
+def test_restart_is_done_when_the_new_one_is_ready_and_the_old_one_gone() -> None:
+    pool, (old, _) = serving(2)
+    goal = replaced(pool, 1)
+    pool.replace(1)
+    (new,) = fork(pool, 1.0)
+    assert not goal()
+    pool.ready(new.ident, 2.0)
+    pool.plan(2.0)
+    assert not goal()
+    drained(pool, old, 3.0)
+
+    assert goal()
+    assert new.slot == 1
+
+
+def test_a_restart_that_fails_says_so_and_the_old_one_stays() -> None:
+    pool, (old,) = serving(1)
+    goal = replaced(pool, 1)
+    pool.replace(1)
+    (new,) = fork(pool, 1.0)
+    assert not goal()
+    pool.exited(new.ident, 2.0, code=3, signal=None)
+
+    assert error(goal) == "the new worker 1 failed to boot: ended; the old one stays"
+    pool.keep(1, 2.0)
+    assert pool.plan(2.0) == []
+    assert old.state is State.READY
+
+
+def test_a_restart_whose_fork_fails() -> None:
+    pool, _ = serving(1)
+    goal = replaced(pool, 1)
+    pool.replace(1)
+    (action,) = pool.plan(1.0)
+    assert isinstance(action, Fork)
+    pool.fork_failed(action.member.ident, "cannot fork: no memory", 1.0)
+
+    assert error(goal) == "the new worker 1 failed to boot: cannot fork: no memory; the old one stays"
+
+
+def test_an_old_one_that_crashes_meanwhile_does_not_fail_the_restart() -> None:
+    """The new one is on its way."""
+    pool, (old,) = serving(1)
+    goal = replaced(pool, 1)
+    pool.replace(1)
+    (new,) = fork(pool, 1.0)
+    crash(pool, old, 1.5)
+    assert not goal()
+    pool.ready(new.ident, 2.0)
+
+    assert goal()
+
+
+def test_two_restarts_of_one_worker() -> None:
+    """The end of the first old one, which was asked for, is no failure of the second new one."""
+    pool, (old,) = serving(1)
+    first = replaced(pool, 1)
+    pool.replace(1)
+    (new,) = fork(pool, 1.0)
+    pool.ready(new.ident, 2.0)
+    pool.plan(2.0)
+    assert old.state is State.DRAINING
+
+    second = replaced(pool, 1)
+    pool.replace(1)
+    assert fork(pool, 3.0) == []  # no room before the old one is gone
+    assert not first()
+    assert not second()
+    drained(pool, old, 4.0)
+    assert first()
+    assert not second()
+    (newest,) = fork(pool, 4.0)
+    assert not second()
+    pool.ready(newest.ident, 5.0)
+    pool.plan(5.0)
+    drained(pool, new, 6.0)
+
+    assert second()
+
+
+def test_a_restart_while_another_boots() -> None:
+    """What was forked before it was asked for is not what was asked for; but if that fails, so has this."""
+    pool, (old,) = serving(1)
+    pool.replace(1)
+    (new,) = fork(pool, 1.0)
+    goal = replaced(pool, 1)
+    pool.replace(1)
+    pool.exited(new.ident, 2.0, code=3, signal=None)
+
+    assert error(goal) == "the new worker 1 failed to boot: ended; the old one stays"
+    assert old.state is State.READY
+
+
+def test_a_restart_of_a_worker_that_is_not_there() -> None:
+    """It waits for another try: that is the restart."""
+    pool, (member,) = serving(1)
+    for now in (1.0, 1.1):
+        crash(pool, member, now)
+        fork(pool, now)
+        (member,) = pool.members()
+    assert member.state is State.BACKOFF
+    goal = replaced(pool, 1)
+    pool.replace(1)
+    assert not goal()
+    (again,) = fork(pool, 5.0)
+    assert not goal()
+    pool.ready(again.ident, 6.0)
+
+    assert goal()
+
+
+def test_a_restart_of_a_worker_that_is_not_there_and_fails_again() -> None:
+    pool, (member,) = serving(1)
+    for now in (1.0, 1.1):
+        crash(pool, member, now)
+        fork(pool, now)
+        (member,) = pool.members()
+    goal = replaced(pool, 1)
+    pool.replace(1)
+    (again,) = fork(pool, 5.0)
+    assert not goal()
+    crash(pool, again, 6.0)
+    pool.plan(6.0)
+
+    assert error(goal) == "worker 1 failed to boot: killed; it is tried again"
+
+
+@pytest.mark.parametrize("other", [Pool.stop, Pool.suspend, lambda pool: pool.want(1)])
+def test_something_else_meanwhile_fails_the_restart(other: object) -> None:
+    pool, _ = serving(2)
+    goal = replaced(pool, 2)
+    pool.replace(2)
+    other(pool)  # type: ignore[operator]
+
+    assert error(goal) == "something else was asked for meanwhile"
+
+
+def test_stopped() -> None:
+    pool, (member,) = serving(1)
+    goal = stopped(pool)
+    pool.stop()
+    pool.plan(1.0)
+    assert not goal()
+    drained(pool, member, 2.0)
+    pool.plan(2.0)
+
+    assert goal()
