@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 class Failures:
     """Reports the ends of workers. For the master."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, plain: bool) -> None:
+        self._plain = plain  # tracebacks are printed as they are, for somebody who sits before the terminal
         self._last: dict[int, Message] = {}  # by slot: how its boot failed, told in full once
 
     def booted(self, slot: int) -> None:
         """Forget how the slot failed."""
         self._last.pop(slot, None)
+
+    def traceback(self, slot: int, reason: str) -> str | None:
+        """The traceback that came with the slot's last failure, if that was for this reason."""
+        last = self._last.get(slot, {})
+        return last.get("traceback") if last.get("message") == reason else None
 
     def report(self, child: Child, status: int, *, first_boot: bool) -> None:
         """Report a worker that failed; `status` is its exit code, or its signal as a negative one."""
@@ -39,8 +45,20 @@ class Failures:
         elif why == self._last.get(child.id):
             logger.error("%s failed to boot again: %s", child, message)
         else:
+            if self._plain and traceback:
+                console.say(traceback.rstrip())
+                traceback = None
             logger.error("%s failed to boot: %s\n%s", child, message, traceback or "")
         self._last[child.id] = why
+
+    def report_stand_in(self, child: Child) -> str:
+        """Report a worker that is ready without the app, once for all that say the same; return what it said."""
+        why = child.failure or {"message": "it did not say why"}
+        message, traceback = why["message"], why.get("traceback")
+        if why not in self._last.values():
+            console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}; the next save tries again (--reload)")
+        self._last[child.id] = why
+        return "\n\n".join(filter(None, (message, traceback)))
 
 
 def describe_exit(status: int) -> str:

@@ -19,11 +19,12 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import IntEnum
 from types import MappingProxyType
 
 from forkserve.errors import ExitCode
+from forkserve.prefork.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
 from forkserve.prefork.states import TRANSITIONS, Event, Exit, Limits, Member, Slot, State
 
 # Seconds.
@@ -51,60 +52,6 @@ class Phase(IntEnum):
     QUITTING = 3  # stopping at once
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """Fork a worker; the answer is `forked` or `fork_failed`."""
-
-    member: Member
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Order a worker to finish; one that still boots does not read orders and needs a signal."""
-
-    member: Member
-    booting: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DumpStacks:
-    """Have a worker that is past its deadline write down where it is."""
-
-    member: Member
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Send SIGKILL; with `dumped`, log the stacks first."""
-
-    member: Member
-    dumped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Forget a process that SIGKILL did not end."""
-
-    member: Member
-
-
-@dataclass(frozen=True, slots=True)
-class CloseListener:
-    """Close the listener of a slot, or the shared ones (None): nobody accepts there any more."""
-
-    slot: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """The first boot is over: say so."""
-
-    workers: int
-
-
-Action = Fork | Drain | DumpStacks | Kill | GiveUp | CloseListener | Announce
-
-
 class Pool:
     """The workers of a server, as the master knows them.
 
@@ -113,10 +60,11 @@ class Pool:
 
     def __init__(self, wanted: int, limits: Limits, random: Callable[[], float]) -> None:
         self.wanted = wanted
-        self.generation = 1
+        self.generation = 1  # the committed one
+        self.newest_generation = 1  # that was ever tried
         self.phase = Phase.FIRST_BOOT
         self.exit_code = ExitCode.OK
-        self._limits = limits
+        self.limits = limits
         self._random = random
         self._idents = itertools.count(1)
         self._listening: set[int | None] = {None, *range(1, wanted + 1)}
@@ -190,6 +138,48 @@ class Pool:
         for member in self._slots[slot].members:
             member.outdated = member.exists
 
+    def keep(self, slot: int, now: float) -> None:
+        """Take `replace` back, as a new process failed: the old one stays, unless its successor is ready already."""
+        members = list(self._slots[slot].members)
+        ready = [member for member in members if member.state is State.READY]
+        if not ready or not all(member.outdated for member in ready):
+            return
+        for member in members:
+            if member.state is State.BACKOFF:
+                self._apply(member, Event.RETIRE, now)
+            elif member.state is State.BOOTING and not member.outdated:
+                self.withdraw(member, now)
+            member.outdated = False
+
+    def hurry(self) -> None:
+        """Try at once what is to be tried again: the reason why it failed may be gone."""
+        for slot in self._slots.values():
+            slot.failures, slot.retry_at = 0, float("-inf")
+        for member in self._members.values():
+            if member.state is State.BACKOFF:
+                member.limit = 0.0
+
+    def withdraw(self, member: Member, now: float) -> None:
+        """Have a process end that is not wanted any more."""
+        if member.pid and member.state in (State.BOOTING, State.READY):
+            self._owed.append(Drain(member, booting=member.state is State.BOOTING))
+            self._apply(member, Event.DRAIN, now)
+
+    def try_out(self, slot: int, generation: int, now: float) -> Member:
+        """Put a process of a new generation beside the slot's, which goes on serving. Return its member: the canary."""
+        for member in list(self._slots[slot].members):
+            if member.state is State.BACKOFF:
+                self._apply(member, Event.RETIRE, now)
+        self.newest_generation = generation
+        return self._add(slot, generation, now, canary=True)
+
+    def commit(self, generation: int) -> None:
+        """The new generation is good: everything older is replaced, and whatever is forked from now on is new."""
+        self.generation = generation
+        for member in self._members.values():
+            member.canary = False
+            member.outdated = member.exists and member.generation != generation
+
     # What happened.
 
     def forked(self, ident: int, pid: int) -> None:
@@ -234,15 +224,15 @@ class Pool:
             member.reason = reason
             self._apply(member, Event.KILL, now)
 
-    def exited(self, ident: int, now: float, *, code: int | None, signal: int | None) -> bool:
-        """A process ended. Return whether that was a failure, rather than what somebody asked."""
+    def exited(self, ident: int, now: float, *, code: int | None, signal: int | None, why: str | None = None) -> bool:
+        """A process ended, and said why. Return whether that was a failure, rather than what somebody asked."""
         member = self._members.get(ident)
         if member is None:
             return False
         asked = member.asked or signal == _SIGTERM or self.phase >= Phase.STOPPING
         if not asked and member.ready_at is None:
             self._not_booted(code)
-        end = Exit(member.reason or ("ended" if signal is None else "killed"), code, signal, now)
+        end = Exit(member.reason or why or ("ended" if signal is None else "killed"), code, signal, now)
         if asked and member.ready_at is not None:
             self._slots[member.slot].last_exit = end
         else:
@@ -299,9 +289,8 @@ class Pool:
             return
         if member.state is State.BACKOFF:
             self._apply(member, Event.RETIRE, now)
-        elif member.pid and member.state in (State.BOOTING, State.READY):
-            self._owed.append(Drain(member, booting=member.state is State.BOOTING))
-            self._apply(member, Event.DRAIN, now)
+        else:
+            self.withdraw(member, now)
 
     def _superseded(self, member: Member) -> bool:
         """Whether a newer process of the slot is ready.
@@ -317,28 +306,26 @@ class Pool:
             slot = self._slots[number]
             # One that is stuck holds its place until it is gone, so that its end counts first.
             if all(one.asked or one.outdated for one in slot.members):
-                member = Member(
-                    next(self._idents),
-                    number,
-                    self.generation,
-                    State.BACKOFF,
-                    since=now,
-                    limit=max(0.0, slot.retry_at - now),
-                )
-                slot.members.append(member)
-                self._members[member.ident] = member
+                self._add(number, self.generation, now, limit=max(0.0, slot.retry_at - now))
         due = [one for one in self.members() if one.state is State.BACKOFF and one.since + one.limit <= now]
         due.sort(key=lambda one: len(self._slots[one.slot].members))  # an empty slot goes first
         for member in due[: max(0, self._room())]:
             taken = {one.row for one in self._members.values()}
             member.row = next(row for row in itertools.count() if row not in taken)
-            member.generation = self.generation
+            if not member.canary:
+                member.generation = self.generation
             member.born = now
             self._apply(member, Event.FORK, now)
             self._owed.append(Fork(member))
 
+    def _add(self, slot: int, generation: int, now: float, *, limit: float = 0.0, canary: bool = False) -> Member:
+        member = Member(next(self._idents), slot, generation, State.BACKOFF, since=now, limit=limit, canary=canary)
+        self._slots[slot].members.append(member)
+        self._members[member.ident] = member
+        return member
+
     def _room(self) -> int:
-        return self.wanted + self._limits.surge - self.processes
+        return self.wanted + self.limits.surge - self.processes
 
     def _close_listeners(self) -> None:
         holders = [one for one in self._members.values() if one.exists and not one.released]
@@ -368,7 +355,7 @@ class Pool:
         if after is before:
             return
         member.state, member.since, member.renewed = after, now, False
-        member.limit = self._limits.of(after)
+        member.limit = self.limits.of(after)
         if after is State.DUMPING:
             self._owed.append(DumpStacks(member))
         elif after is State.KILLED:
@@ -384,9 +371,11 @@ class Pool:
     def _fail(self, member: Member, end: Exit) -> None:
         """Remember a failure of a slot, and when to try again."""
         slot = self._slots[member.slot]
+        slot.last_exit = replace(end, generation=member.generation, failed=True)
+        if member.canary:
+            return
         healed = member.ready_at is not None and end.at - member.ready_at >= HEALED
         slot.failures = 1 if healed else slot.failures + 1
-        slot.last_exit = end
         delay = 0.0
         if slot.failures > 1:
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(slot.failures - 2, 10))
@@ -395,6 +384,6 @@ class Pool:
 
     def _not_booted(self, code: int | None) -> None:
         """Give up the server if this is its first boot: what fails now would fail again."""
-        if self.phase is Phase.FIRST_BOOT:
-            self.exit_code = ExitCode.APP_LOAD if code == ExitCode.APP_LOAD else ExitCode.BOOT
+        if self.phase is Phase.FIRST_BOOT and not self.limits.patient:
+            self.exit_code = ExitCode(code) if code in (ExitCode.APP_LOAD, ExitCode.USAGE) else ExitCode.BOOT
             self.stop()

@@ -80,6 +80,7 @@ class Limits:
     beat: float = 30.0
     graceful: float = 30.0
     surge: int = 1
+    patient: bool = False  # a failure of the first boot does not end the server, but is tried again
 
     def of(self, state: State) -> float:
         """Return the limit of one state."""
@@ -103,6 +104,8 @@ class Exit:
     code: int | None
     signal: int | None
     at: float
+    generation: int = 0
+    failed: bool = False  # rather than asked to end
 
 
 @dataclass(eq=False, slots=True)
@@ -121,6 +124,7 @@ class Member:
     ready_at: float | None = None
     asked: bool = False  # somebody wanted it to end, so that its end is no failure
     reason: str = ""  # why it is being killed
+    canary: bool = False  # of a generation that is tried out: its failure is not its slot's
     outdated: bool = False  # to be replaced: drained when its slot has another one that is ready
     released: bool = False  # it accepts no more
     renewed: bool = False  # its deadline was put off because the master itself was late

@@ -1,0 +1,52 @@
+"""Recycling: which workers have served long enough to be replaced. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forkserve.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One ready worker: how much it has served, how old it is in seconds, and its memory (PSS) in bytes if that is known."""
+
+    slot: int
+    ident: int
+    requests: int
+    age: float
+    memory: int | None
+
+
+class Recycler:
+    """Picks the workers to be replaced.
+
+    Each process gets limits of its own, up to the jitter higher, so that workers that started together do not all end
+    together. `random` returns numbers from 0 to 1.
+    """
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._random = random
+        self._shares: dict[int, float] = {}  # of the jitter, by ident
+
+    def pick(self, workers: Iterable[Served], settings: Settings, room: int) -> list[tuple[int, str]]:
+        """The slots to be replaced now, with the reason; the first `room` of those that are due, the oldest first."""
+        workers = list(workers)
+        self._shares = {one.ident: self._shares.get(one.ident, self._random()) for one in workers}
+        due = [(one, why) for one in workers if (why := self._reason(one, settings))]
+        due.sort(key=lambda pair: -pair[0].age)
+        return [(one.slot, why) for one, why in due[: max(0, room)]]
+
+    def _reason(self, worker: Served, settings: Settings) -> str | None:
+        share = self._shares[worker.ident]
+        if settings.max_requests and worker.requests >= settings.max_requests + share * settings.max_requests_jitter:
+            return f"{worker.requests} requests (--max-requests)"
+        # A tenth, since those that a reload started have nearly the same age.
+        if settings.max_lifetime and worker.age >= settings.max_lifetime * (1 + share / 10):
+            return f"{worker.age:.0f} s old (--max-lifetime)"
+        if settings.max_memory and worker.memory is not None and worker.memory > settings.max_memory:
+            return f"{worker.memory >> 20} MiB of memory (--max-memory)"
+        return None

@@ -1,0 +1,138 @@
+"""Reloading: reloads one after the other, with the configuration read anew. In the master."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+from forkserve import logs
+from forkserve.errors import ForkserveError
+from forkserve.prefork.commands import CommandError, Pending
+from forkserve.prefork.hooks import run_hook
+from forkserve.prefork.pool import Phase
+from forkserve.prefork.rollout import Rollout, Step
+from forkserve.settings import flag, merge, unchangeable
+
+if TYPE_CHECKING:
+    from forkserve.config import Config
+    from forkserve.prefork.steering import Steering
+
+
+class Reloading:
+    """The reload that runs, and those who wait for the next: one runs, and all others are one."""
+
+    def __init__(self, master: Steering, config: Config) -> None:
+        self._master = master
+        self._config = config
+        self._rollout: Rollout | None = None
+        self._running: list[Pending] = []
+        self._waiting: list[Pending] = []
+        self._began = 0.0
+        self.last: dict[str, Any] | None = None  # for the status
+
+    @property
+    def under_way(self) -> bool:
+        """Whether one runs."""
+        return self._rollout is not None
+
+    def ask(self) -> Pending:
+        """Reload as soon as the one that runs has ended; its code and configuration may be older than this wish."""
+        self._waiting.append(Pending())
+        return self._waiting[-1]
+
+    def progress(self) -> str:
+        """How far it is, in a few words."""
+        rollout = self._rollout
+        if rollout is None:
+            return "waiting for the workers' first start"
+        if rollout.step is Step.ROLLING:
+            return f"generation {rollout.generation}: {rollout.replaced} of {self._master.pool.wanted} workers replaced"
+        return f"generation {rollout.generation}: {rollout.step.value} the first worker"
+
+    def next_deadline(self) -> float | None:
+        """When `advance` must be called; None for never."""
+        return self._rollout.next_deadline() if self._rollout else None
+
+    def advance(self, now: float) -> None:
+        """Go on as far as possible; before each plan."""
+        phase = self._master.pool.phase
+        if phase >= Phase.STOPPING:
+            waiting, self._waiting = self._waiting, []
+            for pending in waiting:
+                pending.fail(CommandError("the server is stopping", "refused"))
+        while self._rollout is not None or (self._waiting and phase >= Phase.SERVING):
+            if self._rollout is None:
+                self._start(now)
+            if not self._go_on(now):
+                return
+
+    def _go_on(self, now: float) -> bool:
+        """Return whether the one that runs has ended."""
+        assert self._rollout is not None
+        try:
+            done = self._rollout.advance(now)
+        except CommandError as error:
+            self._end(error)
+            return True
+        if done:
+            self._end(None)
+        return done
+
+    def _start(self, now: float) -> None:
+        master = self._master
+        self._running, self._waiting = self._waiting, []
+        self._rollout = Rollout(master.pool, master.settings.reload_settle, self._take_over)
+        self._began = now
+        logs.logger.info("reloading: generation %d", self._rollout.generation)
+        master.reloads(begin=True)
+        run_hook(master.hooks, "on_reload", master)
+
+    def _take_over(self) -> None:
+        """Read the configuration in the master too, when the canary has shown that it is good. Raises CommandError."""
+        if self._config.again is None:
+            return
+        try:
+            fresh = self._config.again()
+        except ForkserveError as error:
+            raise CommandError(f"{error}; nothing was changed") from error
+        master = self._master
+        before, workers = master.settings, fresh.settings.workers
+        settings = merge(before, fresh.settings)
+        # The name is what this server came to be called, whatever it was asked to be.
+        for name in unchangeable(before, dataclasses.replace(fresh.settings, name=before.name)):
+            logs.logger.warning("%s cannot be changed by a reload: restart the server for that", flag(name))
+        grown = workers != self._config.settings.workers
+        hooks = master.hooks
+        master.take_over(settings, fresh.hooks)
+        try:
+            if grown:
+                master.scale(workers)
+        except CommandError as error:
+            master.take_over(before, hooks)
+            raise CommandError(f"{error}; nothing was changed") from error
+        self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
+
+    def _end(self, error: CommandError | None) -> None:
+        rollout, self._rollout = self._rollout, None
+        assert rollout is not None
+        seconds = round(time.monotonic() - self._began, 3)
+        running, self._running = self._running, []
+        self._master.reloads(begin=False)
+        said = None if error is None else str(error)
+        self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
+        if error is None:
+            logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
+            if self._master.development:
+                self._master.development.reload_ended(None)
+            for pending in running:
+                pending.resolve({"generation": rollout.generation, "seconds": seconds})
+            return
+        logs.logger.error("reload failed: %s", error)
+        slot, end = rollout.failed_slot, rollout.failed
+        # Without its end there is none of its own either: what the slot is remembered for is an older failure.
+        traceback = None if slot is None or end is None else self._master.children.traceback(slot, end.reason)
+        if self._master.development:
+            self._master.development.reload_ended("\n\n".join(filter(None, (str(error), traceback))))
+        for pending in running:
+            pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})

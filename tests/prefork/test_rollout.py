@@ -1,0 +1,268 @@
+"""Rollouts: step by step with values, and their promises as properties over random histories. No process."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+
+from forkserve.prefork.actions import Action, Drain, Fork
+from forkserve.prefork.commands import CommandError
+from forkserve.prefork.pool import Phase, Pool
+from forkserve.prefork.rollout import Rollout, Step
+from forkserve.prefork.states import Limits, Member, State
+from tests.prefork.test_pool_properties import History
+
+SETTLE = 1.0
+
+
+def nothing() -> None:
+    """Nothing stands in the way of a commit."""
+
+
+class Fleet:
+    """A pool whose processes do what the test says."""
+
+    def __init__(self, wanted: int, surge: int = 1) -> None:
+        self.now = 100.0
+        self.pool = Pool(wanted, Limits(surge=surge), lambda: 0.0)
+        self.rollout: Rollout | None = None
+        self.pids = 0
+        self.plan()
+        for member in self.pool.members():
+            self.ready(member)
+        self.plan()
+
+    def plan(self) -> list[Action]:
+        if self.rollout is not None and self.rollout.advance(self.now):
+            self.rollout = None
+        actions = self.pool.plan(self.now)
+        for action in actions:
+            if isinstance(action, Fork):
+                self.pids += 1
+                self.pool.forked(action.member.ident, self.pids)
+        return actions
+
+    def ready(self, member: Member) -> None:
+        self.pool.ready(member.ident, self.now)
+
+    def ends(self, member: Member, code: int = 0) -> None:
+        self.pool.exited(member.ident, self.now, code=code, signal=None, why="its reason")
+
+    def reload(self) -> None:
+        self.rollout = Rollout(self.pool, SETTLE, nothing)
+
+    def some(self, state: State, generation: int | None = None) -> list[Member]:
+        return [one for one in self.pool.members() if one.state is state and generation in (None, one.generation)]
+
+    def only(self, state: State) -> Member:
+        (member,) = self.some(state)
+        return member
+
+
+def test_the_canary_must_live_before_anything_old_is_touched() -> None:
+    fleet = Fleet(2)
+    fleet.reload()
+    (fork,) = fleet.plan()
+    assert isinstance(fork, Fork)
+    assert (fork.member.slot, fork.member.generation, fleet.pool.generation) == (1, 2, 1)
+    fleet.ready(fork.member)
+    assert fleet.plan() == []
+    assert fleet.rollout is not None
+    assert fleet.rollout.next_deadline() == fleet.now + SETTLE
+    fleet.now += SETTLE
+    (drain,) = fleet.plan()
+    assert isinstance(drain, Drain)
+    assert (drain.member.slot, drain.member.generation, fleet.pool.generation) == (1, 1, 2)
+
+
+def test_one_slot_at_a_time_each_ready_before_its_old_one_drains() -> None:
+    fleet = Fleet(3)
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.now += SETTLE
+    for slot in (1, 2, 3):
+        (drain,) = fleet.plan()
+        assert isinstance(drain, Drain)
+        assert drain.member.slot == slot
+        assert fleet.plan() == []  # the next slot starts when the old process is gone
+        fleet.ends(drain.member)
+        if slot < 3:
+            (fork,) = fleet.plan()
+            assert isinstance(fork, Fork)
+            fleet.ready(fork.member)
+    fleet.plan()
+    assert fleet.rollout is None
+    assert {one.generation for one in fleet.some(State.READY)} == {2}
+
+
+@pytest.mark.parametrize("surge", [2, 5])
+def test_surge_lets_several_start_at_once(surge: int) -> None:
+    fleet = Fleet(4, surge)
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.plan()
+    assert len(fleet.some(State.BOOTING)) == min(surge - 1, 3)
+    assert fleet.pool.processes == min(4 + surge, 8)
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["before ready", "before it has settled"])
+def test_a_canary_that_dies_changes_nothing(settled: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    fleet = Fleet(2)
+    fleet.reload()
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    if settled:
+        fleet.ready(canary)
+        fleet.plan()
+        fleet.now += SETTLE / 2
+    fleet.ends(canary, code=4)
+    with pytest.raises(CommandError, match=r"the new worker 1 .*its reason; nothing was changed"):
+        fleet.plan()
+    fleet.rollout = None
+    fleet.now += 1000
+    for member in fleet.some(State.READY):
+        fleet.pool.beat(member.ident, fleet.now)
+    assert fleet.plan() == []
+    assert [(one.generation, one.outdated) for one in fleet.some(State.READY)] == [(1, False), (1, False)]
+    assert not fleet.pool.degraded
+
+
+def test_a_failure_after_the_canary_stops_the_roll_and_the_rest_stay() -> None:
+    fleet = Fleet(3)
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.plan()
+    fleet.ends(fleet.only(State.DRAINING))
+    fleet.plan()
+    fleet.ends(fleet.only(State.BOOTING), code=1)
+    with pytest.raises(CommandError, match="the new worker 2 failed: its reason; the old ones that are left stay"):
+        fleet.plan()
+    fleet.rollout = None
+    fleet.plan()
+    assert [(one.slot, one.generation, one.outdated) for one in fleet.some(State.READY)] == [
+        (1, 2, False),
+        (2, 1, False),
+        (3, 1, False),
+    ]
+    assert len(fleet.pool.members()) == 3
+
+
+def test_a_slot_that_cannot_start_is_tried_first() -> None:
+    fleet = Fleet(3)
+    for _ in range(3):
+        third = next(one for one in fleet.pool.members() if one.slot == 3)
+        fleet.ends(third, code=1)
+        fleet.plan()
+    assert fleet.pool.degraded
+    fleet.reload()
+    (fork,) = fleet.plan()
+    assert isinstance(fork, Fork)
+    assert (fork.member.slot, fork.member.generation) == (3, 2)
+
+
+def test_without_workers_there_is_nothing_to_try() -> None:
+    fleet = Fleet(1)
+    fleet.pool.want(0)
+    fleet.plan()
+    fleet.ends(fleet.only(State.DRAINING))
+    fleet.plan()
+    fleet.reload()
+    fleet.plan()
+    assert fleet.rollout is None
+    assert fleet.pool.generation == 2
+
+
+def test_what_must_not_be_committed_is_not() -> None:
+    fleet = Fleet(1)
+
+    def refuse() -> None:
+        raise CommandError("a broken file; nothing was changed")
+
+    fleet.rollout = Rollout(fleet.pool, 0.0, refuse)
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    fleet.ready(canary)
+    with pytest.raises(CommandError, match="a broken file"):
+        fleet.plan()
+    fleet.rollout = None
+    (drain,) = fleet.plan()
+    assert isinstance(drain, Drain)
+    assert drain.member is canary
+    assert [one.generation for one in fleet.some(State.READY)] == [1]
+
+
+class Reloads(History):
+    """The same histories with rollouts in them."""
+
+    rollout: Rollout | None = None
+
+    def reconcile(self) -> list[Action]:
+        self.advance()
+        performed = super().reconcile()
+        self.advance()
+        return performed + super().reconcile()
+
+    def advance(self) -> None:
+        if self.rollout is None:
+            return
+        step, generation = self.rollout.step, self.pool.generation
+        try:
+            if self.rollout.advance(self.now):
+                assert {one.generation for one in self.pool.members()} <= {self.pool.generation}
+                self.rollout = None
+        except CommandError:
+            assert self.pool.generation in (generation, self.rollout.generation)
+            if step is not Step.ROLLING and self.pool.generation == generation:
+                old = [one for one in self.pool.members() if one.generation <= generation and one.state is State.READY]
+                assert not any(one.outdated for one in old if one.slot not in self.replaced_by_hand)
+            self.rollout = None
+
+    replaced_by_hand: frozenset[int] = frozenset()
+
+    @rule()
+    def a_reload_begins(self) -> None:
+        if self.rollout is None and self.pool.phase is Phase.SERVING:
+            self.rollout = Rollout(self.pool, SETTLE, nothing)
+            self.reconcile()
+
+    @rule(slot=st.integers(1, 5))
+    def a_slot_is_to_be_replaced(self, slot: int) -> None:
+        if self.rollout is None:  # the master refuses it during a reload
+            self.replaced_by_hand |= {slot}
+            self.pool.replace(slot)
+            self.reconcile()
+
+    def perform(self, action: Action) -> None:
+        if isinstance(action, Drain) and action.member.slot <= self.pool.wanted and action.member.ready_at is not None:
+            others = [one for one in self.pool.members() if one.slot == action.member.slot and one is not action.member]
+            assert any(one.state is State.READY for one in others), "an old one drains before a new one is ready"
+        super().perform(action)
+
+    @invariant()
+    def no_rollout_is_forgotten(self) -> None:
+        deadline = self.rollout.next_deadline() if self.rollout is not None else None
+        assert deadline is None or deadline > self.now
+
+    def let_all_go_well(self) -> None:
+        super().let_all_go_well()
+        for _ in range(3):
+            if self.pool.phase is not Phase.SERVING:
+                return
+            self.now += SETTLE
+            super().let_all_go_well()
+        assert self.rollout is None
+        assert {one.generation for one in self.pool.members()} <= {self.pool.generation}
+
+
+TestReloads = Reloads.TestCase
+TestReloads.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
