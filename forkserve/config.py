@@ -7,12 +7,14 @@ steps, so that a fault is told in the same way wherever it was made.
 """
 
 import dataclasses
+import importlib.util
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -20,8 +22,10 @@ from forkserve import values
 from forkserve.configfile import read_file
 from forkserve.errors import ConfigError, did_you_mean
 from forkserve.loader import parse_app_spec, read_env_file
+from forkserve.prefork import privileges
 from forkserve.prefork.addresses import parse_address
-from forkserve.settings import NAMES, REFUSED, TABLE, Settings, flag, validate
+from forkserve.settings import NAMES, REFUSED, TABLE, Settings, flag
+from forkserve.validation import validate
 
 Hook = Callable[..., object]
 
@@ -29,6 +33,8 @@ PREFIX = "FORKSERVE_"
 # Variables with our prefix that are no settings: what workers are told, what is parsed as a command
 # line, and what Kubernetes sets for the pods beside a service that is called forkserve.
 FOREIGN = re.compile("FORKSERVE_(CMD_ARGS|WORKER_ID|GENERATION|SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)")
+
+DEVELOPMENT_GRACE = 1.0  # seconds that --reload leaves to an old worker
 
 # gunicorn's hook functions with its parameters.
 HOOKS: Mapping[str, tuple[str, ...]] = {
@@ -53,12 +59,14 @@ class Config:
     """All that a server was told.
 
     `origins` says for each setting where its value came from; `hooks` are gunicorn's hook functions
-    by name, called in the process that gunicorn calls them in.
+    by name, called in the process that gunicorn calls them in. `again` reads all sources once more;
+    None where there are none but the program itself.
     """
 
     settings: Settings
     origins: Mapping[str, str]
     hooks: Mapping[str, Hook]
+    again: Callable[[], "Config"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,8 @@ def load(
     for one in file:
         if one.key == "config":
             raise ConfigError(f"{one.label}: a configuration file cannot name another")
-    return _combine([file, *sources], environ, directory, needs_app=needs_app, http=True)
+    again = partial(load, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
+    return replace(_combine([file, *sources], environ, directory, needs_app=needs_app, http=True), again=again)
 
 
 def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:
@@ -153,6 +162,8 @@ def _combine(
     serves = final["app"] is not None or (http and final["worker"] is None)
     _settle_addresses(final, given, origins, default=serves and not inherits)
     _settle_rest(final, given)
+    if final["reload"]:
+        _settle_development(final, origins)
     settings = Settings(**final)
     for name, complaint in _complaints(settings, needs_app=needs_app):
         label = given[name].label if name in given else flag(name)
@@ -168,6 +179,7 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
     except ConfigError as error:
         yield "app", str(error)
     yield from validate(settings)
+    yield from privileges.complaints(settings)
     try:
         for address in settings.bind:
             parse_address(address)
@@ -177,6 +189,11 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
         read_env_file(settings.env_file)  # workers read it; a slip in it is a usage error now
     except ConfigError as error:
         yield "env_file", str(error)
+    for folder in settings.reload_dir:
+        if not os.path.isdir(folder):
+            yield "reload_dir", f"there is no directory {folder}"
+    if settings.reload and importlib.util.find_spec("watchdog") is None:
+        yield "reload", "needs the package watchdog: pip install watchdog"
     if needs_app and settings.app is None and settings.worker is None:
         yield "app", "is missing: write forkserve module:attr (see forkserve --help)"
 
@@ -218,7 +235,9 @@ def _read(name: str, one: Given, directory: str) -> object:
         raise ConfigError(f"{one.label}: {error}") from None
     if kind is values.folders:
         return tuple(os.path.join(directory, folder) for folder in value)
-    if kind not in (values.path, values.file, values.folder) or value == "-":
+    if kind not in (values.path, values.file, values.folder, values.output) or value == "-":
+        return value
+    if kind is values.output and (not isinstance(value, str) or value.startswith("syslog:")):
         return value
     path = os.path.abspath(os.path.join(directory, value))
     if kind is values.folder and not os.path.isdir(path):
@@ -282,6 +301,19 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
     named = final["app"] or final["worker"]
     if final["name"] is None and named:
         final["name"] = named.partition(":")[0]
+
+
+def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
+    """Let nothing delay a development reload: neither an old worker, nor the wait for one worker after the other.
+
+    What was given wins, but for --graceful-timeout, which is likely to come from a file written for production.
+    """
+    defaults = {"linger": 0.2, "reload_settle": 0.0, "reload_surge": final["workers"]}
+    quicker = {name: value for name, value in defaults.items() if origins[name] == "default"}
+    if not 0 < final["graceful_timeout"] <= DEVELOPMENT_GRACE:
+        quicker["graceful_timeout"] = DEVELOPMENT_GRACE
+    final.update(quicker)
+    origins.update(dict.fromkeys(quicker, "--reload"))
 
 
 def usable_cores() -> int:

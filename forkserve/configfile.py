@@ -14,9 +14,12 @@ from collections.abc import Mapping
 from types import CodeType, ModuleType
 from typing import Any
 
+from forkserve import values
 from forkserve.errors import ConfigError
+from forkserve.settings import TABLE
 
 USUAL_FILES = ("forkserve.toml", "pyproject.toml", "forkserve.conf.py")
+FUNCTIONS = frozenset(name for name, spec in TABLE.items() if spec.kind is values.output)
 PYTHON_NAME = "__config__"  # the module name under which a Python file runs
 
 
@@ -105,12 +108,15 @@ def _at(error: BaseException, path: str) -> str:
 
 
 def _public(namespace: Mapping[str, object], module: str) -> Mapping[str, object]:
-    """Return what a Python file sets: lower-case names, but not what it only imported."""
+    """Return what a Python file sets: lower-case names, but not what it only imported.
+
+    A setting that may be a function is taken wherever that function comes from.
+    """
     return {
         name: value
         for name, value in namespace.items()
         if name == name.lower()
         and not name.startswith("_")
         and not isinstance(value, ModuleType)
-        and not (callable(value) and getattr(value, "__module__", module) != module)
+        and not (callable(value) and name not in FUNCTIONS and getattr(value, "__module__", module) != module)
     }

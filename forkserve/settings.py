@@ -8,14 +8,15 @@ them; an alias is a second name for the same thing in each of those places.
 Durations are seconds (float), sizes bytes (int); 0 turns a timeout or a limit off.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from forkserve import values
-from forkserve.values import Kind, Pairs, choice, count, many, pairs
+from forkserve.spec import Spec, flag, setting
+from forkserve.values import Pairs, choice, count, many, pairs
 
-T = TypeVar("T")
+__all__ = ["NAMES", "REFUSED", "TABLE", "Settings", "Spec", "flag", "merge", "unchangeable"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 LAST_PORT = 65535
@@ -29,62 +30,6 @@ REFUSED: Mapping[str, str] = {
     "worker_abort": "no code of the app can run in a stuck worker: its stacks and request lines are"
     " logged before it is killed; leave it out",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What is known of one setting besides its type; see `setting`."""
-
-    group: str
-    kind: Kind[Any]
-    help: str
-    short: str = ""
-    aliases: tuple[str, ...] = ()
-    variable: str = ""
-    reloadable: bool = True
-    name: str = ""
-    default: Any = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The setting's name and its aliases, as keys in files and keywords are written."""
-        return (self.name, *self.aliases)
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Its flags, the canonical one first: `--keep-alive`, `--timeout-keep-alive`."""
-        short = (self.short,) if self.short else ()
-        return (flag(self.name), *short, *map(flag, self.aliases))
-
-    def show(self, value: object) -> str:
-        """Write *value* as it could be given; an unset one is the empty string."""
-        return "" if value is None else self.kind.show(value)
-
-
-def flag(name: str) -> str:
-    """Return the flag of the setting or alias *name*; the app has none, it is the argument APP."""
-    return "APP" if name == "app" else "--" + name.replace("_", "-")
-
-
-def setting(
-    default: T,
-    group: str,
-    kind: Kind[Any],
-    help: str,
-    *,
-    short: str = "",
-    aliases: str = "",
-    variable: str = "",
-    reloadable: bool = True,
-) -> T:
-    """Declare one setting.
-
-    *group* is its heading in `--help`, *short* its one-letter flag, *aliases* other names separated
-    by blanks, *variable* a well-known environment variable besides FORKSERVE_<NAME> and weaker than
-    that, *reloadable* whether a reload may change it while the master runs.
-    """
-    spec = Spec(group, kind, help, short, tuple(aliases.split()), variable, reloadable)
-    return field(default=default, metadata={"spec": spec})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +102,89 @@ class Settings:
     worker: str | None = setting(
         None, "Workers", values.text, "Worker class to run instead of the HTTP worker: module:Class.", reloadable=False
     )
+    reload_surge: int = setting(1, "Workers", count(1, 4096), "Workers that a reload may start before as many old ones are gone.")
+    reload_settle: float = setting(
+        1.0, "Workers", values.seconds, "How long the first new worker must live before a reload touches an old one."
+    )
+    warmup: str | None = setting(
+        None, "Workers", values.text, "Path of a request that a new worker must answer with 2xx or 3xx before it is ready."
+    )
+    max_requests: int = setting(
+        0, "Workers", count(), "Requests after which a worker is replaced; 0 is never.", aliases="limit_max_requests"
+    )
+    max_requests_jitter: int = setting(
+        0, "Workers", count(), "Up to so many more, so that not all are replaced together.", aliases="limit_max_requests_jitter"
+    )
+    max_lifetime: float = setting(
+        0.0, "Workers", values.seconds, "Age at which a worker is replaced; 0 is never.", aliases="workers_lifetime"
+    )
+    max_memory: int = setting(
+        0, "Workers", values.size, "Memory (PSS) above which a worker is replaced; 0 is never.", aliases="workers_max_rss"
+    )
+    mixin: tuple[str, ...] = setting(
+        (), "Workers", many("CLASS"), "Class whose commands and hooks every worker gets: module:Class; repeatable."
+    )
+    min_workers: int = setting(
+        0, "Workers", count(0, 4096), "Fewest workers; with --max-workers, spare ones decide how many run."
+    )
+    max_workers: int = setting(
+        0, "Workers", count(0, 4096), "Most workers that may run as load asks for them; 0 is no such scaling.", reloadable=False
+    )
+    min_spare: int = setting(1, "Workers", count(1, 4096), "With --max-workers: start workers while fewer are idle.")
+    max_spare: int = setting(3, "Workers", count(1, 4096), "With --max-workers: retire workers while more are idle.")
     limit_concurrency: int = setting(
         0, "Workers", count(), "Requests that a worker has in hand before it answers 503; 0 is no limit."
+    )
+
+    reload: bool = setting(
+        False,
+        "Development",
+        values.switch,
+        "Reload when a file that the app has loaded is saved; what does not load is shown as a page."
+        " Requests in hand then get a second, idle connections 0.2, and all workers are replaced at once.",
+        reloadable=False,
+    )
+    reload_dir: tuple[str, ...] = setting(
+        (),
+        "Development",
+        values.folders,
+        "Directory of the project that --reload watches; repeatable. The app's own unless given.",
+        aliases="reload_dirs",
+        reloadable=False,
+    )
+    reload_include: tuple[str, ...] = setting(
+        (),
+        "Development",
+        many("GLOB"),
+        "Files to reload for though no module was loaded from them, besides *.html, *.jinja* and .env; repeatable.",
+        aliases="reload_includes",
+        reloadable=False,
+    )
+    reload_exclude: tuple[str, ...] = setting(
+        (),
+        "Development",
+        many("GLOB"),
+        "Files and directories never to reload for, besides caches, .git, virtual environments and node_modules; repeatable.",
+        aliases="reload_excludes",
+        reloadable=False,
+    )
+    reload_extra_file: tuple[str, ...] = setting(
+        (),
+        "Development",
+        many("GLOB"),
+        "Files outside of those directories to reload for; repeatable.",
+        aliases="reload_extra_files",
+        reloadable=False,
+    )
+    reload_delay: float = setting(
+        0.05, "Development", values.seconds, "How long no file must have changed before a reload begins.", reloadable=False
+    )
+    reload_engine: str = setting(
+        "auto",
+        "Development",
+        choice("auto", "poll", "inotify"),
+        "How changes are noticed; poll works on network and shared folders as well.",
+        reloadable=False,
     )
 
     timeout: float = setting(
@@ -270,6 +296,15 @@ class Settings:
     capture_output: bool = setting(
         False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.", reloadable=False
     )
+    worker_stdout: Any = setting(
+        None, "Logging", values.output, "Where the workers' stdout goes: a path, - or syslog:NAME[@SOCKET].", reloadable=False
+    )
+    worker_stderr: Any = setting(
+        None, "Logging", values.output, "Where the workers' stderr goes: a path, - or syslog:NAME[@SOCKET].", reloadable=False
+    )
+    worker_output_prefix: bool = setting(
+        False, "Logging", values.switch, "Put `worker N: ` in front of each line of that output.", reloadable=False
+    )
 
     name: str | None = setting(
         None,
@@ -281,30 +316,50 @@ class Settings:
         reloadable=False,
     )
     pid: str | None = setting(None, "Process", values.path, "Pid file.", short="-p", aliases="pidfile", reloadable=False)
+    daemon: bool = setting(
+        False,
+        "Process",
+        values.switch,
+        "Run in the background; the launcher ends when the workers are ready.",
+        short="-D",
+        reloadable=False,
+    )
+    user: str | None = setting(
+        None,
+        "Process",
+        values.text,
+        "User that workers run as, by name or number; HOME, USER and LOGNAME follow."
+        " Logs and unix sockets are given to them; certificates and env files they must be able to read.",
+        short="-u",
+        reloadable=False,
+    )
+    group: str | None = setting(
+        None,
+        "Process",
+        values.text,
+        "Group that workers run as, by name or number; the user's unless given.",
+        short="-g",
+        reloadable=False,
+    )
+    initgroups: bool = setting(
+        True, "Process", values.switch, "Give workers the other groups of --user as well.", reloadable=False
+    )
+    umask: int | None = setting(
+        None,
+        "Process",
+        values.mode,
+        "Umask of the master and the workers; as inherited unless given.",
+        short="-m",
+        reloadable=False,
+    )
+    control_socket: str | None = setting(
+        None,
+        "Process",
+        values.path,
+        "Unix socket for `forkserve ctl`; none to have none. NAME.sock in the runtime directory unless given.",
+        reloadable=False,
+    )
     worker_tmp_dir: str | None = setting(None, "Process", values.text, "Accepted and ignored: no files are used for heartbeats.")
-
-
-def validate(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield the setting and the complaint for each pair of settings that do not fit together."""
-    if settings.base_port and settings.base_port + settings.workers - 1 > LAST_PORT:
-        yield "base_port", f"{settings.workers} workers would need ports above {LAST_PORT}"
-    for name in ("keyfile", "keyfile_password", "ca_certs", "ciphers"):
-        if getattr(settings, name) is not None and settings.certfile is None:
-            yield name, "needs --certfile"
-    if settings.cert_reqs and settings.ca_certs is None:
-        yield "cert_reqs", "needs --ca-certs, which client certificates are checked against"
-    for name in ("limit_request_line", "limit_request_fields", "limit_request_head"):
-        if getattr(settings, name) == 0:
-            yield name, "must be more than 0: no request would be let in"
-    if settings.limit_request_head < settings.limit_request_line:
-        yield "limit_request_head", "is less than --limit-request-line, which is part of it"
-    if not all(address.strip() for address in settings.bind):
-        yield "bind", "names no address"
-    named = [address for address in settings.bind if not address.endswith(":0")]  # each of those is a port of its own
-    if len(set(named)) < len(named):
-        yield "bind", "names one address twice"
-    if settings.name is not None and "/" in settings.name:
-        yield "name", "must not contain a slash, since files are named after it"
 
 
 # Every setting's `Spec` by name, in the order of declaration; and the name for each name and alias.
@@ -312,3 +367,13 @@ TABLE: Mapping[str, Spec] = {
     one.name: replace(one.metadata["spec"], name=one.name, default=one.default) for one in fields(Settings)
 }
 NAMES: Mapping[str, str] = {alias: name for name, spec in TABLE.items() for alias in spec.names}
+
+
+def unchangeable(before: Settings, fresh: Settings) -> list[str]:
+    """Name the settings that differ, though a reload may not change them."""
+    return [name for name, spec in TABLE.items() if not spec.reloadable and getattr(before, name) != getattr(fresh, name)]
+
+
+def merge(before: Settings, fresh: Settings) -> Settings:
+    """Return the settings after a reload: the fresh ones, except what only a restart can change."""
+    return replace(fresh, **{name: getattr(before, name) for name, spec in TABLE.items() if not spec.reloadable})

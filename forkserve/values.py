@@ -17,6 +17,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
 LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system calls that wait
 
 
@@ -116,9 +117,10 @@ def read_switch(value: object) -> bool:
 
 def read_mode(value: object) -> int:
     """Read file permissions: octal in text ("660", "0660"), a number as it is (0o660)."""
-    if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,4}", value):
-        value = int(value, 8)
-    return number(value, 'octal permissions such as "0660"', low=0, high=0o777)
+    wanted = 'octal permissions such as "0660"'
+    if isinstance(value, str):
+        value = int(value, 8) if re.fullmatch(r"(0o)?[0-7]{1,4}", value) else refuse(value, wanted)
+    return number(value, wanted, low=0, high=0o777)
 
 
 def choice(*words: str, **also: str) -> Kind[str]:
@@ -202,7 +204,23 @@ def read_cert_reqs(value: object) -> int:
     return number(value, "one of none, optional, required (or 0, 1, 2)", low=0, high=2)
 
 
+def read_output(value: object) -> object:
+    """Read where output goes: a path, - or `syslog:NAME`; from Python also a file object, or a function that gets each line."""
+    if hasattr(value, "fileno"):
+        try:
+            value.fileno()
+        except (OSError, ValueError):  # closed, or only in memory
+            refuse(value, "a file object with a descriptor")
+        return value
+    if callable(value):
+        return value
+    if isinstance(value, str) and value.startswith("syslog:") and not re.fullmatch(SYSLOG_FORM, value):
+        refuse(value, "of the form syslog:NAME, or syslog:NAME@/path/of/its/socket")
+    return read_text(value)
+
+
 text = Kind("TEXT", read_text)
+output = Kind("PATH", read_output)  # made absolute as well, where it is one
 path = Kind("PATH", read_text)  # the three kinds of path are made absolute where they are loaded;
 file = Kind("FILE", read_text)  # a file must exist there,
 folder = Kind("DIR", read_text)  # and so must a folder

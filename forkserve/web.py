@@ -5,22 +5,30 @@ from __future__ import annotations
 import asyncio
 import gc
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from forkserve import loader, logs
 from forkserve.errors import BootError
+from forkserve.http import faultpage
+from forkserve.http.asgi import REQUEST
 from forkserve.http.lifespan import LifespanError
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
+from forkserve.loader import LoadedApp
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED
 from forkserve.prefork.worker import WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
     from forkserve.http.exchange import Exchange
-    from forkserve.loader import LoadedApp
+    from forkserve.http.wsgi import Turns
+    from forkserve.prefork.frames import Message
     from forkserve.settings import Settings
 
 try:
@@ -71,6 +79,9 @@ class Response:
 class HTTPWorker(Worker):
     """Serves a WSGI or ASGI application on the worker's listeners. Everything here runs in the worker process."""
 
+    _turns: Turns | None = None  # for an application that is called inline
+    _fault: str | None = None  # why there is no application
+
     @classmethod
     def scheme(cls, settings: Settings) -> str:
         """What its addresses begin with in the start-up lines."""
@@ -78,9 +89,15 @@ class HTTPWorker(Worker):
 
     def run(self) -> None:
         """Load the application, serve until told to drain, and drain."""
-        loader.prepare(self.settings)
         assert self.settings.app is not None
-        app = loader.load(self.settings.app, interface=self.settings.interface, factory=self.settings.factory)
+        self._run(loader.load(self.settings.app, interface=self.settings.interface, factory=self.settings.factory))
+
+    def stand_in(self, text: str) -> None:
+        """Serve a page that says why there is no application; under --reload."""
+        self._fault = text
+        self._run(LoadedApp(lambda environ, start_response: (), "wsgi", ""))  # never called
+
+    def _run(self, app: LoadedApp) -> None:
         # What start-up made lives on: keep the collector from looking through it again and again.
         gc.collect()
         gc.freeze()
@@ -101,12 +118,14 @@ class HTTPWorker(Worker):
         self.log.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
 
     async def _serve(self, app: LoadedApp) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._stop = loop.create_future()
         access = logs.access_log()
         write_access = None if access is None else access.write
         site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
         self._service = service = Service(site)
+        if app.interface == "wsgi" and service.pool is None:
+            self._turns = site.inline
         if "pre_request" in self.hooks or "post_request" in self.hooks:
             service.tell(self._pre_request, self._post_request)
         loop.add_reader(self.channel.fileno(), self.on_channel)
@@ -114,12 +133,20 @@ class HTTPWorker(Worker):
             await service.startup()
         except LifespanError as error:
             raise BootError(str(error)) from error.__cause__
+        service.hide_loop()
+        if self._fault is not None:
+            self.show_fault(self._fault)
+        elif self.settings.warmup is not None:
+            status = await service.ask(self.settings.warmup)
+            if not 200 <= status < 400:
+                raise BootError(f"--warmup {self.settings.warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
         if not self.draining:
             shared = any(listener.slot is None for listener in self.listeners)
             sockets = [(one.sock, None if one.slot is not None else self._siblings_are_freer) for one in self.listeners]
-            service.accept(sockets, self._note, PULSE if shared else SWEEP)
+            period = min(PULSE if shared else SWEEP, self.settings.timeout / 3 or SWEEP)  # a beat comes well before it is due
+            service.accept(sockets, self._note, period, self._note_in_hand)
+            self.row.refresh = partial(self._note_in_hand, stuck=True)
             self.ready()
-            service.hide_loop()
             await self._stop
         if self.settings.drain_delay:
             await service.pause(self.settings.drain_delay)
@@ -128,6 +155,10 @@ class HTTPWorker(Worker):
             listener.sock.close()
         self.released()
         await service.drain(self.settings.graceful_timeout or inf)
+
+    def show_fault(self, text: str) -> None:
+        """Answer every request from now on with a page that says what does not load."""
+        self._service.site.new_exchange = faultpage.exchange(text)
 
     def _pre_request(self, exchange: Exchange) -> None:
         run_hook(self.hooks, "pre_request", self, Request.of(exchange))
@@ -155,11 +186,46 @@ class HTTPWorker(Worker):
         if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):
             self.beat()
 
+    def note(self) -> None:
+        """Write down how things stand, in full."""
+        self._note()
+        self._note_in_hand()
+
+    def _note_in_hand(self, *, stuck: bool = False) -> None:
+        """Write down which requests are in hand, for the log line of a stuck worker, and how many, for the status."""
+        self.row.note(*self._service.in_hand.look(stuck=stuck))
+
+    def send(self, message: Message) -> bool:
+        """Send the master a message, from any thread; what it does not take at once, when it does."""
+        sent = super().send(message)
+        if self.channel.unsent:
+            self._loop.call_soon_threadsafe(self._loop.add_writer, self.channel.fileno(), self._flush)
+        return sent
+
+    def _flush(self) -> None:
+        self.channel.flush()
+        if not self.channel.unsent:
+            self._loop.remove_writer(self.channel.fileno())
+
+    def between_requests(self, call: Callable[[], None]) -> None:
+        """Call it when no inline request is in the middle; ASGI and threads have none."""
+        if self._turns is None:
+            call()
+        else:
+            self._turns.between(call)
+
+    def run_command(self, command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
+        """Run a command on the loop; where that is hidden, beside it."""
+        if self._turns is not None:
+            super().run_command(command, is_async=is_async)
+            return
+        task = self._loop.create_task(command, name=REQUEST)  # it counts as one when the worker drains
+        task.add_done_callback(lambda _: self.on_channel())
+
     def install_signals(self) -> None:
         """Obey signals on the loop, never inside a request."""
-        loop = asyncio.get_running_loop()
         for signum, name in WORKER_SIGNALS.items():
-            loop.add_signal_handler(signum, getattr(self, name))
+            self._loop.add_signal_handler(signum, getattr(self, name))
 
     def drain(self) -> None:
         """Answer what is in hand, then end."""

@@ -10,8 +10,19 @@ PURE = (
     "errors.py",
     "values.py",
     "settings.py",
+    "spec.py",
+    "validation.py",
+    "prefork/actions.py",
+    "prefork/autoscale.py",
+    "prefork/calls.py",
+    "prefork/commands.py",
+    "prefork/distribute.py",
+    "prefork/goals.py",
     "prefork/pool.py",
+    "prefork/recycling.py",
+    "prefork/rollout.py",
     "prefork/states.py",
+    "prefork/control/wire.py",
     "prefork/frames.py",
     "prefork/addresses.py",
     "http/http1.py",
@@ -41,7 +52,7 @@ def below(names: set[str], package: str) -> set[str]:
     return {name for name in names if name == package or name.startswith(package + ".")}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "prefork").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "prefork").rglob("*.py")), ids=lambda path: path.name)
 def test_prefork_knows_nothing_of_http(path: Path) -> None:
     names = imports(path)
     assert not below(names, "forkserve.http") | below(names, "forkserve.web") | below(names, "forkserve.server")

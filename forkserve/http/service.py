@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.acceptor import HANDSHAKE, Acceptor
 from forkserve.http.asgi import REQUEST, ASGIExchange
+from forkserve.http.connection import Connection
 from forkserve.http.inhand import InHand
 from forkserve.http.lifespan import Lifespan
 from forkserve.http.threads import ThreadedExchange, ThreadPool
@@ -14,10 +16,8 @@ from forkserve.http.websocket import WebSocket
 from forkserve.http.wsgi import Turns, WSGIExchange
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable
 
-    from forkserve.http.connection import Connection
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
     from forkserve.http.http1 import Target
@@ -120,13 +120,31 @@ class Service:
             self._on_sweep()
 
     def hide_loop(self) -> None:
-        """Let inline WSGI applications not see that a loop runs on their thread; call this last before waiting for the end.
+        """Let inline WSGI applications not see that a loop runs on their thread; call this before the first request.
 
         Django's ORM refuses to work where one runs, and ``asyncio.run()`` does. Hidden once and for all: to do it around every
         call would cost half a microsecond, and nothing here asks asyncio which loop is running.
         """
         if self.site.interface == "wsgi" and self.pool is None:
             asyncio._set_running_loop(None)  # noqa: SLF001 - asyncio's own means for whoever runs a loop
+
+    async def ask(self, path: str) -> int:
+        """Have the application answer a GET request of our own; the status of its answer, or 0 if there was none.
+
+        It comes over a connection of this process with itself, as every other request comes over one.
+        """
+        loop, answer = self.loop, b""
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            await loop.connect_accepted_socket(lambda: Connection(self.site), theirs)
+            request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: forkserve\r\nConnection: close\r\n\r\n"
+            await loop.sock_sendall(ours, request.encode("latin-1"))
+            while data := await loop.sock_recv(ours, 65536):
+                answer = answer or data
+        status = answer[9:12]
+        return int(status) if status.isdigit() else 0
 
     def stop_accepting(self) -> None:
         """Take what waits in the queues, then accept no more."""

@@ -44,12 +44,15 @@ class Listener:
 
     def describe(self, scheme: str) -> str:
         """Return it for a reader: `http://127.0.0.1:9000 (worker 1)`, or `unix:/path`."""
+        return self.address(scheme) + ("" if self.slot is None else f" (worker {self.slot})")
+
+    def address(self, scheme: str) -> str:
+        """Return `http://127.0.0.1:9000`, or `unix:/path`."""
         name = self.sock.getsockname()
         if self.sock.family == socket.AF_UNIX:
             return f"unix:{_unix_name(name)}"
         host = f"[{name[0]}]" if self.sock.family == socket.AF_INET6 else name[0]
-        owner = "" if self.slot is None else f" (worker {self.slot})"
-        return f"{scheme}://{host}:{name[1]}{owner}"
+        return f"{scheme}://{host}:{name[1]}"
 
     def close(self) -> None:
         """Close this process's copy."""
@@ -76,12 +79,14 @@ class Listeners:
         base_port: int | None = None,
         backlog: int = 2048,
         socket_mode: int = 0o660,
+        owner: tuple[int, int] | None = None,
     ) -> None:
         self._bind = [parse_address(text) for text in bind]
         self._host = host
         self._base_port = base_port
         self._backlog = backlog
         self._mode = socket_mode
+        self._owner = owner
         self._inherited: list[socket.socket] = []
         self._all: list[Listener] = []
 
@@ -140,8 +145,8 @@ class Listeners:
                         return Listener(sock, slot, adopted=True)
                 return Listener(_adopt(address.fd), slot, adopted=True)
             case "unix":
-                inherited = self._take(socket.AF_UNIX, address.path)
-                return inherited or _bind_unix(address, self._mode, self._backlog)
+                inherited = self._take(socket.AF_UNIX, _same_file(address.path))
+                return inherited or _bind_unix(address, self._mode, self._backlog, self._owner)
         family, name = _resolve(address)
         inherited = self._take(family, name[:2]) if name[1] else None
         if inherited is not None:
@@ -160,6 +165,10 @@ class Listeners:
     def for_slot(self, slot: int) -> list[Listener]:
         """Return what a worker of the slot inherits: its own listener, then the shared ones."""
         return [one for one in self if one.slot in (slot, None)]
+
+    def port(self, slot: int) -> int | None:
+        """Return the TCP port that is the slot's own, if it has one."""
+        return next((one.port for one in self if one.slot == slot), None)
 
     def close(self, slot: int | None) -> None:
         """Close a slot's own listener, or with None the shared ones; remove a socket file of ours.
@@ -259,7 +268,7 @@ def _bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int
     return sock
 
 
-def _bind_unix(address: Address, mode: int, backlog: int) -> Listener:
+def _bind_unix(address: Address, mode: int, backlog: int, owner: tuple[int, int] | None) -> Listener:
     path = address.path
     abstract = path.startswith("@")
     sock = _new_socket(socket.AF_UNIX, address)
@@ -276,6 +285,8 @@ def _bind_unix(address: Address, mode: int, backlog: int) -> Listener:
             finally:
                 os.umask(mask)
             os.chmod(path, mode)
+            if owner is not None:
+                os.chown(path, *owner)
         sock.listen(backlog)
     except ListenError:
         sock.close()
@@ -317,7 +328,12 @@ def _identity(path: str) -> tuple[int, int]:
 
 def _comparable(sock: socket.socket) -> object:
     name = sock.getsockname()
-    return _unix_name(name) if sock.family == socket.AF_UNIX else name[:2]
+    return _same_file(_unix_name(name)) if sock.family == socket.AF_UNIX else name[:2]
+
+
+def _same_file(path: str) -> str:
+    """Return the one way to write a socket's path: `s` is `/run/s` in `/run`, and so may be `/var/run/s`."""
+    return path if path.startswith("@") else os.path.realpath(path)
 
 
 def _unix_name(name: str | bytes) -> str:

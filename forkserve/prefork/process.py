@@ -13,14 +13,19 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from forkserve import logs
+from forkserve import daemon, loader, logs
 from forkserve.errors import ExitCode, ForkserveError
+from forkserve.prefork import privileges
+from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.hooks import run_hook
-from forkserve.prefork.worker import ENDING, WORKER_SIGNALS, Worker, WorkerContext
+from forkserve.prefork.loaded import keep_no_fresh_bytecode
+from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, STDERR, WORKER_SIGNALS, Worker, WorkerContext
+from forkserve.settings import merge
 
 # What a service manager told the master is not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
@@ -53,15 +58,22 @@ def set_title(text: str, name: str | None) -> None:
     setproctitle(f"forkserve: {text} [{name}]" if name else f"forkserve: {text}")
 
 
-def become_worker(worker_class: type[Worker], context: WorkerContext, close: Callable[[], None]) -> NoReturn:
+def become_worker(
+    worker_class: type[Worker],
+    context: WorkerContext,
+    close: Callable[[], None],
+    install_output: Callable[[], None],
+) -> NoReturn:
     """Run a worker in this process, which was just forked with all signals blocked, and exit.
 
-    `close` closes what is the master's alone.
+    `close` closes what is the master's alone; `install_output` is what `Outputs.for_worker` gives.
     """
     code: int = ExitCode.UNEXPECTED
     try:
         boot = _BootSignals(context.asked)
         _become_own_process(context, boot, close)
+        install_output()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         code = _live(worker_class, context, boot)
     except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
         traceback.print_exc()
@@ -76,12 +88,9 @@ def become_worker(worker_class: type[Worker], context: WorkerContext, close: Cal
 def _become_own_process(context: WorkerContext, boot: _BootSignals, close: Callable[[], None]) -> None:
     signal.set_wakeup_fd(-1)
     boot.install()
-    if _libc is not None:
-        # The second line after the channel's end of file, for a worker that does not read it.
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != context.master_pid:
-        os._exit(ExitCode.OK)  # it died before the line above
+    _end_with_master(context)
     close()
+    daemon.close_in_child()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -92,9 +101,42 @@ def _become_own_process(context: WorkerContext, boot: _BootSignals, close: Calla
     set_title(f"worker {context.id} gen {context.generation}", context.settings.name)
     atexit._clear()  # noqa: SLF001 - what was registered before the fork is the master's to do
     faulthandler.enable(2)
-    faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True)
+    _answer_usr2(context)
     logs.identify(context.id, context.generation)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _end_with_master(context: WorkerContext) -> None:
+    """Have the system tell us of the master's death. Once more after a change of user, which takes it back."""
+    if _libc is not None:
+        # The second line after the channel's end of file, for a worker that does not read it: see `_answer_usr2`. Not TERM,
+        # which a loop that is stuck does not get to see.
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGUSR2)
+    if os.getppid() != context.master_pid:
+        os._exit(ExitCode.OK)  # it died before the line above
+
+
+def _answer_usr2(context: WorkerContext) -> None:
+    """Have USR2 dump the stacks at once, in C; as soon as Python code can run, also refresh the lines in hand.
+
+    If it says that the master has died, ask for the end, and see to it where no dead-man's switch would (`timeout` 0). What
+    is stuck in native code then stays: SIGKILL would spare nobody, and nothing else can be armed from outside.
+    """
+    orphaned = False
+
+    def answer(*_: object) -> None:
+        nonlocal orphaned
+        with contextlib.suppress(Exception):  # nothing may come out of here into the app's code that happens to run
+            context.row.refresh()
+        if not orphaned and os.getppid() != context.master_pid:
+            orphaned = True
+            if not context.settings.timeout:
+                limit = context.settings.graceful_timeout or ORPHAN_LIMIT
+                faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR2, answer)
+    # With chain, system calls are not restarted, so that a wait for a lock or a socket lets the handler run.
+    faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True, chain=True)
 
 
 class _EndOfBootError(BaseException):
@@ -141,14 +183,27 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
     worker: Worker | None = None
     try:
         with boot:
-            worker = worker_class(context)
+            if privileges.drop(context.settings):
+                _end_with_master(context)
+            if context.again is not None:
+                fresh = context.again()
+                context = replace(context, settings=merge(context.settings, fresh.settings), hooks=fresh.hooks)
+                logs.set_level(context.settings.log_level)
+            if context.loaded is not None:
+                keep_no_fresh_bytecode()
+            loader.prepare(context.settings)
+            mixins = [load_class(spec, "--mixin") for spec in context.settings.mixin]
+            worker = compose(worker_class, mixins)(context)
             run_hook(context.hooks, "post_fork", context.server, worker)
             worker.on_start()
             worker.run()
         code: int = ExitCode.OK
     except BaseException as error:  # noqa: BLE001 - SystemExit as well
-        booted = worker is not None and worker.booted
+        # The end of the boot may come in the middle of becoming ready.
+        booted = worker is not None and worker.booted and not isinstance(error, _EndOfBootError)
         code = _crashed(error) if booted else _not_booted(error, context)
+        if context.stands_in and not booted and code != ExitCode.OK:
+            worker, code = _stand_in(worker_class, context, boot, error)
     if worker is not None:
         with _logged("on_stop"):
             worker.on_stop()
@@ -156,6 +211,22 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
     with _logged("an atexit function"):
         atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
     return code
+
+
+def _stand_in(
+    worker_class: type[Worker], context: WorkerContext, boot: _BootSignals, error: BaseException
+) -> tuple[Worker | None, int]:
+    """Run a worker without the app, which shows why that is not there; return the worker and its exit code."""
+    worker: Worker | None = None
+    try:
+        with boot:
+            worker = worker_class(context)
+            _, message, text = _why(error)
+            worker.stand_in("\n\n".join(filter(None, (message, text))))
+    except BaseException as fault:  # noqa: BLE001 - as in `_live`
+        booted = worker is not None and worker.booted
+        return worker, _crashed(fault) if booted else _not_booted(fault, context)
+    return worker, ExitCode.OK
 
 
 @contextlib.contextmanager
@@ -178,18 +249,7 @@ def _not_booted(error: BaseException, context: WorkerContext) -> int:
     if isinstance(error, _EndOfBootError):
         context.channel.send({"type": "draining"})
         return ExitCode.OK
-    code: int = ExitCode.BOOT
-    text: str | None = None
-    if isinstance(error, ForkserveError):
-        message = str(error)
-        text = getattr(error, "traceback_text", None)
-        if error.exit_code == ExitCode.APP_LOAD:
-            code = ExitCode.APP_LOAD
-    elif isinstance(error, SystemExit):
-        message = f"it called sys.exit({error.code!r}) before it was ready"
-    else:
-        message = traceback.format_exception_only(error)[-1].strip()
-        text = _own_traceback(error)
+    code, message, text = _why(error)
     context.channel.send(
         {
             "type": "failed",
@@ -199,6 +259,23 @@ def _not_booted(error: BaseException, context: WorkerContext) -> int:
         }
     )
     return code
+
+
+def _why(error: BaseException) -> tuple[int, str, str | None]:
+    """The exit code, a line, and the app's traceback if there is one."""
+    code: int = ExitCode.BOOT
+    text: str | None = None
+    if isinstance(error, ForkserveError):
+        message = str(error)
+        text = getattr(error, "traceback_text", None)
+        if error.exit_code in (ExitCode.APP_LOAD, ExitCode.USAGE):
+            code = error.exit_code
+    elif isinstance(error, SystemExit):
+        message = f"it called sys.exit({error.code!r}) before it was ready"
+    else:
+        message = traceback.format_exception_only(error)[-1].strip()
+        text = _own_traceback(error)
+    return code, message, text
 
 
 def _own_traceback(error: BaseException) -> str:

@@ -3,6 +3,10 @@
 A row is a few 64-bit numbers and the request lines in hand. Nothing is locked: each number is one aligned store, and
 a request line that is read while it is written is only ever a line in a log. The master reads it also when a worker
 is stuck, which is when no message could be answered.
+
+A line is written when its work is about to hold the whole process (`begin`): nothing could be written later. For requests
+that are answered side by side a write each would be too dear: those in hand are noted once a second, and when the master
+asks for the stacks, if Python code can still run (`refresh`).
 """
 
 from __future__ import annotations
@@ -10,23 +14,26 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Final
 
 # Indexes into `Row.cells`.
 BEAT: Final = 0  # time.monotonic_ns() of the last sign of life
 REQUESTS: Final = 1  # begun since the process started
-IN_FLIGHT: Final = 2  # being answered now
+IN_FLIGHT: Final = 2  # being answered when last noted; `Row.in_flight` knows better
 CONNECTIONS: Final = 3  # open now
 
 DRAIN: Final = 4  # 1 when the master has ordered it to drain
 ACCEPTING: Final = 5  # 1 from READY until it drains
 
 LINES: Final = 8
+"""So many lines are noted, and shown."""
 LINE_SIZE: Final = 200
-STARTED: Final = 8  # first of LINES cells: when the work began, 0 if the place is free; the first is that which holds the process
-_LENGTHS: Final = STARTED + LINES  # first of LINES cells: bytes of the line
-_CELLS: Final = _LENGTHS + LINES
+_PLACES: Final = 1 + LINES  # the first is for the work that holds the process
+STARTED: Final = 8  # first of _PLACES cells: when the work began, 0 if the place is free
+_LENGTHS: Final = STARTED + _PLACES  # first of _PLACES cells: bytes of the line
+_CELLS: Final = _LENGTHS + _PLACES
 _TEXT: Final = _CELLS * 8
 _ROW_SIZE: Final = 2048
 
@@ -34,13 +41,15 @@ _ROW_SIZE: Final = 2048
 class Row:
     """One process's row. Its own process writes; any process of the server reads."""
 
-    __slots__ = ("_last", "_text", "cells", "index")
+    __slots__ = ("_last", "_text", "cells", "index", "refresh")
 
     def __init__(self, index: int, memory: memoryview) -> None:
         self.index = index
         self.cells: memoryview[int] = memory[:_TEXT].cast("Q")
-        self._text = memory[_TEXT : _TEXT + LINES * LINE_SIZE]
+        self._text = memory[_TEXT : _TEXT + _PLACES * LINE_SIZE]
         self._last = b""
+        # What its own process calls before somebody looks; it may be called in a signal handler.
+        self.refresh: Callable[[], None] = _nothing
 
     def begin(self, line: bytes) -> None:
         """Note that work which holds the process begins, and beat. Its first LINE_SIZE bytes are kept; on the hot path."""
@@ -68,22 +77,41 @@ class Row:
         """Return whether the master has ordered this worker to drain."""
         return self.cells[DRAIN] == 1
 
-    def begin_line(self, place: int, now_ns: int, line: bytes) -> None:
-        """Note a request in hand at a place from 1 to LINES - 1. Only the first LINE_SIZE bytes are kept."""
-        kept = line[:LINE_SIZE]
-        start = place * LINE_SIZE
-        self._text[start : start + len(kept)] = kept
-        self.cells[_LENGTHS + place] = len(kept)
-        self.cells[STARTED + place] = now_ns
+    def note(self, requests: Sequence[tuple[int, bytes]], in_flight: int) -> None:
+        """Note the requests in hand, instead of those noted before.
 
-    def end_line(self, place: int) -> None:
-        """Free the place."""
-        self.cells[STARTED + place] = 0
+        Args:
+            requests: (start in monotonic nanoseconds, line) of those that matter most; the first LINES are kept.
+            in_flight: How many there are in all.
+        """
+        cells = self.cells
+        cells[IN_FLIGHT] = in_flight
+        for place in range(1, _PLACES):
+            cells[STARTED + place] = 0
+        for place, (started, line) in enumerate(requests[:LINES], 1):
+            kept = line[:LINE_SIZE]
+            start = place * LINE_SIZE
+            self._text[start : start + len(kept)] = kept
+            cells[_LENGTHS + place] = len(kept)
+            cells[STARTED + place] = started
+
+    def in_flight(self) -> int:
+        """Return how many requests are being answered."""
+        return max(self.cells[IN_FLIGHT], int(self.cells[STARTED] != 0))
 
     def lines(self) -> list[tuple[int, bytes]]:
-        """Return (start in monotonic nanoseconds, line) of the requests in hand, oldest first. The bytes are the client's."""
-        taken = [(self.cells[STARTED + place], place) for place in range(LINES) if self.cells[STARTED + place]]
-        return [(started, self._line(place)) for started, place in sorted(taken)]
+        """Return (start in monotonic nanoseconds, line) of at most LINES requests in hand, oldest first.
+
+        The bytes are the client's. What holds the process is always among them.
+        """
+        found = [(self.cells[STARTED + place], self._line(place)) for place in range(_PLACES)]
+        holds, noted = found[0], [one for one in found[1:] if one[0]]
+        if not holds[0]:
+            return sorted(noted)
+        same = next((one for one in noted if one[1] == holds[1]), None)
+        if same is not None:
+            noted.remove(same)  # it was noted, too, while it waited for its turn
+        return sorted([holds, *noted[: LINES - 1]])
 
     def _line(self, place: int) -> bytes:
         start = place * LINE_SIZE
@@ -123,6 +151,10 @@ class Scoreboard:
         """Return the rows of the other processes that accept connections now."""
         rows = [self.row(index) for index in range(self._used[0]) if index != own.index]
         return [row for row in rows if row.cells[ACCEPTING]]
+
+
+def _nothing() -> None:
+    """Have nothing to add to what is noted."""
 
 
 def _shared_memory(size: int) -> mmap.mmap:

@@ -1,5 +1,6 @@
 """Sources, their order, and what is made of them together."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users k
     ("--log-level DEBUG", "log_level", "debug"),
     ("--log-level trace", "log_level", "trace"),
     ("--capture-output", "capture_output", True),
+    ("--worker-stdout -", "worker_stdout", "-"),
+    ("--worker-stderr syslog:web.app", "worker_stderr", "syslog:web.app"),
+    ("--worker-stdout syslog:web@/run/log", "worker_stdout", "syslog:web@/run/log"),
+    ("--worker-stdout - --worker-output-prefix", "worker_output_prefix", True),
+    ("-D", "daemon", True),
+    ("--daemon", "daemon", True),
+    ("--no-daemon", "daemon", False),
+    ("-u root", "user", "root"),
+    ("--user 0", "user", "0"),
+    ("-g 0", "group", "0"),
+    ("--group 4711", "group", "4711"),
+    ("--user 4711 --group 0", "user", "4711"),
+    ("--no-initgroups", "initgroups", False),
+    ("--initgroups", "initgroups", True),
+    ("-m 027", "umask", 0o27),
+    ("--umask 0", "umask", 0),
     ("--forwarded-allow-ips 10.0.0.0/8,unix", "forwarded_allow_ips", ("10.0.0.0/8", "unix")),
     ("--forwarded-allow-ips *", "forwarded_allow_ips", ("*",)),
     ("--no-proxy-headers", "proxy_headers", False),
@@ -112,6 +129,8 @@ def test_an_option_reaches_its_setting(line: str, name: str, expected: object) -
         ("--ssl-certfile", "certfile"),
         ("--log-config", "log_config"),
         ("--access-logfile", "access_logfile"),
+        ("--worker-stdout", "worker_stdout"),
+        ("--worker-stderr", "worker_stderr"),
     ],
 )
 def test_a_path_reaches_its_setting_and_is_absolute(tmp_path: Path, flag: str, name: str) -> None:
@@ -167,7 +186,7 @@ def test_each_source_beats_the_next_weaker_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
 def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> None:
-    given = {"bind": "a:1,b:2", "name": "web"}.get(spec.name)
+    given = {"bind": "a:1,b:2", "name": "web", "user": "root", "group": "0", "umask": "022"}.get(spec.name)
     if spec.name in ("app", "config") or spec.kind.metavar in ("FILE", "DIR"):
         given = "other:app" if spec.name == "app" else str(tmp_path)
     elif given is None:
@@ -181,6 +200,8 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
     if spec.name in ("keyfile", "keyfile_password", "ca_certs", "ciphers"):
         (tmp_path / "x.toml").touch()
         environ["FORKSERVE_CERTFILE"] = str(tmp_path / "x.toml")
+    if spec.name == "worker_output_prefix":
+        environ["FORKSERVE_WORKER_STDOUT"] = "-"
 
     loaded = config.load({} if spec.name == "app" else {"app": "app:app"}, environ=environ, directory=str(tmp_path))
 
@@ -295,6 +316,21 @@ ONE_LINE = [
     ("-b nonsense", {}, "--bind: "),
     ("--limit-request-head 1k", {}, "--limit-request-head: is less than --limit-request-line"),
     ("--limit-request-line 0", {}, "--limit-request-line: must be more than 0"),
+    ("--user no-such-user", {}, "--user: there is no user 'no-such-user'"),
+    ("--user 4294967295", {}, "--user: there is no user '4294967295'"),
+    ("--user ٣", {}, "--user: there is no user '٣'"),
+    ("--user 4711", {}, "--user: no user has the number 4711, so --group must be given too"),
+    ("", {"FORKSERVE_USER": "no-such-user"}, "FORKSERVE_USER: there is no user"),
+    ("--group no-such-group", {}, "--group: there is no group 'no-such-group'"),
+    ("--group " + "9" * 5000, {}, "--group: there is no group '999"),
+    ("--umask 8", {}, "--umask: '8' is not octal permissions"),
+    ("--umask u=rw", {}, "--umask: 'u=rw' is not octal permissions"),
+    ("--worker-stdout syslog:", {}, "--worker-stdout: 'syslog:' is not of the form syslog:NAME"),
+    ("--worker-stderr syslog:a@b", {}, "--worker-stderr: 'syslog:a@b' is not of the form syslog:NAME"),
+    ("--worker-stdout x --capture-output", {}, "--worker-stdout: goes to one place"),
+    ("--worker-stderr x --capture-output", {}, "--worker-stderr: goes to one place"),
+    ("--worker-output-prefix", {}, "--worker-output-prefix: needs --worker-stdout or --worker-stderr"),
+    ("--daemon=yes", {}, "Option '--daemon' does not take a value"),
     ("--name a/b", {}, "--name: must not contain a slash"),
     ("--workrs 1", {}, "unknown option --workrs (did you mean '--workers'?)"),
     ("--zzzzzz 1", {}, "unknown option --zzzzzz"),
@@ -522,3 +558,21 @@ class TestKeywords:
         monkeypatch.setenv("FORKSERVE_WORKERS", "7")
 
         assert config.from_keywords(app="m:a").settings.workers == 1
+
+
+def test_the_output_may_be_a_function_or_a_file_in_python(tmp_path: Path) -> None:
+    (tmp_path / "forkserve.conf.py").write_text(
+        "from os import fsencode as worker_stdout\nworker_stderr = open('/dev/null', 'w')\nfrom os import fsencode as imported\n"
+    )
+
+    settings = read("", tmp_path).settings
+
+    assert settings.worker_stdout is os.fsencode
+    with settings.worker_stderr as file:
+        assert file.name == "/dev/null"
+
+
+@pytest.mark.parametrize("value", [3, b"path", io.StringIO(), object(), True])
+def test_an_output_of_another_kind_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"worker_stdout: .* is not "):
+        config.from_keywords(app="app:app", worker_stdout=value)

@@ -229,3 +229,70 @@ class TestLogConfig:
 
         with pytest.raises(ConfigError, match=r"--log-config .*log\.(json|ini): "):
             logs.configure(Settings(log_config=str(tmp_path / name)))
+
+
+NOBODY = (65534, 65534)
+
+
+def test_a_file_for_output_is_opened_once_and_reopened_as_the_logs_are(log: Path) -> None:
+    path = log.with_name("out")
+    file = logs.open_file(str(path), None)
+
+    assert file is logs.open_file(str(path), None)
+    file.write(b"one\n")
+    path.rename(log.with_name("out.1"))
+    logs.reopen()
+    file.write(b"two\n")
+    assert (log.with_name("out.1").read_text(), path.read_text()) == ("one\n", "two\n")
+    logs.close_files()
+    assert file.descriptor not in logs.descriptors()
+
+
+def test_a_file_is_given_to_its_owner_also_anew(tmp_path: Path) -> None:
+    owner = NOBODY if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    path = tmp_path / "log"
+    path.touch()
+    file = logs.LogFile.open(str(path), owner)
+    assert (path.stat().st_uid, path.stat().st_gid) == owner
+
+    path.unlink()
+    file.reopen()
+    os.close(file.descriptor)
+
+    assert (path.stat().st_uid, path.stat().st_gid) == owner
+
+
+def test_what_is_no_file_keeps_its_owner() -> None:
+    before = os.stat("/dev/null").st_uid
+    os.close(logs.LogFile.open("/dev/null", NOBODY).descriptor)
+
+    assert before == os.stat("/dev/null").st_uid
+
+
+REDIRECTED = """
+import os
+from forkserve import logs
+from forkserve.settings import Settings
+
+logs.configure(Settings(access_logfile="-"))
+logs.redirect(2, logs.open_file("err", None))
+os.write(2, b"err\\n")
+logs.logger.error("log")
+logs.redirect(1, logs.open_file("out", None))
+os.write(1, b"out\\n")
+logs.access_log().write(b"access\\n")
+os.rename("out", "out.1")
+logs.reopen()
+os.write(1, b"new\\n")
+logs.detach()
+logs.logger.error("nowhere")
+logs.access_log().write(b"nowhere\\n")
+"""
+
+
+def test_a_redirected_stream_leaves_the_logs_where_they_were(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", REDIRECTED], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert ended.stdout == "access\n"
+    assert re.fullmatch(".*master: log\n", ended.stderr)
+    assert [(tmp_path / name).read_text() for name in ("err", "out.1", "out")] == ["err\n", "out\n", "new\n"]

@@ -95,7 +95,6 @@ def busy(pid: int) -> bool:
         ([HELLO, "--header", "no colon"], "--header"),
         (["module:factory(open('x'))"], "factory"),
         (["module:a.b("], "module:a.b"),
-        (["ctl", "status"], "ctl"),
         (["nginx"], "nginx"),
     ],
 )

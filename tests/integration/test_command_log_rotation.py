@@ -45,7 +45,7 @@ def everybody_writes(command: Command, project: Path) -> None:
     """Have a line of the master's in the error log, and one of each worker's in both logs."""
     error, access = project / "error.log", project / "access.log"
     before = {one: one.read_text() if one.exists() else "" for one in (error, access)}
-    command.kill(signal.SIGHUP)  # not supported yet, and that is logged
+    command.kill(signal.SIGUSR2)  # an upgrade is not supported yet, and that is logged
     for port in command.ports:
         assert get(port, "/fail").status == 500
     eventually(
@@ -118,8 +118,8 @@ def test_usr1_where_the_logs_are_no_files(serve: Start) -> None:
         command.kill(signal.SIGUSR1)
         os.kill(worker, signal.SIGUSR1)
         assert client.get("/here").status == 200
-        command.kill(signal.SIGHUP)
-        command.wait_for("reload is not supported")
+        command.kill(signal.SIGUSR2)
+        command.wait_for("upgrade in place is not supported")
         eventually(lambda: "/here" in command.stdout, "access log")
         assert (descriptors(command.pid), descriptors(worker)) == before
 

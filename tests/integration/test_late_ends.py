@@ -68,3 +68,22 @@ def test_a_delayed_drain_takes_new_connections(serve: Start, app: str, options: 
         assert last - began < DELAY + 5
     assert last - began > DELAY - 0.2
     command.wait()
+
+
+def test_a_lifespan_that_does_not_end_is_cut_short(serve: Start) -> None:
+    """It has what remains of the graceful timeout, and nobody has to be killed."""
+    command = serve("tests.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
+    command.kill(signal.SIGTERM)
+    assert "lifespan shutdown is cut short after 1.0 s" in command.wait()
+    assert "is killed" not in command.stderr
+
+
+def test_a_lifespan_has_a_moment_though_the_graceful_timeout_is_over(serve: Start, tmp_path: Path) -> None:
+    command = serve("tests.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
+    with Client(command.port) as client:
+        client.request("/endless")
+        client.until(b"first")
+        command.kill(signal.SIGTERM)
+        assert "lifespan shutdown is cut short after 0.5 s" in command.wait()
+    assert "still open after the graceful timeout: GET /endless" in command.stderr
+    assert "is killed" not in command.stderr

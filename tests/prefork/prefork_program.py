@@ -43,7 +43,7 @@ class Echo(Worker):
             case ["raise"]:
                 raise ValueError("out of the blue")
             case ["stick"]:
-                self.row.begin_line(0, time.monotonic_ns(), b"GET /stick\x1b[0m HTTP/1.1")
+                self.row.begin(b"GET /stick\x1b[0m HTTP/1.1")
                 a_deep_function()
             case ["garbage"]:
                 os.write(self.channel.fileno(), b"\xff" * 100)

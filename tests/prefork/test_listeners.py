@@ -229,6 +229,20 @@ def test_an_inherited_unix_socket_serves_its_bind_and_is_not_removed(make: Make,
     assert path.exists()
 
 
+@pytest.mark.parametrize("written", ["s", "./s", "link/s", "{directory}/link/s"])
+def test_an_inherited_unix_socket_is_the_same_however_its_path_is_written(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(tmp_path / "s"))
+    sock.listen()
+    monkeypatch.chdir(tmp_path)
+    listeners = make(inherit=sock, bind=[f"unix:{written.format(directory=tmp_path)}"])
+
+    assert [one.adopted for one in listeners] == [True]
+
+
 def test_another_process_s_inheritance_is_not_ours(make: Make) -> None:
     assert list(make(environ={"LISTEN_FDS": "1", "LISTEN_PID": "1"})) == []
 

@@ -130,7 +130,7 @@ def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:
         select.select([], [], [], 0.05)
     os.kill(server.pid, signal.SIGCONT)
 
-    server.kill(signal.SIGHUP)
+    server.kill(signal.SIGUSR2)
     server.wait_for("not supported yet")
     assert server.workers(2) == workers
     assert "killed" not in server.read()

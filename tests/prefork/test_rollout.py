@@ -201,6 +201,99 @@ def test_what_must_not_be_committed_is_not() -> None:
     assert [one.generation for one in fleet.some(State.READY)] == [1]
 
 
+def test_a_failure_says_how_it_ended() -> None:
+    for code, signal, why, message in [
+        (3, None, None, "exited with code 3"),
+        (None, 11, None, "was killed by signal 11"),
+        (4, None, "no app", "failed to boot: no app"),
+    ]:
+        fleet = Fleet(1)
+        fleet.reload()
+        fleet.plan()
+        fleet.pool.exited(fleet.only(State.BOOTING).ident, fleet.now, code=code, signal=signal, why=why)
+        assert fleet.rollout is not None
+        rollout = fleet.rollout
+        with pytest.raises(CommandError, match=message):
+            fleet.plan()
+        assert rollout.failed is not None
+        assert rollout.failed.code == code
+
+
+def test_a_canary_that_hangs_ends_the_reload_and_has_no_end_yet() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    rollout = fleet.rollout
+    fleet.now += 61
+    for member in fleet.some(State.READY):
+        fleet.pool.beat(member.ident, fleet.now)
+    fleet.pool.plan(fleet.now)
+    with pytest.raises(CommandError, match="not ready after 60 s"):
+        fleet.plan()
+    assert rollout is not None
+    assert rollout.failed is None
+
+
+def test_the_canary_gets_the_limits_that_came_with_it() -> None:
+    fleet = Fleet(2)
+
+    def take_over() -> None:
+        fleet.pool.limits = Limits(beat=300.0)
+
+    fleet.rollout = Rollout(fleet.pool, 0.0, take_over)
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    fleet.ready(canary)
+    fleet.plan()
+    assert canary.limit == 300.0
+    (old,) = (one for one in fleet.some(State.READY) if one is not canary)
+    assert old.limit == 30.0
+
+
+def test_slots_that_back_off_are_tried_at_once_after_the_commit() -> None:
+    fleet = Fleet(3)
+    for slot in (2, 3) * 4:
+        for member in [one for one in fleet.pool.members() if one.slot == slot and one.exists]:
+            fleet.ends(member, code=1)
+        fleet.now += 3
+        fleet.pool.beat(1, fleet.now)
+        fleet.plan()
+    assert len(fleet.some(State.BACKOFF)) == 2
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.pool.beat(1, fleet.now)
+    fleet.plan()
+    assert [one.slot for one in fleet.some(State.BOOTING)] == [1, 3]
+
+
+def test_a_restart_that_fails_meanwhile_keeps_nothing_old() -> None:
+    fleet = Fleet(2, surge=2)
+    fleet.pool.replace(2)
+    fleet.plan()
+    restarted = fleet.only(State.BOOTING)
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(next(one for one in fleet.some(State.BOOTING) if one is not restarted))
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.plan()
+    fleet.ends(restarted, code=1)
+    fleet.pool.keep(2, fleet.now)  # what `restart` does when it has failed
+    for _ in range(3):
+        fleet.plan()
+        for member in fleet.some(State.DRAINING):
+            fleet.ends(member)
+        for member in fleet.some(State.BOOTING):
+            fleet.ready(member)
+        fleet.now += 1
+    fleet.plan()
+    assert fleet.rollout is None
+    assert [one.generation for one in fleet.pool.members()] == [2, 2]
+
+
 class Reloads(History):
     """The same histories with rollouts in them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from forkserve.prefork.scoreboard import ACCEPTING, BEAT, LINE_SIZE, LINES, REQUESTS, Scoreboard
+from forkserve.prefork.scoreboard import ACCEPTING, BEAT, IN_FLIGHT, LINE_SIZE, LINES, REQUESTS, Scoreboard
 
 
 def test_a_child_writes_and_the_parent_reads() -> None:
@@ -13,7 +13,7 @@ def test_a_child_writes_and_the_parent_reads() -> None:
     pid = os.fork()
     if pid == 0:
         row.cells[BEAT] = 2**63
-        row.begin_line(3, 17, b"GET / HTTP/1.1")
+        row.note([(17, b"GET / HTTP/1.1")], 1)
         os._exit(0)
     os.waitpid(pid, 0)
 
@@ -25,25 +25,56 @@ def test_a_child_writes_and_the_parent_reads() -> None:
 
 def test_lines_are_cut_and_the_oldest_comes_first() -> None:
     row = Scoreboard(1).row(0)
-    for place in range(LINES):
-        row.begin_line(place, 100 - place, b"%d" % place * 300)
-    row.end_line(0)
+    row.note([(100 - number, b"%d" % number * 300) for number in range(LINES + 3)], LINES + 3)
 
     lines = row.lines()
-    assert [started for started, _ in lines] == list(range(93, 100))
+    assert [started for started, _ in lines] == list(range(101 - LINES, 101))
     assert {len(line) for _, line in lines} == {LINE_SIZE}
-    row.begin_line(0, 1, b"short")
-    assert row.lines()[0] == (1, b"short")
+    row.note([(1, b"short")], 1)
+    assert row.lines() == [(1, b"short")]
+    row.note([], 0)
+    assert row.lines() == []
+
+
+def test_what_holds_the_process_is_always_among_the_lines() -> None:
+    row = Scoreboard(1).row(0)
+    row.begin(b"POST / HTTP/1.1")
+    row.note([(number, b"%d" % number) for number in range(1, LINES + 1)], LINES)
+
+    assert [line for _, line in row.lines()] == [b"%d" % number for number in range(1, LINES)] + [b"POST / HTTP/1.1"]
+    row.end()
+    assert len(row.lines()) == LINES
+
+
+def test_what_was_noted_before_it_held_the_process_is_there_once() -> None:
+    row = Scoreboard(1).row(0)
+    row.note([(1, b"first"), (2, b"second"), (3, b"second")], 3)
+    row.begin(b"second")
+
+    assert [line for _, line in row.lines()] == [b"first", b"second", b"second"]
+
+
+def test_requests_in_flight() -> None:
+    row = Scoreboard(1).row(0)
+
+    assert row.in_flight() == 0
+    row.begin(b"GET / HTTP/1.1")
+    assert row.in_flight() == 1
+    row.note([], 3)
+    assert row.in_flight() == 3
+    row.end()
+    assert row.in_flight() == row.cells[IN_FLIGHT] == 3
 
 
 def test_a_row_is_cleared_for_its_next_process() -> None:
     board = Scoreboard(2)
     row = board.assign(0)
     row.cells[REQUESTS] = 5
-    row.begin_line(0, 1, b"x")
+    row.begin(b"x")
+    row.note([(1, b"y")], 1)
 
     assert board.assign(0) is row
-    assert row.cells[REQUESTS] == 0
+    assert (row.cells[REQUESTS], row.in_flight()) == (0, 0)
     assert row.lines() == []
 
 

@@ -1,0 +1,248 @@
+"""Development: reloads when the project's files change, and shows what does not load. In the master, under --reload.
+
+Which changes matter is decided here, where it is known which files the workers have loaded; the watcher only leaves out
+what never matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from forkserve.logs import logger, printable
+from forkserve.prefork.channel import Channel
+from forkserve.prefork.commands import CommandError
+from forkserve.prefork.patterns import MODULES, Rules, fixed_part
+from forkserve.prefork.poller import READ
+from forkserve.prefork.pool import Phase
+from forkserve.prefork.process import signals_blocked
+from forkserve.prefork.states import State
+from forkserve.prefork.watcher import Watch, become_watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from forkserve.prefork.child import Child
+    from forkserve.prefork.frames import Message
+    from forkserve.prefork.poller import Timer
+    from forkserve.prefork.steering import Steering
+    from forkserve.settings import Settings
+
+FIRST_DELAY: Final = 0.5  # seconds before a watcher that died is started again; twice that after each other try
+LONGEST_DELAY: Final = 30.0
+HEALED: Final = 10.0  # seconds after which its end is a new misfortune
+# Seconds in which a worker should have loaded the app. If it has not, and the app has changed since, it is not waited for:
+# the change may well be what ends an endless loop. Not at once, as an app may write files while it is loaded.
+PATIENCE: Final = 2.0
+REMEMBERED: Final = 10_000  # changes
+NAMED: Final = 3  # files in a log line
+
+
+class Development:
+    """The watcher of one master, and what comes of its news."""
+
+    def __init__(self, master: Steering) -> None:
+        self._master = master
+        settings = master.settings
+        self.rules = make_rules(settings)
+        self._watch = Watch(real_folders(settings), self.rules, settings.reload_delay, settings.reload_engine, time.time())
+        self._channel: Channel | None = None
+        self._pid: int | None = None
+        self._born = 0.0
+        self._delay = FIRST_DELAY
+        self._last_words = ""
+        self._changed_at: dict[str, float] = {}  # files by path, to a time of the monotonic clock
+        self._loaded: dict[int, set[str]] = {}  # by the ident of the worker that has loaded them
+        self._fault: tuple[str, int] | None = None  # what is shown, and the newest generation that it is shown by
+        self._outdated: Timer | None = None
+        self._superseded = False
+
+    # The watcher.
+
+    def start(self) -> None:
+        """Start the watcher."""
+        master = self._master
+        if master.pool.phase >= Phase.STOPPING:
+            return
+        ours, theirs = Channel.pair()
+        try:
+            with signals_blocked():
+                self._pid = os.fork()
+                if self._pid == 0:
+                    become_watcher(theirs, self._watch, master.settings, master.pid)
+        except OSError as error:
+            ours.close()
+            logger.error("cannot start the watcher: %s", error.strerror)
+            self._start_later()
+            return
+        finally:
+            theirs.close()
+        self._channel, self._born = ours, time.monotonic()
+        master.poller.watch(ours, READ, self._hear)
+
+    def _start_later(self) -> None:
+        delay, self._delay = self._delay, min(2 * self._delay, LONGEST_DELAY)
+        self._master.poller.at(time.monotonic() + delay, self.start)
+
+    def stop(self) -> None:
+        """Have the watcher end."""
+        if self._channel is not None:
+            self._master.poller.unwatch(self._channel)
+            self.close()
+
+    def end(self) -> None:
+        """See that it has ended: it leaves nothing undone."""
+        self.stop()
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            if self._pid is not None and os.waitpid(self._pid, os.WNOHANG) == (0, 0):
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+
+    def close(self) -> None:
+        """Close this process's end of the channel: in the master the end of the watcher, in a child just forked nothing."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _hear(self, _events: int = READ) -> None:
+        assert self._channel is not None
+        for message in self._channel.receive():
+            match message:
+                case {"type": "changed", "included": included, "others": others}:
+                    self._changed(included, others)
+                case {"type": "warning", "text": text}:
+                    logger.warning("%s", text)
+                case {"type": "failed", "traceback": text}:
+                    self._last_words = text
+        if self._channel.closed:
+            self._died()
+
+    def _died(self) -> None:
+        self.stop()
+        now = time.monotonic()
+        if now - self._born > HEALED:
+            self._delay = FIRST_DELAY
+        logger.error("the watcher died, and is started again in %g s\n%s", self._delay, self._last_words)
+        self._last_words = ""
+        # What was saved meanwhile, the next one finds by its date.
+        self._watch = dataclasses.replace(self._watch, since=time.time())
+        self._start_later()
+
+    # What it tells, and what the workers tell.
+
+    def _changed(self, included: list[str], others: list[str]) -> None:
+        now = time.monotonic()
+        if len(self._changed_at) > REMEMBERED:
+            self._changed_at.clear()
+        self._changed_at.update(dict.fromkeys((*included, *others), now))
+        if matter := [*included, *(path for path in others if self._matters(path))]:
+            self._reload(matter)
+        else:
+            self._hasten()
+
+    def _matters(self, path: str) -> bool:
+        """Whether a worker has loaded a file, or one of a directory. If what there is does not load, any file may mend it."""
+        if self._fault:
+            return True
+        if path.endswith(MODULES):
+            return any(path in files for files in self._loaded.values())
+        return any(file.startswith(path + "/") for files in self._loaded.values() for file in files)
+
+    def loaded(self, child: Child, message: Message) -> None:
+        """A worker has loaded files; one that has changed since may have been loaded as it was before."""
+        known = self._loaded.setdefault(child.member.ident, set())
+        files, since = message["files"], message["since"]
+        known.update(files)
+        if changed := [file for file in files if self._changed_at.get(file, 0.0) > since]:
+            self._reload(changed)
+
+    def became_ready(self, child: Child, fault: str | None) -> None:
+        """A worker is ready; with a fault, it only stands in for one.
+
+        One of a generation whose successor does not load must not look as if all were well.
+        """
+        if fault is not None:
+            self.fault(fault)
+        elif self._fault and child.member.generation <= self._fault[1] and not child.member.canary:
+            self._show(child, self._fault[0])
+
+    def ended(self, child: Child) -> None:
+        """A worker has ended."""
+        self._loaded.pop(child.member.ident, None)
+
+    def _reload(self, files: Sequence[str]) -> None:
+        master = self._master
+        names = ", ".join(printable(self._name(file)) for file in files[:NAMED])
+        more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+        logger.info("%s%s changed", names, more)
+        try:
+            master.reload()
+        except CommandError as error:
+            logger.info("not reloaded: %s", error)
+            return
+        self._hasten()
+
+    def _hasten(self) -> None:
+        """Do not let a worker that boots with something older, or waits to be tried again, take its time."""
+        pool = self._master.pool
+        pool.hurry()
+        born = [member.since for member in pool.members() if member.state is State.BOOTING]
+        if born and self._outdated is None:
+            self._outdated = self._master.poller.at(max(time.monotonic(), min(born) + PATIENCE), self._give_up_outdated)
+
+    def _name(self, path: str) -> str:
+        return self.rules.below(path) or path
+
+    def _give_up_outdated(self) -> None:
+        """Do not wait for workers that boot with what has changed since."""
+        self._outdated = None
+        now = time.monotonic()
+        newest = max(self._changed_at.values(), default=0.0)
+        for member in self._master.pool.members():
+            if member.state is State.BOOTING and member.since < newest and now - member.since >= PATIENCE:
+                self._superseded = self._superseded or member.canary
+                self._master.pool.withdraw(member, now)
+
+    # What does not load.
+
+    def reload_ended(self, fault: str | None) -> None:
+        """A reload has ended: it is good, or has a fault to be shown until the next one is."""
+        superseded, self._superseded = self._superseded, False
+        if fault is None:
+            self._fault = None
+        elif not superseded and self._master.pool.phase < Phase.STOPPING:
+            self.fault(fault)
+
+    def fault(self, text: str) -> None:
+        """Have the workers show what is wrong, instead of what the app was before."""
+        self._fault = text, self._master.pool.generation
+        for child in self._master.children:
+            if child.member.state is State.READY:
+                self._show(child, text)
+
+    def _show(self, child: Child, text: str) -> None:
+        self._master.children.send(child, {"type": "show_fault", "text": text})
+
+
+def real_folders(settings: Settings) -> tuple[str, ...]:
+    """Where the project really is."""
+    return tuple(dict.fromkeys(map(os.path.realpath, _folders(settings))))
+
+
+def _folders(settings: Settings) -> Sequence[str]:
+    return settings.reload_dir or (settings.chdir or os.getcwd(),)
+
+
+def make_rules(settings: Settings) -> Rules:
+    """What the settings say of files. A path on a command line is meant from where that was written."""
+    given = tuple(map(os.path.abspath, _folders(settings)))
+    extra = []
+    for glob in settings.reload_extra_file:
+        absolute = os.path.join(os.getcwd(), glob.removeprefix("./"))
+        folder = fixed_part(absolute)
+        extra.append(os.path.join(os.path.realpath(folder), absolute[len(folder) :].lstrip("/")))
+    return Rules((*given, *real_folders(settings)), settings.reload_include, settings.reload_exclude, tuple(extra))

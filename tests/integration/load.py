@@ -1,0 +1,119 @@
+"""A load on a server: clients with fresh connections and with kept ones, and every request that was not answered."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from tests.integration.client import Client
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that was not answered with 200, and when."""
+
+    number: int
+    kind: str  # of client
+    began: float
+    ended: float
+    why: str
+
+
+class Load:
+    """Clients that ask one request after the other, from `with` on to its end.
+
+    A client that keeps its connection opens another only when an answer said that it is the last of this one: an end that
+    was not announced is a failure. Some of them are idle for a while between two requests.
+
+    Args:
+        ports: Where; each client goes through all of them.
+        fresh: Clients that take a new connection for each request.
+        kept: Clients that keep theirs; every other one is mostly idle.
+        idle: Seconds that those are idle.
+    """
+
+    def __init__(self, ports: Sequence[int], *, fresh: int = 3, kept: int = 4, idle: float = 0.3) -> None:
+        self.failures: list[Failure] = []
+        self.seen: Counter[tuple[str, int]] = Counter()  # answers by generation and process
+        self.versions: Counter[str] = Counter()
+        self.longest = 0.0
+        self._ports = list(ports)
+        self._numbers = itertools.count(1)
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._fresh, args=(i,)) for i in range(fresh)]
+        self._threads += [threading.Thread(target=self._kept, args=(i, idle if i % 2 else 0.002)) for i in range(kept)]
+
+    @property
+    def answered(self) -> int:
+        """How many requests were answered."""
+        return sum(self.seen.values())
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def check(self) -> None:
+        """Fail if a request was not answered."""
+        assert self.failures == [], f"{len(self.failures)} of {self.answered + len(self.failures)}: {self.failures[:5]}"
+        assert self.answered > 100
+
+    def _fresh(self, first: int) -> None:
+        for port in itertools.islice(itertools.cycle(self._ports), first, None):
+            if self._over.wait(0.002):
+                return
+            self._ask("fresh", port, None)
+
+    def _kept(self, first: int, idle: float) -> None:
+        for port in itertools.islice(itertools.cycle(self._ports), first, None):
+            with contextlib.ExitStack() as stack:
+                client: Client | None = None
+                while True:
+                    if self._over.wait(idle):
+                        return
+                    client, last = self._ask("kept", port, client)
+                    if client is None:
+                        break
+                    if last:
+                        client.sock.close()
+                        break
+                    stack.callback(client.sock.close)
+
+    def _ask(self, kind: str, port: int, client: Client | None) -> tuple[Client | None, bool]:
+        """Ask once; return the client, None if that failed, and whether it has had its last answer."""
+        number, began = next(self._numbers), time.monotonic()
+        fresh = kind == "fresh"
+        try:
+            client = client or Client(port)
+            answer = client.get(f"/?{number}", *["Connection: close"] * fresh)
+            found: dict[str, Any] = answer.json if answer.status == 200 else {}
+            last = "connection" in answer and answer["connection"] == "close"
+            why = "" if found else f"{answer.status} {answer.text[:200]}"
+        except (OSError, AssertionError, ValueError) as error:
+            found, last, why = {}, True, repr(error)
+        ended = time.monotonic()
+        if client is not None and (fresh or not found):
+            client.sock.close()
+        with self._lock:
+            self.longest = max(self.longest, ended - began)
+            if not found:
+                self.failures.append(Failure(number, kind, began, ended, why))
+                return None, True
+            self.seen[found["generation"], found["pid"]] += 1
+            self.versions[found["version"]] += 1
+        return client, last

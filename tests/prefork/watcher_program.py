@@ -1,0 +1,26 @@
+"""The watcher alone: `watcher_program.py CHANNEL OPTIONS`, a descriptor and a Python literal."""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+import signal
+import socket
+import sys
+
+from forkserve import config
+from forkserve.prefork.channel import Channel
+from forkserve.prefork.development import make_rules, real_folders
+from forkserve.prefork.watcher import Watch, become_watcher
+
+if __name__ == "__main__":
+    os.dup2(int(sys.argv[1]), 3)
+    options = ast.literal_eval(sys.argv[2])
+    since, descriptors = options.pop("since"), options.pop("descriptors", None)
+    settings = config.from_keywords(app="some:app", reload=True, **options).settings
+    watch = Watch(real_folders(settings), make_rules(settings), settings.reload_delay, settings.reload_engine, since)
+    if descriptors is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    become_watcher(Channel(socket.socket(fileno=3)), watch, settings, os.getppid())
