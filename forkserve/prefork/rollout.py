@@ -37,7 +37,7 @@ class Rollout:
 
     def __init__(self, pool: Pool, settle: float, before_commit: Callable[[], None]) -> None:
         self.pool = pool
-        self.generation = pool.newest_generation + 1
+        self.generation = max(pool.generation, pool.newest_generation) + 1
         self.step = Step.CANARY
         self.failed: Exit | None = None  # the end of the process that was its failure, if that is known
         self.failed_slot: int | None = None

@@ -36,7 +36,7 @@ def describe(master: Steering) -> dict[str, Any]:
         "uptime_s": round(now - master.started_at, 3),
         "wanted": pool.wanted,
         "listeners": [{"address": one.address(scheme), "slot": one.slot} for one in master.listeners],
-        "workers": [_worker(master, member, now) for member in pool.members()],
+        "workers": [_worker(master, member, now) for member in _shown(pool)],
         "last_reload": master.reloading.last,
     }
 
@@ -46,6 +46,13 @@ def served(child: Child, settings: Settings) -> Served:
     age = time.monotonic() - child.member.born
     memory = _memory(child.pid).get("Pss") if settings.max_memory and child.pid else None
     return Served(child.id, child.age, child.row.cells[REQUESTS], age, memory)
+
+
+def _shown(pool: Pool) -> list[Member]:
+    """Every process, and the places of slots that have none."""
+    members = pool.members()
+    served = {member.slot for member in members if member.exists}
+    return [member for member in members if member.exists or member.slot not in served]
 
 
 def _state(pool: Pool) -> str:

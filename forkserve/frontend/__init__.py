@@ -1,0 +1,1 @@
+"""What a front end (nginx, HAProxy, Caddy) needs to know of a server, and its configuration as text."""

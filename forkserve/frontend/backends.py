@@ -1,0 +1,128 @@
+"""The backends: what a front end connects to, from the settings or from a running server's status. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from forkserve.prefork.addresses import Address, parse_address
+from forkserve.settings import Settings
+
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listens everywhere is asked here
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+ASK = "ask the running server, with --name or --socket"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One address that answers: a worker's own (`slot`), or one that all share (None).
+
+    A backend that is `down` keeps its line, so that a front end's numbers stay with the same worker, but gets no request.
+    """
+
+    address: Address
+    slot: int | None = None
+    down: bool = False
+    machine: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is, for a reader."""
+        worker = "all workers" if self.slot is None else f"worker {self.slot}"
+        return f"{self.machine}, {worker}" if self.machine else worker
+
+    @property
+    def ident(self) -> str:
+        """A name of its own, for front ends whose servers have names."""
+        worker = "workers" if self.slot is None else f"worker{self.slot}"
+        return f"{self.machine.replace(':', '.')}-{worker}" if self.machine else worker
+
+
+def from_settings(settings: Settings) -> tuple[Backend, ...]:
+    """Return the backends of a server with these settings. Raises ValueError if they cannot be known before it runs.
+
+    Where workers have ports of their own, the shared addresses lead to the same workers and are left out; of several
+    shared ones, the first that a front end can reach is taken.
+    """
+    if settings.base_port == 0:
+        raise ValueError(f"--base-port 0 takes other ports at each start: {ASK}")
+    if settings.base_port is not None:
+        most = max(settings.workers, settings.max_workers)
+        return tuple(Backend(_reached(settings.host, settings.base_port + i), i + 1) for i in range(most))
+    shared = [address for address in map(parse_address, settings.bind) if _usable(address)]
+    if shared:
+        return (Backend(_reached(shared[0].host, shared[0].port) if shared[0].kind == "tcp" else shared[0]),)
+    if settings.bind:
+        raise ValueError(f"{', '.join(settings.bind)} tells no address to connect to: {ASK}")
+    raise ValueError("there is no address: give --base-port or --bind")
+
+
+def from_status(status: Mapping[str, Any]) -> tuple[str, tuple[Backend, ...]]:
+    """Return the scheme and the backends of a running server. Raises ValueError if none can be reached.
+
+    A worker that boots or drains keeps its place: connections wait in its queue. Down is a slot that will not answer
+    soon: it is in back-off, or above the number of workers that is wanted.
+    """
+    scheme, own, shared = "http", [], []
+    for listener in status["listeners"]:
+        text, slot = str(listener["address"]), listener["slot"]
+        if not text.startswith("unix:"):
+            scheme, _, text = text.partition("://")
+        address = parse_address(text)
+        if not _usable(address):
+            continue
+        if address.kind == "tcp":
+            address = _reached(address.host, address.port)
+        if slot is None:
+            shared.append(Backend(address))
+        else:
+            own.append(Backend(address, slot, _is_down(status, slot)))
+    if not own and not shared:
+        raise ValueError(f"{status['name']} listens on no address that a front end could connect to")
+    return scheme, tuple(sorted(own, key=lambda one: one.slot or 0) or shared[:1])
+
+
+def _is_down(status: Mapping[str, Any], slot: int) -> bool:
+    states = {worker["state"] for worker in status["workers"] if worker["id"] == slot}
+    return slot > status["wanted"] or states == {"backoff"}
+
+
+def on_machines(backends: Sequence[Backend], machines: Sequence[str]) -> tuple[Backend, ...]:
+    """Return the same backends on each of several machines. Raises ValueError where that cannot be."""
+    if any(one.address.kind != "tcp" for one in backends):
+        raise ValueError("a unix socket is not reached from another machine: give the hosts --base-port or --bind HOST:PORT")
+    return tuple(
+        replace(one, address=replace(one.address, host=machine), machine=machine, down=False)
+        for machine in machines
+        for one in backends
+    )
+
+
+def read_machines(text: str) -> tuple[str, ...]:
+    """Read names or addresses of machines, with commas between them. Raises ValueError."""
+    found = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        bare = word.removeprefix("[").removesuffix("]")
+        try:
+            bare = str(ipaddress.ip_address(bare))
+        except ValueError:
+            if not HOST.fullmatch(word):
+                raise ValueError(f"{word!r} is not the name or the address of a machine") from None
+        found.append(bare)
+    if len(set(found)) < len(found) or not found:
+        raise ValueError("names a machine twice" if found else "names no machine")
+    return tuple(found)
+
+
+def _usable(address: Address) -> bool:
+    """Whether a front end can connect to it: descriptors and port 0 are no addresses, abstract sockets nginx does not know."""
+    if address.kind == "tcp":
+        return bool(address.port)
+    return address.kind == "unix" and not address.path.startswith("@")
+
+
+def _reached(host: str, port: int) -> Address:
+    return Address("tcp", host=LOOPBACK.get(host, host), port=port)

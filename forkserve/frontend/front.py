@@ -1,0 +1,200 @@
+"""What a front end is told, in values; the three writers make text of it. Pure.
+
+Timeouts and limits come from the settings of the server behind it, so that the two cannot disagree: whatever the server
+would take must come through, and no connection may be closed at the server's end first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from forkserve.frontend.backends import Backend
+from forkserve.prefork.addresses import Address, parse_address
+from forkserve.settings import KIB, TABLE, Settings, flag
+
+NEVER = 20 * 86400.0  # a timeout that is off; more overflows the timers of some
+HEALTH = "/front-health"
+BALANCES = ("least_conn", "round_robin", "ip_hash", "random")
+KEY = re.compile(r"(?:\$[a-z0-9_]+|[A-Za-z0-9_.:/-])+")
+SERVER_NAME = re.compile(r"_|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(\.\*)?")
+URL = re.compile(r"/[A-Za-z0-9._~/-]*")
+EDGE = 16 * KIB  # what a front end adds to a request's head
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How a worker is chosen: one of BALANCES, or `hash` over a key in nginx's variables."""
+
+    way: str = "least_conn"
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Seconds after which a front end gives up, and sizes in bytes; a `None` is off, NEVER very long."""
+
+    connect: float  # until a worker's port has answered
+    read: float  # of a worker's silence
+    retry: float  # since a request began, in which it may be given to another worker
+    header: float  # for a client's request head
+    body: float  # of a client's silence within a body
+    write: float  # in which a client takes nothing
+    client_idle: float  # of a client's connection without a request; 0 is none
+    idle: float  # of a connection to a worker; 0 is none
+    head_limit: int
+    body_limit: int | None
+
+
+def terms(settings: Settings, *, remote: bool = False) -> Terms:
+    """Derive what a front end must keep to.
+
+    A worker may be silent for as long as it takes to find that it is stuck and to start its successor, which then answers
+    what waited in the queue; and for as long as a WebSocket goes without a ping. A request that was lost within --timeout
+    is tried again; after it, it may be what the worker was stuck in.
+    """
+    silence = settings.timeout + (settings.boot_timeout or 60.0) if settings.timeout else NEVER
+    if settings.ws_ping_interval:
+        silence = max(silence, settings.ws_ping_interval + settings.ws_ping_timeout)
+    return Terms(
+        connect=3.0 if remote else 5.0,
+        read=min(silence, NEVER),
+        retry=min(settings.timeout or 30.0, NEVER),
+        header=_lasting(settings.header_timeout),
+        body=_lasting(settings.body_timeout),
+        write=_lasting(settings.write_timeout),
+        client_idle=min(settings.keep_alive, NEVER),
+        idle=min(settings.keep_alive * 0.8, NEVER),
+        head_limit=max(8 * KIB, settings.limit_request_line, settings.limit_request_field_size, settings.limit_request_head),
+        body_limit=settings.limit_request_body or None,
+    )
+
+
+def _lasting(value: float) -> float:
+    return min(value or NEVER, NEVER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """All that a configuration is made from.
+
+    Attributes:
+        name: What the server is called.
+        backends: What is connected to; `remote` if on several machines.
+        scheme: What the backends speak, `http` or `https`.
+        listen: Where clients come; empty for the usual port.
+        certificate: Files of the certificate and its key, where clients come with TLS.
+        static: Pairs of URL and directory, both with a slash at their ends.
+        upstream_file: Where the backends are listed, instead of in the configuration itself.
+    """
+
+    name: str
+    settings: Settings
+    backends: Sequence[Backend]
+    scheme: str = "http"
+    balance: Balance = field(default_factory=Balance)
+    listen: tuple[Address, ...] = ()
+    server_names: tuple[str, ...] = ()
+    certificate: tuple[str, str] | None = None
+    static: tuple[tuple[str, str], ...] = ()
+    upstream_file: str | None = None
+
+    @property
+    def ident(self) -> str:
+        """The name, as front ends take names and variables."""
+        return re.sub("[^A-Za-z0-9_]+", "_", self.name).strip("_") or "forkserve"
+
+    @property
+    def machines(self) -> int:
+        """On how many machines the backends are."""
+        return len({one.machine for one in self.backends})
+
+    @property
+    def remote(self) -> bool:
+        """Whether they are on machines that may be gone."""
+        return any(one.machine for one in self.backends)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether some of the backends may not be there, as load has it."""
+        return self.settings.max_workers > self.settings.workers and len(self.backends) > 1
+
+    @property
+    def tries(self) -> int:
+        """How many backends a request may be given to: enough to leave a machine that is gone, not enough to harm them all."""
+        return len(self.backends) // self.machines + 1 if self.remote else min(3, max(2, len(self.backends)))
+
+    @property
+    def terms(self) -> Terms:
+        """Timeouts and limits."""
+        return terms(self.settings, remote=self.remote)
+
+    @property
+    def trusts_all(self) -> bool:
+        """Whether the server believes whoever connects, so that what clients say of themselves must not reach it."""
+        return "*" in self.settings.forwarded_allow_ips
+
+    def given(self, name: str) -> str:
+        """Write a setting as it could be given: `--keep-alive 75`."""
+        return f"{flag(name)} {TABLE[name].show(getattr(self.settings, name))}"
+
+    @property
+    def title(self) -> str:
+        """What is behind the front end, in half a line."""
+        number = len(self.backends)
+        if self.backends[0].slot is None:
+            where = f"on {self.machines} machines" if self.remote else f"all on {self.backends[0].address}"
+            return f"{self.name}: forkserve's workers, {where}"
+        each = number // self.machines
+        workers = f"{each} worker{'s' if each > 1 else ''}, a port each"
+        return f"{self.name}: forkserve's {workers}" + (f", on {self.machines} machines" if self.remote else "")
+
+
+def read_balance(text: str) -> Balance:
+    """Read `least_conn`, `hash KEY` and so on. Raises ValueError."""
+    way, _, key = text.strip().partition(" ")
+    key = key.strip()
+    if way == "hash":
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{text!r}: hash needs a key of nginx's variables, as in 'hash $cookie_session'")
+        return Balance("hash", key)
+    if way not in BALANCES or key:
+        raise ValueError(f"{text!r} is not one of {', '.join(BALANCES)}, or 'hash KEY'")
+    return Balance(way)
+
+
+def read_listen(text: str) -> Address:
+    """Read PORT, HOST:PORT, *:PORT or unix:PATH. Raises ValueError."""
+    port = text.removeprefix("*:")
+    if port.isascii() and port.isdigit():
+        return Address("tcp", port=_port(parse_address(f"any:{port}")))
+    address = parse_address(text)
+    if address.kind == "fd" or address.path.startswith("@"):
+        raise ValueError(f"{text!r}: a front end listens on PORT, HOST:PORT or unix:PATH")
+    if address.kind == "tcp":
+        _port(address)
+    return address
+
+
+def _port(address: Address) -> int:
+    if not address.port:
+        raise ValueError("a front end listens on a port from 1 to 65535")
+    return address.port
+
+
+def read_static(text: str) -> tuple[str, str]:
+    """Read URL=DIR; both end with a slash then. Raises ValueError."""
+    url, found, directory = text.partition("=")
+    if not found or not directory or not URL.fullmatch(url) or url.strip("/") == "":
+        raise ValueError(f"{text!r} is not of the form /url=/directory")
+    return f"/{url.strip('/')}/", directory.rstrip("/") + "/"
+
+
+def read_server_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """Read names with commas or blanks between them. Raises ValueError."""
+    names = tuple(name for text in texts for name in text.replace(",", " ").split())
+    for name in names:
+        if not SERVER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a server's name")
+    return names
