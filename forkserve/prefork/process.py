@@ -19,7 +19,7 @@ from typing import NoReturn
 from setproctitle import setproctitle
 
 from forkserve import daemon, loader, logs
-from forkserve.errors import ExitCode, ForkserveError
+from forkserve.errors import BootError, ExitCode, ForkserveError
 from forkserve.prefork import privileges
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.hooks import run_hook
@@ -268,6 +268,10 @@ def _why(error: BaseException) -> tuple[int, str, str | None]:
     if isinstance(error, ForkserveError):
         message = str(error)
         text = getattr(error, "traceback_text", None)
+        if isinstance(error, BootError) and error.__cause__ is not None:
+            text = _own_traceback(error.__cause__)
+        if len(lines := message.strip().splitlines()) > 1:  # Starlette's `lifespan.startup.failed` brings the traceback
+            message, text = lines[-1], text or message
         if error.exit_code in (ExitCode.APP_LOAD, ExitCode.USAGE):
             code = error.exit_code
     elif isinstance(error, SystemExit):
