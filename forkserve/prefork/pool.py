@@ -87,8 +87,9 @@ class Pool:
 
     @property
     def degraded(self) -> bool:
-        """Whether a slot that is wanted waits for another try."""
-        return self.phase is Phase.SERVING and any(member.state is State.BACKOFF for member in self._members.values())
+        """Whether a slot that failed waits for another try."""
+        waiting = (member.slot for member in self._members.values() if member.state is State.BACKOFF)
+        return self.phase is Phase.SERVING and any(self._slots[slot].failures for slot in waiting)
 
     def members(self) -> list[Member]:
         """Return the members, in the order of their slots; for reading only."""

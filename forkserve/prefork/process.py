@@ -139,8 +139,12 @@ def _answer_usr2(context: WorkerContext) -> None:
     faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True, chain=True)
 
 
-class _EndOfBootError(BaseException):
-    """TERM or QUIT came during the boot. Not SystemExit, which an app may catch, or raise itself."""
+class _EndOfBootError(KeyboardInterrupt):
+    """TERM or QUIT came during the boot.
+
+    Of the two kinds that an event loop lets out of a callback or a task; not SystemExit, which an app may catch, or raise
+    itself.
+    """
 
 
 class _BootSignals:
