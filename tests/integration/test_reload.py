@@ -55,7 +55,7 @@ def reloaded(site: Site, generation: int) -> None:
 
 
 @pytest.mark.parametrize("options", EVERYWHERE)
-def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:  # TP-19
     site = Site(start, tmp_path, *options, "-w", 3, *QUICK)
     first = site.settled(3)
     with Load(site.command.ports) as load:
@@ -84,7 +84,7 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
     assert "WARNING" not in site.command.stderr
 
 
-def test_from_a_program(start: Start, tmp_path: Path) -> None:
+def test_from_a_program(start: Start, tmp_path: Path) -> None:  # TP-27, TP-21
     site = Site(start, tmp_path, program=("-c", LIBRARY))
     before = site.settled(2)
     with Load(site.command.ports) as load:

@@ -31,7 +31,12 @@ def test_nobody_without_a_limit() -> None:
             "110 requests (--max-requests)",
         ),
         (Settings(max_lifetime=100), {"age": 104.9}, {"age": 105.0}, "105 s old (--max-lifetime)"),
-        (Settings(max_memory=64 * MIB), {"memory": 64 * MIB, "age": 10.0}, {"memory": 65 * MIB, "age": 10.0}, "65 MiB of memory (--max-memory)"),
+        (
+            Settings(max_memory=64 * MIB),
+            {"memory": 64 * MIB, "age": 10.0},
+            {"memory": 65 * MIB, "age": 10.0},
+            "65 MiB of memory (--max-memory)",
+        ),
     ],
 )
 def test_each_limit(settings: Settings, below: dict[str, float], due: dict[str, float], why: str) -> None:
