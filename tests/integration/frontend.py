@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 from forkserve.frontend import check
 from tests.integration.command import DEADLINE, eventually, run
@@ -90,3 +95,21 @@ class FrontEnd:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(DEADLINE)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose name is short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="fs"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, with its key beside it as FILE.key."""
+    directory = tmp_path_factory.mktemp("certificate")
+    path = directory / "cert"
+    line = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {path}.key -out {path}"
+    subprocess.run([*shlex.split(line), "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True, timeout=60)
+    return path
