@@ -95,7 +95,6 @@ def busy(pid: int) -> bool:
         ([HELLO, "--header", "no colon"], "--header"),
         (["module:factory(open('x'))"], "factory"),
         (["module:a.b("], "module:a.b"),
-        (["nginx"], "nginx"),
     ],
 )
 def test_usage_and_configuration_are_2(arguments: list[str], told: str, tmp_path: Path) -> None:

@@ -329,7 +329,9 @@ def test_lifespan(serve: Start, tmp_path: Path, mode: str, events: list[str]) ->
 
 
 def test_lifespan_on_wants_an_app_that_knows_it(start: Start, serve: Start) -> None:
-    assert "lifespan" in start(WHO_ASGI, "--lifespan", "on", "--base-port", 0).wait(3)
+    command = start(WHO_ASGI, "--lifespan", "on", "--base-port", 0)
+    command.traceback_expected = True
+    assert "lifespan" in command.wait(3)
 
     assert get(serve(WHO_ASGI, "--lifespan", "auto", "--base-port", 0).port).status == 200
 
