@@ -57,6 +57,11 @@ class Rollout:
         ready = {one.slot for one in self.pool.members() if one.generation == self.generation and one.state is State.READY}
         return len(ready)
 
+    @property
+    def first(self) -> str:
+        """What is started or settling, while nothing old is touched."""
+        return "mold" if self._mold is not None and self._canary is None else "first worker"
+
     def next_deadline(self) -> float | None:
         """When `advance` must be called if nothing happens before; None for never."""
         if self.step is Step.SETTLING and self._canary is not None and self._canary.ready_at is not None:

@@ -157,3 +157,8 @@ class Slot:
     retry_at: float = float("-inf")
     was_ready: bool = False
     last_exit: Exit | None = None
+
+
+def name_of(slot: int) -> str:
+    """Return what its processes are called."""
+    return "mold" if slot == MOLD else f"worker {slot}"
