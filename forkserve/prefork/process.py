@@ -155,6 +155,7 @@ def _answer_usr2(context: WorkerContext) -> None:
                 faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    faulthandler.unregister(signal.SIGUSR2)  # a mold's, which would be chained to itself
     signal.signal(signal.SIGUSR2, answer)
     # With chain, system calls are not restarted, so that a wait for a lock or a socket lets the handler run.
     faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True, chain=True)

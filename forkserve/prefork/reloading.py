@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -119,7 +120,8 @@ class Reloading:
             master.take_over(before, hooks)
             self._config = config
             if grown:
-                master.scale(wanted)
+                with contextlib.suppress(CommandError):  # somebody's hook refuses it
+                    master.scale(wanted)
 
         self._undo = undo
         self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
