@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_PACKET = 64 * 1024
-MAX_DESCRIPTORS = 250  # the kernel takes 253
+SPACE = socket.CMSG_LEN(253 * array("i").itemsize)  # for as many descriptors as the kernel takes in one packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,18 @@ class OrderSocket:
             "listeners": [slot for slot, _ in order.listeners],
             "outputs": [stream for stream, _ in order.outputs],
         }
-        socket.send_fds(self._socket, [json.dumps(words).encode()], order.descriptors(), socket.MSG_NOSIGNAL)
+        socket.send_fds(self._socket, [json.dumps(words).encode()], order.descriptors())
 
     def receive(self) -> Order | None:
         """Return the next order; None if there is none, or if its descriptors could not be had."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, MAX_PACKET, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+            # Not `socket.recv_fds`, which takes no notice of flags: what the app executes must not inherit them.
+            data, ancillary, _, _ = self._socket.recvmsg(MAX_PACKET, SPACE, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
+        descriptors = array("i")
+        for _, _, passed in ancillary:
+            descriptors.frombytes(passed[: len(passed) - len(passed) % descriptors.itemsize])
         if not data:
             return None
         words = json.loads(data)

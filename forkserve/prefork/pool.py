@@ -177,6 +177,8 @@ class Pool(Members):
             stays = any(not (one.asked or one.outdated) and one.exists for one in self._slots[member.slot].members)
             if stays and member.state is State.BACKOFF:
                 self._apply(member, Event.RETIRE, now)
+            elif stays and member.outdated:
+                self.withdraw(member, now)
         self.hurry()
 
     # What happened.

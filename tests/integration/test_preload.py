@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,6 @@ class Frozen:
 
 def mold(site: Site, generation: int = 1) -> int:
     """Wait until the only mold is one of that generation and ready; return its pid."""
-
 
     def look() -> int:
         rows = site.status()["molds"]
@@ -211,7 +211,9 @@ def test_what_was_left_open_is_one_warning(start: Start, tmp_path: Path) -> None
     site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=left))
     (line,) = [line for line in site.command.log if "WARNING" in line]
     assert "mold gen 1: the app has left open at import" in line
-    assert re.search(r"event loop \(descriptor \d+\), socket on 127.0.0.1:\d+ \(descriptor \d+\), connection to 127.0.0.1:\d+", line)
+    assert re.search(
+        r"event loop \(descriptor \d+\), socket on 127.0.0.1:\d+ \(descriptor \d+\), connection to 127.0.0.1:\d+", line
+    )
     assert "open it in the start-up hook (lifespan, post_fork or on_start)" in line
 
 
@@ -327,3 +329,39 @@ def test_it_is_refused_where_it_cannot_work(start: Start, tmp_path: Path) -> Non
     elsewhere = "import sys; sys.platform = 'freebsd14'; from forkserve.cli import main; sys.exit(main())"
     command = start("app:wsgi", "--preload", program=("-c", elsewhere))
     assert command.wait(2).startswith("forkserve: --preload: needs Linux: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_mold_is_the_user_before_the_app_is_imported(start: Start) -> None:
+    code = source(
+        prologue="USER = os.getresuid()\nclass Whoami:\n    def child_users(self):\n        return [USER, os.getresuid()]"
+    )
+    with tempfile.TemporaryDirectory(prefix="forkserve-") as name:
+        os.chmod(name, 0o755)
+        site = Site(start, Path(name), "app:wsgi", *QUICK, "--user", "nobody", "--mixin", "app:Whoami", code=code)
+        assert [reply["value"] for reply in site.call("users")] == [[[65534] * 3] * 2] * 2
+        assert Path(f"/proc/{mold(site)}").stat().st_uid == 65534
+        kill(site, site.workers()[0][1])
+        assert site.ask("reload")["ok"]
+        site.command.stop()
+
+
+LIBRARY = """
+import gc, os, sys
+from forkserve import Server, Worker
+class Own(Worker):
+    @classmethod
+    def preload(cls, settings):
+        return {"pid": os.getpid(), "by": cls.__name__}
+    def run(self):
+        while self.alive():
+            self.wait()
+    def child_loaded(self):
+        return self.context.preloaded
+sys.exit(Server(worker=Own, workers=2, preload=True, control_socket=sys.argv[-1]).run())
+"""
+
+
+def test_a_worker_of_ones_own_preloads_what_it_likes(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, program=("-c", LIBRARY))
+    assert [reply["value"] for reply in site.call("loaded")] == [{"pid": mold(site), "by": "Own"}] * 2
