@@ -365,3 +365,33 @@ sys.exit(Server(worker=Own, workers=2, preload=True, control_socket=sys.argv[-1]
 def test_a_worker_of_ones_own_preloads_what_it_likes(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, program=("-c", LIBRARY))
     assert [reply["value"] for reply in site.call("loaded")] == [{"pid": mold(site), "by": "Own"}] * 2
+
+
+def test_logs_that_were_moved_away_are_left_by_all(start: Start, tmp_path: Path) -> None:
+    log, moved = tmp_path / "log", tmp_path / "log.1"
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--access-logfile", log)
+    first = mold(site)
+    log.rename(moved)
+    assert site.ask("reopen-logs")["ok"]
+    kill(site, site.workers()[0][1])
+    assert get(site.command.port, "/after").status == 200
+    eventually(lambda: "/after" in log.read_text(), "the line")
+    for pid in (first, *site.pids()):
+        eventually(lambda pid=pid: str(moved) not in descriptors(pid).values(), "the old file")
+
+
+def test_in_the_background_nothing_keeps_the_terminal(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "app.py").write_text(source())
+    pid_file = tmp_path / "pid"
+    launcher = start("app:wsgi", *QUICK, "--daemon", "--pid", pid_file, "--control-socket", "none", cwd=tmp_path / "site")
+    assert launcher.process.wait(20) == 0
+    master = int(pid_file.read_text())
+    try:
+        everybody = [master, *children(master)]
+        assert len(everybody) == 4
+        for pid in everybody:
+            eventually(lambda pid=pid: not any("stderr0" in name for name in descriptors(pid).values()), f"{pid} lets go of it")
+    finally:
+        os.kill(master, signal.SIGTERM)
+    eventually(lambda: not any(map(exists, everybody)), "their end")
