@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -23,9 +23,9 @@ ABOUT = """Serve a WSGI or ASGI app with forked workers, on one port each or on 
 APP is module:attr, module:factory() or module. `forkserve config APP ...` shows every setting
 with its value and where it came from; `forkserve config --markdown` describes them all.
 `forkserve ctl COMMAND ...` steers a running server; see `forkserve ctl --help`.
+`forkserve nginx APP ...` prints the configuration of a front end; see `forkserve nginx --help`.
 """
-LATER = ("nginx",)  # sub-commands of later releases; the words are taken already
-WORDS = ("config", "ctl", *LATER)
+WORDS = ("config", "ctl", "nginx")
 
 
 class _Command(click.Command):
@@ -78,14 +78,15 @@ def make_command() -> click.Command:
     )
 
 
-def parse(arguments: Sequence[str]) -> dict[str, Any]:
+def parse(arguments: Iterable[str], command: click.Command | None = None) -> dict[str, Any]:
     """Parse *arguments*; return what was written, by the name of setting or action.
 
-    Raises ConfigError for what cannot be parsed, click.exceptions.Exit after --help.
+    *command* is one with more options than serving has. Raises ConfigError for what cannot be parsed,
+    click.exceptions.Exit after --help.
     """
-    command = make_command()
+    command = command or make_command()
     try:
-        with command.make_context("forkserve", list(arguments)) as context:
+        with command.make_context(command.name, list(arguments)) as context:
             return {
                 name: value
                 for name, value in context.params.items()
@@ -140,8 +141,10 @@ def _run(arguments: list[str]) -> int:
         from forkserve import ctl
 
         return ctl.main(arguments[1:])
-    if word in LATER:
-        raise ConfigError(f"`forkserve {word}` is not part of this version (for an app in {word}.py write {word}:app)")
+    if word == "nginx":
+        from forkserve import nginx
+
+        return nginx.main(arguments[1:])
     shows = word == "config"
     line = parse(arguments[1:] if shows else arguments)
     if not shows and line.get("app") in WORDS:
@@ -166,11 +169,8 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
         click.echo(report.markdown_table(), nl=False)
         return ExitCode.OK
     shows = shows or action["print_config"]
-    try:
-        directory = os.getcwd()
-    except OSError:
-        raise ConfigError("the working directory no longer exists: change to another one") from None
-    loaded = config.load(line, environ=os.environ, directory=directory, cmd_args=_cmd_args(os.environ), needs_app=not shows)
+    directory = working_directory()
+    loaded = config.load(line, environ=os.environ, directory=directory, cmd_args=cmd_args(os.environ), needs_app=not shows)
     if shows:
         click.echo(report.describe(loaded), nl=False)
         return ExitCode.OK
@@ -187,7 +187,15 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
     return code
 
 
-def _cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:
+def working_directory() -> str:
+    """Return the working directory. Raises ConfigError if there is none any more."""
+    try:
+        return os.getcwd()
+    except OSError:
+        raise ConfigError("the working directory no longer exists: change to another one") from None
+
+
+def cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:
     """Parse FORKSERVE_CMD_ARGS as a command line. Raises ConfigError, naming the variable."""
     line = environ.get("FORKSERVE_CMD_ARGS")
     try:

@@ -224,7 +224,8 @@ def _kind(value: object) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join("".join(traceback.format_exception_only(error)).split())[-500:]
+    text = f"SyntaxError: {error}" if isinstance(error, SyntaxError) else "".join(traceback.format_exception_only(error))
+    return " ".join(text.split())[-500:]
 
 
 def _strip(trace: TracebackType | None) -> TracebackType | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from forkserve import config as configuration
@@ -53,7 +54,8 @@ class Server(Master):
             ConfigError: The worker class cannot be had, or a setting cannot work on this machine.
         """
         self = cls.__new__(cls)
-        Master.__init__(self, _worker_class(config.settings), config)
+        worker_class = _worker_class(config.settings)
+        Master.__init__(self, worker_class, _checked(config) if issubclass(worker_class, HTTPWorker) else config)
         return self
 
     def run(self) -> int:
@@ -89,6 +91,20 @@ def check(settings: Settings) -> None:
         compile_format(settings.access_logformat)
     except (ModuleNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _checked(config: Config) -> Config:
+    """The same configuration, but one that checks as well what a reload reads, before a worker trips over it."""
+    again = config.again
+    if again is None:
+        return config
+
+    def read() -> Config:
+        fresh = again()
+        check(fresh.settings)
+        return _checked(fresh)
+
+    return dataclasses.replace(config, again=read)
 
 
 def _worker_class(settings: Settings) -> type[Worker]:

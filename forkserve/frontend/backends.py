@@ -1,7 +1,5 @@
 """The backends: what a front end connects to, from the settings or from a running server's status. Pure."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence

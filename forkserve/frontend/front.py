@@ -4,8 +4,6 @@ Timeouts and limits come from the settings of the server behind it, so that the 
 would take must come through, and no connection may be closed at the server's end first.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,12 +45,13 @@ class Terms:
     body_limit: int | None
 
 
-def terms(settings: Settings, *, remote: bool = False) -> Terms:
+def terms(settings: Settings, *, remote: bool = False, shared: bool = False) -> Terms:
     """Derive what a front end must keep to.
 
     A worker may be silent for as long as it takes to find that it is stuck and to start its successor, which then answers
     what waited in the queue; and for as long as a WebSocket goes without a ping. A request that was lost within --timeout
-    is tried again; after it, it may be what the worker was stuck in.
+    is tried again; after it, it may be what the worker was stuck in. To an address that workers share no connection is
+    kept: it would tie requests to one worker, busy or even dead, where a new one goes to whoever has least to do.
     """
     silence = settings.timeout + (settings.boot_timeout or 60.0) if settings.timeout else NEVER
     if settings.ws_ping_interval:
@@ -65,7 +64,7 @@ def terms(settings: Settings, *, remote: bool = False) -> Terms:
         body=_lasting(settings.body_timeout),
         write=_lasting(settings.write_timeout),
         client_idle=min(settings.keep_alive, NEVER),
-        idle=min(settings.keep_alive * 0.8, NEVER),
+        idle=0.0 if shared else min(settings.keep_alive * 0.8, NEVER),
         head_limit=max(8 * KIB, settings.limit_request_line, settings.limit_request_field_size, settings.limit_request_head),
         body_limit=settings.limit_request_body or None,
     )
@@ -116,19 +115,32 @@ class Front:
         return any(one.machine for one in self.backends)
 
     @property
-    def elastic(self) -> bool:
-        """Whether some of the backends may not be there, as load has it."""
-        return self.settings.max_workers > self.settings.workers and len(self.backends) > 1
+    def shared(self) -> bool:
+        """Whether the workers have no addresses of their own."""
+        return self.backends[0].slot is None
+
+    @property
+    def doubtful(self) -> frozenset[Backend]:
+        """The backends that may not be there: all that are on other machines, and workers that come and go with the load."""
+        if len(self.backends) == 1:
+            return frozenset()
+        always = max(1, self.settings.min_workers) if self.settings.max_workers else len(self.backends)
+        return frozenset(one for one in self.backends if self.remote or (one.slot or 0) > always)
 
     @property
     def tries(self) -> int:
         """How many backends a request may be given to: enough to leave a machine that is gone, not enough to harm them all."""
-        return len(self.backends) // self.machines + 1 if self.remote else min(3, max(2, len(self.backends)))
+        return max(3, len(self.backends) // self.machines + 1) if self.remote else 3
 
     @property
     def terms(self) -> Terms:
         """Timeouts and limits."""
-        return terms(self.settings, remote=self.remote)
+        return terms(self.settings, remote=self.remote, shared=self.shared)
+
+    @property
+    def alone(self) -> str:
+        """Why no connection to a worker is kept, where that is so."""
+        return "one request each: each goes to the worker with least to do" if self.shared else self.given("keep_alive")
 
     @property
     def trusts_all(self) -> bool:
@@ -143,7 +155,7 @@ class Front:
     def title(self) -> str:
         """What is behind the front end, in half a line."""
         number = len(self.backends)
-        if self.backends[0].slot is None:
+        if self.shared:
             where = f"on {self.machines} machines" if self.remote else f"all on {self.backends[0].address}"
             return f"{self.name}: forkserve's workers, {where}"
         each = number // self.machines

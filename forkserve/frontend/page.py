@@ -1,12 +1,10 @@
 """Text with a reason at the end of each line, as all three front ends read it: `#` to the end of the line. Pure."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator
 
-WIDEST = 64  # reasons are put in one column for lines up to this width
+WIDEST = 80  # reasons are put in one column for lines up to this width
 PLAIN = re.compile(r"[^\s\"'`\\;{}$#]+")
 REFUSED = re.compile(r"[\"'`\\;{}$#\x00-\x1f\x7f]")
 
@@ -22,6 +20,7 @@ class Page:
 
     def __init__(self, *, indent: str = "    ", end: str = ";", aligned: bool = True) -> None:
         self._indent, self._end, self._aligned = indent, end, aligned
+        self._before = "  " if aligned else " "
         self._lines: list[tuple[str, str]] = []
         self._level = 0
 
@@ -63,7 +62,7 @@ class Page:
         for number, (text, why) in enumerate(self._lines):
             if not number or not self._lines[number - 1][0]:  # a paragraph begins
                 column = self._column(number)
-            found.append(f"{text:<{column}}  # {why}" if why else text)
+            found.append(f"{text:<{column}}{self._before}# {why}" if why else text)
         return "\n".join(found) + "\n"
 
     def _column(self, start: int) -> int:

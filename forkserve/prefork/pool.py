@@ -67,8 +67,9 @@ class Pool(Members):
 
     @property
     def degraded(self) -> bool:
-        """Whether a slot that is wanted, or a mold, waits for another try."""
-        return self.phase is Phase.SERVING and any(member.state is State.BACKOFF for member in self._members.values())
+        """Whether a slot that failed, or the mold, waits for another try."""
+        waiting = (member.slot for member in self._members.values() if member.state is State.BACKOFF)
+        return self.phase is Phase.SERVING and any(self._slots[slot].failures for slot in waiting)
 
     def next_deadline(self) -> float | None:
         """Return when `plan` must be asked again if nothing happens before; None for never."""

@@ -20,7 +20,7 @@ from typing import NoReturn
 from setproctitle import setproctitle
 
 from forkserve import daemon, loader, logs
-from forkserve.errors import ExitCode, ForkserveError
+from forkserve.errors import BootError, ExitCode, ForkserveError
 from forkserve.prefork import privileges
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.hooks import run_hook
@@ -161,8 +161,12 @@ def _answer_usr2(context: WorkerContext) -> None:
     faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True, chain=True)
 
 
-class EndOfBootError(BaseException):
-    """TERM or QUIT came during the boot. Not SystemExit, which an app may catch, or raise itself."""
+class EndOfBootError(KeyboardInterrupt):
+    """TERM or QUIT came during the boot.
+
+    Of the two kinds that an event loop lets out of a callback or a task; not SystemExit, which an app may catch, or raise
+    itself.
+    """
 
 
 class _BootSignals:
@@ -303,6 +307,10 @@ def _why(error: BaseException) -> tuple[int, str, str | None]:
     if isinstance(error, ForkserveError):
         message = str(error)
         text = getattr(error, "traceback_text", None)
+        if isinstance(error, BootError) and error.__cause__ is not None:
+            text = _own_traceback(error.__cause__)
+        if len(lines := message.strip().splitlines()) > 1:  # Starlette's `lifespan.startup.failed` brings the traceback
+            message, text = lines[-1], text or message
         if error.exit_code in (ExitCode.APP_LOAD, ExitCode.USAGE):
             code = error.exit_code
     elif isinstance(error, SystemExit):

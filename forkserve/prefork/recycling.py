@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forkserve.settings import Settings
 
+YOUNG = 10.0  # seconds in which a worker's memory is nobody's concern
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -47,6 +49,7 @@ class Recycler:
         # A tenth, since those that a reload started have nearly the same age.
         if settings.max_lifetime and worker.age >= settings.max_lifetime * (1 + share / 10):
             return f"{worker.age:.0f} s old (--max-lifetime)"
-        if settings.max_memory and worker.memory is not None and worker.memory > settings.max_memory:
+        # An app that needs more from the start must not be replaced every second.
+        if settings.max_memory and worker.memory is not None and worker.memory > settings.max_memory and worker.age >= YOUNG:
             return f"{worker.memory >> 20} MiB of memory (--max-memory)"
         return None

@@ -163,7 +163,7 @@ class Rollout:
 
 
 def _why(end: Exit | None, member: Member) -> str:
-    if end is None:
+    if end is None or member.asked:
         return f"did not live: {member.reason or 'it was told to end'}"
     if member.ready_at is not None:
         return f"died: {_how(end)}"

@@ -21,7 +21,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("app:app --workrs 1", 2, "unknown option --workrs (did you mean '--workers'?)"),
         ("app:app --workers", 2, "Option '--workers' requires an argument."),
         ("app:app --workers x", 2, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
-        ("nginx --help", 2, "`forkserve nginx` is not part of this version (for an app in nginx.py write nginx:app)"),
+        ("-w 2 nginx", 2, "'nginx' is a sub-command and must come first (for an app in nginx.py write nginx:app)"),
         ("-w 2 ctl", 2, "'ctl' is a sub-command and must come first (for an app in ctl.py write ctl:app)"),
         ("app:app --markdown", 2, "--markdown belongs to `forkserve config`"),
         ("app\x1b:app", 2, r"APP: 'app\x1b:app' is not a plain text"),

@@ -404,10 +404,11 @@ def test_a_reload_that_failed(run: Callable[[str], Printed], server: Answering) 
     assert run("reload") == (
         1,
         "generation 3, seconds 0.5\n",
-        "forkserve ctl: the new worker 1 failed to boot\n"
-        "  Traceback (most recent call last):\n"
-        '    File "/srv/app.py", line 4, in <module>\n'
-        "  ValueError: \\x1b broken\n",
+        """forkserve ctl: the new worker 1 failed to boot
+  Traceback (most recent call last):
+    File "/srv/app.py", line 4, in <module>
+  ValueError: \\x1b broken
+""",
     )
     assert json.loads(run("reload --json")[1])["result"] == result
     for strange in ({**result, "traceback": None}, {**result, "traceback": 5}, [1], None):

@@ -24,6 +24,7 @@ class Failure:
     began: float
     ended: float
     why: str
+    pid: int | None  # of the process that had answered on this connection before
 
 
 class Load:
@@ -44,6 +45,7 @@ class Load:
         self.seen: Counter[tuple[str, int]] = Counter()  # answers by generation and process
         self.versions: Counter[str] = Counter()
         self.longest = 0.0
+        self._answered_by: dict[int, int] = {}  # the last process, by connection
         self._ports = list(ports)
         self._numbers = itertools.count(1)
         self._over = threading.Event()
@@ -97,6 +99,7 @@ class Load:
     def _ask(self, kind: str, port: int, client: Client | None) -> tuple[Client | None, bool]:
         """Ask once; return the client, None if that failed, and whether it has had its last answer."""
         number, began = next(self._numbers), time.monotonic()
+        before = None if client is None else self._answered_by[id(client)]
         fresh = kind == "fresh"
         try:
             client = client or Client(port)
@@ -112,8 +115,9 @@ class Load:
         with self._lock:
             self.longest = max(self.longest, ended - began)
             if not found:
-                self.failures.append(Failure(number, kind, began, ended, why))
+                self.failures.append(Failure(number, kind, began, ended, why, before))
                 return None, True
             self.seen[found["generation"], found["pid"]] += 1
             self.versions[found["version"]] += 1
+            self._answered_by[id(client)] = found["pid"]
         return client, last

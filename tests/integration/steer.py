@@ -34,6 +34,10 @@ class Request:
             found: dict[str, Any] = json.loads(lines.readline())
         return found
 
+    def abandon(self) -> None:
+        """Leave without the answer."""
+        self._socket.close()
+
 
 class Steered:
     """A running command with its control socket."""

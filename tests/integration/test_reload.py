@@ -55,7 +55,7 @@ def reloaded(site: Site, generation: int) -> None:
 
 
 @pytest.mark.parametrize("options", EVERYWHERE)
-def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:  # TP-19
     site = Site(start, tmp_path, *options, "-w", 3, *QUICK)
     first = site.settled(3)
     with Load(site.command.ports) as load:
@@ -84,7 +84,7 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
     assert "WARNING" not in site.command.stderr
 
 
-def test_from_a_program(start: Start, tmp_path: Path) -> None:
+def test_from_a_program(start: Start, tmp_path: Path) -> None:  # TP-27, TP-21
     site = Site(start, tmp_path, program=("-c", LIBRARY))
     before = site.settled(2)
     with Load(site.command.ports) as load:
@@ -213,3 +213,18 @@ def test_a_worker_that_is_killed_meanwhile_is_replaced(start: Start, tmp_path: P
     assert pending.answer["ok"]
     assert [row[2] for row in site.settled(2)] == [2, 2]
     assert [row["last_exit"]["signal"] for row in site.rows()] == [9, None]
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("how", ["await asyncio.sleep(0.01)", "time.sleep(0.01)"], ids=["awaits", "blocks"])
+def test_a_new_worker_is_told_to_end_in_its_start_up(start: Start, tmp_path: Path, loop: str, how: str) -> None:
+    code = source(startup=f"for _ in range(6000 * (GENERATION != '1')): {how}")
+    site = Site(start, tmp_path, "app:asgi", *ADDRESSES["shared"], *QUICK, "--loop", loop, "--log-level", "debug", code=code)
+    before = site.workers()
+    pending = site.begin("reload")
+    new = eventually(lambda: [row["pid"] for row in site.rows() if row["state"] == "booting" and row["age_s"] > 0.5], "it boots")
+    os.kill(new[0], signal.SIGTERM)
+    assert "it was told to end; nothing was changed" in pending.answer["error"]["message"]
+    eventually(lambda: not exists(new[0]), "it has ended", deadline=5)
+    assert site.workers() == before
+    assert "lifespan" not in site.command.stderr

@@ -245,13 +245,14 @@ def test_who_never_reads_is_closed(start: Start) -> None:
 
 
 def test_who_reads_slowly_is_kept(start: Start) -> None:
-    server = start(patience=0.3)
+    server = start(patience=1.5)  # much longer than a machine that is busy makes this client stop in between
     client = server.client(request("stacks", args=[4 << 20]))
-    client.pace = 0.02
+    client.pace = 0.05
     began = time.monotonic()
 
-    assert server.lines(client)[0]["result"] == "x" * (4 << 20)
-    assert time.monotonic() - began > 3 * 0.3
+    (answer,) = server.lines(client)
+    assert len(answer["result"]) == 4 << 20
+    assert time.monotonic() - began > 2 * 1.5
 
 
 def test_one_more_answer_to_who_has_not_read_the_others(start: Start) -> None:

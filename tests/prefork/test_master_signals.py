@@ -19,7 +19,7 @@ Serve = Callable[..., Server]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_stop(serve: Serve, signum: signal.Signals) -> None:
+def test_a_stop(serve: Serve, signum: signal.Signals) -> None:  # TP-25, SV-9
     server = serve(workers=2, base_port=free_ports(2)).ready()
     ports = server.ports()
     server.kill(signum)
@@ -31,7 +31,7 @@ def test_a_stop(serve: Serve, signum: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_one_stops_at_once(serve: Serve, tmp_path: Path, signum: signal.Signals) -> None:
+def test_a_second_one_stops_at_once(serve: Serve, tmp_path: Path, signum: signal.Signals) -> None:  # PF-12, PF-13
     busy = tmp_path / "busy"
     busy.touch()
     server = serve("Lingers", workers=2, base_port=0, environ={"BUSY": str(busy)}).ready()
@@ -95,7 +95,7 @@ def test_what_cannot_be_done_yet_is_said(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_hup_is_a_reload(serve: Serve) -> None:
+def test_hup_is_a_reload(serve: Serve) -> None:  # PF-14, TP-21
     server = serve(workers=2, base_port=0, reload_settle=0.0).ready()
     before = server.workers(2)
     server.kill(signal.SIGHUP)
@@ -105,7 +105,7 @@ def test_hup_is_a_reload(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_usr1_reopens_the_logs_everywhere(serve: Serve, tmp_path: Path) -> None:
+def test_usr1_reopens_the_logs_everywhere(serve: Serve, tmp_path: Path) -> None:  # PF-14, PF-21
     log, old = tmp_path / "log", tmp_path / "log.1"
     server = serve(workers=1, base_port=0, error_logfile=str(log)).ready()
     (worker,) = server.workers(1)
@@ -148,7 +148,7 @@ def test_signals_that_do_nothing_to_a_worker(serve: Serve, signum: signal.Signal
     assert server.stop() == 0
 
 
-def test_a_service_manager_that_signals_the_whole_group(serve: Serve) -> None:
+def test_a_service_manager_that_signals_the_whole_group(serve: Serve) -> None:  # PF-13
     server = serve(workers=3, base_port=0, prefix=("setsid",)).ready()
     server.workers(3)
     os.killpg(server.pid, signal.SIGTERM)

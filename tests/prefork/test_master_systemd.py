@@ -69,7 +69,7 @@ def test_a_socket_that_the_manager_passes(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_the_pid_file(serve: Serve, tmp_path: Path) -> None:
+def test_the_pid_file(serve: Serve, tmp_path: Path) -> None:  # PF-17, TP-16
     path = tmp_path / "server.pid"
     server = serve("Plain", pid=str(path)).ready()
     assert path.read_text() == f"{server.pid}\n"

@@ -1,0 +1,94 @@
+"""What front ends connect to, and the file that tells them."""
+
+from pathlib import Path
+
+import pytest
+
+from forkserve import config
+from forkserve.frontend.backends import Backend, from_settings, from_status, on_machines
+from forkserve.frontend.check import write_whole
+from forkserve.frontend.front import Front, read_balance
+from forkserve.frontend.nginx_conf import render_upstream
+from forkserve.prefork.addresses import parse_address
+from forkserve.settings import Settings
+
+
+def settings(**given: object) -> Settings:
+    return config.from_keywords(app="shop:app", **given).settings
+
+
+def status(**given: object) -> dict[str, object]:
+    """What a server with three ports of its own and a shared one says, two of them wanted."""
+    listeners = [{"address": f"http://0.0.0.0:{9000 + slot}", "slot": slot} for slot in (3, 1, 2)]
+    states = {1: "ready", 2: "backoff", 3: "draining"}
+    return {
+        "name": "shop",
+        "wanted": 2,
+        "listeners": [{"address": "unix:/run/shop.sock", "slot": None}, *listeners],
+        "workers": [{"id": slot, "state": state} for slot, state in states.items()],
+        **given,
+    }
+
+
+def test_the_backends_of_a_running_server() -> None:
+    scheme, found = from_status(status())
+
+    assert scheme == "http"
+    assert [(str(one.address), one.slot, one.down) for one in found] == [
+        ("127.0.0.1:9001", 1, False),
+        ("127.0.0.1:9002", 2, True),  # it crashes again and again
+        ("127.0.0.1:9003", 3, True),  # it is to be retired
+    ]
+
+
+def test_a_worker_that_is_replaced_keeps_its_place() -> None:
+    rows = [
+        {"id": 1, "state": "booting"},
+        {"id": 2, "state": "backoff"},
+        {"id": 2, "state": "draining"},
+        {"id": 3, "state": "killed"},
+    ]
+
+    assert not any(one.down for one in from_status(status(workers=rows, wanted=3))[1])
+
+
+def test_the_shared_address_of_a_running_server() -> None:
+    listeners = [{"address": address, "slot": None} for address in ("unix:@x", "https://[::]:8000", "unix:/run/shop.sock")]
+
+    scheme, found = from_status(status(listeners=listeners))
+    assert (scheme, [(str(one.address), one.slot) for one in found]) == ("https", [("[::1]:8000", None)])
+    with pytest.raises(ValueError, match="no address that a front end could connect to"):
+        from_status(status(listeners=listeners[:1]))
+
+
+def test_what_listens_everywhere_is_asked_on_loopback() -> None:
+    assert str(from_settings(settings(bind="0.0.0.0:8000"))[0].address) == "127.0.0.1:8000"
+    assert str(from_settings(settings(host="::", base_port=9000))[0].address) == "[::1]:9000"
+
+
+def test_a_slot_that_is_down_here_need_not_be_so_elsewhere() -> None:
+    here = (Backend(parse_address("127.0.0.1:9000"), 1, down=True),)
+
+    assert not on_machines(here, ["a"])[0].down
+    text = render_upstream(Front(name="x", settings=settings(), backends=(*here, *here)))
+    assert text.count("server 127.0.0.1:9000 max_fails=0 down;") == 2
+
+
+def test_balance_is_read_as_it_is_written() -> None:
+    assert read_balance(" hash  $cookie_a$http_b ").key == "$cookie_a$http_b"
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.conf", tmp_path / "link.conf"
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    with real.open() as before:
+        assert write_whole(str(link), "new")
+        assert before.read() == "old"
+
+    assert (link.is_symlink(), real.read_text(), real.stat().st_mode & 0o777) == (True, "new", 0o640)
+    number = real.stat().st_ino
+    assert not write_whole(str(link), "new")
+    assert real.stat().st_ino == number
+    assert sorted(tmp_path.iterdir()) == [link, real]

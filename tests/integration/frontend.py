@@ -1,0 +1,115 @@
+"""A front end as a process: nginx, HAProxy or Caddy with a configuration that `forkserve nginx` has printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from forkserve.frontend import check
+from tests.integration.command import DEADLINE, eventually, run
+
+PACKAGES = ("caddy", "haproxy", "nginx")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def program(kind: str) -> str:
+    """Return where a front end's program is; it must be there."""
+    try:
+        return check.find(kind)
+    except check.CheckError as error:
+        raise AssertionError(f"install Debian's package {kind}") from error
+
+
+class FrontEnd:
+    """A front end that serves.
+
+    Args:
+        kind: nginx, haproxy or caddy.
+        options: What `forkserve nginx` is given, without its address.
+        directory: Its own.
+    """
+
+    def __init__(self, kind: str, options: Sequence[object], directory: Path) -> None:
+        self.port = free_port()
+        directory.mkdir()
+        self.directory, self.path, self._log = directory, directory / "Caddyfile", directory / "log"
+        listen = f"127.0.0.1:{self.port}"
+        printed = run("nginx", *map(str, options), "--format", kind, "--listen", listen, "--check", "--output", str(self.path))
+        assert (printed.returncode, printed.stdout, printed.stderr) == (0, "", ""), printed.stderr
+        self._keep_to(directory)
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(self._command(kind), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory)
+        try:
+            eventually(self._answers, self.log)
+        except BaseException:
+            self.close()
+            raise
+
+    def _keep_to(self, directory: Path) -> None:
+        """Keep what it writes in its directory, and two of them out of each other's way."""
+        text = self.path.read_text()
+        temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        own = f"access_log {directory}/access;" + "".join(f" {name}_temp_path {directory}/{name};" for name in temporary)
+        text = re.sub(r"^http \{", lambda found: f"{found[0]} {own}", text, flags=re.MULTILINE)
+        self.path.write_text(re.sub(r"^\{", "{\n\tadmin off", text, flags=re.MULTILINE))
+
+    def _command(self, kind: str) -> list[str]:
+        if kind == "haproxy":
+            return [program(kind), "-db", "-f", str(self.path)]
+        if kind == "caddy":
+            return [program(kind), "run", "--adapter", "caddyfile", "--config", str(self.path)]
+        settings = f"daemon off; user root; pid {self.directory}/pid; error_log stderr;"
+        return [program(kind), "-p", str(self.directory), "-c", str(self.path), "-g", settings]
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log()
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def log(self) -> str:
+        """Return what it has said."""
+        return self._log.read_text()
+
+    def close(self) -> None:
+        """End it; it ends those that it has started."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(DEADLINE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(DEADLINE)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose name is short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="fs"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, with its key beside it as FILE.key."""
+    directory = tmp_path_factory.mktemp("certificate")
+    path = directory / "cert"
+    line = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {path}.key -out {path}"
+    subprocess.run([*shlex.split(line), "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True, timeout=60)
+    return path

@@ -1,0 +1,172 @@
+"""What nginx, HAProxy and Caddy (Debian's packages) say to what `forkserve nginx` prints; and of which server it tells."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from forkserve import cli
+from forkserve.frontend import check
+from tests.integration.command import ROOT, run
+from tests.integration.conftest import Start
+from tests.integration.frontend import PACKAGES, certificate, free_port, program, short
+
+__all__ = ["certificate", "short"]
+
+KINDS = pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
+SHOP = "shop:app --workers 3 --base-port 9000"
+
+
+# What the programs say to it.
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--upstream-only",
+        "--bind unix:/run/shop/shop.sock",
+        "--bind 'unix:/run/my shop/shop.sock' --upstream-only",
+        "--workers 1",
+        "--workers 200",
+        "--balance round_robin",
+        "--balance ip_hash",
+        "--balance random --upstream-only",
+        "--balance hash '$http_x_user'",
+        "--tls-cert CERT --tls-key CERT.key",
+        "--tls-cert CERT --tls-key CERT.key --server-name a.example,b.example --listen 18443",
+        "--root-path /api",
+        "--hosts 192.0.2.1,192.0.2.2,::1",
+        "--hosts 192.0.2.1 --upstream-only",
+        "--certfile CERT --keyfile CERT.key",
+        "--keep-alive 0 --limit-request-body 0",
+        "--keep-alive 0.1 --header-timeout 0.5 --body-timeout 0 --write-timeout 0",
+        "--timeout 0 --boot-timeout 0 --ws-ping-interval 0",
+        "--timeout 3000d --keep-alive 3000d",
+        "--limit-request-line 100 --limit-request-head 100 --limit-request-fields 1",
+        "--limit-request-head 100001 --limit-request-field-size 100001",
+        "--limit-concurrency 7 --forwarded-allow-ips '*'",
+        "--max-workers 8 --max-spare 5",
+        "--listen 127.0.0.1:18081 --no-proxy-headers",
+    ],
+)
+def test_every_configuration_is_accepted(
+    kind: str, options: str, certificate: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program(kind)
+    # As the program's own port 80 may be taken, or not ours.
+    listen = "" if "--listen" in options or "--upstream-only" in options else f"--listen {free_port()}"
+    base = "shop:app" if "--bind" in options else "shop:app --base-port 9000"
+    words = shlex.split(f"nginx {base} --workers 3 {options} {listen} --check --format {kind}".replace("CERT", str(certificate)))
+
+    assert (cli.main(words), capsys.readouterr().err) == (0, "")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "nginx").iterdir() if path.name != "README.md"))
+def test_the_ready_configurations_are_accepted(name: str, certificate: Path) -> None:
+    kind = {"haproxy.cfg": "haproxy", "Caddyfile": "caddy"}.get(name, "nginx")
+    program(kind)
+    text = (ROOT / "nginx" / name).read_text()
+    text = text.replace("/etc/ssl/private/example.com.key", f"{certificate}.key").replace(
+        "/etc/ssl/example.com.pem", f"{certificate}"
+    )
+
+    check.check(kind, text)
+
+
+def test_ci_installs_the_programs() -> None:
+    line = next(line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("packages="))
+
+    assert set(PACKAGES) <= set(line.removeprefix("packages=(").removesuffix(")").split())
+
+
+@KINDS
+def test_what_is_refused_is_not_written(kind: str, tmp_path: Path) -> None:
+    program(kind)
+    path = tmp_path / "kept"
+    path.write_text("as it was")
+    done = run("nginx", *shlex.split(SHOP), "--format", kind, "--tls-cert", "/no/such/cert", "--check", "--output", str(path))
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"forkserve: --check: {kind} refuses the configuration: ")
+    assert "/no/such/cert" in done.stderr
+    assert path.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_program_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(check, "SBIN", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert cli.main(["nginx", *shlex.split(SHOP), "--check"]) == 1
+    assert tuple(capsys.readouterr()) == ("", "forkserve: --check: the program nginx is not installed\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("echo 'nginx: [emerg] no such thing in '$4/x:3; exit 1", "nginx refuses the configuration: [emerg] no such thing in x:3"),
+     ("exit 1", "nginx refuses the configuration: it does not say why"),
+     ("exec sleep 60", "nginx did not say within 0.5 s whether the configuration is good")],
+)  # fmt: skip
+def test_a_program_that_is_strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str) -> None:
+    fake = tmp_path / "nginx"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(check, "TIME", 0.5)
+
+    with pytest.raises(check.CheckError) as raised:
+        check.check("nginx", "events {}")
+    assert message in str(raised.value)
+
+
+# A server that runs.
+
+
+def test_the_server_is_asked(serve: Start, short: Path) -> None:
+    arguments = ("example_apps.hello_wsgi:app", "--workers", 2, "--base-port", 0, "--name", "shop")
+    command = serve(*arguments, env={"XDG_RUNTIME_DIR": str(short)})
+    environ = {"XDG_RUNTIME_DIR": str(short)}
+
+    def ports() -> list[str]:
+        done = run("nginx", "--name", "shop", "--upstream-only", "--check", env=environ)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "upstream shop {" in done.stdout
+        return [line.split()[1] for line in done.stdout.splitlines() if line.strip().startswith("server ")]
+
+    before = ports()
+    assert len(before) == 2
+    assert run("ctl", "--name", "shop", "scale", "3", env=environ).returncode == 0
+    assert ports()[:2] == before
+    assert len(ports()) == 3
+    command.ready()
+    done = run("nginx", "--name", "store", env=environ)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("forkserve: no server called 'store' is running: there is ")
+
+
+def test_the_name_beside_an_app_is_only_a_name(tmp_path: Path) -> None:
+    done = run("nginx", *shlex.split(SHOP), "--name", "store", env={"XDG_RUNTIME_DIR": str(tmp_path)})
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "upstream store {" in done.stdout
+
+
+def test_a_pipe_that_is_closed() -> None:
+    done = subprocess.run(
+        f"{shlex.join(['python', '-m', 'forkserve', 'nginx', *shlex.split(SHOP)])} | head -1",
+        shell=True,
+        env={**os.environ, "PATH": f"{Path(os.sys.executable).parent}:{os.environ['PATH']}"},  # type: ignore[attr-defined]
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout.startswith("# nginx for shop")
+    assert done.stderr == ""
