@@ -192,6 +192,8 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
     for folder in settings.reload_dir:
         if not os.path.isdir(folder):
             yield "reload_dir", f"there is no directory {folder}"
+    if settings.preload and sys.platform != "linux":
+        yield "preload", "needs Linux: no other system lets a process adopt the workers that another one forked; leave it out"
     if settings.reload and importlib.util.find_spec("watchdog") is None:
         yield "reload", "needs the package watchdog: pip install watchdog"
     if needs_app and settings.app is None and settings.worker is None:
@@ -306,12 +308,14 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
 def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
     """Let nothing delay a development reload: neither an old worker, nor the wait for one worker after the other.
 
-    What was given wins, but for --graceful-timeout, which is likely to come from a file written for production.
+    What was given wins, but for --graceful-timeout and --preload, which are likely to come from a file written for production.
     """
     defaults = {"linger": 0.2, "reload_settle": 0.0, "reload_surge": final["workers"]}
     quicker = {name: value for name, value in defaults.items() if origins[name] == "default"}
     if not 0 < final["graceful_timeout"] <= DEVELOPMENT_GRACE:
         quicker["graceful_timeout"] = DEVELOPMENT_GRACE
+    if final["preload"]:
+        quicker["preload"] = False  # what is loaded once is what every save makes out of date
     final.update(quicker)
     origins.update(dict.fromkeys(quicker, "--reload"))
 

@@ -179,12 +179,12 @@ def set_level(name: str) -> None:
     logger.setLevel(TRACE if name == "trace" else name.upper())
 
 
-def identify(worker_id: int, generation: int) -> None:
-    """Log as that worker from now on, and capture this process's output if that was asked for.
+def identify(name: str, generation: int) -> None:
+    """Log as that process (`worker 1`) from now on, and capture its output if that was asked for.
 
     Once, in the child, after the fork.
     """
-    _state.who = f"worker {worker_id} gen {generation}"
+    _state.who = f"{name} gen {generation}"
     if _state.capture:
         for stream in (STDOUT, STDERR):
             redirect(stream, _state.error)

@@ -109,6 +109,17 @@ class Settings:
     warmup: str | None = setting(
         None, "Workers", values.text, "Path of a request that a new worker must answer with 2xx or 3xx before it is ready."
     )
+    preload: bool = setting(
+        False,
+        "Workers",
+        values.switch,
+        "Load the app once, in a process that workers are forked from, and share its memory; Linux, and not under --reload.",
+        aliases="preload_app",
+        reloadable=False,
+    )
+    preload_allow_threads: bool = setting(
+        False, "Workers", values.switch, "With --preload: let the app start threads at import, though workers do not have them."
+    )
     max_requests: int = setting(
         0, "Workers", count(), "Requests after which a worker is replaced; 0 is never.", aliases="limit_max_requests"
     )

@@ -87,10 +87,16 @@ class HTTPWorker(Worker):
         """What its addresses begin with in the start-up lines."""
         return "http" if settings.certfile is None else "https"
 
+    @classmethod
+    def preload(cls, settings: Settings) -> LoadedApp:
+        """Load the application: in the mold if there is one, else in each worker."""
+        assert settings.app is not None
+        return loader.load(settings.app, interface=settings.interface, factory=settings.factory)
+
     def run(self) -> None:
         """Load the application, serve until told to drain, and drain."""
-        assert self.settings.app is not None
-        self._run(loader.load(self.settings.app, interface=self.settings.interface, factory=self.settings.factory))
+        loaded = self.context.preloaded
+        self._run(loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings))
 
     def stand_in(self, text: str) -> None:
         """Serve a page that says why there is no application; under --reload."""
@@ -98,8 +104,10 @@ class HTTPWorker(Worker):
         self._run(LoadedApp(lambda environ, start_response: (), "wsgi", ""))  # never called
 
     def _run(self, app: LoadedApp) -> None:
-        # What start-up made lives on: keep the collector from looking through it again and again.
-        gc.collect()
+        # What start-up made lives on: keep the collector from looking through it again and again. After a mold has done
+        # that, one more collection would write into every page that this worker shares with the others.
+        if not self.context.molded:
+            gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=self._new_loop) as runner:
             runner.get_loop().set_exception_handler(self._loop_failed)

@@ -24,6 +24,7 @@ PURE = (
     "prefork/commands.py",
     "prefork/distribute.py",
     "prefork/goals.py",
+    "prefork/members.py",
     "prefork/pool.py",
     "prefork/recycling.py",
     "prefork/rollout.py",

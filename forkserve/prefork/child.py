@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forkserve.logs import printable
+from forkserve.prefork.states import name_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.channel import Channel
     from forkserve.prefork.frames import Message
+    from forkserve.prefork.orders import OrderSocket
     from forkserve.prefork.scoreboard import Row
     from forkserve.prefork.states import Member
 
@@ -24,7 +26,7 @@ MAX_STACKS = 256 * 1024
 
 @dataclass(eq=False, slots=True)
 class Child:
-    """A worker seen from the master; gunicorn's hooks get it as their `worker`.
+    """A worker, or a mold, seen from the master; gunicorn's hooks get it as their `worker`.
 
     It stays the master's until its exit was noticed, so its pid cannot mean another process.
     """
@@ -38,9 +40,10 @@ class Child:
     pid: int | None = None
     failure: Message | None = None  # what it said of why it could not boot
     commands: list[dict[str, str]] = field(default_factory=list)  # that it knows, besides the server's own
+    orders: OrderSocket | None = None  # a mold's
 
     def __str__(self) -> str:
-        return f"worker {self.id} (pid {self.pid})"
+        return f"{name_of(self.id)} (pid {self.pid})"
 
     def signal(self, signum: signal.Signals) -> None:
         """Send it a signal."""
@@ -63,6 +66,8 @@ class Child:
     def close(self) -> None:
         """Let go of everything that was held for it."""
         self.channel.close()
+        if self.orders is not None:
+            self.orders.close()
         os.close(self.stacks)
 
 

@@ -1,4 +1,4 @@
-"""Children: the worker processes. They are forked and killed as the pool plans, and the pool hears what becomes of them."""
+"""Children: the workers and the molds. They are forked and killed as the pool plans, and the pool hears what becomes of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from forkserve.prefork.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.poller import READ, WRITE, Poller
 from forkserve.prefork.pool import Phase, Pool
 from forkserve.prefork.scoreboard import BEAT
-from forkserve.prefork.states import State
+from forkserve.prefork.states import MOLD, State, name_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child
@@ -65,8 +65,12 @@ class Children:
         self._registered: dict[int, WorkerHandle] = {}
 
     def __iter__(self) -> Iterator[Child]:
-        """Iterate over all that exist, in the order of their slots."""
-        return iter(sorted(self.by_ident.values(), key=lambda child: (child.id, child.age)))
+        """Iterate over the workers that exist, in the order of their slots."""
+        return iter(sorted((one for one in self.by_ident.values() if one.id != MOLD), key=lambda child: (child.id, child.age)))
+
+    def molds(self) -> list[Child]:
+        """Return the molds that exist."""
+        return [child for child in self.by_ident.values() if child.id == MOLD]
 
     def targets(self) -> list[Target]:
         """Those that can be asked to run a command: the ready ones, in the order of their slots."""
@@ -85,30 +89,40 @@ class Children:
             case DumpStacks(member):
                 child = self.by_ident[member.ident]
                 child.ask_for_stacks()
-                self._tell("on_timeout", self._handle(child))
+                if child.id != MOLD:
+                    self._tell("on_timeout", self._handle(child))
             case Kill(member, dumped):
                 self._kill(self.by_ident[member.ident], dumped=dumped)
             case GiveUp(member):
-                logger.critical("%s cannot be killed", self.by_ident[member.ident])
-                self._forget(self.by_ident[member.ident])
+                child = self.by_ident[member.ident]
+                logger.critical("%s cannot be %s", child, "killed" if child.pid else "had from its mold")
+                self._forget(child)
 
     def _fork(self, member: Member) -> None:
         try:
             child = self.forker.fork(member)
         except OSError as error:
-            self._fork_failed(member, error)
+            self._fork_failed(member, error.strerror or str(error))
             return
         self.by_ident[member.ident] = child
-        assert child.pid is not None
-        self.pool.forked(member.ident, child.pid)
+        if child.pid is not None:
+            self.pool.forked(member.ident, child.pid)
         self._watch(child)
 
-    def _fork_failed(self, member: Member, error: OSError) -> None:
+    def _fork_failed(self, member: Member, why: str) -> None:
         if self.pool.phase is Phase.FIRST_BOOT:
-            console.say(f"forkserve: cannot fork: {error.strerror}")
-        else:
-            logger.error("worker %d: cannot fork: %s", member.slot, error.strerror)
-        self.pool.fork_failed(member.ident, f"cannot fork: {error.strerror}", time.monotonic())
+            console.say(f"forkserve: cannot fork: {why}")
+        elif self.pool.phase is Phase.SERVING:
+            logger.error("%s: cannot fork: %s", name_of(member.slot), why)
+        self.pool.fork_failed(member.ident, f"cannot fork: {why}", time.monotonic())
+
+    def _came(self, child: Child, pid: int) -> None:
+        """A worker that was ordered from a mold is there: if it is a child of ours, as only then its pid is what it says."""
+        if child.pid is not None or any(one.pid == pid for one in self.by_ident.values()):
+            raise ValueError("it is known already")
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        child.pid = pid
+        self.pool.forked(child.member.ident, pid)
 
     def _drain(self, child: Child, *, booting: bool) -> None:
         child.row.tell_to_drain()
@@ -135,27 +149,55 @@ class Children:
     def reap(self) -> None:
         """Take the exits of all children that have ended, also of those that are not workers."""
         with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            while (ended := self._wait()) != (0, 0):
                 for child in [one for one in self.by_ident.values() if one.pid == ended[0]]:
                     self._ended(child, os.waitstatus_to_exitcode(ended[1]))
+
+    def _wait(self) -> tuple[int, int]:
+        if not self.pool.preload:
+            return os.waitpid(-1, os.WNOHANG)
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return 0, 0
+        if not any(child.pid == ended.si_pid for child in self.by_ident.values()):
+            # It may have come from its mold so lately that it was not heard yet; when it is reaped, that is too late.
+            for child in [one for one in self.by_ident.values() if one.pid is None]:
+                self._hear(child)
+        return os.waitpid(ended.si_pid, 0)
 
     def _hear(self, child: Child, _events: int = READ) -> None:
         if child.channel.closed:
             return
         child.channel.flush()
-        ident = child.member.ident
         for message in child.channel.receive():
             try:
                 self._obey(child, message)
-            except (KeyError, TypeError, ValueError) as error:
-                self.pool.misbehaved(ident, f"message {message!r:.200}: {error!r}", time.monotonic())
+            except (KeyError, TypeError, ValueError, OSError) as error:
+                self._misbehaved(child, f"message {message!r:.200}: {error!r}")
         if child.channel.fault:
-            self.pool.misbehaved(ident, f"broken channel: {child.channel.fault}", time.monotonic())
-        self._watch(child)
+            self._misbehaved(child, f"broken channel: {child.channel.fault}")
+        elif child.channel.closed and child.pid is None:
+            self._misbehaved(child, "its mold did not do it")
+        if child.member.ident in self.by_ident:
+            self._watch(child)
+
+    def _misbehaved(self, child: Child, how: str) -> None:
+        if child.pid is not None:
+            self.pool.misbehaved(child.member.ident, how, time.monotonic())
+        elif child.member.ident in self.by_ident:  # there is nobody to be killed
+            self._fork_failed(child.member, how)
+            self._forget(child)
 
     def _obey(self, child: Child, message: Message) -> None:
         ident, now = child.member.ident, time.monotonic()
+        if child.pid is None and message.get("type") != "forked":
+            raise ValueError("it has not come yet")
         match message.get("type"):
+            case "forked":
+                self._came(child, message["pid"])
+            case "ready" if child.id == MOLD:
+                self.pool.ready(ident, now)
+                self._failures.booted(child.id)
             case "ready":
                 child.commands = message.get("commands", [])
                 self.pool.ready(ident, now)
@@ -195,8 +237,9 @@ class Children:
             logger.log(logging.DEBUG if self.pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
         handle = self._handle(child)
         self._forget(child)
-        self._tell("on_exit", handle, status)
-        run_hook(self.forker.hooks, "child_exit", self.forker.server, child)
+        if child.id != MOLD:
+            self._tell("on_exit", handle, status)
+            run_hook(self.forker.hooks, "child_exit", self.forker.server, child)
 
     def traceback(self, slot: int, reason: str) -> str | None:
         """The app's traceback of the slot's last failure to boot, if that was for this reason."""
@@ -244,7 +287,8 @@ class Children:
         child.close()
         child.row.clear()
         del self.by_ident[child.member.ident]
-        self.owner.ended(child)
+        if child.id != MOLD:
+            self.owner.ended(child)
         if self.development:
             self.development.ended(child)
 

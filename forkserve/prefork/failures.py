@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from forkserve.errors import ExitCode
 from forkserve.logs import logger
 from forkserve.prefork import console
+from forkserve.prefork.states import name_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child
@@ -40,7 +41,7 @@ class Failures:
         message, traceback = why["message"], why.get("traceback")
         if first_boot:
             if why.get("code") != ExitCode.APP_LOAD:
-                message = f"worker {child.id} failed to boot: {message}"
+                message = f"{name_of(child.id)} failed to boot: {message}"
             console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}")
         elif why == self._last.get(child.id):
             logger.error("%s failed to boot again: %s", child, message)

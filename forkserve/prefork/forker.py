@@ -1,8 +1,9 @@
-"""Forker: makes a worker process of the master, and of the worker's what is the worker's."""
+"""Forker: makes a worker of the master, and of the worker's what is the worker's; or a mold, or has a mold make a worker."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,13 +13,16 @@ from forkserve.prefork.channel import Channel
 from forkserve.prefork.child import Child, stacks_file
 from forkserve.prefork.hooks import Hooks, run_hook
 from forkserve.prefork.loaded import LoadedFiles
+from forkserve.prefork.mold import become_mold
+from forkserve.prefork.orders import Order, OrderSocket
 from forkserve.prefork.process import become_worker, signals_blocked
+from forkserve.prefork.states import MOLD, State
 from forkserve.prefork.worker import Worker, WorkerContext
 
 if TYPE_CHECKING:
     from forkserve.config import Config
     from forkserve.prefork.listeners import Listeners
-    from forkserve.prefork.output import Outputs
+    from forkserve.prefork.output import Outputs, WorkerOutput
     from forkserve.prefork.patterns import Rules
     from forkserve.prefork.scoreboard import Scoreboard
     from forkserve.prefork.states import Member
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Forker:
-    """Forks workers. For the master.
+    """Forks workers and molds. For the master.
 
     `close_masters` closes, in a child, what is the master's alone; `children` are all that exist, by their member's ident.
     """
@@ -45,28 +49,69 @@ class Forker:
     rules: Rules | None = None  # under --reload: which files are the project's
 
     def fork(self, member: Member) -> Child:
-        """Fork a worker and return what the master holds of it; does not return in the worker.
+        """Fork a worker or a mold and return what the master holds of it; does not return in that process.
 
-        Raises OSError where the system has no room for it; nothing is left behind then.
+        With a mold a worker is only ordered, and has no pid yet. Raises OSError where the system has no room for it, or the
+        mold does not take the order; nothing is left behind then.
         """
         with contextlib.ExitStack() as undo:
             stacks = stacks_file()
             undo.callback(os.close, stacks)
             ours, theirs = Channel.pair()
             undo.callback(ours.close)
-            row = self.scoreboard.assign(member.row)
-            child = Child(member.slot, member.ident, member, ours, row, stacks)
-            context = self._context(child, theirs)
+            child = Child(member.slot, member.ident, member, ours, self.scoreboard.assign(member.row), stacks)
             try:
-                run_hook(self.hooks, "pre_fork", self.server, child)
-                with self.outputs.for_worker(child.id) as install, signals_blocked():
-                    child.pid = os.fork()
-                    if child.pid == 0:
-                        become_worker(self.worker_class, context, lambda: self._close_in_child(child), install)
+                if member.slot != MOLD:
+                    run_hook(self.hooks, "pre_fork", self.server, child)
+                with self.outputs.for_worker(child.id) as output:
+                    if member.slot == MOLD:
+                        self._fork_mold(child, theirs, output)
+                    elif self.settings.preload:
+                        self._order(child, theirs, output)
+                    else:
+                        self._fork_worker(child, theirs, output)
             finally:
                 theirs.close()
             undo.pop_all()
         return child
+
+    def _fork_worker(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
+        context = self._context(child, channel)
+        with signals_blocked():
+            child.pid = os.fork()
+            if child.pid == 0:
+                become_worker(self.worker_class, context, lambda: self._close_in_child(child), output.install)
+
+    def _fork_mold(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
+        context = self._context(child, channel)
+        child.orders, orders = OrderSocket.pair()
+        try:
+            with signals_blocked():
+                child.pid = os.fork()
+                if child.pid == 0:
+                    become_mold(self.worker_class, context, orders, lambda: self._close_in_child(child), output)
+        except OSError:
+            child.orders.close()
+            raise
+        finally:
+            orders.close()
+
+    def _order(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
+        molds = [one for one in self.children.values() if one.orders and one.member.generation == child.member.generation]
+        order = Order(
+            id=child.id,
+            age=child.age,
+            row=child.row.index,
+            channel=channel.fileno(),
+            stacks=child.stacks,
+            listeners=[(one.slot, one.sock.fileno()) for one in self.listeners.for_slot(child.id)],
+            outputs=output.descriptors(),
+        )
+        for mold in molds:
+            if mold.orders and mold.member.state is State.READY:
+                mold.orders.send(order)
+                return
+        raise OSError(errno.ESRCH, "its mold has gone")
 
     def _context(self, child: Child, channel: Channel) -> WorkerContext:
         return WorkerContext(
@@ -76,7 +121,7 @@ class Forker:
             master_pid=os.getpid(),
             settings=self.settings,
             hooks=self.hooks,
-            listeners=self.listeners.for_slot(child.id),
+            listeners=self.listeners.for_slot(child.id) if child.id != MOLD else [],
             channel=channel,
             row=child.row,
             scoreboard=self.scoreboard,
@@ -90,7 +135,9 @@ class Forker:
     def _close_in_child(self, own: Child) -> None:
         """Close what is the master's or a sibling's, in a child just forked."""
         self.close_masters()
-        self.listeners.close_in_child(own.id)
+        self.listeners.close_in_child(None if own.id == MOLD else own.id)
         own.channel.close()
+        if own.orders is not None:
+            own.orders.close()
         for child in self.children.values():
             child.close()

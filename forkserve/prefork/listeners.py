@@ -187,10 +187,10 @@ class Listeners:
         for slot in {one.slot for one in self._all}:
             self.close(slot)
 
-    def close_in_child(self, slot: int) -> None:
-        """Close the copies that a worker of the slot must not hold. For the child, after a fork."""
+    def close_in_child(self, slot: int | None) -> None:
+        """Close the copies that a worker of the slot must not hold; with None, all of them. For the child, after a fork."""
         for listener in self._all:
-            if listener.slot not in (slot, None):
+            if slot is None or listener.slot not in (slot, None):
                 listener.close()
 
 

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from forkserve import daemon
+from forkserve.errors import ConfigError
 from forkserve.prefork import console, privileges
 from forkserve.prefork.actions import Action, Announce, CloseListener
 from forkserve.prefork.children import Children
@@ -30,8 +31,8 @@ from forkserve.prefork.notify import Notifier
 from forkserve.prefork.output import Outputs
 from forkserve.prefork.pidfile import PidFile
 from forkserve.prefork.poller import READ
-from forkserve.prefork.pool import Phase, Pool
-from forkserve.prefork.process import raise_descriptor_limit, set_title
+from forkserve.prefork.pool import MANY_MOLDS, Phase, Pool
+from forkserve.prefork.process import become_subreaper, raise_descriptor_limit, set_title
 from forkserve.prefork.reloading import Reloading
 from forkserve.prefork.scoreboard import Scoreboard
 from forkserve.prefork.steering import Steering, limits
@@ -75,7 +76,7 @@ class Master(Steering):
         settings = config.settings
         super().__init__(
             settings=settings,
-            pool=Pool(settings.workers, limits(settings), random.random),
+            pool=Pool(settings.workers, limits(settings), random.random, preload=settings.preload),
             listeners=Listeners(
                 bind=settings.bind,
                 host=settings.host,
@@ -128,6 +129,8 @@ class Master(Steering):
         if self._pid_file:
             cleanup.callback(self._pid_file.remove)
         raise_descriptor_limit()
+        if self.settings.preload and not become_subreaper():
+            raise ConfigError("--preload: this system does not let workers forked by a mold become the master's: leave it out")
         last.callback(self.poller.close)
         self.poller.watch(self._signals, READ, self._obey_signals)
         self._control = Control(self.poller, self.execute, self.progress)
@@ -145,7 +148,7 @@ class Master(Steering):
             hooks=self.hooks,
             listeners=self.listeners,
             again=self._config.again,
-            scoreboard=Scoreboard(self.most + 1),
+            scoreboard=Scoreboard(self.most + 1 + MANY_MOLDS * self.settings.preload),
             close_masters=self._close_in_child,
             rules=self.development.rules if self.development else None,
         )
@@ -196,6 +199,8 @@ class Master(Steering):
         console.say(*(f"Listening on {one.describe(scheme)}" for one in self.listeners), status)
         self._notifier.send(READY=1, MAINPID=self.pid, STATUS=status)
         daemon.ready()
+        for mold in self.children.molds():
+            self.children.send(mold, {"type": "detach"})  # from the terminal, as we have just done
         run_hook(self.hooks, "when_ready", self)
 
     def _close_in_child(self) -> None:

@@ -8,7 +8,6 @@ worker whose pipe is full waits, as with any pipe. When the master is gone, writ
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import sys
@@ -22,6 +21,7 @@ from forkserve.logs import STDERR, STDOUT, LogFile
 from forkserve.prefork import privileges
 from forkserve.prefork.poller import READ
 from forkserve.prefork.sinks import ERR, INFO, FileSink, FunctionSink, Sink, drain, syslog_sink
+from forkserve.prefork.states import name_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.poller import Poller
@@ -94,30 +94,25 @@ class Outputs:
         return descriptor
 
     @contextlib.contextmanager
-    def for_worker(self, slot: int) -> Iterator[Callable[[], None]]:
-        """Around the fork of a worker; call what this gives in the child. Raises OSError where no pipe can be had."""
+    def for_worker(self, slot: int) -> Iterator[WorkerOutput]:
+        """Around the fork of a worker, or an order for one. Raises OSError where no pipe can be had."""
         with contextlib.ExitStack() as in_master:
             theirs: dict[Sink, int] = {}
             for sink in dict.fromkeys(self._sinks.values()):
                 ours, theirs[sink] = os.pipe()
                 in_master.callback(os.close, theirs[sink])
-                pipe = _Pipe(ours, f"worker {slot}: ".encode() if self._prefix else b"", sink, self)
+                pipe = _Pipe(ours, f"{name_of(slot)}: ".encode() if self._prefix else b"", sink, self)
                 self._pipes.add(pipe)
                 pipe.go_on()
-            files = {stream: LogFile(theirs[sink]) for stream, sink in self._sinks.items()}
-            yield functools.partial(self._install, {**self._files, **files})
+            pipes = {stream: LogFile(theirs[sink]) for stream, sink in self._sinks.items()}
+            yield WorkerOutput(pipes, self._files, self._close_in_child)
 
-    def _install(self, files: Mapping[int, LogFile]) -> None:
-        """Let stdout and stderr be these, in a child just forked, and close what is the master's."""
+    def _close_in_child(self) -> None:
+        """Close what is the master's, in a child just forked."""
         for pipe in self._pipes:
             os.close(pipe.descriptor)  # and no more: what it is registered with is shared with the master
         for sink in self._sinks.values():
             sink.close()
-        for stream, file in files.items():
-            python = getattr(sys, STREAMS[stream])
-            logs.redirect(stream, file)
-            if isinstance(python, io.TextIOWrapper):
-                python.reconfigure(line_buffering=True)  # it is no terminal, but is read like one
 
     def forget(self, pipe: _Pipe) -> None:
         """Let go of a pipe that has ended."""
@@ -143,6 +138,39 @@ class Outputs:
         while self._dups:
             os.close(self._dups.pop())
         logs.close_files()
+
+
+class WorkerOutput:
+    """What stdout and stderr of one process are to be: pipes of its own, and files."""
+
+    def __init__(self, pipes: Mapping[int, LogFile], files: Mapping[int, LogFile], close_masters: Callable[[], None]) -> None:
+        self._pipes = pipes
+        self._files = files
+        self._close_masters = close_masters
+
+    def descriptors(self) -> list[tuple[int, int]]:
+        """Return the stream and the descriptor of each pipe, to be passed on with an order."""
+        return [(stream, file.descriptor) for stream, file in self._pipes.items()]
+
+    def install(self) -> None:
+        """Let them be these, in a child that the master has just forked."""
+        self._close_masters()
+        for stream, file in {**self._files, **self._pipes}.items():
+            _redirect(stream, file)
+
+    def replace(self, pipes: Mapping[int, int]) -> None:
+        """Let them be other pipes, in a worker just forked from the mold whose these are."""
+        for stream, descriptor in pipes.items():
+            _redirect(stream, LogFile(descriptor))
+        for descriptor in {file.descriptor for file in self._pipes.values()}:
+            os.close(descriptor)
+
+
+def _redirect(stream: int, file: LogFile) -> None:
+    python = getattr(sys, STREAMS[stream])
+    logs.redirect(stream, file)
+    if isinstance(python, io.TextIOWrapper):
+        python.reconfigure(line_buffering=True)  # it is no terminal, but is read like one
 
 
 class _Pipe:

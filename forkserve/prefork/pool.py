@@ -9,38 +9,25 @@ promises is tested over random histories, without a process:
 - every state that a process can be stuck in has a deadline, and every deadline leads on, to the
   stacks, to SIGKILL, and to giving the process up;
 - a slot whose processes fail is tried again ever more slowly, and heals;
-- after `stop` it ends, whatever the processes do.
+- after `stop` it ends, whatever the processes do;
+- with `preload` there are at most two molds, and no worker is forked but from a ready mold of its generation.
 
-Every change of state is in TRANSITIONS (states.py).
+What one process goes through is in members.py, and every change of its state in TRANSITIONS (states.py).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from enum import IntEnum
-from types import MappingProxyType
+from typing import Final
 
 from forkserve.errors import ExitCode
-from forkserve.prefork.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
-from forkserve.prefork.states import TRANSITIONS, Event, Exit, Limits, Member, Slot, State
+from forkserve.prefork.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill
+from forkserve.prefork.members import ORDER_TIME, Members
+from forkserve.prefork.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, State
 
-# Seconds.
-LATE = 1.0  # a master that wakes up so much too late was itself suspended
-FIRST_DELAY = 0.5  # before the second try; the first comes at once
-LONGEST_DELAY = 30.0
-HEALED = 10.0  # a process that was ready for so long is no part of a crash loop
-
-_SIGTERM = 15
-_REASONS = MappingProxyType(
-    {
-        State.BOOTING: "not ready after {:g} s (--boot-timeout)",
-        State.READY: "stuck for {:g} s (--timeout)",
-        State.DRAINING: "not drained after {:g} s (--graceful-timeout)",
-    }
-)
+MANY_MOLDS: Final = 2  # each holds a copy of the app
+_SIGTERM: Final = 15
 
 
 class Phase(IntEnum):
@@ -52,26 +39,19 @@ class Phase(IntEnum):
     QUITTING = 3  # stopping at once
 
 
-class Pool:
-    """The workers of a server, as the master knows them.
+class Pool(Members):
+    """The workers of a server, as the master knows them, and with `preload` the molds that they are forked from."""
 
-    `random` returns numbers from 0 to 1, for the jitter of delays.
-    """
-
-    def __init__(self, wanted: int, limits: Limits, random: Callable[[], float]) -> None:
+    def __init__(self, wanted: int, limits: Limits, random: Callable[[], float], *, preload: bool = False) -> None:
+        super().__init__(limits, random, preload=preload)
         self.wanted = wanted
         self.generation = 1  # the committed one
+        self.fallback: int | None = None  # the one before, while it can be gone back to: until all workers are replaced
         self.newest_generation = 1  # that was ever tried
         self.phase = Phase.FIRST_BOOT
         self.exit_code = ExitCode.OK
-        self.limits = limits
-        self._random = random
-        self._idents = itertools.count(1)
         self._listening: set[int | None] = {None, *range(1, wanted + 1)}
         self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
-        self._slots: defaultdict[int, Slot] = defaultdict(Slot)
-        self._members: dict[int, Member] = {}
-        self._owed: list[Action] = []
 
     # What the master reads.
 
@@ -82,29 +62,22 @@ class Pool:
 
     @property
     def processes(self) -> int:
-        """How many processes there are, in whatever state."""
-        return sum(member.exists for member in self._members.values())
+        """How many workers there are, in whatever state."""
+        return sum(member.exists for member in self.members())
 
     @property
     def degraded(self) -> bool:
-        """Whether a slot that failed waits for another try."""
+        """Whether a slot that failed, or the mold, waits for another try."""
         waiting = (member.slot for member in self._members.values() if member.state is State.BACKOFF)
         return self.phase is Phase.SERVING and any(self._slots[slot].failures for slot in waiting)
-
-    def members(self) -> list[Member]:
-        """Return the members, in the order of their slots; for reading only."""
-        return sorted(self._members.values(), key=lambda one: (one.slot, one.ident))
-
-    def last_exit(self, slot: int) -> Exit | None:
-        """Return how the slot's last process ended."""
-        return self._slots[slot].last_exit
 
     def next_deadline(self) -> float | None:
         """Return when `plan` must be asked again if nothing happens before; None for never."""
         if self.done:
             return 0.0  # nothing will happen any more
-        room = self._room() > 0
-        waiting = (one for one in self._members.values() if (one.pid if one.exists else room))
+        room, mold_room = self._room() > 0, self._mold_room() > 0
+        waiting = [one for one in self.members() if (one.pid or one.ordered if one.exists else room and self._can_fork(one))]
+        waiting += [one for one in self.molds() if (one.pid if one.exists else mold_room)]
         return min((due for one in waiting if (due := one.deadline) is not None), default=None)
 
     # What is wanted.
@@ -160,12 +133,6 @@ class Pool:
             if member.state is State.BACKOFF:
                 member.limit = 0.0
 
-    def withdraw(self, member: Member, now: float) -> None:
-        """Have a process end that is not wanted any more."""
-        if member.pid and member.state in (State.BOOTING, State.READY):
-            self._owed.append(Drain(member, booting=member.state is State.BOOTING))
-            self._apply(member, Event.DRAIN, now)
-
     def try_out(self, slot: int, generation: int, now: float) -> Member:
         """Put a process of a new generation beside the slot's, which goes on serving. Return its member: the canary."""
         for member in list(self._slots[slot].members):
@@ -174,18 +141,55 @@ class Pool:
         self.newest_generation = generation
         return self._add(slot, generation, now, canary=True)
 
+    def try_mold(self, generation: int, now: float) -> Member:
+        """Make a mold of a new generation, to fork its canary from. Return its member."""
+        self.newest_generation = generation
+        return self._add(MOLD, generation, now, canary=True)
+
+    def abandon(self, generation: int, now: float) -> None:
+        """The new generation is not good: let go of all that tries it out."""
+        for member in [one for one in self._members.values() if one.canary and one.generation == generation]:
+            member.outdated = True
+            if member.state is State.BACKOFF:
+                self._apply(member, Event.RETIRE, now)
+            elif member.slot != MOLD:
+                self.withdraw(member, now)
+
     def commit(self, generation: int) -> None:
         """The new generation is good: everything older is replaced, and whatever is forked from now on is new."""
+        if self.preload and generation != self.generation:
+            self.fallback = self.generation
         self.generation = generation
         for member in self._members.values():
             member.canary = False
-            member.outdated = member.exists and member.generation != generation
+            member.outdated = member.slot != MOLD and member.exists and member.generation != generation
+
+    def settle(self) -> None:
+        """All workers are of the committed generation: there is nothing to go back to any more."""
+        self.fallback = None
+
+    def roll_back(self, now: float) -> None:
+        """Go back to the generation before; with the mold that has been kept of it, it can be forked again."""
+        assert self.fallback is not None
+        self.generation, self.fallback = self.fallback, None
+        for member in self.members():
+            member.outdated = member.exists and member.generation != self.generation
+        for member in self.members():
+            stays = any(not (one.asked or one.outdated) and one.exists for one in self._slots[member.slot].members)
+            if stays and member.state is State.BACKOFF:
+                self._apply(member, Event.RETIRE, now)
+            elif stays and member.outdated:
+                self.withdraw(member, now)
+        self.hurry()
 
     # What happened.
 
     def forked(self, ident: int, pid: int) -> None:
         """A `Fork` was done."""
-        self._members[ident].pid = pid
+        member = self._members[ident]
+        member.pid = pid
+        if member.ordered:
+            member.ordered, member.limit = False, self.limits.of(member.state, member.slot)
 
     def fork_failed(self, ident: int, reason: str, now: float) -> None:
         """A `Fork` could not be done: too many processes, or too little memory."""
@@ -218,13 +222,6 @@ class Pool:
         if member and member.state is State.READY and at > member.since:
             member.since, member.renewed = at, False
 
-    def misbehaved(self, ident: int, reason: str, now: float) -> None:
-        """A worker did what it must not do: it is killed, and replaced as after a crash."""
-        member = self._members.get(ident)
-        if member and (member.state, Event.KILL) in TRANSITIONS:
-            member.reason = reason
-            self._apply(member, Event.KILL, now)
-
     def exited(self, ident: int, now: float, *, code: int | None, signal: int | None, why: str | None = None) -> bool:
         """A process ended, and said why. Return whether that was a failure, rather than what somebody asked."""
         member = self._members.get(ident)
@@ -248,10 +245,11 @@ class Pool:
     def plan(self, now: float) -> list[Action]:
         """Return what to do now. Each action is returned once; the master does them in order."""
         self._forgive_lateness(now)
-        for member in self.members():
+        for member in [*self.members(), *self.molds()]:
             self._escalate(member, now)
         for member in self.members():
             self._retire(member, now)
+        self._keep_molds(now)
         self._fill(now)
         self._close_listeners()
         self._announce()
@@ -260,29 +258,25 @@ class Pool:
         needless = (Drain, DumpStacks, Kill)
         return [one for one in owed if not (isinstance(one, needless) and one.member.state is State.GONE)]
 
-    def _forgive_lateness(self, now: float) -> None:
-        """Renew every deadline, once, if the master comes much too late to one of them.
-
-        Then it was stopped, or the whole machine was, and the workers may have had no more chance
-        to move than it had.
-        """
-        mortal = [one for one in self._members.values() if one.state in _REASONS and one.limit and one.pid]
-        if any(now - one.since > one.limit + LATE and not one.renewed for one in mortal):
-            for member in mortal:
-                if not member.renewed:
-                    member.since, member.renewed = now, True
-
     def _escalate(self, member: Member, now: float) -> None:
+        overdue = member.deadline is not None and member.deadline <= now
+        if member.ordered and overdue:
+            self._lost(member, now)
         if not member.pid:
             return
         if self.phase is Phase.QUITTING and (member.state, Event.KILL) in TRANSITIONS:
             self._apply(member, Event.KILL, now)
-        elif member.deadline is not None and member.deadline <= now:
-            if member.state in _REASONS:
-                member.reason = _REASONS[member.state].format(member.limit)
-            if member.state is State.KILLED:
-                self._fail(member, Exit("could not be killed", None, None, now))
-            self._apply(member, Event.OVERDUE, now)
+        elif overdue:
+            self._overdue(member, now)
+
+    def _lost(self, member: Member, now: float) -> None:
+        """Give up a worker that its mold was told to fork, and the mold too, since it is of no use."""
+        why = f"not forked in {ORDER_TIME:g} s"
+        for mold in self.molds():
+            if mold.generation == member.generation:
+                self.misbehaved(mold.ident, f"worker {member.slot} was {why}", now)
+        self._owed.append(GiveUp(member))
+        self.fork_failed(member.ident, why, now)
 
     def _retire(self, member: Member, now: float) -> None:
         """Let go of what its slot does not need any more."""
@@ -294,12 +288,41 @@ class Pool:
             self.withdraw(member, now)
 
     def _superseded(self, member: Member) -> bool:
-        """Whether a newer process of the slot is ready.
+        """Whether a newer process of the slot is ready, or an older one that is to stay.
 
-        It may be outdated itself: two that wait for a third would leave no room for it.
+        A newer one may be outdated itself: two that wait for a third would leave no room for it.
         """
-        members = self._slots[member.slot].members
-        return any(one.state is State.READY and one.ident > member.ident for one in members)
+        ready = [one for one in self._slots[member.slot].members if one.state is State.READY and one is not member]
+        return any(one.ident > member.ident or not one.outdated for one in ready)
+
+    def _keep_molds(self, now: float) -> None:
+        """See that each generation that workers may be forked of has a mold, or waits for one; let go of the others."""
+        needed = {self.generation, self.fallback} - {None} if self.preload and self.phase < Phase.STOPPING else set()
+        ordered = {one.generation for one in self.members() if one.ordered}
+        for mold in self.molds():
+            tried = mold.canary and not mold.outdated and self.phase < Phase.STOPPING
+            if tried or mold.generation in needed or (mold.exists and mold.generation in ordered):
+                continue
+            if mold.state is State.BACKOFF:
+                self._apply(mold, Event.RETIRE, now)
+            else:
+                self.withdraw(mold, now)
+        there = {one.generation for one in self.molds() if not one.asked}
+        for generation in needed - there:
+            assert generation is not None
+            self._add(MOLD, generation, now, limit=max(0.0, self._slots[MOLD].retry_at - now))
+        due = [one for one in self.molds() if one.state is State.BACKOFF and one.since + one.limit <= now]
+        due.sort(key=lambda one: one.generation != self.generation)
+        for mold in due[: max(0, self._mold_room())]:
+            self._fork(mold, now)
+
+    def _mold_room(self) -> int:
+        return MANY_MOLDS - sum(mold.exists for mold in self.molds())
+
+    def _can_fork(self, member: Member) -> bool:
+        """Whether there is what a worker is forked from: the master itself, or a mold that is ready."""
+        generation = member.generation if member.canary else self.generation
+        return not self.preload or any(one.state is State.READY and one.generation == generation for one in self.molds())
 
     def _fill(self, now: float) -> None:
         """See that each wanted slot has a process or waits for one, and fork what is due."""
@@ -308,28 +331,19 @@ class Pool:
             # One that is stuck holds its place until it is gone, so that its end counts first.
             if all(one.asked or one.outdated for one in slot.members):
                 self._add(number, self.generation, now, limit=max(0.0, slot.retry_at - now))
-        due = [one for one in self.members() if one.state is State.BACKOFF and one.since + one.limit <= now]
+        waiting = [one for one in self.members() if one.state is State.BACKOFF and self._can_fork(one)]
+        due = [one for one in waiting if one.since + one.limit <= now]
         due.sort(key=lambda one: len(self._slots[one.slot].members))  # an empty slot goes first
         for member in due[: max(0, self._room())]:
-            taken = {one.row for one in self._members.values()}
-            member.row = next(row for row in itertools.count() if row not in taken)
             if not member.canary:
                 member.generation = self.generation
-            member.born = now
-            self._apply(member, Event.FORK, now)
-            self._owed.append(Fork(member))
-
-    def _add(self, slot: int, generation: int, now: float, *, limit: float = 0.0, canary: bool = False) -> Member:
-        member = Member(next(self._idents), slot, generation, State.BACKOFF, since=now, limit=limit, canary=canary)
-        self._slots[slot].members.append(member)
-        self._members[member.ident] = member
-        return member
+            self._fork(member, now)
 
     def _room(self) -> int:
         return self.wanted + self.limits.surge - self.processes
 
     def _close_listeners(self) -> None:
-        holders = [one for one in self._members.values() if one.exists and not one.released]
+        holders = [one for one in self.members() if one.exists and not one.released]
         unused: set[int | None] = self._listening - {one.slot for one in holders}
         unused -= set(range(1, self._kept + 1))
         if self.phase < Phase.STOPPING or holders:
@@ -341,47 +355,6 @@ class Pool:
         if self.phase is Phase.FIRST_BOOT and all(self._slots[slot].was_ready for slot in range(1, self.wanted + 1)):
             self.phase = Phase.SERVING
             self._owed.append(Announce(self.wanted))
-
-    # How a member changes.
-
-    def _apply(self, member: Member, event: Event, now: float) -> None:
-        """Take a member through TRANSITIONS; what they do not hold is a bug, and its end."""
-        before = member.state
-        after = TRANSITIONS.get((before, event))
-        if after is None:
-            self.misbehaved(member.ident, f"{event.value} while {before.value}", now)
-            return
-        if event is Event.DRAIN:
-            member.asked = True
-        if after is before:
-            return
-        member.state, member.since, member.renewed = after, now, False
-        member.limit = self.limits.of(after)
-        if after is State.DUMPING:
-            self._owed.append(DumpStacks(member))
-        elif after is State.KILLED:
-            self._owed.append(Kill(member, dumped=before is State.DUMPING))
-        elif after is State.GONE:
-            if before is State.KILLED and event is Event.OVERDUE:
-                self._owed.append(GiveUp(member))
-            del self._members[member.ident]
-            self._slots[member.slot].members.remove(member)
-        elif after is State.BOOTING:
-            self._slots[member.slot].retry_at = float("-inf")
-
-    def _fail(self, member: Member, end: Exit) -> None:
-        """Remember a failure of a slot, and when to try again."""
-        slot = self._slots[member.slot]
-        slot.last_exit = replace(end, generation=member.generation, failed=True)
-        if member.canary:
-            return
-        healed = member.ready_at is not None and end.at - member.ready_at >= HEALED
-        slot.failures = 1 if healed else slot.failures + 1
-        delay = 0.0
-        if slot.failures > 1:
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(slot.failures - 2, 10))
-        # Up to a quarter less, so that slots that failed together do not try again together.
-        slot.retry_at = end.at + delay * (1 - self._random() / 4)
 
     def _not_booted(self, code: int | None) -> None:
         """Give up the server if this is its first boot: what fails now would fail again."""

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 from setproctitle import setproctitle
@@ -24,6 +25,7 @@ from forkserve.prefork import privileges
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.loaded import keep_no_fresh_bytecode
+from forkserve.prefork.states import name_of
 from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, STDERR, WORKER_SIGNALS, Worker, WorkerContext
 from forkserve.settings import merge
 
@@ -31,6 +33,7 @@ from forkserve.settings import merge
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
 MAX_TRACEBACK = 64 * 1024
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 # Loaded once, here in the master: a child should not need to.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -53,6 +56,11 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def become_subreaper() -> bool:
+    """Let orphans below this process become its children; return whether the system can do that. In the master."""
+    return _libc is not None and _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
 def set_title(text: str, name: str | None) -> None:
     """Show what this process is in `ps`."""
     setproctitle(f"forkserve: {text} [{name}]" if name else f"forkserve: {text}")
@@ -66,29 +74,38 @@ def become_worker(
 ) -> NoReturn:
     """Run a worker in this process, which was just forked with all signals blocked, and exit.
 
-    `close` closes what is the master's alone; `install_output` is what `Outputs.for_worker` gives.
+    `close` closes what is the master's, or the mold's, alone; `install_output` lets stdout and stderr be the worker's.
     """
     code: int = ExitCode.UNEXPECTED
     try:
         boot = _BootSignals(context.asked)
-        _become_own_process(context, boot, close)
+        become_own_process(context, partial(boot.install, reset=not context.molded), partial(_end_with_master, context), close)
+        os.environ["FORKSERVE_WORKER_ID"] = str(context.id)
         install_output()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         code = _live(worker_class, context, boot)
     except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        flush_streams()
         # Not sys.exit: the frames below this one are the master's, and must not be left into.
         os._exit(code)
 
 
-def _become_own_process(context: WorkerContext, boot: _BootSignals, close: Callable[[], None]) -> None:
+def flush_streams() -> None:
+    """Write out what was printed, since `os._exit` does not."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def become_own_process(
+    context: WorkerContext, install_signals: Callable[[], None], end_with_master: Callable[[], None], close: Callable[[], None]
+) -> None:
+    """Become what the context says, a worker or a mold, and nothing of the master's any more."""
     signal.set_wakeup_fd(-1)
-    boot.install()
-    _end_with_master(context)
+    install_signals()
+    end_with_master()
     close()
     daemon.close_in_child()
     null = os.open(os.devnull, os.O_RDONLY)
@@ -96,22 +113,26 @@ def _become_own_process(context: WorkerContext, boot: _BootSignals, close: Calla
     os.close(null)
     for name in MASTERS_VARIABLES:
         os.environ.pop(name, None)
-    os.environ["FORKSERVE_WORKER_ID"] = str(context.id)
     os.environ["FORKSERVE_GENERATION"] = str(context.generation)
-    set_title(f"worker {context.id} gen {context.generation}", context.settings.name)
-    atexit._clear()  # noqa: SLF001 - what was registered before the fork is the master's to do
+    set_title(f"{name_of(context.id)} gen {context.generation}", context.settings.name)
+    if not context.molded:
+        atexit._clear()  # noqa: SLF001 - what was registered before the fork is the master's to do
     faulthandler.enable(2)
     _answer_usr2(context)
-    logs.identify(context.id, context.generation)
+    logs.identify(name_of(context.id), context.generation)
 
 
 def _end_with_master(context: WorkerContext) -> None:
-    """Have the system tell us of the master's death. Once more after a change of user, which takes it back."""
+    # The second line after the channel's end of file, for a worker that does not read it: see `_answer_usr2`. Not TERM,
+    # which a loop that is stuck does not get to see.
+    end_with(context.master_pid, signal.SIGUSR2)
+
+
+def end_with(master_pid: int, signum: signal.Signals) -> None:
+    """Have the system tell us of the master's death by a signal. Once more after a change of user, which takes it back."""
     if _libc is not None:
-        # The second line after the channel's end of file, for a worker that does not read it: see `_answer_usr2`. Not TERM,
-        # which a loop that is stuck does not get to see.
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGUSR2)
-    if os.getppid() != context.master_pid:
+        _libc.prctl(_PR_SET_PDEATHSIG, signum)
+    if os.getppid() != master_pid:
         os._exit(ExitCode.OK)  # it died before the line above
 
 
@@ -134,12 +155,13 @@ def _answer_usr2(context: WorkerContext) -> None:
                 faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    faulthandler.unregister(signal.SIGUSR2)  # a mold's, which would be chained to itself
     signal.signal(signal.SIGUSR2, answer)
     # With chain, system calls are not restarted, so that a wait for a lock or a socket lets the handler run.
     faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True, chain=True)
 
 
-class _EndOfBootError(KeyboardInterrupt):
+class EndOfBootError(KeyboardInterrupt):
     """TERM or QUIT came during the boot.
 
     Of the two kinds that an event loop lets out of a callback or a task; not SystemExit, which an app may catch, or raise
@@ -158,8 +180,9 @@ class _BootSignals:
         self._asked = asked
         self._may_end = False
 
-    def install(self) -> None:
-        for signum in signal.valid_signals():
+    def install(self, *, reset: bool) -> None:
+        """Take over WORKER_SIGNALS; with `reset`, what handlers there are for others are the master's, and not the app's."""
+        for signum in signal.valid_signals() if reset else ():
             if callable(signal.getsignal(signum)):
                 signal.signal(signum, signal.SIG_DFL)
         for signum, name in WORKER_SIGNALS.items():
@@ -172,7 +195,7 @@ class _BootSignals:
     def _end_if_asked(self) -> None:
         if self._may_end and ENDING.intersection(self._asked):
             warnings.simplefilter("ignore", ResourceWarning)  # what is open here goes with the process
-            raise _EndOfBootError
+            raise EndOfBootError
 
     def __enter__(self) -> None:
         self._may_end = True
@@ -187,25 +210,17 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
     worker: Worker | None = None
     try:
         with boot:
-            if privileges.drop(context.settings):
-                _end_with_master(context)
-            if context.again is not None:
-                fresh = context.again()
-                context = replace(context, settings=merge(context.settings, fresh.settings), hooks=fresh.hooks)
-                logs.set_level(context.settings.log_level)
-            if context.loaded is not None:
-                keep_no_fresh_bytecode()
-            loader.prepare(context.settings)
-            mixins = [load_class(spec, "--mixin") for spec in context.settings.mixin]
-            worker = compose(worker_class, mixins)(context)
+            if not context.molded:
+                worker_class, context = prepare(worker_class, context, partial(_end_with_master, context))
+            worker = worker_class(context)
             run_hook(context.hooks, "post_fork", context.server, worker)
             worker.on_start()
             worker.run()
         code: int = ExitCode.OK
     except BaseException as error:  # noqa: BLE001 - SystemExit as well
         # The end of the boot may come in the middle of becoming ready.
-        booted = worker is not None and worker.booted and not isinstance(error, _EndOfBootError)
-        code = _crashed(error) if booted else _not_booted(error, context)
+        booted = worker is not None and worker.booted and not isinstance(error, EndOfBootError)
+        code = _crashed(error) if booted else not_booted(error, context)
         if context.stands_in and not booted and code != ExitCode.OK:
             worker, code = _stand_in(worker_class, context, boot, error)
     if worker is not None:
@@ -215,6 +230,26 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
     with _logged("an atexit function"):
         atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
     return code
+
+
+def prepare(
+    worker_class: type[Worker], context: WorkerContext, end_with_master: Callable[[], None]
+) -> tuple[type[Worker], WorkerContext]:
+    """Do what comes before any app code: give up privileges, read the configuration, set up the environment, find the mixins.
+
+    In a worker, or in a mold for all its workers.
+    """
+    if privileges.drop(context.settings):
+        end_with_master()
+    if context.again is not None:
+        fresh = context.again()
+        context = replace(context, settings=merge(context.settings, fresh.settings), hooks=fresh.hooks)
+        logs.set_level(context.settings.log_level)
+    if context.loaded is not None:
+        keep_no_fresh_bytecode()
+    loader.prepare(context.settings)
+    mixins = [load_class(spec, "--mixin") for spec in context.settings.mixin]
+    return compose(worker_class, mixins), context
 
 
 def _stand_in(
@@ -229,7 +264,7 @@ def _stand_in(
             worker.stand_in("\n\n".join(filter(None, (message, text))))
     except BaseException as fault:  # noqa: BLE001 - as in `_live`
         booted = worker is not None and worker.booted
-        return worker, _crashed(fault) if booted else _not_booted(fault, context)
+        return worker, _crashed(fault) if booted else not_booted(fault, context)
     return worker, ExitCode.OK
 
 
@@ -248,9 +283,9 @@ def _crashed(error: BaseException) -> int:
     return ExitCode.UNEXPECTED
 
 
-def _not_booted(error: BaseException, context: WorkerContext) -> int:
+def not_booted(error: BaseException, context: WorkerContext) -> int:
     """Tell the master why there is no worker; return the exit code that says the same."""
-    if isinstance(error, _EndOfBootError):
+    if isinstance(error, EndOfBootError):
         context.channel.send({"type": "draining"})
         return ExitCode.OK
     code, message, text = _why(error)

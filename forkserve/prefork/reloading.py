@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from forkserve import logs
@@ -29,6 +31,7 @@ class Reloading:
         self._running: list[Pending] = []
         self._waiting: list[Pending] = []
         self._began = 0.0
+        self._undo: Callable[[], None] | None = None  # of what was taken over, for a generation that is rolled back
         self.last: dict[str, Any] | None = None  # for the status
 
     @property
@@ -48,7 +51,7 @@ class Reloading:
             return "waiting for the workers' first start"
         if rollout.step is Step.ROLLING:
             return f"generation {rollout.generation}: {rollout.replaced} of {self._master.pool.wanted} workers replaced"
-        return f"generation {rollout.generation}: {rollout.step.value} the first worker"
+        return f"generation {rollout.generation}: {rollout.step.value} the {rollout.first}"
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called; None for never."""
@@ -82,6 +85,7 @@ class Reloading:
     def _start(self, now: float) -> None:
         master = self._master
         self._running, self._waiting = self._waiting, []
+        self._undo = None
         self._rollout = Rollout(master.pool, master.settings.reload_settle, self._take_over)
         self._began = now
         logs.logger.info("reloading: generation %d", self._rollout.generation)
@@ -103,7 +107,7 @@ class Reloading:
         for name in unchangeable(before, dataclasses.replace(fresh.settings, name=before.name)):
             logs.logger.warning("%s cannot be changed by a reload: restart the server for that", flag(name))
         grown = workers != self._config.settings.workers
-        hooks = master.hooks
+        hooks, config, wanted = master.hooks, self._config, master.pool.wanted
         master.take_over(settings, fresh.hooks)
         try:
             if grown:
@@ -111,6 +115,15 @@ class Reloading:
         except CommandError as error:
             master.take_over(before, hooks)
             raise CommandError(f"{error}; nothing was changed") from error
+
+        def undo() -> None:
+            master.take_over(before, hooks)
+            self._config = config
+            if grown:
+                with contextlib.suppress(CommandError):  # somebody's hook refuses it
+                    master.scale(wanted)
+
+        self._undo = undo
         self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
 
     def _end(self, error: CommandError | None) -> None:
@@ -128,6 +141,8 @@ class Reloading:
             for pending in running:
                 pending.resolve({"generation": rollout.generation, "seconds": seconds})
             return
+        if rollout.rolled_back and self._undo is not None:
+            self._undo()
         logs.logger.error("reload failed: %s", error)
         slot, end = rollout.failed_slot, rollout.failed
         # Without its end there is none of its own either: what the slot is remembered for is an older failure.

@@ -5,6 +5,9 @@ nothing old is touched, so code that does not load or start changes nothing. The
 committed, and the pool replaces the other processes, as many at a time as its surge allows, each
 new one ready before its old one drains. A process that fails on the way ends the rollout: those that
 are not replaced yet stay.
+
+With molds it is all or nothing. The new mold comes first, and the canary is forked from it; the old mold
+lives until no old process is left, so that a failure on the way forks the old ones again.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from enum import Enum
 
 from forkserve.prefork.commands import CommandError
 from forkserve.prefork.pool import Phase, Pool
-from forkserve.prefork.states import Exit, Member, State
+from forkserve.prefork.states import MOLD, Exit, Member, State
 
 
 class Step(Enum):
@@ -41,8 +44,10 @@ class Rollout:
         self.step = Step.CANARY
         self.failed: Exit | None = None  # the end of the process that was its failure, if that is known
         self.failed_slot: int | None = None
+        self.rolled_back = False
         self._settle = settle
         self._before_commit = before_commit
+        self._mold: Member | None = None
         self._canary: Member | None = None
         self._ends: dict[int, Exit | None] = {}
 
@@ -51,6 +56,11 @@ class Rollout:
         """How many slots have a ready process of the new generation."""
         ready = {one.slot for one in self.pool.members() if one.generation == self.generation and one.state is State.READY}
         return len(ready)
+
+    @property
+    def first(self) -> str:
+        """What is started or settling, while nothing old is touched."""
+        return "mold" if self._mold is not None and self._canary is None else "first worker"
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called if nothing happens before; None for never."""
@@ -66,29 +76,50 @@ class Rollout:
         pool = self.pool
         if pool.phase >= Phase.STOPPING:
             raise CommandError("the server is stopping")
-        if self.step is Step.CANARY and self._canary is None:
-            if pool.wanted:
-                self._canary = pool.try_out(self._slot(), self.generation, now)
-            else:
-                self._commit(now)  # nothing to try it with, and nothing to lose
-        if self.step in (Step.CANARY, Step.SETTLING):
-            self._watch_canary(now)
+        try:
+            if self.step is Step.CANARY:
+                self._try_out(now)
+            if self.step in (Step.CANARY, Step.SETTLING):
+                self._watch_mold()
+                self._watch_canary(now)
+        except CommandError:
+            pool.abandon(self.generation, now)
+            raise
         if self.step is Step.ROLLING:
             self._watch_others(now)
         return self.step is Step.DONE
+
+    def _try_out(self, now: float) -> None:
+        pool = self.pool
+        if pool.preload and self._mold is None:
+            self._mold = pool.try_mold(self.generation, now)
+        if self._canary is not None or (self._mold is not None and self._mold.state is not State.READY):
+            return
+        if pool.wanted:
+            self._canary = pool.try_out(self._slot(), self.generation, now)
+        else:
+            self._commit(now)  # nothing to try it with, and nothing to lose
 
     def _slot(self) -> int:
         """A slot that has no ready process would gain most."""
         ready = {one.slot for one in self.pool.members() if one.state is State.READY}
         return next((slot for slot in range(1, self.pool.wanted + 1) if slot not in ready), 1)
 
+    def _watch_mold(self) -> None:
+        if self._mold is not None:
+            self._check(self._mold, "mold")
+
+    def _check(self, member: Member, what: str) -> None:
+        if member.state in (State.DRAINING, State.DUMPING, State.KILLED, State.GONE):
+            self.failed_slot = member.slot
+            self.failed = self.pool.last_exit(member.slot) if member.state is State.GONE else None
+            raise CommandError(f"the new {what} {_why(self.failed, member)}; nothing was changed")
+
     def _watch_canary(self, now: float) -> None:
         canary = self._canary
-        assert canary is not None
-        if canary.state in (State.DRAINING, State.DUMPING, State.KILLED, State.GONE):
-            self.failed_slot = canary.slot
-            self.failed = self.pool.last_exit(canary.slot) if canary.state is State.GONE else None
-            raise CommandError(f"the new worker {canary.slot} {_why(self.failed, canary)}; nothing was changed")
+        if canary is None:
+            return
+        self._check(canary, f"worker {canary.slot}")
         if canary.state is State.READY:
             self.step = Step.SETTLING
             assert canary.ready_at is not None
@@ -96,34 +127,39 @@ class Rollout:
                 self._commit(now)
 
     def _commit(self, now: float) -> None:
-        try:
-            self._before_commit()
-        except CommandError:
-            if self._canary is not None:
-                self.pool.withdraw(self._canary, now)
-            raise
+        self._before_commit()
         self.step = Step.ROLLING
         self.pool.commit(self.generation)
         self.pool.hurry()  # what failed was older
-        if self._canary is not None:
-            # Its configuration is the new one, which the pool goes by only since it was taken over.
-            self._canary.limit = self.pool.limits.of(self._canary.state)
-        self._ends = {slot: self.pool.last_exit(slot) for slot in range(1, self.pool.wanted + 1)}
+        for member in (self._mold, self._canary):
+            if member is not None:
+                # Its configuration is the new one, which the pool goes by only since it was taken over.
+                member.limit = self.pool.limits.of(member.state, member.slot)
+        self._ends = {slot: self.pool.last_exit(slot) for slot in range(self.pool.wanted + 1)}
 
     def _watch_others(self, now: float) -> None:
         pool = self.pool
         pool.commit(self.generation)  # again, as a `restart` from before may just have failed and kept its old one
         members = pool.members()
-        for slot in range(1, pool.wanted + 1):
+        for slot in range(pool.wanted + 1):
             end = pool.last_exit(slot)
             if end is None or end is self._ends.get(slot) or not (end.failed and end.generation == self.generation):
                 continue
-            for other in range(1, pool.wanted + 1):
-                pool.keep(other, now)
             self.failed, self.failed_slot = end, slot
-            raise CommandError(f"the new worker {slot} failed: {_how(end)}; the old ones that are left stay")
+            self._give_up(f"the new {f'worker {slot}' if slot != MOLD else 'mold'} failed: {_how(end)}", now)
         if all(one.generation == self.generation and one.state is State.READY for one in members):
             self.step = Step.DONE
+            pool.settle()
+
+    def _give_up(self, why: str, now: float) -> None:
+        pool = self.pool
+        if pool.fallback is not None:
+            pool.roll_back(now)
+            self.rolled_back = True
+            raise CommandError(f"{why}; the generation before is put back")
+        for other in range(1, pool.wanted + 1):
+            pool.keep(other, now)
+        raise CommandError(f"{why}; the old ones that are left stay")
 
 
 def _why(end: Exit | None, member: Member) -> str:

@@ -68,6 +68,8 @@ TRANSITIONS: Final = MappingProxyType(
     }
 )
 
+MOLD: Final = 0  # the slot of molds: the processes that workers are forked from under --preload
+MOLD_GRACE: Final = 5.0  # seconds for a mold to end, which has nothing in hand
 DUMP_TIME: Final = 1.0  # seconds for the stacks to be written, before SIGKILL
 KILL_PATIENCE: Final = 10.0  # seconds for SIGKILL to work, which the kernel may put off
 
@@ -82,8 +84,10 @@ class Limits:
     surge: int = 1
     patient: bool = False  # a failure of the first boot does not end the server, but is tried again
 
-    def of(self, state: State) -> float:
+    def of(self, state: State, slot: int) -> float:
         """Return the limit of one state."""
+        if slot == MOLD and state is State.DRAINING:
+            return MOLD_GRACE
         match state:
             case State.BOOTING:
                 return self.boot
@@ -110,7 +114,10 @@ class Exit:
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """One process, or the place of one. `ident` is never used again; `row` is its scoreboard row."""
+    """One process, or the place of one; a worker's, or with the slot MOLD a mold's.
+
+    `ident` is never used again; `row` is its scoreboard row.
+    """
 
     ident: int
     slot: int
@@ -125,6 +132,7 @@ class Member:
     asked: bool = False  # somebody wanted it to end, so that its end is no failure
     reason: str = ""  # why it is being killed
     canary: bool = False  # of a generation that is tried out: its failure is not its slot's
+    ordered: bool = False  # a mold was told to fork it, and has not said that it did
     outdated: bool = False  # to be replaced: drained when its slot has another one that is ready
     released: bool = False  # it accepts no more
     renewed: bool = False  # its deadline was put off because the master itself was late
@@ -149,3 +157,8 @@ class Slot:
     retry_at: float = float("-inf")
     was_ready: bool = False
     last_exit: Exit | None = None
+
+
+def name_of(slot: int) -> str:
+    """Return what its processes are called."""
+    return "mold" if slot == MOLD else f"worker {slot}"

@@ -37,6 +37,7 @@ def describe(master: Steering) -> dict[str, Any]:
         "wanted": pool.wanted,
         "listeners": [{"address": one.address(scheme), "slot": one.slot} for one in master.listeners],
         "workers": [_worker(master, member, now) for member in _shown(pool)],
+        "molds": [_mold(member) for member in pool.molds()],
         "last_reload": master.reloading.last,
     }
 
@@ -77,6 +78,12 @@ def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:
         "rss_bytes": memory.get("Rss"),
         "last_exit": _exit(master.pool.last_exit(member.slot), now),
     }
+
+
+def _mold(member: Member) -> dict[str, Any]:
+    state = State.KILLED if member.state is State.DUMPING else member.state
+    memory = _memory(member.pid) if member.pid is not None else {}
+    return {"pid": member.pid, "generation": member.generation, "state": state.value, "pss_bytes": memory.get("Pss")}
 
 
 def _counters(child: Child | None) -> dict[str, int]:

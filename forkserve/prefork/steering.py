@@ -203,7 +203,7 @@ class Steering:
         """Open log files anew that were moved away, here and in every worker; the value is the list of replies."""
         logs.reopen()
         ready = {target.ident for target in self.children.targets()}
-        for child in self.children:
+        for child in [*self.children.molds(), *self.children]:
             if child.member.ident not in ready:  # it cannot be asked, but must do it too
                 self.children.send(child, {"type": "reopen_logs"})
         return self.messenger.ask("reopen_logs", (), "all", CALL_TIMEOUT)

@@ -57,12 +57,7 @@ WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
 ENDING: Final = frozenset(("terminated", "interrupted"))
 
 # Orders that the master sends, by the `type` of the message. To method.
-ORDERS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "drain": "drain",
-        "reopen_logs": "reopen_logs",
-    }
-)
+ORDERS: Final[Mapping[str, str]] = MappingProxyType({"drain": "drain", "reopen_logs": "reopen_logs"})
 
 # The master dumps and kills a stuck worker some time after `timeout`. Without a master the worker's
 # own switch does it, this many seconds later than the timeout, so that the master always goes first.
@@ -91,6 +86,8 @@ class WorkerContext:
     server: object  # the Master, as gunicorn's hooks get it
     again: Callable[[], Config] | None = None  # reads the configuration anew; where it must be done first, in a canary
     loaded: LoadedFiles | None = None  # under --reload
+    molded: bool = False  # forked from a mold, which has done all that comes before the app, and has loaded it
+    preloaded: object = None  # what `Worker.preload` returned there
     stands_in: bool = False  # if the app does not load, be there all the same, and show why; under --reload
     # Methods that signals asked for while the worker booted, to be called when it is ready.
     asked: list[str] = field(default_factory=list)
@@ -135,6 +132,11 @@ class Worker:
     def scheme(cls, settings: Settings) -> str:
         """Return what its addresses begin with in the start-up lines. Called in the master."""
         return "tcp"
+
+    @classmethod
+    def preload(cls, settings: Settings) -> object:
+        """Load what all workers have in common, and return it: it is their `context.preloaded`. In the mold, under --preload."""
+        return None
 
     def run(self) -> None:
         """Do the work; return when it is done or `alive` says so. The process then exits with 0.

@@ -45,14 +45,14 @@ def lines(path: Path) -> list[tuple[str, ...]]:
 def test_a_line_says_when_who_and_what(log: Path) -> None:
     logger.info("hello %s", "there")
     logger.debug("not logged")
-    logs.identify(3, 7)
+    logs.identify("worker 3", 7)
     logger.warning("from a worker")
 
     assert lines(log) == [("INFO", "master", "hello there"), ("WARNING", "worker 3 gen 7", "from a worker")]
 
 
 def test_every_line_of_a_traceback_says_who(log: Path) -> None:
-    logs.identify(1, 1)
+    logs.identify("worker 1", 1)
     error = RuntimeError("one\ntwo \x1b[31m")
     try:
         raise error
@@ -172,7 +172,7 @@ from forkserve import logs
 from forkserve.settings import Settings
 logs.configure(Settings(error_logfile=sys.argv[1], capture_output=True))
 os.write(1, b"of the master\\n")
-logs.identify(1, 1)
+logs.identify("worker 1", 1)
 os.write(1, b"one\\n")
 os.rename(sys.argv[1], sys.argv[1] + ".1")
 logs.reopen()

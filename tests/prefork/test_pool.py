@@ -7,20 +7,9 @@ from itertools import pairwise
 import pytest
 
 from forkserve.errors import ExitCode
-from forkserve.prefork.pool import (
-    LATE,
-    LONGEST_DELAY,
-    Action,
-    Announce,
-    CloseListener,
-    Drain,
-    DumpStacks,
-    Fork,
-    GiveUp,
-    Kill,
-    Phase,
-    Pool,
-)
+from forkserve.prefork.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.members import LATE, LONGEST_DELAY
+from forkserve.prefork.pool import Phase, Pool
 from forkserve.prefork.states import (
     DUMP_TIME,
     KILL_PATIENCE,

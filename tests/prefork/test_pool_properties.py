@@ -11,18 +11,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from forkserve.prefork.pool import (
-    Action,
-    CloseListener,
-    Drain,
-    DumpStacks,
-    Fork,
-    GiveUp,
-    Kill,
-    Phase,
-    Pool,
-)
-from forkserve.prefork.states import DUMP_TIME, KILL_PATIENCE, Limits, Member, State
+from forkserve.prefork.actions import Action, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.pool import Phase, Pool
+from forkserve.prefork.states import DUMP_TIME, KILL_PATIENCE, MOLD, Limits, Member, State
 
 LIMITS = Limits(boot=60.0, beat=30.0, graceful=20.0, surge=1)
 LIVING = (State.BOOTING, State.READY, State.DRAINING)
@@ -31,12 +22,15 @@ LIVING = (State.BOOTING, State.READY, State.DRAINING)
 class History(RuleBasedStateMachine):
     """A master that does what the pool plans, and workers that do anything at any time."""
 
+    preload = False
+
     @initialize(wanted=st.integers(0, 4), surge=st.integers(1, 2), jitter=st.floats(0, 1))
     def start(self, wanted: int, surge: int, jitter: float) -> None:
         self.now = 1000.0
         self.surge = surge
         limits = Limits(LIMITS.boot, LIMITS.beat, LIMITS.graceful, surge)
-        self.pool = Pool(wanted, limits, lambda: jitter)
+        self.pool = Pool(wanted, limits, lambda: jitter, preload=self.preload)
+        self.ordered: list[int] = []
         self.open: set[int | None] = {None, *range(1, wanted + 1)}
         self.forks_fail = False
         self.pids = 100
@@ -53,7 +47,10 @@ class History(RuleBasedStateMachine):
                 break
             if any(isinstance(action, Fork) for action in actions):
                 assert self.pool.phase < Phase.STOPPING
-                assert self.pool.processes <= self.pool.wanted + self.surge
+                forked = [action.member for action in actions if isinstance(action, Fork)]
+                if any(member.slot != MOLD for member in forked):
+                    assert self.pool.processes <= self.pool.wanted + self.surge
+                assert sum(mold.exists for mold in self.pool.molds()) <= 2
             for action in actions:
                 self.perform(action)
             performed += actions
@@ -64,12 +61,15 @@ class History(RuleBasedStateMachine):
     def perform(self, action: Action) -> None:
         match action:
             case Fork(member):
-                assert member.slot in self.open
+                assert member.slot in self.open or (self.preload and member.slot == MOLD)
                 if self.forks_fail:
                     self.pool.fork_failed(member.ident, "cannot fork", self.now)
+                elif self.preload and member.slot != MOLD:
+                    molds = self.pool.molds()
+                    assert any(mold.generation == member.generation and mold.state is State.READY for mold in molds)
+                    self.ordered.append(member.ident)
                 else:
-                    self.pids += 1
-                    self.pool.forked(member.ident, self.pids)
+                    self.fork(member.ident)
             case Drain(member, _):
                 assert member.state is State.DRAINING
             case DumpStacks(member):
@@ -83,9 +83,29 @@ class History(RuleBasedStateMachine):
                 holders = [one for one in self.pool.members() if one.exists and not one.released]
                 assert not any(slot in (None, one.slot) for one in holders)
 
+    def fork(self, ident: int) -> None:
+        self.pids += 1
+        self.pool.forked(ident, self.pids)
+
+    def everybody(self) -> list[Member]:
+        return [*self.pool.members(), *self.pool.molds()]
+
     def some(self, number: int, *states: State) -> Member | None:
-        found = [one for one in self.pool.members() if one.pid and one.state in states]
+        found = [one for one in self.everybody() if one.pid and one.state in states]
         return found[number % len(found)] if found else None
+
+    @rule(fails=st.booleans())
+    def what_was_ordered_is_forked(self, fails: bool) -> None:  # noqa: FBT001 - drawn
+        self.carry_out(fails=fails)
+        self.reconcile()
+
+    def carry_out(self, *, fails: bool) -> None:
+        ordered, self.ordered = self.ordered, []
+        for member in [one for one in self.pool.members() if one.ident in ordered]:
+            if fails:
+                self.pool.fork_failed(member.ident, "the mold has died", self.now)
+            else:
+                self.fork(member.ident)
 
     @rule(number=st.integers(0, 9))
     def a_worker_becomes_ready(self, number: int) -> None:
@@ -122,7 +142,7 @@ class History(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 255))
     def some_beat(self, which: int) -> None:
-        for index, member in enumerate(self.pool.members()):
+        for index, member in enumerate(self.everybody()):
             if which >> index % 8 & 1:
                 self.pool.beat(member.ident, self.now)
 
@@ -176,19 +196,28 @@ class History(RuleBasedStateMachine):
             return
         assert deadline is None or deadline > self.now
         if self.pool.phase >= Phase.STOPPING:
-            assert deadline is not None or self.pool.processes
-        for member in self.pool.members():
+            assert deadline is not None or self.pool.processes or self.pool.molds()
+        for member in self.everybody():
             assert member.state is State.BACKOFF or (member.deadline is not None and member.deadline > self.now)
 
     @invariant()
     def every_wanted_slot_is_filled_or_waits(self) -> None:
         if not hasattr(self, "pool"):
             return
-        rows = [one.row for one in self.pool.members() if one.exists]
+        rows = [one.row for one in self.everybody() if one.exists]
         assert len(rows) == len(set(rows))
         for slot in range(1, self.pool.wanted + 1):
             assert [one for one in self.pool.members() if one.slot == slot and not one.asked]
             assert slot in self.open
+
+    @invariant()
+    def the_committed_generation_has_a_mold_or_waits_for_one(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        molds = self.pool.molds()
+        assert bool(molds) <= self.preload
+        if self.preload and self.pool.phase < Phase.STOPPING:
+            assert self.pool.generation in {mold.generation for mold in molds}
 
     def teardown(self) -> None:
         """However the history went: it settles if all goes well, and after `stop` it ends."""
@@ -201,10 +230,12 @@ class History(RuleBasedStateMachine):
 
     def let_all_go_well(self) -> None:
         for _ in range(200):
-            for member in self.pool.members():
+            self.carry_out(fails=False)
+            for member in self.everybody():
                 match member.state:
                     case State.BOOTING:
-                        self.pool.ready(member.ident, self.now)
+                        if member.pid:
+                            self.pool.ready(member.ident, self.now)
                     case State.READY:
                         self.pool.beat(member.ident, self.now)
                     case State.DRAINING | State.DUMPING:
@@ -212,8 +243,8 @@ class History(RuleBasedStateMachine):
                     case State.KILLED:
                         self.pool.exited(member.ident, self.now, code=None, signal=9)
             acted = self.reconcile()
-            states = [one.state for one in self.pool.members()]
-            if not acted and states == [State.READY] * self.pool.wanted:
+            states = [one.state for one in self.everybody()]
+            if not acted and states == [State.READY] * (self.pool.wanted + self.preload):
                 break
             self.now += 1.0
             if self.pool.done:  # the first boot had failed without anybody having noticed
@@ -243,3 +274,13 @@ class History(RuleBasedStateMachine):
 
 TestHistory = History.TestCase
 TestHistory.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class PreloadedHistory(History):
+    """The same with molds, which may die as well, and take their time to fork."""
+
+    preload = True
+
+
+TestPreloadedHistory = PreloadedHistory.TestCase
+TestPreloadedHistory.settings = TestHistory.settings

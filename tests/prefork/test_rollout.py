@@ -11,7 +11,7 @@ from forkserve.prefork.actions import Action, Drain, Fork
 from forkserve.prefork.commands import CommandError
 from forkserve.prefork.pool import Phase, Pool
 from forkserve.prefork.rollout import Rollout, Step
-from forkserve.prefork.states import Limits, Member, State
+from forkserve.prefork.states import MOLD, Limits, Member, State
 from tests.prefork.test_pool_properties import History
 
 SETTLE = 1.0
@@ -312,7 +312,15 @@ class Reloads(History):
                 assert {one.generation for one in self.pool.members()} <= {self.pool.generation}
                 self.rollout = None
         except CommandError:
-            assert self.pool.generation in (generation, self.rollout.generation)
+            assert self.pool.generation in (generation, self.rollout.generation) or self.rollout.rolled_back
+            if self.rollout.rolled_back:
+                assert self.preload
+                assert self.pool.generation < self.rollout.generation
+                assert not any(one.outdated for one in self.pool.members() if one.generation == self.pool.generation)
+                whole = [one for one in self.pool.members() if one.generation != self.pool.generation]
+                assert all(one.outdated or not one.exists for one in whole)
+            elif self.preload and self.pool.phase < Phase.STOPPING:
+                assert self.pool.generation == generation
             if step is not Step.ROLLING and self.pool.generation == generation:
                 old = [one for one in self.pool.members() if one.generation <= generation and one.state is State.READY]
                 assert not any(one.outdated for one in old if one.slot not in self.replaced_by_hand)
@@ -334,7 +342,8 @@ class Reloads(History):
             self.reconcile()
 
     def perform(self, action: Action) -> None:
-        if isinstance(action, Drain) and action.member.slot <= self.pool.wanted and action.member.ready_at is not None:
+        worker = isinstance(action, Drain) and MOLD < action.member.slot <= self.pool.wanted
+        if worker and action.member.ready_at is not None:
             others = [one for one in self.pool.members() if one.slot == action.member.slot and one is not action.member]
             assert any(one.state is State.READY for one in others), "an old one drains before a new one is ready"
         super().perform(action)
@@ -357,3 +366,13 @@ class Reloads(History):
 
 TestReloads = Reloads.TestCase
 TestReloads.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class PreloadedReloads(Reloads):
+    """The same with molds: every reload is all or nothing."""
+
+    preload = True
+
+
+TestPreloadedReloads = PreloadedReloads.TestCase
+TestPreloadedReloads.settings = TestReloads.settings

@@ -1,0 +1,95 @@
+"""Orders: what the master tells a mold to fork, with the descriptors that the worker needs.
+
+One packet each (SOCK_SEQPACKET), so that an order is there as a whole or not at all. It needs no answer on this way: the
+worker's end of its channel travels with it, so wherever the order is lost, the master sees that channel end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_PACKET = 64 * 1024
+SPACE = socket.CMSG_LEN(253 * array("i").itemsize)  # for as many descriptors as the kernel takes in one packet
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One worker to be forked. The descriptors are this process's own."""
+
+    id: int
+    age: int
+    row: int
+    channel: int
+    stacks: int
+    listeners: Sequence[tuple[int | None, int]]  # slot and descriptor
+    outputs: Sequence[tuple[int, int]]  # stdout or stderr (1 or 2), and the descriptor of what it is to be
+
+    def descriptors(self) -> list[int]:
+        """Return all of them, in the order in which they are sent."""
+        return [self.channel, self.stacks, *(one for _, one in self.listeners), *(one for _, one in self.outputs)]
+
+    def close(self) -> None:
+        """Close this process's copies."""
+        for descriptor in self.descriptors():
+            os.close(descriptor)
+
+
+class OrderSocket:
+    """One end of the way from the master to a mold."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+
+    @classmethod
+    def pair(cls) -> tuple[OrderSocket, OrderSocket]:
+        """Make both ends: to send, and to receive."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(ours), cls(theirs)
+
+    def fileno(self) -> int:
+        """Return the descriptor; it is readable when an order has come."""
+        return self._socket.fileno()
+
+    def send(self, order: Order) -> None:
+        """Send an order; the descriptors stay open here. Raises OSError if the mold does not take it, or has gone."""
+        words = {
+            "id": order.id,
+            "age": order.age,
+            "row": order.row,
+            "listeners": [slot for slot, _ in order.listeners],
+            "outputs": [stream for stream, _ in order.outputs],
+        }
+        socket.send_fds(self._socket, [json.dumps(words).encode()], order.descriptors())
+
+    def receive(self) -> Order | None:
+        """Return the next order; None if there is none, or if its descriptors could not be had."""
+        try:
+            # Not `socket.recv_fds`, which takes no notice of flags: what the app executes must not inherit them.
+            data, ancillary, _, _ = self._socket.recvmsg(MAX_PACKET, SPACE, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        descriptors = array("i")
+        for _, _, passed in ancillary:
+            descriptors.frombytes(passed[: len(passed) - len(passed) % descriptors.itemsize])
+        if not data:
+            return None
+        words = json.loads(data)
+        slots, streams = words.pop("listeners"), words.pop("outputs")
+        if len(descriptors) != 2 + len(slots) + len(streams):  # too many are open here
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return None
+        channel, stacks, *others = descriptors
+        listeners = list(zip(slots, others[: len(slots)], strict=True))
+        outputs = list(zip(streams, others[len(slots) :], strict=True))
+        return Order(channel=channel, stacks=stacks, listeners=listeners, outputs=outputs, **words)
+
+    def close(self) -> None:
+        """Close this end. Twice does no harm."""
+        self._socket.close()

@@ -1,0 +1,72 @@
+"""Orders to a mold: they arrive whole, with descriptors that are the same files, or not at all."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from forkserve.prefork.orders import Order, OrderSocket
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[OrderSocket, OrderSocket]]:
+    """Both ends."""
+    pair = OrderSocket.pair()
+    yield pair
+    for end in pair:
+        end.close()
+
+
+def order(descriptor: int, listeners: int = 2) -> Order:
+    slots = [(None if number else 3, descriptor) for number in range(listeners)]
+    return Order(id=3, age=17, row=5, channel=descriptor, stacks=descriptor, listeners=slots, outputs=[(1, descriptor)])
+
+
+def test_it_arrives_with_its_descriptors(ends: tuple[OrderSocket, OrderSocket]) -> None:
+    read, write = os.pipe()
+    ends[0].send(order(write))
+    os.close(write)
+    found = ends[1].receive()
+
+    assert found is not None
+    assert (found.id, found.age, found.row) == (3, 17, 5)
+    assert [slot for slot, _ in found.listeners] == [3, None]
+    assert [stream for stream, _ in found.outputs] == [1]
+    assert len(set(found.descriptors())) == 5
+    assert not any(os.get_inheritable(descriptor) for descriptor in found.descriptors())
+    for number, descriptor in enumerate(found.descriptors()):
+        os.write(descriptor, b"%d" % number)
+    found.close()
+    assert os.read(read, 100) == b"01234"
+    assert os.read(read, 100) == b""  # nobody else holds it
+    os.close(read)
+
+
+def test_each_is_one_packet(ends: tuple[OrderSocket, OrderSocket]) -> None:
+    assert ends[1].receive() is None
+    with socket.socket() as sock:
+        for _ in range(3):
+            ends[0].send(order(sock.fileno()))
+    for _ in range(3):
+        found = ends[1].receive()
+        assert found is not None
+        found.close()
+    assert ends[1].receive() is None
+
+
+def test_who_has_gone_takes_none(ends: tuple[OrderSocket, OrderSocket]) -> None:
+    ends[1].close()
+    with socket.socket() as sock, pytest.raises(OSError, match=r"Broken pipe|reset"):
+        ends[0].send(order(sock.fileno()))
+
+
+def test_one_that_reads_nothing_does_not_hold_up_the_master(ends: tuple[OrderSocket, OrderSocket]) -> None:
+    def flood(descriptor: int) -> None:
+        for _ in range(100_000):
+            ends[0].send(order(descriptor, listeners=0))
+
+    with socket.socket() as sock, pytest.raises(OSError, match=r"unavailable|Too many references"):
+        flood(sock.fileno())

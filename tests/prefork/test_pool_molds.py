@@ -1,0 +1,221 @@
+"""Molds in the pool, and reloads with them, by values: each test tells a short history."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkserve.errors import ExitCode
+from forkserve.prefork.actions import Action, Announce, Drain, Fork, GiveUp, Kill
+from forkserve.prefork.commands import CommandError
+from forkserve.prefork.members import ORDER_TIME
+from forkserve.prefork.pool import Pool
+from forkserve.prefork.rollout import Rollout
+from forkserve.prefork.states import MOLD, MOLD_GRACE, Limits, Member, State
+
+
+class Fleet:
+    """A pool whose molds fork at once."""
+
+    def __init__(self, wanted: int, **limits: float) -> None:
+        self.now = 100.0
+        self.pool = Pool(wanted, Limits(**limits), lambda: 0.0, preload=True)  # type: ignore[arg-type]
+        self.rollout: Rollout | None = None
+
+    def plan(self) -> list[Action]:
+        if self.rollout is not None and self.rollout.advance(self.now):
+            self.rollout = None
+        actions = self.pool.plan(self.now)
+        for action in actions:
+            if isinstance(action, Fork):
+                self.pool.forked(action.member.ident, 1000 + action.member.ident)
+        return actions
+
+    def forks(self) -> list[tuple[int, int]]:
+        """Plan; return slot and generation of what was forked."""
+        return [(one.member.slot, one.member.generation) for one in self.plan() if isinstance(one, Fork)]
+
+    def ready(self, *members: Member) -> None:
+        for member in members:
+            self.pool.ready(member.ident, self.now)
+
+    def ends(self, member: Member, code: int | None = 0) -> None:
+        self.pool.exited(member.ident, self.now, code=code, signal=9 if code is None else None, why="its reason")
+
+    def mold(self, generation: int = 1) -> Member:
+        (found,) = [one for one in self.pool.molds() if one.generation == generation]
+        return found
+
+    def workers(self, state: State, generation: int | None = None) -> list[Member]:
+        return [one for one in self.pool.members() if one.state is state and generation in (None, one.generation)]
+
+    def reload(self) -> None:
+        """Begin one, up to where its mold boots."""
+        self.rollout = Rollout(self.pool, 1.0, lambda: None)
+        assert self.forks() == [(MOLD, 2)]
+
+    def roll(self) -> None:
+        """Commit it: the first worker is replaced."""
+        self.reload()
+        self.ready(self.mold(2))
+        assert self.forks() == [(1, 2)]
+        self.ready(*self.workers(State.BOOTING))
+        self.plan()
+        self.now += 1.0
+        (drain,) = self.plan()
+        assert isinstance(drain, Drain)
+        self.ends(drain.member)
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    """Two ready workers and their mold."""
+    found = Fleet(2)
+    found.plan()
+    found.ready(found.mold())
+    found.plan()
+    found.ready(*found.workers(State.BOOTING))
+    assert found.plan() == [Announce(2)]
+    return found
+
+
+def test_the_mold_comes_first() -> None:
+    fleet = Fleet(2)
+
+    assert fleet.forks() == [(MOLD, 1)]
+    assert fleet.pool.next_deadline() == fleet.now + 60  # it boots, and nobody else waits for a time
+    fleet.ready(fleet.mold())
+    assert fleet.forks() == [(1, 1), (2, 1)]
+    assert fleet.pool.processes == 2
+    assert [one.row for one in [*fleet.pool.molds(), *fleet.pool.members()]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(4, ExitCode.APP_LOAD), (3, ExitCode.BOOT), (None, ExitCode.BOOT)])
+def test_one_that_fails_in_the_first_boot_ends_it(code: int | None, expected: ExitCode) -> None:
+    fleet = Fleet(2)
+    fleet.plan()
+    fleet.ends(fleet.mold(), code)
+    fleet.plan()
+    assert fleet.pool.done
+    assert fleet.pool.exit_code is expected
+
+
+def test_workers_wait_for_one_that_has_gone(fleet: Fleet) -> None:
+    fleet.ends(fleet.mold(), None)
+    fleet.ends(fleet.workers(State.READY)[0], None)
+
+    assert fleet.forks() == [(MOLD, 1)]
+    assert fleet.pool.degraded
+    fleet.ready(fleet.mold())
+    assert fleet.forks() == [(1, 1)]
+
+
+def test_one_that_keeps_failing_is_tried_ever_more_slowly(fleet: Fleet) -> None:
+    delays = []
+    for _ in range(4):
+        fleet.ends(fleet.mold(), 4)
+        delays.append(fleet.mold().limit if not fleet.forks() else 0.0)
+        fleet.now += delays[-1]
+        fleet.plan()
+    assert delays == [0.0, 0.5, 1.0, 2.0]
+
+
+def test_an_order_that_is_not_carried_out_in_time_is_the_end_of_its_mold(fleet: Fleet) -> None:
+    fleet.ends(fleet.workers(State.READY)[0], None)
+    (fork,) = fleet.pool.plan(fleet.now)
+    assert isinstance(fork, Fork)
+    assert fleet.pool.next_deadline() == fleet.now + ORDER_TIME
+    fleet.now += ORDER_TIME
+    mold = fleet.mold()
+
+    fleet.pool.beat(mold.ident, fleet.now)
+    assert fleet.plan() == [Kill(mold, dumped=False), GiveUp(fork.member)]
+    fleet.ends(mold, None)
+    assert fleet.forks() == [(MOLD, 1)]
+
+
+def test_at_a_stop_it_ends_with_the_workers(fleet: Fleet) -> None:
+    fleet.pool.stop()
+
+    assert {action.member.slot for action in fleet.plan() if isinstance(action, Drain)} == {MOLD, 1, 2}
+    assert fleet.mold().limit == MOLD_GRACE
+
+
+def test_without_workers_it_stays(fleet: Fleet) -> None:
+    fleet.pool.suspend()
+    fleet.plan()
+    assert fleet.mold().state is State.READY
+
+
+def test_the_old_one_lives_until_all_are_replaced(fleet: Fleet) -> None:
+    fleet.roll()
+
+    assert fleet.forks() == [(2, 2)]
+    fleet.ready(*fleet.workers(State.BOOTING))
+    (drain,) = fleet.plan()
+    assert isinstance(drain, Drain)
+    assert drain.member.slot == 2
+    assert fleet.mold(1).state is State.READY
+    fleet.ends(drain.member)
+    assert fleet.plan() == [Drain(fleet.mold(1), booting=False)]
+    assert fleet.rollout is None
+
+
+def test_a_respawn_meanwhile_is_of_the_committed_generation(fleet: Fleet) -> None:
+    fleet.reload()
+    fleet.ends(fleet.workers(State.READY)[1], None)
+    assert fleet.forks() == [(2, 1)]
+
+
+def test_a_new_one_that_fails_changes_nothing(fleet: Fleet) -> None:
+    fleet.reload()
+    fleet.ends(fleet.mold(2), 4)
+
+    with pytest.raises(CommandError, match="the new mold failed to boot: its reason; nothing was changed"):
+        fleet.plan()
+    fleet.rollout = None
+    assert fleet.plan() == []
+    assert [(one.generation, one.outdated) for one in fleet.workers(State.READY)] == [(1, False)] * 2
+
+
+def test_a_canary_that_fails_takes_its_mold_with_it(fleet: Fleet) -> None:
+    fleet.reload()
+    mold = fleet.mold(2)
+    fleet.ready(mold)
+    fleet.plan()
+    fleet.ends(fleet.workers(State.BOOTING)[0], 3)
+
+    with pytest.raises(CommandError, match="the new worker 1 failed to boot: its reason; nothing was changed"):
+        fleet.plan()
+    fleet.rollout = None
+    assert fleet.plan() == [Drain(mold, booting=False)]
+
+
+@pytest.mark.parametrize("who", ["worker", "mold"])
+def test_a_failure_half_way_puts_the_old_generation_back(fleet: Fleet, who: str) -> None:
+    fleet.roll()
+    assert fleet.forks() == [(2, 2)]
+    fleet.ends(fleet.workers(State.BOOTING)[0] if who == "worker" else fleet.mold(2), 1)
+    with pytest.raises(CommandError, match=f"the new {who}.* failed: its reason; the generation before is put back"):
+        fleet.plan()
+    fleet.rollout = None
+
+    assert fleet.pool.generation == 1
+    for _ in range(5):
+        fleet.ready(*fleet.workers(State.BOOTING))
+        fleet.plan()
+        for member in fleet.workers(State.DRAINING):
+            fleet.ends(member)
+    assert [(one.slot, one.generation, one.state) for one in fleet.pool.members()] == [(1, 1, State.READY), (2, 1, State.READY)]
+    assert [(one.generation, one.state) for one in fleet.pool.molds() if one.state is not State.DRAINING] == [(1, State.READY)]
+
+
+def test_without_workers_the_new_one_alone_is_tried(fleet: Fleet) -> None:
+    fleet.pool.suspend()
+    fleet.plan()
+    for member in fleet.workers(State.DRAINING):
+        fleet.ends(member)
+    fleet.reload()
+    assert fleet.pool.generation == 1
+    fleet.ready(fleet.mold(2))
+    assert fleet.plan() == [Drain(fleet.mold(1), booting=False)]
+    assert fleet.pool.generation == 2
