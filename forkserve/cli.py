@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from forkserve import streams
 from forkserve.errors import AppLoadError, ConfigError, ExitCode, ForkserveError, did_you_mean
 from forkserve.settings import REFUSED, TABLE, Settings, Spec, flag
 
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before the master has its handlers; stopped as asked
         return ExitCode.OK
     except OSError as error:  # `forkserve config | head`, or a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.print_nowhere()
         if not isinstance(error, BrokenPipeError):
             print(f"forkserve: {error.strerror or error}", file=sys.stderr)
         return ExitCode.UNEXPECTED

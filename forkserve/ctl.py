@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from forkserve import streams
 from forkserve.errors import ExitCode
 from forkserve.logs import printable
 from forkserve.prefork.commands import BUILTINS, JSON, Builtin, unknown
@@ -296,4 +297,4 @@ def _write(text: str) -> None:
         sys.stdout.write(text.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii"))
         sys.stdout.flush()
     except BrokenPipeError:  # `forkserve ctl status | head -1` has all that it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.print_nowhere()

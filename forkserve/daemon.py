@@ -16,12 +16,11 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn
 
-from forkserve import logs
+from forkserve import logs, streams
 from forkserve.errors import AppLoadError, BootError, ConfigError, ExitCode, ForkserveError, ListenError
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
@@ -50,9 +49,7 @@ def run(serve: Callable[[], int]) -> int:
         raise ConfigError(
             "--daemon is not for servers that a service manager started and watches (NOTIFY_SOCKET is set): leave it out"
         )
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.flush()  # else both processes would write it
+    streams.flush()
     read, write = os.pipe()
     launcher = _Launcher()
     with launcher.listening():
@@ -139,9 +136,7 @@ def _become_server(serve: Callable[[], int], pipe: int, mask: set[signal.Signals
             os._exit(ExitCode.OK)  # so that the server leads no session, and no terminal can become its own
         _state.pipe, _state.attached = pipe, True
         _tell(pid=os.getpid())
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
+        streams.read_nothing()
         if os.environ.get("LISTEN_PID") == str(launcher):
             os.environ["LISTEN_PID"] = str(os.getpid())  # whom the sockets were meant for
         atexit._clear()  # noqa: SLF001 - what was registered before the fork is the launcher's to do
@@ -155,9 +150,7 @@ def _become_server(serve: Callable[[], int], pipe: int, mask: set[signal.Signals
         traceback.print_exc()
         _tell(code=code)
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        streams.flush()
         os._exit(code)
 
 

@@ -90,7 +90,7 @@ class Master(Steering):
         self.worker_class = worker_class
         self.hooks = config.hooks
         self._config = config
-        self.messenger = Messenger(self.relay, self.slot)
+        self.messenger = Messenger(self.ask, self.slot)
         self.reloading = Reloading(self, config)
         self.development = Development(self) if settings.reload else None
         # Resolved here, so that a wrong name is found before anything runs.

@@ -28,13 +28,13 @@ class Messenger:
     """Asks workers to run commands. In the master.
 
     Args:
-        relay: Asks on behalf of a worker: gets its ident, and the arguments of `ask`; may raise CommandError.
+        ask_for: Asks on behalf of a worker: gets the arguments of `ask`; may raise CommandError.
         slot: Which slot somebody means by a word or number; may raise CommandError.
     """
 
-    def __init__(self, relay: Callable[..., Pending], slot: Callable[[int | str], int]) -> None:
+    def __init__(self, ask_for: Callable[..., Pending], slot: Callable[[int | str], int]) -> None:
         self.children: Children  # given by the master
-        self._relay = relay
+        self._ask_for = ask_for
         self._slot = slot
         self._calls = Calls()
         self._fresh: list[tuple[Pending, set[int]]] = []
@@ -134,7 +134,8 @@ class Messenger:
 
         pending = Pending()
         try:
-            pending = self._relay(child.member.ident, message["name"], message["args"], message["to"], message["timeout"])
+            what = (message[key] for key in ("name", "args", "to", "timeout"))
+            pending = self._ask_for(*what, child.member.ident)
         except CommandError as error:
             pending.fail(error)
         except (TypeError, ValueError) as error:  # a name that is no text, say: the worker's mistake, but no reason to kill it

@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from forkserve import daemon, logs
+from forkserve import daemon, logs, streams
 from forkserve.errors import BootError, ExitCode
 from forkserve.prefork import leftovers
 from forkserve.prefork.channel import Channel
@@ -32,7 +32,6 @@ from forkserve.prefork.process import (
     become_own_process,
     become_worker,
     end_with,
-    flush_streams,
     not_booted,
     prepare,
     signals_blocked,
@@ -63,7 +62,7 @@ def become_mold(
     except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
         traceback.print_exc()
     finally:
-        flush_streams()
+        streams.flush()
         os._exit(code)
 
 

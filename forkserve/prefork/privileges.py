@@ -6,24 +6,20 @@ the master: a directory service that is slow or gone must not hold up a respawn.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import grp
 import os
 import pwd
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forkserve.errors import BootError, ConfigError
+from forkserve.prefork.libc import DUMPABLE, prctl
 
 if TYPE_CHECKING:
     from forkserve.settings import Settings
-
-_PR_SET_DUMPABLE = 4
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +97,7 @@ def drop(settings: Settings) -> bool:
         raise BootError(f"cannot become user {who} (uid {found.uid}, gid {found.gid}): {error.strerror}") from None
     if found.uid != 0:
         _check_no_way_back()
-    if _libc is not None:
-        _libc.prctl(_PR_SET_DUMPABLE, 1)  # /proc/self is that user's again, and so /dev/stderr can be opened
+    prctl(DUMPABLE, 1)  # /proc/self is that user's again, and so /dev/stderr can be opened
     if settings.user is not None and found.name is not None and found.home is not None:
         os.environ.update(HOME=found.home, USER=found.name, LOGNAME=found.name)
     return True

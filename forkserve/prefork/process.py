@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import faulthandler
 import os
 import resource
 import signal
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,11 +17,12 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from forkserve import daemon, loader, logs
+from forkserve import daemon, loader, logs, streams
 from forkserve.errors import BootError, ExitCode, ForkserveError
 from forkserve.prefork import privileges
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.hooks import run_hook
+from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.prefork.loaded import keep_no_fresh_bytecode
 from forkserve.prefork.states import name_of
 from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, STDERR, WORKER_SIGNALS, Worker, WorkerContext
@@ -32,10 +31,6 @@ from forkserve.settings import merge
 # What a service manager told the master is not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
 MAX_TRACEBACK = 64 * 1024
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-# Loaded once, here in the master: a child should not need to.
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @contextlib.contextmanager
@@ -58,7 +53,7 @@ def raise_descriptor_limit() -> None:
 
 def become_subreaper() -> bool:
     """Let orphans below this process become its children; return whether the system can do that. In the master."""
-    return _libc is not None and _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    return prctl(CHILD_SUBREAPER, 1)
 
 
 def set_title(text: str, name: str | None) -> None:
@@ -87,16 +82,9 @@ def become_worker(
     except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
         traceback.print_exc()
     finally:
-        flush_streams()
+        streams.flush()
         # Not sys.exit: the frames below this one are the master's, and must not be left into.
         os._exit(code)
-
-
-def flush_streams() -> None:
-    """Write out what was printed, since `os._exit` does not."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
 
 
 def become_own_process(
@@ -108,9 +96,7 @@ def become_own_process(
     end_with_master()
     close()
     daemon.close_in_child()
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    streams.read_nothing()
     for name in MASTERS_VARIABLES:
         os.environ.pop(name, None)
     os.environ["FORKSERVE_GENERATION"] = str(context.generation)
@@ -130,8 +116,7 @@ def _end_with_master(context: WorkerContext) -> None:
 
 def end_with(master_pid: int, signum: signal.Signals) -> None:
     """Have the system tell us of the master's death by a signal. Once more after a change of user, which takes it back."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signum)
+    prctl(PDEATHSIG, signum)
     if os.getppid() != master_pid:
         os._exit(ExitCode.OK)  # it died before the line above
 

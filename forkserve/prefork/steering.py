@@ -112,7 +112,7 @@ class Steering:
         Raises:
             CommandError: The master's `on_<name>` refused it, nobody has that id, or an argument is not JSON.
         """
-        return self._ask(name, args, to, timeout)
+        return self.ask(name, args, to, timeout)
 
     @command
     def status(self) -> Pending:
@@ -219,11 +219,8 @@ class Steering:
         """Say that this cannot be done yet."""
         raise CommandError("upgrade in place is not supported yet: nothing was changed", "unsupported")
 
-    def relay(self, caller: int, name: str, args: list[JSON], to: str | int, timeout: float | None) -> Pending:
-        """Ask for a worker, whose ident is `caller`, as `call` does. Raises CommandError."""
-        return self._ask(name, args, to, timeout, caller)
-
-    def _ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
+    def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
+        """Do what `call` does; for a worker, whose ident is `caller`, and who is not asked itself. Raises CommandError."""
         self._check_running()
         if NAME.fullmatch(name) and name not in HOOKS:
             refusable(self, name, args)
@@ -345,13 +342,10 @@ class Steering:
         if not (settings.max_requests or settings.max_lifetime or settings.max_memory) or self.pool.phase is not Phase.SERVING:
             return
         ready = [child for child in self.children if child.member.state is State.READY and not child.member.outdated]
-        busy = self.pool.processes - len(ready)
-        for slot, why in self._recycler.pick(
-            [status.served(one, settings) for one in ready], settings, settings.reload_surge - busy
-        ):
-            if not self.reloading.under_way:
-                self.log.info("worker %d is replaced: %s", slot, why)
-                self.pool.replace(slot)
+        room = 0 if self.reloading.under_way else settings.reload_surge - (self.pool.processes - len(ready))
+        for slot, why in self._recycler.pick([status.served(one, settings) for one in ready], settings, room):
+            self.log.info("worker %d is replaced: %s", slot, why)
+            self.pool.replace(slot)
 
     def _autoscale(self) -> None:
         if self.pool.phase is not Phase.SERVING:

@@ -7,13 +7,11 @@ by order, or with the master; signals that hit the whole group do nothing to it,
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import queue
 import select
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -22,7 +20,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve.prefork import privileges
-from forkserve.prefork.process import set_title
+from forkserve.prefork.process import end_with, set_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,8 +35,6 @@ LONGEST_DELAY: Final = 1.0  # seconds after which a change is told although more
 GRAIN: Final = 0.02  # seconds by which the times of files may be behind the clock
 MANY: Final = 500  # paths in one message
 STANDARD: Final = 3  # descriptors
-_PR_SET_PDEATHSIG: Final = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +62,8 @@ def become_watcher(channel: Channel, watch: Watch, settings: Settings, master: i
         os.close(null)
         set_title("watcher", settings.name)
         privileges.drop(settings)
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it may be busy with a large directory
-        if os.getppid() == master:
-            Watcher(channel, watch).run()
+        end_with(master, signal.SIGKILL)  # it may be busy with a large directory
+        Watcher(channel, watch).run()
         code = 0
     except BaseException:  # noqa: BLE001 - nothing may leave this process but its last words
         with contextlib.suppress(Exception):

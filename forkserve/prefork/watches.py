@@ -9,9 +9,7 @@ and does not say so; hence `exhausted`.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +17,7 @@ from watchdog import events
 from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
+from forkserve.prefork.libc import libc
 from forkserve.prefork.patterns import fixed_part
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ WANTED: Final = (
 )
 EXHAUSTED: Final = "there are no more inotify watches (see fs.inotify.max_user_watches)"
 _ANY: Final = 0x400  # IN_DELETE_SELF
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 class Watches:
@@ -158,13 +156,13 @@ class Watches:
 
 def exhausted() -> bool:
     """Whether inotify has nothing left to give."""
-    if _libc is None:
+    if libc is None:
         return False
-    instance = _libc.inotify_init1(os.O_CLOEXEC)
+    instance = libc.inotify_init1(os.O_CLOEXEC)
     if instance < 0:
         return True
     try:
-        return bool(_libc.inotify_add_watch(instance, b"/", _ANY) < 0)
+        return bool(libc.inotify_add_watch(instance, b"/", _ANY) < 0)
     finally:
         os.close(instance)
 

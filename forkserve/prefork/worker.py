@@ -56,9 +56,6 @@ WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
 # Those of them that end a worker; one that still boots ends at once.
 ENDING: Final = frozenset(("terminated", "interrupted"))
 
-# Orders that the master sends, by the `type` of the message. To method.
-ORDERS: Final[Mapping[str, str]] = MappingProxyType({"drain": "drain", "reopen_logs": "reopen_logs"})
-
 # The master dumps and kills a stuck worker some time after `timeout`. Without a master the worker's
 # own switch does it, this many seconds later than the timeout, so that the master always goes first.
 DEAD_MAN_MARGIN: Final = 6.0
@@ -288,9 +285,11 @@ class Worker:
                     self.send({"type": "noted"})
                 case "show_fault":
                     self.show_fault(message["text"])
-                case str(order) if order in ORDERS:
-                    if order != "drain" or not self.draining:
-                        getattr(self, ORDERS[order])()
+                case "reopen_logs":
+                    self.reopen_logs()
+                case "drain":
+                    if not self.draining:
+                        self.drain()
                 case unknown:
                     self.log.error("unknown order %.100r", unknown)
         self.between_requests(self._dispatcher.run)

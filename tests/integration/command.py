@@ -72,12 +72,20 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**inherited, "PYTHONWARNINGS": "default::ResourceWarning", **(extra or {})}
 
 
-def run(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, for one that does not serve."""
+def run(
+    *arguments: str,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
+    program: Sequence[str] = ("-m", "forkserve"),
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, for one that does not serve. The options are those of `Command`."""
     return subprocess.run(
-        [sys.executable, "-m", "forkserve", *arguments],
+        [*prefix, sys.executable, *program, *arguments],
         cwd=cwd,
         env=environment(env),
+        pass_fds=pass_fds,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

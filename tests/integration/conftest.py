@@ -43,6 +43,13 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
 
 
 @pytest.fixture
+def project(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A user's directory with an app in it, `site_app`: what the tests' module calls APP."""
+    (tmp_path / "site_app.py").write_text(request.module.APP)
+    return tmp_path
+
+
+@pytest.fixture
 def serve(start: Start) -> Start:
     """Start the command and wait until it is ready."""
     return lambda *arguments, **options: start(*arguments, **options).ready()

@@ -223,8 +223,8 @@ def test_bad_clients_harm_nobody(serve: Start, name: str, ctl: Any) -> None:
     assert result_of(ctl("status", "--json"))["state"] == "running"
 
 
-@pytest.mark.skipif(shutil.which("socat") is None, reason="needs socat")
 def test_a_shell_is_a_client(serve: Start, name: str) -> None:
+    assert shutil.which("socat"), "install Debian's package socat"
     serve(*IDLE, "-w", 2, "--name", name)
     line = '{"v":1,"command":"call","args":["nap",1],"to":2}'
     command = f"echo '{line}' | socat -t 60 - UNIX-CONNECT:{socket_of(name)}"

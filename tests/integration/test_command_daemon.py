@@ -43,10 +43,13 @@ class Project:
         self._launchers: list[subprocess.Popen[str]] = []
         self._pids: set[int] = set()
 
+    def line(self, *more: object) -> list[str]:
+        """Return the arguments of the daemon."""
+        return [*map(str, ("site_app:app", "--daemon", "--pid", "pid", "--bind", "127.0.0.1:0", *more))]
+
     def arguments(self, *more: object) -> list[str]:
         """Return the command line of the daemon."""
-        line = ["site_app:app", "--daemon", "--pid", "pid", "--bind", "127.0.0.1:0", *more]
-        return [sys.executable, "-m", "forkserve", *map(str, line)]
+        return [sys.executable, "-m", "forkserve", *self.line(*more)]
 
     def launch(self, *more: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a launcher."""
@@ -311,17 +314,8 @@ def test_inherited_sockets_reach_the_daemon(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         # In the child: descriptor 3 of this process is not ours to close.
         variables = "LISTEN_FDS='1', LISTEN_PID=str(os.getpid())"
-        ended = subprocess.run(
-            [*after(f"os.dup2({sock.fileno()}, 3); os.environ.update({variables})"), *project.arguments()],
-            cwd=project.path,
-            env=environment(),
-            pass_fds=(sock.fileno(),),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            check=False,
-        )
+        prefix = after(f"os.dup2({sock.fileno()}, 3); os.environ.update({variables})")
+        ended = run(*project.line(), cwd=project.path, prefix=prefix, pass_fds=(sock.fileno(),))
 
         assert ended.returncode == 0, ended.stderr
         assert get(sock.getsockname()[1], "/").status == 200
@@ -365,13 +359,4 @@ def test_the_library_raises_in_the_launcher(project: Project) -> None:  # SV-14
 
 def library(project: Project, app: str) -> subprocess.CompletedProcess[str]:
     """Run a program of somebody's to its end."""
-    return subprocess.run(
-        [sys.executable, "-c", LIBRARY.format(app=app)],
-        cwd=project.path,
-        env=environment({"PYTHONPATH": str(ROOT)}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    return run(cwd=project.path, env={"PYTHONPATH": str(ROOT)}, program=("-c", LIBRARY.format(app=app)))

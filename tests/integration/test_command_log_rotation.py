@@ -7,8 +7,6 @@ import re
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests.integration.client import Client, get
 from tests.integration.command import Command, descriptors, eventually
 from tests.integration.conftest import Start
@@ -24,13 +22,6 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
 """
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A user's directory with an app in it."""
-    (tmp_path / "site_app.py").write_text(APP)
-    return tmp_path
 
 
 def rotating(serve: Start, project: Path, *options: object) -> Command:

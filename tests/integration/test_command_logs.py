@@ -39,13 +39,6 @@ def app(environ, start_response):
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A user's directory with an app in it."""
-    (tmp_path / "site_app.py").write_text(APP)
-    return tmp_path
-
-
-@pytest.fixture
 def access(tmp_path: Path) -> Path:
     """Where a test has its access log."""
     return tmp_path / "access.log"

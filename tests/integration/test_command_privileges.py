@@ -10,8 +10,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.integration.client import get
-from tests.integration.command import DEADLINE, ROOT, Command, after, environment, eventually, exists, run
+from tests.integration.command import ROOT, Command, after, eventually, exists, run
 from tests.integration.conftest import Start
 
 NOBODY = 65534
@@ -191,16 +189,8 @@ sys.exit(cli.main(sys.argv[1:]))
     ],
 )
 def test_whoever_is_not_root_can_only_be_himself(project: Path, options: list[str], said: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, "site_app:app", "--bind", "127.0.0.1:0", "--error-logfile", "log", *options],
-        cwd=project,
-        env=environment({"PYTHONPATH": str(ROOT)}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    line = ("site_app:app", "--bind", "127.0.0.1:0", "--error-logfile", "log", *options)
+    ended = run(*line, cwd=project, env={"PYTHONPATH": str(ROOT)}, program=("-c", AS_NOBODY))
 
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith(f"forkserve: {said}")
@@ -213,17 +203,7 @@ def test_a_user_that_the_system_does_not_let_us_become(project: Path) -> None:
         assert run("site_app:app", "--user", "root", cwd=project).returncode == 2
         return
     drop = "import ctypes; ctypes.CDLL(None).prctl(24, 7)  # no CAP_SETUID in what it executes"
-    line = ("site_app:app", "--bind", "127.0.0.1:0", "--user", "nobody")
-    ended = subprocess.run(
-        [*after(drop), sys.executable, "-m", "forkserve", *line],
-        cwd=project,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    ended = run("site_app:app", "--bind", "127.0.0.1:0", "--user", "nobody", cwd=project, prefix=after(drop))
 
     assert ended.returncode == 3, ended.stderr
     assert json.dumps(ended.stderr).count("cannot become user nobody (uid 65534, gid 65534): Operation not permitted") == 1

@@ -20,13 +20,6 @@ WHO = "tests.integration.small_apps:who"
 APP = 'def app(environ, start_response):\n    start_response("200 OK", [("Content-Length", "2")])\n    return [b"ok"]\n'
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A user's directory with an app in it."""
-    (tmp_path / "site_app.py").write_text(APP)
-    return tmp_path
-
-
 def shown(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> dict[str, tuple[str, str]]:
     """Return what `forkserve config` says: value and origin by setting, read back from its lines."""
     ended = run("config", *arguments, cwd=cwd, env=env)

@@ -8,8 +8,6 @@ import signal
 import socket
 from pathlib import Path
 
-import pytest
-
 from tests.integration.client import Client, get
 from tests.integration.command import children, descriptors, eventually, exists
 from tests.integration.conftest import Start
@@ -50,13 +48,6 @@ def worker_stdout(line):
 _out = os.open("function", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 worker_stderr = open(os.open("object", os.O_WRONLY | os.O_CREAT), "w", closefd=False)
 """
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A user's directory with an app in it."""
-    (tmp_path / "site_app.py").write_text(APP)
-    return tmp_path
 
 
 def test_a_file_gets_what_workers_and_their_children_print(serve: Start, project: Path) -> None:  # PF-16, PF-18, TP-15
