@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forkserve.prefork.commands import CommandError, Reply, WouldDeadlock
+    from forkserve.prefork.commands.pending import CommandError, Reply, WouldDeadlock
     from forkserve.prefork.worker import Worker, current_worker
     from forkserve.server import Server
     from forkserve.web import HTTPWorker

@@ -18,7 +18,9 @@ import click
 from forkserve import streams
 from forkserve.errors import ExitCode
 from forkserve.logs import printable
-from forkserve.prefork.commands import BUILTINS, JSON, Builtin, unknown
+from forkserve.prefork.commands.builtin import BUILTINS, Builtin
+from forkserve.prefork.commands.defined import unknown
+from forkserve.prefork.commands.pending import JSON
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.control.client import Answer, LateError, NoServerError, ServerGoneError, ask
 from forkserve.prefork.control.wire import MAX_TIMEOUT, read_json

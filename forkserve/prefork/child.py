@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forkserve.logs import printable
-from forkserve.prefork.states import name_of
+from forkserve.prefork.policy.states import name_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.channel import Channel
     from forkserve.prefork.frames import Message
-    from forkserve.prefork.orders import OrderSocket
+    from forkserve.prefork.policy.states import Member
+    from forkserve.prefork.preload.orders import OrderSocket
     from forkserve.prefork.scoreboard import Row
-    from forkserve.prefork.states import Member
 
 MAX_STACKS = 256 * 1024
 

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Protocol
 
 from forkserve.logs import logger
 from forkserve.prefork import console
-from forkserve.prefork.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill
-from forkserve.prefork.calls import Target
+from forkserve.prefork.commands.calls import Target
 from forkserve.prefork.failures import Failures, describe_exit
 from forkserve.prefork.frames import encode
 from forkserve.prefork.hooks import WorkerHandle, call_hook, run_hook
+from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.states import MOLD, State, name_of
 from forkserve.prefork.poller import READ, WRITE, Poller
-from forkserve.prefork.pool import Phase, Pool
 from forkserve.prefork.scoreboard import BEAT
-from forkserve.prefork.states import MOLD, State, name_of
 
 if TYPE_CHECKING:
+    from forkserve.prefork.autoreload.development import Development
     from forkserve.prefork.child import Child
-    from forkserve.prefork.development import Development
     from forkserve.prefork.forker import Forker
     from forkserve.prefork.frames import Message
-    from forkserve.prefork.states import Member
+    from forkserve.prefork.policy.states import Member
 
 
 class Owner(Protocol):

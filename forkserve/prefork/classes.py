@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TypeVar
 
 from forkserve.errors import ConfigError
-from forkserve.prefork.commands import commands_of
+from forkserve.prefork.commands.defined import commands_of
 
 Base = TypeVar("Base")
 

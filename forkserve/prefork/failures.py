@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from forkserve.errors import ExitCode
 from forkserve.logs import logger
 from forkserve.prefork import console
-from forkserve.prefork.states import name_of
+from forkserve.prefork.policy.states import name_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child

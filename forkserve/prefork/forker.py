@@ -9,23 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from forkserve.prefork.autoreload.loaded import LoadedFiles
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.child import Child, stacks_file
 from forkserve.prefork.hooks import Hooks, run_hook
-from forkserve.prefork.loaded import LoadedFiles
-from forkserve.prefork.mold import become_mold
-from forkserve.prefork.orders import Order, OrderSocket
+from forkserve.prefork.policy.states import MOLD, State
+from forkserve.prefork.preload.mold import become_mold
+from forkserve.prefork.preload.orders import Order, OrderSocket
 from forkserve.prefork.process import become_worker, signals_blocked
-from forkserve.prefork.states import MOLD, State
 from forkserve.prefork.worker import Worker, WorkerContext
 
 if TYPE_CHECKING:
     from forkserve.config import Config
+    from forkserve.prefork.autoreload.patterns import Rules
     from forkserve.prefork.listeners import Listeners
     from forkserve.prefork.output import Outputs, WorkerOutput
-    from forkserve.prefork.patterns import Rules
+    from forkserve.prefork.policy.states import Member
     from forkserve.prefork.scoreboard import Scoreboard
-    from forkserve.prefork.states import Member
     from forkserve.settings import Settings
 
 

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, ClassVar
 from forkserve import daemon
 from forkserve.errors import ConfigError
 from forkserve.prefork import console, privileges
-from forkserve.prefork.actions import Action, Announce, CloseListener
+from forkserve.prefork.autoreload.development import Development
 from forkserve.prefork.children import Children
-from forkserve.prefork.commands import CommandError
+from forkserve.prefork.commands.messenger import Messenger
+from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.control.server import Control
-from forkserve.prefork.development import Development
 from forkserve.prefork.forker import Forker
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.listeners import Listeners
-from forkserve.prefork.messenger import Messenger
 from forkserve.prefork.notify import Notifier
 from forkserve.prefork.output import Outputs
 from forkserve.prefork.pidfile import PidFile
+from forkserve.prefork.policy.actions import Action, Announce, CloseListener
+from forkserve.prefork.policy.pool import MANY_MOLDS, Phase, Pool
 from forkserve.prefork.poller import READ
-from forkserve.prefork.pool import MANY_MOLDS, Phase, Pool
 from forkserve.prefork.process import become_subreaper, raise_descriptor_limit, set_title
 from forkserve.prefork.reloading import Reloading
 from forkserve.prefork.scoreboard import Scoreboard
@@ -125,6 +125,8 @@ class Master(Steering):
         self._hangup_ignored = self._signals.inherited(signal.SIGHUP) == signal.SIG_IGN
         self._terminal = Terminal()
         self._notifier = Notifier(os.environ)
+        if (period := self._notifier.watchdog(os.environ)) is not None:
+            self.every(period, lambda: self._notifier.send(WATCHDOG=1))
         self._pid_file = PidFile(self.settings.pid) if self.settings.pid else None
         if self._pid_file:
             cleanup.callback(self._pid_file.remove)

@@ -19,9 +19,9 @@ from forkserve import logs
 from forkserve.errors import ConfigError
 from forkserve.logs import STDERR, STDOUT, LogFile
 from forkserve.prefork import privileges
+from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.poller import READ
 from forkserve.prefork.sinks import ERR, INFO, FileSink, FunctionSink, Sink, drain, syslog_sink
-from forkserve.prefork.states import name_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.poller import Poller

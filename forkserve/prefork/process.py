@@ -20,16 +20,16 @@ from setproctitle import setproctitle
 from forkserve import daemon, loader, logs, streams
 from forkserve.errors import BootError, ExitCode, ForkserveError
 from forkserve.prefork import privileges
+from forkserve.prefork.autoreload.loaded import keep_no_fresh_bytecode
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
-from forkserve.prefork.loaded import keep_no_fresh_bytecode
-from forkserve.prefork.states import name_of
+from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, STDERR, WORKER_SIGNALS, Worker, WorkerContext
 from forkserve.settings import merge
 
 # What a service manager told the master is not for the worker or the programs that it starts.
-MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
+MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MAX_TRACEBACK = 64 * 1024
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve import logs
 from forkserve.errors import ForkserveError
-from forkserve.prefork.commands import CommandError, Pending
+from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.hooks import run_hook
-from forkserve.prefork.pool import Phase
-from forkserve.prefork.rollout import Rollout, Step
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.policy.rollout import Rollout, Step
 from forkserve.settings import flag, merge, unchangeable
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from forkserve.prefork.commands import Pending
+from forkserve.prefork.commands.pending import Pending
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child

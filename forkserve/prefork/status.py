@@ -7,15 +7,15 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from forkserve.prefork.pool import Phase
-from forkserve.prefork.recycling import Served
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.policy.recycling import Served
+from forkserve.prefork.policy.states import State
 from forkserve.prefork.scoreboard import CONNECTIONS, REQUESTS
-from forkserve.prefork.states import State
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child
-    from forkserve.prefork.pool import Pool
-    from forkserve.prefork.states import Exit, Member
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.policy.states import Exit, Member
     from forkserve.prefork.steering import Steering
     from forkserve.settings import Settings
 

@@ -12,23 +12,26 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from forkserve import logs
 from forkserve.errors import ListenError
-from forkserve.prefork import goals, stacks, status
-from forkserve.prefork.autoscale import Autoscaler
-from forkserve.prefork.commands import BUILTINS, CALL_TIMEOUT, HOOKS, NAME, CommandError, Pending, unknown
-from forkserve.prefork.distribute import distribute
+from forkserve.prefork import stacks, status
+from forkserve.prefork.commands import goals
+from forkserve.prefork.commands.builtin import BUILTINS, CALL_TIMEOUT
+from forkserve.prefork.commands.defined import HOOKS, NAME, unknown
+from forkserve.prefork.commands.distribute import distribute
+from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.hooks import run_hook
+from forkserve.prefork.policy.autoscale import Autoscaler
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.recycling import Recycler
+from forkserve.prefork.policy.states import Limits, State
 from forkserve.prefork.poller import READ, Poller
-from forkserve.prefork.pool import Phase, Pool
-from forkserve.prefork.recycling import Recycler
-from forkserve.prefork.states import Limits, State
 
 if TYPE_CHECKING:
+    from forkserve.prefork.autoreload.development import Development
     from forkserve.prefork.children import Children
-    from forkserve.prefork.commands import JSON
-    from forkserve.prefork.development import Development
+    from forkserve.prefork.commands.messenger import Messenger
+    from forkserve.prefork.commands.pending import JSON
     from forkserve.prefork.hooks import Hooks
     from forkserve.prefork.listeners import Listeners
-    from forkserve.prefork.messenger import Messenger
     from forkserve.prefork.poller import Timer
     from forkserve.prefork.reloading import Reloading
     from forkserve.prefork.worker import Worker

@@ -19,9 +19,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve import daemon, logs
-from forkserve.prefork.asked import Asked
-from forkserve.prefork.commands import CALL_TIMEOUT, CommandError, describe
-from forkserve.prefork.dispatch import Dispatcher, run_to_end
+from forkserve.prefork.commands.asked import Asked
+from forkserve.prefork.commands.builtin import CALL_TIMEOUT
+from forkserve.prefork.commands.defined import describe
+from forkserve.prefork.commands.dispatch import Dispatcher, run_to_end
+from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.frames import FrameError
 from forkserve.prefork.hooks import Hooks, WorkerHandle, call_hook, run_hook
 from forkserve.prefork.scoreboard import ACCEPTING, BEAT, Row, Scoreboard
@@ -29,11 +31,11 @@ from forkserve.prefork.wakeup import SignalQueue
 
 if TYPE_CHECKING:
     from forkserve.config import Config
+    from forkserve.prefork.autoreload.loaded import LoadedFiles
     from forkserve.prefork.channel import Channel
-    from forkserve.prefork.commands import JSON
+    from forkserve.prefork.commands.pending import JSON
     from forkserve.prefork.frames import Message
     from forkserve.prefork.listeners import Listener
-    from forkserve.prefork.loaded import LoadedFiles
     from forkserve.settings import Settings
 
 # Signal to method. The signals that do nothing have a handler all the same, and are not ignored:

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from forkserve import cli, ctl
-from forkserve.prefork.commands import BUILTINS, CommandError, Failure, Pending, Reply
+from forkserve.prefork.commands.builtin import BUILTINS
+from forkserve.prefork.commands.pending import CommandError, Failure, Pending, Reply
 from forkserve.prefork.control.client import LateError, ServerGoneError, ask
 from forkserve.show import duration, show
 from tests.prefork.control_helpers import Server, short_directory

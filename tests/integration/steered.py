@@ -16,7 +16,7 @@ from typing import Any
 
 from forkserve import CommandError, Server
 from forkserve.prefork.classes import load_class
-from forkserve.prefork.commands import Pending, answer
+from forkserve.prefork.commands.pending import Pending, answer
 from tests.integration.command import DEADLINE
 from tests.integration.conftest import Start
 

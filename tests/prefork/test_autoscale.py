@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.autoscale import BURST, GAP, HOLD, Autoscaler
+from forkserve.prefork.policy.autoscale import BURST, GAP, HOLD, Autoscaler
 
 
 @dataclass

@@ -7,17 +7,9 @@ import json
 import pytest
 
 from forkserve.errors import ConfigError
-from forkserve.prefork.commands import (
-    BUILTINS,
-    CommandError,
-    Failure,
-    Pending,
-    Reply,
-    answer,
-    commands_of,
-    describe,
-    unknown,
-)
+from forkserve.prefork.commands.builtin import BUILTINS
+from forkserve.prefork.commands.defined import commands_of, describe, unknown
+from forkserve.prefork.commands.pending import CommandError, Failure, Pending, Reply, answer
 from forkserve.prefork.steering import Steering
 from forkserve.prefork.worker import Worker
 

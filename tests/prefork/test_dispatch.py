@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.prefork.dispatch import Dispatcher, run_to_end
+from forkserve.prefork.commands.dispatch import Dispatcher, run_to_end
 from forkserve.prefork.frames import MAX_FRAME, encode
 
 Message = dict[str, Any]

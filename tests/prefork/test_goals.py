@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from forkserve.prefork.actions import Fork
-from forkserve.prefork.commands import CommandError
-from forkserve.prefork.goals import Goal, replaced, scaled, stopped
-from forkserve.prefork.pool import Pool
-from forkserve.prefork.states import Limits, Member, State
+from forkserve.prefork.commands.goals import Goal, replaced, scaled, stopped
+from forkserve.prefork.commands.pending import CommandError
+from forkserve.prefork.policy.actions import Fork
+from forkserve.prefork.policy.pool import Pool
+from forkserve.prefork.policy.states import Limits, Member, State
 
 SIGSEGV = 11
 

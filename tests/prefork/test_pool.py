@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 
 from forkserve.errors import ExitCode
-from forkserve.prefork.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
-from forkserve.prefork.members import LATE, LONGEST_DELAY
-from forkserve.prefork.pool import Phase, Pool
-from forkserve.prefork.states import (
+from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.policy.members import LATE, LONGEST_DELAY
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.states import (
     DUMP_TIME,
     KILL_PATIENCE,
     TRANSITIONS,

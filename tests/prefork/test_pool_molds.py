@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from forkserve.errors import ExitCode
-from forkserve.prefork.actions import Action, Announce, Drain, Fork, GiveUp, Kill
-from forkserve.prefork.commands import CommandError
-from forkserve.prefork.members import ORDER_TIME
-from forkserve.prefork.pool import Pool
-from forkserve.prefork.rollout import Rollout
-from forkserve.prefork.states import MOLD, MOLD_GRACE, Limits, Member, State
+from forkserve.prefork.commands.pending import CommandError
+from forkserve.prefork.policy.actions import Action, Announce, Drain, Fork, GiveUp, Kill
+from forkserve.prefork.policy.members import ORDER_TIME
+from forkserve.prefork.policy.pool import Pool
+from forkserve.prefork.policy.rollout import Rollout
+from forkserve.prefork.policy.states import MOLD, MOLD_GRACE, Limits, Member, State
 
 
 class Fleet:

@@ -11,9 +11,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from forkserve.prefork.actions import Action, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
-from forkserve.prefork.pool import Phase, Pool
-from forkserve.prefork.states import DUMP_TIME, KILL_PATIENCE, MOLD, Limits, Member, State
+from forkserve.prefork.policy.actions import Action, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.states import DUMP_TIME, KILL_PATIENCE, MOLD, Limits, Member, State
 
 LIMITS = Limits(boot=60.0, beat=30.0, graceful=20.0, surge=1)
 LIVING = (State.BOOTING, State.READY, State.DRAINING)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.recycling import Recycler, Served
+from forkserve.prefork.policy.recycling import Recycler, Served
 from forkserve.settings import Settings
 
 MIB = 1 << 20

@@ -7,11 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from forkserve.prefork.actions import Action, Drain, Fork
-from forkserve.prefork.commands import CommandError
-from forkserve.prefork.pool import Phase, Pool
-from forkserve.prefork.rollout import Rollout, Step
-from forkserve.prefork.states import MOLD, Limits, Member, State
+from forkserve.prefork.commands.pending import CommandError
+from forkserve.prefork.policy.actions import Action, Drain, Fork
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.rollout import Rollout, Step
+from forkserve.prefork.policy.states import MOLD, Limits, Member, State
 from tests.prefork.test_pool_properties import History
 
 SETTLE = 1.0

@@ -10,9 +10,9 @@ import socket
 import sys
 
 from forkserve import config
+from forkserve.prefork.autoreload.development import make_rules, real_folders
+from forkserve.prefork.autoreload.watcher import Watch, become_watcher
 from forkserve.prefork.channel import Channel
-from forkserve.prefork.development import make_rules, real_folders
-from forkserve.prefork.watcher import Watch, become_watcher
 
 if __name__ == "__main__":
     os.dup2(int(sys.argv[1]), 3)

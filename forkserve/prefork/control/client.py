@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from forkserve.prefork.commands import JSON
+from forkserve.prefork.commands.pending import JSON
 from forkserve.prefork.control.session import peer
 from forkserve.prefork.control.wire import LineDecoder, LineError, read_object, write_line
 

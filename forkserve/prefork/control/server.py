@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from forkserve.errors import ListenError
 from forkserve.logs import logger
-from forkserve.prefork.commands import JSON, CommandError, Pending, answer
+from forkserve.prefork.commands.pending import JSON, CommandError, Pending, answer
 from forkserve.prefork.control.session import Asked, Limits, Session, peer, turn_away
 from forkserve.prefork.control.socketfile import SocketFile, open_named, open_path
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line

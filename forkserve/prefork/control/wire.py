@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 from forkserve.errors import did_you_mean
-from forkserve.prefork.commands import BUILTINS, JSON, CommandError, unknown
+from forkserve.prefork.commands.builtin import BUILTINS
+from forkserve.prefork.commands.defined import unknown
+from forkserve.prefork.commands.pending import JSON, CommandError
 
 VERSION: Final = 1
 MAX_LINE: Final = 1 << 20  # of a request; an answer may be longer

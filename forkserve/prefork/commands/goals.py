@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from forkserve.prefork.commands import CommandError
-from forkserve.prefork.pool import Phase, Pool
-from forkserve.prefork.states import Member, State
+from forkserve.prefork.commands.pending import CommandError
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.states import Member, State
 
 Goal = Callable[[], bool]
 """Whether it is done; raises CommandError if it never will be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from forkserve.prefork.commands import JSON, CommandError, Pending, Reply
+from forkserve.prefork.commands.pending import JSON, CommandError, Pending, Reply
 
 
 def distribute(ask: Callable[[JSON], Pending], items: Sequence[JSON], width: int, retries: int) -> Pending:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from forkserve.prefork.autoreload.patterns import Rules
     from forkserve.prefork.frames import Message
-    from forkserve.prefork.patterns import Rules
 
 FRESH = 2.0  # seconds; the dates of files on old file systems are as coarse as that
 MANY = 500  # paths in one message, so that it stays far below the largest frame

@@ -17,13 +17,13 @@ from watchdog import events
 from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
+from forkserve.prefork.autoreload.patterns import fixed_part
 from forkserve.prefork.libc import libc
-from forkserve.prefork.patterns import fixed_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkserve.prefork.patterns import Rules
+    from forkserve.prefork.autoreload.patterns import Rules
 
 POLL_EVERY: Final = 0.3  # seconds between two looks at all files, where nothing better can be had
 WANTED: Final = (

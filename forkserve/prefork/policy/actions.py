@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forkserve.prefork.states import Member
+    from forkserve.prefork.policy.states import Member
 
 
 @dataclass(frozen=True, slots=True)

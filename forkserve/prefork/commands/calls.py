@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkserve.prefork.commands import JSON, CommandError, Failure, Pending, Reply
+from forkserve.prefork.commands.pending import JSON, CommandError, Failure, Pending, Reply
 
 if TYPE_CHECKING:
     from forkserve.prefork.frames import Message

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from forkserve import daemon, logs, streams
 from forkserve.errors import BootError, ExitCode
-from forkserve.prefork import leftovers
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.listeners import Listener
+from forkserve.prefork.preload import leftovers
 from forkserve.prefork.process import (
     EndOfBootError,
     become_own_process,
@@ -42,8 +42,8 @@ from forkserve.prefork.worker import BEAT_EVERY, WORKER_SIGNALS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkserve.prefork.orders import Order, OrderSocket
     from forkserve.prefork.output import WorkerOutput
+    from forkserve.prefork.preload.orders import Order, OrderSocket
     from forkserve.prefork.worker import Worker, WorkerContext
 
 MOMENT: Final = 0.0001  # seconds; for a process to end that has nothing left to do

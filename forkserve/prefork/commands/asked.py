@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any
 
-from forkserve.prefork.commands import CommandError, Failure, Reply, WouldDeadlock
+from forkserve.prefork.commands.pending import CommandError, Failure, Reply, WouldDeadlock
 from forkserve.prefork.hooks import call_hook
 
 on_own_loop: ContextVar[bool] = ContextVar("on_own_loop", default=False)

@@ -22,9 +22,9 @@ from enum import IntEnum
 from typing import Final
 
 from forkserve.errors import ExitCode
-from forkserve.prefork.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill
-from forkserve.prefork.members import ORDER_TIME, Members
-from forkserve.prefork.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, State
+from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill
+from forkserve.prefork.policy.members import ORDER_TIME, Members
+from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, State
 
 MANY_MOLDS: Final = 2  # each holds a copy of the app
 _SIGTERM: Final = 15

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from forkserve.prefork.asked import on_own_loop
-from forkserve.prefork.commands import LONGEST_TEXT, commands_of, unknown
+from forkserve.prefork.commands.asked import on_own_loop
+from forkserve.prefork.commands.defined import commands_of, unknown
+from forkserve.prefork.commands.pending import LONGEST_TEXT
 from forkserve.prefork.frames import FrameError, Message
 
 if TYPE_CHECKING:
-    from forkserve.prefork.commands import JSON
+    from forkserve.prefork.commands.pending import JSON
     from forkserve.prefork.worker import Worker
 
 

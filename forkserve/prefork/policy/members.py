@@ -12,8 +12,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from forkserve.prefork.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill
-from forkserve.prefork.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, Slot, State
+from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, Slot, State
 
 # Seconds.
 LATE: Final = 1.0  # a master that wakes up so much too late was itself suspended

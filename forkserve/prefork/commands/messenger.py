@@ -8,16 +8,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from forkserve.logs import logger
-from forkserve.prefork.calls import Calls, Send, Target
-from forkserve.prefork.commands import CommandError, Pending
+from forkserve.prefork.commands.calls import Calls, Send, Target
+from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.frames import FrameError, Message, encode
-from forkserve.prefork.pool import Phase
-from forkserve.prefork.states import State
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child
     from forkserve.prefork.children import Children
-    from forkserve.prefork.commands import JSON
+    from forkserve.prefork.commands.pending import JSON
 
 MANY_CALLS = 1 << 63  # a number as long as any
 

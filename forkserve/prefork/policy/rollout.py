@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from forkserve.prefork.commands import CommandError
-from forkserve.prefork.pool import Phase, Pool
-from forkserve.prefork.states import MOLD, Exit, Member, State
+from forkserve.prefork.commands.pending import CommandError
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.states import MOLD, Exit, Member, State
 
 
 class Step(Enum):

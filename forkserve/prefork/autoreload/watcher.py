@@ -25,9 +25,9 @@ from forkserve.prefork.process import end_with, set_title
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from forkserve.prefork.autoreload.patterns import Rules
+    from forkserve.prefork.autoreload.watches import Watches
     from forkserve.prefork.channel import Channel
-    from forkserve.prefork.patterns import Rules
-    from forkserve.prefork.watches import Watches
     from forkserve.settings import Settings
 
 LOST_EVERY: Final = 0.2  # seconds between two looks for a project that is not there
@@ -76,7 +76,7 @@ class Watcher:
     """Looks, collects, and tells."""
 
     def __init__(self, channel: Channel, watch: Watch) -> None:
-        from forkserve.prefork.watches import Watches  # noqa: PLC0415 - and with it watchdog, which the master never needs
+        from forkserve.prefork.autoreload.watches import Watches  # noqa: PLC0415 - and with it watchdog, which the master never needs
 
         self._channel = channel
         self._watch = watch

@@ -14,14 +14,14 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from forkserve.logs import logger, printable
+from forkserve.prefork.autoreload.patterns import MODULES, Rules, fixed_part
+from forkserve.prefork.autoreload.watcher import Watch, become_watcher
 from forkserve.prefork.channel import Channel
-from forkserve.prefork.commands import CommandError
-from forkserve.prefork.patterns import MODULES, Rules, fixed_part
+from forkserve.prefork.commands.pending import CommandError
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.policy.states import State
 from forkserve.prefork.poller import READ
-from forkserve.prefork.pool import Phase
 from forkserve.prefork.process import signals_blocked
-from forkserve.prefork.states import State
-from forkserve.prefork.watcher import Watch, become_watcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

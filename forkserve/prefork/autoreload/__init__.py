@@ -1,0 +1,1 @@
+"""Autoreload: reloads for development, when a file changes that the app has loaded."""

@@ -1,0 +1,1 @@
+"""Commands: how they are called, sent to the workers, done there, and answered."""
