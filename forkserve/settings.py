@@ -22,6 +22,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 LAST_PORT = 65535
 FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token (RFC 9110, section 5.6.2)
 FIELD_VALUE = r"[ -~\xa0-\xff]*"  # what latin-1 can say, without control characters
+LOCAL_PEERS = ("127.0.0.0/8", "::1", "unix")
 
 # Names that people will try and that have no setting, with what to do instead.
 REFUSED: Mapping[str, str] = {
@@ -249,13 +250,20 @@ class Settings:
         "Header added to every response; repeatable.",
     )
     forwarded_allow_ips: tuple[str, ...] = setting(
-        ("127.0.0.0/8", "::1", "unix"),
+        LOCAL_PEERS,
         "HTTP",
         many("PEER", values.read_network),
         "Peers whose forwarded headers count: addresses, networks, unix, or * for all.",
         variable="FORWARDED_ALLOW_IPS",
     )
     proxy_headers: bool = setting(True, "HTTP", values.switch, "Believe forwarded headers of those peers.")
+    proxy_protocol: str = setting(
+        "off", "HTTP", choice("off", "v1", "v2", "auto"), "PROXY header with which connections of --proxy-allow-from must begin."
+    )
+    proxy_allow_from: tuple[str, ...] = setting(
+        LOCAL_PEERS, "HTTP", many("PEER", values.read_network), "Peers that send one; others are served without, and may not."
+    )
+    sendfile: bool = setting(True, "HTTP", values.switch, "Let the system send files of wsgi.file_wrapper.", variable="SENDFILE")
 
     ws_max_size: int = setting(16 * MIB, "WebSocket", values.size, "Size of one message.")
     ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Time between pings; 0 sends none.")

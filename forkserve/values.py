@@ -108,9 +108,9 @@ def show_bytes(value: int) -> str:
 def read_switch(value: object) -> bool:
     """Read a truth value; in text as people write it in environments."""
     word = value.lower() if isinstance(value, str) else value
-    if word is True or word in ("true", "yes", "on", "1"):
+    if word is True or word in ("true", "yes", "y", "on", "1"):
         return True
-    if word is False or word in ("false", "no", "off", "0"):
+    if word is False or word in ("false", "no", "n", "off", "0"):
         return False
     refuse(value, "true or false")
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkserve.http.connection import CLOSING_TIME, Connection
+from forkserve.http.proxy import ProxiedEndpoints, TrustedPeers
+from forkserve.http.proxyheader import LONGEST, ProxyHeader, ProxyHeaderError, read_proxy_header
 
 if TYPE_CHECKING:
     from forkserve.http.site import Site
@@ -54,6 +57,9 @@ class Acceptor:
         self._stopped = False
         self._connecting: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        settings = site.settings
+        self._senders = None if settings.proxy_protocol == "off" else TrustedPeers(settings.proxy_allow_from)
+        self._complained = False
 
     def start(self) -> None:
         """Accept from now on."""
@@ -91,7 +97,7 @@ class Acceptor:
     def _accept(self) -> bool:
         """Take one connection; whether there may be another."""
         try:
-            client, _ = self._sock.accept()
+            client, peer = self._sock.accept()
         except (BlockingIOError, InterruptedError):
             self._warned = False  # the queue is empty: the shortage is over
             return False
@@ -103,7 +109,7 @@ class Acceptor:
                 return True
             raise
         client.setblocking(False)
-        task = self._loop.create_task(self._connect(client), name=HANDSHAKE)
+        task = self._loop.create_task(self._connect(client, peer), name=HANDSHAKE)
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
         return True
@@ -115,15 +121,80 @@ class Acceptor:
         if self._timer is None:
             self._rest(PAUSE)
 
-    async def _connect(self, client: socket.socket) -> None:
+    async def _connect(self, client: socket.socket, peer: Any) -> None:
         site = self._site
+        header, host = None, str(peer[0]) if isinstance(peer, tuple) else ""
         try:
+            if self._senders is not None and host in self._senders:
+                header = await self._proxy_header(client)
             await self._loop.connect_accepted_socket(
-                lambda: Connection(site),
+                (lambda: Connection(site)) if header is None else (lambda: _proxied(site, header)),
                 client,
                 ssl=site.tls,
                 ssl_handshake_timeout=(site.settings.header_timeout or None) if site.tls is not None else None,
                 ssl_shutdown_timeout=CLOSING_TIME if site.tls is not None else None,
             )
+        except ProxyHeaderError as error:
+            client.close()
+            self._complain(host, error)
         except (TimeoutError, OSError, EOFError):
             client.close()  # a client that gave up, or a handshake that failed, is nobody's error
+
+    async def _proxy_header(self, client: socket.socket) -> ProxyHeader:
+        """Take the PROXY header from a connection, and not a byte more.
+
+        Raises:
+            ProxyHeaderError: There was none that counts.
+            EOFError: There was nothing at all.
+        """
+        allowed, timeout = self._site.settings.proxy_protocol, self._site.settings.header_timeout
+        whole: asyncio.Future[ProxyHeader] = self._loop.create_future()
+        data = b""
+
+        def read() -> None:
+            nonlocal data
+            if whole.done():
+                return
+            try:
+                # All that is looked at and belongs to the header is taken at once: what is only looked at stays readable, and
+                # the loop would call again and again.
+                ahead = client.recv(LONGEST - len(data), socket.MSG_PEEK)
+                header = read_proxy_header(data + ahead, allowed)
+                data += client.recv(len(ahead) if header is None else header.size - len(data))
+            except (BlockingIOError, InterruptedError):
+                return
+            except (OSError, ProxyHeaderError) as error:
+                whole.set_exception(error)
+                return
+            if header is not None and len(data) == header.size:
+                whole.set_result(header)
+            elif not ahead:
+                whole.set_exception(ProxyHeaderError("ends too early") if data else EOFError())
+
+        def give_up() -> None:
+            if not whole.done():
+                whole.set_exception(ProxyHeaderError("did not come in time"))
+
+        timer = self._loop.call_later(timeout, give_up) if timeout else None
+        self._loop.add_reader(client, read)
+        try:
+            return await whole
+        except asyncio.CancelledError:
+            client.close()
+            raise
+        finally:
+            self._loop.remove_reader(client)
+            if timer is not None:
+                timer.cancel()
+
+    def _complain(self, host: str, error: ProxyHeaderError) -> None:
+        """Log a warning once, for a proxy that is not set up for it; from then on clients must not fill the log."""
+        level, self._complained = logging.DEBUG if self._complained else logging.WARNING, True
+        peer, allowed = host or "a unix socket", self._site.settings.proxy_protocol
+        self._site.log.log(level, "connection from %s closed: its PROXY header %s (--proxy-protocol %s)", peer, error, allowed)
+
+
+def _proxied(site: Site, header: ProxyHeader) -> Connection:
+    connection = Connection(site)
+    connection.endpoints = ProxiedEndpoints(header)
+    return connection

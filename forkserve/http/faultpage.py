@@ -74,8 +74,7 @@ def exchange(text: str) -> Callable[[Connection, Target, Fields], FaultExchange]
 def _is_local(connection: Connection, fields: Fields) -> bool:
     """Whether both who sent the request and whom a proxy names are this machine."""
     ends = connection.endpoints
-    on_unix_socket = ends.server is not None and ends.server[1] is None
-    peer_is_local = on_unix_socket if ends.client is None else _is_loopback(ends.client[0])
+    peer_is_local = not ends.peer or _is_loopback(ends.peer)
     named, _ = ends.seen_through(fields, connection.site.trusted)
     return peer_is_local and (named is None or _is_loopback(named[0]))
 

@@ -1,4 +1,4 @@
-"""Who the client is: the socket's word, or a trusted proxy's (X-Forwarded-For and X-Forwarded-Proto)."""
+"""Who the client is: the socket's word, or a trusted proxy's (X-Forwarded-For and X-Forwarded-Proto, or a PROXY header)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forkserve.http.fields import Fields
+    from forkserve.http.proxyheader import ProxyHeader
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _TCP = (socket.AF_INET, socket.AF_INET6)
@@ -84,7 +85,8 @@ class Endpoints:
             self.tls = True
 
     @property
-    def _peer(self) -> str:
+    def peer(self) -> str:
+        """The address of whoever is at the other end of the socket, which trust goes by; empty on a unix socket."""
         if self.client is not None:
             return self.client[0]
         # Without an address it is a unix socket's, or one that had gone before we could ask.
@@ -96,7 +98,7 @@ class Endpoints:
         Duplicate fields are joined before hops are counted, and the last untrusted hop wins, so a client cannot put
         itself in front.
         """
-        if not fields.forwarded or self._peer not in trusted:
+        if not fields.forwarded or self.peer not in trusted:
             return self.client, self.scheme
         hops: list[str] = []
         proto = b""
@@ -110,6 +112,33 @@ class Endpoints:
             client = (trusted.client(hops, ""), 0)
         scheme = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}.get(proto, self.scheme)
         return client, scheme
+
+
+class ProxiedEndpoints(Endpoints):
+    """The two ends of a connection that a proxy passes on, as it has told; trust still goes by the proxy itself.
+
+    Args:
+        header: What the proxy has told.
+    """
+
+    __slots__ = ("_header", "_peer")
+
+    def __init__(self, header: ProxyHeader) -> None:
+        super().__init__()
+        self._header = header
+        self._peer = "unknown"
+
+    def read(self, transport: Any) -> None:
+        """Take the addresses from a transport, then from the header if that has any."""
+        super().read(transport)
+        self._peer = super().peer
+        if self._header.client is not None and self._header.server is not None:
+            self.client, self.server = self._header.client, self._header.server
+
+    @property
+    def peer(self) -> str:
+        """The address of the proxy."""
+        return self._peer
 
 
 def _bare(hop: str) -> str:

@@ -309,7 +309,7 @@ class WSGIExchange(WSGICall):
         rest = wrapper.remaining()
         if rest is None or self.started or self.head is None:
             return False
-        if self.connection.endpoints.tls:
+        if self.connection.endpoints.tls or not self.site.settings.sendfile:
             self.add_length(rest)
             return False
         self.start_file(os.dup(wrapper.fileno()), wrapper.tell(), rest)
