@@ -16,7 +16,8 @@ import click
 
 from forkserve import streams
 from forkserve.errors import AppLoadError, ConfigError, ExitCode, ForkserveError, did_you_mean
-from forkserve.settings import REFUSED, TABLE, Settings, Spec, flag
+from forkserve.settings import TABLE, Settings, Spec, flag
+from forkserve.validation import REFUSED
 
 USAGE = "[config] APP [OPTIONS]"
 ABOUT = """Serve a WSGI or ASGI app with forked workers, on one port each or on a shared one.
@@ -208,11 +209,13 @@ def cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:
 def _check(settings: Settings) -> None:
     """Do what a start does, up to loading the app, in this process, which then ends. Raises ConfigError, AppLoadError."""
     from forkserve import loader
+    from forkserve.frontend import upstream
     from forkserve.prefork import privileges
     from forkserve.server import check
 
     privileges.account(settings)
     check(settings)
+    upstream.check(settings)
     if settings.app is not None:
         loader.prepare(settings)
         loader.load(settings.app, interface=settings.interface, factory=settings.factory)

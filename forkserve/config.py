@@ -24,8 +24,8 @@ from forkserve.errors import ConfigError, did_you_mean
 from forkserve.loader import parse_app_spec, read_env_file
 from forkserve.prefork import privileges
 from forkserve.prefork.addresses import parse_address
-from forkserve.settings import NAMES, REFUSED, TABLE, Settings, flag
-from forkserve.validation import validate
+from forkserve.settings import NAMES, TABLE, Settings, flag
+from forkserve.validation import REFUSED, validate
 
 Hook = Callable[..., object]
 

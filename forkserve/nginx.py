@@ -1,8 +1,7 @@
 """The command `forkserve nginx`: options in, the configuration of a front end out, as text.
 
 The options are those of serving, so that one command line does for both, and some for the front end. Where the workers
-are comes from these options, or from a server that runs; timeouts and limits always from the options, the environment and
-the configuration file.
+are, timeouts and limits come from these options, the environment and the configuration file, or from a server that runs.
 """
 
 import json
@@ -22,15 +21,15 @@ from forkserve.errors import ConfigError, ForkserveError
 from forkserve.frontend import backends, caddyfile, front, haproxy_cfg, nginx_conf
 from forkserve.frontend.check import CheckError, check, write_whole
 from forkserve.frontend.front import Front
-from forkserve.settings import Settings
+from forkserve.settings import TABLE, Settings
 
 T = TypeVar("T")
 
 ABOUT = """Print the configuration of a front end for these workers, or for those of a running server.
 
 Give the options that you serve with: `forkserve nginx main:app --workers 4 --base-port 9000`. Or name a server that runs,
-and its addresses are asked for: `forkserve nginx --name shop`. Timeouts and limits come from the same settings as the
-server's, so that the two agree; see `forkserve --help` for them all.
+and it is asked for its addresses and settings: `forkserve nginx --name shop`. Timeouts and limits are the server's own, so
+that the two agree; see `forkserve --help` for them all.
 """
 WRITERS: dict[str, ModuleType] = {"nginx": nginx_conf, "haproxy": haproxy_cfg, "caddy": caddyfile}
 # What on the command line says where the workers are, so that --name only names them.
@@ -194,7 +193,7 @@ def _front(wanted: Wanted, settings: Settings, status: dict[str, Any] | None) ->
         if status is None:
             found = backends.from_settings(settings)
         else:
-            name = status["name"]
+            name, settings = status["name"], _told_settings(status, settings)
             scheme, found = backends.from_status(status)
     if wanted.hosts is not None:
         with _told("--hosts"):
@@ -215,8 +214,22 @@ def _front(wanted: Wanted, settings: Settings, status: dict[str, Any] | None) ->
         server_names=_read("--server-name", front.read_server_names, wanted.server_name),
         certificate=certificate,
         static=tuple((url, os.path.abspath(folder).rstrip("/") + "/") for url, folder in static),
-        upstream_file=None if wanted.upstream_file is None else os.path.abspath(wanted.upstream_file),
+        upstream_file=_upstream_file(wanted, settings),
     )
+
+
+def _told_settings(status: dict[str, Any], settings: Settings) -> Settings:
+    """Return the settings as the running server has them, as far as it tells. Raises ValueError for what cannot be read."""
+    told = {name: text for name, text in status.get("settings", {}).items() if name in TABLE}
+    read: dict[str, Any] = {name: text if text is None else TABLE[name].kind.read(text) for name, text in told.items()}
+    return replace(settings, **read)
+
+
+def _upstream_file(wanted: Wanted, settings: Settings) -> str | None:
+    """Return the file to include: as asked, or the one that the server keeps, which is nginx's."""
+    if wanted.upstream_file is not None:
+        return os.path.abspath(wanted.upstream_file)
+    return settings.nginx_upstream if wanted.format == "nginx" else None
 
 
 def _text(wanted: Wanted, made: Front) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from forkserve import config as configuration
 from forkserve import daemon, loader, logs
 from forkserve.errors import ConfigError
+from forkserve.frontend import upstream
 from forkserve.http.access import compile_format
 from forkserve.http.parsers import new_parser
 from forkserve.http.tls import make_context
@@ -67,6 +68,7 @@ class Server(Master):
         """
         if issubclass(self.worker_class, HTTPWorker):
             check(self.settings)
+        upstream.check(self.settings)
         privileges.prepare(self.settings)
         if self.settings.daemon:
             return daemon.run(self._serve)
@@ -74,6 +76,8 @@ class Server(Master):
 
     def _serve(self) -> int:
         logs.configure(self.settings)
+        if self.settings.nginx_upstream is not None:
+            self.front = upstream.Upstream(self.poller, self.name, self.settings.nginx_upstream)
         return super().run()
 
 

@@ -14,23 +14,13 @@ from typing import Any
 
 from forkserve import values
 from forkserve.spec import Spec, flag, setting
-from forkserve.values import Pairs, choice, count, many, pairs
+from forkserve.values import Pairs, choice, count, many
 
-__all__ = ["NAMES", "REFUSED", "TABLE", "Settings", "Spec", "flag", "merge", "unchangeable"]
+__all__ = ["NAMES", "TABLE", "Settings", "Spec", "flag", "merge", "unchangeable"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 LAST_PORT = 65535
-FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token (RFC 9110, section 5.6.2)
-FIELD_VALUE = r"[ -~\xa0-\xff]*"  # what latin-1 can say, without control characters
 LOCAL_PEERS = ("127.0.0.0/8", "::1", "unix")
-
-# Names that people will try and that have no setting, with what to do instead.
-REFUSED: Mapping[str, str] = {
-    "worker_class": "there are no worker classes: WSGI or ASGI is detected (--interface forces it),"
-    " and --threads N runs a WSGI app in threads; leave it out",
-    "worker_abort": "no code of the app can run in a stuck worker: its stacks and request lines are"
-    " logged before it is killed; leave it out",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +35,7 @@ class Settings:
     )
     pythonpath: tuple[str, ...] = setting((), "App", values.folders, "More directories to import from, with commas between them.")
     env: Pairs = setting(
-        (),
-        "App",
-        pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE"),
-        "Variable in the workers' environment; repeatable.",
-        short="-e",
-        aliases="raw_env",
+        (), "App", values.variables, "Variable in the workers' environment; repeatable.", short="-e", aliases="raw_env"
     )
     env_file: str | None = setting(
         None, "App", values.file, "File of NAME=VALUE lines for the workers' environment; variables that are set already win."
@@ -88,6 +73,16 @@ class Settings:
     fd: int | None = setting(None, "Addresses", count(), "Short for --bind fd://N.", reloadable=False)
     backlog: int = setting(2048, "Addresses", count(1), "Connections that may wait to be accepted.", reloadable=False)
     socket_mode: int = setting(0o660, "Addresses", values.mode, "Permissions of unix sockets.", reloadable=False)
+    nginx_upstream: str | None = setting(
+        None,
+        "Addresses",
+        values.path,
+        "File that nginx includes: the workers' addresses, kept up to date while they come and go.",
+        reloadable=False,
+    )
+    nginx_reload: str | None = setting(
+        None, "Addresses", values.command, "What to run when that file has changed: 'nginx -s reload'; without a shell."
+    )
 
     workers: int = setting(
         1,
@@ -220,7 +215,9 @@ class Settings:
     linger: float = setting(
         2.0, "Timeouts", values.seconds, "How long a draining worker waits for one more request on an idle connection."
     )
-    drain_delay: float = setting(0.0, "Timeouts", values.seconds, "How long a worker to be retired goes on accepting.")
+    drain_delay: float = setting(
+        0.0, "Timeouts", values.seconds, "How long a worker goes on accepting that stops or is scaled away."
+    )
     header_timeout: float = setting(10.0, "Timeouts", values.seconds, "Time in which a request's head must have come.")
     body_timeout: float = setting(30.0, "Timeouts", values.seconds, "Longest silence within a request's body.")
     write_timeout: float = setting(
@@ -243,12 +240,7 @@ class Settings:
     root_path: str = setting("", "HTTP", values.prefix, "Path under which a proxy mounts the app.", variable="SCRIPT_NAME")
     server_header: bool = setting(True, "HTTP", values.switch, "Send a Server header.")
     date_header: bool = setting(True, "HTTP", values.switch, "Send a Date header.")
-    header: Pairs = setting(
-        (),
-        "HTTP",
-        pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE),
-        "Header added to every response; repeatable.",
-    )
+    header: Pairs = setting((), "HTTP", values.headers, "Header added to every response; repeatable.")
     forwarded_allow_ips: tuple[str, ...] = setting(
         LOCAL_PEERS,
         "HTTP",

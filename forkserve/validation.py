@@ -1,8 +1,20 @@
-"""Settings that do not fit together. Pure; what concerns one value alone is its `Kind`'s."""
+"""Settings that do not fit together, and names that are none. Pure; what concerns one value alone is its `Kind`'s."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from forkserve.settings import LAST_PORT, Settings
+from forkserve.settings import LAST_PORT, Settings, flag
+
+# Names that people will try and that have no setting, with what to do instead.
+REFUSED: Mapping[str, str] = {
+    "worker_class": "there are no worker classes: WSGI or ASGI is detected (--interface forces it),"
+    " and --threads N runs a WSGI app in threads; leave it out",
+    "worker_abort": "no code of the app can run in a stuck worker: its stacks and request lines are"
+    " logged before it is killed; leave it out",
+}
+NEEDS = (
+    *((name, "certfile") for name in ("keyfile", "keyfile_password", "ca_certs", "ciphers")),
+    ("nginx_reload", "nginx_upstream"),
+)
 
 
 def validate(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -10,9 +22,9 @@ def validate(settings: Settings) -> Iterator[tuple[str, str]]:
     most = max(settings.workers, settings.max_workers)
     if settings.base_port and settings.base_port + most - 1 > LAST_PORT:
         yield "base_port", f"{most} workers would need ports above {LAST_PORT}"
-    for name in ("keyfile", "keyfile_password", "ca_certs", "ciphers"):
-        if getattr(settings, name) is not None and settings.certfile is None:
-            yield name, "needs --certfile"
+    for name, needed in NEEDS:
+        if getattr(settings, name) is not None and getattr(settings, needed) is None:
+            yield name, f"needs {flag(needed)}"
     if settings.cert_reqs and settings.ca_certs is None:
         yield "cert_reqs", "needs --ca-certs, which client certificates are checked against"
     for name in ("limit_request_line", "limit_request_fields", "limit_request_head"):

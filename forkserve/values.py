@@ -8,6 +8,7 @@ value was set.
 
 import ipaddress
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
@@ -17,6 +18,8 @@ Pairs = tuple[tuple[str, str], ...]
 
 UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token (RFC 9110, section 5.6.2)
+FIELD_VALUE = r"[ -~\xa0-\xff]*"  # what latin-1 can say, without control characters
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
 LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system calls that wait
 
@@ -204,6 +207,15 @@ def read_cert_reqs(value: object) -> int:
     return number(value, "one of none, optional, required (or 0, 1, 2)", low=0, high=2)
 
 
+def read_command(value: object) -> str:
+    """Read a program and its arguments, as a shell would split them."""
+    try:
+        found = shlex.split(command := read_text(value))
+    except ValueError as error:
+        refuse(value, f"a command line ({error})")
+    return command if found else refuse(value, "a command line")
+
+
 def read_output(value: object) -> object:
     """Read where output goes: a path, - or `syslog:NAME`; from Python also a file object, or a function that gets each line."""
     if hasattr(value, "fileno"):
@@ -231,4 +243,7 @@ size = Kind("BYTES", read_bytes, show_bytes)
 switch = Kind("", read_switch, lambda value: "true" if value else "false", switch=True)
 mode = Kind("MODE", read_mode, lambda value: f"0{value:03o}")
 prefix = Kind("PATH", read_prefix)
+command = Kind("COMMAND", read_command)
+variables = pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE")
+headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)

@@ -156,8 +156,6 @@ class HTTPWorker(Worker):
             self.row.refresh = partial(self._note_in_hand, stuck=True)
             self.ready()
             await self._stop
-        if self.settings.drain_delay:
-            await service.pause(self.settings.drain_delay)
         service.stop_accepting()
         for listener in self.listeners:
             listener.sock.close()

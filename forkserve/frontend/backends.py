@@ -59,13 +59,17 @@ def from_settings(settings: Settings) -> tuple[Backend, ...]:
 
 
 def from_status(status: Mapping[str, Any]) -> tuple[str, tuple[Backend, ...]]:
-    """Return the scheme and the backends of a running server. Raises ValueError if none can be reached.
+    """Return the scheme and the backends of a running server. Raises ValueError if none can be reached."""
+    try:
+        return from_listeners(status["listeners"])
+    except ValueError as error:
+        raise ValueError(f"{status['name']} {error}") from None
 
-    A worker that boots or drains keeps its place: connections wait in its queue. Down is a slot that will not answer
-    soon: it is in back-off, or above the number of workers that is wanted.
-    """
+
+def from_listeners(listeners: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[Backend, ...]]:
+    """Return the scheme and the backends, from what `status` tells of the listeners. Raises ValueError if none can be reached."""
     scheme, own, shared = "http", [], []
-    for listener in status["listeners"]:
+    for listener in listeners:
         text, slot = str(listener["address"]), listener["slot"]
         if not text.startswith("unix:"):
             scheme, _, text = text.partition("://")
@@ -75,17 +79,12 @@ def from_status(status: Mapping[str, Any]) -> tuple[str, tuple[Backend, ...]]:
         if address.kind == "tcp":
             address = _reached(address.host, address.port)
         if slot is None:
-            shared.append(Backend(address))
+            shared.append(Backend(address, down=listener["down"]))
         else:
-            own.append(Backend(address, slot, _is_down(status, slot)))
+            own.append(Backend(address, slot, listener["down"]))
     if not own and not shared:
-        raise ValueError(f"{status['name']} listens on no address that a front end could connect to")
+        raise ValueError("listens on no address that a front end could connect to")
     return scheme, tuple(sorted(own, key=lambda one: one.slot or 0) or shared[:1])
-
-
-def _is_down(status: Mapping[str, Any], slot: int) -> bool:
-    states = {worker["state"] for worker in status["workers"] if worker["id"] == slot}
-    return slot > status["wanted"] or states == {"backoff"}
 
 
 def on_machines(backends: Sequence[Backend], machines: Sequence[str]) -> tuple[Backend, ...]:

@@ -75,10 +75,11 @@ def render(front: Front) -> str:
     return page.text
 
 
-def render_upstream(front: Front) -> str:
-    """Return the upstream only, to be included within `http`."""
+def render_upstream(front: Front, *, live: bool = False) -> str:
+    """Return the upstream only, to be included within `http`; *live*: by the server itself, which makes it anew by itself."""
     page = Page()
-    page.note(f"nginx's upstream for {front.title}.", "Made by `forkserve nginx --upstream-only`; include it within `http`.")
+    made = "Kept up to date by the server while it runs" if live else "Made by `forkserve nginx --upstream-only`"
+    page.note(f"nginx's upstream for {front.title}.", f"{made}; include it within `http`.")
     page.gap()
     _upstream(front, page)
     return page.text
@@ -109,11 +110,10 @@ def _upstream(front: Front, page: Page) -> None:
             whose = "on a machine that is gone" if front.remote else "of a worker that load has not called for"
             page.note(f"{unsure}: left out for a while, since the port may be {whose}.")
         for one in front.backends:
-            options = unsure if one in front.doubtful else sure
-            page.say(f"server {quoted(str(one.address))} {options}{' down' if one.down else ''}", one.label)
-        if number == 1:
-            again = "once more: what a worker lost as it died may be tried again"
-            page.say(f"server {quoted(str(front.backends[0].address))} {sure}", again)
+            line = f"server {quoted(str(one.address))} {unsure if one in front.doubtful else sure}{' down' if one.down else ''}"
+            page.say(line, one.label)
+            if number == 1:
+                page.say(line, "once more: what a worker lost as it died may be tried again")
         if limits.idle:
             page.gap()
             page.say(f"keepalive {max(32, 4 * number)}", "idle connections that each nginx process keeps, to save handshakes")

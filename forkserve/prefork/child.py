@@ -71,13 +71,17 @@ class Child:
         os.close(self.stacks)
 
 
-def stacks_file() -> int:
-    """Return the descriptor of a file without a name, for stacks; each dump goes to its end."""
+def nameless_file(purpose: str) -> int:
+    """Return the descriptor of a file without a name, in memory where that can be."""
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("forkserve-stacks", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
+        return os.memfd_create(purpose, os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def stacks_file() -> int:
+    """Return the descriptor of such a file for stacks; each dump goes to its end."""
+    descriptor = nameless_file("forkserve-stacks")
     # The worker's offset stays where its last dump ended, and ours would be shared with it.
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from forkserve import daemon
 from forkserve.errors import ConfigError
-from forkserve.prefork import console, privileges
+from forkserve.prefork import console, privileges, status
 from forkserve.prefork.autoreload.development import Development
 from forkserve.prefork.children import Children
 from forkserve.prefork.commands.messenger import Messenger
@@ -93,6 +93,7 @@ class Master(Steering):
         self.messenger = Messenger(self.ask, self.slot)
         self.reloading = Reloading(self, config)
         self.development = Development(self) if settings.reload else None
+        self._told: object = None  # of the front end
         # Resolved here, so that a wrong name is found before anything runs.
         self._obey = {signum: getattr(self, name) for signum, name in self.SIGNALS.items()}
 
@@ -105,11 +106,14 @@ class Master(Steering):
             self._set_up(cleanup, last)
             while not self.pool.done:
                 self.children.read_beats()
+                if self.front is not None:
+                    self.pool.advertised = self.front.advertised
                 self.reloading.advance(time.monotonic())
                 plan = self.pool.plan(time.monotonic())
                 self.children.register_slots()
                 for action in plan:
                     self.perform(action)
+                self._tell_front()
                 if self.check_goals():
                     continue  # who was told of it may have changed what is wanted
                 for event in self.wait(self.pool.next_deadline()):
@@ -159,6 +163,8 @@ class Master(Steering):
         self.listeners.open(self.pool.wanted, os.environ)
         cleanup.callback(self.listeners.close_all)
         cleanup.callback(self.children.forget_all)
+        if self.front is not None:
+            cleanup.callback(self.front.close)
         if self.development:
             self.children.development = self.development
             self.development.start()
@@ -205,6 +211,15 @@ class Master(Steering):
             self.children.send(mold, {"type": "detach"})  # from the terminal, as we have just done
         run_hook(self.hooks, "when_ready", self)
 
+    def _tell_front(self) -> None:
+        """Tell it of what has come, gone or changed; what follows for it in time is its own."""
+        if self.front is None or not self.pool.public:
+            return
+        told = set(self.pool.listening), self.pool.down(), self.settings
+        if told != self._told:
+            self._told = told
+            self.front.changed(status.listeners(self), self.settings)
+
     def _close_in_child(self) -> None:
         """Close what is the master's alone, in a child just forked."""
         self.poller.close()
@@ -214,6 +229,8 @@ class Master(Steering):
             self._pid_file.close()
         if self.development:
             self.development.close()
+        if self.front is not None:
+            self.front.close_in_child()
 
     # Signals.
 

@@ -11,6 +11,7 @@ from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Served
 from forkserve.prefork.policy.states import State
 from forkserve.prefork.scoreboard import CONNECTIONS, REQUESTS
+from forkserve.settings import TABLE
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from forkserve.settings import Settings
 
 KIB = 1024
+# The settings that tell a front end how to talk to us; without those that may hold secrets.
+_GROUPS = ("Addresses", "Workers", "Timeouts", "Limits", "HTTP", "WebSocket")
+_PUBLIC = [(name, spec) for name, spec in TABLE.items() if spec.group in _GROUPS]
 
 
 def describe(master: Steering) -> dict[str, Any]:
     """The server, its listeners and one row for each process, and for each slot that has none. For the master."""
     pool, now = master.pool, time.monotonic()
-    scheme = master.worker_class.scheme(master.settings)
     return {
         "name": master.name,
         "pid": master.pid,
@@ -35,11 +38,20 @@ def describe(master: Steering) -> dict[str, Any]:
         "generation": pool.generation,
         "uptime_s": round(now - master.started_at, 3),
         "wanted": pool.wanted,
-        "listeners": [{"address": one.address(scheme), "slot": one.slot} for one in master.listeners],
+        "listeners": listeners(master),
+        "settings": {
+            name: None if (value := getattr(master.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
+        },
         "workers": [_worker(master, member, now) for member in _shown(pool)],
         "molds": [_mold(member) for member in pool.molds()],
         "last_reload": master.reloading.last,
     }
+
+
+def listeners(master: Steering) -> list[dict[str, Any]]:
+    """The listeners; `down` if requests had better go elsewhere. For the master."""
+    scheme, down = master.worker_class.scheme(master.settings), master.pool.down()
+    return [{"address": one.address(scheme), "slot": one.slot, "down": one.slot in down} for one in master.listeners]
 
 
 def served(child: Child, settings: Settings) -> Served:

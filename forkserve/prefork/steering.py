@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.children import Children
     from forkserve.prefork.commands.messenger import Messenger
     from forkserve.prefork.commands.pending import JSON
+    from forkserve.prefork.front import Front
     from forkserve.prefork.hooks import Hooks
     from forkserve.prefork.listeners import Listeners
     from forkserve.prefork.poller import Timer
@@ -68,6 +69,7 @@ class Steering:
     messenger: Messenger
     reloading: Reloading
     development: Development | None = None  # under --reload
+    front: Front | None = None  # to be told which workers there are
 
     def __init__(self, *, settings: Settings, pool: Pool, listeners: Listeners, most: int) -> None:
         self.settings = settings
@@ -353,7 +355,8 @@ class Steering:
     def _autoscale(self) -> None:
         if self.pool.phase is not Phase.SERVING:
             return
-        rows = [child.row for child in self.children if child.member.state is State.READY]
+        ready = (one for one in self.children if one.member.state is State.READY)
+        rows = [one.row for one in ready if one.id <= self.pool.wanted]  # the others are about to go
         idle = sum(not row.in_flight() for row in rows)
         wanted = self._autoscaler.advise(time.monotonic(), self.pool.wanted, len(rows), idle)
         if wanted == self.pool.wanted:
@@ -369,7 +372,8 @@ class Steering:
 
 def limits(settings: Settings) -> Limits:
     """What the settings say of the states of workers."""
-    return Limits(settings.boot_timeout, settings.timeout, settings.graceful_timeout, settings.reload_surge, settings.reload)
+    times = settings.boot_timeout, settings.timeout, settings.graceful_timeout
+    return Limits(*times, settings.reload_surge, settings.reload, settings.drain_delay)
 
 
 def _number(value: int | str, what: str) -> int:

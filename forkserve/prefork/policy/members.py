@@ -55,6 +55,11 @@ class Members:
         """Return the molds, the oldest first; for reading only."""
         return [one for one in self._members.values() if one.slot == MOLD]
 
+    @property
+    def processes(self) -> int:
+        """How many workers there are, in whatever state."""
+        return sum(member.exists for member in self.members())
+
     def last_exit(self, slot: int) -> Exit | None:
         """Return how the slot's last process ended; that of MOLD is the last mold's end."""
         return self._slots[slot].last_exit
@@ -71,6 +76,11 @@ class Members:
         if member and (member.state, Event.KILL) in TRANSITIONS:
             member.reason = reason
             self._apply(member, Event.KILL, now)
+
+    def _answers(self, number: int, *, wanted: bool) -> bool:
+        """Whether a process of the slot is ready, or soon will be: it was, and if it failed, the next try comes at once."""
+        slot = self._slots[number]
+        return any(one.state is State.READY for one in slot.members) or (wanted and slot.was_ready and slot.failures <= 1)
 
     def _add(self, slot: int, generation: int, now: float, *, limit: float = 0.0, canary: bool = False) -> Member:
         member = Member(next(self._idents), slot, generation, State.BACKOFF, since=now, limit=limit, canary=canary)

@@ -9,7 +9,7 @@ promises is tested over random histories, without a process:
 - every state that a process can be stuck in has a deadline, and every deadline leads on, to the
   stacks, to SIGKILL, and to giving the process up;
 - a slot whose processes fail is tried again ever more slowly, and heals;
-- after `stop` it ends, whatever the processes do;
+- after `stop` it ends, whatever the processes do, and whether or not a front end takes note;
 - with `preload` there are at most two molds, and no worker is forked but from a ready mold of its generation.
 
 What one process goes through is in members.py, and every change of its state in TRANSITIONS (states.py).
@@ -18,11 +18,13 @@ What one process goes through is in members.py, and every change of its state in
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from enum import IntEnum
 from typing import Final
 
 from forkserve.errors import ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill
+from forkserve.prefork.policy.leaving import Leaving
 from forkserve.prefork.policy.members import ORDER_TIME, Members
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, State
 
@@ -50,7 +52,10 @@ class Pool(Members):
         self.newest_generation = 1  # that was ever tried
         self.phase = Phase.FIRST_BOOT
         self.exit_code = ExitCode.OK
-        self._listening: set[int | None] = {None, *range(1, wanted + 1)}
+        self.public = False  # requests may come: from the announcement on, until it is to stop at once
+        self.advertised: AbstractSet[int | None] = frozenset()  # slots that a front end may send requests to; None: the shared
+        self._leaving = Leaving()
+        self.listening: set[int | None] = {None, *range(1, wanted + 1)}  # slots whose listeners are open; None: the shared
         self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
 
     # What the master reads.
@@ -58,18 +63,25 @@ class Pool(Members):
     @property
     def done(self) -> bool:
         """Whether the server has stopped: nothing is wanted, and nothing is left."""
-        return self.phase >= Phase.STOPPING and not self._members and not self._owed
-
-    @property
-    def processes(self) -> int:
-        """How many workers there are, in whatever state."""
-        return sum(member.exists for member in self.members())
+        return self.phase >= Phase.STOPPING and not (self._members or self._owed or self.listening)
 
     @property
     def degraded(self) -> bool:
         """Whether a slot that failed, or the mold, waits for another try."""
         waiting = (member.slot for member in self._members.values() if member.state is State.BACKOFF)
         return self.phase is Phase.SERVING and any(self._slots[slot].failures for slot in waiting)
+
+    def down(self) -> AbstractSet[int | None]:
+        """Return the slots that requests had better not be sent to; None among them stands for the shared addresses.
+
+        Those that leave, and those whose worker will not be there soon: it has never been ready, or fails again and again.
+        But where no other is there, connections may as well wait in their queues.
+        """
+        if self.phase >= Phase.STOPPING:
+            return set(self.listening)
+        kept = {slot for slot in self.listening if slot is None or slot <= self._kept}
+        good = {slot for slot in kept if slot is not None and self._answers(slot, wanted=slot <= self.wanted)}
+        return self.listening - {None} - (good if good and self.phase is Phase.SERVING else kept)
 
     def next_deadline(self) -> float | None:
         """Return when `plan` must be asked again if nothing happens before; None for never."""
@@ -78,7 +90,8 @@ class Pool(Members):
         room, mold_room = self._room() > 0, self._mold_room() > 0
         waiting = [one for one in self.members() if (one.pid or one.ordered if one.exists else room and self._can_fork(one))]
         waiting += [one for one in self.molds() if (one.pid if one.exists else mold_room)]
-        return min((due for one in waiting if (due := one.deadline) is not None), default=None)
+        deadlines = [self._leaving.next_deadline(), *(one.deadline for one in waiting)]
+        return min((due for due in deadlines if due is not None), default=None)
 
     # What is wanted.
 
@@ -88,8 +101,9 @@ class Pool(Members):
             return
         for number in range(self.wanted + 1, count + 1):
             self._slots[number].failures, self._slots[number].retry_at = 0, float("-inf")
+            self._slots[number].was_ready = any(one.state is State.READY for one in self._slots[number].members)
         self._kept = max(self._kept, count) if count >= self.wanted else count
-        self._listening.update(range(1, self._kept + 1))
+        self.listening.update(range(1, self._kept + 1))
         self.wanted = count
 
     def suspend(self) -> None:
@@ -98,14 +112,14 @@ class Pool(Members):
             self.wanted = 0
 
     def stop(self) -> None:
-        """Drain everything and end. It cannot be taken back."""
+        """Drain everything, when nobody is sent here any more, and end. It cannot be taken back."""
         self.phase = max(self.phase, Phase.STOPPING)
         self.wanted = self._kept = 0
 
     def stop_at_once(self) -> None:
         """Kill everything and end."""
         self.stop()
-        self.phase = Phase.QUITTING
+        self.phase, self.public = Phase.QUITTING, False
 
     def replace(self, slot: int) -> None:
         """Put a new process in the place of the slot's; the old one serves until it is ready."""
@@ -247,6 +261,7 @@ class Pool(Members):
         self._forgive_lateness(now)
         for member in [*self.members(), *self.molds()]:
             self._escalate(member, now)
+        self._see_off(now)
         for member in self.members():
             self._retire(member, now)
         self._keep_molds(now)
@@ -278,13 +293,20 @@ class Pool(Members):
         self._owed.append(GiveUp(member))
         self.fork_failed(member.ident, why, now)
 
+    def _see_off(self, now: float) -> None:
+        """See which slots are on their way out, and which of them must wait."""
+        stopping = self.phase >= Phase.STOPPING
+        slots = {slot for slot in self.listening if (stopping if slot is None else slot > self._kept)} if self.public else set()
+        all_are = stopping and None in self.advertised  # whoever is sent to a shared address meets any of them
+        self._leaving.update(slots, slots if all_are else self.advertised, now, self.limits)
+
     def _retire(self, member: Member, now: float) -> None:
         """Let go of what its slot does not need any more."""
         if member.slot <= self.wanted and not (member.outdated and self._superseded(member)):
             return
         if member.state is State.BACKOFF:
             self._apply(member, Event.RETIRE, now)
-        else:
+        elif member.state is not State.READY or member.slot not in self._leaving.held:
             self.withdraw(member, now)
 
     def _superseded(self, member: Member) -> bool:
@@ -344,16 +366,16 @@ class Pool(Members):
 
     def _close_listeners(self) -> None:
         holders = [one for one in self.members() if one.exists and not one.released]
-        unused: set[int | None] = self._listening - {one.slot for one in holders}
-        unused -= set(range(1, self._kept + 1))
+        unused: set[int | None] = self.listening - {one.slot for one in holders}
+        unused -= self._leaving.held | set(range(1, self._kept + 1))
         if self.phase < Phase.STOPPING or holders:
             unused.discard(None)
-        self._listening -= unused
+        self.listening -= unused
         self._owed += [CloseListener(slot) for slot in sorted(unused, key=lambda one: one or 0)]
 
     def _announce(self) -> None:
         if self.phase is Phase.FIRST_BOOT and all(self._slots[slot].was_ready for slot in range(1, self.wanted + 1)):
-            self.phase = Phase.SERVING
+            self.phase, self.public = Phase.SERVING, True
             self._owed.append(Announce(self.wanted))
 
     def _not_booted(self, code: int | None) -> None:

@@ -83,6 +83,7 @@ class Limits:
     graceful: float = 30.0
     surge: int = 1
     patient: bool = False  # a failure of the first boot does not end the server, but is tried again
+    delay: float = 0.0  # for which a slot that is wanted no more goes on serving
 
     def of(self, state: State, slot: int) -> float:
         """Return the limit of one state."""

@@ -1,0 +1,184 @@
+"""Upstream: the file that nginx includes, kept in step with the workers. In the master, which never waits for it.
+
+Checking, writing and the reload command are done by one process at a time (refresh.py), started here; what it says at its
+end comes over a pipe. Its exit is taken by whoever takes those of all children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forkserve.errors import ConfigError
+from forkserve.frontend.backends import from_listeners
+from forkserve.frontend.front import Front
+from forkserve.frontend.nginx_conf import render_upstream
+from forkserve.frontend.upkeep import Upkeep
+from forkserve.logs import logger, printable
+from forkserve.prefork.child import nameless_file
+from forkserve.prefork.poller import READ
+from forkserve.prefork.process import MASTERS_VARIABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from forkserve.prefork.poller import Poller, Timer
+    from forkserve.settings import Settings
+
+LONGEST = 30.0  # seconds for one run; --graceful-timeout where that is less, as that is what a drain waits at most
+# By -c and not -m, which would look into the working directory first; ours may not be where Python looks at all.
+PROGRAM = "import sys; sys.path.append(sys.argv[1]); from forkserve.frontend.refresh import main; main()"
+ROOT = str(Path(__file__).parents[2])
+
+
+def check(settings: Settings) -> None:
+    """See that the file can be written, before anything is started. Raises ConfigError."""
+    path = settings.nginx_upstream
+    if path is None:
+        return
+    directory = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(directory):
+        raise ConfigError(f"--nginx-upstream: there is no directory {directory}")
+    if os.path.isdir(path):
+        raise ConfigError(f"--nginx-upstream: {path} is a directory: give the file that nginx includes")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"--nginx-upstream: cannot write to the directory {directory}, in which the file is replaced")
+
+
+class Upstream:
+    """A `Front` (prefork/front.py) that keeps one file.
+
+    Args:
+        poller: The master's.
+        name: Of the upstream, as `forkserve nginx` writes it for the same settings.
+        path: The file.
+    """
+
+    def __init__(self, poller: Poller, name: str, path: str) -> None:
+        self._poller, self._name, self._path = poller, name, path
+        self._upkeep = Upkeep()
+        self._timer: Timer | None = None
+        self._pid: int | None = None  # of the run that goes on
+        self._pipe = -1
+        self._said = b""
+        self._complaint = ""
+
+    @property
+    def advertised(self) -> AbstractSet[int | None]:
+        """The slots that nginx may send requests to; None is the shared address."""
+        return self._upkeep.advertised
+
+    def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
+        """Tell nginx: these are the listeners now, as `status` lists them."""
+        try:
+            scheme, backends = from_listeners(listeners)
+        except ValueError as error:
+            self._complain(f"--nginx-upstream: {self._name} {error}")
+            return
+        self._upkeep.changed(Front(name=self._name, settings=settings, backends=backends, scheme=scheme), time.monotonic())
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin the run that is due, or wait for its time."""
+        due, now = self._upkeep.due, time.monotonic()
+        if self._timer is not None and self._pid is None:
+            self._timer.cancel()
+        if due is not None and due <= now:
+            self._begin(self._upkeep.begin())
+        elif due is not None:
+            self._timer = self._poller.at(due, self._go_on)
+
+    def _begin(self, front: Front) -> None:
+        limit = min(LONGEST, front.settings.graceful_timeout or LONGEST)
+        order = {"path": self._path, "reload": front.settings.nginx_reload, "limit": limit, "master": os.getpid()}
+        try:
+            self._spawn(json.dumps({**order, "text": render_upstream(front, live=True)}).encode())
+        except (OSError, ValueError) as error:
+            self._ended(f"--nginx-upstream: {error}")
+            return
+        self._poller.watch(self._pipe, READ, self._hear)
+        self._timer = self._poller.at(time.monotonic() + limit, self._end_run)
+
+    def _spawn(self, order: bytes) -> None:
+        environ = {name: value for name, value in os.environ.items() if name not in MASTERS_VARIABLES}
+        with contextlib.ExitStack() as ours:
+            file = nameless_file("forkserve-upstream")
+            ours.callback(os.close, file)
+            with open(file, "wb", closefd=False) as writer:
+                writer.write(order)
+            os.lseek(file, 0, os.SEEK_SET)
+            pipe, theirs = os.pipe()
+            ours.callback(os.close, theirs)
+            os.set_blocking(pipe, False)
+            try:
+                # In a process group of its own, which can be ended with all that it has started, and gets no Ctrl-C.
+                self._pid = os.posix_spawn(
+                    sys.executable,
+                    [sys.executable, "-P", "-c", PROGRAM, ROOT],
+                    environ,
+                    file_actions=[(os.POSIX_SPAWN_DUP2, file, 0), (os.POSIX_SPAWN_DUP2, theirs, 1)],
+                    setpgroup=0,
+                )
+            except OSError:
+                os.close(pipe)
+                raise
+        self._pipe, self._said = pipe, b""
+
+    def _hear(self, _events: int = READ) -> None:
+        """Take what the run has said; at its end, see how it went."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._pipe, 65536):
+                self._said += data
+            self._forget_run()
+            try:
+                self._ended(json.loads(self._said))
+            except ValueError:
+                self._ended(f"--nginx-upstream: the process that writes {self._path} ended without a word")
+
+    def _forget_run(self) -> None:
+        self._poller.unwatch(self._pipe)
+        os.close(self._pipe)
+        self._pid, self._pipe = None, -1
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ended(self, complaint: str | None) -> None:
+        self._upkeep.ended(time.monotonic(), failed=complaint is not None)
+        if complaint is None:
+            self._complaint = ""
+            logger.debug("%s is written", self._path)
+        else:
+            self._complain(complaint)
+        self._go_on()
+
+    def _complain(self, complaint: str) -> None:
+        if complaint != self._complaint:  # it is tried again and again
+            self._complaint = complaint
+            logger.error("%s", printable(complaint))
+
+    def _end_run(self) -> None:
+        """End the run, and what it has started."""
+        self._hear()  # while the pipe has no end, the pid is still its own
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGTERM)
+
+    def close_in_child(self) -> None:
+        """Close what is the master's, in a child just forked."""
+        if self._pipe != -1:
+            os.close(self._pipe)
+
+    def close(self) -> None:
+        """End what still runs: the master ends."""
+        if self._pid is not None:
+            self._end_run()
+        if self._pid is not None:
+            logger.warning("--nginx-upstream: the last run was not done in time and is cut short")
+            self._forget_run()
