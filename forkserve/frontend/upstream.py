@@ -77,6 +77,8 @@ class Upstream:
 
     def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
         """Tell nginx: these are the listeners now, as `status` lists them."""
+        if not listeners:
+            return  # they were down before they were closed
         try:
             scheme, backends = from_listeners(listeners)
         except ValueError as error:

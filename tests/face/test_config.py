@@ -11,6 +11,7 @@ from forkserve import cli, config
 from forkserve.config import Config
 from forkserve.errors import ConfigError
 from forkserve.settings import TABLE
+from forkserve.validation import NEEDS
 
 SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users know, and its setting
     ("--interface asgi3", "interface", "asgi"),
@@ -197,9 +198,9 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
         given = str(tmp_path / "x.toml")
         Path(given).touch()
     environ = {"FORKSERVE_" + spec.name.upper(): given}
-    if spec.name in ("keyfile", "keyfile_password", "ca_certs", "ciphers"):
+    if needed := dict(NEEDS).get(spec.name):
         (tmp_path / "x.toml").touch()
-        environ["FORKSERVE_CERTFILE"] = str(tmp_path / "x.toml")
+        environ["FORKSERVE_" + needed.upper()] = str(tmp_path / "x.toml")
     if spec.name == "worker_output_prefix":
         environ["FORKSERVE_WORKER_STDOUT"] = "-"
 

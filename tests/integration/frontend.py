@@ -74,8 +74,12 @@ class FrontEnd:
             return [program(kind), "-db", "-f", str(self.path)]
         if kind == "caddy":
             return [program(kind), "run", "--adapter", "caddyfile", "--config", str(self.path)]
-        settings = f"daemon off; user root; pid {self.directory}/pid; error_log stderr;"
-        return [program(kind), "-p", str(self.directory), "-c", str(self.path), "-g", settings]
+        return [program(kind), *self.arguments(self.directory, self.path), "-g", "daemon off;"]
+
+    @staticmethod
+    def arguments(directory: Path, path: Path) -> list[str]:
+        """Return what nginx is given to be the one in this directory, also to be told something with -s."""
+        return ["-p", str(directory), "-c", str(path), "-g", f"user root; pid {directory}/pid; error_log stderr;"]
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log()

@@ -1,0 +1,283 @@
+"""A real nginx whose upstream the server keeps: what it is told and when, and that no request is lost on the way."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.client import Client, get
+from tests.integration.command import ROOT, children, descriptors, eventually, exists, run
+from tests.integration.conftest import Start
+from tests.integration.frontend import FrontEnd, program
+from tests.integration.load import Load
+from tests.integration.site import Site, source
+
+SERVER = re.compile(r"^ *server (\S+) max_fails=\S+?( down)?;", re.MULTILINE)
+
+
+class Shop(Site):
+    """A server that keeps the file `etc/upstream.conf`.
+
+    Args:
+        start: The fixture.
+        directory: For everything.
+        options: The command line beside that; `--base-port 0` unless there is a `--bind`.
+        reload: A shell script for --nginx-reload, which notes when it begins and ends; without one it is the test's to give.
+    """
+
+    def __init__(self, start: Start, directory: Path, *options: object, reload: str | None = "", **more: Any) -> None:
+        self.upstream, self.gate, self._runs = directory / "etc" / "upstream.conf", directory / "gate", directory / "runs"
+        self.upstream.parent.mkdir()
+        self._runs.touch()
+        script = directory / "reload"
+        script.write_text(f"#!/bin/sh\necho begin >>{self._runs}\n{reload}\necho end >>{self._runs}\n")
+        script.chmod(0o755)
+        where = () if "--bind" in options else ("--base-port", 0)
+        told = ("--nginx-upstream", self.upstream, *(() if reload is None else ("--nginx-reload", script)))
+        super().__init__(start, directory, "app:wsgi", *where, "--linger", 0.2, "--reload-settle", 0, *told, *options, **more)
+
+    @property
+    def states(self) -> list[str]:
+        """What the file says of each server."""
+        return [down.strip() or "up" for _, down in SERVER.findall(self.upstream.read_text())] if self.upstream.exists() else []
+
+    @property
+    def runs(self) -> list[str]:
+        """What the reload command has written down."""
+        return self._runs.read_text().split()
+
+    @property
+    def running(self) -> bool:
+        """Whether nginx is being told: the master then has a pipe to the process that does it."""
+        return any(name.startswith("pipe:") for name in descriptors(self.command.pid).values())
+
+    def told(self, *states: str) -> None:
+        """Wait until the file says this, and nginx has been told."""
+        eventually(lambda: self.states == list(states), lambda: f"{states}, not {self.states}:\n{self.command.stderr}")
+        eventually(lambda: not self.running)
+        self.command.ready()
+
+
+Live = Callable[..., Shop]
+
+
+@pytest.fixture
+def shop(start: Start, tmp_path: Path) -> Live:
+    """Start a server that keeps the file. Its reload command may wait for `gate`."""
+    return lambda *options, **more: Shop(start, tmp_path, *options, **more)
+
+
+WAIT = "while [ ! -e $(dirname $0)/gate ]; do sleep 0.02; done"
+
+
+@pytest.fixture
+def behind(shop: Live, tmp_path: Path) -> Iterator[Callable[..., tuple[Shop, FrontEnd]]]:
+    """Start a server, and an nginx that includes its file; the reload command is nginx's own."""
+    directory, fronts = tmp_path / "front", []
+    tell = shlex.join([program("nginx"), *FrontEnd.arguments(directory, directory / "Caddyfile"), "-s", "reload"])
+
+    def begin(*options: object, **more: Any) -> tuple[Shop, FrontEnd]:
+        server = shop(*options, reload=f"[ ! -e {directory}/pid ] || {tell}", **more)
+        eventually(lambda: server.runs == ["begin", "end"])
+        fronts.append(FrontEnd("nginx", ["--socket", tmp_path / "control"], directory))
+        return server, fronts[-1]
+
+    yield begin
+    for one in fronts:
+        one.close()
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_no_request_is_lost_whatever_becomes_of_the_workers(behind) -> None:
+    server, front = behind("--workers", 2)
+    server.told("up", "up")
+    before = server.upstream.stat().st_ino
+    with Load([front.port]) as load:
+        assert server.ask("reload")["ok"]
+        os.kill(min(server.pids()), signal.SIGKILL)
+        server.settled(2)
+        assert server.ask("restart", 2)["ok"]
+        assert server.upstream.stat().st_ino == before, "none of that is the front end's business"
+        assert server.ask("scale", 6)["ok"]
+        server.told(*["up"] * 6)
+        assert len(server.runs) <= 2 * 3, "the workers become ready one by one, but nginx is not told of each"
+        assert server.ask("scale", 3)["ok"]
+        server.told(*["up"] * 3, *["down"] * 3)
+    load.check()
+    assert "--nginx" not in server.command.stderr
+
+    runs = len(server.runs)
+    server.command.stop()
+    assert server.states == ["down"] * 3
+    assert len(server.runs) == runs + 2
+    assert get(front.port).status == 502
+
+
+def test_a_worker_that_crashes_again_and_again_is_down_until_it_is_back(behind, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    prologue = f"if os.path.exists({str(broken)!r}) and os.environ['FORKSERVE_WORKER_ID'] == '2': raise OSError('no luck')"
+    server, front = behind("--workers", 2, code=source(prologue=prologue))
+    server.command.traceback_expected = True
+    server.told("up", "up")
+    broken.touch()
+    with Load([front.port]) as load:
+        os.kill(server.settled(2)[1][1], signal.SIGKILL)
+        server.told("up", "down")
+        broken.unlink()
+        server.settled(2)
+        server.told("up", "up")
+    load.check()
+
+
+def test_a_slot_stays_until_nginx_knows_that_it_is_down(shop: Live) -> None:
+    server = shop("--workers", 3, reload=WAIT)
+    server.gate.touch()
+    server.told("up", "up", "up")
+    server.gate.unlink()
+    _, second, third = server.command.ports
+    with Client(third) as kept:
+        down = server.begin("scale", 2)
+        eventually(lambda: server.runs[2:] == ["begin"])
+        assert server.states == ["up", "up", "down"]
+        assert "connection" not in kept.get(), "it goes on as before"
+        assert get(third).status == 200
+        assert server.ask("scale", 3)["ok"], "and may be wanted again"
+        assert not down.answer["ok"]
+        server.gate.touch()
+        server.told("up", "up", "up")
+        assert kept.get().status == 200, "so that it was never told to drain"
+        server.gate.unlink()
+        down = server.begin("scale", 2)
+        eventually(lambda: server.runs[6:] == ["begin"])
+        assert accepts(third)
+        server.gate.touch()
+        assert down.answer["ok"]
+        assert not accepts(third)
+    assert server.runs[6:] == ["begin", "end"]
+
+    server.gate.unlink()
+    server.command.kill(signal.SIGTERM)
+    eventually(lambda: server.runs[8:] == ["begin"])
+    assert server.states == ["down", "down"]
+    assert get(second).status == 200
+    server.gate.touch()
+    server.command.wait()
+    assert server.runs[8:] == ["begin", "end"]
+    assert "ERROR" not in server.command.stderr
+
+
+def test_no_stop_waits_for_ever(shop: Live) -> None:
+    server = shop("--workers", 1, "--graceful-timeout", 1, reload=WAIT)
+    server.gate.touch()
+    server.told("up", "up")
+    server.gate.unlink()
+    server.command.kill(signal.SIGTERM)
+    server.command.wait_for("is cut short|was not done within 1 s")
+    server.command.wait()
+    assert server.states == ["down", "down"]
+
+
+def test_who_must_stop_at_once_waits_for_nobody(shop: Live) -> None:
+    server = shop("--workers", 1, reload=WAIT)
+    server.gate.touch()
+    server.told("up", "up")
+    server.gate.unlink()
+    server.command.kill(signal.SIGTERM)
+    eventually(lambda: server.runs[2:] == ["begin"])
+    server.command.kill(signal.SIGTERM)
+    server.command.wait()
+
+
+def test_a_master_that_is_killed_leaves_nothing_behind(shop: Live) -> None:
+    server = shop("--workers", 1, reload=WAIT)
+    eventually(lambda: server.runs == ["begin"])
+    family = [pid for child in server.command.workers for pid in (child, *children(child))]
+    assert len(family) > 2, "the worker, and the process that tells nginx, with what it has started"
+    server.command.process.kill()
+    server.command.process.wait()
+    eventually(lambda: not any(exists(pid) for pid in family))
+    assert server.runs == ["begin"]
+
+
+def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_path: Path) -> None:
+    fake, broken = tmp_path / "bin" / "nginx", tmp_path / "refuse"
+    fake.parent.mkdir()
+    fake.write_text(
+        f"#!/bin/sh\n[ ! -e {broken} ] || {{ echo 'nginx: [emerg] no such luck'; exit 1; }}\nexec {program('nginx')} \"$@\"\n"
+    )
+    fake.chmod(0o755)
+    env = {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    server = shop(
+        "--workers", 1, "--graceful-timeout", 1, reload=None, env=env, files={"forkserve.toml": "nginx_reload = '/none x'"}
+    )
+    wait = server.command.wait_for
+    wait("--nginx-reload: cannot run '/none': No such file or directory$")
+    for command, complaint in (
+        ("false", "--nginx-reload: 'false' exited with code 1$"),
+        ("sh -c 'echo why >&2; kill -9 $$'", "--nginx-reload: .* was killed by signal 9: why$"),
+        ("sleep 60", "--nginx-reload: 'sleep 60' was not done within 1 s, and was ended$"),
+    ):
+        server.save(f'nginx_reload = "{command}"', "forkserve.toml")
+        assert server.ask("reload")["ok"]
+        wait(complaint)
+    server.told("up", "up")
+
+    before, elsewhere = server.upstream.read_text(), tmp_path / "elsewhere"
+    broken.touch()
+    assert server.ask("scale", 2)["ok"]
+    wait("--nginx-upstream: .*/upstream.conf stays as it was: nginx refuses the configuration: .emerg. no such luck$")
+    assert server.upstream.read_text() == before
+    broken.unlink()
+    server.upstream.parent.rename(elsewhere)
+    assert server.ask("scale", 3)["ok"]
+    wait("--nginx-upstream: cannot write .*/upstream.conf: No such file or directory$")
+    assert [path.name for path in elsewhere.iterdir()] == [server.upstream.name]
+    elsewhere.rename(server.upstream.parent)
+    assert server.upstream.read_text() == before
+    assert len([line for line in server.command.log if "ERROR" in line]) == 6
+
+    server.save("nginx_reload = 'true'", "forkserve.toml")
+    assert server.ask("reload")["ok"]
+    server.told("up", "up", "up")
+    assert [get(row["port"]).status for row in server.rows()] == [200] * 3
+
+
+def test_shared_addresses_are_one_server(shop: Live, tmp_path: Path) -> None:
+    server = shop("--bind", f"unix:{tmp_path}/s", "--workers", 2)
+    server.told("up", "up")
+    text = server.upstream.read_text()
+    assert text.count(f"server unix:{tmp_path}/s ") == 2, "twice, so that a request may be tried again"
+    assert server.ask("scale", 1)["ok"]
+    server.told("up", "up")
+    assert (server.upstream.read_text(), len(server.runs)) == (text, 2)
+    server.command.stop()
+    assert server.states == ["down", "down"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--nginx-upstream /no/such/place/x.conf", "--nginx-upstream: there is no directory /no/such/place"),
+        ("--nginx-upstream /etc", "--nginx-upstream: /etc is a directory: give the file that nginx includes"),
+        ("--nginx-reload 'nginx -s reload'", "--nginx-reload: needs --nginx-upstream"),
+        ('--nginx-upstream /tmp/x --nginx-reload "nginx \'x"', "is not a command line (No closing quotation)"),
+    ],
+)
+def test_what_cannot_work_is_said_at_the_start(options: str, complaint: str) -> None:
+    done = run("example_apps.hello_wsgi:app", "--base-port", "0", *shlex.split(options), cwd=ROOT)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert complaint in done.stderr
