@@ -68,6 +68,7 @@ class Upstream:
         self._pid: int | None = None  # of the run that goes on
         self._pipe = -1
         self._said = b""
+        self._silent = ""  # what became of it, if it does not say that itself
         self._complaint = ""
 
     @property
@@ -131,7 +132,7 @@ class Upstream:
             except OSError:
                 os.close(pipe)
                 raise
-        self._pipe, self._said = pipe, b""
+        self._pipe, self._said, self._silent = pipe, b"", "ended without a word"
 
     def _hear(self, _events: int = READ) -> None:
         """Take what the run has said; at its end, see how it went."""
@@ -142,7 +143,7 @@ class Upstream:
             try:
                 self._ended(json.loads(self._said))
             except ValueError:
-                self._ended(f"--nginx-upstream: the process that writes {self._path} ended without a word")
+                self._ended(f"--nginx-upstream: the process that writes {self._path} {self._silent}")
 
     def _forget_run(self) -> None:
         self._poller.unwatch(self._pipe)
@@ -169,6 +170,7 @@ class Upstream:
         """End the run, and what it has started."""
         self._hear()  # while the pipe has no end, the pid is still its own
         if self._pid is not None:
+            self._silent = "was not done in time, and was ended"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
 
