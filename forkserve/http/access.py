@@ -107,8 +107,6 @@ def compile_format(text: str) -> Callable[[Record], str]:
     if text == "json":
         return _json_line
     text = COMBINED if text == "combined" else text
-    if "%(u)s" in text:
-        import werkzeug.datastructures  # noqa: F401, PLC0415 - here, or the first request would wait for it
     parts: list[str | Callable[[Record], object]] = []
     position = 0
     for match in _ATOM.finditer(text):
@@ -165,6 +163,7 @@ class AccessLog:
     def __init__(self, write: Callable[[bytes], None], text: str) -> None:
         self._write = write
         self._line = compile_format(text)
+        import werkzeug.datastructures  # noqa: F401, PLC0415 - here, or the first request of a user would wait for it
         self._lines: list[str] = []
 
     def write(self, exchange: Exchange) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import forkserve
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Served
 from forkserve.prefork.policy.states import State
@@ -29,7 +29,7 @@ def describe(master: Steering) -> dict[str, Any]:
     return {
         "name": master.name,
         "pid": master.pid,
-        "version": version("forkserve"),
+        "version": forkserve.__version__,
         "app": master.settings.app,
         "state": "reloading" if master.reloading.under_way and pool.phase is Phase.SERVING else _state(pool),
         "generation": pool.generation,
