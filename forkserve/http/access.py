@@ -164,6 +164,7 @@ class AccessLog:
         self._write = write
         self._line = compile_format(text)
         import werkzeug.datastructures  # noqa: F401, PLC0415 - here, or the first request of a user would wait for it
+
         self._lines: list[str] = []
 
     def write(self, exchange: Exchange) -> None:
