@@ -34,11 +34,10 @@ class ProxyHeaderError(Exception):
 
 
 class ProxyHeader(NamedTuple):
-    """A whole header: how many bytes it took, and the addresses; None where those of the socket count."""
+    """A whole header: how many bytes it took, and the addresses of client and server; None where those of the socket count."""
 
     size: int
-    client: Address | None = None
-    server: Address | None = None
+    ends: tuple[Address, Address] | None = None
 
 
 def read_proxy_header(data: bytes, allowed: str) -> ProxyHeader | None:
@@ -70,7 +69,7 @@ def _read_v1(data: bytes) -> ProxyHeader | None:
     if match.lastindex is None:
         return ProxyHeader(end)
     family, client, server, client_port, server_port = (group.decode("ascii") for group in match.groups() if group is not None)
-    return ProxyHeader(end, _address_v1(family, client, client_port), _address_v1(family, server, server_port))
+    return ProxyHeader(end, (_address_v1(family, client, client_port), _address_v1(family, server, server_port)))
 
 
 def _address_v1(family: str, host: str, port: str) -> Address:
@@ -100,9 +99,9 @@ def _read_v2(data: bytes) -> ProxyHeader | None:
     if len(data) < size:
         return None
     if command == _PROXY and family == _TCP4:
-        return ProxyHeader(size, *_addresses_v2(data, IPv4Address, 4))
+        return ProxyHeader(size, _addresses_v2(data, IPv4Address, 4))
     if command == _PROXY and family == _TCP6:
-        return ProxyHeader(size, *_addresses_v2(data, IPv6Address, 16))
+        return ProxyHeader(size, _addresses_v2(data, IPv6Address, 16))
     return ProxyHeader(size)
 
 
