@@ -261,7 +261,7 @@ class Settings:
         "off", "HTTP", values.proxy_protocol, "PROXY header with which connections of --proxy-allow-from must begin."
     )
     proxy_allow_from: tuple[str, ...] = setting(
-        LOCAL_PEERS, "HTTP", values.peers, "Peers that send one; others are served without, and may not.", aliases="proxy_allow_ips"
+        LOCAL_PEERS, "HTTP", values.peers, "Peers that must send one; others must not.", aliases="proxy_allow_ips"
     )
     sendfile: bool = setting(True, "HTTP", values.switch, "Let the system send files of wsgi.file_wrapper.", variable="SENDFILE")
 

@@ -100,7 +100,17 @@ BAD_V2 = [
     second(0x21, 0x11, IPV4 + bytes(LONGEST - 16 - len(IPV4) + 1)),
     second(0x20, 0x00, b"")[:14] + b"\xff\xff",
 ]
-NONE = [b"GET / HTTP/1.1\r\n", b"proxy ", b"PROXY\t", b"PROXYX", b" PROXY ", b"\r\n\r\n\0\r\nQUIT\r", b"\n", b"\0", b"\x16\x03\x01"]
+NONE = [
+    b"GET / HTTP/1.1\r\n",
+    b"proxy ",
+    b"PROXY\t",
+    b"PROXYX",
+    b" PROXY ",
+    b"\r\n\r\n\0\r\nQUIT\r",
+    b"\n",
+    b"\0",
+    b"\x16\x03\x01",
+]
 
 
 @pytest.mark.parametrize(("data", "ends", "version"), [(*one, "v1") for one in V1] + [(*one, "v2") for one in V2])
@@ -150,7 +160,9 @@ def nearly() -> st.SearchStrategy[bytes]:
 
 
 @given(
-    st.one_of(st.binary(max_size=40), nearly(), st.binary(max_size=120).map(b"PROXY ".__add__), st.binary().map(SIGNATURE.__add__)),
+    st.one_of(
+        st.binary(max_size=40), nearly(), st.binary(max_size=120).map(b"PROXY ".__add__), st.binary().map(SIGNATURE.__add__)
+    ),
     st.binary(max_size=20),
     st.sampled_from(("v1", "v2", "auto")),
 )
