@@ -95,6 +95,11 @@ _ATOMS: Mapping[str, Callable[[Record], object]] = {
 }
 
 
+def import_early() -> None:
+    """Import what users' names are read with: in the master, where its rights are all there, and not in the first request."""
+    import werkzeug.datastructures  # noqa: F401, PLC0415 - only who logs pays for it
+
+
 def compile_format(text: str) -> Callable[[Record], str]:
     """A function that writes the line of a record.
 
@@ -163,7 +168,6 @@ class AccessLog:
     def __init__(self, write: Callable[[bytes], None], text: str) -> None:
         self._write = write
         self._line = compile_format(text)
-        import werkzeug.datastructures  # noqa: F401, PLC0415 - here, or the first request of a user would wait for it
 
         self._lines: list[str] = []
 
