@@ -192,6 +192,19 @@ def test_each_source_beats_the_next_weaker_one(tmp_path: Path) -> None:
     ] == [one.origins["workers"] for one in seen]
 
 
+def test_the_values_that_other_servers_take(tmp_path: Path) -> None:
+    """SENDFILE is gunicorn's variable, and proxy_protocol was a truth value there."""
+    for text, expected in (("y", True), ("1", True), ("n", False), ("no", False), ("FALSE", False)):
+        assert read(SENDFILE=text).settings.sendfile is expected
+    assert read("--sendfile", SENDFILE="no").settings.sendfile
+    (tmp_path / "forkserve.conf.py").write_text("proxy_protocol = True\nproxy_allow_ips = '10.0.0.1'\nsendfile = False")
+    settings = read("", tmp_path).settings
+    assert (settings.proxy_protocol, settings.proxy_allow_from, settings.sendfile) == ("auto", ("10.0.0.1",), False)
+    assert read("", tmp_path, FORKSERVE_PROXY_PROTOCOL="false").settings.proxy_protocol == "off"
+    with pytest.raises(ConfigError, match="'v3' is not one of off, v1, v2, auto"):
+        read("--proxy-protocol v3")
+
+
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
 def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> None:
     given = {"bind": "a:1,b:2", "name": "web", "user": "root", "group": "0", "umask": "022"}.get(spec.name)
