@@ -46,7 +46,8 @@ class Failures:
         """Report a worker that failed; `status` is its exit code, or its signal as a negative one."""
         how = describe_exit(status)
         if child.member.ready_at is not None:
-            logger.error("%s", "\n".join([f"{child} {how}{f': {reason}' * bool(reason)}", *child.in_hand()]))
+            in_hand = [] if child.member.reason else child.in_hand()  # it was killed by us, who have said it then
+            logger.error("%s", "\n".join([f"{child} {how}{f': {reason}' * bool(reason)}", *in_hand]))
             return
         why = child.failure or {"message": child.member.reason or f"it {how} before it was ready"}
         message, traceback = why["message"], why.get("traceback")
