@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.http.connection import CLOSING_TIME, Connection
 from forkserve.http.proxy import ProxiedEndpoints, TrustedPeers
-from forkserve.http.proxyheader import LONGEST, Address, ProxyHeaderError, read_proxy_header
+from forkserve.http.proxyheader import LONGEST, ProxyHeader, ProxyHeaderError, read_proxy_header
 
 if TYPE_CHECKING:
     from forkserve.http.site import Site
@@ -124,12 +124,12 @@ class Acceptor:
 
     async def _connect(self, client: socket.socket, peer: Any) -> None:
         site = self._site
-        ends: tuple[Address, Address] | None = None
+        header: ProxyHeader | None = None
         try:
             if self._senders is not None and _host(peer) in self._senders:
-                ends = await self._told(client)
+                header = await self._proxy_header(client)
             await self._loop.connect_accepted_socket(
-                lambda: Connection(site) if ends is None else _proxied(site, ends),
+                lambda: Connection(site) if header is None else _proxied(site, header),
                 client,
                 ssl=site.tls,
                 ssl_handshake_timeout=(site.settings.header_timeout or None) if site.tls is not None else None,
@@ -141,7 +141,7 @@ class Acceptor:
         except (TimeoutError, OSError, EOFError):
             client.close()  # a client that gave up, or a handshake that failed, is nobody's error
 
-    async def _told(self, client: socket.socket) -> tuple[Address, Address] | None:
+    async def _proxy_header(self, client: socket.socket) -> ProxyHeader:
         """Take the PROXY header from a connection, and not a byte more: what follows may be TLS, which only the loop can read.
 
         Raises:
@@ -164,7 +164,7 @@ class Acceptor:
             # A beginning is taken as well: if it stayed readable, there would be nothing to wait for but its being readable.
             data += client.recv(len(ahead) if header is None else header.size - len(data))
             if header is not None:
-                return header.ends
+                return header
 
     async def _readable(self, client: socket.socket, until: float) -> None:
         """Wait until there may be something to read, or the loop's clock says `until`; close the socket if cancelled."""
@@ -197,7 +197,7 @@ def _host(peer: Any) -> str:
     return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
-def _proxied(site: Site, ends: tuple[Address, Address]) -> Connection:
+def _proxied(site: Site, header: ProxyHeader) -> Connection:
     connection = Connection(site)
-    connection.endpoints = ProxiedEndpoints(ends)
+    connection.endpoints = ProxiedEndpoints(header)
     return connection

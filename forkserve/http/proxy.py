@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forkserve.http.fields import Fields
-    from forkserve.http.proxyheader import Address
+    from forkserve.http.proxyheader import ProxyHeader
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _TCP = (socket.AF_INET, socket.AF_INET6)
@@ -121,19 +121,22 @@ class ProxiedEndpoints(Endpoints):
     sends a PROXY header does so because it does not look into what it passes on, so they are the client's, who could be lying.
 
     Args:
-        told: Client and server.
+        told: The header.
     """
 
     __slots__ = ("_told",)
 
-    def __init__(self, told: tuple[Address, Address]) -> None:
+    def __init__(self, told: ProxyHeader) -> None:
         super().__init__()
         self._told = told
 
     def read(self, transport: Any) -> None:
         """Take from a transport what was not told."""
         super().read(transport)
-        self.client, self.server = self._told
+        if self._told.ends is not None:
+            self.client, self.server = self._told.ends
+        if self._told.tls:
+            self.scheme = "https"
 
 
 def _bare(hop: str) -> str:

@@ -28,7 +28,8 @@ IPV4 = addresses("192.0.2.1", "198.51.100.2", 56324, 443)
 IPV6 = addresses("2001:db8::1", "2001:db8::2", 1, 65535)
 ENDS4 = ("192.0.2.1", 56324), ("198.51.100.2", 443)
 ENDS6 = ("2001:db8::1", 1), ("2001:db8::2", 65535)
-TLV = b"\x04\0\x03abc" + b"\x20\0\x05\x01\0\0\0\0"
+TLV = b"\x04\0\x03abc"
+TLS, NO_TLS = b"\x20\0\x05\x01\0\0\0\0", b"\x20\0\x05\x06\0\0\0\0"
 
 V1 = [
     (b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n", ENDS4),
@@ -136,6 +137,33 @@ def test_what_is_none_is_told_by_its_first_wrong_byte(data: bytes) -> None:
     for allowed in ("v1", "v2", "auto"):
         with pytest.raises(ProxyHeaderError, match="is missing"):
             read_proxy_header(data, allowed)
+
+
+@pytest.mark.parametrize(
+    ("more", "tls"),
+    [
+        (TLS, True),
+        (TLV + TLS, True),
+        (TLV + TLS + TLV, True),
+        (TLS + b"x", True),
+        (NO_TLS, False),
+        (TLV, False),
+        (TLV + NO_TLS + TLS, False),  # the first counts
+        (b"\x04\0\x08" + TLS, False),  # within another
+        (TLS[:-1], False),  # what ends too early is nothing
+        (TLS[:3], False),
+        (TLS[:1], False),
+        (b"\x20\0\0", False),
+        (b"\x20\0\0" + TLS, True),
+        (b"\x04\xff\xff" + TLS, False),
+    ],
+)
+def test_whether_the_client_spoke_tls_to_the_proxy(more: bytes, tls: bool) -> None:  # noqa: FBT001
+    for family, addresses, ends in ((0x11, IPV4, ENDS4), (0x21, IPV6, ENDS6)):
+        data = second(0x21, family, addresses + more)
+        assert read_proxy_header(data + TLS, "v2") == ProxyHeader(len(data), ends, tls)
+    for command, family, block in ((0x20, 0x11, IPV4), (0x21, 0x00, b""), (0x21, 0x12, IPV4)):
+        assert read_proxy_header(second(command, family, block + more), "v2") == ProxyHeader(16 + len(block + more))
 
 
 def test_a_version_that_is_not_allowed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import ssl
@@ -48,8 +49,14 @@ def binary(client: str, server: str, ports: tuple[int, int], more: bytes = b"") 
     return SIGNATURE + struct.pack("!BBH", 0x21, 0x21 if ":" in client else 0x11, len(body)) + body
 
 
+def scheme(answer: Answer) -> str:
+    """Return the scheme as the app was told."""
+    raw: dict[str, str] = answer.json["raw"]
+    return raw["wsgi.url_scheme"] if "wsgi.url_scheme" in raw else raw["scheme"]
+
+
 def ends(answer: Answer) -> tuple[str, str]:
-    """Client and server as the app was told."""
+    """Return client and server as the app was told."""
     assert answer.status == 200, answer
     raw: dict[str, Any] = answer.json["raw"]
     if "REMOTE_ADDR" in raw:
@@ -72,11 +79,11 @@ def cpu(pids: Sequence[int]) -> int:
 
 @contextlib.contextmanager
 def haproxy(directory: Path, servers: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
-    """HAProxy that passes bytes on: one port for each server, which is (where it listens, how it is spoken to)."""
+    """HAProxy that passes bytes on: one port for each of (where it listens, how it speaks to the server)."""
     ports = [free_port() for _ in servers]
     text = "defaults\n mode tcp\n timeout connect 20s\n timeout client 20s\n timeout server 20s\n"
     for port, (bind, server) in zip(ports, servers, strict=True):
-        text += f"listen l{port}\n bind {bind}:{port}\n option httpchk GET /alive\n server s {server}\n"
+        text += f"listen l{port}\n bind {bind.format(port)}\n option httpchk GET /alive\n server s {server}\n"
     (directory / "haproxy.cfg").write_text(text)
     with (directory / "haproxy.log").open("wb") as log:
         process = subprocess.Popen([program("haproxy"), "-db", "-f", "haproxy.cfg"], cwd=directory, stdout=log, stderr=log)
@@ -99,28 +106,31 @@ def haproxy(directory: Path, servers: Sequence[tuple[str, str]]) -> Iterator[lis
 
 @pytest.mark.parametrize(("app", "loop", "tls"), [(*one, number in (1, 2)) for number, one in enumerate(WAYS)])
 def test_haproxy(serve: Start, app: str, loop: str, tls: bool, certificate: Path, short: Path, tmp_path: Path) -> None:  # noqa: FBT001
-    """Both versions, over TCP and a unix socket that two workers share, IPv6 and health checks; also before TLS, which HAProxy passes on."""
+    """Both versions, to TCP and unix sockets that two workers share; IPv6; TLS that it passes on or ends; its checks."""
     secure = ("--certfile", certificate, "--keyfile", f"{certificate}.key") if tls else ()
     binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{short}/s", "--workers", 2)
     command = serve(app, *binds, "--loop", loop, "--proxy-protocol", "auto", "--access-logfile", "-", *secure)
     server, check = f"127.0.0.1:{command.port}", f"check inter 50ms {'check-ssl verify none' if tls else ''}"
+    (tmp_path / "pem").write_text(certificate.read_text() + Path(f"{certificate}.key").read_text())
     servers = [
-        ("127.0.0.1", f"{server} send-proxy"),
-        ("127.0.0.1", f"{server} send-proxy-v2 check-send-proxy {check}"),
-        ("127.0.0.1", f"unix@{short}/s send-proxy-v2 proxy-v2-options unique-id,crc32c"),
-        ("[::1]", f"{server} send-proxy-v2"),
+        ("127.0.0.1:{}", f"{server} send-proxy"),
+        ("127.0.0.1:{}", f"{server} send-proxy-v2 check-send-proxy {check}"),
+        ("127.0.0.1:{}", f"unix@{short}/s send-proxy-v2 proxy-v2-options unique-id,crc32c"),
+        ("[::1]:{}", f"{server} send-proxy-v2"),
+        ("127.0.0.1:{} ssl crt pem", f"{server} send-proxy-v2-ssl"),
     ]
-    context = ssl.create_default_context(cafile=certificate) if tls else None
-    with haproxy(tmp_path, servers) as ports:
+    context = ssl.create_default_context(cafile=certificate)
+    with haproxy(tmp_path, servers[: 4 if tls else 5]) as ports:
         for number, port in enumerate(ports):
-            host = "::1" if number == 3 else "127.0.0.1"
-            with Client((host, port), context) as client:
+            host, secured = "::1" if number == 3 else "127.0.0.1", tls or number == 4
+            with Client((host, port), context if secured else None) as client:
                 answers = [client.get(body=b"x" * 100_000, method="POST"), client.get()]
                 own = f"{host} {client.sock.getsockname()[1]}"
-            assert [(own, f"{host} {port}")] * 2 == [ends(answer) for answer in answers]
+            assert [ends(answer) for answer in answers] == [(own, f"{host} {port}")] * 2
+            assert [scheme(answer) for answer in answers] == ["https" if secured else "http"] * 2
             assert answers[0].json["length"] == 100_000
-        # The proxy's own checks are of nobody's client.
-        eventually(lambda: "127.0.0.1 - - " in command.stdout and '"GET /alive HTTP/1.0" 200' in command.stdout, command.stderr)
+        # The proxy's own checks, of which it says that they are nobody's.
+        eventually(lambda: re.search(r'^127\.0\.0\.1 - - \S+ \S+ "GET /alive HTTP/1.0" 200', command.stdout, re.MULTILINE))
     assert not [line for line in command.log if "PROXY" in line], command.stderr
 
 
@@ -140,6 +150,10 @@ def test_what_the_app_and_the_log_are_told(serve: Start, app: str, loop: str, sh
     six = binary("2001:db8::1", "2001:db8::2", (1, 2), b"\x04\0\x02ab")
     assert ("2001:db8::1 1", "2001:db8::2 2") == told(port, six) == told(path, six)
     eventually(lambda: command.stdout.count("203.0.113.9 - - ") == command.stdout.count("2001:db8::1 - - ") == 2)
+
+    with Client(port) as client:
+        client.send(binary("192.0.2.1", "192.0.2.2", (1, 443), b"\x20\0\x05\x01\0\0\0\0") + REQUEST)  # PP2_TYPE_SSL
+        assert scheme(client.answer()) == "https"
 
     # Without addresses those of the socket count.
     for header in (b"PROXY UNKNOWN\r\n", LOCAL, SIGNATURE + b"\x21\x31\x00\xd8" + bytes(216)):
