@@ -11,23 +11,21 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
 
+__version__ = "0.1.0"
+
 _WHERE = {
-    "CommandError": "forkserve.prefork.commands",
+    "CommandError": "forkserve.prefork.commands.pending",
     "HTTPWorker": "forkserve.web",
-    "Reply": "forkserve.prefork.commands",
+    "Reply": "forkserve.prefork.commands.pending",
     "Server": "forkserve.server",
     "Worker": "forkserve.prefork.worker",
-    "WouldDeadlock": "forkserve.prefork.commands",
+    "WouldDeadlock": "forkserve.prefork.commands.pending",
     "current_worker": "forkserve.prefork.worker",
 }
 
 
 def __getattr__(name: str) -> object:
     """Import on first use, so that either half can be had without the other (PEP 562)."""
-    if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415  # slow to import, seldom asked
-
-        return version("forkserve")
     if name not in _WHERE:
         raise AttributeError(f"module 'forkserve' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)

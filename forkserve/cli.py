@@ -54,7 +54,8 @@ def _option(name: str, spec: Spec) -> click.Option:
     if spec.kind.switch:
         both = (f"{one}/--no-{one.removeprefix('--')}" for one in spec.flags)
         return click.Option([name, *both], default=None, help=about)
-    return click.Option(flags, metavar=spec.kind.metavar, multiple=spec.kind.many, help=about)
+    alone: dict[str, Any] = {} if spec.kind.alone is None else {"is_flag": False, "flag_value": spec.kind.alone}
+    return click.Option(flags, metavar=spec.kind.metavar, multiple=spec.kind.many, help=about, **alone)
 
 
 def make_command() -> click.Command:

@@ -14,7 +14,6 @@ import fcntl
 import importlib
 import json
 import logging
-import logging.config
 import os
 import stat
 import sys
@@ -263,6 +262,8 @@ def reopen() -> None:
 
 def _apply(path: str) -> None:
     """Configure logging from *path*. Raises ConfigError, whatever is wrong with it."""
+    import logging.config  # noqa: PLC0415 - slow to import, and seldom needed
+
     try:
         if path.endswith((".json", ".yaml", ".yml")):
             with open(path, encoding="utf-8") as file:

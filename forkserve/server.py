@@ -9,7 +9,7 @@ from forkserve import config as configuration
 from forkserve import daemon, loader, logs
 from forkserve.errors import ConfigError
 from forkserve.frontend import upstream
-from forkserve.http.access import compile_format
+from forkserve.http import access
 from forkserve.http.parsers import new_parser
 from forkserve.http.tls import make_context
 from forkserve.prefork import privileges
@@ -92,9 +92,11 @@ def check(settings: Settings) -> None:
     make_context(settings)
     try:
         new_parser(settings.http)
-        compile_format(settings.access_logformat)
+        access.compile_format(settings.access_logformat)
     except (ModuleNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if settings.access_logfile is not None:
+        access.import_early()
 
 
 def _checked(config: Config) -> Config:

@@ -244,16 +244,16 @@ class Settings:
     forwarded_allow_ips: tuple[str, ...] = setting(
         LOCAL_PEERS,
         "HTTP",
-        many("PEER", values.read_network),
+        values.peers,
         "Peers whose forwarded headers count: addresses, networks, unix, or * for all.",
         variable="FORWARDED_ALLOW_IPS",
     )
     proxy_headers: bool = setting(True, "HTTP", values.switch, "Believe forwarded headers of those peers.")
     proxy_protocol: str = setting(
-        "off", "HTTP", choice("off", "v1", "v2", "auto"), "PROXY header with which connections of --proxy-allow-from must begin."
+        "off", "HTTP", values.proxy_protocol, "PROXY header with which connections of --proxy-allow-from must begin."
     )
     proxy_allow_from: tuple[str, ...] = setting(
-        LOCAL_PEERS, "HTTP", many("PEER", values.read_network), "Peers that send one; others are served without, and may not."
+        LOCAL_PEERS, "HTTP", values.peers, "Peers that must send one; others must not.", aliases="proxy_allow_ips"
     )
     sendfile: bool = setting(True, "HTTP", values.switch, "Let the system send files of wsgi.file_wrapper.", variable="SENDFILE")
 

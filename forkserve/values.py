@@ -30,7 +30,8 @@ class Kind(Generic[T]):
 
     `metavar` stands for it in help texts, `read` turns text or a typed value into the value (or
     raises ValueError), `show` is the inverse. `many`: the flag may be repeated, and `read` takes
-    all occurrences at once. `switch`: the flag takes no value and has a `--no-` twin.
+    all occurrences at once. `switch`: the flag takes no value and has a `--no-` twin. `alone`: what the
+    flag means without a value, if it may do without.
     """
 
     metavar: str
@@ -38,6 +39,7 @@ class Kind(Generic[T]):
     show: Callable[[T], str] = str
     many: bool = False
     switch: bool = False
+    alone: str | None = None
 
 
 def refuse(value: object, wanted: str) -> NoReturn:
@@ -126,15 +128,15 @@ def read_mode(value: object) -> int:
     return number(value, wanted, low=0, high=0o777)
 
 
-def choice(*words: str, **also: str) -> Kind[str]:
-    """Build one of *words*, in any case; *also* maps other spellings to them."""
+def choice(*words: str, alone: str | None = None, **also: str) -> Kind[str]:
+    """Build one of *words*, in any case; *also* maps other spellings to them, `true` and `false` for truth values."""
 
     def read(value: object) -> str:
-        word = value.lower() if isinstance(value, str) else ""
+        word = str(value).lower() if isinstance(value, str | bool) else ""
         word = also.get(word, word)
         return word if word in words else refuse(value, "one of " + ", ".join(words))
 
-    return Kind("|".join(words), read)
+    return Kind("|".join(words), read, alone=alone)
 
 
 def items(value: object, separator: str) -> list[object]:
@@ -247,3 +249,5 @@ command = Kind("COMMAND", read_command)
 variables = pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE")
 headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)
+proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", true="auto", false="off")
+peers = many("PEER", read_network)

@@ -1,18 +1,28 @@
-"""For all tests: the servers that they start keep their control sockets to themselves."""
+"""For all tests: the servers that they start keep their control sockets to themselves, and compile nothing."""
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import tempfile
 
 import pytest
 
+import forkserve
+
 RUNTIME = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give this run a runtime directory of its own, so that `forkserve ctl` finds no server of another run."""
+    """Give this run a runtime directory of its own, so that `forkserve ctl` finds no server of another run.
+
+    The package is compiled once, and the apps never: two versions of a file that are saved in the same second and have the
+    same length are one to Python's cache.
+    """
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(forkserve.__path__[0], quiet=1)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     config.stash[RUNTIME] = tempfile.mkdtemp(prefix="fs")  # short enough for a socket's path
     os.environ["XDG_RUNTIME_DIR"] = config.stash[RUNTIME]
     os.environ.pop("RUNTIME_DIRECTORY", None)

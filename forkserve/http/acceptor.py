@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.connection import CLOSING_TIME, Connection
@@ -123,12 +124,12 @@ class Acceptor:
 
     async def _connect(self, client: socket.socket, peer: Any) -> None:
         site = self._site
-        header, host = None, str(peer[0]) if isinstance(peer, tuple) else ""
+        header: ProxyHeader | None = None
         try:
-            if self._senders is not None and host in self._senders:
+            if self._senders is not None and _host(peer) in self._senders:
                 header = await self._proxy_header(client)
             await self._loop.connect_accepted_socket(
-                (lambda: Connection(site)) if header is None else (lambda: _proxied(site, header)),
+                lambda: Connection(site) if header is None else _proxied(site, header),
                 client,
                 ssl=site.tls,
                 ssl_handshake_timeout=(site.settings.header_timeout or None) if site.tls is not None else None,
@@ -136,62 +137,64 @@ class Acceptor:
             )
         except ProxyHeaderError as error:
             client.close()
-            self._complain(host, error)
+            self._complain(_host(peer), error)
         except (TimeoutError, OSError, EOFError):
             client.close()  # a client that gave up, or a handshake that failed, is nobody's error
 
     async def _proxy_header(self, client: socket.socket) -> ProxyHeader:
-        """Take the PROXY header from a connection, and not a byte more.
+        """Take the PROXY header from a connection, and not a byte more: what follows may be TLS, which only the loop can read.
 
         Raises:
             ProxyHeaderError: There was none that counts.
-            EOFError: There was nothing at all.
+            EOFError: There was nothing at all, as when a proxy looks whether anybody listens.
         """
-        allowed, timeout = self._site.settings.proxy_protocol, self._site.settings.header_timeout
-        whole: asyncio.Future[ProxyHeader] = self._loop.create_future()
-        data = b""
-
-        def read() -> None:
-            nonlocal data
-            if whole.done():
-                return
+        allowed, until, data = self._site.settings.proxy_protocol, self._loop.time() + self._site.header_timeout, b""
+        while True:
             try:
-                # All that is looked at and belongs to the header is taken at once: what is only looked at stays readable, and
-                # the loop would call again and again.
                 ahead = client.recv(LONGEST - len(data), socket.MSG_PEEK)
-                header = read_proxy_header(data + ahead, allowed)
-                data += client.recv(len(ahead) if header is None else header.size - len(data))
-            except (BlockingIOError, InterruptedError):
-                return
-            except (OSError, ProxyHeaderError) as error:
-                whole.set_exception(error)
-                return
-            if header is not None and len(data) == header.size:
-                whole.set_result(header)
-            elif not ahead:
-                whole.set_exception(ProxyHeaderError("ends too early") if data else EOFError())
+            except BlockingIOError:
+                # Only here, with nothing left to read: while an application held the thread it may have come in time.
+                if self._loop.time() >= until:
+                    raise ProxyHeaderError("did not come in time") from None
+                await self._readable(client, until)
+                continue
+            if not ahead:
+                raise ProxyHeaderError("ends too early") if data else EOFError
+            header = read_proxy_header(data + ahead, allowed)
+            # A beginning is taken as well: if it stayed readable, there would be nothing to wait for but its being readable.
+            data += client.recv(len(ahead) if header is None else header.size - len(data))
+            if header is not None:
+                return header
 
-        def give_up() -> None:
-            if not whole.done():
-                whole.set_exception(ProxyHeaderError("did not come in time"))
+    async def _readable(self, client: socket.socket, until: float) -> None:
+        """Wait until there may be something to read, or the loop's clock says `until`; close the socket if cancelled."""
+        readable = self._loop.create_future()
 
-        timer = self._loop.call_later(timeout, give_up) if timeout else None
-        self._loop.add_reader(client, read)
+        def wake() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        timer = self._loop.call_at(until, wake) if until < inf else None
+        self._loop.add_reader(client, wake)
         try:
-            return await whole
-        except asyncio.CancelledError:
-            client.close()
-            raise
+            await readable
         finally:
             self._loop.remove_reader(client)
             if timer is not None:
                 timer.cancel()
+            if readable.cancelled():
+                client.close()
 
     def _complain(self, host: str, error: ProxyHeaderError) -> None:
         """Log a warning once, for a proxy that is not set up for it; from then on clients must not fill the log."""
         level, self._complained = logging.DEBUG if self._complained else logging.WARNING, True
         peer, allowed = host or "a unix socket", self._site.settings.proxy_protocol
         self._site.log.log(level, "connection from %s closed: its PROXY header %s (--proxy-protocol %s)", peer, error, allowed)
+
+
+def _host(peer: Any) -> str:
+    """The address of a peer as accept(2) gives it; empty on a unix socket."""
+    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def _proxied(site: Site, header: ProxyHeader) -> Connection:

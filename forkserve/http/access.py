@@ -95,6 +95,11 @@ _ATOMS: Mapping[str, Callable[[Record], object]] = {
 }
 
 
+def import_early() -> None:
+    """Import what users' names are read with: in the master, where its rights are all there, and not in the first request."""
+    import werkzeug.datastructures  # noqa: F401, PLC0415 - only who logs pays for it
+
+
 def compile_format(text: str) -> Callable[[Record], str]:
     """A function that writes the line of a record.
 
@@ -107,8 +112,6 @@ def compile_format(text: str) -> Callable[[Record], str]:
     if text == "json":
         return _json_line
     text = COMBINED if text == "combined" else text
-    if "%(u)s" in text:
-        import werkzeug.datastructures  # noqa: F401, PLC0415 - here, or the first request would wait for it
     parts: list[str | Callable[[Record], object]] = []
     position = 0
     for match in _ATOM.finditer(text):
@@ -165,6 +168,7 @@ class AccessLog:
     def __init__(self, write: Callable[[bytes], None], text: str) -> None:
         self._write = write
         self._line = compile_format(text)
+
         self._lines: list[str] = []
 
     def write(self, exchange: Exchange) -> None:

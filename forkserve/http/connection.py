@@ -17,6 +17,7 @@ from forkserve.http.parsers import new_parser
 from forkserve.http.proxy import Endpoints
 from forkserve.http.response import error_answer
 from forkserve.http.stall import Stall, waiting_in_kernel
+from forkserve.http.transports import half_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -337,11 +338,8 @@ class Connection(asyncio.Protocol):
         self.resume_reading()
         self._closing = True
         self._deadline = self.site.loop.time() + CLOSING_TIME
-        half_close = self.transport.can_write_eof()
-        if self._eof or not (half_close or unread):
+        if self._eof or not (half_close(self.transport) or unread):
             self.transport.close()
-        elif half_close:
-            self.transport.write_eof()
 
     def break_off(self, *, reset: bool) -> None:
         """End a connection in the middle of an answer, so that the client sees that it is not whole."""

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from forkserve.http.exchange import Exchange
+from forkserve.http.proxy import Endpoints
 from forkserve.http.response import ResponseHead, read_code
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ def exchange(text: str) -> Callable[[Connection, Target, Fields], FaultExchange]
 
 
 def _is_local(connection: Connection, fields: Fields) -> bool:
-    """Whether both who sent the request and whom a proxy names are this machine."""
-    ends = connection.endpoints
-    peer_is_local = not ends.peer or _is_loopback(ends.peer)
-    named, _ = ends.seen_through(fields, connection.site.trusted)
-    return peer_is_local and (named is None or _is_loopback(named[0]))
+    """Whether both who sent the request and whom a proxy names, in a PROXY header or a field, are this machine."""
+    socket = Endpoints()
+    socket.read(connection.transport)
+    named, _ = connection.endpoints.seen_through(fields, connection.site.trusted)
+    return (not socket.peer or _is_loopback(socket.peer)) and (named is None or _is_loopback(named[0]))
 
 
 def _is_loopback(host: str) -> bool:

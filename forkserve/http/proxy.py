@@ -86,7 +86,7 @@ class Endpoints:
 
     @property
     def peer(self) -> str:
-        """The address of whoever is at the other end of the socket, which trust goes by; empty on a unix socket."""
+        """The address of the client of this connection, which trust goes by; empty on a unix socket."""
         if self.client is not None:
             return self.client[0]
         # Without an address it is a unix socket's, or one that had gone before we could ask.
@@ -115,30 +115,28 @@ class Endpoints:
 
 
 class ProxiedEndpoints(Endpoints):
-    """The two ends of a connection that a proxy passes on, as it has told; trust still goes by the proxy itself.
+    """The two ends of a connection whose bytes a proxy passes on, as the proxy has told them.
+
+    Whatever goes by the peer goes by the client that was told, as if it had connected itself. Forwarded fields, too: a proxy that
+    sends a PROXY header does so because it does not look into what it passes on, so they are the client's, who could be lying.
 
     Args:
-        header: What the proxy has told.
+        told: The header.
     """
 
-    __slots__ = ("_header", "_peer")
+    __slots__ = ("_told",)
 
-    def __init__(self, header: ProxyHeader) -> None:
+    def __init__(self, told: ProxyHeader) -> None:
         super().__init__()
-        self._header = header
-        self._peer = "unknown"
+        self._told = told
 
     def read(self, transport: Any) -> None:
-        """Take the addresses from a transport, then from the header if that has any."""
+        """Take from a transport what was not told."""
         super().read(transport)
-        self._peer = super().peer
-        if self._header.client is not None and self._header.server is not None:
-            self.client, self.server = self._header.client, self._header.server
-
-    @property
-    def peer(self) -> str:
-        """The address of the proxy."""
-        return self._peer
+        if self._told.ends is not None:
+            self.client, self.server = self._told.ends
+        if self._told.tls:
+            self.scheme = "https"
 
 
 def _bare(hop: str) -> str:

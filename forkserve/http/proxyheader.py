@@ -23,6 +23,7 @@ _BEGIN_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 _HEAD_V2 = 16  # signature, version and command, family and protocol, length of the rest
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED, _TCP4, _TCP6 = 0x00, 0x11, 0x21
+_SSL = 0x20
 # Bytes that the two addresses take; other families must be refused.
 _ADDRESSES_V2 = {_UNSPECIFIED: 0, _TCP4: 12, 0x12: 12, _TCP6: 36, 0x22: 36, 0x31: 216, 0x32: 216}
 
@@ -34,11 +35,17 @@ class ProxyHeaderError(Exception):
 
 
 class ProxyHeader(NamedTuple):
-    """A whole header: how many bytes it took, and the addresses; None where those of the socket count."""
+    """A whole header.
+
+    Attributes:
+        size: How many bytes it took.
+        ends: The addresses of client and server; None where those of the socket count.
+        tls: Whether it tells that the client has spoken TLS to the proxy, which only version 2 can.
+    """
 
     size: int
-    client: Address | None = None
-    server: Address | None = None
+    ends: tuple[Address, Address] | None = None
+    tls: bool = False
 
 
 def read_proxy_header(data: bytes, allowed: str) -> ProxyHeader | None:
@@ -70,7 +77,7 @@ def _read_v1(data: bytes) -> ProxyHeader | None:
     if match.lastindex is None:
         return ProxyHeader(end)
     family, client, server, client_port, server_port = (group.decode("ascii") for group in match.groups() if group is not None)
-    return ProxyHeader(end, _address_v1(family, client, client_port), _address_v1(family, server, server_port))
+    return ProxyHeader(end, (_address_v1(family, client, client_port), _address_v1(family, server, server_port)))
 
 
 def _address_v1(family: str, host: str, port: str) -> Address:
@@ -99,10 +106,9 @@ def _read_v2(data: bytes) -> ProxyHeader | None:
             raise ProxyHeaderError("is too short for its addresses")
     if len(data) < size:
         return None
-    if command == _PROXY and family == _TCP4:
-        return ProxyHeader(size, *_addresses_v2(data, IPv4Address, 4))
-    if command == _PROXY and family == _TCP6:
-        return ProxyHeader(size, *_addresses_v2(data, IPv6Address, 16))
+    if command == _PROXY and family in (_TCP4, _TCP6):
+        ends = _addresses_v2(data, IPv4Address, 4) if family == _TCP4 else _addresses_v2(data, IPv6Address, 16)
+        return ProxyHeader(size, ends, _tells_of_tls(data[_HEAD_V2 + _ADDRESSES_V2[family] : size]))
     return ProxyHeader(size)
 
 
@@ -110,6 +116,16 @@ def _addresses_v2(data: bytes, kind: type[IPv4Address | IPv6Address], width: int
     between, ports = _HEAD_V2 + width, _HEAD_V2 + 2 * width
     client, server = _text(kind(data[_HEAD_V2:between])), _text(kind(data[between:ports]))
     return (client, int.from_bytes(data[ports : ports + 2], "big")), (server, int.from_bytes(data[ports + 2 : ports + 4], "big"))
+
+
+def _tells_of_tls(more: bytes) -> bool:
+    """Whether what follows the addresses, each with its type and length before it, has PP2_CLIENT_SSL in a PP2_TYPE_SSL."""
+    while len(more) > 3:
+        end = 3 + int.from_bytes(more[1:3], "big")
+        if more[0] == _SSL and 3 < end <= len(more):
+            return bool(more[3] & 1)
+        more = more[end:]
+    return False
 
 
 def _text(address: IPv4Address | IPv6Address) -> str:

@@ -137,8 +137,11 @@ class ThreadedExchange(WSGICall):
             self.site.loop.call_soon_threadsafe(self._on_loop, call, *arguments)
 
     def _hand_over_file(self, wrapper: FileWrapper) -> bool:
-        rest = wrapper.remaining() if self.site.settings.sendfile else None
-        if rest is None or self.connection.endpoints.tls or self.head is None or self._handed_over:
+        rest = wrapper.remaining()
+        if rest is None or self.head is None or self._handed_over:
+            return False
+        if self.connection.endpoints.tls or not self.site.settings.sendfile:
+            self.add_length(rest)
             return False
         self._hand_over(self.start_file, os.dup(wrapper.fileno()), wrapper.tell(), rest)
         return True

@@ -26,6 +26,7 @@ from forkserve.http.connection import CLOSING_TIME
 from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
 from forkserve.http.exchange import Exchange
 from forkserve.http.response import ResponseHead, read_code
+from forkserve.http.transports import half_close
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
@@ -327,11 +328,8 @@ class WebSocket(Exchange, asyncio.Protocol):
         out = self._protocol.data_to_send()
         if out and not transport.is_closing():
             transport.write(b"".join(out))
-            if SEND_EOF in out:
-                if transport.can_write_eof():
-                    transport.write_eof()
-                else:
-                    transport.close()
+            if SEND_EOF in out and not half_close(transport):
+                transport.close()
         if self._closing_at == inf and self._protocol.close_expected():
             if self._protocol.close_sent is not None and not self._protocol.close_rcvd:
                 self._close_code, self._close_reason = self._protocol.close_sent.code, self._protocol.close_sent.reason

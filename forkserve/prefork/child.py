@@ -56,12 +56,15 @@ class Child:
         os.ftruncate(self.stacks, 0)
         self.signal(signal.SIGUSR2)
 
+    def in_hand(self) -> list[str]:
+        """Return a line for each request that it has in hand, or had when it ended, as far as that was noted."""
+        now = time.monotonic_ns()
+        return [f"in hand for {(now - started) / 1e9:.0f} s: {printable(line)}" for started, line in self.row.lines()]
+
     def last_words(self) -> str:
         """Return its requests in hand and its stacks, for the log."""
-        now = time.monotonic_ns()
-        lines = [f"in hand for {(now - started) / 1e9:.0f} s: {printable(line)}" for started, line in self.row.lines()]
         stacks = os.pread(self.stacks, MAX_STACKS, 0).decode("utf-8", "backslashreplace").strip()
-        return "\n".join([*lines, stacks or "no stacks: the process did not answer"])
+        return "\n".join([*self.in_hand(), stacks or "no stacks: the process did not answer"])
 
     def close(self) -> None:
         """Let go of everything that was held for it."""

@@ -228,10 +228,10 @@ class Children:
         self._hear(child)  # its last words come before its end
         code, signum = (status, None) if status >= 0 else (None, -status)
         first_boot = self.pool.phase is Phase.FIRST_BOOT and not self.pool.limits.patient
-        why = child.failure["message"] if child.failure else None
+        why = self._failures.reason(child, status)
         failed = self.pool.exited(child.member.ident, time.monotonic(), code=code, signal=signum, why=why)
         if failed:
-            self._failures.report(child, status, first_boot=first_boot)
+            self._failures.report(child, status, why, first_boot=first_boot)
         else:
             # After a first boot that failed, its reason is the last that is said.
             logger.log(logging.DEBUG if self.pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))

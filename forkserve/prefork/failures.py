@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ class Failures:
     def __init__(self, *, plain: bool) -> None:
         self._plain = plain  # tracebacks are printed as they are, for somebody who sits before the terminal
         self._last: dict[int, Message] = {}  # by slot: how its boot failed, told in full once
+        self._killed_for_memory = killed_for_memory()
 
     def booted(self, slot: int) -> None:
         """Forget how the slot failed."""
@@ -31,11 +33,21 @@ class Failures:
         last = self._last.get(slot, {})
         return last.get("traceback") if last.get("message") == reason else None
 
-    def report(self, child: Child, status: int, *, first_boot: bool) -> None:
+    def reason(self, child: Child, status: int) -> str | None:
+        """Why a worker ended, as far as its exit status alone does not say it."""
+        if child.failure:
+            return str(child.failure["message"])
+        before, self._killed_for_memory = self._killed_for_memory, killed_for_memory()
+        # The system counts whom it kills, and does not say whom: a kill by somebody else may fall on the same moment.
+        by_system = status == -signal.SIGKILL and not child.member.reason and self._killed_for_memory > before
+        return "killed by the system for want of memory, it seems" if by_system else None
+
+    def report(self, child: Child, status: int, reason: str | None, *, first_boot: bool) -> None:
         """Report a worker that failed; `status` is its exit code, or its signal as a negative one."""
         how = describe_exit(status)
         if child.member.ready_at is not None:
-            logger.error("%s %s", child, how)
+            in_hand = [] if child.member.reason else child.in_hand()  # it was killed by us, who have said it then
+            logger.error("%s", "\n".join([f"{child} {how}{f': {reason}' * bool(reason)}", *in_hand]))
             return
         why = child.failure or {"message": child.member.reason or f"it {how} before it was ready"}
         message, traceback = why["message"], why.get("traceback")
@@ -60,6 +72,13 @@ class Failures:
             console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}; the next save tries again (--reload)")
         self._last[child.id] = why
         return "\n\n".join(filter(None, (message, traceback)))
+
+
+def killed_for_memory() -> int:
+    """Return how many processes the system has killed so far because memory had run out; 0 where it does not say."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", encoding="ascii") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    return 0
 
 
 def describe_exit(status: int) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import forkserve
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Served
 from forkserve.prefork.policy.states import State
@@ -32,9 +32,9 @@ def describe(master: Steering) -> dict[str, Any]:
     return {
         "name": master.name,
         "pid": master.pid,
-        "version": version("forkserve"),
+        "version": forkserve.__version__,
         "app": master.settings.app,
-        "state": "reloading" if master.reloading.under_way and pool.phase is Phase.SERVING else _state(pool),
+        "state": "reloading" if master.reloading.under_way and pool.phase is Phase.SERVING else _state(master),
         "generation": pool.generation,
         "uptime_s": round(now - master.started_at, 3),
         "wanted": pool.wanted,
@@ -68,10 +68,11 @@ def _shown(pool: Pool) -> list[Member]:
     return [member for member in members if member.exists or member.slot not in served]
 
 
-def _state(pool: Pool) -> str:
-    if pool.phase >= Phase.STOPPING:
+def _state(master: Steering) -> str:
+    if master.pool.phase >= Phase.STOPPING:
         return "stopping"
-    return "degraded" if pool.degraded else "running"
+    shows_fault = master.development is not None and master.development.shows_fault
+    return "degraded" if master.pool.degraded or shows_fault else "running"
 
 
 def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:

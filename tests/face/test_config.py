@@ -87,6 +87,14 @@ SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users k
     ("--forwarded-allow-ips *", "forwarded_allow_ips", ("*",)),
     ("--no-proxy-headers", "proxy_headers", False),
     ("--proxy-headers", "proxy_headers", True),
+    ("--proxy-protocol v2", "proxy_protocol", "v2"),
+    ("--proxy-protocol AUTO", "proxy_protocol", "auto"),
+    ("--proxy-protocol", "proxy_protocol", "auto"),
+    ("--proxy-protocol --workers 2", "proxy_protocol", "auto"),
+    ("--proxy-allow-from 10.0.0.0/8,unix", "proxy_allow_from", ("10.0.0.0/8", "unix")),
+    ("--proxy-allow-ips *", "proxy_allow_from", ("*",)),
+    ("--no-sendfile", "sendfile", False),
+    ("--sendfile", "sendfile", True),
     ("--root-path /api", "root_path", "/api"),
     ("--no-server-header", "server_header", False),
     ("--server-header", "server_header", True),
@@ -183,6 +191,19 @@ def test_each_source_beats_the_next_weaker_one(tmp_path: Path) -> None:
         "FORKSERVE_CMD_ARGS",
         "command line",
     ] == [one.origins["workers"] for one in seen]
+
+
+def test_the_values_that_other_servers_take(tmp_path: Path) -> None:
+    """SENDFILE is gunicorn's variable, and proxy_protocol was a truth value there."""
+    for text, expected in (("y", True), ("1", True), ("n", False), ("no", False), ("FALSE", False)):
+        assert read(SENDFILE=text).settings.sendfile is expected
+    assert read("--sendfile", SENDFILE="no").settings.sendfile
+    (tmp_path / "forkserve.conf.py").write_text("proxy_protocol = True\nproxy_allow_ips = '10.0.0.1'\nsendfile = False")
+    settings = read("", tmp_path).settings
+    assert (settings.proxy_protocol, settings.proxy_allow_from, settings.sendfile) == ("auto", ("10.0.0.1",), False)
+    assert read("", tmp_path, FORKSERVE_PROXY_PROTOCOL="false").settings.proxy_protocol == "off"
+    with pytest.raises(ConfigError, match="'v3' is not one of off, v1, v2, auto"):
+        read("--proxy-protocol v3")
 
 
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
@@ -166,6 +167,17 @@ async def on_quiet_late(_: Scope, receive: Receive, send: Send, __: Any) -> None
     await send({"type": "http.response.start", "status": 200, "headers": []})
     EVENTS.append("started")
     await listening
+
+
+async def on_late_end(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """End an answer after its last byte has been sent: when a file is there, and until then hold the thread."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok", "more_body": True})
+    for _ in range(3):
+        await asyncio.sleep(0)  # uvloop writes when the loop turns
+    while not os.path.exists(query["gate"]):
+        time.sleep(0.001)
+    await send({"type": "http.response.body"})
 
 
 async def on_early(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:

@@ -51,6 +51,18 @@ def test_a_slow_reader_that_goes(server: Server) -> None:
     events(server, "OSError")
 
 
+def test_a_client_that_resets_before_we_close(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """It has all of its answer, so that is nobody's fault, and no line in the log (HAProxy does so when it checks a server)."""
+    with Server("tests.http.asgi_apps:app", "127.0.0.1:0", loop=request.node.callspec.params["server"]) as server:
+        with server.connect() as client:
+            ask(client, f"/late-end?gate={tmp_path}/gate", "Connection: close")
+            assert client.answer().body == b"ok"
+            client.reset()
+        (tmp_path / "gate").touch()
+        assert server.json("/-/events") == []
+        assert "exception" not in server.log
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_an_application_that_does_not_receive_stops_the_client(server: Server, framing: str) -> None:
     """The client cannot send more than a little ahead; then all of it arrives."""

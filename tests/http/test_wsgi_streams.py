@@ -3,6 +3,7 @@
 
 import ast
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -151,6 +152,30 @@ def test_file(server: Server, tmp_path: Path, memory: str, method: str, query: s
         client.end()
         assert client.rest() == b""
     events(server, "closed")
+
+
+def test_files_without_sendfile(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """With it switched off they are read instead, and the answers are the same to the byte."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abcdefghij")
+
+    def answers(one: Server) -> list[bytes]:
+        found = []
+        for method in ("GET", "HEAD"):
+            for query in FILES:
+                with one.connect() as client:
+                    ask(client, f"/file?path={path}{query}", "Connection: close", method=method)
+                    found.append(re.sub(rb"Date: [^\r]*", b"Date:", client.rest()))
+        return found
+
+    threads = request.node.callspec.params["server"]
+    directory = Path(os.path.relpath(tmp_path))
+    with serving("tests.http.wsgi_apps:application", directory, faults=True, threads=threads, sendfile="no") as without:
+        assert answers(server) == answers(without)
+        for one, reads in ((server, 0), (without, 2)):  # the second finds the end
+            one.json("/-/events")
+            assert one.get(f"/file?path={path}&told=1").body == b"abcdefghij"
+            events(one, *["read"] * reads, "closed")
 
 
 def test_a_file_and_the_next_request(server: Server, tmp_path: Path) -> None:

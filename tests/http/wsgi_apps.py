@@ -205,6 +205,11 @@ def on_file(environ: Environ, start_response: StartResponse, query: dict[str, st
         def __getattr__(self, name: str) -> Any:
             return getattr(file, name)
 
+        def read(self, size: int) -> Any:
+            if "told" in query:
+                EVENTS.append("read")
+            return file.read(size)
+
         def close(self) -> None:
             close()
             EVENTS.append("closed")

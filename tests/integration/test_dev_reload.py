@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 from tests.integration.client import Answer, Client
 from tests.integration.command import Command, descriptors, eventually, exists, run
 from tests.integration.conftest import Start
+from tests.integration.steer import Request
 
 WSGI = """\
 import helper
@@ -77,13 +78,18 @@ class Project:
 
     def serve(self, *arguments: object, ready: bool = True, **options: object) -> Project:
         """Start the server, of the module `myapp`."""
-        arguments = ("myapp:app", "--reload", "--control-socket", "none", *arguments)
+        arguments = ("myapp:app", "--reload", "--control-socket", self.folder.parent / "control", *arguments)
         if not {"--bind", "--base-port"} & set(map(str, arguments)):
             arguments = (*arguments, "--bind", "127.0.0.1:0")
         self.command = self._start(*arguments, cwd=self.folder, **options)
         if ready:
             self.command.ready()
         return self
+
+    @property
+    def state(self) -> object:
+        """What `status` says of the server as a whole."""
+        return Request(self.folder.parent / "control", "status", (), {}).answer["result"]["state"]
 
     def get(self, *lines: str, port: int | None = None, **options: object) -> Answer:
         """Ask for the app's answer, over a connection of its own."""
@@ -228,6 +234,7 @@ def test_what_does_not_load_is_shown_and_mended(project: Project) -> None:
         assert page["Cache-Control"] == "no-store"
         answers = [kept.get(), project.get(method="POST", body=b"x" * 1000), project.get(method="HEAD")]
         assert [answer.status for answer in answers] == [500, 500, 500]
+    assert project.state == "degraded"
     project.command.traceback_expected = True
     lines = project.command.stderr.splitlines()
     assert lines.count("Traceback (most recent call last):") == 1  # as it is, and once
@@ -236,6 +243,7 @@ def test_what_does_not_load_is_shown_and_mended(project: Project) -> None:
     project.until("No module named 'missing'", status=500)
     project.save("missing.py", "A = 1\n")
     project.until("version 3")
+    eventually(lambda: project.state == "running", lambda: project.state)
 
 
 def test_websockets_are_refused_with_the_page(project: Project) -> None:

@@ -38,6 +38,8 @@ class Echo(Worker):
             case ["whoami"]:
                 names = ("FORKSERVE_WORKER_ID", "FORKSERVE_GENERATION", "LISTEN_FDS", "NOTIFY_SOCKET")
                 return repr([os.environ.get(name) for name in names])
+            case ["variable", name]:
+                return str(os.environ.get(name))
             case ["exit", code]:
                 os._exit(int(code))
             case ["raise"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,9 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from prefork_helpers import DEADLINE, Server, say
+from prefork_helpers import DEADLINE, Server, eventually, say
+
+from forkserve.prefork.notify import Notifier
 
 Serve = Callable[..., Server]
+
+
+def pid_of(pid: int) -> dict[str, str]:
+    """The variable that says which process is meant."""
+    return {"WATCHDOG_PID": str(pid)}
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -54,6 +62,52 @@ def test_a_manager_that_is_gone_is_one_line(serve: Serve, tmp_path: Path) -> Non
 
     server.wait_for("WARNING.*cannot notify the service manager: ")
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_a_watchdog_is_told_that_the_master_lives(serve: Serve, manager: tuple[str, socket.socket]) -> None:
+    """As a service manager sees it: one is late only if the master does nothing."""
+    name, sock = manager
+    server = serve(base_port=0, environ={"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "400000"}).ready()
+    while sock.recv(1000) != b"WATCHDOG=1":
+        pass
+    sock.settimeout(2)
+    assert [sock.recv(1000), sock.recv(1000)] == [b"WATCHDOG=1"] * 2
+    port = server.ports()[0]
+    assert [say(port, f"variable {one}") for one in ("WATCHDOG_USEC", "WATCHDOG_PID", "NOTIFY_SOCKET")] == ["None"] * 3
+
+    server.kill(signal.SIGSTOP)
+    eventually(lambda: Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it stands still")
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while sock.recv(1000):  # what was on its way
+            pass
+    sock.settimeout(0.4)
+    with pytest.raises(TimeoutError):
+        sock.recv(1000)
+    sock.settimeout(DEADLINE)
+    server.kill(signal.SIGCONT)
+    assert sock.recv(1000) == b"WATCHDOG=1"
+    assert server.stop() == 0
+
+
+def test_a_watchdog_that_cannot_be_is_one_line(serve: Serve, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        server = serve("Plain", environ={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "soon"}).ready()
+        assert server.stop() == 0
+    assert len(server.wait_for("WARNING.*WATCHDOG_USEC is 'soon', not a number of microseconds: ignored")) == 1
+
+
+def test_how_often_a_watchdog_is_told() -> None:
+    """Twice in its time; and not by processes that it was not meant for, nor when it gives no time."""
+    three, ours, others = ({"WATCHDOG_USEC": "3000000"} | pid for pid in ({}, pid_of(os.getpid()), pid_of(os.getppid())))
+    notifier = Notifier({"NOTIFY_SOCKET": "/x"})
+
+    assert notifier.watchdog(three) == notifier.watchdog(ours) == 1.5
+    assert notifier.watchdog(others) is notifier.watchdog({}) is Notifier({}).watchdog(three) is None
+    for text in ("", "0", "-1", "1.5", " 1", "1s", "0x10", "\u0661", "9" * 20):
+        assert notifier.watchdog({"WATCHDOG_USEC": text}) is None, text
 
 
 def test_a_socket_that_the_manager_passes(serve: Serve) -> None:

@@ -209,6 +209,11 @@ class Development:
 
     # What does not load.
 
+    @property
+    def shows_fault(self) -> bool:
+        """Whether the workers show what is wrong with the app, instead of the app."""
+        return self._fault is not None
+
     def reload_ended(self, fault: str | None) -> None:
         """A reload has ended: it is good, or has a fault to be shown until the next one is."""
         superseded, self._superseded = self._superseded, False
