@@ -18,6 +18,7 @@ PURE = (
     "frontend/haproxy_cfg.py",
     "frontend/nginx_conf.py",
     "frontend/page.py",
+    "frontend/upkeep.py",
     "prefork/commands/calls.py",
     "prefork/autoreload/patterns.py",
     "prefork/commands/builtin.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -15,7 +17,7 @@ from forkserve.prefork.policy.actions import Action, CloseListener, Drain, DumpS
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import DUMP_TIME, KILL_PATIENCE, MOLD, Limits, Member, State
 
-LIMITS = Limits(boot=60.0, beat=30.0, graceful=20.0, surge=1)
+LIMITS = Limits(boot=60.0, beat=30.0, graceful=20.0)
 LIVING = (State.BOOTING, State.READY, State.DRAINING)
 
 
@@ -24,13 +26,15 @@ class History(RuleBasedStateMachine):
 
     preload = False
 
-    @initialize(wanted=st.integers(0, 4), surge=st.integers(1, 2), jitter=st.floats(0, 1))
-    def start(self, wanted: int, surge: int, jitter: float) -> None:
+    @initialize(wanted=st.integers(0, 4), surge=st.integers(1, 2), jitter=st.floats(0, 1), delay=st.sampled_from([0.0, 3.0]))
+    def start(self, wanted: int, surge: int, jitter: float, delay: float) -> None:
         self.now = 1000.0
         self.surge = surge
-        limits = Limits(LIMITS.boot, LIMITS.beat, LIMITS.graceful, surge)
+        limits = replace(LIMITS, surge=surge, delay=delay)
         self.pool = Pool(wanted, limits, lambda: jitter, preload=self.preload)
         self.ordered: list[int] = []
+        self.kept, self.delay = wanted, delay
+        self.leaving: dict[int | None, tuple[float, float | None]] = {}  # since when, and since when nobody is sent there
         self.open: set[int | None] = {None, *range(1, wanted + 1)}
         self.forks_fail = False
         self.pids = 100
@@ -39,6 +43,7 @@ class History(RuleBasedStateMachine):
     def reconcile(self) -> list[Action]:
         """Do what the master does before it waits."""
         performed: list[Action] = []
+        self.see_who_leaves()
         # A fork that fails is planned again at once, but only the first time.
         for _ in range(20):
             actions = self.pool.plan(self.now)
@@ -70,8 +75,9 @@ class History(RuleBasedStateMachine):
                     self.ordered.append(member.ident)
                 else:
                     self.fork(member.ident)
-            case Drain(member, _):
+            case Drain(member, booting):
                 assert member.state is State.DRAINING
+                assert booting or self.may_go(member.slot)
             case DumpStacks(member):
                 assert member.state is State.DUMPING
             case Kill(member, _):
@@ -80,6 +86,7 @@ class History(RuleBasedStateMachine):
                 assert member.state is State.GONE
             case CloseListener(slot):
                 self.open.remove(slot)
+                assert self.may_go(slot)
                 holders = [one for one in self.pool.members() if one.exists and not one.released]
                 assert not any(slot in (None, one.slot) for one in holders)
 
@@ -106,6 +113,28 @@ class History(RuleBasedStateMachine):
                 self.pool.fork_failed(member.ident, "the mold has died", self.now)
             else:
                 self.fork(member.ident)
+
+    def see_who_leaves(self) -> None:
+        stopping = self.pool.phase >= Phase.STOPPING
+        kept = 0 if stopping else self.kept
+        gone = {slot for slot in self.open if (stopping if slot is None else slot > kept)} if self.pool.public else set()
+        for slot in gone:
+            since, known = self.leaving.get(slot, (self.now, None))
+            sent = slot in self.pool.advertised or (stopping and None in self.pool.advertised)
+            if known is None and (not sent or self.now >= since + LIMITS.graceful):
+                known = self.now
+            self.leaving[slot] = since, known
+        self.leaving = {slot: times for slot, times in self.leaving.items() if slot in gone}
+
+    def may_go(self, slot: int | None) -> bool:
+        """Nobody is sent there, or hears of it too late; and that for long enough."""
+        known = self.leaving[slot][1] if slot in self.leaving else self.now - self.delay
+        return known is not None and self.now >= known + self.delay
+
+    @rule(slots=st.sets(st.sampled_from([None, 1, 2, 3, 4, 5])))
+    def others_are_advertised(self, slots: set[int | None]) -> None:
+        self.pool.advertised = slots
+        self.reconcile()
 
     @rule(number=st.integers(0, 9))
     def a_worker_becomes_ready(self, number: int) -> None:
@@ -166,6 +195,8 @@ class History(RuleBasedStateMachine):
     def other_numbers_are_wanted(self, count: int) -> None:
         if self.pool.phase < Phase.STOPPING:
             self.open.update(range(1, count + 1))
+        if self.pool.phase < Phase.STOPPING:
+            self.kept = max(self.kept, count) if count >= self.pool.wanted else count
         self.pool.want(count)
         self.reconcile()
 
@@ -268,7 +299,7 @@ class History(RuleBasedStateMachine):
             latest = self.now = deadline
             self.reconcile()
         assert self.pool.done
-        assert latest - begun <= LIMITS.graceful + DUMP_TIME + KILL_PATIENCE + 0.001
+        assert latest - begun <= 2 * LIMITS.graceful + self.delay + DUMP_TIME + KILL_PATIENCE + 0.001
         assert None not in self.open or not self.pool.members()
 
 
