@@ -12,14 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 
 from forkserve.frontend.check import CheckError, check, write_whole
 from forkserve.prefork.libc import PDEATHSIG, prctl
-
-SETTLING = 0.3
-"""Seconds until what the command asked for is done: `nginx -s reload` only sends a signal, and nginx's old processes go on
-choosing among the old workers until they get theirs."""
 
 
 class _TooLateError(Exception):
@@ -74,7 +69,6 @@ def _reload(command: str) -> str | None:
         except OSError as error:
             return f"--nginx-reload: cannot run {words[0]!r}: {error.strerror}"
         if done.returncode == 0:
-            time.sleep(SETTLING)
             return None
         output.seek(0)
         lines = output.read().decode("utf-8", "replace").strip().splitlines()

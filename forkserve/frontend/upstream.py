@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.poller import Poller, Timer
     from forkserve.settings import Settings
 
-LONGEST = 30.0  # seconds for one run; --graceful-timeout where that is less, as that is what a drain waits at most
+LONGEST = 30.0  # seconds for one run
 # By -c and not -m, which would look into the working directory first; ours may not be where Python looks at all.
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from forkserve.frontend.refresh import main; main()"
 ROOT = str(Path(__file__).parents[2])
@@ -99,15 +99,14 @@ class Upstream:
             self._timer = self._poller.at(due, self._go_on)
 
     def _begin(self, front: Front) -> None:
-        limit = min(LONGEST, front.settings.graceful_timeout or LONGEST)
-        order = {"path": self._path, "reload": front.settings.nginx_reload, "limit": limit, "master": os.getpid()}
+        order = {"path": self._path, "reload": front.settings.nginx_reload, "limit": LONGEST, "master": os.getpid()}
         try:
             self._spawn(json.dumps({**order, "text": render_upstream(front, live=True)}).encode())
         except (OSError, ValueError) as error:
             self._ended(f"--nginx-upstream: {error}")
             return
         self._poller.watch(self._pipe, READ, self._hear)
-        self._timer = self._poller.at(time.monotonic() + limit, self._end_run)
+        self._timer = self._poller.at(time.monotonic() + LONGEST, self._end_run)
 
     def _spawn(self, order: bytes) -> None:
         environ = {name: value for name, value in os.environ.items() if name not in MASTERS_VARIABLES}
