@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from forkserve import cli, config
+from forkserve.frontend import backends
 from forkserve.frontend.backends import Backend
 from forkserve.frontend.front import Front, terms
 from forkserve.frontend.nginx_conf import render_upstream
+from forkserve.prefork import status
 from forkserve.prefork.addresses import parse_address
-from forkserve.settings import Settings
+from forkserve.settings import TABLE, Settings
 
 KEPT = Path(__file__).parents[2] / "nginx"
 ROW = re.compile(r"^\| \[([^\]]+)\]\(\1\) \| `forkserve (nginx .*?)` \|", re.MULTILINE)
@@ -99,6 +101,17 @@ def test_balance(printed, balance: str, nginx: str | None, haproxy: str, caddy: 
     assert haproxy in directives(printed(f"{SHOP} --balance {balance} --format haproxy"))
     if caddy:
         assert caddy in directives(printed(f"{SHOP} --balance {balance} --format caddy"))
+
+
+def test_a_running_server_tells_each_setting_that_front_ends_are_told() -> None:
+    used = set()
+    for path in Path(backends.__file__).parent.glob("*.py"):
+        used |= set(re.findall(r"\bsettings\.([a-z_]+)|\bgiven\(['\"]([a-z_]+)['\"]\)", path.read_text()))
+    names = {name for pair in used for name in pair if name in TABLE}
+
+    assert "keep_alive" in names
+    assert names - {"certfile"} <= {name for name, _ in status._PUBLIC}, "certfile is told by the scheme"
+    assert not {"env", "keyfile_password"} & {name for name, _ in status._PUBLIC}
 
 
 def test_timeouts_and_limits_are_the_servers(printed) -> None:
