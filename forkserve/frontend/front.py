@@ -86,6 +86,7 @@ class Front:
         certificate: Files of the certificate and its key, where clients come with TLS.
         static: Pairs of URL and directory, both with a slash at their ends.
         upstream_file: Where the backends are listed, instead of in the configuration itself.
+        live: The backends are kept in step with the workers, so that all that are not down are there.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Front:
     certificate: tuple[str, str] | None = None
     static: tuple[tuple[str, str], ...] = ()
     upstream_file: str | None = None
+    live: bool = False
 
     @property
     def ident(self) -> str:
@@ -122,7 +124,7 @@ class Front:
     @property
     def doubtful(self) -> frozenset[Backend]:
         """The backends that may not be there: all that are on other machines, and workers that come and go with the load."""
-        if len(self.backends) == 1:
+        if len(self.backends) == 1 or self.live:
             return frozenset()
         always = max(1, self.settings.min_workers) if self.settings.max_workers else len(self.backends)
         return frozenset(one for one in self.backends if self.remote or (one.slot or 0) > always)

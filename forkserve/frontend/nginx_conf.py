@@ -75,10 +75,10 @@ def render(front: Front) -> str:
     return page.text
 
 
-def render_upstream(front: Front, *, live: bool = False) -> str:
-    """Return the upstream only, to be included within `http`; *live*: by the server itself, which makes it anew by itself."""
+def render_upstream(front: Front) -> str:
+    """Return the upstream only, to be included within `http`."""
     page = Page()
-    made = "Kept up to date by the server while it runs" if live else "Made by `forkserve nginx --upstream-only`"
+    made = "Kept up to date by the server while it runs" if front.live else "Made by `forkserve nginx --upstream-only`"
     page.note(f"nginx's upstream for {front.title}.", f"{made}; include it within `http`.")
     page.gap()
     _upstream(front, page)

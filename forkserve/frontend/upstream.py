@@ -85,7 +85,8 @@ class Upstream:
         except ValueError as error:
             self._complain(f"--nginx-upstream: {self._name} {error}")
             return
-        self._upkeep.changed(Front(name=self._name, settings=settings, backends=backends, scheme=scheme), time.monotonic())
+        front = Front(name=self._name, settings=settings, backends=backends, scheme=scheme, live=True)
+        self._upkeep.changed(front, time.monotonic())
         self._go_on()
 
     def _go_on(self) -> None:
@@ -101,7 +102,7 @@ class Upstream:
     def _begin(self, front: Front) -> None:
         order = {"path": self._path, "reload": front.settings.nginx_reload, "limit": LONGEST, "master": os.getpid()}
         try:
-            self._spawn(json.dumps({**order, "text": render_upstream(front, live=True)}).encode())
+            self._spawn(json.dumps({**order, "text": render_upstream(front)}).encode())
         except (OSError, ValueError) as error:
             self._ended(f"--nginx-upstream: {error}")
             return

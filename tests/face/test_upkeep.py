@@ -21,7 +21,7 @@ def front(text: str, settings: Settings = SETTINGS) -> Front:
     backends = [
         Backend(parse_address(f"127.0.0.1:{9000 + i}"), None if mark == "*" else i, mark == "-") for i, mark in enumerate(text, 1)
     ]
-    return Front(name="shop", settings=settings, backends=tuple(backends))
+    return Front(name="shop", settings=settings, backends=tuple(backends), live=True)
 
 
 def told(text: str) -> Upkeep:
@@ -124,10 +124,16 @@ def test_a_front_end_that_cannot_be_told_holds_nobody(failed: bool) -> None:  # 
 
 
 def test_a_single_server_that_is_down_is_down_in_both_of_its_lines() -> None:
-    text = render_upstream(front("-"), live=True)
+    text = render_upstream(front("-"))
 
     assert text.count("server 127.0.0.1:9001 max_fails=0 down;") == 2
     assert "Kept up to date" in text
+
+
+def test_no_worker_is_doubted_for_the_load_may_not_have_called_for_it() -> None:
+    settings = config.from_keywords(app="shop:app", base_port=9000, max_workers=4).settings
+
+    assert "max_fails=1" not in render_upstream(front("++", settings))
 
 
 def test_without_nginx_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +142,6 @@ def test_without_nginx_the_file_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(check, "SBIN", ())
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    said = refresh._write(str(path), render_upstream(front("++"), live=True))
+    said = refresh._write(str(path), render_upstream(front("++")))
     assert said == f"--nginx-upstream: {path} stays as it was: the program nginx is not installed"
     assert path.read_text() == "as it was"
