@@ -229,7 +229,11 @@ def _upstream_file(wanted: Wanted, settings: Settings) -> str | None:
     """Return the file to include: as asked, or the one that the server keeps, which is nginx's."""
     if wanted.upstream_file is not None:
         return os.path.abspath(wanted.upstream_file)
-    return settings.nginx_upstream if wanted.format == "nginx" else None
+    if wanted.format != "nginx" or settings.nginx_upstream is None:
+        return None
+    if wanted.balance != "least_conn" and not wanted.upstream_only:
+        raise ConfigError(f"--balance: {settings.nginx_upstream} is kept by the server, with least_conn: leave this out")
+    return settings.nginx_upstream
 
 
 def _text(wanted: Wanted, made: Front) -> str:

@@ -77,7 +77,7 @@ def _status(result: Row) -> list[str]:
         lines.append(f"last reload (generation {_cell(last.get('generation'))}, {duration(last.get('seconds'))}): {outcome}")
     for listener in _rows(result.get("listeners")):
         owner = "all workers" if listener.get("slot") is None else f"worker {_cell(listener['slot'])}"
-        lines.append(f"listening on {_cell(listener.get('address'))} ({owner})")
+        lines.append(f"listening on {_cell(listener.get('address'))} ({owner}{', down' if listener.get('down') else ''})")
     return [*lines, "", *table(WORKER_HEADS, (_worker(row) for row in workers))]
 
 

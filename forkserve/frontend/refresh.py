@@ -37,7 +37,7 @@ def main() -> None:
             doing = f"--nginx-reload: {order['reload']!r}"
             said = _reload(order["reload"])
     except _TooLateError:
-        late, said = True, f"{doing} was not done within {order['limit']:g} s, and was ended"
+        late, said = True, f"{doing} was ended before it was done ({order['limit']:g} s are allowed)"
     with contextlib.suppress(BrokenPipeError):
         os.write(1, json.dumps(said).encode())
     if late:

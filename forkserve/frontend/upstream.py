@@ -104,7 +104,8 @@ class Upstream:
         try:
             self._spawn(json.dumps({**order, "text": render_upstream(front)}).encode())
         except (OSError, ValueError) as error:
-            self._ended(f"--nginx-upstream: {error}")
+            why = f"cannot begin to write {self._path}: {error.strerror}" if isinstance(error, OSError) else error
+            self._ended(f"--nginx-upstream: {why}")
             return
         self._poller.watch(self._pipe, READ, self._hear)
         self._timer = self._poller.at(time.monotonic() + LONGEST, self._end_run)
@@ -170,7 +171,7 @@ class Upstream:
         """End the run, and what it has started."""
         self._hear()  # while the pipe has no end, the pid is still its own
         if self._pid is not None:
-            self._silent = "was not done in time, and was ended"
+            self._silent = f"was ended before it was done ({LONGEST:g} s are allowed)"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
 

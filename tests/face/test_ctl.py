@@ -338,7 +338,7 @@ STATUS = {
     "generation": 7,
     "uptime_s": 7500.0,
     "wanted": 2,
-    "listeners": [{"address": "http://127.0.0.1:9000", "slot": 1}, {"address": "unix:/run/\x1bs", "slot": None}],
+    "listeners": [{"address": "http://127.0.0.1:9000", "slot": 1, "down": True}, {"address": "unix:/run/\x1bs", "slot": None}],
     "workers": [
         {"id": 1, "pid": 101, "port": 9000, "generation": 7, "state": "ready", "age_s": 95.2, "requests": 12, "in_flight": 1, "connections": 3, "pss_bytes": 50_000_000, "rss_bytes": 60_000_000, "last_exit": {"reason": "timeout", "code": None, "signal": 9, "at": 1.0}},
         {"id": 2, "pid": None, "port": 9001, "generation": 7, "state": "backoff", "age_s": 0.0, "requests": 0, "in_flight": 0, "connections": 0, "pss_bytes": None, "rss_bytes": None, "last_exit": {"reason": "", "code": 3, "signal": None, "at": 1.0}},
@@ -352,7 +352,7 @@ def test_status() -> None:
         "shop: degraded, 1 of 2 workers ready, generation 7, up 2h 5m\n"
         "shop:app, pid 100, forkserve 0.1.0\n"
         "last reload (generation 8, 1.2s): failed: no\\nmodule\n"
-        "listening on http://127.0.0.1:9000 (worker 1)\n"
+        "listening on http://127.0.0.1:9000 (worker 1, down)\n"
         "listening on unix:/run/\\x1bs (all workers)\n"
         "\n"
         "ID  PID  PORT  GEN  STATE    AGE     REQUESTS  IN-FLIGHT  CONNS  MEMORY  LAST-EXIT\n"

@@ -103,6 +103,16 @@ def test_balance(printed, balance: str, nginx: str | None, haproxy: str, caddy: 
         assert caddy in directives(printed(f"{SHOP} --balance {balance} --format caddy"))
 
 
+def test_the_file_that_the_server_keeps_is_included(printed, tmp_path: Path) -> None:
+    kept = f"{SHOP} --nginx-upstream up.conf"
+
+    assert f"include {tmp_path}/up.conf;" in directives(printed(kept))
+    assert f"include {tmp_path}/other.conf;" in directives(printed(f"{kept} --upstream-file other.conf"))
+    assert "upstream shop {" in directives(printed(f"{kept} --upstream-only"))
+    assert "up.conf" not in printed(f"{kept} --format caddy")
+    assert cli.main(["nginx", *shlex.split(f"{kept} --balance ip_hash")]) == 2, "it would not come true"
+
+
 def test_a_running_server_tells_each_setting_that_front_ends_are_told() -> None:
     used = set()
     for path in Path(backends.__file__).parent.glob("*.py"):
