@@ -2,8 +2,9 @@
 
 Run it: `python benchmarks/commands.py`, with wrk installed.
 
-Requests: wrk with keep-alive connections, with and without calls to all workers meanwhile, in turns; what counts is the 99th
-percentile with them over that without. Calls: the round trip of one `call` to one worker, and to all of 32, over the control
+Requests: wrk with keep-alive connections that rest between requests, so that no core is full and what is measured is not the
+queue for it; with and without calls to all workers meanwhile, in turns; what counts is the 99th percentile with them over that
+without. Calls: the round trip of one `call` to one worker, and to all of 32, over the control
 socket from a client to the master, to the workers and back; and of that, the master's part, from asking to the last reply.
 """
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 APPS = {"asgi": "example_apps.hello_asgi:app", "wsgi": "example_apps.hello_wsgi:app"}
 MANY = 32
+PAUSE = str(ROOT / "benchmarks" / "pause.lua")
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -96,7 +98,7 @@ def serving(app: str, workers: int) -> Iterator[tuple[int, Control]]:
 
 def requests(port: int, seconds: int, connections: int, control: Control | None, calls: int) -> tuple[float, float]:
     """Make requests; return the 99th percentile of their seconds, and how many there were in a second."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", f"http://127.0.0.1:{port}/"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", PAUSE, f"http://127.0.0.1:{port}/"]
     wrk = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     if control is not None:
         began = time.monotonic()

@@ -91,7 +91,9 @@ def _defaults(front: Front, page: Page) -> None:
         page.say(f"timeout tunnel {seconds(limits.read)}", f"WebSockets are kept alive by {given('ws_ping_interval')}")
         page.say(f"timeout http-request {seconds(limits.header)}", given("header_timeout"))
         page.say(f"timeout http-keep-alive {seconds(limits.client_idle or 0.001)}", given("keep_alive"))
-        page.say(f"retries {front.tries - 1}", "a request that kills workers does not reach them all")
+        # One more for machines: what was in hand as one died may then find each of its ports closed, the first one again too.
+        retries = front.tries if front.remote else front.tries - 1
+        page.say(f"retries {retries}", "a request that kills workers does not reach them all")
         page.say("option redispatch 1", "each further attempt is another worker's")
         again = " 503" if front.settings.limit_concurrency and len(front.backends) > 1 else ""
         why = "what a worker lost, another one may answer" + ("; 503: it is full" if again else "")
@@ -154,9 +156,11 @@ def _backend(front: Front, page: Page) -> None:
         page.say("http-request disable-l7-retry unless METH_GET", "a POST that was sent may have been done")
         if not front.terms.idle:
             page.say("option http-server-close", front.alone)
-        options = " check inter 1s fall 2 rise 1" if front.doubtful else ""
-        if options:
-            page.note("check: a port that does not answer is left out until it does.")
+        options = ""
+        if front.doubtful:
+            # Not by checks alone: a port that refuses has the fewest requests in hand, so all would go there until they fail.
+            options = " check inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
+            page.note("check: a port that does not answer is left out until it does; observe: from the first request on.")
         if front.scheme == "https":
             options += " ssl verify none"
         for one in front.backends:

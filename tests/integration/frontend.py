@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from forkserve.frontend import check
+from tests.integration.client import Where, dial
 from tests.integration.command import DEADLINE, eventually, run
 
 PACKAGES = ("caddy", "haproxy", "nginx")
@@ -43,23 +45,38 @@ class FrontEnd:
         kind: nginx, haproxy or caddy.
         options: What `forkserve nginx` is given, without its address.
         directory: Its own.
+        unix: The path of a unix socket where it is to listen, instead of a port.
+        prefix: A command that executes the rest of its arguments.
     """
 
-    def __init__(self, kind: str, options: Sequence[object], directory: Path) -> None:
+    def __init__(
+        self, kind: str, options: Sequence[object], directory: Path, *, unix: Path | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.port = free_port()
+        self.where: Where = str(unix) if unix else self.port
+        self._kind, self._listen = kind, f"unix:{unix}" if unix else f"127.0.0.1:{self.port}"
         directory.mkdir()
         self.directory, self.path, self._log = directory, directory / "Caddyfile", directory / "log"
-        listen = f"127.0.0.1:{self.port}"
-        printed = run("nginx", *map(str, options), "--format", kind, "--listen", listen, "--check", "--output", str(self.path))
-        assert (printed.returncode, printed.stdout, printed.stderr) == (0, "", ""), printed.stderr
-        self._keep_to(directory)
+        self._configure(options)
+        command = [*prefix, *self._command(kind)]
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(self._command(kind), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory)
         try:
             eventually(self._answers, self.log)
         except BaseException:
             self.close()
             raise
+
+    def _configure(self, options: Sequence[object]) -> None:
+        words = [*map(str, options), "--format", self._kind, "--listen", self._listen]
+        printed = run("nginx", *words, "--check", "--output", str(self.path))
+        assert (printed.returncode, printed.stdout, printed.stderr) == (0, "", ""), printed.stderr
+        self._keep_to(self.directory)
+
+    def reload(self, options: Sequence[object]) -> None:
+        """Print the configuration anew, and have nginx or HAProxy take it over."""
+        self._configure(options)
+        self.process.send_signal(signal.SIGUSR2 if self._kind == "haproxy" else signal.SIGHUP)
 
     def _keep_to(self, directory: Path) -> None:
         """Keep what it writes in its directory, and two of them out of each other's way."""
@@ -67,11 +84,12 @@ class FrontEnd:
         temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         own = f"access_log {directory}/access;" + "".join(f" {name}_temp_path {directory}/{name};" for name in temporary)
         text = re.sub(r"^http \{", lambda found: f"{found[0]} {own}", text, flags=re.MULTILINE)
+        text = re.sub(r"# (stats socket) \S+", rf"\1 {directory}/admin", text)  # HAProxy's runtime socket
         self.path.write_text(re.sub(r"^\{", "{\n\tadmin off", text, flags=re.MULTILINE))
 
     def _command(self, kind: str) -> list[str]:
         if kind == "haproxy":
-            return [program(kind), "-db", "-f", str(self.path)]
+            return [program(kind), "-W", "-db", "-f", str(self.path)]
         if kind == "caddy":
             return [program(kind), "run", "--adapter", "caddyfile", "--config", str(self.path)]
         return [program(kind), *self.arguments(self.directory, self.path), "-g", "daemon off;"]
@@ -83,8 +101,9 @@ class FrontEnd:
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log()
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+        with contextlib.suppress(OSError), dial(self.where):
+            return True
+        return False
 
     def log(self) -> str:
         """Return what it has said."""

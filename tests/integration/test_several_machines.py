@@ -1,0 +1,203 @@
+"""Three machines behind one nginx, and behind one HAProxy: reloaded in turn, one of them killed, another one added.
+
+All the while clients ask; what counts is the requests that were not answered. Each test prints its figures (-s).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import get
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+from tests.integration.frontend import FrontEnd, free_port, short
+from tests.integration.hosts import NAME, WORKERS, Host, Network
+from tests.integration.load import Failure, Load
+
+__all__ = ["short"]
+
+APP = """
+import json, os, time
+
+FOUND = {"version": os.environ["MACHINE"], "generation": os.environ["FORKSERVE_GENERATION"], "pid": os.getpid()}
+BODY = json.dumps(FOUND).encode()
+
+def application(environ, start_response):
+    # Long enough for requests to be in hand whenever a machine dies.
+    time.sleep(0.05 if environ["REQUEST_METHOD"] == "POST" else 0.005)
+    start_response("200 OK", [("Content-Length", str(len(BODY)))])
+    return [BODY]
+"""
+POSTING = 3  # clients
+
+
+@dataclass
+class Farm:
+    """Machines and the front end before them; `begin` starts one more of those that the network has."""
+
+    kind: str
+    network: Network
+    begin: Callable[[], Host]
+    options: list[object]
+    directory: Path
+    hosts: list[Host] = field(default_factory=list)
+
+    def more(self, number: int) -> None:
+        """Start servers on so many further machines."""
+        made = [self.begin() for _ in range(number)]
+        for host in made:
+            host.command.ready()
+        self.hosts += made
+
+    @property
+    def printed(self) -> list[object]:
+        """What `forkserve nginx` is given."""
+        return [*self.options, "--hosts", ",".join(host.address for host in self.hosts)]
+
+    @contextlib.contextmanager
+    def front(self) -> Iterator[FrontEnd]:
+        """Run the front end."""
+        front = FrontEnd(self.kind, self.printed, self.directory / "f", unix=self.directory / "s", prefix=self.network.front)
+        try:
+            yield front
+        finally:
+            front.close()
+
+    @contextlib.contextmanager
+    def load(self, front: FrontEnd, what: str) -> Iterator[Load]:
+        """Have clients ask, before, while and after something is done."""
+        with Load([front.where]) as load:
+            wait_for_more(load)
+            yield load
+            wait_for_more(load)
+        tell(f"{self.kind}, {self.network.kind}: {what}", len(load.failures), load.answered + len(load.failures), load.longest)
+
+
+def tell(what: str, failed: int, asked: int, longest: float) -> None:
+    print(f"{what}: {failed} of {asked} failed, the longest took {longest:.2f} s")
+
+
+def wait_for_more(load: Load) -> None:
+    """Wait until that many further requests were answered."""
+    before = load.answered
+    eventually(lambda: load.answered > before + 60, lambda: f"answers come: {load.failures[:5]}")
+
+
+@pytest.fixture(params=["nginx", "haproxy"])
+def farm(request: pytest.FixtureRequest, start: Start, project: Path, short: Path) -> Iterator[Farm]:
+    with Network(4) as network:
+        places = iter(zip(network.addresses, network.prefixes, strict=True))
+        # Idle connections of the front end are given up soon, so that a reload takes no longer than the test needs.
+        options = ["site_app:application", "--workers", WORKERS, "--base-port", free_port(), "--linger", 0.3]
+
+        def begin() -> Host:
+            address, prefix = next(places)
+            return Host(start, short / address, address, prefix, *options, "--reload-settle", 0, cwd=project)
+
+        farm = Farm(request.param, network, begin, [*options, "--name", NAME], short)
+        farm.more(3)
+        yield farm
+
+
+def test_machines_are_reloaded_killed_and_added(farm: Farm) -> None:
+    """W-8."""
+    with farm.front() as front:
+        with farm.load(front, "three reloaded in turn") as load:
+            for host in farm.hosts:
+                host.reload()
+        load.check()
+        assert set(load.versions) == {host.address for host in farm.hosts}
+        assert {generation for generation, _ in load.seen} == {"1", "2"}
+
+        with posting(front) as posts, farm.load(front, "one killed") as load:
+            eventually(lambda: len(posts) > 2 * POSTING, "posts are answered")
+            farm.hosts[1].kill()
+            before = len(posts)
+            eventually(lambda: len(posts) > before + 4 * POSTING, "posts are answered again")
+        load.check()
+        lost = [status for status in posts if status != 200]
+        print(f"one killed: {len(lost)} of {len(posts)} POSTs failed, {set(lost) or 'none'}")
+        # What was in hand there is lost, since it may have been done; what had not been sent goes elsewhere.
+        assert len(lost) <= POSTING
+        assert set(lost) <= {502, 503}
+
+        farm.more(1)
+        with farm.load(front, "one added") as load:
+            front.reload(farm.printed)
+            eventually(lambda: load.versions[farm.hosts[-1].address] > 10, "the new one is asked")
+        assert [one for one in load.failures if not ended_between(one)] == []
+
+
+def ended_between(failure: Failure) -> bool:
+    """Whether it is a kept connection that the front end closed between two requests, as it does when it is reloaded itself.
+
+    RFC 9112, 9.3.1: a client may ask again then, and every one does.
+    """
+    return failure.kind == "kept" and ("after b''" in failure.why or "Reset" in failure.why or "BrokenPipe" in failure.why)
+
+
+@contextlib.contextmanager
+def posting(front: FrontEnd) -> Iterator[list[int]]:
+    """Have clients post, on a connection each time; the value is the statuses so far."""
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def post() -> None:
+        while not over.is_set():
+            statuses.append(get(front.where, "/", "Connection: close", method="POST", body=b"x").status)
+
+    threads = [threading.Thread(target=post) for _ in range(POSTING)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("farm", ["haproxy"], indirect=True)
+def test_a_machine_is_drained_by_haproxy(farm: Farm) -> None:
+    """By its runtime socket: nothing new for one machine, wait until it has nothing in hand, reload it, bring it back."""
+    with farm.front() as front, farm.load(front, "one drained, reloaded and brought back") as load:
+        host = farm.hosts[1]
+        names = [f"{host.address}-worker{one + 1}" for one in range(WORKERS)]
+
+        for name in names:
+            assert told(front, f"set server {NAME}/{name} state drain").strip() == ""
+        eventually(lambda: sessions(front, names) == [("DRAIN", 0)] * WORKERS, lambda: sessions(front, names))
+        before = load.versions[host.address]
+        host.reload()
+        wait_for_more(load)
+        assert load.versions[host.address] == before
+
+        for name in names:
+            assert told(front, f"set server {NAME}/{name} state ready").strip() == ""
+        eventually(lambda: load.versions[host.address] > before + 10, "it is asked again")
+        assert {generation for generation, pid in load.seen if pid in host.command.workers} == {"2"}
+    load.check()
+
+
+def told(front: FrontEnd, command: str) -> str:
+    """Say a line to HAProxy's runtime socket, and return what it says."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(front.directory / "admin"))
+        sock.sendall(command.encode() + b"\n")
+        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+
+
+def sessions(front: FrontEnd, names: list[str]) -> list[tuple[str, int]]:
+    """Return the state of these servers, and how many sessions each has in hand."""
+    rows = csv.DictReader(told(front, "show stat").removeprefix("# ").splitlines())
+    found = {row["svname"]: (row["status"], int(row["scur"])) for row in rows if row["pxname"] == NAME}
+    return [found[name] for name in names]
