@@ -226,10 +226,10 @@ def _told_settings(status: dict[str, Any], settings: Settings) -> Settings:
 
 
 def _upstream_file(wanted: Wanted, settings: Settings) -> str | None:
-    """Return the file to include: as asked, or the one that the server keeps, which is nginx's."""
+    """Return the file to include: as asked, or the one that the server keeps, which is nginx's and of this machine."""
     if wanted.upstream_file is not None:
         return os.path.abspath(wanted.upstream_file)
-    if wanted.format != "nginx" or settings.nginx_upstream is None:
+    if settings.nginx_upstream is None or wanted.format != "nginx" or wanted.hosts is not None:
         return None
     if wanted.balance != "least_conn" and not wanted.upstream_only:
         raise ConfigError(f"--balance: {settings.nginx_upstream} is kept by the server, with least_conn: leave this out")

@@ -135,16 +135,24 @@ class Upstream:
                 raise
         self._pipe, self._said, self._silent = pipe, b"", "ended without a word"
 
-    def _hear(self, _events: int = READ) -> None:
-        """Take what the run has said; at its end, see how it went."""
+    def _over(self) -> bool:
+        """Take what the run has said; return whether that was all."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, 65536):
                 self._said += data
-            self._forget_run()
-            try:
-                self._ended(json.loads(self._said))
-            except ValueError:
-                self._ended(f"--nginx-upstream: the process that writes {self._path} {self._silent}")
+            return True
+        return False
+
+    def _hear(self, _events: int) -> None:
+        """See how the run went, if it is over."""
+        if not self._over():
+            return
+        self._forget_run()
+        try:
+            complaint = json.loads(self._said)
+        except ValueError:
+            complaint = f"--nginx-upstream: the process that writes {self._path} {self._silent}"
+        self._ended(complaint)
 
     def _forget_run(self) -> None:
         self._poller.unwatch(self._pipe)
@@ -169,8 +177,7 @@ class Upstream:
 
     def _end_run(self) -> None:
         """End the run, and what it has started."""
-        self._hear()  # while the pipe has no end, the pid is still its own
-        if self._pid is not None:
+        if self._pid is not None and not self._over():  # while the pipe has no end, the pid is still its own
             self._silent = f"was ended before it was done ({LONGEST:g} s are allowed)"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
@@ -183,7 +190,7 @@ class Upstream:
     def close(self) -> None:
         """End what still runs: the master ends."""
         if self._pid is not None:
+            if not self._over():
+                logger.warning("--nginx-upstream: the last run was not done in time and is cut short")
             self._end_run()
-        if self._pid is not None:
-            logger.warning("--nginx-upstream: the last run was not done in time and is cut short")
             self._forget_run()

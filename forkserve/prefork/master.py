@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import random
 import signal
@@ -218,7 +219,7 @@ class Master(Steering):
         told = set(self.pool.listening), self.pool.down(), self.settings
         if told != self._told:
             self._told = told
-            self.front.changed(status.listeners(self), self.settings)
+            self.handle(functools.partial(self.front.changed, status.listeners(self), self.settings))
 
     def _close_in_child(self) -> None:
         """Close what is the master's alone, in a child just forked."""
