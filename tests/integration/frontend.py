@@ -92,12 +92,13 @@ class FrontEnd:
             return [program(kind), "-W", "-db", "-f", str(self.path)]
         if kind == "caddy":
             return [program(kind), "run", "--adapter", "caddyfile", "--config", str(self.path)]
-        return [program(kind), *self.arguments(self.directory, self.path), "-g", "daemon off;"]
+        return [program(kind), *self.arguments(self.directory, self.path)]
 
     @staticmethod
     def arguments(directory: Path, path: Path) -> list[str]:
         """Return what nginx is given to be the one in this directory, also to be told something with -s."""
-        return ["-p", str(directory), "-c", str(path), "-g", f"user root; pid {directory}/pid; error_log stderr;"]
+        settings = f"daemon off; user root; pid {directory}/pid; error_log stderr;"
+        return ["-p", str(directory), "-c", str(path), "-g", settings]
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log()

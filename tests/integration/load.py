@@ -38,9 +38,12 @@ class Load:
         fresh: Clients that take a new connection for each request.
         kept: Clients that keep theirs; every other one is mostly idle.
         idle: Seconds that those are idle.
+        again: A kept connection may end without an announcement, and the request is then sent on another: nginx closes idle
+            ones when it reloads. What it could not have answered by a worker is a 502.
     """
 
-    def __init__(self, ports: Sequence[int], *, fresh: int = 3, kept: int = 4, idle: float = 0.3) -> None:
+    def __init__(self, ports: Sequence[int], *, fresh: int = 3, kept: int = 4, idle: float = 0.3, again: bool = False) -> None:
+        self._again = again
         self.failures: list[Failure] = []
         self.seen: Counter[tuple[str, int]] = Counter()  # answers by generation and process
         self.versions: Counter[str] = Counter()
@@ -108,6 +111,9 @@ class Load:
             last = "connection" in answer and answer["connection"] == "close"
             why = "" if found else f"{answer.status} {answer.text[:200]}"
         except (OSError, AssertionError, ValueError) as error:
+            if self._again and client is not None and before is not None:
+                client.sock.close()
+                return self._ask(kind, port, None)
             found, last, why = {}, True, repr(error)
         ended = time.monotonic()
         if client is not None and (fresh or not found):

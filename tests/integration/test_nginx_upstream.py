@@ -105,7 +105,7 @@ def test_no_request_is_lost_whatever_becomes_of_the_workers(behind) -> None:
     server, front = behind("--workers", 2)
     server.told("up", "up")
     before = server.upstream.stat().st_ino
-    with Load([front.port]) as load:
+    with Load([front.port], again=True) as load:
         assert server.ask("reload")["ok"]
         os.kill(min(server.pids()), signal.SIGKILL)
         server.settled(2)
@@ -133,7 +133,7 @@ def test_a_worker_that_crashes_again_and_again_is_down_until_it_is_back(behind, 
     server.command.traceback_expected = True
     server.told("up", "up")
     broken.touch()
-    with Load([front.port]) as load:
+    with Load([front.port], again=True) as load:
         os.kill(server.settled(2)[1][1], signal.SIGKILL)
         server.told("up", "down")
         broken.unlink()
