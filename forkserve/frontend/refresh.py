@@ -17,7 +17,6 @@ import time
 from forkserve.frontend.check import CheckError, check, write_whole
 from forkserve.prefork.libc import PDEATHSIG, prctl
 
-
 SETTLING = 0.5
 """Seconds until what the command asked for is done: `nginx -s reload` only sends a signal, and nginx's old processes go on
 choosing among the old workers until they get theirs. Without it, requests met three ports in a row that had just been

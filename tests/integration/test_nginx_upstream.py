@@ -88,6 +88,7 @@ def behind(shop: Live, tmp_path: Path) -> Iterator[Callable[..., tuple[Shop, Fro
         server = shop(*options, reload=f"[ ! -e {directory}/pid ] || {tell}", **more)
         eventually(lambda: server.runs == ["begin", "end"])
         fronts.append(FrontEnd("nginx", ["--socket", tmp_path / "control"], directory))
+        eventually((directory / "pid").exists, "what the reload command needs")
         return server, fronts[-1]
 
     yield begin
@@ -118,6 +119,7 @@ def test_no_request_is_lost_whatever_becomes_of_the_workers(behind) -> None:
         server.told(*["up"] * 3, *["down"] * 3)
     load.check()
     assert "--nginx" not in server.command.stderr
+    assert "refused" not in front.log(), "nobody was sent to a port that had been closed"
 
     runs = len(server.runs)
     server.command.stop()
