@@ -18,6 +18,7 @@ Pairs = tuple[tuple[str, str], ...]
 UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
+NONE = "none"  # instead of the path of a socket
 LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system calls that wait
 
 
@@ -223,9 +224,10 @@ def read_output(value: object) -> object:
 
 text = Kind("TEXT", read_text)
 output = Kind("PATH", read_output)  # made absolute as well, where it is one
-path = Kind("PATH", read_text)  # the three kinds of path are made absolute where they are loaded;
+path = Kind("PATH", read_text)  # the kinds of path are made absolute where they are loaded;
 file = Kind("FILE", read_text)  # a file must exist there,
 folder = Kind("DIR", read_text)  # and so must a folder
+socket = Kind("PATH|none", read_text)
 folders = many("DIR")
 secret = Kind("SECRET", read_text)  # never shown
 seconds = Kind("SECONDS", read_seconds, show_seconds)
