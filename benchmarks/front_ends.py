@@ -171,21 +171,21 @@ class Sample:
     """Share of all cores that was used, by whomever."""
 
 
-def measure(contender: Contender, options: argparse.Namespace, seed: int) -> Sample:
+def measure(contender: Contender, rate: float, length: float, seed: int) -> Sample:
     """Start a server and nginx, load them, stop them."""
     port, front = free_ports(WORKERS), free_ports(1)
     command = shlex.split(f"{shlex.quote(sys.executable)} {contender.command.replace('{port}', str(port))}")
-    cores = range(options.cores)
+    cores = range(os.cpu_count() or 1)
     with running(command, port) as server, nginx(contender, port, front):
-        asyncio.run(Load(front).run(schedule(options.rate, WARM_UP, SEED)))
+        asyncio.run(Load(front).run(schedule(rate, WARM_UP, SEED)))
         ticks, busy, began = tree_ticks(server), busy_ticks(*cores), time.monotonic()
-        found = asyncio.run(Load(front).run(schedule(options.rate, options.seconds, seed)))
+        found = asyncio.run(Load(front).run(schedule(rate, length, seed)))
         seconds = time.monotonic() - began
         ticks, busy = tree_ticks(server) - ticks, busy_ticks(*cores) - busy
     tick = TICK_MICROSECONDS / 1e6 / seconds
     times = [(path, took * 1e3) for path, took in found]
     return Sample(
-        [took for path, took in times if path == "/fast"], [took for _, took in times], ticks * tick, busy * tick / options.cores
+        [took for path, took in times if path == "/fast"], [took for _, took in times], ticks * tick, busy * tick / len(cores)
     )
 
 
@@ -241,24 +241,28 @@ def report(samples: dict[str, list[Sample]]) -> None:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of load, each time, after two of warm-up")
-    parser.add_argument("--rate", type=float, default=80, help="requests in a second")
+    parser.add_argument("--rates", type=float, nargs="+", default=[40, 80], help="requests in a second; a table for each")
     parser.add_argument("--servers", default="", metavar="REGEX", help="only those whose names match")
     options = parser.parse_args()
     if shutil.which("nginx") is None:
         print("front_ends.py: needs nginx (Debian: apt install nginx)", file=sys.stderr)
         return 2
-    options.cores = os.cpu_count() or 1
     chosen = {name: one for name, one in CONTENDERS.items() if re.search(options.servers, name) and installed(one.command)}
-    samples: dict[str, list[Sample]] = {name: [] for name in chosen}
-    for number in range(options.rounds):
-        for name, contender in chosen.items():
-            samples[name].append(measure(contender, options, SEED + number))
-    each = FAST * 0.9 + SLOW * 0.1
-    print(f"{options.rate:g} requests in a second, {options.rounds} rounds of {options.seconds:g} s: "
-          f"each of {WORKERS} workers is busy {options.rate * each / WORKERS:.0%} of the time")  # fmt: skip
-    report(samples)
+    for rate in options.rates:
+        samples: dict[str, list[Sample]] = {name: [] for name in chosen}
+        for number in range(options.rounds):
+            for name, contender in chosen.items():
+                samples[name].append(got := measure(contender, rate, options.seconds, SEED + number))
+                print(
+                    f"round {number + 1}, {name}: fast p99 {at(got.fast, 99):.1f} ms, machine busy {got.busy:.0%}",
+                    file=sys.stderr,
+                )
+        share = rate * (FAST * 0.9 + SLOW * 0.1) / WORKERS
+        title = f"{rate:g} requests in a second, {options.rounds} rounds of {options.seconds:g} s"
+        print(f"\n{title}: workers are busy {share:.0%} of the time")
+        report(samples)
     return 0
 
 

@@ -237,7 +237,9 @@ def _read(name: str, one: Given, directory: str) -> object:
         raise ConfigError(f"{one.label}: {error}") from None
     if kind is values.folders:
         return tuple(os.path.join(directory, folder) for folder in value)
-    if kind not in (values.path, values.file, values.folder, values.output) or value == "-":
+    if kind not in (values.path, values.file, values.folder, values.socket, values.output) or value == "-":
+        return value
+    if kind is values.socket and value == values.NONE:
         return value
     if kind is values.output and (not isinstance(value, str) or value.startswith("syslog:")):
         return value

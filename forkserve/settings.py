@@ -366,7 +366,7 @@ class Settings:
     control_socket: str | None = setting(
         None,
         "Process",
-        values.path,
+        values.socket,
         "Unix socket for `forkserve ctl`; none to have none. NAME.sock in the runtime directory unless given.",
         reloadable=False,
     )

@@ -21,6 +21,7 @@ UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token (RFC 9110, section 5.6.2)
 FIELD_VALUE = r"[ -~\xa0-\xff]*"  # what latin-1 can say, without control characters
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
+NONE = "none"  # instead of the path of a socket
 LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system calls that wait
 
 
@@ -235,9 +236,10 @@ def read_output(value: object) -> object:
 
 text = Kind("TEXT", read_text)
 output = Kind("PATH", read_output)  # made absolute as well, where it is one
-path = Kind("PATH", read_text)  # the three kinds of path are made absolute where they are loaded;
+path = Kind("PATH", read_text)  # the kinds of path are made absolute where they are loaded;
 file = Kind("FILE", read_text)  # a file must exist there,
 folder = Kind("DIR", read_text)  # and so must a folder
+socket = Kind("PATH|none", read_text)
 folders = many("DIR")
 secret = Kind("SECRET", read_text)  # never shown
 seconds = Kind("SECONDS", read_seconds, show_seconds)

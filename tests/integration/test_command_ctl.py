@@ -172,10 +172,14 @@ def test_an_explicit_path(serve: Start, start: Start, name: str) -> None:
     assert "is too long for a unix socket" in long.wait(2)
 
 
-def test_no_socket_is_no_error(serve: Start, name: str) -> None:
-    asked = serve(*IDLE, "--control-socket", "none", "--name", name)
+def test_no_socket_is_no_error(serve: Start, name: str, tmp_path: Path) -> None:
+    directory = tmp_path / "empty"
+    directory.mkdir()
+    app = "tests.integration.small_apps:gated"
+    asked = serve(app, "--bind", "127.0.0.1:0", "--control-socket", "none", "--name", name, "--pythonpath", ROOT, cwd=directory)
     assert "control socket" not in asked.stderr
     assert not os.path.exists(socket_of(name))
+    assert not any(directory.iterdir())
 
     unusable = serve(*IDLE, "--name", "x" * 150)
     (line,) = [line for line in unusable.log if "control socket" in line]

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from forkserve import values
 from forkserve.errors import ListenError
 from forkserve.logs import logger
 from forkserve.prefork.commands.pending import JSON, CommandError, Pending, answer
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from forkserve.prefork.control.wire import Request
 
-NONE = "none"  # for --control-socket
 ACCEPTS = 8  # in a turn
 REQUESTS = 16  # in a turn, and no further ones once they had
 BYTES = 65536  # together
@@ -72,7 +72,7 @@ class Control:
 
         Raises ConfigError and ListenError for a path that was asked for and cannot be had.
         """
-        if setting == NONE:
+        if setting == values.NONE:
             return name
         if setting is not None:
             self._file = open_path(setting)
