@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.integration.client import Answer, Client
-from tests.integration.command import Command, eventually
+from tests.integration.command import Command, eventually, title
 from tests.integration.conftest import Start
 
 WSGI = """\
@@ -68,7 +68,7 @@ class Project:
     @property
     def watcher(self) -> int:
         """The watcher's pid."""
-        return next(pid for pid in self.command.workers if b"watcher" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return next(pid for pid in self.command.workers if "watcher" in title(pid))
 
 
 @contextlib.contextmanager
