@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 
 def flush() -> None:
@@ -19,6 +20,24 @@ def read_nothing() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Let stdout and stderr be /dev/null meanwhile."""
+    flush()
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    try:
+        yield
+    finally:
+        flush()
+        for descriptor, copy in enumerate(kept, 1):
+            os.dup2(copy, descriptor)
+            os.close(copy)
 
 
 def print_nowhere() -> None:

@@ -98,9 +98,9 @@ class Children:
                 logger.critical("%s cannot be %s", child, "killed" if child.pid else "had from its mold")
                 self._forget(child)
 
-    def _fork(self, member: Member) -> None:
+    def _fork(self, member: Member, *, cold: bool = False) -> None:
         try:
-            child = self.forker.fork(member)
+            child = self.forker.fork(member, cold=cold)
         except OSError as error:
             self._fork_failed(member, error.strerror or str(error))
             return
@@ -152,9 +152,11 @@ class Children:
             while (ended := self._wait()) != (0, 0):
                 for child in [one for one in self.by_ident.values() if one.pid == ended[0]]:
                     self._ended(child, os.waitstatus_to_exitcode(ended[1]))
+                if self.development:
+                    self.development.base.reaped(ended[0])
 
     def _wait(self) -> tuple[int, int]:
-        if not self.pool.preload:
+        if all(child.pid is not None for child in self.by_ident.values()):
             return os.waitpid(-1, os.WNOHANG)
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
@@ -178,15 +180,24 @@ class Children:
             self._misbehaved(child, f"broken channel: {child.channel.fault}")
         elif child.channel.closed and child.pid is None:
             self._misbehaved(child, "its mold did not do it")
-        if child.member.ident in self.by_ident:
+        if self.by_ident.get(child.member.ident) is child:
             self._watch(child)
+
+    def lost(self, child: Child) -> None:
+        """A worker was ordered long ago: if it has not come, do without it."""
+        if child.pid is None:
+            self._misbehaved(child, "it was not forked")
 
     def _misbehaved(self, child: Child, how: str) -> None:
         if child.pid is not None:
             self.pool.misbehaved(child.member.ident, how, time.monotonic())
-        elif child.member.ident in self.by_ident:  # there is nobody to be killed
-            self._fork_failed(child.member, how)
+        elif self.by_ident.get(child.member.ident) is child:  # there is nobody to be killed
+            cold = not self.pool.preload and self.pool.phase < Phase.STOPPING
+            if not cold:
+                self._fork_failed(child.member, how)
             self._forget(child)
+            if cold:  # the base mold has gone, or did not want to
+                self._fork(child.member, cold=True)
 
     def _obey(self, child: Child, message: Message) -> None:
         ident, now = child.member.ident, time.monotonic()
@@ -206,6 +217,8 @@ class Children:
                 self.pool.draining(ident, now)
             case "loaded" if self.development:
                 self.development.loaded(child, message)
+            case "outside" if self.development:
+                self.development.base.heard(message)
             case "released":
                 self.pool.released(ident)
             case "failed":

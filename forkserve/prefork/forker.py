@@ -5,26 +5,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from forkserve.prefork.autoreload.basemold import become_base_mold
 from forkserve.prefork.autoreload.loaded import LoadedFiles
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.child import Child, stacks_file
 from forkserve.prefork.hooks import Hooks, run_hook
-from forkserve.prefork.policy.states import MOLD, State
+from forkserve.prefork.policy.states import MOLD, Member, State
 from forkserve.prefork.preload.mold import become_mold
 from forkserve.prefork.preload.orders import Order, OrderSocket
 from forkserve.prefork.process import become_worker, signals_blocked
+from forkserve.prefork.scoreboard import unseen_row
 from forkserve.prefork.worker import Worker, WorkerContext
 
 if TYPE_CHECKING:
     from forkserve.config import Config
+    from forkserve.prefork.autoreload.base import Base
+    from forkserve.prefork.autoreload.outside import Facts
     from forkserve.prefork.autoreload.patterns import Rules
+    from forkserve.prefork.autoreload.trial import Loaded
     from forkserve.prefork.listeners import Listeners
     from forkserve.prefork.output import Outputs, WorkerOutput
-    from forkserve.prefork.policy.states import Member
     from forkserve.prefork.scoreboard import Scoreboard
     from forkserve.settings import Settings
 
@@ -47,12 +52,13 @@ class Forker:
     again: Callable[[], Config] | None  # reads the configuration anew, for a canary
     children: dict[int, Child] = field(default_factory=dict)
     rules: Rules | None = None  # under --reload: which files are the project's
+    base: Base | None = None
 
-    def fork(self, member: Member) -> Child:
+    def fork(self, member: Member, *, cold: bool = False) -> Child:
         """Fork a worker or a mold and return what the master holds of it; does not return in that process.
 
-        With a mold a worker is only ordered, and has no pid yet. Raises OSError where the system has no room for it, or the
-        mold does not take the order; nothing is left behind then.
+        With a mold a worker is only ordered, and has no pid yet; also with a base mold, unless `cold`. Raises
+        OSError where the system has no room for it, or the mold does not take the order; nothing is left behind then.
         """
         with contextlib.ExitStack() as undo:
             stacks = stacks_file()
@@ -68,7 +74,7 @@ class Forker:
                         self._fork_mold(child, theirs, output)
                     elif self.settings.preload:
                         self._order(child, theirs, output)
-                    else:
+                    elif cold or self.base is None or not self.base.order(self._order_for(child, theirs, output), child):
                         self._fork_worker(child, theirs, output)
             finally:
                 theirs.close()
@@ -98,20 +104,55 @@ class Forker:
 
     def _order(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
         molds = [one for one in self.children.values() if one.orders and one.member.generation == child.member.generation]
-        order = Order(
+        for mold in molds:
+            if mold.orders and mold.member.state is State.READY:
+                mold.orders.send(self._order_for(child, channel, output))
+                return
+        raise OSError(errno.ESRCH, "its mold has gone")
+
+    def _order_for(self, child: Child, channel: Channel, output: WorkerOutput) -> Order:
+        return Order(
             id=child.id,
             age=child.age,
+            generation=child.member.generation,
+            canary=child.member.canary,
             row=child.row.index,
             channel=channel.fileno(),
             stacks=child.stacks,
             listeners=[(one.slot, one.sock.fileno()) for one in self.listeners.for_slot(child.id)],
             outputs=output.descriptors(),
         )
-        for mold in molds:
-            if mold.orders and mold.member.state is State.READY:
-                mold.orders.send(order)
-                return
-        raise OSError(errno.ESRCH, "its mold has gone")
+
+    def fork_base_mold(self, number: int, modules: Sequence[Loaded], facts: Facts) -> Child:
+        """Fork a base mold, which is no member of the pool; does not return in that process. Raises OSError.
+
+        Args:
+            number: What it is known by.
+            modules: What a worker has loaded from outside the project.
+            facts: What its project's code has changed.
+        """
+        assert self.rules is not None
+        with contextlib.ExitStack() as undo:
+            stacks = stacks_file()
+            undo.callback(os.close, stacks)
+            ours, theirs = Channel.pair()
+            undo.callback(ours.close)
+            member = Member(0, MOLD, number, State.BOOTING, since=0.0, limit=0.0)
+            child = Child(MOLD, 0, member, ours, unseen_row(), stacks)
+            child.orders, orders = OrderSocket.pair()
+            undo.callback(child.orders.close)
+            context = replace(self._context(child, theirs), again=self.again)
+            try:
+                with self.outputs.for_worker(MOLD) as output, signals_blocked():
+                    child.pid = os.fork()
+                    if child.pid == 0:
+                        close = partial(self._close_in_child, child)
+                        become_base_mold(self.worker_class, context, orders, close, output, modules, facts)
+            finally:
+                theirs.close()
+                orders.close()
+            undo.pop_all()
+        return child
 
     def _context(self, child: Child, channel: Channel) -> WorkerContext:
         return WorkerContext(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from forkserve import daemon
 from forkserve.errors import ConfigError
 from forkserve.prefork import console, privileges, status
+from forkserve.prefork.autoreload.base import possible
 from forkserve.prefork.autoreload.development import Development
 from forkserve.prefork.children import Children
 from forkserve.prefork.commands.messenger import Messenger
@@ -138,6 +139,7 @@ class Master(Steering):
         raise_descriptor_limit()
         if self.settings.preload and not become_subreaper():
             raise ConfigError("--preload: this system does not let workers forked by a mold become the master's: leave it out")
+        can_have_base = self.settings.reload and possible(self.settings) and become_subreaper()
         last.callback(self.poller.close)
         self.poller.watch(self._signals, READ, self._obey_signals)
         self._control = Control(self.poller, self.execute, self.progress)
@@ -158,6 +160,7 @@ class Master(Steering):
             scoreboard=Scoreboard(self.most + 1 + MANY_MOLDS * self.settings.preload),
             close_masters=self._close_in_child,
             rules=self.development.rules if self.development else None,
+            base=self.development.base if self.development and can_have_base else None,
         )
         self.children = self.messenger.children = Children(self.pool, forker, self.poller, self.messenger)
         run_hook(self.hooks, "on_starting", self)

@@ -101,7 +101,7 @@ def become_own_process(
         os.environ.pop(name, None)
     os.environ["FORKSERVE_GENERATION"] = str(context.generation)
     set_title(f"{name_of(context.id)} gen {context.generation}", context.settings.name)
-    if not context.molded:
+    if not context.molded and (context.loaded is None or context.loaded.outside.given is None):
         atexit._clear()  # noqa: SLF001 - what was registered before the fork is the master's to do
     faulthandler.enable(2)
     _answer_usr2(context)
@@ -233,6 +233,8 @@ def prepare(
     if context.loaded is not None:
         keep_no_fresh_bytecode()
     loader.prepare(context.settings)
+    if context.loaded is not None:
+        context.loaded.outside.begin()
     mixins = [load_class(spec, "--mixin") for spec in context.settings.mixin]
     return compose(worker_class, mixins), context
 
@@ -242,6 +244,8 @@ def _stand_in(
 ) -> tuple[Worker | None, int]:
     """Run a worker without the app, which shows why that is not there; return the worker and its exit code."""
     worker: Worker | None = None
+    if context.loaded is not None:
+        context.loaded.outside.forget()
     try:
         with boot:
             worker = worker_class(context)

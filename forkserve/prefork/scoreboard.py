@@ -153,6 +153,11 @@ class Scoreboard:
         return [row for row in rows if row.cells[ACCEPTING]]
 
 
+def unseen_row() -> Row:
+    """Return a row of no scoreboard, for a process that nobody looks at."""
+    return Row(0, memoryview(bytearray(_ROW_SIZE)))
+
+
 def _nothing() -> None:
     """Have nothing to add to what is noted."""
 

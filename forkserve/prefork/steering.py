@@ -211,6 +211,8 @@ class Steering:
         for child in [*self.children.molds(), *self.children]:
             if child.member.ident not in ready:  # it cannot be asked, but must do it too
                 self.children.send(child, {"type": "reopen_logs"})
+        if self.development:
+            self.development.base.reopen_logs()
         return self.messenger.ask("reopen_logs", (), "all", CALL_TIMEOUT)
 
     @command

@@ -22,7 +22,17 @@ def ends() -> Iterator[tuple[OrderSocket, OrderSocket]]:
 
 def order(descriptor: int, listeners: int = 2) -> Order:
     slots = [(None if number else 3, descriptor) for number in range(listeners)]
-    return Order(id=3, age=17, row=5, channel=descriptor, stacks=descriptor, listeners=slots, outputs=[(1, descriptor)])
+    return Order(
+        id=3,
+        age=17,
+        generation=1,
+        canary=False,
+        row=5,
+        channel=descriptor,
+        stacks=descriptor,
+        listeners=slots,
+        outputs=[(1, descriptor)],
+    )
 
 
 def test_it_arrives_with_its_descriptors(ends: tuple[OrderSocket, OrderSocket]) -> None:

@@ -43,10 +43,11 @@ class History(RuleBasedStateMachine):
     def reconcile(self) -> list[Action]:
         """Do what the master does before it waits."""
         performed: list[Action] = []
-        self.see_who_leaves()
         # A fork that fails is planned again at once, but only the first time.
         for _ in range(20):
+            self.see_who_leaves()
             actions = self.pool.plan(self.now)
+            self.see_who_leaves()  # the plan may have been the first that it is announced in
             assert self.pool.plan(self.now) == []
             if not actions:
                 break

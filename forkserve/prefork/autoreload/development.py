@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from forkserve.logs import logger, printable
+from forkserve.prefork.autoreload.base import Base
 from forkserve.prefork.autoreload.patterns import MODULES, Rules, fixed_part
 from forkserve.prefork.autoreload.watcher import Watch, become_watcher
 from forkserve.prefork.channel import Channel
@@ -49,6 +50,7 @@ class Development:
         self._master = master
         settings = master.settings
         self.rules = make_rules(settings)
+        self.base = Base(master, self._reload_cold)
         self._watch = Watch(real_folders(settings), self.rules, settings.reload_delay, settings.reload_engine, time.time())
         self._channel: Channel | None = None
         self._pid: int | None = None
@@ -89,10 +91,14 @@ class Development:
         self._master.poller.at(time.monotonic() + delay, self.start)
 
     def stop(self) -> None:
-        """Have the watcher end."""
+        """Have the watcher and the base mold end."""
+        self.base.end()
+        self._stop_watcher()
+
+    def _stop_watcher(self) -> None:
         if self._channel is not None:
             self._master.poller.unwatch(self._channel)
-            self.close()
+            self._close_channel()
 
     def end(self) -> None:
         """See that it has ended: it leaves nothing undone."""
@@ -103,7 +109,11 @@ class Development:
                 os.waitpid(self._pid, 0)
 
     def close(self) -> None:
-        """Close this process's end of the channel: in the master the end of the watcher, in a child just forked nothing."""
+        """Close the master's ends of channels, in a child just forked."""
+        self.base.close()
+        self._close_channel()
+
+    def _close_channel(self) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -122,7 +132,7 @@ class Development:
             self._died()
 
     def _died(self) -> None:
-        self.stop()
+        self._stop_watcher()
         now = time.monotonic()
         if now - self._born > HEALED:
             self._delay = FIRST_DELAY
@@ -175,12 +185,18 @@ class Development:
         self._loaded.pop(child.member.ident, None)
 
     def _reload(self, files: Sequence[str]) -> None:
-        master = self._master
         names = ", ".join(printable(self._name(file)) for file in files[:NAMED])
         more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
         logger.info("%s%s changed", names, more)
+        self._reload_now()
+
+    def _reload_cold(self, why: str) -> None:
+        logger.info("reloading again, with all modules imported anew: %s", why)
+        self._reload_now()
+
+    def _reload_now(self) -> None:
         try:
-            master.reload()
+            self._master.reload()
         except CommandError as error:
             logger.info("not reloaded: %s", error)
             return

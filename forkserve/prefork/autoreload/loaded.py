@@ -8,6 +8,8 @@ import time
 from importlib.machinery import SourceFileLoader
 from typing import TYPE_CHECKING, Any
 
+from forkserve.prefork.autoreload.outside import Outside
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,14 +26,14 @@ def keep_no_fresh_bytecode() -> None:
     It knows bytecode to be older than its source by the second: a second save within the same one, of as many bytes, would
     not be noticed.
     """
-    keep: Any = getattr(SourceFileLoader, "_cache_bytecode", None)
-    if keep is None:  # not CPython
-        return
 
     def keep_if_older(self: Any, source_path: str, *others: Any) -> None:
         if time.time() - self.path_stats(source_path)["mtime"] > FRESH:
             keep(self, source_path, *others)
 
+    keep: Any = getattr(SourceFileLoader, "_cache_bytecode", None)
+    if keep is None or keep.__name__ == keep_if_older.__name__:  # not CPython, or done
+        return
     SourceFileLoader._cache_bytecode = keep_if_older  # type: ignore[attr-defined]  # noqa: SLF001 - no other way for one file
 
 
@@ -41,8 +43,9 @@ class LoadedFiles:
     Modules are only ever added, so a look is a comparison of two numbers until there is a new one.
     """
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+    def __init__(self, rules: Rules, outside: Outside | None = None) -> None:
+        self.rules = rules
+        self.outside = outside or Outside(rules)
         self._seen = set(sys.modules)
         self._count = -1
         self._looked_at = time.monotonic()
@@ -55,12 +58,15 @@ class LoadedFiles:
         was not loaded yet.
         """
         since, self._looked_at = self._looked_at, time.monotonic()
-        if len(sys.modules) == self._count:
-            return []
         first = self._count < 0
+        if first:
+            self.outside.end()
+        outside = [] if first else list(self.outside.news())  # which takes its time, while the worker is waited for
+        if len(sys.modules) == self._count:
+            return outside
         self._count = len(sys.modules)
         files = list(self._new_files())
-        return [
+        return outside + [
             {"type": "loaded", "files": files[start : start + MANY], "since": since}
             for start in range(0, len(files) or int(first), MANY)
         ]
@@ -76,10 +82,10 @@ class LoadedFiles:
             if folder not in self._folders:
                 self._folders[folder] = self._real(folder)
             real = self._folders[folder]
-            if real is not None and not self._rules.excluded(os.path.join(folder, base)):
+            if real is not None and not self.rules.excluded(os.path.join(folder, base)):
                 yield os.path.join(real, base)
 
     def _real(self, folder: str) -> str | None:
         real = os.path.realpath(folder)
-        mine = any(self._rules.holds(os.path.join(one, "_")) for one in (folder, real))
+        mine = any(self.rules.holds(os.path.join(one, "_")) for one in (folder, real))
         return real if mine else None

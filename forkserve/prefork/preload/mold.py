@@ -193,7 +193,12 @@ class Mold:
             time.sleep(MOMENT)  # nothing tells of it: a process's descriptors are closed before its children are given away
         channel = Channel(socket.socket(fileno=order.channel))
         channel.send({"type": "forked", "pid": os.getpid()})
-        context = replace(
+        become_worker(
+            self._class, self._context_for(order, channel), self._close, partial(self._output.replace, dict(order.outputs))
+        )
+
+    def _context_for(self, order: Order, channel: Channel) -> WorkerContext:
+        return replace(
             self._context,
             id=order.id,
             age=order.age,
@@ -203,7 +208,6 @@ class Mold:
             listeners=[Listener(_listening(descriptor), slot) for slot, descriptor in order.listeners],
             asked=[],
         )
-        become_worker(self._class, context, self._close, partial(self._output.replace, dict(order.outputs)))
 
     def _close(self) -> None:
         """Close what is the mold's alone, in a worker just forked."""

@@ -23,6 +23,8 @@ class Order:
 
     id: int
     age: int
+    generation: int
+    canary: bool
     row: int
     channel: int
     stacks: int
@@ -61,6 +63,8 @@ class OrderSocket:
         words = {
             "id": order.id,
             "age": order.age,
+            "generation": order.generation,
+            "canary": order.canary,
             "row": order.row,
             "listeners": [slot for slot, _ in order.listeners],
             "outputs": [stream for stream, _ in order.outputs],

@@ -1,0 +1,103 @@
+"""A project that is worked on: what tests of `--reload` save, ask and wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.integration.client import Answer, Client
+from tests.integration.command import Command, eventually, title
+from tests.integration.conftest import Start
+from tests.integration.steer import Request
+
+WSGI = """\
+import helper
+V = {version}
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"version %d" % V]
+"""
+
+
+class Project:
+    """A directory with an app in it, and a server of it."""
+
+    def __init__(self, folder: Path, start: Start) -> None:
+        self.folder = folder
+        self._start = start
+        self.command: Command
+
+    def save(self, name: str, text: str, **values: object) -> None:
+        """Write a file; `{version}` and the like in it get values."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.format(**values) if values else text)
+
+    def serve(self, *arguments: object, ready: bool = True, **options: object) -> Project:
+        """Start the server, of the module `myapp`."""
+        arguments = ("myapp:app", "--reload", "--control-socket", self.folder.parent / "control", *arguments)
+        if not {"--bind", "--base-port"} & set(map(str, arguments)):
+            arguments = (*arguments, "--bind", "127.0.0.1:0")
+        self.command = self._start(*arguments, cwd=self.folder, **options)
+        if ready:
+            self.command.ready()
+        return self
+
+    @property
+    def state(self) -> object:
+        """What `status` says of the server as a whole."""
+        return Request(self.folder.parent / "control", "status", (), {}).answer["result"]["state"]
+
+    def get(self, *lines: str, port: int | None = None, **options: object) -> Answer:
+        """Ask for the app's answer, over a connection of its own."""
+        with Client(port or self.command.port) as client:
+            return client.get("/", "Connection: close", *lines, **options)  # type: ignore[arg-type]
+
+    def until(self, text: str, status: int = 200, port: int | None = None) -> Answer:
+        """Wait for an answer that has a text in it."""
+        last: list[Answer] = []
+
+        def look() -> Answer | None:
+            last[:] = [self.get(port=port)]
+            return last[0] if last[0].status == status and text in last[0].text else None
+
+        return eventually(look, lambda: f"{text!r}, but {last}:\n{self.command.stderr}")
+
+    @property
+    def reloads(self) -> list[str]:
+        """The log's lines on reloads that have begun."""
+        return re.findall(r"reloading: generation \d+", self.command.stderr)
+
+    @property
+    def watcher(self) -> int:
+        """The watcher's pid."""
+        return next(pid for pid in self.command.workers if "watcher" in title(pid))
+
+
+@contextlib.contextmanager
+def polled(project: Project) -> Iterator[None]:
+    """Ask all the time; every answer must be good."""
+    bad: list[object] = []
+    over = threading.Event()
+
+    def poll() -> None:
+        while not over.is_set():
+            for port in project.command.ports:
+                try:
+                    answer = project.get(port=port)
+                except Exception as error:  # noqa: BLE001 - whatever it is
+                    bad.append(error)
+                else:
+                    bad.extend([answer] if answer.status != 200 else [])
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert bad == []

@@ -1,0 +1,110 @@
+"""Which modules a base mold may keep loaded: a list of them is tried out, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """\
+import json, sys
+from forkserve.prefork.autoreload.trial import Loaded, clear, load
+sys.path.insert(0, sys.argv[1])
+cleared, left_out = clear([Loaded(*one) for one in json.loads(sys.argv[2])], json.loads(sys.argv[3]))
+assert not {one.name for one in cleared} & set(sys.modules)
+load(cleared)
+print(json.dumps([[one.name for one in cleared], left_out]))
+"""
+
+
+class Trial:
+    """Modules in a directory; each that was added is on the list, in that order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.listed: list[tuple[str, str, bool]] = []
+
+    def add(self, name: str, text: str = "", *, late: bool = True, listed: bool = True) -> None:
+        path = self.folder.joinpath(*name.split(".")).with_suffix(".py")
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+        if listed:
+            self.listed.append((name, str(path), late))
+
+    def judge(self, *changed: str) -> tuple[list[str], dict[str, str]]:
+        """Return what is cleared and what is left out."""
+        program = [sys.executable, "-c", PROGRAM, str(self.folder), json.dumps(self.listed), json.dumps(changed)]
+        done = subprocess.run(program, capture_output=True, text=True, check=True)
+        cleared, left_out = json.loads(done.stdout)
+        return cleared, left_out
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    return Trial(tmp_path)
+
+
+def test_in_the_order_of_the_list_and_whoever_imports_what_is_left_out_is_too(trial: Trial) -> None:
+    trial.add("first", "import circle")
+    trial.add("circle", "import back\nA = 1")
+    trial.add("back", "import circle")
+    trial.add("bad", "1 / 0")
+    trial.add("cautious", "try:\n    import bad\nexcept ZeroDivisionError:\n    bad = None")
+    trial.add("user", "import cautious")
+    trial.add("own", listed=False)
+    trial.add("puller", "try:\n    import own\nexcept ImportError:\n    pass")
+    trial.add(
+        "looker", "import importlib.util\nassert importlib.util.find_spec('own')\nassert not importlib.util.find_spec('none')"
+    )
+    trial.add("hopeful", "try:\n    import nowhere\nexcept ImportError:\n    pass")
+    cleared, left_out = trial.judge()
+    assert cleared == ["first", "circle", "back", "looker", "hopeful"]
+    assert left_out == {
+        "bad": "ZeroDivisionError: division by zero",
+        "cautious": "it imports bad",
+        "user": "it imports cautious",
+        "puller": "it imports own",
+    }
+
+
+def test_the_environment_that_the_project_changes(trial: Trial) -> None:
+    read = "import os\nA = os.environ.get('MODE')"
+    trial.add("late", read)
+    trial.add("early", read, late=False)
+    trial.add("other", "import os\nA = os.getenv('HOME')")
+    trial.add("everything", "import os\nA = dict(os.environ)")
+    trial.add("django_like", "import os\nA = 'DJANGO_SETTINGS_MODULE' in os.environ", late=False)
+    cleared, left_out = trial.judge("MODE")
+    assert cleared == ["early", "other"]
+    assert left_out == {
+        "late": "it reads MODE of the environment, which the project sets",
+        "everything": "it reads all of the environment, which the project sets",
+        "django_like": "it reads DJANGO_SETTINGS_MODULE of the environment, which the project sets",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("import sys\nsys.path.append('/elsewhere')", "path"),
+        ("import os\nos.chdir('/')", "directory"),
+        ("import os\nos.environ['A'] = 'b'", "environ"),
+        ("import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)", "signals"),
+        ("FILE = open('/dev/null')", "descriptors"),
+        ("import logging\nlogging.basicConfig()", "logging"),
+        ("import sys\nclass Hook:\n    find_spec = lambda *_: None\nsys.meta_path.insert(0, Hook)", "finders"),
+    ],
+)
+def test_what_changes_its_process_at_import(trial: Trial, text: str, why: str) -> None:
+    trial.add("changer", text)
+    trial.add("innocent")
+    assert trial.judge() == (["innocent"], {"changer": f"at import it changes or leaves: {why}"})
+
+
+def test_another_file_than_the_workers(trial: Trial) -> None:
+    trial.add("moved")
+    trial.listed = [("moved", "/elsewhere/moved.py", False)]
+    assert trial.judge() == ([], {"moved": "it cannot be imported by itself, or from elsewhere only"})
