@@ -47,7 +47,8 @@ class History(RuleBasedStateMachine):
         for _ in range(20):
             self.see_who_leaves()
             actions = self.pool.plan(self.now)
-            self.see_who_leaves()  # the plan may have been the first that it is announced in
+            self.may_go = {slot for slot in self.open if self.has_left(slot)}
+            self.see_who_leaves()  # the server may just have been announced, and the next plan goes by that
             assert self.pool.plan(self.now) == []
             if not actions:
                 break
@@ -78,7 +79,7 @@ class History(RuleBasedStateMachine):
                     self.fork(member.ident)
             case Drain(member, booting):
                 assert member.state is State.DRAINING
-                assert booting or self.may_go(member.slot)
+                assert booting or member.slot in {MOLD, *self.may_go}
             case DumpStacks(member):
                 assert member.state is State.DUMPING
             case Kill(member, _):
@@ -87,7 +88,7 @@ class History(RuleBasedStateMachine):
                 assert member.state is State.GONE
             case CloseListener(slot):
                 self.open.remove(slot)
-                assert self.may_go(slot)
+                assert slot in self.may_go
                 holders = [one for one in self.pool.members() if one.exists and not one.released]
                 assert not any(slot in (None, one.slot) for one in holders)
 
@@ -127,7 +128,7 @@ class History(RuleBasedStateMachine):
             self.leaving[slot] = since, known
         self.leaving = {slot: times for slot, times in self.leaving.items() if slot in gone}
 
-    def may_go(self, slot: int | None) -> bool:
+    def has_left(self, slot: int | None) -> bool:
         """Nobody is sent there, or hears of it too late; and that for long enough."""
         known = self.leaving[slot][1] if slot in self.leaving else self.now - self.delay
         return known is not None and self.now >= known + self.delay
