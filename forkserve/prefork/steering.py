@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.listeners import Listeners
     from forkserve.prefork.poller import Timer
     from forkserve.prefork.reloading import Reloading
+    from forkserve.prefork.upgrade.upgrading import Upgrading
     from forkserve.prefork.worker import Worker
     from forkserve.settings import Settings
 
@@ -67,6 +68,7 @@ class Steering:
     children: Children
     messenger: Messenger
     reloading: Reloading
+    upgrading: Upgrading
     development: Development | None = None  # under --reload
 
     def __init__(self, *, settings: Settings, pool: Pool, listeners: Listeners, most: int) -> None:
@@ -98,6 +100,8 @@ class Steering:
         """How far the server is, in a few words."""
         if self.reloading.under_way:
             return self.reloading.progress()
+        if upgrade := self.upgrading.progress():
+            return upgrade
         ready = sum(member.state is State.READY for member in self.pool.members())
         return f"{ready} of {self.pool.wanted} workers ready"
 
@@ -219,8 +223,9 @@ class Steering:
 
     @command
     def upgrade(self) -> Pending:
-        """Say that this cannot be done yet."""
-        raise CommandError("upgrade in place is not supported yet: nothing was changed", "unsupported")
+        """Put the program in place that would start now, under our pid, and reload. If it would not start, change nothing."""
+        self._check_running()
+        return self.upgrading.ask()
 
     def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
         """Do what `call` does; for a worker, whose ident is `caller`, and who is not asked itself. Raises CommandError."""

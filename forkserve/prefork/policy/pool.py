@@ -19,12 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forkserve.errors import ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill
 from forkserve.prefork.policy.members import ORDER_TIME, Members
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, State
+
+if TYPE_CHECKING:
+    from forkserve.prefork.upgrade.state import Exported
 
 MANY_MOLDS: Final = 2  # each holds a copy of the app
 _SIGTERM: Final = 15
@@ -53,7 +56,34 @@ class Pool(Members):
         self._listening: set[int | None] = {None, *range(1, wanted + 1)}
         self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
 
+    def export(self) -> Exported:
+        """Describe it, for an upgrade."""
+        names = ("wanted", "generation", "fallback", "newest_generation", "phase")
+        own = {name: getattr(self, name) for name in names}
+        return {**super().export(), **own, "listening": list(self._listening), "kept": self._kept}
+
+    def adopt(self, found: Exported, now: float) -> None:
+        """Go on with it in the new program."""
+        super().adopt(found, now)
+        self.wanted, self._kept, self._listening = found["wanted"], found["kept"], set(found["listening"])
+        self.generation, self.newest_generation, self.fallback = (
+            found["generation"],
+            found["newest_generation"],
+            found["fallback"],
+        )
+        self.phase = Phase(found["phase"])
+
     # What the master reads.
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is owed: what was planned has been done."""
+        return not self._owed
+
+    @property
+    def kept(self) -> range:
+        """The slots whose listeners are wanted, whether or not they have workers."""
+        return range(1, self._kept + 1)
 
     @property
     def done(self) -> bool:
