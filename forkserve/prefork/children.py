@@ -209,8 +209,9 @@ class Children:
                 self._became_ready(child)
             case "draining":
                 self.pool.draining(ident, now)
-            case "loaded" if self.development:
-                self.development.loaded(child, message)
+            case "loaded":
+                if self.development:  # a worker of before an upgrade may say it to a master without --reload
+                    self.development.loaded(child, message)
             case "released":
                 self.pool.released(ident)
             case "failed":

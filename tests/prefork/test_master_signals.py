@@ -85,12 +85,12 @@ def test_ttin_where_the_port_is_taken_changes_nothing(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_what_cannot_be_done_yet_is_said(serve: Serve) -> None:
-    server = serve(workers=1, base_port=0).ready()
+def test_what_cannot_be_done_is_said(serve: Serve) -> None:
+    server = serve(workers=1, max_workers=1, base_port=0).ready()
     workers = server.workers(1)
-    server.kill(signal.SIGUSR2)
+    server.kill(signal.SIGTTIN)
 
-    server.wait_for("WARNING.*not supported yet")
+    server.wait_for("WARNING.*cannot have 2 workers")
     assert server.workers(1) == workers
     assert server.stop() == 0
 
@@ -192,11 +192,11 @@ def resize(terminal: int, columns: int) -> None:
 def test_a_resized_window_is_no_order(serve: Serve, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     resize(ours, 80)
-    server = serve(workers=1, base_port=0, prefix=ON_TERMINAL, stdin=theirs).ready()
+    server = serve(workers=1, max_workers=1, base_port=0, prefix=ON_TERMINAL, stdin=theirs).ready()
     workers = server.workers(1)
     resize(ours, 120)  # the kernel sends WINCH
-    server.kill(signal.SIGUSR2)
-    server.wait_for("not supported yet")
+    server.kill(signal.SIGTTIN)
+    server.wait_for("cannot have 2 workers")
     assert server.workers(1) == workers
 
     server.kill(signal.SIGWINCH)

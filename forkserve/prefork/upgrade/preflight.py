@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 KEPT_OUTPUT: Final = 64 * 1024  # bytes
 LONGEST_WORD: Final = 1024
+FAULT: Final = re.compile(r"forkserve(\.errors\.\w+)?: ")  # as the command says it, or Python where a program of the user's ran
 
 
 class Preflight:
@@ -89,14 +91,15 @@ class Preflight:
         word = os.pread(self._state, LONGEST_WORD, self._size).decode("ascii", "replace")
         self.close()
         self.output = self._printed.decode("utf-8", "backslashreplace")
-        lines = self.output.split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        *before, last = self.output.strip().split("\n")
         if status == 0 and word and not self.reason:
             self.word = word
         elif status == 0:
             self.reason = self.reason or "it ended with code 0, and has never come to run()"
         else:
-            self.reason = self.reason or last.removeprefix("forkserve: ") or f"it {describe_exit(status)}"
+            if said := FAULT.match(last):
+                self.output = "\n".join(before)
+            self.reason = self.reason or last[said.end() if said else 0 :] or f"it {describe_exit(status)}"
         self._tell()
 
     def close(self) -> None:

@@ -37,7 +37,10 @@ class Program:
 
     def environment(self, descriptor: int, *, check: bool) -> dict[str, str]:
         """Return its environment, with where it finds the state of this process."""
-        return {**self.environ, birth.VARIABLE: f"{os.getpid()}:{descriptor}" + ":check" * check}
+        environ = {**self.environ, birth.VARIABLE: f"{os.getpid()}:{descriptor}" + ":check" * check}
+        if os.environ.get("LISTEN_PID") == str(os.getpid()):
+            environ["LISTEN_PID"] = os.environ["LISTEN_PID"]  # under --daemon not what it was
+        return environ
 
     def replace_process(self, state: Exported) -> NoReturn:
         """Become it, with the state and all descriptors in it. Raises OSError, with everything as it was, if that cannot be."""
@@ -60,7 +63,7 @@ class Program:
         if self.directory is None:
             yield
             return
-        here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.chdir(self.directory)
             yield

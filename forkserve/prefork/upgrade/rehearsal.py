@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
@@ -9,10 +10,12 @@ import traceback
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
-from forkserve import loader, streams
+from forkserve import loader, logs, streams
 from forkserve.errors import ConfigError, ExitCode, ForkserveError
 from forkserve.prefork import console, privileges
 from forkserve.prefork.classes import compose, load_class
+from forkserve.prefork.output import Outputs
+from forkserve.prefork.poller import Poller
 from forkserve.prefork.process import MASTERS_VARIABLES
 from forkserve.prefork.scoreboard import LAYOUT
 from forkserve.prefork.upgrade import state
@@ -32,6 +35,7 @@ def rehearse(handed: Handed, worker_class: type[Worker], settings: Settings, poo
     code: int = ExitCode.UNEXPECTED
     try:
         generation = _understand(handed.data, pool)
+        _open_logs(settings, generation)
         _load(worker_class, settings, generation)
         assert handed.confirm is not None
         word = f"forkserve {version('forkserve')}, Python {platform.python_version()}"
@@ -58,6 +62,13 @@ def _understand(data: bytes, pool: Pool) -> int:
         )
     pool.adopt(found["pool"], time.monotonic())
     return pool.newest_generation + 1
+
+
+def _open_logs(settings: Settings, generation: int) -> None:
+    """Open what a start would open for writing, as later it would be the end of the server. Raises ConfigError."""
+    logs.configure(dataclasses.replace(settings, capture_output=False))
+    logs.identify("pre-flight", generation)
+    Outputs(settings, Poller())
 
 
 def _load(worker_class: type[Worker], settings: Settings, generation: int) -> None:

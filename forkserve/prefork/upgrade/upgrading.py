@@ -93,7 +93,7 @@ class Upgrading:
         running, self._running = self._running, []
         error = CommandError(f"{why}; nothing was changed")
         logger.error("upgrade failed: %s%s", error, f"\n{output.rstrip()}" if output else "")
-        _fail(running, error, {"traceback": output} if "\n" in output.strip() else None)
+        _fail(running, error, {"traceback": output} if output else None)
 
     def close(self) -> None:
         """End the pre-flight, if there is one; its process is reaped as any other."""
