@@ -30,16 +30,14 @@ class Releases:
         """The variables that this needs."""
         return {"PYTHONPATH": f"{self.current / 'lib'}:{sysconfig.get_path('purelib')}"}
 
-    def make(self, version: str, app: str, **changed: str) -> Path:
-        """Make a release. `changed` are files of forkserve, by the name of the module, with another text."""
+    def make(self, version: str, app: str) -> Path:
+        """Make a release; return its directory."""
         release = self._directory / version
         venv.create(release / "venv", symlinks=True)
         shutil.copytree(ROOT / "forkserve", release / "lib" / "forkserve")
         metadata = release / "lib" / f"forkserve-{version}.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: forkserve\nVersion: {version}\n")
-        for module, text in changed.items():
-            (release / "lib" / "forkserve" / (module.replace("__", "/", module.count("__")) + ".py")).write_text(text)
         (release / "app.py").write_text(app)
         return release
 

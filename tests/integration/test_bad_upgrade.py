@@ -55,7 +55,7 @@ def spoil_config(releases: Releases) -> None:
 
 
 def spoil_package(releases: Releases) -> None:
-    releases.make("package", source(), server="def")
+    (releases.make("package", source()) / "lib/forkserve/server.py").write_text("def")
 
 
 def spoil_log(releases: Releases) -> None:
@@ -79,7 +79,7 @@ def spoil_python(releases: Releases) -> None:
 
 
 def spoil_main(releases: Releases) -> None:
-    releases.make("main", source(), __main__="print('well')")
+    (releases.make("main", source()) / "lib/forkserve/__main__.py").write_text("print('well')")
 
 
 def spoil_death(releases: Releases) -> None:
