@@ -223,7 +223,10 @@ class Steering:
 
     @command
     def upgrade(self) -> Pending:
-        """Put the program in place that would start now, under our pid, and reload. If it would not start, change nothing."""
+        """Put the program in place that would start now, under our pid; it then reloads. If it would not start, change nothing.
+
+        The value goes to a client; here nobody is left to hear it, only an error.
+        """
         self._check_running()
         return self.upgrading.ask()
 

@@ -16,7 +16,7 @@ from tests.integration.load import Load
 from tests.integration.release import Releases
 from tests.integration.site import Site, source
 
-QUICK = ("--reload-settle", 0.1, "--linger", 1)
+QUICK = ("--reload-settle", 0.1, "--linger", 0.5)
 UPGRADED = r"\[INFO\] master: upgraded in place: "
 LIBRARY = """
 import os, sys
@@ -28,7 +28,7 @@ class Cautious(Server):
         if os.path.exists("forbidden"):
             raise RuntimeError("not now")
 
-server = Cautious("app:wsgi", workers=2, base_port=0, reload_settle=0.1, linger=1, **eval(sys.argv[1]))
+server = Cautious("app:wsgi", workers=2, base_port=0, reload_settle=0.1, linger=0.5, **eval(sys.argv[1]))
 code = server.run()
 print("ended", flush=True)
 sys.exit(code)
@@ -74,7 +74,7 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
     command, ports = site.command, site.command.ports
     first = site.settled(2)
     listeners = site.status()["listeners"]
-    with Load(ports) as load:
+    with Load(ports, idle=0.1) as load:
         eventually(lambda: load.answered > 50, "load")
         site.save(source("second"))
         command.kill(signal.SIGUSR2)
@@ -111,7 +111,7 @@ def test_another_release_takes_over_with_its_own_python(start: Start, tmp_path: 
     site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *QUICK, prefix=releases.prefix, env=releases.env)
     command = site.command
     assert site.status()["version"] == "1.0"
-    with Load(command.ports) as load:
+    with Load(command.ports, idle=0.1) as load:
         releases.switch("2.0")
         assert site.ask("upgrade")["ok"]
         answered = load.answered
@@ -133,7 +133,7 @@ def test_a_program_of_the_users_own(start: Start, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(LIBRARY)
     command = start("{}", cwd=tmp_path, env=env, program=("main.py",)).ready()
     before = command.workers
-    with Load(command.ports) as load:
+    with Load(command.ports, idle=0.1) as load:
         (tmp_path / "forbidden").touch()
         refused = run("ctl", "upgrade", env=env)
         (tmp_path / "forbidden").unlink()
