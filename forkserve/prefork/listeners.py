@@ -88,7 +88,7 @@ class Listeners:
         self._backlog = backlog
         self._mode = socket_mode
         self._owner = owner
-        self._inherited: list[socket.socket] = []
+        self._inherited: list[Listener] = []  # those that are open already, for the addresses that they match
         self._all: list[Listener] = []
         self._retired: list[Listener] = []  # not wanted any more after an upgrade, but old workers accept from them
 
@@ -103,11 +103,11 @@ class Listeners:
         Raises ListenError; what was opened before is closed then.
         """
         try:
-            self._inherited = inherit(environ)
+            self._inherited = [Listener(sock, adopted=True) for sock in inherit(environ)]
             for address in self._bind:
                 self._all.append(self._open_for(address, None))
             self.open_slots(range(1, slots + 1))
-            self._all += [Listener(sock, None, adopted=True) for sock in self._inherited]
+            self._all += self._inherited
             self._inherited = []
         except ListenError:
             self.close_all()
@@ -139,34 +139,31 @@ class Listeners:
         return Address("tcp", host=self._host, port=port)
 
     def _open_for(self, address: Address, slot: int | None) -> Listener:
-        listener = self._open(address, slot)
-        listener.asked = str(address)
+        listener = self._open(address)
+        listener.slot, listener.asked = slot, str(address)
         return listener
 
-    def _open(self, address: Address, slot: int | None) -> Listener:
+    def _open(self, address: Address) -> Listener:
         match address.kind:
             case "fd":
-                for sock in self._inherited:
-                    if sock.fileno() == address.fd:
-                        self._inherited.remove(sock)
-                        return Listener(sock, slot, adopted=True)
-                return Listener(adopt(address.fd), slot, adopted=True)
+                for listener in self._inherited:
+                    if listener.sock.fileno() == address.fd:
+                        self._inherited.remove(listener)
+                        return listener
+                return Listener(adopt(address.fd), adopted=True)
             case "unix":
                 inherited = self._take(socket.AF_UNIX, _same_file(address.path))
                 return inherited or _bind_unix(address, self._mode, self._backlog, self._owner)
         family, name = _resolve(address)
         inherited = self._take(family, name[:2]) if name[1] else None
-        if inherited is not None:
-            inherited.slot = slot
-            return inherited
-        return Listener(_bind_tcp(address, family, name, self._backlog), slot)
+        return inherited or Listener(_bind_tcp(address, family, name, self._backlog))
 
     def _take(self, family: int, name: object) -> Listener | None:
-        """Return the inherited socket that is bound to the address, if there is one."""
-        for sock in self._inherited:
-            if sock.family == family and _comparable(sock) == name:
-                self._inherited.remove(sock)
-                return Listener(sock, adopted=True)
+        """Return the inherited listener that is bound to the address, if there is one."""
+        for listener in self._inherited:
+            if listener.sock.family == family and _comparable(listener.sock) == name:
+                self._inherited.remove(listener)
+                return listener
         return None
 
     def for_slot(self, slot: int) -> list[Listener]:
@@ -189,8 +186,8 @@ class Listeners:
 
     def close_all(self) -> None:
         """Close everything, for the master at its end."""
-        for sock in self._inherited:
-            sock.close()
+        for listener in self._inherited:
+            listener.close()
         for slot in {one.slot for one in self._all}:
             self.close(slot)
         self.close_retired()
@@ -224,7 +221,8 @@ class Listeners:
         kept for the old workers alone. If a new one cannot be had, all are kept as they were, and the error is returned.
         """
         wanted: list[tuple[int | None, str]] = [(None, str(address)) for address in self._bind]
-        before, spare = [_adopted(one) for one in found], []
+        before, opened = [_adopted(one) for one in found], list[Listener]()
+        were = [(listener.slot, listener.asked) for listener in before]
         try:
             if self._base_port is not None:
                 wanted += [(slot, str(self._slot_address(slot, self._base_port))) for slot in slots]
@@ -234,17 +232,20 @@ class Listeners:
                 if key in wanted:
                     wanted.remove(key)
                 elif listener.asked and (listener.slot is None or listener.slot in slots):
-                    spare.append(listener)
-                    self._inherited.append(listener.sock)
+                    self._inherited.append(listener)
                     continue
                 self._all.append(listener)
-            opened = [self._open_for(parse_address(text), slot) for slot, text in wanted]
+            opened.extend(self._open_for(parse_address(text), slot) for slot, text in wanted)
         except ListenError as error:
+            for listener in (one for one in opened if one not in before):
+                listener.unlink()
+                listener.close()
+            for listener, (slot, asked) in zip(before, were, strict=True):
+                listener.slot, listener.asked = slot, asked
             self._all, self._inherited = before, []
             return error
         self._all += opened
-        self._retired = [one for one in spare if one.sock in self._inherited]
-        self._inherited = []
+        self._retired, self._inherited = self._inherited, []
         return None
 
 

@@ -212,14 +212,14 @@ def test_other_addresses_and_workers(start: Start, tmp_path: Path) -> None:
     first = site.pids()
     other = start("tests.integration.small_apps:who", "--uds", taken).ready()
 
-    site.save(config.format(addresses(one, taken), 1), "forkserve.toml")
+    site.save(config.format(addresses(one, two, taken), 1), "forkserve.toml")
     failed = site.ask("upgrade")
     assert not failed["ok"]
     assert re.fullmatch(
         rf"the new program has taken over, but did not reload: cannot listen on unix:{taken}: .* is listening there; old workers stay",
         failed["error"]["message"],
     )
-    assert (site.pids(), get(one).status) == (first, 200)
+    assert (site.pids(), get(one).status, Path(two).exists()) == (first, 200, False)
 
     site.save(config.format(addresses(one, two), 2), "forkserve.toml")
     assert site.ask("upgrade")["ok"]

@@ -148,7 +148,7 @@ def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path
     for listener in before:
         listener.sock.detach()
 
-    after = Listeners(bind=[f"127.0.0.1:{port}", f"unix:{tmp_path}/../{tmp_path.name}/one", three], base_port=0)
+    after = Listeners(bind=[f"127.0.0.1:{port}", f"unix:{tmp_path}/./one", three], base_port=0)
     assert after.adopt(found, range(1, 4)) is None
     kept = {(entry["slot"], entry["socket"]) for entry in found}
     now = {(listener.slot, listener.sock.fileno()) for listener in after}
