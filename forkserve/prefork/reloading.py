@@ -147,6 +147,7 @@ class Reloading:
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
         if error is None:
+            self._master.listeners.close_retired()
             logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
             if self._master.development:
                 self._master.development.reload_ended(None)

@@ -103,7 +103,7 @@ def test_what_would_not_start_changes_nothing(start: Start, tmp_path: Path, rele
     options = ("app:wsgi", "-w", 2, "--base-port", 0, *QUICK, "--worker-stdout", tmp_path / "out", "--worker-output-prefix")
     site = Site(start, tmp_path, *options, prefix=releases.prefix, env=releases.env)
     first = site.settled(2)
-    with Load(site.command.ports, idle=0.1) as load:
+    with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
         for spoil, reason in REASONS.items():
             spoil(releases)
             releases.switch(spoil.__name__.removeprefix("spoil_"))
@@ -139,7 +139,7 @@ def test_a_preflight_that_hangs_and_an_exec_that_fails(start: Start, tmp_path: P
     limits = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 3)
     site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *limits, prefix=releases.prefix, env=env)
     first = site.settled(2)
-    with Load(site.command.ports, idle=0.1) as load:
+    with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
         hang.touch()
         releases.switch("2")
         answer = lines(site.ask("upgrade"))
@@ -164,7 +164,7 @@ def test_a_reload_that_fails_after_the_exec(start: Start, tmp_path: Path, preloa
     site = Site(start, tmp_path, *options)
     site.command.traceback_expected = True
     first = site.settled(2)
-    with Load(site.command.ports, idle=0.1) as load:
+    with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
         site.save(source("second", startup='raise RuntimeError("no database")'))
         answer = lines(site.ask("upgrade"))
         assert answer.startswith("the new program has taken over, but did not reload: the new worker 1 failed to boot: ")

@@ -33,6 +33,7 @@ def _take() -> Handed | None:
     data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     if check:
         os.set_inheritable(descriptor, False)
+        os.ftruncate(descriptor, 0)  # what clients have asked of the master is not for the app
         if os.environ.get("LISTEN_PID") == pid:
             os.environ["LISTEN_PID"] = str(os.getpid())  # settings depend on it
         return Handed(data, descriptor)

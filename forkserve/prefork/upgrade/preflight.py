@@ -42,7 +42,6 @@ class Preflight:
         self._limit = limit
         self._tell = ended
         self._printed = bytearray()
-        self._size = len(state)
         with contextlib.ExitStack() as undo:
             self._state = state_file(state)
             undo.callback(os.close, self._state)
@@ -88,11 +87,11 @@ class Preflight:
     def ended(self, status: int) -> None:
         """Its process has ended, with this exit code, or with a signal as a negative one."""
         self._read()
-        word = os.pread(self._state, LONGEST_WORD, self._size).decode("ascii", "replace")
+        word = os.pread(self._state, LONGEST_WORD, 0).decode("ascii", "replace")
         self.close()
         self.output = self._printed.decode("utf-8", "backslashreplace")
         *before, last = self.output.strip().split("\n")
-        if status == 0 and word and not self.reason:
+        if status == 0 and word.startswith("forkserve ") and not self.reason:  # it stands where the state was
             self.word = word
         elif status == 0:
             self.reason = self.reason or "it ended with code 0, and has never come to run()"

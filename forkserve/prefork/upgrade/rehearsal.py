@@ -39,7 +39,7 @@ def rehearse(handed: Handed, worker_class: type[Worker], settings: Settings, poo
         _load(worker_class, settings, generation)
         assert handed.confirm is not None
         word = f"forkserve {version('forkserve')}, Python {platform.python_version()}"
-        os.pwrite(handed.confirm, word.encode("ascii", "replace"), len(handed.data))
+        os.pwrite(handed.confirm, word.encode("ascii", "replace"), 0)
         code = ExitCode.OK
     except ForkserveError as error:
         text = getattr(error, "traceback_text", None)

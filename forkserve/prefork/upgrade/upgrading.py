@@ -55,17 +55,25 @@ class Upgrading:
                 self._running, self._waiting = [], []
                 _fail(asked, CommandError("the server is stopping", "refused"))
         elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._master.reloading.under_way:
-            if not pool.quiet:
+            if pool.quiet:
+                self._go_on()
+            else:
                 self._master.poller.at(now, int)  # once more, when that is done too
-            elif self._preflight is None:
+
+    def _go_on(self) -> None:
+        try:
+            if self._preflight is None:
                 self._start()
             elif self._preflight.word is not None:
                 self._replace(self._preflight.word)
+        except Exception:  # noqa: BLE001 - said in the log, and to who asked
+            logger.exception("fault in the master")
+            self._failed("fault in the master: see its log")
 
     def _start(self) -> None:
         master = self._master
         self._running, self._waiting = self._waiting, []
-        logger.info("upgrading: pre-flight of %s", " ".join(self._program.arguments))
+        logger.info("upgrading: pre-flight of %s in %s", self._program.arguments[0], self._program.directory)
         try:
             self._preflight = Preflight(
                 master.poller, self._program, encode(master.export()), master.settings.boot_timeout, self._judge
@@ -112,7 +120,6 @@ class Upgrading:
 
         def ended(reload: Pending) -> None:
             if reload.error is None:
-                master.listeners.close_retired()
                 asked.resolve({**reload.value, "version": version("forkserve")})
                 return
             why = str(reload.error).removesuffix("; nothing was changed")
