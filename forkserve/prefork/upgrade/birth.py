@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.upgrade.state import Exported
 
 VARIABLE = "FORKSERVE_UPGRADE"
+FILE = "forkserve-upgrade"
 
 
 class Handed(NamedTuple):
@@ -24,10 +25,13 @@ class Handed(NamedTuple):
 
 
 def _take() -> Handed | None:
-    """Take what the variable leads to: `PID:DESCRIPTOR`, or for a pre-flight `PID:DESCRIPTOR:check`; the pid is the master's."""
+    """Take what the variable leads to: `PID:DESCRIPTOR`, or for a pre-flight `PID:DESCRIPTOR:check`; the pid is the master's.
+
+    A pre-flight must not take itself for a start, whatever has forked before it came here: it knows the file.
+    """
     pid, _, rest = os.environ.pop(VARIABLE, "").partition(":")
     number, _, check = rest.partition(":")
-    if not number.isdigit() or pid != str(os.getppid() if check else os.getpid()):
+    if not number.isdigit() or not (_is_state(number) if check else pid == str(os.getpid())):
         return None  # it was left in somebody's environment
     descriptor = int(number)
     data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
@@ -43,6 +47,12 @@ def _take() -> Handed | None:
     for one in json.loads(data)["descriptors"]:
         os.set_inheritable(one, False)
     return Handed(data)
+
+
+def _is_state(descriptor: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"/memfd:{FILE}")
+    return False
 
 
 def _directory() -> str | None:

@@ -77,14 +77,14 @@ def _runs_itself(script: str, python: str) -> bool:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if os.access(script, os.X_OK):
             with open(script, "rb") as file:
-                words = file.readline(256).decode().removeprefix("#!").split()
-            return words in ([python], ["/usr/bin/env", python])
+                line = file.readline(256).decode()
+            return line.startswith("#!") and line[2:].split() in ([python], ["/usr/bin/env", python])
     return False
 
 
 def state_file(data: bytes) -> int:
     """Return the descriptor of a file without a name that holds a state. Linux. Raises OSError."""
-    descriptor = os.memfd_create("forkserve-upgrade", os.MFD_CLOEXEC)
+    descriptor = os.memfd_create(birth.FILE, os.MFD_CLOEXEC)
     with open(descriptor, "wb", closefd=False) as file:
         file.write(data)
     return descriptor
