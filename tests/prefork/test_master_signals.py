@@ -219,11 +219,13 @@ def test_a_closed_terminal_is_a_stop(serve: Serve, terminal: tuple[int, int]) ->
 def test_a_closed_terminal_under_nohup_is_a_reload(serve: Serve, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     resize(ours, 80)
-    server = serve(workers=1, base_port=0, prefix=(*ON_TERMINAL, "nohup"), stdin=theirs).ready()
+    server = serve(workers=1, base_port=0, reload_settle=0.0, prefix=(*ON_TERMINAL, "nohup"), stdin=theirs).ready()
+    server.kill(signal.SIGUSR2)  # the new program goes by it, too
+    server.wait_for("reloaded: generation 2")
     os.close(theirs)
     os.close(ours)
 
-    server.wait_for("reloaded: generation 2")
+    server.wait_for("reloaded: generation 3")
     assert server.stop() == 0
 
 
