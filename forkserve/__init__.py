@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
 
 _WHERE = {
-    "CommandError": "forkserve.prefork.commands",
+    "CommandError": "forkserve.prefork.commands.pending",
     "HTTPWorker": "forkserve.web",
-    "Reply": "forkserve.prefork.commands",
+    "Reply": "forkserve.prefork.commands.pending",
     "Server": "forkserve.server",
     "Worker": "forkserve.prefork.worker",
-    "WouldDeadlock": "forkserve.prefork.commands",
+    "WouldDeadlock": "forkserve.prefork.commands.pending",
     "current_worker": "forkserve.prefork.worker",
 }
 
