@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from forkserve.prefork.upgrade import birth as _birth  # noqa: F401 - it notes how this process was started
+
 if TYPE_CHECKING:
     from forkserve.prefork.commands.pending import CommandError, Reply, WouldDeadlock
     from forkserve.prefork.worker import Worker, current_worker

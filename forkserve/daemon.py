@@ -128,8 +128,8 @@ def _error(code: int, message: str, traceback_text: str | None) -> ForkserveErro
 
 def _become_server(serve: Callable[[], int], pipe: int, mask: set[signal.Signals] | set[int]) -> NoReturn:
     """Leave the launcher's session and serve; in the first child, with all signals blocked."""
-    code: int = ExitCode.UNEXPECTED
-    try:
+
+    def become() -> int:
         launcher = os.getppid()
         os.setsid()
         if os.fork():
@@ -141,6 +141,15 @@ def _become_server(serve: Callable[[], int], pipe: int, mask: set[signal.Signals
             os.environ["LISTEN_PID"] = str(os.getpid())  # whom the sockets were meant for
         atexit._clear()  # noqa: SLF001 - what was registered before the fork is the launcher's to do
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return serve()
+
+    _live(become)
+
+
+def _live(serve: Callable[[], int]) -> NoReturn:
+    """Serve, and end with it: the caller's code goes on in the launcher alone."""
+    code: int = ExitCode.UNEXPECTED
+    try:
         code = serve()
         atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
         _tell(code=code)
@@ -152,6 +161,12 @@ def _become_server(serve: Callable[[], int], pipe: int, mask: set[signal.Signals
     finally:
         streams.flush()
         os._exit(code)
+
+
+def resume(serve: Callable[[], int]) -> NoReturn:
+    """Do what `run` does in the server's process, in the program that an upgrade has put in its place."""
+    _state.attached = True
+    _live(serve)
 
 
 def ready() -> None:

@@ -15,6 +15,8 @@ from forkserve.http.tls import make_context
 from forkserve.prefork import privileges
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.master import Master
+from forkserve.prefork.upgrade import birth
+from forkserve.prefork.upgrade.state import decode
 from forkserve.prefork.worker import Worker
 from forkserve.web import HTTPWorker
 
@@ -70,8 +72,13 @@ class Server(Master):
             check(self.settings)
         upstream.check(self.settings)
         privileges.prepare(self.settings)
-        if self.settings.daemon:
-            return daemon.run(self._serve)
+        handed = birth.handed
+        if handed is None:
+            return daemon.run(self._serve) if self.settings.daemon else self._serve()
+        if handed.confirm is not None:
+            return super().run()  # which loads the app and ends, and opens no logs
+        if decode(handed.data)["settings"]["daemon"]:
+            daemon.resume(self._serve)
         return self._serve()
 
     def _serve(self) -> int:

@@ -28,6 +28,7 @@ PURE = (
     "prefork/commands/goals.py",
     "prefork/control/wire.py",
     "prefork/frames.py",
+    "prefork/upgrade/state.py",
     "prefork/addresses.py",
     "http/http1.py",
     "http/fields.py",

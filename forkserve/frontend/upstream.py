@@ -76,6 +76,11 @@ class Upstream:
         """The slots that nginx may send requests to; None is the shared address."""
         return self._upkeep.advertised
 
+    @property
+    def busy(self) -> bool:
+        """Whether a run goes on."""
+        return self._pid is not None
+
     def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
         """Tell nginx: these are the listeners now, as `status` lists them."""
         if not listeners:

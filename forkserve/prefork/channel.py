@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forkserve.prefork.frames import MAX_FRAME, FrameDecoder, FrameError, Message, encode
+from forkserve.prefork.upgrade.state import Exported, Kept, pack, unpack
 
 # A peer that has stopped reading must not make this end grow for ever.
 MAX_UNSENT = 8 * MAX_FRAME
@@ -34,6 +35,18 @@ class Channel:
         """Make both ends; each process closes the one that it does not use."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         return cls(ours), cls(theirs)
+
+    def export(self) -> Exported:
+        """Describe this end, for an upgrade: with what has been read in part, and what is to be sent."""
+        return {"socket": Kept(self.fileno()), "rest": pack(self._decoder.rest), "unsent": pack(self._unsent)}
+
+    @classmethod
+    def adopt(cls, found: Exported) -> Channel:
+        """Make it again in the new program."""
+        channel = cls(socket.socket(fileno=found["socket"]))
+        channel._decoder.feed(unpack(found["rest"]))
+        channel._unsent += unpack(found["unsent"])
+        return channel
 
     def fileno(self) -> int:
         """Return the descriptor to wait on: readable means `receive`, and writable (if `unsent`) means `flush`."""

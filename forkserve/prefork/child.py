@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forkserve.logs import printable
+from forkserve.prefork.channel import Channel
 from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.preload.orders import OrderSocket
+from forkserve.prefork.upgrade.state import Exported, Kept, fields_of, made
 
 if TYPE_CHECKING:
-    from forkserve.prefork.channel import Channel
     from forkserve.prefork.frames import Message
     from forkserve.prefork.policy.states import Member
-    from forkserve.prefork.preload.orders import OrderSocket
     from forkserve.prefork.scoreboard import Row
 
 MAX_STACKS = 256 * 1024
@@ -44,6 +45,21 @@ class Child:
 
     def __str__(self) -> str:
         return f"{name_of(self.id)} (pid {self.pid})"
+
+    def export(self) -> Exported:
+        """Describe it, for an upgrade; its row and more are its member's, which goes along with the pool."""
+        return {
+            **fields_of(self, "member", "channel", "row", "stacks", "orders"),
+            "channel": self.channel.export(),
+            "stacks": Kept(self.stacks),
+            "orders": self.orders and Kept(self.orders.fileno()),
+        }
+
+    @classmethod
+    def adopt(cls, found: Exported, member: Member, row: Row) -> Child:
+        """Make it again in the new program."""
+        orders = None if found["orders"] is None else OrderSocket.adopt(found["orders"])
+        return made(cls, found, member=member, row=row, channel=Channel.adopt(found["channel"]), orders=orders)
 
     def signal(self, signum: signal.Signals) -> None:
         """Send it a signal."""

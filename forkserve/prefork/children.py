@@ -8,11 +8,12 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from forkserve.logs import logger
 from forkserve.prefork import console
+from forkserve.prefork.child import Child
 from forkserve.prefork.commands.calls import Target
 from forkserve.prefork.failures import Failures, describe_exit
 from forkserve.prefork.frames import encode
@@ -25,10 +26,10 @@ from forkserve.prefork.scoreboard import BEAT
 
 if TYPE_CHECKING:
     from forkserve.prefork.autoreload.development import Development
-    from forkserve.prefork.child import Child
     from forkserve.prefork.forker import Forker
     from forkserve.prefork.frames import Message
     from forkserve.prefork.policy.states import Member
+    from forkserve.prefork.upgrade.state import Exported
 
 
 class Owner(Protocol):
@@ -60,6 +61,7 @@ class Children:
         self.poller = poller
         self.owner = owner
         self.by_ident = forker.children
+        self.others: dict[int, Callable[[int], object]] = {}  # whom to tell of the exit of a process that is no worker
         self.development: Development | None = None
         self._failures = Failures(plain=forker.settings.reload)
         self._registered: dict[int, WorkerHandle] = {}
@@ -150,10 +152,11 @@ class Children:
         """Take the exits of all children that have ended, also of those that are not workers."""
         with contextlib.suppress(ChildProcessError):
             while (ended := self._wait()) != (0, 0):
-                for child in [one for one in self.by_ident.values() if one.pid == ended[0]]:
-                    self._ended(child, os.waitstatus_to_exitcode(ended[1]))
-                if self.development:
-                    self.development.base.reaped(ended[0])
+                pid, status = ended[0], os.waitstatus_to_exitcode(ended[1])
+                for child in [one for one in self.by_ident.values() if one.pid == pid]:
+                    self._ended(child, status)
+                if tell := self.others.pop(pid, None):
+                    tell(status)
 
     def _wait(self) -> tuple[int, int]:
         if all(child.pid is not None for child in self.by_ident.values()):
@@ -215,10 +218,9 @@ class Children:
                 self._became_ready(child)
             case "draining":
                 self.pool.draining(ident, now)
-            case "loaded" if self.development:
-                self.development.loaded(child, message)
-            case "outside" if self.development:
-                self.development.base.heard(message)
+            case "loaded" | "outside":
+                if self.development:  # a worker of before an upgrade may say it to a master without --reload
+                    self.development.heard(child, message)
             case "released":
                 self.pool.released(ident)
             case "failed":
@@ -293,6 +295,22 @@ class Children:
         else:
             events = READ | (WRITE if channel.unsent else 0)
             self.poller.watch(channel, events, functools.partial(self._hear, child))
+
+    def export(self) -> Exported:
+        """Describe them, for an upgrade, and the slots that the hooks know of."""
+        slots = {str(slot): handle.generation for slot, handle in self._registered.items()}
+        return {"processes": [child.export() for child in self.by_ident.values()], "slots": slots}
+
+    def adopt(self, found: Exported) -> None:
+        """Go on with them in the new program, whose pool has adopted its members."""
+        members = {member.ident: member for member in [*self.pool.members(), *self.pool.molds()]}
+        for one in found["processes"]:
+            member = members[one["age"]]
+            child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))
+            self.by_ident[member.ident] = child
+            self._watch(child)
+        for slot, generation in found["slots"].items():
+            self._registered[int(slot)] = WorkerHandle(int(slot), self.forker.listeners.port(int(slot)), generation)
 
     def _forget(self, child: Child) -> None:
         """Let go of a child that is gone."""

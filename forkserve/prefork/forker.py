@@ -176,6 +176,7 @@ class Forker:
     def _close_in_child(self, own: Child) -> None:
         """Close what is the master's or a sibling's, in a child just forked."""
         self.close_masters()
+        self.scoreboard.close()
         self.listeners.close_in_child(None if own.id == MOLD else own.id)
         own.channel.close()
         if own.orders is not None:

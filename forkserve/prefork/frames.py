@@ -44,6 +44,11 @@ class FrameDecoder:
         """Store bytes as they came from the peer."""
         self._buffer += data
 
+    @property
+    def rest(self) -> bytes:
+        """What is stored and is no whole message yet."""
+        return bytes(self._buffer)
+
     def next_message(self) -> Message | None:
         """Return the next whole message, or None if more bytes are needed.
 

@@ -17,6 +17,10 @@ class Front(Protocol):
     def advertised(self) -> AbstractSet[int | None]:
         """The slots that it may send requests to; None is the shared addresses. Who leaves waits until it is not among them."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether it is being told, so that nobody can say what it goes by."""
+
     def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
         """Listeners have come or gone, or are up or down, or there are other settings; in the shape of `status`."""
 

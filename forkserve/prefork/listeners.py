@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 from forkserve.errors import ListenError
 from forkserve.prefork.addresses import Address, parse_address
+from forkserve.prefork.inherited import adopt, inherit
 from forkserve.prefork.portholder import describe_holder
+from forkserve.prefork.upgrade.state import Exported, Kept, fields_of, made
 
 __all__ = ["Address", "Listener", "Listeners", "parse_address"]
-
-LISTEN_FDS_START = 3
 
 
 @dataclass(eq=False, slots=True)
@@ -28,12 +28,13 @@ class Listener:
     """One listening socket, non-blocking.
 
     `slot` is the worker it belongs to, None if all workers share it; `adopted` says that somebody
-    else bound it.
+    else bound it; `asked` is the address that it was opened for, empty if for none.
     """
 
     sock: socket.socket
     slot: int | None = None
     adopted: bool = False
+    asked: str = ""
     # The socket file as we made it (device, inode): another server may have replaced it since.
     _file: tuple[int, int] | None = field(default=None, repr=False)
 
@@ -87,8 +88,9 @@ class Listeners:
         self._backlog = backlog
         self._mode = socket_mode
         self._owner = owner
-        self._inherited: list[socket.socket] = []
+        self._inherited: list[Listener] = []  # those that are open already, for the addresses that they match
         self._all: list[Listener] = []
+        self._retired: list[Listener] = []  # not wanted any more after an upgrade, but old workers accept from them
 
     def __iter__(self) -> Iterator[Listener]:
         """Iterate over the open listeners, the slots' first, in the order of their slots."""
@@ -101,11 +103,11 @@ class Listeners:
         Raises ListenError; what was opened before is closed then.
         """
         try:
-            self._inherited = _inherit(environ)
+            self._inherited = [Listener(sock, adopted=True) for sock in inherit(environ)]
             for address in self._bind:
-                self._all.append(self._open(address, None))
+                self._all.append(self._open_for(address, None))
             self.open_slots(range(1, slots + 1))
-            self._all += [Listener(sock, None, adopted=True) for sock in self._inherited]
+            self._all += self._inherited
             self._inherited = []
         except ListenError:
             self.close_all()
@@ -123,7 +125,7 @@ class Listeners:
         try:
             for slot in slots:
                 if slot not in open_now:
-                    self._all.append(self._open(self._slot_address(slot, self._base_port), slot))
+                    self._all.append(self._open_for(self._slot_address(slot, self._base_port), slot))
         except ListenError:
             for listener in self._all[before:]:
                 listener.close()
@@ -136,30 +138,32 @@ class Listeners:
             raise ListenError(f"worker {slot} would listen on port {port}; the last one is 65535")
         return Address("tcp", host=self._host, port=port)
 
-    def _open(self, address: Address, slot: int | None) -> Listener:
+    def _open_for(self, address: Address, slot: int | None) -> Listener:
+        listener = self._open(address)
+        listener.slot, listener.asked = slot, str(address)
+        return listener
+
+    def _open(self, address: Address) -> Listener:
         match address.kind:
             case "fd":
-                for sock in self._inherited:
-                    if sock.fileno() == address.fd:
-                        self._inherited.remove(sock)
-                        return Listener(sock, slot, adopted=True)
-                return Listener(_adopt(address.fd), slot, adopted=True)
+                for listener in self._inherited:
+                    if listener.sock.fileno() == address.fd:
+                        self._inherited.remove(listener)
+                        return listener
+                return Listener(adopt(address.fd), adopted=True)
             case "unix":
                 inherited = self._take(socket.AF_UNIX, _same_file(address.path))
                 return inherited or _bind_unix(address, self._mode, self._backlog, self._owner)
         family, name = _resolve(address)
         inherited = self._take(family, name[:2]) if name[1] else None
-        if inherited is not None:
-            inherited.slot = slot
-            return inherited
-        return Listener(_bind_tcp(address, family, name, self._backlog), slot)
+        return inherited or Listener(_bind_tcp(address, family, name, self._backlog))
 
     def _take(self, family: int, name: object) -> Listener | None:
-        """Return the inherited socket that is bound to the address, if there is one."""
-        for sock in self._inherited:
-            if sock.family == family and _comparable(sock) == name:
-                self._inherited.remove(sock)
-                return Listener(sock, adopted=True)
+        """Return the inherited listener that is bound to the address, if there is one."""
+        for listener in self._inherited:
+            if listener.sock.family == family and _comparable(listener.sock) == name:
+                self._inherited.remove(listener)
+                return listener
         return None
 
     def for_slot(self, slot: int) -> list[Listener]:
@@ -182,49 +186,73 @@ class Listeners:
 
     def close_all(self) -> None:
         """Close everything, for the master at its end."""
-        for sock in self._inherited:
-            sock.close()
+        for listener in self._inherited:
+            listener.close()
         for slot in {one.slot for one in self._all}:
             self.close(slot)
+        self.close_retired()
+
+    def close_retired(self) -> None:
+        """Close what is not wanted any more, when no worker of before the upgrade is left."""
+        while self._retired:
+            listener = self._retired.pop()
+            listener.unlink()
+            listener.close()
 
     def close_in_child(self, slot: int | None) -> None:
         """Close the copies that a worker of the slot must not hold; with None, all of them. For the child, after a fork."""
         for listener in self._all:
             if slot is None or listener.slot not in (slot, None):
                 listener.close()
+        for listener in self._retired:
+            listener.close()
 
+    def export(self) -> list[Exported]:
+        """Describe them, for an upgrade."""
+        return [
+            fields_of(one, "sock") | {"socket": Kept(one.sock.fileno()), "_file": one._file and list(one._file)}  # noqa: SLF001 - its own module
+            for one in [*self._all, *self._retired]
+        ]
 
-def _inherit(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Adopt what systemd passed (sd_listen_fds(3)): LISTEN_FDS sockets, if LISTEN_PID is us."""
-    if environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    try:
-        count = int(environ.get("LISTEN_FDS", "0"))
-    except ValueError:
-        count = -1
-    if count < 0:
-        raise ListenError(f"LISTEN_FDS is {environ['LISTEN_FDS']!r}, not a number of descriptors")
-    return [_adopt(descriptor) for descriptor in range(LISTEN_FDS_START, LISTEN_FDS_START + count)]
+    def adopt(self, found: Sequence[Exported], slots: Iterable[int]) -> ListenError | None:
+        """Go on with them in the new program, whose settings may ask for others.
 
-
-def _adopt(descriptor: int) -> socket.socket:
-    try:
-        sock = socket.socket(fileno=descriptor)
-    except OSError as error:
-        raise ListenError(f"cannot use descriptor {descriptor}: {error.strerror}") from None
-    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
-    if sock.type != socket.SOCK_STREAM or sock.family not in families:
-        sock.detach()
-        raise ListenError(f"cannot use descriptor {descriptor}: it is not a stream socket")
-    sock.set_inheritable(False)
-    sock.setblocking(False)
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        An address is kept by how it was written, or else by what it is bound to; those that nobody asks for any more are
+        kept for the old workers alone. If a new one cannot be had, all are kept as they were, and the error is returned.
+        """
+        wanted: list[tuple[int | None, str]] = [(None, str(address)) for address in self._bind]
+        before, opened = [_adopted(one) for one in found], list[Listener]()
+        were = [(listener.slot, listener.asked) for listener in before]
         try:
-            sock.listen()
-        except OSError as error:
-            sock.detach()
-            raise ListenError(f"cannot listen on descriptor {descriptor}: {error.strerror}") from None
-    return sock
+            if self._base_port is not None:
+                wanted += [(slot, str(self._slot_address(slot, self._base_port))) for slot in slots]
+            self._inherited = []
+            for listener in before:
+                key = listener.slot, listener.asked
+                if key in wanted:
+                    wanted.remove(key)
+                elif listener.asked and (listener.slot is None or listener.slot in slots):
+                    self._inherited.append(listener)
+                    continue
+                self._all.append(listener)
+            opened.extend(self._open_for(parse_address(text), slot) for slot, text in wanted)
+        except ListenError as error:
+            for listener in (one for one in opened if one not in before):
+                listener.unlink()
+                listener.close()
+            for listener, (slot, asked) in zip(before, were, strict=True):
+                listener.slot, listener.asked = slot, asked
+            self._all, self._inherited = before, []
+            return error
+        self._all += opened
+        self._retired, self._inherited = self._inherited, []
+        return None
+
+
+def _adopted(found: Exported) -> Listener:
+    sock = socket.socket(fileno=found["socket"])
+    sock.setblocking(False)
+    return made(Listener, found, sock=sock, _file=found["_file"] and tuple(found["_file"]))
 
 
 def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from typing import Self
+
+from forkserve.prefork.upgrade.state import Exported, Kept
 
 
 class HeldError(Exception):
@@ -27,6 +30,17 @@ class LockFile:
         self.path = path
         while not self._take(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, mode)):
             pass
+
+    def export(self) -> Exported:
+        """Describe it, for an upgrade: the lock goes with the descriptor, and the pid in the file stays right."""
+        return {"path": self.path, "lock": Kept(self._descriptor)}
+
+    @classmethod
+    def adopt(cls, found: Exported) -> Self:
+        """Go on holding it in the new program."""
+        self = cls.__new__(cls)
+        self.path, self._descriptor = found["path"], found["lock"]
+        return self
 
     def _take(self, descriptor: int) -> bool:
         """Lock the file and write to it; False if its holder removed it between our calls."""

@@ -23,7 +23,7 @@ from forkserve.prefork.autoreload.base import possible
 from forkserve.prefork.autoreload.development import Development
 from forkserve.prefork.children import Children
 from forkserve.prefork.commands.messenger import Messenger
-from forkserve.prefork.commands.pending import CommandError
+from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.forker import Forker
 from forkserve.prefork.hooks import run_hook
@@ -33,19 +33,25 @@ from forkserve.prefork.output import Outputs
 from forkserve.prefork.pidfile import PidFile
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener
 from forkserve.prefork.policy.pool import MANY_MOLDS, Phase, Pool
+from forkserve.prefork.policy.states import limits
 from forkserve.prefork.poller import READ
-from forkserve.prefork.process import become_subreaper, raise_descriptor_limit, set_title
+from forkserve.prefork.process import become_subreaper, raise_descriptor_limit, set_title, signals_blocked
 from forkserve.prefork.reloading import Reloading
 from forkserve.prefork.scoreboard import Scoreboard
-from forkserve.prefork.steering import Steering, limits
+from forkserve.prefork.steering import Steering
 from forkserve.prefork.terminal import Terminal
+from forkserve.prefork.upgrade import birth
+from forkserve.prefork.upgrade.rehearsal import rehearse
+from forkserve.prefork.upgrade.upgrading import Upgrading
 from forkserve.prefork.wakeup import SignalQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
+    from typing import Any, NoReturn
 
     from forkserve.config import Config
+    from forkserve.prefork.upgrade.program import Program
+    from forkserve.prefork.upgrade.state import Exported
     from forkserve.prefork.worker import Worker
 
 MANY_WORKERS = 256  # how far TTIN can go, unless more were asked for at the start
@@ -94,16 +100,19 @@ class Master(Steering):
         self._config = config
         self.messenger = Messenger(self.ask, self.slot)
         self.reloading = Reloading(self, config)
+        self.upgrading = Upgrading(self)
         self.development = Development(self) if settings.reload else None
         self._told: object = None  # of the front end
         # Resolved here, so that a wrong name is found before anything runs.
         self._obey = {signum: getattr(self, name) for signum, name in self.SIGNALS.items()}
 
     def run(self) -> int:
-        """Serve until told to stop; return the exit code.
+        """Serve until told to stop; return the exit code. In the pre-flight of an upgrade, load the app and end the process.
 
         Raises ListenError and ConfigError before the first fork.
         """
+        if birth.handed is not None and birth.handed.confirm is not None:
+            rehearse(birth.handed, self.worker_class, self.settings, self.pool)
         with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup:
             self._set_up(cleanup, last)
             while not self.pool.done:
@@ -116,6 +125,7 @@ class Master(Steering):
                 for action in plan:
                     self.perform(action)
                 self._tell_front()
+                self.upgrading.advance(time.monotonic())
                 if self.check_goals():
                     continue  # who was told of it may have changed what is wanted
                 for event in self.wait(self.pool.next_deadline()):
@@ -124,49 +134,40 @@ class Master(Steering):
         return self.pool.exit_code
 
     def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack) -> None:
-        """Open everything. `cleanup` closes it; `last` is what tells others that this was done."""
+        """Open everything, or take it over. `cleanup` closes it; `last` is what tells others that this was done."""
         self.pid = os.getpid()
+        before = birth.before()
         self._signals = SignalQueue((*self._obey, signal.SIGCHLD))
         cleanup.callback(self._signals.close)
         self._hangup_ignored = self._signals.inherited(signal.SIGHUP) == signal.SIG_IGN
+        if before:
+            self._go_on_from(before)
         self._terminal = Terminal()
-        self._notifier = Notifier(os.environ)
-        if (period := self._notifier.watchdog(os.environ)) is not None:
-            self.every(period, lambda: self._notifier.send(WATCHDOG=1))
-        self._pid_file = PidFile(self.settings.pid) if self.settings.pid else None
+        self._notifier = self._notify()
+        self._pid_file = self._lock(before)
         if self._pid_file:
             cleanup.callback(self._pid_file.remove)
         raise_descriptor_limit()
         if self.settings.preload and not become_subreaper():
             raise ConfigError("--preload: this system does not let workers forked by a mold become the master's: leave it out")
-        can_have_base = self.settings.reload and possible(self.settings) and become_subreaper()
         last.callback(self.poller.close)
         self.poller.watch(self._signals, READ, self._obey_signals)
         self._control = Control(self.poller, self.execute, self.progress)
         last.callback(self._control.close)
         last.callback(self.say_stopped)
-        name = self._control.open(self.settings.control_socket, self.name, os.environ)
-        self.settings = dataclasses.replace(self.settings, name=name)
-        outputs = Outputs(self.settings, self.poller)
-        cleanup.callback(outputs.close)
-        forker = Forker(
-            outputs=outputs,
-            server=self,
-            worker_class=self.worker_class,
-            settings=self.settings,
-            hooks=self.hooks,
-            listeners=self.listeners,
-            again=self._config.again,
-            scoreboard=Scoreboard(self.most + 1 + MANY_MOLDS * self.settings.preload),
-            close_masters=self._close_in_child,
-            rules=self.development.rules if self.development else None,
-            base=self.development.base if self.development and can_have_base else None,
-        )
-        self.children = self.messenger.children = Children(self.pool, forker, self.poller, self.messenger)
+        asked = Pending()
+        if before:
+            self._control.adopt(before["control"], asked)
+        else:
+            name = self._control.open(self.settings.control_socket, self.name, os.environ)
+            self.settings = dataclasses.replace(self.settings, name=name)
+        self._make_children(cleanup, before)
         run_hook(self.hooks, "on_starting", self)
-        self.listeners.open(self.pool.wanted, os.environ)
         cleanup.callback(self.listeners.close_all)
         cleanup.callback(self.children.forget_all)
+        cleanup.callback(self.upgrading.close)
+        if before is None:
+            self.listeners.open(self.pool.wanted, os.environ)
         if self.front is not None:
             cleanup.callback(self.front.close)
         if self.development:
@@ -175,6 +176,92 @@ class Master(Steering):
             cleanup.callback(self.development.end)
         self.running = True
         set_title("master", self.name)
+        if before:
+            error = self.listeners.adopt(before["listeners"], self.pool.kept)
+            self.children.adopt(before["children"])
+            self.messenger.adopt(before["messenger"])
+            daemon.ready()
+            run_hook(self.hooks, "when_ready", self)
+            self.upgrading.follow(asked, error)
+
+    def _notify(self) -> Notifier:
+        notifier = Notifier(os.environ)
+        if (period := notifier.watchdog(os.environ)) is not None:
+            self.every(period, lambda: notifier.send(WATCHDOG=1))
+        return notifier
+
+    def _lock(self, before: Exported | None) -> PidFile | None:
+        if before:
+            return before["pid_file"] and PidFile.adopt(before["pid_file"])
+        return PidFile(self.settings.pid) if self.settings.pid else None
+
+    def _make_children(self, cleanup: contextlib.ExitStack, before: Exported | None) -> None:
+        outputs = Outputs(self.settings, self.poller)
+        cleanup.callback(outputs.close)
+        if before:
+            outputs.adopt(before["outputs"])
+            scoreboard = Scoreboard(before["scoreboard"]["rows"], before["scoreboard"]["memory"])
+            self.most = min(self.most, scoreboard.size - 1 - MANY_MOLDS)
+        else:
+            scoreboard = Scoreboard(self.most + 1 + MANY_MOLDS)  # an upgrade may bring molds
+        cleanup.callback(scoreboard.close)
+        has_base = self.development is not None and possible(self.settings) and become_subreaper()
+        forker = Forker(
+            outputs=outputs,
+            server=self,
+            worker_class=self.worker_class,
+            settings=self.settings,
+            hooks=self.hooks,
+            listeners=self.listeners,
+            again=self._config.again,
+            scoreboard=scoreboard,
+            close_masters=self._close_in_child,
+            rules=self.development.rules if self.development else None,
+            base=self.development.base if self.development and has_base else None,
+        )
+        self.children = self.messenger.children = Children(self.pool, forker, self.poller, self.messenger)
+
+    # Upgrade.
+
+    def export(self) -> Exported:
+        """Describe all that a program must know that takes the place of this one."""
+        return {
+            "settings": {name: getattr(self.settings, name) for name in ("name", "control_socket", "pid", "daemon")},
+            "started_at": self.started_at,
+            "hangup_ignored": self._hangup_ignored,
+            "mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+            "pid_file": self._pid_file and self._pid_file.export(),
+            "control": self._control.export(),
+            "outputs": self.children.forker.outputs.export(),
+            "scoreboard": self.children.forker.scoreboard.export(),
+            "listeners": self.listeners.export(),
+            "pool": self.pool.export(),
+            "children": self.children.export(),
+            "messenger": self.messenger.export(),
+            "reloading": self.reloading.export(),
+        }
+
+    def hand_over(self, successor: Program) -> NoReturn:
+        """Let another program take the place of this one. Raises OSError, with everything as it was, if it cannot.
+
+        All signals stay blocked until its handlers stand. Those that have come and were not obeyed yet go along.
+        """
+        state = self.export()
+        with signals_blocked():
+            signals = self._signals.take()
+            try:
+                successor.replace_process(state | {"signals": signals})
+            finally:
+                self._signals.put(signals)
+
+    def _go_on_from(self, before: Exported) -> None:
+        """Be what the program before was; what it has open is taken over one by one."""
+        self._hangup_ignored, self.started_at = before["hangup_ignored"], before["started_at"]
+        self.settings = dataclasses.replace(self.settings, **before["settings"])
+        self._signals.put([*before["signals"], signal.SIGCHLD])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before["mask"])
+        self.pool.adopt(before["pool"], time.monotonic())
+        self.reloading.adopt(before["reloading"])
 
     # The loop.
 

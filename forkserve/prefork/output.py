@@ -22,6 +22,7 @@ from forkserve.prefork import privileges
 from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.poller import READ
 from forkserve.prefork.sinks import ERR, INFO, FileSink, FunctionSink, Sink, drain, syslog_sink
+from forkserve.prefork.upgrade.state import Exported, Kept, pack, unpack
 
 if TYPE_CHECKING:
     from forkserve.prefork.poller import Poller
@@ -114,6 +115,26 @@ class Outputs:
         for sink in self._sinks.values():
             sink.close()
 
+    def export(self) -> Exported:
+        """Describe what waits here to be passed on, for an upgrade."""
+        streams = {id(sink): stream for stream, sink in reversed(self._sinks.items())}
+        return {
+            "pipes": [pipe.export() | {"stream": streams.get(id(pipe.sink), STDERR)} for pipe in self._pipes],
+            "unsent": {str(stream): sink.export() for stream, sink in self._sinks.items() if streams[id(sink)] == stream},
+        }
+
+    def adopt(self, found: Exported) -> None:
+        """Go on in the new program; what has no other place any more goes to stderr."""
+        left = FileSink("stderr", LogFile(STDERR))
+        for stream, pieces in found["unsent"].items():
+            self._sinks.get(int(stream), left).adopt(pieces)
+        left.flush()
+        for one in found["pipes"]:
+            pipe = _Pipe(one["pipe"], unpack(one["prefix"]), self._sinks.get(one["stream"], left), self)
+            pipe.rest = unpack(one["rest"])
+            self._pipes.add(pipe)
+            pipe.go_on()
+
     def forget(self, pipe: _Pipe) -> None:
         """Let go of a pipe that has ended."""
         self._pipes.discard(pipe)
@@ -180,12 +201,16 @@ class _Pipe:
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
         self._prefix = prefix
-        self._sink = sink
+        self.sink = sink
         self._owner = owner
-        self._rest = b""  # of a line that has not ended
+        self.rest = b""  # of a line that has not ended
         self._ended = False
         self._watched = False
         self._closed = False
+
+    def export(self) -> Exported:
+        """Describe it, for an upgrade."""
+        return {"pipe": Kept(self.descriptor), "prefix": pack(self._prefix), "rest": pack(self.rest)}
 
     def read(self, _events: int = READ) -> None:
         """Read a piece, and pass it on."""
@@ -201,9 +226,9 @@ class _Pipe:
         """Go on with whatever is next, if the sink has taken what was read."""
         if self._closed:
             return
-        if not self._sink.flush():
+        if not self.sink.flush():
             self._watched = False
-            self._owner.pause(self, self._sink.pause())
+            self._owner.pause(self, self.sink.pause())
         elif self._ended:
             self._close()
         elif not self._watched:
@@ -224,12 +249,12 @@ class _Pipe:
 
     def _put(self, data: bytes) -> None:
         """Give the sink the lines that are complete; at the end of file, also the last that is not."""
-        *lines, rest = (self._rest + data).split(b"\n")
+        *lines, rest = (self.rest + data).split(b"\n")
         if len(rest) >= LONGEST_LINE or (rest and not data):
             lines.append(rest)
             rest = b""
-        self._rest = rest
-        self._sink.put(self._prefix + piece for line in lines for piece in _pieces(line))
+        self.rest = rest
+        self.sink.put(self._prefix + piece for line in lines for piece in _pieces(line))
 
 
 def _pieces(line: bytes) -> Iterable[bytes]:

@@ -19,6 +19,7 @@ from forkserve.settings import flag, merge, unchangeable
 if TYPE_CHECKING:
     from forkserve.config import Config
     from forkserve.prefork.steering import Steering
+    from forkserve.prefork.upgrade.state import Exported
 
 
 class Reloading:
@@ -33,6 +34,17 @@ class Reloading:
         self._began = 0.0
         self._undo: Callable[[], None] | None = None  # of what was taken over, for a generation that is rolled back
         self.last: dict[str, Any] | None = None  # for the status
+
+    def export(self) -> Exported:
+        """Describe it, for an upgrade, which comes while none runs."""
+        return {"last": self.last, "workers": self._config.settings.workers}
+
+    def adopt(self, found: Exported) -> None:
+        """Go on in the new program: what its configuration asks for is taken over by the reload that follows."""
+        self.last = found["last"]
+        config = self._config
+        was = dataclasses.replace(config.settings, workers=found["workers"])
+        self._config = dataclasses.replace(config, settings=was, again=config.again or (lambda: config))
 
     @property
     def under_way(self) -> bool:
@@ -135,6 +147,7 @@ class Reloading:
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
         if error is None:
+            self._master.listeners.close_retired()
             logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
             if self._master.development:
                 self._master.development.reload_ended(None)

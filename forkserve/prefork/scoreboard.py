@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Final
 
+from forkserve.prefork.upgrade.state import Exported, Kept
+
 # Indexes into `Row.cells`.
 BEAT: Final = 0  # time.monotonic_ns() of the last sign of life
 REQUESTS: Final = 1  # begun since the process started
@@ -36,6 +38,9 @@ _LENGTHS: Final = STARTED + _PLACES  # first of _PLACES cells: bytes of the line
 _CELLS: Final = _LENGTHS + _PLACES
 _TEXT: Final = _CELLS * 8
 _ROW_SIZE: Final = 2048
+
+LAYOUT: Final = f"rows of {_ROW_SIZE} bytes, {_CELLS} cells, {_PLACES} lines of {LINE_SIZE}"
+"""What all processes of a server must agree on; the meaning of a cell as well, so it changes with that."""
 
 
 class Row:
@@ -124,14 +129,26 @@ class Row:
 
 
 class Scoreboard:
-    """All the rows. Made by the master before its first fork; its size is for good."""
+    """All the rows. Made by the master before its first fork; its size is for good, as each process maps it once."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, descriptor: int | None = None) -> None:
+        """Make it; or map one that is there, in the program that an upgrade has put in place of the master."""
         self.size = rows
-        self._memory = memoryview(_shared_memory((rows + 1) * _ROW_SIZE))
+        size = (rows + 1) * _ROW_SIZE
+        self._descriptor = _memory_file(size) if descriptor is None else descriptor
+        self._memory = memoryview(mmap.mmap(-1 if self._descriptor is None else self._descriptor, size))
         # A row's worth in front holds how many rows were ever used, so that nobody looks at all.
         self._used = self._memory[:8].cast("Q")
         self._rows: dict[int, Row] = {}
+
+    def export(self) -> Exported:
+        """Describe it, for an upgrade."""
+        return {"layout": LAYOUT, "rows": self.size, "memory": Kept(-1 if self._descriptor is None else self._descriptor)}
+
+    def close(self) -> None:
+        """Close the descriptor, which is for an upgrade; the memory stays. In a child just forked, and at the master's end."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
     def row(self, index: int) -> Row:
         """Return one row, the same object each time."""
@@ -162,13 +179,10 @@ def _nothing() -> None:
     """Have nothing to add to what is noted."""
 
 
-def _shared_memory(size: int) -> mmap.mmap:
+def _memory_file(size: int) -> int | None:
+    """Return a memfd: an anonymous mapping, all that there is elsewhere, could not be handed over an exec."""
     if sys.platform != "linux":
-        return mmap.mmap(-1, size)
-    # A memfd and not an anonymous mapping, because a descriptor can be handed over an exec.
+        return None
     descriptor = os.memfd_create("forkserve-scoreboard", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(descriptor, size)
-        return mmap.mmap(descriptor, size)
-    finally:
-        os.close(descriptor)  # the mapping holds a duplicate
+    os.ftruncate(descriptor, size)
+    return descriptor

@@ -20,6 +20,7 @@ from typing import Final
 
 from forkserve import logs
 from forkserve.errors import ConfigError
+from forkserve.prefork.upgrade.state import pack, unpack
 from forkserve.values import SYSLOG_FORM
 
 PATIENCE: Final = 5.0  # how long a sink may take nothing
@@ -65,6 +66,14 @@ class Sink:
         except OSError as error:
             self._lose(error.strerror or str(error))
         return True
+
+    def export(self) -> list[str]:
+        """Describe what is unsent, for an upgrade."""
+        return list(map(pack, self._unsent))
+
+    def adopt(self, pieces: Iterable[str]) -> None:
+        """Go on with it in the new program."""
+        self._unsent.extend(map(unpack, pieces))
 
     def pause(self) -> float:
         """How long to leave it alone after a `flush` that said no: as long as it has taken nothing, within limits."""

@@ -22,7 +22,7 @@ from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.policy.autoscale import Autoscaler
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.recycling import Recycler
-from forkserve.prefork.policy.states import Limits, State
+from forkserve.prefork.policy.states import State, limits
 from forkserve.prefork.poller import READ, Poller
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.listeners import Listeners
     from forkserve.prefork.poller import Timer
     from forkserve.prefork.reloading import Reloading
+    from forkserve.prefork.upgrade.upgrading import Upgrading
     from forkserve.prefork.worker import Worker
     from forkserve.settings import Settings
 
@@ -68,6 +69,7 @@ class Steering:
     children: Children
     messenger: Messenger
     reloading: Reloading
+    upgrading: Upgrading
     development: Development | None = None  # under --reload
     front: Front | None = None  # to be told which workers there are
 
@@ -100,6 +102,8 @@ class Steering:
         """How far the server is, in a few words."""
         if self.reloading.under_way:
             return self.reloading.progress()
+        if upgrade := self.upgrading.progress():
+            return upgrade
         ready = sum(member.state is State.READY for member in self.pool.members())
         return f"{ready} of {self.pool.wanted} workers ready"
 
@@ -223,8 +227,12 @@ class Steering:
 
     @command
     def upgrade(self) -> Pending:
-        """Say that this cannot be done yet."""
-        raise CommandError("upgrade in place is not supported yet: nothing was changed", "unsupported")
+        """Put the program in place that would start now, under our pid; it then reloads. If it would not start, change nothing.
+
+        The value goes to a client; here nobody is left to hear it, only an error.
+        """
+        self._check_running()
+        return self.upgrading.ask()
 
     def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
         """Do what `call` does; for a worker, whose ident is `caller`, and who is not asked itself. Raises CommandError."""
@@ -370,12 +378,6 @@ class Steering:
             if str(error) != self._warned:  # it is asked for again every second
                 self._warned = str(error)
                 self.log.warning("%s", error)
-
-
-def limits(settings: Settings) -> Limits:
-    """What the settings say of the states of workers."""
-    times = settings.boot_timeout, settings.timeout, settings.graceful_timeout
-    return Limits(*times, settings.reload_surge, settings.reload, settings.drain_delay)
 
 
 def _number(value: int | str, what: str) -> int:

@@ -27,7 +27,7 @@ def app(environ, start_response):
 def rotating(serve: Start, project: Path, *options: object) -> Command:
     """Start two workers with both logs in files, and let each process write to them."""
     logs = ("--error-logfile", "error.log", "--access-logfile", "access.log", "--access-logformat", "%(U)s")
-    command = serve("site_app:app", "--workers", 2, *logs, *options, "--base-port", 0, cwd=project)
+    command = serve("site_app:app", "--workers", 2, "--max-workers", 2, *logs, *options, "--base-port", 0, cwd=project)
     everybody_writes(command, project)
     return command
 
@@ -36,7 +36,7 @@ def everybody_writes(command: Command, project: Path) -> None:
     """Have a line of the master's in the error log, and one of each worker's in both logs."""
     error, access = project / "error.log", project / "access.log"
     before = {one: one.read_text() if one.exists() else "" for one in (error, access)}
-    command.kill(signal.SIGUSR2)  # an upgrade is not supported yet, and that is logged
+    command.kill(signal.SIGTTIN)  # one more is not allowed, and that is logged
     for port in command.ports:
         assert get(port, "/fail").status == 500
     eventually(
@@ -99,7 +99,7 @@ def test_usr1_leaves_a_log_alone_that_was_not_moved(serve: Start, project: Path)
 
 
 def test_usr1_where_the_logs_are_no_files(serve: Start) -> None:
-    command = serve("tests.integration.small_apps:who", "--access-logfile", "-", "--base-port", 0)
+    command = serve("tests.integration.small_apps:who", "--max-workers", 1, "--access-logfile", "-", "--base-port", 0)
     (worker,) = command.workers
 
     with Client(command.port) as client:
@@ -109,8 +109,8 @@ def test_usr1_where_the_logs_are_no_files(serve: Start) -> None:
         command.kill(signal.SIGUSR1)
         os.kill(worker, signal.SIGUSR1)
         assert client.get("/here").status == 200
-        command.kill(signal.SIGUSR2)
-        command.wait_for("upgrade in place is not supported")
+        command.kill(signal.SIGTTIN)
+        command.wait_for("cannot have 2 workers")
         eventually(lambda: "/here" in command.stdout, "access log")
         assert (descriptors(command.pid), descriptors(worker)) == before
 

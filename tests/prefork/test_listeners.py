@@ -13,7 +13,7 @@ import pytest
 from prefork_helpers import connects, free_ports
 
 from forkserve.errors import ListenError
-from forkserve.prefork.listeners import LISTEN_FDS_START as FIRST
+from forkserve.prefork.inherited import LISTEN_FDS_START as FIRST
 from forkserve.prefork.listeners import Listeners
 
 Make = Callable[..., Listeners]

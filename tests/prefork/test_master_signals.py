@@ -85,12 +85,12 @@ def test_ttin_where_the_port_is_taken_changes_nothing(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_what_cannot_be_done_yet_is_said(serve: Serve) -> None:
-    server = serve(workers=1, base_port=0).ready()
+def test_what_cannot_be_done_is_said(serve: Serve) -> None:
+    server = serve(workers=1, max_workers=1, base_port=0).ready()
     workers = server.workers(1)
-    server.kill(signal.SIGUSR2)
+    server.kill(signal.SIGTTIN)
 
-    server.wait_for("WARNING.*not supported yet")
+    server.wait_for("WARNING.*cannot have 2 workers")
     assert server.workers(1) == workers
     assert server.stop() == 0
 
@@ -192,11 +192,11 @@ def resize(terminal: int, columns: int) -> None:
 def test_a_resized_window_is_no_order(serve: Serve, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     resize(ours, 80)
-    server = serve(workers=1, base_port=0, prefix=ON_TERMINAL, stdin=theirs).ready()
+    server = serve(workers=1, max_workers=1, base_port=0, prefix=ON_TERMINAL, stdin=theirs).ready()
     workers = server.workers(1)
     resize(ours, 120)  # the kernel sends WINCH
-    server.kill(signal.SIGUSR2)
-    server.wait_for("not supported yet")
+    server.kill(signal.SIGTTIN)
+    server.wait_for("cannot have 2 workers")
     assert server.workers(1) == workers
 
     server.kill(signal.SIGWINCH)
@@ -219,11 +219,13 @@ def test_a_closed_terminal_is_a_stop(serve: Serve, terminal: tuple[int, int]) ->
 def test_a_closed_terminal_under_nohup_is_a_reload(serve: Serve, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     resize(ours, 80)
-    server = serve(workers=1, base_port=0, prefix=(*ON_TERMINAL, "nohup"), stdin=theirs).ready()
+    server = serve(workers=1, base_port=0, reload_settle=0.0, prefix=(*ON_TERMINAL, "nohup"), stdin=theirs).ready()
+    server.kill(signal.SIGUSR2)  # the new program goes by it, too
+    server.wait_for("reloaded: generation 2")
     os.close(theirs)
     os.close(ours)
 
-    server.wait_for("reloaded: generation 2")
+    server.wait_for("reloaded: generation 3")
     assert server.stop() == 0
 
 

@@ -123,6 +123,22 @@ def test_a_socket_that_the_manager_passes(serve: Serve) -> None:
     assert server.stop() == 0
 
 
+def test_an_upgrade_is_a_reload_on_the_same_socket(serve: Serve, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(DEADLINE)
+        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        server = serve(workers=1, passed=sock, reload_settle=0.0, environ=environ).ready()
+        port = sock.getsockname()[1]
+        server.kill(signal.SIGUSR2)
+        told = [manager.recv(1000).decode().partition("\n")[0] for _ in range(3)]
+
+    assert told == ["READY=1", "RELOADING=1", "READY=1"]
+    assert say(port, "whoami") == "['1', '2', None, None]"
+    assert server.stop() == 0
+    assert server.output.count("Listening on") == 1
+
+
 def test_the_pid_file(serve: Serve, tmp_path: Path) -> None:  # PF-17, TP-16
     path = tmp_path / "server.pid"
     server = serve("Plain", pid=str(path)).ready()

@@ -5,6 +5,7 @@ The pool knows nothing of it: a worker that cannot be had from it, for whatever 
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -132,6 +133,11 @@ class Base:
             return
         self._made_of = forker.settings, forker.hooks, set(self._modules), self._facts
         self._master.poller.watch(self._child.channel, READ, self._hear)
+        if self._child.pid is not None:
+            self._master.children.others[self._child.pid] = functools.partial(self._reaped, self._child)
+
+    def _reaped(self, child: Child, _status: int) -> None:
+        child.pid = None  # which may soon be another process's
 
     def _hear(self, _events: int = READ) -> None:
         child = self._child
@@ -184,11 +190,6 @@ class Base:
             self._master.poller.unwatch(child.channel)
             child.signal(signal.SIGKILL)
             child.close()
-
-    def reaped(self, pid: int) -> None:
-        """A process has ended that was no worker; its pid may soon be another one's."""
-        if self._child is not None and self._child.pid == pid:
-            self._child.pid = None
 
     def reopen_logs(self) -> None:
         """Have it open log files anew that were moved away, for the workers that will be forked from it."""

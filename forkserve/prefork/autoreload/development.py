@@ -162,8 +162,15 @@ class Development:
             return any(path in files for files in self._loaded.values())
         return any(file.startswith(path + "/") for files in self._loaded.values() for file in files)
 
-    def loaded(self, child: Child, message: Message) -> None:
-        """A worker has loaded files; one that has changed since may have been loaded as it was before."""
+    def heard(self, child: Child, message: Message) -> None:
+        """A worker has told what it has loaded."""
+        if message["type"] == "loaded":
+            self._loads(child, message)
+        else:
+            self.base.heard(message)
+
+    def _loads(self, child: Child, message: Message) -> None:
+        """Remember the files that a worker has loaded; one that has changed since may have been loaded as it was before."""
         known = self._loaded.setdefault(child.member.ident, set())
         files, since = message["files"], message["since"]
         known.update(files)

@@ -31,6 +31,6 @@ BUILTINS: Final[Mapping[str, Builtin]] = MappingProxyType(
         "commands": Builtin("", "List the commands of your own, and these."),
         "stacks": Builtin("[ID]", "Show what every thread of each worker, or of one, is doing."),
         "reopen-logs": Builtin("", "Open log files anew that were moved away."),
-        "upgrade": Builtin("", "Replace the master in place.", timeout=None),
+        "upgrade": Builtin("", "Put a new forkserve or Python in place, under the same pid, and reload.", timeout=None),
     }
 )

@@ -65,6 +65,14 @@ class Calls:
         self._waiting: deque[_Call] = deque()  # for anybody
         self._offered: set[int] = set()
 
+    def export(self) -> int:
+        """The number of the next call, for an upgrade: what is answered late must not be taken for another's answer."""
+        return next(self._numbers)
+
+    def adopt(self, number: int) -> None:
+        """Go on from it in the new program, which knows nothing of those that were under way."""
+        self._numbers = itertools.count(number)
+
     def next_deadline(self) -> float | None:
         """When `expire` must be called if nothing happens before; None for never."""
         return min((call.deadline for call in self._open.values() if call.deadline is not None), default=None)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.child import Child
     from forkserve.prefork.children import Children
     from forkserve.prefork.commands.pending import JSON
+    from forkserve.prefork.upgrade.state import Exported
 
 MANY_CALLS = 1 << 63  # a number as long as any
 
@@ -38,6 +39,7 @@ class Messenger:
         self._slot = slot
         self._calls = Calls()
         self._fresh: list[tuple[Pending, set[int]]] = []
+        self._asked: set[tuple[int, int]] = set()  # who waits for the answer to what it asked: ident, and its number for that
 
     def next_deadline(self) -> float | None:
         """When `expire` must be called; None for never."""
@@ -95,6 +97,18 @@ class Messenger:
                 pending.resolve(None)
         self._fresh = [one for one in self._fresh if not one[0].done]
 
+    def export(self) -> Exported:
+        """Describe the workers that wait for an answer, for an upgrade."""
+        return {"next": self._calls.export(), "asked": list(self._asked)}
+
+    def adopt(self, found: Exported) -> None:
+        """Go on in the new program. Who waits only hears that the upgrade came between."""
+        self._calls.adopt(found["next"])
+        error = {"message": "the server was upgraded meanwhile: what was begun may have been done", "code": "failed"}
+        for ident, number in found["asked"]:
+            if child := self.children.by_ident.get(ident):
+                self.children.send(child, {"type": "answer", "number": number, "error": error, "replies": []})
+
     # What workers say.
 
     def became_ready(self, child: Child) -> None:
@@ -122,7 +136,11 @@ class Messenger:
         self._calls.gone(child.member.ident, time.monotonic())
 
     def _asked_by(self, child: Child, message: Message) -> None:
+        asked = child.member.ident, message["number"]
+        self._asked.add(asked)
+
         def answer(ended: Pending) -> None:
+            self._asked.discard(asked)
             error = ended.error and {"message": str(ended.error), "code": ended.error.code}
             replies = [asdict(reply) for reply in ended.value or ()]
             told = {"type": "answer", "number": message["number"], "error": error, "replies": replies}

@@ -21,7 +21,7 @@ from forkserve import values
 from forkserve.errors import ListenError
 from forkserve.logs import logger
 from forkserve.prefork.commands.pending import JSON, CommandError, Pending, answer
-from forkserve.prefork.control.session import Asked, Limits, Session, peer, turn_away
+from forkserve.prefork.control.session import Asked, Limits, Phase, Session, peer, turn_away
 from forkserve.prefork.control.socketfile import SocketFile, open_named, open_path
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
 from forkserve.prefork.poller import READ, WRITE, Poller, Timer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import socket
 
     from forkserve.prefork.control.wire import Request
+    from forkserve.prefork.upgrade.state import Exported
 
 ACCEPTS = 8  # in a turn
 REQUESTS = 16  # in a turn, and no further ones once they had
@@ -84,6 +85,27 @@ class Control:
                 return name
         self._listen()
         return name
+
+    def export(self) -> Exported | None:
+        """Describe it and its clients, for an upgrade; None if it does not listen."""
+        if self._file is None:
+            return None
+        sessions = [one.export() for one in self._sessions.values() if one.phase is not Phase.CLOSED]
+        return {"file": self._file.export(), "sessions": sessions}
+
+    def adopt(self, found: Exported | None, upgrade: Pending) -> None:
+        """Go on in the new program. Who asked for the upgrade gets its answer; others only hear that it came between."""
+        if found is None:
+            return
+        self._file = SocketFile.adopt(found["file"])
+        self._listen()
+        between = CommandError("the server was upgraded meanwhile: what was begun may have been done, or goes on")
+        for one in found["sessions"]:
+            session = Session.adopt(one, self._limits)
+            self._enter(session)
+            for asked in list(session.open):
+                pending = upgrade if asked.request.command == "upgrade" else _failed(between)
+                pending.finally_(functools.partial(self._answer, session, asked))
 
     @property
     def path(self) -> str | None:
@@ -143,13 +165,15 @@ class Control:
         elif len(self._sessions) >= self._limits.clients:
             refusal = CommandError(f"busy: {self._limits.clients} clients are connected already", "busy")
         else:
-            session = Session(sock, self._limits)
-            self._sessions[session.descriptor] = session
-            if self._ticks is None:
-                self._ticks = self._poller.every(TICK, self._tick)
-            self._watch(session)
+            self._enter(Session(sock, self._limits))
             return
         turn_away(sock, _last_line(None, _failed(refusal)))
+
+    def _enter(self, session: Session) -> None:
+        self._sessions[session.descriptor] = session
+        if self._ticks is None:
+            self._ticks = self._poller.every(TICK, self._tick)
+        self._watch(session)
 
     # They ask.
 

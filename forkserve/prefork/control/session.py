@@ -10,13 +10,10 @@ import struct
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from forkserve.prefork.control.wire import MAX_LINE, LineDecoder, LineError
+from forkserve.prefork.control.wire import MAX_LINE, LineDecoder, LineError, Request
 from forkserve.prefork.poller import READ, WRITE
-
-if TYPE_CHECKING:
-    from forkserve.prefork.control.wire import Request
+from forkserve.prefork.upgrade.state import Exported, Kept, fields_of, made, pack, unpack
 
 READ_SIZE = 65536
 
@@ -70,6 +67,26 @@ class Session:
         self._limits = limits
         self._decoder = LineDecoder(limits.line)
         self._unsent = bytearray()
+
+    def export(self) -> Exported:
+        """Describe it, for an upgrade."""
+        return {
+            "socket": Kept(self.descriptor),
+            "phase": self.phase.name,
+            "rest": pack(self._decoder.rest),
+            "unsent": pack(self._unsent),
+            "open": [fields_of(one) for one in self.open],
+        }
+
+    @classmethod
+    def adopt(cls, found: Exported, limits: Limits) -> Session:
+        """Make it again in the new program."""
+        session = cls(socket.socket(fileno=found["socket"]), limits)
+        session.phase = Phase[found["phase"]]
+        session._decoder.feed(unpack(found["rest"]))
+        session._unsent += unpack(found["unsent"])
+        session.open = {made(Asked, one, request=made(Request, one["request"])) for one in found["open"]}
+        return session
 
     @property
     def waiting(self) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from forkserve.errors import ConfigError, ListenError
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.lockfile import HeldError, LockFile
+from forkserve.prefork.upgrade.state import Exported, Kept
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103  # bytes in sun_path, without the NUL at its end
 BACKLOG = 128
@@ -47,16 +48,34 @@ class SocketFile:
             finally:
                 os.umask(before)
             self.sock.listen(BACKLOG)
-            self._identity = os.lstat(path)
+            self._identity = _identity(os.lstat(path))
         except BaseException:
             self.sock.close()
             self._lock.remove()
             raise
 
+    def export(self) -> Exported:
+        """Describe it, for an upgrade."""
+        return {
+            "path": self.path,
+            "socket": Kept(self.sock.fileno()),
+            "lock": self._lock.export(),
+            "identity": self._identity,
+        }
+
+    @classmethod
+    def adopt(cls, found: Exported) -> SocketFile:
+        """Go on listening in the new program."""
+        self = cls.__new__(cls)
+        self.path, self._lock, self._identity = found["path"], LockFile.adopt(found["lock"]), tuple(found["identity"])
+        self.sock = socket.socket(fileno=found["socket"])
+        self.sock.setblocking(False)
+        return self
+
     def remove(self) -> None:
         """Stop listening; remove the file, unless somebody put another one there."""
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(self.path), self._identity):
+            if _identity(os.lstat(self.path)) == self._identity:
                 os.unlink(self.path)
         self.sock.close()
         self._lock.remove()
@@ -65,6 +84,10 @@ class SocketFile:
         """Close this process's copies alone; for a child."""
         self.sock.close()
         self._lock.close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _remove_stale(path: str) -> None:

@@ -62,6 +62,11 @@ class LineDecoder:
         """Whether anything is stored."""
         return bool(self._buffer)
 
+    @property
+    def rest(self) -> bytes:
+        """What is stored."""
+        return bytes(self._buffer)
+
     def next_line(self) -> bytes | None:
         """Return the next whole line, or None if more bytes are needed. Raises LineError for one that is too long."""
         if not self.waiting:

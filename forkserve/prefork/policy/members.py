@@ -14,6 +14,7 @@ from typing import Final
 
 from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, Slot, State
+from forkserve.prefork.upgrade.state import Exported, fields_of, made
 
 # Seconds.
 LATE: Final = 1.0  # a master that wakes up so much too late was itself suspended
@@ -46,6 +47,28 @@ class Members:
         self._slots: defaultdict[int, Slot] = defaultdict(Slot)
         self._members: dict[int, Member] = {}
         self._owed: list[Action] = []
+
+    def export(self) -> Exported:
+        """Describe them, for an upgrade, which comes when nothing is owed."""
+        assert not self._owed
+        return {
+            "next": next(self._idents),
+            "members": [fields_of(member) for member in self._members.values()],
+            "slots": {str(number): fields_of(slot, "members") for number, slot in self._slots.items()},
+        }
+
+    def adopt(self, found: Exported, now: float) -> None:
+        """Go on with them in the new program; deadlines begin anew, as nobody has heard the workers meanwhile."""
+        self._idents = itertools.count(found["next"])
+        for number, slot in found["slots"].items():
+            end = slot["last_exit"]
+            self._slots[int(number)] = made(Slot, slot, last_exit=end and made(Exit, end))
+        for one in found["members"]:
+            member = made(Member, one, state=State(one["state"]))
+            if member.state in REASONS:
+                member.since, member.renewed = now, False
+            self._slots[member.slot].members.append(member)
+            self._members[member.ident] = member
 
     def members(self) -> list[Member]:
         """Return the workers, in the order of their slots; for reading only."""

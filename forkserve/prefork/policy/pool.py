@@ -20,13 +20,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forkserve.errors import ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill
+from forkserve.prefork.policy.generations import Generations
 from forkserve.prefork.policy.leaving import Leaving
-from forkserve.prefork.policy.members import ORDER_TIME, Members
+from forkserve.prefork.policy.members import ORDER_TIME
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, State
+
+if TYPE_CHECKING:
+    from forkserve.prefork.upgrade.state import Exported
 
 MANY_MOLDS: Final = 2  # each holds a copy of the app
 _SIGTERM: Final = 15
@@ -41,15 +45,12 @@ class Phase(IntEnum):
     QUITTING = 3  # stopping at once
 
 
-class Pool(Members):
+class Pool(Generations):
     """The workers of a server, as the master knows them, and with `preload` the molds that they are forked from."""
 
     def __init__(self, wanted: int, limits: Limits, random: Callable[[], float], *, preload: bool = False) -> None:
         super().__init__(limits, random, preload=preload)
         self.wanted = wanted
-        self.generation = 1  # the committed one
-        self.fallback: int | None = None  # the one before, while it can be gone back to: until all workers are replaced
-        self.newest_generation = 1  # that was ever tried
         self.phase = Phase.FIRST_BOOT
         self.exit_code = ExitCode.OK
         self.public = False  # requests may come: from the announcement on, until it is to stop at once
@@ -58,7 +59,34 @@ class Pool(Members):
         self.listening: set[int | None] = {None, *range(1, wanted + 1)}  # slots whose listeners are open; None: the shared
         self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
 
+    def export(self) -> Exported:
+        """Describe it, for an upgrade."""
+        own = {"wanted": self.wanted, "phase": self.phase, "listening": list(self.listening), "kept": self._kept}
+        return super().export() | own
+
+    def adopt(self, found: Exported, now: float) -> None:
+        """Go on with it in the new program."""
+        super().adopt(found, now)
+        self.wanted, self._kept, self.listening = found["wanted"], found["kept"], set(found["listening"])
+        self.phase = Phase(found["phase"])
+        self.public = self.phase >= Phase.SERVING
+
     # What the master reads.
+
+    @property
+    def owes(self) -> bool:
+        """Whether there is something to be done at once."""
+        return bool(self._owed)
+
+    @property
+    def sees_off(self) -> bool:
+        """Whether a slot is on its way out, and must wait."""
+        return bool(self._leaving.held)
+
+    @property
+    def kept(self) -> range:
+        """The slots whose listeners are wanted, whether or not they have workers."""
+        return range(1, self._kept + 1)
 
     @property
     def done(self) -> bool:
@@ -138,63 +166,6 @@ class Pool(Members):
             elif member.state is State.BOOTING and not member.outdated:
                 self.withdraw(member, now)
             member.outdated = False
-
-    def hurry(self) -> None:
-        """Try at once what is to be tried again: the reason why it failed may be gone."""
-        for slot in self._slots.values():
-            slot.failures, slot.retry_at = 0, float("-inf")
-        for member in self._members.values():
-            if member.state is State.BACKOFF:
-                member.limit = 0.0
-
-    def try_out(self, slot: int, generation: int, now: float) -> Member:
-        """Put a process of a new generation beside the slot's, which goes on serving. Return its member: the canary."""
-        for member in list(self._slots[slot].members):
-            if member.state is State.BACKOFF:
-                self._apply(member, Event.RETIRE, now)
-        self.newest_generation = generation
-        return self._add(slot, generation, now, canary=True)
-
-    def try_mold(self, generation: int, now: float) -> Member:
-        """Make a mold of a new generation, to fork its canary from. Return its member."""
-        self.newest_generation = generation
-        return self._add(MOLD, generation, now, canary=True)
-
-    def abandon(self, generation: int, now: float) -> None:
-        """The new generation is not good: let go of all that tries it out."""
-        for member in [one for one in self._members.values() if one.canary and one.generation == generation]:
-            member.outdated = True
-            if member.state is State.BACKOFF:
-                self._apply(member, Event.RETIRE, now)
-            elif member.slot != MOLD:
-                self.withdraw(member, now)
-
-    def commit(self, generation: int) -> None:
-        """The new generation is good: everything older is replaced, and whatever is forked from now on is new."""
-        if self.preload and generation != self.generation:
-            self.fallback = self.generation
-        self.generation = generation
-        for member in self._members.values():
-            member.canary = False
-            member.outdated = member.slot != MOLD and member.exists and member.generation != generation
-
-    def settle(self) -> None:
-        """All workers are of the committed generation: there is nothing to go back to any more."""
-        self.fallback = None
-
-    def roll_back(self, now: float) -> None:
-        """Go back to the generation before; with the mold that has been kept of it, it can be forked again."""
-        assert self.fallback is not None
-        self.generation, self.fallback = self.fallback, None
-        for member in self.members():
-            member.outdated = member.exists and member.generation != self.generation
-        for member in self.members():
-            stays = any(not (one.asked or one.outdated) and one.exists for one in self._slots[member.slot].members)
-            if stays and member.state is State.BACKOFF:
-                self._apply(member, Event.RETIRE, now)
-            elif stays and member.outdated:
-                self.withdraw(member, now)
-        self.hurry()
 
     # What happened.
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from forkserve.settings import Settings
 
 
 class State(Enum):
@@ -163,3 +166,9 @@ class Slot:
 def name_of(slot: int) -> str:
     """Return what its processes are called."""
     return "mold" if slot == MOLD else f"worker {slot}"
+
+
+def limits(settings: Settings) -> Limits:
+    """What the settings say of the states of workers."""
+    times = settings.boot_timeout, settings.timeout, settings.graceful_timeout
+    return Limits(*times, settings.reload_surge, settings.reload, settings.drain_delay)

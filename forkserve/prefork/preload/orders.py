@@ -54,6 +54,11 @@ class OrderSocket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(ours), cls(theirs)
 
+    @classmethod
+    def adopt(cls, descriptor: int) -> OrderSocket:
+        """Make an end again, after an upgrade."""
+        return cls(socket.socket(fileno=descriptor))
+
     def fileno(self) -> int:
         """Return the descriptor; it is readable when an order has come."""
         return self._socket.fileno()

@@ -1,0 +1,82 @@
+"""How this process was started, and what it was handed over then.
+
+Noted when the package is first imported, before anything can have changed it: neither the environment of the app nor what
+somebody starts gets to see it. So only what the interpreter has loaded anyway is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from forkserve.prefork.upgrade.state import Exported
+
+VARIABLE = "FORKSERVE_UPGRADE"
+FILE = "forkserve-upgrade"
+
+
+class Handed(NamedTuple):
+    """The state of a running master; with `confirm`, for a pre-flight alone, which says there that all is well."""
+
+    data: bytes
+    confirm: int | None = None
+
+
+def _take() -> Handed | None:
+    """Take what the variable leads to: `PID:DESCRIPTOR`, or for a pre-flight `PID:DESCRIPTOR:check`; the pid is the master's.
+
+    A pre-flight must not take itself for a start, whatever has forked before it came here: it knows the file.
+    """
+    pid, _, rest = os.environ.pop(VARIABLE, "").partition(":")
+    number, _, check = rest.partition(":")
+    if not number.isdigit() or not (_is_state(number) if check else pid == str(os.getpid())):
+        return None  # it was left in somebody's environment
+    descriptor = int(number)
+    data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    if check:
+        os.set_inheritable(descriptor, False)
+        os.ftruncate(descriptor, 0)  # what clients have asked of the master is not for the app
+        if os.environ.get("LISTEN_PID") == pid:
+            os.environ["LISTEN_PID"] = str(os.getpid())  # settings depend on it
+        return Handed(data, descriptor)
+    os.close(descriptor)
+    import json  # noqa: PLC0415 - see above
+
+    for one in json.loads(data)["descriptors"]:
+        os.set_inheritable(one, False)
+    return Handed(data)
+
+
+def _is_state(descriptor: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"/memfd:{FILE}")
+    return False
+
+
+def _directory() -> str | None:
+    """Return the working directory by the name that the shell had for it; None if it is gone."""
+    with contextlib.suppress(OSError):
+        here, named = os.getcwd(), os.environ.get("PWD", "")
+        with contextlib.suppress(OSError):
+            if os.path.isabs(named) and os.path.samefile(named, here):
+                return named
+        return here
+    return None
+
+
+handed = _take()
+directory = _directory()
+environ = dict(os.environ)
+
+
+def before() -> Exported | None:
+    """Return the state that this process goes on from, if it has taken the place of a master; once. Raises ConfigError."""
+    global handed
+    if handed is None or handed.confirm is not None:
+        return None
+    from forkserve.prefork.upgrade.state import decode  # noqa: PLC0415 - see above
+
+    found, handed = decode(handed.data), None
+    return found

@@ -1,0 +1,90 @@
+"""Program: the command line of this process, which an upgrade runs once more.
+
+It is run as if it were typed again. A console script runs itself, so that its first line says which Python; else the Python
+is looked for where it was. The working directory is the one that has its name now. So links that were switched to another
+release, or to another virtual environment, are followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from forkserve import streams
+from forkserve.prefork.upgrade import birth
+from forkserve.prefork.upgrade.state import Exported, descriptors, encode
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A command line, with the directory and environment that it is run in."""
+
+    arguments: list[str]
+    directory: str | None
+    environ: Mapping[str, str]
+
+    @classmethod
+    def of_this_process(cls) -> Program:
+        """The one that this process runs. To be called early, while its files are those that it was started from."""
+        python, *rest = sys.orig_argv or [sys.executable]
+        if rest and (script := os.path.join(birth.directory or "", rest[0])) and _runs_itself(script, python):
+            return cls([script, *rest[1:]], birth.directory, birth.environ)
+        return cls([sys.executable or python, *rest], birth.directory, birth.environ)
+
+    def environment(self, descriptor: int, *, check: bool) -> dict[str, str]:
+        """Return its environment, with where it finds the state of this process."""
+        environ = {**self.environ, birth.VARIABLE: f"{os.getpid()}:{descriptor}" + ":check" * check}
+        if os.environ.get("LISTEN_PID") == str(os.getpid()):
+            environ["LISTEN_PID"] = os.environ["LISTEN_PID"]  # under --daemon not what it was
+        return environ
+
+    def replace_process(self, state: Exported) -> NoReturn:
+        """Become it, with the state and all descriptors in it. Raises OSError, with everything as it was, if that cannot be."""
+        descriptor = state_file(encode(state))
+        inherited = (descriptor, *descriptors(state))
+        streams.flush()
+        try:
+            with self._there():
+                for one in inherited:
+                    os.set_inheritable(one, True)
+                os.execve(self.arguments[0], self.arguments, self.environment(descriptor, check=False))  # noqa: S606 - what was run before
+        finally:
+            for one in inherited:
+                os.set_inheritable(one, False)
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        """Go to its directory, and come back from an error."""
+        if self.directory is None:
+            yield
+            return
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.chdir(self.directory)
+            yield
+        finally:
+            os.fchdir(here)
+            os.close(here)
+
+
+def _runs_itself(script: str, python: str) -> bool:
+    """Whether a script's own first line names the Python that runs it, as with those that pip installs."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if os.access(script, os.X_OK):
+            with open(script, "rb") as file:
+                line = file.readline(256).decode()
+            return line.startswith("#!") and line[2:].split() in ([python], ["/usr/bin/env", python])
+    return False
+
+
+def state_file(data: bytes) -> int:
+    """Return the descriptor of a file without a name that holds a state. Linux. Raises OSError."""
+    descriptor = os.memfd_create(birth.FILE, os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+    return descriptor

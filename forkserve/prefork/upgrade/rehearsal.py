@@ -1,0 +1,83 @@
+"""Rehearsal: what a pre-flight does where another program would begin to serve. In the pre-flight's process, which it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+import forkserve
+from forkserve import loader, logs, streams
+from forkserve.errors import ConfigError, ExitCode, ForkserveError
+from forkserve.prefork import console, privileges
+from forkserve.prefork.classes import compose, load_class
+from forkserve.prefork.output import Outputs
+from forkserve.prefork.poller import Poller
+from forkserve.prefork.process import MASTERS_VARIABLES
+from forkserve.prefork.scoreboard import LAYOUT
+from forkserve.prefork.upgrade import state
+
+if TYPE_CHECKING:
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.upgrade.birth import Handed
+    from forkserve.prefork.worker import Worker
+    from forkserve.settings import Settings
+
+
+def rehearse(handed: Handed, worker_class: type[Worker], settings: Settings, pool: Pool) -> NoReturn:
+    """Read the state and load the app, as whom the workers run; confirm that, or say what is wrong; and exit.
+
+    What follows `run` in a program of the user's is for the end of a server, and there was none.
+    """
+    code: int = ExitCode.UNEXPECTED
+    try:
+        generation = _understand(handed.data, pool)
+        _open_logs(settings, generation)
+        _load(worker_class, settings, generation)
+        assert handed.confirm is not None
+        word = f"forkserve {forkserve.__version__}, Python {platform.python_version()}"
+        os.pwrite(handed.confirm, word.encode("ascii", "replace"), 0)
+        code = ExitCode.OK
+    except ForkserveError as error:
+        text = getattr(error, "traceback_text", None)
+        console.say(*[text.rstrip()] if text else (), f"forkserve: {error}")
+        code = error.exit_code
+    except BaseException:  # noqa: BLE001 - the app may raise anything, and nothing may leave this process but its exit code
+        traceback.print_exc()
+    finally:
+        streams.flush()
+        os._exit(code)
+
+
+def _understand(data: bytes, pool: Pool) -> int:
+    """Read the state; return the generation that would come next. Raises ConfigError."""
+    found = state.decode(data)
+    layout = found["scoreboard"]["layout"]
+    if layout != LAYOUT:
+        raise ConfigError(
+            "the memory that the running server shares with its workers is laid out differently: restart the server"
+        )
+    pool.adopt(found["pool"], time.monotonic())
+    return pool.newest_generation + 1
+
+
+def _open_logs(settings: Settings, generation: int) -> None:
+    """Open what a start would open for writing, as later it would be the end of the server. Raises ConfigError."""
+    logs.configure(dataclasses.replace(settings, capture_output=False))
+    logs.identify("pre-flight", generation)
+    Outputs(settings, Poller())
+
+
+def _load(worker_class: type[Worker], settings: Settings, generation: int) -> None:
+    for name in MASTERS_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["FORKSERVE_GENERATION"] = str(generation)
+    if not settings.preload:
+        os.environ["FORKSERVE_WORKER_ID"] = "1"
+    privileges.drop(settings)
+    loader.prepare(settings)
+    mixins = [load_class(spec, "--mixin") for spec in settings.mixin]
+    compose(worker_class, mixins).preload(settings)

@@ -1,0 +1,139 @@
+"""Upgrading: the upgrades that were asked for, one at a time: pre-flight, exec, and the reload that follows. In the master."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import TYPE_CHECKING, Any
+
+import forkserve
+from forkserve.logs import logger
+from forkserve.prefork.commands.pending import CommandError, Pending
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.upgrade.preflight import Preflight
+from forkserve.prefork.upgrade.program import Program
+from forkserve.prefork.upgrade.state import encode
+
+if TYPE_CHECKING:
+    from forkserve.errors import ListenError
+    from forkserve.prefork.master import Master
+
+
+class Upgrading:
+    """The upgrade that is under way, and those who asked for it.
+
+    It waits for the end of the first boot, and while a reload runs. Who asks during a pre-flight may mean a newer program:
+    if that one fails, there is another. If it is good they all mean the same, as the exec is yet to come.
+    """
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._program = Program.of_this_process()
+        self._waiting: list[Pending] = []
+        self._running: list[Pending] = []
+        self._preflight: Preflight | None = None
+
+    def ask(self) -> Pending:
+        """Upgrade as soon as possible. Raises CommandError where that is never possible."""
+        if sys.platform != "linux":
+            raise CommandError("upgrade in place needs Linux: nothing was changed", "unsupported")
+        self._waiting.append(Pending())
+        return self._waiting[-1]
+
+    def progress(self) -> str | None:
+        """How far it is, in a few words; None if there is none."""
+        if self._preflight is not None:
+            return "upgrade: the new program loads the app"
+        return "upgrade: waiting for its turn" if self._waiting else None
+
+    def advance(self, now: float) -> None:
+        """Go on as far as possible; when what was planned has been done."""
+        pool, front = self._master.pool, self._master.front
+        if pool.phase >= Phase.STOPPING:
+            self.close()
+            while asked := [*self._running, *self._waiting]:
+                self._running, self._waiting = [], []
+                _fail(asked, CommandError("the server is stopping", "refused"))
+        elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._master.reloading.under_way:
+            if pool.owes:
+                self._master.poller.at(now, int)  # once more, when that is done too
+            elif not (pool.sees_off or (front is not None and front.busy)):
+                self._go_on()
+
+    def _go_on(self) -> None:
+        try:
+            if self._preflight is None:
+                self._start()
+            elif self._preflight.word is not None:
+                self._replace(self._preflight.word)
+        except Exception:  # noqa: BLE001 - said in the log, and to who asked
+            logger.exception("fault in the master")
+            self._failed("fault in the master: see its log")
+
+    def _start(self) -> None:
+        master = self._master
+        self._running, self._waiting = self._waiting, []
+        logger.info("upgrading: pre-flight of %s in %s", self._program.arguments[0], self._program.directory)
+        try:
+            self._preflight = Preflight(
+                master.poller, self._program, encode(master.export()), master.settings.boot_timeout, self._judge
+            )
+        except OSError as error:
+            self._failed(f"cannot run {error.filename or self._program.arguments[0]}: {error.strerror}")
+            return
+        master.children.others[self._preflight.pid] = self._preflight.ended
+
+    def _judge(self) -> None:
+        assert self._preflight is not None
+        if self._preflight.word is None:
+            preflight, self._preflight = self._preflight, None
+            self._failed(f"the pre-flight failed: {preflight.reason}", preflight.output)
+
+    def _replace(self, word: str) -> None:
+        self._preflight = None
+        logger.info("upgrading: %s takes over", word)
+        try:
+            self._master.hand_over(self._program)
+        except OSError as error:
+            self._failed(f"cannot execute {self._program.arguments[0]}: {error.strerror}")
+
+    def _failed(self, why: str, output: str = "") -> None:
+        running, self._running = self._running, []
+        error = CommandError(f"{why}; nothing was changed")
+        logger.error("upgrade failed: %s%s", error, f"\n{output.rstrip()}" if output else "")
+        _fail(running, error, {"traceback": output} if output else None)
+
+    def close(self) -> None:
+        """End the pre-flight, if there is one; its process is reaped as any other."""
+        preflight, self._preflight = self._preflight, None
+        if preflight is not None and preflight.pid in self._master.children.others:
+            del self._master.children.others[preflight.pid]
+            preflight.kill()
+            preflight.close()
+
+    # In the new program.
+
+    def follow(self, asked: Pending, error: ListenError | None) -> None:
+        """Reload, as another program has just taken over, and answer to who asked for it; not if it has met with an error."""
+        master = self._master
+        logger.info("upgraded in place: forkserve %s, Python %s", forkserve.__version__, platform.python_version())
+
+        def ended(reload: Pending) -> None:
+            if reload.error is None:
+                asked.resolve({**reload.value, "version": forkserve.__version__})
+                return
+            why = str(reload.error).removesuffix("; nothing was changed")
+            asked.fail(CommandError(f"the new program has taken over, but did not reload: {why}; old workers stay"), reload.value)
+
+        reload = Pending()
+        if error is None:
+            reload = master.reloading.ask()
+        else:
+            logger.error("not reloaded: %s; workers and listeners stay as they are", error)
+            reload.fail(CommandError(str(error)))
+        reload.finally_(ended)
+
+
+def _fail(asked: list[Pending], error: CommandError, value: Any = None) -> None:
+    for one in asked:
+        one.fail(error, value)

@@ -1,0 +1,48 @@
+"""Releases of a whole project, each with its own Python, forkserve and app, and the link that says which one is current."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+import venv
+from pathlib import Path
+
+import forkserve
+from tests.integration.command import ROOT
+
+# As somebody's shell does it: `cd current && venv/bin/python -m forkserve`; the Python of the tests, $1, is not meant.
+SHELL = 'cd "$0" && export PWD && shift && exec "$0/venv/bin/python" "$@"'
+
+
+class Releases:
+    """Directories below one, of which the link `current` names one."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.current = directory / "current"
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What starts a command with the Python, forkserve and app of the current release."""
+        return "sh", "-c", SHELL, str(self.current)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables that this needs."""
+        return {"PYTHONPATH": f"{self.current / 'lib'}:{sysconfig.get_path('purelib')}"}
+
+    def make(self, version: str, app: str) -> Path:
+        """Make a release; return its directory."""
+        release = self._directory / version
+        venv.create(release / "venv", symlinks=True)
+        shutil.copytree(ROOT / "forkserve", release / "lib" / "forkserve")
+        package = release / "lib" / "forkserve" / "__init__.py"
+        package.write_text(package.read_text().replace(forkserve.__version__, version))
+        (release / "app.py").write_text(app)
+        return release
+
+    def switch(self, version: str) -> None:
+        """Let the link name another release, in one step."""
+        link = self._directory / "next"
+        link.symlink_to(version)
+        link.rename(self.current)

@@ -1,0 +1,204 @@
+"""An upgrade that does not go well: before the exec it changes nothing, after it the old workers go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+from tests.integration.load import Load
+from tests.integration.release import Releases
+from tests.integration.site import Site, source
+
+QUICK = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 5)
+# In a pre-flight it hangs while the file is there. No worker is forked from it then.
+HANGS = """
+while os.path.exists(os.environ["HANG"]):
+    time.sleep(0.01)
+"""
+# The Python of the release goes while the pre-flight loads the app.
+VANISHES = """
+if os.path.exists({python!r}):
+    os.unlink({python!r})
+"""
+
+
+def lines(answer: dict[str, Any]) -> str:
+    assert not answer["ok"]
+    assert answer["error"]["code"] == "failed"
+    message: str = answer["error"]["message"]
+    return message
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Releases:
+    """One good release, which is current."""
+    made = Releases(tmp_path)
+    made.make("1", source("1"))
+    made.switch("1")
+    return made
+
+
+def spoil_app(releases: Releases) -> None:
+    releases.make("app", source("app", "import no_such_module"))
+
+
+def spoil_config(releases: Releases) -> None:
+    (releases.make("config", source()) / "forkserve.toml").write_text("wrkers = 3\n")
+
+
+def spoil_package(releases: Releases) -> None:
+    (releases.make("package", source()) / "lib/forkserve/server.py").write_text("def")
+
+
+def spoil_log(releases: Releases) -> None:
+    (releases.make("log", source()) / "forkserve.toml").write_text('error_logfile = "/no/such/directory/log"\n')
+
+
+def spoil_state(releases: Releases) -> None:
+    release = releases.make("state", source())
+    module = release / "lib/forkserve/prefork/upgrade/state.py"
+    module.write_text(module.read_text().replace("VERSION: Final = 1", "VERSION: Final = 7"))
+
+
+def spoil_memory(releases: Releases) -> None:
+    release = releases.make("memory", source())
+    module = release / "lib/forkserve/prefork/scoreboard.py"
+    module.write_text(module.read_text().replace("_ROW_SIZE: Final = 2048", "_ROW_SIZE: Final = 4096"))
+
+
+def spoil_python(releases: Releases) -> None:
+    (releases.make("python", source()) / "venv/bin/python").unlink()
+
+
+def spoil_main(releases: Releases) -> None:
+    (releases.make("main", source()) / "lib/forkserve/__main__.py").write_text("print('well')")
+
+
+def spoil_death(releases: Releases) -> None:
+    releases.make("death", source("death", "os.kill(os.getpid(), 9)"))
+
+
+REASONS: dict[Callable[[Releases], None], str] = {
+    spoil_app: "the pre-flight failed: 'app' failed at import: ModuleNotFoundError: No module named 'no_such_module'",
+    spoil_config: "the pre-flight failed: unknown setting wrkers in {directory}/config/forkserve.toml (did you mean 'workers'?)",
+    spoil_log: "the pre-flight failed: cannot write the log file /no/such/directory/log: No such file or directory",
+    spoil_package: "the pre-flight failed: SyntaxError: invalid syntax",
+    spoil_state: "the pre-flight failed: the running server hands over in version 1 of its state, and this forkserve takes version 7: restart the server instead",
+    spoil_memory: "the pre-flight failed: the memory that the running server shares with its workers is laid out differently: restart the server",
+    spoil_python: "cannot run {python}: No such file or directory",
+    spoil_main: "the pre-flight failed: it ended with code 0, and has never come to run()",
+    spoil_death: "the pre-flight failed: it was killed by SIGKILL",
+}
+
+
+def test_what_would_not_start_changes_nothing(start: Start, tmp_path: Path, releases: Releases) -> None:
+    options = ("app:wsgi", "-w", 2, "--base-port", 0, *QUICK, "--worker-stdout", tmp_path / "out", "--worker-output-prefix")
+    site = Site(start, tmp_path, *options, prefix=releases.prefix, env=releases.env)
+    first = site.settled(2)
+    with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
+        for spoil, reason in REASONS.items():
+            spoil(releases)
+            releases.switch(spoil.__name__.removeprefix("spoil_"))
+            answer = site.ask("upgrade")
+            expected = reason.format(directory=tmp_path, python=releases.current / "venv/bin/python") + "; nothing was changed"
+            assert lines(answer) == expected
+            site.command.wait_for(rf"\[ERROR\] master: upgrade failed: {re.escape(expected)}")
+        assert "no_such_module" in site.command.stderr
+        site.command.traceback_expected = True
+        assert site.settled(2) == first
+
+        releases.make("2", source("2"))
+        releases.switch("2")
+        assert site.ask("upgrade")["ok"]
+        answered = load.answered
+        eventually(lambda: load.answered > answered + 50, "load")
+    load.check()
+    assert load.versions.keys() == {"1", "2"}
+    assert site.status()["last_reload"]["ok"]
+    # An app's own traceback comes with the answer, and is shown.
+    releases.switch("app")
+    shown = site.ctl("upgrade")
+    assert shown.returncode == 1
+    assert "    import no_such_module\n" in shown.stderr
+    assert shown.stderr.count("forkserve") == 1
+
+
+def test_a_preflight_that_hangs_and_an_exec_that_fails(start: Start, tmp_path: Path, releases: Releases) -> None:
+    hang, python = tmp_path / "hang", releases.current / "venv/bin/python"
+    env = {**releases.env, "HANG": str(hang)}
+    releases.make("2", source("2", HANGS))
+    releases.make("3", source("3", VANISHES.format(python=str(python))))
+    limits = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 3)
+    site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *limits, prefix=releases.prefix, env=env)
+    first = site.settled(2)
+    with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
+        hang.touch()
+        releases.switch("2")
+        answer = lines(site.ask("upgrade"))
+        assert answer == "the pre-flight failed: it had not loaded the app after 3 s (--boot-timeout); nothing was changed"
+
+        releases.switch("3")
+        answer = lines(site.ask("upgrade"))
+        assert answer == f"cannot execute {python}: No such file or directory; nothing was changed"
+        site.command.wait_for("takes over")  # it had come so far
+        assert site.settled(2) == first
+
+        hang.unlink()
+        releases.switch("2")
+        assert site.ask("upgrade")["ok"]
+    load.check()
+    assert "upgraded in place" in site.command.stderr
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
+def test_a_reload_that_fails_after_the_exec(start: Start, tmp_path: Path, preload: tuple[str, ...]) -> None:
+    options = ("app:asgi", "-w", 2, "--lifespan", "on", "--bind", "127.0.0.1:0", *QUICK, *preload)
+    site = Site(start, tmp_path, *options)
+    site.command.traceback_expected = True
+    first = site.settled(2)
+    with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
+        site.save(source("second", startup='raise RuntimeError("no database")'))
+        answer = lines(site.ask("upgrade"))
+        assert answer.startswith("the new program has taken over, but did not reload: the new worker 1 failed to boot: ")
+        assert "no database" in answer
+        assert answer.endswith("; old workers stay")
+        assert site.settled(2) == first
+        status = site.status()
+        assert (status["generation"], status["last_reload"]["ok"]) == (1, False)
+        if preload:  # the old mold is there, and forks what it has loaded
+            os.kill(first[0][1], signal.SIGKILL)
+            eventually(lambda: first[0][1] not in {row[1] for row in site.workers()}, "its end")
+            assert [row[2] for row in site.settled(2)] == [1, 1]
+        site.save(source("third"))
+        assert site.ask("upgrade")["ok"]
+        assert [row[2] for row in site.settled(2)] == [3, 3]
+        answered = load.answered
+        eventually(lambda: load.answered > answered + 20, "load")
+    assert len(load.failures) <= bool(preload) * 7  # what the worker had in hand that was killed
+    assert load.versions.keys() == {"good", "third"}
+
+
+def test_an_upgrade_waits_for_its_turn(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK)
+    reload, upgrade = site.begin("reload"), site.begin("upgrade")
+    assert reload.answer["ok"]
+    assert "upgrading" not in site.command.stderr.split("reloaded: generation 2")[0]
+    # A request that comes during a pre-flight means what is there now, so it has one of its own.
+    assert upgrade.answer["ok"]
+    site.save("import no_such_module")
+    upgrade = site.begin("upgrade")
+    site.command.wait_for("(?s)generation 3 in .*pre-flight of")
+    late = site.begin("upgrade")
+    site.save(source())
+    answers = upgrade.answer, late.answer
+    assert answers[1]["ok"], answers
+    assert site.ask("stop")["ok"]
+    assert "old" not in site.command.wait(0)

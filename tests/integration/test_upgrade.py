@@ -1,0 +1,275 @@
+"""Upgrade in place: another program has the same pid, listeners and workers, and nobody who asks meanwhile notices."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import get
+from tests.integration.command import children, descriptors, eventually, exists, run
+from tests.integration.conftest import Start
+from tests.integration.load import Load
+from tests.integration.release import Releases
+from tests.integration.site import Site, source
+
+QUICK = ("--reload-settle", 0.1, "--linger", 0.5)
+UPGRADED = r"\[INFO\] master: upgraded in place: "
+LIBRARY = """
+import os, sys
+from forkserve import Server
+print("begun", os.getpid(), [name for name in os.environ if "UPGRADE" in name], flush=True)
+
+class Cautious(Server):
+    def on_upgrade(self):
+        if os.path.exists("forbidden"):
+            raise RuntimeError("not now")
+
+server = Cautious("app:wsgi", workers=2, base_port=0, reload_settle=0.1, linger=0.5, **eval(sys.argv[1]))
+code = server.run()
+print("ended", flush=True)
+sys.exit(code)
+"""
+COMMANDS = """
+import time
+from forkserve import current_worker
+
+class Slow:
+    def child_slow(self, path):
+        open(path + str(self.id), "w").close()
+        while not os.path.exists(path):
+            time.sleep(0.005)
+        return self.generation
+
+    def child_relay(self, path):
+        def told(one):
+            with open(path + "-told", "w") as file:
+                file.write(f"{type(one.exception()).__name__}: {one.exception()}")
+        current_worker().call("slow", path)._replies.add_done_callback(told)
+"""
+
+
+def upgraded(site: Site, times: int, generation: int) -> None:
+    """Wait until it has been upgraded so often, and the reload that follows has ended."""
+    eventually(lambda: len(re.findall(UPGRADED, site.command.stderr)) == times, lambda: site.command.stderr)
+    site.command.wait_for(rf"\[INFO\] master: reloaded: generation {generation} in ")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("app:wsgi", "--base-port", 0), id="ports"),
+        pytest.param(("app:asgi", "--bind", "127.0.0.1:0"), id="shared"),
+        pytest.param(
+            ("app:wsgi", "--bind", "127.0.0.1:0", "--preload", "--worker-stdout", "out", "--worker-output-prefix"), id="preload"
+        ),
+    ],
+)
+def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
+    pid_file = tmp_path / "pid"
+    site = Site(start, tmp_path, *options, "-w", 2, "--pid", pid_file, *QUICK)
+    command, ports = site.command, site.command.ports
+    first = site.settled(2)
+    listeners = site.status()["listeners"]
+    with Load(ports, fresh=1, kept=3, idle=0.1) as load:
+        eventually(lambda: load.answered > 50, "load")
+        site.save(source("second"))
+        command.kill(signal.SIGUSR2)
+        upgraded(site, 1, 2)
+        second = site.settled(2)
+
+        site.save(source("third"))
+        done = site.ctl("upgrade")
+        third = site.settled(2)
+        answered = load.answered
+        eventually(lambda: load.answered > answered + 50, "load")
+    load.check()
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"generation 3, seconds [\d.]+, version [\d.]+\n", done.stdout)
+    assert [[(row[0], row[2]) for row in rows] for rows in (first, second, third)] == [[(1, n), (2, n)] for n in (1, 2, 3)]
+    assert not any(exists(row[1]) for row in first + second)
+    for rows, said in zip((first, second), command.stderr.split("upgraded in place")[1:], strict=True):
+        assert all(f"worker {row[0]} (pid {row[1]}) exited with code 0" in said for row in rows)  # to the new program
+    assert load.versions.keys() == {"good", "second", "third"}
+    status = site.status()
+    assert (status["pid"], status["listeners"], status["state"]) == (command.pid, listeners, "running")
+    assert status["uptime_s"] > status["last_reload"]["seconds"] * 2
+    assert pid_file.read_text() == f"{command.pid}\n"
+    assert "another server" in run("app:wsgi", "--pid", str(pid_file), "--base-port", "0", cwd=site.home).stderr
+
+
+def test_another_release_takes_over_with_its_own_python(start: Start, tmp_path: Path) -> None:
+    releases = Releases(tmp_path)
+    for version in ("1.0", "2.0"):
+        releases.make(version, source(version, "import sys; VERSION += ' ' + sys.prefix"))
+    releases.switch("1.0")
+    site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *QUICK, prefix=releases.prefix, env=releases.env)
+    command = site.command
+    assert site.status()["version"] == "1.0"
+    with Load(command.ports, fresh=1, kept=3, idle=0.1) as load:
+        releases.switch("2.0")
+        assert site.ask("upgrade")["ok"]
+        answered = load.answered
+        eventually(lambda: load.answered > answered + 50, "load")
+    load.check()
+
+    assert site.status()["version"] == "2.0"
+    assert command.wait_for("upgrading: (.*) takes over")[1].startswith("forkserve 2.0, Python ")
+    old, new = (f"{version} {releases.current / 'venv'}" for version in ("1.0", "2.0"))
+    assert load.versions.keys() == {old, new}
+    assert get(command.port).json["version"] == new
+
+
+def test_a_program_of_the_users_own(start: Start, tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    env = {"RUNTIME_DIRECTORY": str(runtime), "PYTHONDONTWRITEBYTECODE": "1"}
+    (tmp_path / "app.py").write_text(source())
+    (tmp_path / "main.py").write_text(LIBRARY)
+    command = start("{}", cwd=tmp_path, env=env, program=("main.py",)).ready()
+    before = command.workers
+    with Load(command.ports, fresh=1, kept=3, idle=0.1) as load:
+        (tmp_path / "forbidden").touch()
+        refused = run("ctl", "upgrade", env=env)
+        (tmp_path / "forbidden").unlink()
+        assert (refused.returncode, refused.stderr) == (1, "forkserve ctl: upgrade was refused: not now\n")
+        for _ in range(2):
+            done = run("ctl", "--name", "app", "upgrade", env=env)
+            assert (done.returncode, done.stderr) == (0, "")
+    load.check()
+
+    assert not set(before) & set(command.workers)
+    runs = [line.split(maxsplit=2) for line in command.stdout.splitlines()]
+    # Each pre-flight is a process of its own and says nothing here; nobody finds the variable.
+    assert runs == [["begun", str(command.pid), "[]"]] * 3
+    command.stop()
+    assert command.stdout.endswith("ended\n")
+
+
+def test_a_daemon_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(source())
+    (tmp_path / "main.py").write_text(LIBRARY)
+    options = {"daemon": True, "pid": "pid", "error_logfile": "log", "control_socket": "control"}
+    launched = run(repr(options), cwd=tmp_path, program=("main.py",))
+    assert (launched.returncode, launched.stdout.split()[-1]) == (0, "ended")  # the launcher
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        for _ in range(2):
+            done = run("ctl", "--socket", str(tmp_path / "control"), "upgrade")
+            assert (done.returncode, done.stderr) == (0, ""), (tmp_path / "log").read_text()
+        assert descriptors(pid)[1] == descriptors(pid)[2] == str(tmp_path / "log")
+        assert run("ctl", "--socket", str(tmp_path / "control"), "stop").returncode == 0
+        eventually(lambda: not exists(pid), "the end")
+        text = (tmp_path / "log").read_text()
+        assert text.count("begun") == 2  # what follows run() is the launcher's
+        assert "ended\n" not in text
+    finally:
+        if exists(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_who_waits_meanwhile(start: Start, tmp_path: Path) -> None:
+    options = ("app:wsgi", "-w", 2, "--base-port", 0, "--mixin", "slow:Slow", "--threads", 1, *QUICK)
+    gate = tmp_path / "gate"
+    files = {"slow.py": "import os\n" + COMMANDS}
+    site = Site(start, tmp_path, *options, files=files)
+    assert site.ask("scale", 3)["ok"]
+    slow = site.begin("call", "slow", str(gate), to=1)
+    eventually((tmp_path / "gate1").exists, "the command")
+    assert site.call("relay", str(gate), to=2)[0]["status"] == "ok"
+    eventually((tmp_path / "gate3").exists, "the relayed command")
+    upgrades = [site.begin("upgrade") for _ in range(3)]
+    status = slow.answer
+    assert not status["ok"]
+    assert status["error"]["message"].startswith("the server was upgraded meanwhile")
+    eventually((tmp_path / "gate-told").exists, "the answer to the worker")
+    assert "CommandError: the server was upgraded meanwhile" in eventually((tmp_path / "gate-told").read_text)
+    gate.touch()  # they answer now, to nobody
+
+    answers = [one.answer for one in upgrades]
+    assert answers[0]["ok"]
+    assert answers == [answers[0]] * 3
+    assert len(site.settled(3)) == 3  # as many as before
+    assert site.command.stderr.count("upgraded in place") == 1
+    assert "a late reply to a command was dropped" in site.command.stderr
+    assert {reply["value"] for reply in site.call("slow", str(gate))} == {2}
+    assert site.ask("scale", 2)["ok"]
+
+
+def test_other_addresses_and_workers(start: Start, tmp_path: Path) -> None:
+    config = "bind = [{}]\nworkers = {}\nreload_settle = 0.1\nlinger = 0.2\n"
+    one, two, taken = (str(tmp_path / name) for name in ("one", "two", "taken"))
+
+    def addresses(*paths: str) -> str:
+        return ", ".join(f'"unix:{path}"' for path in paths)
+
+    site = Site(start, tmp_path, "app:wsgi", files={"forkserve.toml": config.format(addresses(one), 1)})
+    first = site.pids()
+    other = start("tests.integration.small_apps:who", "--uds", taken).ready()
+
+    site.save(config.format(addresses(one, two, taken), 1), "forkserve.toml")
+    failed = site.ask("upgrade")
+    assert not failed["ok"]
+    assert re.fullmatch(
+        rf"the new program has taken over, but did not reload: cannot listen on unix:{taken}: .* is listening there; old workers stay",
+        failed["error"]["message"],
+    )
+    assert (site.pids(), get(one).status, Path(two).exists()) == (first, 200, False)
+
+    site.save(config.format(addresses(one, two), 2), "forkserve.toml")
+    assert site.ask("upgrade")["ok"]
+    assert {get(path).json["generation"] for path in (one, two)} == {"2"}
+    assert [row[2] for row in site.settled(2)] == [2, 2]
+
+    site.save(config.format(addresses(two), 2), "forkserve.toml")
+    assert site.ask("upgrade")["ok"]
+    assert not Path(one).exists()
+    assert get(two).status == 200
+    assert [listener["address"] for listener in site.status()["listeners"]] == [f"unix:{two}"]
+    assert other.process.poll() is None
+    site.command._before = {}  # it has as many listeners, and one more worker
+
+
+@pytest.mark.parametrize("moment", ["at once", "during the exec"])
+def test_an_end_that_is_asked_for_meanwhile(start: Start, tmp_path: Path, moment: str) -> None:
+    site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK)
+    asked = site.begin("upgrade") if moment == "at once" else None
+    site.command.kill(signal.SIGUSR2)
+    if asked is None:
+        site.command.wait_for("takes over")
+    site.command.kill(signal.SIGTERM)
+    assert site.command.wait(0)
+    if asked is not None:
+        assert not asked.answer["ok"]
+    else:
+        assert re.search(UPGRADED, site.command.stderr)
+
+
+def test_a_worker_that_dies_meanwhile(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *QUICK)
+    (_, first, _, _), (_, second, _, _) = site.settled(2)
+    asked = site.begin("upgrade")
+    site.command.wait_for("pre-flight of")
+    os.kill(first, signal.SIGKILL)
+    site.command.wait_for("takes over")
+    os.kill(second, signal.SIGKILL)
+    assert asked.answer["ok"]
+    assert [row[2] for row in site.settled(2)] == [2, 2]
+    assert site.command.stderr.count("was killed by SIGKILL") == 2
+    assert [child for child in children(site.command.pid) if not exists(child)] == []
+
+
+def test_under_reload_the_watcher_goes_too(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", "--reload", "--base-port", 0)
+    watchers = set(children(site.command.pid)) - site.pids()
+    assert site.ask("upgrade")["ok"]
+    eventually(lambda: not any(map(exists, watchers)), "the old watcher's end")
+    site.settled(1)
+    assert len(children(site.command.pid)) == 2
+    site.save(source("saved"))
+    eventually(lambda: get(site.command.port).json["version"] == "saved", "the reload")
+    site.settled(1)

@@ -1,0 +1,183 @@
+"""What is handed over in an upgrade: described, written as JSON, read, and made again."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkserve.errors import ConfigError
+from forkserve.prefork.channel import Channel
+from forkserve.prefork.control.session import Asked, Limits, Session
+from forkserve.prefork.control.wire import Request
+from forkserve.prefork.frames import encode
+from forkserve.prefork.listeners import Listeners
+from forkserve.prefork.policy.actions import Fork
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.states import Limits as PoolLimits
+from forkserve.prefork.policy.states import Member, State
+from forkserve.prefork.upgrade import state
+from forkserve.prefork.upgrade.state import Kept
+
+
+def handed_over(found: Any) -> Any:
+    """Return what comes of it on the other side."""
+    return state.decode(state.encode({"it": found}))["it"]
+
+
+def test_descriptors_are_found_wherever_they_are() -> None:
+    data = state.encode({"one": Kept(7), "more": [{"deep": [Kept(5), 3]}, None], "no": 8})
+    assert json.loads(data)["descriptors"] == [7, 5]
+    assert state.decode(data)["more"] == [{"deep": [5, 3]}, None]
+
+
+def test_another_version_is_refused() -> None:
+    other = json.dumps({**json.loads(state.encode({})), "version": 99}).encode()
+    with pytest.raises(ConfigError, match="hands over in version 99 of its state, and this forkserve takes version 1"):
+        state.decode(other)
+
+
+@given(st.binary())
+def test_bytes_survive(data: bytes) -> None:
+    assert state.unpack(handed_over(state.pack(data))) == data
+
+
+def test_fields_that_a_version_does_not_know_or_misses() -> None:
+    member = Member(3, 1, 2, State.READY, 10.0, 30.0, pid=99)
+    found = {**handed_over(state.fields_of(member)), "invented": 1}
+    del found["renewed"]
+    again = state.made(Member, found, state=State(found["state"]))
+    assert state.fields_of(again) == state.fields_of(member)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_pool_goes_on_as_it_was(*, preload: bool) -> None:
+    pool = Pool(2, PoolLimits(), lambda: 0.0, preload=preload)
+    pids = iter(range(100, 200))
+
+    def settle(one: Pool, now: float) -> None:
+        for _ in range(4):
+            for action in one.plan(now):
+                if isinstance(action, Fork):
+                    one.forked(action.member.ident, next(pids))
+                    one.ready(action.member.ident, now)
+
+    settle(pool, 1.0)
+    pool.want(3)
+    settle(pool, 2.0)
+    pool.exited(pool.members()[0].ident, 3.0, code=1, signal=None, why="it fell over")
+    settle(pool, 4.0)
+    pool.exited(pool.members()[0].ident, 5.0, code=1, signal=None)
+    pool.plan(5.0)
+    assert not pool.owes
+
+    again = Pool(7, PoolLimits(), lambda: 0.0, preload=preload)
+    again.adopt(handed_over(pool.export()), 5.2)
+    shown = [[state.fields_of(member, "since") for member in one.members() + one.molds()] for one in (pool, again)]
+    assert shown[0] == shown[1]
+    assert (again.wanted, again.generation, again.phase, again.kept) == (3, 1, Phase.SERVING, range(1, 4))
+    assert [again.last_exit(slot) for slot in (1, 2)] == [pool.last_exit(slot) for slot in (1, 2)]
+    assert again.degraded
+    assert again.plan(5.2) == again.plan(5.2) == []  # its turn to be tried again has not come
+    assert [member.since for member in again.members() if member.exists] == [5.2, 5.2]
+    settle(again, 9.0)
+    assert all(member.state is State.READY for member in again.members())
+    again.want(4)
+    settle(again, 9.0)
+    assert again.members()[-1].ident > max(member.ident for member in pool.members())
+
+
+def test_a_channel_goes_on_in_the_middle_of_a_frame() -> None:
+    left, right = socket.socketpair()
+    frame = encode({"type": "ready"})
+    right.send(frame + frame[:5])
+    before = Channel(left)
+    assert before.receive() == [{"type": "ready"}]
+    right.setblocking(False)
+    while not before.unsent:
+        before.send({"padding": "x" * 50000})
+    found = handed_over(before.export())
+    left.detach()
+
+    after = Channel.adopt(found)
+    other = Channel(right)
+    right.send(frame[5:])
+    assert after.receive() == [{"type": "ready"}]
+    received = other.receive()
+    while after.unsent:
+        after.flush()
+        received += other.receive()
+    assert {len(one["padding"]) for one in received} == {50000}
+    after.close()
+    other.close()
+
+
+def test_a_client_goes_on_in_the_middle_of_a_line() -> None:
+    left, right = socket.socketpair()
+    before = Session(left, Limits())
+    right.send(b'{"v": 1}\n{"v"')
+    before.receive()
+    before.open.add(Asked(Request("upgrade", id=[1]), 12.5, "half"))
+    found = handed_over(before.export())
+    left.detach()
+
+    after = Session.adopt(found, Limits())
+    assert after.next_line() == b'{"v": 1}'
+    right.send(b": 2}\n")
+    after.receive()
+    assert after.next_line() == b'{"v": 2}'
+    (asked,) = after.open
+    assert (asked.request, asked.deadline, asked.told) == (Request("upgrade", id=[1]), 12.5, "half")
+    after.close()
+    right.close()
+
+
+def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path: Path) -> None:
+    one, two, three = (f"unix:{tmp_path / name}" for name in ("one", "two", "three"))
+    before = Listeners(bind=[one, "127.0.0.1:0", two], base_port=0)
+    before.open(2, {})
+    found = handed_over(before.export())
+    port = next(listener.port for listener in before if listener.slot is None and listener.port)
+    for listener in before:
+        listener.sock.detach()
+
+    after = Listeners(bind=[f"127.0.0.1:{port}", f"unix:{tmp_path}/./one", three], base_port=0)
+    assert after.adopt(found, range(1, 4)) is None
+    kept = {(entry["slot"], entry["socket"]) for entry in found}
+    now = {(listener.slot, listener.sock.fileno()) for listener in after}
+    new = {(listener.slot, listener.asked) for listener in after if (listener.slot, listener.sock.fileno()) not in kept}
+    assert len(now & kept) == 4
+    assert new == {(3, "127.0.0.1:0"), (None, three)}
+    assert (tmp_path / "two").exists()  # old workers accept there
+    after.close_retired()
+    assert not (tmp_path / "two").exists()
+    after.close_all()
+
+
+def test_a_command_line_is_found_again(tmp_path: Path) -> None:
+    code = "import forkserve.prefork.upgrade.program as p; one = p.Program.of_this_process(); print(one.arguments, one.directory)"
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    script = tmp_path / "script"
+    script.write_text(f"#!{python}\n{code}\n")
+    script.chmod(0o755)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    root, env = Path(__file__).parents[2], {"PYTHONPATH": f"{Path(__file__).parents[2]}:{':'.join(sys.path)}", "PWD": str(link)}
+
+    def told(*line: object, cwd: Path = tmp_path) -> str:
+        return subprocess.run(list(map(str, line)), env=env, cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert told(script, "-x") == f"{[str(script), '-x']} {link}"
+    assert told("./script") == f"{[str(link / 'script')]} {link}".replace("script']", "./script']")
+    # Somebody else's Python is the one that was meant.
+    assert told(sys.executable, "-Wignore", script) == f"{[sys.executable, '-Wignore', str(script)]} {link}"
+    assert told(sys.executable, script, cwd=root) == f"{[sys.executable, str(script)]} {root}"
+    assert told(sys.executable, "-c", code) == f"{[sys.executable, '-c', code]} {link}"
