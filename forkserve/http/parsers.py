@@ -5,8 +5,6 @@ a body: llhttp does not say where in a buffer a message ended and knows no tab i
 one, each accepts chunk sizes that must be refused, and both must get the same answer.
 """
 
-import h11
-
 from forkserve.http.fields import Headers, ParseLines
 
 try:
@@ -82,6 +80,8 @@ def _ask_httptools(lines: list[bytes]) -> Headers:
 
 
 def _ask_h11(lines: list[bytes]) -> Headers:
+    import h11  # noqa: PLC0415 - slow to import, and seldom needed
+
     head = b"\r\n".join((b"GET / HTTP/1.0", *lines, b"", b""))
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head) + 1)
     try:

@@ -15,10 +15,12 @@ from tests.integration.steer import Steered
 
 APPS = "tests.integration.command_apps"
 INLINE, THREADS, ASGI = (f"{APPS}:wsgi",), (f"{APPS}:wsgi", "--threads", 2), (f"{APPS}:asgi",)
-KINDS = {
-    f"{name}-{loop}": (*arguments, "--loop", loop)
-    for name, arguments in (("asgi", ASGI), ("threads", THREADS), ("inline", INLINE))
-    for loop in ("uvloop", "asyncio")
+# The other two use of the loop what ASGI uses as well.
+KINDS: dict[str, tuple[object, ...]] = {
+    "asgi": ASGI,
+    "asgi-asyncio": (*ASGI, "--loop", "asyncio"),
+    "threads": THREADS,
+    "inline": INLINE,
 }
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 BESIDE = pytest.mark.parametrize("kind", [one for name, one in KINDS.items() if "inline" not in name])
