@@ -220,16 +220,17 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
 def prepare(
     worker_class: type[Worker], context: WorkerContext, end_with_master: Callable[[], None]
 ) -> tuple[type[Worker], WorkerContext]:
-    """Do what comes before any app code: give up privileges, read the configuration, set up the environment, find the mixins.
+    """Do what comes before any app code: read the configuration, give up privileges, set up the environment, find the mixins.
 
-    In a worker, or in a mold for all its workers.
+    In a worker, or in a mold for all its workers. The configuration first, as its file may be nobody else's to read, and the
+    master reads it with all its rights as well.
     """
-    if privileges.drop(context.settings):
-        end_with_master()
     if context.again is not None:
         fresh = context.again()
         context = replace(context, settings=merge(context.settings, fresh.settings), hooks=fresh.hooks)
         logs.set_level(context.settings.log_level)
+    if privileges.drop(context.settings):
+        end_with_master()
     if context.loaded is not None:
         keep_no_fresh_bytecode()
     loader.prepare(context.settings)

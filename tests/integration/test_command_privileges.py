@@ -20,6 +20,7 @@ import pytest
 from tests.integration.client import get
 from tests.integration.command import ROOT, Command, after, eventually, exists, run
 from tests.integration.conftest import Start
+from tests.integration.steer import Request
 
 NOBODY = 65534
 IS_ROOT = os.geteuid() == 0
@@ -96,6 +97,19 @@ def test_workers_are_the_user_for_good_before_the_app_is_imported(serve: Start, 
     assert Path(f"/proc/{command.pid}").stat().st_uid == 0
     os.kill(command.workers[0], signal.SIGKILL)
     eventually(lambda: command.workers and told(command)["user"] == [NOBODY] * 3, "its successor is, too")
+
+
+def test_a_reload_reads_what_only_the_master_may(serve: Start, project: Path) -> None:
+    secret = project / "secret.toml"
+    secret.write_text("header = ['X-From: the file']\n")
+    secret.chmod(0o600)
+    command = started(serve, project, "--config", secret, "--user", "nobody", "--control-socket", project / "control")
+    if command is None:
+        return
+    secret.write_text("header = ['X-From: the new file']\n")
+    assert Request(project / "control", "reload", (), {}).answer["ok"]
+    answer = get(command.port)
+    assert (answer["X-From"], answer.json["user"][0]) == ("the new file", NOBODY)
 
 
 def test_a_group_alone_changes_the_group(serve: Start, project: Path) -> None:
