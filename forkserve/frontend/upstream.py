@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from forkserve.prefork.poller import Poller, Timer
     from forkserve.settings import Settings
 
-LONGEST = 30.0  # seconds for one run
+# Seconds.
+LONGEST = 30.0  # for one run
+ENDING = 5.0  # for it to end when it is told to
 # By -c and not -m, which would look into the working directory first; ours may not be where Python looks at all.
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from forkserve.frontend.refresh import main; main()"
 ROOT = str(Path(__file__).parents[2])
@@ -186,6 +188,16 @@ class Upstream:
             self._silent = f"was ended before it was done ({LONGEST:g} s are allowed)"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
+            self._timer = self._poller.at(time.monotonic() + ENDING, self._give_up_run)
+
+    def _give_up_run(self) -> None:
+        """Do without its answer: it is stuck where no signal reaches it."""
+        if self._pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        self._forget_run()
+        self._ended(f"--nginx-upstream: the process that writes {self._path} {self._silent}")
 
     def close_in_child(self) -> None:
         """Close what is the master's, in a child just forked."""

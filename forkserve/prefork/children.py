@@ -309,6 +309,8 @@ class Children:
             child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))
             self.by_ident[member.ident] = child
             self._watch(child)
+            if child.pid is None and not member.ordered:  # it was to come from a base mold, which has ended
+                self.poller.at(time.monotonic(), functools.partial(self.lost, child))
         for slot, generation in found["slots"].items():
             self._registered[int(slot)] = WorkerHandle(int(slot), self.forker.listeners.port(int(slot)), generation)
 

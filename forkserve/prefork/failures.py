@@ -37,9 +37,11 @@ class Failures:
         """Why a worker ended, as far as its exit status alone does not say it."""
         if child.failure:
             return str(child.failure["message"])
-        before, self._killed_for_memory = self._killed_for_memory, killed_for_memory()
+        if status != -signal.SIGKILL or child.member.reason:
+            return None
         # The system counts whom it kills, and does not say whom: a kill by somebody else may fall on the same moment.
-        by_system = status == -signal.SIGKILL and not child.member.reason and self._killed_for_memory > before
+        by_system = killed_for_memory() > self._killed_for_memory
+        self._killed_for_memory += by_system
         return "killed by the system for want of memory, it seems" if by_system else None
 
     def report(self, child: Child, status: int, reason: str | None, *, first_boot: bool) -> None:

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from forkserve.errors import ListenError
@@ -91,6 +91,7 @@ class Listeners:
         self._inherited: list[Listener] = []  # those that are open already, for the addresses that they match
         self._all: list[Listener] = []
         self._retired: list[Listener] = []  # not wanted any more after an upgrade, but old workers accept from them
+        self._undo: Callable[[], None] | None = None  # of what an upgrade has changed, until its reload is done
 
     def __iter__(self) -> Iterator[Listener]:
         """Iterate over the open listeners, the slots' first, in the order of their slots."""
@@ -194,10 +195,16 @@ class Listeners:
 
     def close_retired(self) -> None:
         """Close what is not wanted any more, when no worker of before the upgrade is left."""
+        self._undo = None
         while self._retired:
             listener = self._retired.pop()
             listener.unlink()
             listener.close()
+
+    def take_back(self) -> None:
+        """Go on with the addresses of before the upgrade, as its reload has failed and the old workers stay."""
+        if self._undo is not None:
+            self._undo()
 
     def close_in_child(self, slot: int | None) -> None:
         """Close the copies that a worker of the slot must not hold; with None, all of them. For the child, after a fork."""
@@ -223,6 +230,15 @@ class Listeners:
         wanted: list[tuple[int | None, str]] = [(None, str(address)) for address in self._bind]
         before, opened = [_adopted(one) for one in found], list[Listener]()
         were = [(listener.slot, listener.asked) for listener in before]
+
+        def undo() -> None:
+            for listener in (one for one in opened if one not in before):
+                listener.unlink()
+                listener.close()
+            for listener, (slot, asked) in zip(before, were, strict=True):
+                listener.slot, listener.asked = slot, asked
+            self._all, self._inherited, self._retired, self._undo = before, [], [], None
+
         try:
             if self._base_port is not None:
                 wanted += [(slot, str(self._slot_address(slot, self._base_port))) for slot in slots]
@@ -237,15 +253,10 @@ class Listeners:
                 self._all.append(listener)
             opened.extend(self._open_for(parse_address(text), slot) for slot, text in wanted)
         except ListenError as error:
-            for listener in (one for one in opened if one not in before):
-                listener.unlink()
-                listener.close()
-            for listener, (slot, asked) in zip(before, were, strict=True):
-                listener.slot, listener.asked = slot, asked
-            self._all, self._inherited = before, []
+            undo()
             return error
         self._all += opened
-        self._retired, self._inherited = self._inherited, []
+        self._retired, self._inherited, self._undo = self._inherited, [], undo
         return None
 
 

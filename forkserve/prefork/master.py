@@ -187,6 +187,7 @@ class Master(Steering):
     def _notify(self) -> Notifier:
         notifier = Notifier(os.environ)
         if (period := notifier.watchdog(os.environ)) is not None:
+            notifier.send(WATCHDOG=1)  # an upgrade may have begun just before the next was due
             self.every(period, lambda: notifier.send(WATCHDOG=1))
         return notifier
 
@@ -306,10 +307,10 @@ class Master(Steering):
         """Tell it of what has come, gone or changed; what follows for it in time is its own."""
         if self.front is None or not self.pool.public:
             return
-        told = set(self.pool.listening), self.pool.down(), self.settings
+        told = status.listeners(self), self.settings
         if told != self._told:
             self._told = told
-            self.handle(functools.partial(self.front.changed, status.listeners(self), self.settings))
+            self.handle(functools.partial(self.front.changed, *told))
 
     def _close_in_child(self) -> None:
         """Close what is the master's alone, in a child just forked."""
@@ -320,6 +321,7 @@ class Master(Steering):
             self._pid_file.close()
         if self.development:
             self.development.close()
+        self.upgrading.close_in_child()
         if self.front is not None:
             self.front.close_in_child()
 

@@ -8,6 +8,7 @@ import faulthandler
 import os
 import resource
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -172,6 +173,14 @@ class _BootSignals:
                 signal.signal(signum, signal.SIG_DFL)
         for signum, name in WORKER_SIGNALS.items():
             signal.signal(signum, lambda *_, name=name: self._note(name))
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = self._unraisable
+
+    @staticmethod
+    def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+        """Say nothing of an end that came in a callback of the interpreter's own, and is lost there: the boot goes on."""
+        if lost.exc_type is not EndOfBootError:
+            sys.__unraisablehook__(lost)
 
     def _note(self, name: str) -> None:
         self._asked.append(name)

@@ -122,7 +122,8 @@ def test_no_request_is_lost_whatever_becomes_of_the_workers(behind) -> None:
     assert "refused" not in front.log(), "nobody was sent to a port that had been closed"
 
     runs = len(server.runs)
-    server.command.stop()
+    server.command.kill(signal.SIGTERM)  # and not `stop`: nginx keeps connections to the workers
+    server.command.wait()
     assert server.states == ["down"] * 3
     assert len(server.runs) == runs + 2
     assert get(front.port).status == 502

@@ -134,7 +134,7 @@ def test_a_program_of_the_users_own(start: Start, tmp_path: Path) -> None:
     before = command.workers
     with Load(command.ports, fresh=1, kept=3, idle=0.1) as load:
         (tmp_path / "forbidden").touch()
-        refused = run("ctl", "upgrade", env=env)
+        refused = run("ctl", "--name", "app", "upgrade", env=env)
         (tmp_path / "forbidden").unlink()
         assert (refused.returncode, refused.stderr) == (1, "forkserve ctl: upgrade was refused: not now\n")
         for _ in range(2):
@@ -224,6 +224,16 @@ def test_other_addresses_and_workers(start: Start, tmp_path: Path) -> None:
     assert site.ask("upgrade")["ok"]
     assert {get(path).json["generation"] for path in (one, two)} == {"2"}
     assert [row[2] for row in site.settled(2)] == [2, 2]
+
+    # If the reload fails, the addresses are those that the old workers listen on.
+    three = str(tmp_path / "three")
+    site.save(config.format(addresses(two, three), 2) + 'warmup = "/health"\n', "forkserve.toml")
+    site.save(source("ill", health="500 no"))
+    assert "old workers stay" in site.ask("upgrade")["error"]["message"]
+    assert [get(path).json["generation"] for path in (one, two)] == ["2", "2"]
+    assert not Path(three).exists()
+    assert [listener["address"] for listener in site.status()["listeners"]] == [f"unix:{one}", f"unix:{two}"]
+    site.save(source())
 
     site.save(config.format(addresses(two), 2), "forkserve.toml")
     assert site.ask("upgrade")["ok"]

@@ -6,29 +6,16 @@ import contextlib
 import os
 import random
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
-DEADLINE = 20.0
+from tests.integration.command import DEADLINE, eventually, exists
+
 PROGRAM = Path(__file__).with_name("prefork_program.py")
-
-T = TypeVar("T")
-
-
-def eventually(look: Callable[[], T], what: str = "", deadline: float = DEADLINE) -> T:
-    """Return what `look` returns as soon as it is true; fail when the deadline comes first."""
-    end = time.monotonic() + deadline
-    while not (found := look()):
-        assert time.monotonic() < end, f"not in {deadline} s: {what or look}"
-        select.select([], [], [], 0.01)
-    return found
 
 
 def connects(address: str | tuple[str, int]) -> bool:
@@ -51,14 +38,6 @@ def free_ports(count: int) -> int:
     raise AssertionError("no free ports")
 
 
-def exists(pid: int) -> bool:
-    """Whether the process lives; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def children(pid: int) -> list[int]:
     """Return the processes that it has forked and that live."""
     try:
@@ -66,15 +45,6 @@ def children(pid: int) -> list[int]:
     except FileNotFoundError:
         return []
     return [int(child) for child in text.split() if exists(int(child))]
-
-
-def descriptors(pid: int) -> dict[int, str]:
-    """Return what the process has open, by descriptor."""
-    found = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return found
 
 
 class Server:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from prefork_helpers import Server, children, connects, descriptors, eventually, exists, free_ports, say
+from prefork_helpers import Server, children, connects, free_ports, say
+
+from tests.integration.command import descriptors, eventually, exists
 
 Serve = Callable[..., Server]
 

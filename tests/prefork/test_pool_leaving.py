@@ -62,6 +62,19 @@ def test_the_delay_counts_from_when_the_front_end_knows() -> None:
     assert pool.plan(7.0) == [Drain(second, booting=False)]
 
 
+def test_one_goes_early_if_a_slot_that_is_wanted_has_no_worker_and_no_room() -> None:
+    pool, (first, second, third) = serving(3, beat=0.0, delay=60.0)
+    pool.want(1)
+    assert pool.plan(1.0) == []
+
+    crash(pool, first, 2.0)
+    assert pool.plan(2.0) == [Drain(third, booting=False)]
+    assert pool.plan(2.5) == [], "one is enough"
+    gone(pool, third, now=3.0)
+    assert [member.slot for member in fork(pool, 3.0)] == [1]
+    assert second.state.value == "ready"
+
+
 def test_without_a_front_end_there_is_only_the_delay() -> None:
     pool, (first, second) = serving(2, beat=0.0, delay=5.0)
     pool.want(1)

@@ -46,8 +46,9 @@ class History(RuleBasedStateMachine):
         # A fork that fails is planned again at once, but only the first time.
         for _ in range(20):
             self.see_who_leaves()
+            cramped = self.cramped
             actions = self.pool.plan(self.now)
-            self.may_go = {slot for slot in self.open if self.has_left(slot)}
+            self.may_go = {slot for slot in self.open if cramped or self.has_left(slot)}
             self.see_who_leaves()  # the server may just have been announced, and the next plan goes by that
             assert self.pool.plan(self.now) == []
             if not actions:
@@ -127,6 +128,13 @@ class History(RuleBasedStateMachine):
                 known = self.now
             self.leaving[slot] = since, known
         self.leaving = {slot: times for slot, times in self.leaving.items() if slot in gone}
+
+    @property
+    def cramped(self) -> bool:
+        """Whether a slot has no process and there is no room for one: then somebody may have to go early."""
+        served = {member.slot for member in self.pool.members() if member.exists}
+        empty = set(range(1, self.pool.wanted + 1)) - served
+        return bool(empty) and self.pool.processes >= self.pool.wanted + self.surge
 
     def has_left(self, slot: int | None) -> bool:
         """Nobody is sent there, or hears of it too late; and that for long enough."""

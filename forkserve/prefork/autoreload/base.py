@@ -48,7 +48,7 @@ class Base:
         self._master = master
         self._again = again
         self._child: Child | None = None
-        self._number = 0  # of the newest one
+        self._number = time.monotonic_ns()  # of the newest one; never that of one from before an upgrade
         self._ready = False
         self._made_of: tuple[Settings, Hooks, set[str], Facts] | None = None
         self._modules: dict[str, Loaded] = {}  # by name, in the order of their first import
@@ -179,6 +179,11 @@ class Base:
             if base is self._child:
                 self._drop()
             self._master.poller.at(time.monotonic() + ORDER_TIME, lambda: self._master.children.lost(child))
+
+    def renew(self) -> None:
+        """End it, and make another one soon."""
+        self._drop()
+        self._make_if_needed()
 
     def _drop(self, *, forget: bool = False) -> None:
         """End it, if there is one; it has nothing in hand. With `forget`, also what it was made of: workers will tell anew."""

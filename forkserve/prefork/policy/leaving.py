@@ -29,7 +29,7 @@ class Leaving:
 
     def __init__(self) -> None:
         self._slots: dict[int | None, _Departure] = {}
-        self.held: AbstractSet[int | None] = frozenset()  # must not go yet
+        self.held: set[int | None] = set()  # must not go yet
 
     def update(self, slots: AbstractSet[int | None], advertised: AbstractSet[int | None], now: float, limits: Limits) -> None:
         """Take note that just these slots are to go, and which slots requests may still be sent to."""
@@ -42,6 +42,11 @@ class Leaving:
                 one.known = now
             one.due = one.since + longest if one.known is None else one.known + limits.delay
         self.held = {slot for slot, one in self._slots.items() if one.due > now}
+
+    def hurry(self, slot: int | None) -> None:
+        """Let one go at once, as its place is needed."""
+        self._slots[slot].known = float("-inf")
+        self.held -= {slot}
 
     def next_deadline(self) -> float | None:
         """When `update` must be called if nothing happens before; None for never."""

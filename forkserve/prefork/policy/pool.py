@@ -270,6 +270,17 @@ class Pool(Generations):
         slots = {slot for slot in self.listening if (stopping if slot is None else slot > self._kept)} if self.public else set()
         all_are = stopping and None in self.advertised  # whoever is sent to a shared address meets any of them
         self._leaving.update(slots, slots if all_are else self.advertised, now, self.limits)
+        if self._room() <= 0 and not stopping and any(self._is_empty(slot) for slot in range(1, self.wanted + 1)):
+            self._make_room()
+
+    def _is_empty(self, number: int) -> bool:
+        return not any(one.exists for one in self._slots[number].members)
+
+    def _make_room(self) -> None:
+        """Let one that is on its way out go early: a slot that is wanted has no process at all, and may have none beside it."""
+        there = [one for one in self.members() if one.exists and (one.slot > self._kept or one.asked)]
+        if there and not any(one.asked or one.slot not in self._leaving.held for one in there):
+            self._leaving.hurry(there[-1].slot)
 
     def _retire(self, member: Member, now: float) -> None:
         """Let go of what its slot does not need any more."""

@@ -86,6 +86,7 @@ class Preflight:
 
     def ended(self, status: int) -> None:
         """Its process has ended, with this exit code, or with a signal as a negative one."""
+        self.kill()  # what it has started, and left behind
         self._read()
         word = os.pread(self._state, LONGEST_WORD, 0).decode("ascii", "replace")
         self.close()
@@ -106,5 +107,9 @@ class Preflight:
         if self._timer is not None:
             self._timer.cancel()
         self._poller.unwatch(self._pipe)
+        self.close_in_child()
+
+    def close_in_child(self) -> None:
+        """Close the descriptors alone, in a child just forked."""
         os.close(self._pipe)
         os.close(self._state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
 import os
 import platform
@@ -48,6 +50,8 @@ def rehearse(handed: Handed, worker_class: type[Worker], settings: Settings, poo
     except BaseException:  # noqa: BLE001 - the app may raise anything, and nothing may leave this process but its exit code
         traceback.print_exc()
     finally:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
         streams.flush()
         os._exit(code)
 

@@ -92,6 +92,8 @@ class Upgrading:
     def _replace(self, word: str) -> None:
         self._preflight = None
         logger.info("upgrading: %s takes over", word)
+        if self._master.development:
+            self._master.development.base.renew()  # what the new program cannot know must not outlive this one
         try:
             self._master.hand_over(self._program)
         except OSError as error:
@@ -102,6 +104,11 @@ class Upgrading:
         error = CommandError(f"{why}; nothing was changed")
         logger.error("upgrade failed: %s%s", error, f"\n{output.rstrip()}" if output else "")
         _fail(running, error, {"traceback": output} if output else None)
+
+    def close_in_child(self) -> None:
+        """Close what is the master's, in a child just forked."""
+        if self._preflight is not None:
+            self._preflight.close_in_child()
 
     def close(self) -> None:
         """End the pre-flight, if there is one; its process is reaped as any other."""
@@ -122,6 +129,7 @@ class Upgrading:
             if reload.error is None:
                 asked.resolve({**reload.value, "version": forkserve.__version__})
                 return
+            master.listeners.take_back()
             why = str(reload.error).removesuffix("; nothing was changed")
             asked.fail(CommandError(f"the new program has taken over, but did not reload: {why}; old workers stay"), reload.value)
 
