@@ -287,7 +287,7 @@ def _print(command: str, answer: Answer, *, as_json: bool) -> None:
     if as_json:
         _write(json.dumps(answer) + "\n")
         return
-    if answer["ok"] or answer["result"] is not None:
+    if answer["ok"] or isinstance(answer["result"], list):  # what each worker answered
         _write(show(command, answer["result"]))
     if not answer["ok"]:
         lines = [f"forkserve ctl: {printable(str(answer['error'].get('message')))}", *reasons(answer["result"])]

@@ -146,6 +146,7 @@ def _rows(value: Any) -> list[Row]:
 _SHOWN: Mapping[str, Callable[[Any], list[str]]] = {
     "status": _status,
     "call": _call,
+    "reopen-logs": _call,
     "commands": _commands,
     "stacks": _stacks,
 }

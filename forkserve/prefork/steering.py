@@ -139,7 +139,7 @@ class Steering:
         before = self.pool.wanted
         wanted = _number(workers, "a number of workers")
         if wanted < 0 or str(workers).startswith("+"):
-            wanted = max(0, before + wanted)
+            wanted += before
         self._check_size(wanted)
         if wanted != before:
             try:
@@ -154,7 +154,7 @@ class Steering:
     def _check_size(self, wanted: int) -> None:
         self._check_running()
         least, most = self.settings.min_workers, self.settings.max_workers or self.most
-        if wanted and not least <= wanted <= most:
+        if wanted < 0 or (wanted and not least <= wanted <= most):
             raise CommandError(f"cannot have {wanted} workers: between {least or 1} and {most} are allowed", "refused")
 
     @command

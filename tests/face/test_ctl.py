@@ -404,7 +404,7 @@ def test_a_reload_that_failed(run: Callable[[str], Printed], server: Answering) 
 
     assert run("reload") == (
         1,
-        "generation 3, seconds 0.5\n",
+        "",
         """forkserve ctl: the new worker 1 failed to boot
   Traceback (most recent call last):
     File "/srv/app.py", line 4, in <module>

@@ -165,6 +165,12 @@ def test_a_reload_that_fails_after_the_exec(start: Start, tmp_path: Path, preloa
     site.command.traceback_expected = True
     first = site.settled(2)
     with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
+        if preload:  # what the mold would refuse, the pre-flight finds out
+            site.save(
+                source("threads", "import threading\nthreading.Thread(target=time.sleep, args=(99,), name='ticker').start()")
+            )
+            answer = lines(site.ask("upgrade"))
+            assert answer.startswith("the pre-flight failed: --preload: the app has started threads at import, ")
         site.save(source("second", startup='raise RuntimeError("no database")'))
         answer = lines(site.ask("upgrade"))
         assert answer.startswith("the new program has taken over, but did not reload: the new worker 1 failed to boot: ")

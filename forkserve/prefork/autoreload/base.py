@@ -130,6 +130,8 @@ class Base:
             self._child = forker.fork_base_mold(self._number, modules, self._facts)
         except OSError as error:
             logger.warning("cannot fork the base mold: %s", error.strerror)
+            self._delay = min(2 * self._delay, LONGEST_DELAY)
+            self._make_if_needed()
             return
         self._made_of = forker.settings, forker.hooks, set(self._modules), self._facts
         self._master.poller.watch(self._child.channel, READ, self._hear)
@@ -149,6 +151,7 @@ class Base:
                 case {"type": "cleared", "count": count, "left_out": left_out}:
                     logger.debug("base mold: %d modules stay loaded, and not %s", count, left_out or "any other")
                 case {"type": "outdated"}:
+                    logger.debug("base mold: files of modules outside the project have changed: it is made anew")
                     self._drop(forget=True)
                     return
                 case {"type": "failed", "message": why}:

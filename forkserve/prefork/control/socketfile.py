@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 
 from forkserve.errors import ConfigError, ListenError
+from forkserve.logs import logger
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.lockfile import HeldError, LockFile
 from forkserve.prefork.upgrade.state import Exported, Kept
@@ -145,5 +146,8 @@ def _first_free(directory: str, name: str, environ: Mapping[str, str]) -> tuple[
         final = name if number == 1 else f"{name}-{number}"
         if final not in taken:
             with contextlib.suppress(HeldError):
-                return final, SocketFile(os.path.join(directory, final + runtime_dir.SUFFIX))
+                file = SocketFile(os.path.join(directory, final + runtime_dir.SUFFIX))
+                if final != name:
+                    logger.info("a server called %s is running: this one is called %s", name, final)
+                return final, file
     raise AssertionError

@@ -11,6 +11,12 @@ import os
 import socket
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forkserve.errors import BootError
+
+if TYPE_CHECKING:
+    from forkserve.settings import Settings
 
 NAMED = 8  # at most, in a line
 
@@ -32,6 +38,15 @@ def threads() -> list[str]:
     """Return the names of the Python threads that run beside this one."""
     own = threading.current_thread()
     return [thread.name for thread in threading.enumerate() if thread is not own and thread.is_alive()]
+
+
+def refuse_threads(settings: Settings) -> None:
+    """Raise BootError if Python threads run beside this one, and that is not allowed."""
+    if (names := threads()) and not settings.preload_allow_threads:
+        raise BootError(
+            f"--preload: the app has started threads at import, which workers would not have: {enumerated(names)};"
+            " start them in the start-up hook (lifespan, post_fork or on_start), or allow it with --preload-allow-threads"
+        )
 
 
 def others(before: Before) -> list[str]:

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from forkserve import daemon, logs, streams
-from forkserve.errors import BootError, ExitCode
+from forkserve.errors import ExitCode
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.listeners import Listener
 from forkserve.prefork.preload import leftovers
@@ -109,12 +109,7 @@ class Mold:
         gc.freeze()  # so that no collection in a worker writes into the pages that all share
 
     def _judge(self, before: leftovers.Before) -> None:
-        if (threads := leftovers.threads()) and not self._context.settings.preload_allow_threads:
-            names = leftovers.enumerated(threads)
-            raise BootError(
-                f"--preload: the app has started threads at import, which workers would not have: {names};"
-                " start them in the start-up hook (lifespan, post_fork or on_start), or allow it with --preload-allow-threads"
-            )
+        leftovers.refuse_threads(self._context.settings)
         if others := leftovers.others(before):
             logs.logger.warning(
                 "the app has left open at import what all workers will share or miss: %s;"

@@ -91,7 +91,7 @@ class Preflight:
         word = os.pread(self._state, LONGEST_WORD, 0).decode("ascii", "replace")
         self.close()
         self.output = self._printed.decode("utf-8", "backslashreplace")
-        *before, last = self.output.strip().split("\n")
+        *before, last = self.output.strip("\n").rstrip().split("\n")
         if status == 0 and word.startswith("forkserve ") and not self.reason:  # it stands where the state was
             self.word = word
         elif status == 0:

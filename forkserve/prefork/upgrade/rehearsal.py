@@ -18,6 +18,7 @@ from forkserve.prefork import console, privileges
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.output import Outputs
 from forkserve.prefork.poller import Poller
+from forkserve.prefork.preload import leftovers
 from forkserve.prefork.process import MASTERS_VARIABLES
 from forkserve.prefork.scoreboard import LAYOUT
 from forkserve.prefork.upgrade import state
@@ -85,3 +86,5 @@ def _load(worker_class: type[Worker], settings: Settings, generation: int) -> No
     loader.prepare(settings)
     mixins = [load_class(spec, "--mixin") for spec in settings.mixin]
     compose(worker_class, mixins).preload(settings)
+    if settings.preload:
+        leftovers.refuse_threads(settings)
