@@ -103,6 +103,7 @@ class Master(Steering):
         self.upgrading = Upgrading(self)
         self.development = Development(self) if settings.reload else None
         self._told: object = None  # of the front end
+        self._asked_name = self.name  # which another server may have
         # Resolved here, so that a wrong name is found before anything runs.
         self._obey = {signum: getattr(self, name) for signum, name in self.SIGNALS.items()}
 
@@ -301,6 +302,8 @@ class Master(Steering):
         daemon.ready()
         for mold in self.children.molds():
             self.children.send(mold, {"type": "detach"})  # from the terminal, as we have just done
+        if self.name != self._asked_name:
+            self.log.info("a server called %s was there already: this one is called %s", self._asked_name, self.name)
         run_hook(self.hooks, "when_ready", self)
 
     def _tell_front(self) -> None:

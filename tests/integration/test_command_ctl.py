@@ -125,6 +125,7 @@ def test_what_cannot_be_done(serve: Start, name: str, ctl: Any, words: tuple[str
 
 def test_two_servers_never_collide(serve: Start, name: str, ctl: Any) -> None:
     first, second = (serve(*IDLE, "--name", name) for _ in range(2))
+    second.wait_for(f"a server called {name} was there already: this one is called {name}-2")
 
     assert result_of(ctl("status", "--json"))["pid"] == first.pid
     assert result_of(run("ctl", "--name", f"{name}-2", "status", "--json"))["pid"] == second.pid

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping
 
 from forkserve.errors import ConfigError, ListenError
-from forkserve.logs import logger
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.lockfile import HeldError, LockFile
 from forkserve.prefork.upgrade.state import Exported, Kept
@@ -146,8 +145,5 @@ def _first_free(directory: str, name: str, environ: Mapping[str, str]) -> tuple[
         final = name if number == 1 else f"{name}-{number}"
         if final not in taken:
             with contextlib.suppress(HeldError):
-                file = SocketFile(os.path.join(directory, final + runtime_dir.SUFFIX))
-                if final != name:
-                    logger.info("a server called %s is running: this one is called %s", name, final)
-                return final, file
+                return final, SocketFile(os.path.join(directory, final + runtime_dir.SUFFIX))
     raise AssertionError
