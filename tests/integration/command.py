@@ -235,6 +235,8 @@ class Command:
         """Send the master a signal."""
         self._seen.update(self.workers)
         self.process.send_signal(signum)
+        if signum == signal.SIGKILL:
+            self.process.wait(DEADLINE)  # its workers may notice before it is gone
 
     def wait(self, code: int = 0) -> str:
         """Wait for its end, check that it left nothing behind, and return what it wrote to stderr."""
