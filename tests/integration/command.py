@@ -35,12 +35,17 @@ def eventually(look: Callable[[], T], what: object = "", deadline: float = DEADL
     return found
 
 
+def state(pid: int) -> str:
+    """Return the letter that /proc has for the state of a process; X if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
 def exists(pid: int) -> bool:
     """Whether the process lives; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state(pid) not in "ZX"
 
 
 def children(pid: int) -> list[int]:

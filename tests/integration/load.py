@@ -19,12 +19,21 @@ from tests.integration.client import Client
 class Failure:
     """A request that was not answered with 200, and when."""
 
-    number: int
     kind: str  # of client
     began: float
     ended: float
     why: str
-    pid: int | None  # of the process that had answered on this connection before
+    port: int | None  # the client's, if it was connected
+    opened: float  # when it began to connect
+
+
+class Connection(Client):
+    """A connection that knows when and from where it was opened."""
+
+    def __init__(self, where: int) -> None:
+        self.opened = time.monotonic()
+        super().__init__(where)
+        self.port: int = self.sock.getsockname()[1]
 
 
 class Load:
@@ -48,9 +57,7 @@ class Load:
         self.seen: Counter[tuple[str, int]] = Counter()  # answers by generation and process
         self.versions: Counter[str] = Counter()
         self.longest = 0.0
-        self._answered_by: dict[int, int] = {}  # the last process, by connection
         self._ports = list(ports)
-        self._numbers = itertools.count(1)
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._fresh, args=(i,)) for i in range(fresh)]
@@ -87,7 +94,7 @@ class Load:
     def _kept(self, first: int, idle: float) -> None:
         for port in itertools.islice(itertools.cycle(self._ports), first, None):
             with contextlib.ExitStack() as stack:
-                client: Client | None = None
+                client: Connection | None = None
                 while True:
                     if self._over.wait(idle):
                         return
@@ -99,19 +106,17 @@ class Load:
                         break
                     stack.callback(client.sock.close)
 
-    def _ask(self, kind: str, port: int, client: Client | None) -> tuple[Client | None, bool]:
+    def _ask(self, kind: str, port: int, client: Connection | None) -> tuple[Connection | None, bool]:
         """Ask once; return the client, None if that failed, and whether it has had its last answer."""
-        number, began = next(self._numbers), time.monotonic()
-        before = None if client is None else self._answered_by[id(client)]
-        fresh = kind == "fresh"
+        began, fresh, used = time.monotonic(), kind == "fresh", client is not None
         try:
-            client = client or Client(port)
-            answer = client.get(f"/?{number}", *["Connection: close"] * fresh)
+            client = client or Connection(port)
+            answer = client.get("/", *["Connection: close"] * fresh)
             found: dict[str, Any] = answer.json if answer.status == 200 else {}
             last = "connection" in answer and answer["connection"] == "close"
             why = "" if found else f"{answer.status} {answer.text[:200]}"
         except (OSError, AssertionError, ValueError) as error:
-            if self._again and client is not None and before is not None:
+            if self._again and client is not None and used:
                 client.sock.close()
                 return self._ask(kind, port, None)
             found, last, why = {}, True, repr(error)
@@ -121,9 +126,9 @@ class Load:
         with self._lock:
             self.longest = max(self.longest, ended - began)
             if not found:
-                self.failures.append(Failure(number, kind, began, ended, why, before))
+                where = (None, began) if client is None else (client.port, client.opened)
+                self.failures.append(Failure(kind, began, ended, why, *where))
                 return None, True
             self.seen[found["generation"], found["pid"]] += 1
             self.versions[found["version"]] += 1
-            self._answered_by[id(client)] = found["pid"]
         return client, last

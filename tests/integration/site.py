@@ -14,12 +14,9 @@ APP = """
 import asyncio, json, os, time
 VERSION = "{version}"
 GENERATION = os.environ["FORKSERVE_GENERATION"]
-JOURNAL = os.environ.get("JOURNAL") and os.open(os.environ["JOURNAL"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 {prologue}
 
-def body(query):
-    if JOURNAL is not None:
-        os.write(JOURNAL, b"%s %d\\n" % (query.encode(), os.getpid()))
+def body():
     return json.dumps({{"version": VERSION, "generation": GENERATION, "pid": os.getpid()}}).encode()
 
 def note(text):
@@ -27,7 +24,7 @@ def note(text):
         file.write(text + "\\n")
 
 def wsgi(environ, start_response):
-    data = body(environ["QUERY_STRING"])
+    data = body()
     if environ["PATH_INFO"] == "/upload":
         data = b"%s %d" % (GENERATION.encode(), len(environ["wsgi.input"].read()))
     if environ["PATH_INFO"] == "/health":
@@ -45,7 +42,7 @@ async def asgi(scope, receive, send):
         await receive()
         await send({{"type": "lifespan.shutdown.complete"}})
         return
-    data = body(scope["query_string"].decode())
+    data = body()
     await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(data))]}})
     await send({{"type": "http.response.body", "body": data}})
 
