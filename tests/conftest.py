@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -20,6 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
     The package is compiled once, and the apps never: two versions of a file that are saved in the same second and have the
     same length are one to Python's cache.
     """
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(forkserve.__path__[0], quiet=1)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"

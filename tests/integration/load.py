@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tests.integration.client import Client
+from tests.integration.client import Client, Where
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,18 @@ class Failure:
     began: float
     ended: float
     why: str
-    port: int | None  # the client's, if it was connected
+    port: int | None  # the client's, if it was connected by TCP
     opened: float  # when it began to connect
 
 
 class Connection(Client):
     """A connection that knows when and from where it was opened."""
 
-    def __init__(self, where: int) -> None:
+    def __init__(self, where: Where) -> None:
         self.opened = time.monotonic()
         super().__init__(where)
-        self.port: int = self.sock.getsockname()[1]
+        name = self.sock.getsockname()
+        self.port: int | None = name[1] if isinstance(name, tuple) else None  # a unix socket has none
 
 
 class Load:
