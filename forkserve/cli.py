@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -89,7 +89,7 @@ def parse(arguments: Iterable[str], command: click.Command | None = None) -> dic
     """
     command = command or make_command()
     try:
-        with command.make_context(command.name, list(arguments)) as context:
+        with command.make_context(command.name, list(_joined(arguments))) as context:
             return {
                 name: value
                 for name, value in context.params.items()
@@ -100,6 +100,15 @@ def parse(arguments: Iterable[str], command: click.Command | None = None) -> dic
         raise ConfigError(f"unknown option {error.option_name}{did_you_mean(error.option_name, known)}") from None
     except click.UsageError as error:
         raise ConfigError(error.format_message()) from None
+
+
+def _joined(arguments: Iterable[str]) -> Iterator[str]:
+    """Make one word of `hash KEY` after --balance, where it was written as two."""
+    words = iter(arguments)
+    for word in words:
+        yield word
+        if word == "--balance" and (way := next(words, None)) is not None:
+            yield f"{way} {next(words, '')}".rstrip() if way == "hash" else way
 
 
 def main(argv: Sequence[str] | None = None) -> int:

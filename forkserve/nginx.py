@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import ModuleType
@@ -34,6 +35,8 @@ that the two agree; see `forkserve --help` for them all.
 WRITERS: dict[str, ModuleType] = {"nginx": nginx_conf, "haproxy": haproxy_cfg, "caddy": caddyfile}
 # What on the command line says where the workers are, so that --name only names them.
 PLACES = frozenset(("app", "bind", "base_port", "port", "uds", "fd", "workers"))
+# Settings that only front ends go by: --help lists them here too, and they may differ from a running server's.
+SHOWN = frozenset(("balance",))
 PATIENCE = 10.0  # seconds in which a running server must have answered
 
 
@@ -46,7 +49,6 @@ class Wanted:
     upstream_file: str | None = None
     output: str | None = None
     check: bool = False
-    balance: str = "least_conn"
     listen: tuple[str, ...] = ()
     server_name: tuple[str, ...] = ()
     tls_cert: str | None = None
@@ -64,11 +66,6 @@ def _options() -> list[click.Parameter]:
         click.Option(["--upstream-file"], metavar="FILE", help="Include that part from a file."),
         click.Option(["--output"], metavar="FILE", help="Write to a file, which is whole at every moment."),
         click.Option(["--check"], is_flag=True, help="Print and write nothing that the front end's own program refuses."),
-        click.Option(
-            ["--balance"],
-            metavar="|".join([*front.BALANCES, "hash KEY"]),
-            help="How a worker is chosen; KEY is of nginx's variables, as in 'hash $cookie_session'. [least_conn]",
-        ),
         click.Option(
             ["--listen"],
             metavar="ADDRESS",
@@ -96,7 +93,7 @@ def make() -> click.Command:
     ]
     for one in serving:
         if isinstance(one, click.Option):
-            one.hidden = True
+            one.hidden = one.name not in SHOWN
     return click.Command(
         "forkserve nginx",
         params=[*own, *serving],
@@ -108,7 +105,7 @@ def make() -> click.Command:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `forkserve nginx` with its arguments; return the exit code. Raises ForkserveError."""
-    line = parse(_joined(arguments), make())
+    line = parse(arguments, make())
     wanted = Wanted(**{name: line.pop(name) for name in Wanted.__slots__ if name in line})
     if wanted.format not in (*WRITERS, "json"):
         raise ConfigError(f"--format: {wanted.format!r} is not one of {', '.join([*WRITERS, 'json'])}")
@@ -116,7 +113,9 @@ def main(arguments: Sequence[str]) -> int:
     name = line.pop("name", None) if asks else None
     directory = working_directory()
     loaded = config.load(line, environ=os.environ, directory=directory, cmd_args=cmd_args(os.environ), needs_app=False)
-    made = _front(wanted, _absolute(loaded.settings, directory), _ask(name, wanted.socket) if asks else None)
+    settings = _absolute(loaded.settings, directory)
+    status = _ask(name, wanted.socket) if asks else None
+    made = _front(wanted, settings, status, own=SHOWN & line.keys())
     with _told(f"--format {wanted.format}"):
         text = _text(wanted, made)
     if wanted.check:
@@ -135,15 +134,6 @@ def main(arguments: Sequence[str]) -> int:
         why = error.strerror if isinstance(error, OSError) else error
         raise ForkserveError(f"--output: cannot write {wanted.output}: {why}") from None
     return 0
-
-
-def _joined(arguments: Sequence[str]) -> Iterator[str]:
-    """Make one word of `hash KEY` after --balance, where it was written as two."""
-    words = iter(arguments)
-    for word in words:
-        yield word
-        if word == "--balance" and (way := next(words, None)) is not None:
-            yield f"{way} {next(words, '')}".rstrip() if way == "hash" else way
 
 
 @contextmanager
@@ -186,14 +176,17 @@ def _absolute(settings: Settings, directory: str) -> Settings:
     )
 
 
-def _front(wanted: Wanted, settings: Settings, status: dict[str, Any] | None) -> Front:
-    """Put together what the configuration is made from. Raises ConfigError."""
+def _front(wanted: Wanted, settings: Settings, status: dict[str, Any] | None, own: AbstractSet[str]) -> Front:
+    """Put together what the configuration is made from; of the settings, `own` are not a running server's. Raises ConfigError."""
     name, scheme = settings.name or "forkserve", "https" if settings.certfile else "http"
+    kept_with = settings.balance
     with _told("--name" if status else "nginx"):
         if status is None:
             found = backends.from_settings(settings)
         else:
-            name, settings = status["name"], _told_settings(status, settings)
+            told = _told_settings(status, settings)
+            settings = replace(told, **{one: getattr(settings, one) for one in own})
+            name, kept_with = status["name"], told.balance
             scheme, found = backends.from_status(status)
     if wanted.hosts is not None:
         with _told("--hosts"):
@@ -209,12 +202,11 @@ def _front(wanted: Wanted, settings: Settings, status: dict[str, Any] | None) ->
         settings=settings,
         backends=found,
         scheme=scheme,
-        balance=_read("--balance", front.read_balance, wanted.balance),
         listen=tuple(_read("--listen", front.read_listen, one) for one in wanted.listen),
         server_names=_read("--server-name", front.read_server_names, wanted.server_name),
         certificate=certificate,
         static=tuple((url, os.path.abspath(folder).rstrip("/") + "/") for url, folder in static),
-        upstream_file=_upstream_file(wanted, settings),
+        upstream_file=_upstream_file(wanted, settings, kept_with),
     )
 
 
@@ -225,14 +217,14 @@ def _told_settings(status: dict[str, Any], settings: Settings) -> Settings:
     return replace(settings, **read)
 
 
-def _upstream_file(wanted: Wanted, settings: Settings) -> str | None:
+def _upstream_file(wanted: Wanted, settings: Settings, kept_with: str) -> str | None:
     """Return the file to include: as asked, or the one that the server keeps, which is nginx's and of this machine."""
     if wanted.upstream_file is not None:
         return os.path.abspath(wanted.upstream_file)
     if settings.nginx_upstream is None or wanted.format != "nginx" or wanted.hosts is not None:
         return None
-    if wanted.balance != "least_conn" and not wanted.upstream_only:
-        raise ConfigError(f"--balance: {settings.nginx_upstream} is kept by the server, with least_conn: leave this out")
+    if settings.balance != kept_with and not wanted.upstream_only:
+        raise ConfigError(f"--balance: {settings.nginx_upstream} is kept by the server, with {kept_with}: give it this instead")
     return settings.nginx_upstream
 
 

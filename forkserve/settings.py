@@ -83,6 +83,12 @@ class Settings:
     nginx_reload: str | None = setting(
         None, "Addresses", values.command, "What to run when that file has changed: 'nginx -s reload'; without a shell."
     )
+    balance: str = setting(
+        "least_conn",
+        "Addresses",
+        values.balance,
+        "How a front end chooses a worker, for --nginx-upstream and `forkserve nginx`; KEY is nginx's, as $cookie_session.",
+    )
 
     workers: int = setting(
         1,

@@ -22,6 +22,7 @@ FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token (RFC 9110, section 5.6.2)
 FIELD_VALUE = r"[ -~\xa0-\xff]*"  # what latin-1 can say, without control characters
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
 NONE = "none"  # instead of the path of a socket
+BALANCES = ("least_conn", "round_robin", "ip_hash", "random")
 LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system calls that wait
 
 
@@ -219,6 +220,16 @@ def read_command(value: object) -> str:
     return command if found else refuse(value, "a command line")
 
 
+def read_balance(value: object) -> str:
+    """Read how a front end chooses a worker: one of BALANCES, or `hash KEY`, whose key is made of nginx's variables."""
+    way, _, key = read_text(value).strip().partition(" ")
+    if way == "hash":
+        if not re.fullmatch(r"(?:\$[a-z0-9_]+|[A-Za-z0-9_.:/-])+", key := key.strip()):
+            refuse(value, "a hash with a key of nginx's variables, as in 'hash $cookie_session'")
+        return f"hash {key}"
+    return way if way in BALANCES and not key else refuse(value, f"one of {', '.join(BALANCES)}, or 'hash KEY'")
+
+
 def read_output(value: object) -> object:
     """Read where output goes: a path, - or `syslog:NAME`; from Python also a file object, or a function that gets each line."""
     if hasattr(value, "fileno"):
@@ -248,6 +259,7 @@ switch = Kind("", read_switch, lambda value: "true" if value else "false", switc
 mode = Kind("MODE", read_mode, lambda value: f"0{value:03o}")
 prefix = Kind("PATH", read_prefix)
 command = Kind("COMMAND", read_command)
+balance = Kind("|".join([*BALANCES, "hash KEY"]), read_balance)
 variables = pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE")
 headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)

@@ -6,7 +6,7 @@ would take must come through, and no connection may be closed at the server's en
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from forkserve.frontend.backends import Backend
 from forkserve.prefork.addresses import Address, parse_address
@@ -14,8 +14,6 @@ from forkserve.settings import KIB, TABLE, Settings, flag
 
 NEVER = 20 * 86400.0  # a timeout that is off; more overflows the timers of some
 HEALTH = "/front-health"
-BALANCES = ("least_conn", "round_robin", "ip_hash", "random")
-KEY = re.compile(r"(?:\$[a-z0-9_]+|[A-Za-z0-9_.:/-])+")
 SERVER_NAME = re.compile(r"_|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(\.\*)?")
 URL = re.compile(r"/[A-Za-z0-9._~/-]*")
 EDGE = 16 * KIB  # what a front end adds to a request's head
@@ -23,10 +21,10 @@ EDGE = 16 * KIB  # what a front end adds to a request's head
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """How a worker is chosen: one of BALANCES, or `hash` over a key in nginx's variables."""
+    """How a worker is chosen: one of `values.BALANCES`, or `hash` over a key in nginx's variables."""
 
-    way: str = "least_conn"
-    key: str = ""
+    way: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,6 @@ class Front:
     settings: Settings
     backends: Sequence[Backend]
     scheme: str = "http"
-    balance: Balance = field(default_factory=Balance)
     listen: tuple[Address, ...] = ()
     server_names: tuple[str, ...] = ()
     certificate: tuple[str, str] | None = None
@@ -105,6 +102,12 @@ class Front:
     def ident(self) -> str:
         """The name, as front ends take names and variables."""
         return re.sub("[^A-Za-z0-9_]+", "_", self.name).strip("_") or "forkserve"
+
+    @property
+    def balance(self) -> Balance:
+        """How a worker is chosen."""
+        way, _, key = self.settings.balance.partition(" ")
+        return Balance(way, key)
 
     @property
     def machines(self) -> int:
@@ -163,19 +166,6 @@ class Front:
         each = number // self.machines
         workers = f"{each} worker{'s' if each > 1 else ''}, a port each"
         return f"{self.name}: forkserve's {workers}" + (f", on {self.machines} machines" if self.remote else "")
-
-
-def read_balance(text: str) -> Balance:
-    """Read `least_conn`, `hash KEY` and so on. Raises ValueError."""
-    way, _, key = text.strip().partition(" ")
-    key = key.strip()
-    if way == "hash":
-        if not KEY.fullmatch(key):
-            raise ValueError(f"{text!r}: hash needs a key of nginx's variables, as in 'hash $cookie_session'")
-        return Balance("hash", key)
-    if way not in BALANCES or key:
-        raise ValueError(f"{text!r} is not one of {', '.join(BALANCES)}, or 'hash KEY'")
-    return Balance(way)
 
 
 def read_listen(text: str) -> Address:

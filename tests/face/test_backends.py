@@ -7,10 +7,10 @@ import pytest
 from forkserve import config
 from forkserve.frontend.backends import Backend, from_settings, from_status, on_machines
 from forkserve.frontend.check import write_whole
-from forkserve.frontend.front import Front, read_balance
+from forkserve.frontend.front import Front
 from forkserve.frontend.nginx_conf import render_upstream
 from forkserve.prefork.addresses import parse_address
-from forkserve.settings import Settings
+from forkserve.settings import TABLE, Settings
 
 
 def settings(**given: object) -> Settings:
@@ -58,7 +58,7 @@ def test_a_slot_that_is_down_here_need_not_be_so_elsewhere() -> None:
 
 
 def test_balance_is_read_as_it_is_written() -> None:
-    assert read_balance(" hash  $cookie_a$http_b ").key == "$cookie_a$http_b"
+    assert TABLE["balance"].kind.read(" hash  $cookie_a$http_b ") == "hash $cookie_a$http_b"
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -258,6 +258,22 @@ def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_pa
     assert [get(row["port"]).status for row in server.rows()] == [200] * 3
 
 
+def test_the_balancing_is_the_servers_and_a_reload_changes_it(shop: Live, tmp_path: Path) -> None:
+    server = shop("--workers", 2, reload=None, files={"forkserve.toml": "balance = 'ip_hash'"})
+    server.told("up", "up")
+    assert "    ip_hash;" in server.upstream.read_text()
+    ask = ("nginx", "--socket", str(tmp_path / "control"))
+    assert f"include {server.upstream};" in run(*ask, "--balance", "ip_hash").stdout
+    other = run(*ask, "--balance", "random")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert other.stderr == f"forkserve: --balance: {server.upstream} is kept by the server, with ip_hash: give it this instead\n"
+    assert "    random two least_conn;" in run(*ask, "--balance", "random", "--upstream-only").stdout
+
+    server.save("balance = 'hash $cookie_sid'", "forkserve.toml")
+    assert server.ask("reload")["ok"]
+    eventually(lambda: "    hash $cookie_sid consistent;" in server.upstream.read_text(), server.upstream.read_text)
+
+
 def test_shared_addresses_are_one_server(shop: Live, tmp_path: Path) -> None:
     server = shop("--bind", f"unix:{tmp_path}/s", "--workers", 2)
     server.told("up", "up")
