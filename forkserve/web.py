@@ -132,8 +132,7 @@ class HTTPWorker(Worker):
         write_access = None if access is None else access.write
         site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
         self._service = service = Service(site)
-        if app.interface == "wsgi" and service.pool is None:
-            self._turns = site.inline
+        self._turns = service.turns
         if "pre_request" in self.hooks or "post_request" in self.hooks:
             service.tell(self._pre_request, self._post_request)
         loop.add_reader(self.channel.fileno(), self.on_channel)

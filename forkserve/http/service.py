@@ -45,6 +45,7 @@ class Service:
         self.site = site
         self.loop = site.loop
         self.pool: ThreadPool | None = None
+        self.turns: Turns | None = None  # for an application that is called inline
         self.in_hand = InHand(site)
         self._lifespan: Lifespan | None = None
         self._acceptors: list[Acceptor] = []
@@ -56,7 +57,7 @@ class Service:
             site.pool = self.pool = ThreadPool(site, site.settings.threads)
             site.new_exchange = ThreadedExchange
         else:
-            site.inline = Turns(site)
+            site.inline = self.turns = Turns(site)
             site.new_exchange = WSGIExchange
 
     def tell(self, on_request: Callable[[Exchange], None] | None, on_answer: Callable[[Exchange], None] | None) -> None:
@@ -101,7 +102,7 @@ class Service:
             period: At most `SWEEP`.
             on_sweep: Called after each look at all connections, every `SWEEP` seconds.
         """
-        self._acceptors = [Acceptor(self.site, sock, after_you) for sock, after_you in sockets]
+        self._acceptors = [Acceptor(self.site, sock, after_you, self.turns if after_you else None) for sock, after_you in sockets]
         for acceptor in self._acceptors:
             acceptor.start()
         self._on_tick, self._on_sweep, self._period = on_tick, on_sweep, period
@@ -125,7 +126,7 @@ class Service:
         Django's ORM refuses to work where one runs, and ``asyncio.run()`` does. Hidden once and for all: to do it around every
         call would cost half a microsecond, and nothing here asks asyncio which loop is running.
         """
-        if self.site.interface == "wsgi" and self.pool is None:
+        if self.turns is not None:
             asyncio._set_running_loop(None)  # noqa: SLF001 - asyncio's own means for whoever runs a loop
 
     async def ask(self, path: str) -> int:

@@ -39,12 +39,12 @@ OUTPUT_IN_MEMORY = 1 << 20
 class Turns:
     """Who may call the application: one exchange at a time, in the order of arrival."""
 
-    __slots__ = ("_begin", "_end", "_holder", "_loop", "_waiting")
+    __slots__ = ("_begin", "_end", "_ended", "_holder", "_loop", "_waiting")
 
     def __init__(self, site: Site) -> None:
         self._loop = site.loop
         self._begin = site.observer.begin
-        self._end = site.observer.end
+        self._end = self._ended = site.observer.end
         self._holder: WSGIExchange | None = None
         self._waiting: deque[WSGIExchange | Callable[[], None]] = deque()
 
@@ -68,6 +68,16 @@ class Turns:
             call()
         else:
             self._waiting.append(call)
+
+    def when_one_has_ended(self, call: Callable[[], None]) -> None:
+        """Call it when the application call under way, or else the next one, has ended; only the last that was asked for."""
+
+        def end() -> None:
+            self._end = self._ended
+            self._ended()
+            call()
+
+        self._end = end
 
     def leave(self) -> None:
         """The call has ended."""

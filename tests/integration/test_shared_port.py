@@ -82,6 +82,38 @@ def test_a_busy_worker_is_passed_by(serve: Start, tmp_path: Path) -> None:
         assert slow.answer().status == 200
 
 
+def test_what_waits_goes_to_the_worker_that_is_free_first(serve: Start, tmp_path: Path) -> None:
+    """All are busy, and one that gets free takes one connection only: the next is had by whoever gets free after it."""
+    notes, gates = tmp_path / "notes", [tmp_path / f"gate{number}" for number in range(4)]
+    command = serve("tests.integration.small_apps:gated", "--workers", 2, "--bind", "127.0.0.1:0", env={"NOTES": str(notes)})
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(command.port)) for _ in range(2)]
+        for number, client in enumerate(clients):
+            client.request(f"/{number}?{gates[number]}", "Connection: close")
+            command.wait_for(f"came /{number}", notes)
+        clients += [stack.enter_context(Client(command.port)) for _ in range(2)]
+        for number in (2, 3):
+            clients[number].request(f"/{number}?{gates[number]}", "Connection: close")
+        gates[0].touch()
+        assert clients[0].answer().status == 200
+        command.wait_for("came /2", notes)
+        gates[3].touch()
+        gates[1].touch()
+        assert clients[3].answer().status == 200, "it did not wait behind what the first worker has in hand"
+        gates[2].touch()
+        assert [clients[number].answer().status for number in (1, 2)] == [200, 200]
+
+
+def test_connections_without_a_request_hold_up_nobody(serve: Start) -> None:
+    command = serve("tests.integration.small_apps:who", "--workers", 2, "--bind", "127.0.0.1:0")
+
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(Client(command.port)) for _ in range(300)]
+        assert {get(command.port).status for _ in range(20)} == {200}
+        assert {client.get().status for client in silent} == {200}
+
+
 @pytest.mark.parametrize("app", ["who", "who_asgi"])
 def test_idle_workers_sleep(serve: Start, app: str) -> None:
     command = serve(f"tests.integration.small_apps:{app}", "--workers", 2, "--bind", "127.0.0.1:0")
