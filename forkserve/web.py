@@ -149,7 +149,7 @@ class HTTPWorker(Worker):
                 raise BootError(f"--warmup {self.settings.warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
         if not self.draining:
             shared = any(listener.slot is None for listener in self.listeners)
-            sockets = [(one.sock, None if one.slot is not None else self._siblings_are_freer) for one in self.listeners]
+            sockets = [(one.sock, None if one.slot is not None else self._least_busy) for one in self.listeners]
             period = min(PULSE if shared else SWEEP, self.settings.timeout / 3 or SWEEP)  # a beat comes well before it is due
             service.accept(sockets, self._note, period, self._note_in_hand)
             self.row.refresh = partial(self._note_in_hand, stuck=True)
@@ -173,16 +173,14 @@ class HTTPWorker(Worker):
         response = Response(line[9:].strip().decode("latin-1"), code, exchange.sent)
         run_hook(self.hooks, "post_request", self, Request.of(exchange), exchange.given or {}, response)
 
-    def _siblings_are_freer(self) -> bool:
-        """Whether one that listens on the same address has fewer connections than this worker, and time for another."""
-        mine = len(self._service.site.connections)
-        if not mine:
-            return False
+    def _least_busy(self) -> float | None:
+        """How many connections that sibling has that has the fewest, and time for more; None if there is no sibling."""
+        siblings = self.scoreboard.siblings(self.row)
+        if not siblings:
+            return None
         since = monotonic_ns() - SILENT
-        return any(
-            row.cells[CONNECTIONS] < mine and not row.cells[STARTED] and row.cells[BEAT] > since
-            for row in self.scoreboard.siblings(self.row)
-        )
+        free = (row.cells[CONNECTIONS] for row in siblings if not row.cells[STARTED] and row.cells[BEAT] > since)
+        return min(free, default=inf)
 
     def _note(self) -> None:
         """Write down how things stand."""

@@ -1,4 +1,4 @@
-"""Takes connections from one listening socket.
+"""Takes connections from one listening socket; where other processes listen on it, too: `sharedqueue`.
 
 Not ``loop.create_server``, even for a worker alone on its port: asyncio pauses for a second when descriptors run out,
 libuv closes what it cannot take, and neither lets a draining worker empty the queue before it stops.
@@ -20,18 +20,11 @@ from forkserve.http.proxyheader import LONGEST, ProxyHeader, ProxyHeaderError, r
 
 if TYPE_CHECKING:
     from forkserve.http.site import Site
-    from forkserve.http.wsgi import Turns
 
 AT_ONCE = 64
-"""Connections taken per wake-up where nobody else listens."""
+"""Connections taken per wake-up."""
 PAUSE = 0.1
 """Seconds without accepting when descriptors or memory have run out."""
-COURTESY = 0.002
-"""Seconds that a less busy sibling has to take a connection before we do."""
-FIRST_REQUEST = 0.005
-"""Seconds in which the request of a new connection is expected, where another one had better wait in the queue meanwhile."""
-FREELY = 64
-"""Connections taken without that, at the most, where requests do not come so soon: clients are far away, or mean no good."""
 HANDSHAKE = "handshake"
 """Name of the tasks in which connections are set up."""
 # accept(2): "treat them like EAGAIN by retrying"; that client has gone already.
@@ -50,25 +43,12 @@ class Acceptor:
     Args:
         site: What the connections share.
         sock: Listening and non-blocking; stays the caller's.
-        after_you: For a socket that siblings listen on, too: whether one of them has less to do than we.
-        turns: For an application whose calls hold this thread: a connection that we take then waits for them, while in the queue
-            it would be had by whichever sibling is free first. So on such a socket the next one is taken after the call for the
-            last one. (With a front end that opens a connection for each request, four workers and one slow request in ten, the
-            99th percentile of the others was half as high again without.)
     """
 
-    def __init__(
-        self, site: Site, sock: socket.socket, after_you: Callable[[], bool] | None = None, turns: Turns | None = None
-    ) -> None:
+    def __init__(self, site: Site, sock: socket.socket) -> None:
         self._site = site
         self._loop = site.loop
         self._sock = sock
-        self._after_you = after_you
-        self._turns = turns
-        self._expecting = False  # the request of the last connection
-        self._silent = 0  # how often in a row there was none; each time more connections are taken freely
-        self._freely = 0
-        self._yielded_until = 0.0
         self._warned = False
         self._stopped = False
         self._connecting: set[asyncio.Task[None]] = set()
@@ -92,45 +72,15 @@ class Acceptor:
         self._loop.remove_reader(self._sock)
 
     def _ready(self) -> None:
-        if self._after_you is None:
-            for _ in range(AT_ONCE):
-                if not self._accept():
-                    return
-        elif self._loop.time() < self._yielded_until or not self._after_you():
-            self._yielded_until = 0.0
-            if self._accept() and self._turns is not None:
-                self._wait_for_request(self._turns)
-        else:
-            # Twice the time, for the timer's lateness; after that it is another connection, for which to step back again.
-            self._yielded_until = self._loop.time() + 2 * COURTESY
-            self._rest(COURTESY, self.start)
-
-    def _wait_for_request(self, turns: Turns) -> None:
-        """Accept no more until the application has been called for the connection just taken, or no request has come."""
-        if self._freely:
-            self._freely -= 1
-            return
-        self._expecting = True
-        self._rest(FIRST_REQUEST, self._no_request)
-        turns.when_one_has_ended(self._called)
-
-    def _called(self) -> None:
-        if self._expecting and self._timer is not None:
-            self._expecting, self._silent = False, 0
-            self._timer.cancel()
-            self.start()
-
-    def _no_request(self) -> None:
-        self._expecting = False
-        self._silent += 1
-        self._freely = min(1 << self._silent, FREELY)
-        self.start()
+        for _ in range(AT_ONCE):
+            if not self._accept():
+                return
 
     def _rest(self, seconds: float, then: Callable[[], None]) -> None:
-        if self._stopped:
-            return
-        self._loop.remove_reader(self._sock)
-        self._timer = self._loop.call_later(seconds, then)
+        """Accept nothing for so long; `then` calls `start`."""
+        if not self._stopped:
+            self._loop.remove_reader(self._sock)
+            self._timer = self._loop.call_later(seconds, then)
 
     def _accept(self) -> bool:
         """Take one connection; whether there may be another."""

@@ -11,6 +11,7 @@ from forkserve.http.asgi import REQUEST, ASGIExchange
 from forkserve.http.connection import Connection
 from forkserve.http.inhand import InHand
 from forkserve.http.lifespan import Lifespan
+from forkserve.http.sharedqueue import SharedAcceptor
 from forkserve.http.threads import ThreadedExchange, ThreadPool
 from forkserve.http.websocket import WebSocket
 from forkserve.http.wsgi import Turns, WSGIExchange
@@ -89,7 +90,7 @@ class Service:
 
     def accept(
         self,
-        sockets: Iterable[tuple[socket.socket, Callable[[], bool] | None]],
+        sockets: Iterable[tuple[socket.socket, Callable[[], float | None] | None]],
         on_tick: Callable[[], None],
         period: float,
         on_sweep: Callable[[], None] = lambda: None,
@@ -97,12 +98,15 @@ class Service:
         """Accept connections from now on.
 
         Args:
-            sockets: Listening sockets; with each, for one that siblings share, whether one of them has less to do.
+            sockets: Listening sockets; with each, for one that others share, how much those have to do (`SharedAcceptor`).
             on_tick: Called every ``period`` seconds.
             period: At most `SWEEP`.
             on_sweep: Called after each look at all connections, every `SWEEP` seconds.
         """
-        self._acceptors = [Acceptor(self.site, sock, after_you, self.turns if after_you else None) for sock, after_you in sockets]
+        self._acceptors = [
+            Acceptor(self.site, sock) if least_busy is None else SharedAcceptor(self.site, sock, least_busy, self.turns)
+            for sock, least_busy in sockets
+        ]
         for acceptor in self._acceptors:
             acceptor.start()
         self._on_tick, self._on_sweep, self._period = on_tick, on_sweep, period
