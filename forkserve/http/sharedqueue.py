@@ -5,14 +5,15 @@ Each decides by itself, with a look at what the others have in hand:
 - Who has more connections than the least busy one steps back for a moment. Without that, kept ones pile up on whoever wakes up
   first (16 of them, 4 processes: all 16 on one). But while many come that bring one request each and are gone, it would only cost
   time (1,700 in a second instead of 10,000, from 32 clients): then some more are no reason.
-- Where calls to the application hold the thread, one connection is taken at a time, and the next after the call for it. In
-  the queue it is had by whoever is free first; taken, it waits for us. (A front end that opens a connection for each
-  request, four workers, one slow request in ten: the 99th percentile of the others was 1.4 times as high without.)
+- Where calls to the application hold the thread, and all others are in one, no connection is taken before the call for the last
+  one: in the queue it is had by whoever is free first; taken, it waits for us. (A front end that opens a connection for
+  each request, four workers, one slow request in ten: the 99th percentile of the others was 1.4 times as high without.)
   Where no request comes soon, as clients are far away or mean no good, more and more are taken without waiting.
 """
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from forkserve.http.acceptor import Acceptor
@@ -54,53 +55,65 @@ class SharedAcceptor(Acceptor):
         self._taken = 0  # of WINDOW
         self._before = 0, 0, 0.0  # connections, requests and time when it began
         self._rush_until = 0.0
-        self._expecting = False  # the request of the last one
+        self._expected_until = 0.0  # the request of the last connection
+        self._requests_before = 0
         self._in_vain = 0  # in a row
-        self._spared = 0  # connections whose request will not be waited for
+        self._spared = 0  # connections whose request is not waited for
+        self._waiting = False
+
+    def stop(self) -> None:
+        """Take what waits in the queue, then accept no more."""
+        super().stop()
+        self._waiting = False
 
     def _ready(self) -> None:
-        least = self._least_busy()
+        least, now = self._least_busy(), self._loop.time()
         if least is None:
             super()._ready()
-        elif len(self._site.connections) > least + (WINDOW if self._loop.time() < self._rush_until else 0):
+        elif len(self._site.connections) + len(self._connecting) > least + (WINDOW if now < self._rush_until else 0):
             self._rest(COURTESY, self._come_back)
+        elif least == inf and self._turns is not None and self._expects_request(now):
+            self._waiting = True
+            self._rest(self._expected_until - now, self._not_called)
+            self._turns.when_one_has_ended(self._called)
         else:
-            self._take()
+            self._take(now)
+
+    def _expects_request(self, now: float) -> bool:
+        return now < self._expected_until and self._site.requests == self._requests_before
 
     def _come_back(self) -> None:
         self.start()
-        self._take()
+        self._take(self._loop.time())
 
-    def _take(self) -> None:
-        """Take one connection, if there is one; and where that is worth it, the next when the application was called for it."""
+    def _take(self, now: float) -> None:
+        """Take one connection, if there is one."""
         if not self._accept():
             return
         self._taken += 1
         if self._taken == WINDOW:
-            self._judge()
+            self._judge(now)
         if self._spared:
             self._spared -= 1
-        elif self._turns is not None:
-            self._expecting = True
-            self._rest(FIRST_REQUEST, self._not_called)
-            self._turns.when_one_has_ended(self._called)
+        else:
+            self._expected_until, self._requests_before = now + FIRST_REQUEST, self._site.requests
 
-    def _judge(self) -> None:
+    def _judge(self, now: float) -> None:
         """See whether they came fast and do not stay: few are still there, and they brought hardly more than a request each."""
-        now = len(self._site.connections), self._site.requests, self._loop.time()
-        more, requests, seconds = (after - before for after, before in zip(now, self._before, strict=True))
+        after = len(self._site.connections), self._site.requests, now
+        more, requests, seconds = (one - other for one, other in zip(after, self._before, strict=True))
         if more < WINDOW / 2 and requests < 2 * WINDOW and seconds < RUSH:
-            self._rush_until = now[2] + RUSH
-        self._taken, self._before = 0, now
+            self._rush_until = now + RUSH
+        self._taken, self._before = 0, after
 
     def _called(self) -> None:
-        if self._expecting and self._timer is not None:
-            self._expecting, self._in_vain = False, 0
+        if self._waiting and self._timer is not None:
+            self._waiting, self._in_vain = False, 0
             self._timer.cancel()
             self.start()
 
     def _not_called(self) -> None:
-        self._expecting = False
+        self._waiting = False
         self._in_vain += 1
         self._spared = min(1 << self._in_vain, MOST)
         self.start()

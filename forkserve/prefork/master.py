@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import os
 import random
 import signal
@@ -116,6 +117,9 @@ class Master(Steering):
             rehearse(birth.handed, self.worker_class, self.settings, self.pool)
         with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup:
             self._set_up(cleanup, last)
+            # What is here now stays: the collectors of workers need not write into every page that they share with us.
+            gc.collect()
+            gc.freeze()
             while not self.pool.done:
                 self.children.read_beats()
                 if self.front is not None:

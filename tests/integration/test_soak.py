@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.command import descriptors, eventually, exists, state
+from tests.integration.command import DEADLINE, descriptors, eventually, exists, state
 from tests.integration.conftest import Start
 from tests.integration.load import Failure, Load
 from tests.integration.site import Site, source
@@ -99,7 +99,8 @@ def test_soak(start: Start, tmp_path: Path) -> None:
 
     with Load(fixed, fresh=4, kept=6) as load:
         end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < end or before is None:
+            assert now < end + DEADLINE, f"two reloads do not end: {reloads}"
             if reload.due():
                 if pending is not None:
                     reloads.append(pending.answer)
@@ -113,7 +114,7 @@ def test_soak(start: Start, tmp_path: Path) -> None:
                 site.begin("scale", chance.randint(2, 5), timeout=30).abandon()
             if before is None and len(reloads) == 2:
                 before = memory(site.command.pid)
-            eventually(lambda: min(reload.wait(), end_one.wait(), scale.wait(), end - time.monotonic()) <= 0, "the next thing")
+            eventually(lambda: min(reload.wait(), end_one.wait(), scale.wait()) <= 0, "the next thing")
         if pending is not None:
             reloads.append(pending.answer)
         site.begin("scale", 4).abandon()
