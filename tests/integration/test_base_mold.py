@@ -114,6 +114,8 @@ def test_what_is_not_the_projects_stays_loaded_until_it_changes(site: Site) -> N
 
 def test_what_cannot_be_shared_is_left_out_and_the_rest_stays(site: Site) -> None:
     site.add("good.py")
+    site.add("broken.py", "import nowhere")
+    site.add("hopeful.py", "try:\n    import broken\nexcept ImportError:\n    pass")  # as in the worker, it goes without
     site.add("alone.py", "import sys\nif 'myapp' not in sys.modules: raise RuntimeError('not alone')")
     site.add("user.py", "import alone")
     site.add("starter.py", "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()")
@@ -122,19 +124,19 @@ def test_what_cannot_be_shared_is_left_out_and_the_rest_stays(site: Site) -> Non
     site.add("opener.py", "import socket\nSOCKET = socket.socket()")
     site.add("knower.py", "import os\nOWN = os.getpid()")
     site.add("caller.py", "import subprocess\nTEXT = subprocess.check_output(['echo', 'called'])")
-    names = ("good", "user", "starter", "puller", "reader", "opener", "knower", "caller")
-    values = "good.PID, user.PID, reader.MODE, puller.PID, caller.TEXT, knower.OWN"
+    names = ("good", "hopeful", "user", "starter", "puller", "reader", "opener", "knower", "caller")
+    values = "good.PID, hopeful.PID, user.PID, reader.MODE, puller.PID, caller.TEXT, knower.OWN"
     site.save(1, *names, before="import os\nos.environ['MODE'] = 'one'\n", values=values)
     site.serve()
     left_out = site.made()[2]
-    assert set(re.findall(r"'(\w+)':", left_out)) == {*names, "alone"} - {"good"}
+    assert set(re.findall(r"'(\w+)':", left_out)) == {*names, "alone"} - {"good", "hopeful"}
     for why in ("RuntimeError: not alone", "imports alone", "threads", "imports helper", "reads MODE", "descriptors", "its pid"):
         assert why in left_out
     base = site.base
     site.save(2, *names, before="import os\nos.environ['MODE'] = 'two'\n", values=values)
     answer = site.until("version 2 ")
     worker = int(re.findall(r"\d+", answer)[-1])
-    assert f"('{base}', '{worker}', 'two', '{worker}', b'called\\n', {worker})" in answer
+    assert f"('{base}', '{base}', '{worker}', 'two', '{worker}', b'called\\n', {worker})" in answer
     assert site.imports("user")[-1] == worker
 
 

@@ -94,6 +94,11 @@ def test_the_environment_that_the_project_changes(trial: Trial) -> None:
         ("import os\nos.environ['A'] = 'b'", "environ"),
         ("import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)", "signals"),
         ("FILE = open('/dev/null')", "descriptors"),
+        ("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()", "threads, native threads"),
+        (
+            "import _thread\nLOCK = _thread.allocate_lock()\nLOCK.acquire()\n_thread.start_new_thread(LOCK.acquire, ())",
+            "native threads",
+        ),
         ("import logging\nlogging.basicConfig()", "logging"),
         ("import sys\nclass Hook:\n    find_spec = lambda *_: None\nsys.meta_path.insert(0, Hook)", "finders"),
     ],
@@ -102,6 +107,31 @@ def test_what_changes_its_process_at_import(trial: Trial, text: str, why: str) -
     trial.add("changer", text)
     trial.add("innocent")
     assert trial.judge() == (["innocent"], {"changer": f"at import it changes or leaves: {why}"})
+
+
+def test_a_thread_that_is_stopped_before_a_fork_does_no_harm(trial: Trial) -> None:
+    """As OpenBLAS does, and with it numpy; here it is a Python thread that only the system knows of."""
+    trial.add(
+        "blas_like",
+        "import _thread, os\nlock, over = _thread.allocate_lock(), _thread.allocate_lock()\nlock.acquire()\nover.acquire()\n"
+        "def run():\n    lock.acquire()\n    over.release()\n"
+        "def stop():\n    if lock.locked():\n        lock.release()\n        over.acquire()\n        over.release()\n"
+        "    while len(os.listdir('/proc/self/task')) > 1:\n        pass\n"
+        "_thread.start_new_thread(run, ())\nos.register_at_fork(before=stop)\n",
+    )
+    trial.add("user", "import blas_like")
+    assert trial.judge() == (["blas_like", "user"], {})
+
+
+def test_what_could_not_be_imported_may_be_tried_again(trial: Trial) -> None:
+    trial.add("optional", "import nowhere")
+    trial.add("mended")
+    trial.listed = [(name, "", False) for name, _, _ in trial.listed]
+    for name in ("optional", "mended"):
+        trial.add(f"uses_{name}", f"try:\n    import {name}\nexcept ImportError:\n    pass")
+    cleared, left_out = trial.judge()
+    assert cleared == ["optional", "uses_optional"]
+    assert left_out == {"mended": "its import does not raise any more", "uses_mended": "it imports mended"}
 
 
 def test_another_file_than_the_workers(trial: Trial) -> None:

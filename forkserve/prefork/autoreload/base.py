@@ -69,7 +69,8 @@ class Base:
         if facts is not None and not self._judge(facts, based=message["base"] is not None, stale=message["stale"]):
             return
         for name, origin, late in message["modules"]:
-            self._modules.setdefault(name, Loaded(name, origin, late))
+            if name not in self._modules or not self._modules[name].origin:
+                self._modules[name] = Loaded(name, origin, late)
         self._make_if_needed()
 
     def _judge(self, facts: Facts, *, based: bool, stale: bool) -> bool:
@@ -108,11 +109,14 @@ class Base:
         if self._child is not None and self._made_of is not None:
             settings, hooks, names, facts = self._made_of
             same = (settings, hooks, facts) == (forker.settings, forker.hooks, self._facts)
-            if same and names.issuperset(self._modules):
+            if same and names.issuperset(self._loaded()):
                 return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._master.poller.at(time.monotonic() + self._delay, self._make)
+
+    def _loaded(self) -> set[str]:
+        return {one.name for one in self._modules.values() if one.origin}
 
     def _make(self) -> None:
         """Make one in the place of the one that there is; not while a worker boots."""
@@ -133,7 +137,7 @@ class Base:
             self._delay = min(2 * self._delay, LONGEST_DELAY)
             self._make_if_needed()
             return
-        self._made_of = forker.settings, forker.hooks, set(self._modules), self._facts
+        self._made_of = forker.settings, forker.hooks, self._loaded(), self._facts
         self._master.poller.watch(self._child.channel, READ, self._hear)
         if self._child.pid is not None:
             self._master.children.others[self._child.pid] = functools.partial(self._reaped, self._child)

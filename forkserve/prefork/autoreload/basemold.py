@@ -97,7 +97,7 @@ class BaseMold(Mold):
         self._ignore_signals()
         gc.collect()
         gc.freeze()
-        context.channel.send({"type": "cleared", "count": len(cleared), "left_out": left_out})
+        context.channel.send({"type": "cleared", "count": sum(bool(one.origin) for one in cleared), "left_out": left_out})
 
     def _explain(self) -> None:
         """See that what was replaced is the doing of these modules. Raises BootError: they may be those that must come later."""

@@ -17,6 +17,7 @@ from importlib.machinery import (
     FrozenImporter,
     ModuleSpec,
     NamespaceLoader,
+    PathFinder,
     SourceFileLoader,
 )
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -93,6 +94,7 @@ class Outside:
         self._facts: Facts | None = None
         self._environ: Any = None
         self._finders: list[Any] = []
+        self._asked: set[str] = set()  # names of all modules that somebody tried to import
         self._early: set[str] | None = None  # what was loaded when the project changed the environment
         self._told = False
         self.base: int | None = None  # the number of the base mold that this worker was forked from
@@ -106,8 +108,12 @@ class Outside:
         self._finders = list(sys.meta_path)
         sys.meta_path.insert(0, self)
 
-    def find_spec(self, *_: object) -> None:
-        """Find nothing, but note that the environment is no longer as it was."""
+    def find_spec(self, name: str, *_: object) -> None:
+        """Find nothing, but note who is looked for, and that the environment is no longer as it was."""
+        self._asked.add(name)
+        self._note_environ()
+
+    def _note_environ(self) -> None:
         if self._early is None and _environ() != self._environ:
             self._early = set(sys.modules)
 
@@ -115,7 +121,7 @@ class Outside:
         """Look no more: the app is loaded, and what changes from now on changes no import of it."""
         if self._environ is None:
             return
-        self.find_spec()
+        self._note_environ()
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         self._facts = self._compare()
@@ -138,13 +144,29 @@ class Outside:
             facts = None
 
     def _modules(self) -> Iterator[tuple[str, str, bool]]:
-        """Name, origin, and whether it was loaded when the project had changed the environment; in the order of loading."""
+        """Name, origin, and whether it was loaded when the project had changed the environment; in the order of loading.
+
+        The origin is empty for those that are there, but cannot be imported: whoever tries goes on without them.
+        """
         names = [name for name in list(sys.modules) if name not in self._seen]
         self._seen.update(names)
         for name in names:
             origin = origin_of(name)
             if origin is not None and not any(map(self._is_projects, places(origin))):
                 yield name, origin, self._early is not None and name not in self._early
+        for name in sorted(self._asked.difference(sys.modules)):
+            if self._raises(name):
+                yield name, "", self._early is not None
+        self._asked.clear()
+
+    def _raises(self, name: str) -> bool:
+        """Whether a module that was not loaded is there, outside the project, so that its import must have raised."""
+        parent = name.rpartition(".")[0]
+        path = getattr(sys.modules.get(parent), "__path__", None)
+        if parent and path is None:
+            return False
+        spec = PathFinder.find_spec(name, path)
+        return spec is not None and spec.origin is not None and not self._is_projects(spec.origin)
 
     def _is_projects(self, path: str) -> bool:
         both = path, os.path.realpath(path)

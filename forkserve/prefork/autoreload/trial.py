@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from forkserve.prefork.autoreload.outside import origin_of
 from forkserve.prefork.libc import PDEATHSIG, prctl
+from forkserve.prefork.preload.leftovers import stop_native_threads
 
 ROUNDS: Final = 30  # each leaves out at least one module more
 LIMIT: Final = 120  # seconds for one
@@ -35,7 +36,10 @@ ALWAYS_CHANGED: Final = "DJANGO_SETTINGS_MODULE"
 
 
 class Loaded(NamedTuple):
-    """One module that a worker has loaded: `late` if the project's code had changed the environment before."""
+    """One module that a worker has loaded: `late` if the project's code had changed the environment before.
+
+    Without an origin it is one that a worker has tried to load: it must raise here too.
+    """
 
     name: str
     origin: str
@@ -65,9 +69,10 @@ def clear(modules: Sequence[Loaded], changed: Sequence[str]) -> tuple[list[Loade
 def load(modules: Sequence[Loaded]) -> None:
     """Import what was cleared. Raises ImportError if it is not the same as in the trial, or whatever a module raises."""
     before = set(sys.modules)
-    for one in modules:
-        importlib.import_module(one.name)
-    strangers = set(sys.modules) - before - {one.name for one in modules}
+    loaded = [one.name for one in modules if one.origin]
+    for name in loaded:
+        importlib.import_module(name)
+    strangers = set(sys.modules).difference(before, loaded)
     strangers = {name for name in strangers if origin_of(name) is not None}
     if strangers:
         raise ImportError(f"{', '.join(sorted(strangers))}: not on the list")
@@ -107,6 +112,7 @@ class _Trial:
         self._changed = frozenset(changed)
         self._blamed: dict[str, str] = {}
         self._importing: list[str] = []  # each imports the next
+        self._forking = False
         self._state: _State
 
     def run(self) -> dict[str, str]:
@@ -114,6 +120,8 @@ class _Trial:
         self._watch()
         self._state = _State.look()
         for one in self._modules.values():
+            if not one.origin:
+                continue
             if one.name not in sys.modules:
                 with contextlib.suppress(BaseException):
                     importlib.import_module(one.name)
@@ -167,8 +175,12 @@ class _Trial:
                 execute(loader, module)
                 self._look()
             except BaseException as error:
-                self._blame(f"{type(error).__name__}: {error}"[:200])
+                self._raised(name, error)
                 raise
+            else:
+                if self._raised_before(name):
+                    self._blame("its import does not raise any more")
+                    raise ImportError(name)
             finally:
                 self._importing.pop()
 
@@ -180,12 +192,20 @@ class _Trial:
             try:
                 return create(loader, spec)
             except BaseException as error:
-                self._blame(f"{type(error).__name__}: {error}"[:200])
+                self._raised(spec.name, error)
                 raise
             finally:
                 self._importing.pop()
 
         return create_module
+
+    def _raised_before(self, name: str) -> bool:
+        one = self._modules.get(name)
+        return one is not None and not one.origin
+
+    def _raised(self, name: str, error: BaseException) -> None:
+        if not self._raised_before(name):
+            self._blame(f"{type(error).__name__}: {error}"[:200])
 
     def _judge_native(self, name: str) -> None:
         """What C code asks the environment for, nobody sees; the standard library's asks for nothing."""
@@ -208,13 +228,18 @@ class _Trial:
         return tell
 
     def _audit(self, event: str, _arguments: object) -> None:
-        if event in REFUSED:
+        if event in REFUSED and not self._forking:
             self._blame(f"{event} at import")
             raise ImportError(event)
 
     def _look(self) -> None:
         """See whether the module just imported has left anything that it should not."""
         now = _State.look()
+        if now.native_threads != self._state.native_threads:
+            self._forking = True
+            stop_native_threads()
+            self._forking = False
+            now = _State.look()
         if found := now.differences(self._state):
             self._blame(f"at import it changes or leaves: {', '.join(found)}")
             self._state = now
@@ -225,6 +250,7 @@ class _State:
     """What an import must leave as it is."""
 
     threads: list[str]
+    native_threads: list[str]
     descriptors: list[str]
     environ: dict[bytes, bytes]
     path: list[str]
@@ -236,7 +262,8 @@ class _State:
     @classmethod
     def look(cls) -> _State:
         return cls(
-            sorted(os.listdir("/proc/self/task")) + [one.name for one in threading.enumerate()],
+            [one.name for one in threading.enumerate()],
+            sorted(os.listdir("/proc/self/task")),
             sorted(os.listdir("/proc/self/fd")),
             dict(os.environ._data),  # type: ignore[attr-defined]  # noqa: SLF001 - without a look at it being seen
             list(sys.path),
@@ -248,5 +275,6 @@ class _State:
 
     def differences(self, before: _State) -> list[str]:
         """Name what is not as it was. A finder that is asked last changes nothing that was there."""
-        found = [name for name in self.__slots__ if name != "finders" and getattr(self, name) != getattr(before, name)]
+        names = (name for name in self.__slots__ if name != "finders" and getattr(self, name) != getattr(before, name))
+        found = [name.replace("_", " ") for name in names]
         return found + ["finders"] * (self.finders[: len(before.finders)] != before.finders)

@@ -49,9 +49,20 @@ def refuse_threads(settings: Settings) -> None:
         )
 
 
+def stop_native_threads() -> None:
+    """Have libraries stop those of their threads that are in the way of a fork, as OpenBLAS (numpy) does: by a fork."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    with contextlib.suppress(ChildProcessError):  # the app lets the system reap
+        os.waitpid(child, 0)
+
+
 def others(before: Before) -> list[str]:
     """Return in words what else is left: native threads, sockets, event loops."""
     python = {thread.native_id for thread in threading.enumerate()}
+    if _tasks() - before.tasks - python:
+        stop_native_threads()
     found = [f"native thread {_task_name(task)!r}" for task in sorted(_tasks() - before.tasks) if task not in python]
     new = sorted(set(_descriptors().items()) - before.descriptors)
     loops = [descriptor for descriptor, name in new if name == "anon_inode:[eventpoll]"]
