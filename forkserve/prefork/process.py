@@ -182,6 +182,10 @@ class _BootSignals:
         if lost.exc_type is not EndOfBootError:
             sys.__unraisablehook__(lost)
 
+    @staticmethod
+    def _ignore(lost: sys.UnraisableHookArgs) -> None:
+        """Say nothing of what was half made when the end came, as an event loop, and cannot be closed."""
+
     def _note(self, name: str) -> None:
         self._asked.append(name)
         self._end_if_asked()
@@ -189,6 +193,8 @@ class _BootSignals:
     def _end_if_asked(self) -> None:
         if self._may_end and ENDING.intersection(self._asked):
             warnings.simplefilter("ignore", ResourceWarning)  # what is open here goes with the process
+            if sys.unraisablehook == self._unraisable:
+                sys.unraisablehook = self._ignore
             raise EndOfBootError
 
     def __enter__(self) -> None:

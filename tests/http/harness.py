@@ -46,6 +46,7 @@ class Server:
         self.lines: list[str] = []
         self._faults = faults
         self._news = threading.Condition()
+        self._over = False  # it writes no more
         # Warnings are errors there as well: a file left open shows in the log.
         environ = os.environ | {"PYTHONWARNINGS": "error::ResourceWarning", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
@@ -80,6 +81,7 @@ class Server:
                 self.lines.append(line.rstrip("\n"))
                 self._news.notify_all()
         with self._news:
+            self._over = True
             self._news.notify_all()
 
     @property
@@ -91,7 +93,7 @@ class Server:
     def wait_for_log(self, text: str) -> None:
         """Wait until a line of the log holds ``text``."""
         with self._news:
-            found = self._news.wait_for(lambda: any(text in line for line in self.lines) or not self._reader.is_alive(), PATIENCE)
+            found = self._news.wait_for(lambda: any(text in line for line in self.lines) or self._over, PATIENCE)
             present = found and any(text in line for line in self.lines)
             assert present, f"{text!r} is not in the log:\n" + "\n".join(self.lines)
 

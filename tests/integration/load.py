@@ -48,12 +48,22 @@ class Load:
         fresh: Clients that take a new connection for each request.
         kept: Clients that keep theirs; every other one is mostly idle.
         idle: Seconds that those are idle.
+        pause: Seconds between two requests of the others, which leave the servers most of the machine.
         again: A kept connection may end without an announcement, and the request is then sent on another: nginx closes idle
             ones when it reloads. What it could not have answered by a worker is a 502.
     """
 
-    def __init__(self, ports: Sequence[int], *, fresh: int = 3, kept: int = 4, idle: float = 0.3, again: bool = False) -> None:
-        self._again = again
+    def __init__(
+        self,
+        ports: Sequence[int],
+        *,
+        fresh: int = 3,
+        kept: int = 4,
+        idle: float = 0.3,
+        pause: float = 0.006,
+        again: bool = False,
+    ) -> None:
+        self._again, self._pause = again, pause
         self.failures: list[Failure] = []
         self.seen: Counter[tuple[str, int]] = Counter()  # answers by generation and process
         self.versions: Counter[str] = Counter()
@@ -62,7 +72,7 @@ class Load:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._fresh, args=(i,)) for i in range(fresh)]
-        self._threads += [threading.Thread(target=self._kept, args=(i, idle if i % 2 else 0.002)) for i in range(kept)]
+        self._threads += [threading.Thread(target=self._kept, args=(i, idle if i % 2 else pause)) for i in range(kept)]
 
     @property
     def answered(self) -> int:
@@ -88,7 +98,7 @@ class Load:
 
     def _fresh(self, first: int) -> None:
         for port in itertools.islice(itertools.cycle(self._ports), first, None):
-            if self._over.wait(0.002):
+            if self._over.wait(self._pause):
                 return
             self._ask("fresh", port, None)
 

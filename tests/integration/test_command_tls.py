@@ -55,6 +55,8 @@ class Authority:
             "2",
             "-subj",
             f"/CN={name}",
+            "-addext",
+            "keyUsage=critical,keyCertSign",
             "-keyout",
             f"{name}.key",
             "-out",
@@ -64,7 +66,7 @@ class Authority:
         return self._pair(name)
 
     def _signed(self, name: str, extension: str) -> Pair:
-        (self.directory / f"{name}.ext").write_text(extension)
+        (self.directory / f"{name}.ext").write_text(f"{extension}\nauthorityKeyIdentifier=keyid\n")
         openssl(
             "req",
             "-newkey",

@@ -97,7 +97,7 @@ def test_soak(start: Start, tmp_path: Path) -> None:
     reload, end_one, scale = Every(RELOAD_EVERY), Every(KILL_EVERY), Every(SCALE_EVERY)
     versions = 0
 
-    with Load(fixed, fresh=4, kept=6) as load:
+    with Load(fixed, fresh=4, kept=6, pause=0.002) as load:
         end = time.monotonic() + SECONDS
         while (now := time.monotonic()) < end or before is None:
             assert now < end + DEADLINE, f"two reloads do not end: {reloads}"
