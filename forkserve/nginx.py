@@ -188,6 +188,7 @@ def _front(wanted: Wanted, settings: Settings, status: dict[str, Any] | None, ow
             settings = replace(told, **{one: getattr(settings, one) for one in own})
             name, kept_with = status["name"], told.balance
             scheme, found = backends.from_status(status)
+            found = backends.with_spare(found, settings)
     if wanted.hosts is not None:
         with _told("--hosts"):
             found = backends.on_machines(found, backends.read_machines(wanted.hosts))

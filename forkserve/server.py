@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING
 
 from forkserve import config as configuration
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from forkserve.config import Config
+    from forkserve.prefork.upgrade.state import Exported
     from forkserve.settings import Settings
 
 
@@ -77,14 +79,16 @@ class Server(Master):
             return daemon.run(self._serve) if self.settings.daemon else self._serve()
         if handed.confirm is not None:
             return super().run()  # which loads the app and ends, and opens no logs
-        if decode(handed.data)["settings"]["daemon"]:
-            daemon.resume(self._serve)
-        return self._serve()
+        before = decode(handed.data)
+        serve = partial(self._serve, before.get("front"))
+        if before["settings"]["daemon"]:
+            daemon.resume(serve)
+        return serve()
 
-    def _serve(self) -> int:
+    def _serve(self, lock: Exported | None = None) -> int:
         logs.configure(self.settings)
         if self.settings.nginx_upstream is not None:
-            self.front = upstream.Upstream(self.poller, self.name, self.settings.nginx_upstream)
+            self.front = upstream.Upstream(self.poller, self.name, self.settings.nginx_upstream, lock)
         return super().run()
 
 

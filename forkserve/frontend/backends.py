@@ -9,7 +9,8 @@ from typing import Any
 from forkserve.prefork.addresses import Address, parse_address
 from forkserve.settings import Settings
 
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listens everywhere is asked here
+# What listens everywhere is asked here. And of the two addresses that localhost has, the server takes this one.
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}  # noqa: S104
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 ASK = "ask the running server, with --name or --socket"
 
@@ -85,6 +86,14 @@ def from_listeners(listeners: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[B
     if not own and not shared:
         raise ValueError("listens on no address that a front end could connect to")
     return scheme, tuple(sorted(own, key=lambda one: one.slot or 0) or shared[:1])
+
+
+def with_spare(found: Sequence[Backend], settings: Settings) -> tuple[Backend, ...]:
+    """Return the backends of a running server, and those of workers that load may call for (`--max-workers`)."""
+    if not settings.base_port or not settings.max_workers:
+        return tuple(found)
+    there = {one.slot for one in found}
+    return (*found, *(one for one in from_settings(settings) if one.slot not in there))
 
 
 def on_machines(backends: Sequence[Backend], machines: Sequence[str]) -> tuple[Backend, ...]:

@@ -132,8 +132,13 @@ def _write(directory: str, name: str, text: str) -> str:
 def write_whole(path: str, text: str) -> bool:
     """Put text into a file so that whoever reads it sees the old text or the new one; return whether it has changed.
 
-    The permissions of a file that is there stay, and so does a symbolic link to it. Raises OSError.
+    The permissions of a file that is there stay, and so does a symbolic link to it. A device or a pipe is written to. Raises
+    OSError.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return True
     path = os.path.realpath(path)
     mode = 0o644
     try:

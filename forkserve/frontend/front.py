@@ -110,6 +110,11 @@ class Front:
         return Balance(way, key)
 
     @property
+    def field(self) -> str:
+        """What the names of nginx's variables for fields sent to it begin with; never one of nginx's own, nor with a digit."""
+        return f"to_{self.ident}"
+
+    @property
     def machines(self) -> int:
         """On how many machines the backends are."""
         return len({one.machine for one in self.backends})

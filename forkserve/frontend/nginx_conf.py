@@ -53,6 +53,7 @@ def render(front: Front) -> str:
         "Made by `forkserve nginx`. Timeouts and limits are the server's: make this anew when they change.",
     )
     page.gap()
+    page.note("user www-data;  # as whom nginx opens sockets and files: put it to use where its default is another")
     page.say("worker_processes auto", "one nginx process for each core")
     page.say("worker_rlimit_nofile 16384", "descriptors of one: two for each proxied connection, and files")
     page.gap()
@@ -122,18 +123,18 @@ def _upstream(front: Front, page: Page) -> None:
 
 
 def _maps(front: Front, page: Page) -> None:
-    with page.block(f"map $http_upgrade ${front.ident}_upgrade", "only WebSockets are let through, no h2c"):
+    with page.block(f"map $http_upgrade ${front.field}_upgrade", "only WebSockets are let through, no h2c"):
         page.say("~*^websocket$ websocket", "the client asks for one")
         page.say("default ''", "an empty field is not sent")
     page.gap()
-    with page.block(f"map $http_upgrade ${front.ident}_connection", "the field that goes with it"):
+    with page.block(f"map $http_upgrade ${front.field}_connection", "the field that goes with it"):
         page.say("~*^websocket$ upgrade", "the connection becomes the WebSocket's")
         if front.terms.idle:
             page.say("default ''", "the client's own is for its connection, not for ours")
         else:
             page.say("default close", front.alone)
     page.gap()
-    with page.block(f"map $http_host ${front.ident}_host", "the name that the client used"):
+    with page.block(f"map $http_host ${front.field}_host", "the name that the client used"):
         page.say("'' $host", "HTTP/1.0 may have none")
         page.say("default $http_host", "with its port, for the URLs that the app makes")
 
@@ -149,6 +150,7 @@ def _to_https(front: Front, page: Page) -> None:
     with page.block("server"):
         page.say("listen 80", "clients that come without TLS")
         page.say(f"server_name {_names(front)}", "whom this is for")
+        page.say("server_tokens off", "clients need not know nginx's version")
         page.say("return 301 https://$host$request_uri", "are sent to where there is TLS")
 
 
@@ -175,6 +177,7 @@ def _server(front: Front, page: Page) -> None:
     page.gap()
     root = front.settings.root_path
     if root:
+        page.say("merge_slashes off", "for the app they are as the client wrote them")
         with page.block(f"location {quoted(root + '/')}", f"the app is mounted here: {front.given('root_path')}"):
             page.say(f"proxy_pass {front.scheme}://{front.ident}/", "to the workers, without that prefix, which they know")
         page.gap()
@@ -225,9 +228,9 @@ def _forwarding(front: Front, page: Page) -> None:
     elif not front.settings.proxy_headers:
         page.note("The workers do not believe these fields: --no-proxy-headers.")
     page.say("proxy_http_version 1.1", "for connections that are kept, chunked answers and WebSockets")
-    page.say(f"proxy_set_header Connection ${front.ident}_connection", "not the client's, which may close each connection")
-    page.say(f"proxy_set_header Upgrade ${front.ident}_upgrade", "WebSocket, or nothing")
-    page.say(f"proxy_set_header Host ${front.ident}_host", "the app makes its URLs of it")
+    page.say(f"proxy_set_header Connection ${front.field}_connection", "not the client's, which may close each connection")
+    page.say(f"proxy_set_header Upgrade ${front.field}_upgrade", "WebSocket, or nothing")
+    page.say(f"proxy_set_header Host ${front.field}_host", "the app makes its URLs of it")
     if front.trusts_all:
         why = "all that the workers hear, as they trust every peer (--forwarded-allow-ips *)"
         page.say("proxy_set_header X-Forwarded-For $remote_addr", why)
@@ -252,7 +255,8 @@ def _waiting(front: Front, page: Page) -> None:
     again = " http_503" if settings.limit_concurrency and len(front.backends) > 1 else ""
     why = "what a worker lost, another one may answer; but no POST that was sent" + ("; 503: it is full" if again else "")
     page.say(f"proxy_next_upstream error timeout{again}", why)
-    page.say(f"proxy_next_upstream_tries {front.tries}", "a request that kills workers does not reach them all")
+    why = "so many new connections, for a request that kills workers; each kept one that breaks is one more"
+    page.say(f"proxy_next_upstream_tries {front.tries}", why)
     why = f"later it may be what a worker was stuck in: {front.given('timeout')}" if settings.timeout else "later it is given up"
     page.say(f"proxy_next_upstream_timeout {seconds(limits.retry)}", why)
     page.say(f"proxy_buffer_size {EDGE // KIB}k", "an answer's head fits, even with large cookies")

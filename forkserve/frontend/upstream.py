@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from forkserve.frontend.nginx_conf import render_upstream
 from forkserve.frontend.upkeep import Upkeep
 from forkserve.logs import logger, printable
 from forkserve.prefork.child import nameless_file
+from forkserve.prefork.lockfile import HeldError, LockFile
 from forkserve.prefork.poller import READ
 from forkserve.prefork.process import MASTERS_VARIABLES
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from forkserve.prefork.poller import Poller, Timer
+    from forkserve.prefork.upgrade.state import Exported
     from forkserve.settings import Settings
 
 # Seconds.
@@ -48,10 +51,26 @@ def check(settings: Settings) -> None:
     directory = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(directory):
         raise ConfigError(f"--nginx-upstream: there is no directory {directory}")
-    if os.path.isdir(path):
-        raise ConfigError(f"--nginx-upstream: {path} is a directory: give the file that nginx includes")
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "a directory" if os.path.isdir(path) else "no file"
+        raise ConfigError(f"--nginx-upstream: {path} is {kind}: give the file that nginx includes")
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigError(f"--nginx-upstream: cannot write to the directory {directory}, in which the file is replaced")
+    if settings.base_port is None and settings.bind and all(one.startswith("unix:@") for one in settings.bind):
+        raise ConfigError(f"--nginx-upstream: nginx knows no abstract sockets ({', '.join(settings.bind)}): give --base-port")
+
+
+def _hold(path: str) -> LockFile:
+    """Keep other servers from the same file, for as long as this one runs. Raises ConfigError."""
+    directory, name = os.path.split(os.path.realpath(path))
+    lock = os.path.join(directory, f".{name}.lock")
+    try:
+        return LockFile(lock)
+    except HeldError as error:
+        whose = "another server" if error.pid is None else f"another server (pid {error.pid})"
+        raise ConfigError(f"--nginx-upstream: {path} is kept by {whose}: give each server a file of its own") from None
+    except OSError as error:
+        raise ConfigError(f"--nginx-upstream: cannot make {lock}: {error.strerror}") from None
 
 
 class Upstream:
@@ -60,11 +79,16 @@ class Upstream:
     Args:
         poller: The master's.
         name: Of the upstream, as `forkserve nginx` writes it for the same settings.
-        path: The file.
+        path: The file; it is locked against other servers.
+        lock: The lock on it, where the program before an upgrade had one.
+
+    Raises:
+        ConfigError: Another server keeps it.
     """
 
-    def __init__(self, poller: Poller, name: str, path: str) -> None:
+    def __init__(self, poller: Poller, name: str, path: str, lock: Exported | None = None) -> None:
         self._poller, self._name, self._path = poller, name, path
+        self._lock = _hold(path) if lock is None else LockFile.adopt(lock)
         self._upkeep = Upkeep()
         self._timer: Timer | None = None
         self._pid: int | None = None  # of the run that goes on
@@ -77,6 +101,10 @@ class Upstream:
     def advertised(self) -> AbstractSet[int | None]:
         """The slots that nginx may send requests to; None is the shared address."""
         return self._upkeep.advertised
+
+    def export(self) -> Exported:
+        """Describe its lock, for an upgrade; the rest is found out anew."""
+        return self._lock.export()
 
     @property
     def busy(self) -> bool:
@@ -171,8 +199,8 @@ class Upstream:
     def _ended(self, complaint: str | None) -> None:
         self._upkeep.ended(time.monotonic(), failed=complaint is not None)
         if complaint is None:
+            logger.log(logging.INFO if self._complaint else logging.DEBUG, "%s is written, and nginx told", self._path)
             self._complaint = ""
-            logger.debug("%s is written", self._path)
         else:
             self._complain(complaint)
         self._go_on()
@@ -201,6 +229,7 @@ class Upstream:
 
     def close_in_child(self) -> None:
         """Close what is the master's, in a child just forked."""
+        self._lock.close()
         if self._pipe != -1:
             os.close(self._pipe)
 
@@ -211,3 +240,4 @@ class Upstream:
                 logger.warning("--nginx-upstream: the last run was not done in time and is cut short")
             self._end_run()
             self._forget_run()
+        self._lock.remove()

@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from forkserve.prefork.upgrade.state import Exported
     from forkserve.settings import Settings
 
 
@@ -23,6 +24,9 @@ class Front(Protocol):
 
     def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
         """Listeners have come or gone, or are up or down, or there are other settings; in the shape of `status`."""
+
+    def export(self) -> Exported:
+        """Describe what goes along in an upgrade."""
 
     def close_in_child(self) -> None:
         """Close what is the master's, in a child just forked."""

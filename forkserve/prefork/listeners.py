@@ -48,10 +48,11 @@ class Listener:
         return self.address(scheme) + ("" if self.slot is None else f" (worker {self.slot})")
 
     def address(self, scheme: str) -> str:
-        """Return `http://127.0.0.1:9000`, or `unix:/path`."""
+        """Return `http://127.0.0.1:9000`, or `unix:/path`, which is absolute."""
         name = self.sock.getsockname()
         if self.sock.family == socket.AF_UNIX:
-            return f"unix:{_unix_name(name)}"
+            path = _unix_name(name)
+            return f"unix:{path if path.startswith('@') else os.path.abspath(path)}"
         host = f"[{name[0]}]" if self.sock.family == socket.AF_INET6 else name[0]
         return f"{scheme}://{host}:{name[1]}"
 

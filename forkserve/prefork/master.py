@@ -237,6 +237,7 @@ class Master(Steering):
             "hangup_ignored": self._hangup_ignored,
             "mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
             "pid_file": self._pid_file and self._pid_file.export(),
+            "front": self.front and self.front.export(),
             "control": self._control.export(),
             "outputs": self.children.forker.outputs.export(),
             "scoreboard": self.children.forker.scoreboard.export(),

@@ -1,11 +1,13 @@
 """What front ends connect to, and the file that tells them."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from forkserve import config
-from forkserve.frontend.backends import Backend, from_settings, from_status, on_machines
+from forkserve.frontend.backends import Backend, from_settings, from_status, on_machines, with_spare
 from forkserve.frontend.check import write_whole
 from forkserve.frontend.front import Front
 from forkserve.frontend.nginx_conf import render_upstream
@@ -57,8 +59,28 @@ def test_a_slot_that_is_down_here_need_not_be_so_elsewhere() -> None:
     assert text.count("server 127.0.0.1:9000 max_fails=0 down;") == 2
 
 
+def test_workers_that_load_may_call_for_are_there_too() -> None:
+    spare = settings(base_port=9000, workers=2, max_workers=4)
+    running = from_settings(settings(base_port=9000, workers=2))
+
+    assert [(one.slot, one.address.port) for one in with_spare(running, spare)] == [(1, 9000), (2, 9001), (3, 9002), (4, 9003)]
+    assert with_spare(running, settings(base_port=9000, workers=2)) == running
+    assert with_spare(running, settings(base_port=0, workers=2, max_workers=4)) == running
+
+
 def test_balance_is_read_as_it_is_written() -> None:
     assert TABLE["balance"].kind.read(" hash  $cookie_a$http_b ") == "hash $cookie_a$http_b"
+
+
+def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    """Who writes to /dev/null only wants the check; and a device must stay one."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert write_whole(str(pipe), "text")
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ def test_each_directive_says_why(printed, kind: str) -> None:
             assert "# " in line, line
 
 
+@pytest.mark.parametrize("name", ["9gag", "http", "sent_http", "2048"])
+def test_no_name_is_one_of_nginxs_variables(printed, name: str) -> None:
+    lines = directives(printed(f"{SHOP} --name {name}"))
+
+    assert f"proxy_set_header Host $to_{name}_host;" in lines
+    assert f"proxy_pass http://{name};" in lines
+
+
+def test_localhost_is_where_the_server_listens(printed) -> None:
+    assert "server 127.0.0.1:9000 max_fails=0;" in directives(printed(f"{SHOP} --host localhost"))
+
+
 def test_each_worker_has_a_line(printed) -> None:
     text = printed(SHOP)
 

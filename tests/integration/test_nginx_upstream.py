@@ -37,6 +37,7 @@ class Shop(Site):
         self.upstream, self.gate, self._runs = directory / "etc" / "upstream.conf", directory / "gate", directory / "runs"
         self.upstream.parent.mkdir()
         self._runs.touch()
+        self.start = start
         script = directory / "reload"
         script.write_text(f"#!/bin/sh\necho begin >>{self._runs}\n{reload}\necho end >>{self._runs}\n")
         script.chmod(0o755)
@@ -247,7 +248,7 @@ def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_pa
     server.upstream.parent.rename(elsewhere)
     assert server.ask("scale", 3)["ok"]
     wait("--nginx-upstream: cannot write .*/upstream.conf: No such file or directory$")
-    assert [path.name for path in elsewhere.iterdir()] == [server.upstream.name]
+    assert {path.name for path in elsewhere.iterdir()} == {server.upstream.name, f".{server.upstream.name}.lock"}
     elsewhere.rename(server.upstream.parent)
     assert server.upstream.read_text() == before
     assert len([line for line in server.command.log if "ERROR" in line]) == 6
@@ -255,6 +256,7 @@ def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_pa
     server.save("nginx_reload = 'true'", "forkserve.toml")
     assert server.ask("reload")["ok"]
     server.told("up", "up", "up")
+    wait("INFO. master: .*/upstream.conf is written, and nginx told$")
     assert [get(row["port"]).status for row in server.rows()] == [200] * 3
 
 
@@ -286,9 +288,51 @@ def test_shared_addresses_are_one_server(shop: Live, tmp_path: Path) -> None:
     assert server.states == ["down", "down"]
 
 
+def test_no_two_servers_keep_one_file(shop: Live, tmp_path: Path) -> None:
+    server = shop("--workers", 2, reload=None)
+    server.told("up", "up")
+    before = server.upstream.read_text()
+    second = (
+        "example_apps.hello_wsgi:app",
+        "--base-port",
+        "0",
+        "--control-socket",
+        "none",
+        "--nginx-upstream",
+        str(server.upstream),
+    )
+    for _ in range(2):
+        done = run(*second)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"forkserve: --nginx-upstream: {server.upstream} is kept by another server (pid {server.command.pid}):"
+            " give each server a file of its own\n"
+        )
+        assert server.ask("upgrade")["ok"], "after which it is still ours"
+    assert server.upstream.read_text() == before
+    server.command.kill(signal.SIGKILL)
+    eventually(lambda: not any(map(exists, server.command.workers)))
+    command = server.start(*second).ready()
+    eventually(lambda: f":{command.port} " in server.upstream.read_text(), server.upstream.read_text)
+    command.stop()
+    assert [path.name for path in server.upstream.parent.iterdir()] == [server.upstream.name]
+
+
+def test_a_unix_socket_is_told_by_its_whole_path(shop: Live, tmp_path: Path) -> None:
+    server = shop("--bind", "unix:own.sock", "--workers", 1, reload=None)
+    server.told("up", "up")
+    assert f"server unix:{server.home}/own.sock " in server.upstream.read_text()
+    assert f"server unix:{server.home}/own.sock " in run("nginx", "--socket", str(tmp_path / "control"), "--upstream-only").stdout
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        ("--nginx-upstream /dev/null", "--nginx-upstream: /dev/null is no file: give the file that nginx includes"),
+        (
+            "--nginx-upstream /tmp/x --bind unix:@x",
+            "--nginx-upstream: nginx knows no abstract sockets (unix:@x): give --base-port",
+        ),
         ("--nginx-upstream /no/such/place/x.conf", "--nginx-upstream: there is no directory /no/such/place"),
         ("--nginx-upstream /etc", "--nginx-upstream: /etc is a directory: give the file that nginx includes"),
         ("--nginx-reload 'nginx -s reload'", "--nginx-reload: needs --nginx-upstream"),
@@ -296,7 +340,8 @@ def test_shared_addresses_are_one_server(shop: Live, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_said_at_the_start(options: str, complaint: str) -> None:
-    done = run("example_apps.hello_wsgi:app", "--base-port", "0", *shlex.split(options), cwd=ROOT)
+    address = () if "--bind" in options else ("--base-port", "0")
+    done = run("example_apps.hello_wsgi:app", *address, *shlex.split(options), cwd=ROOT)
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert complaint in done.stderr
