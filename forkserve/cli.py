@@ -16,6 +16,7 @@ import click
 
 from forkserve import streams
 from forkserve.errors import AppLoadError, ConfigError, ExitCode, ForkserveError, did_you_mean
+from forkserve.prefork.upgrade import birth
 from forkserve.settings import TABLE, Settings, Spec, flag
 from forkserve.validation import REFUSED
 
@@ -202,7 +203,7 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
 def working_directory() -> str:
     """Return the working directory. Raises ConfigError if there is none any more."""
     try:
-        return os.getcwd()
+        return birth.working_directory()
     except OSError:
         raise ConfigError("the working directory no longer exists: change to another one") from None
 

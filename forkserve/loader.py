@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from forkserve.errors import AppLoadError, ConfigError, did_you_mean
+from forkserve.prefork.upgrade import birth
 from forkserve.settings import Settings
 
 USUAL_NAMES = ("application", "app")  # tried in this order where the spec names only a module
@@ -93,11 +94,11 @@ def prepare(settings: Settings) -> None:
     """
     os.environ.update({name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
     os.environ.update(settings.env)
-    if settings.chdir:
-        try:
-            os.chdir(settings.chdir)
-        except OSError as error:
-            raise ConfigError(f"--chdir {settings.chdir}: {error.strerror}") from None
+    try:
+        os.chdir(settings.chdir or birth.working_directory())
+    except OSError as error:
+        where = f"--chdir {settings.chdir}" if settings.chdir else f"the working directory {birth.directory}"
+        raise ConfigError(f"{where}: {error.strerror}") from None
     extend_path(settings)
 
 

@@ -283,7 +283,7 @@ class Connection(asyncio.Protocol):
         if self._held:
             # Not from here: this may be deep inside an application's call.
             site.loop.call_soon(self._next)
-        elif self._eof or site.draining:
+        elif self._eof:
             self.close()
         else:
             self._deadline = site.now + site.keep_alive

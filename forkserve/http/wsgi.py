@@ -82,9 +82,9 @@ class Turns:
     def leave(self) -> None:
         """The call has ended."""
         self._holder = None
-        self._end()
         if self._waiting:
             self._loop.call_soon(self._next)
+        self._end()
 
     def _next(self) -> None:
         while self._holder is None and self._waiting:

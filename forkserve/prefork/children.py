@@ -212,6 +212,8 @@ class Children:
             case "ready" if child.id == MOLD:
                 self.pool.ready(ident, now)
                 self._failures.booted(child.id)
+                if self.pool.phase is Phase.SERVING and not child.member.canary:
+                    logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
             case "ready":
                 child.commands = message.get("commands", [])
                 self.pool.ready(ident, now)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.command import eventually
+from tests.integration.command import eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.load import Load
 from tests.integration.release import Releases
@@ -88,7 +88,7 @@ def spoil_death(releases: Releases) -> None:
 
 REASONS: dict[Callable[[Releases], None], str] = {
     spoil_app: "the pre-flight failed: 'app' failed at import: ModuleNotFoundError: No module named 'no_such_module'",
-    spoil_config: "the pre-flight failed: unknown setting wrkers in {directory}/config/forkserve.toml (did you mean 'workers'?)",
+    spoil_config: "the pre-flight failed: unknown setting wrkers in {directory}/current/forkserve.toml (did you mean 'workers'?)",
     spoil_log: "the pre-flight failed: cannot write the log file /no/such/directory/log: No such file or directory",
     spoil_package: "the pre-flight failed: SyntaxError: invalid syntax",
     spoil_state: "the pre-flight failed: the running server hands over in version 1 of its state, and this forkserve takes version 7: restart the server instead",
@@ -97,6 +97,18 @@ REASONS: dict[Callable[[Releases], None], str] = {
     spoil_main: "the pre-flight failed: it ended with code 0, and has never come to run()",
     spoil_death: "the pre-flight failed: it was killed by SIGKILL",
 }
+
+
+def test_a_preflight_ends_with_the_master(start: Start, tmp_path: Path) -> None:
+    (hang := tmp_path / "hang").touch()
+    site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", env={"HANG": str(hang)})
+    workers = site.command.workers
+    site.save(source("hangs", "open(os.environ['NOTES'], 'w').write('hangs\\n')" + HANGS))
+    site.begin("upgrade").abandon()
+    preflight = eventually(lambda: set(site.command.workers).difference(workers), "the pre-flight").pop()
+    site.command.wait_for("^hangs$", site.notes)
+    site.command.kill(signal.SIGKILL)
+    eventually(lambda: not exists(preflight), "its end")
 
 
 def test_what_would_not_start_changes_nothing(start: Start, tmp_path: Path, releases: Releases) -> None:

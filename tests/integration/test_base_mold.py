@@ -140,6 +140,20 @@ def test_what_cannot_be_shared_is_left_out_and_the_rest_stays(site: Site) -> Non
     assert site.imports("user")[-1] == worker
 
 
+def test_numpys_random_numbers_are_seeded_anew_in_each_worker(site: Site) -> None:
+    site.add("numpy/__init__.py")
+    site.add(
+        "numpy/random.py", "import os\nSEED, SEEDED = os.urandom(4), []\nseed = lambda: SEEDED.append(os.readlink('/proc/self'))"
+    )
+    site.save(1, "numpy.random", values="numpy.random.SEEDED")
+    site.serve()
+    site.made()
+    site.save(2, "numpy.random", values="numpy.random.PID, numpy.random.SEEDED")
+    answer = site.until("version 2 ")
+    worker = re.findall(r"\d+", answer)[-1]
+    assert f"('{site.base}', ['{worker}'])" in answer
+
+
 def test_what_the_project_changes_first_is_noticed(site: Site) -> None:
     site.add("reader.py", "import os\nMODE = os.environ.get('MODE')")
     site.save(1, "reader", values="reader.MODE")

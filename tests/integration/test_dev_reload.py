@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -128,6 +129,22 @@ def test_a_linked_project_and_chdir(project: Project, tmp_path: Path, start: Sta
     ).ready()
     project.save("myapp.py", WSGI, version=2)
     project.until("version 2")
+
+
+def test_a_project_that_is_put_in_place_of_another(project: Project, tmp_path: Path) -> None:
+    """Its directory is another one then, and a worker has the old one as its own."""
+    project.serve()
+    (tmp_path / "away").mkdir()
+    for version, go in enumerate(
+        (lambda: project.folder.rename(tmp_path / "away/old"), lambda: shutil.rmtree(project.folder)), 2
+    ):
+        go()
+        project.save("helper.py", "")
+        project.save("myapp.py", WSGI, version=version)
+        project.until(f"version {version}")
+        project.save("myapp.py", WSGI, version=version * 10)
+        project.until(f"version {version * 10}")
+    project.command.traceback_expected = "Traceback" in project.command.stderr  # if it was seen half made
 
 
 def test_what_does_not_load_is_shown_and_mended(project: Project) -> None:

@@ -224,6 +224,9 @@ def test_a_mold_that_is_killed_comes_back(start: Start, tmp_path: Path) -> None:
     before, first = site.settled(2), mold(site)
     with Load(site.command.ports, fresh=2, kept=2) as load:
         os.kill(first, signal.SIGKILL)
+        site.command.wait_for(
+            r"WARNING. master: mold \(pid \d+\) stands in for one that died: workers are forked from what is on disk now$"
+        )
         eventually(lambda: not exists(first), "its end")
         assert mold(site) != first
         answered = load.answered

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.client import get
 from tests.integration.command import eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.load import Load
@@ -52,6 +53,32 @@ def gate(tmp_path: Path) -> Path:
 def reloaded(site: Site, generation: int) -> None:
     """Wait until the log says so."""
     site.command.wait_for(rf"\[INFO\] master: reloaded: generation {generation} in ")
+
+
+def test_the_working_directory_is_the_one_that_has_its_name_now(start: Start, tmp_path: Path) -> None:
+    for release in ("one", "two"):
+        (tmp_path / release).mkdir()
+        (tmp_path / release / "app.py").write_text(source(release))
+        (tmp_path / release / "forkserve.toml").write_text(f"header = ['X-Release: {release}']\n")
+    current = tmp_path / "current"
+    current.symlink_to("one")
+    command = start(
+        *("app:wsgi", "-w", 2, "--base-port", 0, "--control-socket", "none", *QUICK),
+        prefix=("sh", "-c", 'cd "$0" && export PWD && exec "$@"', str(current)),
+    ).ready()
+    assert get(command.port).json["version"] == "one"
+
+    (tmp_path / "next").symlink_to("two")
+    (tmp_path / "next").rename(current)
+    command.kill(signal.SIGHUP)
+    command.wait_for("master: reloaded: generation 2 ")
+    answers = [get(port) for port in command.ports]
+    assert [(answer.json["version"], answer["x-release"]) for answer in answers] == [("two", "two")] * 2
+
+    current.unlink()
+    command.kill(signal.SIGHUP)
+    command.wait_for(rf"reload failed: .*the working directory {current}: No such file or directory; nothing was changed")
+    assert get(command.port).json["generation"] == "2"
 
 
 @pytest.mark.parametrize("options", EVERYWHERE)

@@ -133,6 +133,23 @@ def test_an_idle_connection_gets_one_more_answer_or_its_end(start: Start, tmp_pa
         assert get(port).json["pid"] == new
 
 
+@MODES
+def test_an_answer_that_did_not_say_that_it_is_the_last_is_not(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+    """It had begun before the worker was told to end: the connection gets another one, which says so."""
+    site = Site(start, tmp_path, *mode, *QUICK, "--linger", 2, code=CODE)
+    with contextlib.ExitStack() as contexts, Client(site.command.port) as client:
+        client.request("/large")
+        assert "connection" not in client.head()
+        old, _ = begin_reload(site, contexts)
+        if mode == ("app:asgi",):
+            assert sum(map(len, client.chunks())) == PIECE * PIECES
+        else:
+            client.exactly(PIECE * PIECES)
+        answer = client.get()
+        assert (answer.json["pid"], answer["connection"]) == (old, "close")
+        assert client.rest() == b""
+
+
 def test_a_stream_of_events(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", *QUICK, code=CODE)
     with contextlib.ExitStack() as contexts, Client(site.command.port) as client:

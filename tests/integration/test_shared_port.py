@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -112,6 +114,26 @@ def test_connections_without_a_request_hold_up_nobody(serve: Start) -> None:
         silent = [stack.enter_context(Client(command.port)) for _ in range(300)]
         assert {get(command.port).status for _ in range(20)} == {200}
         assert {client.get().status for client in silent} == {200}
+
+
+def test_workers_that_are_told_to_end_answer_whoever_has_connected(serve: Start, tmp_path: Path) -> None:
+    """Also where they have yet to hear what the last of them wants."""
+    (tmp_path / "site_app.py").write_text(
+        "def app(environ, start_response):\n    start_response('200 OK', [])\n    return (b'piece' for _ in range(3))\n"
+    )
+    command = serve("site_app:app", "--workers", 2, "--bind", "127.0.0.1:0", "--graceful-timeout", 10, cwd=tmp_path)
+    for _ in range(3):
+        old = command.workers
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(command.port)) for _ in range(6)]
+            for pid in old:
+                os.kill(pid, signal.SIGTERM)
+            for client in clients:
+                client.request()
+            assert [client.answer().text for client in clients] == ["piece" * 3] * 6
+        eventually(lambda old=old: not set(old) & set(command.workers) and len(command.workers) == 2, "others")
+    assert "ERROR" not in command.stderr
+    assert "still open" not in command.stderr
 
 
 @pytest.mark.parametrize("app", ["who", "who_asgi"])

@@ -102,6 +102,18 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
     assert "another server" in run("app:wsgi", "--pid", str(pid_file), "--base-port", "0", cwd=site.home).stderr
 
 
+def test_a_reload_while_the_preflight_waits_for_its_turn(start: Start, tmp_path: Path) -> None:
+    """It forks workers before the pre-flight has ended, and after."""
+    site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 3, *QUICK)
+    site.settled(3)
+    site.save(source("second", "time.sleep(0.3)"))
+    upgrade = site.begin("upgrade")
+    site.command.wait_for("upgrading: pre-flight of ")
+    assert site.ask("reload")["result"]["generation"] == 2
+    assert upgrade.answer["result"]["generation"] == 3
+    assert "Bad file descriptor" not in site.command.stderr
+
+
 def test_another_release_takes_over_with_its_own_python(start: Start, tmp_path: Path) -> None:
     releases = Releases(tmp_path)
     for version in ("1.0", "2.0"):

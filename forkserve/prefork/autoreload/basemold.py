@@ -123,6 +123,7 @@ class BaseMold(Mold):
 
     def _context_for(self, order: Order, channel: Channel) -> WorkerContext:
         self._before.restore()
+        trial.reseed()
         context = super()._context_for(order, channel)
         return replace(
             context,

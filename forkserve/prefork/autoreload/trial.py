@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -31,6 +32,8 @@ LIMIT: Final = 120  # seconds for one
 NICE: Final = 10  # somebody waits for the first answer of the worker that has just started
 # What is not done for a trial.
 REFUSED: Final = ("os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen", "socket.connect", "socket.bind")
+# Modules of packages whose random numbers each worker seeds anew, as the standard library does itself after a fork.
+RESEEDED: Final = frozenset(("numpy", "random"))
 # Who asks for it at import asks for Django's settings, which a project may also give by a call.
 ALWAYS_CHANGED: Final = "DJANGO_SETTINGS_MODULE"
 
@@ -76,6 +79,12 @@ def load(modules: Sequence[Loaded]) -> None:
     strangers = {name for name in strangers if origin_of(name) is not None}
     if strangers:
         raise ImportError(f"{', '.join(sorted(strangers))}: not on the list")
+
+
+def reseed() -> None:
+    """Let the random numbers of RESEEDED be others than those of the process that this one was forked from."""
+    if numpy := sys.modules.get("numpy.random"):
+        numpy.seed()
 
 
 def _in_fork(run: Callable[[], Mapping[str, str]]) -> dict[str, str]:
@@ -154,6 +163,8 @@ class _Trial:
 
         os.environ.__class__ = os.environb.__class__ = Environ
         os.getpid = self._around_getpid(os.getpid)
+        os.urandom = random._urandom = self._around_random(os.urandom)  # type: ignore[attr-defined]  # noqa: SLF001 - its own name for it
+        random.Random.seed = self._around_random(random.Random.seed)  # type: ignore[method-assign]
         sys.addaudithook(self._audit)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
@@ -224,6 +235,14 @@ class _Trial:
         def tell() -> int:
             self._blame("it asks for its pid")
             return getpid()
+
+        return tell
+
+    def _around_random(self, draw: Callable[..., Any]) -> Callable[..., Any]:
+        def tell(*arguments: Any) -> Any:
+            if self._importing and self._importing[-1].partition(".")[0] not in RESEEDED:
+                self._blame("it draws random numbers at import, which all workers would share")
+            return draw(*arguments)
 
         return tell
 

@@ -12,6 +12,7 @@ import os
 import queue
 import select
 import signal
+import stat
 import threading
 import time
 import traceback
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.channel import Channel
     from forkserve.settings import Settings
 
-LOST_EVERY: Final = 0.2  # seconds between two looks for a project that is not there
+LOOK_EVERY: Final = 0.3  # seconds between two looks whether the project is where it was
 LONGEST_DELAY: Final = 1.0  # seconds after which a change is told although more come
 GRAIN: Final = 0.02  # seconds by which the times of files may be behind the clock
 MANY: Final = 500  # paths in one message
@@ -85,7 +86,8 @@ class Watcher:
         os.set_blocking(self._bell, False)
         os.set_blocking(self._ringer, False)
         self._watches: Watches = Watches(watch.folders, watch.rules, self._put)
-        self._lost = {folder for folder in watch.folders if not os.path.isdir(folder)}
+        self._roots = {folder: _identity(folder) for folder in watch.folders}  # None: it is not there
+        self._look_at = 0.0
         self._changed: set[str] = set()
         self._gone: set[str] = set()  # directories
         self._first_at = self._last_at = 0.0
@@ -102,9 +104,8 @@ class Watcher:
                 return
             self._channel.flush()
             self._take()
-            for folder in [one for one in self._lost if os.path.isdir(one)]:
-                self._lost.discard(folder)
-                self._add(folder)
+            if self._look_at <= time.monotonic():
+                self._look_at_roots()
             if self._due() <= time.monotonic():
                 self._tell()
 
@@ -112,9 +113,8 @@ class Watcher:
         poll = select.poll()
         poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.unsent else 0))
         poll.register(self._bell, select.POLLIN)
-        now = time.monotonic()
-        until = min(self._due(), now + LOST_EVERY if self._lost else inf)
-        poll.poll(None if until == inf else max(0.0, until - now) * 1000 + 1)
+        until = min(self._due(), self._look_at)
+        poll.poll(max(0.0, until - time.monotonic()) * 1000 + 1)
 
     # What is watched.
 
@@ -166,10 +166,23 @@ class Watcher:
                 self._add(path)
             return
         self._watches.forget(path)
-        self._lost.update(folder for folder in self._watch.folders if folder == path)
+        if path in self._roots:
+            self._roots[path] = None
         if self._watch.rules.holds(self._watches.logical(os.path.join(path, "_"))):
             self._gone.add(path)
             self._note([])
+
+    def _look_at_roots(self) -> None:
+        """See whether the project's directories are still those that are watched.
+
+        The system does not tell when one is moved away, or removed while it is somebody's working directory.
+        """
+        self._look_at = time.monotonic() + LOOK_EVERY
+        for folder, before in self._roots.items():
+            self._roots[folder] = there = _identity(folder)
+            if there is not None and there != before:
+                self._watches.forget(folder)
+                self._add(folder)
 
     def _note(self, files: Iterable[str]) -> None:
         """Remember what has changed, to tell of it when nothing more comes."""
@@ -192,3 +205,12 @@ class Watcher:
         for start in range(0, len(others) or 1, MANY):
             self._channel.send({"type": "changed", "included": included[:MANY], "others": others[start : start + MANY]})
             included = []
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+    """Which directory it is; None if there is none."""
+    with contextlib.suppress(OSError):
+        found = os.stat(folder)
+        if stat.S_ISDIR(found.st_mode):
+            return found.st_dev, found.st_ino
+    return None

@@ -66,9 +66,25 @@ def _directory() -> str | None:
     return None
 
 
+def _here() -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        found = os.stat(".")
+        return found.st_dev, found.st_ino
+    return None
+
+
 handed = _take()
 directory = _directory()
 environ = dict(os.environ)
+_born_in = _here()
+
+
+def working_directory() -> str:
+    """Return the name of the working directory, as the shell had it unless this process has gone elsewhere since.
+
+    It may be a link that leads to another release by now. Raises OSError if there is none any more.
+    """
+    return directory if directory is not None and _here() == _born_in else os.getcwd()
 
 
 def before() -> Exported | None:

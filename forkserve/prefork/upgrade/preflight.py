@@ -62,6 +62,7 @@ class Preflight:
             finally:
                 os.close(theirs)
             undo.pop_all()
+        self._open = True
         self.pid = process.pid
         process.returncode = 0  # it is not this object that waits for it
         poller.watch(self._pipe, READ, self._read)
@@ -103,13 +104,16 @@ class Preflight:
         self._tell()
 
     def close(self) -> None:
-        """Close what belongs to it. Once."""
+        """Close what belongs to it."""
         if self._timer is not None:
             self._timer.cancel()
-        self._poller.unwatch(self._pipe)
-        self.close_in_child()
+        if self._open:
+            self._poller.unwatch(self._pipe)
+            self.close_in_child()
 
     def close_in_child(self) -> None:
-        """Close the descriptors alone, in a child just forked."""
-        os.close(self._pipe)
-        os.close(self._state)
+        """Close the descriptors alone, in a child just forked; when it has ended there are none any more."""
+        if self._open:
+            self._open = False
+            os.close(self._pipe)
+            os.close(self._state)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import signal
 import time
 import traceback
 from typing import TYPE_CHECKING, NoReturn
@@ -16,6 +17,7 @@ from forkserve import loader, logs, streams
 from forkserve.errors import ConfigError, ExitCode, ForkserveError
 from forkserve.prefork import console, privileges
 from forkserve.prefork.classes import compose, load_class
+from forkserve.prefork.libc import PDEATHSIG, prctl
 from forkserve.prefork.output import Outputs
 from forkserve.prefork.poller import Poller
 from forkserve.prefork.preload import leftovers
@@ -36,6 +38,7 @@ def rehearse(handed: Handed, worker_class: type[Worker], settings: Settings, poo
     What follows `run` in a program of the user's is for the end of a server, and there was none.
     """
     code: int = ExitCode.UNEXPECTED
+    prctl(PDEATHSIG, signal.SIGKILL)  # whoever waits for it must be there
     try:
         generation = _understand(handed.data, pool)
         _open_logs(settings, generation)
@@ -82,7 +85,8 @@ def _load(worker_class: type[Worker], settings: Settings, generation: int) -> No
     os.environ["FORKSERVE_GENERATION"] = str(generation)
     if not settings.preload:
         os.environ["FORKSERVE_WORKER_ID"] = "1"
-    privileges.drop(settings)
+    if privileges.drop(settings):
+        prctl(PDEATHSIG, signal.SIGKILL)
     loader.prepare(settings)
     mixins = [load_class(spec, "--mixin") for spec in settings.mixin]
     compose(worker_class, mixins).preload(settings)
