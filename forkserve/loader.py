@@ -95,7 +95,8 @@ def prepare(settings: Settings) -> None:
     os.environ.update({name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
     os.environ.update(settings.env)
     try:
-        os.chdir(settings.chdir or birth.working_directory())
+        # Under --reload the directories that are watched stay the same, too.
+        os.chdir(settings.chdir or birth.working_directory(real=settings.reload))
     except OSError as error:
         where = f"--chdir {settings.chdir}" if settings.chdir else f"the working directory {birth.directory}"
         raise ConfigError(f"{where}: {error.strerror}") from None

@@ -77,18 +77,21 @@ class Server(Master):
         handed = birth.handed
         if handed is None:
             return daemon.run(self._serve) if self.settings.daemon else self._serve()
-        if handed.confirm is not None:
-            return super().run()  # which loads the app and ends, and opens no logs
         before = decode(handed.data)
+        if handed.confirm is not None:
+            upstream.rehearse(self.settings.nginx_upstream, before.get("front"))
+            return super().run()  # which loads the app and ends, and opens no logs
         serve = partial(self._serve, before.get("front"))
         if before["settings"]["daemon"]:
             daemon.resume(serve)
         return serve()
 
-    def _serve(self, lock: Exported | None = None) -> int:
+    def _serve(self, held: Exported | None = None) -> int:
         logs.configure(self.settings)
-        if self.settings.nginx_upstream is not None:
-            self.front = upstream.Upstream(self.poller, self.name, self.settings.nginx_upstream, lock)
+        path = self.settings.nginx_upstream
+        lock = upstream.hold(path, held)
+        if path is not None and lock is not None:
+            self.front = upstream.Upstream(self.poller, self.name, path, lock)
         return super().run()
 
 

@@ -19,8 +19,9 @@ from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
 from forkserve.loader import LoadedApp
 from forkserve.prefork.hooks import run_hook
+from forkserve.prefork.process import EndOfBootError
 from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED
-from forkserve.prefork.worker import WORKER_SIGNALS, Worker
+from forkserve.prefork.worker import ENDING, WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -151,9 +152,12 @@ class HTTPWorker(Worker):
             shared = any(listener.slot is None for listener in self.listeners)
             sockets = [(one.sock, None if one.slot is not None else self._least_busy) for one in self.listeners]
             period = min(PULSE if shared else SWEEP, self.settings.timeout / 3 or SWEEP)  # a beat comes well before it is due
-            service.accept(sockets, self._note, period, self._note_in_hand)
             self.row.refresh = partial(self._note_in_hand, stuck=True)
+            # The end of the boot may have been lost, or this may run on while the loop is closed for it: take no connection then.
+            if ENDING.intersection(self.context.asked):
+                raise EndOfBootError
             self.ready()
+            service.accept(sockets, self._note, period, self._note_in_hand)
             await self._stop
         service.stop_accepting()
         for listener in self.listeners:

@@ -60,10 +60,33 @@ def check(settings: Settings) -> None:
         raise ConfigError(f"--nginx-upstream: nginx knows no abstract sockets ({', '.join(settings.bind)}): give --base-port")
 
 
-def _hold(path: str) -> LockFile:
-    """Keep other servers from the same file, for as long as this one runs. Raises ConfigError."""
+def hold(path: str | None, before: Exported | None) -> LockFile | None:
+    """Keep other servers from the same file, for as long as this one runs. Raises ConfigError.
+
+    *before* is what the program before an upgrade held, which is let go if it is another one.
+    """
+    lock = None if path is None else _lock_of(path)
+    if before is not None:
+        held = LockFile.adopt(before)
+        if held.path == lock:
+            return held
+        held.remove()
+    return None if path is None else _take(path)
+
+
+def rehearse(path: str | None, held: Exported | None) -> None:
+    """See that `hold` would succeed, beside the server that holds that. In a pre-flight. Raises ConfigError."""
+    if path is not None and (held is None or held["path"] != _lock_of(path)):
+        _take(path).remove()
+
+
+def _lock_of(path: str) -> str:
     directory, name = os.path.split(os.path.realpath(path))
-    lock = os.path.join(directory, f".{name}.lock")
+    return os.path.join(directory, f".{name}.lock")
+
+
+def _take(path: str) -> LockFile:
+    lock = _lock_of(path)
     try:
         return LockFile(lock)
     except HeldError as error:
@@ -79,16 +102,12 @@ class Upstream:
     Args:
         poller: The master's.
         name: Of the upstream, as `forkserve nginx` writes it for the same settings.
-        path: The file; it is locked against other servers.
-        lock: The lock on it, where the program before an upgrade had one.
-
-    Raises:
-        ConfigError: Another server keeps it.
+        path: The file.
+        lock: Keeps other servers from it.
     """
 
-    def __init__(self, poller: Poller, name: str, path: str, lock: Exported | None = None) -> None:
-        self._poller, self._name, self._path = poller, name, path
-        self._lock = _hold(path) if lock is None else LockFile.adopt(lock)
+    def __init__(self, poller: Poller, name: str, path: str, lock: LockFile) -> None:
+        self._poller, self._name, self._path, self._lock = poller, name, path, lock
         self._upkeep = Upkeep()
         self._timer: Timer | None = None
         self._pid: int | None = None  # of the run that goes on

@@ -362,7 +362,7 @@ class Connection(asyncio.Protocol):
         """The process is about to end: idle connections get ``linger`` seconds for one more request, new ones two seconds."""
         if self._exchange is not None:
             self._exchange.drain(now, linger)
-        elif self.body is None and not self._closing:
+        elif not self._closing:  # what is left of a request's body that was answered before is waited for no longer
             self._deadline = min(self._deadline, now + (linger if self.requests and not self._reader.buffer else 2.0))
 
     @property

@@ -172,7 +172,7 @@ class Service:
         site, end = self.site, self.loop.time() + grace
         site.draining = site.closing = True
         # For connections whose answer had begun before, and did not say that it is the last: they get one that does.
-        site.keep_alive = site.settings.linger
+        site.keep_alive = min(site.keep_alive, site.settings.linger)
         if self._timer is not None:
             self._timer.cancel()
             self._tick()

@@ -8,7 +8,8 @@ Each decides by itself, with a look at what the others have in hand:
 - Where calls to the application hold the thread, and all others are in one, no connection is taken before the call for the last
   one: in the queue it is had by whoever is free first; taken, it waits for us. (A front end that opens a connection for
   each request, four workers, one slow request in ten: the 99th percentile of the others was 1.4 times as high without.)
-  Where no request comes soon, as clients are far away or mean no good, more and more are taken without waiting.
+  Where no request comes soon, as clients are far away or mean no good, more and more are taken without waiting. None is
+  taken while a long answer keeps the application from the next call.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ RUSH = 0.5
 """Seconds in which so many must have come for that; and for which it then holds."""
 FIRST_REQUEST = 0.005
 """Seconds in which the request of a new connection is expected."""
-MOST = 64
-"""Connections in a row, at the most, whose request is not waited for."""
+LOOK_AGAIN = 0.1
+"""Seconds between two looks whether any sibling is left, while an answer that its client takes slowly holds the application."""
+FEWEST, MOST = 2, 64
+"""Connections in a row whose request is not waited for, after others brought none."""
 
 
 class SharedAcceptor(Acceptor):
@@ -57,8 +60,8 @@ class SharedAcceptor(Acceptor):
         self._rush_until = 0.0
         self._expected_until = 0.0  # the request of the last connection
         self._requests_before = 0
-        self._in_vain = 0  # in a row
         self._spared = 0  # connections whose request is not waited for
+        self._to_spare = FEWEST  # when the next one was waited for in vain
         self._waiting = False
 
     def stop(self) -> None:
@@ -70,21 +73,40 @@ class SharedAcceptor(Acceptor):
         least, now = self._least_busy(), self._loop.time()
         if least is None:
             super()._ready()
-        elif len(self._site.connections) + len(self._connecting) > least + (WINDOW if now < self._rush_until else 0):
+            return
+        turns, expects = self._turns, self._expects_request(now)
+        if turns is not None and turns.held:
+            self._wait(turns, LOOK_AGAIN, self._look_again)
+        elif len(self._site.connections) + expects > least + (WINDOW if now < self._rush_until else 0):
             self._rest(COURTESY, self._come_back)
-        elif least == inf and self._turns is not None and self._expects_request(now):
-            self._waiting = True
-            self._rest(self._expected_until - now, self._not_called)
-            self._turns.when_one_has_ended(self._called)
+        elif turns is not None and expects and least == inf:
+            self._wait(turns, self._expected_until - now, self._not_called)
         else:
             self._take(now)
 
     def _expects_request(self, now: float) -> bool:
-        return now < self._expected_until and self._site.requests == self._requests_before
+        """Whether an application call for the last connection is to come: it may not be among the connections yet."""
+        return self._turns is not None and now < self._expected_until and self._site.requests == self._requests_before
+
+    def _wait(self, turns: Turns, seconds: float, then: Callable[[], None]) -> None:
+        """Accept nothing until a call of the application has ended, but no longer than that."""
+        self._waiting = True
+        self._rest(seconds, then)
+        turns.when_one_has_ended(self._called)
+
+    def _look_again(self) -> None:
+        self._waiting = False
+        self.start()
 
     def _come_back(self) -> None:
+        now = self._loop.time()
+        if self._expects_request(now):
+            self._disappointed()
         self.start()
-        self._take(self._loop.time())
+        self._take(now)
+
+    def _disappointed(self) -> None:
+        self._spared, self._to_spare = self._to_spare, min(2 * self._to_spare, MOST)
 
     def _take(self, now: float) -> None:
         """Take one connection, if there is one."""
@@ -93,6 +115,8 @@ class SharedAcceptor(Acceptor):
         self._taken += 1
         if self._taken == WINDOW:
             self._judge(now)
+        if self._site.requests != self._requests_before:
+            self._to_spare = FEWEST
         if self._spared:
             self._spared -= 1
         else:
@@ -108,12 +132,11 @@ class SharedAcceptor(Acceptor):
 
     def _called(self) -> None:
         if self._waiting and self._timer is not None:
-            self._waiting, self._in_vain = False, 0
+            self._waiting = False
             self._timer.cancel()
             self.start()
 
     def _not_called(self) -> None:
         self._waiting = False
-        self._in_vain += 1
-        self._spared = min(1 << self._in_vain, MOST)
+        self._disappointed()
         self.start()

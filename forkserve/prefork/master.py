@@ -120,6 +120,7 @@ class Master(Steering):
             # What is here now stays: the collectors of workers need not write into every page that they share with us.
             gc.collect()
             gc.freeze()
+            last.callback(gc.unfreeze)
             while not self.pool.done:
                 self.children.read_beats()
                 if self.front is not None:

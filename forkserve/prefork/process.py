@@ -165,6 +165,7 @@ class _BootSignals:
     def __init__(self, asked: list[str]) -> None:
         self._asked = asked
         self._may_end = False
+        self.ended = False
 
     def install(self, *, reset: bool) -> None:
         """Take over WORKER_SIGNALS; with `reset`, what handlers there are for others are the master's, and not the app's."""
@@ -193,6 +194,7 @@ class _BootSignals:
     def _end_if_asked(self) -> None:
         if self._may_end and ENDING.intersection(self._asked):
             warnings.simplefilter("ignore", ResourceWarning)  # what is open here goes with the process
+            self.ended = True
             if sys.unraisablehook == self._unraisable:
                 sys.unraisablehook = self._ignore
             raise EndOfBootError
@@ -217,7 +219,8 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
             worker.on_start()
             worker.run()
         code: int = ExitCode.OK
-    except BaseException as error:  # noqa: BLE001 - SystemExit as well
+    except BaseException as found:  # noqa: BLE001 - SystemExit as well
+        error = EndOfBootError() if boot.ended else found  # it may have become something else on its way out of a loop
         # The end of the boot may come in the middle of becoming ready.
         booted = worker is not None and worker.booted and not isinstance(error, EndOfBootError)
         code = _crashed(error) if booted else not_booted(error, context)

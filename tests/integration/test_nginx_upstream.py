@@ -318,6 +318,28 @@ def test_no_two_servers_keep_one_file(shop: Live, tmp_path: Path) -> None:
     assert [path.name for path in server.upstream.parent.iterdir()] == [server.upstream.name]
 
 
+def test_an_upgrade_takes_another_file_only_if_nobody_keeps_it(shop: Live, tmp_path: Path) -> None:
+    server = shop("--workers", 1, reload=None, files={"forkserve.toml": ""})
+    server.told("up", "up")
+    etc, options = server.upstream.parent, ("example_apps.hello_wsgi:app", "--base-port", 0, "--control-socket", "none")
+    other = server.start(*options, "--nginx-upstream", etc / "other.conf").ready()
+    assert len(list(etc.glob(".*.lock"))) == 2
+    line = server.command.arguments
+    assert str(server.upstream) in line, "it is given on the command line, which an upgrade runs again: so by a link"
+    server.upstream.unlink()
+    server.upstream.symlink_to("other.conf")
+    answer = server.ask("upgrade")
+    assert not answer["ok"]
+    assert f"upstream.conf is kept by another server (pid {other.pid})" in answer["error"]["message"]
+    assert answer["error"]["message"].endswith("; nothing was changed")
+    other.stop()
+    assert server.ask("upgrade")["ok"]
+    assert [path.name for path in etc.glob(".*.lock")] == [".other.conf.lock"]
+    assert run(*map(str, options), "--nginx-upstream", str(etc / "other.conf")).returncode == 2
+    server.command.stop()
+    assert list(etc.glob(".*.lock")) == []
+
+
 def test_a_unix_socket_is_told_by_its_whole_path(shop: Live, tmp_path: Path) -> None:
     server = shop("--bind", "unix:own.sock", "--workers", 1, reload=None)
     server.told("up", "up")

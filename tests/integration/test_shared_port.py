@@ -107,6 +107,18 @@ def test_what_waits_goes_to_the_worker_that_is_free_first(serve: Start, tmp_path
         assert [clients[number].answer().status for number in (1, 2)] == [200, 200]
 
 
+def test_nobody_waits_behind_an_answer_that_its_client_does_not_take(serve: Start, tmp_path: Path) -> None:
+    (tmp_path / "site_app.py").write_text(
+        "def app(environ, start_response):\n    start_response('200 OK', [])\n"
+        "    return (b'x' * 65536 for _ in range(1000 if environ['PATH_INFO'] == '/large' else 1))\n"
+    )
+    command = serve("site_app:app", "--workers", 2, "--bind", "127.0.0.1:0", cwd=tmp_path)
+    with Client(command.port) as slow:
+        slow.request("/large")
+        assert slow.head().status == 200
+        assert {get(command.port, "/", "Connection: close").status for _ in range(60)} == {200}
+
+
 def test_connections_without_a_request_hold_up_nobody(serve: Start) -> None:
     command = serve("tests.integration.small_apps:who", "--workers", 2, "--bind", "127.0.0.1:0")
 

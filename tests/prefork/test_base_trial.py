@@ -111,7 +111,7 @@ def test_what_changes_its_process_at_import(trial: Trial, text: str, why: str) -
 
 @pytest.mark.parametrize(
     "text",
-    ["import random\nDICE = random.Random()", "import os\nKEY = os.urandom(8)"],
+    ["import random\nDICE = random.Random()", "import random\nNODE = random.getrandbits(64)", "import os\nKEY = os.urandom(8)"],
 )
 def test_random_numbers_drawn_at_import(trial: Trial, text: str) -> None:
     trial.add("drawer", text)

@@ -165,6 +165,9 @@ class _Trial:
         os.getpid = self._around_getpid(os.getpid)
         os.urandom = random._urandom = self._around_random(os.urandom)  # type: ignore[attr-defined]  # noqa: SLF001 - its own name for it
         random.Random.seed = self._around_random(random.Random.seed)  # type: ignore[method-assign]
+        for name in random.__all__:
+            if getattr(draw := getattr(random, name), "__self__", None) is random._inst:  # noqa: SLF001 - what the module's functions use
+                setattr(random, name, self._around_random(draw))
         sys.addaudithook(self._audit)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:

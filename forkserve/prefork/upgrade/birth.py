@@ -77,14 +77,17 @@ handed = _take()
 directory = _directory()
 environ = dict(os.environ)
 _born_in = _here()
+_real = None if directory is None else os.path.realpath(directory)
 
 
-def working_directory() -> str:
+def working_directory(*, real: bool = False) -> str:
     """Return the name of the working directory, as the shell had it unless this process has gone elsewhere since.
 
-    It may be a link that leads to another release by now. Raises OSError if there is none any more.
+    It may be a link that leads to another release by now; not with *real*. Raises OSError if there is none any more.
     """
-    return directory if directory is not None and _here() == _born_in else os.getcwd()
+    if directory is None or _real is None or _here() != _born_in:
+        return os.getcwd()
+    return _real if real else directory
 
 
 def before() -> Exported | None:
