@@ -128,7 +128,7 @@ class Client:
     def chunks(self) -> Iterator[bytes]:
         """Read the chunks of a body, as they come."""
         while size := int(self.until(b"\r\n"), 16):
-            yield self.exactly(size + 2)[:-2]
+            yield self._exactly(size + 2)[:-2]
         self.until(b"\r\n")
 
     def answer(self, method: str = "GET") -> Answer:
@@ -139,13 +139,12 @@ class Client:
         elif "transfer-encoding" in head:
             body = b"".join(self.chunks())
         elif "content-length" in head:
-            body = self.exactly(int(head["content-length"]))
+            body = self._exactly(int(head["content-length"]))
         else:
             body = self.rest()
         return Answer(head.status, head.fields, body)
 
-    def exactly(self, size: int) -> bytes:
-        """Read so many bytes."""
+    def _exactly(self, size: int) -> bytes:
         while len(self._read) < size:
             data = self.sock.recv(65536)
             assert data, f"end of connection {size - len(self._read)} bytes too early"
