@@ -109,16 +109,6 @@ def test_what_changes_its_process_at_import(trial: Trial, text: str, why: str) -
     assert trial.judge() == (["innocent"], {"changer": f"at import it changes or leaves: {why}"})
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["import random\nDICE = random.Random()", "import random\nNODE = random.getrandbits(64)", "import os\nKEY = os.urandom(8)"],
-)
-def test_random_numbers_drawn_at_import(trial: Trial, text: str) -> None:
-    trial.add("drawer", text)
-    trial.add("later", "import random\ndef draw():\n    return random.Random()")
-    assert trial.judge() == (["later"], {"drawer": "it draws random numbers at import, which all workers would share"})
-
-
 def test_a_thread_that_is_stopped_before_a_fork_does_no_harm(trial: Trial) -> None:
     """As OpenBLAS does, and with it numpy; here it is a Python thread that only the system knows of."""
     trial.add(

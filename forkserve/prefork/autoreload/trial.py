@@ -13,7 +13,6 @@ import importlib.util
 import json
 import logging
 import os
-import random
 import signal
 import sys
 import threading
@@ -32,8 +31,6 @@ LIMIT: Final = 120  # seconds for one
 NICE: Final = 10  # somebody waits for the first answer of the worker that has just started
 # What is not done for a trial.
 REFUSED: Final = ("os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen", "socket.connect", "socket.bind")
-# Modules of packages whose random numbers each worker seeds anew, as the standard library does itself after a fork.
-RESEEDED: Final = frozenset(("numpy", "random"))
 # Who asks for it at import asks for Django's settings, which a project may also give by a call.
 ALWAYS_CHANGED: Final = "DJANGO_SETTINGS_MODULE"
 
@@ -82,7 +79,7 @@ def load(modules: Sequence[Loaded]) -> None:
 
 
 def reseed() -> None:
-    """Let the random numbers of RESEEDED be others than those of the process that this one was forked from."""
+    """Let numpy's random numbers be others than in the process that this one was forked from, as the standard library's are."""
     if numpy := sys.modules.get("numpy.random"):
         numpy.seed()
 
@@ -163,11 +160,6 @@ class _Trial:
 
         os.environ.__class__ = os.environb.__class__ = Environ
         os.getpid = self._around_getpid(os.getpid)
-        os.urandom = random._urandom = self._around_random(os.urandom)  # type: ignore[attr-defined]  # noqa: SLF001 - its own name for it
-        random.Random.seed = self._around_random(random.Random.seed)  # type: ignore[method-assign]
-        for name in random.__all__:
-            if getattr(draw := getattr(random, name), "__self__", None) is random._inst:  # noqa: SLF001 - what the module's functions use
-                setattr(random, name, self._around_random(draw))
         sys.addaudithook(self._audit)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
@@ -238,14 +230,6 @@ class _Trial:
         def tell() -> int:
             self._blame("it asks for its pid")
             return getpid()
-
-        return tell
-
-    def _around_random(self, draw: Callable[..., Any]) -> Callable[..., Any]:
-        def tell(*arguments: Any) -> Any:
-            if self._importing and self._importing[-1].partition(".")[0] not in RESEEDED:
-                self._blame("it draws random numbers at import, which all workers would share")
-            return draw(*arguments)
 
         return tell
 
