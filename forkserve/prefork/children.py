@@ -220,7 +220,7 @@ class Children:
                 self._became_ready(child)
             case "draining":
                 self.pool.draining(ident, now)
-            case "loaded" | "outside":
+            case "loaded" | "outside" | "waits":
                 if self.development:  # a worker of before an upgrade may say it to a master without --reload
                     self.development.heard(child, message)
             case "released":

@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import os
 import resource
+import select
 import signal
 import sys
 import traceback
@@ -267,6 +268,7 @@ def _stand_in(
         context.loaded.outside.forget()
     try:
         with boot:
+            _wait_for_word(context)
             worker = worker_class(context)
             _, message, text = _why(error)
             worker.stand_in("\n\n".join(filter(None, (message, text))))
@@ -274,6 +276,24 @@ def _stand_in(
         booted = worker is not None and worker.booted
         return worker, _crashed(fault) if booted else not_booted(fault, context)
     return worker, ExitCode.OK
+
+
+def _wait_for_word(context: WorkerContext) -> None:
+    """Wait until the master says that it is a fault. Another worker is started in place of this one if a change is on its way.
+
+    Raises EndOfBootError if there is no master any more.
+    """
+    context.channel.send({"type": "waits"})
+    poll = select.poll()
+    poll.register(context.channel, select.POLLIN)
+    told: set[object] = set()
+    while "show_fault" not in told:
+        poll.poll()
+        told.update(message.get("type") for message in context.channel.receive())
+        if context.channel.closed:
+            raise EndOfBootError
+    if "reopen_logs" in told:
+        context.asked.append("reopen_logs")
 
 
 @contextlib.contextmanager

@@ -100,4 +100,4 @@ def polled(project: Project) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-    assert bad == []
+    assert not bad, f"{bad}\n{project.command.stderr}"

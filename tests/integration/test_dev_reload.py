@@ -84,6 +84,38 @@ def test_saves_bring_new_answers_and_lose_no_request(
                 project.until(f"version {version}", port=port)
 
 
+def test_a_file_is_loaded_when_it_is_written_to_its_end(project: Project) -> None:
+    """It has nothing in it when somebody begins to write it."""
+    project.serve("--reload-delay", 0.01)
+    with polled(project):
+        with (project.folder / "myapp.py").open("w") as file:
+            for _ in range(100):
+                assert project.get().text == "version 1"
+            file.write(WSGI.format(version=2))
+        project.until("version 2")
+    assert "no attribute" not in project.command.stderr
+
+
+@pytest.mark.parametrize("slow", [1, 2])
+def test_what_fails_when_a_newer_save_is_there_is_no_fault(project: Project, tmp_path: Path, slow: int) -> None:
+    """Neither of the first worker that tries the new code, nor of another."""
+    project.serve("--workers", 2).command.traceback_expected = slow == 1
+    here = "import os, pathlib, time\nfolder = pathlib.Path({folder!r})\n(folder / str(os.getpid())).touch()\n"
+    fails = "if len(list(folder.iterdir())) == {slow}:\n    (folder / 'go').write_text('')\n"
+    fails += "    while (folder / 'go').exists(): time.sleep(0.01)\n    raise ValueError('out of date')\n"
+    folder = tmp_path / "seen"
+    folder.mkdir()
+    with polled(project):
+        project.save("myapp.py", here + fails + WSGI, folder=str(folder), slow=slow, version=2)
+        eventually((folder / "go").exists, "its import")
+        project.save("myapp.py", WSGI, version=3)
+        project.command.wait_for("(?s)(myapp.py changed.*){2}")
+        (folder / "go").unlink()
+        project.until("version 3")
+        project.command.wait_for("reloaded: generation 3")
+    assert "tries again" not in project.command.stderr
+
+
 def test_a_save_while_workers_boot_is_not_missed(project: Project) -> None:
     project.save("helper.py", "import time; time.sleep(0.5)\n")
     project.serve(ready=False)

@@ -195,6 +195,30 @@ def test_what_comes_together_is_told_together(project: Path, watching: Watching)
     assert watcher.told() == ([], sorted(map(str, files)))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_a_file_that_is_being_written_is_told_when_that_is_done(project: Path, watching: Watching) -> None:
+    watcher = watching(project)
+    with (project / "app.py").open("w") as file:
+        (project / "package/__init__.py").write_text("A = 22\n")
+        watcher.channel.send({"type": "ask", "number": 1})
+        assert not select.select([watcher.channel], [], [], 0.5)[0]
+        file.write("A = 22\n")
+    assert watcher.told() == ([], [str(project / "app.py"), str(project / "package/__init__.py")])
+    assert watcher.next("at_rest")["number"] == 1
+
+
+def test_a_file_that_is_written_for_ever_is_told_all_the_same(project: Path, watching: Watching) -> None:
+    watcher = watching(project)
+    with (project / "app.py").open("w"):
+        assert watcher.told() == ([], [str(project / "app.py")])
+
+
+def test_it_says_when_all_changes_are_told(project: Path, watching: Watching, engine: str) -> None:
+    watcher = watching(project, reload_engine=engine)
+    watcher.channel.send({"type": "ask", "number": 3})
+    assert watcher.next("at_rest")["number"] == 3
+
+
 def test_a_change_that_never_ends_is_told_all_the_same(project: Path, watching: Watching) -> None:
     watcher = watching(project, reload_delay=0.5)
     end = time.monotonic() + DEADLINE

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from forkserve.logs import logger, printable
 from forkserve.prefork.autoreload.base import Base
+from forkserve.prefork.autoreload.faults import Faults
 from forkserve.prefork.autoreload.patterns import MODULES, Rules, fixed_part
 from forkserve.prefork.autoreload.watcher import Watch, become_watcher
 from forkserve.prefork.channel import Channel
@@ -59,7 +60,7 @@ class Development:
         self._last_words = ""
         self._changed_at: dict[str, float] = {}  # files by path, to a time of the monotonic clock
         self._loaded: dict[int, set[str]] = {}  # by the ident of the worker that has loaded them
-        self._fault: tuple[str, int] | None = None  # what is shown, and the newest generation that it is shown by
+        self._faults = Faults(master, self._ask_for_rest)
         self._outdated: Timer | None = None
         self._superseded = False
 
@@ -124,6 +125,8 @@ class Development:
             match message:
                 case {"type": "changed", "included": included, "others": others}:
                     self._changed(included, others)
+                case {"type": "at_rest", "number": number}:
+                    self._faults.at_rest(number)
                 case {"type": "warning", "text": text}:
                     logger.warning("%s", text)
                 case {"type": "failed", "traceback": text}:
@@ -142,6 +145,10 @@ class Development:
         self._watch = dataclasses.replace(self._watch, since=time.time())
         self._start_later()
 
+    def _ask_for_rest(self, number: int) -> bool:
+        """Have the watcher answer when it has told all changes; return False if there is none."""
+        return self._channel is not None and self._channel.send({"type": "ask", "number": number})
+
     # What it tells, and what the workers tell.
 
     def _changed(self, included: list[str], others: list[str]) -> None:
@@ -156,7 +163,7 @@ class Development:
 
     def _matters(self, path: str) -> bool:
         """Whether a worker has loaded a file, or one of a directory. If what there is does not load, any file may mend it."""
-        if self._fault:
+        if self._faults.suspected:
             return True
         if path.endswith(MODULES):
             return any(path in files for files in self._loaded.values())
@@ -164,10 +171,13 @@ class Development:
 
     def heard(self, child: Child, message: Message) -> None:
         """A worker has told what it has loaded."""
-        if message["type"] == "loaded":
-            self._loads(child, message)
-        else:
-            self.base.heard(message)
+        match message["type"]:
+            case "loaded":
+                self._loads(child, message)
+            case "waits":
+                self._faults.waits(child)
+            case _:
+                self.base.heard(message)
 
     def _loads(self, child: Child, message: Message) -> None:
         """Remember the files that a worker has loaded; one that has changed since may have been loaded as it was before."""
@@ -178,24 +188,23 @@ class Development:
             self._reload(changed)
 
     def became_ready(self, child: Child, fault: str | None) -> None:
-        """A worker is ready; with a fault, it only stands in for one.
-
-        One of a generation whose successor does not load must not look as if all were well.
-        """
+        """A worker is ready; with a fault, it only stands in for one."""
         if fault is not None:
-            self.fault(fault)
-        elif self._fault and child.member.generation <= self._fault[1] and not child.member.canary:
-            self._show(child, self._fault[0])
+            self._faults.show(fault)
+        else:
+            self._faults.became_ready(child)
 
     def ended(self, child: Child) -> None:
         """A worker has ended."""
         self._loaded.pop(child.member.ident, None)
+        self._faults.ended(child)
 
     def _reload(self, files: Sequence[str]) -> None:
         names = ", ".join(printable(self._name(file)) for file in files[:NAMED])
         more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
         logger.info("%s%s changed", names, more)
         self._reload_now()
+        self._faults.changed()
 
     def _reload_cold(self, why: str) -> None:
         logger.info("reloading again, with all modules imported anew: %s", why)
@@ -235,25 +244,15 @@ class Development:
     @property
     def shows_fault(self) -> bool:
         """Whether the workers show what is wrong with the app, instead of the app."""
-        return self._fault is not None
+        return self._faults.shown
 
     def reload_ended(self, fault: str | None) -> None:
         """A reload has ended: it is good, or has a fault to be shown until the next one is."""
         superseded, self._superseded = self._superseded, False
         if fault is None:
-            self._fault = None
-        elif not superseded and self._master.pool.phase < Phase.STOPPING:
-            self.fault(fault)
-
-    def fault(self, text: str) -> None:
-        """Have the workers show what is wrong, instead of what the app was before."""
-        self._fault = text, self._master.pool.generation
-        for child in self._master.children:
-            if child.member.state is State.READY:
-                self._show(child, text)
-
-    def _show(self, child: Child, text: str) -> None:
-        self._master.children.send(child, {"type": "show_fault", "text": text})
+            self._faults.reload_succeeded()
+        elif not superseded:
+            self._faults.reload_failed(fault)
 
 
 def real_folders(settings: Settings) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from forkserve.settings import Settings
 
 LOOK_EVERY: Final = 0.3  # seconds between two looks whether the project is where it was
-LONGEST_DELAY: Final = 1.0  # seconds after which a change is told although more come
+LONGEST_DELAY: Final = 1.0  # seconds after which a change is told although more come, or the file is still being written
+AT_REST: Final = 0.05  # seconds in which news of a change that was made already come here
 GRAIN: Final = 0.02  # seconds by which the times of files may be behind the clock
 MANY: Final = 500  # paths in one message
 STANDARD: Final = 3  # descriptors
@@ -90,7 +91,10 @@ class Watcher:
         self._look_at = 0.0
         self._changed: set[str] = set()
         self._gone: set[str] = set()  # directories
+        self._writing: set[str] = set()  # files that are open for that
         self._first_at = self._last_at = 0.0
+        self._asked = 0  # the number of the master's question whether all changes are told
+        self._asked_at = inf
 
     def run(self) -> None:
         """Watch until told to end."""
@@ -100,20 +104,25 @@ class Watcher:
         self._channel.send({"type": "watching", "polls": self._watches.polls})
         while not self._channel.closed:
             self._wait()
-            if any(order.get("type") == "end" for order in self._channel.receive()):
-                return
+            for order in self._channel.receive():
+                if order["type"] == "end":
+                    return
+                self._asked, self._asked_at = order["number"], time.monotonic()
             self._channel.flush()
             self._take()
             if self._look_at <= time.monotonic():
                 self._look_at_roots()
             if self._due() <= time.monotonic():
                 self._tell()
+            if self._rest_due() <= time.monotonic():
+                self._channel.send({"type": "at_rest", "number": self._asked})
+                self._asked_at = inf
 
     def _wait(self) -> None:
         poll = select.poll()
         poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.unsent else 0))
         poll.register(self._bell, select.POLLIN)
-        until = min(self._due(), self._look_at)
+        until = min(self._due(), self._rest_due(), self._look_at)
         poll.poll(max(0.0, until - time.monotonic()) * 1000 + 1)
 
     # What is watched.
@@ -153,11 +162,20 @@ class Watcher:
             event = self._events.get()
             if isinstance(event, BaseException):
                 raise event
+            self._follow_writing(event)
             for path in (os.fsdecode(event.src_path), os.fsdecode(event.dest_path)):
                 if path and (event.is_directory or os.path.isdir(path)):
                     self._look_at_directory(path)
                 elif path and self._watches.matters(path):
                     self._note([path])
+
+    def _follow_writing(self, event: Any) -> None:
+        """Know which files are being written, as at first there is nothing in them."""
+        path = os.fsdecode(event.src_path)
+        if self._watches.is_writing(event) and self._watches.matters(path):
+            self._writing.add(path)
+        elif event.event_type in ("closed", "moved", "deleted"):
+            self._writing.discard(path)
 
     def _look_at_directory(self, path: str) -> None:
         """See what became of a directory: it is new, or has come from elsewhere, or is no more."""
@@ -195,13 +213,17 @@ class Watcher:
     def _due(self) -> float:
         if not self._first_at:
             return inf
-        return min(self._last_at + self._watch.delay, self._first_at + max(LONGEST_DELAY, self._watch.delay))
+        longest = self._first_at + max(LONGEST_DELAY, self._watch.delay)
+        return longest if self._writing else min(self._last_at + self._watch.delay, longest)
+
+    def _rest_due(self) -> float:
+        return inf if self._first_at else self._asked_at + AT_REST
 
     def _tell(self) -> None:
         """Tell the master all files that modules may have been loaded from; of those that matter in any case, a few."""
         included = [path for path in sorted(self._changed) if self._watches.included(path)]
         others = sorted(self._changed.difference(included) | self._gone)
-        self._changed, self._gone, self._first_at = set(), set(), 0.0
+        self._changed, self._gone, self._writing, self._first_at = set(), set(), set(), 0.0
         for start in range(0, len(others) or 1, MANY):
             self._channel.send({"type": "changed", "included": included[:MANY], "others": others[start : start + MANY]})
             included = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +32,8 @@ WANTED: Final = (
     *(events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent),
     *((events.FileAttribEvent,) if hasattr(events, "FileAttribEvent") else ()),  # `touch`; once a FileModifiedEvent as well
 )
+# Whether a file that is written is an event of its own, and a second one comes when that is done.
+_TELLS_WRITING: Final = sys.platform == "linux" and Observer is not PollingObserver and hasattr(events, "FileAttribEvent")
 EXHAUSTED: Final = "there are no more inotify watches (see fs.inotify.max_user_watches)"
 _ANY: Final = 0x400  # IN_DELETE_SELF
 
@@ -98,6 +101,10 @@ class Watches:
             if _is_below(path, real):
                 return link + path[len(real) :]
         return path
+
+    def is_writing(self, event: events.FileSystemEvent) -> bool:
+        """Whether an event says that a file is being written: a FileClosedEvent comes when that is done."""
+        return _TELLS_WRITING and not self.polls and isinstance(event, events.FileModifiedEvent)
 
     def matters(self, path: str) -> bool:
         """Whether a module may be loaded from a file, or it matters in any case."""
