@@ -289,6 +289,7 @@ def test_hooks_run_in_the_process_that_gunicorn_runs_them_in(serve: Start, proje
 
     command = serve("site_app:app", "--base-port", 0, cwd=project)
     master, (first,) = command.pid, command.workers
+    eventually(lambda: noted("when_ready"), notes.read_text)  # it comes after the line that `serve` waits for
     assert noted() == [
         ["on_starting", master, None],
         *noted("nworkers_changed"),  # gunicorn tells the first number as well
