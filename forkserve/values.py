@@ -87,7 +87,7 @@ def read_seconds(value: object) -> float:
         seconds = float(value)
     if not 0 <= seconds <= LONGEST_SECONDS:  # also false for nan
         refuse(value, wanted)
-    return round(seconds, 6)
+    return abs(round(seconds, 6))  # there is a -0.0
 
 
 def show_seconds(value: float) -> str:

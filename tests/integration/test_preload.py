@@ -292,7 +292,7 @@ def test_descriptors_do_not_leak(start: Start, tmp_path: Path) -> None:
     assert site.ask("reload")["ok"]
     assert len(descriptors(mold(site, 2))) == of_mold
     # No other process of the server has the socket that a worker listens on, but for the master.
-    (port,) = [line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{site.command.port:04X} 00000000:0000 0A" in line]  # fmt: skip
+    (port,) = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{site.command.port:04X} 00000000:0000 0A" in line}  # fmt: skip
     holders = [pid for pid in (mold(site, 2), *sorted(site.pids())) if f"socket:[{port}]" in descriptors(pid).values()]
     assert holders == [site.workers()[0][1]]
 
