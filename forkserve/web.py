@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -112,7 +113,10 @@ class HTTPWorker(Worker):
         gc.freeze()
         with asyncio.Runner(loop_factory=self._new_loop) as runner:
             runner.get_loop().set_exception_handler(self._loop_failed)
-            runner.run(self._serve(app))
+            try:
+                runner.run(self._serve(app))
+            finally:
+                signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first, and a signal would meet it
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         choice = self.settings.loop

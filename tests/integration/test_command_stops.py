@@ -256,6 +256,23 @@ def test_what_is_open_at_the_graceful_timeout_is_logged(
     assert f"GET /never?{gate}" in lines[0]
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_signal_that_comes_while_the_loop_is_closed_harms_nothing(serve: Start, tmp_path: Path, loop: str) -> None:
+    """As the master's question for stacks does, when a worker ends just at its deadline."""
+    (tmp_path / "late.py").write_text(
+        "import asyncio.selector_events, os, signal\n"
+        "from tests.integration.small_apps import who_asgi as app\n"
+        "close = asyncio.selector_events.BaseSelectorEventLoop._close_self_pipe\n"
+        "def close_and_ask(self):\n    close(self)\n    os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "asyncio.selector_events.BaseSelectorEventLoop._close_self_pipe = close_and_ask\n"
+    )
+    command = serve("late:app", "--base-port", 0, "--loop", loop, "--pythonpath", tmp_path)
+
+    command.stop()
+
+    assert "Exception" not in command.stderr
+
+
 def test_a_stream_that_does_not_end_is_logged_too(serve: Start, notes: Path) -> None:
     command = gated(serve, notes, "gated_asgi", "--graceful-timeout", "0.5")
     with Client(command.port) as client:

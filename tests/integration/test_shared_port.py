@@ -20,30 +20,31 @@ APPS = pytest.mark.parametrize(
 )
 
 
-@APPS
-def test_kept_connections_are_spread_evenly(serve: Start, app: str, loop: str) -> None:
-    command = serve(f"tests.integration.small_apps:{app}", "--workers", 4, "--bind", "127.0.0.1:0", "--loop", loop)
-
+def spread_over_workers(port: int, *, at_once: bool) -> collections.Counter[str]:
+    """Open 16 connections that are kept, ask over each of them, at once or one by one, and return how many each worker has."""
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(command.port)) for _ in range(16)]
-        for client in clients:
+        clients = [stack.enter_context(Client(port)) for _ in range(16)]
+        for client in clients if at_once else ():
             client.request()
-        spread = collections.Counter(client.answer().json["worker"] for client in clients)
+        answers = [client.answer() if at_once else client.get() for client in clients]
+        spread = collections.Counter(answer.json["worker"] for answer in answers)
         assert len(spread) == 4, spread
-        assert max(spread.values()) - min(spread.values()) <= 4, spread
-        again = collections.Counter(client.get().json["worker"] for client in clients)
-        assert again == spread
+        assert collections.Counter(client.get().json["worker"] for client in clients) == spread
+    return spread
 
 
 @APPS
-def test_kept_connections_that_come_one_by_one_are_spread_evenly(serve: Start, app: str, loop: str) -> None:
+@pytest.mark.parametrize("at_once", [True, False], ids=["at-once", "one-by-one"])
+def test_kept_connections_are_spread_evenly(serve: Start, app: str, loop: str, at_once: bool) -> None:  # noqa: FBT001 - a parameter
     command = serve(f"tests.integration.small_apps:{app}", "--workers", 4, "--bind", "127.0.0.1:0", "--loop", loop)
+    spreads = []
 
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(command.port)) for _ in range(16)]
-        spread = collections.Counter(client.get().json["worker"] for client in clients)
-    assert len(spread) == 4, spread
-    assert max(spread.values()) - min(spread.values()) <= 4, spread
+    def is_even() -> bool:
+        """A worker that does not get the processor in time loses its turn: so not each time."""
+        spreads.append(spread_over_workers(command.port, at_once=at_once).values())
+        return max(spreads[-1]) - min(spreads[-1]) <= 4
+
+    eventually(is_even, spreads)
 
 
 @APPS
