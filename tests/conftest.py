@@ -1,4 +1,4 @@
-"""For all tests: the servers that they start keep their control sockets to themselves, and compile nothing."""
+"""For all tests: the servers that they start keep their control sockets to themselves, and compile nothing; chance is the same."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import signal
 import tempfile
 
 import pytest
+from hypothesis import settings
 
 import forkserve
+
+settings.register_profile("same", derandomize=True)  # as each run of the tests
+settings.register_profile("explore", max_examples=2000)  # `--hypothesis-profile explore` looks further, elsewhere each time
+settings.load_profile("same")
 
 RUNTIME = pytest.StashKey[str]()
 

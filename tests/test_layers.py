@@ -20,6 +20,7 @@ PURE = (
     "frontend/page.py",
     "frontend/upkeep.py",
     "prefork/commands/calls.py",
+    "prefork/autoreload/changes.py",
     "prefork/autoreload/patterns.py",
     "prefork/commands/builtin.py",
     "prefork/commands/defined.py",

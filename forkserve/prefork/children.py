@@ -238,7 +238,8 @@ class Children:
             self._failures.booted(child.id)
         self.owner.became_ready(child)
         if self.development:
-            self.development.became_ready(child, self._failures.report_stand_in(child) if stands_in else None)
+            child.fault = self._failures.report_stand_in(child) if stands_in else None
+            self.development.became_ready(child)
         child.failure = None
 
     def _ended(self, child: Child, status: int) -> None:

@@ -281,7 +281,7 @@ def _stand_in(
 def _wait_for_word(context: WorkerContext) -> None:
     """Wait until the master says that it is a fault. Another worker is started in place of this one if a change is on its way.
 
-    Raises EndOfBootError if there is no master any more.
+    Raises EndOfBootError if it is told to end, which the app may not let it hear by a signal, or has no master any more.
     """
     context.channel.send({"type": "waits"})
     poll = select.poll()
@@ -290,7 +290,7 @@ def _wait_for_word(context: WorkerContext) -> None:
     while "show_fault" not in told:
         poll.poll()
         told.update(message.get("type") for message in context.channel.receive())
-        if context.channel.closed:
+        if context.channel.closed or "drain" in told:
             raise EndOfBootError
     if "reopen_logs" in told:
         context.asked.append("reopen_logs")

@@ -88,11 +88,21 @@ class Reloading:
         try:
             done = self._rollout.advance(now)
         except CommandError as error:
-            self._end(error)
+            slot, end = self._rollout.failed_slot, self._rollout.failed
+            # Without its end there is none of its own either: what the slot is remembered for is an older failure.
+            self._end(error, None if slot is None or end is None else self._master.children.traceback(slot, end.reason))
             return True
         if done:
-            self._end(None)
+            self._end(*self._not_loaded(self._rollout.generation))
         return done
+
+    def _not_loaded(self, generation: int) -> tuple[CommandError | None, str | None]:
+        """The failure of a reload that is done but for a worker that could not load the app, and its traceback."""
+        for child in self._master.children:
+            if child.fault is not None and child.member.generation == generation:
+                why, _, traceback = child.fault.partition("\n\n")
+                return CommandError(f"the new worker {child.id} failed to boot: {why}"), traceback or None
+        return None, None
 
     def _start(self, now: float) -> None:
         master = self._master
@@ -138,7 +148,7 @@ class Reloading:
         self._undo = undo
         self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
 
-    def _end(self, error: CommandError | None) -> None:
+    def _end(self, error: CommandError | None, traceback: str | None) -> None:
         rollout, self._rollout = self._rollout, None
         assert rollout is not None
         seconds = round(time.monotonic() - self._began, 3)
@@ -146,8 +156,9 @@ class Reloading:
         self._master.reloads(begin=False)
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
-        if error is None:
+        if rollout.step is Step.DONE:
             self._master.listeners.close_retired()
+        if error is None:
             logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
             if self._master.development:
                 self._master.development.reload_ended(None)
@@ -157,9 +168,6 @@ class Reloading:
         if rollout.rolled_back and self._undo is not None:
             self._undo()
         logs.logger.error("reload failed: %s", error)
-        slot, end = rollout.failed_slot, rollout.failed
-        # Without its end there is none of its own either: what the slot is remembered for is an older failure.
-        traceback = None if slot is None or end is None else self._master.children.traceback(slot, end.reason)
         if self._master.development:
             self._master.development.reload_ended("\n\n".join(filter(None, (str(error), traceback))))
         for pending in running:

@@ -35,6 +35,7 @@ class History(RuleBasedStateMachine):
         self.ordered: list[int] = []
         self.kept, self.delay = wanted, delay
         self.leaving: dict[int | None, tuple[float, float | None]] = {}  # since when, and since when nobody is sent there
+        self.early: set[int | None] = set()  # drained early, as there was no room; so their listeners may be closed early
         self.open: set[int | None] = {None, *range(1, wanted + 1)}
         self.forks_fail = False
         self.pids = 100
@@ -48,7 +49,9 @@ class History(RuleBasedStateMachine):
             self.see_who_leaves()
             cramped = self.cramped
             actions = self.pool.plan(self.now)
-            self.may_go = {slot for slot in self.open if cramped or self.has_left(slot)}
+            self.early &= self.leaving.keys()
+            self.may_go = self.early | {slot for slot in self.open if cramped or self.has_left(slot)}
+            self.early |= {one.member.slot for one in actions if cramped and isinstance(one, Drain)}
             self.see_who_leaves()  # the server may just have been announced, and the next plan goes by that
             assert self.pool.plan(self.now) == []
             if not actions:

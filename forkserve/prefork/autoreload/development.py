@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from forkserve.logs import logger, printable
 from forkserve.prefork.autoreload.base import Base
+from forkserve.prefork.autoreload.changes import Changes
 from forkserve.prefork.autoreload.faults import Faults
-from forkserve.prefork.autoreload.patterns import MODULES, Rules, fixed_part
+from forkserve.prefork.autoreload.patterns import Rules, fixed_part
+from forkserve.prefork.autoreload.watcher import LONGEST_DELAY as LONGEST_WAIT
 from forkserve.prefork.autoreload.watcher import Watch, become_watcher
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.commands.pending import CommandError
@@ -40,7 +42,8 @@ HEALED: Final = 10.0  # seconds after which its end is a new misfortune
 # Seconds in which a worker should have loaded the app. If it has not, and the app has changed since, it is not waited for:
 # the change may well be what ends an endless loop. Not at once, as an app may write files while it is loaded.
 PATIENCE: Final = 2.0
-REMEMBERED: Final = 10_000  # changes
+GUESSES: Final = 3  # times that it is not, for a change that no worker is known to have loaded, until one is ready
+LOADING: Final = 0.5  # seconds after the load of the app, in which a change may still be news of what that wrote
 NAMED: Final = 3  # files in a log line
 
 
@@ -58,11 +61,13 @@ class Development:
         self._born = 0.0
         self._delay = FIRST_DELAY
         self._last_words = ""
-        self._changed_at: dict[str, float] = {}  # files by path, to a time of the monotonic clock
-        self._loaded: dict[int, set[str]] = {}  # by the ident of the worker that has loaded them
+        self._changes = Changes(self._warn_of_own)
         self._faults = Faults(master, self._ask_for_rest)
         self._outdated: Timer | None = None
         self._superseded = False
+        self._matter_at = self._loaded_at = 0.0
+        self._guesses = 0
+        self._told_at = time.time()
 
     # The watcher.
 
@@ -124,6 +129,7 @@ class Development:
         for message in self._channel.receive():
             match message:
                 case {"type": "changed", "included": included, "others": others}:
+                    self._told_at = time.time()
                     self._changed(included, others)
                 case {"type": "at_rest", "number": number}:
                     self._faults.at_rest(number)
@@ -141,8 +147,9 @@ class Development:
             self._delay = FIRST_DELAY
         logger.error("the watcher died, and is started again in %g s\n%s", self._delay, self._last_words)
         self._last_words = ""
-        # What was saved meanwhile, the next one finds by its date.
-        self._watch = dataclasses.replace(self._watch, since=time.time())
+        # What was saved since it told something, or while it waited for more, the next one finds by its date.
+        since = max(self._watch.since, self._told_at - max(LONGEST_WAIT, self._watch.delay))
+        self._watch = dataclasses.replace(self._watch, since=since)
         self._start_later()
 
     def _ask_for_rest(self, number: int) -> bool:
@@ -153,21 +160,16 @@ class Development:
 
     def _changed(self, included: list[str], others: list[str]) -> None:
         now = time.monotonic()
-        if len(self._changed_at) > REMEMBERED:
-            self._changed_at.clear()
-        self._changed_at.update(dict.fromkeys((*included, *others), now))
-        if matter := [*included, *(path for path in others if self._matters(path))]:
+        boots = any(member.state is State.BOOTING for member in self._master.pool.members())
+        loading = boots or now < self._loaded_at + LOADING + self._watch.delay
+        if matter := self._changes.told(included, others, now, suspected=self._faults.suspected, loading=loading):
+            self._matter_at = now
             self._reload(matter)
         else:
             self._hasten()
 
-    def _matters(self, path: str) -> bool:
-        """Whether a worker has loaded a file, or one of a directory. If what there is does not load, any file may mend it."""
-        if self._faults.suspected:
-            return True
-        if path.endswith(MODULES):
-            return any(path in files for files in self._loaded.values())
-        return any(file.startswith(path + "/") for files in self._loaded.values() for file in files)
+    def _warn_of_own(self, path: str) -> None:
+        logger.warning("%s changes whenever the app is loaded: that reloads it no more", printable(self._name(path)))
 
     def heard(self, child: Child, message: Message) -> None:
         """A worker has told what it has loaded."""
@@ -181,22 +183,21 @@ class Development:
 
     def _loads(self, child: Child, message: Message) -> None:
         """Remember the files that a worker has loaded; one that has changed since may have been loaded as it was before."""
-        known = self._loaded.setdefault(child.member.ident, set())
-        files, since = message["files"], message["since"]
-        known.update(files)
-        if changed := [file for file in files if self._changed_at.get(file, 0.0) > since]:
+        if changed := self._changes.loads(child.member.ident, message["files"], message["since"]):
             self._reload(changed)
 
-    def became_ready(self, child: Child, fault: str | None) -> None:
-        """A worker is ready; with a fault, it only stands in for one."""
-        if fault is not None:
-            self._faults.show(fault)
-        else:
-            self._faults.became_ready(child)
+    def became_ready(self, child: Child) -> None:
+        """A worker is ready, or at least stands in for one."""
+        self._loaded_at, self._guesses = time.monotonic(), 0
+        if self._faults.became_ready(child):
+            logger.info("what did not load does now")
+            self._reload_now()
 
     def ended(self, child: Child) -> None:
         """A worker has ended."""
-        self._loaded.pop(child.member.ident, None)
+        if child.member.ready_at is None:
+            self._loaded_at = time.monotonic()
+        self._changes.ended(child.member.ident)
         self._faults.ended(child)
 
     def _reload(self, files: Sequence[str]) -> None:
@@ -230,14 +231,21 @@ class Development:
         return self.rules.below(path) or path
 
     def _give_up_outdated(self) -> None:
-        """Do not wait for workers that boot with what has changed since."""
+        """Do not wait for workers that boot with what has changed since: others are started in their place."""
         self._outdated = None
         now = time.monotonic()
-        newest = max(self._changed_at.values(), default=0.0)
-        for member in self._master.pool.members():
-            if member.state is State.BOOTING and member.since < newest and now - member.since >= PATIENCE:
-                self._superseded = self._superseded or member.canary
-                self._master.pool.withdraw(member, now)
+        newest = self._changes.newest
+        slow = [member for member in self._master.pool.members() if member.state is State.BOOTING and member.since < newest]
+        slow = [member for member in slow if now - member.since >= PATIENCE]
+        if slow and self._matter_at < min(member.since for member in slow):
+            self._guesses += 1
+            if self._guesses > GUESSES:
+                return
+        for member in slow:
+            self._master.pool.supersede(member, now)
+        if any(member.canary for member in slow):
+            self._superseded = True
+            self._reload_now()
 
     # What does not load.
 

@@ -83,7 +83,10 @@ class LoadedFiles:
                 self._folders[folder] = self._real(folder)
             real = self._folders[folder]
             if real is not None and not self.rules.excluded(os.path.join(folder, base)):
-                yield os.path.join(real, base)
+                path = os.path.join(real, base)
+                yield path
+                if os.path.islink(path):
+                    yield os.path.realpath(path)
 
     def _real(self, folder: str) -> str | None:
         real = os.path.realpath(folder)

@@ -217,7 +217,7 @@ class Watcher:
         return longest if self._writing else min(self._last_at + self._watch.delay, longest)
 
     def _rest_due(self) -> float:
-        return inf if self._first_at else self._asked_at + AT_REST
+        return inf if self._first_at else self._asked_at + AT_REST + self._watches.period
 
     def _tell(self) -> None:
         """Tell the master all files that modules may have been loaded from; of those that matter in any case, a few."""

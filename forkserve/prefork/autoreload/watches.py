@@ -72,6 +72,11 @@ class Watches:
         for glob in self._rules.extra:
             self._add_extra(glob)
 
+    @property
+    def period(self) -> float:
+        """Seconds between two looks; 0 where the system tells."""
+        return POLL_EVERY if self.polls else 0.0
+
     def add(self, folder: str) -> None:
         """Watch a directory of the project, and what is below it. Raises OSError."""
         for path, is_tree in self._plan(folder)[1]:

@@ -93,6 +93,11 @@ class Members:
             self._owed.append(Drain(member, booting=member.state is State.BOOTING))
             self._apply(member, Event.DRAIN, now)
 
+    def supersede(self, member: Member, now: float) -> None:
+        """Have a process end that boots with what has changed since; its slot gets another one at once."""
+        member.superseded = True
+        self.withdraw(member, now)
+
     def misbehaved(self, ident: int, reason: str, now: float) -> None:
         """A process did what it must not do: it is killed, and replaced as after a crash."""
         member = self._members.get(ident)

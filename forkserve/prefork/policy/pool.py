@@ -216,7 +216,7 @@ class Pool(Generations):
         if not asked and member.ready_at is None:
             self._not_booted(code)
         end = Exit(member.reason or why or ("ended" if signal is None else "killed"), code, signal, now)
-        if asked and member.ready_at is not None:
+        if asked and (member.superseded or member.ready_at is not None):
             self._slots[member.slot].last_exit = end
         else:
             # A TERM during the boot is no failure to boot, but an app that sends it to itself

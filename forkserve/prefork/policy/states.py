@@ -134,6 +134,7 @@ class Member:
     pid: int | None = None
     ready_at: float | None = None
     asked: bool = False  # somebody wanted it to end, so that its end is no failure
+    superseded: bool = False  # what it boots with has changed since, so that its end is none either before it is ready
     reason: str = ""  # why it is being killed
     canary: bool = False  # of a generation that is tried out: its failure is not its slot's
     ordered: bool = False  # a mold was told to fork it, and has not said that it did

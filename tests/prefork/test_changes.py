@@ -1,0 +1,59 @@
+"""Which changes matter to the app."""
+
+from __future__ import annotations
+
+from forkserve.prefork.autoreload.changes import OWN, Changes
+
+
+def made() -> tuple[Changes, list[str]]:
+    own: list[str] = []
+    changes = Changes(own.append)
+    assert changes.loads(1, ["/p/app.py", "/p/sub/one.py"], 0.0) == []
+    return changes, own
+
+
+def told(changes: Changes, *others: str, included: tuple[str, ...] = (), **how: bool) -> list[str]:
+    given = {"suspected": False, "loading": False, **how}
+    return changes.told(included, others, 10.0, **given)
+
+
+def test_what_a_worker_has_loaded_matters_and_its_directories() -> None:
+    changes, _ = made()
+    assert told(changes, "/p/app.py", "/p/other.py", "/p/sub", "/p/none") == ["/p/app.py", "/p/sub"]
+    changes.ended(1)
+    assert told(changes, "/p/app.py", "/p/sub") == []
+
+
+def test_what_is_included_matters_and_anything_may_mend_what_does_not_load() -> None:
+    changes, _ = made()
+    assert told(changes, "/p/other.py", included=("/p/a.html",)) == ["/p/a.html"]
+    assert told(changes, "/p/other.py", "/p/app.py", suspected=True) == ["/p/other.py", "/p/app.py"]
+
+
+def test_what_changed_before_it_was_known_to_be_loaded() -> None:
+    changes, _ = made()
+    told(changes, "/p/new.py")
+    assert changes.loads(2, ["/p/new.py"], 9.0) == ["/p/new.py"]
+    assert changes.loads(3, ["/p/new.py"], 11.0) == []
+
+
+def test_what_the_app_writes_whenever_it_is_loaded_matters_no_more_until_it_changes_at_another_time() -> None:
+    changes, own = made()
+    for included, others in ((("/p/a.html",), ()), ((), ("/p/made.py",))):
+        path = [*included, *others]
+        for _ in range(OWN):
+            assert told(changes, *others, included=included, suspected=True, loading=True) == path
+        assert own == path[1:]
+        for _ in range(3):
+            assert told(changes, *others, included=included, suspected=True, loading=True) == []
+        assert own == path
+        own.clear()
+        assert told(changes, *others, included=included, suspected=True) == path
+        assert told(changes, *others, included=included, suspected=True, loading=True) == path
+
+
+def test_a_module_that_is_loaded_always_matters() -> None:
+    changes, own = made()
+    for _ in range(2 * OWN):
+        assert told(changes, "/p/app.py", suspected=True, loading=True) == ["/p/app.py"]
+    assert own == []
