@@ -126,8 +126,8 @@ def end_with(master_pid: int, signum: signal.Signals) -> None:
 def _answer_usr2(context: WorkerContext) -> None:
     """Have USR2 dump the stacks at once, in C; as soon as Python code can run, also refresh the lines in hand.
 
-    If it says that the master has died, ask for the end, and see to it where no dead-man's switch would (`timeout` 0). What
-    is stuck in native code then stays: SIGKILL would spare nobody, and nothing else can be armed from outside.
+    If it says that the master has died, ask for the end, and see to it. What is stuck in native code is left to the dead-man's
+    switch, and with `timeout` 0 stays: SIGKILL would spare nobody, and nothing else can be armed from outside.
     """
     orphaned = False
 
@@ -137,9 +137,8 @@ def _answer_usr2(context: WorkerContext) -> None:
             context.row.refresh()
         if not orphaned and os.getppid() != context.master_pid:
             orphaned = True
-            if not context.settings.timeout:
-                limit = context.settings.graceful_timeout or ORPHAN_LIMIT
-                faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
+            limit = context.settings.graceful_timeout or ORPHAN_LIMIT
+            faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
             os.kill(os.getpid(), signal.SIGTERM)
 
     faulthandler.unregister(signal.SIGUSR2)  # a mold's, which would be chained to itself

@@ -58,9 +58,10 @@ WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
 # Those of them that end a worker; one that still boots ends at once.
 ENDING: Final = frozenset(("terminated", "interrupted"))
 
-# The master dumps and kills a stuck worker some time after `timeout`. Without a master the worker's
-# own switch does it, this many seconds later than the timeout, so that the master always goes first.
-DEAD_MAN_MARGIN: Final = 6.0
+# The master kills a stuck worker some time after `timeout`. The worker's own switch, so many seconds later, is for one that
+# is stuck in native code when the master dies; any other hears of that (`_answer_usr2`). It is long because its clock runs on
+# while the whole server is stopped (SIGSTOP, `docker pause`), and nobody is to be killed for that when it goes on.
+DEAD_MAN_MARGIN: Final = 600.0
 # How long an orphan may take to end where `graceful_timeout` is off.
 ORPHAN_LIMIT: Final = 30.0
 BEAT_EVERY: Final = 1.0
@@ -233,13 +234,12 @@ class Worker:
     def beat(self) -> None:
         """Show a sign of life: at least once in `timeout` seconds, by whoever does the work.
 
-        The hot path may write the stamp by itself (`row.cells[BEAT] = now`) and call this once a
-        second: it also winds up the dead-man's switch, which is what ends a worker that is stuck
-        without a master.
+        The hot path may write the stamp by itself (`row.cells[BEAT] = now`) and call this once a second: it also winds up the
+        dead-man's switch, which is what ends a worker that is stuck in native code without a master.
         """
         now = time.monotonic_ns()
         self.row.cells[BEAT] = now
-        if now >= self._arm_again and self.settings.timeout and not self.orphan:
+        if now >= self._arm_again and self.settings.timeout and os.getppid() == self.context.master_pid:
             self._arm_again = now + int(BEAT_EVERY * 1e9)
             faulthandler.dump_traceback_later(self.settings.timeout + DEAD_MAN_MARGIN, exit=True, file=STDERR)
         if self.context.loaded is not None and self.booted:

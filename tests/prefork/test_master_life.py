@@ -139,13 +139,14 @@ def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:  # PF-7
     assert server.stop() == 0
 
 
-def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve) -> None:  # PF-7
+@pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 3.0), (signal.SIGSTOP, 9.0)])
+def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal.Signals, seconds: float) -> None:  # PF-7
     server = serve(workers=2, base_port=0, timeout=1.0, prefix=("setsid",)).ready()
     workers = server.workers(2)
     for pid in workers:
-        os.kill(pid, signal.SIGTSTP)
+        os.kill(pid, signum)
     os.kill(server.pid, signal.SIGSTOP)
-    end = time.monotonic() + 3.0
+    end = time.monotonic() + seconds
     eventually(lambda: time.monotonic() > end)
     os.killpg(server.pid, signal.SIGCONT)
 
