@@ -15,6 +15,7 @@ from forkserve.logs import printable
 Row = Mapping[str, Any]
 
 WORKER_HEADS = ("ID", "PID", "PORT", "GEN", "STATE", "AGE", "REQUESTS", "IN-FLIGHT", "CONNS", "MEMORY", "LAST-EXIT")
+MOLD_HEADS = ("MOLD", "GEN", "STATE", "MEMORY", "LAST-EXIT")
 
 
 def show(command: str, result: Any) -> str:
@@ -78,14 +79,21 @@ def _status(result: Row) -> list[str]:
     for listener in _rows(result.get("listeners")):
         owner = "all workers" if listener.get("slot") is None else f"worker {_cell(listener['slot'])}"
         lines.append(f"listening on {_cell(listener.get('address'))} ({owner}{', down' if listener.get('down') else ''})")
-    return [*lines, "", *table(WORKER_HEADS, (_worker(row) for row in workers))]
+    molds = ([row.get("pid"), row.get("generation"), row.get("state"), *_ends(row)] for row in _rows(result.get("molds")))
+    shown = table(MOLD_HEADS, molds)
+    return [*lines, "", *table(WORKER_HEADS, (_worker(row) for row in workers)), *(["", *shown] if len(shown) > 1 else [])]
 
 
 def _worker(row: Row) -> list[object]:
     plain = [row.get(key) for key in ("id", "pid", "port", "generation", "state")]
     counts = [row.get(key) for key in ("requests", "in_flight", "connections")]
+    return [*plain, duration(row.get("age_s")), *counts, *_ends(row)]
+
+
+def _ends(row: Row) -> list[object]:
+    """The last columns: the memory, and how the one before ended."""
     memory = row.get("pss_bytes") if row.get("pss_bytes") is not None else row.get("rss_bytes")
-    return [*plain, duration(row.get("age_s")), *counts, _size(memory), _last_exit(row.get("last_exit"))]
+    return [_size(memory), _last_exit(row.get("last_exit"))]
 
 
 def _last_exit(last: Row | None) -> str | None:

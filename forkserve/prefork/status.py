@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import forkserve
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Served
-from forkserve.prefork.policy.states import State
+from forkserve.prefork.policy.states import MOLD, State
 from forkserve.prefork.scoreboard import CONNECTIONS, REQUESTS
 from forkserve.settings import TABLE
 
@@ -43,7 +43,7 @@ def describe(master: Steering) -> dict[str, Any]:
             name: None if (value := getattr(master.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
         },
         "workers": [_worker(master, member, now) for member in _shown(pool)],
-        "molds": [_mold(member) for member in pool.molds()],
+        "molds": [_mold(master, member, now) for member in pool.molds()],
         "last_reload": master.reloading.last,
     }
 
@@ -93,10 +93,16 @@ def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:
     }
 
 
-def _mold(member: Member) -> dict[str, Any]:
+def _mold(master: Steering, member: Member, now: float) -> dict[str, Any]:
     state = State.KILLED if member.state is State.DUMPING else member.state
     memory = _memory(member.pid) if member.pid is not None else {}
-    return {"pid": member.pid, "generation": member.generation, "state": state.value, "pss_bytes": memory.get("Pss")}
+    return {
+        "pid": member.pid,
+        "generation": member.generation,
+        "state": state.value,
+        "pss_bytes": memory.get("Pss"),
+        "last_exit": _exit(master.pool.last_exit(MOLD), now),
+    }
 
 
 def _counters(child: Child | None) -> dict[str, int]:

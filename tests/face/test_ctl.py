@@ -361,6 +361,19 @@ def test_status() -> None:
     )
 
 
+def test_status_of_molds() -> None:
+    mold = {
+        "pid": None,
+        "generation": 7,
+        "state": "backoff",
+        "last_exit": {"reason": "no module named x", "code": 4, "signal": None},
+    }
+    shown = show("status", {**STATUS, "molds": [{"pid": 99, "generation": 6, "state": "ready", "pss_bytes": 1 << 20}, mold]})
+    assert shown.partition("code 3\n\n")[2] == (
+        "MOLD  GEN  STATE    MEMORY  LAST-EXIT\n99    6    ready    1.0M    -\n-     7    backoff  -       no module named x\n"
+    )
+
+
 def test_call(run: Callable[[str], Printed], server: Answering) -> None:
     server.answers["call"] = call_of("ok", "error", "died")
 

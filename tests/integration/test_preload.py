@@ -234,6 +234,7 @@ def test_a_mold_that_is_killed_comes_back(start: Start, tmp_path: Path) -> None:
     load.check()
     assert site.settled(2) == before
     assert site.noted() == ["import 1", "import 1"]
+    assert site.status()["molds"][0]["last_exit"]["signal"] == signal.SIGKILL
     kill(site, before[0][1])
 
 

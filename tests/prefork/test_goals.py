@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from forkserve.prefork.commands.goals import Goal, replaced, scaled, stopped
@@ -21,9 +23,11 @@ def fork(pool: Pool, now: float) -> list[Member]:
     return members
 
 
-def serving(wanted: int) -> tuple[Pool, list[Member]]:
+def serving(wanted: int, *, preload: bool = False) -> tuple[Pool, list[Member]]:
     """A pool after its first boot."""
-    pool = Pool(wanted, Limits(), lambda: 0.0)
+    pool = Pool(wanted, Limits(), lambda: 0.0, preload=preload)
+    for mold in fork(pool, 0.0) if preload else ():
+        pool.ready(mold.ident, 0.0)
     members = fork(pool, 0.0)
     for member in members:
         pool.ready(member.ident, 0.0)
@@ -104,7 +108,21 @@ def test_a_new_worker_that_does_not_boot_fails_the_scale() -> None:
         assert not goal()
     pool.plan(2.0)
 
-    assert error(goal) == "worker 2 failed to boot: ended; it is tried again"
+    assert error(goal) == "worker 2 failed to boot: it exited with code 3; it is tried again"
+
+
+def test_one_that_was_ready_and_died_did_not_fail_to_boot() -> None:
+    """The first time it is replaced at once; then it has to wait."""
+    pool, (first, _) = serving(2)
+    pool.want(1)
+    goal = scaled(pool, 1)
+    for now in (1.0, 2.0):
+        assert not goal()
+        crash(pool, first, now)
+        for first in fork(pool, now):
+            pool.ready(first.ident, now)
+
+    assert error(goal) == "worker 1 died: it was killed by signal 11; it is tried again"
 
 
 def test_a_failure_of_before_does_not_fail_the_scale() -> None:
@@ -156,7 +174,7 @@ def test_a_restart_that_fails_says_so_and_the_old_one_stays() -> None:
     assert not goal()
     pool.exited(new.ident, 2.0, code=3, signal=None)
 
-    assert error(goal) == "the new worker 1 failed to boot: ended; the old one stays"
+    assert error(goal) == "the new worker 1 failed to boot: it exited with code 3; the old one stays"
     pool.keep(1, 2.0)
     assert pool.plan(2.0) == []
     assert old.state is State.READY
@@ -222,7 +240,7 @@ def test_a_restart_while_another_boots() -> None:
     pool.replace(1)
     pool.exited(new.ident, 2.0, code=3, signal=None)
 
-    assert error(goal) == "the new worker 1 failed to boot: ended; the old one stays"
+    assert error(goal) == "the new worker 1 failed to boot: it exited with code 3; the old one stays"
     assert old.state is State.READY
 
 
@@ -257,7 +275,7 @@ def test_a_restart_of_a_worker_that_is_not_there_and_fails_again() -> None:
     crash(pool, again, 6.0)
     pool.plan(6.0)
 
-    assert error(goal) == "worker 1 failed to boot: killed; it is tried again"
+    assert error(goal) == "worker 1 failed to boot: it was killed by signal 11; it is tried again"
 
 
 @pytest.mark.parametrize("other", [Pool.stop, Pool.suspend, lambda pool: pool.want(1)])
@@ -268,6 +286,51 @@ def test_something_else_meanwhile_fails_the_restart(other: object) -> None:
     other(pool)  # type: ignore[operator]
 
     assert error(goal) == "something else was asked for meanwhile"
+
+
+# With molds.
+
+
+def lose_the_mold(pool: Pool, goal: Goal | None = None) -> None:
+    """Its mold is killed, and the next one fails: what waits for one is not tried again at once."""
+    for now in (1.0, 2.0):
+        assert goal is None or not goal()
+        (mold,) = pool.molds()
+        pool.exited(mold.ident, now, code=None if now == 1.0 else 4, signal=9 if now == 1.0 else None, why="no module named x")
+        fork(pool, now)
+
+
+@pytest.mark.parametrize(
+    ("goal_of", "end"),
+    [
+        (lambda pool: (pool.want(3), scaled(pool, 3))[1], "worker 3 {}; it is tried again"),
+        (lambda pool: (replaced(pool, 2), pool.replace(2))[0], "worker 2 {}; the old one stays"),
+    ],
+)
+def test_a_mold_that_fails_is_said(goal_of: Callable[[Pool], Goal], end: str) -> None:
+    pool, _ = serving(2, preload=True)
+    goal = goal_of(pool)
+    lose_the_mold(pool, goal)
+
+    assert error(goal) == end.format("cannot be forked: its mold failed to boot: no module named x")
+
+
+def test_a_mold_that_failed_before_is_tried_again_first() -> None:
+    pool, _ = serving(2, preload=True)
+    lose_the_mold(pool)
+    goal = replaced(pool, 2)
+    pool.replace(2)
+    pool.plan(2.0)
+    assert not goal()
+    (mold,) = fork(pool, 4.0)
+    pool.ready(mold.ident, 4.0)
+    (new,) = fork(pool, 4.0)
+    pool.ready(new.ident, 4.0)
+    pool.plan(4.0)
+    assert not goal()
+    drained(pool, next(one for one in pool.members() if one.slot == 2), 5.0)
+
+    assert goal()
 
 
 def test_stopped() -> None:

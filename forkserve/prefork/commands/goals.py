@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import Member, State
+from forkserve.prefork.policy.states import MOLD, Exit, Member, State
 
 Goal = Callable[[], bool]
 """Whether it is done; raises CommandError if it never will be."""
@@ -15,14 +15,18 @@ Goal = Callable[[], bool]
 def scaled(pool: Pool, wanted: int) -> Goal:
     """So many workers are ready, and no others are there."""
     failures = {slot: pool.last_exit(slot) for slot in range(1, wanted + 1)}
+    mold_failed = _failure_of_mold(pool)
 
     def reached() -> bool:
         if pool.wanted != wanted or pool.phase >= Phase.STOPPING:
             raise CommandError("something else was asked for meanwhile")
         members = pool.members()
         for member in members:
-            if member.state is State.BACKOFF and (end := pool.last_exit(member.slot)) is not failures.get(member.slot):
-                raise CommandError(f"worker {member.slot} failed to boot: {end.reason if end else ''}; it is tried again")
+            end = pool.last_exit(member.slot)
+            if member.state is State.BACKOFF and end is not None and end is not failures.get(member.slot):
+                raise CommandError(f"worker {member.slot} {_why(end)}; it is tried again")
+            if member.state is State.BACKOFF and (why := mold_failed()):
+                raise CommandError(f"worker {member.slot} cannot be forked: {why}; it is tried again")
         return len(members) == wanted and all(member.state is State.READY for member in members)
 
     return reached
@@ -33,6 +37,7 @@ def replaced(pool: Pool, slot: int) -> Goal:
     newest = max((member.ident for member in _of(pool, slot) if member.exists), default=0)
     failure = pool.last_exit(slot)
     tried = {member.ident for member in _of(pool, slot) if member.ready_at is None}
+    mold_failed = _failure_of_mold(pool)
 
     def reached() -> bool:
         if slot > pool.wanted:
@@ -44,11 +49,14 @@ def replaced(pool: Pool, slot: int) -> Goal:
         # The last end may be that of an old one which was drained: a new one has failed if it is there no more, or never was.
         failed = bool(tried - {member.ident for member in members}) or (end is not None and end.code is end.signal is None)
         tried.update(member.ident for member in members if member.ident > newest)
+        stays, waits = bool(old) and not any(one.asked for one in old), any(one.state is State.BACKOFF for one in members)
         if failed and not new and end is not None and end is not failure:
-            if old and not any(one.asked for one in old):
-                raise CommandError(f"the new worker {slot} failed to boot: {end.reason}; the old one stays")
-            if any(member.state is State.BACKOFF for member in members):
-                raise CommandError(f"worker {slot} failed to boot: {end.reason}; it is tried again")
+            if stays:
+                raise CommandError(f"the new worker {slot} {_why(end)}; the old one stays")
+            if waits:
+                raise CommandError(f"worker {slot} {_why(end)}; it is tried again")
+        if waits and (why := mold_failed()):
+            raise CommandError(f"worker {slot} cannot be forked: {why}; {'the old one stays' if stays else 'it is tried again'}")
         return bool(new) and not old
 
     return reached
@@ -57,6 +65,21 @@ def replaced(pool: Pool, slot: int) -> Goal:
 def stopped(pool: Pool) -> Goal:
     """Nothing is left."""
     return lambda: pool.done
+
+
+def _failure_of_mold(pool: Pool) -> Callable[[], str | None]:
+    """Return what tells why there is no mold to fork from, if one has failed from now on and another must wait."""
+    before = pool.last_exit(MOLD)
+
+    def failed() -> str | None:
+        end, waits = pool.last_exit(MOLD), any(one.state is State.BACKOFF for one in pool.molds())
+        return f"its mold {_why(end)}" if waits and end is not None and end is not before else None
+
+    return failed
+
+
+def _why(end: Exit) -> str:
+    return f"{'died' if end.booted else 'failed to boot'}: {end.how()}"
 
 
 def _of(pool: Pool, slot: int) -> list[Member]:

@@ -173,7 +173,7 @@ class Members:
     def _fail(self, member: Member, end: Exit) -> None:
         """Remember a failure of a slot, and when to try again."""
         slot = self._slots[member.slot]
-        slot.last_exit = replace(end, generation=member.generation, failed=True)
+        slot.last_exit = replace(end, generation=member.generation, failed=True, booted=member.ready_at is not None)
         if member.canary:
             return
         healed = member.ready_at is not None and end.at - member.ready_at >= HEALED

@@ -146,7 +146,7 @@ class Rollout:
             if end is None or end is self._ends.get(slot) or not (end.failed and end.generation == self.generation):
                 continue
             self.failed, self.failed_slot = end, slot
-            self._give_up(f"the new {f'worker {slot}' if slot != MOLD else 'mold'} failed: {_how(end)}", now)
+            self._give_up(f"the new {f'worker {slot}' if slot != MOLD else 'mold'} failed: {end.how()}", now)
         if all(one.generation == self.generation and one.state is State.READY for one in members):
             self.step = Step.DONE
             pool.settle()
@@ -166,12 +166,5 @@ def _why(end: Exit | None, member: Member) -> str:
     if end is None or member.asked:
         return f"did not live: {member.reason or 'it was told to end'}"
     if member.ready_at is not None:
-        return f"died: {_how(end)}"
-    return f"failed to boot: {_how(end)}"
-
-
-def _how(end: Exit) -> str:
-    """How it ended; one that could not say why at least has a code or a signal."""
-    if end.reason == "ended":
-        return f"it exited with code {end.code}"
-    return f"it was killed by signal {end.signal}" if end.reason == "killed" else end.reason
+        return f"died: {end.how()}"
+    return f"failed to boot: {end.how()}"

@@ -114,6 +114,13 @@ class Exit:
     at: float
     generation: int = 0
     failed: bool = False  # rather than asked to end
+    booted: bool = False  # it had been ready
+
+    def how(self) -> str:
+        """How it ended, in words; one that could not say why at least has a code or a signal."""
+        if self.reason == "ended":
+            return f"it exited with code {self.code}"
+        return f"it was killed by signal {self.signal}" if self.reason == "killed" else self.reason
 
 
 @dataclass(eq=False, slots=True)
