@@ -27,6 +27,7 @@ class Failures:
     def booted(self, slot: int) -> None:
         """Forget how the slot failed."""
         self._last.pop(slot, None)
+        self._killed_meanwhile()  # what was killed before, if it was one of ours, has been reaped
 
     def traceback(self, slot: int, reason: str) -> str | None:
         """The traceback that came with the slot's last failure, if that was for this reason."""
@@ -35,14 +36,18 @@ class Failures:
 
     def reason(self, child: Child, status: int) -> str | None:
         """Why a worker ended, as far as its exit status alone does not say it."""
+        by_system = self._killed_meanwhile()
         if child.failure:
             return str(child.failure["message"])
         if status != -signal.SIGKILL or child.member.reason:
             return None
         # The system counts whom it kills, and does not say whom: a kill by somebody else may fall on the same moment.
-        by_system = killed_for_memory() > self._killed_for_memory
-        self._killed_for_memory += by_system
         return "killed by the system for want of memory, it seems" if by_system else None
+
+    def _killed_meanwhile(self) -> bool:
+        """Whether the system has killed anybody for want of memory since this was asked last."""
+        before, self._killed_for_memory = self._killed_for_memory, killed_for_memory()
+        return self._killed_for_memory > before
 
     def report(self, child: Child, status: int, reason: str | None, *, first_boot: bool) -> None:
         """Report a worker that failed; `status` is its exit code, or its signal as a negative one."""
@@ -77,10 +82,20 @@ class Failures:
 
 
 def killed_for_memory() -> int:
-    """Return how many processes the system has killed so far because memory had run out; 0 where it does not say."""
-    with contextlib.suppress(OSError), open("/proc/vmstat", encoding="ascii") as file:
-        return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    """Return how many processes the system has killed so far because memory had run out; 0 where it does not say.
+
+    Those of our control group (version 2) and of the groups in it; where there is none, those of the whole machine.
+    """
+    for path in (f"/sys/fs/cgroup{_control_group()}/memory.events", "/proc/vmstat"):
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
     return 0
+
+
+def _control_group() -> str:
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        return next((line.rstrip("\n")[3:] for line in file if line.startswith("0::")), "")
+    return ""
 
 
 def describe_exit(status: int) -> str:

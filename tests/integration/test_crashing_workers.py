@@ -73,7 +73,8 @@ def test_only_what_it_had_in_hand_is_lost(start: Start, tmp_path: Path, broken: 
 def memory_limit(pid: int, size: int) -> Iterator[bool]:
     """Let a process have no more memory than that, if this system lets us: the kernel kills it then."""
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    group = Path("/sys/fs/cgroup", "" if unified else "memory") / f"forkserve-test-{pid}"
+    ours = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip() if unified else "memory"
+    group = Path("/sys/fs/cgroup", ours) / f"forkserve-test-{pid}"
     try:
         group.mkdir()
     except OSError:
