@@ -33,7 +33,7 @@ from forkserve.prefork.notify import Notifier
 from forkserve.prefork.output import Outputs
 from forkserve.prefork.pidfile import PidFile
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener
-from forkserve.prefork.policy.pool import MANY_MOLDS, Phase, Pool
+from forkserve.prefork.policy.pool import MANY_MOLDS, Pool
 from forkserve.prefork.policy.states import limits
 from forkserve.prefork.poller import READ
 from forkserve.prefork.process import become_subreaper, raise_descriptor_limit, set_title, signals_blocked
@@ -104,6 +104,7 @@ class Master(Steering):
         self.upgrading = Upgrading(self)
         self.development = Development(self) if settings.reload else None
         self._told: object = None  # of the front end
+        self._terminated = False  # a TERM or INT has come
         self._asked_name = self.name  # which another server may have
         # Resolved here, so that a wrong name is found before anything runs.
         self._obey = {signum: getattr(self, name) for signum, name in self.SIGNALS.items()}
@@ -350,10 +351,11 @@ class Master(Steering):
                 self.handle(self.children.reap)
 
     def terminate(self) -> None:
-        """Stop; asked a second time, at once."""
-        if self.pool.phase >= Phase.STOPPING:
+        """Stop; asked a second time, at once. What else may have stopped it does not count."""
+        if self._terminated:
             self.quit()
         else:
+            self._terminated = True
             self.stop()
 
     def resize(self) -> None:

@@ -45,6 +45,21 @@ def test_a_second_one_stops_at_once(serve: Serve, tmp_path: Path, signum: signal
     assert len(server.wait_for("was killed by SIGKILL", 2)) == 2
 
 
+def test_the_first_one_after_a_quit_is_no_second_one(serve: Serve, tmp_path: Path) -> None:
+    busy = tmp_path / "busy"
+    busy.touch()
+    server = serve("Lingers", workers=2, base_port=0, environ={"BUSY": str(busy)}).ready()
+    server.kill(signal.SIGQUIT)
+    server.wait_for("draining$", 2)
+    server.kill(signal.SIGTERM)
+    server.kill(signal.SIGTTIN)
+    server.wait_for("the server is stopping")  # so that TERM has been obeyed
+    busy.unlink()
+
+    assert server.wait() == 0
+    assert "SIGKILL" not in server.output
+
+
 def test_a_worker_that_does_not_drain_is_killed_in_time(serve: Serve, tmp_path: Path) -> None:
     busy = tmp_path / "busy"
     busy.touch()
