@@ -170,6 +170,47 @@ def test_a_slot_that_cannot_start_is_tried_first() -> None:
     assert (fork.member.slot, fork.member.generation) == (3, 2)
 
 
+@pytest.mark.parametrize("settles", [False, True])
+def test_another_is_tried_if_the_slot_of_the_first_is_wanted_no_more(settles: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    fleet = Fleet(2)
+    fleet.ends(fleet.pool.members()[1], 3)
+    fleet.ends(next(one for one in (fleet.plan(), fleet.pool.members())[1] if one.slot == 2), 3)  # now it waits
+    fleet.plan()
+    fleet.reload()
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    assert canary.slot == 2
+    if settles:
+        fleet.ready(canary)
+        fleet.plan()
+    fleet.pool.want(1)
+    fleet.plan()
+    assert canary.state is State.DRAINING
+    fleet.ends(canary)
+    fleet.plan()
+    another = fleet.only(State.BOOTING)
+    assert (another.slot, another.generation) == (1, 2)
+    fleet.ready(another)
+    fleet.plan()
+    fleet.now += SETTLE
+    (drain,) = fleet.plan()
+    assert isinstance(drain, Drain)
+    fleet.ends(drain.member)
+    fleet.plan()
+    assert fleet.rollout is None
+    assert [(one.slot, one.generation) for one in fleet.pool.members()] == [(1, 2)]
+
+
+def test_nothing_is_changed_if_no_workers_are_wanted_any_more() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    fleet.pool.suspend()
+    with pytest.raises(CommandError, match="worker 1 did not live: no workers are wanted any more; nothing was changed"):
+        fleet.plan()
+    assert fleet.pool.generation == 1
+
+
 def test_without_workers_there_is_nothing_to_try() -> None:
     fleet = Fleet(1)
     fleet.pool.want(0)

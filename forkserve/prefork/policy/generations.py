@@ -56,11 +56,15 @@ class Generations(Members):
     def abandon(self, generation: int, now: float) -> None:
         """The new generation is not good: let go of all that tries it out."""
         for member in [one for one in self._members.values() if one.canary and one.generation == generation]:
-            member.outdated = True
-            if member.state is State.BACKOFF:
-                self._apply(member, Event.RETIRE, now)
-            elif member.slot != MOLD:
-                self.withdraw(member, now)
+            self.forgo(member, now)
+
+    def forgo(self, member: Member, now: float) -> None:
+        """Let go of one that tries a new generation out."""
+        member.outdated = True
+        if member.state is State.BACKOFF:
+            self._apply(member, Event.RETIRE, now)
+        elif member.slot != MOLD:
+            self.withdraw(member, now)
 
     def commit(self, generation: int) -> None:
         """The new generation is good: everything older is replaced, and whatever is forked from now on is new."""

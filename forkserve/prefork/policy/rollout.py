@@ -77,6 +77,8 @@ class Rollout:
         if pool.phase >= Phase.STOPPING:
             raise CommandError("the server is stopping")
         try:
+            if self.step in (Step.CANARY, Step.SETTLING):
+                self._choose_again(now)
             if self.step is Step.CANARY:
                 self._try_out(now)
             if self.step in (Step.CANARY, Step.SETTLING):
@@ -99,6 +101,17 @@ class Rollout:
             self._canary = pool.try_out(self._slot(), self.generation, now)
         else:
             self._commit(now)  # nothing to try it with, and nothing to lose
+
+    def _choose_again(self, now: float) -> None:
+        """Let another be the canary if the slot of the first is not wanted any more."""
+        canary, wanted = self._canary, self.pool.wanted
+        if canary is None or canary.slot <= wanted:
+            return
+        if not wanted:
+            raise CommandError(f"the new worker {canary.slot} did not live: no workers are wanted any more; nothing was changed")
+        if canary.state is not State.GONE:
+            self.pool.forgo(canary, now)
+        self.step, self._canary = Step.CANARY, None
 
     def _slot(self) -> int:
         """A slot that has no ready process would gain most."""
