@@ -37,6 +37,7 @@ WRITERS: dict[str, ModuleType] = {"nginx": nginx_conf, "haproxy": haproxy_cfg, "
 PLACES = frozenset(("app", "bind", "base_port", "port", "uds", "fd", "workers"))
 # Settings that only front ends go by: --help lists them here too, and they may differ from a running server's.
 SHOWN = frozenset(("balance",))
+REQUIRED = 2  # of --cert-reqs
 PATIENCE = 10.0  # seconds in which a running server must have answered
 
 
@@ -116,6 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = _absolute(loaded.settings, directory)
     status = _ask(name, wanted.socket) if asks else None
     made = _front(wanted, settings, status, own=SHOWN & line.keys())
+    _refuse(wanted.format, made.settings)
     with _told(f"--format {wanted.format}"):
         text = _text(wanted, made)
     if wanted.check:
@@ -148,6 +150,15 @@ def _told(label: str) -> Iterator[None]:
 def _read(label: str, read: Callable[..., T], value: object) -> T:
     with _told(label):
         return read(value)
+
+
+def _refuse(form: str, settings: Settings) -> None:
+    """Refuse what would keep a front end from its workers. Raises ConfigError."""
+    if form in WRITERS and settings.proxy_protocol != "off":
+        given = f"--proxy-protocol {settings.proxy_protocol}"
+        raise ConfigError(f"{given}: {form} takes HTTP apart and sends no PROXY header here: leave the option out")
+    if form in WRITERS and settings.cert_reqs == REQUIRED:
+        raise ConfigError(f"--cert-reqs required: {form} presents no certificate to the workers here: make it optional or none")
 
 
 def _ask(name: str | None, socket: str | None) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def from_listeners(listeners: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[B
     scheme, own, shared = "http", [], []
     for listener in listeners:
         text, slot = str(listener["address"]), listener["slot"]
-        if not text.startswith("unix:"):
+        if text.startswith("unix:"):
+            scheme = listener.get("scheme", scheme)  # older servers do not tell it
+        else:
             scheme, _, text = text.partition("://")
         address = parse_address(text)
         if not _usable(address):

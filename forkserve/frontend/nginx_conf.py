@@ -18,6 +18,7 @@ BALANCES = {
     "ip_hash": ("ip_hash", "a client stays with its worker; found by its address (IPv4: the first three numbers)"),
     "random": ("random two least_conn", "of two workers at random, the one with fewer requests in hand"),
 }
+BUCKET = 64  # bytes
 TYPES = (
     ("text/html", "html htm"),
     ("text/css", "css"),
@@ -61,6 +62,7 @@ def render(front: Front) -> str:
         page.say("worker_connections 4096", "for each nginx process, to clients and to workers together")
     page.gap()
     with page.block("http"):
+        _room(front, page)
         _backends(front, page)
         page.gap()
         _maps(front, page)
@@ -84,6 +86,27 @@ def render_upstream(front: Front) -> str:
     page.gap()
     _upstream(front, page)
     return page.text
+
+
+def _room(front: Front, page: Page) -> None:
+    """Make nginx's tables of names wide enough, where what they usually hold (a cache line) is not."""
+    longest = (
+        ("variables", len(f"{front.field}_connection"), "so long are names of variables, which the server's name is part of"),
+        ("server_names", max(map(len, front.server_names), default=0), "so long is a name of this server"),
+    )
+    found = [(table, room, why) for table, length, why in longest if (room := _bucket(length)) > BUCKET]
+    for table, room, why in found:
+        page.say(f"{table}_hash_bucket_size {room}", why)
+    if found:
+        page.gap()
+
+
+def _bucket(length: int) -> int:
+    """Return the size of a bucket that holds a name: a pointer, the name with its length in whole words, and an end."""
+    size = BUCKET
+    while 8 + -(-(length + 2) // 8) * 8 + 8 > size:
+        size *= 2
+    return size
 
 
 def _backends(front: Front, page: Page) -> None:

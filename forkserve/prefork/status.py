@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KIB = 1024
 # The settings that tell a front end how to talk to us; without those that may hold secrets.
 _GROUPS = ("Addresses", "Workers", "Timeouts", "Limits", "HTTP", "WebSocket")
-_PUBLIC = [(name, spec) for name, spec in TABLE.items() if spec.group in _GROUPS]
+_PUBLIC = [(name, spec) for name, spec in TABLE.items() if spec.group in _GROUPS or name == "cert_reqs"]
 
 
 def describe(master: Steering) -> dict[str, Any]:
@@ -51,7 +51,9 @@ def describe(master: Steering) -> dict[str, Any]:
 def listeners(master: Steering) -> list[dict[str, Any]]:
     """The listeners; `down` if requests had better go elsewhere. For the master."""
     scheme, down = master.worker_class.scheme(master.settings), master.pool.down()
-    return [{"address": one.address(scheme), "slot": one.slot, "down": one.slot in down} for one in master.listeners]
+    return [
+        {"address": one.address(scheme), "scheme": scheme, "slot": one.slot, "down": one.slot in down} for one in master.listeners
+    ]
 
 
 def served(child: Child, settings: Settings) -> Served:

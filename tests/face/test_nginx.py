@@ -364,6 +364,33 @@ def test_a_user_error_is_one_line(capsys: pytest.CaptureFixture[str], line: str,
         assert err == f"forkserve: {message}\n"
 
 
+@pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
+@pytest.mark.parametrize("part", ["", "--upstream-only"])
+def test_what_keeps_front_ends_from_the_workers_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str, part: str
+) -> None:
+    (tmp_path / "c").touch()
+    for options, message in (
+        ("--proxy-protocol auto", f"--proxy-protocol auto: {kind} takes HTTP apart and sends no PROXY header here"),
+        ("--certfile c --ca-certs c --cert-reqs 2", f"--cert-reqs required: {kind} presents no certificate to the workers here"),
+    ):
+        assert cli.main(["nginx", *shlex.split(f"{SHOP} {options} {part} --format {kind}")]) == 2
+
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f"forkserve: {message}")
+
+
+def test_names_that_are_longer_than_nginxs_usual_room(printed) -> None:
+    def sizes(length: int) -> list[str]:
+        text = printed(f"shop:app --base-port 9000 --name {'n' * length}")
+        return [line for line in directives(text) if "hash_bucket_size" in line]
+
+    assert sizes(32) == []
+    assert sizes(33) == ["variables_hash_bucket_size 128;"]
+    assert sizes(100) == ["variables_hash_bucket_size 256;"]
+
+
 def test_help_has_only_the_options_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["nginx", "--help"]) == 0
 

@@ -53,6 +53,8 @@ SHOP = "shop:app --workers 3 --base-port 9000"
         "--limit-concurrency 7 --forwarded-allow-ips '*'",
         "--max-workers 8 --max-spare 5",
         "--listen 127.0.0.1:18081 --no-proxy-headers",
+        f"--name {'n' * 33}",
+        f"--name {'a.long.module' * 12} --server-name {'long-' * 12}.example",
     ],
 )
 def test_every_configuration_is_accepted(
@@ -169,6 +171,24 @@ def test_the_server_that_is_asked_tells_its_own_settings(serve: Start, short: Pa
         assert (asked.returncode, made.returncode) == (0, 0), asked.stderr + made.stderr
         ours, theirs = ([line.split() for line in one.stdout.splitlines() if "127.0.0.1:" not in line] for one in (asked, made))
         assert ours == theirs
+
+
+def test_a_server_that_speaks_tls_on_a_unix_socket(serve: Start, short: Path, certificate: Path) -> None:
+    tls = ("--certfile", certificate, "--keyfile", f"{certificate}.key")
+    serve("example_apps.hello_wsgi:app", "--bind", f"unix:{short}/shop", "--control-socket", short / "control", *tls)
+
+    done = run("nginx", "--socket", str(short / "control"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "proxy_pass https://" in done.stdout
+
+
+def test_a_running_server_that_demands_what_front_ends_do_not_have(serve: Start, short: Path, certificate: Path) -> None:
+    demand = ("--cert-reqs", "required", "--ca-certs", certificate, "--certfile", certificate, "--keyfile", f"{certificate}.key")
+    serve("example_apps.hello_wsgi:app", "--base-port", 0, "--control-socket", short / "control", *demand)
+
+    done = run("nginx", "--socket", str(short / "control"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("forkserve: --cert-reqs required: nginx presents no certificate")
 
 
 def test_the_name_beside_an_app_is_only_a_name(tmp_path: Path) -> None:
