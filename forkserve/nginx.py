@@ -65,7 +65,7 @@ def _options() -> list[click.Parameter]:
         click.Option(["--format"], metavar=formats, help="Which front end; json has the same in values. [nginx]"),
         click.Option(["--upstream-only"], is_flag=True, help="Only the part that names the workers, to be included."),
         click.Option(["--upstream-file"], metavar="FILE", help="Include that part from a file."),
-        click.Option(["--output"], metavar="FILE", help="Write to a file, which is whole at every moment."),
+        click.Option(["--output"], metavar="FILE", help="Write to a file, which is whole at every moment; - is stdout."),
         click.Option(["--check"], is_flag=True, help="Print and write nothing that the front end's own program refuses."),
         click.Option(
             ["--listen"],
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
             check(wanted.format, text, whole=not wanted.upstream_only)
         except CheckError as error:
             raise ForkserveError(f"--check: {error}") from None
-    if wanted.output is None:
+    if wanted.output in (None, "-"):
         click.echo(text, nl=False)
         return 0
     try:
@@ -209,6 +209,9 @@ def _front(wanted: Wanted, settings: Settings, status: dict[str, Any] | None, ow
     if wanted.tls_cert is not None:
         certificate = (os.path.abspath(wanted.tls_cert), os.path.abspath(wanted.tls_key or wanted.tls_cert))
     static = [_read("--static", front.read_static, one) for one in wanted.static]
+    if len(dict(static)) < len(static):
+        twice = next(url for number, (url, _) in enumerate(static) if url in dict(static[:number]))
+        raise ConfigError(f"--static: {twice} is given twice: leave one out")
     return Front(
         name=name,
         settings=settings,
@@ -217,7 +220,7 @@ def _front(wanted: Wanted, settings: Settings, status: dict[str, Any] | None, ow
         listen=tuple(_read("--listen", front.read_listen, one) for one in wanted.listen),
         server_names=_read("--server-name", front.read_server_names, wanted.server_name),
         certificate=certificate,
-        static=tuple((url, os.path.abspath(folder).rstrip("/") + "/") for url, folder in static),
+        static=tuple((url, os.path.abspath(os.path.expanduser(folder)).rstrip("/") + "/") for url, folder in static),
         upstream_file=_upstream_file(wanted, settings, kept_with),
     )
 

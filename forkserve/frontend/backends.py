@@ -114,15 +114,22 @@ def read_machines(text: str) -> tuple[str, ...]:
     found = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         bare = word.removeprefix("[").removesuffix("]")
-        try:
-            bare = str(ipaddress.ip_address(bare))
-        except ValueError:
-            if not HOST.fullmatch(word):
-                raise ValueError(f"{word!r} is not the name or the address of a machine") from None
-        found.append(bare)
+        if not is_host(bare if ":" in bare else word):
+            raise ValueError(f"{word!r} is not the name or the address of a machine")
+        found.append(str(ipaddress.ip_address(bare)) if ":" in bare else bare)
     if len(set(found)) < len(found) or not found:
         raise ValueError("names a machine twice" if found else "names no machine")
     return tuple(found)
+
+
+def is_host(text: str) -> bool:
+    """Whether it is an address or a name that every front end takes. No scope (`fe80::1%eth0`): nginx knows none."""
+    if ":" not in text:
+        return HOST.fullmatch(text) is not None
+    try:
+        return ipaddress.IPv6Address(text).scope_id is None
+    except ValueError:
+        return False
 
 
 def _usable(address: Address) -> bool:

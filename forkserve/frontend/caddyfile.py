@@ -2,6 +2,9 @@
 
 Caddy tells the workers of the client by itself (X-Forwarded-For, X-Forwarded-Proto), without what the client says of
 itself, and passes WebSockets and event streams as they come.
+
+What was rejected: `read_timeout`, which also counts while a connection is idle and while a request is sent, and
+`write_timeout`, which a whole upload must not exceed (Caddy 2.6): both ended uploads that took longer than they.
 """
 
 import re
@@ -10,6 +13,7 @@ from forkserve.frontend.front import EDGE, HEALTH, Front
 from forkserve.frontend.page import Page, quoted, seconds
 from forkserve.prefork.addresses import Address
 
+ROOT = re.compile("[A-Za-z0-9._~/-]+")
 BALANCES = {
     "least_conn": ("least_conn", "the worker with the fewest requests in hand: none waits behind a slow one"),
     "round_robin": ("round_robin", "one worker after the other"),
@@ -90,9 +94,15 @@ def _site(front: Front, page: Page) -> None:
             page.say(f"root * {quoted(directory)}", "files; no worker is asked")
             page.say("file_server", "as they are")
     root = front.settings.root_path
-    if root:
-        page.say(f"redir {quoted(root)} {quoted(root + '/')} 301", f"the app is mounted here: {front.given('root_path')}")
-    with page.block(f"handle_path {quoted(root + '/*')}" if root else "handle"):
+    if root and not ROOT.fullmatch(root):
+        raise ValueError(f"Caddy cannot cut off {front.given('root_path')}: it has more than letters, digits, _, -, ., ~ and /")
+    begin = "^" + root.replace(".", r"\.")
+    if root:  # by the path as the client wrote it: `path` would match it decoded, with slashes merged and in any case
+        why = f"the app is mounted here: {front.given('root_path')}"
+        page.say(rf"@app vars_regexp {{http.request.uri}} {begin}(/|\?|$)", why)
+    with page.block("handle @app" if root else "handle"):
+        if root:
+            page.say(f"uri path_regexp {begin}/? /", "workers know the prefix, and get the rest as the client wrote it")
         if front.upstream_file is not None:
             page.say(f"import {quoted(front.upstream_file)}", "the way to the workers")
         else:
@@ -110,7 +120,7 @@ def _proxy(front: Front, page: Page) -> None:
     for one in front.backends:
         if one.down:
             page.note(f"{one.label} ({one.address}) is down")
-    where = " ".join(f"unix/{one.address.path}" if one.address.kind == "unix" else str(one.address) for one in up)
+    where = " ".join(quoted(f"unix/{one.address.path}") if one.address.kind == "unix" else str(one.address) for one in up)
     with page.block(f"reverse_proxy {where}"):
         way, why = BALANCES.get(front.balance.way) or (_key(front.balance.key), "requests with the same key stay with one worker")
         page.say(f"lb_policy {way}", why)
@@ -121,9 +131,7 @@ def _proxy(front: Front, page: Page) -> None:
         with page.block("transport http"):
             page.say("versions 1.1", "what the workers speak")
             page.say(f"dial_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-            page.say(f"response_header_timeout {seconds(limits.read)}", "to find a worker stuck, and for the next one to answer")
-            page.say(f"read_timeout {seconds(limits.read)}", f"WebSockets are kept alive by {front.given('ws_ping_interval')}")
-            page.say(f"write_timeout {seconds(limits.read)}", "a busy worker reads nothing meanwhile")
+            page.say(f"response_header_timeout {seconds(limits.read)}", front.silence)
             if limits.idle:
                 page.say(f"keepalive {seconds(limits.idle)}", f"less than {front.given('keep_alive')}: Caddy closes first")
                 page.say("keepalive_idle_conns_per_host 32", "idle connections to each worker, to save handshakes")
@@ -138,6 +146,6 @@ def _key(key: str) -> str:
         return "uri_hash"
     if key in ("$remote_addr", "$binary_remote_addr"):
         return "ip_hash"
-    if found := re.fullmatch(r"\$http_([a-z0-9_]+)", key):
+    if found := re.fullmatch(r"\$http_([A-Za-z0-9_]+)", key):
         return f"header {found[1].replace('_', '-')}"
     raise ValueError(f"Caddy knows no {key!r} for `hash`: give one of $http_NAME, $request_uri, $remote_addr")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forkserve.frontend.backends import Backend
+from forkserve.frontend.backends import Backend, is_host
 from forkserve.prefork.addresses import Address, parse_address
 from forkserve.settings import KIB, TABLE, Settings, flag
 
@@ -47,13 +47,14 @@ def terms(settings: Settings, *, remote: bool = False, shared: bool = False) -> 
     """Derive what a front end must keep to.
 
     A worker may be silent for as long as it takes to find that it is stuck and to start its successor, which then answers
-    what waited in the queue; and for as long as a WebSocket goes without a ping. A request that was lost within --timeout
-    is tried again; after it, it may be what the worker was stuck in. To an address that workers share no connection is
-    kept: it would tie requests to one worker, busy or even dead, where a new one goes to whoever has least to do.
+    what waited in the queue; and for as long as a WebSocket goes without a ping, which is for ever if none is sent. A
+    request that was lost within --timeout is tried again; after it, it may be what the worker was stuck in. To an address
+    that workers share no connection is kept: it would tie requests to one worker, busy or even dead, where a new one goes
+    to whoever has least to do.
     """
     silence = settings.timeout + (settings.boot_timeout or 60.0) if settings.timeout else NEVER
-    if settings.ws_ping_interval:
-        silence = max(silence, settings.ws_ping_interval + settings.ws_ping_timeout)
+    pings = settings.ws_ping_interval + settings.ws_ping_timeout if settings.ws_ping_interval else NEVER
+    silence = max(silence, pings)
     return Terms(
         connect=3.0 if remote else 5.0,
         read=min(silence, NEVER),
@@ -125,6 +126,11 @@ class Front:
         return any(one.machine for one in self.backends)
 
     @property
+    def by_socket(self) -> bool:
+        """Whether clients, which are proxies then, come by a unix socket."""
+        return any(one.kind == "unix" for one in self.listen)
+
+    @property
     def shared(self) -> bool:
         """Whether the workers have no addresses of their own."""
         return self.backends[0].slot is None
@@ -151,6 +157,19 @@ class Front:
     def alone(self) -> str:
         """Why no connection to a worker is kept, where that is so."""
         return "one request each: each goes to the worker with least to do" if self.shared else self.given("keep_alive")
+
+    @property
+    def silence(self) -> str:
+        """Why a worker may be silent for as long as it may, and what becomes of a request that is so for longer."""
+        if not self.settings.timeout:
+            return "--timeout 0: a request may take as long as it likes"
+        if not self.settings.ws_ping_interval:
+            return f"{self.given('ws_ping_interval')}: nothing keeps a silent WebSocket alive, so none is ended"
+        if self.terms.read > self.settings.timeout + (self.settings.boot_timeout or 60.0):
+            why = f"{self.given('ws_ping_interval')} and {self.given('ws_ping_timeout')}: so long a WebSocket may be silent"
+        else:
+            why = f"{self.given('timeout')} and {self.given('boot_timeout')}: by then a stuck worker is replaced"
+        return f"{why}; longer silence ends any request, ASGI and threads too"
 
     @property
     def trusts_all(self) -> bool:
@@ -183,6 +202,8 @@ def read_listen(text: str) -> Address:
         raise ValueError(f"{text!r}: a front end listens on PORT, HOST:PORT or unix:PATH")
     if address.kind == "tcp":
         _port(address)
+        if not is_host(address.host):
+            raise ValueError(f"{text!r}: {address.host!r} is not an address, or a name of letters, digits, dots and hyphens")
     return address
 
 

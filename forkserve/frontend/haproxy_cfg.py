@@ -8,6 +8,7 @@ import re
 from forkserve.frontend.front import EDGE, HEALTH, Front
 from forkserve.frontend.page import Page, quoted, seconds
 from forkserve.prefork.addresses import Address
+from forkserve.values import show_bytes
 
 BALANCES = {
     "least_conn": ("leastconn", "next is the worker with the fewest requests in hand: none waits behind a slow one"),
@@ -15,11 +16,13 @@ BALANCES = {
     "ip_hash": ("source", "a client stays with its worker; found by its address"),
     "random": ("random(2)", "of two workers at random, the one with fewer requests in hand"),
 }
+MOST_BYTES = (256 << 20) - 16  # that a buffer may have
+MOST_FIELDS = 32767
 ROOT = re.compile("[A-Za-z0-9_/-]+")
 KEYS = {  # nginx's variables, and what they are called here
-    r"\$cookie_([a-z0-9_]+)": r"hash req.cook(\1)",
-    r"\$http_([a-z0-9_]+)": r"hdr(\1)",
-    r"\$arg_([a-z0-9_]+)": r"url_param \1",
+    r"\$cookie_([A-Za-z0-9_]+)": r"hash req.cook(\1)",
+    r"\$http_([A-Za-z0-9_]+)": r"hdr(\1)",
+    r"\$arg_([A-Za-z0-9_]+)": r"url_param \1",
     r"\$request_uri": "uri whole",
     r"\$uri": "uri",
     r"\$(?:binary_)?remote_addr": "source",
@@ -67,11 +70,13 @@ def _page() -> Page:
 def _global(front: Front, page: Page) -> None:
     with page.section("global"):
         page.say("maxconn 4096", "connections to clients")
-        page.say(
-            f"tune.bufsize {front.terms.head_limit + EDGE}", f"a head of {front.given('limit_request_head')} fits, and some more"
-        )
+        size = front.terms.head_limit + EDGE
+        if size > MOST_BYTES:
+            raise ValueError(f"HAProxy takes no head of {show_bytes(front.terms.head_limit)}: limit it to 255m or less")
+        page.say(f"tune.bufsize {size}", f"a head of {front.given('limit_request_head')} fits, and some more")
         number = max(front.settings.limit_request_fields + 16, 101)
-        page.say(f"tune.http.maxhdr {number}", f"{front.given('limit_request_fields')}, and some more: the server judges them")
+        more = "and some more: the server judges them" if number <= MOST_FIELDS else "of which HAProxy lets no more through"
+        page.say(f"tune.http.maxhdr {min(number, MOST_FIELDS)}", f"{front.given('limit_request_fields')}, {more}")
         if front.remote:
             page.note("To drain a machine by hand: `set server BACKEND/SERVER state drain`, said to this socket.")
             page.note("stats socket /run/haproxy/admin.sock mode 660 level admin")
@@ -82,13 +87,17 @@ def _defaults(front: Front, page: Page) -> None:
     with page.section("defaults"):
         page.say("mode http", "requests are balanced, not connections")
         page.say(f"timeout connect {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-        if front.settings.timeout:
-            why = f"{given('timeout')} to find a worker stuck, and {given('boot_timeout')} for the next one to answer"
+        # A worker is silent, too, while the client that sends a body is: HAProxy gives it no more time for that.
+        if limits.body > limits.read:
+            why = f"{given('body_timeout')}: the worker is silent while the client is, within a body"
         else:
-            why = "--timeout 0: a request may take as long as it likes"
-        page.say(f"timeout server {seconds(limits.read)}", why)
-        page.say(f"timeout client {seconds(limits.read)}", "the client is silent meanwhile")
-        page.say(f"timeout tunnel {seconds(limits.read)}", f"WebSockets are kept alive by {given('ws_ping_interval')}")
+            why = front.silence
+        page.say(f"timeout server {seconds(max(limits.read, limits.body))}", why)
+        why = "the client is silent meanwhile; and it may be, within a body and in taking an answer"
+        page.say(f"timeout client {seconds(max(limits.read, limits.body, limits.write))}", why)
+        pings = given("ws_ping_interval")
+        why = f"WebSockets are kept alive by {pings}" if front.settings.ws_ping_interval else f"{pings}: nothing keeps them alive"
+        page.say(f"timeout tunnel {seconds(limits.read)}", why)
         page.say(f"timeout http-request {seconds(limits.header)}", given("header_timeout"))
         page.say(f"timeout http-keep-alive {seconds(limits.client_idle or 0.001)}", given("keep_alive"))
         # One more for machines: what was in hand as one died may then find each of its ports closed, the first one again too.

@@ -7,6 +7,8 @@ every worker; `proxy_buffering off`: answers without a known length pass nginx a
 shall not wait for a slow client.
 """
 
+from urllib.parse import quote
+
 from forkserve.frontend.front import EDGE, HEALTH, Front
 from forkserve.frontend.page import Page, quoted, seconds
 from forkserve.prefork.addresses import Address
@@ -18,6 +20,7 @@ BALANCES = {
     "ip_hash": ("ip_hash", "a client stays with its worker; found by its address (IPv4: the first three numbers)"),
     "random": ("random two least_conn", "of two workers at random, the one with fewer requests in hand"),
 }
+ADDED = "$proxy_add_x_forwarded_for"
 BUCKET = 64  # bytes
 TYPES = (
     ("text/html", "html htm"),
@@ -158,8 +161,25 @@ def _maps(front: Front, page: Page) -> None:
             page.say("default close", front.alone)
     page.gap()
     with page.block(f"map $http_host ${front.field}_host", "the name that the client used"):
-        page.say("'' $host", "HTTP/1.0 may have none")
+        named = front.server_names and not set(front.server_names[0]) & set("*_")
+        page.say(f"'' {'$host' if named else '$hostname'}", "HTTP/1.0 may have none")
         page.say("default $http_host", "with its port, for the URLs that the app makes")
+    if front.by_socket:
+        page.gap()
+        _heard(front, page)
+
+
+def _heard(front: Front, page: Page) -> None:
+    """Whom a request is from: one that came by a unix socket has no address, but another proxy before us that tells it."""
+    if front.trusts_all:
+        with page.block(f"map $http_x_forwarded_for ${front.field}_last", "whom the proxy before us names, not what clients say"):
+            page.say('"~([^, ]+)[, ]*$" $1', "it adds at the end")
+            page.say("default ''", "it names nobody")
+        page.gap()
+    here, there = ("$remote_addr", f"${front.field}_last") if front.trusts_all else (ADDED, "$http_x_forwarded_for")
+    with page.block(f"map $remote_addr ${front.field}_for", "whom a request is from"):
+        page.say(f"unix: {there}", "as the proxy says that came by a unix socket")
+        page.say(f"default {here}", "by its address")
 
 
 def _types(page: Page) -> None:
@@ -180,6 +200,7 @@ def _to_https(front: Front, page: Page) -> None:
 def _server(front: Front, page: Page) -> None:
     _listen(front, page)
     page.say("server_tokens off", "clients need not know nginx's version")
+    page.say("absolute_redirect off", "to a path with a slash at its end a client is sent by the address that it knows")
     page.gap()
     _limits(front, page)
     page.gap()
@@ -198,17 +219,25 @@ def _server(front: Front, page: Page) -> None:
         page.say("default_type text/plain", "for people who look")
         page.say('return 200 "ok\\n"', "by nginx itself")
     page.gap()
-    root = front.settings.root_path
-    if root:
-        page.say("merge_slashes off", "for the app they are as the client wrote them")
-        with page.block(f"location {quoted(root + '/')}", f"the app is mounted here: {front.given('root_path')}"):
-            page.say(f"proxy_pass {front.scheme}://{front.ident}/", "to the workers, without that prefix, which they know")
-        page.gap()
-        with page.block("location /"):
-            page.say("return 404", "nothing else is here")
+    if front.settings.root_path:
+        _mounted(front, page)
     else:
         with page.block("location /"):
             page.say(f"proxy_pass {front.scheme}://{front.ident}", "to the workers, with the path as it came")
+
+
+def _mounted(front: Front, page: Page) -> None:
+    """Pass what is below --root-path without it. By `proxy_pass` with a path nginx would write the rest anew (%2F as a slash)."""
+    root, where = front.settings.root_path, f"{front.scheme}://{front.ident}"
+    page.say("merge_slashes off", "for the app they are as the client wrote them")
+    with page.block(f"location {quoted(root + '/')}", f"the app is mounted here: {front.given('root_path')}"):
+        begin = quote(root).replace(".", r"\.")
+        with page.block(f'if ($request_uri ~ "^{begin}(?<as_written>/.*)$")', "the client wrote the prefix as it is here"):
+            page.say(f"proxy_pass {where}$as_written", "to the workers, without that prefix, which they know")
+        page.say(f"proxy_pass {where}/", "so, too, where it was written in another way; but the rest is decoded and encoded anew")
+    page.gap()
+    with page.block("location /"):
+        page.say("return 404", "nothing else is here")
 
 
 def _names(front: Front) -> str:
@@ -256,10 +285,11 @@ def _forwarding(front: Front, page: Page) -> None:
     page.say(f"proxy_set_header Host ${front.field}_host", "the app makes its URLs of it")
     if front.trusts_all:
         why = "all that the workers hear, as they trust every peer (--forwarded-allow-ips *)"
-        page.say("proxy_set_header X-Forwarded-For $remote_addr", why)
+        value = "$remote_addr"
     else:
         why = "workers take the last that no trusted proxy vouches for"
-        page.say("proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for", why)
+        value = ADDED
+    page.say(f"proxy_set_header X-Forwarded-For {f'${front.field}_for' if front.by_socket else value}", why)
     page.say("proxy_set_header X-Forwarded-Proto $scheme", "the app sees https where the client does")
     page.say("proxy_redirect off", "the app knows its name, so there is nothing to rewrite")
     if front.scheme == "https":
@@ -269,11 +299,7 @@ def _forwarding(front: Front, page: Page) -> None:
 def _waiting(front: Front, page: Page) -> None:
     limits, settings = front.terms, front.settings
     page.say(f"proxy_connect_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-    if settings.timeout:
-        why = f"{front.given('timeout')} to find a worker stuck, and {front.given('boot_timeout')} for the next one to answer"
-    else:
-        why = "--timeout 0: a request may take as long as it likes"
-    page.say(f"proxy_read_timeout {seconds(limits.read)}", why)
+    page.say(f"proxy_read_timeout {seconds(limits.read)}", front.silence)
     page.say(f"proxy_send_timeout {seconds(limits.read)}", "a busy worker reads nothing meanwhile")
     again = " http_503" if settings.limit_concurrency and len(front.backends) > 1 else ""
     why = "what a worker lost, another one may answer; but no POST that was sent" + ("; 503: it is full" if again else "")
@@ -282,7 +308,8 @@ def _waiting(front: Front, page: Page) -> None:
     page.say(f"proxy_next_upstream_tries {front.tries}", why)
     why = f"later it may be what a worker was stuck in: {front.given('timeout')}" if settings.timeout else "later it is given up"
     page.say(f"proxy_next_upstream_timeout {seconds(limits.retry)}", why)
-    page.say(f"proxy_buffer_size {EDGE // KIB}k", "an answer's head fits, even with large cookies")
+    why = f"an answer's head of up to {EDGE // KIB}k fits, so some large cookies; of a larger one nginx makes a 502"
+    page.say(f"proxy_buffer_size {EDGE // KIB}k", why)
     page.say(
         f"proxy_buffers 8 {EDGE // KIB}k",
         "answers leave the worker at once, however slow the client; chunks (SSE) pass as they come",

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import ssl
 import threading
 import time
@@ -76,10 +77,10 @@ def test_fastapi_and_a_websocket(pair: Pair, kind: str) -> None:
         assert client.post("/items", json={"name": "", "price": 1.5}).status_code == 422
         assert len(client.get("/numbers", params={"count": 1000}).text.splitlines()) == 1000
         assert client.post("/upload", content=(b"z" * 1000 for _ in range(500))).json() == {"length": 500_000}
-    with connect(f"ws://127.0.0.1:{front.port}/ws") as socket:
+    with connect(f"ws://127.0.0.1:{front.port}/ws") as chat:
         for text in ("one", "zwölf", "x" * 100_000):
-            socket.send(text)
-            assert socket.recv(20) == text
+            chat.send(text)
+            assert chat.recv(20) == text
 
 
 @KINDS
@@ -166,6 +167,67 @@ def test_a_mounted_app(pair: Pair, kind: str) -> None:
 
 
 @KINDS
+def test_a_mounted_app_is_told_the_path_as_the_client_wrote_it(pair: Pair, kind: str) -> None:
+    prefix = "/api" if kind == "haproxy" else "/v1.0~api"
+    _, front = pair(kind, "example_apps.echo:app", "--root-path", prefix)
+
+    for path, query in (("/", ""), ("/a%2Fb", "x=%20&y"), ("//x", ""), ("/%41", "a=1"), ("/a/../b", ""), ("/%e4%C3", "")):
+        seen = get(front.port, f"{prefix}{path}{'?' if query else ''}{query}").json
+        assert (seen["raw"]["raw_path"], seen["query"]) == (repr(f"{prefix}{path}".encode()), query)
+    bare = get(front.port, f"{prefix}?x=1")
+    if kind == "nginx":
+        assert (bare.status, bare["location"]) == (301, f"{prefix}/?x=1")
+    else:
+        assert (bare.json["path"], bare.json["query"]) == (f"{prefix}/", "x=1")
+    for path in ("/other", f"{prefix}x/", prefix.replace(".", "x") + "s/", "/front-health/x"):
+        assert get(front.port, path).status == 404
+    with connect(f"ws://127.0.0.1:{front.port}{prefix}/ws") as chat:
+        chat.send("one")
+        assert chat.recv(20) == "one"
+
+
+@KINDS
+def test_a_client_may_pause_within_a_body(serve: Start, tmp_path: Path, kind: str) -> None:
+    """For longer than a worker may be silent, but not for as long as --body-timeout."""
+    silence = shlex.split("--timeout 0.3 --boot-timeout 0.3 --ws-ping-interval 0.2 --ws-ping-timeout 0.2 --body-timeout 20")
+    command = serve(f"{APPS}:count", "--bind", "127.0.0.1:0")
+    front = FrontEnd(kind, ["x:y", "--bind", f"127.0.0.1:{command.port}", *silence], tmp_path / "front")
+    try:
+        with Client(front.port) as client:
+            client.request("/", "Content-Length: 2", method="POST")
+            client.send(b"x")
+            client.sock.settimeout(1.5)
+            with pytest.raises(TimeoutError):
+                client.sock.recv(1)
+            client.sock.settimeout(20)
+            client.send(b"x")
+            assert client.answer().text == "2"
+    finally:
+        front.close()
+
+
+def test_a_client_of_nginx_that_names_no_host(pair: Pair) -> None:
+    _, front = pair("nginx", "example_apps.echo:application")
+
+    with Client(front.port) as client:
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert dict(client.answer().json["headers"])["host"] == socket.gethostname()
+
+
+@pytest.mark.parametrize("options", ["", "--forwarded-allow-ips '*'"])
+def test_whom_another_proxy_before_nginxs_unix_socket_names(serve: Start, short: Path, tmp_path: Path, options: str) -> None:
+    command = serve("example_apps.echo:application", "--bind", "127.0.0.1:0", *shlex.split(options))
+    told = ["x:y", "--bind", f"127.0.0.1:{command.port}", *shlex.split(options)]
+    front = FrontEnd("nginx", told, tmp_path / "front", unix=short / "nginx")
+    try:
+        for came, client in (("5.5.5.5", "5.5.5.5"), ("6.6.6.6, 5.5.5.5", "5.5.5.5")):
+            assert get(front.where, "/", f"X-Forwarded-For: {came}").json["raw"]["REMOTE_ADDR"] == client
+        assert get(front.where).json["raw"]["REMOTE_ADDR"] == "127.0.0.1"
+    finally:
+        front.close()
+
+
+@KINDS
 def test_a_head_as_large_as_the_server_takes(pair: Pair, kind: str) -> None:
     _, front = pair(kind, "example_apps.echo:app")
 
@@ -198,6 +260,9 @@ def test_static_files(pair: Pair, kind: str, tmp_path: Path) -> None:
     answer = get(front.port, "/static/a.css")
     assert (answer.text, answer["content-type"].partition(";")[0]) == ("body {}", "text/css")
     assert get(front.port, "/static/none").status == 404
+    (tmp_path / "my files" / "sub").mkdir()
+    if kind == "nginx":
+        assert get(front.port, "/static/sub")["location"] == "/static/sub/", "whatever address the client knows nginx by"
     for path in ("/static../secret", "/static/../secret", "/static/%2e%2e/secret"):
         assert "secret" not in get(front.port, path).text
     assert get(front.port, "/other").text == "Hello, World!"
@@ -205,7 +270,7 @@ def test_static_files(pair: Pair, kind: str, tmp_path: Path) -> None:
 
 @KINDS
 def test_a_unix_socket_that_all_share(pair: Pair, short: Path, kind: str) -> None:
-    _, front = pair(kind, f"{APPS}:gated", "--workers", 2, address=f"--bind unix:{short}/shared")
+    _, front = pair(kind, f"{APPS}:gated", "--workers", 2, address=f"--bind 'unix:{short}/all workers'")
 
     assert get(front.port).text in ("1", "2")
 
@@ -242,11 +307,12 @@ def test_a_client_stays_with_its_worker(pair: Pair, kind: str, balance: str) -> 
         assert len({get(front.port, "/", f"X-User: {number}").text for number in range(40)}) > 1
 
 
-def test_connections_to_workers_are_kept(pair: Pair, short: Path) -> None:
-    _, front = pair("nginx", "example_apps.echo:app")
+@pytest.mark.parametrize("root", ["", "/api"])
+def test_connections_to_workers_are_kept(pair: Pair, short: Path, root: str) -> None:
+    _, front = pair("nginx", "example_apps.echo:app", *(("--root-path", root) if root else ()))
 
     def peer() -> int:
-        return get(front.port).json["raw"]["client"][1]
+        return get(front.port, f"{root}/").json["raw"]["client"][1]
 
     # nginx has a process for each core, and each process its own connections; the port is that of the connection unless
     # forwarded headers hide it, so the server is asked instead.
