@@ -8,12 +8,19 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 TIME = 30.0
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every user's PATH
 LOGGED = re.compile(r"^(?:nginx: |[0-9/]+ [0-9:]+ (?=\[)|\[(?:ALERT|NOTICE|WARNING)\]\s+\(\d+\) : (?:config : )?|Error: )")
+
+
+SILENT = "it does not say why"
+MARKS = ("[emerg]", "[ALERT]", "Error:")
+UNKNOWN = re.compile(r'unknown "([a-z0-9_]+)" variable')
+MOST = 10  # variables of the user's own that the backends may name
+LONGEST = 300  # characters of a line that is told
 
 
 class CheckError(Exception):
@@ -22,7 +29,7 @@ class CheckError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What to run: it ends with 0 if the configuration is good."""
+    """What to run in the directory: it ends with 0 if the configuration is good."""
 
     command: list[str]
     environ: Mapping[str, str]
@@ -37,15 +44,18 @@ def find(program: str) -> str:
     return found
 
 
-def arrange(kind: str, text: str, directory: str, *, whole: bool = True) -> Trial:
+def arrange(kind: str, text: str, directory: str, *, whole: bool = True, variables: Sequence[str] = ()) -> Trial:
     """Write a configuration to a directory, and return how to have it judged.
 
-    *whole*: it is all of it; else the backends only, to which the rest is added. Raises CheckError if the program is missing.
+    All is named from there: the directory's own name may have blanks, or be too long for a unix socket.
+
+    *whole*: it is all of it; else the backends only, to which the rest is added, with these *variables* of nginx. Raises
+    CheckError if the program is missing.
     """
     program = find(kind)
     environ = {**os.environ, "LC_ALL": "C"}
     if kind == "nginx":
-        return Trial(_nginx(program, text, directory, whole=whole), environ)
+        return Trial(_nginx(program, text, directory, whole=whole, variables=variables), environ)
     if kind == "haproxy":
         return Trial(_haproxy(program, text, directory, whole=whole), environ)
     environ |= {"HOME": directory, "XDG_DATA_HOME": directory, "XDG_CONFIG_HOME": directory}  # it keeps things there
@@ -54,79 +64,85 @@ def arrange(kind: str, text: str, directory: str, *, whole: bool = True) -> Tria
 
 def check(kind: str, text: str, *, whole: bool = True) -> None:
     """Have a configuration judged by nginx, haproxy or caddy. Raises CheckError with what the program said."""
+    variables: list[str] = []
     with tempfile.TemporaryDirectory(prefix="forkserve-") as directory:
-        trial = arrange(kind, text, directory, whole=whole)
-        try:
-            done = subprocess.run(  # noqa: S603 - the program that it is for
-                trial.command,
-                env=trial.environ,
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                timeout=TIME,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise CheckError(f"{kind} did not say within {TIME:g} s whether the configuration is good") from None
-        except OSError as error:
-            raise CheckError(f"cannot run {trial.command[0]}: {error.strerror}") from None
-        if done.returncode:
-            raise CheckError(f"{kind} refuses the configuration: {complaint(done.stdout, directory)}")
+        while output := _refused(kind, arrange(kind, text, directory, whole=whole, variables=variables), directory):
+            said = complaint(output, directory)
+            unknown = None if whole else UNKNOWN.search(said)
+            if unknown is None or unknown[1] in variables or len(variables) == MOST:
+                raise CheckError(f"{kind} refuses the configuration: {said}")
+            variables.append(unknown[1])  # `hash $my_key`: the rest of the user's own configuration defines it
+
+
+def _refused(kind: str, trial: Trial, directory: str) -> str | None:
+    """Run a trial; return all that was printed if the configuration is refused. Raises CheckError."""
+    try:
+        done = subprocess.run(  # noqa: S603 - the program that it is for
+            trial.command,
+            env=trial.environ,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIME,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckError(f"{kind} did not say within {TIME:g} s whether the configuration is good") from None
+    except OSError as error:
+        raise CheckError(f"cannot run {trial.command[0]}: {error.strerror}") from None
+    return None if done.returncode == 0 else done.stdout or SILENT
 
 
 def complaint(output: str, directory: str) -> str:
     """Return the line that says what is wrong, of all that a program has printed."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    marks = ("[emerg]", "[ALERT]", "Error:")
-    found = next((line for line in lines if any(mark in line for mark in marks)), lines[-1] if lines else "it does not say why")
-    return (
-        re.sub(r"\] [0-9]+#[0-9]+: ", "] ", LOGGED.sub("", found))
-        .replace(f"{os.path.realpath(directory)}/", "")
-        .replace(f"{directory}/", "")
-        .strip()
-    )
+    lines = [line for line in output.splitlines() if line.strip()] or [SILENT]
+    found = next((line for line in lines if any(mark in line for mark in MARKS)), lines[-1])
+    return told(found.replace(f"{os.path.realpath(directory)}/", "").replace(f"{directory}/", ""))
 
 
-def _nginx(program: str, text: str, directory: str, *, whole: bool) -> list[str]:
+def told(line: str) -> str:
+    """Return a program's line without what differs each time (when, and which process), and no longer than a reader needs."""
+    line = re.sub(r"\] [0-9]+#[0-9]+: ", "] ", LOGGED.sub("", line.strip())).strip()
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+
+
+def _nginx(program: str, text: str, directory: str, *, whole: bool, variables: Sequence[str]) -> list[str]:
     """Nginx would open its logs and make its directories even for a test, which only root could do where they are."""
-    own = "access_log off;" + "".join(
-        f" {name}_temp_path {directory}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
+    temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    own = "access_log off;" + "".join(f" {name}_temp_path {name};" for name in temporary)
     if whole:
         text = re.sub(r"^http \{", lambda found: f"{found[0]} {own}", text, count=1, flags=re.MULTILINE)
     else:
         _write(directory, "upstream.conf", text)
-        listen = f"listen unix:{directory}/socket;"
-        text = f"events {{}}\nhttp {{ {own}\ninclude {directory}/upstream.conf;\nserver {{ {listen} }} }}\n"
-    path = _write(directory, "nginx.conf", text)
-    return [program, "-t", "-q", "-p", directory, "-c", path, "-g", f"pid {directory}/pid; error_log stderr;"]
+        own += "".join(f"\nmap '' ${name} {{ default ''; }}" for name in variables)
+        text = f"events {{}}\nhttp {{ {own}\ninclude upstream.conf;\nserver {{ listen unix:socket; }} }}\n"
+    _write(directory, "nginx.conf", text)
+    return [program, "-t", "-q", "-p", directory, "-c", "nginx.conf", "-g", "pid pid; error_log stderr;"]
 
 
 def _haproxy(program: str, text: str, directory: str, *, whole: bool) -> list[str]:
-    path = _write(directory, "haproxy.cfg", text)
+    _write(directory, "haproxy.cfg", text)
     if whole:
-        return [program, "-c", "-f", path]
+        return [program, "-c", "-f", "haproxy.cfg"]
     defaults = "defaults\n    mode http\n    timeout connect 5s\n    timeout client 1m\n    timeout server 1m\n"
-    rest = _write(directory, "rest.cfg", f"{defaults}frontend any\n    bind unix@{directory}/socket\n")
-    return [program, "-c", "-f", rest, "-f", path]
+    _write(directory, "rest.cfg", f"{defaults}frontend any\n    bind unix@socket\n")
+    return [program, "-c", "-f", "rest.cfg", "-f", "haproxy.cfg"]
 
 
 def _caddy(program: str, text: str, directory: str, *, whole: bool) -> list[str]:
     if not whole:
         _write(directory, "upstream", text)
         text = ":80 {\n\timport upstream\n}\n"
-    path = _write(directory, "Caddyfile", text)
-    return [program, "validate", "--adapter", "caddyfile", "--config", path]
+    _write(directory, "Caddyfile", text)
+    return [program, "validate", "--adapter", "caddyfile", "--config", "Caddyfile"]
 
 
-def _write(directory: str, name: str, text: str) -> str:
-    path = os.path.join(directory, name)
-    with open(path, "w", encoding="utf-8") as file:
+def _write(directory: str, name: str, text: str) -> None:
+    with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
         file.write(text)
-    return path
 
 
 def write_whole(path: str, text: str) -> bool:

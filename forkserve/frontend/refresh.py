@@ -14,9 +14,10 @@ import sys
 import tempfile
 import time
 
-from forkserve.frontend.check import CheckError, check, write_whole
+from forkserve.frontend.check import CheckError, check, told, write_whole
 from forkserve.prefork.libc import PDEATHSIG, prctl
 
+TAIL = 4096  # bytes of what the command prints; the last line is told
 SETTLING = 0.5
 """Seconds until what the command asked for is done: `nginx -s reload` only sends a signal, and nginx's old processes go on
 choosing among the old workers until they get theirs. Without it, requests met three ports in a row that had just been
@@ -77,7 +78,7 @@ def _reload(command: str) -> str | None:
         if done.returncode == 0:
             time.sleep(SETTLING)
             return None
-        output.seek(0)
+        output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL))
         lines = output.read().decode("utf-8", "replace").strip().splitlines()
     how = f"exited with code {done.returncode}" if done.returncode > 0 else f"was killed by signal {-done.returncode}"
-    return f"--nginx-reload: {command!r} {how}" + (f": {lines[-1].strip()}" if lines else "")
+    return f"--nginx-reload: {command!r} {how}" + (f": {told(lines[-1])}" if lines else "")

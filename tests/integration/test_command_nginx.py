@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ SHOP = "shop:app --workers 3 --base-port 9000"
         "--balance round_robin",
         "--balance ip_hash",
         "--balance random --upstream-only",
+        "--balance 'hash $http_x_user' --upstream-only",
         "--balance hash '$http_x_user'",
         "--tls-cert CERT --tls-key CERT.key",
         "--tls-cert CERT --tls-key CERT.key --server-name a.example,b.example --listen 18443",
@@ -125,6 +127,36 @@ def test_a_program_that_is_strange(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(check.CheckError) as raised:
         check.check("nginx", "events {}")
     assert message in str(raised.value)
+
+
+@KINDS
+@pytest.mark.parametrize("part", ["", "--upstream-only"])
+def test_a_directory_with_blanks_whose_name_is_long(
+    kind: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "long name" / ("x y" * 40)
+    directory.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+
+    words = shlex.split(f"{SHOP} --check --format {kind} {part or f'--listen {free_port()}'}")
+    assert (cli.main(["nginx", *words]), capsys.readouterr().err) == (0, "")
+    assert list(directory.iterdir()) == []
+
+
+def test_keys_that_the_users_own_configuration_defines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of them only the upstream can be judged; and whole configurations have nothing of the user's."""
+    part = f"nginx {SHOP} --check --upstream-only --balance 'hash $my_var:$other'"
+    assert (cli.main(shlex.split(part)), capsys.readouterr().err) == (0, "")
+
+    many = "".join(f"$my_{number}" for number in range(check.MOST + 1))
+    for line, variable in (
+        (f"nginx {SHOP} --check --upstream-only --balance 'hash {many}'", f"my_{check.MOST}"),
+        (f"nginx {SHOP} --check --listen {free_port()} --balance 'hash $my_var'", "my_var"),
+    ):
+        assert cli.main(shlex.split(line)) == 1
+        assert capsys.readouterr().err == (
+            f'forkserve: --check: nginx refuses the configuration: [emerg] unknown "{variable}" variable\n'
+        )
 
 
 # A server that runs.

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from forkserve.frontend import refresh
 from tests.integration.client import Client, get
 from tests.integration.command import ROOT, children, descriptors, eventually, exists, run
 from tests.integration.conftest import Start
@@ -258,6 +259,24 @@ def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_pa
     server.told("up", "up", "up")
     wait("INFO. master: .*/upstream.conf is written, and nginx told$")
     assert [get(row["port"]).status for row in server.rows()] == [200] * 3
+
+
+def test_a_command_that_fails_again_and_again_says_the_same_line(tmp_path: Path) -> None:
+    """Else each try would be one more line in the log."""
+    script = tmp_path / "reload"
+    script.write_text('#!/bin/sh\necho "$(date "+%Y/%m/%d %T") [error] $$#$$: open() failed" >&2\nexit 1\n')
+    script.chmod(0o755)
+
+    said = {refresh._reload(str(script)) for _ in range(3)}
+    assert said == {f"--nginx-reload: '{script}' exited with code 1: [error] open() failed"}
+
+
+def test_of_a_command_that_prints_much_only_the_end_is_read(tmp_path: Path) -> None:
+    script = tmp_path / "reload"
+    script.write_text("#!/bin/sh\nprintf begin\nyes | head -c 10000000 | tr -d '\\n'\nexit 1\n")
+    script.chmod(0o755)
+
+    assert refresh._reload(str(script)) == f"--nginx-reload: '{script}' exited with code 1: {'y' * 300}..."
 
 
 def test_the_balancing_is_the_servers_and_a_reload_changes_it(shop: Live, tmp_path: Path) -> None:
