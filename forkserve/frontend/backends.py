@@ -73,7 +73,7 @@ def from_listeners(listeners: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[B
     for listener in listeners:
         text, slot = str(listener["address"]), listener["slot"]
         if text.startswith("unix:"):
-            scheme = listener.get("scheme", scheme)  # older servers do not tell it
+            scheme = "https" if listener.get("scheme") == "https" else scheme  # which older servers do not tell
         else:
             scheme, _, text = text.partition("://")
         address = parse_address(text)

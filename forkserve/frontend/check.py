@@ -20,7 +20,6 @@ SILENT = "it does not say why"
 MARKS = ("[emerg]", "[ALERT]", "Error:")
 UNKNOWN = re.compile(r'unknown "([a-z0-9_]+)" variable')
 MOST = 10  # variables of the user's own that the backends may name
-LONGEST = 300  # characters of a line that is told
 
 
 class CheckError(Exception):
@@ -104,9 +103,8 @@ def complaint(output: str, directory: str) -> str:
 
 
 def told(line: str) -> str:
-    """Return a program's line without what differs each time (when, and which process), and no longer than a reader needs."""
-    line = re.sub(r"\] [0-9]+#[0-9]+: ", "] ", LOGGED.sub("", line.strip())).strip()
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+    """Return a program's line without what differs each time: when, and which process."""
+    return re.sub(r"\] [0-9]+#[0-9]+: ", "] ", LOGGED.sub("", line.strip())).strip()
 
 
 def _nginx(program: str, text: str, directory: str, *, whole: bool, variables: Sequence[str]) -> list[str]:

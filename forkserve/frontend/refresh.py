@@ -17,7 +17,8 @@ import time
 from forkserve.frontend.check import CheckError, check, told, write_whole
 from forkserve.prefork.libc import PDEATHSIG, prctl
 
-TAIL = 4096  # bytes of what the command prints; the last line is told
+TAIL = 4096  # bytes of what the command prints, whose last line is told;
+LONGEST = 300  # so many characters of it
 SETTLING = 0.5
 """Seconds until what the command asked for is done: `nginx -s reload` only sends a signal, and nginx's old processes go on
 choosing among the old workers until they get theirs. Without it, requests met three ports in a row that had just been
@@ -79,6 +80,7 @@ def _reload(command: str) -> str | None:
             time.sleep(SETTLING)
             return None
         output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL))
-        lines = output.read().decode("utf-8", "replace").strip().splitlines()
+        lines = output.read().decode("utf-8", "replace").strip().splitlines() or [""]
+    line = told(lines[-1])
     how = f"exited with code {done.returncode}" if done.returncode > 0 else f"was killed by signal {-done.returncode}"
-    return f"--nginx-reload: {command!r} {how}" + (f": {told(lines[-1])}" if lines else "")
+    return f"--nginx-reload: {command!r} {how}" + (f": {line[:LONGEST]}{'...' * (len(line) > LONGEST)}" if line else "")

@@ -42,6 +42,8 @@ def test_the_shared_address_of_a_running_server() -> None:
 
     scheme, found = from_status(status(listeners=listeners))
     assert (scheme, [(str(one.address), one.slot) for one in found]) == ("https", [("[::1]:8000", None)])
+    for told, scheme in (({"scheme": "https"}, "https"), ({"scheme": "http"}, "http"), ({}, "http")):
+        assert from_status(status(listeners=[{**listeners[2], **told}]))[0] == scheme
     with pytest.raises(ValueError, match="no address that a front end could connect to"):
         from_status(status(listeners=listeners[:1]))
 

@@ -52,6 +52,8 @@ SHOP = "shop:app --workers 3 --base-port 9000"
         "--timeout 3000d --keep-alive 3000d",
         "--limit-request-line 100 --limit-request-head 100 --limit-request-fields 1",
         "--limit-request-head 100001 --limit-request-field-size 100001",
+        "--limit-request-head 255m --limit-request-fields 40000",
+        "--root-path /v1-api --ws-ping-interval 0",
         "--limit-concurrency 7 --forwarded-allow-ips '*'",
         "--max-workers 8 --max-spare 5",
         "--listen 127.0.0.1:18081 --no-proxy-headers",
