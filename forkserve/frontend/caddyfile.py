@@ -131,7 +131,7 @@ def _proxy(front: Front, page: Page) -> None:
         with page.block("transport http"):
             page.say("versions 1.1", "what the workers speak")
             page.say(f"dial_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-            page.say(f"response_header_timeout {seconds(limits.read)}", front.silence)
+            page.say(f"response_header_timeout {seconds(limits.read)}", f"until an answer begins; {front.silence}")
             if limits.idle:
                 page.say(f"keepalive {seconds(limits.idle)}", f"less than {front.given('keep_alive')}: Caddy closes first")
                 page.say("keepalive_idle_conns_per_host 32", "idle connections to each worker, to save handshakes")
