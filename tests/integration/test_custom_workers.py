@@ -137,7 +137,7 @@ def test_one_that_does_not_ask_whether_to_go_on(start: Start, tmp_path: Path, ti
 
 def test_one_that_never_asks(start: Start) -> None:
     """PF-5: it said that it was ready, and no more."""
-    command = start("--worker", f"{WORKERS}:Silent", "--timeout", 0.5).ready()
+    command = start("--worker", f"{WORKERS}:Silent", "--timeout", 0.5, "--graceful-timeout", 0.5).ready()
     (pid,) = command.workers
 
     command.wait_for(rf"worker 1 \(pid {pid}\) is killed: stuck for 0.5 s")
