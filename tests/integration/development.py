@@ -30,6 +30,14 @@ class Project:
         self._start = start
         self.command: Command
 
+    @classmethod
+    def new(cls, tmp_path: Path, start: Start) -> Project:
+        """Make one with a small app."""
+        made = cls(tmp_path / "project", start)
+        made.save("helper.py", "A = 1\n")
+        made.save("myapp.py", WSGI, version=1)
+        return made
+
     def save(self, name: str, text: str, **values: object) -> None:
         """Write a file; `{version}` and the like in it get values."""
         path = self.folder / name

@@ -17,10 +17,7 @@ from tests.integration.steer import Request
 
 @pytest.fixture
 def project(tmp_path: Path, start: Start) -> Project:
-    made = Project(tmp_path / "project", start)
-    made.save("helper.py", "A = 1\n")
-    made.save("myapp.py", WSGI, version=1)
-    return made
+    return Project.new(tmp_path, start)
 
 
 def ask(project: Project, command: str, *arguments: object) -> dict[str, Any]:

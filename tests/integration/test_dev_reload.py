@@ -56,10 +56,7 @@ BROKEN = "V = {version}\nraise ValueError('<b>out of order</b>')\n"
 
 @pytest.fixture
 def project(tmp_path: Path, start: Start) -> Project:
-    made = Project(tmp_path / "project", start)
-    made.save("helper.py", "A = 1\n")
-    made.save("myapp.py", WSGI, version=1)
-    return made
+    return Project.new(tmp_path, start)
 
 
 @pytest.mark.parametrize(
