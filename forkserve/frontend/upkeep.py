@@ -38,7 +38,12 @@ class Upkeep:
         While a run goes on, nobody knows whether it goes by the old or the new. If that fails, what it was to be counts all
         the same, or a slot would wait for a front end that cannot be told.
         """
-        return {one.slot for front in (self._told, self._running) if front is not None for one in _up(front)}
+        return {one.slot for one in self.backends}
+
+    @property
+    def backends(self) -> AbstractSet[Backend]:
+        """The backends that it may send requests to."""
+        return {one for front in (self._told, self._running) if front is not None for one in _up(front)}
 
     def changed(self, wanted: Front, now: float) -> None:
         """Tell it this from now on."""

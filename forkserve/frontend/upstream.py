@@ -121,6 +121,14 @@ class Upstream:
         """The slots that nginx may send requests to; None is the shared address."""
         return self._upkeep.advertised
 
+    def sends_to(self, listener: Mapping[str, Any]) -> bool:
+        """Whether nginx may send requests to this listener."""
+        try:
+            _, (backend,) = from_listeners([listener])
+        except ValueError:
+            return False
+        return backend in self._upkeep.backends
+
     def export(self) -> Exported:
         """Describe its lock, for an upgrade; the rest is found out anew."""
         return self._lock.export()

@@ -267,13 +267,16 @@ class Children:
         """Tell the hooks which slots have come and gone; called when a plan was made, before it is performed."""
         slots = {member.slot for member in self.pool.members()}
         for slot in sorted(slots - self._registered.keys()):
-            self._registered[slot] = WorkerHandle(slot, self.forker.listeners.port(slot), self.pool.generation)
+            self._registered[slot] = self._handle_of(slot, self.pool.generation)
             self._tell("on_register", self._registered[slot])
         for slot in sorted(self._registered.keys() - slots):
             self._tell("on_unregister", self._registered.pop(slot))
 
     def _handle(self, child: Child) -> WorkerHandle:
-        return WorkerHandle(child.id, self.forker.listeners.port(child.id), child.member.generation, child.pid)
+        return self._handle_of(child.id, child.member.generation, child.pid)
+
+    def _handle_of(self, slot: int, generation: int, pid: int | None = None) -> WorkerHandle:
+        return WorkerHandle(slot, self.forker.listeners.port(slot, generation), generation, pid)
 
     def _tell(self, hook: str, *arguments: object) -> None:
         call_hook(f"hook {hook}", getattr(self.forker.worker_class, hook), *arguments)
@@ -315,7 +318,7 @@ class Children:
             if child.pid is None and not member.ordered:  # it was to come from a base mold, which has ended
                 self.poller.at(time.monotonic(), functools.partial(self.lost, child))
         for slot, generation in found["slots"].items():
-            self._registered[int(slot)] = WorkerHandle(int(slot), self.forker.listeners.port(int(slot)), generation)
+            self._registered[int(slot)] = self._handle_of(int(slot), generation)
 
     def _forget(self, child: Child) -> None:
         """Let go of a child that is gone."""

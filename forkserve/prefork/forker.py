@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.autoreload.outside import Facts
     from forkserve.prefork.autoreload.patterns import Rules
     from forkserve.prefork.autoreload.trial import Loaded
-    from forkserve.prefork.listeners import Listeners
+    from forkserve.prefork.listeners import Listener, Listeners
     from forkserve.prefork.output import Outputs, WorkerOutput
     from forkserve.prefork.scoreboard import Scoreboard
     from forkserve.settings import Settings
@@ -119,7 +119,7 @@ class Forker:
             row=child.row.index,
             channel=channel.fileno(),
             stacks=child.stacks,
-            listeners=[(one.slot, one.sock.fileno()) for one in self.listeners.for_slot(child.id)],
+            listeners=[(one.slot, one.sock.fileno()) for one in self._listeners(child)],
             outputs=output.descriptors(),
         )
 
@@ -162,7 +162,7 @@ class Forker:
             master_pid=os.getpid(),
             settings=self.settings,
             hooks=self.hooks,
-            listeners=self.listeners.for_slot(child.id) if child.id != MOLD else [],
+            listeners=self._listeners(child),
             channel=channel,
             row=child.row,
             scoreboard=self.scoreboard,
@@ -173,11 +173,14 @@ class Forker:
             stands_in=self.rules is not None and not child.member.canary,
         )
 
+    def _listeners(self, child: Child) -> list[Listener]:
+        return [] if child.id == MOLD else self.listeners.for_slot(child.id, child.member.generation)
+
     def _close_in_child(self, own: Child) -> None:
         """Close what is the master's or a sibling's, in a child just forked."""
         self.close_masters()
         self.scoreboard.close()
-        self.listeners.close_in_child(None if own.id == MOLD else own.id)
+        self.listeners.close_in_child(self._listeners(own))
         own.channel.close()
         if own.orders is not None:
             own.orders.close()

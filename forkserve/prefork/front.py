@@ -18,6 +18,9 @@ class Front(Protocol):
     def advertised(self) -> AbstractSet[int | None]:
         """The slots that it may send requests to; None is the shared addresses. Who leaves waits until it is not among them."""
 
+    def sends_to(self, listener: Mapping[str, Any]) -> bool:
+        """Whether it may send requests to this listener, in the shape of `status`; its worker waits until that is over."""
+
     @property
     def busy(self) -> bool:
         """Whether it is being told, so that nobody can say what it goes by."""

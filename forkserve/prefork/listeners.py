@@ -1,73 +1,53 @@
-"""The sockets that a server listens on: bound, inherited, handed to workers, closed.
+"""The sockets that a server listens on: opened, inherited, handed to workers, closed.
 
 The master opens each before the first fork that needs it and keeps its own copy as long as the
 address is wanted, so that an accept queue outlives any worker.
+
+An upgrade may bring other addresses. They belong to generations: a worker accepts from those of its own, whenever it is
+forked, so that
+
+- the addresses of before stay open and are used for new workers until the new generation is committed, and again if it is
+  rolled back; those of the new program, which nobody was told of, are closed if it never is;
+- once it is committed, whatever becomes of the reload, new workers have the new ones, and an old address is open for as long
+  as there are workers that accept from it, or may be again;
+- what is listed for a slot is where its ready worker accepts from: the old address until the new worker is ready and its
+  generation committed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import socket
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from forkserve.errors import ListenError
 from forkserve.prefork.addresses import Address, parse_address
+from forkserve.prefork.binding import Listener, bind_tcp, bind_unix, resolve, same_file
 from forkserve.prefork.inherited import adopt, inherit
-from forkserve.prefork.portholder import describe_holder
 from forkserve.prefork.upgrade.state import Exported, Kept, fields_of, made
 
 __all__ = ["Address", "Listener", "Listeners", "parse_address"]
 
 
-@dataclass(eq=False, slots=True)
-class Listener:
-    """One listening socket, non-blocking.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What addresses are asked for, for workers of the generations from `first` to `last`; None is for ever."""
 
-    `slot` is the worker it belongs to, None if all workers share it; `adopted` says that somebody
-    else bound it; `asked` is the address that it was opened for, empty if for none.
-    """
+    bind: Sequence[str]
+    host: str
+    base_port: int | None
+    first: int = 0
+    last: int | None = None
 
-    sock: socket.socket
-    slot: int | None = None
-    adopted: bool = False
-    asked: str = ""
-    # The socket file as we made it (device, inode): another server may have replaced it since.
-    _file: tuple[int, int] | None = field(default=None, repr=False)
+    def of(self, slots: Iterable[int]) -> list[tuple[int, Address]]:
+        """Return the slots' own addresses. Raises ListenError."""
+        return [] if self.base_port is None else [(slot, self._of_slot(slot, self.base_port)) for slot in slots]
 
-    @property
-    def port(self) -> int | None:
-        """The TCP port that is really bound; None for a unix socket."""
-        return None if self.sock.family == socket.AF_UNIX else int(self.sock.getsockname()[1])
-
-    def describe(self, scheme: str) -> str:
-        """Return it for a reader: `http://127.0.0.1:9000 (worker 1)`, or `unix:/path`."""
-        return self.address(scheme) + ("" if self.slot is None else f" (worker {self.slot})")
-
-    def address(self, scheme: str) -> str:
-        """Return `http://127.0.0.1:9000`, or `unix:/path`, which is absolute."""
-        name = self.sock.getsockname()
-        if self.sock.family == socket.AF_UNIX:
-            path = _unix_name(name)
-            return f"unix:{path if path.startswith('@') else os.path.abspath(path)}"
-        host = f"[{name[0]}]" if self.sock.family == socket.AF_INET6 else name[0]
-        return f"{scheme}://{host}:{name[1]}"
-
-    def close(self) -> None:
-        """Close this process's copy."""
-        self.sock.close()
-
-    def unlink(self) -> None:
-        """Remove the socket file, if it is still the one that we made. For the master."""
-        if self._file is None:
-            return
-        path = self.sock.getsockname()
-        with contextlib.suppress(OSError):
-            if _identity(path) == self._file:
-                os.unlink(path)
+    def _of_slot(self, slot: int, base_port: int) -> Address:
+        port = base_port and base_port + slot - 1
+        if port > 65535:
+            raise ListenError(f"worker {slot} would listen on port {port}; the last one is 65535")
+        return Address("tcp", host=self.host, port=port)
 
 
 class Listeners:
@@ -83,16 +63,15 @@ class Listeners:
         socket_mode: int = 0o660,
         owner: tuple[int, int] | None = None,
     ) -> None:
+        self._asked = [Asked(bind, host, base_port)]  # before those of an upgrade whose reload goes on, what was before it
         self._bind = [parse_address(text) for text in bind]
-        self._host = host
-        self._base_port = base_port
         self._backlog = backlog
         self._mode = socket_mode
         self._owner = owner
         self._inherited: list[Listener] = []  # those that are open already, for the addresses that they match
         self._all: list[Listener] = []
-        self._retired: list[Listener] = []  # not wanted any more after an upgrade, but old workers accept from them
-        self._undo: Callable[[], None] | None = None  # of what an upgrade has changed, until its reload is done
+        self._leaving: list[Listener] = []  # which only workers of before the upgrade have, until its reload has ended
+        self._turned = False  # the addresses of before are for no new slots any more
 
     def __iter__(self) -> Iterator[Listener]:
         """Iterate over the open listeners, the slots' first, in the order of their slots."""
@@ -107,7 +86,7 @@ class Listeners:
         try:
             self._inherited = [Listener(sock, adopted=True) for sock in inherit(environ)]
             for address in self._bind:
-                self._all.append(self._open_for(address, None))
+                self._open_for(address, None, self._asked[-1])
             self.open_slots(range(1, slots + 1))
             self._all += self._inherited
             self._inherited = []
@@ -115,37 +94,29 @@ class Listeners:
             self.close_all()
             raise
 
-    def open_slots(self, slots: Iterable[int]) -> None:
+    def open_slots(self, slots: Collection[int]) -> None:
         """Open what is not open yet of the slots' own addresses: all of them, or none.
 
         Raises ListenError.
         """
-        if self._base_port is None:
-            return
-        before = len(self._all)
-        open_now = {one.slot for one in self._all}
+        before = list(self._all)
         try:
-            for slot in slots:
-                if slot not in open_now:
-                    self._all.append(self._open_for(self._slot_address(slot, self._base_port), slot))
+            for asked in self._asked[-1:] if self._turned else self._asked:
+                there = {one.slot for one in self._all if one.serves(asked.first)}
+                for slot, address in asked.of(slot for slot in slots if slot not in there):
+                    self._open_for(address, slot, asked)
         except ListenError:
-            for listener in self._all[before:]:
-                listener.close()
-            del self._all[before:]
+            self._close(lambda one: one not in before)
             raise
 
-    def _slot_address(self, slot: int, base_port: int) -> Address:
-        port = base_port and base_port + slot - 1
-        if port > 65535:
-            raise ListenError(f"worker {slot} would listen on port {port}; the last one is 65535")
-        return Address("tcp", host=self._host, port=port)
+    def _open_for(self, address: Address, slot: int | None, asked: Asked) -> None:
+        listener = self._open(address, asked.first)
+        listener.slot, listener.asked, listener.first, listener.last = slot, str(address), asked.first, asked.last
+        self._all.append(listener)
+        if asked.last is not None:
+            self._leaving.append(listener)
 
-    def _open_for(self, address: Address, slot: int | None) -> Listener:
-        listener = self._open(address)
-        listener.slot, listener.asked = slot, str(address)
-        return listener
-
-    def _open(self, address: Address) -> Listener:
+    def _open(self, address: Address, generation: int) -> Listener:
         match address.kind:
             case "fd":
                 for listener in self._inherited:
@@ -154,230 +125,147 @@ class Listeners:
                         return listener
                 return Listener(adopt(address.fd), adopted=True)
             case "unix":
-                inherited = self._take(socket.AF_UNIX, _same_file(address.path))
-                return inherited or _bind_unix(address, self._mode, self._backlog, self._owner)
-        family, name = _resolve(address)
-        inherited = self._take(family, name[:2]) if name[1] else None
-        return inherited or Listener(_bind_tcp(address, family, name, self._backlog))
+                there = self._take(socket.AF_UNIX, same_file(address.path), generation)
+                return there or bind_unix(address, self._mode, self._backlog, self._owner)
+        family, name = resolve(address)
+        there = self._take(family, name[:2], generation) if name[1] else None
+        return there or Listener(bind_tcp(address, family, name, self._backlog))
 
-    def _take(self, family: int, name: object) -> Listener | None:
-        """Return the inherited listener that is bound to the address, if there is one."""
+    def _take(self, family: int, name: object, generation: int) -> Listener | None:
+        """Return one that is bound to the address already: it was inherited, or workers of other generations have it."""
         for listener in self._inherited:
-            if listener.sock.family == family and _comparable(listener.sock) == name:
+            if listener.bound_to(family, name):
                 self._inherited.remove(listener)
                 return listener
-        return None
+        there = [one for one in self._all if one.bound_to(family, name)]
+        return there[0].again() if there and not any(one.serves(generation) for one in there) else None
 
-    def for_slot(self, slot: int) -> list[Listener]:
-        """Return what a worker of the slot inherits: its own listener, then the shared ones."""
-        return [one for one in self if one.slot in (slot, None)]
+    def for_slot(self, slot: int, generation: int) -> list[Listener]:
+        """Return what a worker inherits: its slot's own listener, then the shared ones."""
+        return [one for one in self if one.accepted_by(slot, generation)]
 
-    def port(self, slot: int) -> int | None:
+    def port(self, slot: int, generation: int) -> int | None:
         """Return the TCP port that is the slot's own, if it has one."""
-        return next((one.port for one in self if one.slot == slot), None)
+        return next((one.port for one in self if one.slot == slot and one.serves(generation)), None)
+
+    def listed(self, serving: Mapping[int, int], committed: int) -> list[Listener]:
+        """Return those that requests may be sent to: a slot's own, and then the shared ones, first those to be preferred.
+
+        Args:
+            serving: The generations of ready workers, by their slots.
+            committed: The generation of those that will be.
+        """
+        ready = {*serving.values()}
+        own = [one for one in self if one.slot is not None and one.serves(serving.get(one.slot, committed))]
+        shared = [one for one in self if one.slot is None and any(map(one.serves, ready | {committed}))]
+        shared.sort(key=lambda one: (not any(map(one.serves, ready)), not one.serves(committed)))
+        return own + shared
+
+    def elsewhere(self, committed: int) -> list[Listener]:
+        """Return those that no worker of the committed generation has."""
+        return [one for one in self if not one.serves(committed)]
 
     def close(self, slot: int | None) -> None:
         """Close a slot's own listener, or with None the shared ones; remove a socket file of ours.
 
         For the master, when no worker accepts from it any more.
         """
-        for listener in [one for one in self._all if one.slot == slot]:
-            listener.unlink()
-            listener.close()
+        self._close(lambda one: one.slot == slot)
+
+    def _close(self, which: Callable[[Listener], bool]) -> None:
+        for listener in [one for one in self._all if which(one)]:
             self._all.remove(listener)
+            listener.unlink(self._all)
+            listener.close()
 
     def close_all(self) -> None:
         """Close everything, for the master at its end."""
         for listener in self._inherited:
             listener.close()
-        for slot in {one.slot for one in self._all}:
-            self.close(slot)
-        self.close_retired()
+        self._close(lambda _: True)
 
-    def close_retired(self) -> None:
-        """Close what is not wanted any more, when no worker of before the upgrade is left."""
-        self._undo = None
-        while self._retired:
-            listener = self._retired.pop()
-            listener.unlink()
-            listener.close()
+    def close_unused(self, committed: int, workers: Collection[tuple[int, int]]) -> None:
+        """Close what is for no new worker, and none of these accepts from it: slots and generations. For the master."""
+        if len(self._asked) > 1 and committed < self._asked[-1].first:
+            return  # it is about to be committed
 
-    def take_back(self) -> None:
-        """Go on with the addresses of before the upgrade, as its reload has failed and the old workers stay."""
-        if self._undo is not None:
-            self._undo()
+        def used(listener: Listener) -> bool:
+            return any(listener.accepted_by(*worker) for worker in workers)
 
-    def close_in_child(self, slot: int | None) -> None:
-        """Close the copies that a worker of the slot must not hold; with None, all of them. For the child, after a fork."""
+        self._close(lambda one: not one.serves(committed) and not used(one))
+
+    def close_in_child(self, kept: Collection[Listener]) -> None:
+        """Close the copies that a process must not hold, which inherits just these. For the child, after a fork."""
         for listener in self._all:
-            if slot is None or listener.slot not in (slot, None):
+            if listener not in kept:
                 listener.close()
-        for listener in self._retired:
-            listener.close()
 
     def export(self) -> list[Exported]:
         """Describe them, for an upgrade."""
         return [
             fields_of(one, "sock") | {"socket": Kept(one.sock.fileno()), "_file": one._file and list(one._file)}  # noqa: SLF001 - its own module
-            for one in [*self._all, *self._retired]
+            for one in self._all
         ]
 
-    def adopt(self, found: Sequence[Exported], slots: Iterable[int]) -> ListenError | None:
-        """Go on with them in the new program, whose settings may ask for others.
+    def adopt(
+        self, found: Sequence[Exported], slots: Collection[int], generations: tuple[int, int], before: Exported | None
+    ) -> ListenError | None:
+        """Go on with them in the new program, whose settings may ask for others, until `settle`.
 
-        An address is kept by how it was written, or else by what it is bound to; those that nobody asks for any more are
-        kept for the old workers alone. If a new one cannot be had, all are kept as they were, and the error is returned.
+        An address is kept by how it was written, or else by what it is bound to. If a new one cannot be had, all are kept as
+        they were, and the error is returned.
+
+        Args:
+            found: What the program before had.
+            slots: Those that have listeners.
+            generations: The committed one, and that of the reload that follows.
+            before: The settings of the program before, as far as they are known.
         """
-        wanted: list[tuple[int | None, str]] = [(None, str(address)) for address in self._bind]
-        before, opened = [_adopted(one) for one in found], list[Listener]()
-        were = [(listener.slot, listener.asked) for listener in before]
-
-        def undo() -> None:
-            for listener in (one for one in opened if one not in before):
-                listener.unlink()
-                listener.close()
-            for listener, (slot, asked) in zip(before, were, strict=True):
-                listener.slot, listener.asked = slot, asked
-            self._all, self._inherited, self._retired, self._undo = before, [], [], None
-
+        committed, following = generations
+        now, self._all = self._asked[-1], [_adopted(one) for one in found]
+        was = now if before is None else Asked(before["bind"], before["host"], before["base_port"])
+        self._asked = [replace(was, first=committed, last=following - 1), replace(now, first=following)]
+        old = list(self._all)
         try:
-            if self._base_port is not None:
-                wanted += [(slot, str(self._slot_address(slot, self._base_port))) for slot in slots]
-            self._inherited = []
-            for listener in before:
-                key = listener.slot, listener.asked
-                if key in wanted:
-                    wanted.remove(key)
-                elif listener.asked and (listener.slot is None or listener.slot in slots):
-                    self._inherited.append(listener)
+            both = [*((None, address) for address in self._bind), *now.of(slots)]
+            wanted = {(slot, str(address)): address for slot, address in both}
+            for listener in (one for one in old if one.last is None):
+                if wanted.pop((listener.slot, listener.asked), None):
                     continue
-                self._all.append(listener)
-            opened.extend(self._open_for(parse_address(text), slot) for slot, text in wanted)
+                if listener.asked and (listener.slot is None or listener.slot in slots):
+                    self._leaving.append(listener)
+                    listener.last = following - 1
+            for (slot, _), address in wanted.items():
+                self._open_for(address, slot, self._asked[-1])
         except ListenError as error:
-            undo()
+            self._close(lambda one: one not in old)
+            self.settle(committed)
             return error
-        self._all += opened
-        self._retired, self._inherited, self._undo = self._inherited, [], undo
         return None
+
+    def turn(self, *, committed: bool) -> None:
+        """An upgrade is about to be committed, so that new slots need its addresses only; or is not, after all."""
+        self._turned = committed
+
+    def settle(self, committed: int) -> bool:
+        """The reload after the upgrade has ended. Return whether the addresses of before are back, or have never left."""
+        if len(self._asked) == 1:
+            return True
+        (was, now), leaving = self._asked, self._leaving
+        self._leaving, self._turned = [], False
+        if committed >= now.first:
+            self._asked = [now]
+            return False
+        self._asked = [replace(was, last=None)]
+        for listener in self._all:
+            if listener.first == now.first:
+                listener.last = now.first
+            elif listener in leaving:
+                listener.last = None
+        return True
 
 
 def _adopted(found: Exported) -> Listener:
     sock = socket.socket(fileno=found["socket"])
     sock.setblocking(False)
     return made(Listener, found, sock=sock, _file=found["_file"] and tuple(found["_file"]))
-
-
-def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
-        raise ListenError(f"cannot listen on {address}: {address.host!r}: {reason}") from None
-    # A name such as localhost has two addresses; clients that try IPv6 first fall back to IPv4.
-    family, _, _, _, name = min(found, key=lambda one: one[0] != socket.AF_INET)
-    return family, name  # type: ignore[return-value]
-
-
-def _new_socket(family: int, address: Address) -> socket.socket:
-    try:
-        return socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:  # no descriptor is left, or the kernel has no such family
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
-
-
-def _bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int) -> socket.socket:
-    sock = _new_socket(family, address)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # [::] is not also 0.0.0.0, so that both can be bound side by side.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(name)
-        sock.listen(backlog)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            holder = describe_holder(address.port)
-            reason = f"port {address.port} is already in use{holder}"
-        elif error.errno == errno.EACCES:
-            reason = f"port {address.port} needs privileges that this process has not"
-        else:
-            reason = error.strerror or str(error)
-        raise ListenError(f"cannot listen on {address}: {reason}") from None
-    sock.setblocking(False)
-    return sock
-
-
-def _bind_unix(address: Address, mode: int, backlog: int, owner: tuple[int, int] | None) -> Listener:
-    path = address.path
-    abstract = path.startswith("@")
-    sock = _new_socket(socket.AF_UNIX, address)
-    sock.setblocking(False)
-    try:
-        if abstract:
-            sock.bind("\0" + path[1:])
-        else:
-            _remove_stale(address)
-            # The mode holds from the first moment: between bind and chmod anybody could connect.
-            mask = os.umask(0o777 & ~mode)
-            try:
-                sock.bind(path)
-            finally:
-                os.umask(mask)
-            os.chmod(path, mode)
-            if owner is not None:
-                os.chown(path, *owner)
-        sock.listen(backlog)
-    except ListenError:
-        sock.close()
-        raise
-    except OSError as error:
-        sock.close()
-        reason = error.strerror or str(error)
-        raise ListenError(f"cannot listen on {address}: {reason}") from None
-    return Listener(sock, _file=None if abstract else _identity(path))
-
-
-def _remove_stale(address: Address) -> None:
-    """Remove a socket file that nobody listens on. Raises ListenError for anything else."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(address.path).st_mode):
-            raise ListenError(f"cannot listen on {address}: the file exists and is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(address.path)
-        except ConnectionRefusedError:
-            os.unlink(address.path)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass  # its queue is full, so it lives
-        except OSError as error:
-            raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
-    raise ListenError(f"cannot listen on {address}: another server is listening there")
-
-
-def _identity(path: str) -> tuple[int, int]:
-    status = os.lstat(path)
-    return status.st_dev, status.st_ino
-
-
-def _comparable(sock: socket.socket) -> object:
-    name = sock.getsockname()
-    return _same_file(_unix_name(name)) if sock.family == socket.AF_UNIX else name[:2]
-
-
-def _same_file(path: str) -> str:
-    """Return the one way to write a socket's path: `s` is `/run/s` in `/run`, and so may be `/var/run/s`."""
-    return path if path.startswith("@") else os.path.realpath(path)
-
-
-def _unix_name(name: str | bytes) -> str:
-    """Return the path of a socket's name, `@name` for the abstract namespace."""
-    if isinstance(name, bytes):
-        return "@" + name[1:].decode("utf-8", "backslashreplace")
-    return name

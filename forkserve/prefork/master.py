@@ -41,7 +41,7 @@ from forkserve.prefork.reloading import Reloading
 from forkserve.prefork.scoreboard import Scoreboard
 from forkserve.prefork.steering import Steering
 from forkserve.prefork.terminal import Terminal
-from forkserve.prefork.upgrade import birth
+from forkserve.prefork.upgrade import birth, moving
 from forkserve.prefork.upgrade.rehearsal import rehearse
 from forkserve.prefork.upgrade.upgrading import Upgrading
 from forkserve.prefork.wakeup import SignalQueue
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.upgrade.state import Exported
     from forkserve.prefork.worker import Worker
 
+ADDRESSES = ("bind", "base_port", "host", "port", "uds", "fd")
 MANY_WORKERS = 256  # how far TTIN can go, unless more were asked for at the start
 
 
@@ -127,6 +128,7 @@ class Master(Steering):
                 if self.front is not None:
                     self.pool.advertised = self.front.advertised
                 self.reloading.advance(time.monotonic())
+                moving.follow(self)
                 plan = self.pool.plan(time.monotonic())
                 self.children.register_slots()
                 for action in plan:
@@ -184,12 +186,13 @@ class Master(Steering):
         self.running = True
         set_title("master", self.name)
         if before:
-            error = self.listeners.adopt(before["listeners"], self.pool.kept)
+            was, generations = before.get("addresses"), (self.pool.generation, self.pool.newest_generation + 1)
+            error = self.listeners.adopt(before["listeners"], self.pool.kept, generations, was)
             self.children.adopt(before["children"])
             self.messenger.adopt(before["messenger"])
             daemon.ready()
             run_hook(self.hooks, "when_ready", self)
-            self.upgrading.follow(asked, error)
+            self.upgrading.follow(asked, error, {**(was or {}), "workers": before["reloading"]["workers"]})
 
     def _notify(self) -> Notifier:
         notifier = Notifier(os.environ)
@@ -243,6 +246,7 @@ class Master(Steering):
             "control": self._control.export(),
             "outputs": self.children.forker.outputs.export(),
             "scoreboard": self.children.forker.scoreboard.export(),
+            "addresses": {name: getattr(self.settings, name) for name in ADDRESSES},
             "listeners": self.listeners.export(),
             "pool": self.pool.export(),
             "children": self.children.export(),

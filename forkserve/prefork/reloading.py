@@ -131,15 +131,18 @@ class Reloading:
         grown = workers != self._config.settings.workers
         hooks, config, wanted = master.hooks, self._config, master.pool.wanted
         master.take_over(settings, fresh.hooks)
+        master.listeners.turn(committed=True)
         try:
             if grown:
                 master.scale(workers)
         except CommandError as error:
             master.take_over(before, hooks)
+            master.listeners.turn(committed=False)
             raise CommandError(f"{error}; nothing was changed") from error
 
         def undo() -> None:
             master.take_over(before, hooks)
+            master.listeners.settle(master.pool.generation)
             self._config = config
             if grown:
                 with contextlib.suppress(CommandError):  # somebody's hook refuses it
@@ -156,8 +159,6 @@ class Reloading:
         self._master.reloads(begin=False)
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
-        if rollout.step is Step.DONE:
-            self._master.listeners.close_retired()
         if error is None:
             logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
             if self._master.development:

@@ -15,6 +15,7 @@ from forkserve.settings import TABLE
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child
+    from forkserve.prefork.listeners import Listener
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.policy.states import Exit, Member
     from forkserve.prefork.steering import Steering
@@ -50,10 +51,14 @@ def describe(master: Steering) -> dict[str, Any]:
 
 def listeners(master: Steering) -> list[dict[str, Any]]:
     """The listeners; `down` if requests had better go elsewhere. For the master."""
-    scheme, down = master.worker_class.scheme(master.settings), master.pool.down()
-    return [
-        {"address": one.address(scheme), "scheme": scheme, "slot": one.slot, "down": one.slot in down} for one in master.listeners
-    ]
+    scheme, pool = master.worker_class.scheme(master.settings), master.pool
+    down, found = pool.down(), master.listeners.listed(pool.serving(), pool.generation)
+    return [listener(one, scheme, down=one.slot in down) for one in found]
+
+
+def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any]:
+    """One of them."""
+    return {"address": one.address(scheme), "scheme": scheme, "slot": one.slot, "down": down}
 
 
 def served(child: Child, settings: Settings) -> Served:
@@ -81,10 +86,11 @@ def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:
     child = master.children.by_ident.get(member.ident)
     state = State.KILLED if member.state is State.DUMPING else member.state
     memory = _memory(child.pid) if child is not None and child.pid is not None else {}
+    generation = member.generation if member.exists else master.pool.generation  # of which it will be forked
     return {
         "id": member.slot,
         "pid": member.pid,
-        "port": master.listeners.port(member.slot),
+        "port": master.listeners.port(member.slot, generation),
         "generation": member.generation,
         "state": state.value,
         "age_s": round(now - member.born, 3) if member.exists else 0.0,

@@ -50,7 +50,7 @@ def test_each_slot_has_its_port_and_sees_the_shared_ones(make: Make) -> None:
     listeners = make(2, base_port=base, bind=["127.0.0.1:0"])
 
     assert [(one.slot, one.port) for one in listeners][:2] == [(1, base), (2, base + 1)]
-    assert [one.slot for one in listeners.for_slot(2)] == [2, None]
+    assert [one.slot for one in listeners.for_slot(2, 1)] == [2, None]
     assert next(iter(listeners)).describe("http") == f"http://127.0.0.1:{base} (worker 1)"
     assert not any(one.sock.getblocking() for one in listeners)
 

@@ -139,26 +139,43 @@ def test_a_client_goes_on_in_the_middle_of_a_line() -> None:
     right.close()
 
 
-def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("committed", [True, False])
+def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path: Path, *, committed: bool) -> None:
     one, two, three = (f"unix:{tmp_path / name}" for name in ("one", "two", "three"))
-    before = Listeners(bind=[one, "127.0.0.1:0", two], base_port=0)
+    asked = {"bind": [one, "127.0.0.1:0", two], "host": "127.0.0.1", "base_port": 0}
+    before = Listeners(**asked)
     before.open(2, {})
     found = handed_over(before.export())
     port = next(listener.port for listener in before if listener.slot is None and listener.port)
+    ports = [before.port(slot, 1) for slot in (1, 2)]
     for listener in before:
         listener.sock.detach()
 
     after = Listeners(bind=[f"127.0.0.1:{port}", f"unix:{tmp_path}/./one", three], base_port=0)
-    assert after.adopt(found, range(1, 4)) is None
-    kept = {(entry["slot"], entry["socket"]) for entry in found}
-    now = {(listener.slot, listener.sock.fileno()) for listener in after}
-    new = {(listener.slot, listener.asked) for listener in after if (listener.slot, listener.sock.fileno()) not in kept}
-    assert len(now & kept) == 4
-    assert new == {(3, "127.0.0.1:0"), (None, three)}
-    assert (tmp_path / "two").exists()  # old workers accept there
-    after.close_retired()
-    assert not (tmp_path / "two").exists()
+    assert after.adopt(found, range(1, 4), (1, 2), asked) is None
+
+    def addresses(slot: int, generation: int) -> set[str]:
+        return {listener.address("http").removeprefix("http://") for listener in after.for_slot(slot, generation)}
+
+    shared = {one, f"127.0.0.1:{port}"}
+    assert [after.port(slot, generation) for generation in (1, 2) for slot in (1, 2)] == ports * 2
+    assert addresses(1, 1) == shared | {two, f"127.0.0.1:{ports[0]}"}
+    assert addresses(3, 2) == shared | {three, f"127.0.0.1:{after.port(3, 2)}"}
+    assert addresses(3, 1) == shared | {two}
+    after.open_slots(range(1, 4))  # for workers that come before it is committed
+    assert after.port(3, 1)
+
+    now = 2 if committed else 1
+    assert after.settle(now) is not committed
+    left, stays = ("two", "three") if committed else ("three", "two")
+    after.close_unused(now, [(1, 3 - now)])
+    assert (tmp_path / left).exists()  # a worker accepts there
+    after.close_unused(now, [])
+    assert [(tmp_path / name).exists() for name in ("one", left, stays)] == [True, False, True]
+    after.open_slots(range(1, 5))
+    assert addresses(4, 7) == addresses(4, now) == shared | {f"unix:{tmp_path / stays}", f"127.0.0.1:{after.port(4, now)}"}
     after.close_all()
+    assert not (tmp_path / "one").exists()
 
 
 def test_a_command_line_is_found_again(tmp_path: Path) -> None:

@@ -55,7 +55,10 @@ class Pool(Generations):
         self.exit_code = ExitCode.OK
         self.public = False  # requests may come: from the announcement on, until it is to stop at once
         self.advertised: AbstractSet[int | None] = frozenset()  # slots that a front end may send requests to; None: the shared
+        self.moved: AbstractSet[int] = frozenset()  # slots whose new workers listen elsewhere than some old ones
+        self.sought: AbstractSet[int] = frozenset()  # those of them where a front end may send requests to the old address
         self._leaving = Leaving()
+        self._moving = Leaving()  # the old workers of slots that have a ready one elsewhere
         self.listening: set[int | None] = {None, *range(1, wanted + 1)}  # slots whose listeners are open; None: the shared
         self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
 
@@ -80,8 +83,8 @@ class Pool(Generations):
 
     @property
     def sees_off(self) -> bool:
-        """Whether a slot is on its way out, and must wait."""
-        return bool(self._leaving.held)
+        """Whether a slot is on its way out, or from one address to another, and must wait."""
+        return bool(self._leaving.held or self._moving.held)
 
     @property
     def kept(self) -> range:
@@ -111,6 +114,11 @@ class Pool(Generations):
         good = {slot for slot in kept if slot is not None and self._answers(slot, wanted=slot <= self.wanted)}
         return self.listening - {None} - (good if good and self.phase is Phase.SERVING else kept)
 
+    def serving(self) -> dict[int, int]:
+        """Return the generation of each slot's ready worker, if it has one beside a canary; of several, the committed one."""
+        ready = [one for one in self.members() if one.state is State.READY and not one.canary]
+        return {one.slot: one.generation for one in sorted(ready, key=lambda one: one.generation == self.generation)}
+
     def next_deadline(self) -> float | None:
         """Return when `plan` must be asked again if nothing happens before; None for never."""
         if self.done:
@@ -118,7 +126,7 @@ class Pool(Generations):
         room, mold_room = self._room() > 0, self._mold_room() > 0
         waiting = [one for one in self.members() if (one.pid or one.ordered if one.exists else room and self._can_fork(one))]
         waiting += [one for one in self.molds() if (one.pid if one.exists else mold_room)]
-        deadlines = [self._leaving.next_deadline(), *(one.deadline for one in waiting)]
+        deadlines = [self._leaving.next_deadline(), self._moving.next_deadline(), *(one.deadline for one in waiting)]
         return min((due for due in deadlines if due is not None), default=None)
 
     # What is wanted.
@@ -270,6 +278,8 @@ class Pool(Generations):
         slots = {slot for slot in self.listening if (stopping if slot is None else slot > self._kept)} if self.public else set()
         all_are = stopping and None in self.advertised  # whoever is sent to a shared address meets any of them
         self._leaving.update(slots, slots if all_are else self.advertised, now, self.limits)
+        replaced = [one for one in self.members() if one.state is State.READY and one.outdated and self._superseded(one)]
+        self._moving.update({one.slot for one in replaced} & self.moved, self.sought, now, self.limits)
         if self._room() <= 0 and not stopping and any(self._is_empty(slot) for slot in range(1, self.wanted + 1)):
             self._make_room()
 
@@ -279,8 +289,12 @@ class Pool(Generations):
     def _make_room(self) -> None:
         """Let one that is on its way out go early: a slot that is wanted has no process at all, and may have none beside it."""
         there = [one for one in self.members() if one.exists and (one.slot > self._kept or one.asked)]
-        if there and not any(one.asked or one.slot not in self._leaving.held for one in there):
+        if any(one.asked or one.slot not in self._leaving.held for one in there):
+            return
+        if there:
             self._leaving.hurry(there[-1].slot)
+        elif self._moving.held:
+            self._moving.hurry(min(self._moving.held, key=lambda slot: slot or 0))
 
     def _retire(self, member: Member, now: float) -> None:
         """Let go of what its slot does not need any more."""
@@ -288,7 +302,7 @@ class Pool(Generations):
             return
         if member.state is State.BACKOFF:
             self._apply(member, Event.RETIRE, now)
-        elif member.state is not State.READY or member.slot not in self._leaving.held:
+        elif member.state is not State.READY or member.slot not in (self._leaving.held | self._moving.held):
             self.withdraw(member, now)
 
     def _superseded(self, member: Member) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,14 @@ import forkserve
 from forkserve.logs import logger
 from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.upgrade import moving
 from forkserve.prefork.upgrade.preflight import Preflight
 from forkserve.prefork.upgrade.program import Program
 from forkserve.prefork.upgrade.state import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from forkserve.errors import ListenError
     from forkserve.prefork.master import Master
 
@@ -120,16 +124,22 @@ class Upgrading:
 
     # In the new program.
 
-    def follow(self, asked: Pending, error: ListenError | None) -> None:
-        """Reload, as another program has just taken over, and answer to who asked for it; not if it has met with an error."""
+    def follow(self, asked: Pending, error: ListenError | None, was: Mapping[str, Any]) -> None:
+        """Reload, as another program has just taken over, and answer to who asked for it; not if it has met with an error.
+
+        Of the settings, *was* is what goes with the old workers, if they stay.
+        """
         master = self._master
         logger.info("upgraded in place: forkserve %s, Python %s", forkserve.__version__, platform.python_version())
 
         def ended(reload: Pending) -> None:
+            if master.listeners.settle(master.pool.generation) and reload.error is not None:
+                settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in was.items()}
+                master.take_over(dataclasses.replace(master.settings, **settings), master.hooks)
+            moving.close_left(master)
             if reload.error is None:
                 asked.resolve({**reload.value, "version": forkserve.__version__})
                 return
-            master.listeners.take_back()
             why = str(reload.error).removesuffix("; nothing was changed")
             asked.fail(CommandError(f"the new program has taken over, but did not reload: {why}; old workers stay"), reload.value)
 
