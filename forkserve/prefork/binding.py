@@ -25,7 +25,8 @@ class Listener:
 
     `slot` is the worker it belongs to, None if all workers share it; `adopted` says that somebody
     else bound it; `asked` is the address that it was opened for, empty if for none. Workers of the
-    generations from `first` to `last` accept from it, None being for ever.
+    generations from `first` to `last` accept from it, None being for ever; but not those of
+    `without`, which had other addresses and was rolled back.
     """
 
     sock: socket.socket
@@ -34,6 +35,7 @@ class Listener:
     asked: str = ""
     first: int = 0
     last: int | None = None
+    without: int | None = None
     # The socket file as we made it (device, inode): another server may have replaced it since.
     _file: tuple[int, int] | None = field(default=None, repr=False)
 
@@ -44,7 +46,7 @@ class Listener:
 
     def serves(self, generation: int) -> bool:
         """Whether workers of that generation accept from it."""
-        return self.first <= generation and (self.last is None or generation <= self.last)
+        return self.first <= generation != self.without and (self.last is None or generation <= self.last)
 
     def accepted_by(self, slot: int, generation: int) -> bool:
         """Whether the slot's worker of that generation accepts from it."""

@@ -261,7 +261,7 @@ class Listeners:
             if listener.first == now.first:
                 listener.last = now.first
             elif listener in leaving:
-                listener.last = None
+                listener.last, listener.without = None, now.first
         return True
 
 

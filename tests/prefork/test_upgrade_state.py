@@ -168,6 +168,7 @@ def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path
     now = 2 if committed else 1
     assert after.settle(now) is not committed
     left, stays = ("two", "three") if committed else ("three", "two")
+    assert addresses(1, 3 - now) == shared | {f"unix:{tmp_path / left}", f"127.0.0.1:{ports[0]}"}
     after.close_unused(now, [(1, 3 - now)])
     assert (tmp_path / left).exists()  # a worker accepts there
     after.close_unused(now, [])
