@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.client import get
 from tests.integration.command import eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.load import Load
@@ -202,6 +203,81 @@ def test_a_reload_that_fails_after_the_exec(start: Start, tmp_path: Path, preloa
         eventually(lambda: load.answered > answered + 20, "load")
     assert len(load.failures) <= bool(preload) * 7  # what the worker had in hand that was killed
     assert load.versions.keys() == {"good", "third"}
+
+
+HERE, THERE = 'host = "127.0.0.1"\nworkers = 2\n', 'host = "127.0.0.2"\nworkers = 3\n'
+SECOND_FAILS = 'assert os.environ["FORKSERVE_WORKER_ID"] != "2" or GENERATION == "1", "no database"'
+
+
+def asked_at(listed: list[dict[str, Any]]) -> dict[int, tuple[str, int]]:
+    """Return host and port of each slot."""
+    found = [(one["slot"], one["address"].removeprefix("http://").partition(":")) for one in listed]
+    assert len({slot for slot, _ in found}) == len(found)
+    return {slot: (host, int(port)) for slot, (host, _, port) in found}
+
+
+def addresses(site: Site) -> dict[int, tuple[str, int]]:
+    """Where each slot is asked; there answers its worker, and status says so."""
+    status = site.status()
+    found = asked_at(status["listeners"])
+    assert {slot: get(where).json["pid"] for slot, where in found.items()} == {row["id"]: row["pid"] for row in status["workers"]}
+    assert {slot: port for slot, (_, port) in found.items()} == {row["id"]: row["port"] for row in status["workers"]}
+    return found
+
+
+def test_a_roll_that_stops_half_way_leaves_each_worker_where_it_listens(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:asgi", "--lifespan", "on", "--base-port", 0, *QUICK, files={"forkserve.toml": HERE})
+    site.command.traceback_expected = True
+    site.settled(2)
+    old = addresses(site)
+    site.save(source("second", startup=SECOND_FAILS))
+    site.save(THERE, "forkserve.toml")
+    assert "the new worker 2 failed: " in lines(site.ask("upgrade"))
+    assert [row[2] for row in site.settled(3)] == [2, 1, 2]
+    half = addresses(site)
+    assert ([half[slot][0] for slot in (1, 3)], half[2]) == (["127.0.0.2"] * 2, old[2])
+
+    assert site.ask("scale", 4)["ok"]
+    assert addresses(site)[4][0] == "127.0.0.2"
+    assert site.ask("scale", 3)["ok"]
+    for slot in (1, 2):  # one that has moved, and one that has not: its successor does
+        site.save(source("third"))
+        os.kill(site.settled(3)[slot - 1][1], signal.SIGKILL)
+        eventually(lambda: site.command.stderr.count("was killed by SIGKILL") == slot, "its end")  # noqa: B023 - it is called here
+        site.settled(3)
+    now = addresses(site)
+    assert now == half | {2: ("127.0.0.2", now[2][1])}
+    with pytest.raises(ConnectionRefusedError):
+        get(old[2])
+    assert site.ask("reload")["ok"]
+    assert addresses(site) == now
+    site.command._before = {}  # it has one more worker
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
+def test_what_was_not_replaced_goes_on_as_before(start: Start, tmp_path: Path, preload: tuple[str, ...]) -> None:
+    options = ("app:asgi", "--lifespan", "on", "--base-port", 0, *QUICK, *preload)
+    site = Site(start, tmp_path, *options, files={"forkserve.toml": HERE})
+    site.command.traceback_expected = True
+    site.settled(2)
+    old = addresses(site)
+    site.save(source("second", startup=SECOND_FAILS if preload else 'raise RuntimeError("no database")'))
+    site.save(THERE, "forkserve.toml")
+    assert "no database" in lines(site.ask("upgrade"))
+    assert ("is put back" if preload else "nothing was changed") in site.command.stderr
+    eventually(lambda: {row[2] for row in site.settled(2)} == {1}, "the old ones alone")
+    assert addresses(site) == old
+    settings = site.status()["settings"]
+    assert (settings["host"], settings["workers"]) == ("127.0.0.1", "2")
+
+    site.save(source("third"))
+    assert site.ask("scale", 3)["ok"]
+    more = addresses(site)
+    assert more == old | {3: ("127.0.0.1", more[3][1])}
+    assert site.ask("reload")["ok"]
+    assert addresses(site) == more
+    assert "--host cannot be changed by a reload" in site.command.stderr
+    site.command._before = {}  # it has one more worker
 
 
 def test_an_upgrade_waits_for_its_turn(start: Start, tmp_path: Path) -> None:

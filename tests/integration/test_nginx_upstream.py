@@ -52,6 +52,11 @@ class Shop(Site):
         return [down.strip() or "up" for _, down in SERVER.findall(self.upstream.read_text())] if self.upstream.exists() else []
 
     @property
+    def hosts(self) -> list[str]:
+        """The hosts of the servers in the file."""
+        return [where.partition(":")[0] for where, _ in SERVER.findall(self.upstream.read_text())]
+
+    @property
     def runs(self) -> list[str]:
         """What the reload command has written down."""
         return self._runs.read_text().split()
@@ -335,6 +340,32 @@ def test_no_two_servers_keep_one_file(shop: Live, tmp_path: Path) -> None:
     eventually(lambda: f":{command.port} " in server.upstream.read_text(), server.upstream.read_text)
     command.stop()
     assert [path.name for path in server.upstream.parent.iterdir()] == [server.upstream.name]
+
+
+def test_nginx_is_told_of_other_addresses_when_workers_are_there(behind, tmp_path: Path) -> None:
+    gate = tmp_path / "opened"
+    prologue = f"async def gate():\n    while not os.path.exists({str(gate)!r}):\n        await asyncio.sleep(0.01)\n"
+    there = source() + "wsgi = asgi\n"
+    server, front = behind("--workers", 2, "--lifespan", "on", files={"forkserve.toml": 'host = "127.0.0.1"\n'}, code=there)
+    server.command.traceback_expected = True
+    server.told("up", "up")
+    old = server.hosts
+    server.save('host = "127.0.0.2"\n', "forkserve.toml")
+    with Load([front.port], again=True) as load:
+        for end in ("raise RuntimeError('no database')", "pass"):
+            gate.unlink(missing_ok=True)
+            server.save(source("new", prologue, startup=f"await gate(); {end}") + "wsgi = asgi\n")
+            runs = len(server.runs)
+            upgrade = server.begin("upgrade")
+            eventually(lambda: len(server.runs) == runs + 2, "what nginx is told by the new program")  # noqa: B023 - it is called here
+            assert server.hosts == old
+            answered = load.answered
+            eventually(lambda: load.answered > answered + 50, "load")  # noqa: B023 - it is called here
+            gate.touch()
+            assert upgrade.answer["ok"] is (end == "pass")
+        server.told("up", "up")
+        assert server.hosts == ["127.0.0.2"] * 2
+    load.check()
 
 
 def test_an_upgrade_takes_another_file_only_if_nobody_keeps_it(shop: Live, tmp_path: Path) -> None:
