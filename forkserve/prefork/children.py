@@ -318,7 +318,8 @@ class Children:
             if child.pid is None and not member.ordered:  # it was to come from a base mold, which has ended
                 self.poller.at(time.monotonic(), functools.partial(self.lost, child))
         for slot, generation in found["slots"].items():
-            self._registered[int(slot)] = self._handle_of(int(slot), generation)
+            port = self.forker.listeners.port(int(slot), self.pool.generation)
+            self._registered[int(slot)] = WorkerHandle(int(slot), port, generation)
 
     def _forget(self, child: Child) -> None:
         """Let go of a child that is gone."""

@@ -163,7 +163,7 @@ class Listeners:
 
     def elsewhere(self, committed: int) -> list[Listener]:
         """Return those that no worker of the committed generation has."""
-        return [one for one in self if not one.serves(committed)]
+        return [one for one in self._all if not one.serves(committed)]
 
     def close(self, slot: int | None) -> None:
         """Close a slot's own listener, or with None the shared ones; remove a socket file of ours.

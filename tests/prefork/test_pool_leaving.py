@@ -62,6 +62,22 @@ def test_the_delay_counts_from_when_the_front_end_knows() -> None:
     assert pool.plan(7.0) == [Drain(second, booting=False)]
 
 
+def test_an_old_worker_serves_at_its_address_until_the_front_end_knows_the_new_one() -> None:
+    pool, (first, second) = serving(2, beat=0.0)
+    pool.moved = pool.sought = {1, 2}
+    pool.replace(1)
+    (newer,) = fork(pool, 1.0)
+    assert pool.serving() == {1: 1, 2: 1}
+    pool.ready(newer.ident, 2.0)
+
+    assert pool.plan(2.0) == []
+    assert pool.sees_off
+    pool.sought = {2}
+    assert pool.plan(3.0) == [Drain(first, booting=False)]
+    assert second.state.value == "ready"
+    assert not pool.sees_off
+
+
 def test_one_goes_early_if_a_slot_that_is_wanted_has_no_worker_and_no_room() -> None:
     pool, (first, second, third) = serving(3, beat=0.0, delay=60.0)
     pool.want(1)

@@ -149,6 +149,11 @@ class History(RuleBasedStateMachine):
         self.pool.advertised = slots
         self.reconcile()
 
+    @rule(moved=st.sets(st.integers(1, 5)), sought=st.sets(st.integers(1, 5)))
+    def others_have_moved(self, moved: set[int], sought: set[int]) -> None:
+        self.pool.moved, self.pool.sought = moved, sought
+        self.reconcile()
+
     @rule(number=st.integers(0, 9))
     def a_worker_becomes_ready(self, number: int) -> None:
         if member := self.some(number, State.BOOTING, State.DRAINING, State.DUMPING, State.KILLED):

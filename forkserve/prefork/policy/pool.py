@@ -289,12 +289,8 @@ class Pool(Generations):
     def _make_room(self) -> None:
         """Let one that is on its way out go early: a slot that is wanted has no process at all, and may have none beside it."""
         there = [one for one in self.members() if one.exists and (one.slot > self._kept or one.asked)]
-        if any(one.asked or one.slot not in self._leaving.held for one in there):
-            return
-        if there:
+        if there and not any(one.asked or one.slot not in self._leaving.held for one in there):
             self._leaving.hurry(there[-1].slot)
-        elif self._moving.held:
-            self._moving.hurry(min(self._moving.held, key=lambda slot: slot or 0))
 
     def _retire(self, member: Member, now: float) -> None:
         """Let go of what its slot does not need any more."""
