@@ -239,7 +239,7 @@ class Listeners:
                 self._open_for(address, slot, self._asked[-1])
         except ListenError as error:
             self._close(lambda one: one not in old)
-            self.settle(committed)
+            self.settle(committed, following - 1)
             return error
         return None
 
@@ -247,8 +247,13 @@ class Listeners:
         """An upgrade is about to be committed, so that new slots need its addresses only; or is not, after all."""
         self._turned = committed
 
-    def settle(self, committed: int) -> bool:
-        """The reload after the upgrade has ended. Return whether the addresses of before are back, or have never left."""
+    def settle(self, committed: int, newest: int) -> bool:
+        """The reload after the upgrade has ended. Return whether the addresses of before are back, or have never left.
+
+        Args:
+            committed: The generation of new workers.
+            newest: The last that was tried: if that is not the upgrade's, the next reload will be of that generation.
+        """
         if len(self._asked) == 1:
             return True
         (was, now), leaving = self._asked, self._leaving
@@ -259,9 +264,10 @@ class Listeners:
         self._asked = [replace(was, last=None)]
         for listener in self._all:
             if listener.first == now.first:
-                listener.last = now.first
+                listener.last = min(now.first, newest)
             elif listener in leaving:
-                listener.last, listener.without = None, now.first
+                listener.last = None
+                listener.without = now.first if newest >= now.first else listener.without
         return True
 
 

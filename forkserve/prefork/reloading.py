@@ -142,7 +142,7 @@ class Reloading:
 
         def undo() -> None:
             master.take_over(before, hooks)
-            master.listeners.settle(master.pool.generation)
+            master.listeners.settle(master.pool.generation, master.pool.newest_generation)
             self._config = config
             if grown:
                 with contextlib.suppress(CommandError):  # somebody's hook refuses it

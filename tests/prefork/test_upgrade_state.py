@@ -166,7 +166,7 @@ def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path
     assert after.port(3, 1)
 
     now = 2 if committed else 1
-    assert after.settle(now) is not committed
+    assert after.settle(now, 2) is not committed
     left, stays = ("two", "three") if committed else ("three", "two")
     assert addresses(1, 3 - now) == shared | {f"unix:{tmp_path / left}", f"127.0.0.1:{ports[0]}"}
     after.close_unused(now, [(1, 3 - now)])
@@ -177,6 +177,23 @@ def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path
     assert addresses(4, 7) == addresses(4, now) == shared | {f"unix:{tmp_path / stays}", f"127.0.0.1:{after.port(4, now)}"}
     after.close_all()
     assert not (tmp_path / "one").exists()
+
+
+def test_listeners_stay_for_all_if_one_cannot_be_had(tmp_path: Path) -> None:
+    asked = {"bind": [f"unix:{tmp_path / 'one'}"], "host": "127.0.0.1", "base_port": 0}
+    before = Listeners(**asked)
+    before.open(1, {})
+    found = handed_over(before.export())
+    for listener in before:
+        listener.sock.detach()
+    (tmp_path / "file").touch()
+
+    after = Listeners(bind=[f"unix:{tmp_path / 'two'}", f"unix:{tmp_path / 'file'}"])
+    assert "is not a socket" in str(after.adopt(found, range(1, 2), (1, 2), asked))
+    assert not (tmp_path / "two").exists()
+    assert len(after.for_slot(1, 1)) == 2
+    assert after.for_slot(1, 2) == after.for_slot(1, 1), "the next reload is of the generation that this was to have been"
+    after.close_all()
 
 
 def test_a_command_line_is_found_again(tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ class Upgrading:
         logger.info("upgraded in place: forkserve %s, Python %s", forkserve.__version__, platform.python_version())
 
         def ended(reload: Pending) -> None:
-            if master.listeners.settle(master.pool.generation) and reload.error is not None:
+            back = master.listeners.settle(master.pool.generation, master.pool.newest_generation)
+            if back and reload.error is not None:
                 settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in was.items()}
                 master.take_over(dataclasses.replace(master.settings, **settings), master.hooks)
             moving.close_left(master)
