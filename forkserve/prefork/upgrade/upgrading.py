@@ -142,7 +142,8 @@ class Upgrading:
                 asked.resolve({**reload.value, "version": forkserve.__version__})
                 return
             why = str(reload.error).removesuffix("; nothing was changed")
-            asked.fail(CommandError(f"the new program has taken over, but did not reload: {why}; old workers stay"), reload.value)
+            stay = "" if master.pool.phase >= Phase.STOPPING else "; old workers stay"
+            asked.fail(CommandError(f"the new program has taken over, but did not reload: {why}{stay}"), reload.value)
 
         reload = Pending()
         if error is None:
