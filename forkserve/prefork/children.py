@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from forkserve.prefork.policy.states import Member
     from forkserve.prefork.upgrade.state import Exported
 
+TERM_AGAIN = 0.5  # seconds until a worker that boots is told again to end
+
 
 class Owner(Protocol):
     """Who is told of what the pool does not need to know."""
@@ -128,8 +130,17 @@ class Children:
 
     def _drain(self, child: Child, *, booting: bool) -> None:
         child.row.tell_to_drain()
-        if not self.send(child, {"type": "drain"}) or booting:
+        heard = self.send(child, {"type": "drain"})
+        if booting:
+            self._end_boot(child)
+        elif not heard:
             child.signal(signal.SIGTERM)
+
+    def _end_boot(self, child: Child) -> None:
+        """Have a worker end that boots: again and again, as it may be just about to wait in a system call, or catch all."""
+        if self.by_ident.get(child.member.ident) is child:
+            child.signal(signal.SIGTERM)
+            self.poller.at(time.monotonic() + TERM_AGAIN, functools.partial(self._end_boot, child))
 
     def _kill(self, child: Child, *, dumped: bool) -> None:
         reason = child.member.reason

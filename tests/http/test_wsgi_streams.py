@@ -173,7 +173,7 @@ def test_files_without_sendfile(server: Server, tmp_path: Path, request: pytest.
     with serving("tests.http.wsgi_apps:application", directory, faults=True, threads=threads, sendfile="no") as without:
         assert answers(server) == answers(without)
         for one, reads in ((server, 0), (without, 2)):  # the second finds the end
-            one.json("/-/events")
+            events(one, *["closed"] * 2 * len(FILES))
             assert one.get(f"/file?path={path}&told=1").body == b"abcdefghij"
             events(one, *["read"] * reads, "closed")
 
@@ -187,6 +187,7 @@ def test_a_file_and_the_next_request(server: Server, tmp_path: Path) -> None:
             ask(client, f"/file?path={path}")
         ask(client, "/unread")
         assert [client.answer().body for _ in range(4)] == [b"content", b"content", b"content", b"unread"]
+    events(server, *["closed"] * 3)
 
 
 def test_a_large_file_and_a_slow_reader(server: Server, big_file: Path) -> None:

@@ -6,6 +6,7 @@ What a worker is told over its port makes it do what the test is about.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import signal
 import sys
@@ -121,6 +122,16 @@ class Slow(Worker):
 
     def run(self) -> None:
         self.log.info("booting")
+        a_deep_function()
+
+
+class Stubborn(Worker):
+    """Catches what ends its boot, once."""
+
+    def run(self) -> None:
+        self.log.info("booting")
+        with contextlib.suppress(BaseException):
+            a_deep_function()
         a_deep_function()
 
 

@@ -96,6 +96,16 @@ def test_a_stop_while_it_boots(serve: Serve, signum: signal.Signals) -> None:
     assert "Ready" not in server.output
 
 
+def test_a_boot_that_does_not_let_itself_be_ended(serve: Serve) -> None:
+    """By the first signal, which may also come just before a call that waits."""
+    server = serve("Stubborn", workers=2)
+    server.wait_for("booting$", 2)
+    server.kill(signal.SIGTERM)
+
+    assert server.wait() == 0
+    assert "killed" not in server.output
+
+
 def test_a_port_that_is_taken(serve: Serve) -> None:
     base = free_ports(2)
     with socket.create_server(("127.0.0.1", base + 1)):
