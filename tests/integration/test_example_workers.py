@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.command import DEADLINE, Command, eventually, run, sockets
+from tests.integration.command import DEADLINE, Command, eventually, run, sockets, state
 from tests.integration.conftest import Start
 from tests.integration.steered import Remote
 
@@ -110,6 +110,7 @@ def test_echo_when_it_stops(echo: Command) -> None:
     with connected(echo) as client:
         client.sendall(b"one")
         assert client.recv(100) == b"one"
+        eventually(lambda: all(state(pid) == "S" for pid in echo.workers), "they wait, one of them for this client")
         echo.kill(signal.SIGTERM)
         echo.wait_for("stopping")
         client.sendall(b"two")
