@@ -57,13 +57,13 @@ def children(pid: int) -> list[int]:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """Return what the process has open, by descriptor."""
+    """Return what the process has open, by descriptor; without what it only looks into for a moment."""
     found = {}
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return found
+    return {number: name for number, name in found.items() if not name.startswith(("/proc/", "/sys/"))}
 
 
 def title(pid: int) -> str:
