@@ -14,8 +14,6 @@ from dataclasses import dataclass
 TIME = 30.0
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every user's PATH
 LOGGED = re.compile(r"^(?:nginx: |[0-9/]+ [0-9:]+ (?=\[)|\[(?:ALERT|NOTICE|WARNING)\]\s+\(\d+\) : (?:config : )?|Error: )")
-
-
 SILENT = "it does not say why"
 MARKS = ("[emerg]", "[ALERT]", "Error:")
 UNKNOWN = re.compile(r'unknown "([a-z0-9_]+)" variable')

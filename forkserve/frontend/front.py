@@ -52,12 +52,10 @@ def terms(settings: Settings, *, remote: bool = False, shared: bool = False) -> 
     that workers share no connection is kept: it would tie requests to one worker, busy or even dead, where a new one goes
     to whoever has least to do.
     """
-    silence = settings.timeout + (settings.boot_timeout or 60.0) if settings.timeout else NEVER
     pings = settings.ws_ping_interval + settings.ws_ping_timeout if settings.ws_ping_interval else NEVER
-    silence = max(silence, pings)
     return Terms(
         connect=3.0 if remote else 5.0,
-        read=min(silence, NEVER),
+        read=min(max(_until_replaced(settings), pings), NEVER),
         retry=min(settings.timeout or 30.0, NEVER),
         header=_lasting(settings.header_timeout),
         body=_lasting(settings.body_timeout),
@@ -67,6 +65,11 @@ def terms(settings: Settings, *, remote: bool = False, shared: bool = False) -> 
         head_limit=max(8 * KIB, settings.limit_request_line, settings.limit_request_field_size, settings.limit_request_head),
         body_limit=settings.limit_request_body or None,
     )
+
+
+def _until_replaced(settings: Settings) -> float:
+    """Seconds until a stuck worker's successor answers."""
+    return settings.timeout + (settings.boot_timeout or 60.0) if settings.timeout else NEVER
 
 
 def _lasting(value: float) -> float:
@@ -165,7 +168,7 @@ class Front:
             return "--timeout 0: a request may take as long as it likes"
         if not self.settings.ws_ping_interval:
             return f"{self.given('ws_ping_interval')}: nothing keeps a silent WebSocket alive, so none is ended"
-        if self.terms.read > self.settings.timeout + (self.settings.boot_timeout or 60.0):
+        if self.terms.read > _until_replaced(self.settings):
             why = f"{self.given('ws_ping_interval')} and {self.given('ws_ping_timeout')}: so long a WebSocket may be silent"
         else:
             why = f"{self.given('timeout')} and {self.given('boot_timeout')}: by then a stuck worker is replaced"

@@ -40,7 +40,7 @@ class Child:
     stacks: int
     pid: int | None = None
     failure: Message | None = None  # what it said of why it could not boot
-    fault: str | None = None  # it is ready without the app, which did not load: under --reload, it shows that instead
+    fault: Message | None = None  # as `failure`, if it is ready without the app and shows that instead; under --reload
     commands: list[dict[str, str]] = field(default_factory=list)  # that it knows, besides the server's own
     orders: OrderSocket | None = None  # a mold's
 

@@ -71,14 +71,19 @@ class Failures:
             logger.error("%s failed to boot: %s\n%s", child, message, traceback or "")
         self._last[child.id] = why
 
-    def report_stand_in(self, child: Child) -> str:
+    def report_stand_in(self, child: Child) -> Message:
         """Report a worker that is ready without the app, once for all that say the same; return what it said."""
         why = child.failure or {"message": "it did not say why"}
         message, traceback = why["message"], why.get("traceback")
         if why not in self._last.values():
             console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}; the next save tries again (--reload)")
         self._last[child.id] = why
-        return "\n\n".join(filter(None, (message, traceback)))
+        return why
+
+
+def told(failure: Message) -> str:
+    """Return what a worker said of why it could not boot, as one text: the line, and the app's traceback if there is one."""
+    return "\n\n".join(filter(None, (failure["message"], failure.get("traceback"))))
 
 
 def killed_for_memory() -> int:

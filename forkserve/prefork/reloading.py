@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve import logs
 from forkserve.errors import ForkserveError
 from forkserve.prefork.commands.pending import CommandError, Pending
+from forkserve.prefork.failures import told
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
@@ -99,9 +100,8 @@ class Reloading:
     def _not_loaded(self, generation: int) -> tuple[CommandError | None, str | None]:
         """The failure of a reload that is done but for a worker that could not load the app, and its traceback."""
         for child in self._master.children:
-            if child.fault is not None and child.member.generation == generation:
-                why, _, traceback = child.fault.partition("\n\n")
-                return CommandError(f"the new worker {child.id} failed to boot: {why}"), traceback or None
+            if (fault := child.fault) is not None and child.member.generation == generation:
+                return CommandError(f"the new worker {child.id} failed to boot: {fault['message']}"), fault.get("traceback")
         return None, None
 
     def _start(self, now: float) -> None:
@@ -170,6 +170,6 @@ class Reloading:
             self._undo()
         logs.logger.error("reload failed: %s", error)
         if self._master.development:
-            self._master.development.reload_ended("\n\n".join(filter(None, (str(error), traceback))))
+            self._master.development.reload_ended(told({"message": str(error), "traceback": traceback}))
         for pending in running:
             pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})

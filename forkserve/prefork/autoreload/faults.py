@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from forkserve.prefork.failures import told
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from forkserve.prefork.steering import Steering
 
 LONGEST_DOUBT: Final = 1.0  # seconds to wait for the watcher's answer, besides its own delay
+
+
+class Shown(NamedTuple):
+    """What is shown: by workers of generations up to one, and which slot's it is, if it is not a reload's."""
+
+    text: str
+    generation: int
+    slot: int | None
 
 
 class Faults:
@@ -32,7 +41,7 @@ class Faults:
     def __init__(self, master: Steering, ask: Callable[[int], bool]) -> None:
         self._master = master
         self._ask = ask
-        self._shown: tuple[str, int, int | None] | None = None  # the newest generation that it is shown by; of which slot it is
+        self._shown: Shown | None = None
         self._failed: str | None = None  # what a reload failed with
         self._waiting: list[Child] = []  # workers that could not load the app, and wait for word
         self._number = 0
@@ -65,7 +74,7 @@ class Faults:
     def waits(self, child: Child) -> None:
         """A worker could not load the app, and waits for word whether to show that."""
         self._waiting.append(child)
-        if _why(child) in self._dropped:
+        if self._why(child) in self._dropped:
             self._tell()
         elif child.member.born < self._changed_at:
             self._start_others()
@@ -90,7 +99,7 @@ class Faults:
         """Have others started in place of those that wait."""
         waiting, self._waiting = self._waiting, []
         for child in waiting:
-            self._dropped.add(_why(child))
+            self._dropped.add(self._why(child))
             self._master.pool.supersede(child.member, time.monotonic())
 
     def at_rest(self, number: int) -> None:
@@ -109,7 +118,7 @@ class Faults:
 
     def _show(self, text: str, slot: int | None) -> None:
         """Have the workers show what is wrong, instead of what the app was before."""
-        self._shown = text, self._master.pool.generation, slot
+        self._shown = Shown(text, self._master.pool.generation, slot)
         for child in self._master.children:
             if child.member.state is State.READY:
                 self._send(child, text)
@@ -120,19 +129,19 @@ class Faults:
         One of a generation whose successor does not load must not look as if all were well.
         """
         if child.fault is not None:
-            self._show(child.fault, child.id)
-        elif self._shown and child.member.generation <= self._shown[1] and not child.member.canary:
-            self._send(child, self._shown[0])
-            return self._shown[2] in (None, child.id) and not self._master.reloading.under_way
+            self._show(told(child.fault), child.id)
+        elif self._shown and child.member.generation <= self._shown.generation and not child.member.canary:
+            self._send(child, self._shown.text)
+            return self._shown.slot in (None, child.id) and not self._master.reloading.under_way
         return False
 
     def ended(self, child: Child) -> None:
         """A worker has ended."""
         self._waiting = [one for one in self._waiting if one is not child]
 
+    @staticmethod
+    def _why(child: Child) -> str:
+        return told(child.failure) if child.failure else ""
+
     def _send(self, child: Child, text: str) -> None:
         self._master.children.send(child, {"type": "show_fault", "text": text})
-
-
-def _why(child: Child) -> str:
-    return str(child.failure and (child.failure["message"], child.failure.get("traceback")))
