@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ class Request:
         with self._socket, self._socket.makefile() as lines:
             found: dict[str, Any] = json.loads(lines.readline())
         return found
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield all that comes: `progress` if that was asked for, then the answer; until the server ends."""
+        with self._socket, self._socket.makefile() as lines:
+            yield from map(json.loads, lines)
 
     def abandon(self) -> None:
         """Leave without the answer."""

@@ -156,6 +156,20 @@ def test_others_are_answered_and_requests_merge_while_one_runs(start: Start, tmp
     assert len(re.findall("master: reloaded", site.command.stderr)) == 2
 
 
+def test_who_has_asked_is_shown_each_step(start: Start, tmp_path: Path, gate: Path) -> None:
+    each = GATED.replace('["GATE"]', '["GATE"] + os.environ["FORKSERVE_WORKER_ID"]')
+    site = Site(
+        start, tmp_path, "app:wsgi", *ADDRESSES["ports"], "-w", 3, *QUICK, code=source(prologue=each), env={"GATE": str(gate)}
+    )  # fmt: skip
+    lines = site.begin("reload", progress=True).lines()
+    steps = ("starting the first worker", "1 of 3 workers replaced", "2 of 3 workers replaced")
+    for slot, step in enumerate(steps, 1):
+        assert any(line["progress"] == f"generation 2: {step}" for line in lines)
+        gate.with_name(f"gate{slot}").touch()
+    answer = next(line for line in lines if "progress" not in line)
+    assert answer["result"]["generation"] == 2
+
+
 @pytest.mark.parametrize("prologue", [GATED, GATED_OTHERS], ids=["canary", "rolling"])
 def test_a_stop_ends_it(start: Start, tmp_path: Path, gate: Path, prologue: str) -> None:
     site = Site(
