@@ -78,4 +78,4 @@ def test_pure_modules_do_no_input_or_output(name: str) -> None:
 
 
 def test_no_file_is_too_long() -> None:
-    assert {path.name: lines for path in ROOT.rglob("*.py") if (lines := path.read_text().count("\n")) > 400} == {}
+    assert {path.name: lines for path in ROOT.rglob("*.py") if (lines := path.read_text().count("\n")) > 500} == {}
