@@ -35,6 +35,7 @@ PREFIX = "FORKSERVE_"
 FOREIGN = re.compile("FORKSERVE_(CMD_ARGS|WORKER_ID|GENERATION|SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)")
 
 DEVELOPMENT_GRACE = 1.0  # seconds that --reload leaves to an old worker
+LAST_WORDS = 2.0  # seconds of the graceful timeout in which a stream that was cut off may end
 
 # gunicorn's hook functions with its parameters.
 HOOKS: Mapping[str, tuple[str, ...]] = {
@@ -296,6 +297,8 @@ def _settle_addresses(
 def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
     """Give their final values to the settings whose value follows from others or the machine."""
     final["workers"] = final["workers"] or usable_cores()
+    if final["stream_grace"] is None and final["graceful_timeout"]:
+        final["stream_grace"] = max(0.0, final["graceful_timeout"] - LAST_WORDS)
     if final["access_log"] and final["access_logfile"] is None:
         final["access_logfile"] = "-"
     elif final["access_log"] is False and (
@@ -312,7 +315,7 @@ def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
 
     What was given wins, but for --graceful-timeout and --preload, which are likely to come from a file written for production.
     """
-    defaults = {"linger": 0.2, "reload_settle": 0.0, "reload_surge": final["workers"]}
+    defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"]}
     quicker = {name: value for name, value in defaults.items() if origins[name] == "default"}
     if not 0 < final["graceful_timeout"] <= DEVELOPMENT_GRACE:
         quicker["graceful_timeout"] = DEVELOPMENT_GRACE

@@ -218,6 +218,13 @@ class Settings:
         "How long an idle connection is kept; 0 closes after every answer.",
         aliases="timeout_keep_alive keepalive",
     )
+    stream_grace: float | None = setting(
+        None,
+        "Timeouts",
+        values.seconds,
+        "Time that a stopping worker leaves to answers without Content-Length before it ends them;"
+        " --graceful-timeout less 2 s unless given.",
+    )
     linger: float = setting(
         2.0, "Timeouts", values.seconds, "How long a draining worker waits for one more request on an idle connection."
     )
@@ -240,6 +247,12 @@ class Settings:
 
     http: str = setting("auto", "HTTP", choice("auto", "httptools", "h11"), "Parser; auto is httptools where it is installed.")
     loop: str = setting("auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Event loop; auto is uvloop where it is installed.")
+    half_close: str = setting(
+        "disconnect",
+        "HTTP",
+        choice("disconnect", "answer"),
+        "What it means to ASGI apps if a client sends no more: it has left (http.disconnect), or waits for its answer.",
+    )
     lifespan: str = setting(
         "auto", "HTTP", choice("auto", "on", "off"), "ASGI lifespan events; auto goes on without where the app refuses them."
     )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from forkserve import loader, logs
 from forkserve.errors import BootError
 from forkserve.http import faultpage
-from forkserve.http.asgi import REQUEST
 from forkserve.http.lifespan import LifespanError
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
@@ -111,6 +110,7 @@ class HTTPWorker(Worker):
         if not self.context.molded:
             gc.collect()
         gc.freeze()
+        self.initialized()
         with asyncio.Runner(loop_factory=self._new_loop) as runner:
             runner.get_loop().set_exception_handler(self._loop_failed)
             try:
@@ -161,25 +161,26 @@ class HTTPWorker(Worker):
             if ENDING.intersection(self.context.asked):
                 raise EndOfBootError
             self.ready()
+            site.freeze_context()
             service.accept(sockets, self._note, period, self._note_in_hand)
             await self._stop
         service.stop_accepting()
         for listener in self.listeners:
             listener.sock.close()
         self.released()
-        await service.drain(self.settings.graceful_timeout or inf)
+        await service.drain(self.settings.graceful_timeout or inf, self.lingering)
 
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that says what does not load."""
         self._service.site.new_exchange = faultpage.exchange(text)
 
     def _pre_request(self, exchange: Exchange) -> None:
-        run_hook(self.hooks, "pre_request", self, Request.of(exchange))
+        run_hook(self.hooks, "pre_request", self, Request.of(exchange), keep=True)
 
     def _post_request(self, exchange: Exchange) -> None:
         code, line = (500, b"") if exchange.head is None else (exchange.head.code, exchange.head.lines[0])
         response = Response(line[9:].strip().decode("latin-1"), code, exchange.sent)
-        run_hook(self.hooks, "post_request", self, Request.of(exchange), exchange.given or {}, response)
+        run_hook(self.hooks, "post_request", self, Request.of(exchange), exchange.given or {}, response, keep=True)
 
     def _least_busy(self) -> float | None:
         """How many connections that sibling has that has the fewest, and time for more; None if there is no sibling."""
@@ -230,8 +231,15 @@ class HTTPWorker(Worker):
         if self._turns is not None:
             super().run_command(command, is_async=is_async)
             return
-        task = self._loop.create_task(command, name=REQUEST)  # it counts as one when the worker drains
-        task.add_done_callback(lambda _: self.on_channel())
+        tasks = self._service.site.tasks  # it counts as a request when the worker drains
+        task = asyncio.Task(command, loop=self._loop, context=self.new_context())
+        tasks.add(task)
+
+        def done(ended: asyncio.Task[None]) -> None:
+            tasks.discard(ended)
+            self.on_channel()
+
+        task.add_done_callback(done)
 
     def install_signals(self) -> None:
         """Obey signals on the loop, never inside a request."""

@@ -25,8 +25,6 @@ AT_ONCE = 64
 """Connections taken per wake-up."""
 PAUSE = 0.1
 """Seconds without accepting when descriptors or memory have run out."""
-HANDSHAKE = "handshake"
-"""Name of the tasks in which connections are set up."""
 # accept(2): "treat them like EAGAIN by retrying"; that client has gone already.
 _CLIENTS_FAULT = frozenset(
     (
@@ -51,7 +49,6 @@ class Acceptor:
         self._sock = sock
         self._warned = False
         self._stopped = False
-        self._connecting: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         settings = site.settings
         self._senders = None if settings.proxy_protocol == "off" else TrustedPeers(settings.proxy_allow_from)
@@ -97,9 +94,9 @@ class Acceptor:
                 return True
             raise
         client.setblocking(False)
-        task = self._loop.create_task(self._connect(client, peer), name=HANDSHAKE)
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        task = self._loop.create_task(self._connect(client, peer))
+        self._site.handshakes.add(task)
+        task.add_done_callback(self._site.handshakes.discard)
         return True
 
     def _exhausted(self, error: OSError) -> None:

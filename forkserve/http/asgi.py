@@ -1,4 +1,4 @@
-"""ASGI 3, HTTP: the scope, ``receive`` and ``send`` of one request (asgi.readthedocs.io, HTTP, version 2.5)."""
+"""ASGI 3, HTTP: the scope, ``receive`` and ``send`` of one request (asgi.readthedocs.io, HTTP, version 2.3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from forkserve.http.errors import ClientGoneError, ResponseError
+from forkserve.http.errors import ClientGoneError, ResponseError, is_departure
 from forkserve.http.exchange import Exchange
 from forkserve.http.response import read_head
 
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 Message = MutableMapping[str, Any]
 Scope = dict[str, Any]
 
-VERSIONS = {"version": "3.0", "spec_version": "2.5"}
+VERSIONS = {"version": "3.0", "spec_version": "2.3"}
+"""Of HTTP scopes. From 2.4 on Starlette does not wait for ``http.disconnect`` but relies on an error of ``send``, which an idle
+stream never calls: it would never end."""
 REQUEST = "request"
 """Name of the tasks in which applications run."""
+LEAVING = 16
+"""Turns of the loop in which an application that waits for ``http.disconnect`` may act on it; then ``send`` raises."""
 BODY_AHEAD = 65536
 """Bytes of a request body that are taken from the client before the application asks for them."""
 
@@ -27,7 +31,10 @@ BODY_AHEAD = 65536
 class ASGIExchange(Exchange):
     """One request answered by an ASGI application, in a task of its own."""
 
-    __slots__ = ("_ahead", "_body_done", "_body_told", "_half_closed", "_news", "_pieces", "_task", "_told", "_writable")
+    __slots__ = (
+        "_ahead", "_body_done", "_body_told", "_half_closed", "_listening", "_news", "_pieces", "_task", "_told", "_unsent",
+        "_writable",
+    )  # fmt: skip
 
     # What the connection tells
 
@@ -40,11 +47,13 @@ class ASGIExchange(Exchange):
         self._ahead = 0  # bytes in them
         self._half_closed = False
         self._told = False  # http.disconnect
+        self._listening = False  # the application waits in `receive`
+        self._unsent = 0  # messages that were sent to nobody
         self._news: asyncio.Event | None = None
         self._writable: asyncio.Event | None = None
-        # Not loop.create_task: a name given spares asyncio making one up, and this is done for every request. Nor is there a set
-        # of them: what a task waits for refers to it, and a drain can ask asyncio which there are.
-        self._task = asyncio.Task(self._run(), loop=self.site.loop, name=REQUEST)
+        # Not loop.create_task: a name given spares asyncio making one up, and this is done for every request.
+        self._task = asyncio.Task(self._run(), loop=self.site.loop, name=REQUEST, context=self.context)
+        self.site.tasks.add(self._task)
 
     def body_data(self, data: bytes) -> None:
         """Keep it for ``receive``."""
@@ -64,9 +73,10 @@ class ASGIExchange(Exchange):
         self._tell()
 
     def client_half_closed(self) -> None:
-        """A stream may end now; an answer not yet begun is still wanted."""
-        self._half_closed = True
-        self._tell()
+        """The client has left, or sends no more and waits for the answer: ``--half-close`` says which."""
+        if self.site.settings.half_close == "disconnect":
+            self._half_closed = True
+            self._tell()
 
     def client_gone(self) -> None:
         """``receive`` gives ``http.disconnect``, ``send`` raises."""
@@ -79,13 +89,14 @@ class ASGIExchange(Exchange):
         if self._writable is not None:
             self._writable.set()
 
-    def drain(self, now: float, linger: float) -> None:
-        """A stream whose end nobody knows ends now (if the application listens); other answers are completed."""
+    def end_stream(self) -> None:
+        """``receive`` gives ``http.disconnect``."""
         self._tell()
 
-    @property
-    def _drained(self) -> bool:
-        return self.site.draining and self.head is not None and self.head.content_length is None and not self.bodiless
+    def flush_head(self) -> None:
+        """A client of server-sent events waits for the head before there is an event."""
+        if self.head is not None and not (self.started or self.gone or self.complete):
+            self.write(b"", more=True)
 
     def _tell(self) -> None:
         if self._news is not None:
@@ -99,11 +110,16 @@ class ASGIExchange(Exchange):
             if not self.complete and not self.gone:
                 self._ended_early()
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
-            if isinstance(error, asyncio.CancelledError):
+            if (self.gone or self._told) and is_departure(error):
+                self.site.log.debug("%s: the client has left: %r", self.describe(), error)
                 if not self.gone and not self.complete:
-                    self.fail(None, "the application was cancelled")
-            elif not (self.gone and isinstance(error, ClientGoneError)):
+                    self.break_off()
+            elif not isinstance(error, asyncio.CancelledError):
                 self.fail(error, "the application raised an exception")
+            elif not self.gone and not self.complete:
+                self.fail(None, "the application was cancelled")
+        finally:
+            self.site.tasks.discard(self._task)
 
     def _ended_early(self) -> None:
         if self._told:  # it heard that nobody will listen, and ended its stream
@@ -137,44 +153,68 @@ class ASGIExchange(Exchange):
                 if not self._body_done:
                     self.connection.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": not self._body_done}
-            if self.head is not None and (self._half_closed or self._drained):
+            if self._half_closed or (self.site.ending_streams and self.is_stream):
                 break
             self.connection.send_continue()
+            self.flush_head()
             if self._news is None:
                 self._news = asyncio.Event()
             self._news.clear()
+            self._listening = True
             await self._news.wait()
+            self._listening = False
         self._told = True
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         """ASGI: the start of the answer, then its body.
 
+        To a client that has left nothing is sent, and what follows the answer goes on, such as a background task; but pieces
+        raise an error, so that a stream without end ends.
+
         Raises:
             ResponseError: The message breaks the specification or HTTP.
-            ClientGoneError: The client has closed the connection.
+            ClientGoneError: The client has closed the connection, and there would be more to send.
         """
         kind = message["type"]
-        if self.head is None:
+        more = bool(message.get("more_body", False))
+        if self.gone:
+            await self._send_to_nobody(more=more)
+        elif self.head is None:
             if kind != "http.response.start":
                 raise ResponseError(f"expected http.response.start, got {kind!r}")
             self.head = read_head(message["status"], message.get("headers", ()), bytes)
-            if self._news is not None and (self._half_closed or self._drained):
-                self._tell()
-            return
-        if kind != "http.response.body":
+            if self._listening:
+                self.site.loop.call_soon(self.flush_head)
+                if self.site.ending_streams:
+                    self._tell()
+        elif kind != "http.response.body":
             raise ResponseError(f"expected http.response.body, got {kind!r}")
-        if self.complete:
+        elif self.complete:
             raise ResponseError("the response is complete already")
-        more = bool(message.get("more_body", False))
-        if more or self.started:
-            self.write(message.get("body", b""), more=more)
         else:
-            self.answer(message.get("body", b""))
-        if self._news is not None and (not more or self._half_closed or self._drained):
-            self._tell()
-        if more and self.connection.write_paused:
-            await self._until_writable()
+            self._send_body(message.get("body", b""), more=more)
+            if self._listening and not more:
+                self._tell()
+            if more and self.connection.write_paused:
+                await self._until_writable()
+
+    def _send_body(self, data: bytes, *, more: bool) -> None:
+        if not (more or self.started):
+            self.answer(data)
+        elif more or not (self._told and self.left is None) or self.bodiless:
+            self.write(data, more=more)
+        else:
+            # The application knows of a disconnect and may have left something out: it must not look whole.
+            self.write(data, more=True)
+            self.break_off()
+
+    async def _send_to_nobody(self, *, more: bool) -> None:
+        self._unsent += 1
+        await asyncio.sleep(0)
+        # Who waits for http.disconnect ends the stream when it comes, and cleans up: it needs no error.
+        if more and (self._unsent > LEAVING or not (self._listening or self._told)):
+            raise ClientGoneError
 
     async def _until_writable(self) -> None:
         if self._writable is None:

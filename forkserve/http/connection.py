@@ -17,7 +17,7 @@ from forkserve.http.parsers import new_parser
 from forkserve.http.proxy import Endpoints
 from forkserve.http.response import error_answer
 from forkserve.http.stall import Stall, waiting_in_kernel
-from forkserve.http.transports import half_close
+from forkserve.http.transports import half_close, look_at_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,8 @@ DISCARDED_BODY = 65536
 """Bytes of an unread body that are read and dropped to keep a connection; for more it is closed."""
 CLOSING_TIME = 1.0
 """Seconds that a connection we have closed for writing is read for, so that its answer is not lost to a reset."""
+HALF_CLOSED = 600.0
+"""Longest time in which a client that sends no more waits for the next piece of its answer: it may have left altogether."""
 
 
 class Connection(asyncio.Protocol):
@@ -46,7 +48,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader", "_reading",
-        "_stall", "base", "body", "endpoints", "requests", "sending", "site", "template", "transport", "write_paused",
+        "_sent_at_eof", "_stall", "base", "body", "endpoints", "requests", "sending", "site", "template", "transport",
+        "write_paused",
     )  # fmt: skip
 
     def __init__(self, site: Site) -> None:
@@ -66,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._held = b""
         self._reading = True
         self._eof = False
+        self._sent_at_eof = 0  # or when the client was last looked at
         self._closing = False
         self._continue_due = False
         self._deadline = inf
@@ -96,10 +100,18 @@ class Connection(asyncio.Protocol):
                 return False
             self._refuse(RequestError(400, "the request body ends too early"))
             return not self.transport.is_closing()
-        if self.endpoints.tls:
+        if self.endpoints.tls or look_at_peer(self.transport)[0]:
             return False  # TLS has no half-close
         exchange.client_half_closed()
+        self._wait_for_answer(exchange)
         return True
+
+    def _wait_for_answer(self, exchange: Exchange) -> None:
+        """The time begins in which a client that sends no more, and may have left, must get more of its answer."""
+        site = self.site
+        left = site.interface == "asgi" and site.settings.half_close == "disconnect"
+        self._sent_at_eof = exchange.sent
+        self._deadline = site.loop.time() + (site.write_timeout if left else HALF_CLOSED)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio)."""
@@ -360,10 +372,20 @@ class Connection(asyncio.Protocol):
 
     def drain(self, now: float, linger: float) -> None:
         """The process is about to end: idle connections get ``linger`` seconds for one more request, new ones two seconds."""
-        if self._exchange is not None:
-            self._exchange.drain(now, linger)
-        elif not self._closing:  # what is left of a request's body that was answered before is waited for no longer
+        if (
+            self._exchange is None and not self._closing
+        ):  # what is left of a request's body that was answered before is waited for no longer
             self._deadline = min(self._deadline, now + (linger if self.requests and not self._reader.buffer else 2.0))
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is in the middle of an answer whose end nobody knows."""
+        return self._exchange is not None and self._exchange.is_stream
+
+    def end_stream(self) -> None:
+        """Let that answer end."""
+        if self._exchange is not None:
+            self._exchange.end_stream()
 
     @property
     def in_hand(self) -> str | None:
@@ -384,11 +406,16 @@ class Connection(asyncio.Protocol):
                 return
         else:
             self._stall.clear()
+        if self._exchange is not None and not self._closing:
+            self._exchange.flush_head()
+            if self._eof or not self._reading:
+                self._look_at_client(self._exchange, now)
+                return
         if now < self._deadline:
             return
         if self._closing:
             self.transport.abort()
-        elif self.body is not None and (not self._reading or self._continue_due):
+        elif self.body is not None and self._continue_due:
             self._deadline = now + self.site.body_timeout  # it is we who let the client wait
         elif self._reader.buffer:
             self._refuse(RequestError(408, "the request head did not come in time"))
@@ -396,3 +423,15 @@ class Connection(asyncio.Protocol):
             self._refuse(RequestError(408, "the request body did not come in time"))
         else:
             self.close()
+
+    def _look_at_client(self, exchange: Exchange, now: float) -> None:
+        """See whether a client still waits for its answer, though nothing is read from it that would tell."""
+        gone, sends_no_more = look_at_peer(self.transport)
+        if self._eof and exchange.sent != self._sent_at_eof:
+            self._wait_for_answer(exchange)
+        if gone or (self._eof and now >= self._deadline):
+            self.transport.abort()
+        elif not self._reading and sends_no_more:
+            exchange.client_half_closed()
+        if not self._reading and self.body is not None:
+            self._deadline = now + self.site.body_timeout  # it is we who let the client wait

@@ -33,3 +33,24 @@ class ClientGoneError(OSError):
 
     def __init__(self) -> None:
         super().__init__("the client has closed the connection")
+
+
+def is_departure(error: BaseException) -> bool:
+    """Whether an application raised this only because its client has left, which is no fault of anybody.
+
+    Frameworks wrap a `ClientGoneError`, or raise an exception of their own in its place, which then has it in its chain; for
+    ``http.disconnect`` and ``websocket.disconnect`` they have an exception such as Starlette's ``ClientDisconnect`` and
+    ``WebSocketDisconnect``. A group counts if all in it do.
+
+    Args:
+        error: What was raised for a client that has left.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(is_departure, error.exceptions))
+        if isinstance(error, ClientGoneError) or "disconnect" in type(error).__name__.lower():
+            return True
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]  # the end of the chain
+    return False

@@ -29,13 +29,15 @@ class Exchange:
 
     # Subclasses have no __init__ but set their own attributes in `start`: there is one exchange for every request.
     __slots__ = (
-        "began", "bodiless", "chunked", "complete", "connection", "fields", "given", "gone", "head", "keep_alive", "left",
-        "sent", "site", "started", "target",
+        "began", "bodiless", "chunked", "complete", "connection", "context", "fields", "given", "gone", "head", "keep_alive",
+        "left", "sent", "site", "started", "target",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
         self.connection = connection
         self.site: Site = connection.site
+        # All code of the application that belongs to this request runs in this context (PEP 567), and in no other.
+        self.context = self.site.context.copy()
         self.target = target
         self.fields = fields
         self.keep_alive = fields.keep_alive
@@ -71,8 +73,17 @@ class Exchange:
         """The connection is lost, or what came over it cannot be trusted any more."""
         self.gone = True
 
-    def drain(self, now: float, linger: float) -> None:
-        """The process is about to end."""
+    def end_stream(self) -> None:
+        """The process is about to end: an answer whose end nobody knows should end now."""
+
+    def flush_head(self) -> None:
+        """Send the head of an answer that the application has begun, if its body has not begun by now."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether this is an answer that has begun and whose length nobody knows."""
+        head = self.head
+        return head is not None and head.content_length is None and not (self.complete or self.bodiless)
 
     def writable(self) -> None:
         """The client has taken enough of what was written to go on."""

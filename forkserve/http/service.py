@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from math import inf
+from typing import TYPE_CHECKING
 
-from forkserve.http.acceptor import HANDSHAKE, Acceptor
-from forkserve.http.asgi import REQUEST, ASGIExchange
+from forkserve.http.acceptor import Acceptor
+from forkserve.http.asgi import ASGIExchange
 from forkserve.http.connection import Connection
 from forkserve.http.inhand import InHand
 from forkserve.http.lifespan import Lifespan
@@ -34,6 +37,9 @@ LEAST_SHUTDOWN = 0.5
 """Seconds that the application's shutdown gets even when requests have used up the graceful timeout; whoever waits for this
 process to end then has not much more patience."""
 
+_handled: ContextVar[Exchange | None] = ContextVar("forkserve_handled", default=None)
+"""The exchange in whose context this is; only where somebody is called back for each request."""
+
 
 class Service:
     """One application served on given sockets by the running loop.
@@ -51,6 +57,7 @@ class Service:
         self._lifespan: Lifespan | None = None
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._ended: set[Connection | WebSocket] = set()  # streams that a drain has cut off
         if site.interface == "asgi":
             site.new_exchange = _asgi_exchange
             self._lifespan = Lifespan(site, site.settings.lifespan)
@@ -62,20 +69,21 @@ class Service:
             site.new_exchange = WSGIExchange
 
     def tell(self, on_request: Callable[[Exchange], None] | None, on_answer: Callable[[Exchange], None] | None) -> None:
-        """Call back for each request before the application gets it, and when its answer has been written."""
+        """Call back for each request before the application gets it, and when its answer has been written; in its context."""
         new_exchange, log = self.site.new_exchange, self.site.on_answer
 
         def announce(connection: Connection, target: Target, fields: Fields) -> Exchange:
             exchange = new_exchange(connection, target, fields)
+            exchange.context.run(_handled.set, exchange)
             if on_request is not None:
-                on_request(exchange)
+                exchange.context.run(on_request, exchange)
             return exchange
 
         def report(exchange: Exchange) -> None:
             if log is not None:
                 log(exchange)
             if on_answer is not None:
-                on_answer(exchange)
+                _in_its_context(on_answer, exchange)
 
         self.site.new_exchange, self.site.on_answer = announce, report
 
@@ -163,29 +171,36 @@ class Service:
         self.loop.call_later(seconds, over.set_result, None)
         await over
 
-    async def drain(self, grace: float) -> None:
+    async def drain(self, grace: float, on_lingering: Callable[[], object] = lambda: None) -> None:
         """Let every client have its answer, then run the application's shutdown. Call `stop_accepting` before.
 
         Args:
             grace: Seconds after which what is still open is logged and left; the shutdown gets what remains of them.
+            on_lingering: Called once if nothing is left but streams, which may take all of that time.
         """
-        site, end = self.site, self.loop.time() + grace
+        site, began = self.site, self.loop.time()
+        end, stream_grace = began + grace, site.settings.stream_grace
+        streams_end = inf if stream_grace is None else began + stream_grace
         site.draining = site.closing = True
         # For connections whose answer had begun before, and did not say that it is the last: they get one that does.
         site.keep_alive = min(site.keep_alive, site.settings.linger)
         if self._timer is not None:
             self._timer.cancel()
             self._tick()
-        told: set[object] = set()
-        hurry = self.loop.time() + NEWCOMERS
-        while (site.connections or self._tasks(REQUEST, HANDSHAKE) or (self.pool and self.pool.busy)) and self.loop.time() < end:
-            for connection in tuple(site.connections):
-                if connection not in told:
-                    told.add(connection)
-                    connection.drain(self.loop.time(), site.settings.linger)
-            if self.loop.time() > hurry:
-                for task in self._tasks(HANDSHAKE):
+        drained: set[Connection | WebSocket] = set()
+        lingers = False
+        while self._has_work() and (now := self.loop.time()) < end:
+            for connection in site.connections - drained:
+                connection.drain(now, site.settings.linger)
+            drained |= site.connections
+            if now > began + NEWCOMERS:
+                for task in site.handshakes:
                     task.cancel()
+            if now >= streams_end:
+                self._end_streams()
+            if not lingers and self._has_only_streams():
+                lingers = True
+                on_lingering()
             await self.pause(DRAIN_SWEEP / 2)
         self._give_up()
         if self._lifespan is not None:
@@ -195,18 +210,50 @@ class Service:
         if site.access_log is not None:
             site.access_log.flush()
 
-    def _tasks(self, *names: str) -> list[asyncio.Task[Any]]:
-        return [task for task in asyncio.all_tasks(self.loop) if task.get_name() in names]
+    def _has_work(self) -> bool:
+        site = self.site
+        return bool(site.connections or site.tasks or site.handshakes or (self.pool and self.pool.in_hand))
+
+    def _has_only_streams(self) -> bool:
+        """Whether all that is left are answers whose end nobody knows, and WebSockets."""
+        site = self.site
+        streams = sum(connection.is_stream for connection in site.connections)
+        calls = len(site.tasks) + (self.pool.in_hand if self.pool else 0)  # also those whose client has left
+        return 0 < streams == len(site.connections) and calls <= streams and not site.handshakes
+
+    def _end_streams(self) -> None:
+        """Let streams know that the time is over for them, each with a line in the log."""
+        site = self.site
+        site.ending_streams = True
+        level = logging.DEBUG if site.settings.reload else logging.WARNING
+        for connection in site.connections - self._ended:
+            if connection.is_stream and connection.in_hand is not None:
+                site.log.log(
+                    level, "a stream is cut off, %g s after the drain began: %s", site.settings.stream_grace, connection.in_hand
+                )
+                self._ended.add(connection)
+                connection.end_stream()
 
     def _give_up(self) -> None:
         """Log what is still open, and leave it."""
         site = self.site
-        for line in sorted(filter(None, (connection.in_hand for connection in site.connections))):
+        for line in sorted(filter(None, (connection.in_hand for connection in site.connections - self._ended))):
             site.log.warning("still open after the graceful timeout: %s", line)
         for connection in tuple(site.connections):
             connection.abandon()
-        for task in self._tasks(REQUEST, HANDSHAKE):
+        for task in site.tasks | site.handshakes:
             task.cancel()
+
+
+def _in_its_context(call: Callable[[Exchange], None], exchange: Exchange) -> None:
+    """Call in the context of the exchange, or in a copy while the application runs in it in a thread."""
+    if _handled.get() is exchange:
+        call(exchange)  # the application itself has led here, from `send`
+        return
+    try:
+        exchange.context.run(call, exchange)
+    except RuntimeError:  # the hooks that are called here let none out
+        exchange.context.copy().run(call, exchange)
 
 
 def _asgi_exchange(connection: Connection, target: Target, fields: Fields) -> Exchange:

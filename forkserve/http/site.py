@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import sys
 from collections.abc import Callable
@@ -99,6 +100,10 @@ class Site:
             self.on_answer = self.access_log.write
         self.tls = make_context(settings)
         self.connections: set[Connection | WebSocket] = set()
+        # asyncio refers to tasks only weakly: one that waits for what nobody else refers to would be collected half-way.
+        self.tasks: set[asyncio.Task[None]] = set()  # of requests and commands
+        self.handshakes: set[asyncio.Task[None]] = set()  # in which connections are set up
+        self.context = contextvars.copy_context()  # requests run in copies of it
         self.new_exchange: Callable[[Connection, Target, Fields], Exchange]
         self.inline: Turns  # if WSGI calls are made on the loop's thread
         self.pool: ThreadPool  # if they are made beside it
@@ -106,12 +111,17 @@ class Site:
         self.state: dict[str, Any] = {}  # the lifespan's
         self.requests = 0
         self.draining = False
+        self.ending_streams = False  # the drain has no more time for answers whose end nobody knows
         self.closing = not settings.keep_alive  # every answer is the last on its connection; so it is while draining
         self._common_lines = "".join(f"{name}: {value}\r\n" for name, value in settings.header).encode("latin-1")
         self._server_line = b"Server: forkserve\r\n" if settings.server_header else b""
         self.ending: Ending
         self.now = loop.time()
         self.tick()
+
+    def freeze_context(self) -> None:
+        """Let requests see the context variables as they are now, in the context of the caller: start-up is over."""
+        self.context = contextvars.copy_context()
 
     def make_room(self) -> None:
         """See that another request may be taken in hand.

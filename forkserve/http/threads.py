@@ -44,9 +44,9 @@ class ThreadPool:
         self._queue.put(exchange)
 
     @property
-    def busy(self) -> bool:
-        """Whether there is work under way or waiting."""
-        return any(self._busy) or not self._queue.empty()
+    def in_hand(self) -> int:
+        """How many exchanges are under way or waiting."""
+        return sum(self._busy) + self._queue.qsize()
 
     def stuck(self, seconds: float) -> bool:
         """Whether every thread has been in one request of the application for longer than ``seconds``."""
@@ -67,7 +67,7 @@ class ThreadPool:
             self._busy[number] = True
             self._began[number] = monotonic()
             if not exchange.gone:
-                exchange.call()
+                exchange.context.run(exchange.call)
             exchange.discard_input()
             self._began[number] = None
             self._busy[number] = False

@@ -23,16 +23,17 @@ from websockets.server import ServerProtocol
 
 from forkserve.http.asgi import REQUEST, VERSIONS, Message, Scope, root, scope_template
 from forkserve.http.connection import CLOSING_TIME
-from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
+from forkserve.http.errors import ClientGoneError, RequestError, ResponseError, is_departure
 from forkserve.http.exchange import Exchange
 from forkserve.http.response import ResponseHead, read_code
-from forkserve.http.transports import half_close
+from forkserve.http.transports import half_close, look_at_peer
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
     from forkserve.http.fields import Fields
     from forkserve.http.http1 import Target
 
+_VERSIONS = VERSIONS | {"spec_version": "2.5"}
 _log = logging.getLogger("forkserve.websocket")
 _log.setLevel(logging.WARNING)  # the library reports each connection at INFO
 _utf8 = getincrementaldecoder("utf-8")
@@ -40,6 +41,8 @@ _utf8 = getincrementaldecoder("utf-8")
 MESSAGES_AHEAD = 16
 """Messages that are taken from the client before the application asks for them; there is a limit in bytes, too."""
 BYTES_AHEAD = 1 << 18
+DRAIN_TIME = 5.0
+"""Seconds that a client has in a drain to answer a Close."""
 _OWN_FIELDS = frozenset(
     (
         b"sec-websocket-accept",
@@ -124,7 +127,8 @@ class WebSocket(Exchange, asyncio.Protocol):
 
     def start(self) -> None:
         """Call the application."""
-        self._task = self.site.loop.create_task(self._run(), name=REQUEST)
+        self._task = asyncio.Task(self._run(), loop=self.site.loop, name=REQUEST, context=self.context)
+        self.site.tasks.add(self._task)
 
     def _scope(self) -> Scope:
         scope = scope_template(self.connection, self.fields, "websocket")
@@ -133,7 +137,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         del scope["method"]
         if scope["root_path"]:
             root(scope)
-        scope["asgi"] = VERSIONS.copy()
+        scope["asgi"] = _VERSIONS.copy()
         scope["headers"] = self.fields.headers.copy()
         scope["subprotocols"] = [offer.strip(" \t") for offer in offers.decode("latin-1").split(",") if offer.strip(" \t")]
         scope["extensions"] = {"websocket.http.response": {}}
@@ -145,13 +149,17 @@ class WebSocket(Exchange, asyncio.Protocol):
         try:
             await self.site.app(self._scope(), self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
-            if not (self.gone and isinstance(error, (ClientGoneError, asyncio.CancelledError))):
+            if not self.gone or not (isinstance(error, asyncio.CancelledError) or is_departure(error)):
                 self._end_with_error(error, "the application raised an exception")
+            else:
+                self.site.log.debug("%s: the client has left: %r", self.describe(), error)
         else:
             if not self._connected and not self.complete and not self.gone:
                 self._end_with_error(None, "the application returned without answering the handshake")
             elif self._connected and self._protocol.state is OPEN:
                 self._close(1000, "")
+        finally:
+            self.site.tasks.discard(self._task)
 
     def _end_with_error(self, error: BaseException | None, what: str) -> None:
         if not self._connected:
@@ -330,13 +338,18 @@ class WebSocket(Exchange, asyncio.Protocol):
             transport.write(b"".join(out))
             if SEND_EOF in out and not half_close(transport):
                 transport.close()
+        if SEND_EOF in out:
+            self._close_within(CLOSING_TIME)  # the client may leave it to us to close the connection (RFC 6455 7.1.1)
         if self._closing_at == inf and self._protocol.close_expected():
+            self._close_within(self.site.settings.ws_ping_timeout or 20.0)
+        if self._closing_at < inf and not self.gone:
             if self._protocol.close_sent is not None and not self._protocol.close_rcvd:
                 self._close_code, self._close_reason = self._protocol.close_sent.code, self._protocol.close_sent.reason
-            self._closing_at = self.site.loop.time() + (
-                CLOSING_TIME if SEND_EOF in out else self.site.settings.ws_ping_timeout or 20.0
-            )
             self.client_gone()
+
+    def _close_within(self, seconds: float) -> None:
+        """Wait for the client's end no longer than that, nor than was decided before."""
+        self._closing_at = min(self._closing_at, self.site.loop.time() + seconds)
 
     # What connection and site tell
 
@@ -365,10 +378,17 @@ class WebSocket(Exchange, asyncio.Protocol):
         self.client_gone()
         self.connection.transport.abort()
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is open, or about to be closed."""
+        return self._connected or super().is_stream
+
     def drain(self, now: float, linger: float) -> None:
         """The process is about to end (1012, service restart)."""
-        if self._connected and self._protocol.state is OPEN:
-            self._close(1012, "")
+        if self._connected:
+            if self._protocol.state is OPEN:
+                self._close(1012, "")
+            self._close_within(DRAIN_TIME)
 
     def sweep(self, now: float, late: float) -> None:
         """Ping, and act on what is overdue; called once a second."""
@@ -379,6 +399,8 @@ class WebSocket(Exchange, asyncio.Protocol):
         elif self._protocol.state is OPEN and settings.ws_ping_interval:
             if self._full():  # we do not read, so an answer to a ping could not be seen
                 self._pinged = None
+                if look_at_peer(transport)[0]:
+                    transport.abort()
             elif self._pinged is None:
                 self._pinged = now
             elif self._pinged > 0 and now - self._pinged - late >= settings.ws_ping_interval:

@@ -34,6 +34,8 @@ SURPLUS = 8
 """How often an iterator is asked whether it ends, once its Content-Length is there, before others get a turn on the loop."""
 OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which ``write()`` goes to a temporary file: it cannot wait for the client."""
+_END: Any = object()
+"""What an iterator gives that has ended."""
 
 
 class Turns:
@@ -244,7 +246,7 @@ class WSGIExchange(WSGICall):
         """Call the application and send what it gives."""
         site = self.site
         try:
-            result = site.app(self.environ(), self.start_response)
+            result = self.context.run(site.app, self.environ(), self.start_response)
             if site.observer.told_to_drain():
                 site.closing = True
             if type(result) is list and self._overflow is None:
@@ -277,19 +279,22 @@ class WSGIExchange(WSGICall):
             and head.content_length is None
             and head.code not in BODILESS
             and not self.started
-            and _length_hint(result) == 1
+            and self.context.run(_length_hint, result) == 1
         ):
-            self.add_length(len(body := next(iter(result), b"")))
+            self.add_length(len(body := self.context.run(_first, result)))
             self._iterator = iter((body,))
+        elif self._overflow is None:
+            self._iterator = self.context.run(iter, result)
         else:
-            self._iterator = iter(result) if self._overflow is None else chain(_drained(self._overflow), result)
+            self._iterator = chain(_drained(self._overflow), result)
         self._step()
 
     def _step(self) -> None:
         """Send pieces while the client takes them; after each, let the loop write it out, for the next may take its time."""
         surplus = 0
+        run, iterator = self.context.run, self._iterator
         try:
-            for piece in self._iterator:
+            while (piece := run(next, iterator, _END)) is not _END:
                 if self.gone:
                     break
                 if piece.__class__ is bytes and not piece:
@@ -316,13 +321,13 @@ class WSGIExchange(WSGICall):
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
         """Have a regular file sent while the application is done with it; whether that can be."""
-        rest = wrapper.remaining()
+        rest = self.context.run(wrapper.remaining)
         if rest is None or self.started or self.head is None:
             return False
         if self.connection.endpoints.tls or not self.site.settings.sendfile:
             self.add_length(rest)
             return False
-        self.start_file(os.dup(wrapper.fileno()), wrapper.tell(), rest)
+        self.start_file(os.dup(self.context.run(wrapper.fileno)), self.context.run(wrapper.tell), rest)
         return True
 
     def _failed(self, error: BaseException) -> None:
@@ -338,7 +343,7 @@ class WSGIExchange(WSGICall):
     def _close(self) -> None:
         """Close the iterator, whatever happened (PEP 3333), and let the next one in."""
         iterable, self._iterable = self._iterable, None
-        self.close_result(iterable)
+        self.context.run(self.close_result, iterable)
         self._leave()
 
     def _leave(self) -> None:
@@ -352,6 +357,10 @@ def _length_hint(result: object) -> int | None:
         return len(result)  # type: ignore[arg-type]  # asked, not assumed
     except TypeError:
         return None
+
+
+def _first(result: Iterable[bytes]) -> bytes:
+    return next(iter(result), b"")
 
 
 def _drained(overflow: BinaryIO) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ them comes back as its plan. Nothing here blocks but `wait`.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import gc
@@ -171,7 +172,7 @@ class Master(Steering):
             name = self._control.open(self.settings.control_socket, self.name, os.environ)
             self.settings = dataclasses.replace(self.settings, name=name)
         self._make_children(cleanup, before)
-        run_hook(self.hooks, "on_starting", self)
+        run_hook(self.hooks, "on_starting", self, keep=True)
         cleanup.callback(self.listeners.close_all)
         cleanup.callback(self.children.forget_all)
         cleanup.callback(self.upgrading.close)
@@ -287,9 +288,9 @@ class Master(Steering):
         return [self._obey_signals, *events, self.messenger.expire]
 
     def handle(self, event: Callable[[], object]) -> None:
-        """Handle what has happened. A fault in one handler is logged and harms no other."""
+        """Handle what has happened. A fault in one handler is logged; neither that nor a context variable gets to another."""
         try:
-            event()
+            contextvars.copy_context().run(event)
         except CommandError as error:
             self.log.warning("%s", error)
         except Exception:

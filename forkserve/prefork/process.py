@@ -215,7 +215,7 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
             if not context.molded:
                 worker_class, context = prepare(worker_class, context, partial(_end_with_master, context))
             worker = worker_class(context)
-            run_hook(context.hooks, "post_fork", context.server, worker)
+            run_hook(context.hooks, "post_fork", context.server, worker, keep=True)
             worker.on_start()
             worker.run()
         code: int = ExitCode.OK
@@ -228,7 +228,7 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
             worker, code = _stand_in(worker_class, context, boot, error)
     if worker is not None:
         with _logged("on_stop"):
-            worker.on_stop()
+            worker.new_context().run(worker.on_stop)
         run_hook(context.hooks, "worker_exit", context.server, worker)
     with _logged("an atexit function"):
         atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not

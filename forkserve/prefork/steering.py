@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -327,7 +328,7 @@ class Steering:
                 ended.append(functools.partial(pending.fail, error))
             self._goals.remove(one)
         for end in ended:  # last, as it may add others
-            end()
+            contextvars.copy_context().run(end)
         return bool(ended)
 
     def say_stopped(self) -> None:

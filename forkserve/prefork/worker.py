@@ -6,6 +6,7 @@ where the worker asks for them (`alive`, `wait`, `on_channel`), never in the mid
 
 from __future__ import annotations
 
+import contextvars
 import faulthandler
 import logging
 import os
@@ -124,6 +125,8 @@ class Worker:
         self._signals: SignalQueue | None = None
         self._dispatcher = Dispatcher(self)
         self._asked: dict[int, Asked] = {}
+        self._initialized = False
+        self._clean_context = contextvars.copy_context()
         Worker.current = self
 
     # For subclasses to write.
@@ -213,13 +216,24 @@ class Worker:
         self.booted = True
         self.install_signals()
         self.beat()
-        run_hook(self.hooks, "post_worker_init", self)
-        call_hook("hook on_ready", self.on_ready)
+        self.initialized()
+        call_hook("hook on_ready", self.on_ready, keep=True)
+        self._clean_context = contextvars.copy_context()
         self.row.cells[ACCEPTING] = 1
         daemon.detach()
         self.send({"type": "ready", "commands": describe(type(self), Worker)})
         for name in self.context.asked:
             getattr(self, name)()
+
+    def initialized(self) -> None:
+        """Run the hook post_worker_init: all is loaded. Once; `ready` does it if nobody has."""
+        if not self._initialized:
+            self._initialized = True
+            run_hook(self.hooks, "post_worker_init", self, keep=True)
+
+    def new_context(self) -> contextvars.Context:
+        """Return the context for the next piece of the application's work: what start-up set, and nothing of other work."""
+        return self._clean_context.copy()
 
     def note(self) -> None:
         """Write into the row how things stand, since somebody is about to look at it."""
@@ -230,6 +244,10 @@ class Worker:
         The master then closes its own copies of those that nobody wants any longer.
         """
         self.send({"type": "released"})
+
+    def lingering(self) -> None:
+        """Tell the master that nothing is left to wait for but streams and threads: a reload need not wait for this worker."""
+        self.send({"type": "lingering"})
 
     def beat(self) -> None:
         """Show a sign of life: at least once in `timeout` seconds, by whoever does the work.
@@ -326,7 +344,7 @@ class Worker:
 
     def run_command(self, command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
         """Run a command to its end; where a loop is running, let it run there and call the dispatcher again."""
-        run_to_end(command, is_async=is_async)
+        self.new_context().run(run_to_end, command, is_async=is_async)
 
     # What orders and signals do.
 

@@ -123,18 +123,20 @@ def test_a_stream_without_a_body_hears_its_client_go(server: Server) -> None:
 
 
 def test_a_stream_that_starts_when_its_client_has_gone(server: Server) -> None:
-    """Who listens already hears of it with the start."""
+    """An application that listens hears of it at once."""
     with server.connect() as client:
         ask(client, "/quiet-late")
         events(server, "listening")
+    events(server, "heard")
     server.get("/-/release")
-    events(server, "started", "heard")
+    events(server, "started")
 
 
 @pytest.mark.parametrize("path", ["/quiet", "/quiet-late"])
 def test_a_stream_without_a_body_hears_the_drain(loop: str, tmp_path: Path, path: str) -> None:
     """A stream that has nothing to say does not keep its worker until the graceful timeout."""
-    with serving("tests.http.asgi_apps:app", Path(os.path.relpath(tmp_path)), loop=loop, graceful_timeout=60) as server:
+    directory = Path(os.path.relpath(tmp_path))
+    with serving("tests.http.asgi_apps:app", directory, loop=loop, graceful_timeout=60, stream_grace=0.5) as server:
         with server.connect() as client:
             ask(client, path)
             events(server, "started" if path == "/quiet" else "listening")
