@@ -161,8 +161,10 @@ class ASGIExchange(Exchange):
                 self._news = asyncio.Event()
             self._news.clear()
             self._listening = True
-            await self._news.wait()
-            self._listening = False
+            try:
+                await self._news.wait()
+            finally:
+                self._listening = False
         self._told = True
         return {"type": "http.disconnect"}
 

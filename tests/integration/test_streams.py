@@ -1,0 +1,513 @@
+"""What is cut off and what is not: streams, background work and WebSockets when a worker drains, and when their client leaves.
+
+The places in which a drain can cut an answer off, each covered here: a finite stream whose length nobody knows, in each framework and
+both interfaces, at a stop, a reload, a restart, a scale-down, at --max-requests and an upgrade; an endless one, after --stream-grace; work
+behind an answer; a task that only it refers to; a WebSocket before and after its Close.
+
+The places in which a client that leaves must be noticed, and is no error: before the answer, in it, idle and busy, by FIN and by RST, over
+TCP, unix sockets and TLS, while reading is paused, during a drain; in `receive`, in `send`, in what frameworks make of either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+from tests.integration.client import Client, get
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+from tests.integration.steer import Steered
+
+FRAMEWORKS = pytest.mark.parametrize(
+    "framework", ["raw", "starlette", "base_http_middleware", "fastapi", "litestar", "quart", "django", "sse"]
+)
+LISTENING = pytest.mark.parametrize("framework", ["starlette", "fastapi", "litestar", "quart", "django", "raw"])
+PIECES = b"".join(b"piece %d;" % number for number in range(5))
+LONG = ("--graceful-timeout", 60)
+
+
+def app(framework: str) -> str:
+    """The command's argument for a framework."""
+    return "tests.integration.stream_apps:wsgi" if framework == "wsgi" else f'tests.integration.stream_apps:make("{framework}")'
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """Where apps write what happens."""
+    (tmp_path / "notes").touch()
+    return tmp_path / "notes"
+
+
+def noted(notes: Path, text: str) -> None:
+    """Wait for a line."""
+    eventually(lambda: text in notes.read_text().splitlines(), notes.read_text)
+
+
+def begin(start: Start, tmp_path: Path, framework: str, *options: object) -> Steered:
+    """Start it with a control socket."""
+    return Steered(start, tmp_path, app(framework), "--base-port", 0, "--reload-settle", 0, "--linger", 0.2, *LONG, *options)
+
+
+def first(client: Client, target: str) -> None:
+    """Begin a stream."""
+    client.request(target)
+    head = client.head()
+    assert (head.status, head["transfer-encoding"]) == (200, "chunked")
+    client.until(b"first;")
+
+
+def rest_of_chunks(client: Client) -> bytes:
+    """The text of what is left, whose last chunk must come."""
+    data = client.rest()
+    assert data.endswith(b"0\r\n\r\n"), data
+    return b"".join(re.findall(rb"piece \d;", data))
+
+
+def draining(steered: Steered, pid: int) -> bool:
+    """Whether the process drains, as the status has it."""
+    rows = steered.ask("status")["result"]["workers"]
+    return any(row["pid"] == pid and row["state"] == "draining" for row in rows)
+
+
+@FRAMEWORKS
+def test_a_reload_lets_a_finite_stream_end(start: Start, tmp_path: Path, framework: str) -> None:
+    steered = begin(start, tmp_path, framework)
+    gate = tmp_path / "gate"
+    (old,) = steered.command.workers
+    with Client(steered.command.port) as client:
+        first(client, f"/finite?{gate}")
+        reload = steered.begin("reload")
+        eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
+        gate.touch()
+        assert rest_of_chunks(client) == PIECES
+    assert reload.answer["ok"]
+    noted(steered.notes, "complete")
+    assert "cut" not in steered.notes.read_text()
+    assert "cut off" not in steered.command.stderr
+
+
+@pytest.mark.parametrize("framework", ["raw", "wsgi", "threads"])
+@pytest.mark.parametrize("how", ["stop", "restart", "scale", "term", "upgrade"])
+def test_other_drains_let_it_end(start: Start, tmp_path: Path, framework: str, how: str) -> None:
+    threads = ("--threads", 2) if framework == "threads" else ()
+    steered = begin(start, tmp_path, framework.replace("threads", "wsgi"), "--workers", 2, *threads)
+    gate = tmp_path / "gate"
+    port = next(one.port for one in steered.command.listening if one.worker == 2)
+    row = next(row for row in steered.ask("status")["result"]["workers"] if row["id"] == 2)
+    with Client(port) as client:
+        first(client, f"/finite?{gate}")
+        match how:
+            case "stop":
+                steered.command.kill(signal.SIGTERM)
+            case "restart":
+                request = steered.begin("restart", 2)
+            case "scale":
+                request = steered.begin("scale", 1)
+            case "term":
+                os.kill(row["pid"], signal.SIGTERM)
+            case "upgrade":
+                request = steered.begin("upgrade")
+        eventually(lambda: draining(steered, row["pid"]), lambda: steered.command.stderr)
+        gate.touch()
+        assert rest_of_chunks(client) == PIECES
+    if how in ("restart", "scale", "upgrade"):
+        assert request.answer["ok"]
+    if how == "stop":
+        steered.command.wait()
+
+
+@pytest.mark.parametrize("framework", ["raw", "starlette", "base_http_middleware", "django", "sse"])
+def test_an_endless_stream_is_cut_off_after_stream_grace(start: Start, tmp_path: Path, framework: str) -> None:
+    steered = begin(start, tmp_path, framework, "--stream-grace", 0.3)
+    with Client(steered.command.port) as client:
+        first(client, "/idle")
+        noted(steered.notes, "idle")
+        steered.command.kill(signal.SIGTERM)
+        assert not client.rest().endswith(b"0\r\n\r\n")  # what is not whole must not look whole
+    log = steered.command.wait()
+    noted(steered.notes, "idle ended")
+    assert len(re.findall("a stream is cut off.*GET /idle", log)) == 1
+    assert "still open" not in log
+
+
+def test_stream_grace_is_the_graceful_timeout_less_two_seconds(tmp_path: Path) -> None:
+    def value(*options: str) -> str:
+        found = subprocess.run(
+            [sys.executable, "-m", "forkserve", "config", "example_apps.hello_asgi:app", *options],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        return next(line for line in found.splitlines() if "stream_grace" in line or "stream-grace" in line)
+
+    assert "28" in value()
+    assert " 0 " in value("--graceful-timeout", "1") + " "
+    assert "5" in value("--stream-grace", "5")
+    assert " 0 " in value("--reload") + " "
+
+
+@pytest.mark.parametrize("drain", [signal.SIGTERM, signal.SIGHUP])
+def test_background_work_is_done_at_a_drain(start: Start, tmp_path: Path, drain: signal.Signals) -> None:
+    steered = begin(start, tmp_path, "starlette")
+    gate = tmp_path / "gate"
+    (old,) = steered.command.workers
+    assert get(steered.command.port, f"/background?{gate}").text == "done"
+    steered.command.kill(drain)
+    eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
+    gate.touch()
+    noted(steered.notes, "background done")
+
+
+def test_background_work_of_a_client_that_left(start: Start, tmp_path: Path) -> None:
+    steered = begin(start, tmp_path, "starlette")
+    gate = tmp_path / "gate"
+    with Client(steered.command.port) as client:
+        client.request(f"/late?{gate}")
+        noted(steered.notes, "waits")
+    gate.touch()
+    noted(steered.notes, "reported")
+    noted(steered.notes, "background done")
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_task_that_only_it_refers_to(start: Start, tmp_path: Path, loop: str) -> None:
+    """Neither while its client waits, nor when that has left, is it collected as garbage."""
+    steered = begin(start, tmp_path, "raw", "--loop", loop)
+    with Client(steered.command.port) as waits:
+        waits.request("/weak")
+        with Client(steered.command.port) as leaves:
+            leaves.request("/weak?left")
+            eventually(lambda: steered.notes.exists() and steered.notes.read_text().count("weak\n") == 2, "both wait")
+        assert get(steered.command.port, "/collect").text == "done"
+        assert waits.answer().text == "done"
+    noted(steered.notes, "went on")
+    assert "destroyed" not in steered.command.stop()
+
+
+def leave(client: Client, how: str) -> None:
+    """Close the connection, in order or with a reset."""
+    sock = client.sock
+    if how == "RST":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@LISTENING
+@pytest.mark.parametrize("how", ["FIN", "RST"])
+def test_a_stream_whose_client_leaves(start: Start, tmp_path: Path, framework: str, how: str) -> None:
+    """It ends, idle and busy, and is no line in the log above debug."""
+    steered = begin(start, tmp_path, framework, "--log-level", "debug")
+    for path, end in (("/idle", "idle ended"), ("/busy", "busy ended")):
+        with Client(steered.command.port) as client:
+            client.request(path)
+            client.until(b"first;" if path == "/idle" else b"xxx")
+            leave(client, how)
+        noted(steered.notes, end)
+    log = steered.command.stop()
+    assert not re.search("ERROR|WARNING|Traceback", log), log
+
+
+@pytest.mark.parametrize("kind", ["unix", "tls"])
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_stream_whose_client_leaves_another_way(start: Start, tmp_path: Path, certificate: Path, kind: str, loop: str) -> None:
+    where = (
+        ("--bind", f"unix:{tmp_path}/s")
+        if kind == "unix"
+        else ("--bind", "127.0.0.1:0", "--certfile", certificate, "--keyfile", certificate)
+    )
+    steered = Steered(start, tmp_path, app("starlette"), *where, *LONG, "--loop", loop)
+    tls = None if kind == "unix" else ssl.create_default_context(cafile=str(certificate))
+    with Client(f"{tmp_path}/s" if kind == "unix" else steered.command.port, tls) as client:
+        first(client, "/idle")
+        noted(steered.notes, "idle")
+    noted(steered.notes, "idle ended")
+
+
+def test_a_client_that_leaves_during_a_drain(start: Start, tmp_path: Path) -> None:
+    steered = begin(start, tmp_path, "starlette")
+    with Client(steered.command.port) as client:
+        first(client, "/idle")
+        noted(steered.notes, "idle")
+        (worker,) = steered.command.workers
+        steered.command.kill(signal.SIGTERM)
+        eventually(lambda: draining(steered, worker), lambda: steered.command.stderr)
+    noted(steered.notes, "idle ended")
+    steered.command.wait()
+
+
+@pytest.mark.parametrize("framework", ["raw", "starlette", "django"])
+def test_a_client_that_leaves_before_the_answer_is_reported(start: Start, tmp_path: Path, framework: str) -> None:
+    steered = begin(start, tmp_path, framework)
+    gate = tmp_path / "gate"
+    with Client(steered.command.port) as client:
+        client.request(f"/late?{gate}")
+        noted(steered.notes, "waits")
+    if framework == "starlette":
+        gate.touch()  # it asks, and does not listen
+    noted(steered.notes, "reported")
+
+
+@pytest.mark.parametrize("framework", ["raw", "starlette", "django"])
+def test_half_close_answer_waits_for_a_reset(start: Start, tmp_path: Path, framework: str) -> None:
+    steered = begin(start, tmp_path, framework, "--half-close", "answer")
+    gate = tmp_path / "gate"
+    with Client(steered.command.port) as client:
+        client.request(f"/late?{gate}")
+        noted(steered.notes, "waits")
+        client.sock.shutdown(socket.SHUT_WR)
+        gate.touch()
+        assert client.answer().text == "done"
+    noted(steered.notes, "answered")
+
+
+@pytest.mark.parametrize("framework", ["starlette", "base_http_middleware", "django"])
+@pytest.mark.parametrize("choice", ["answer", "disconnect"])
+def test_a_half_closed_stream(start: Start, tmp_path: Path, framework: str, choice: str) -> None:
+    """Whole, or not whole and seen to be so."""
+    steered = begin(start, tmp_path, framework, "--half-close", choice)
+    gate = tmp_path / "gate"
+    with Client(steered.command.port) as client:
+        first(client, f"/finite?{gate}")
+        client.sock.shutdown(socket.SHUT_WR)
+        if choice == "answer":
+            gate.touch()
+            assert rest_of_chunks(client) == PIECES
+        else:
+            assert not client.rest().endswith(b"0\r\n\r\n")
+            assert "cut by" in eventually(steered.notes.read_text)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("choice", ["answer", "disconnect"])
+def test_half_closed_connections_end(start: Start, tmp_path: Path, choice: str, loop: str) -> None:
+    """An app that does not listen keeps no connection whose client has gone: on a unix socket that is seen, on TCP there is a bound."""
+    path = f"{tmp_path}/s"
+    steered = Steered(
+        start, tmp_path, app("raw"), "--bind", "127.0.0.1:0", "--bind", f"unix:{path}", "--half-close", choice,
+        "--write-timeout", 1, "--stream-grace", 0, "--graceful-timeout", 3, "--loop", loop,
+    )  # fmt: skip
+    where: list[str | int] = [path] if choice == "answer" else [path, steered.command.port]
+    for one in where:
+        with Client(one) as client:
+            first(client, "/ignore")
+    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "no connection")
+
+
+def test_an_upload_whose_client_leaves(start: Start, tmp_path: Path) -> None:
+    steered = begin(start, tmp_path, "starlette", "--log-level", "debug")
+    with Client(steered.command.port) as client:
+        client.send(b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n123")
+        noted(steered.notes, "waits")
+    eventually(lambda: "the client has left" in steered.command.stderr, lambda: steered.command.stderr)
+    log = steered.command.stop()
+    assert not re.search("ERROR|Traceback", log), log
+
+
+@pytest.mark.parametrize(("framework", "path"), [("starlette", "/receive"), ("starlette", "/send"), ("fastapi", "/receive")])
+@pytest.mark.parametrize("how", ["FIN", "RST", "Close"])
+def test_a_websocket_whose_client_leaves(start: Start, tmp_path: Path, framework: str, path: str, how: str) -> None:
+    steered = begin(start, tmp_path, framework, "--log-level", "debug")
+    with connect(f"ws://127.0.0.1:{steered.command.port}{path}") as client:
+        if path == "/receive":
+            client.send("x")
+        client.recv()
+        if how == "RST":
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if how != "Close":
+            client.socket.shutdown(socket.SHUT_RDWR)
+    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "it has gone")
+    log = steered.command.stop()
+    assert not re.search("ERROR|Traceback", log), log
+
+
+def test_a_real_error_of_one_that_left_is_logged(start: Start, project: Path) -> None:
+    steered = Steered(start, project, "site_app:app", "--base-port", 0, cwd=project)
+    steered.command.traceback_expected = True
+    with Client(steered.command.port) as client:
+        client.request()
+        client.until(b"first")
+    eventually(lambda: "a fault of its own" in steered.command.stderr, lambda: steered.command.stderr)
+
+
+APP = """
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"first", "more_body": True})
+    await receive()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ExceptionGroup("both", [OSError("gone"), ValueError("a fault of its own")])
+"""
+
+
+def shake(client: Client, path: str) -> None:
+    """Begin a WebSocket by hand."""
+    lines = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    )
+    client.request(path, *lines)
+    assert client.head().status == 101
+
+
+CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"  # masked with zeros; 1000
+
+
+@pytest.mark.parametrize("begins", ["client", "server"])
+def test_a_websocket_that_leaves_closing_to_the_server(start: Start, tmp_path: Path, begins: str) -> None:
+    """After both Close frames it is the server that closes (RFC 6455 7.1.1), at once, whatever a Close may have been given."""
+    steered = begin(start, tmp_path, "starlette", "--ws-ping-timeout", 300)
+    with Client(steered.command.port) as client:
+        shake(client, "/receive")
+        if begins == "client":
+            client.send(CLOSE)
+            assert client.until(b"\x03\xe8") == b"\x88\x02\x03\xe8"
+        steered.command.kill(signal.SIGTERM)
+        if begins == "server":
+            assert client.until(b"\x03\xf4").startswith(b"\x88")
+            client.send(CLOSE.replace(b"\x03\xe8", b"\x03\xf4"))
+        assert client.rest() == b""
+        steered.command.wait()  # though we have not closed
+
+
+def test_a_websocket_that_does_not_answer_a_close(start: Start, tmp_path: Path) -> None:
+    steered = begin(start, tmp_path, "starlette", "--ws-ping-timeout", 300)
+    with Client(steered.command.port) as client:
+        shake(client, "/receive")
+        steered.command.kill(signal.SIGTERM)
+        assert client.until(b"\x03\xf4").startswith(b"\x88")
+        steered.command.wait()
+
+
+SOCKETIO = """
+import socketio
+server = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins="*")
+app = socketio.ASGIApp(server)
+
+@server.event
+async def echo(sid, text):
+    return text
+"""
+
+
+def test_socketio(start: Start, tmp_path: Path) -> None:
+    """Its client leaves closing to the server, and the server's stop does not wait for it."""
+    import socketio
+
+    (tmp_path / "chat_app.py").write_text(SOCKETIO)
+    steered = Steered(start, tmp_path, "chat_app:app", "--base-port", 0, "--ws-ping-timeout", 300, *LONG, cwd=tmp_path)
+    client = socketio.Client(reconnection=False)
+    client.connect(f"http://127.0.0.1:{steered.command.port}", transports=["websocket"], wait_timeout=20)
+    try:
+        assert client.call("echo", "hello", timeout=20) == "hello"
+        steered.command.kill(signal.SIGTERM)
+        steered.command.wait()
+    finally:
+        client.disconnect()
+
+
+OPENAI = """
+import asyncio, json, os
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+app = FastAPI()
+
+@app.post("/v1/chat/completions")
+async def chat(body: dict):
+    async def events():
+        for number in range(6):
+            while number and not os.path.exists(os.environ["GATE"]):
+                await asyncio.sleep(0.01)
+            delta = {"index": 0, "delta": {"role": "assistant", "content": f"word {number} "}, "finish_reason": None}
+            piece = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [delta]}
+            yield f"data: {json.dumps(piece)}\\n\\n"
+        yield "data: [DONE]\\n\\n"
+    return StreamingResponse(events(), media_type="text/event-stream")
+"""
+
+
+def test_the_openai_client_over_a_reload(start: Start, tmp_path: Path) -> None:
+    import openai
+
+    (tmp_path / "chat_app.py").write_text(OPENAI)
+    gate = tmp_path / "gate"
+    steered = Steered(
+        start, tmp_path, "chat_app:app", "--base-port", 0, *LONG, "--reload-settle", 0, cwd=tmp_path, env={"GATE": str(gate)}
+    )
+    (old,) = steered.command.workers
+    with openai.OpenAI(
+        api_key="none", base_url=f"http://127.0.0.1:{steered.command.port}/v1", max_retries=0, timeout=20
+    ) as client:
+        stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hello"}], stream=True)
+        words = [next(stream).choices[0].delta.content]
+        reload = steered.begin("reload")
+        eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
+        gate.touch()
+        words += [piece.choices[0].delta.content for piece in stream]
+    assert "".join(word or "" for word in words) == "".join(f"word {number} " for number in range(6))
+    assert reload.answer["ok"]
+
+
+MCP = '''
+import asyncio, os
+from mcp.server.mcpserver import Context, MCPServer
+
+server = MCPServer("tools")
+
+@server.tool()
+async def slow(ctx: Context) -> str:
+    """Take some time."""
+    await ctx.report_progress(1, 2)
+    open(os.environ["GATE"] + ".began", "w").close()
+    while not os.path.exists(os.environ["GATE"]):
+        await asyncio.sleep(0.01)
+    await ctx.report_progress(2, 2)
+    return "done"
+
+app = server.streamable_http_app()
+'''
+
+
+def test_the_mcp_client_over_a_reload(start: Start, tmp_path: Path) -> None:
+    import anyio
+    from mcp.client.client import Client as MCPClient
+
+    (tmp_path / "tools_app.py").write_text(MCP)
+    gate = tmp_path / "gate"
+    steered = Steered(
+        start, tmp_path, "tools_app:app", "--base-port", 0, *LONG, "--reload-settle", 0, cwd=tmp_path, env={"GATE": str(gate)}
+    )
+    (old,) = steered.command.workers
+    result: list[Any] = []
+
+    async def call() -> None:
+        async with MCPClient(f"http://127.0.0.1:{steered.command.port}/mcp") as client:
+            result.append(await client.call_tool("slow", {}))
+
+    thread = threading.Thread(target=anyio.run, args=(call,))
+    thread.start()
+    eventually((tmp_path / "gate.began").exists, lambda: steered.command.stderr)
+    steered.begin("reload").abandon()
+    eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
+    gate.touch()
+    thread.join(20)
+    assert result
+    assert json.dumps(result[0].model_dump(mode="json")).count("done")
