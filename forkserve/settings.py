@@ -109,7 +109,7 @@ class Settings:
         None,
         "Workers",
         count(0, 4096),
-        "Replaced workers with nothing left but streams or threads that a reload does not wait for; default: the number of workers.",
+        "Workers with nothing left but streams or threads that a reload does not wait for; default: the number of workers.",
     )
     reload_settle: float = setting(
         1.0, "Workers", values.seconds, "How long the first new worker must live before a reload touches an old one."

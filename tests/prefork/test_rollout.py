@@ -219,7 +219,9 @@ def test_without_workers_there_is_nothing_to_try() -> None:
     fleet.plan()
     for generation in (2, 3):  # each has a number of its own
         fleet.reload()
-        assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [MOLD], "it loads the app, and serves nothing"
+        assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [MOLD], (
+            "it loads the app, and serves nothing"
+        )
         (mold,) = fleet.pool.molds()
         fleet.ready(mold)
         (drain,) = fleet.plan()

@@ -221,7 +221,7 @@ class Pool(Generations):
             member.lingering = True
 
     def spent(self, ident: int, *, full: bool) -> bool:
-        """A worker said that it has answered as many requests as it should; with `full`, that it takes no more until it is replaced.
+        """A worker said that it has answered as many requests as it should; `full`: it takes no more before it is replaced.
 
         Return whether that is new. A canary is not replaced before its generation is committed.
         """
@@ -328,7 +328,9 @@ class Pool(Generations):
 
         A newer one may be outdated itself: two that wait for a third would leave no room for it.
         """
-        ready = [one for one in self._slots[member.slot].members if one.state is State.READY and one is not member and not one.canary]
+        ready = [
+            one for one in self._slots[member.slot].members if one.state is State.READY and one is not member and not one.canary
+        ]
         return any(one.ident > member.ident or not one.outdated for one in ready)
 
     def _keep_molds(self, now: float) -> None:
