@@ -27,7 +27,7 @@ from tests.integration.load import Load
 from tests.integration.site import Site, source
 
 OWN, SHARED = ("--base-port", 0), ("--bind", "127.0.0.1:0")
-QUICK = ("--linger", 0.2, "--reload-settle", 0.1)
+QUICK = ("--linger", 1, "--reload-settle", 0.1)  # longer than the clients of a `Load` are idle
 
 
 def most(number: int) -> int:
@@ -203,7 +203,7 @@ def test_a_successor_that_hangs_lifts_it_when_its_time_is_over(start: Start, tmp
 
 
 def test_a_reload_ends_while_workers_are_replaced_all_the_time(start: Start, tmp_path: Path) -> None:
-    site = Site(start, tmp_path, "app:asgi", *OWN, "-w", 2, "--max-requests", 1, "--linger", 0.2, "--reload-settle", 1)
+    site = Site(start, tmp_path, "app:asgi", *OWN, "-w", 2, "--max-requests", 1, "--linger", 1, "--reload-settle", 1)
     with Load(site.command.ports) as load:
         eventually(lambda: load.answered > 20, lambda: load.answered)
         site.save(source("new"))
