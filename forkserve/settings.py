@@ -105,6 +105,12 @@ class Settings:
         None, "Workers", values.text, "Worker class to run instead of the HTTP worker: module:Class.", reloadable=False
     )
     reload_surge: int = setting(1, "Workers", count(1, 4096), "Workers that a reload may start before as many old ones are gone.")
+    reload_lingering: int | None = setting(
+        None,
+        "Workers",
+        count(0, 4096),
+        "Workers with nothing left but streams or threads that a reload does not wait for; default: the number of workers.",
+    )
     reload_settle: float = setting(
         1.0, "Workers", values.seconds, "How long the first new worker must live before a reload touches an old one."
     )

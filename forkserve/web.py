@@ -8,6 +8,7 @@ import signal
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from random import SystemRandom
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from forkserve.http.site import Site
 from forkserve.loader import LoadedApp
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.process import EndOfBootError
-from forkserve.prefork.scoreboard import BEAT, CONNECTIONS, REQUESTS, STARTED
+from forkserve.prefork.scoreboard import ACCEPTING, BEAT, CONNECTIONS, REQUESTS, STARTED
 from forkserve.prefork.worker import ENDING, WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
@@ -163,12 +164,28 @@ class HTTPWorker(Worker):
             self.ready()
             site.freeze_context()
             service.accept(sockets, self._note, period, self._note_in_hand)
+            if self.settings.max_requests:
+                # Not from `random`, whose state workers of one mold share, and which belongs to the app.
+                jitter = SystemRandom().randint(0, self.settings.max_requests_jitter)
+                service.limit_requests(self.settings.max_requests + jitter, self._spent)
             await self._stop
-        service.stop_accepting()
+        service.stop_accepting(relieved=self.relieved)
         for listener in self.listeners:
             listener.sock.close()
         self.released()
         await service.drain(self.settings.graceful_timeout or inf, self.lingering)
+
+    def _spent(self, requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
+        """Ask for a successor: so many requests have come; if `full`, no connection is accepted before that is there."""
+        if full:
+            self.row.cells[ACCEPTING] = 0
+        self.send({"type": "spent", "requests": requests, "full": full})
+
+    def serve_on(self) -> None:
+        """Accept again: the successor failed."""
+        if not self.draining:
+            self.row.cells[ACCEPTING] = 1
+            self._service.serve_on()
 
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that says what does not load."""

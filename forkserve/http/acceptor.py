@@ -48,7 +48,7 @@ class Acceptor:
         self._loop = site.loop
         self._sock = sock
         self._warned = False
-        self._stopped = False
+        self._stopped = self._holding = False
         self._timer: asyncio.TimerHandle | None = None
         settings = site.settings
         self._senders = None if settings.proxy_protocol == "off" else TrustedPeers(settings.proxy_allow_from)
@@ -57,19 +57,33 @@ class Acceptor:
     def start(self) -> None:
         """Accept from now on."""
         self._timer = None
-        self._loop.add_reader(self._sock, self._ready)
+        if not self._holding:
+            self._loop.add_reader(self._sock, self._ready)
 
-    def stop(self) -> None:
-        """Take what waits in the queue, then accept no more."""
+    def stop(self, *, leave: bool = False) -> None:
+        """Take what waits in the queue, or leave it to others who accept there; then accept no more."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        while self._accept():
+        while not leave and self._accept():
             pass
         self._loop.remove_reader(self._sock)
 
+    def hold(self) -> None:
+        """Accept nothing until `go_on`: connections wait in the queue."""
+        self._holding = True
+        self._loop.remove_reader(self._sock)
+
+    def go_on(self) -> None:
+        """Accept again."""
+        if self._holding:
+            self._holding = False
+            if not self._stopped and self._timer is None:
+                self.start()
+
     def _ready(self) -> None:
-        for _ in range(AT_ONCE):
+        # With a quota one at a time, as each that there might be counts.
+        for _ in range(AT_ONCE if self._site.quota is None else 1):
             if not self._accept():
                 return
 
@@ -81,6 +95,9 @@ class Acceptor:
 
     def _accept(self) -> bool:
         """Take one connection; whether there may be another."""
+        quota = self._site.quota
+        if quota is not None and not quota.admit():
+            return False
         try:
             client, peer = self._sock.accept()
         except (BlockingIOError, InterruptedError):
@@ -93,6 +110,8 @@ class Acceptor:
             if error.errno in _CLIENTS_FAULT:
                 return True
             raise
+        if quota is not None:
+            quota.coming += 1
         client.setblocking(False)
         task = self._loop.create_task(self._connect(client, peer))
         self._site.handshakes.add(task)
@@ -121,9 +140,15 @@ class Acceptor:
             )
         except ProxyHeaderError as error:
             client.close()
+            self._not_connected()
             self._complain(_host(peer), error)
         except (TimeoutError, OSError, EOFError):
+            self._not_connected()
             client.close()  # a client that gave up, or a handshake that failed, is nobody's error
+
+    def _not_connected(self) -> None:
+        if self._site.quota is not None:
+            self._site.quota.coming -= 1
 
     async def _proxy_header(self, client: socket.socket) -> ProxyHeader:
         """Take the PROXY header from a connection, and not a byte more: what follows may be TLS, which only the loop can read.

@@ -82,6 +82,8 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         site = self.site
         site.connections.add(self)
+        if site.quota is not None:
+            site.quota.coming -= 1
         site.observer.connected(len(site.connections))
         self.endpoints.read(transport)
         self._limit_output()
@@ -195,6 +197,8 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange = site.new_exchange(self, target, fields)
         if site.in_hand is not None:
             site.in_hand.add(exchange)
+        if site.requests >= site.spent_at and site.quota is not None:
+            site.quota.reached()
         exchange.start()
 
     def _expect_body(self, fields: Fields) -> None:
@@ -268,6 +272,11 @@ class Connection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=0)
         if not self.write_paused:
             self.resume_writing()
+
+    def may_ask(self, *, last: bool) -> bool:
+        """Whether another request may come on it; with ``last``, if every answer that has not begun is the last."""
+        exchange = self._exchange
+        return not self._closing and (exchange is None or (exchange.keep_alive and (exchange.started or not last)))
 
     def may_stay_open(self) -> bool:
         """Whether what is left of the request body allows another request on this connection."""

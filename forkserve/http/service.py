@@ -14,6 +14,7 @@ from forkserve.http.asgi import ASGIExchange
 from forkserve.http.connection import Connection
 from forkserve.http.inhand import InHand
 from forkserve.http.lifespan import Lifespan
+from forkserve.http.quota import Quota
 from forkserve.http.sharedqueue import SharedAcceptor
 from forkserve.http.threads import ThreadedExchange, ThreadPool
 from forkserve.http.websocket import WebSocket
@@ -159,10 +160,26 @@ class Service:
         status = answer[9:12]
         return int(status) if status.isdigit() else 0
 
-    def stop_accepting(self) -> None:
-        """Take what waits in the queues, then accept no more."""
+    def limit_requests(self, number: int, on_spent: Callable[[int, bool], None]) -> None:
+        """Answer only so many requests, and a few more until a successor is there (`Quota`). Call `accept` before."""
+        Quota(self.site, number, self._acceptors, on_spent)
+
+    def serve_on(self) -> None:
+        """Answer whatever comes after all."""
+        if self.site.quota is not None:
+            self.site.quota.lift()
+
+    def stop_accepting(self, *, relieved: bool = False) -> None:
+        """Take what waits in the queues, then accept no more.
+
+        Args:
+            relieved: Another process accepts there: if requests are limited, what waits is left to that.
+        """
+        leave = relieved and self.site.quota is not None
+        if not leave:
+            self.serve_on()
         for acceptor in self._acceptors:
-            acceptor.stop()
+            acceptor.stop(leave=leave)
         self._acceptors.clear()
 
     async def pause(self, seconds: float) -> None:

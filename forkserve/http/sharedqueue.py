@@ -64,9 +64,9 @@ class SharedAcceptor(Acceptor):
         self._to_spare = FEWEST  # when the next one was waited for in vain
         self._waiting = False
 
-    def stop(self) -> None:
-        """Take what waits in the queue, then accept no more."""
-        super().stop()
+    def stop(self, *, leave: bool = False) -> None:
+        """Take what waits in the queue, or leave it to others who accept there; then accept no more."""
+        super().stop(leave=leave)
         self._waiting = False
 
     def _ready(self) -> None:

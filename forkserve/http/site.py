@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
     from forkserve.http.http1 import Target
+    from forkserve.http.quota import Quota
     from forkserve.http.threads import ThreadPool
     from forkserve.http.websocket import WebSocket
     from forkserve.http.wsgi import Turns
@@ -110,6 +111,8 @@ class Site:
         self.trusted = TrustedPeers(settings.forwarded_allow_ips if settings.proxy_headers else ())
         self.state: dict[str, Any] = {}  # the lifespan's
         self.requests = 0
+        self.quota: Quota | None = None  # with --max-requests
+        self.spent_at = sys.maxsize  # so many requests are what the quota is asked at
         self.draining = False
         self.ending_streams = False  # the drain has no more time for answers whose end nobody knows
         self.closing = not settings.keep_alive  # every answer is the last on its connection; so it is while draining

@@ -18,7 +18,7 @@ from forkserve.prefork.commands.calls import Target
 from forkserve.prefork.failures import Failures, describe_exit
 from forkserve.prefork.frames import encode
 from forkserve.prefork.hooks import WorkerHandle, call_hook, run_hook
-from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, State, name_of
 from forkserve.prefork.poller import READ, WRITE, Poller
@@ -97,6 +97,9 @@ class Children:
                     self._tell("on_timeout", self._handle(child))
             case Kill(member, dumped):
                 self._kill(self.by_ident[member.ident], dumped=dumped)
+            case ServeOn(member):
+                logger.warning("worker %d serves on beyond --max-requests: its successor failed, and is tried again", member.slot)
+                self.send(self.by_ident[member.ident], {"type": "serve_on"})
             case GiveUp(member):
                 child = self.by_ident[member.ident]
                 logger.critical("%s cannot be %s", child, "killed" if child.pid else "had from its mold")
@@ -130,7 +133,7 @@ class Children:
 
     def _drain(self, child: Child, *, booting: bool) -> None:
         child.row.tell_to_drain()
-        heard = self.send(child, {"type": "drain"})
+        heard = self.send(child, {"type": "drain", "relieved": self.pool.relieved(child.member)})
         if booting:
             self._end_boot(child)
         elif not heard:
@@ -229,19 +232,29 @@ class Children:
                 child.commands = message.get("commands", [])
                 self.pool.ready(ident, now)
                 self._became_ready(child)
-            case "draining":
-                self.pool.draining(ident, now)
             case "loaded" | "outside" | "waits":
                 if self.development:  # a worker of before an upgrade may say it to a master without --reload
                     self.development.heard(child, message)
-            case "released":
-                self.pool.released(ident)
+            case "draining" | "released" | "lingering" | "spent":
+                self._comes_to_its_end(child, message)
             case "failed":
                 child.failure = message
             case "reply" | "free" | "call" | "noted":
                 self.owner.said(child, message)
             case unknown:
                 self.pool.misbehaved(ident, f"unknown message {unknown!r:.100}", now)
+
+    def _comes_to_its_end(self, child: Child, message: Message) -> None:
+        ident = child.member.ident
+        match message["type"]:
+            case "draining":
+                self.pool.draining(ident, time.monotonic())
+            case "released":
+                self.pool.released(ident)
+            case "lingering":
+                self.pool.lingering(ident)
+            case "spent" if self.pool.spent(ident, full=message["full"]):
+                logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, message["requests"])
 
     def _became_ready(self, child: Child) -> None:
         stands_in = child.failure is not None

@@ -62,10 +62,10 @@ def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any
 
 
 def served(child: Child, settings: Settings) -> Served:
-    """How much a worker has served; its memory only where there is a limit for it, as it is dear to read."""
+    """How old a worker is, and its memory; that only where there is a limit for it, as it is dear to read."""
     age = time.monotonic() - child.member.born
     memory = _memory(child.pid).get("Pss") if settings.max_memory and child.pid else None
-    return Served(child.id, child.age, child.row.cells[REQUESTS], age, memory)
+    return Served(child.id, child.age, age, memory)
 
 
 def _shown(pool: Pool) -> list[Member]:

@@ -355,10 +355,10 @@ class Steering:
     def _recycle(self) -> None:
         """Replace workers that have served long enough, as few at a time as a reload would."""
         settings = self.settings
-        if not (settings.max_requests or settings.max_lifetime or settings.max_memory) or self.pool.phase is not Phase.SERVING:
+        if not (settings.max_lifetime or settings.max_memory) or self.pool.phase is not Phase.SERVING:
             return
         ready = [child for child in self.children if child.member.state is State.READY and not child.member.outdated]
-        room = 0 if self.reloading.under_way else settings.reload_surge - (self.pool.processes - len(ready))
+        room = 0 if self.reloading.under_way else self.pool.room - (self.pool.wanted - len(ready))
         for slot, why in self._recycler.pick([status.served(one, settings) for one in ready], settings, room):
             self.log.info("worker %d is replaced: %s", slot, why)
             self.pool.replace(slot)

@@ -120,6 +120,7 @@ class Worker:
         self.log = logging.getLogger("forkserve")
         self.booted = False
         self.draining = False
+        self.relieved = False  # a successor accepts on the same listeners: what waits in their queues is not ours to take
         self.orphan = False
         self._arm_again = 0
         self._signals: SignalQueue | None = None
@@ -238,6 +239,9 @@ class Worker:
     def note(self) -> None:
         """Write into the row how things stand, since somebody is about to look at it."""
 
+    def serve_on(self) -> None:
+        """Take work again: the successor that this worker has asked for failed. For workers that ask for one (`spent`)."""
+
     def released(self) -> None:
         """Tell the master that this worker accepts no more, after it has closed its listeners.
 
@@ -309,7 +313,10 @@ class Worker:
                     self.reopen_logs()
                 case "drain":
                     if not self.draining:
+                        self.relieved = bool(message.get("relieved"))
                         self.drain()
+                case "serve_on":
+                    self.serve_on()
                 case unknown:
                     self.log.error("unknown order %.100r", unknown)
         self.between_requests(self._dispatcher.run)

@@ -160,6 +160,26 @@ class Hooked(Idle):
         self.note("stop", self.id)
 
 
+class Lingering(Idle):
+    """Has a long answer in hand when it is told to end: it ends when the file is there. `SAYS`: it says that nothing else is left."""
+
+    def run(self) -> None:
+        super().run()
+        if "SAYS" in os.environ:
+            self.send({"type": "lingering"})
+        while not Path(os.environ["NOTES"], "end").exists():
+            time.sleep(0.01)
+
+
+class SlowToBoot(Idle):
+    """Is ready when the file is there."""
+
+    def run(self) -> None:
+        while not Path(os.environ["NOTES"], "go").exists():
+            time.sleep(0.01)
+        super().run()
+
+
 class NoWorker:
     """Not a worker."""
 

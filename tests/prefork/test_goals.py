@@ -28,11 +28,11 @@ def serving(wanted: int, *, preload: bool = False) -> tuple[Pool, list[Member]]:
     pool = Pool(wanted, Limits(), lambda: 0.0, preload=preload)
     for mold in fork(pool, 0.0) if preload else ():
         pool.ready(mold.ident, 0.0)
-    members = fork(pool, 0.0)
-    for member in members:
-        pool.ready(member.ident, 0.0)
+    while len(pool.members()) < wanted or any(one.state is not State.READY for one in pool.members()):
+        for member in fork(pool, 0.0):
+            pool.ready(member.ident, 0.0)
     pool.plan(0.0)
-    return pool, members
+    return pool, pool.members()
 
 
 def crash(pool: Pool, member: Member, now: float) -> None:

@@ -42,11 +42,18 @@ def fork(pool: Pool, now: float) -> list[Member]:
 def serving(wanted: int = 2, now: float = 0.0, **limits: float) -> tuple[Pool, list[Member]]:
     """A pool after its first boot, whose workers became ready at `now`."""
     pool = make(wanted, **limits)
-    members = fork(pool, now)
-    for member in members:
-        pool.ready(member.ident, now)
+    boot(pool, now)
     assert Announce(wanted) in pool.plan(now)
-    return pool, members
+    return pool, pool.members()
+
+
+def boot(pool: Pool, now: float) -> None:
+    """Have everything start that is due: the first alone, then the others."""
+    while members := fork(pool, now):
+        for member in members:
+            pool.ready(member.ident, now)
+        if pool.phase is Phase.FIRST_BOOT and all(one.state is State.READY for one in pool.members()):
+            return  # before the announcement
 
 
 def crash(pool: Pool, member: Member, now: float) -> None:
@@ -55,19 +62,60 @@ def crash(pool: Pool, member: Member, now: float) -> None:
 
 def test_forks_what_is_wanted_once() -> None:
     pool = make(3)
+    first = fork(pool, 0.0)
+    pool.ready(first[0].ident, 1.0)
 
-    assert [(one.slot, one.generation, one.row) for one in forks(pool.plan(0.0))] == [
+    assert [(one.slot, one.generation, one.row) for one in first + forks(pool.plan(1.0))] == [
         (1, 1, 0),
         (2, 1, 1),
         (3, 1, 2),
     ]
-    assert pool.plan(0.0) == []
+    assert pool.plan(1.0) == []
+
+
+def test_the_first_worker_boots_alone() -> None:
+    """An app that creates its schema at import must not lose a race against itself."""
+    pool = make(3)
+    (first,) = fork(pool, 0.0)
+    assert fork(pool, 1.0) == []
+    pool.want(4)
+
+    assert fork(pool, 2.0) == []
+    assert pool.next_deadline() == 60.0, "the others wait for it, not for a time"
+    pool.ready(first.ident, 3.0)
+    assert [one.slot for one in fork(pool, 3.0)] == [2, 3, 4]
+
+
+def test_the_first_of_those_that_come_back_boots_alone() -> None:
+    pool, members = serving(3)
+    pool.suspend()
+    pool.plan(1.0)
+    for member in members:
+        pool.exited(member.ident, 1.0, code=0, signal=None)
+    pool.want(3)
+    (first,) = fork(pool, 2.0)
+    pool.ready(first.ident, 3.0)
+
+    assert len(fork(pool, 3.0)) == 2
+
+
+def test_a_first_worker_that_fails_does_not_hold_up_the_others_where_it_is_tried_again() -> None:
+    """Under --reload: one after the other, so that each may have what the first lacked."""
+    pool = make(2, patient=True)
+    (first,) = fork(pool, 0.0)
+    pool.exited(first.ident, 1.0, code=3, signal=None)
+    (again,) = fork(pool, 1.0)
+    pool.exited(again.ident, 2.0, code=3, signal=None)
+
+    assert [one.slot for one in fork(pool, 2.0)] == [2]
+    assert fork(pool, 9.0) == []
 
 
 def test_announces_once_when_all_have_been_ready() -> None:
     pool = make(2)
-    first, second = fork(pool, 0.0)
+    (first,) = fork(pool, 0.0)
     pool.ready(first.ident, 1.0)
+    (second,) = fork(pool, 1.0)
 
     assert pool.plan(1.0) == []
     pool.ready(second.ident, 2.0)
@@ -82,8 +130,9 @@ def test_announces_once_when_all_have_been_ready() -> None:
 )
 def test_the_first_failure_of_the_first_boot_stops_all(code: int | None, signal: int | None, expected: ExitCode) -> None:
     pool = make(3)
-    first, second, third = fork(pool, 0.0)
+    (first,) = fork(pool, 0.0)
     pool.ready(first.ident, 1.0)
+    second, third = fork(pool, 1.0)
 
     assert pool.exited(second.ident, 1.0, code=code, signal=signal)
     assert pool.plan(1.0)[:2] == [Drain(first, booting=False), Drain(third, booting=True)]
@@ -95,8 +144,10 @@ def test_the_first_failure_of_the_first_boot_stops_all(code: int | None, signal:
 
 
 def test_a_second_failure_does_not_change_the_exit_code() -> None:
-    pool = make(2)
-    first, second = fork(pool, 0.0)
+    pool = make(3)
+    (zeroth,) = fork(pool, 0.0)
+    pool.ready(zeroth.ident, 0.5)
+    first, second = fork(pool, 0.5)
 
     pool.exited(first.ident, 1.0, code=4, signal=None)
     pool.exited(second.ident, 1.0, code=3, signal=None)
@@ -426,14 +477,12 @@ def test_a_crash_loop_of_hours_forks_rarely() -> None:
 
 
 def test_two_that_are_to_be_replaced_leave_room_for_the_third() -> None:
-    pool = make(1, surge=1)
-    (first,) = fork(pool, 0.0)
+    pool, (first,) = serving(1, surge=1)
     pool.replace(1)
     (second,) = fork(pool, 0.0)
     pool.replace(1)
     assert fork(pool, 0.0) == []
 
-    pool.ready(first.ident, 1.0)
     pool.ready(second.ident, 1.0)
 
     assert [one.member for one in pool.plan(1.0) if isinstance(one, Drain)] == [first]

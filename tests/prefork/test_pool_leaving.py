@@ -5,7 +5,7 @@ from __future__ import annotations
 from forkserve.prefork.policy.actions import CloseListener, Drain, Kill
 from forkserve.prefork.policy.leaving import LONGEST
 from forkserve.prefork.policy.pool import Pool
-from forkserve.prefork.policy.states import Limits, Member
+from forkserve.prefork.policy.states import Limits, Member, State
 from tests.prefork.test_pool import crash, fork, serving
 
 
@@ -78,17 +78,14 @@ def test_an_old_worker_serves_at_its_address_until_the_front_end_knows_the_new_o
     assert not pool.sees_off
 
 
-def test_one_goes_early_if_a_slot_that_is_wanted_has_no_worker_and_no_room() -> None:
-    pool, (first, second, third) = serving(3, beat=0.0, delay=60.0)
+def test_a_slot_that_is_wanted_does_not_wait_for_those_that_leave() -> None:
+    pool, (first, second, third) = serving(3, beat=0.0, delay=60.0, surge=1, lingering=0)
     pool.want(1)
     assert pool.plan(1.0) == []
 
     crash(pool, first, 2.0)
-    assert pool.plan(2.0) == [Drain(third, booting=False)]
-    assert pool.plan(2.5) == [], "one is enough"
-    gone(pool, third, now=3.0)
-    assert [member.slot for member in fork(pool, 3.0)] == [1]
-    assert second.state.value == "ready"
+    assert [member.slot for member in fork(pool, 2.0)] == [1]
+    assert second.state is third.state is State.READY
 
 
 def test_without_a_front_end_there_is_only_the_delay() -> None:
@@ -167,8 +164,9 @@ def test_what_is_to_end_at_once_does() -> None:
 
 def test_nobody_was_told_of_the_workers_of_a_first_boot() -> None:
     pool = Pool(2, Limits(delay=60.0), lambda: 0.0)
-    first, second = fork(pool, 0.0)
+    (first,) = fork(pool, 0.0)
     pool.ready(first.ident, 1.0)
+    (second,) = fork(pool, 1.0)
     pool.exited(second.ident, 1.0, code=3, signal=None)
 
     assert pool.plan(1.0)[0] == Drain(first, booting=False)
@@ -191,7 +189,7 @@ def test_whoever_is_only_replaced_or_suspended_waits_for_nothing() -> None:
 
 def test_nobody_is_down_before_the_announcement() -> None:
     pool = Pool(2, Limits(), lambda: 0.0)
-    first, _ = fork(pool, 0.0)
+    (first,) = fork(pool, 0.0)
     pool.ready(first.ident, 1.0)
 
     assert pool.down() == set()

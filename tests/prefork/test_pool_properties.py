@@ -13,7 +13,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from forkserve.prefork.policy.actions import Action, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.policy.actions import Action, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import DUMP_TIME, KILL_PATIENCE, MOLD, Limits, Member, State
 
@@ -26,16 +26,22 @@ class History(RuleBasedStateMachine):
 
     preload = False
 
-    @initialize(wanted=st.integers(0, 4), surge=st.integers(1, 2), jitter=st.floats(0, 1), delay=st.sampled_from([0.0, 3.0]))
-    def start(self, wanted: int, surge: int, jitter: float, delay: float) -> None:
+    @initialize(
+        wanted=st.integers(0, 4),
+        surge=st.integers(1, 2),
+        lingering=st.sampled_from([None, 0, 1, 3]),
+        jitter=st.floats(0, 1),
+        delay=st.sampled_from([0.0, 3.0]),
+    )
+    def start(self, wanted: int, surge: int, lingering: int | None, jitter: float, delay: float) -> None:
         self.now = 1000.0
-        self.surge = surge
-        limits = replace(LIMITS, surge=surge, delay=delay)
+        self.surge, self.lingering, self.peak = surge, lingering, wanted
+        limits = replace(LIMITS, surge=surge, lingering=lingering, delay=delay)
         self.pool = Pool(wanted, limits, lambda: jitter, preload=self.preload)
         self.ordered: list[int] = []
+        self.were_ready: set[int] = set()
         self.kept, self.delay = wanted, delay
         self.leaving: dict[int | None, tuple[float, float | None]] = {}  # since when, and since when nobody is sent there
-        self.early: set[int | None] = set()  # drained early, as there was no room; so their listeners may be closed early
         self.open: set[int | None] = {None, *range(1, wanted + 1)}
         self.forks_fail = False
         self.pids = 100
@@ -47,11 +53,8 @@ class History(RuleBasedStateMachine):
         # A fork that fails is planned again at once, but only the first time.
         for _ in range(20):
             self.see_who_leaves()
-            cramped = self.cramped
             actions = self.pool.plan(self.now)
-            self.early &= self.leaving.keys()
-            self.may_go = self.early | {slot for slot in self.open if cramped or self.has_left(slot)}
-            self.early |= {one.member.slot for one in actions if cramped and isinstance(one, Drain)}
+            self.may_go = {slot for slot in self.open if self.has_left(slot)}
             self.see_who_leaves()  # the server may just have been announced, and the next plan goes by that
             assert self.pool.plan(self.now) == []
             if not actions:
@@ -59,20 +62,54 @@ class History(RuleBasedStateMachine):
             if any(isinstance(action, Fork) for action in actions):
                 assert self.pool.phase < Phase.STOPPING
                 forked = [action.member for action in actions if isinstance(action, Fork)]
-                if any(member.slot != MOLD for member in forked):
-                    assert self.pool.processes <= self.pool.wanted + self.surge
+                for member in forked:
+                    self.there_is_room_for(member)
                 assert sum(mold.exists for mold in self.pool.molds()) <= 2
             for action in actions:
                 self.perform(action)
+            serving = {one.slot for one in self.pool.members() if one.exists and not (one.asked or one.full)}
+            vacant = {*range(1, self.pool.wanted + 1)} - serving
+            if self.pool.processes + len(vacant) <= self.most(self.pool.wanted):
+                self.peak = self.pool.wanted
             performed += actions
         else:
             raise AssertionError("the plans do not come to an end")
         return performed
 
+    def most(self, wanted: int) -> int:
+        """How many processes there may be."""
+        return wanted + self.surge + (wanted if self.lingering is None else self.lingering)
+
+    def there_is_room_for(self, member: Member) -> None:
+        """A worker was just forked: never are there more than are wanted, the surge, and those that linger.
+
+        Where it replaces one that still serves, those that do not linger are no more than are wanted, and the surge.
+        """
+        if member.slot == MOLD:
+            return
+        members = [one for one in self.pool.members() if one.exists]
+        assert len(members) <= self.most(self.peak)
+        if any(one.slot == member.slot and not one.asked and not one.full and one is not member for one in members):
+            lingering = sum(one.lingering for one in members)
+            bound = self.peak if self.lingering is None else self.lingering
+            assert len(members) - min(lingering, bound) <= self.pool.wanted + self.surge
+        if not (self.preload or member.canary or self.ever_ready):
+            assert [one for one in members if one.ready_at is None and not (one.asked or one.canary)] == [member]
+
+    @property
+    def ever_ready(self) -> bool:
+        """Whether a slot that is wanted has had a ready worker since it is."""
+        return bool(self.were_ready & {*range(1, self.pool.wanted + 1)})
+
+    def become_ready(self, member: Member) -> None:
+        self.pool.ready(member.ident, self.now)
+        if member.state is State.READY:
+            self.were_ready.add(member.slot)
+
     def perform(self, action: Action) -> None:
         match action:
             case Fork(member):
-                assert member.slot in self.open or (self.preload and member.slot == MOLD)
+                assert member.slot in self.open or (member.slot == MOLD and (self.preload or member.canary))
                 if self.forks_fail:
                     self.pool.fork_failed(member.ident, "cannot fork", self.now)
                 elif self.preload and member.slot != MOLD:
@@ -90,6 +127,10 @@ class History(RuleBasedStateMachine):
                 assert member.state is State.KILLED
             case GiveUp(member):
                 assert member.state is State.GONE
+            case ServeOn(member):
+                assert member.state is State.READY
+                assert member.spent
+                assert not member.full
             case CloseListener(slot):
                 self.open.remove(slot)
                 assert slot in self.may_go
@@ -132,13 +173,6 @@ class History(RuleBasedStateMachine):
             self.leaving[slot] = since, known
         self.leaving = {slot: times for slot, times in self.leaving.items() if slot in gone}
 
-    @property
-    def cramped(self) -> bool:
-        """Whether a slot has no process and there is no room for one: then somebody may have to go early."""
-        served = {member.slot for member in self.pool.members() if member.exists}
-        empty = set(range(1, self.pool.wanted + 1)) - served
-        return bool(empty) and self.pool.processes >= self.pool.wanted + self.surge
-
     def has_left(self, slot: int | None) -> bool:
         """Nobody is sent there, or hears of it too late; and that for long enough."""
         known = self.leaving[slot][1] if slot in self.leaving else self.now - self.delay
@@ -157,7 +191,7 @@ class History(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9))
     def a_worker_becomes_ready(self, number: int) -> None:
         if member := self.some(number, State.BOOTING, State.DRAINING, State.DUMPING, State.KILLED):
-            self.pool.ready(member.ident, self.now)
+            self.become_ready(member)
         self.reconcile()
 
     @rule(number=st.integers(0, 9), code=st.sampled_from([0, 1, 3, 4, None]))
@@ -185,6 +219,19 @@ class History(RuleBasedStateMachine):
     def a_worker_releases(self, number: int) -> None:
         if member := self.some(number, State.DRAINING):
             self.pool.released(member.ident)
+        self.reconcile()
+
+    @rule(number=st.integers(0, 9))
+    def a_worker_lingers(self, number: int) -> None:
+        if member := self.some(number, *LIVING):
+            self.pool.lingering(member.ident)
+            assert member.lingering <= (member.state is State.DRAINING)
+        self.reconcile()
+
+    @rule(number=st.integers(0, 9), full=st.booleans())
+    def a_worker_is_spent(self, number: int, full: bool) -> None:  # noqa: FBT001 - drawn
+        if member := self.some(number, State.READY, State.DRAINING):
+            self.pool.spent(member.ident, full=full)
         self.reconcile()
 
     @rule(which=st.integers(0, 255))
@@ -215,6 +262,10 @@ class History(RuleBasedStateMachine):
             self.open.update(range(1, count + 1))
         if self.pool.phase < Phase.STOPPING:
             self.kept = max(self.kept, count) if count >= self.pool.wanted else count
+            self.peak = max(self.peak, count)
+            ready = {one.slot for one in self.pool.members() if one.state is State.READY}
+            self.were_ready -= {*range(self.pool.wanted + 1, count + 1)} - ready
+            self.were_ready |= {*range(self.pool.wanted + 1, count + 1)} & ready
         self.pool.want(count)
         self.reconcile()
 
@@ -258,13 +309,18 @@ class History(RuleBasedStateMachine):
         for slot in range(1, self.pool.wanted + 1):
             assert [one for one in self.pool.members() if one.slot == slot and not one.asked]
             assert slot in self.open
+            mine = [one for one in self.pool.members() if one.slot == slot]
+            if any(one.exists and not one.asked and not one.full for one in mine) or self.preload or not self.ever_ready:
+                continue
+            due = [one for one in mine if not one.exists and one.since + one.limit <= self.now]
+            assert not due or self.pool.processes >= self.most(self.pool.wanted), "a slot without a worker waits for others"
 
     @invariant()
     def the_committed_generation_has_a_mold_or_waits_for_one(self) -> None:
         if not hasattr(self, "pool"):
             return
         molds = self.pool.molds()
-        assert bool(molds) <= self.preload
+        assert self.preload or all(one.canary or one.asked for one in molds), "one only tries whether the app loads"
         if self.preload and self.pool.phase < Phase.STOPPING:
             assert self.pool.generation in {mold.generation for mold in molds}
 
@@ -284,7 +340,7 @@ class History(RuleBasedStateMachine):
                 match member.state:
                     case State.BOOTING:
                         if member.pid:
-                            self.pool.ready(member.ident, self.now)
+                            self.become_ready(member)
                     case State.READY:
                         self.pool.beat(member.ident, self.now)
                     case State.DRAINING | State.DUMPING:

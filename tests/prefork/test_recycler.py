@@ -12,24 +12,17 @@ from forkserve.settings import Settings
 MIB = 1 << 20
 
 
-def served(ident: int, *, requests: int = 0, age: float = 0.0, memory: int | None = None) -> Served:
-    return Served(ident, ident, requests, age, memory)
+def served(ident: int, *, age: float = 0.0, memory: int | None = None) -> Served:
+    return Served(ident, ident, age, memory)
 
 
 def test_nobody_without_a_limit() -> None:
-    assert Recycler(lambda: 0.5).pick([served(1, requests=10**9, age=1e9, memory=10**12)], Settings(), 5) == []
+    assert Recycler(lambda: 0.5).pick([served(1, age=1e9, memory=10**12)], Settings(), 5) == []
 
 
 @pytest.mark.parametrize(
     ("settings", "below", "due", "why"),
     [
-        (Settings(max_requests=100), {"requests": 99}, {"requests": 100}, "100 requests (--max-requests)"),
-        (
-            Settings(max_requests=100, max_requests_jitter=20),
-            {"requests": 109},
-            {"requests": 110},
-            "110 requests (--max-requests)",
-        ),
         (Settings(max_lifetime=100), {"age": 104.9}, {"age": 105.0}, "105 s old (--max-lifetime)"),
         (
             Settings(max_memory=64 * MIB),
@@ -50,27 +43,23 @@ def test_memory_that_is_not_known_is_no_reason() -> None:
 
 
 def test_the_oldest_first_as_far_as_there_is_room() -> None:
-    workers = [served(1, requests=9, age=1), served(2, requests=9, age=3), served(3, requests=9, age=2), served(4, age=9)]
+    workers = [served(1, age=11), served(2, age=13), served(3, age=12), served(4, age=9)]
     for room, slots in ((-1, []), (0, []), (1, [2]), (2, [2, 3]), (9, [2, 3, 1])):
-        picked = Recycler(lambda: 0).pick(workers, Settings(max_requests=5), room)
+        picked = Recycler(lambda: 0).pick(workers, Settings(max_lifetime=10), room)
         assert [slot for slot, _ in picked] == slots
 
 
-@given(st.lists(st.floats(0, 1), min_size=8, max_size=8), st.integers(1, 1000), st.integers(0, 1000))
-def test_a_process_keeps_its_limit_and_its_successor_gets_another(shares: list[float], most: int, jitter: int) -> None:
+@given(st.lists(st.floats(0, 1), min_size=8, max_size=8), st.integers(1, 1000))
+def test_a_process_keeps_its_limit_and_its_successor_gets_another(shares: list[float], most: int) -> None:
     drawn = iter(shares)
     recycler = Recycler(lambda: next(drawn, 0.0))
-    settings = Settings(max_requests=most, max_requests_jitter=jitter)
-    limits = []
+    settings = Settings(max_lifetime=most)
     for ident in (1, 2):
-        ended_at = next(
-            count for count in range(most + jitter + 2) if recycler.pick([served(ident, requests=count)], settings, 1)
-        )
-        limits.append(ended_at)
-        assert most <= ended_at <= most + jitter + 1
-        assert recycler.pick([served(ident, requests=ended_at)], settings, 1) != []
-        assert ended_at == 0 or recycler.pick([served(ident, requests=ended_at - 1)], settings, 1) == []
-    assert len(limits) == 2
+        ages = [most * (1 + tenths / 100) for tenths in range(12)]
+        ended_at = next(age for age in ages if recycler.pick([served(ident, age=age)], settings, 1))
+        assert most <= ended_at <= most * 1.11
+        assert recycler.pick([served(ident, age=ended_at)], settings, 1) != []
+        assert ended_at == most or recycler.pick([served(ident, age=ended_at - most / 100)], settings, 1) == []
 
 
 def test_an_app_that_is_too_large_from_the_start_is_not_replaced_every_second() -> None:

@@ -24,15 +24,15 @@ def nothing() -> None:
 class Fleet:
     """A pool whose processes do what the test says."""
 
-    def __init__(self, wanted: int, surge: int = 1) -> None:
+    def __init__(self, wanted: int, surge: int = 1, lingering: int | None = None) -> None:
         self.now = 100.0
-        self.pool = Pool(wanted, Limits(surge=surge), lambda: 0.0)
+        self.pool = Pool(wanted, Limits(surge=surge, lingering=lingering), lambda: 0.0)
         self.rollout: Rollout | None = None
         self.pids = 0
-        self.plan()
-        for member in self.pool.members():
-            self.ready(member)
-        self.plan()
+        while self.pool.phase is Phase.FIRST_BOOT:
+            self.plan()
+            for member in self.some(State.BOOTING):
+                self.ready(member)
 
     def plan(self) -> list[Action]:
         if self.rollout is not None and self.rollout.advance(self.now):
@@ -217,13 +217,163 @@ def test_without_workers_there_is_nothing_to_try() -> None:
     fleet.plan()
     fleet.ends(fleet.only(State.DRAINING))
     fleet.plan()
+    for generation in (2, 3):  # each has a number of its own
+        fleet.reload()
+        assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [MOLD], (
+            "it loads the app, and serves nothing"
+        )
+        (mold,) = fleet.pool.molds()
+        fleet.ready(mold)
+        (drain,) = fleet.plan()
+        assert isinstance(drain, Drain)
+        assert fleet.rollout is None
+        assert fleet.pool.generation == generation
+        fleet.ends(mold)
+        fleet.plan()
+
+
+def test_without_workers_code_that_does_not_load_is_an_error() -> None:
+    fleet = Fleet(1)
+    fleet.pool.suspend()
+    fleet.plan()
+    fleet.ends(fleet.only(State.DRAINING))
     fleet.reload()
+    fleet.plan()
+    (mold,) = fleet.pool.molds()
+    fleet.ends(mold, code=4)
+    with pytest.raises(CommandError, match="the new app failed to boot: its reason; nothing was changed"):
+        fleet.plan()
+    fleet.rollout = None
+    fleet.plan()
+    assert fleet.pool.generation == 1
+    assert fleet.pool.molds() == []
+
+
+def lingers(fleet: Fleet) -> int:
+    """Have all that drain linger; return how many there are now."""
+    for member in fleet.some(State.DRAINING):
+        fleet.pool.lingering(member.ident)
+    return len(fleet.some(State.DRAINING))
+
+
+def step(fleet: Fleet) -> None:
+    """Everything that boots becomes ready, and lives for long enough."""
+    for member in fleet.some(State.BOOTING):
+        fleet.ready(member)
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.plan()
+
+
+def test_a_roll_does_not_wait_for_workers_that_linger() -> None:
+    fleet = Fleet(4)
+    fleet.reload()
+    fleet.plan()
+    for count in range(1, 5):
+        step(fleet)
+        assert lingers(fleet) == count, "one more drains in each step"
+        fleet.plan()
+    assert fleet.rollout is None
+    assert fleet.pool.processes == 8
+    assert {one.generation for one in fleet.some(State.READY)} == {2}
+
+
+def test_at_the_bound_of_lingering_workers_the_roll_waits() -> None:
+    fleet = Fleet(3, lingering=1)
+    fleet.reload()
+    fleet.plan()
+    for _ in range(5):
+        step(fleet)
+        lingers(fleet)
+        fleet.plan()
+    old = fleet.some(State.DRAINING)
+    assert len(old) == 2, "one lingers, and another has the place of the surge"
+    assert fleet.some(State.BOOTING) == []
+    fleet.ends(old[0])
+    assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [3]
+    step(fleet)
+    assert fleet.rollout is not None, "one still drains that does not linger"
+    lingers(fleet)
     fleet.plan()
     assert fleet.rollout is None
-    assert fleet.pool.generation == 2
+
+
+def test_a_second_reload_goes_on_while_those_of_the_first_linger() -> None:
+    fleet = Fleet(2, lingering=2)
+    fleet.reload()
+    for _ in range(4):
+        fleet.plan()
+        step(fleet)
+        lingers(fleet)
+    assert fleet.rollout is None
+    assert fleet.pool.processes == 4
+    first = fleet.some(State.DRAINING)
+    fleet.reload()
+    for _ in range(4):
+        fleet.plan()
+        step(fleet)
+        lingers(fleet)
+    assert fleet.pool.processes == 5, "two linger, and one has the place of the surge"
+    assert fleet.rollout is not None
+    for member in first:
+        fleet.ends(member)
+    for _ in range(3):
+        fleet.plan()
+        step(fleet)
+        lingers(fleet)
+    assert fleet.rollout is None
+    assert {one.generation for one in fleet.some(State.READY)} == {3}
+
+
+def test_a_worker_that_is_spent_during_a_reload_does_not_delay_its_end() -> None:
+    """With --max-requests 1 somebody is replaced at any time."""
+    fleet = Fleet(2)
     fleet.reload()
     fleet.plan()
-    assert fleet.pool.generation == 3  # each has a number of its own
+    step(fleet)
+    fleet.ends(fleet.only(State.DRAINING))
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.ends(fleet.only(State.DRAINING))
+    new = fleet.some(State.READY)[0]
+    assert fleet.pool.spent(new.ident, full=True)
+    fleet.plan()
+    assert fleet.rollout is None
+    assert new.outdated
+    assert fleet.only(State.BOOTING).slot == new.slot
+
+
+def test_a_canary_that_is_spent_is_not_replaced_before_the_commit() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    fleet.ready(canary)
+    fleet.pool.spent(canary.ident, full=True)
+    assert fleet.plan() == []
+    fleet.now += SETTLE
+    drained = fleet.plan()
+    assert [one.member.generation for one in drained if isinstance(one, Drain)] == [1]
+    assert [one.member.generation for one in drained if isinstance(one, Fork)] == [2]
+
+
+def test_while_a_canary_settles_nothing_old_is_touched_though_it_is_spent() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    old, canary = fleet.only(State.READY), fleet.only(State.BOOTING)
+    fleet.ready(canary)
+    fleet.pool.spent(old.ident, full=True)
+    assert fleet.plan() == []
+    fleet.ends(canary, code=3)
+    with pytest.raises(CommandError):
+        fleet.plan()
+    fleet.rollout = None
+    (fork,) = fleet.plan()
+    assert isinstance(fork, Fork)
+    assert fork.member.generation == 1
+    assert old.state is State.READY
 
 
 def test_what_must_not_be_committed_is_not() -> None:
@@ -350,7 +500,9 @@ class Reloads(History):
         step, generation = self.rollout.step, self.pool.generation
         try:
             if self.rollout.advance(self.now):
-                assert {one.generation for one in self.pool.members()} <= {self.pool.generation}
+                assert {one.generation for one in self.pool.members() if not one.lingering} <= {self.pool.generation}
+                ready = {one.slot for one in self.pool.members() if one.state is State.READY}
+                assert ready >= {*range(1, self.pool.wanted + 1)}
                 self.rollout = None
         except CommandError:
             assert self.pool.generation in (generation, self.rollout.generation) or self.rollout.rolled_back

@@ -242,7 +242,7 @@ class Development:
             if self._guesses > GUESSES:
                 return
         for member in slow:
-            self._master.pool.supersede(member, now)
+            self._master.pool.withdraw(member, now)
         if any(member.canary for member in slow):
             self._superseded = True
             self._reload_now()

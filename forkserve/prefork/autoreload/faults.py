@@ -100,7 +100,7 @@ class Faults:
         waiting, self._waiting = self._waiting, []
         for child in waiting:
             self._dropped.add(self._why(child))
-            self._master.pool.supersede(child.member, time.monotonic())
+            self._master.pool.withdraw(child.member, time.monotonic())
 
     def at_rest(self, number: int) -> None:
         """The watcher's answer: all changes are told."""

@@ -13,7 +13,10 @@ Goal = Callable[[], bool]
 
 
 def scaled(pool: Pool, wanted: int) -> Goal:
-    """So many workers are ready, and no others are there."""
+    """Every wanted slot has a ready worker, and no other slot has a process but such as linger.
+
+    A slot may have more than one: one that it had before may still drain, and another may be about to be replaced.
+    """
     failures = {slot: pool.last_exit(slot) for slot in range(1, wanted + 1)}
     mold_failed = _failure_of_mold(pool)
 
@@ -23,17 +26,18 @@ def scaled(pool: Pool, wanted: int) -> Goal:
         members = pool.members()
         for member in members:
             end = pool.last_exit(member.slot)
-            if member.state is State.BACKOFF and end is not None and end is not failures.get(member.slot):
+            if member.state is State.BACKOFF and end is not None and end.failed and end is not failures.get(member.slot):
                 raise CommandError(f"worker {member.slot} {_why(end)}; it is tried again")
             if member.state is State.BACKOFF and (why := mold_failed()):
                 raise CommandError(f"worker {member.slot} cannot be forked: {why}; it is tried again")
-        return len(members) == wanted and all(member.state is State.READY for member in members)
+        ready = {member.slot for member in members if member.state is State.READY}
+        return len(ready & set(range(1, wanted + 1))) == wanted and all(one.slot <= wanted or one.lingering for one in members)
 
     return reached
 
 
 def replaced(pool: Pool, slot: int) -> Goal:
-    """A newer process of the slot is ready, and no older one is there; call it before `Pool.replace`."""
+    """A newer process of the slot is ready, and no older one is there but such as linger; call it before `Pool.replace`."""
     newest = max((member.ident for member in _of(pool, slot) if member.exists), default=0)
     failure = pool.last_exit(slot)
     tried = {member.ident for member in _of(pool, slot) if member.ready_at is None}
@@ -43,14 +47,14 @@ def replaced(pool: Pool, slot: int) -> Goal:
         if slot > pool.wanted:
             raise CommandError("something else was asked for meanwhile")
         members = _of(pool, slot)
-        old = [member for member in members if member.ident <= newest and member.exists]
+        old = [member for member in members if member.ident <= newest and member.exists and not member.lingering]
         new = [member for member in members if member.ident > newest and member.state is State.READY]
         end = pool.last_exit(slot)
         # The last end may be that of an old one which was drained: a new one has failed if it is there no more, or never was.
         failed = bool(tried - {member.ident for member in members}) or (end is not None and end.code is end.signal is None)
         tried.update(member.ident for member in members if member.ident > newest)
         stays, waits = bool(old) and not any(one.asked for one in old), any(one.state is State.BACKOFF for one in members)
-        if failed and not new and end is not None and end is not failure:
+        if failed and not new and end is not None and end.failed and end is not failure:
             if stays:
                 raise CommandError(f"the new worker {slot} {_why(end)}; the old one stays")
             if waits:

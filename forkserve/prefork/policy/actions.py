@@ -47,6 +47,13 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class ServeOn:
+    """Have a worker that waits for its successor take requests again: the successor failed."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
 class CloseListener:
     """Close the listener of a slot, or the shared ones (None): nobody accepts there any more."""
 
@@ -60,4 +67,4 @@ class Announce:
     workers: int
 
 
-Action = Fork | Drain | DumpStacks | Kill | GiveUp | CloseListener | Announce
+Action = Fork | Drain | DumpStacks | Kill | GiveUp | ServeOn | CloseListener | Announce

@@ -73,7 +73,7 @@ class Generations(Members):
         self.generation = generation
         for member in self._members.values():
             member.canary = False
-            member.outdated = member.slot != MOLD and member.exists and member.generation != generation
+            member.outdated = member.slot != MOLD and member.exists and (member.spent or member.generation != generation)
 
     def settle(self) -> None:
         """All workers are of the committed generation: there is nothing to go back to any more."""
@@ -84,7 +84,7 @@ class Generations(Members):
         assert self.fallback is not None
         self.generation, self.fallback = self.fallback, None
         for member in self.members():
-            member.outdated = member.exists and member.generation != self.generation
+            member.outdated = member.exists and (member.spent or member.generation != self.generation)
         for member in self.members():
             stays = any(not (one.asked or one.outdated) and one.exists for one in self._slots[member.slot].members)
             if stays and member.state is State.BACKOFF:

@@ -43,11 +43,6 @@ class Leaving:
             one.due = one.since + longest if one.known is None else one.known + limits.delay
         self.held = {slot for slot, one in self._slots.items() if one.due > now}
 
-    def hurry(self, slot: int | None) -> None:
-        """Let one go at once, as its place is needed."""
-        self._slots[slot].known = float("-inf")
-        self.held -= {slot}
-
     def next_deadline(self) -> float | None:
         """When `update` must be called if nothing happens before; None for never."""
         return min((self._slots[slot].due for slot in self.held), default=None)

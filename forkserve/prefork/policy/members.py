@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, Slot, State
 from forkserve.prefork.upgrade.state import Exported, fields_of, made
 
@@ -81,7 +81,7 @@ class Members:
     @property
     def processes(self) -> int:
         """How many workers there are, in whatever state."""
-        return sum(member.exists for member in self.members())
+        return sum(member.exists and member.slot != MOLD for member in self._members.values())
 
     def last_exit(self, slot: int) -> Exit | None:
         """Return how the slot's last process ended; that of MOLD is the last mold's end."""
@@ -90,13 +90,9 @@ class Members:
     def withdraw(self, member: Member, now: float) -> None:
         """Have a process end that is not wanted any more."""
         if member.pid and member.state in (State.BOOTING, State.READY):
+            member.withdrawn = True
             self._owed.append(Drain(member, booting=member.state is State.BOOTING))
             self._apply(member, Event.DRAIN, now)
-
-    def supersede(self, member: Member, now: float) -> None:
-        """Have a process end that boots with what has changed since; its slot gets another one at once."""
-        member.superseded = True
-        self.withdraw(member, now)
 
     def misbehaved(self, ident: int, reason: str, now: float) -> None:
         """A process did what it must not do: it is killed, and replaced as after a crash."""
@@ -183,3 +179,12 @@ class Members:
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(slot.failures - 2, 10))
         # Up to a quarter less, so that slots that failed together do not try again together.
         slot.retry_at = end.at + delay * (1 - self._random() / 4)
+        if member.ready_at is None:
+            self._lift(member.slot)
+
+    def _lift(self, slot: int) -> None:
+        """Let those serve on that wait for a successor in the slot, or for a mold to fork it from."""
+        for one in self._members.values():
+            if one.spent and not one.lifted and one.state is State.READY and slot in (MOLD, one.slot):
+                one.lifted, one.full = True, False
+                self._owed.append(ServeOn(one))

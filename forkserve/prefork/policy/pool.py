@@ -5,7 +5,9 @@ between what is wanted and what is: when it has been made, and nothing happens i
 one is empty. Only values go in and come out, and the time is one of them, so that what the pool
 promises is tested over random histories, without a process:
 
-- never is a process forked when `wanted + surge` of them exist already;
+- never is a process forked when `wanted + surge + lingering` of them exist already; and to replace one that serves, only when
+  no more than `wanted + surge` exist beside those (at most `lingering`) that have nothing left but long answers;
+- the first worker of all boots alone, as apps prepare their database at import; the others follow when it is ready;
 - every state that a process can be stuck in has a deadline, and every deadline leads on, to the
   stacks, to SIGKILL, and to giving the process up;
 - a slot whose processes fail is tried again ever more slowly, and heals;
@@ -23,7 +25,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from forkserve.errors import ExitCode
-from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill
+from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.generations import Generations
 from forkserve.prefork.policy.leaving import Leaving
 from forkserve.prefork.policy.members import ORDER_TIME
@@ -61,10 +63,12 @@ class Pool(Generations):
         self._moving = Leaving()  # the old workers of slots that have a ready one elsewhere
         self.listening: set[int | None] = {None, *range(1, wanted + 1)}  # slots whose listeners are open; None: the shared
         self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
+        self._peak = wanted  # how many were wanted, as long as the processes of then are more than are allowed now
 
     def export(self) -> Exported:
         """Describe it, for an upgrade."""
         own = {"wanted": self.wanted, "phase": self.phase, "listening": list(self.listening), "kept": self._kept}
+        own["peak"] = self._peak
         return super().export() | own
 
     def adopt(self, found: Exported, now: float) -> None:
@@ -73,6 +77,7 @@ class Pool(Generations):
         self.wanted, self._kept, self.listening = found["wanted"], found["kept"], set(found["listening"])
         self.phase = Phase(found["phase"])
         self.public = self.phase >= Phase.SERVING
+        self._peak = found.get("peak", self.wanted)
 
     # What the master reads.
 
@@ -123,8 +128,8 @@ class Pool(Generations):
         """Return when `plan` must be asked again if nothing happens before; None for never."""
         if self.done:
             return 0.0  # nothing will happen any more
-        room, mold_room = self._room() > 0, self._mold_room() > 0
-        waiting = [one for one in self.members() if (one.pid or one.ordered if one.exists else room and self._can_fork(one))]
+        rooms, mold_room = self._rooms(), self._mold_room() > 0
+        waiting = [one for one in self.members() if (one.pid or one.ordered if one.exists else self._may_fork(one, *rooms))]
         waiting += [one for one in self.molds() if (one.pid if one.exists else mold_room)]
         deadlines = [self._leaving.next_deadline(), self._moving.next_deadline(), *(one.deadline for one in waiting)]
         return min((due for due in deadlines if due is not None), default=None)
@@ -140,7 +145,7 @@ class Pool(Generations):
             self._slots[number].was_ready = any(one.state is State.READY for one in self._slots[number].members)
         self._kept = max(self._kept, count) if count >= self.wanted else count
         self.listening.update(range(1, self._kept + 1))
-        self.wanted = count
+        self.wanted, self._peak = count, max(self._peak, count)
 
     def suspend(self) -> None:
         """Have no workers, but keep every listener, so that connections wait in their queues."""
@@ -173,7 +178,7 @@ class Pool(Generations):
                 self._apply(member, Event.RETIRE, now)
             elif member.state is State.BOOTING and not member.outdated:
                 self.withdraw(member, now)
-            member.outdated = False
+            member.outdated = member.spent
 
     # What happened.
 
@@ -209,6 +214,24 @@ class Pool(Generations):
         if member := self._members.get(ident):
             member.released = True
 
+    def lingering(self, ident: int) -> None:
+        """A worker that drains said that it has nothing left but streams or threads."""
+        member = self._members.get(ident)
+        if member and member.state is State.DRAINING:
+            member.lingering = True
+
+    def spent(self, ident: int, *, full: bool) -> bool:
+        """A worker said that it has answered as many requests as it should; `full`: it takes no more before it is replaced.
+
+        Return whether that is new. A canary is not replaced before its generation is committed.
+        """
+        member = self._members.get(ident)
+        if not member or member.state is not State.READY or member.lifted:
+            return False
+        new, member.spent, member.full = not member.spent, True, full
+        member.outdated = member.outdated or not member.canary
+        return new
+
     def beat(self, ident: int, at: float) -> None:
         """A worker showed a sign of life at that time."""
         member = self._members.get(ident)
@@ -224,7 +247,7 @@ class Pool(Generations):
         if not asked and member.ready_at is None:
             self._not_booted(code)
         end = Exit(member.reason or why or ("ended" if signal is None else "killed"), code, signal, now)
-        if asked and (member.superseded or member.ready_at is not None):
+        if asked and (member.withdrawn or member.ready_at is not None):
             self._slots[member.slot].last_exit = end
         else:
             # A TERM during the boot is no failure to boot, but an app that sends it to itself
@@ -240,16 +263,18 @@ class Pool(Generations):
         self._forgive_lateness(now)
         for member in [*self.members(), *self.molds()]:
             self._escalate(member, now)
+        self._settle_peak()
         self._see_off(now)
         for member in self.members():
             self._retire(member, now)
         self._keep_molds(now)
         self._fill(now)
+        self._settle_peak()
         self._close_listeners()
         self._announce()
         owed, self._owed = self._owed, []
         # What ended before its order was made needs it no more.
-        needless = (Drain, DumpStacks, Kill)
+        needless = (Drain, DumpStacks, Kill, ServeOn)
         return [one for one in owed if not (isinstance(one, needless) and one.member.state is State.GONE)]
 
     def _escalate(self, member: Member, now: float) -> None:
@@ -280,17 +305,10 @@ class Pool(Generations):
         self._leaving.update(slots, slots if all_are else self.advertised, now, self.limits)
         replaced = [one for one in self.members() if one.state is State.READY and one.outdated and self._superseded(one)]
         self._moving.update({one.slot for one in replaced} & self.moved, self.sought, now, self.limits)
-        if self._room() <= 0 and not stopping and any(self._is_empty(slot) for slot in range(1, self.wanted + 1)):
-            self._make_room()
 
-    def _is_empty(self, number: int) -> bool:
-        return not any(one.exists for one in self._slots[number].members)
-
-    def _make_room(self) -> None:
-        """Let one that is on its way out go early: a slot that is wanted has no process at all, and may have none beside it."""
-        there = [one for one in self.members() if one.exists and (one.slot > self._kept or one.asked)]
-        if there and not any(one.asked or one.slot not in self._leaving.held for one in there):
-            self._leaving.hurry(there[-1].slot)
+    def _is_vacant(self, number: int) -> bool:
+        """Whether the slot has no process that takes requests, or soon will."""
+        return not any(one.exists and not (one.asked or one.full) for one in self._slots[number].members)
 
     def _retire(self, member: Member, now: float) -> None:
         """Let go of what its slot does not need any more."""
@@ -301,12 +319,18 @@ class Pool(Generations):
         elif member.state is not State.READY or member.slot not in (self._leaving.held | self._moving.held):
             self.withdraw(member, now)
 
+    def relieved(self, member: Member) -> bool:
+        """Whether a successor accepts where this one does: then what waits there need not be taken by it."""
+        return member.slot <= self.wanted and member.slot not in self.moved and self._superseded(member)
+
     def _superseded(self, member: Member) -> bool:
-        """Whether a newer process of the slot is ready, or an older one that is to stay.
+        """Whether a newer process of the slot is ready, or an older one that is to stay; a canary may yet fail.
 
         A newer one may be outdated itself: two that wait for a third would leave no room for it.
         """
-        ready = [one for one in self._slots[member.slot].members if one.state is State.READY and one is not member]
+        ready = [
+            one for one in self._slots[member.slot].members if one.state is State.READY and one is not member and not one.canary
+        ]
         return any(one.ident > member.ident or not one.outdated for one in ready)
 
     def _keep_molds(self, now: float) -> None:
@@ -345,16 +369,49 @@ class Pool(Generations):
             # One that is stuck holds its place until it is gone, so that its end counts first.
             if all(one.asked or one.outdated for one in slot.members):
                 self._add(number, self.generation, now, limit=max(0.0, slot.retry_at - now))
-        waiting = [one for one in self.members() if one.state is State.BACKOFF and self._can_fork(one)]
-        due = [one for one in waiting if one.since + one.limit <= now]
-        due.sort(key=lambda one: len(self._slots[one.slot].members))  # an empty slot goes first
-        for member in due[: max(0, self._room())]:
+        due = [one for one in self.members() if one.state is State.BACKOFF and one.since + one.limit <= now]
+        due.sort(key=lambda one: (not self._is_vacant(one.slot), len(self._slots[one.slot].members)))
+        for member in due:
+            if not self._may_fork(member, *self._rooms()):
+                continue
             if not member.canary:
                 member.generation = self.generation
             self._fork(member, now)
 
-    def _room(self) -> int:
-        return self.wanted + self.limits.surge - self.processes
+    def _may_fork(self, member: Member, room: int, ample: int) -> bool:
+        if not self._can_fork(member) or (self._first_boots() and not member.canary):
+            return False
+        return (ample if self._is_vacant(member.slot) else room) > 0
+
+    def _first_boots(self) -> bool:
+        """Whether a worker boots while none has been ready yet: an app may prepare its database at import, and lose a race."""
+        if self.preload or any(self._slots[slot].was_ready for slot in range(1, self.wanted + 1)):
+            return False
+        return any(one.exists and not one.asked and one.ready_at is None for one in self.members())
+
+    @property
+    def room(self) -> int:
+        """How many processes may be started to replace others."""
+        return self._rooms()[0]
+
+    def _rooms(self) -> tuple[int, int]:
+        """How many more workers there may be: to replace others that serve, and for slots that have nobody to serve.
+
+        A slot that nobody serves need not wait for others to drain: it may have the room of those that linger. And if fewer
+        are wanted than before, that of those who were.
+        """
+        there, surge = self.processes, self.limits.surge
+        most = self._most_lingering(self._peak)
+        lingering = min(most, sum(one.lingering for one in self._members.values()))
+        return self.wanted + surge + lingering - there, self._peak + surge + most - there
+
+    def _settle_peak(self) -> None:
+        vacant = sum(map(self._is_vacant, range(1, self.wanted + 1)))
+        if self.processes + vacant <= self.wanted + self.limits.surge + self._most_lingering(self.wanted):
+            self._peak = self.wanted
+
+    def _most_lingering(self, wanted: int) -> int:
+        return wanted if self.limits.lingering is None else self.limits.lingering
 
     def _close_listeners(self) -> None:
         holders = [one for one in self.members() if one.exists and not one.released]

@@ -1,4 +1,8 @@
-"""Recycling: which workers have served long enough to be replaced. Pure."""
+"""Recycling: which workers have grown too old or too large. Pure.
+
+How many requests it answers is counted by the worker itself, which says when it wants a successor (`Pool.spent`): once a
+second would be too late for that.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,10 @@ YOUNG = 10.0  # seconds in which a worker's memory is nobody's concern
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One ready worker: how much it has served, how old it is in seconds, and its memory (PSS) in bytes if that is known."""
+    """One ready worker: how old it is in seconds, and its memory (PSS) in bytes if that is known."""
 
     slot: int
     ident: int
-    requests: int
     age: float
     memory: int | None
 
@@ -44,8 +47,6 @@ class Recycler:
 
     def _reason(self, worker: Served, settings: Settings) -> str | None:
         share = self._shares[worker.ident]
-        if settings.max_requests and worker.requests >= settings.max_requests + share * settings.max_requests_jitter:
-            return f"{worker.requests} requests (--max-requests)"
         # A tenth, since those that a reload started have nearly the same age.
         if settings.max_lifetime and worker.age >= settings.max_lifetime * (1 + share / 10):
             return f"{worker.age:.0f} s old (--max-lifetime)"

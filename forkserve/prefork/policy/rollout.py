@@ -6,6 +6,11 @@ committed, and the pool replaces the other processes, as many at a time as its s
 new one ready before its old one drains. A process that fails on the way ends the rollout: those that
 are not replaced yet stay.
 
+Without any workers wanted, a mold is the only trial: it loads the app, and accepts nothing.
+
+A reload is done when every slot has a ready worker of the new generation, and each old process has gone or lingers: what
+drains a stream may take as long as a drain may, and nobody waits for that.
+
 With molds it is all or nothing. The new mold comes first, and the canary is forked from it; the old mold
 lives until no old process is left, so that a failure on the way forks the old ones again.
 """
@@ -48,6 +53,7 @@ class Rollout:
         self._settle = settle
         self._before_commit = before_commit
         self._mold: Member | None = None
+        self._mold_name = "mold" if pool.preload else "app"
         self._canary: Member | None = None
         self._ends: dict[int, Exit | None] = {}
 
@@ -60,7 +66,7 @@ class Rollout:
     @property
     def first(self) -> str:
         """What is started or settling, while nothing old is touched."""
-        return "mold" if self._mold is not None and self._canary is None else "first worker"
+        return self._mold_name if self._mold is not None and self._canary is None else "first worker"
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called if nothing happens before; None for never."""
@@ -93,14 +99,14 @@ class Rollout:
 
     def _try_out(self, now: float) -> None:
         pool = self.pool
-        if pool.preload and self._mold is None:
-            self._mold = pool.try_mold(self.generation, now)
+        if (pool.preload or not pool.wanted) and self._mold is None:
+            self._mold = pool.try_mold(self.generation, now)  # without workers, only to see whether it loads
         if self._canary is not None or (self._mold is not None and self._mold.state is not State.READY):
             return
         if pool.wanted:
             self._canary = pool.try_out(self._slot(), self.generation, now)
         else:
-            self._commit(now)  # nothing to try it with, and nothing to lose
+            self._commit(now)
 
     def _choose_again(self, now: float) -> None:
         """Let another be the canary if the slot of the first is not wanted any more."""
@@ -120,7 +126,7 @@ class Rollout:
 
     def _watch_mold(self) -> None:
         if self._mold is not None:
-            self._check(self._mold, "mold")
+            self._check(self._mold, self._mold_name)
 
     def _check(self, member: Member, what: str) -> None:
         if member.state in (State.DRAINING, State.DUMPING, State.KILLED, State.GONE):
@@ -160,7 +166,9 @@ class Rollout:
                 continue
             self.failed, self.failed_slot = end, slot
             self._give_up(f"the new {f'worker {slot}' if slot != MOLD else 'mold'} failed: {end.how()}", now)
-        if all(one.generation == self.generation and one.state is State.READY for one in members):
+        # Whoever drains long answers is waited for by nobody. Recycling may replace new ones at any time.
+        old = [one for one in members if one.generation != self.generation and not one.lingering]
+        if not old and self.replaced >= pool.wanted and all(one.slot <= pool.wanted or one.lingering for one in members):
             self.step = Step.DONE
             pool.settle()
 

@@ -85,6 +85,7 @@ class Limits:
     beat: float = 30.0
     graceful: float = 30.0
     surge: int = 1
+    lingering: int | None = None  # processes that drain long answers and hold up no roll; None: as many as are wanted
     patient: bool = False  # a failure of the first boot does not end the server, but is tried again
     delay: float = 0.0  # for which a slot that is wanted no more goes on serving
 
@@ -141,12 +142,16 @@ class Member:
     pid: int | None = None
     ready_at: float | None = None
     asked: bool = False  # somebody wanted it to end, so that its end is no failure
-    superseded: bool = False  # what it boots with has changed since, so that its end is none either before it is ready
+    withdrawn: bool = False  # we ordered its end, so that it is no failure even before it is ready
     reason: str = ""  # why it is being killed
     canary: bool = False  # of a generation that is tried out: its failure is not its slot's
     ordered: bool = False  # a mold was told to fork it, and has not said that it did
     outdated: bool = False  # to be replaced: drained when its slot has another one that is ready
     released: bool = False  # it accepts no more
+    lingering: bool = False  # it drains, and has nothing left but streams or threads
+    spent: bool = False  # it has answered as many requests as it should (--max-requests), and asked for a successor
+    full: bool = False  # it takes no request before the successor is ready
+    lifted: bool = False  # its successor failed: it serves on, without that limit
     renewed: bool = False  # its deadline was put off because the master itself was late
 
     @property
@@ -179,4 +184,4 @@ def name_of(slot: int) -> str:
 def limits(settings: Settings) -> Limits:
     """What the settings say of the states of workers."""
     times = settings.boot_timeout, settings.timeout, settings.graceful_timeout
-    return Limits(*times, settings.reload_surge, settings.reload, settings.drain_delay)
+    return Limits(*times, settings.reload_surge, settings.reload_lingering, settings.reload, settings.drain_delay)

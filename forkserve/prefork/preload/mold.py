@@ -109,6 +109,8 @@ class Mold:
         gc.freeze()  # so that no collection in a worker writes into the pages that all share
 
     def _judge(self, before: leftovers.Before) -> None:
+        if not self._context.settings.preload:
+            return  # it was only to be seen whether the app loads; nothing is forked
         leftovers.refuse_threads(self._context.settings)
         if others := leftovers.others(before):
             logs.logger.warning(
