@@ -1,7 +1,10 @@
 """One run: check the file for nginx, write it, run the reload command. A process of its own, started by upstream.py.
 
-The order comes on stdin and what went wrong goes to stdout, both as JSON; null if nothing did. TERM ends it with all that
-it has started, and the master's death is such a TERM.
+The order comes on stdin and what went wrong goes to stdout, both as JSON; null if nothing did. A blank before that says, before
+the reload command is begun, that the file is written: the server is ready then. It does not wait for the command, which may
+wait for the server: nginx's unit is ordered after ours, and `systemctl reload nginx` waits until nginx has been started.
+
+TERM ends it with all that it has started, and the master's death is such a TERM.
 """
 
 import contextlib
@@ -42,6 +45,7 @@ def main() -> None:
         doing = f"--nginx-upstream: the check and the writing of {order['path']}"
         said = _write(order["path"], order["text"])
         if said is None and order["reload"] is not None:
+            os.write(1, b"\n")
             doing = f"--nginx-reload: {order['reload']!r}"
             said = _reload(order["reload"])
     except _TooLateError:
