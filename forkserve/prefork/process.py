@@ -23,7 +23,7 @@ from forkserve import daemon, loader, logs, streams
 from forkserve.errors import BootError, ExitCode, ForkserveError
 from forkserve.prefork import privileges, stacks
 from forkserve.prefork.autoreload.loaded import keep_no_fresh_bytecode
-from forkserve.prefork.classes import compose, load_class
+from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.prefork.policy.states import name_of
@@ -259,8 +259,7 @@ def prepare(
     loader.prepare(context.settings)
     if context.loaded is not None:
         context.loaded.outside.begin()
-    mixins = [load_class(spec, "--mixin") for spec in context.settings.mixin]
-    return compose(worker_class, mixins), context
+    return load_mixins(worker_class, context.settings.mixin), context
 
 
 def _stand_in(
