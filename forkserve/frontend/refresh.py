@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 
-from forkserve.frontend.check import CheckError, check, told, write_whole
+from forkserve.frontend.check import CheckError, told, write_whole
+from forkserve.frontend.trial import check_upstream
 from forkserve.prefork.libc import PDEATHSIG, prctl
 
 TAIL = 4096  # bytes of what the command prints, whose last line is told;
@@ -63,7 +64,7 @@ def _too_late(*_: object) -> None:
 def _write(path: str, text: str) -> str | None:
     """Replace the file by one that nginx takes; return what went wrong."""
     try:
-        check("nginx", text, whole=False)
+        check_upstream(text)
         write_whole(path, text)
     except CheckError as error:
         return f"--nginx-upstream: {path} stays as it was: {error}"

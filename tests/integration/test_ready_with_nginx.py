@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.command import eventually
+from tests.integration.command import children, eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.frontend import program
 from tests.integration.test_nginx_upstream import Shop
@@ -136,3 +136,22 @@ def test_a_server_that_is_stopped_meanwhile_was_never_ready(
     server.command.kill(signal.SIGTERM)
     assert "Ready" not in server.command.wait()
     assert manager.recv(1000).startswith(b"STOPPING=1\n")
+
+
+@pytest.mark.parametrize("who", ["master", "everybody"])
+def test_what_is_killed_while_nginx_is_asked_leaves_nothing_behind(start: Start, tmp_path: Path, nginx: Nginx, who: str) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    server = Shop(start, tmp_path, env={**nginx.env, "TMPDIR": str(temporary)}, ready=False)
+    began(server, nginx)
+    family = [pid for child in server.command.workers for pid in (child, *children(child))]
+    assert len(family) > 2, "the worker, and the process that asks nginx, with nginx"
+    for pid in family if who == "everybody" else ():
+        os.kill(pid, signal.SIGKILL)
+    server.command.kill(signal.SIGKILL)
+    eventually(lambda: not any(map(exists, family)), "the end of all")
+    assert list(temporary.iterdir()) == []
+    assert [path.name for path in server.upstream.parent.iterdir()] == [f".{server.upstream.name}.lock"]
+    nginx.gate.touch()
+    again = start(*server.command.arguments, cwd=server.home, env=nginx.env).ready()
+    again.stop()
+    assert [path.name for path in server.upstream.parent.iterdir()] == [server.upstream.name]
