@@ -222,11 +222,13 @@ def _check(settings: Settings) -> None:
     from forkserve import loader
     from forkserve.frontend import upstream
     from forkserve.prefork import privileges
-    from forkserve.server import check
+    from forkserve.prefork.classes import load_mixins
+    from forkserve.server import check, worker_class
 
     privileges.account(settings)
     check(settings)
     upstream.check(settings)
+    loader.prepare(settings)
+    load_mixins(worker_class(settings), settings.mixin)
     if settings.app is not None:
-        loader.prepare(settings)
         loader.load(settings.app, interface=settings.interface, factory=settings.factory)

@@ -90,7 +90,8 @@ def _import(module: str, directory: str) -> Mapping[str, object]:
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the same
-        raise ConfigError(f"cannot import python:{_at(error, module)}") from None
+        name, file = f"python:{module}", _file_of(error)
+        raise ConfigError(f"cannot import {_at(error, name) if file is None else f'{name}: {_at(error, file)}'}") from None
     return _public(vars(found), module)
 
 
@@ -99,12 +100,22 @@ def _importable(directory: str) -> None:
         sys.path.insert(0, directory)
 
 
+def _file_of(error: BaseException) -> str | None:
+    """Return the file of the module whose import raised *error*; None if no code of it was run."""
+    files = (frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    ours = (__file__, importlib.__file__)
+    syntax = error.filename if isinstance(error, SyntaxError) else None
+    return next((name for name in files if name not in ours and not name.startswith("<frozen")), syntax)
+
+
 def _at(error: BaseException, path: str) -> str:
     """Return *path*, the line in it where *error* was raised if that is known, and the error."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
-    what = error.msg if isinstance(error, SyntaxError) else error
-    return f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {what}"
+    if isinstance(error, SyntaxError) and error.filename == path:
+        line, what = error.lineno, error.msg
+    else:  # also where what it imports has the slip, whose file the text names
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line, what = (lines or [None])[-1], str(error)
+    return f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {' '.join(what.split())}"
 
 
 def _public(namespace: Mapping[str, object], module: str) -> Mapping[str, object]:

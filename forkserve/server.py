@@ -56,11 +56,12 @@ class Server(Master):
         """A server for settings that have been put together already, as the command line does.
 
         Raises:
-            ConfigError: The worker class cannot be had, or a setting cannot work on this machine.
+            ConfigError: There is no such worker class, or a setting cannot work on this machine.
+            AppLoadError: The worker class's module fails while it is imported.
         """
         self = cls.__new__(cls)
-        worker_class = _worker_class(config.settings)
-        Master.__init__(self, worker_class, _checked(config) if issubclass(worker_class, HTTPWorker) else config)
+        runs = worker_class(config.settings)
+        Master.__init__(self, runs, _checked(config) if issubclass(runs, HTTPWorker) else config)
         return self
 
     def run(self) -> int:
@@ -127,7 +128,13 @@ def _checked(config: Config) -> Config:
     return dataclasses.replace(config, again=read)
 
 
-def _worker_class(settings: Settings) -> type[Worker]:
+def worker_class(settings: Settings) -> type[Worker]:
+    """Return the class of the workers. Imports the user's module, if --worker names one; in the master.
+
+    Raises:
+        ConfigError: There is no such class, or it is no worker.
+        AppLoadError: The module fails while it is imported.
+    """
     if settings.worker is None:
         return HTTPWorker
     loader.extend_path(settings)

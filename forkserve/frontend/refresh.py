@@ -1,7 +1,10 @@
 """One run: check the file for nginx, write it, run the reload command. A process of its own, started by upstream.py.
 
-The order comes on stdin and what went wrong goes to stdout, both as JSON; null if nothing did. TERM ends it with all that
-it has started, and the master's death is such a TERM.
+The order comes on stdin and what went wrong goes to stdout, both as JSON; null if nothing did. A blank before that says, before
+the reload command is begun, that the file is written: the server is ready then. It does not wait for the command, which may
+wait for the server: nginx's unit is ordered after ours, and `systemctl reload nginx` waits until nginx has been started.
+
+TERM ends it with all that it has started, and the master's death is such a TERM.
 """
 
 import contextlib
@@ -14,7 +17,8 @@ import sys
 import tempfile
 import time
 
-from forkserve.frontend.check import CheckError, check, told, write_whole
+from forkserve.frontend.check import CheckError, told, write_whole
+from forkserve.frontend.trial import check_upstream
 from forkserve.prefork.libc import PDEATHSIG, prctl
 
 TAIL = 4096  # bytes of what the command prints, whose last line is told;
@@ -42,6 +46,7 @@ def main() -> None:
         doing = f"--nginx-upstream: the check and the writing of {order['path']}"
         said = _write(order["path"], order["text"])
         if said is None and order["reload"] is not None:
+            os.write(1, b"\n")
             doing = f"--nginx-reload: {order['reload']!r}"
             said = _reload(order["reload"])
     except _TooLateError:
@@ -59,7 +64,7 @@ def _too_late(*_: object) -> None:
 def _write(path: str, text: str) -> str | None:
     """Replace the file by one that nginx takes; return what went wrong."""
     try:
-        check("nginx", text, whole=False)
+        check_upstream(text)
         write_whole(path, text)
     except CheckError as error:
         return f"--nginx-upstream: {path} stays as it was: {error}"

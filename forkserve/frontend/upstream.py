@@ -115,6 +115,7 @@ class Upstream:
         self._said = b""
         self._silent = ""  # what became of it, if it does not say that itself
         self._complaint = ""
+        self.prepared = False  # the file was written, or could not be
 
     @property
     def advertised(self) -> AbstractSet[int | None]:
@@ -141,10 +142,12 @@ class Upstream:
     def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
         """Tell nginx: these are the listeners now, as `status` lists them."""
         if not listeners:
+            self.prepared = True
             return  # they were down before they were closed
         try:
             scheme, backends = from_listeners(listeners)
         except ValueError as error:
+            self.prepared = True
             self._complain(f"--nginx-upstream: {self._name} {error}")
             return
         front = Front(name=self._name, settings=settings, backends=backends, scheme=scheme, live=True)
@@ -198,10 +201,11 @@ class Upstream:
         self._pipe, self._said, self._silent = pipe, b"", "ended without a word"
 
     def _over(self) -> bool:
-        """Take what the run has said; return whether that was all."""
+        """Take what the run has said; return whether that was all. What comes first is a blank, once the file is written."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, 65536):
                 self._said += data
+                self.prepared = self.prepared or self._said.isspace()
             return True
         return False
 
@@ -224,6 +228,7 @@ class Upstream:
             self._timer.cancel()
 
     def _ended(self, complaint: str | None) -> None:
+        self.prepared = True
         self._upkeep.ended(time.monotonic(), failed=complaint is not None)
         if complaint is None:
             logger.log(logging.INFO if self._complaint else logging.DEBUG, "%s is written, and nginx told", self._path)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forkserve.logs import printable
+from forkserve.prefork import stacks
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.preload.orders import OrderSocket
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from forkserve.prefork.frames import Message
     from forkserve.prefork.policy.states import Member
     from forkserve.prefork.scoreboard import Row
-
-MAX_STACKS = 256 * 1024
 
 
 @dataclass(eq=False, slots=True)
@@ -62,16 +61,31 @@ class Child:
         orders = None if found["orders"] is None else OrderSocket.adopt(found["orders"])
         return made(cls, found, member=member, row=row, channel=Channel.adopt(found["channel"]), orders=orders)
 
-    def signal(self, signum: signal.Signals) -> None:
+    def signal(self, signum: int) -> None:
         """Send it a signal."""
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
 
     def ask_for_stacks(self) -> None:
-        """Have it write its stacks down; it answers in C, whatever its Python code does."""
+        """Have it write its stacks down, by its Python handler; `answered` then says when it has."""
         os.ftruncate(self.stacks, 0)
         self.signal(signal.SIGUSR2)
+
+    def dump_stacks(self) -> None:
+        """Have it write its stacks down in C, whatever its Python code does. It may crash: only for one that is to be killed."""
+        self.signal(stacks.NATIVE)
+
+    @property
+    def answered(self) -> bool:
+        """Whether its Python handler has written its stacks since it was asked."""
+        size = os.fstat(self.stacks).st_size
+        return size > 0 and os.pread(self.stacks, 1, size - 1) == stacks.END
+
+    def read_stacks(self) -> str:
+        """Return the stacks that it has written, as text; empty if there are none."""
+        found = os.pread(self.stacks, stacks.MAX_STACKS, 0).rstrip(stacks.END)
+        return found.decode("utf-8", "backslashreplace").strip()
 
     def in_hand(self) -> list[str]:
         """Return a line for each request that it has in hand, or had when it ended, as far as that was noted."""
@@ -80,8 +94,7 @@ class Child:
 
     def last_words(self) -> str:
         """Return its requests in hand and its stacks, for the log."""
-        stacks = os.pread(self.stacks, MAX_STACKS, 0).decode("utf-8", "backslashreplace").strip()
-        return "\n".join([*self.in_hand(), stacks or "no stacks: the process did not answer"])
+        return "\n".join([*self.in_hand(), self.read_stacks() or "no stacks: the process did not answer"])
 
     def close(self) -> None:
         """Let go of everything that was held for it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from forkserve.logs import logger
-from forkserve.prefork import console
+from forkserve.prefork import console, stacks
 from forkserve.prefork.child import Child
 from forkserve.prefork.commands.calls import Target
 from forkserve.prefork.failures import Failures, describe_exit
@@ -20,7 +20,7 @@ from forkserve.prefork.frames import encode
 from forkserve.prefork.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import MOLD, State, name_of
+from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, name_of
 from forkserve.prefork.poller import READ, WRITE, Poller
 from forkserve.prefork.scoreboard import BEAT
 
@@ -92,7 +92,7 @@ class Children:
                 self._drain(self.by_ident[member.ident], booting=booting)
             case DumpStacks(member):
                 child = self.by_ident[member.ident]
-                child.ask_for_stacks()
+                stacks.collect([child], self.poller, ANSWER_TIME).finally_(lambda _: self._asked_for_stacks(child))
                 if child.id != MOLD:
                     self._tell("on_timeout", self._handle(child))
             case Kill(member, dumped):
@@ -144,6 +144,15 @@ class Children:
         if self.by_ident.get(child.member.ident) is child:
             child.signal(signal.SIGTERM)
             self.poller.at(time.monotonic() + TERM_AGAIN, functools.partial(self._end_boot, child))
+
+    def _asked_for_stacks(self, child: Child) -> None:
+        """Go on with one that is to be killed and was asked for its stacks: kill it, or first have them written in C."""
+        if self.by_ident.get(child.member.ident) is not child or child.member.state is not State.DUMPING:
+            return
+        if child.answered:
+            self.pool.dumped(child.member.ident, time.monotonic())
+        else:
+            child.dump_stacks()
 
     def _kill(self, child: Child, *, dumped: bool) -> None:
         reason = child.member.reason
@@ -268,6 +277,9 @@ class Children:
 
     def _ended(self, child: Child, status: int) -> None:
         self._hear(child)  # its last words come before its end
+        if child.member.state is State.DUMPING and status:
+            how, words = describe_exit(status), child.last_words()
+            logger.critical("%s: %s; it %s while its stacks were written\n%s", child, child.member.reason, how, words)
         code, signum = (status, None) if status >= 0 else (None, -status)
         first_boot = self.pool.phase is Phase.FIRST_BOOT and not self.pool.limits.patient
         why = self._failures.reason(child, status)

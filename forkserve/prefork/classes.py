@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from importlib import import_module
 from typing import TypeVar
 
-from forkserve.errors import ConfigError
+from forkserve import loader
+from forkserve.errors import AppLoadError, ConfigError
 from forkserve.prefork.commands.defined import commands_of
 
 Base = TypeVar("Base")
@@ -16,18 +16,25 @@ Base = TypeVar("Base")
 def load_class(spec: str, flag: str) -> type:
     """The class that `module:Class` names; `flag` is where it was asked for.
 
-    Raises ConfigError if there is no such class.
+    Raises ConfigError if there is no such class, and AppLoadError, with the traceback, if the module fails while it is imported.
     """
     module, _, name = spec.partition(":")
+    if not all(part.isidentifier() for part in f"{module}.{name}".split(".")):
+        raise ConfigError(f"{flag} {spec}: this is no name of a class; write module:Class")
     try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{flag} {spec}: {error}; write module:Class") from error
-    except Exception as error:
-        raise ConfigError(f"{flag} {spec}: {module} cannot be imported: {type(error).__name__}: {error}") from error
+        found, _ = loader.resolve(loader.AppSpec(module, name))
+    except AppLoadError as error:
+        if error.traceback_text is None:
+            raise ConfigError(f"{flag} {spec}: {error}; write module:Class") from None
+        raise AppLoadError(f"{flag} {spec}: {error}", error.traceback_text) from error
     if not inspect.isclass(found):
         raise ConfigError(f"{flag} {spec}: this is no class")
     return found
+
+
+def load_mixins(base: type[Base], specs: Sequence[str]) -> type[Base]:
+    """The worker class with the mixins of --mixin in front of it. Raises as `load_class` and `compose` do."""
+    return compose(base, [load_class(spec, "--mixin") for spec in specs])
 
 
 def compose(base: type[Base], mixins: Sequence[type]) -> type[Base]:

@@ -22,6 +22,10 @@ class Front(Protocol):
         """Whether it may send requests to this listener, in the shape of `status`; its worker waits until that is over."""
 
     @property
+    def prepared(self) -> bool:
+        """Whether what it needs to find the workers has been written since the start, or could not be. Ready waits for it."""
+
+    @property
     def busy(self) -> bool:
         """Whether it is being told, so that nobody can say what it goes by."""
 

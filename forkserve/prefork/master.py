@@ -34,7 +34,7 @@ from forkserve.prefork.notify import Notifier
 from forkserve.prefork.output import Outputs
 from forkserve.prefork.pidfile import PidFile
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener
-from forkserve.prefork.policy.pool import MANY_MOLDS, Pool
+from forkserve.prefork.policy.pool import MANY_MOLDS, Phase, Pool
 from forkserve.prefork.policy.states import limits
 from forkserve.prefork.poller import READ
 from forkserve.prefork.process import become_subreaper, raise_descriptor_limit, set_title, signals_blocked
@@ -106,6 +106,7 @@ class Master(Steering):
         self.upgrading = Upgrading(self)
         self.development = Development(self) if settings.reload else None
         self._told: object = None  # of the front end
+        self._unannounced = False  # all workers have been ready, and that was not said yet
         self._terminated = False  # a TERM or INT has come
         self._asked_name = self.name  # which another server may have
         # Resolved here, so that a wrong name is found before anything runs.
@@ -135,6 +136,7 @@ class Master(Steering):
                 for action in plan:
                     self.perform(action)
                 self._tell_front()
+                self._announce()
                 self.upgrading.advance(time.monotonic())
                 if self.check_goals():
                     continue  # who was told of it may have changed what is wanted
@@ -302,11 +304,16 @@ class Master(Steering):
             case CloseListener(slot):
                 self.listeners.close(slot)
             case Announce():
-                self._announce()
+                self._unannounced = True
             case _:
                 self.children.perform(action)
 
     def _announce(self) -> None:
+        """Say once that the server is ready: when a unit that is ordered after ours, such as nginx, finds what it needs."""
+        told = self.front is None or self.front.prepared
+        if not (self._unannounced and told and self.pool.phase is Phase.SERVING):
+            return
+        self._unannounced = False
         scheme = self.worker_class.scheme(self.settings)
         status = f"Ready: {self.pool.wanted} worker{'s' * (self.pool.wanted != 1)}"
         console.say(*(f"Listening on {one.describe(scheme)}" for one in self.listeners), status)

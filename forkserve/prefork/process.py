@@ -15,20 +15,23 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from setproctitle import setproctitle
 
 from forkserve import daemon, loader, logs, streams
 from forkserve.errors import BootError, ExitCode, ForkserveError
-from forkserve.prefork import privileges
+from forkserve.prefork import privileges, stacks
 from forkserve.prefork.autoreload.loaded import keep_no_fresh_bytecode
-from forkserve.prefork.classes import compose, load_class
+from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, STDERR, WORKER_SIGNALS, Worker, WorkerContext
 from forkserve.settings import merge
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 # What a service manager told the master is not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -124,27 +127,29 @@ def end_with(master_pid: int, signum: signal.Signals) -> None:
 
 
 def _answer_usr2(context: WorkerContext) -> None:
-    """Have USR2 dump the stacks at once, in C; as soon as Python code can run, also refresh the lines in hand.
+    """Have USR2 write down the stacks and refresh the lines in hand, as soon as Python code can run on the main thread.
 
-    If it says that the master has died, ask for the end, and see to it. What is stuck in native code is left to the dead-man's
+    Have another signal dump the stacks at once, in C, for the master to send just before it kills (stacks.py).
+
+    If USR2 says that the master has died, ask for the end, and see to it. What is stuck in native code is left to the dead-man's
     switch, and with `timeout` 0 stays: SIGKILL would spare nobody, and nothing else can be armed from outside.
     """
     orphaned = False
 
-    def answer(*_: object) -> None:
+    def answer(_signum: int, interrupted: FrameType | None) -> None:
         nonlocal orphaned
         with contextlib.suppress(Exception):  # nothing may come out of here into the app's code that happens to run
             context.row.refresh()
+        with contextlib.suppress(Exception):
+            stacks.write(context.stacks, interrupted)
         if not orphaned and os.getppid() != context.master_pid:
             orphaned = True
             limit = context.settings.graceful_timeout or ORPHAN_LIMIT
             faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    faulthandler.unregister(signal.SIGUSR2)  # a mold's, which would be chained to itself
     signal.signal(signal.SIGUSR2, answer)
-    # With chain, system calls are not restarted, so that a wait for a lock or a socket lets the handler run.
-    faulthandler.register(signal.SIGUSR2, file=context.stacks, all_threads=True, chain=True)
+    stacks.answer_natively(context.stacks)
 
 
 class EndOfBootError(KeyboardInterrupt):
@@ -254,8 +259,7 @@ def prepare(
     loader.prepare(context.settings)
     if context.loaded is not None:
         context.loaded.outside.begin()
-    mixins = [load_class(spec, "--mixin") for spec in context.settings.mixin]
-    return compose(worker_class, mixins), context
+    return load_mixins(worker_class, context.settings.mixin), context
 
 
 def _stand_in(

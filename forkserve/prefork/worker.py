@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # Signal to method. The signals that do nothing have a handler all the same, and are not ignored:
 # an ignored signal would stay ignored in the programs that the app starts. USR2 (dump the stacks)
-# is not here because faulthandler answers it in C, which works when no Python code can run.
+# is not here because its handler stands from the fork on (`process._answer_usr2`), and answers at once.
 WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
     {
         signal.SIGTERM: "terminated",

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -508,6 +509,34 @@ class TestFiles:
             read("", tmp_path)
 
         assert str(caught.value).startswith(message.format(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("helper", "message"),
+        [
+            ("\n\ndef f(:", "{}, line 2: SyntaxError: invalid syntax (own_helper.py, line 3)"),
+            ("raise ValueError('two\\nlines')", "{}, line 2: ValueError: two lines"),
+            ("import sys; sys.exit(3)", "{}, line 2: SystemExit: 3"),
+            ("", "{}, line 2: AttributeError: module 'own_helper' has no attribute 'workers'"),
+        ],
+    )
+    @pytest.mark.parametrize("by_name", [False, True], ids=["file", "module"])
+    def test_a_file_that_fails_is_told_with_its_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: str, message: str, *, by_name: bool
+    ) -> None:
+        """The line of the file itself, also if what it imports is to blame, and if it is given as a module."""
+        path = tmp_path / "own_conf.py"
+        path.write_text("# A comment.\nimport own_helper; workers = own_helper.workers\n")
+        (tmp_path / "own_helper.py").write_text(helper)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        for name in ("own_conf", "own_helper"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.path_importer_cache.clear()
+
+        with pytest.raises(ConfigError) as caught:
+            read(f"-c {'python:own_conf' if by_name else path}", tmp_path)
+        sys.modules.pop("own_helper", None)
+        before = "cannot import python:own_conf: " if by_name else "cannot read "
+        assert str(caught.value) == before + message.format(path)
 
     @pytest.mark.parametrize(
         ("where", "message"),

@@ -1,11 +1,12 @@
 """When a front end is told anew, from values alone; and what the process that tells it says of a missing nginx."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from forkserve import config
-from forkserve.frontend import check, refresh
+from forkserve.frontend import check, refresh, trial
 from forkserve.frontend.backends import Backend
 from forkserve.frontend.front import Front
 from forkserve.frontend.nginx_conf import render_upstream
@@ -145,3 +146,26 @@ def test_without_nginx_the_file_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     said = refresh._write(str(path), render_upstream(front("++")))
     assert said == f"--nginx-upstream: {path} stays as it was: the program nginx is not installed"
     assert path.read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("upstream a {\nserver\nbad host; }", 'invalid parameter "host" in upstream.conf:3'),
+        ("upstream a { hash $one$two consistent; server 127.0.0.1:1; }", None),
+        ("upstream a { zone a 64k; least_conn; server 127.0.0.1:1; keepalive 8; } # the end", None),
+        ("upstream a { server 127.0.0.1:1;", "unexpected end of file, expecting"),
+        ("upstream a { }", "no servers are inside upstream in upstream.conf:1"),
+    ],
+)
+def test_nginx_itself_judges_the_file_and_nothing_is_written_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, complaint: str | None
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if complaint is None:
+        trial.check_upstream(text)
+    else:
+        with pytest.raises(check.CheckError) as found:
+            trial.check_upstream(text)
+        assert f"nginx refuses the configuration: [emerg] {complaint}" in str(found.value)
+    assert list(tmp_path.iterdir()) == []

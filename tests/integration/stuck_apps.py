@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import itertools
 import os
+import re
 import threading
 import time
 from collections import deque
 from pathlib import Path
+
+from forkserve.prefork.stacks import NATIVE
+
+BUSY: list[threading.Thread] = []
 
 
 def _note(text: str) -> None:
@@ -49,9 +55,82 @@ async def app(scope, receive, send):
 
 
 def wsgi(environ, start_response):
-    """WSGI: wait for ever."""
+    """WSGI: wait for ever, or as the path says."""
     _note(environ["PATH_INFO"])
-    wait_for_ever()
+    match environ["PATH_INFO"]:
+        case "/native":
+            hold_the_interpreter()
+        case "/regex":
+            re.match("(a+)+$", "a" * 60 + "b")
+        case "/unanswered":
+            faulthandler.unregister(NATIVE)  # its default action is the end of the process, as a crash there would be
+            hold_the_interpreter()
+        case "/sleep":
+            time.sleep(600)
+        case "/forks":
+            _fork_two()
+            start_response("200 OK", [])
+            return []
+    return wait_for_ever()
+
+
+def hold_the_interpreter():
+    """Run native code for ever, and let no Python code run meanwhile."""
+    deque(itertools.repeat(0), maxlen=0)
+
+
+def _fork_two():
+    """Start a program, and fork a process that waits; note their pids."""
+    started = os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ)
+    forked = os.fork()
+    if forked == 0:
+        while True:
+            time.sleep(600)
+    _note(f"{started} {forked}")
+
+
+def busy(environ, start_response):
+    """WSGI: answer, while threads call and return without end."""
+    if not BUSY:
+        for work in (_recurse, _generate, _raise, _start):
+            BUSY.append(threading.Thread(target=_for_ever, args=(work,), name=f"busy{work.__name__}", daemon=True))
+            BUSY[-1].start()
+    start_response("200 OK", [])
+    return [b'{"version": "1", "generation": "1", "pid": 1}']
+
+
+def _for_ever(work):
+    while True:
+        work(40)
+
+
+def _recurse(depth):
+    return depth and 1 + _recurse(depth - 1)
+
+
+def _start(depth):
+    threads = [threading.Thread(target=_recurse, args=(depth,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _generate(depth):
+    return sum(_numbers(depth))
+
+
+def _numbers(depth):
+    if depth:
+        yield depth
+        yield from _numbers(depth - 1)
+
+
+def _raise(depth):
+    try:
+        return _raise(depth - 1) if depth else 1 / 0
+    except ZeroDivisionError:
+        return depth
 
 
 def wait_for_ever():

@@ -286,7 +286,7 @@ def test_one_in_the_working_directory(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nowhere:Echo", "--worker nowhere:Echo: No module named 'nowhere'"),
+        ("nowhere:Echo", "--worker nowhere:Echo: there is no module 'nowhere' in "),
         (f"{WORKERS}:Ecko", "has no attribute 'Ecko'"),
         (f"{WORKERS}:a_deep_function", "this is no class"),
         (f"{WORKERS}:NoWorker", "this is no subclass of forkserve.Worker"),

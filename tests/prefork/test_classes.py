@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from forkserve.errors import ConfigError
+from forkserve.errors import AppLoadError, ConfigError
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.worker import Worker
 
@@ -130,10 +131,26 @@ def test_by_the_name_of_something_else(spec: str) -> None:
         load_class(spec, "--worker")
 
 
-def test_the_module_itself_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "needs_more.py").write_text("import nothing_like_this\n")
+@pytest.mark.parametrize("flag", ["--mixin", "--worker"])
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import nothing_like_this", "ModuleNotFoundError: No module named 'nothing_like_this'"),
+        ("from os import nothing_like_this", "ImportError: cannot import name 'nothing_like_this' from 'os'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("class Class(", "SyntaxError: '(' was never closed"),
+        ("None.nothing_like_this", "AttributeError: 'NoneType' object has no attribute 'nothing_like_this'"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+    ],
+)
+def test_the_module_itself_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str, flag: str) -> None:
+    """A fault of the user's code is no slip in the command line: it comes with the traceback, and code 4."""
+    (tmp_path / "needs_more.py").write_text(f"{code}\n")
     monkeypatch.syspath_prepend(tmp_path)
 
-    with pytest.raises(ConfigError, match="No module named 'nothing_like_this'"):
-        load_class("needs_more:Class", "--mixin")
+    with pytest.raises(AppLoadError) as found:
+        load_class("needs_more:Class", flag)
+    assert str(found.value).startswith(f"{flag} needs_more:Class: 'needs_more' failed at import: {why}")
+    assert re.findall('File "(.*)", line', found.value.traceback_text or "") == [str(tmp_path / "needs_more.py")]
     assert "needs_more" not in sys.modules

@@ -281,12 +281,24 @@ def test_a_worker_without_a_beat_is_dumped_then_killed_then_replaced() -> None:
     assert pool.next_deadline() == 40.0
     assert pool.plan(39.9) == []
     assert pool.plan(40.0) == [DumpStacks(member)]
-    assert pool.plan(41.0) == [Kill(member, dumped=True)]
-    assert pool.exited(member.ident, 41.1, code=None, signal=9)
+    assert pool.plan(41.9) == [], "a second for it to answer, and another one until the system has made it"
+    assert pool.plan(42.0) == [Kill(member, dumped=True)]
+    assert pool.exited(member.ident, 42.1, code=None, signal=9)
     end = pool.last_exit(1)
     assert end is not None
     assert end.reason == "stuck for 30 s (--timeout)"
-    assert [one.slot for one in fork(pool, 41.1)] == [1]
+    assert [one.slot for one in fork(pool, 42.1)] == [1]
+
+
+def test_a_worker_that_has_written_its_stacks_is_killed_at_once() -> None:
+    pool, (member,) = serving(1, beat=30.0)
+    pool.dumped(member.ident, 29.0)
+    assert pool.plan(29.0) == [], "nobody has asked it"
+    assert pool.plan(30.0) == [DumpStacks(member)]
+
+    pool.dumped(member.ident, 30.1)
+    pool.dumped(member.ident, 30.2)
+    assert pool.plan(30.2) == [Kill(member, dumped=True)]
 
 
 def test_a_beat_from_before_ready_does_not_count() -> None:

@@ -101,6 +101,12 @@ class Members:
             member.reason = reason
             self._apply(member, Event.KILL, now)
 
+    def dumped(self, ident: int, now: float) -> None:
+        """A process that is past its deadline has written down its stacks: it is killed without further delay."""
+        member = self._members.get(ident)
+        if member and member.state is State.DUMPING:
+            self._apply(member, Event.KILL, now)
+
     def _answers(self, number: int, *, wanted: bool) -> bool:
         """Whether a process of the slot is ready, or soon will be: it was, and if it failed, the next try comes at once."""
         slot = self._slots[number]

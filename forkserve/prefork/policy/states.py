@@ -73,7 +73,8 @@ TRANSITIONS: Final = MappingProxyType(
 
 MOLD: Final = 0  # the slot of molds: the processes that workers are forked from under --preload
 MOLD_GRACE: Final = 5.0  # seconds for a mold to end, which has nothing in hand
-DUMP_TIME: Final = 1.0  # seconds for the stacks to be written, before SIGKILL
+ANSWER_TIME: Final = 1.0  # seconds for a process to write its stacks by itself; then it is made to
+DUMP_TIME: Final = 2.0  # seconds for both, before SIGKILL
 KILL_PATIENCE: Final = 10.0  # seconds for SIGKILL to work, which the kernel may put off
 
 

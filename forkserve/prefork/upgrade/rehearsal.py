@@ -16,7 +16,7 @@ import forkserve
 from forkserve import loader, logs, streams
 from forkserve.errors import ConfigError, ExitCode, ForkserveError
 from forkserve.prefork import console, privileges
-from forkserve.prefork.classes import compose, load_class
+from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.libc import PDEATHSIG, prctl
 from forkserve.prefork.output import Outputs
 from forkserve.prefork.poller import Poller
@@ -88,7 +88,6 @@ def _load(worker_class: type[Worker], settings: Settings, generation: int) -> No
     if privileges.drop(settings):
         prctl(PDEATHSIG, signal.SIGKILL)
     loader.prepare(settings)
-    mixins = [load_class(spec, "--mixin") for spec in settings.mixin]
-    compose(worker_class, mixins).preload(settings)
+    load_mixins(worker_class, settings.mixin).preload(settings)
     if settings.preload:
         leftovers.refuse_threads(settings)

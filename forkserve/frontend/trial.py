@@ -1,0 +1,58 @@
+"""Whether nginx would take an upstream file: nginx itself is asked, by a run that leaves nothing behind, however it ends.
+
+It reads one configuration from a file without a name, and is given nothing else that it could write to.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import subprocess
+import tempfile
+
+from forkserve.frontend.check import MOST, SILENT, TIME, UNKNOWN, CheckError, complaint, find
+
+_INPUT = "/dev/stdin"
+_TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+def check_upstream(text: str) -> None:
+    """Have the text of an upstream file judged by nginx. Raises CheckError with what it said; the lines are those of the text."""
+    program, variables = find("nginx"), list[str]()
+    while output := _refused(program, text, variables):
+        said = complaint(output, "/dev").replace("stdin", "upstream.conf")
+        unknown = UNKNOWN.search(said)
+        if unknown is None or unknown[1] in variables or len(variables) == MOST:
+            raise CheckError(f"nginx refuses the configuration: {said}")
+        variables.append(unknown[1])  # `hash $my_key`: the rest of the user's own configuration defines it
+
+
+def _refused(program: str, text: str, variables: list[str]) -> str | None:
+    """Return all that nginx has printed if it refuses the text, with these variables defined.
+
+    Raises CheckError if it cannot be run.
+    """
+    # Even for a test it makes its directories, which are there already if they are a file, and as root gives them to its user.
+    user = f"user root {grp.getgrgid(0).gr_name}; " if os.geteuid() == 0 else ""
+    own = "access_log off; " + " ".join(f"{name}_temp_path {_INPUT};" for name in _TEMPORARY)
+    own += "".join(f" map '' ${name} {{ default ''; }}" for name in variables)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        file.write(f"{user}pid /dev/null; error_log stderr; events {{}} http {{ {own} {text}\n}}\n")
+        file.flush()
+        try:
+            done = subprocess.run(  # noqa: S603 - the program that it is for
+                [program, "-t", "-q", "-p", os.devnull, "-c", _INPUT],  # no name that is relative leads anywhere
+                env={**os.environ, "LC_ALL": "C"},
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                timeout=TIME,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise CheckError(f"nginx did not say within {TIME:g} s whether the configuration is good") from None
+        except OSError as error:
+            raise CheckError(f"cannot run {program}: {error.strerror}") from None
+    return None if done.returncode == 0 else done.stdout or SILENT
