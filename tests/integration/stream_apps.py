@@ -302,7 +302,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
                 time.sleep(0.005)
             while not os.path.exists(gate):
                 time.sleep(0.01)
-                yield b""
+                yield b"waits;"
             for number in range(5):
                 yield b"piece %d;" % number
             note("complete")

@@ -10,7 +10,6 @@ TCP, unix sockets and TLS, while reading is paused, during a drain; in `receive`
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -19,9 +18,7 @@ import ssl
 import struct
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.sync.client import connect
@@ -29,7 +26,10 @@ from websockets.sync.client import connect
 from tests.integration.client import Client, get
 from tests.integration.command import eventually
 from tests.integration.conftest import Start
+from tests.integration.frontend import certificate
 from tests.integration.steer import Steered
+
+__all__ = ["certificate"]
 
 FRAMEWORKS = pytest.mark.parametrize(
     "framework", ["raw", "starlette", "base_http_middleware", "fastapi", "litestar", "quart", "django", "sse"]
@@ -44,13 +44,6 @@ def app(framework: str) -> str:
     return "tests.integration.stream_apps:wsgi" if framework == "wsgi" else f'tests.integration.stream_apps:make("{framework}")'
 
 
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """Where apps write what happens."""
-    (tmp_path / "notes").touch()
-    return tmp_path / "notes"
-
-
 def noted(notes: Path, text: str) -> None:
     """Wait for a line."""
     eventually(lambda: text in notes.read_text().splitlines(), notes.read_text)
@@ -58,6 +51,7 @@ def noted(notes: Path, text: str) -> None:
 
 def begin(start: Start, tmp_path: Path, framework: str, *options: object) -> Steered:
     """Start it with a control socket."""
+    (tmp_path / "notes").touch()
     return Steered(start, tmp_path, app(framework), "--base-port", 0, "--reload-settle", 0, "--linger", 0.2, *LONG, *options)
 
 
@@ -226,7 +220,7 @@ def test_a_stream_whose_client_leaves_another_way(start: Start, tmp_path: Path, 
     where = (
         ("--bind", f"unix:{tmp_path}/s")
         if kind == "unix"
-        else ("--bind", "127.0.0.1:0", "--certfile", certificate, "--keyfile", certificate)
+        else ("--bind", "127.0.0.1:0", "--certfile", certificate, "--keyfile", f"{certificate}.key")
     )
     steered = Steered(start, tmp_path, app("starlette"), *where, *LONG, "--loop", loop)
     tls = None if kind == "unix" else ssl.create_default_context(cafile=str(certificate))
@@ -486,28 +480,34 @@ app = server.streamable_http_app()
 '''
 
 
-def test_the_mcp_client_over_a_reload(start: Start, tmp_path: Path) -> None:
-    import anyio
-    from mcp.client.client import Client as MCPClient
+MCP_CLIENT = """
+import sys
+import anyio
+from mcp.client.client import Client
 
+async def main():
+    async with Client(sys.argv[1]) as client:
+        print(await client.call_tool("slow", {}))
+
+anyio.run(main)
+"""
+
+
+def test_the_mcp_client_over_a_reload(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tools_app.py").write_text(MCP)
     gate = tmp_path / "gate"
     steered = Steered(
         start, tmp_path, "tools_app:app", "--base-port", 0, *LONG, "--reload-settle", 0, cwd=tmp_path, env={"GATE": str(gate)}
     )
     (old,) = steered.command.workers
-    result: list[Any] = []
-
-    async def call() -> None:
-        async with MCPClient(f"http://127.0.0.1:{steered.command.port}/mcp") as client:
-            result.append(await client.call_tool("slow", {}))
-
-    thread = threading.Thread(target=anyio.run, args=(call,))
-    thread.start()
-    eventually((tmp_path / "gate.began").exists, lambda: steered.command.stderr)
-    steered.begin("reload").abandon()
-    eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
-    gate.touch()
-    thread.join(20)
-    assert result
-    assert json.dumps(result[0].model_dump(mode="json")).count("done")
+    url = f"http://127.0.0.1:{steered.command.port}/mcp"
+    with subprocess.Popen(
+        [sys.executable, "-c", MCP_CLIENT, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as client:
+        eventually((tmp_path / "gate.began").exists, lambda: steered.command.stderr)
+        steered.begin("reload").abandon()
+        eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
+        gate.touch()
+        output, errors = client.communicate(timeout=20)
+    assert client.returncode == 0, errors
+    assert "done" in output
