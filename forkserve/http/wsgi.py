@@ -21,7 +21,7 @@ from forkserve.http.environ import Environ, environ_template
 from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
 from forkserve.http.exchange import Exchange
 from forkserve.http.response import BODILESS, read_head
-from forkserve.http.sendfile import FileWrapper, SendFile
+from forkserve.http.sendfile import FileWrapper, SendFile, file_to_send
 
 if TYPE_CHECKING:
     from forkserve.http.site import Site
@@ -267,7 +267,8 @@ class WSGIExchange(WSGICall):
             self._overflow.write(data)
 
     def _iterate(self, result: Iterable[bytes]) -> None:
-        if isinstance(result, FileWrapper) and self._overflow is None and self._send_file(result):
+        if type(result) is FileWrapper and self._overflow is None and not self.started and (file := file_to_send(self, result)):
+            self.start_file(*file)
             self._close()
             return
         self._iterator: Iterator[bytes]
@@ -313,17 +314,6 @@ class WSGIExchange(WSGICall):
     def _go_on(self) -> None:
         if self._iterable is not None:
             self._step()
-
-    def _send_file(self, wrapper: FileWrapper) -> bool:
-        """Have a regular file sent while the application is done with it; whether that can be."""
-        rest = wrapper.remaining()
-        if rest is None or self.started or self.head is None:
-            return False
-        if self.connection.endpoints.tls or not self.site.settings.sendfile:
-            self.add_length(rest)
-            return False
-        self.start_file(os.dup(wrapper.fileno()), wrapper.tell(), rest)
-        return True
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, ClientGoneError) and self.gone:
