@@ -232,6 +232,25 @@ def test_keys_that_only_root_reads_are_no_fault(kind: str, closed: str, certific
         private.chmod(0o755)
 
 
+@pytest.mark.parametrize("closed", ["key", "directory"])
+def test_keys_of_the_workers_that_only_root_reads_are_no_fault(closed: str, certificate: Path, short: Path) -> None:
+    """They are the server's, which root starts; who cannot read them cannot serve with them, and is told why."""
+    private = short / "private"
+    private.mkdir()
+    key = private / "key"
+    key.write_bytes(Path(f"{certificate}.key").read_bytes())
+    tls = ("--certfile", certificate, "--keyfile", key)
+    (key if closed == "key" else private).chmod(0)
+    try:
+        assert checked(*tls, "--listen", free_port()) == (0, "")
+        done = run("example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *map(str, tls), prefix=RESTRICTED)
+        assert (done.returncode, done.stderr) == (
+            2, f"forkserve: TLS cannot be set up with --certfile {certificate} --keyfile {key}: Permission denied\n",
+        )  # fmt: skip
+    finally:
+        private.chmod(0o755)
+
+
 def test_an_upstream_file_that_only_root_reads_is_no_fault(short: Path) -> None:
     included = short / "upstream.conf"
     listen = ("--listen", free_port())
