@@ -18,7 +18,7 @@ LOGGED = re.compile(r"^(?:nginx: |[0-9/]+ [0-9:]+ (?=\[)|\[(?:ALERT|NOTICE|WARNI
 SILENT = "it does not say why"
 MARKS = ("[emerg]", "[ALERT]", "Error:")
 UNKNOWN = re.compile(r'unknown "([a-z0-9_]+)" variable')
-FORBIDDEN = re.compile(r"bind\(\) to (.+) failed \((?:1|13): ")  # EPERM, EACCES
+FORBIDDEN = re.compile(r"(?:bind\(\) to|socket\(\)) (.+) failed \((?:1|13): ")  # EPERM, EACCES
 MOST = 10  # variables of the user's own that the backends may name
 
 
