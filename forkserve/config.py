@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -247,9 +248,19 @@ def _read(name: str, one: Given, directory: str) -> object:
     path = os.path.abspath(os.path.join(directory, value))
     if kind is values.folder and not os.path.isdir(path):
         raise ConfigError(f"{one.label}: there is no directory {value}")
-    if kind is values.file and (not os.path.exists(path) or os.path.isdir(path)):
+    if kind is values.file and not _is_file(path):
         raise ConfigError(f"{one.label}: there is no file {value}")
     return path
+
+
+def _is_file(path: str) -> bool:
+    """Whether there is such a file; where this user may not look it may be, and what opens it says so if it cannot."""
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def _settle_addresses(

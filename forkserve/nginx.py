@@ -20,8 +20,9 @@ from forkserve import config, ctl
 from forkserve.cli import cmd_args, make_command, parse, working_directory
 from forkserve.errors import ConfigError, ForkserveError
 from forkserve.frontend import backends, caddyfile, front, haproxy_cfg, nginx_conf
-from forkserve.frontend.check import CheckError, check, write_whole
+from forkserve.frontend.check import CheckError, check, unreadable, write_whole
 from forkserve.frontend.front import Front
+from forkserve.prefork.addresses import Address
 from forkserve.settings import TABLE, Settings
 
 T = TypeVar("T")
@@ -124,9 +125,14 @@ def main(arguments: Sequence[str]) -> int:
         if wanted.format == "json":
             raise ConfigError("--check: there is no program that json is for")
         try:
-            check(wanted.format, text, whole=not wanted.upstream_only)
+            untried = _judge(wanted, made, text)
         except CheckError as error:
             raise ForkserveError(f"--check: {error}") from None
+        if untried:
+            click.echo(
+                f"forkserve: --check: {wanted.format} accepts it, but for what this user may not try: {', '.join(untried)}",
+                err=True,
+            )
     if wanted.output in (None, "-"):
         click.echo(text, nl=False)
         return 0
@@ -251,6 +257,32 @@ def _text(wanted: Wanted, made: Front) -> str:
     writer = WRITERS[wanted.format]
     text: str = (writer.render_upstream if wanted.upstream_only else writer.render)(made)
     return text
+
+
+def _judge(wanted: Wanted, made: Front, text: str) -> list[str]:
+    """Have the front end's own program judge the configuration; return what this user may not try. Raises CheckError.
+
+    Front ends are started by root. So a file that only root can read is no fault: the configuration is judged without it.
+    """
+    if wanted.upstream_only:
+        return check(wanted.format, text, whole=False)
+    untried = []
+    if made.certificate is not None:
+        untried = [path for path in dict.fromkeys(made.certificate) if unreadable(path)]
+        beside = f"{made.certificate[0]}.key"  # HAProxy looks there by itself
+        if wanted.format == "haproxy" and not untried and unreadable(beside):
+            untried.append(beside)
+    if untried:
+        usual = (Address("tcp", port=80), Address("tcp", port=443))
+        made = replace(
+            made, certificate=None, listen=() if wanted.format == "caddy" else made.listen or usual
+        )  # Caddy wants TLS on 443
+    if made.upstream_file is not None and unreadable(made.upstream_file):
+        untried.append(made.upstream_file)
+        made = replace(made, upstream_file=None)
+    if untried:
+        text = _text(wanted, made)
+    return [f"to read {path}" for path in untried] + [f"to listen on {address}" for address in check(wanted.format, text)]
 
 
 def _values(made: Front) -> dict[str, Any]:

@@ -9,12 +9,14 @@ import signal
 import tempfile
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import forkserve
 
-settings.register_profile("same", derandomize=True)  # as each run of the tests
-settings.register_profile("explore", derandomize=False)  # `--hypothesis-profile explore` looks elsewhere each time
+# How fast the machine is decides nothing. "same" is as each run of the tests; `--hypothesis-profile explore` looks elsewhere each time.
+SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", SLOW, derandomize=True)
+settings.register_profile("explore", SLOW, derandomize=False)
 settings.load_profile("same")
 
 RUNTIME = pytest.StashKey[str]()

@@ -3,6 +3,7 @@
 `arrange` only writes files and says what to run, for callers that must not wait.
 """
 
+import grp
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ LOGGED = re.compile(r"^(?:nginx: |[0-9/]+ [0-9:]+ (?=\[)|\[(?:ALERT|NOTICE|WARNI
 SILENT = "it does not say why"
 MARKS = ("[emerg]", "[ALERT]", "Error:")
 UNKNOWN = re.compile(r'unknown "([a-z0-9_]+)" variable')
+FORBIDDEN = re.compile(r"(?:bind\(\) to|socket\(\)) (.+) failed \((?:1|13): ")  # EPERM, EACCES
 MOST = 10  # variables of the user's own that the backends may name
 
 
@@ -59,16 +61,49 @@ def arrange(kind: str, text: str, directory: str, *, whole: bool = True, variabl
     return Trial(_caddy(program, text, directory, whole=whole), environ)
 
 
-def check(kind: str, text: str, *, whole: bool = True) -> None:
-    """Have a configuration judged by nginx, haproxy or caddy. Raises CheckError with what the program said."""
+def check(kind: str, text: str, *, whole: bool = True) -> list[str]:
+    """Have a configuration judged by nginx, haproxy or caddy.
+
+    Returns the addresses on which this user may not listen. A front end is started by root, so they are no fault of the
+    configuration. Raises CheckError with what the program said.
+    """
     variables: list[str] = []
+    forbidden: list[str] = []
     with tempfile.TemporaryDirectory(prefix="forkserve-") as directory:
         while output := _refused(kind, arrange(kind, text, directory, whole=whole, variables=variables), directory):
             said = complaint(output, directory)
+            if kind == "nginx" and (address := FORBIDDEN.search(said)):
+                forbidden.append(address[1])
+                before, text = text, _elsewhere(text, address[1], f"unix:elsewhere{len(forbidden)}")
+                if text == before:
+                    break  # all but the addresses behind it has been judged by then
+                continue
             unknown = None if whole else UNKNOWN.search(said)
             if unknown is None or unknown[1] in variables or len(variables) == MOST:
                 raise CheckError(f"{kind} refuses the configuration: {said}")
             variables.append(unknown[1])  # `hash $my_key`: the rest of the user's own configuration defines it
+    return forbidden
+
+
+def _elsewhere(text: str, address: str, instead: str) -> str:
+    """Return nginx's configuration with another address to listen on, instead of one that is given as nginx prints it."""
+    port = address.removeprefix("0.0.0.0:")
+    words = {address, port, f"*:{port}"}
+    return re.sub(
+        r'^(\s*listen\s+)("[^"]+"|[^\s;]+)',
+        lambda found: found[1] + (instead if found[2].strip('"') in words else found[2]),
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def unreadable(path: str) -> bool:
+    """Whether this user may not read a file, or may not look for it."""
+    try:
+        with open(path, "rb"):
+            return False
+    except OSError as error:
+        return isinstance(error, PermissionError)
 
 
 def _refused(kind: str, trial: Trial, directory: str) -> str | None:
@@ -116,7 +151,9 @@ def _nginx(program: str, text: str, directory: str, *, whole: bool, variables: S
         own += "".join(f"\nmap '' ${name} {{ default ''; }}" for name in variables)
         text = f"events {{}}\nhttp {{ {own}\ninclude upstream.conf;\nserver {{ listen unix:socket; }} }}\n"
     _write(directory, "nginx.conf", text)
-    return [program, "-t", "-q", "-p", directory, "-c", "nginx.conf", "-g", "pid pid; error_log stderr;"]
+    # As root it would give those directories to another user, which root may not do in every container.
+    user = f" user root {grp.getgrgid(0).gr_name};" if os.geteuid() == 0 else ""
+    return [program, "-t", "-q", "-p", directory, "-c", "nginx.conf", "-g", f"pid pid; error_log stderr;{user}"]
 
 
 def _haproxy(program: str, text: str, directory: str, *, whole: bool) -> list[str]:

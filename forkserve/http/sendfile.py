@@ -6,55 +6,127 @@ write, then send on a duplicate of its descriptor whenever it is writable. That 
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
+from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
+    from forkserve.http.wsgi import WSGICall
+
+_BLOCK = 65536
+"""Bytes per block of a file that has to be read, if the application does not say."""
 
 _MOST_AT_ONCE = 1 << 20
 """Bytes per call, so that one fast client does not hold the loop."""
 
 
 class FileWrapper:
-    """PEP 3333's ``wsgi.file_wrapper``: iterates over blocks, and is recognised by the server as a file that it can send.
+    """PEP 3333's ``wsgi.file_wrapper``: iterates over blocks; the server recognises it, and may have the system send the file.
+
+    It is its own iterator and has ``seek``, as frameworks expect that cut ranges out of files.
 
     Args:
         filelike: Has ``read(size)``; closed with the wrapper if it can be.
         block_size: Bytes per block where it has to be read.
     """
 
-    def __init__(self, filelike: Any, block_size: int = 65536) -> None:
+    def __init__(self, filelike: Any, block_size: int = _BLOCK) -> None:
         self._file = filelike
-        self._block_size = block_size
+        self._block_size = block_size if block_size > 0 else _BLOCK
+        self._limit: int | None = None
 
     def __iter__(self) -> Iterator[bytes]:
-        while block := self._file.read(self._block_size):
-            yield block
+        return self
+
+    def __next__(self) -> bytes:
+        size = self._block_size if self._limit is None else min(self._block_size, self._limit)
+        block: bytes = self._file.read(size) if size else b""
+        if not block:
+            raise StopIteration
+        if self._limit is not None:
+            self._limit -= len(block)
+        return block
 
     def close(self) -> None:
         """Close the file."""
         if hasattr(self._file, "close"):
             self._file.close()
 
-    def fileno(self) -> int:
-        """The descriptor."""
-        return int(self._file.fileno())
+    def seekable(self) -> bool:
+        """Whether reading can go on elsewhere."""
+        return bool(self._file.seekable()) if hasattr(self._file, "seekable") else hasattr(self._file, "seek")
+
+    def seek(self, *where: int) -> int:
+        """Go on reading elsewhere; as the file's own."""
+        return int(self._file.seek(*where))
 
     def tell(self) -> int:
-        """Where reading would go on."""
+        """Where reading goes on."""
         return int(self._file.tell())
 
-    def remaining(self) -> int | None:
-        """Bytes from here to the end of a regular file; None for anything else, which has to be read."""
+    def limit(self, count: int) -> None:
+        """Read no more than so many bytes, even if there are more by then."""
+        self._limit = count
+
+    def regular(self) -> tuple[int, int, int] | None:
+        """The file as the system can send it, if that is what reading it would give.
+
+        Many objects have a ``fileno()`` and give something else when they are read: what was compressed or encrypted, or text.
+        So the method ``read`` decides: it must be the built-in one of a file object that gives what the descriptor gives. The
+        object may be that file, or pass its method on, as Django's ``File`` does.
+
+        Returns:
+            Descriptor, position and the number of bytes from there to the end; None if the file has to be read: it is no regular
+            file, it is empty, it is shorter than it says (as files in ``/sys`` are), or it cannot be read at all.
+        """
         try:
-            status = os.fstat(self.fileno())
-            position = self.tell()
+            source = _reader(self._file)
+            raw = source.raw if type(source) in (io.BufferedReader, io.BufferedRandom) else source
+            if type(raw) is not io.FileIO or _owner(raw.readinto) is not raw:
+                return None
+            descriptor, position = raw.fileno(), source.tell()
+            status = os.fstat(descriptor)
+            if not (stat.S_ISREG(status.st_mode) and status.st_size and os.pread(descriptor, 1, status.st_size - 1)):
+                return None
         except (AttributeError, OSError, ValueError):
-            return None
-        return max(0, status.st_size - position) if stat.S_ISREG(status.st_mode) else None
+            return None  # if something is wrong with it, reading says what
+        return descriptor, position, max(0, status.st_size - position)
+
+
+def _reader(file: Any) -> Any:
+    """The object whose built-in method the file's ``read`` is; None if it is written in Python."""
+    read = file.read
+    if type(file) is tempfile._TemporaryFileWrapper:  # noqa: SLF001 - what NamedTemporaryFile gives has no other name
+        read = read.__wrapped__  # within a function that keeps the file from being closed
+    return _owner(read)
+
+
+def _owner(method: Any) -> Any:
+    return method.__self__ if type(method) is BuiltinMethodType else None
+
+
+def file_to_send(call: WSGICall, wrapper: FileWrapper) -> tuple[int, int, int] | None:
+    """What `WSGICall.start_file` takes, if the system can send the file; None if the wrapper has to be read.
+
+    If it has to be read only because of TLS or ``--no-sendfile``, its length is announced, and no more than that is read.
+    Runs where the application does, before anything of the answer was sent.
+
+    Raises:
+        OSError: No descriptor is left.
+    """
+    if call.head is None or (found := wrapper.regular()) is None:
+        return None
+    descriptor, offset, rest = found
+    if call.connection.endpoints.tls or not call.site.settings.sendfile:
+        call.add_length(rest)
+        wrapper.limit(rest if call.head.content_length is None else min(rest, call.head.content_length))
+        return None
+    return os.dup(descriptor), offset, rest
 
 
 class SendFile:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from forkserve.http.errors import ClientGoneError
+from forkserve.http.errors import ClientGoneError, is_departure
 from forkserve.http.response import BODILESS
-from forkserve.http.sendfile import FileWrapper
+from forkserve.http.sendfile import FileWrapper, file_to_send
 from forkserve.http.wsgi import WSGICall
 
 if TYPE_CHECKING:
@@ -104,7 +103,9 @@ class ThreadedExchange(WSGICall):
             result = self.site.app(self.environ(), self.start_response)
             if isinstance(result, list):
                 self._hand_over(self._write_last, b"".join(result))
-            elif not (isinstance(result, FileWrapper) and self._hand_over_file(result)):
+            elif type(result) is FileWrapper and not self._handed_over and (file := file_to_send(self, result)):
+                self._hand_over(self.start_file, *file)
+            else:
                 for piece in result:
                     if piece.__class__ is bytes and not piece:
                         continue
@@ -112,10 +113,11 @@ class ThreadedExchange(WSGICall):
                     if self.target.method == "HEAD" or (self.head is not None and self.head.code in BODILESS):
                         break  # it may never end
                 self._hand_over(self._write_last, b"")
-        except ClientGoneError:
-            pass
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
-            self._hand_over(self.fail, error, "the application raised an exception")
+            if self.gone and is_departure(error):
+                self.site.log.debug("%s: the client has left: %r", self.describe(), error)
+            else:
+                self._hand_over(self.fail, error, "the application raised an exception")
         finally:
             self.close_result(result)
 
@@ -135,16 +137,6 @@ class ThreadedExchange(WSGICall):
     def _hand_over(self, call: Callable[..., object], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop has ended: the process does so now
             self.site.loop.call_soon_threadsafe(self._on_loop, call, *arguments)
-
-    def _hand_over_file(self, wrapper: FileWrapper) -> bool:
-        rest = wrapper.remaining()
-        if rest is None or self.head is None or self._handed_over:
-            return False
-        if self.connection.endpoints.tls or not self.site.settings.sendfile:
-            self.add_length(rest)
-            return False
-        self._hand_over(self.start_file, os.dup(wrapper.fileno()), wrapper.tell(), rest)
-        return True
 
     # On the loop
 

@@ -18,10 +18,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from forkserve.http.environ import Environ, environ_template
-from forkserve.http.errors import ClientGoneError, RequestError, ResponseError
+from forkserve.http.errors import ClientGoneError, RequestError, ResponseError, is_departure
 from forkserve.http.exchange import Exchange
 from forkserve.http.response import BODILESS, read_head
-from forkserve.http.sendfile import FileWrapper, SendFile
+from forkserve.http.sendfile import FileWrapper, SendFile, file_to_send
 
 if TYPE_CHECKING:
     from forkserve.http.site import Site
@@ -269,9 +269,12 @@ class WSGIExchange(WSGICall):
             self._overflow.write(data)
 
     def _iterate(self, result: Iterable[bytes]) -> None:
-        if isinstance(result, FileWrapper) and self._overflow is None and self._send_file(result):
-            self._close()
-            return
+        if type(result) is FileWrapper and self._overflow is None and not self.started:
+            file = self.context.run(file_to_send, self, result)
+            if file is not None:
+                self.start_file(*file)
+                self._close()
+                return
         self._iterator: Iterator[bytes]
         head = self.head
         if (
@@ -319,19 +322,9 @@ class WSGIExchange(WSGICall):
         if self._iterable is not None:
             self._step()
 
-    def _send_file(self, wrapper: FileWrapper) -> bool:
-        """Have a regular file sent while the application is done with it; whether that can be."""
-        rest = self.context.run(wrapper.remaining)
-        if rest is None or self.started or self.head is None:
-            return False
-        if self.connection.endpoints.tls or not self.site.settings.sendfile:
-            self.add_length(rest)
-            return False
-        self.start_file(os.dup(self.context.run(wrapper.fileno)), self.context.run(wrapper.tell), rest)
-        return True
-
     def _failed(self, error: BaseException) -> None:
-        if isinstance(error, ClientGoneError) and self.gone:
+        if self.gone and is_departure(error):
+            self.site.log.debug("%s: the client has left: %r", self.describe(), error)
             self._close()
             return
         # The call must have ended before the connection reads on.

@@ -79,7 +79,7 @@ def test_scope(server: Server) -> None:
     assert len(scope["server"]) == 2
     assert scope["server"][0].endswith("/s")
     assert scope["server"][1] is None
-    assert isinstance(scope["extensions"], dict)
+    assert scope["extensions"] == {}  # above all none that takes a path or a descriptor for a body
     assert kinds["state"] == "dict"
 
 
@@ -196,6 +196,8 @@ WRONG = {
     "only a start": ((START,), 500, None),
     "start twice": ((START, START, BODY), None, None),
     "unknown type": (({"type": "http.response.nonsense"}, START, BODY), None, None),
+    "path to send": ((START, {"type": "http.response.pathsend", "path": "/etc/hostname"}), 500, None),
+    "descriptor to send": ((START, {"type": "http.response.zerocopysend", "file": 0}), 500, None),
     "raises before start": (("raise",), 500, None),
     "raises behind start": ((START, "raise"), 500, None),
     "exits": (("exit",), 500, None),

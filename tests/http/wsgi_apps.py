@@ -197,21 +197,17 @@ def on_file(environ: Environ, start_response: StartResponse, query: dict[str, st
         with file:
             file = io.BytesIO(file.read())
     file.seek(int(query.get("offset", "0")))
-    close = file.close
 
     class Told:
-        """The file, and an event when it is closed."""
+        """The file, and an event when it is closed; another one if it was read."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(file, name)
 
-        def read(self, size: int) -> Any:
-            if "told" in query:
-                EVENTS.append("read")
-            return file.read(size)
-
         def close(self) -> None:
-            close()
+            if "told" in query and file.tell():
+                EVENTS.append("read")
+            file.close()
             EVENTS.append("closed")
 
     wrapper: Iterable[bytes] = environ["wsgi.file_wrapper"](Told(), 8192)

@@ -57,11 +57,14 @@ def children(pid: int) -> list[int]:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """Return what the process has open, by descriptor; without what it only looks into for a moment."""
+    """Return what the process has open, by descriptor; without what it only looks into for a moment.
+
+    One that is ending belongs to root, and so does one that executes what only root may read: they have nothing open for us.
+    """
     found = {}
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return {number: name for number, name in found.items() if not name.startswith(("/proc/", "/sys/"))}
 

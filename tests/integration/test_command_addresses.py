@@ -121,7 +121,8 @@ def test_bind_to_port_0_tells_the_real_port(serve: Start) -> None:
 @pytest.mark.parametrize("bind", ["[::1]:0", "[::]:0"])
 def test_bind_to_ipv6(serve: Start, bind: str) -> None:
     if not ipv6():
-        pytest.skip("no IPv6 on this machine")
+        assert f"cannot listen on {bind}: " in run(HELLO, "--bind", bind).stderr
+        return
     command = serve(HELLO, "--bind", bind)
 
     assert command.startup[0] == f"Listening on http://{bind[:-2]}:{command.port}"
@@ -141,7 +142,8 @@ def ipv6() -> bool:
 
 def test_base_port_on_ipv6(serve: Start) -> None:
     if not ipv6():
-        pytest.skip("no IPv6 on this machine")
+        assert "cannot listen on [::1]:" in run(WHO, "--host", "::1", "--base-port", "0").stderr
+        return
     command = serve(WHO, "--host", "::1", "--base-port", 0, "--workers", 2)
 
     assert [one.address for one in command.listening] == [f"http://[::1]:{port}" for port in command.ports]
@@ -292,7 +294,8 @@ def test_the_default_address(serve: Start) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if probe.connect_ex(("127.0.0.1", 8000)) == 0:
-            pytest.skip("somebody else listens on port 8000")
+            assert "cannot listen on 127.0.0.1:8000: " in run(HELLO).stderr  # somebody else does
+            return
 
     assert serve(HELLO).startup == ["Listening on http://127.0.0.1:8000", "Ready: 1 worker"]
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,107 @@ def test_keys_that_the_users_own_configuration_defines(capsys: pytest.CaptureFix
         assert capsys.readouterr().err == (
             f'forkserve: --check: nginx refuses the configuration: [emerg] unknown "{variable}" variable\n'
         )
+
+
+# What an ordinary user may not try.
+
+RESTRICTED = ("setpriv", "--bounding-set=-net_bind_service,-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+"""With this before it, root may no more than anybody else."""
+
+
+def checked(*options: object, kind: str = "nginx") -> tuple[int, str]:
+    """Have a configuration judged; return the exit code and what was said."""
+    done = run("nginx", *shlex.split(SHOP), "--format", kind, "--check", *map(str, options), prefix=RESTRICTED)
+    assert bool(done.stdout) == (done.returncode == 0)
+    return done.returncode, done.stderr
+
+
+def accepted(kind: str, *untried: str) -> tuple[int, str]:
+    """Return what is said of a configuration that is good as far as it was tried."""
+    return 0, f"forkserve: --check: {kind} accepts it, but for what this user may not try: {', '.join(untried)}\n"
+
+
+@pytest.fixture
+def forbidden(short: Path) -> Iterator[Path]:
+    """A directory in which we may not make anything."""
+    directory = short / "forbidden"
+    directory.mkdir(mode=0o555)
+    yield directory
+    directory.chmod(0o755)
+
+
+@KINDS
+def test_ports_of_root_are_no_fault(kind: str) -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    untried = [f"to listen on 0.0.0.0:{port}" for port in (80,) if port < first and kind == "nginx"]
+
+    assert checked(kind=kind) == (accepted(kind, *untried) if untried else (0, ""))
+
+
+def test_sockets_of_root_are_no_fault(forbidden: Path) -> None:
+    one, two = f"unix:{forbidden}/one", f"unix:{forbidden}/with blank"
+    assert checked("--listen", one, "--listen", two) == accepted("nginx", f"to listen on {one}", f"to listen on {two}")
+
+    code, said = checked("--listen", one, "--listen", "203.0.113.5:8080")
+    assert (code, "bind() to 203.0.113.5:8080 failed (99: " in said) == (1, True)  # this is judged nevertheless
+    code, said = checked("--listen", one, "--balance", "hash $no_such")
+    assert (code, said) == (1, 'forkserve: --check: nginx refuses the configuration: [emerg] unknown "no_such" variable\n')
+
+
+@KINDS
+@pytest.mark.parametrize("closed", ["key", "certificate", "directory"])
+def test_keys_that_only_root_reads_are_no_fault(kind: str, closed: str, certificate: Path, short: Path) -> None:
+    private = short / "private"
+    private.mkdir()
+    cert, key = private / "cert", private / "cert.key"
+    cert.write_bytes(certificate.read_bytes())
+    key.write_bytes(Path(f"{certificate}.key").read_bytes())
+    listen = ("--listen", free_port())
+    tls = ("--tls-cert", cert, "--tls-key", key)
+    assert checked(*tls, *listen, kind=kind) == (0, "")
+    {"key": key, "certificate": cert, "directory": private}[closed].chmod(0)
+    try:
+        untried = {"key": [key], "certificate": [cert], "directory": [cert, key]}[closed]
+        assert checked(*tls, *listen, kind=kind) == accepted(kind, *(f"to read {path}" for path in untried))
+        assert checked("--tls-cert", cert, "--upstream-only", kind=kind) == (0, "")  # nothing of it is in there
+        if kind == "haproxy" and closed == "key":
+            assert checked("--tls-cert", cert, *listen, kind=kind) == accepted(kind, f"to read {key}")
+        code, said = checked(*tls, *listen, "--balance", "hash $no_such", kind=kind)
+        assert code != 0
+        assert "no_such" in said
+    finally:
+        private.chmod(0o755)
+
+
+@pytest.mark.parametrize("closed", ["key", "directory"])
+def test_keys_of_the_workers_that_only_root_reads_are_no_fault(closed: str, certificate: Path, short: Path) -> None:
+    """They are the server's, which root starts; who cannot read them cannot serve with them, and is told why."""
+    private = short / "private"
+    private.mkdir()
+    key = private / "key"
+    key.write_bytes(Path(f"{certificate}.key").read_bytes())
+    tls = ("--certfile", certificate, "--keyfile", key)
+    (key if closed == "key" else private).chmod(0)
+    try:
+        assert checked(*tls, "--listen", free_port()) == (0, "")
+        done = run("example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *map(str, tls), prefix=RESTRICTED)
+        assert (done.returncode, done.stderr) == (
+            2, f"forkserve: TLS cannot be set up with --certfile {certificate} --keyfile {key}: Permission denied\n",
+        )  # fmt: skip
+    finally:
+        private.chmod(0o755)
+
+
+def test_an_upstream_file_that_only_root_reads_is_no_fault(short: Path) -> None:
+    included = short / "upstream.conf"
+    listen = ("--listen", free_port())
+    assert run("nginx", *shlex.split(SHOP), "--upstream-only", "--output", str(included)).returncode == 0
+    assert checked("--upstream-file", included, *listen) == (0, "")
+    included.chmod(0)
+    assert checked("--upstream-file", included, *listen) == accepted("nginx", f"to read {included}")
+    included.unlink()
+    code, said = checked("--upstream-file", included, *listen)
+    assert (code, "upstream.conf" in said) == (1, True)
 
 
 # A server that runs.

@@ -13,7 +13,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.integration.client import Client, dial, get
-from tests.integration.command import Command, eventually, run
+from tests.integration.command import DEADLINE, Command, eventually, run
 from tests.integration.conftest import Start
 
 APPS = pytest.mark.parametrize("app", ["who", "who_asgi"])
@@ -249,7 +249,9 @@ def test_wss(serve: Start, authority: Authority, loop: str) -> None:
         authority.server.key,
     )
 
-    with connect(f"wss://localhost:{command.port}/", ssl=authority.trust(), sock=dial(command.port)) as client:
+    with connect(
+        f"wss://localhost:{command.port}/", ssl=authority.trust(), sock=dial(command.port), open_timeout=DEADLINE
+    ) as client:
         for size in (1, 70_000, 1_000_000):
             client.send(b"x" * size)
             assert client.recv(10) == b"x" * size

@@ -319,21 +319,24 @@ def test_no_descriptor_left(start: Start) -> None:
     assert server.lines(client)[0]["ok"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_user_is_refused(start: Start) -> None:
+@pytest.mark.parametrize("other", [True, False])
+def test_another_user_is_refused(start: Start, other: bool) -> None:  # noqa: FBT001 - a parameter
     server = start()
     os.chmod(Path(server.path).parent, 0o755)
     os.chmod(server.path, 0o777)
+    other = other and os.geteuid() == 0  # only root can be another user
     code = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.shutdown(socket.SHUT_WR);"
         "print(s.makefile().read(), end='', flush=True)"
     )
     arguments = ["/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable, "-c", code, server.path]
-    with subprocess.Popen(arguments, user=65534, stdout=subprocess.PIPE, text=True, cwd="/") as process:
+    with subprocess.Popen(arguments, user=65534 if other else None, stdout=subprocess.PIPE, text=True, cwd="/") as process:
         server.until(lambda: process.poll() is not None)
         assert process.stdout is not None
-        assert '"code":"refused","message":"only root and the user 0 may steer this server"' in process.stdout.read()
-    assert server.connected == 0
+        said = process.stdout.read()
+    assert ('"code":"refused","message":"only root and the user 0 may steer this server"' in said) is other
+    assert bool(said) is other
+    server.until(lambda: server.connected == 0)
 
 
 # The end.

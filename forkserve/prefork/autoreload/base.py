@@ -153,6 +153,7 @@ class Base:
                 case {"type": "ready"}:
                     self._ready = True
                 case {"type": "cleared", "count": count, "left_out": left_out}:
+                    self._ready = True  # it has loaded all: one that stops before it says so is found by an order, like any other
                     logger.debug("base mold: %d modules stay loaded, and not %s", count, left_out or "any other")
                 case {"type": "outdated"}:
                     logger.debug("base mold: files of modules outside the project have changed: it is made anew")
