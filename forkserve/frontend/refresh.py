@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 
-from forkserve.frontend.check import CheckError, check, told, write_whole
+from forkserve import files
+from forkserve.frontend.check import CheckError, check, told
 from forkserve.prefork.libc import PDEATHSIG, prctl
 
 TAIL = 4096  # bytes of what the command prints, whose last line is told;
@@ -60,7 +61,7 @@ def _write(path: str, text: str) -> str | None:
     """Replace the file by one that nginx takes; return what went wrong."""
     try:
         check("nginx", text, whole=False)
-        write_whole(path, text)
+        files.write_whole(path, text)
     except CheckError as error:
         return f"--nginx-upstream: {path} stays as it was: {error}"
     except OSError as error:
