@@ -11,6 +11,10 @@ as /tmp, users can replace only what is their own, so there the link's owner cou
 links in parent directories. What /proc/self/fd/N (and so /dev/stdout) leads to is decided by the process alone: it means that
 descriptor.
 
+A file belongs to the user that it is made for only if it was made here; what was there before is never given away. Where
+others can make files, one that has a second name is refused, since that may be a hard link to somebody's file; so is another
+user's file in a sticky directory. A pipe that no process reads is refused everywhere: to open it would hold up the master.
+
 One thing has to be done by name: a unix socket is bound to a path, as no system call takes a directory's descriptor for that.
 Where it was really made is checked afterwards; a socket that was made elsewhere is given to nobody, and its start fails.
 
@@ -44,8 +48,9 @@ TRIES: Final = 100  # of what another process can undo each time
 MOST_LINKS: Final = 40  # as in Linux
 OWN_DESCRIPTORS: Final = "/proc/self/fd"
 HANDLE: Final[int | None] = getattr(os, "O_PATH", None)
-_SEARCH: Final = getattr(os, "O_SEARCH", os.O_RDONLY) if HANDLE is None else HANDLE
-_DIRECTORY: Final = _SEARCH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY: Final[int] = (
+    (getattr(os, "O_SEARCH", os.O_RDONLY) if HANDLE is None else HANDLE) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +251,7 @@ class _Walk:
         self.left = _components(path)
         self._ends_in_directory = path.endswith("/")
         self._path = "/" if path.startswith("/") else ""
-        self.directory = os.open(self._path or ".", _DIRECTORY)
+        self.directory = os.open(self._path or ".", DIRECTORY)
         self._exposed = False
         self._links = 0
 
@@ -282,7 +287,7 @@ class _Walk:
             self._enter("/", "/")
 
     def _enter(self, name: str, path: str) -> None:
-        new = os.open(name, _DIRECTORY, dir_fd=self.directory)
+        new = os.open(name, DIRECTORY, dir_fd=self.directory)
         os.close(self.directory)
         self.directory, self._path = new, path
 

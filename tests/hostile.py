@@ -70,7 +70,8 @@ class Hostile:
                 yield
             finally:
                 swapper.kill()
-                assert self.state() == before
+                after = self.state()
+                assert after == before, f"{before} has become {after}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ And what must go on working: links of root's and of one's own, sticky directorie
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import os
@@ -78,6 +79,36 @@ USES: dict[str, Callable[[Path], object]] = {
     "a written file": lambda path: files.write_whole(str(path), "text"),
 }
 uses = pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+
+
+BY_NAME = {
+    "chmod",
+    "chown",
+    "lchown",
+    "link",
+    "makedirs",
+    "mkdir",
+    "mkfifo",
+    "remove",
+    "rename",
+    "replace",
+    "rmdir",
+    "symlink",
+    "truncate",
+    "unlink",
+}
+
+
+def test_nothing_else_changes_files_by_their_names() -> None:
+    package = Path(files.__file__).parent
+    found = {
+        (str(path.relative_to(package)), node.func.attr)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in BY_NAME
+        if isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+    }
+    assert {path for path, _ in found} == {"files.py"}, found
 
 
 # Links that others could have made.
@@ -391,6 +422,34 @@ def test_another_s_link_to_our_descriptors_is_refused(other: Hostile) -> None:
     (other.theirs / "log").symlink_to("/dev/stdout")
     with pytest.raises(ConfigError, match="is a symbolic link"):
         open_log(other.theirs / "log")
+
+
+def test_a_pipe_that_no_process_reads_does_not_hold_up_the_start(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(ConfigError, match="log: it is a socket, or a pipe that no process reads"):
+        open_log(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    file = logs.LogFile.open(str(tmp_path / "log"))
+    file.write(b"a line\n")
+    assert os.read(reader, 100) == b"a line\n"
+    assert os.get_blocking(file.descriptor)  # or lines would be lost when the reader is slow
+    os.close(file.descriptor)
+    os.close(reader)
+
+
+@uses
+def test_systems_without_handles(other: Hostile, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path], object]) -> None:
+    """As macOS is. It finds and refuses the same."""
+    monkeypatch.setattr(files, "HANDLE", None)
+    monkeypatch.setattr(files, "DIRECTORY", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    use(other.theirs / "file")
+    before = other.state()
+    (other.theirs / "link").symlink_to(other.target)
+    (other.theirs / "folder").symlink_to(other.ours)
+    for path in (other.theirs / "link", other.theirs / "folder" / "new"):
+        with pytest.raises((OSError, ForkserveError)):
+            use(path)
+    assert other.state() == before
 
 
 def test_what_is_no_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
