@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import grp
 import os
 import pwd
@@ -315,7 +316,36 @@ def _same(found: os.stat_result, path: str) -> bool:
 
 
 def _trusted(uid: int) -> bool:
-    return uid in (0, os.geteuid())
+    return uid == os.geteuid() or uid in _root_uids()
+
+
+@functools.cache
+def _root_uids() -> frozenset[int]:
+    try:
+        return root_uids(_text("/proc/self/uid_map"), int(_text("/proc/sys/kernel/overflowuid")))
+    except OSError:  # no Linux, or no /proc
+        return frozenset((0,))
+
+
+def root_uids(uid_map: str, overflow: int) -> frozenset[int]:
+    """Return which owners of files may be root.
+
+    In a user namespace that has no number for the root outside, such as an ordinary user's sandbox, root's files are shown as
+    those of the overflow uid. That counts only if nobody inside can have that uid.
+
+    Args:
+        uid_map: What /proc/self/uid_map says: the first number inside, the first outside, and how many.
+        overflow: The uid that stands for all that have no number.
+    """
+    ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines()]
+    knows_root = any(outside == 0 for _, outside, _ in ranges)
+    is_used = any(inside <= overflow < inside + count for inside, _, count in ranges)
+    return frozenset((0,)) if knows_root or is_used else frozenset((0, overflow))
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
 
 
 def _replaceable(directory: int, entry: os.stat_result | None) -> bool:

@@ -452,6 +452,17 @@ def test_systems_without_handles(other: Hostile, monkeypatch: pytest.MonkeyPatch
     assert other.state() == before
 
 
+def test_whose_files_are_root_s() -> None:
+    for uid_map, overflow_too in {
+        "         0          0 4294967295\n": False,
+        "0 1000 1\n1 100000 65536\n": False,  # a container of an ordinary user, in which there is a user nobody
+        "0 1000 1\n": True,  # `unshare --map-root-user`, where /dev belongs to nobody
+        "1000 1000 1\n": True,
+        "0 0 1\n": False,
+    }.items():
+        assert (uid_map, files.root_uids(uid_map, 65534)) == (uid_map, {0, 65534} if overflow_too else {0})
+
+
 def test_what_is_no_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "circle").symlink_to("circle")
     monkeypatch.chdir(tmp_path)
