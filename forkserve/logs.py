@@ -15,16 +15,16 @@ import importlib
 import json
 import logging
 import os
-import stat
 import sys
 import time
 from typing import Any
 
+from forkserve import files
 from forkserve.errors import ConfigError
 from forkserve.prefork import privileges
 from forkserve.settings import Settings
 
-Owner = tuple[int, int] | None
+APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 TRACE = 5
 STDOUT, STDERR = 1, 2
 
@@ -46,20 +46,20 @@ def printable(text: str | bytes) -> str:
 class LogFile:
     """A file opened for appending, or stdout or stderr (`path` None); one write for each record.
 
-    With an *owner* (uid and gid) a regular file is made theirs, so that workers who are no longer root
-    can open it anew.
+    With an *owner* (uid and gid) a file that is made here becomes theirs, so that workers who are no longer root
+    can open it anew. One that was there keeps its owner.
     """
 
-    def __init__(self, descriptor: int, path: str | None = None, owner: Owner = None) -> None:
+    def __init__(self, descriptor: int, path: str | None = None, owner: files.Owner = None) -> None:
         self.descriptor = descriptor
         self.path = path
         self.owner = owner
 
     @classmethod
-    def open(cls, path: str, owner: Owner = None) -> "LogFile":
+    def open(cls, path: str, owner: files.Owner = None) -> "LogFile":
         """Open the file *path*. Raises ConfigError where it cannot be written."""
         try:
-            return cls(_open(path, owner), path, owner)
+            return cls(files.open_file(path, APPENDING, owner=owner), path, owner)
         except OSError as error:
             raise ConfigError(f"cannot write the log file {path}: {error.strerror}") from None
 
@@ -75,20 +75,12 @@ class LogFile:
         """
         if self.path is None:
             return
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(self.path), os.fstat(self.descriptor)):
+        with files.find(self.path) as place:
+            if place.identity() == files.identity(os.fstat(self.descriptor)):
                 return
-        new = _open(self.path, self.owner)
+            new = place.open(APPENDING, owner=self.owner)
         os.dup2(new, self.descriptor, inheritable=False)
         os.close(new)
-
-
-def _open(path: str, owner: Owner) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    if owner is not None and stat.S_ISREG(os.fstat(descriptor).st_mode):
-        with contextlib.suppress(OSError):  # a worker's, who may not, and need not: the master was here first
-            os.fchown(descriptor, *owner)
-    return descriptor
 
 
 class _State:
@@ -189,7 +181,7 @@ def identify(name: str, generation: int) -> None:
             redirect(stream, _state.error)
 
 
-def open_file(path: str, owner: Owner) -> LogFile:
+def open_file(path: str, owner: files.Owner) -> LogFile:
     """Open a file for the workers' output, once for each path; it is reopened as the logs are. In the master.
 
     Raises ConfigError where it cannot be written.

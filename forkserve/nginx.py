@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import click
 
-from forkserve import config, ctl
+from forkserve import config, ctl, files
 from forkserve.cli import cmd_args, make_command, parse, working_directory
 from forkserve.errors import ConfigError, ForkserveError
 from forkserve.frontend import backends, caddyfile, front, haproxy_cfg, nginx_conf
-from forkserve.frontend.check import CheckError, check, unreadable, write_whole
+from forkserve.frontend.check import CheckError, check, unreadable
 from forkserve.frontend.front import Front
 from forkserve.prefork.addresses import Address
 from forkserve.settings import TABLE, Settings
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         click.echo(text, nl=False)
         return 0
     try:
-        write_whole(wanted.output, text)
+        files.write_whole(wanted.output, text)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ForkserveError(f"--output: cannot write {wanted.output}: {why}") from None

@@ -176,36 +176,3 @@ def _caddy(program: str, text: str, directory: str, *, whole: bool) -> list[str]
 def _write(directory: str, name: str, text: str) -> None:
     with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
         file.write(text)
-
-
-def write_whole(path: str, text: str) -> bool:
-    """Put text into a file so that whoever reads it sees the old text or the new one; return whether it has changed.
-
-    The permissions of a file that is there stay, and so does a symbolic link to it. A device or a pipe is written to. Raises
-    OSError.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        return True
-    path = os.path.realpath(path)
-    mode = 0o644
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            mode = os.stat(file.fileno()).st_mode & 0o7777
-            if file.read() == text:
-                return False
-    except FileNotFoundError:
-        pass
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return True

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 
-from forkserve.frontend.check import CheckError, told, write_whole
+from forkserve import files
+from forkserve.frontend.check import CheckError, told
 from forkserve.frontend.trial import check_upstream
 from forkserve.prefork.libc import PDEATHSIG, prctl
 
@@ -65,7 +66,7 @@ def _write(path: str, text: str) -> str | None:
     """Replace the file by one that nginx takes; return what went wrong."""
     try:
         check_upstream(text)
-        write_whole(path, text)
+        files.write_whole(path, text)
     except CheckError as error:
         return f"--nginx-upstream: {path} stays as it was: {error}"
     except OSError as error:

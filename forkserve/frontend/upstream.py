@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forkserve import files
 from forkserve.errors import ConfigError
 from forkserve.frontend.backends import from_listeners
 from forkserve.frontend.front import Front
@@ -48,13 +50,18 @@ def check(settings: Settings) -> None:
     path = settings.nginx_upstream
     if path is None:
         return
-    directory = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(directory):
-        raise ConfigError(f"--nginx-upstream: there is no directory {directory}")
-    if os.path.exists(path) and not os.path.isfile(path):
-        kind = "a directory" if os.path.isdir(path) else "no file"
+    try:
+        with files.find(path) as place:
+            found, directory = place.status(), os.path.dirname(os.path.abspath(place.path))
+            may_write = os.access(".", os.W_OK | os.X_OK, dir_fd=place.directory)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"--nginx-upstream: there is no directory {os.path.dirname(os.path.realpath(path))}") from None
+    except OSError as error:
+        raise ConfigError(f"--nginx-upstream: {path}: {error.strerror}") from None
+    if place.opened or (found is not None and not stat.S_ISREG(found.st_mode)):
+        kind = "a directory" if found is not None and stat.S_ISDIR(found.st_mode) else "no file"
         raise ConfigError(f"--nginx-upstream: {path} is {kind}: give the file that nginx includes")
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not may_write:
         raise ConfigError(f"--nginx-upstream: cannot write to the directory {directory}, in which the file is replaced")
     if settings.base_port is None and settings.bind and all(one.startswith("unix:@") for one in settings.bind):
         raise ConfigError(f"--nginx-upstream: nginx knows no abstract sockets ({', '.join(settings.bind)}): give --base-port")
@@ -81,7 +88,12 @@ def rehearse(path: str | None, held: Exported | None) -> None:
 
 
 def _lock_of(path: str) -> str:
-    directory, name = os.path.split(os.path.realpath(path))
+    """Return where the lock of a file is: beside it. Raises ConfigError."""
+    try:
+        with files.find(path) as place:
+            directory, name = os.path.split(os.path.abspath(place.path))
+    except OSError as error:
+        raise ConfigError(f"--nginx-upstream: {path}: {error.strerror}") from None
     return os.path.join(directory, f".{name}.lock")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -10,6 +9,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from forkserve import files
 from forkserve.errors import ListenError
 from forkserve.prefork.portholder import describe_holder
 
@@ -37,7 +37,7 @@ class Listener:
     last: int | None = None
     without: int | None = None
     # The socket file as we made it (device, inode): another server may have replaced it since.
-    _file: tuple[int, int] | None = field(default=None, repr=False)
+    _file: files.Identity | None = field(default=None, repr=False)
 
     @property
     def port(self) -> int | None:
@@ -81,10 +81,7 @@ class Listener:
         """Remove the socket file, if it is still the one that we made, and not that of others too. For the master."""
         if self._file is None or any(one._file == self._file for one in others):  # noqa: SLF001 - its own class
             return
-        path = self.sock.getsockname()
-        with contextlib.suppress(OSError):
-            if _identity(path) == self._file:
-                os.unlink(path)
+        files.remove(self.sock.getsockname(), self._file, follow=False)
 
 
 def resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
@@ -130,26 +127,19 @@ def bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int)
     return sock
 
 
-def bind_unix(address: Address, mode: int, backlog: int, owner: tuple[int, int] | None) -> Listener:
+def bind_unix(address: Address, mode: int, backlog: int, owner: files.Owner) -> Listener:
     """Open it, in the place of a file that nobody listens on. Raises ListenError."""
     path = address.path
-    abstract = path.startswith("@")
+    file = None
     sock = _new_socket(socket.AF_UNIX, address)
     sock.setblocking(False)
     try:
-        if abstract:
+        if path.startswith("@"):
             sock.bind("\0" + path[1:])
         else:
-            _remove_stale(address)
-            # The mode holds from the first moment: between bind and chmod anybody could connect.
-            mask = os.umask(0o777 & ~mode)
-            try:
-                sock.bind(path)
-            finally:
-                os.umask(mask)
-            os.chmod(path, mode)
-            if owner is not None:
-                os.chown(path, *owner)
+            with files.find(path, follow=False) as place:
+                _remove_stale(address, place)
+                file = place.bind(sock, path, mode, owner)
         sock.listen(backlog)
     except ListenError:
         sock.close()
@@ -158,22 +148,22 @@ def bind_unix(address: Address, mode: int, backlog: int, owner: tuple[int, int] 
         sock.close()
         reason = error.strerror or str(error)
         raise ListenError(f"cannot listen on {address}: {reason}") from None
-    return Listener(sock, _file=None if abstract else _identity(path))
+    return Listener(sock, _file=file)
 
 
-def _remove_stale(address: Address) -> None:
+def _remove_stale(address: Address, place: files.Place) -> None:
     """Remove a socket file that nobody listens on. Raises ListenError for anything else."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(address.path).st_mode):
-            raise ListenError(f"cannot listen on {address}: the file exists and is not a socket")
-    except FileNotFoundError:
+    found = place.status()
+    if found is None:
         return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ListenError(f"cannot listen on {address}: the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(address.path)
         except ConnectionRefusedError:
-            os.unlink(address.path)
+            place.unlink()
             return
         except FileNotFoundError:
             return
@@ -182,11 +172,6 @@ def _remove_stale(address: Address) -> None:
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
     raise ListenError(f"cannot listen on {address}: another server is listening there")
-
-
-def _identity(path: str) -> tuple[int, int]:
-    status = os.lstat(path)
-    return status.st_dev, status.st_ino
 
 
 def _comparable(sock: socket.socket) -> object:

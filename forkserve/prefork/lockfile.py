@@ -6,11 +6,12 @@ is made under its own name and not renamed into place, because the lock belongs 
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import os
 from typing import Self
 
+from forkserve import files
 from forkserve.prefork.upgrade.state import Exported, Kept
 
 
@@ -25,11 +26,19 @@ class HeldError(Exception):
 class LockFile:
     """Holds the file, with our pid in it, from construction to `remove`. For the master."""
 
-    def __init__(self, path: str, mode: int = 0o644, flags: int = 0) -> None:
-        """Lock it and write our pid. Raises HeldError, or OSError for what cannot be such a file."""
+    def __init__(self, path: str, mode: int = 0o644, *, follow: bool = True) -> None:
+        """Lock it and write our pid. Raises HeldError, or OSError for what cannot be such a file.
+
+        Args:
+            path: Of the file, which is made if it is not there.
+            mode: The permissions of a file that is made.
+            follow: Whether it may be a symbolic link to the file.
+        """
         self.path = path
-        while not self._take(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, mode)):
-            pass
+        for _ in range(files.TRIES):
+            if self._take(files.open_file(path, os.O_RDWR | os.O_CREAT, mode, follow=follow)):
+                return
+        raise OSError(errno.EAGAIN, "another process makes and removes it all the time")
 
     def export(self) -> Exported:
         """Describe it, for an upgrade: the lock goes with the descriptor, and the pid in the file stays right."""
@@ -68,15 +77,14 @@ class LockFile:
 
     def _ours(self) -> bool:
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+            with files.find(self.path) as place:
+                return place.identity() == files.identity(os.fstat(self._descriptor))
         except FileNotFoundError:
             return False
 
     def remove(self) -> None:
         """Remove the file, unless somebody put another one there, and let go of it."""
-        with contextlib.suppress(OSError):
-            if self._ours():
-                os.unlink(self.path)
+        files.remove(self.path, files.identity(os.fstat(self._descriptor)))
         self.close()
 
     def close(self) -> None:

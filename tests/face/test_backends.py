@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from forkserve import config
+from forkserve.files import write_whole
 from forkserve.frontend.backends import Backend, from_settings, from_status, on_machines, with_spare
-from forkserve.frontend.check import write_whole
 from forkserve.frontend.front import Front
 from forkserve.frontend.nginx_conf import render_upstream
 from forkserve.prefork.addresses import parse_address

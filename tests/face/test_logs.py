@@ -248,10 +248,9 @@ def test_a_file_for_output_is_opened_once_and_reopened_as_the_logs_are(log: Path
     assert file.descriptor not in logs.descriptors()
 
 
-def test_a_file_is_given_to_its_owner_also_anew(tmp_path: Path) -> None:
+def test_a_file_that_we_make_is_given_to_its_owner_also_anew(tmp_path: Path) -> None:
     owner = NOBODY if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     path = tmp_path / "log"
-    path.touch()
     file = logs.LogFile.open(str(path), owner)
     assert (path.stat().st_uid, path.stat().st_gid) == owner
 

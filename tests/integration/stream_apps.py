@@ -166,8 +166,9 @@ def _starlette(*, middleware: bool = False) -> Any:
 
     async def late(request: Request) -> Response:
         note("waits")
-        await opened(request.url.query)
-        note("reported" if await request.is_disconnected() else "answered")
+        while not (gone := await request.is_disconnected()) and not os.path.exists(request.url.query):
+            await asyncio.sleep(0.01)
+        note("reported" if gone else "answered")
         return PlainTextResponse("done", background=BackgroundTask(background, request.url.query))
 
     async def work(request: Request) -> Response:

@@ -7,10 +7,13 @@ else could have made or can write to: a socket there might be anybody's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
 from collections.abc import Iterator, Mapping
+
+from forkserve import files
 
 SUFFIX = ".sock"
 
@@ -27,16 +30,19 @@ def candidates(environ: Mapping[str, str]) -> list[str]:
 
 def make(directory: str) -> None:
     """Make a directory that only we can use, unless it is there. Raises OSError, saying why it cannot be used."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(directory, 0o700)
+    with contextlib.suppress(FileExistsError), files.find(directory.rstrip("/"), follow=False) as place:
+        place.make_directory(0o700)
     check(directory)
 
 
 def check(directory: str) -> None:
     """See that a directory is ours alone. Raises OSError, saying why it is not."""
-    found, parent = os.lstat(directory), os.stat(os.path.dirname(directory.rstrip("/")))
+    with files.find(directory.rstrip("/"), follow=False) as place:
+        found = place.status()
     wrong = ""
-    if stat.S_ISLNK(found.st_mode):
+    if found is None:
+        wrong = os.strerror(errno.ENOENT)
+    elif stat.S_ISLNK(found.st_mode):
         wrong = "it is a symbolic link"
     elif not stat.S_ISDIR(found.st_mode):
         wrong = "it is no directory"
@@ -44,7 +50,7 @@ def check(directory: str) -> None:
         wrong = "it belongs to another user"
     elif found.st_mode & 0o022:
         wrong = "others can write to it"
-    elif parent.st_uid not in (0, os.geteuid()) or (parent.st_mode & 0o022 and not parent.st_mode & stat.S_ISVTX):
+    elif place.exposed:
         wrong = "others could replace it"
     if wrong:
         raise OSError(0, wrong)

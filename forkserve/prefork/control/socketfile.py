@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import Mapping
 
+from forkserve import files
 from forkserve.errors import ConfigError, ListenError
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.lockfile import HeldError, LockFile
@@ -37,18 +38,14 @@ class SocketFile:
         if size > LONGEST_PATH:
             raise ConfigError(f"{path}: a path of {size} bytes is too long for a unix socket: use at most {LONGEST_PATH}")
         self.path = path
-        self._lock = LockFile(path.removesuffix(runtime_dir.SUFFIX) + ".lock", 0o600, os.O_NOFOLLOW)
+        self._lock = LockFile(path.removesuffix(runtime_dir.SUFFIX) + ".lock", 0o600, follow=False)
         self.sock = socket.socket(socket.AF_UNIX)
         try:
             self.sock.setblocking(False)
-            _remove_stale(path)
-            before = os.umask(0o077)
-            try:
-                self.sock.bind(path)
-            finally:
-                os.umask(before)
+            with files.find(path, follow=False) as place:
+                _remove_stale(path, place)
+                self._identity = place.bind(self.sock, path, 0o700)
             self.sock.listen(BACKLOG)
-            self._identity = _identity(os.lstat(path))
         except BaseException:
             self.sock.close()
             self._lock.remove()
@@ -74,9 +71,7 @@ class SocketFile:
 
     def remove(self) -> None:
         """Stop listening; remove the file, unless somebody put another one there."""
-        with contextlib.suppress(OSError):
-            if _identity(os.lstat(self.path)) == self._identity:
-                os.unlink(self.path)
+        files.remove(self.path, self._identity, follow=False)
         self.sock.close()
         self._lock.remove()
 
@@ -86,15 +81,10 @@ class SocketFile:
         self._lock.close()
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _remove_stale(path: str) -> None:
+def _remove_stale(path: str, place: files.Place) -> None:
     """Remove the socket of a server that has died. Raises HeldError or OSError if it is something else."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
+    found = place.status()
+    if found is None:
         return
     if not stat.S_ISSOCK(found.st_mode):
         raise OSError(0, "there is a file that is no socket")
@@ -102,7 +92,7 @@ def _remove_stale(path: str) -> None:
         raise HeldError(None)
     if found.st_uid != os.geteuid():
         raise OSError(0, "there is a socket of another user")
-    os.unlink(path)
+    place.unlink()
 
 
 def open_path(path: str) -> SocketFile:
