@@ -25,6 +25,7 @@ class Failure:
     why: str
     port: int | None  # the client's, if it was connected by TCP
     opened: float  # when it began to connect
+    server: int | None = None  # the server's port
 
 
 class Connection(Client):

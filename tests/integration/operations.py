@@ -1,0 +1,700 @@
+"""What may be done to a server at random while clients ask it, what is known of it meanwhile, and what explains a lost request.
+
+Each operation is a function in OPERATIONS, with how often it is chosen, and for which servers. It does its part and returns at
+once; what is to follow is put off with `Stage.later`, and answers of the control socket are judged when they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import select
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.integration import echo_app, steer
+from tests.integration.command import Command, descriptors, eventually, exists, state
+from tests.integration.conftest import Start
+from tests.integration.frontend import FrontEnd, program
+from tests.integration.load import Failure
+from tests.integration.site import Site
+
+LINGER = 0.6
+GRACEFUL = 15.0
+PATIENCE = 60.0  # seconds for whatever is waited for
+CALM = 15.0  # seconds for which a failure of a worker may be the reason of an error
+APP = Path(echo_app.__file__).read_text()
+CONFIG = "keep_alive = 30\nreload_settle = 0.1\n"
+BROKEN_CONFIG = "keep_alive = [\n"
+PURPOSE = "broken on purpose"
+FAULTS = {
+    "a syntax error": "def broken(:\n",
+    "an error at import": f"{APP}\nraise OSError('{PURPOSE}')\n",
+    "an exit at import": f"{APP}\nraise SystemExit('{PURPOSE}')\n",
+    "a death at import": f"{APP}\nos.kill(os.getpid(), 9)\n",
+    "no app": "VERSION = 'none'\n",
+    "an error in other workers than the first": (
+        f"{APP}\nif os.environ.get('FORKSERVE_WORKER_ID', '1') != '1':\n    raise OSError('{PURPOSE}')\n"
+    ),
+}
+EXPECTED_TRACEBACKS = re.compile(f"{PURPOSE}|SyntaxError|SystemExit")
+SIGNALS_WITHOUT_EFFECT = (signal.SIGHUP, signal.SIGINT, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
+ROW = {
+    "id": int,
+    "pid": (int, type(None)),
+    "port": (int, type(None)),
+    "generation": int,
+    "state": str,
+    "age_s": (int, float),
+    "requests": int,
+    "in_flight": int,
+    "connections": int,
+    "pss_bytes": (int, type(None)),
+    "rss_bytes": (int, type(None)),
+    "last_exit": (dict, type(None)),
+}
+STATUS = {
+    "name": str,
+    "pid": int,
+    "version": str,
+    "app": str,
+    "state": str,
+    "generation": int,
+    "uptime_s": (int, float),
+    "wanted": int,
+    "listeners": list,
+    "workers": list,
+    "last_reload": (dict, type(None)),
+}
+STATES = {"running", "reloading", "stopping", "degraded"}
+WORKER_STATES = {"booting", "ready", "draining", "killed", "backoff"}
+REPLIES = {"ok", "died", "timeout", "error"}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A server that operations are tried on.
+
+    Args:
+        name: What the test is called.
+        app: `wsgi` or `asgi`.
+        options: Its command line.
+        loop: Its event loop.
+        ports: Whether each worker has its own port.
+        shared: Whether there is a port that all workers share.
+        preload: Whether they are forked from a mold.
+        autoscaled: Whether load decides how many there are.
+        nginx: Whether an nginx stands in front, whose upstream the server keeps.
+        least: Fewest workers.
+        most: Most workers.
+        surge: --reload-surge.
+    """
+
+    name: str
+    app: str = "asgi"
+    options: tuple[object, ...] = ()
+    loop: str = "uvloop"
+    ports: bool = True
+    shared: bool = False
+    preload: bool = False
+    autoscaled: bool = False
+    nginx: bool = False
+    least: int = 2
+    most: int = 5
+    surge: int = 1
+
+    def arguments(self, port: int, directory: Path) -> list[object]:
+        """Return the command line of a server on ports from this one on."""
+        words: list[object] = [f"app:{self.app}", "-w", self.least, "--loop", self.loop, "--mixin", "app:Commands"]
+        words += ["--linger", LINGER, "--graceful-timeout", GRACEFUL, "--reload-surge", self.surge, "--boot-timeout", 30]
+        words += ["--access-logfile", directory / "access"]
+        if self.ports:
+            words += ["--base-port", port + 1]
+        if self.shared:
+            words += ["--bind", f"127.0.0.1:{port}"]
+        if self.autoscaled:
+            words += ["--min-workers", self.least, "--max-workers", self.most, "--max-spare", 2]
+        if self.nginx:
+            words += ["--nginx-upstream", directory / "upstream", "--nginx-reload", directory / "tell"]
+        return [*words, *["--preload"] * self.preload, *self.options]
+
+
+def free_ports(count: int) -> int:
+    """Return the first of so many ports in a row that nobody listens on; none that the system itself gives out."""
+    chance = random.Random()  # not the test's, since two tests may run at once
+    for _ in range(1000):
+        first = chance.randrange(18_000, 30_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise AssertionError("no ports are free")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The end of a process by SIGKILL."""
+
+    at: float
+    clients: frozenset[int]  # the ports of those whose connections it had
+
+
+@dataclass
+class Window:
+    """A time in which connections to some ports may fail."""
+
+    began: float
+    ports: frozenset[int]
+    ended: float = float("inf")
+
+
+def clients(pid: int) -> frozenset[int]:
+    """Return the clients' ports of all connections that a process has accepted."""
+    own = {name.removeprefix("socket:[").removesuffix("]") for name in descriptors(pid).values()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return frozenset(int(row[2].rpartition(":")[2], 16) for row in rows if row[9] in own)
+
+
+def memory(pid: int) -> int:
+    """Return how much memory a process has that is no file's, in KiB.
+
+    Not its private memory: that depends on how many of its children share the pages at the moment.
+    """
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Anonymous"))
+
+
+def unexpected_lines(log: str) -> list[str]:
+    """Return what no log may have: faults of our own, and tracebacks that are not those of FAULTS."""
+    found = [
+        line for line in log.splitlines() if re.search("fault in the master|Fatal Python error|SIGSEGV|unknown|Warning:", line)
+    ]
+    for text in log.split("Traceback (most recent call last)")[1:]:
+        lines = re.split(r"^\d{4}-\d\d-\d\d |^Listening|^Ready", text, maxsplit=1, flags=re.MULTILINE)[0]
+        if not EXPECTED_TRACEBACKS.search(lines):
+            found.append(lines)
+    return found
+
+
+@dataclass
+class Asked:
+    """A command of the control socket whose answer is still to come."""
+
+    words: tuple[object, ...]
+    request: steer.Request
+    began: float
+    calm: bool  # nothing was under way, and all was well
+    judge: Callable[[Any], str] | None
+
+    @property
+    def come(self) -> bool:
+        """Whether the answer is there, or will never be."""
+        return bool(select.select([self.request._socket], [], [], 0)[0])
+
+
+@dataclass
+class Stage:
+    """A server, with all that was done to it and is known of it."""
+
+    configuration: Configuration
+    start: Start
+    directory: Path
+    chance: random.Random
+    began: float = field(default_factory=time.monotonic)
+    events: list[str] = field(default_factory=list)
+    kills: list[Kill] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    due: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)  # what the server did wrong
+    stopped: set[int] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)  # files that are
+    wanted: list[tuple[float, int]] = field(default_factory=list)
+    ended: list[Command] = field(default_factory=list)  # by SIGKILL
+    version: int = 1
+    trouble: float = 0.0  # when something was done to it last that may fail a command
+    calm_at: float = 0.0  # when all was seen to be well
+    front: FrontEnd | None = None
+    leaving: Window | None = None  # slots that are not always wanted
+
+    def __post_init__(self) -> None:
+        """Start it."""
+        one = self.configuration
+        self.port = free_ports(one.most + 1)
+        if one.nginx:
+            self._make_teller()
+        words = one.arguments(self.port, self.directory)
+        self.site = Site(
+            self.start, self.directory, *words, files={"forkserve.toml": CONFIG}, code=self.code(1), env=self._environment()
+        )
+        self.site.command.traceback_expected = True
+        if one.nginx:
+            self._wait_for_upstream()
+            self.front = FrontEnd("nginx", ["--socket", self.directory / "control"], self.directory / "front")
+            eventually((self.directory / "front" / "pid").exists, "what the reload command needs")
+        self.memory = memory(self.command.pid)
+        self.wants(one.least)
+        self.sampled()
+
+    def _environment(self) -> dict[str, str]:
+        return {"PYTHONDONTWRITEBYTECODE": "1", "NOTES": str(self.directory / "notes")}
+
+    def _make_teller(self) -> None:
+        front, script = self.directory / "front", self.directory / "tell"
+        tell = shlex.join([program("nginx"), *FrontEnd.arguments(front, front / "Caddyfile"), "-s", "reload"])
+        script.write_text(f"#!/bin/sh\n[ ! -e {front}/pid ] || {tell}\n")
+        script.chmod(0o755)
+
+    def _wait_for_upstream(self) -> None:
+        path = self.directory / "upstream"
+        eventually(lambda: path.exists() and " down;" not in path.read_text(), "an upstream whose workers are all up", PATIENCE)
+
+    @property
+    def command(self) -> Command:
+        """The process."""
+        return self.site.command
+
+    @property
+    def ports(self) -> list[int]:
+        """Where clients may ask at any time."""
+        if self.front is not None:
+            return [self.front.port]
+        one = self.configuration
+        return [self.port] * one.shared * 2 + self.own(range(1, one.least + 1)) * one.ports
+
+    @property
+    def other_ports(self) -> list[int]:
+        """Ports of workers that may be scaled away; those of an autoscaled server are never known."""
+        one = self.configuration
+        return self.own(range(one.least + 1, one.most + 1)) if one.ports and not (one.autoscaled or one.nginx) else []
+
+    def own(self, slots: Sequence[int]) -> list[int]:
+        """Return the ports of slots."""
+        return [self.port + slot for slot in slots]
+
+    def note(self, text: str) -> None:
+        """Write down what was done."""
+        self.events.append(f"{time.monotonic() - self.began:8.3f} {text}")
+
+    def fault(self, text: str) -> None:
+        """Write down what the server did wrong."""
+        self.note(f"WRONG: {text}")
+        self.faults.append(text)
+
+    def disturb(self) -> None:
+        """Remember that commands may fail from now on, until all is well again."""
+        self.trouble = time.monotonic()
+
+    def later(self, seconds: float, do: Callable[[], object]) -> None:
+        """Do something later."""
+        self.due.append((time.monotonic() + seconds, do))
+
+    # Files.
+
+    def code(self, version: int, delay: float = 0.0) -> str:
+        """Return the app of a version, whose import takes a while."""
+        return APP.replace('VERSION = "0"', f'VERSION = "{version}"\ntime.sleep({delay:.2f})', 1)
+
+    def improve(self) -> None:
+        """Save the next version of the app."""
+        self.version += 1
+        self.site.save(self.code(self.version, self.chance.choice([0.0, 0.0, 0.2])))
+        self.broken.discard("app.py")
+        self.note(f"saved version {self.version}")
+
+    def spoil(self) -> None:
+        """Break the app or the configuration file."""
+        self.disturb()
+        if self.chance.random() < 0.3:
+            self.broken.add("forkserve.toml")
+            self.site.save(BROKEN_CONFIG, "forkserve.toml")
+            self.note("broke the configuration file")
+            return
+        what = self.chance.choice(list(FAULTS))
+        self.broken.add("app.py")
+        self.site.save(FAULTS[what], "app.py")
+        self.note(f"broke the app: {what}")
+
+    def repair(self) -> None:
+        """Make good files of those that are broken."""
+        self.disturb()
+        if "forkserve.toml" in self.broken:
+            self.site.save(CONFIG, "forkserve.toml")
+            self.note("repaired the configuration file")
+        if "app.py" in self.broken:
+            self.improve()
+        self.broken.clear()
+
+    # Processes.
+
+    def kill(self, pid: int) -> None:
+        """Kill a worker or mold with SIGKILL, and remember which connections were lost with it."""
+        self.disturb()
+        with contextlib.suppress(ProcessLookupError):  # one that drains may be gone
+            os.kill(pid, signal.SIGSTOP)  # so that it accepts and closes none while they are counted
+            eventually(lambda: state(pid) in "TZX", "stopped", PATIENCE)
+            peers = clients(pid)
+            self.kills.append(Kill(time.monotonic(), peers))
+            os.kill(pid, signal.SIGKILL)
+            self.note(f"killed {pid}, with {len(peers)} connections")
+
+    def status(self) -> dict[str, Any]:
+        """Return what `status` says, after an upgrade that comes between if there is one."""
+        return eventually(lambda: self.site.ask("status")["result"], "status", PATIENCE)
+
+    def resume(self, pid: int) -> None:
+        """Let a stopped process go on."""
+        self.stopped.discard(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+        self.disturb()
+
+    def signal(self, signum: signal.Signals, pid: int | None = None) -> None:
+        """Send a signal, to the master unless a process is given."""
+        self.note(f"{signum.name} to {pid or 'the master'}")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid or self.command.pid, signum)
+
+    def restart(self) -> None:
+        """Kill the master, and start another one."""
+        self.put_right()
+        window = Window(time.monotonic(), frozenset([*self.ports, *self.other_ports]))
+        self.windows.append(window)
+        old, family = self.command, self.command.workers
+        old.kill(signal.SIGKILL)
+        self.ended.append(old)
+        self.note("killed the master")
+        eventually(lambda: not any(map(exists, family)), lambda: f"the workers' end: {family}", PATIENCE)
+        self.note("its workers are gone")
+        self.due.clear()
+        self.site.command = self.start(*old.arguments, cwd=self.site.home, env=self._environment())
+        self.site.command.ready()
+        self.site.command.traceback_expected = True
+        if self.configuration.nginx:
+            self._wait_for_upstream()
+        window.ended = time.monotonic()
+        self.note(f"another one is ready, {window.ended - window.began:.2f} s later")
+        self.memory = memory(self.command.pid)
+        self.disturb()
+
+    def put_right(self) -> None:
+        """Let all processes go on, and repair what is broken."""
+        for pid in list(self.stopped):
+            self.resume(pid)
+        if self.broken:
+            self.repair()
+
+    # The control socket.
+
+    def ask(self, *words: object, judge: Callable[[Any], str] | None = None, **options: object) -> None:
+        """Give a command, whose answer is judged when it comes."""
+        calm = self.calm_at > self.trouble and not self.asked and not self.broken
+        self.note(f"ctl {' '.join(map(str, words))}{' (all is well)' * calm}")
+        self.asked.append(Asked(words, self.site.begin(str(words[0]), *words[1:], **options), time.monotonic(), calm, judge))
+
+    def hear(self) -> None:
+        """Judge the answers that have come."""
+        for one in [one for one in self.asked if one.come]:
+            self.asked.remove(one)
+            self._judge(one)
+
+    def _judge(self, one: Asked) -> None:
+        name, seconds = " ".join(map(str, one.words)), time.monotonic() - one.began
+        try:
+            answer = one.request.answer
+        except (ValueError, OSError) as error:
+            self.note(f"no answer to ctl {name}: {error!r}")
+            if not any(window.began >= one.began for window in self.windows if window is not self.leaving):
+                self.fault(f"no answer to ctl {name}: {error!r}")
+            return
+        self.note(f"answer to ctl {name} after {seconds:.2f} s: {str(answer)[:200]}")
+        if not {"ok", "error", "result"} <= answer.keys() or answer["ok"] != (answer["error"] is None):
+            self.fault(f"the answer to ctl {name} has a wrong shape: {answer}")
+        elif answer["ok"]:
+            if one.judge is not None and (wrong := one.judge(answer["result"])):
+                self.fault(f"ctl {name}: {wrong}: {answer}")
+        elif one.calm and self.trouble < one.began and not self.configuration.autoscaled:
+            self.fault(f"ctl {name} failed while all was well: {answer['error']}")
+        elif re.search("failed to boot|died", answer["error"]["message"]) and self.trouble < one.began - CALM:
+            self.fault(f"ctl {name}: no worker failed: {answer['error']}")
+
+    # What it says of itself.
+
+    def sampled(self) -> list[dict[str, Any]]:
+        """Look at `status`, whose shape and numbers must be right; return the workers."""
+        before = time.monotonic()
+        answer = self.site.ask("status")
+        if not answer["ok"]:
+            if not answer["error"]["message"].startswith("the server was upgraded meanwhile"):
+                self.fault(f"ctl status failed: {answer}")
+            return []
+        found = answer["result"]
+        wrong = shape(found, STATUS) + [part for row in found["workers"] for part in shape(row, ROW)]
+        if wrong or found["state"] not in STATES or found["pid"] != self.command.pid:
+            self.fault(f"status: {wrong} {found}")
+        rows: list[dict[str, Any]] = found["workers"]
+        self._check_workers(found["wanted"], rows, found["settings"].get("reload_lingering"))
+        well = found["state"] == "running" and len(rows) == found["wanted"] > 0 and {row["state"] for row in rows} == {"ready"}
+        if well:
+            self.calm_at = before
+        self._see_leaving(found["wanted"] if well and not self.asked else 0)
+        return rows
+
+    def _check_workers(self, wanted: int, rows: Sequence[Mapping[str, Any]], lingering: str | None) -> None:
+        """See that there are not more processes than may be."""
+        one, now = self.configuration, time.monotonic()
+        self.wanted.append((now, one.most if one.autoscaled else wanted))
+        self.wanted = [(at, number) for at, number in self.wanted if at > now - GRACEFUL]
+        most = max(number for _, number in self.wanted)
+        spare = most if lingering is None else int(lingering) if str(lingering).isdigit() else most
+        there = [row for row in rows if row["pid"] is not None and row["state"] in ("booting", "ready", "draining")]
+        if len(there) > most + one.surge + spare:
+            self.fault(f"{len(there)} workers, though {most} were wanted at most: {rows}")
+        if any(row["state"] not in WORKER_STATES for row in rows):
+            self.fault(f"a worker is in no known state: {rows}")
+
+    def wants(self, number: int) -> None:
+        """Remember that so many workers will be wanted: ports of others may be closed from now on."""
+        self.wanted.append((time.monotonic(), number))
+        if self.leaving is None and self.other_ports:
+            self.leaving = Window(time.monotonic(), frozenset(self.other_ports))
+            self.windows.append(self.leaving)
+
+    def _see_leaving(self, wanted: int) -> None:
+        """All of them are there, and none is to go."""
+        if self.leaving is not None and wanted == self.configuration.most:
+            self.leaving.ended = time.monotonic()
+            self.leaving = None
+
+    # What explains a failure.
+
+    def explained(self, failures: Sequence[Failure]) -> list[Failure]:
+        """Return those failures that are explained by what was done."""
+        if self.front is None:
+            return [one for one in failures if self._lost(one) or self._closed(one)]
+        found, room = [], [len(kill.clients) for kill in self.kills]
+        for failure in sorted(failures, key=lambda one: one.ended):
+            at = [number for number, kill in enumerate(self.kills) if failure.began <= kill.at <= failure.ended and room[number]]
+            if at:
+                room[at[0]] -= 1
+            if at or self._closed(failure):
+                found.append(failure)
+        return found
+
+    def _lost(self, failure: Failure) -> bool:
+        """Whether a killed process had its connection: one that was open then, and from that port."""
+        return any(failure.port in kill.clients and failure.opened <= kill.at <= failure.ended for kill in self.kills)
+
+    def _closed(self, failure: Failure) -> bool:
+        """Whether the server was down, or the port was one of a worker that was scaled away: then none that was open before."""
+        for window in self.windows:
+            if failure.server in window.ports:
+                down = not window.ports <= {*self.other_ports}
+                began = failure.began if down else failure.opened
+                if began <= window.ended and window.began <= (failure.ended if down else failure.opened):
+                    return True
+        return False
+
+
+def shape(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Return the keys whose values are missing or of another type."""
+    return [name for name, kind in expected.items() if name not in found or not isinstance(found[name], kind)]
+
+
+# The operations.
+
+
+def _pick(stage: Stage, *states: str) -> dict[str, Any] | None:
+    rows = [row for row in stage.sampled() if row["pid"] and row["state"] in (states or WORKER_STATES)]
+    return stage.chance.choice(rows) if rows else None
+
+
+def reload_good(stage: Stage) -> None:
+    """New code, which is good unless something has just been broken."""
+    if not stage.broken:
+        stage.improve()
+    stage.ask("reload", judge=lambda found: "" if isinstance(found["generation"], int) else "no generation")
+
+
+def reload_broken(stage: Stage) -> None:
+    """Code or a configuration that is broken, and repaired before or after it is read."""
+    stage.spoil()
+    stage.ask("reload")
+    stage.later(stage.chance.uniform(0, 1.2), stage.repair)
+
+
+def hang_up(stage: Stage) -> None:
+    """A reload by signal."""
+    stage.signal(signal.SIGHUP)
+    stage.disturb()
+
+
+def kill_worker(stage: Stage) -> None:
+    """SIGKILL, whatever it does."""
+    if row := _pick(stage):
+        stage.kill(row["pid"])
+
+
+def end_worker(stage: Stage) -> None:
+    """TERM or QUIT, as an administrator might."""
+    if row := _pick(stage):
+        stage.disturb()
+        stage.signal(stage.chance.choice([signal.SIGTERM, signal.SIGQUIT]), row["pid"])
+
+
+def stop_worker(stage: Stage) -> None:
+    """STOP, and CONT a little later."""
+    if row := _pick(stage):
+        pid = row["pid"]
+        stage.disturb()
+        stage.stopped.add(pid)
+        stage.signal(signal.SIGSTOP, pid)
+        stage.later(stage.chance.uniform(0.02, 0.7 * LINGER), lambda: stage.resume(pid))
+
+
+def signal_worker(stage: Stage) -> None:
+    """A signal that does nothing."""
+    if row := _pick(stage, "ready", "draining"):
+        stage.signal(stage.chance.choice(SIGNALS_WITHOUT_EFFECT), row["pid"])
+
+
+def stacks_by_signal(stage: Stage) -> None:
+    """USR2: the stacks, where the master can log them."""
+    if row := _pick(stage, "ready", "draining"):
+        stage.signal(signal.SIGUSR2, row["pid"])
+
+
+def kill_mold(stage: Stage) -> None:
+    """SIGKILL for what workers are forked from."""
+    molds = [row["pid"] for row in stage.status()["molds"] if row["pid"]]
+    if molds:
+        stage.note("of a mold:")
+        stage.kill(stage.chance.choice(molds))
+
+
+def scale(stage: Stage) -> None:
+    """Another number of workers."""
+    number = stage.chance.randint(stage.configuration.least, stage.configuration.most)
+    stage.wants(number)
+    stage.ask("scale", number, judge=lambda found: "" if found == {"workers": number} else f"not {number}")
+
+
+def one_more(stage: Stage) -> None:
+    """TTIN, and TTOU some time later."""
+    if stage.status()["wanted"] in range(1, stage.configuration.most):
+        stage.wants(stage.configuration.most)
+        stage.signal(signal.SIGTTIN)
+        stage.disturb()
+
+
+def one_less(stage: Stage) -> None:
+    """TTOU."""
+    if stage.status()["wanted"] > stage.configuration.least and not stage.asked:
+        stage.wants(stage.configuration.least)
+        stage.signal(signal.SIGTTOU)
+        stage.disturb()
+
+
+def none_for_a_while(stage: Stage) -> None:
+    """WINCH: no workers. Connections wait."""
+    stage.wants(stage.configuration.most)
+    stage.signal(signal.SIGWINCH)
+    stage.disturb()
+    stage.later(stage.chance.uniform(0.0, 1.0), lambda: stage.ask("scale", stage.configuration.most))
+
+
+def restart_worker(stage: Stage) -> None:
+    """One worker anew."""
+    if row := _pick(stage):
+        stage.ask("restart", row["id"])
+
+
+def reopen_logs(stage: Stage) -> None:
+    """Move the access log away, and have another one."""
+    path = stage.directory / "access"
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(stage.directory / "access.1")
+    if stage.chance.random() < 0.3:
+        stage.signal(signal.SIGUSR1)
+    else:
+        stage.ask("reopen-logs", judge=_replies)
+
+
+def stacks(stage: Stage) -> None:
+    """What all workers are doing."""
+    stage.ask("stacks", judge=lambda found: "" if isinstance(found, list) else "no list")
+
+
+def call(stage: Stage) -> None:
+    """A command in all workers, or in one."""
+    stage.ask("call", "version", to=stage.chance.choice(["all", "all", "any"]), judge=_replies)
+
+
+def _replies(found: Any) -> str:
+    return next((f"a reply is {one['status']}" for one in found if one["status"] not in REPLIES), "")
+
+
+def upgrade(stage: Stage) -> None:
+    """The same program in place of the running one, by command or signal."""
+    if not stage.broken:
+        stage.improve()
+    if stage.chance.random() < 0.3:
+        stage.signal(signal.SIGUSR2)
+    else:
+        stage.ask("upgrade")
+    stage.disturb()
+
+
+def upgrade_broken(stage: Stage) -> None:
+    """An upgrade, while files break and are repaired."""
+    begin, end = sorted((stage.chance.uniform(0.0, 1.5), stage.chance.uniform(0.0, 2.0)))
+    stage.later(begin, stage.spoil)
+    stage.later(end, stage.repair)
+    stage.ask("upgrade")
+    stage.disturb()
+
+
+def restart_master(stage: Stage) -> None:
+    """Kill -9 of the master, and another start."""
+    stage.restart()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What may be done, and how often."""
+
+    do: Callable[[Stage], None]
+    weight: int
+    fits: Callable[[Configuration], bool] = lambda _: True
+
+
+OPERATIONS = (
+    Operation(reload_good, 5),
+    Operation(reload_broken, 3),
+    Operation(hang_up, 1),
+    Operation(kill_worker, 5),
+    Operation(end_worker, 3),
+    Operation(stop_worker, 3),
+    Operation(signal_worker, 2),
+    Operation(stacks_by_signal, 1),
+    Operation(kill_mold, 4, lambda one: one.preload),
+    Operation(scale, 4),
+    Operation(one_more, 1),
+    Operation(one_less, 1),
+    Operation(none_for_a_while, 1),
+    Operation(restart_worker, 3),
+    Operation(reopen_logs, 2),
+    Operation(stacks, 2),
+    Operation(call, 3),
+    Operation(upgrade, 2),
+    Operation(upgrade_broken, 2),
+    Operation(restart_master, 1),
+)
