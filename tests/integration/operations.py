@@ -7,6 +7,7 @@ once; what is to follow is put off with `Stage.later`, and answers of the contro
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import select
 import shlex
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ CALM = 15.0  # seconds for which a failure of a worker may be the reason of an e
 APP = Path(echo_app.__file__).read_text()
 CONFIG = "keep_alive = 30\nreload_settle = 0.1\n"
 BROKEN_CONFIG = "keep_alive = [\n"
+UPGRADED = "the server was upgraded meanwhile"
 PURPOSE = "broken on purpose"
 FAULTS = {
     "a syntax error": "def broken(:\n",
@@ -46,6 +49,7 @@ FAULTS = {
     ),
 }
 EXPECTED_TRACEBACKS = re.compile(f"{PURPOSE}|SyntaxError|SystemExit")
+PREFIX = re.compile(r"\d{4}-\d\d-\d\d \S+ \S+ \[\d+\] \[[A-Z]+\] [^:]*: ")  # of a line of the error log
 SIGNALS_WITHOUT_EFFECT = (signal.SIGHUP, signal.SIGINT, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
 ROW = {
     "id": int,
@@ -174,13 +178,14 @@ def memory(pid: int) -> int:
 
 def unexpected_lines(log: str) -> list[str]:
     """Return what no log may have: faults of our own, and tracebacks that are not those of FAULTS."""
-    found = [
-        line for line in log.splitlines() if re.search("fault in the master|Fatal Python error|SIGSEGV|unknown|Warning:", line)
-    ]
-    for text in log.split("Traceback (most recent call last)")[1:]:
-        lines = re.split(r"^\d{4}-\d\d-\d\d |^Listening|^Ready", text, maxsplit=1, flags=re.MULTILINE)[0]
-        if not EXPECTED_TRACEBACKS.search(lines):
-            found.append(lines)
+    lines = [PREFIX.sub("", line) for line in log.splitlines()]
+    found = [line for line in lines if re.search("fault in the master|Fatal Python error|SIGSEGV|unknown|Warning:", line)]
+    for start, line in enumerate(lines):
+        if (indent := line.find("Traceback (most recent call last)")) >= 0:
+            within = itertools.takewhile(lambda one: not one.strip() or one[: indent + 1].isspace(), lines[start + 1 :])
+            last = start + 1 + len(list(within))
+            if not EXPECTED_TRACEBACKS.search("\n".join(lines[start : last + 1])):
+                found.append("\n".join(lines[start : last + 1]))
     return found
 
 
@@ -221,6 +226,7 @@ class Stage:
     ended: list[Command] = field(default_factory=list)  # by SIGKILL
     version: int = 1
     trouble: float = 0.0  # when something was done to it last that may fail a command
+    ended_at: float = 0.0  # when a worker was sent TERM or QUIT last
     calm_at: float = 0.0  # when all was seen to be well
     front: FrontEnd | None = None
     leaving: Window | None = None  # slots that are not always wanted
@@ -297,6 +303,15 @@ class Stage:
         """Do something later."""
         self.due.append((time.monotonic() + seconds, do))
 
+    def close(self) -> None:
+        """Leave nothing, whatever was found."""
+        for pid in list(self.stopped):
+            self.resume(pid)
+        for one in self.asked:
+            one.request.abandon()
+        if self.front is not None:
+            self.front.close()
+
     # Files.
 
     def code(self, version: int, delay: float = 0.0) -> str:
@@ -346,6 +361,12 @@ class Stage:
             os.kill(pid, signal.SIGKILL)
             self.note(f"killed {pid}, with {len(peers)} connections")
 
+    def fate(self) -> str:
+        """Return what has become of the master."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return f"it has ended with code {self.command.process.wait(5.0)}"
+        return "it lives"
+
     def status(self) -> dict[str, Any]:
         """Return what `status` says, after an upgrade that comes between if there is one."""
         return eventually(lambda: self.site.ask("status")["result"], "status", PATIENCE)
@@ -383,6 +404,7 @@ class Stage:
         window.ended = time.monotonic()
         self.note(f"another one is ready, {window.ended - window.began:.2f} s later")
         self.memory = memory(self.command.pid)
+        self.wants(self.configuration.least)
         self.disturb()
 
     def put_right(self) -> None:
@@ -421,8 +443,12 @@ class Stage:
         elif answer["ok"]:
             if one.judge is not None and (wrong := one.judge(answer["result"])):
                 self.fault(f"ctl {name}: {wrong}: {answer}")
+        elif answer["error"]["message"].startswith(UPGRADED):
+            pass  # it was under way when another program took over
         elif one.calm and self.trouble < one.began and not self.configuration.autoscaled:
             self.fault(f"ctl {name} failed while all was well: {answer['error']}")
+        elif "exited with code 0" in answer["error"]["message"] and self.ended_at < one.began - CALM:
+            self.fault(f"ctl {name}: no worker was sent TERM: {answer['error']}")
         elif re.search("failed to boot|died", answer["error"]["message"]) and self.trouble < one.began - CALM:
             self.fault(f"ctl {name}: no worker failed: {answer['error']}")
 
@@ -431,9 +457,13 @@ class Stage:
     def sampled(self) -> list[dict[str, Any]]:
         """Look at `status`, whose shape and numbers must be right; return the workers."""
         before = time.monotonic()
-        answer = self.site.ask("status")
+        try:
+            answer = self.site.ask("status")
+        except (OSError, ValueError) as error:
+            self.note(f"ctl status: {error!r}")
+            raise AssertionError(f"the server does not answer any more: {error!r}, {self.fate()}") from error
         if not answer["ok"]:
-            if not answer["error"]["message"].startswith("the server was upgraded meanwhile"):
+            if not answer["error"]["message"].startswith(UPGRADED):
                 self.fault(f"ctl status failed: {answer}")
             return []
         found = answer["result"]
@@ -547,6 +577,7 @@ def end_worker(stage: Stage) -> None:
     """TERM or QUIT, as an administrator might."""
     if row := _pick(stage):
         stage.disturb()
+        stage.ended_at = time.monotonic()
         stage.signal(stage.chance.choice([signal.SIGTERM, signal.SIGQUIT]), row["pid"])
 
 
