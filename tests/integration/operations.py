@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration import echo_app, steer
-from tests.integration.command import Command, descriptors, eventually, exists, state
+from tests.integration.command import Command, children, descriptors, eventually, exists, state, title
 from tests.integration.conftest import Start
 from tests.integration.frontend import FrontEnd, program
 from tests.integration.load import Failure
@@ -37,6 +37,7 @@ APP = Path(echo_app.__file__).read_text()
 CONFIG = "keep_alive = 30\nreload_settle = 0.1\n"
 BROKEN_CONFIG = "keep_alive = [\n"
 UPGRADED = "the server was upgraded meanwhile"
+OTHERWISE = "something else was asked for meanwhile"
 PURPOSE = "broken on purpose"
 FAULTS = {
     "a syntax error": "def broken(:\n",
@@ -227,6 +228,7 @@ class Stage:
     version: int = 1
     trouble: float = 0.0  # when something was done to it last that may fail a command
     ended_at: float = 0.0  # when a worker was sent TERM or QUIT last
+    wanted_at: float = 0.0  # when another number of workers was asked for last
     calm_at: float = 0.0  # when all was seen to be well
     front: FrontEnd | None = None
     leaving: Window | None = None  # slots that are not always wanted
@@ -260,8 +262,19 @@ class Stage:
         script.chmod(0o755)
 
     def _wait_for_upstream(self) -> None:
+        """Wait until the first workers are in the file, nginx has been told, and those of its processes that were not are gone."""
         path = self.directory / "upstream"
-        eventually(lambda: path.exists() and " down;" not in path.read_text(), "an upstream whose workers are all up", PATIENCE)
+
+        def told() -> bool:
+            text = path.read_text() if path.exists() else ""
+            running = any(name.startswith("pipe:") for name in descriptors(self.command.pid).values())
+            ports = {f"127.0.0.1:{port}" for port in self.own(range(1, self.configuration.least + 1))}
+            return ports == set(re.findall(r"^ *server (\S+) .*(?<! down);", text, re.MULTILINE)) and not running
+
+        eventually(told, path.read_text, PATIENCE)
+        if self.front is not None:
+            pid = self.front.process.pid
+            eventually(lambda: not any("shutting down" in title(child) for child in children(pid)), "nginx's old ends", PATIENCE)
 
     @property
     def command(self) -> Command:
@@ -445,6 +458,8 @@ class Stage:
                 self.fault(f"ctl {name}: {wrong}: {answer}")
         elif answer["error"]["message"].startswith(UPGRADED):
             pass  # it was under way when another program took over
+        elif answer["error"]["message"] == OTHERWISE and self.wanted_at > one.began:
+            pass
         elif one.calm and self.trouble < one.began and not self.configuration.autoscaled:
             self.fault(f"ctl {name} failed while all was well: {answer['error']}")
         elif "exited with code 0" in answer["error"]["message"] and self.ended_at < one.began - CALM:
@@ -471,20 +486,21 @@ class Stage:
         if wrong or found["state"] not in STATES or found["pid"] != self.command.pid:
             self.fault(f"status: {wrong} {found}")
         rows: list[dict[str, Any]] = found["workers"]
-        self._check_workers(found["wanted"], rows, found["settings"].get("reload_lingering"))
+        self._check_workers(found["wanted"], rows, found["settings"])
         well = found["state"] == "running" and len(rows) == found["wanted"] > 0 and {row["state"] for row in rows} == {"ready"}
         if well:
             self.calm_at = before
         self._see_leaving(found["wanted"] if well and not self.asked else 0)
         return rows
 
-    def _check_workers(self, wanted: int, rows: Sequence[Mapping[str, Any]], lingering: str | None) -> None:
+    def _check_workers(self, wanted: int, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
         """See that there are not more processes than may be."""
         one, now = self.configuration, time.monotonic()
         self.wanted.append((now, one.most if one.autoscaled else wanted))
         self.wanted = [(at, number) for at, number in self.wanted if at > now - GRACEFUL]
         most = max(number for _, number in self.wanted)
-        spare = most if lingering is None else int(lingering) if str(lingering).isdigit() else most
+        lingering = settings.get("reload_lingering", 0)  # old workers with nothing left but streams; None: as many as workers
+        spare = int(lingering) if str(lingering).isdigit() else most
         there = [row for row in rows if row["pid"] is not None and row["state"] in ("booting", "ready", "draining")]
         if len(there) > most + one.surge + spare:
             self.fault(f"{len(there)} workers, though {most} were wanted at most: {rows}")
@@ -493,7 +509,8 @@ class Stage:
 
     def wants(self, number: int) -> None:
         """Remember that so many workers will be wanted: ports of others may be closed from now on."""
-        self.wanted.append((time.monotonic(), number))
+        self.wanted_at = time.monotonic()
+        self.wanted.append((self.wanted_at, number))
         if self.leaving is None and self.other_ports:
             self.leaving = Window(time.monotonic(), frozenset(self.other_ports))
             self.windows.append(self.leaving)
@@ -636,10 +653,16 @@ def one_less(stage: Stage) -> None:
 
 def none_for_a_while(stage: Stage) -> None:
     """WINCH: no workers. Connections wait."""
-    stage.wants(stage.configuration.most)
+    most = stage.configuration.most
+
+    def back() -> None:
+        stage.wants(most)
+        stage.ask("scale", most)
+
+    stage.wants(most)
     stage.signal(signal.SIGWINCH)
     stage.disturb()
-    stage.later(stage.chance.uniform(0.0, 1.0), lambda: stage.ask("scale", stage.configuration.most))
+    stage.later(stage.chance.uniform(0.0, 1.0), back)
 
 
 def restart_worker(stage: Stage) -> None:

@@ -203,5 +203,5 @@ def report(configuration: Configuration, seed: int, stage: Stage | None, load: C
             ]
         lines += ["\nwhat the server wrote:", *(one.stderr for one in [*stage.ended, stage.command])]
         if stage.front is not None:
-            lines += ["\nwhat nginx wrote:", stage.front.log()]
+            lines += ["\nwhat nginx wrote at last:", *stage.front.log().splitlines()[-20:]]
     return "\n".join(lines)
