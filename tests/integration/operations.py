@@ -213,7 +213,7 @@ class Stage:
     configuration: Configuration
     start: Start
     directory: Path
-    chance: random.Random
+    seed: int
     began: float = field(default_factory=time.monotonic)
     events: list[str] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
@@ -236,6 +236,7 @@ class Stage:
     def __post_init__(self) -> None:
         """Start it."""
         one = self.configuration
+        self.chance = random.Random(f"{self.seed} {one.name}")
         self.port = free_ports(one.most + 1)
         if one.nginx:
             self._make_teller()
@@ -702,9 +703,9 @@ def upgrade(stage: Stage) -> None:
         stage.improve()
     if stage.chance.random() < 0.3:
         stage.signal(signal.SIGUSR2)
+        stage.disturb()
     else:
         stage.ask("upgrade")
-    stage.disturb()
 
 
 def upgrade_broken(stage: Stage) -> None:

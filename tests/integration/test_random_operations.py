@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.integration.checked_load import CheckedLoad
+from tests.integration.checked_load import CheckedLoad, Request
+from tests.integration.client import Answer
 from tests.integration.command import children, eventually, exists
 from tests.integration.conftest import Start
+from tests.integration.echo_app import pattern
 from tests.integration.operations import (
     LINGER,
     OPERATIONS,
@@ -57,11 +61,50 @@ def test_a_few_random_operations(start: Start, tmp_path: Path) -> None:
     play(start, tmp_path, SMOKE, 3.0, 20)
 
 
+WHOLE = Answer(200, [("X-Ident", "1-2"), ("X-Request", "GET /echo/1-2?size=9 0"), ("Content-Length", "9")], b"<1-2><1-2")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(WHOLE, fields=[*WHOLE.fields, WHOLE.fields[0]]),
+        replace(WHOLE, fields=WHOLE.fields[1:]),
+        replace(WHOLE, fields=[("X-Ident", "1-3"), *WHOLE.fields[1:]]),
+        replace(WHOLE, body=b"<1-3><1-3"),
+        replace(WHOLE, body=b"<1-2><1-"),
+        replace(WHOLE, body=b"<1-2><1-2>"),
+        replace(WHOLE, body=b""),
+    ],
+)
+def test_what_belongs_to_another_request_is_wrong(wrong: Answer) -> None:
+    request = Request("1-2", "GET", "/echo/1-2?size=9", b"", pattern("1-2", 9))
+    assert request.wrong(WHOLE) == ""
+    assert request.wrong(wrong)
+    assert replace(request, method="HEAD").wrong(WHOLE)
+
+
+TRACEBACK = "Traceback (most recent call last):\n  File 'a'\n    raise it\nOSError: {}\n2026-01-01 00:00:00.0 +0000 [1] [INFO] master: ok\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        (TRACEBACK.format("broken on purpose"), 0),
+        (TRACEBACK.format("no luck"), 1),
+        (TRACEBACK.format("no luck") + TRACEBACK.format("broken on purpose"), 1),
+        (re.sub("^", "2026-01-01 00:00:00.0 +0000 [1] [ERROR] master:   ", TRACEBACK.format("no luck"), flags=re.MULTILINE), 1),
+        ("2026-01-01 00:00:00.0 +0000 [1] [CRITICAL] master: fault in the master\n", 1),
+    ],
+)
+def test_faults_are_seen_in_a_log(log: str, found: int) -> None:
+    assert len(unexpected_lines(log)) == found
+
+
 def play(start: Start, directory: Path, configuration: Configuration, seconds: float, seed: int) -> None:
     """Try operations for so many seconds, and see that all is well afterwards."""
     stage, load = None, None
     try:
-        stage = Stage(configuration, start, directory, random.Random(f"{seed} {configuration.name}"))
+        stage = Stage(configuration, start, directory, seed)
         speaks = configuration.app == "asgi"
         front = stage.front is not None
         ports = [*stage.ports * 3, *stage.other_ports]
@@ -81,9 +124,11 @@ def operate(stage: Stage, seconds: float) -> None:
     """Choose one operation after the other."""
     fitting = [one for one in OPERATIONS if one.fits(stage.configuration)]
     ended, due = time.monotonic() + seconds, time.monotonic()
+    left = round(2 * seconds / EVERY)  # not more than so many, whatever chance wants
     while (now := time.monotonic()) < ended:
         turn(stage)
-        if now >= due:
+        if now >= due and left:
+            left -= 1
             (one,) = stage.chance.choices(fitting, [one.weight for one in fitting])
             stage.note(f"operation: {one.do.__name__}")
             one.do(stage)
@@ -146,7 +191,7 @@ def judge(stage: Stage, load: CheckedLoad) -> None:
     explained = stage.explained(load.failures)
     unexplained = [failure for failure in load.failures if failure not in explained]
     print(
-        f"{stage.configuration.name}: {dict(load.answered)} answered, {len(explained)} lost with {len(stage.kills)} killed"
+        f"{stage.configuration.name}, seed {stage.seed}: {dict(load.answered)} answered, {len(explained)} lost with {len(stage.kills)} killed"
         f" processes and {len(stage.ended)} masters, {len(stage.events)} events, longest {load.longest:.2f} s"
     )
     assert not unexplained, f"{len(unexplained)} requests were lost, and nothing explains it"
