@@ -26,6 +26,7 @@ from tests.integration.echo_app import pattern
 from tests.integration.load import Connection, Failure
 
 PATIENCE = 60.0  # seconds for one answer: workers may be stopped, and the machine busy
+UNUSED = 2.0  # seconds that a worker that is to end leaves a connection open on which nothing was asked
 TRIES = 5  # connections for one request, if the server closes them before it
 FAREWELLS = (1001, 1012)  # codes with which a WebSocket may be closed by a worker that drains
 
@@ -154,6 +155,7 @@ class Visitor:
         self._port = 0  # where the visit is made
         self._connection: Connection | None = None
         self._began = 0.0
+        self._heard = False  # whether anything has come over the connection
 
     def run(self) -> None:
         """Go on until the load is over."""
@@ -176,7 +178,8 @@ class Visitor:
         connection = self._connection
         client = (None, self._began) if connection is None else (connection.port, connection.opened)
         with self._load.lock:
-            self._load.failures.append(Failure(kind, self._began, time.monotonic(), repr(error), *client, self._port))
+            failure = Failure(kind, self._began, time.monotonic(), repr(error), *client, self._port, self._heard)
+            self._load.failures.append(failure)
 
     # The visits.
 
@@ -220,6 +223,7 @@ class Visitor:
         connection = self._connect()
         url = f"ws://localhost:{self._port}/ws"
         with connect(url, sock=connection.sock, open_timeout=PATIENCE, additional_headers={"X-Ident": ident}) as client:
+            self._heard = True
             for number in range(self._chance.randint(1, 10)):
                 text = pattern(f"{ident}.{number}", self._chance.choice([10, 200, 70_000])).decode()
                 began = time.monotonic()
@@ -267,7 +271,7 @@ class Visitor:
 
     def _connect(self) -> Connection:
         self._began = time.monotonic()
-        self._connection = None  # what fails now has none
+        self._connection, self._heard = None, False  # what fails now has none
         self._connection = Connection(self._port)
         self._connection.sock.settimeout(PATIENCE)
         return self._connection
@@ -295,13 +299,15 @@ class Visitor:
         """
         waiting, tries = list(requests), 0
         while waiting:
-            connection, used = self._connection or self._connect(), self._connection is not None
-            last_sent = connection.opened if not used else self._began
-            self._began = time.monotonic()
+            used = self._connection is not None
+            last_sent = self._began
+            connection = self._connection or self._connect()
+            silent_since = last_sent if used else connection.opened
+            self._began = silence_ends = time.monotonic()
             batch, answered = waiting[:depth], 0
             try:
                 self._send(connection, b"".join(request.wire() for request in batch), pieces)
-                silence = time.monotonic() - last_sent
+                silence_ends = time.monotonic()
                 if slowly:
                     self._read_slowly(connection)
                 for request in batch:
@@ -311,8 +317,8 @@ class Visitor:
                         self._leave()  # what was sent behind it is to be sent again
                         break
             except (OSError, AssertionError):
-                silence = time.monotonic() - last_sent if not answered else 0.0
-                may_end = silence >= self._load.linger or (self._load.front and used)
+                silence = silence_ends - silent_since
+                may_end = silence >= (self._load.linger if used else UNUSED) or (self._load.front and used)
                 tries += 1
                 if answered or connection._read or not may_end or tries == TRIES:
                     raise
@@ -336,10 +342,15 @@ class Visitor:
             data = connection.sock.recv(8192)
             assert data or connection._read, "end of connection before the answer"
             connection._read += data
+            self._heard = True
             time.sleep(0.03)
 
     def _receive(self, connection: Connection, request: Request, *, more: bool) -> bool:
         """Read an answer and check it; return whether the connection has had its last one."""
+        if not connection._read:
+            connection._read = connection.sock.recv(65536)
+            assert connection._read, "end of connection before the answer"
+        self._heard = True
         try:
             answer = connection.answer(request.method)
         except (ValueError, IndexError) as error:

@@ -159,6 +159,7 @@ class Window:
     began: float
     ports: frozenset[int]
     ended: float = float("inf")
+    down: bool = False  # the server was
 
 
 def clients(pid: int) -> frozenset[int]:
@@ -401,7 +402,7 @@ class Stage:
     def restart(self) -> None:
         """Kill the master, and start another one."""
         self.put_right()
-        window = Window(time.monotonic(), frozenset([*self.ports, *self.other_ports]))
+        window = Window(time.monotonic(), frozenset([*self.ports, *self.other_ports]), down=True)
         self.windows.append(window)
         old, family = self.command, self.command.workers
         old.kill(signal.SIGKILL)
@@ -448,7 +449,7 @@ class Stage:
             answer = one.request.answer
         except (ValueError, OSError) as error:
             self.note(f"no answer to ctl {name}: {error!r}")
-            if not any(window.began >= one.began for window in self.windows if window is not self.leaving):
+            if not any(window.down and window.began >= one.began for window in self.windows):
                 self.fault(f"no answer to ctl {name}: {error!r}")
             return
         self.note(f"answer to ctl {name} after {seconds:.2f} s: {str(answer)[:200]}")
@@ -542,13 +543,17 @@ class Stage:
         return any(failure.port in kill.clients and failure.opened <= kill.at <= failure.ended for kill in self.kills)
 
     def _closed(self, failure: Failure) -> bool:
-        """Whether the server was down, or the port was one of a worker that was scaled away: then none that was open before."""
+        """Whether the server was down, or the port was one that is closed when its worker is scaled away.
+
+        Of the latter only connections that were opened since that might be, and that were not accepted: nothing came over them.
+        """
         for window in self.windows:
-            if failure.server in window.ports:
-                down = not window.ports <= {*self.other_ports}
-                began = failure.began if down else failure.opened
-                if began <= window.ended and window.began <= (failure.ended if down else failure.opened):
-                    return True
+            if failure.server not in window.ports:
+                continue
+            if window.down and failure.began <= window.ended and window.began <= failure.ended:
+                return True
+            if not window.down and not failure.heard and window.began <= failure.opened <= window.ended:
+                return True
         return False
 
 
