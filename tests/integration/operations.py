@@ -32,6 +32,7 @@ from tests.integration.site import Site
 LINGER = 0.6
 GRACEFUL = 15.0
 PATIENCE = 60.0  # seconds for whatever is waited for
+RECOVERY = 3.0  # seconds in which a slot has a ready worker again
 CALM = 15.0  # seconds for which a failure of a worker may be the reason of an error
 APP = Path(echo_app.__file__).read_text()
 CONFIG = "keep_alive = 30\nreload_settle = 0.1\n"
@@ -227,6 +228,7 @@ class Stage:
     wanted: list[tuple[float, int]] = field(default_factory=list)
     ended: list[Command] = field(default_factory=list)  # by SIGKILL
     version: int = 1
+    troubles: list[float] = field(default_factory=list)  # when something was done to it that may leave a slot without a worker
     trouble: float = 0.0  # when something was done to it last that may fail a command
     ended_at: float = 0.0  # when a worker was sent TERM or QUIT last
     wanted_at: float = 0.0  # when another number of workers was asked for last
@@ -313,6 +315,7 @@ class Stage:
     def disturb(self) -> None:
         """Remember that commands may fail from now on, until all is well again."""
         self.trouble = time.monotonic()
+        self.troubles.append(self.trouble)
 
     def later(self, seconds: float, do: Callable[[], object]) -> None:
         """Do something later."""
@@ -402,6 +405,7 @@ class Stage:
     def restart(self) -> None:
         """Kill the master, and start another one."""
         self.put_right()
+        self.wants(self.configuration.least)
         window = Window(time.monotonic(), frozenset([*self.ports, *self.other_ports]), down=True)
         self.windows.append(window)
         old, family = self.command, self.command.workers
@@ -419,7 +423,6 @@ class Stage:
         window.ended = time.monotonic()
         self.note(f"another one is ready, {window.ended - window.began:.2f} s later")
         self.memory = memory(self.command.pid)
-        self.wants(self.configuration.least)
         self.disturb()
 
     def put_right(self) -> None:
@@ -545,15 +548,19 @@ class Stage:
     def _closed(self, failure: Failure) -> bool:
         """Whether the server was down, or the port was one that is closed when its worker is scaled away.
 
-        Of the latter only connections that were opened since that might be, and that were not accepted: nothing came over them.
+        Of the latter only connections that were not accepted, over which nothing came: they were opened since that might be, or
+        waited for a worker that was not ready, as something had just been done to it.
         """
         for window in self.windows:
             if failure.server not in window.ports:
                 continue
-            if window.down and failure.began <= window.ended and window.began <= failure.ended:
-                return True
-            if not window.down and not failure.heard and window.began <= failure.opened <= window.ended:
-                return True
+            if window.down:
+                if failure.began <= window.ended and window.began <= failure.ended:
+                    return True
+            elif not failure.heard and failure.opened <= window.ended and window.began <= failure.ended:
+                waited = any(failure.opened - RECOVERY <= at <= failure.ended for at in self.troubles)
+                if window.began <= failure.opened or waited:
+                    return True
         return False
 
 
