@@ -226,7 +226,8 @@ class Stage:
     stopped: set[int] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)  # files that are
     wanted: list[tuple[float, int]] = field(default_factory=list)
-    ended: list[Command] = field(default_factory=list)  # by SIGKILL
+    ended: list[Command] = field(default_factory=list)  # masters that were killed or stopped
+    ends: list[float] = field(default_factory=list)  # and when
     version: int = 1
     troubles: list[float] = field(default_factory=list)  # when something was done to it that may leave a slot without a worker
     trouble: float = 0.0  # when something was done to it last that may fail a command
@@ -402,16 +403,21 @@ class Stage:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid or self.command.pid, signum)
 
-    def restart(self) -> None:
-        """Kill the master, and start another one."""
+    def restart(self, signum: signal.Signals) -> None:
+        """Kill or stop the master, and start another one."""
         self.put_right()
         self.wants(self.configuration.least)
-        window = Window(time.monotonic(), frozenset([*self.ports, *self.other_ports]), down=True)
+        killed, old, family = signum == signal.SIGKILL, self.command, self.command.workers
+        ports = frozenset([*self.ports, *self.other_ports])
+        window = Window(time.monotonic(), ports, down=killed or self.front is not None)
         self.windows.append(window)
-        old, family = self.command, self.command.workers
-        old.kill(signal.SIGKILL)
         self.ended.append(old)
-        self.note("killed the master")
+        self.ends.append(window.began)
+        self.disturb()
+        self.note(f"{signum.name} to the master")
+        old.kill(signum)
+        if not killed:
+            assert old.process.wait(PATIENCE) == 0, f"exit code {old.process.returncode} after {signum.name}"
         eventually(lambda: not any(map(exists, family)), lambda: f"the workers' end: {family}", PATIENCE)
         self.note("its workers are gone")
         self.due.clear()
@@ -452,7 +458,7 @@ class Stage:
             answer = one.request.answer
         except (ValueError, OSError) as error:
             self.note(f"no answer to ctl {name}: {error!r}")
-            if not any(window.down and window.began >= one.began for window in self.windows):
+            if not any(at >= one.began for at in self.ends):
                 self.fault(f"no answer to ctl {name}: {error!r}")
             return
         self.note(f"answer to ctl {name} after {seconds:.2f} s: {str(answer)[:200]}")
@@ -546,7 +552,7 @@ class Stage:
         return any(failure.port in kill.clients and failure.opened <= kill.at <= failure.ended for kill in self.kills)
 
     def _closed(self, failure: Failure) -> bool:
-        """Whether the server was down, or the port was one that is closed when its worker is scaled away.
+        """Whether the server was down, or the port was one that is closed when its worker is scaled away or stopped.
 
         Of the latter only connections that were not accepted, over which nothing came: they were opened since that might be, or
         waited for a worker that was not ready, as something had just been done to it.
@@ -729,9 +735,14 @@ def upgrade_broken(stage: Stage) -> None:
     stage.disturb()
 
 
-def restart_master(stage: Stage) -> None:
+def kill_master(stage: Stage) -> None:
     """Kill -9 of the master, and another start."""
-    stage.restart()
+    stage.restart(signal.SIGKILL)
+
+
+def stop_master(stage: Stage) -> None:
+    """A stop, and another start. What workers have accepted is answered."""
+    stage.restart(signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -763,5 +774,6 @@ OPERATIONS = (
     Operation(call, 3),
     Operation(upgrade, 2),
     Operation(upgrade_broken, 2),
-    Operation(restart_master, 1),
+    Operation(kill_master, 1),
+    Operation(stop_master, 1),
 )
