@@ -19,17 +19,11 @@ import pytest
 from tests.integration.checked_load import CheckedLoad, Request
 from tests.integration.client import Answer
 from tests.integration.command import children, eventually, exists
+from tests.integration.configurations import LINGER, Configuration, unexpected_lines
 from tests.integration.conftest import Start
 from tests.integration.echo_app import pattern
-from tests.integration.operations import (
-    LINGER,
-    OPERATIONS,
-    PATIENCE,
-    Configuration,
-    Stage,
-    memory,
-    unexpected_lines,
-)
+from tests.integration.operations import OPERATIONS
+from tests.integration.stage import PATIENCE, Stage, memory
 
 SECONDS = float(os.environ.get("FORKSERVE_RANDOM_SECONDS", "60"))
 SEED = int(os.environ.get("FORKSERVE_RANDOM_SEED", random.SystemRandom().randrange(1_000_000)))
@@ -188,10 +182,10 @@ def rest(stage: Stage) -> None:
 def judge(stage: Stage, load: CheckedLoad) -> None:
     """See that each answer was right, and that what was lost is explained."""
     assert not load.wrong, "\n".join(load.wrong)
-    explained = stage.explained(load.failures)
+    explained = stage.lost.explained(load.failures)
     unexplained = [failure for failure in load.failures if failure not in explained]
     print(
-        f"{stage.configuration.name}, seed {stage.seed}: {dict(load.answered)} answered, {len(explained)} lost with {len(stage.kills)} killed"
+        f"{stage.configuration.name}, seed {stage.seed}: {dict(load.answered)} answered, {len(explained)} lost with {len(stage.lost.kills)} killed"
         f" processes and {len(stage.ended)} masters, {len(stage.events)} events, longest {load.longest:.2f} s"
     )
     assert not unexplained, f"{len(unexplained)} requests were lost, and nothing explains it"
@@ -239,7 +233,7 @@ def report(configuration: Configuration, seed: int, stage: Stage | None, load: C
     if stage is not None:
         lines += ["\nwhat was done:", *stage.events]
         if load is not None:
-            known = stage.explained(load.failures)
+            known = stage.lost.explained(load.failures)
             lines += [f"\n{len(known)} requests were lost as was to be expected; others:"]
             lines += [
                 f"{one.began - stage.began:8.3f} to {one.ended - stage.began:.3f}: {one}"
