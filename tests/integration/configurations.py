@@ -1,0 +1,90 @@
+"""The servers that random operations are tried on, and what their logs may not have."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+LINGER = 0.6
+GRACEFUL = 15.0
+PURPOSE = "broken on purpose"
+EXPECTED_TRACEBACKS = re.compile(f"{PURPOSE}|SyntaxError|SystemExit")
+PREFIX = re.compile(r"\d{4}-\d\d-\d\d \S+ \S+ \[\d+\] \[[A-Z]+\] [^:]*: ")  # of a line of the error log
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A server that operations are tried on.
+
+    Args:
+        name: What the test is called.
+        app: `wsgi` or `asgi`.
+        options: Its command line.
+        loop: Its event loop.
+        ports: Whether each worker has its own port.
+        shared: Whether there is a port that all workers share.
+        preload: Whether they are forked from a mold.
+        autoscaled: Whether load decides how many there are.
+        nginx: Whether an nginx stands in front, whose upstream the server keeps.
+        least: Fewest workers.
+        most: Most workers.
+        surge: --reload-surge.
+    """
+
+    name: str
+    app: str = "asgi"
+    options: tuple[object, ...] = ()
+    loop: str = "uvloop"
+    ports: bool = True
+    shared: bool = False
+    preload: bool = False
+    autoscaled: bool = False
+    nginx: bool = False
+    least: int = 2
+    most: int = 5
+    surge: int = 1
+
+    def arguments(self, port: int, directory: Path) -> list[object]:
+        """Return the command line of a server on ports from this one on."""
+        words: list[object] = [f"app:{self.app}", "-w", self.least, "--loop", self.loop, "--mixin", "app:Commands"]
+        words += ["--linger", LINGER, "--graceful-timeout", GRACEFUL, "--reload-surge", self.surge, "--boot-timeout", 30]
+        words += ["--access-logfile", directory / "access"]
+        if self.ports:
+            words += ["--base-port", port + 1]
+        if self.shared:
+            words += ["--bind", f"127.0.0.1:{port}"]
+        if self.autoscaled:
+            words += ["--min-workers", self.least, "--max-workers", self.most, "--max-spare", 2]
+        if self.nginx:
+            words += ["--nginx-upstream", directory / "upstream", "--nginx-reload", directory / "tell"]
+        return [*words, *["--preload"] * self.preload, *self.options]
+
+
+def free_ports(count: int) -> int:
+    """Return the first of so many ports in a row that nobody listens on; none that the system itself gives out."""
+    chance = random.Random()  # not the test's, since two tests may run at once
+    for _ in range(1000):
+        first = chance.randrange(18_000, 30_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise AssertionError("no ports are free")
+
+
+def unexpected_lines(log: str) -> list[str]:
+    """Return what no log may have: faults of our own, and tracebacks that are not those of FAULTS."""
+    lines = [PREFIX.sub("", line) for line in log.splitlines()]
+    found = [line for line in lines if re.search("fault in the master|Fatal Python error|SIGSEGV|unknown|Warning:", line)]
+    for start, line in enumerate(lines):
+        if (indent := line.find("Traceback (most recent call last)")) >= 0:
+            within = itertools.takewhile(lambda one: not one.strip() or one[: indent + 1].isspace(), lines[start + 1 :])
+            last = start + 1 + len(list(within))
+            if not EXPECTED_TRACEBACKS.search("\n".join(lines[start : last + 1])):
+                found.append("\n".join(lines[start : last + 1]))
+    return found

@@ -1,0 +1,86 @@
+"""What explains that a request was lost: a process was killed, or a port closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.integration.command import descriptors
+from tests.integration.load import Failure
+
+RECOVERY = 3.0  # seconds in which a slot has a ready worker again
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The end of a process by SIGKILL."""
+
+    at: float
+    clients: frozenset[int]  # the ports of those whose connections it had
+
+
+@dataclass
+class Window:
+    """A time in which connections to some ports may fail."""
+
+    began: float
+    ports: frozenset[int]
+    ended: float = float("inf")
+    down: bool = False  # the server was
+
+
+def clients(pid: int) -> frozenset[int]:
+    """Return the clients' ports of all connections that a process has accepted."""
+    own = {name.removeprefix("socket:[").removesuffix("]") for name in descriptors(pid).values()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return frozenset(int(row[2].rpartition(":")[2], 16) for row in rows if row[9] in own)
+
+
+@dataclass
+class Explanations:
+    """All that was done to a server that may cost a request.
+
+    Args:
+        front: Whether a front end stands between: its connections are those that a worker has.
+    """
+
+    front: bool
+    kills: list[Kill] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+    troubles: list[float] = field(default_factory=list)  # when something was done that may leave a slot without a worker
+
+    def explained(self, failures: Sequence[Failure]) -> list[Failure]:
+        """Return those failures that are explained by what was done."""
+        if not self.front:
+            return [one for one in failures if self._lost(one) or self._closed(one)]
+        found, room = [], [len(kill.clients) for kill in self.kills]
+        for failure in sorted(failures, key=lambda one: one.ended):
+            at = [number for number, kill in enumerate(self.kills) if failure.began <= kill.at <= failure.ended and room[number]]
+            if at:
+                room[at[0]] -= 1
+            if at or self._closed(failure):
+                found.append(failure)
+        return found
+
+    def _lost(self, failure: Failure) -> bool:
+        """Whether a killed process had its connection: one that was open then, and from that port."""
+        return any(failure.port in kill.clients and failure.opened <= kill.at <= failure.ended for kill in self.kills)
+
+    def _closed(self, failure: Failure) -> bool:
+        """Whether the server was down, or the port was one that is closed when its worker is scaled away or stopped.
+
+        Of the latter only connections that were not accepted, over which nothing came: they were opened since that might be, or
+        waited for a worker that was not ready, as something had just been done to it.
+        """
+        for window in self.windows:
+            if failure.server not in window.ports:
+                continue
+            if window.down:
+                if failure.began <= window.ended and window.began <= failure.ended:
+                    return True
+            elif not failure.heard and failure.opened <= window.ended and window.began <= failure.ended:
+                waited = any(failure.opened - RECOVERY <= at <= failure.ended for at in self.troubles)
+                if window.began <= failure.opened or waited:
+                    return True
+        return False
