@@ -17,6 +17,7 @@ from forkserve.errors import ForkserveError
 from forkserve.http import parsers
 from forkserve.logs import printable
 from forkserve.prefork import console
+from forkserve.prefork.upgrade import birth
 from forkserve.server import Server, serve
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 def main(judged: Mapping[str, Any]) -> int:
     """Serve with what was judged (prefork/upgrade/judged.py); return the exit code."""
+    birth.started_in(judged["directory"])
     config = configuration.judged(judged["settings"], judged["given"], os.environ)
     optional = {"uvloop": vars(web)["uvloop"], "httptools": vars(parsers)["httptools"]}
     gone = [name for name, module in optional.items() if module is None and find_spec(name)]

@@ -210,10 +210,13 @@ def test_what_is_spoiled_at_the_exec(start: Start, tmp_path: Path, what: str) ->
     (tmp_path / "logging.json").write_text('{"version": 1, "incremental": true}')
     logs = ("--error-logfile", tmp_path / "logs/error", "--access-logfile", tmp_path / "logs/access")
     more = ("--env-file", tmp_path / "env", "--log-config", tmp_path / "logging.json", "--worker-stdout", tmp_path / "output/out")
-    options = ("--base-port", 0, "--bind", "unix:own.sock", *logs, *more)
-    site = Kept(start, tmp_path, "app:wsgi", *options, files={"forkserve.toml": "workers = 2\n"})
+    options = ("-w", 2, "--base-port", 0, "--bind", "unix:own.sock", *logs, *more)
+    site = Kept(start, tmp_path, "app:wsgi", *options, files={"forkserve.toml": "threads = 0\n"})
     first, backup = site.settled(2), tmp_path / "backup"
-    shutil.copytree(tmp_path, backup, ignore=shutil.ignore_patterns("backup", "control", "own.sock"))
+    for name in ("lib", "logs", "output", "site"):
+        shutil.copytree(tmp_path / name, backup / name, ignore=shutil.ignore_patterns("own.sock"))
+    for name in ("env", "logging.json"):
+        shutil.copy(tmp_path / name, backup / name)
     with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
         site.spoil_at_exec(SPOILS[what])
         answer = site.ask("upgrade")
@@ -231,7 +234,8 @@ def test_what_is_spoiled_at_the_exec(start: Start, tmp_path: Path, what: str) ->
             shutil.copytree(backup / name, tmp_path / name, dirs_exist_ok=True)
         for name in ("env", "logging.json"):
             shutil.copy(backup / name, tmp_path / name)
-        assert site.ask("upgrade")["ok"]
+        answer = site.ask("upgrade")
+        assert answer["ok"], answer
         site.settled(2)
     load.check()
     assert site.command.process.poll() is None
@@ -269,7 +273,7 @@ def test_the_hooks_of_a_configuration_are_read_anew(start: Start, tmp_path: Path
 @pytest.mark.parametrize("what", ["remove(HERE + '/site/custom.py')", "write(HERE + '/site/custom.py', 'def')"])
 def test_the_class_of_the_workers_is_the_one_that_was_judged(start: Start, tmp_path: Path, what: str) -> None:
     files = {"custom.py": WORKER}
-    site = Kept(start, tmp_path, "--worker", "custom:Idle", "--bind", "127.0.0.1:0", "-w", 2, files=files)
+    site = Kept(start, tmp_path, "--worker=custom:Idle", "--bind", "127.0.0.1:0", "-w", 2, files=files)
     site.settled(2)
     site.spoil_at_exec(what)
     assert site.ask("upgrade")["ok"], "they are forked from the master, which has it"

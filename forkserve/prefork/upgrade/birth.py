@@ -102,6 +102,13 @@ def working_directory(*, real: bool = False) -> str:
     return _real if real else directory
 
 
+def started_in(name: str | None) -> None:
+    """Have that name of the working directory, which a pre-flight knew, if there is none any more: it may be made again."""
+    global directory, _real  # noqa: PLW0603 - as `handed`
+    if directory is None:
+        directory = _real = name
+
+
 def takes_over() -> bool:
     """Whether this process is to go on where a master was, and not to rehearse that."""
     return handed is not None and handed.confirm is None

@@ -68,6 +68,7 @@ class Judged:
     flags: list[str]  # those of Python's own in it
     argv: list[str]
     path: list[str]
+    directory: str | None
     start: str | None
     settings: dict[str, Any]
     given: dict[str, Any] | None

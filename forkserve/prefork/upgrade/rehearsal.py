@@ -97,6 +97,7 @@ def _write_down(handed: Handed, config: Config) -> None:
         flags=judged.python_flags(sys.orig_argv, sys.argv[1:]),
         argv=sys.argv,
         path=birth.path,
+        directory=birth.directory,
         start=birth.goes_on_from if config.given is not None else None,
         settings=plain,
         given=None if config.given is None else dict(config.given),
