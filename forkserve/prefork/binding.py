@@ -36,6 +36,7 @@ class Listener:
     first: int = 0
     last: int | None = None
     without: int | None = None
+    left_at: float | None = None  # when nobody accepted from it any more; for the master, after an upgrade
     # The socket file as we made it (device, inode): another server may have replaced it since.
     _file: tuple[int, int] | None = field(default=None, repr=False)
 

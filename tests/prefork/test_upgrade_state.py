@@ -169,9 +169,15 @@ def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path
     assert after.settle(now, 2) is not committed
     left, stays = ("two", "three") if committed else ("three", "two")
     assert addresses(1, 3 - now) == shared | {f"unix:{tmp_path / left}", f"127.0.0.1:{ports[0]}"}
-    after.close_unused(now, [(1, 3 - now)])
+    assert after.close_unused(now, [(1, 3 - now)], lambda _: False, 1.0, 30.0) is None
     assert (tmp_path / left).exists()  # a worker accepts there
-    after.close_unused(now, [])
+    assert after.close_unused(now, [], lambda _: True, 2.0, 30.0) == 32.0
+    assert after.close_unused(now, [], lambda _: True, 31.0, 30.0) is None
+    assert (tmp_path / left).exists()  # no worker does, but a front end sends requests there
+    if committed:
+        after.close_unused(now, [], lambda _: True, 32.0, 30.0)  # and does not stop that
+    else:
+        after.close_unused(now, [], lambda _: False, 3.0, 30.0)
     assert [(tmp_path / name).exists() for name in ("one", left, stays)] == [True, False, True]
     after.open_slots(range(1, 5))
     assert addresses(4, 7) == addresses(4, now) == shared | {f"unix:{tmp_path / stays}", f"127.0.0.1:{after.port(4, now)}"}
