@@ -242,5 +242,7 @@ def _strip(trace: TracebackType | None) -> TracebackType | None:
 
 
 def own_traceback(error: BaseException) -> str:
-    """Return the app's own traceback of *error*; the whole if there is nothing but ours."""
-    return "".join(traceback.format_exception(type(error), error, _strip(error.__traceback__) or error.__traceback__))
+    """Return the app's own traceback of *error*; the whole if it was raised by us."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    fault = bool(frames) and all(frame.f_code.co_filename.startswith(OURS) for frame, _ in frames)
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__ if fault else _strip(error.__traceback__)))
