@@ -18,17 +18,18 @@ import marshal
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader, SourcelessFileLoader
 from importlib.util import find_spec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from forkserve.errors import ConfigError
 from forkserve.prefork.upgrade import modules
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from forkserve.prefork.upgrade.modules import Modules
 
 # Told to Python by -c. It must stand as it is for all versions, since the program that runs it may be an older one.
@@ -48,6 +49,7 @@ exec(modules[scope["__name__"]][2], scope)
 scope["begin"](judged, modules)
 """
 SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL if sys.platform == "linux" else 0
+LOADERS: Final = (SourceFileLoader, SourcelessFileLoader)  # of modules in Python
 COARSE: Final = 20_000_000  # nanoseconds that the time of a change may be behind the clock
 
 Stamp = list[int] | None
@@ -59,7 +61,7 @@ class Judged:
 
     `start` is the module whose `main` goes on from the settings alone, None where only the command line can be run again;
     `given` what the settings were read from, if that can be read again; `unsaid` the names of settings and hooks that are
-    Python objects, and so are not in `settings`.
+    Python objects, and so are not in `settings`; `fresh` the files that may have changed after they were read.
     """
 
     hexversion: int
@@ -74,11 +76,15 @@ class Judged:
     given: dict[str, Any] | None
     unsaid: list[str]
     stamps: dict[str, Stamp]
+    fresh: list[str]
 
-    @property
-    def changed(self) -> str | None:
-        """Return a file that is not any more as it was when it was judged; None if there is none."""
-        return next((path for path, stamp in self.stamps.items() if stamp_of(path) != stamp), None)
+    def changed(self, before: Judged | None) -> str | None:
+        """Return a file that is not any more, or may not be, as it was when it was judged; None if there is none.
+
+        A fresh one is good if it was the same for the pre-flight before: the clock of its file system may be another one.
+        """
+        fresh = (path for path in self.fresh if before is None or before.stamps.get(path) != self.stamps[path])
+        return next((path for path, stamp in self.stamps.items() if stamp_of(path) != stamp), next(fresh, None))
 
     def arguments(self, descriptor: int) -> list[str]:
         """Return the command line that goes on from what the descriptor holds."""
@@ -93,16 +99,13 @@ def stamp_of(path: str) -> Stamp:
     return None
 
 
-def stamps(read: Iterable[str], looked_for: Iterable[str], since: int) -> dict[str, Stamp]:
-    """Return the stamps of files that were read, and of those that may have been missing.
+def stamps(read: Collection[str], looked_for: Iterable[str], since: int) -> tuple[dict[str, Stamp], list[str]]:
+    """Return the stamps of files that were read, and of those that may have been missing; and which are fresh.
 
-    What has changed after `since` (nanoseconds), when this process began, may not be what was read: its stamp is none.
+    What has changed after `since` (nanoseconds), when this process began, may not be what was read.
     """
     found = {path: stamp_of(path) for path in (*looked_for, *read)}
-    for path, stamp in found.items():
-        if stamp is not None and stamp[3] >= since - COARSE:
-            found[path] = []
-    return found | {path: [] for path in read if found[path] is None}
+    return found, [path for path, stamp in found.items() if (stamp[3] >= since - COARSE if stamp else path in read)]
 
 
 def is_plain(value: object) -> bool:
@@ -125,25 +128,24 @@ def loaded() -> Modules:
     """
     ours = sys.modules[__name__.partition(".")[0]]
     names = [one.name for one in pkgutil.walk_packages(ours.__path__, f"{ours.__name__}.") if not one.name.endswith("__main__")]
-    specs = {name: find_spec(name) for name in names} | {name: _spec(module) for name, module in sys.modules.items()}
-    found = {}
-    for name, spec in specs.items():
-        if spec is not None and type(spec.loader) in (SourceFileLoader, SourcelessFileLoader) and spec.origin:
-            if name.partition(".")[0] in sys.stdlib_module_names or name == "__mp_main__":
-                continue
-            assert isinstance(spec.loader, SourceFileLoader | SourcelessFileLoader)
-            try:
-                code = spec.loader.get_code(name)
-            except Exception as error:
-                raise ConfigError(f"{spec.origin} cannot be loaded any more: {error}") from error
-            if code is not None:
-                found[name] = (spec.origin, spec.submodule_search_locations is not None, code)
+    specs = [find_spec(name) for name in names] + [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+    found: dict[str, tuple[str, bool, CodeType]] = {}
+    for spec in specs:
+        if not isinstance(spec, ModuleSpec) or spec.origin is None or type(spec.loader) not in LOADERS or spec.name in found:
+            continue
+        if (top := spec.name.partition(".")[0]) in sys.stdlib_module_names or top == "__mp_main__":
+            continue
+        try:
+            code = cast("SourceFileLoader", spec.loader).get_code(spec.name)
+        except FileNotFoundError:
+            if top == ours.__name__:
+                raise ConfigError(f"{spec.origin} is gone") from None
+            continue  # somebody's who needs it no more
+        except Exception as error:
+            raise ConfigError(f"{spec.origin} cannot be loaded any more: {error}") from error
+        if code is not None:
+            found[spec.name] = (spec.origin, spec.submodule_search_locations is not None, code)
     return found
-
-
-def _spec(module: ModuleType) -> ModuleSpec | None:
-    spec = getattr(module, "__spec__", None)
-    return spec if isinstance(spec, ModuleSpec) and module.__name__ == spec.name else None
 
 
 def write(descriptor: int, judged: Judged, code: Modules) -> None:

@@ -90,6 +90,8 @@ def _write_down(handed: Handed, config: Config) -> None:
         read.append(main)
     values = {one.name: getattr(config.settings, one.name) for one in dataclasses.fields(config.settings)}
     plain = {name: value for name, value in values.items() if judged.is_plain(value)}
+    read += [path for path, _, _ in modules.values()]
+    stamps, fresh = judged.stamps(set(read), looked_for, birth.began)
     found = judged.Judged(
         hexversion=sys.hexversion,
         executable=sys.executable,
@@ -102,7 +104,8 @@ def _write_down(handed: Handed, config: Config) -> None:
         settings=plain,
         given=None if config.given is None else dict(config.given),
         unsaid=[*(values.keys() - plain.keys()), *config.hooks],
-        stamps=judged.stamps([path for path, _, _ in modules.values()] + read, looked_for, birth.began),
+        stamps=stamps,
+        fresh=fresh,
     )
     judged.write(handed.judged, found, modules)
 

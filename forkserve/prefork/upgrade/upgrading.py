@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from forkserve.errors import ListenError
     from forkserve.prefork.master import Master
+    from forkserve.prefork.upgrade.judged import Judged
 
 
-PREFLIGHTS: Final = 5  # how often one is made for files that change again and again
+PREFLIGHTS: Final = 3  # how often one is made for files that change again and again
 
 
 class Upgrading:
@@ -42,6 +43,7 @@ class Upgrading:
         self._preflight: Preflight | None = None
         self._began = 0  # the newest generation when the pre-flight began
         self._count = 0
+        self._before: Judged | None = None  # what the pre-flight before has judged
 
     def ask(self) -> Pending:
         """Upgrade as soon as possible. Raises CommandError where that is never possible."""
@@ -103,7 +105,8 @@ class Upgrading:
         """Begin another pre-flight if what this one has judged is out of date by now. Return whether it is."""
         preflight = self._preflight
         assert preflight is not None
-        changed = preflight.judged.changed if preflight.judged is not None else None
+        before, self._before = self._before, preflight.judged
+        changed = preflight.judged.changed(before) if preflight.judged is not None else None
         if changed is None and self._began == self._master.pool.newest_generation:
             return False
         if self._count >= PREFLIGHTS:
@@ -127,7 +130,8 @@ class Upgrading:
             self._failed(f"cannot execute {error.filename or self._program.arguments[0]}: {error.strerror}")
 
     def _failed(self, why: str, output: str = "") -> None:
-        running, self._running, self._count = self._running, [], 0
+        running, self._running = self._running, []
+        self._count, self._before = 0, None
         self._forget_preflight()
         error = CommandError(f"{why}; nothing was changed")
         logger.error("upgrade failed: %s%s", error, f"\n{output.rstrip()}" if output else "")
