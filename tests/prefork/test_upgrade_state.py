@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkserve.errors import ConfigError
+from forkserve.prefork import privileges
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.control.session import Asked, Limits, Session
 from forkserve.prefork.control.wire import Request
@@ -25,6 +28,7 @@ from forkserve.prefork.policy.states import Limits as PoolLimits
 from forkserve.prefork.policy.states import Member, State
 from forkserve.prefork.upgrade import state
 from forkserve.prefork.upgrade.state import Kept
+from forkserve.settings import Settings
 
 
 def handed_over(found: Any) -> Any:
@@ -222,3 +226,18 @@ def test_a_command_line_is_found_again(tmp_path: Path) -> None:
     assert told(sys.executable, "-Wignore", script) == f"{[sys.executable, '-Wignore', str(script)]} {link}"
     assert told(sys.executable, script, cwd=root) == f"{[sys.executable, str(script)]} {root}"
     assert told(sys.executable, "-c", code) == f"{[sys.executable, '-c', code]} {link}"
+
+
+def test_an_account_is_known_from_before_if_it_cannot_be_looked_up_any_more() -> None:
+    settings = Settings(user="nobody-of-that-name")
+    with pytest.raises(ConfigError, match="there is no user"):
+        privileges.account(settings)
+    ours = privileges.Account(os.geteuid(), os.getegid(), (os.getegid(),), "nobody-of-that-name", "/")
+    found = handed_over({"asked": [settings.user, None, True], **dataclasses.asdict(ours)})
+    privileges.adopt(found)
+    try:
+        assert privileges.account(settings) == (ours if os.geteuid() == 0 else None)
+        assert privileges.export(settings) == {**dataclasses.asdict(ours), "asked": [settings.user, None, True]}
+    finally:
+        privileges._known.clear()
+        privileges._account.cache_clear()
