@@ -7,7 +7,6 @@ user error is one line on stderr.
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -120,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from forkserve.logs import printable
 
     _secure_standard_streams()
+    if argv is None and _is_the_command():
+        birth.goes_on_from = "forkserve.takeover"
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except ForkserveError as error:
@@ -136,6 +137,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):
             print(f"forkserve: {error.strerror or error}", file=sys.stderr)
         return ExitCode.UNEXPECTED
+
+
+def _is_the_command() -> bool:
+    """Whether this process runs nothing but `main`: by -m, or by a script as pip and others make them."""
+    program = vars(sys.modules["__main__"])
+    if getattr(program.get("__spec__"), "name", None) == f"{__package__}.__main__":
+        return True
+    own = {name for name in program if not (name.startswith("__") and name.endswith("__"))}
+    return program.get("main") is main and own <= {"main", "re", "sys"} and bool(program.get("__file__"))
 
 
 def _secure_standard_streams() -> None:
@@ -192,12 +202,9 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
     if action["check_config"]:
         _check(loaded.settings)
         return ExitCode.OK
-    from forkserve.server import Server
+    from forkserve.server import Server, serve
 
-    code = Server.from_config(loaded).run()
-    for late in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(late, signal.SIG_IGN)  # the interpreter takes its time to end, and our code is settled
-    return code
+    return serve(Server.from_config(loaded))
 
 
 def working_directory() -> str:

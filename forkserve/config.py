@@ -19,7 +19,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from forkserve import values
+from forkserve import configfile, values
 from forkserve.configfile import read_file
 from forkserve.errors import ConfigError, did_you_mean
 from forkserve.loader import parse_app_spec, read_env_file
@@ -61,14 +61,24 @@ class Config:
     """All that a server was told.
 
     `origins` says for each setting where its value came from; `hooks` are gunicorn's hook functions
-    by name, called in the process that gunicorn calls them in. `again` reads all sources once more;
-    None where there are none but the program itself.
+    by name, called in the process that gunicorn calls them in. `again` reads all sources once more, and
+    `given` is what `load` was called with, for a program that is to do the same; None where there are no
+    sources but the program itself.
     """
 
     settings: Settings
     origins: Mapping[str, str]
     hooks: Mapping[str, Hook]
     again: Callable[[], "Config"] | None = None
+    given: Mapping[str, Any] | None = None
+
+    def files(self) -> tuple[list[str], list[str]]:
+        """Return the files that these settings were read from or that they name, and those that were looked for."""
+        settings = self.settings
+        named = (settings.env_file, settings.log_config, settings.certfile, settings.keyfile, settings.ca_certs)
+        origins = {origin for origin in self.origins.values() if os.path.isabs(origin)}
+        looked_for = [] if self.given is None else configfile.candidates(settings.config, self.given["directory"])
+        return [*origins, *filter(None, named)], looked_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,19 @@ def load(
         if one.key == "config":
             raise ConfigError(f"{one.label}: a configuration file cannot name another")
     again = partial(load, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
-    return replace(_combine([file, *sources], environ, directory, needs_app=needs_app, http=True), again=again)
+    given = {"command_line": dict(command_line), "directory": directory, "cmd_args": dict(cmd_args)}
+    return replace(_combine([file, *sources], environ, directory, needs_app=needs_app, http=True), again=again, given=given)
+
+
+def judged(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+    """Make a `Config` of settings as they were judged, in JSON; only `again` reads any source. In a program that takes over."""
+    known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE}
+    return Config(Settings(**known), {}, {}, partial(load, environ=dict(environ), **given), given)
+
+
+def _as_it_was(value: Any) -> Any:
+    """Return what JSON has made a list of as the tuple that it was."""
+    return tuple(map(_as_it_was, value)) if isinstance(value, list) else value
 
 
 def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:

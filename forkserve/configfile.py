@@ -34,17 +34,27 @@ def read_file(where: str | None, directory: str) -> tuple[str, Mapping[str, obje
         scheme, colon, rest = where.partition(":")
         if colon and scheme == "python":
             return where, _import(rest, directory)
-        path = os.path.join(directory, rest if colon and scheme == "file" else where)
+        (path,) = candidates(where, directory)
         found = _read(path, directory)
         if found is None:
             raise ConfigError(f"{path} has no table [tool.forkserve]")
         return path, found
-    usual = [os.path.join(directory, name) for name in USUAL_FILES]
+    usual = candidates(None, directory)
     present = [(path, found) for path in usual if os.path.isfile(path) for found in [_read(path, directory)] if found is not None]
     if len(present) > 1:
         names = " and ".join(os.path.basename(path) for path, _ in present)
         raise ConfigError(f"{directory} has {names}: keep one, or choose with --config")
     return present[0] if present else ("", {})
+
+
+def candidates(where: str | None, directory: str) -> list[str]:
+    """Return the files that `read_file` looks at, whether or not they are there."""
+    if where is None:
+        return [os.path.join(directory, name) for name in USUAL_FILES]
+    scheme, colon, rest = where.partition(":")
+    if colon and scheme == "python":
+        return []
+    return [os.path.join(directory, rest if colon and scheme == "file" else where)]
 
 
 def _read(path: str, directory: str) -> Mapping[str, object] | None:

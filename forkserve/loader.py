@@ -23,6 +23,7 @@ from forkserve.errors import AppLoadError, ConfigError, did_you_mean
 from forkserve.prefork.upgrade import birth
 from forkserve.settings import Settings
 
+OURS = os.path.dirname(__file__) + os.sep
 USUAL_NAMES = ("application", "app")  # tried in this order where the spec names only a module
 ENV_LINE = re.compile(
     r"""(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*"""
@@ -147,7 +148,7 @@ def load(spec: str, *, interface: str = "auto", factory: bool = False) -> Loaded
         try:
             app = app(*parsed.args, **parsed.kwargs)
         except (Exception, SystemExit) as error:
-            raise AppLoadError(f"the factory {name!r} failed: {_line(error)}", _own(error)) from error
+            raise AppLoadError(f"the factory {name!r} failed: {_line(error)}", own_traceback(error)) from error
         if not callable(app):
             raise AppLoadError(f"the factory {name!r} returned no app: {_kind(app)} is not callable")
     found = speaks(app) if interface == "auto" else interface
@@ -171,7 +172,7 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
                 f"there is no module {spec.module!r} in {os.getcwd()} or on Python's path: check"
                 " the name, or say with --chdir where it is"
             ) from None
-        raise AppLoadError(f"{spec.module!r} failed at import: {_line(error)}", _own(error)) from error
+        raise AppLoadError(f"{spec.module!r} failed at import: {_line(error)}", own_traceback(error)) from error
     if spec.attr is None:
         attr = next((name for name in USUAL_NAMES if hasattr(found, name)), None)
         if attr is None:
@@ -232,15 +233,16 @@ def _line(error: BaseException) -> str:
 
 def _strip(trace: TracebackType | None) -> TracebackType | None:
     """Return *trace* from the app's first own frame on: without ours and the import system's."""
-    ours = (__file__, importlib.__file__)
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name not in ours and not name.startswith("<frozen importlib"):
+        if name != importlib.__file__ and not name.startswith((OURS, "<frozen importlib")):
             break
         trace = trace.tb_next
     return trace
 
 
-def _own(error: BaseException) -> str:
-    """Return the app's own traceback of *error*."""
-    return "".join(traceback.format_exception(type(error), error, _strip(error.__traceback__)))
+def own_traceback(error: BaseException) -> str:
+    """Return the app's own traceback of *error*; the whole if it was raised by us."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    fault = bool(frames) and all(frame.f_code.co_filename.startswith(OURS) for frame, _ in frames)
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__ if fault else _strip(error.__traceback__)))

@@ -17,11 +17,13 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from forkserve import files
 from forkserve.errors import ConfigError
 from forkserve.prefork import privileges
+from forkserve.prefork.upgrade.state import Kept
 from forkserve.settings import Settings
 
 APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -141,19 +143,50 @@ class _Handler(logging.Handler):
         _state.error.write(data)
 
 
-def configure(settings: Settings) -> None:
+def export(settings: Settings) -> dict[str, int]:
+    """Return the descriptors of the log files by path, for an upgrade."""
+    held = {one.path: Kept(one.descriptor) for one in (_state.error, _state.access, *_state.files.values()) if one and one.path}
+    return {path: held[path] for path in _paths(settings) if path in held}
+
+
+def _paths(settings: Settings) -> list[str]:
+    names = (settings.error_logfile, settings.access_logfile, settings.worker_stdout, settings.worker_stderr)
+    return [name for name in names if isinstance(name, str)]
+
+
+def configure(settings: Settings, held: Mapping[str, int] | None = None) -> list[str]:
     """Open the logs and set up the logger `forkserve`; in the master, before the first fork.
+
+    *held* are the files that the program before an upgrade has open, by path. They are gone on with; with them nothing is
+    raised: what cannot be opened is stderr, and the list returned says so.
 
     Raises ConfigError where a file cannot be written or --log-config cannot be used.
     """
+    troubles: list[str] = []
     logging.addLevelName(TRACE, "TRACE")
     owner = privileges.owner(settings)
     _state.who = "master"
     _state.files, _state.streams = {}, {}
-    _state.error = LogFile(STDERR) if settings.error_logfile == "-" else LogFile.open(settings.error_logfile, owner)
-    _state.access = None
-    if settings.access_logfile is not None:
-        _state.access = LogFile(STDOUT) if settings.access_logfile == "-" else LogFile.open(settings.access_logfile, owner)
+    left = dict(held or {})
+
+    def opened(path: str, stream: int) -> LogFile:
+        if path == "-":
+            return LogFile(stream)
+        if path in left:
+            return LogFile(left.pop(path), path, owner)
+        try:
+            return LogFile.open(path, owner)
+        except ConfigError as error:
+            if held is None:
+                raise
+            troubles.append(str(error))
+            return LogFile(STDERR)
+
+    _state.error = opened(settings.error_logfile, STDERR)
+    _state.access = None if settings.access_logfile is None else opened(settings.access_logfile, STDOUT)
+    _state.files = {path: LogFile(left.pop(path), path, owner) for path in _paths(settings) if path in left}
+    for descriptor in left.values():
+        os.close(descriptor)
     handler = _Handler()
     handler.addFilter(Identity())
     handler.setFormatter(LineFormatter())
@@ -161,8 +194,16 @@ def configure(settings: Settings) -> None:
     logger.propagate = False
     set_level(settings.log_level)
     if settings.log_config is not None:
-        _apply(settings.log_config)
+        try:
+            _apply(settings.log_config)
+        except ConfigError as error:
+            if held is None:
+                raise
+            troubles.append(str(error))
+    if held:
+        reopen()
     _state.capture = settings.capture_output and _state.error.path is not None
+    return troubles
 
 
 def set_level(name: str) -> None:

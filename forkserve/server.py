@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from functools import partial
+import signal
 from typing import TYPE_CHECKING
 
 from forkserve import config as configuration
 from forkserve import daemon, loader, logs
-from forkserve.errors import ConfigError
+from forkserve.errors import ConfigError, ForkserveError
 from forkserve.frontend import upstream
 from forkserve.http import access
 from forkserve.http.parsers import new_parser
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from forkserve.config import Config
+    from forkserve.prefork.lockfile import LockFile
     from forkserve.prefork.upgrade.state import Exported
     from forkserve.settings import Settings
 
@@ -49,18 +51,28 @@ class Server(Master):
         if app is not None:
             settings["app"] = app
         config = configuration.from_keywords(needs_app=needs_app, **settings)
+        self._troubles: list[str] = []
         super().__init__(compose(worker, mixins), config)
 
     @classmethod
-    def from_config(cls, config: Config) -> Server:
+    def from_config(cls, config: Config, *, troubles: Sequence[str] = ()) -> Server:
         """A server for settings that have been put together already, as the command line does.
+
+        `troubles` are what has gone wrong so far in a program that takes over; there nothing is raised, but logged.
 
         Raises:
             ConfigError: There is no such worker class, or a setting cannot work on this machine.
             AppLoadError: The worker class's module fails while it is imported.
         """
         self = cls.__new__(cls)
-        runs = worker_class(config.settings)
+        self._troubles = list(troubles)
+        try:
+            runs = worker_class(config.settings)
+        except ForkserveError as error:
+            if not birth.takes_over():
+                raise
+            runs = _not_there(error)
+            self._troubles.append(str(error))
         Master.__init__(self, runs, _checked(config) if issubclass(runs, HTTPWorker) else config)
         return self
 
@@ -71,29 +83,55 @@ class Server(Master):
             ConfigError: A setting cannot work on this machine.
             ListenError: An address cannot be listened on.
         """
+        handed = birth.handed
+        if birth.takes_over() and handed is not None:
+            return self._take_over(decode(handed.data))
         if issubclass(self.worker_class, HTTPWorker):
             check(self.settings)
         upstream.check(self.settings)
         privileges.prepare(self.settings)
-        handed = birth.handed
-        if handed is None:
-            return daemon.run(self._serve) if self.settings.daemon else self._serve()
-        before = decode(handed.data)
-        if handed.confirm is not None:
-            upstream.rehearse(self.settings.nginx_upstream, before.get("front"))
+        if handed is not None:
+            upstream.rehearse(self.settings.nginx_upstream, decode(handed.data).get("front"))
             return super().run()  # which loads the app and ends, and opens no logs
-        serve = partial(self._serve, before.get("front"))
-        if before["settings"]["daemon"]:
-            daemon.resume(serve)
-        return serve()
+        return daemon.run(self._start) if self.settings.daemon else self._start()
 
-    def _serve(self, held: Exported | None = None) -> int:
+    def _start(self) -> int:
         logs.configure(self.settings)
+        return self._serve(upstream.hold(self.settings.nginx_upstream, None))
+
+    def _serve(self, lock: LockFile | None) -> int:
         path = self.settings.nginx_upstream
-        lock = upstream.hold(path, held)
         if path is not None and lock is not None:
             self.front = upstream.Upstream(self.poller, self.name, path, lock)
         return super().run()
+
+    def _take_over(self, before: Exported) -> int:
+        """Go on where the program before an upgrade was. The pre-flight has judged all; what fails now is logged, no more."""
+        privileges.adopt(before.get("account"))
+        privileges.prepare(self.settings)
+
+        def go_on() -> int:
+            self._troubles += logs.configure(self.settings, before.get("logs", {}))
+            lock = None
+            try:
+                lock = upstream.hold(self.settings.nginx_upstream, before.get("front"))
+            except ConfigError as error:
+                self._troubles.append(str(error))
+            for trouble in self._troubles:
+                logs.logger.error("%s", trouble)
+            return self._serve(lock)
+
+        if before["settings"]["daemon"]:
+            daemon.resume(go_on)
+        return go_on()
+
+
+def serve(server: Server) -> int:
+    """Run it as all that this process is for; return the exit code."""
+    code = server.run()
+    for late in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(late, signal.SIG_IGN)  # the interpreter takes its time to end, and our code is settled
+    return code
 
 
 def check(settings: Settings) -> None:
@@ -128,6 +166,16 @@ def _checked(config: Config) -> Config:
     return dataclasses.replace(config, again=read)
 
 
+def _not_there(error: ForkserveError) -> type[Worker]:
+    """Return a worker class in place of one that cannot be imported: no new worker starts, and the old ones go on."""
+
+    class NotThere(Worker):
+        def run(self) -> None:
+            raise error
+
+    return NotThere
+
+
 def worker_class(settings: Settings) -> type[Worker]:
     """Return the class of the workers. Imports the user's module, if --worker names one; in the master.
 
@@ -137,7 +185,8 @@ def worker_class(settings: Settings) -> type[Worker]:
     """
     if settings.worker is None:
         return HTTPWorker
-    loader.extend_path(settings)
+    with contextlib.suppress(OSError):  # there is no working directory any more
+        loader.extend_path(settings)
     found = load_class(settings.worker, "--worker")
     if not issubclass(found, Worker):
         raise ConfigError(f"--worker {settings.worker}: this is no subclass of forkserve.Worker")

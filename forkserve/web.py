@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 try:
     import uvloop
-except ImportError:  # not CPython, or not Unix
+except Exception:  # noqa: BLE001 - not CPython, or not Unix; or half installed, as an upgrade takes place
     uvloop = None  # type: ignore[assignment, unused-ignore]  # the name must exist
 
 PULSE = 0.11

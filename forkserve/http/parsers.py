@@ -9,7 +9,7 @@ from forkserve.http.fields import Headers, ParseLines
 
 try:
     import httptools
-except ImportError:  # no wheel and no compiler: h11 alone serves, more slowly
+except Exception:  # noqa: BLE001 - no wheel and no compiler, or half installed: h11 alone serves, more slowly
     httptools = None  # type: ignore[assignment, unused-ignore]  # the name must exist
 
 _FRAMING = (b"content-length", b"transfer-encoding")

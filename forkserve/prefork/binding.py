@@ -36,6 +36,7 @@ class Listener:
     first: int = 0
     last: int | None = None
     without: int | None = None
+    left_at: float | None = None  # when nobody accepted from it any more; for the master, after an upgrade
     # The socket file as we made it (device, inode): another server may have replaced it since.
     _file: files.Identity | None = field(default=None, repr=False)
 
@@ -69,7 +70,9 @@ class Listener:
         name = self.sock.getsockname()
         if self.sock.family == socket.AF_UNIX:
             path = _unix_name(name)
-            return f"unix:{path if path.startswith('@') else os.path.abspath(path)}"
+            with contextlib.suppress(OSError):  # there is no working directory any more
+                path = path if path.startswith("@") else os.path.abspath(path)
+            return f"unix:{path}"
         host = f"[{name[0]}]" if self.sock.family == socket.AF_INET6 else name[0]
         return f"{scheme}://{host}:{name[1]}"
 
@@ -181,7 +184,9 @@ def _comparable(sock: socket.socket) -> object:
 
 def same_file(path: str) -> str:
     """Return the one way to write a socket's path: `s` is `/run/s` in `/run`, and so may be `/var/run/s`."""
-    return path if path.startswith("@") else os.path.realpath(path)
+    with contextlib.suppress(OSError):  # there is no working directory any more
+        return path if path.startswith("@") else os.path.realpath(path)
+    return path
 
 
 def _unix_name(name: str | bytes) -> str:

@@ -184,15 +184,34 @@ class Listeners:
             listener.close()
         self._close(lambda _: True)
 
-    def close_unused(self, committed: int, workers: Collection[tuple[int, int]]) -> None:
-        """Close what is for no new worker, and none of these accepts from it: slots and generations. For the master."""
+    def close_unused(
+        self, committed: int, workers: Collection[tuple[int, int]], sought: Callable[[Listener], bool], now: float, longest: float
+    ) -> float | None:
+        """Close what is for no new worker, and none of these accepts from it. For the master.
+
+        Args:
+            committed: The generation of new workers.
+            workers: Slots and generations.
+            sought: Whether a front end may send requests to one: then it is kept meanwhile, as a worker may have died.
+            now: The time.
+            longest: Seconds for which it is kept at most.
+
+        Return when this must be done again for those that are kept from now on; None for never.
+        """
         if len(self._asked) > 1 and committed < self._asked[-1].first:
-            return  # it is about to be committed
-
-        def used(listener: Listener) -> bool:
-            return any(listener.accepted_by(*worker) for worker in workers)
-
-        self._close(lambda one: not one.serves(committed) and not used(one))
+            return None  # it is about to be committed
+        due = []
+        for listener in self.elsewhere(committed):
+            if any(listener.accepted_by(*worker) for worker in workers):
+                listener.left_at = None
+                continue
+            kept = now < (now if listener.left_at is None else listener.left_at) + longest and sought(listener)
+            if not kept:
+                self._close(lambda one, gone=listener: one is gone)  # type: ignore[misc]
+            elif listener.left_at is None:
+                listener.left_at = now
+                due.append(now + longest)
+        return min(due, default=None)
 
     def close_in_child(self, kept: Collection[Listener]) -> None:
         """Close the copies that a process must not hold, which inherits just these. For the child, after a fork."""

@@ -18,7 +18,7 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from forkserve import daemon
+from forkserve import daemon, logs
 from forkserve.errors import ConfigError
 from forkserve.prefork import console, privileges, status
 from forkserve.prefork.autoreload.base import possible
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from forkserve.config import Config
+    from forkserve.prefork.upgrade.judged import Judged
     from forkserve.prefork.upgrade.program import Program
     from forkserve.prefork.upgrade.state import Exported
     from forkserve.prefork.worker import Worker
@@ -118,7 +119,7 @@ class Master(Steering):
         Raises ListenError and ConfigError before the first fork.
         """
         if birth.handed is not None and birth.handed.confirm is not None:
-            rehearse(birth.handed, self.worker_class, self.settings, self.pool)
+            rehearse(birth.handed, self.worker_class, self._config, self.pool)
         with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup:
             self._set_up(cleanup, last)
             # What is here now stays: the collectors of workers need not write into every page that they share with us.
@@ -210,7 +211,13 @@ class Master(Steering):
         return PidFile(self.settings.pid) if self.settings.pid else None
 
     def _make_children(self, cleanup: contextlib.ExitStack, before: Exported | None) -> None:
-        outputs = Outputs(self.settings, self.poller)
+        try:
+            outputs = Outputs(self.settings, self.poller)
+        except ConfigError as error:
+            if not before:
+                raise
+            logs.logger.error("%s; the workers' output is as the server's", error)
+            outputs = Outputs(dataclasses.replace(self.settings, worker_stdout=None, worker_stderr=None), self.poller)
         cleanup.callback(outputs.close)
         if before:
             outputs.adopt(before["outputs"])
@@ -242,6 +249,8 @@ class Master(Steering):
         return {
             "settings": {name: getattr(self.settings, name) for name in ("name", "control_socket", "pid", "daemon")},
             "started_at": self.started_at,
+            "logs": logs.export(self.settings),
+            "account": privileges.export(self.settings),
             "hangup_ignored": self._hangup_ignored,
             "mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
             "pid_file": self._pid_file and self._pid_file.export(),
@@ -257,16 +266,17 @@ class Master(Steering):
             "reloading": self.reloading.export(),
         }
 
-    def hand_over(self, successor: Program) -> NoReturn:
-        """Let another program take the place of this one. Raises OSError, with everything as it was, if it cannot.
+    def hand_over(self, successor: Program, judged: tuple[int, Judged] | None) -> NoReturn:
+        """Let another program take the place of this one, and go on from what its pre-flight has judged, if it can do that.
 
-        All signals stay blocked until its handlers stand. Those that have come and were not obeyed yet go along.
+        Raises OSError, with everything as it was, if it cannot. All signals stay blocked until its handlers stand. Those that
+        have come and were not obeyed yet go along.
         """
         state = self.export()
         with signals_blocked():
             signals = self._signals.take()
             try:
-                successor.replace_process(state | {"signals": signals})
+                successor.replace_process(state | {"signals": signals}, judged)
             finally:
                 self._signals.put(signals)
 

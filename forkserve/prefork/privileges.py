@@ -6,6 +6,7 @@ the master: a directory service that is slow or gone must not hold up a respawn.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import grp
 import os
@@ -13,7 +14,7 @@ import pwd
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkserve.errors import BootError, ConfigError
 from forkserve.prefork.libc import DUMPABLE, prctl
@@ -31,6 +32,9 @@ class Account:
     groups: tuple[int, ...]
     name: str | None
     home: str | None
+
+
+_known: dict[tuple[object, ...], Account] = {}  # by what was asked for, from the program before an upgrade
 
 
 def complaints(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -120,8 +124,30 @@ class _NobodyError(Exception):
         self.setting = setting
 
 
+def export(settings: Settings) -> dict[str, object] | None:
+    """Describe the account, for an upgrade."""
+    found = _account(settings.user, settings.group, settings.initgroups)
+    return None if found is None else {"asked": [settings.user, settings.group, settings.initgroups], **dataclasses.asdict(found)}
+
+
+def adopt(found: dict[str, Any] | None) -> None:
+    """Know the account from the program before, if it cannot be looked up any more."""
+    if found is not None:
+        asked, known = found.pop("asked"), Account(**found | {"groups": tuple(found["groups"])})
+        _known[tuple(asked)] = known
+
+
 @functools.lru_cache(maxsize=8)
 def _account(user: str | None, group: str | None, initgroups: bool) -> Account | None:  # noqa: FBT001 - a key of the cache
+    try:
+        return _look_up(user, group, initgroups=initgroups)
+    except _NobodyError:
+        if (user, group, initgroups) not in _known:
+            raise
+        return _known[user, group, initgroups]
+
+
+def _look_up(user: str | None, group: str | None, *, initgroups: bool) -> Account | None:
     if user is None and group is None:
         return None
     entry = _find_user(user)

@@ -17,8 +17,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from setproctitle import setproctitle
-
 from forkserve import daemon, loader, logs, streams
 from forkserve.errors import BootError, ExitCode, ForkserveError
 from forkserve.prefork import privileges, stacks
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
 # What a service manager told the master is not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MAX_TRACEBACK = 64 * 1024
+_complained: list[bool] = []
 
 
 @contextlib.contextmanager
@@ -62,7 +61,14 @@ def become_subreaper() -> bool:
 
 
 def set_title(text: str, name: str | None) -> None:
-    """Show what this process is in `ps`."""
+    """Show what this process is in `ps`; a library that cannot be had, as it is just being installed, is logged once."""
+    try:
+        from setproctitle import setproctitle  # noqa: PLC0415 - an upgrade must not fail for it
+    except Exception as error:  # noqa: BLE001 - half of it may be there
+        if not _complained:
+            _complained.append(True)
+            logs.logger.warning("processes have no title: %s: %s", type(error).__name__, error)
+        return
     setproctitle(f"forkserve: {text} [{name}]" if name else f"forkserve: {text}")
 
 
@@ -273,7 +279,7 @@ def _stand_in(
         with boot:
             _wait_for_word(context)
             worker = worker_class(context)
-            _, message, text = _why(error)
+            _, message, text = why(error)
             worker.stand_in("\n\n".join(filter(None, (message, text))))
     except BaseException as fault:  # noqa: BLE001 - as in `_live`
         booted = worker is not None and worker.booted
@@ -319,7 +325,7 @@ def not_booted(error: BaseException, context: WorkerContext) -> int:
     if isinstance(error, EndOfBootError):
         context.channel.send({"type": "draining"})
         return ExitCode.OK
-    code, message, text = _why(error)
+    code, message, text = why(error)
     context.channel.send(
         {
             "type": "failed",
@@ -331,15 +337,15 @@ def not_booted(error: BaseException, context: WorkerContext) -> int:
     return code
 
 
-def _why(error: BaseException) -> tuple[int, str, str | None]:
-    """The exit code, a line, and the app's traceback if there is one."""
+def why(error: BaseException) -> tuple[int, str, str | None]:
+    """Return why a worker or a pre-flight was not ready: the exit code, a line, and the app's traceback if there is one."""
     code: int = ExitCode.BOOT
     text: str | None = None
     if isinstance(error, ForkserveError):
         message = str(error)
         text = getattr(error, "traceback_text", None)
         if isinstance(error, BootError) and error.__cause__ is not None:
-            text = _own_traceback(error.__cause__)
+            text = loader.own_traceback(error.__cause__)
         if len(lines := message.strip().splitlines()) > 1:  # Starlette's `lifespan.startup.failed` brings the traceback
             message, text = lines[-1], text or message
         if error.exit_code in (ExitCode.APP_LOAD, ExitCode.USAGE):
@@ -348,11 +354,5 @@ def _why(error: BaseException) -> tuple[int, str, str | None]:
         message = f"it called sys.exit({error.code!r}) before it was ready"
     else:
         message = traceback.format_exception_only(error)[-1].strip()
-        text = _own_traceback(error)
+        text = loader.own_traceback(error)
     return code, message, text
-
-
-def _own_traceback(error: BaseException) -> str:
-    """Format the traceback without the frame of `_live`, which is always the same."""
-    frames = error.__traceback__ and error.__traceback__.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames))

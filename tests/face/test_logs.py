@@ -295,3 +295,22 @@ def test_a_redirected_stream_leaves_the_logs_where_they_were(tmp_path: Path) -> 
     assert ended.stdout == "access\n"
     assert re.fullmatch(".*master: log\n", ended.stderr)
     assert [(tmp_path / name).read_text() for name in ("err", "out.1", "out")] == ["err\n", "out\n", "new\n"]
+
+
+def test_files_of_the_program_before_an_upgrade_are_gone_on_with(tmp_path: Path) -> None:
+    error, access, other = (tmp_path / name for name in ("error", "access", "other"))
+    settings = Settings(error_logfile=str(error), access_logfile=str(access))
+    logs.configure(settings)
+    held = {path: os.dup(descriptor) for path, descriptor in logs.export(settings).items()}
+    assert held.keys() == {str(error), str(access)}
+    error.rename(tmp_path / "rotated")
+    left = os.open(other, os.O_WRONLY | os.O_CREAT)
+    assert logs.configure(settings, {**held, str(other): left}) == []
+    logs.logger.warning("again")
+    assert "again" in error.read_text()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(left)
+
+    gone = Settings(error_logfile="/no/such/log")
+    assert logs.configure(gone, {}) == ["cannot write the log file /no/such/log: No such file or directory"]
+    logs.configure(Settings())

@@ -205,6 +205,36 @@ def test_a_reload_that_fails_after_the_exec(start: Start, tmp_path: Path, preloa
     assert load.versions.keys() == {"good", "third"}
 
 
+ENDS = {
+    "import sys; sys.exit(3)": ("'app' failed at import: SystemExit: 3", True),
+    "raise KeyboardInterrupt": ("KeyboardInterrupt", True),
+    "class Gone(BaseException): pass\nraise Gone('away')": ("app.Gone: away", True),
+    "if 'mixed' in globals(): pass\nimport mixed; mixed.leave()": ("'app' failed at import: SystemExit", True),
+}
+
+
+def test_a_preflight_whose_app_ends_the_process_shows_what_a_worker_would(start: Start, tmp_path: Path) -> None:
+    """The kind: whatever leaves the app's import that is no Exception; in the app, in what it imports, in a mixin."""
+    files = {"mixed.py": "def leave():\n    raise SystemExit\nclass Mixed: pass\n"}
+    site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK, "--mixin", "mixed:Mixed", files=files)
+    site.command.traceback_expected = True
+    first = site.settled(1)
+    for code, (message, shown) in ENDS.items():
+        site.save(source("ends", code))
+        for command, prefix in (("upgrade", "the pre-flight failed"), ("reload", "the new worker 1 failed to boot")):
+            answer = site.ask(command)
+            assert lines(answer) == f"{prefix}: {message}; nothing was changed"
+            text = (answer["result"] or {}).get("traceback") or ""
+            assert ("app.py" in text) is shown
+            assert not re.search(r"forkserve/|importlib|rehears", text), text
+    site.save(source())
+    site.save("import sys\nsys.exit('no')\n", "mixed.py")
+    said = "it called sys.exit('no') before it was ready"
+    assert lines(site.ask("upgrade")) == f"the pre-flight failed: {said}; nothing was changed"
+    assert lines(site.ask("reload")) == f"the new worker 1 failed to boot: {said}; nothing was changed"
+    assert site.settled(1) == first
+
+
 HERE, THERE = 'host = "127.0.0.1"\nworkers = 2\n', 'host = "127.0.0.2"\nworkers = 3\n'
 SECOND_FAILS = 'assert os.environ["FORKSERVE_WORKER_ID"] != "2" or GENERATION == "1", "no database"'
 

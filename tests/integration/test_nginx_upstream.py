@@ -368,6 +368,46 @@ def test_nginx_is_told_of_other_addresses_when_workers_are_there(behind, tmp_pat
     load.check()
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("when", ["before the canary is ready", "as its successor boots"])
+def test_an_old_address_is_closed_when_nginx_was_told_though_its_worker_has_died(shop: Live, tmp_path: Path, when: str) -> None:
+    """Meanwhile another worker of the old generation answers there; one that is not ready by then is waited for by nobody."""
+    opened, held = tmp_path / "opened", tmp_path / "held"
+    prologue = f"""
+async def gate():
+    while not os.path.exists({str(opened)!r}) if GENERATION != "1" else os.path.exists({str(held)!r}):
+        await asyncio.sleep(0.01)
+"""
+    code = source("new", prologue, startup="await gate()") + "wsgi = asgi\n"
+    options = ("--workers", 1, "--lifespan", "on")
+    server = shop(*options, reload=WAIT, files={"forkserve.toml": 'host = "127.0.0.1"\n'}, code=code)
+    server.gate.touch()
+    server.told("up", "up")
+    (port,) = server.command.ports
+    server.save('host = "127.0.0.2"\n', "forkserve.toml")
+    runs = len(server.runs)
+    upgrade = server.begin("upgrade")
+    eventually(lambda: len(server.runs) == runs + 2, "what nginx is told by the new program")
+    server.gate.unlink()
+    if when == "as its successor boots":
+        held.touch()
+    ((old, _),) = [(row[1], row[3]) for row in eventually(lambda: [row for row in server.workers() if row[3] == "ready"])]
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: not exists(old))
+    if when != "as its successor boots":
+        answer = get(port)
+        assert (answer.status, answer.json["generation"]) == (200, "1"), "one of before is there again"
+    opened.touch()
+    eventually(lambda: server.hosts == ["127.0.0.2"] * 2, "what nginx is about to be told")
+    assert accepts(port)
+    server.gate.touch()
+    assert upgrade.answer["ok"]
+    eventually(lambda: not accepts(port))
+    server.told("up", "up")
+    assert server.settled(1)[0][2] == 2
+    server.command._before = {}
+
+
 def test_an_upgrade_takes_another_file_only_if_nobody_keeps_it(shop: Live, tmp_path: Path) -> None:
     server = shop("--workers", 1, reload=None, files={"forkserve.toml": ""})
     server.told("up", "up")

@@ -260,3 +260,22 @@ def test_who_leaves_is_down() -> None:
 
     pool.stop()
     assert pool.down() == {None, 1, 2}
+
+
+def test_who_asks_at_the_address_of_before_is_answered_though_the_canary_that_boots_listens_elsewhere() -> None:
+    pool, (first, _) = serving(2, beat=0.0)
+    pool.try_out(1, 2, 1.0)
+    (canary,) = fork(pool, 1.0)
+    crash(pool, first, 2.0)
+    assert fork(pool, 2.0) == [], "where it has the same address, connections wait for it"
+
+    pool.moved = {1}
+    (again,) = fork(pool, 3.0)
+    assert (again.slot, again.generation, again.canary) == (1, 1, False)
+    pool.ready(again.ident, 4.0)
+    pool.ready(canary.ident, 5.0)
+    pool.sought = {1}
+    pool.commit(2)
+    assert Drain(again, booting=False) not in pool.plan(6.0), "the front end does not know the new address"
+    pool.sought = set()
+    assert Drain(again, booting=False) in pool.plan(7.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkserve.errors import ConfigError
+from forkserve.prefork import privileges
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.control.session import Asked, Limits, Session
 from forkserve.prefork.control.wire import Request
@@ -25,6 +28,7 @@ from forkserve.prefork.policy.states import Limits as PoolLimits
 from forkserve.prefork.policy.states import Member, State
 from forkserve.prefork.upgrade import state
 from forkserve.prefork.upgrade.state import Kept
+from forkserve.settings import Settings
 
 
 def handed_over(found: Any) -> Any:
@@ -169,9 +173,15 @@ def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path
     assert after.settle(now, 2) is not committed
     left, stays = ("two", "three") if committed else ("three", "two")
     assert addresses(1, 3 - now) == shared | {f"unix:{tmp_path / left}", f"127.0.0.1:{ports[0]}"}
-    after.close_unused(now, [(1, 3 - now)])
+    assert after.close_unused(now, [(1, 3 - now)], lambda _: False, 1.0, 30.0) is None
     assert (tmp_path / left).exists()  # a worker accepts there
-    after.close_unused(now, [])
+    assert after.close_unused(now, [], lambda _: True, 2.0, 30.0) == 32.0
+    assert after.close_unused(now, [], lambda _: True, 31.0, 30.0) is None
+    assert (tmp_path / left).exists()  # no worker does, but a front end sends requests there
+    if committed:
+        after.close_unused(now, [], lambda _: True, 32.0, 30.0)  # and does not stop that
+    else:
+        after.close_unused(now, [], lambda _: False, 3.0, 30.0)
     assert [(tmp_path / name).exists() for name in ("one", left, stays)] == [True, False, True]
     after.open_slots(range(1, 5))
     assert addresses(4, 7) == addresses(4, now) == shared | {f"unix:{tmp_path / stays}", f"127.0.0.1:{after.port(4, now)}"}
@@ -216,3 +226,18 @@ def test_a_command_line_is_found_again(tmp_path: Path) -> None:
     assert told(sys.executable, "-Wignore", script) == f"{[sys.executable, '-Wignore', str(script)]} {link}"
     assert told(sys.executable, script, cwd=root) == f"{[sys.executable, str(script)]} {root}"
     assert told(sys.executable, "-c", code) == f"{[sys.executable, '-c', code]} {link}"
+
+
+def test_an_account_is_known_from_before_if_it_cannot_be_looked_up_any_more() -> None:
+    settings = Settings(user="nobody-of-that-name")
+    with pytest.raises(ConfigError, match="there is no user"):
+        privileges.account(settings)
+    ours = privileges.Account(os.geteuid(), os.getegid(), (os.getegid(),), "nobody-of-that-name", "/")
+    found = handed_over({"asked": [settings.user, None, True], **dataclasses.asdict(ours)})
+    privileges.adopt(found)
+    try:
+        assert privileges.account(settings) == (ours if os.geteuid() == 0 else None)
+        assert privileges.export(settings) == {**dataclasses.asdict(ours), "asked": [settings.user, None, True]}
+    finally:
+        privileges._known.clear()
+        privileges._account.cache_clear()

@@ -366,8 +366,9 @@ class Pool(Generations):
         """See that each wanted slot has a process or waits for one, and fork what is due."""
         for number in range(1, self.wanted + 1):
             slot = self._slots[number]
-            # One that is stuck holds its place until it is gone, so that its end counts first.
-            if all(one.asked or one.outdated for one in slot.members):
+            # One that is stuck holds its place until it is gone, so that its end counts first. A canary that listens elsewhere
+            # holds none: whoever asks at the address of before must be answered there.
+            if all(one.asked or one.outdated or (one.canary and number in self.moved) for one in slot.members):
                 self._add(number, self.generation, now, limit=max(0.0, slot.retry_at - now))
         due = [one for one in self.members() if one.state is State.BACKOFF and one.since + one.limit <= now]
         due.sort(key=lambda one: (not self._is_vacant(one.slot), len(self._slots[one.slot].members)))

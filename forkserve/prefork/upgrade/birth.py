@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,29 +20,36 @@ FILE = "forkserve-upgrade"
 
 
 class Handed(NamedTuple):
-    """The state of a running master; with `confirm`, for a pre-flight alone, which says there that all is well."""
+    """The state of a running master; with `confirm`, for a pre-flight alone, which says there that all is well.
+
+    `judged` is where the pre-flight writes what it has judged (judged.py), if the master asks for that.
+    """
 
     data: bytes
     confirm: int | None = None
+    judged: int | None = None
 
 
 def _take() -> Handed | None:
-    """Take what the variable leads to: `PID:DESCRIPTOR`, or for a pre-flight `PID:DESCRIPTOR:check`; the pid is the master's.
+    """Take what the variable leads to: `PID:DESCRIPTOR`; the pid is the master's.
 
+    For a pre-flight it is `PID:DESCRIPTOR:check:DESCRIPTOR`; older masters leave out the last.
     A pre-flight must not take itself for a start, whatever has forked before it came here: it knows the file.
     """
     pid, _, rest = os.environ.pop(VARIABLE, "").partition(":")
-    number, _, check = rest.partition(":")
+    number, _, rest = rest.partition(":")
+    check, _, judged = rest.partition(":")
     if not number.isdigit() or not (_is_state(number) if check else pid == str(os.getpid())):
         return None  # it was left in somebody's environment
     descriptor = int(number)
     data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     if check:
-        os.set_inheritable(descriptor, False)
+        for one in (descriptor, *([int(judged)] if judged.isdigit() else [])):
+            os.set_inheritable(one, False)
         os.ftruncate(descriptor, 0)  # what clients have asked of the master is not for the app
         if os.environ.get("LISTEN_PID") == pid:
             os.environ["LISTEN_PID"] = str(os.getpid())  # settings depend on it
-        return Handed(data, descriptor)
+        return Handed(data, descriptor, int(judged) if judged.isdigit() else None)
     os.close(descriptor)
     import json  # noqa: PLC0415 - see above
 
@@ -73,6 +82,9 @@ def _here() -> tuple[int, int] | None:
     return None
 
 
+began = time.time_ns()
+path = list(sys.path)
+goes_on_from: str | None = None  # the module that goes on from what a pre-flight has judged; None for a program of the user's own
 handed = _take()
 directory = _directory()
 environ = dict(os.environ)
@@ -88,6 +100,18 @@ def working_directory(*, real: bool = False) -> str:
     if directory is None or _real is None or _here() != _born_in:
         return os.getcwd()
     return _real if real else directory
+
+
+def started_in(name: str | None) -> None:
+    """Have that name of the working directory, which a pre-flight knew, if there is none any more: it may be made again."""
+    global directory, _real  # noqa: PLW0603 - as `handed`
+    if directory is None:
+        directory = _real = name
+
+
+def takes_over() -> bool:
+    """Whether this process is to go on where a master was, and not to rehearse that."""
+    return handed is not None and handed.confirm is None
 
 
 def before() -> Exported | None:

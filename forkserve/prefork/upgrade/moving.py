@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from forkserve.prefork import status
+from forkserve.prefork.policy.leaving import LONGEST
 
 if TYPE_CHECKING:
     from forkserve.prefork.listeners import Listener
@@ -20,9 +23,14 @@ def follow(master: Steering) -> None:
         return
     close_left(master)
     left = master.listeners.elsewhere(pool.generation)
-    front, scheme = master.front, master.worker_class.scheme(master.settings)
     pool.moved = _slots(pool, left)
-    pool.sought = _slots(pool, [one for one in left if front is not None and front.sends_to(status.listener(one, scheme))])
+    pool.sought = _slots(pool, [one for one in left if _sought(master, one)])
+
+
+def _sought(master: Steering, one: Listener) -> bool:
+    """Whether a front end may send requests there."""
+    front = master.front
+    return front is not None and front.sends_to(status.listener(one, master.worker_class.scheme(master.settings)))
 
 
 def _slots(pool: Pool, listeners: list[Listener]) -> set[int]:
@@ -30,8 +38,14 @@ def _slots(pool: Pool, listeners: list[Listener]) -> set[int]:
 
 
 def close_left(master: Steering) -> None:
-    """Close the addresses of other generations that no worker accepts from, unless the pool may go back to such a one."""
+    """Close the addresses of other generations that no worker accepts from, unless the pool may go back to such a one.
+
+    A worker may have died, and the front end not know yet: it is told first, at most as long as a drain may take.
+    """
     pool = master.pool
     if pool.fallback is None:
         workers = [(one.slot, one.generation) for one in pool.members() if one.exists and not one.released]
-        master.listeners.close_unused(pool.generation, workers)
+        longest = pool.limits.graceful or LONGEST
+        due = master.listeners.close_unused(pool.generation, workers, partial(_sought, master), time.monotonic(), longest)
+        if due is not None:
+            master.poller.at(due, int)  # so that it is asked again

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from forkserve.prefork.failures import describe_exit
 from forkserve.prefork.poller import READ
-from forkserve.prefork.upgrade.program import Program, state_file
+from forkserve.prefork.upgrade.judged import Judged, read
+from forkserve.prefork.upgrade.program import Program, judged_file, state_file
 
 if TYPE_CHECKING:
     from forkserve.prefork.poller import Poller, Timer
@@ -28,7 +29,11 @@ FAULT: Final = re.compile(r"forkserve(\.errors\.\w+)?: ")  # as the command says
 
 
 class Preflight:
-    """One pre-flight. `word` is what it has confirmed with, `output` the end of what it has printed."""
+    """One pre-flight.
+
+    `word` is what it has confirmed with, `judged` what it has judged, if it says, `file` where it has written that down,
+    `output` the end of what it has printed.
+    """
 
     def __init__(self, poller: Poller, program: Program, state: bytes, limit: float, ended: Callable[[], object]) -> None:
         """Start it; `ended` is called when it is over. It is killed after `limit` seconds, if that is not 0.
@@ -36,6 +41,7 @@ class Preflight:
         Raises OSError if it cannot be run.
         """
         self.word: str | None = None
+        self.judged: Judged | None = None
         self.reason = ""  # why it has failed
         self.output = ""
         self._poller = poller
@@ -45,6 +51,8 @@ class Preflight:
         with contextlib.ExitStack() as undo:
             self._state = state_file(state)
             undo.callback(os.close, self._state)
+            self.file = judged_file()
+            undo.callback(os.close, self.file)
             self._pipe, theirs = os.pipe()
             undo.callback(os.close, self._pipe)
             os.set_blocking(self._pipe, False)
@@ -52,11 +60,11 @@ class Preflight:
                 process = subprocess.Popen(  # noqa: S603 - what was run before
                     program.arguments,
                     cwd=program.directory,
-                    env=program.environment(self._state, check=True),
+                    env=program.environment(self._state, self.file),
                     stdin=subprocess.DEVNULL,
                     stdout=theirs,
                     stderr=theirs,
-                    pass_fds=(self._state,),
+                    pass_fds=(self._state, self.file),
                     process_group=0,  # it goes with whatever it has started
                 )
             finally:
@@ -90,11 +98,11 @@ class Preflight:
         self.kill()  # what it has started, and left behind
         self._read()
         word = os.pread(self._state, LONGEST_WORD, 0).decode("ascii", "replace")
-        self.close()
+        self._close()
         self.output = self._printed.decode("utf-8", "backslashreplace")
         *before, last = self.output.strip("\n").rstrip().split("\n")
         if status == 0 and word.startswith("forkserve ") and not self.reason:  # it stands where the state was
-            self.word = word
+            self.word, self.judged = word, read(self.file)
         elif status == 0:
             self.reason = self.reason or "it ended with code 0, and has never come to run()"
         else:
@@ -103,17 +111,22 @@ class Preflight:
             self.reason = self.reason or last[said.end() if said else 0 :] or f"it {describe_exit(status)}"
         self._tell()
 
-    def close(self) -> None:
-        """Close what belongs to it."""
+    def _close(self) -> None:
+        """Close what belongs to its process."""
         if self._timer is not None:
             self._timer.cancel()
         if self._open:
-            self._poller.unwatch(self._pipe)
-            self.close_in_child()
-
-    def close_in_child(self) -> None:
-        """Close the descriptors alone, in a child just forked; when it has ended there are none any more."""
-        if self._open:
             self._open = False
+            self._poller.unwatch(self._pipe)
             os.close(self._pipe)
             os.close(self._state)
+
+    def close(self) -> None:
+        """Close what belongs to it, when it has served its purpose."""
+        self._close()
+        os.close(self.file)
+
+    def close_in_child(self) -> None:
+        """Close the descriptors alone, in a child just forked."""
+        for descriptor in (self.file, *((self._pipe, self._state) if self._open else ())):
+            os.close(descriptor)

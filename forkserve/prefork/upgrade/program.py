@@ -1,8 +1,9 @@
 """Program: the command line of this process, which an upgrade runs once more.
 
-It is run as if it were typed again. A console script runs itself, so that its first line says which Python; else the Python
-is looked for where it was. The working directory is the one that has its name now. So links that were switched to another
-release, or to another virtual environment, are followed.
+The pre-flight runs it as if it were typed again. A console script runs itself, so that its first line says which Python; else
+the Python is looked for where it was. The working directory is the one that has its name now. So links that were switched to
+another release, or to another virtual environment, are followed. What takes over is the same Python with what the pre-flight
+has judged (judged.py), or the command line again, if that is not the command `forkserve` but a program of the user's own.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from forkserve import streams
 from forkserve.prefork.upgrade import birth
 from forkserve.prefork.upgrade.state import Exported, descriptors, encode
+
+if TYPE_CHECKING:
+    from forkserve.prefork.upgrade.judged import Judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +39,28 @@ class Program:
             return cls([script, *rest[1:]], birth.directory, birth.environ)
         return cls([sys.executable or python, *rest], birth.directory, birth.environ)
 
-    def environment(self, descriptor: int, *, check: bool) -> dict[str, str]:
-        """Return its environment, with where it finds the state of this process."""
-        environ = {**self.environ, birth.VARIABLE: f"{os.getpid()}:{descriptor}" + ":check" * check}
+    def environment(self, descriptor: int, judged: int | None = None) -> dict[str, str]:
+        """Return its environment, with where it finds the state of this process; for a pre-flight, where it is to write, too."""
+        check = "" if judged is None else f":check:{judged}"
+        environ = {**self.environ, birth.VARIABLE: f"{os.getpid()}:{descriptor}{check}"}
         if os.environ.get("LISTEN_PID") == str(os.getpid()):
             environ["LISTEN_PID"] = os.environ["LISTEN_PID"]  # under --daemon not what it was
         return environ
 
-    def replace_process(self, state: Exported) -> NoReturn:
-        """Become it, with the state and all descriptors in it. Raises OSError, with everything as it was, if that cannot be."""
+    def replace_process(self, state: Exported, judged: tuple[int, Judged] | None) -> NoReturn:
+        """Become it, with the state and all descriptors in it. Raises OSError, with everything as it was, if that cannot be.
+
+        `judged` is what its pre-flight has written, and where, if it can go on from that.
+        """
         descriptor = state_file(encode(state))
-        inherited = (descriptor, *descriptors(state))
+        inherited = (descriptor, *descriptors(state), *((judged[0],) if judged else ()))
+        arguments = judged[1].arguments(judged[0]) if judged else self.arguments
         streams.flush()
         try:
             with self._there():
                 for one in inherited:
                     os.set_inheritable(one, True)
-                os.execve(self.arguments[0], self.arguments, self.environment(descriptor, check=False))  # noqa: S606 - what was run before
+                os.execve(arguments[0], arguments, self.environment(descriptor))  # noqa: S606 - what was run before
         finally:
             for one in inherited:
                 os.set_inheritable(one, False)
@@ -80,6 +89,11 @@ def _runs_itself(script: str, python: str) -> bool:
                 line = file.readline(256).decode()
             return line.startswith("#!") and line[2:].split() in ([python], ["/usr/bin/env", python])
     return False
+
+
+def judged_file() -> int:
+    """Return the descriptor of a file without a name for what a pre-flight judges, who seals it. Linux. Raises OSError."""
+    return os.memfd_create("forkserve-judged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def state_file(data: bytes) -> int:

@@ -8,51 +8,52 @@ import dataclasses
 import os
 import platform
 import signal
+import sys
 import time
-import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 import forkserve
 from forkserve import loader, logs, streams
-from forkserve.errors import ConfigError, ExitCode, ForkserveError
+from forkserve.errors import ConfigError, ExitCode
 from forkserve.prefork import console, privileges
 from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.libc import PDEATHSIG, prctl
 from forkserve.prefork.output import Outputs
 from forkserve.prefork.poller import Poller
 from forkserve.prefork.preload import leftovers
-from forkserve.prefork.process import MASTERS_VARIABLES
+from forkserve.prefork.process import MASTERS_VARIABLES, why
 from forkserve.prefork.scoreboard import LAYOUT
-from forkserve.prefork.upgrade import state
+from forkserve.prefork.upgrade import birth, judged, state
 
 if TYPE_CHECKING:
+    from forkserve.config import Config
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.upgrade.birth import Handed
     from forkserve.prefork.worker import Worker
     from forkserve.settings import Settings
 
 
-def rehearse(handed: Handed, worker_class: type[Worker], settings: Settings, pool: Pool) -> NoReturn:
+def rehearse(handed: Handed, worker_class: type[Worker], config: Config, pool: Pool) -> NoReturn:
     """Read the state and load the app, as whom the workers run; confirm that, or say what is wrong; and exit.
 
+    What it goes by is written down before the app is loaded, and out of its reach: the new program runs it with all rights.
     What follows `run` in a program of the user's is for the end of a server, and there was none.
     """
     code: int = ExitCode.UNEXPECTED
+    settings = config.settings
     prctl(PDEATHSIG, signal.SIGKILL)  # whoever waits for it must be there
     try:
         generation = _understand(handed.data, pool)
         _open_logs(settings, generation)
+        _write_down(handed, config)
         _load(worker_class, settings, generation)
         assert handed.confirm is not None
         word = f"forkserve {forkserve.__version__}, Python {platform.python_version()}"
         os.pwrite(handed.confirm, word.encode("ascii", "replace"), 0)
         code = ExitCode.OK
-    except ForkserveError as error:
-        text = getattr(error, "traceback_text", None)
-        console.say(*[text.rstrip()] if text else (), f"forkserve: {error}")
-        code = error.exit_code
-    except BaseException:  # noqa: BLE001 - the app may raise anything, and nothing may leave this process but its exit code
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 - the app may raise anything, and nothing may leave this process but its exit code
+        code, message, text = why(error)
+        console.say(*[text.rstrip()] if text else (), f"forkserve: {message}")
     finally:
         with contextlib.suppress(Exception):
             atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
@@ -77,6 +78,36 @@ def _open_logs(settings: Settings, generation: int) -> None:
     logs.configure(dataclasses.replace(settings, capture_output=False))
     logs.identify("pre-flight", generation)
     Outputs(settings, Poller())
+
+
+def _write_down(handed: Handed, config: Config) -> None:
+    """Write what has been judged so far, and which files it was read from. Raises what the files of modules raise."""
+    if handed.judged is None:
+        return
+    modules = judged.loaded()
+    read, looked_for = config.files()
+    if main := getattr(sys.modules["__main__"], "__file__", None):
+        read.append(main)
+    values = {one.name: getattr(config.settings, one.name) for one in dataclasses.fields(config.settings)}
+    plain = {name: value for name, value in values.items() if judged.is_plain(value)}
+    read += [path for path, _, _ in modules.values()]
+    stamps, fresh = judged.stamps(set(read), looked_for, birth.began)
+    found = judged.Judged(
+        hexversion=sys.hexversion,
+        executable=sys.executable,
+        words=sys.orig_argv,
+        flags=judged.python_flags(sys.orig_argv, sys.argv[1:]),
+        argv=sys.argv,
+        path=birth.path,
+        directory=birth.directory,
+        start=birth.goes_on_from if config.given is not None else None,
+        settings=plain,
+        given=None if config.given is None else dict(config.given),
+        unsaid=[*(values.keys() - plain.keys()), *config.hooks],
+        stamps=stamps,
+        fresh=fresh,
+    )
+    judged.write(handed.judged, found, modules)
 
 
 def _load(worker_class: type[Worker], settings: Settings, generation: int) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import platform
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import forkserve
 from forkserve.logs import logger
 from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.policy.pool import Phase
-from forkserve.prefork.upgrade import moving
+from forkserve.prefork.upgrade import modules, moving
 from forkserve.prefork.upgrade.preflight import Preflight
 from forkserve.prefork.upgrade.program import Program
 from forkserve.prefork.upgrade.state import encode
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
     from forkserve.errors import ListenError
     from forkserve.prefork.master import Master
+    from forkserve.prefork.upgrade.judged import Judged
+
+
+PREFLIGHTS: Final = 3  # how often one is made for files that change again and again
 
 
 class Upgrading:
     """The upgrade that is under way, and those who asked for it.
 
     It waits for the end of the first boot, and while a reload runs. Who asks during a pre-flight may mean a newer program:
-    if that one fails, there is another. If it is good they all mean the same, as the exec is yet to come.
+    if that one fails, there is another. If it is good they all mean the same, as the exec is yet to come. If a reload has run
+    since it began, or a file has changed that it has read, what it has judged may not be what would take over: another one.
     """
 
     def __init__(self, master: Master) -> None:
@@ -36,6 +41,9 @@ class Upgrading:
         self._waiting: list[Pending] = []
         self._running: list[Pending] = []
         self._preflight: Preflight | None = None
+        self._began = 0  # the newest generation when the pre-flight began
+        self._count = 0
+        self._before: Judged | None = None  # what the pre-flight before has judged
 
     def ask(self) -> Pending:
         """Upgrade as soon as possible. Raises CommandError where that is never possible."""
@@ -68,7 +76,7 @@ class Upgrading:
         try:
             if self._preflight is None:
                 self._start()
-            elif self._preflight.word is not None:
+            elif self._preflight.word is not None and not self._judge_again():
                 self._replace(self._preflight.word)
         except Exception:  # noqa: BLE001 - said in the log, and to who asked
             logger.exception("fault in the master")
@@ -76,7 +84,8 @@ class Upgrading:
 
     def _start(self) -> None:
         master = self._master
-        self._running, self._waiting = self._waiting, []
+        self._running, self._waiting = [*self._running, *self._waiting], []
+        self._began, self._count = master.pool.newest_generation, self._count + 1
         logger.info("upgrading: pre-flight of %s in %s", self._program.arguments[0], self._program.directory)
         try:
             self._preflight = Preflight(
@@ -90,21 +99,40 @@ class Upgrading:
     def _judge(self) -> None:
         assert self._preflight is not None
         if self._preflight.word is None:
-            preflight, self._preflight = self._preflight, None
-            self._failed(f"the pre-flight failed: {preflight.reason}", preflight.output)
+            self._failed(f"the pre-flight failed: {self._preflight.reason}", self._preflight.output)
+
+    def _judge_again(self) -> bool:
+        """Begin another pre-flight if what this one has judged is out of date by now. Return whether it is."""
+        preflight = self._preflight
+        assert preflight is not None
+        before, self._before = self._before, preflight.judged
+        changed = preflight.judged.changed(before) if preflight.judged is not None else None
+        if changed is None and self._began == self._master.pool.newest_generation:
+            return False
+        if self._count >= PREFLIGHTS:
+            self._failed(f"{changed or 'the workers'} changed during each of {PREFLIGHTS} pre-flights")
+            return True
+        logger.info("upgrading: once more, as %s", f"{changed} has changed" if changed else "a reload has run")
+        self._preflight = None
+        preflight.close()
+        self._start()
+        return True
 
     def _replace(self, word: str) -> None:
-        self._preflight = None
+        assert self._preflight is not None
+        found = self._preflight.judged
         logger.info("upgrading: %s takes over", word)
         if self._master.development:
             self._master.development.base.renew()  # what the new program cannot know must not outlive this one
         try:
-            self._master.hand_over(self._program)
+            self._master.hand_over(self._program, (self._preflight.file, found) if found and found.start else None)
         except OSError as error:
-            self._failed(f"cannot execute {self._program.arguments[0]}: {error.strerror}")
+            self._failed(f"cannot execute {error.filename or self._program.arguments[0]}: {error.strerror}")
 
     def _failed(self, why: str, output: str = "") -> None:
         running, self._running = self._running, []
+        self._count, self._before = 0, None
+        self._forget_preflight()
         error = CommandError(f"{why}; nothing was changed")
         logger.error("upgrade failed: %s%s", error, f"\n{output.rstrip()}" if output else "")
         _fail(running, error, {"traceback": output} if output else None)
@@ -116,10 +144,15 @@ class Upgrading:
 
     def close(self) -> None:
         """End the pre-flight, if there is one; its process is reaped as any other."""
+        others = self._master.children.others
+        if self._preflight is not None and self._preflight.pid in others:
+            del others[self._preflight.pid]
+            self._preflight.kill()
+        self._forget_preflight()
+
+    def _forget_preflight(self) -> None:
         preflight, self._preflight = self._preflight, None
-        if preflight is not None and preflight.pid in self._master.children.others:
-            del self._master.children.others[preflight.pid]
-            preflight.kill()
+        if preflight is not None:
             preflight.close()
 
     # In the new program.
@@ -130,6 +163,7 @@ class Upgrading:
         Of the settings, *was* is what goes with the old workers, if they stay.
         """
         master = self._master
+        modules.forget()
         logger.info("upgraded in place: forkserve %s, Python %s", forkserve.__version__, platform.python_version())
 
         def ended(reload: Pending) -> None:

@@ -1,0 +1,116 @@
+"""What a pre-flight has judged: which files it goes by, how it is told to Python, and how modules come of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from forkserve.prefork.upgrade import judged
+from forkserve.prefork.upgrade.program import judged_file
+
+BASE = judged.Judged(
+    hexversion=sys.hexversion,
+    executable=sys.executable,
+    words=[sys.executable, "main.py", "one"],
+    flags=[],
+    argv=["main.py", "one"],
+    path=[],
+    directory=None,
+    start="starting",
+    settings={},
+    given=None,
+    unsaid=[],
+    stamps={},
+    fresh=[],
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        ("python -m forkserve a b", ""),
+        ("python -mforkserve a b", ""),
+        ("python -u -X dev -m forkserve a b", "-u -X dev"),
+        ("python -Ium forkserve a b", "-Iu"),
+        ("python /bin/forkserve a b", ""),
+        ("python -W error /bin/forkserve a b", "-W error"),
+    ],
+)
+def test_the_flags_of_python_in_a_command_line(line: str, flags: str) -> None:
+    assert judged.python_flags(line.split(), ["a", "b"]) == flags.split()
+
+
+def seen(read: set[str], looked_for: list[str], since: int) -> judged.Judged:
+    stamps, fresh = judged.stamps(read, looked_for, since)
+    return dataclasses.replace(BASE, stamps=stamps, fresh=fresh)
+
+
+def test_a_file_that_changes_is_noticed_and_so_is_one_that_comes_or_goes(tmp_path: Path) -> None:
+    read, other = tmp_path / "read", tmp_path / "other"
+    read.write_text("1")
+    found = seen({str(read)}, [str(other)], time.time_ns() + 10**9)
+    assert found.changed(None) is None
+    other.touch()
+    assert found.changed(None) == str(other)
+    other.unlink()
+    read.write_text("2")
+    assert found.changed(None) == str(read)
+    read.unlink()
+    assert found.changed(None) == str(read)
+
+
+def test_what_may_have_changed_after_it_was_read_counts_unless_it_was_the_same_before(tmp_path: Path) -> None:
+    read, gone = tmp_path / "read", tmp_path / "gone"
+    read.write_text("1")
+    early = time.time_ns() - 10**9
+    first = seen({str(read)}, [], early)
+    assert first.changed(None) == str(read)
+    assert seen({str(read)}, [], early).changed(first) is None, "the clock of the file system is ahead of ours"
+    read.write_text("2")
+    assert seen({str(read)}, [], early).changed(first) == str(read)
+    assert seen({str(gone)}, [], early).changed(None) == str(gone)
+
+
+def test_modules_come_as_they_were_and_what_is_written_cannot_be_changed(tmp_path: Path) -> None:
+    """The app runs in the process that has written it, maybe as another user; the master runs it with all rights."""
+    (tmp_path / "starting.py").write_text("raise OSError('from the disk')")
+    text = "import inner, json, sys\ndef main(judged):\n    print(json.dumps([sys.argv, sys.orig_argv, inner.WORD, __file__]))\n    return 7\n"
+    ours = {name: entry for name, entry in judged.loaded().items() if name == judged.modules.__name__}
+    code = {name: compile(source, name, "exec") for name, source in {"starting": text, "inner": "WORD = 'kept'"}.items()}
+    modules = ours | {name: (str(tmp_path / f"{name}.py"), False, one) for name, one in code.items()}
+    descriptor = judged_file()
+    assert judged.read(descriptor) is None
+    copy = os.dup(descriptor)
+    found = dataclasses.replace(BASE, path=[str(tmp_path), *sys.path])
+    judged.write(copy, found, modules)
+    with pytest.raises(PermissionError):
+        os.write(descriptor, b"x")
+    with pytest.raises(PermissionError):
+        os.truncate(descriptor, 0)
+    assert judged.read(descriptor) == found
+    done = subprocess.run(
+        found.arguments(descriptor), pass_fds=[descriptor], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    os.close(descriptor)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert (
+        done.stdout.strip() == f'[["main.py", "one"], ["{sys.executable}", "main.py", "one"], "kept", "{tmp_path}/starting.py"]'
+    )
+
+
+def test_another_python_runs_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("import sys; print('typed', sys.argv[1:])")
+    descriptor = judged_file()
+    found = dataclasses.replace(BASE, hexversion=0)
+    judged.write(os.dup(descriptor), found, {})
+    done = subprocess.run(
+        found.arguments(descriptor), pass_fds=[descriptor], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    os.close(descriptor)
+    assert (done.returncode, done.stdout) == (0, "typed ['one']\n")
