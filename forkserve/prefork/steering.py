@@ -367,7 +367,8 @@ class Steering:
         if self.pool.phase is not Phase.SERVING:
             return
         ready = (one for one in self.children if one.member.state is State.READY)
-        rows = [one.row for one in ready if one.id <= self.pool.wanted]  # the others are about to go
+        # The others are about to go, or wait for a successor and take nothing.
+        rows = [one.row for one in ready if one.id <= self.pool.wanted and not one.member.full]
         idle = sum(not row.in_flight() for row in rows)
         wanted = self._autoscaler.advise(time.monotonic(), self.pool.wanted, len(rows), idle)
         if wanted == self.pool.wanted:

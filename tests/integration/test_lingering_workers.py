@@ -9,6 +9,8 @@ Where a command, or a slot, could wait for a worker that drains:
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -117,8 +119,11 @@ def test_a_slot_whose_worker_dies_does_not_wait_for_those_that_drain(start: Star
     fleet = Fleet(start, tmp_path, "Lingering", "-w", 4)
     fleet.begin("scale", 1).abandon()
     eventually(lambda: fleet.states() == {"ready": 1, "draining": 3}, fleet.rows)
-    fleet.ask("call", "die", True, to="1")
-    eventually(lambda: fleet.states() == {"ready": 1, "draining": 3}, fleet.rows)
+    (dead,) = (row["pid"] for row in fleet.rows() if row["state"] == "ready")
+    os.kill(dead, signal.SIGKILL)
+    ready = eventually(lambda: [row for row in fleet.rows() if row["state"] == "ready" and row["pid"] != dead], fleet.rows)
+    assert [row["id"] for row in ready] == [1]
+    assert fleet.states()["draining"] == 3
     fleet.end(1)
 
 

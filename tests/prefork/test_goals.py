@@ -23,9 +23,9 @@ def fork(pool: Pool, now: float) -> list[Member]:
     return members
 
 
-def serving(wanted: int, *, preload: bool = False) -> tuple[Pool, list[Member]]:
+def serving(wanted: int, *, preload: bool = False, **limits: int) -> tuple[Pool, list[Member]]:
     """A pool after its first boot."""
-    pool = Pool(wanted, Limits(), lambda: 0.0, preload=preload)
+    pool = Pool(wanted, Limits(**limits), lambda: 0.0, preload=preload)
     for mold in fork(pool, 0.0) if preload else ():
         pool.ready(mold.ident, 0.0)
     while len(pool.members()) < wanted or any(one.state is not State.READY for one in pool.members()):
@@ -146,6 +146,59 @@ def test_something_else_meanwhile_fails_the_scale(other: object) -> None:
     other(pool)  # type: ignore[operator]
 
     assert error(goal) == "something else was asked for meanwhile"
+
+
+def test_a_worker_that_ends_as_asked_is_no_failure_of_the_scale() -> None:
+    """`scale 3`, `1`, `3` without room beside those that drain: the ends of these are what makes room."""
+    pool, (_, second, third) = serving(3, surge=1, lingering=0)
+    pool.want(1)
+    pool.plan(1.0)
+    pool.want(3)
+    goal = scaled(pool, 3)
+    (new,) = fork(pool, 1.0)
+    assert sum(member.state is State.BACKOFF for member in pool.members()) == 1
+    other = third if new.slot == second.slot else second
+    drained(pool, other, 2.0)
+    assert not goal()
+    (last,) = fork(pool, 2.0)
+    for member in (new, last):
+        pool.ready(member.ident, 3.0)
+    assert goal(), "and one that still drains, of a slot that is wanted, does not matter"
+
+
+def test_one_that_was_scaled_away_while_it_booted_is_no_failure() -> None:
+    pool, _ = serving(1, surge=1, lingering=0)
+    pool.want(2)
+    (booting,) = fork(pool, 1.0)
+    pool.want(1)
+    pool.plan(1.0)
+    pool.want(2)
+    goal = scaled(pool, 2)
+    fork(pool, 1.0)
+    pool.exited(booting.ident, 2.0, code=None, signal=15)
+
+    assert not goal()
+    assert not pool.degraded
+
+
+def test_workers_that_linger_are_waited_for_by_no_command() -> None:
+    pool, (first, second) = serving(2)
+    pool.want(1)
+    down = scaled(pool, 1)
+    pool.plan(1.0)
+    assert not down()
+    pool.lingering(second.ident)
+    assert down()
+
+    again = replaced(pool, 1)
+    pool.replace(1)
+    (new,) = fork(pool, 2.0)
+    pool.ready(new.ident, 2.0)
+    pool.plan(2.0)
+    assert first.state is State.DRAINING
+    assert not again()
+    pool.lingering(first.ident)
+    assert again()
 
 
 # Restart.

@@ -88,7 +88,7 @@ def test_boot_timeout_says_where_it_hangs(serve: Serve) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_stop_while_it_boots(serve: Serve, signum: signal.Signals) -> None:
     server = serve("Slow", workers=2)
-    server.wait_for("booting$", 2)
+    server.wait_for("booting$")
     server.kill(signum)
 
     assert server.wait() == 0
@@ -99,7 +99,7 @@ def test_a_stop_while_it_boots(serve: Serve, signum: signal.Signals) -> None:
 def test_a_boot_that_does_not_let_itself_be_ended(serve: Serve) -> None:
     """By the first signal, which may also come just before a call that waits."""
     server = serve("Stubborn", workers=2)
-    server.wait_for("booting$", 2)
+    server.wait_for("booting$")
     server.kill(signal.SIGTERM)
 
     assert server.wait() == 0

@@ -185,7 +185,7 @@ def test_a_killed_master_leaves_no_stuck_worker(serve: Serve) -> None:
 
 def test_a_killed_master_while_workers_boot(serve: Serve) -> None:
     server = serve("Slow", workers=2)
-    server.wait_for("booting$", 2)
+    server.wait_for("booting$")
     server.kill(signal.SIGKILL)
 
     assert server.wait() == -signal.SIGKILL

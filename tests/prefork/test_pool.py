@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from forkserve.errors import ExitCode
-from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill
+from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.members import LATE, LONGEST_DELAY
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import (
@@ -502,3 +502,61 @@ def test_two_that_are_to_be_replaced_leave_room_for_the_third() -> None:
     (third,) = fork(pool, 2.0)
     pool.ready(third.ident, 3.0)
     assert [one.member for one in pool.plan(3.0) if isinstance(one, Drain)] == [second]
+
+
+# Requests that are enough (--max-requests).
+
+
+def test_one_that_is_spent_serves_until_its_successor_is_ready() -> None:
+    pool, (first, _) = serving(2)
+    assert pool.spent(first.ident, full=False)
+    (new,) = fork(pool, 1.0)
+    assert not pool.spent(first.ident, full=True), "it is known already"
+    assert pool.plan(1.0) == []
+    pool.ready(new.ident, 2.0)
+
+    assert pool.plan(2.0) == [Drain(first, booting=False)]
+    assert pool.relieved(first)
+    pool.stop()
+    assert not pool.relieved(first), "nobody accepts there any more"
+
+
+def test_those_that_take_no_more_have_more_room_than_those_that_serve() -> None:
+    pool, members = serving(3, surge=1, lingering=1)
+    for member in members:
+        pool.spent(member.ident, full=False)
+    assert len(fork(pool, 1.0)) == 1
+    for member in members:
+        pool.spent(member.ident, full=True)
+    assert len(fork(pool, 1.0)) == 1, "never more than are wanted, the surge, and those that may linger"
+
+
+def test_a_successor_that_fails_lets_the_old_one_serve_on() -> None:
+    pool, (first,) = serving(1)
+    pool.spent(first.ident, full=True)
+    (new,) = fork(pool, 1.0)
+    pool.exited(new.ident, 2.0, code=4, signal=None)
+    actions = pool.plan(2.0)
+    (again,) = forks(actions)
+    assert ServeOn(first) in actions
+    pool.forked(again.ident, 2000)
+    assert not pool.spent(first.ident, full=True), "it had said so before it was told"
+    pool.exited(again.ident, 3.0, code=4, signal=None)
+    assert pool.plan(3.0) == [], "it is told once, and the next try waits"
+    (healed,) = fork(pool, 4.0)
+    pool.ready(healed.ident, 5.0)
+
+    assert pool.plan(5.0) == [Drain(first, booting=False)]
+
+
+def test_a_successor_that_is_not_good_enough_is_no_failure_of_others() -> None:
+    """`restart` of a slot that fails keeps its old one; if that is spent, it is replaced all the same."""
+    pool, (first,) = serving(1)
+    pool.spent(first.ident, full=False)
+    (new,) = fork(pool, 1.0)
+    pool.keep(1, 1.5)
+    pool.plan(1.5)
+    assert new.asked
+    pool.exited(new.ident, 2.0, code=None, signal=SIGTERM)
+    assert len(fork(pool, 2.0)) == 1
+    assert first.outdated

@@ -22,7 +22,7 @@ from forkserve.prefork.control.session import Asked, Limits, Session
 from forkserve.prefork.control.wire import Request
 from forkserve.prefork.frames import encode
 from forkserve.prefork.listeners import Listeners
-from forkserve.prefork.policy.actions import Fork
+from forkserve.prefork.policy.actions import Fork, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import Limits as PoolLimits
 from forkserve.prefork.policy.states import Member, State
@@ -96,6 +96,37 @@ def test_a_pool_goes_on_as_it_was(*, preload: bool) -> None:
     again.want(4)
     settle(again, 9.0)
     assert again.members()[-1].ident > max(member.ident for member in pool.members())
+
+
+def test_what_holds_up_nothing_still_holds_up_nothing_afterwards() -> None:
+    """Those that linger, those that wait for a successor, and the room for a slot that nobody serves."""
+    pool = Pool(3, PoolLimits(surge=1, lingering=0), lambda: 0.0)
+    while pool.phase is Phase.FIRST_BOOT:
+        for action in pool.plan(1.0):
+            if isinstance(action, Fork):
+                pool.forked(action.member.ident, 100 + action.member.ident)
+                pool.ready(action.member.ident, 1.0)
+    first, *others = pool.members()
+    pool.want(1)
+    pool.plan(2.0)
+    for member in others:
+        pool.lingering(member.ident)
+    assert pool.spent(first.ident, full=True)
+    forked = pool.plan(3.0)
+    for action in forked:
+        assert isinstance(action, Fork)
+        pool.forked(action.member.ident, 200)
+
+    again = Pool(1, PoolLimits(surge=1, lingering=0), lambda: 0.0)
+    again.adopt(handed_over(pool.export()), 4.0)
+    assert [one.lingering for one in again.members()] == [False, False, True, True]
+    old, booting = again.members()[:2]
+    assert (old.spent, old.full, old.lifted) == (True, True, False)
+    again.exited(booting.ident, 5.0, code=3, signal=None)
+    plan = again.plan(5.0)
+    assert ServeOn(old) in plan
+    again.exited(old.ident, 6.0, code=None, signal=9)
+    assert any(isinstance(one, Fork) for one in plan + again.plan(6.0)), "there is room beside those that drain"
 
 
 def test_a_channel_goes_on_in_the_middle_of_a_frame() -> None:
