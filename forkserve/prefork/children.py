@@ -236,6 +236,8 @@ class Children:
                     self.development.heard(child, message)
             case "released":
                 self.pool.released(ident)
+            case "lingering":
+                pass
             case "failed":
                 child.failure = message
             case "reply" | "free" | "call" | "noted":

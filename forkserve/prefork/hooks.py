@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from forkserve.prefork import forks
+
 Hooks = Mapping[str, Callable[..., object]]
 
 
@@ -32,3 +34,4 @@ def call_hook(what: str, hook: Callable[..., object], *arguments: object) -> Non
         hook(*arguments)
     except Exception:
         logging.getLogger("forkserve").exception("%s failed", what)
+    forks.end_returned()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import os
@@ -13,7 +12,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 import forkserve
-from forkserve import loader, logs, streams
+from forkserve import exits, loader, logs, streams
 from forkserve.errors import ConfigError, ExitCode, ForkserveError
 from forkserve.prefork import console, privileges
 from forkserve.prefork.classes import compose, load_class
@@ -55,7 +54,7 @@ def rehearse(handed: Handed, worker_class: type[Worker], settings: Settings, poo
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
-            atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
+            exits.run()
         streams.flush()
         os._exit(code)
 
@@ -89,6 +88,7 @@ def _load(worker_class: type[Worker], settings: Settings, generation: int) -> No
         prctl(PDEATHSIG, signal.SIGKILL)
     loader.prepare(settings)
     mixins = [load_class(spec, "--mixin") for spec in settings.mixin]
+    before = leftovers.Before.look() if settings.preload else None
     compose(worker_class, mixins).preload(settings)
-    if settings.preload:
-        leftovers.refuse_threads(settings)
+    if before is not None:
+        leftovers.refuse_threads(settings, before)
