@@ -108,7 +108,9 @@ class HTTPWorker(Worker):
     def run(self) -> None:
         """Load the application, serve until told to drain, and drain."""
         loaded = self.context.preloaded
-        self._run(loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings))
+        app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
+        forks.end_returned()  # the application may have forked when it was imported
+        self._run(app)
 
     def stand_in(self, text: str) -> None:
         """Serve a page that says why there is no application; under --reload."""
@@ -293,7 +295,6 @@ class HTTPWorker(Worker):
     def released_by_fork(self) -> None:
         """See that a process that the application has forked ends where it comes back. In that process."""
         super().released_by_fork()
-        self._run = forks.end  # type: ignore[assignment, method-assign]  # in this process alone
         if self._loop is None:
             return
         epoll = getattr(self._loop, "_get_backend_id", None) or getattr(getattr(self._loop, "_selector", None), "fileno", None)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import threading
 import traceback
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 
 
 class _Own(threading.local):
-    """Whether this thread is forking for the server."""
+    """What this thread is doing."""
 
-    forking = False
+    forking = False  # for the server
+    mask: set[signal.Signals] | set[int] | None = None  # that was there before the application forked
 
 
 class _State:
@@ -75,14 +77,31 @@ def release_by(release: Callable[[], None] | None) -> None:
     _state.release = release
 
 
+def _before() -> None:
+    # A signal that comes to the child before it has let go would be lost: the handler in C belongs to the server.
+    if _state.release is not None and not _own.forking:
+        _own.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def _after_in_parent() -> None:
+    if _own.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _own.mask)
+        _own.mask = None
+
+
 def _after_in_child() -> None:
+    if _own.mask is None:
+        return
     release, _state.release = _state.release, None
-    if release is not None and not _own.forking:
-        _state.inherited = exits.registered()
-        release()
+    _state.inherited = exits.registered()
+    try:
+        if release is not None:
+            release()
+    finally:
+        _after_in_parent()
 
 
-os.register_at_fork(after_in_child=_after_in_child)
+os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
 
 
 def end_returned(error: BaseException | None = None) -> None:
