@@ -66,8 +66,8 @@ def has_nothing(pid: int, command: Command) -> None:
     """Check that a process of an app's is none of the server's."""
     eventually(lambda: "forked by the app" in title(pid), lambda: title(pid))
     ours = set(descriptors(command.pid).values())
-    found = {name for name in descriptors(pid).values() if name.startswith(("socket:", "/memfd:"))}
-    assert not found & ours, "listeners, channels and memory are the server's"
+    found = {name for name in descriptors(pid).values() if name.startswith(("socket:", "/memfd:forkserve-stacks"))}
+    assert not found & ours, "listeners, channels and the file for stacks are the server's"
     assert not any(name.endswith(".lock") for name in descriptors(pid).values())
     handlers = dict(re.findall(r"^(Sig\w+):\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
     assert int(handlers["SigBlk"], 16) == 0
