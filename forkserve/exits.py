@@ -16,9 +16,10 @@ original still uses.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, cast
 
 Function = Callable[..., object]
@@ -94,6 +95,20 @@ def run(since: list[Function] | None = None) -> None:
         earlier = list(since)
         _drop(lambda function: _take(earlier, function))
     atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way
+
+
+@contextlib.contextmanager
+def coverage_saved() -> Iterator[None]:
+    """Write down what `coverage run` has measured in this process, to the end of the `with`.
+
+    It does so by itself when the program returns to it, which only the first process does.
+    """
+    module = sys.modules.get("coverage")
+    current = module.Coverage.current() if module is not None and hasattr(module, "Coverage") else None
+    yield
+    if current is not None:
+        current.stop()
+        current.save()
 
 
 def _drop(judge: Callable[[Function], bool]) -> None:

@@ -263,7 +263,7 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
             worker.on_stop()
         run_hook(context.hooks, "worker_exit", context.server, worker)
         _finish_threads(worker, CRASH_LIMIT if code else worker.time_left())
-    with _logged("an atexit function"):
+    with _logged("an atexit function"), exits.coverage_saved():
         exits.run()
     return code
 
