@@ -262,18 +262,20 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
         with _logged("on_stop"):
             worker.on_stop()
         run_hook(context.hooks, "worker_exit", context.server, worker)
-        _finish_threads(worker, CRASH_LIMIT if code else worker.time_left())
+        _finish_threads(worker, crashed=code != ExitCode.OK)
     with _logged("an atexit function"), exits.coverage_saved():
         exits.run()
     return code
 
 
-def _finish_threads(worker: Worker, limit: float) -> None:
-    """Wait until executors and threads have done what the application has handed to them, for so many seconds."""
+def _finish_threads(worker: Worker, *, crashed: bool) -> None:
+    """Wait until executors and threads have done what the application has handed to them, while there is time."""
     finish.dismiss_executors()
+    limit = CRASH_LIMIT if crashed else worker.time_left()
     if worker.settings.reload:
         limit = min(limit, RELOAD_LIMIT)
-    for thread in finish.wait_for_threads(time.monotonic() + limit, worker.wait_for_threads):
+    tick = worker.beat if crashed else worker.wait_for_threads  # that of one that crashed is no drain: the master counts it
+    for thread in finish.wait_for_threads(time.monotonic() + limit, tick):
         logs.logger.warning("%s is cut off: it has not ended in time (--graceful-timeout)", finish.describe(thread))
 
 

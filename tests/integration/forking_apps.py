@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 from forkserve import Worker, current_worker
 
@@ -45,89 +47,116 @@ def result(pid: int) -> str:
     return str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def run(what: str) -> str:
-    """Do what a request wants, and say what came of it."""
-    match what:
-        case "exit":  # the usual way, but for the parent's objects
-            pid = os.fork()
-            if pid == 0:
-                gc.collect()
-                sys.exit(7)
-            return result(pid)
-        case "raise":
-            pid = os.fork()
-            if pid == 0:
-                raise ValueError("in the child")
-            return result(pid)
-        case "return":
-            pid = os.fork()
-            return result(pid) if pid else "never sent"
-        case "reuse":  # descriptors that the child opens are not closed by what the collector finds
-            pid = os.fork()
-            if pid == 0:
-                files = [open(os.devnull) for _ in range(50)]  # noqa: SIM115
-                gc.collect()
-                os._exit(sum(os.fstat(file.fileno()).st_rdev == 0 for file in files))
-            return result(pid)
-        case "loop":  # a loop of its own
-            pid = os.fork()
-            if pid == 0:
-                os._exit(asyncio.run(asyncio.sleep(0.01, 9)))
-            return result(pid)
-        case "worker":
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    current_worker()
-                except RuntimeError:
-                    os._exit(5)
-                os._exit(6)
-            return result(pid)
-        case "handlers":
-            pid = os.fork()
-            if pid == 0:
-                default = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_IGN)
-                wrong = [one for one in signal.valid_signals() if signal.getsignal(one) not in default]
-                os._exit(len(wrong) + len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
-            return result(pid)
-        case "terminate":
-            process = FORK.Process(target=stay)
-            process.start()
-            process.terminate()
-            process.join(10)
-            return str(process.exitcode)
-        case "pool":
-            with FORK.Pool(2) as pool:
-                found = pool.map(square, range(3))
-            pool.join()
-            return str(found)
-        case "manager":
-            with FORK.Manager() as manager:
-                return str(list(manager.list([1, 2])))
-        case "executor":
-            with ProcessPoolExecutor(1, mp_context=FORK) as executor:
-                return str(executor.submit(square, 3).result())
-        case "forkserver":
-            with multiprocessing.get_context("forkserver").Pool(1) as pool:
-                return str(pool.apply(square, (4,)))
-        case "pty":
-            pid, terminal = pty.fork()
-            if pid == 0:
-                time.sleep(FOREVER)
-            os.kill(pid, signal.SIGTERM)
-            found = result(pid)
-            os.close(terminal)
-            return found
-        case "keep":
-            return str(keep("view"))
-        case "program":
-            return subprocess.run(SHOW, shell=True, close_fds=False, capture_output=True, text=True, check=False).stdout
-    return "nothing"
+def forked(act: Callable[[], object]) -> str:
+    """Fork, do something in the child, and say how that ended; what it does may come back here."""
+    pid = os.fork()
+    if pid == 0:
+        act()
+        return "never sent"
+    return result(pid)
+
+
+def leave() -> None:
+    gc.collect()
+    sys.exit(7)
+
+
+def fail() -> None:
+    raise ValueError("in the child")
+
+
+def reuse() -> None:
+    """Open descriptors, which are not to be closed by what the collector finds."""
+    files = [open(os.devnull) for _ in range(50)]  # noqa: SIM115
+    gc.collect()
+    os._exit(sum(os.fstat(file.fileno()).st_rdev == 0 for file in files))
+
+
+def loop() -> None:
+    os._exit(asyncio.run(asyncio.sleep(0.01, 9)))
+
+
+def ask_for_worker() -> None:
+    try:
+        current_worker()
+    except RuntimeError:
+        os._exit(5)
+    os._exit(6)
+
+
+def count_handlers() -> None:
+    default = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_IGN)
+    wrong = [one for one in signal.valid_signals() if signal.getsignal(one) not in default]
+    os._exit(len(wrong) + len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+
+def terminate() -> str:
+    process = FORK.Process(target=stay)
+    process.start()
+    process.terminate()
+    process.join(10)
+    return str(process.exitcode)
+
+
+def pool() -> str:
+    with FORK.Pool(2) as pool:
+        found = pool.map(square, range(3))
+    pool.join()
+    return str(found)
+
+
+def manager() -> str:
+    with FORK.Manager() as manager:
+        return str(list(manager.list([1, 2])))
+
+
+def executor() -> str:
+    with ProcessPoolExecutor(1, mp_context=FORK) as executor:
+        return str(executor.submit(square, 3).result())
+
+
+def forkserver() -> str:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        return str(pool.apply(square, (4,)))
+
+
+def in_terminal() -> str:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        stay()
+    os.kill(pid, signal.SIGTERM)
+    found = result(pid)
+    os.close(terminal)
+    return found
+
+
+def program() -> str:
+    return subprocess.run(SHOW, shell=True, close_fds=False, capture_output=True, text=True, check=False).stdout
+
+
+WHAT: dict[str, Callable[[], object]] = {
+    "": lambda: "nothing",
+    "exit": partial(forked, leave),
+    "raise": partial(forked, fail),
+    "return": partial(forked, int),
+    "reuse": partial(forked, reuse),
+    "loop": partial(forked, loop),
+    "worker": partial(forked, ask_for_worker),
+    "handlers": partial(forked, count_handlers),
+    "terminate": terminate,
+    "pool": pool,
+    "manager": manager,
+    "executor": executor,
+    "forkserver": forkserver,
+    "pty": in_terminal,
+    "keep": partial(keep, "view"),
+    "program": program,
+}
 
 
 def wsgi(environ, start_response):
     """Fork in the view."""
-    text = f"{os.getpid()} {run(environ['PATH_INFO'][1:])}".encode()
+    text = f"{os.getpid()} {WHAT[environ['PATH_INFO'][1:]]()}".encode()
     start_response("200 OK", [("Content-Length", str(len(text)))])
     return [text]
 
@@ -141,7 +170,7 @@ async def asgi(scope, receive, send):
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
         return
-    text = f"{os.getpid()} {run(scope['path'][1:])}".encode()
+    text = f"{os.getpid()} {WHAT[scope['path'][1:]]()}".encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
     await send({"type": "http.response.body", "body": text})
 

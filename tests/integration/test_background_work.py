@@ -111,9 +111,9 @@ DONE = {
     "executor": ["executor"] * 3,
     "thread": ["thread"],
     "processes": ["processes"],
-    "default": ["lifespan", "default"],
-    "set": ["lifespan", "set"],
-    "anyio": ["lifespan", "anyio"],
+    "default": ["default"],
+    "set": ["set"],
+    "anyio": ["anyio"],
 }
 
 
@@ -138,8 +138,7 @@ def test_work_in_hand_is_finished_at_a_stop(start: Start, tmp_path: Path, way: t
 
     site.command.stop()
 
-    expected = DONE[what] if way in (ASYNCIO, UVLOOP) and what in ("default", "set", "anyio") else DONE[what]
-    assert [one for one in site.noted() if one != "lifespan"] == [one for one in expected if one != "lifespan"]
+    assert [one for one in site.noted() if one != "lifespan"] == DONE[what]
     assert "cut off" not in site.command.stderr
 
 

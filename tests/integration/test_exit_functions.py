@@ -44,8 +44,9 @@ APP = """
 import noting
 noting.register("app")
 def app(environ, start_response):
-    start_response("200 OK", [("Content-Length", "2")])
-    return [b"ok"]
+    text = str(noting.os.getpid()).encode()
+    start_response("200 OK", [("Content-Length", str(len(text)))])
+    return [text]
 """
 PROGRAM = """
 import os, sys, tempfile
@@ -111,6 +112,7 @@ def test_in_a_program_workers_run_those_of_the_app_alone(serve: Start, site: Pat
     os.kill(worker, signal.SIGTERM)
     second = new_worker(command, worker)
     eventually(lambda: noted(site, worker), "the first has ended")
+    eventually(lambda: get(command.port).text == str(second), "the second serves")
     assert (directory / "file").exists()
 
     command.stop()
@@ -125,7 +127,7 @@ def test_a_directory_of_the_program_outlives_every_worker(serve: Start, site: Pa
     command = serve(settings, program=("program.py",), **options(site))
     directory = Path(Path(f"{site}/notes.directory").read_text())
     for signum in (signal.SIGTERM, signal.SIGKILL):
-        before = [pid for pid in command.workers]
+        before = list(command.workers)
         os.kill(before[-1], signum)
         eventually(lambda before=before: before[-1] not in command.workers, "it has ended")
         assert (directory / "file").exists()
@@ -219,7 +221,7 @@ def agent() -> Iterator[tuple[int, list[str]]]:
             self.end_headers()
             self.wfile.write(b"{}")
 
-        do_POST = do_GET = do_PUT
+        do_POST = do_GET = do_PUT  # noqa: N815 - http.server's names
 
         def log_message(self, *_: object) -> None:
             pass
