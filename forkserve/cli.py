@@ -178,7 +178,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _act(line: dict[str, Any], *, shows: bool) -> int:
-    from forkserve import config, report
+    from forkserve import config, exits, report
 
     action = {name: line.pop(name, False) for name in ("check_config", "print_config", "markdown", "version")}
     if action["version"]:
@@ -193,6 +193,7 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
         return ExitCode.OK
     shows = shows or action["print_config"]
     directory = working_directory()
+    exits.mark_agents()
     loaded = config.load(line, environ=os.environ, directory=directory, cmd_args=cmd_args(os.environ), needs_app=not shows)
     if shows:
         click.echo(report.describe(loaded), nl=False)

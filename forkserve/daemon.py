@@ -11,7 +11,6 @@ server, which never returns to the caller's code; its workers.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -20,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn
 
-from forkserve import logs, streams
+from forkserve import exits, logs, streams
 from forkserve.errors import AppLoadError, BootError, ConfigError, ExitCode, ForkserveError, ListenError
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
@@ -42,8 +41,9 @@ def run(serve: Callable[[], int]) -> int:
     """Call `serve` in a background process, which ends with it; return 0 as soon as it is `ready`. For the launcher.
 
     The caller's code goes on here, in the launcher; functions registered with atexit until now are the launcher's,
-    too. If the start fails, that is as if it had been called here: its ForkserveError is raised, or the exit code
-    returned. TERM, INT, QUIT and HUP to the launcher until then end the server: BootError.
+    too, but under the command those of the configuration file are the server's. If the start fails, that is as if it had
+    been called here: its ForkserveError is raised, or the exit code returned. TERM, INT, QUIT and HUP to the launcher until
+    then end the server: BootError.
     """
     if os.environ.get("NOTIFY_SOCKET"):
         raise ConfigError(
@@ -51,6 +51,7 @@ def run(serve: Callable[[], int]) -> int:
         )
     streams.flush()
     read, write = os.pipe()
+    registered = exits.registered()
     launcher = _Launcher()
     with launcher.listening():
         mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
@@ -58,8 +59,10 @@ def run(serve: Callable[[], int]) -> int:
         if child == 0:
             launcher.close()
             os.close(read)
-            _become_server(serve, write, mask)
+            _become_server(serve, write, mask, registered)
         os.close(write)
+        if exits.are_marked():
+            exits.drop_inherited(registered)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.waitpid(child, 0)
         with open(read, encoding="utf-8") as lines:
@@ -83,6 +86,7 @@ class _Launcher:
         for signum in ENDING:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 self._before[signum] = signal.signal(signum, self._end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # whoever started us may have blocked them
         try:
             yield
         finally:
@@ -126,7 +130,9 @@ def _error(code: int, message: str, traceback_text: str | None) -> ForkserveErro
     return ERRORS.get(code, ForkserveError)(message)
 
 
-def _become_server(serve: Callable[[], int], pipe: int, mask: set[signal.Signals] | set[int]) -> NoReturn:
+def _become_server(
+    serve: Callable[[], int], pipe: int, mask: set[signal.Signals] | set[int], registered: list[exits.Function]
+) -> NoReturn:
     """Leave the launcher's session and serve; in the first child, with all signals blocked."""
 
     def become() -> int:
@@ -139,7 +145,8 @@ def _become_server(serve: Callable[[], int], pipe: int, mask: set[signal.Signals
         streams.read_nothing()
         if os.environ.get("LISTEN_PID") == str(launcher):
             os.environ["LISTEN_PID"] = str(os.getpid())  # whom the sockets were meant for
-        atexit._clear()  # noqa: SLF001 - what was registered before the fork is the launcher's to do
+        if not exits.are_marked():
+            exits.drop_inherited(registered)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return serve()
 
@@ -150,8 +157,10 @@ def _live(serve: Callable[[], int]) -> NoReturn:
     """Serve, and end with it: the caller's code goes on in the launcher alone."""
     code: int = ExitCode.UNEXPECTED
     try:
-        code = serve()
-        atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
+        try:
+            code = serve()
+        finally:
+            exits.run()
         _tell(code=code)
     except ForkserveError as error:
         _tell(error={"code": error.exit_code, "message": str(error), "traceback_text": getattr(error, "traceback_text", None)})

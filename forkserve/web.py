@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -15,20 +19,23 @@ from typing import TYPE_CHECKING
 from forkserve import loader, logs
 from forkserve.errors import BootError
 from forkserve.http import faultpage
+from forkserve.http.exchange import Exchange
 from forkserve.http.lifespan import LifespanError
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
+from forkserve.http.threads import ThreadedExchange
 from forkserve.loader import LoadedApp
+from forkserve.prefork import finish, forks
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.process import EndOfBootError
 from forkserve.prefork.scoreboard import ACCEPTING, BEAT, CONNECTIONS, REQUESTS, STARTED
+from forkserve.prefork.wakeup import SignalQueue
 from forkserve.prefork.worker import ENDING, WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine, Iterator
     from typing import Any
 
-    from forkserve.http.exchange import Exchange
     from forkserve.http.wsgi import Turns
     from forkserve.prefork.frames import Message
     from forkserve.settings import Settings
@@ -81,6 +88,9 @@ class Response:
 class HTTPWorker(Worker):
     """Serves a WSGI or ASGI application on the worker's listeners. Everything here runs in the worker process."""
 
+    _loop: asyncio.AbstractEventLoop | None = None
+    _executor: ThreadPoolExecutor | None = None  # the loop's default one, as the application may have set it
+    _names: Collection[Any] = ()  # of the listeners
     _turns: Turns | None = None  # for an application that is called inline
     _fault: str | None = None  # why there is no application
 
@@ -98,7 +108,9 @@ class HTTPWorker(Worker):
     def run(self) -> None:
         """Load the application, serve until told to drain, and drain."""
         loaded = self.context.preloaded
-        self._run(loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings))
+        app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
+        forks.end_returned()  # the application may have forked when it was imported
+        self._run(app)
 
     def stand_in(self, text: str) -> None:
         """Serve a page that says why there is no application; under --reload."""
@@ -113,11 +125,40 @@ class HTTPWorker(Worker):
         gc.freeze()
         self.initialized()
         with asyncio.Runner(loop_factory=self._new_loop) as runner:
-            runner.get_loop().set_exception_handler(self._loop_failed)
+            self._loop = loop = runner.get_loop()
+            loop.set_exception_handler(self._loop_failed)
+            self._follow_executor(loop)
             try:
                 runner.run(self._serve(app))
+            except BaseException as error:
+                forks.end_returned(error)
+                raise
             finally:
                 signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first, and a signal would meet it
+                # The loop's end would wait for what it has now without a limit.
+                loop.set_default_executor(ThreadPoolExecutor(1))
+
+    def _follow_executor(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Know what the loop's default executor is, which uvloop does not say."""
+        set_default_executor = loop.set_default_executor
+
+        def follow(executor: ThreadPoolExecutor) -> None:
+            self._executor = executor
+            set_default_executor(executor)
+
+        loop.set_default_executor = follow  # type: ignore[method-assign, assignment]  # of this loop
+        follow(ThreadPoolExecutor(thread_name_prefix="asyncio"))
+
+    async def _finish_executor(self) -> None:
+        """Wait for what the application has handed to the loop's default executor, with the loop running, while time is left."""
+        assert self._executor is not None
+        self._executor.shutdown(wait=False)
+        threads = self._executor._threads  # noqa: SLF001 - asked for nothing else would tell whether they have ended
+        moment = time.monotonic() + finish.MOMENT
+        while any(thread.is_alive() for thread in tuple(threads)) and self.time_left():
+            if time.monotonic() > moment:
+                self.wait_for_threads()
+            await self._service.pause(finish.MOMENT / 2)
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         choice = self.settings.loop
@@ -132,12 +173,13 @@ class HTTPWorker(Worker):
         self.log.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
 
     async def _serve(self, app: LoadedApp) -> None:
-        self._loop = loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._stop = loop.create_future()
         access = logs.access_log()
         write_access = None if access is None else access.write
         site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
         self._service = service = Service(site)
+        self._names = {listener.sock.getsockname() for listener in self.listeners}
         self._turns = service.turns
         if "pre_request" in self.hooks or "post_request" in self.hooks:
             service.tell(self._pre_request, self._post_request)
@@ -174,6 +216,7 @@ class HTTPWorker(Worker):
             listener.sock.close()
         self.released()
         await service.drain(self.settings.graceful_timeout or inf, self.lingering)
+        await self._finish_executor()
 
     def _spent(self, requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
         """Ask for a successor: so many requests have come; if `full`, no connection is accepted before that is there."""
@@ -210,6 +253,7 @@ class HTTPWorker(Worker):
 
     def _note(self) -> None:
         """Write down how things stand."""
+        self.keep_signals()
         self.row.cells[REQUESTS] = self._service.site.requests
         pool = self._service.pool
         if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):
@@ -227,13 +271,13 @@ class HTTPWorker(Worker):
     def send(self, message: Message) -> bool:
         """Send the master a message, from any thread; what it does not take at once, when it does."""
         sent = super().send(message)
-        if self.channel.unsent:
+        if self.channel.unsent and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._loop.add_writer, self.channel.fileno(), self._flush)
         return sent
 
     def _flush(self) -> None:
         self.channel.flush()
-        if not self.channel.unsent:
+        if not self.channel.unsent and self._loop is not None:
             self._loop.remove_writer(self.channel.fileno())
 
     def between_requests(self, call: Callable[[], None]) -> None:
@@ -260,11 +304,54 @@ class HTTPWorker(Worker):
 
     def install_signals(self) -> None:
         """Obey signals on the loop, never inside a request."""
-        for signum, name in WORKER_SIGNALS.items():
-            self._loop.add_signal_handler(signum, getattr(self, name))
+        assert self._loop is not None
+        self._signals = SignalQueue(WORKER_SIGNALS, beside_loop=True)
+        self._loop.add_reader(self._signals.fileno(), self.on_signals)
+
+    def own_descriptors(self) -> Iterator[int]:
+        """Return, besides, the descriptors of clients' connections: they have a listener's address. In a forked process."""
+        yield from super().own_descriptors()
+        for descriptor in forks.open_descriptors():
+            with contextlib.suppress(OSError), _borrowed(descriptor) as sock:
+                if any(_is_accepted_by(name, sock.getsockname()) for name in self._names):
+                    yield descriptor
+
+    def released_by_fork(self) -> None:
+        """See that a process that the application has forked ends where it comes back. In that process."""
+        super().released_by_fork()
+        if self._loop is None:
+            return
+        epoll = getattr(self._loop, "_get_backend_id", None) or getattr(getattr(self._loop, "_selector", None), "fileno", None)
+        if epoll is not None:
+            forks.separate_epoll(epoll())
+        # Out of the application's call: an exception, or what a thread has to say; or back to the loop.
+        setattr(Exchange, "fail", lambda exchange, error, what: forks.end(error))  # noqa: B010 - of a class, in this process alone
+        setattr(ThreadedExchange, "_hand_over", _end_thread)  # noqa: B010 - as above
+        self._loop.call_soon(forks.end)
 
     def drain(self) -> None:
         """Answer what is in hand, then end."""
         super().drain()
         if not self._stop.done():
             self._stop.set_result(None)
+
+
+def _end_thread(exchange: Exchange, call: object, *arguments: object) -> None:
+    forks.end(next((one for one in arguments if isinstance(one, BaseException)), None))
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Look at a descriptor as a socket. Raises OSError if it is none."""
+    sock = socket.socket(fileno=descriptor)
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def _is_accepted_by(listener: Any, name: Any) -> bool:
+    """Whether a socket with this name is, or was accepted by, a listener with that one."""
+    if not (isinstance(listener, tuple) and isinstance(name, tuple)):
+        return bool(name) and name == listener
+    return len(name) == len(listener) and name[1] == listener[1] and listener[0] in (name[0], "0.0.0.0", "::")  # noqa: S104

@@ -22,12 +22,24 @@ PIECES_AHEAD = 16
 """Pieces of one body that an application may be ahead of the loop."""
 
 
+class _Thread(threading.Thread):
+    """One that nobody waits for at the end of the process."""
+
+    is_servers = True
+
+    def run(self) -> None:
+        """Do the work. What is started here takes after this thread, for which it is too late to be waited for."""
+        self._daemonic = False
+        super().run()
+
+
 class ThreadPool:
     """Threads that call the application; first come, first served.
 
     Args:
         site: Whose application.
-        count: How many threads; they are daemons, so that one that hangs cannot keep a worker from ending.
+        count: How many threads. One that hangs cannot keep a worker from ending, but threads that the application starts in
+            them are no daemons, as they would not be in a main thread.
     """
 
     def __init__(self, site: Site, count: int) -> None:
@@ -36,7 +48,7 @@ class ThreadPool:
         self._began: list[float | None] = [None] * count  # when each thread called the application it is in
         self._busy = [False] * count
         for number in range(count):
-            threading.Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True).start()
+            _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True).start()
 
     def take(self, exchange: ThreadedExchange) -> None:
         """Have a thread call the application."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from forkserve.prefork import forks
 from forkserve.prefork.autoreload.basemold import become_base_mold
 from forkserve.prefork.autoreload.loaded import LoadedFiles
 from forkserve.prefork.channel import Channel
@@ -84,7 +85,7 @@ class Forker:
     def _fork_worker(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
         context = self._context(child, channel)
         with signals_blocked():
-            child.pid = os.fork()
+            child.pid = forks.fork()
             if child.pid == 0:
                 become_worker(self.worker_class, context, lambda: self._close_in_child(child), output.install)
 
@@ -93,7 +94,7 @@ class Forker:
         child.orders, orders = OrderSocket.pair()
         try:
             with signals_blocked():
-                child.pid = os.fork()
+                child.pid = forks.fork()
                 if child.pid == 0:
                     become_mold(self.worker_class, context, orders, lambda: self._close_in_child(child), output)
         except OSError:
@@ -144,7 +145,7 @@ class Forker:
             context = replace(self._context(child, theirs), again=self.again)
             try:
                 with self.outputs.for_worker(MOLD) as output, signals_blocked():
-                    child.pid = os.fork()
+                    child.pid = forks.fork()
                     if child.pid == 0:
                         close = partial(self._close_in_child, child)
                         become_base_mold(self.worker_class, context, orders, close, output, modules, facts)
@@ -178,11 +179,15 @@ class Forker:
 
     def _close_in_child(self, own: Child) -> None:
         """Close what is the master's or a sibling's, in a child just forked."""
-        self.close_masters()
-        self.scoreboard.close()
-        self.listeners.close_in_child(self._listeners(own))
         own.channel.close()
         if own.orders is not None:
             own.orders.close()
+        self.close_in_child(self._listeners(own))
+
+    def close_in_child(self, kept: Sequence[Listener] = ()) -> None:
+        """Close what the master has, but for these listeners, in a child just forked, be that a worker or an app's own."""
+        self.close_masters()
+        self.scoreboard.close()
+        self.listeners.close_in_child(kept)
         for child in self.children.values():
             child.close()

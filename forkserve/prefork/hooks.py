@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 
+from forkserve.prefork import forks
+
 Hooks = Mapping[str, Callable[..., object]]
 
 
@@ -44,3 +46,4 @@ def call_hook(what: str, hook: Callable[..., object], *arguments: object, keep: 
             copy_context().run(hook, *arguments)
     except Exception:
         logging.getLogger("forkserve").exception("%s failed", what)
+    forks.end_returned()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from forkserve import daemon, logs
 from forkserve.errors import ConfigError
-from forkserve.prefork import console, privileges, status
+from forkserve.prefork import console, forks, privileges, status
 from forkserve.prefork.autoreload.base import possible
 from forkserve.prefork.autoreload.development import Development
 from forkserve.prefork.children import Children
@@ -37,7 +37,7 @@ from forkserve.prefork.policy.actions import Action, Announce, CloseListener
 from forkserve.prefork.policy.pool import MANY_MOLDS, Phase, Pool
 from forkserve.prefork.policy.states import limits
 from forkserve.prefork.poller import READ
-from forkserve.prefork.process import become_subreaper, raise_descriptor_limit, set_title, signals_blocked
+from forkserve.prefork.process import become_subreaper, forget_signals, raise_descriptor_limit, set_title, signals_blocked
 from forkserve.prefork.reloading import Reloading
 from forkserve.prefork.scoreboard import Scoreboard
 from forkserve.prefork.steering import Steering
@@ -120,7 +120,7 @@ class Master(Steering):
         """
         if birth.handed is not None and birth.handed.confirm is not None:
             rehearse(birth.handed, self.worker_class, self._config, self.pool)
-        with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup:
+        with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
             self._set_up(cleanup, last)
             # What is here now stays: the collectors of workers need not write into every page that they share with us.
             gc.collect()
@@ -241,6 +241,8 @@ class Master(Steering):
             base=self.development.base if self.development and has_base else None,
         )
         self.children = self.messenger.children = Children(self.pool, forker, self.poller, self.messenger)
+        cleanup.callback(forks.release_by, None)
+        forks.release_by(self._release)
 
     # Upgrade.
 
@@ -307,6 +309,7 @@ class Master(Steering):
             self.log.warning("%s", error)
         except Exception:
             self.log.exception("fault in the master")
+        forks.end_returned()
 
     def perform(self, action: Action) -> None:
         """Do what the pool planned."""
@@ -356,6 +359,13 @@ class Master(Steering):
         self.upgrading.close_in_child()
         if self.front is not None:
             self.front.close_in_child()
+
+    def _release(self) -> None:
+        """Let go of all that is the server's, in a process that a hook or a handler has just forked from the master."""
+        forget_signals()
+        self.children.forker.close_in_child()
+        self.children.forker.outputs.close_in_child()
+        set_title("forked by the app in the master", self.name)
 
     # Signals.
 

@@ -106,9 +106,9 @@ class Outputs:
                 self._pipes.add(pipe)
                 pipe.go_on()
             pipes = {stream: LogFile(theirs[sink]) for stream, sink in self._sinks.items()}
-            yield WorkerOutput(pipes, self._files, self._close_in_child)
+            yield WorkerOutput(pipes, self._files, self.close_in_child)
 
-    def _close_in_child(self) -> None:
+    def close_in_child(self) -> None:
         """Close what is the master's, in a child just forked."""
         for pipe in self._pipes:
             os.close(pipe.descriptor)  # and no more: what it is registered with is shared with the master

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import faulthandler
 import os
@@ -10,6 +9,7 @@ import resource
 import select
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from forkserve import daemon, loader, logs, streams
+from forkserve import daemon, exits, loader, logs, streams
 from forkserve.errors import BootError, ExitCode, ForkserveError
-from forkserve.prefork import privileges, stacks
+from forkserve.prefork import finish, forks, privileges, stacks
 from forkserve.prefork.autoreload.loaded import keep_no_fresh_bytecode
 from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.hooks import run_hook
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MAX_TRACEBACK = 64 * 1024
 _complained: list[bool] = []
+# Seconds that threads get of a worker that has crashed, and under --reload, where somebody waits for the next one.
+CRASH_LIMIT = 1.0
+RELOAD_LIMIT = 1.0
 
 
 @contextlib.contextmanager
@@ -103,6 +106,7 @@ def become_own_process(
 ) -> None:
     """Become what the context says, a worker or a mold, and nothing of the master's any more."""
     signal.set_wakeup_fd(-1)
+    forks.release_by(partial(_release, context))
     install_signals()
     end_with_master()
     close()
@@ -112,11 +116,35 @@ def become_own_process(
         os.environ.pop(name, None)
     os.environ["FORKSERVE_GENERATION"] = str(context.generation)
     set_title(f"{name_of(context.id)} gen {context.generation}", context.settings.name)
-    if not context.molded and (context.loaded is None or context.loaded.outside.given is None):
-        atexit._clear()  # noqa: SLF001 - what was registered before the fork is the master's to do
     faulthandler.enable(2)
     _answer_usr2(context)
     logs.identify(name_of(context.id), context.generation)
+
+
+def _release(context: WorkerContext) -> None:
+    """Let go of all that is the server's, in a process that the application has just forked from this worker or mold.
+
+    The parent's death signal and the dead-man's switch, which is a thread, have not come along.
+    """
+    forget_signals()
+    worker, Worker.current = Worker.current, None
+    own = {context.channel.fileno(), context.stacks, *(one.sock.fileno() for one in context.listeners)}
+    context.channel.closed = True
+    if worker is not None:
+        own.update(worker.own_descriptors())
+        worker.released_by_fork()
+    forks.blank(own)
+    set_title(f"forked by the app in {name_of(context.id)}", context.settings.name)
+
+
+def forget_signals() -> None:
+    """Let signals do what they do in any program, where a handler of the server's is installed, and unblock them."""
+    with contextlib.suppress(ValueError):  # this is not the main thread, which only a fork makes it
+        signal.set_wakeup_fd(-1)
+        faulthandler.unregister(signal.SIGUSR2)
+        for signum in signal.valid_signals():
+            if str(getattr(signal.getsignal(signum), "__module__", "")).startswith("forkserve."):
+                signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 
 def _end_with_master(context: WorkerContext) -> None:
@@ -225,12 +253,16 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
         with boot:
             if not context.molded:
                 worker_class, context = prepare(worker_class, context, partial(_end_with_master, context))
+                forks.end_returned()
             worker = worker_class(context)
             run_hook(context.hooks, "post_fork", context.server, worker, keep=True)
             worker.on_start()
+            forks.end_returned()
             worker.run()
+        forks.end_returned()
         code: int = ExitCode.OK
     except BaseException as found:  # noqa: BLE001 - SystemExit as well
+        forks.end_returned(found)
         error = EndOfBootError() if boot.ended else found  # it may have become something else on its way out of a loop
         # The end of the boot may come in the middle of becoming ready.
         booted = worker is not None and worker.booted and not isinstance(error, EndOfBootError)
@@ -241,9 +273,21 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
         with _logged("on_stop"):
             worker.new_context().run(worker.on_stop)
         run_hook(context.hooks, "worker_exit", context.server, worker)
-    with _logged("an atexit function"):
-        atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
+        _finish_threads(worker, crashed=code != ExitCode.OK)
+    with _logged("an atexit function"), exits.coverage_saved():
+        exits.run()
     return code
+
+
+def _finish_threads(worker: Worker, *, crashed: bool) -> None:
+    """Wait until executors and threads have done what the application has handed to them, while there is time."""
+    finish.dismiss_executors()
+    limit = CRASH_LIMIT if crashed else worker.time_left()
+    if worker.settings.reload:
+        limit = min(limit, RELOAD_LIMIT)
+    tick = worker.beat if crashed else worker.wait_for_threads  # that of one that crashed is no drain: the master counts it
+    for thread in finish.wait_for_threads(time.monotonic() + limit, tick):
+        logs.logger.warning("%s is cut off: it has not ended in time (--graceful-timeout)", finish.describe(thread))
 
 
 def prepare(

@@ -1,8 +1,9 @@
 """Signals as events: a handler only queues the signal, and a byte on a socket wakes the loop.
 
 The byte is written by the interpreter's own C handler (`set_wakeup_fd`), so a signal that comes just
-before the loop blocks wakes it all the same. What came is in the queue and not in the bytes: a full
-socket loses bytes, and TERM must never be lost in a flood of others.
+before the loop blocks wakes it all the same; and once more by the handler in Python, as somebody else may
+have taken the wakeup descriptor away. What came is in the queue and not in the bytes: a full socket loses
+bytes, and TERM must never be lost in a flood of others.
 """
 
 from __future__ import annotations
@@ -11,22 +12,32 @@ import contextlib
 import signal
 import socket
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class SignalQueue:
-    """Takes the signals over from construction to `close`. On the main thread of any process."""
+    """Takes the signals over from construction to `close`, and unblocks them. On the main thread of any process.
 
-    def __init__(self, signals: Iterable[signal.Signals]) -> None:
+    Args:
+        signals: Which.
+        beside_loop: An event loop that runs on this thread has a wakeup descriptor of its own, and keeps it.
+    """
+
+    def __init__(self, signals: Iterable[signal.Signals], *, beside_loop: bool = False) -> None:
         self._queue: deque[int] = deque()
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        if beside_loop and self._old_fd != -1:
+            signal.set_wakeup_fd(self._old_fd, warn_on_full_buffer=False)
         self._old = {signum: signal.signal(signum, self._note) for signum in signals}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old)  # whoever started this process may have blocked them
 
     def _note(self, signum: int, _frame: object) -> None:
         self._queue.append(signum)
+        with contextlib.suppress(OSError):  # full, which wakes as well
+            self._writer.send(b"\0")
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when a signal has come."""
@@ -49,6 +60,26 @@ class SignalQueue:
         while self._queue:
             taken.append(signal.Signals(self._queue.popleft()))
         return taken
+
+    def take_back(self, matters: Callable[[signal.Signals, object], bool]) -> list[signal.Signals]:
+        """Take over again the signals for which somebody else has set a handler, if that `matters`; return which.
+
+        Also be what wakes this thread, if nobody is.
+        """
+        taken = []
+        for signum in self._old:
+            handler = signal.getsignal(signum)
+            if handler != self._note and matters(signum, handler):
+                signal.signal(signum, self._note)
+                taken.append(signum)
+        found = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        if found not in (-1, self._writer.fileno()):
+            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+        return taken
+
+    def descriptors(self) -> tuple[int, int]:
+        """Return the descriptors of the sockets."""
+        return self._reader.fileno(), self._writer.fileno()
 
     def put(self, signals: Iterable[int]) -> None:
         """Have it as if these had come just now."""

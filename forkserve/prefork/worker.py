@@ -14,12 +14,14 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve import daemon, logs
+from forkserve.prefork import forks
 from forkserve.prefork.commands.asked import Asked
 from forkserve.prefork.commands.builtin import CALL_TIMEOUT
 from forkserve.prefork.commands.defined import describe
@@ -67,6 +69,8 @@ DEAD_MAN_MARGIN: Final = 600.0
 ORPHAN_LIMIT: Final = 30.0
 BEAT_EVERY: Final = 1.0
 STDERR: Final = 2
+# At most so much of the graceful timeout is kept for what comes last: what is cut off is logged, and atexit functions run.
+LAST_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,9 @@ class Worker:
         self.relieved = False  # a successor accepts on the same listeners: what waits in their queues is not ours to take
         self.orphan = False
         self._arm_again = 0
+        self._drains_since: float | None = None
+        self._lingers = False
+        self._signals_looked_at = 0.0
         self._signals: SignalQueue | None = None
         self._dispatcher = Dispatcher(self)
         self._asked: dict[int, Asked] = {}
@@ -185,8 +192,8 @@ class Worker:
         if not self.booted:
             self.ready()
         self.beat()
-        for signum in self._signals.take() if self._signals else ():
-            getattr(self, WORKER_SIGNALS[signum])()
+        self.keep_signals()
+        self.on_signals()
         self.channel.flush()
         self.on_channel()
         return not self.draining
@@ -250,8 +257,30 @@ class Worker:
         self.send({"type": "released"})
 
     def lingering(self) -> None:
-        """Tell the master that nothing is left to wait for but streams and threads: a reload need not wait for this worker."""
-        self.send({"type": "lingering"})
+        """Tell the master that nothing is left here but streams, executors or threads: a reload need not wait for this worker.
+
+        Call it while draining, when that is so; once is said once.
+        """
+        if not self._lingers:
+            self._lingers = True
+            self.send({"type": "lingering"})
+
+    def time_left(self) -> float:
+        """Return how many seconds are left of the graceful timeout; all of it if this worker was not told to drain."""
+        limit = self.settings.graceful_timeout
+        if not limit:
+            return inf
+        since = time.monotonic() if self._drains_since is None else self._drains_since
+        # What is cut off is said, and atexit functions run, before the master's patience is over: it began a little earlier.
+        return max(0.0, since + limit - min(LAST_SECONDS, limit / 4) - time.monotonic())
+
+    def wait_for_threads(self) -> None:
+        """Be told, again and again, that the process ends as soon as the application's executors and threads have ended."""
+        if self._drains_since is None:  # `run` has returned by itself
+            self._drains_since = time.monotonic()
+            self.send({"type": "draining"})
+        self.lingering()
+        self.beat()
 
     def beat(self) -> None:
         """Show a sign of life: at least once in `timeout` seconds, by whoever does the work.
@@ -362,12 +391,46 @@ class Worker:
         """
         self._signals = SignalQueue(WORKER_SIGNALS)
 
+    def on_signals(self) -> None:
+        """Obey the signals that have come."""
+        for signum in self._signals.take() if self._signals else ():
+            if WORKER_SIGNALS[signum] in ENDING and not self.draining:
+                self.log.info("received %s: ending", signum.name)
+            getattr(self, WORKER_SIGNALS[signum])()
+
+    def keep_signals(self) -> None:
+        """See that signals still come here, once a second: an event loop of the application's may have taken them away."""
+        now = time.monotonic()
+        if self._signals is None or now < self._signals_looked_at + BEAT_EVERY:
+            return
+        self._signals_looked_at = now
+        if threading.current_thread() is threading.main_thread() and (taken := self._signals.take_back(_matters)):
+            names = ", ".join(sorted(signum.name for signum in taken))
+            self.log.warning("the app has replaced the server's handlers of signals: %s; they are put back", names)
+
+    # When the application forks.
+
+    def own_descriptors(self) -> Iterator[int]:
+        """Return which descriptors are this worker's, and not for what the application forks, beside those of its context.
+
+        In the forked process, before any other code runs there.
+        """
+        if self._signals is not None:
+            yield from self._signals.descriptors()
+
+    def released_by_fork(self) -> None:
+        """See that a process that the application has forked ends where it comes back to the server's code. In that process."""
+        for name in ("run", "alive", "ready", "wait"):
+            setattr(self, name, lambda *_, **__: forks.end())
+        setattr(self, "send", lambda message: False)  # noqa: B010 - in this process alone
+
     def drain(self) -> None:
         """Take no more work, finish what is in hand, then return from `run`. Called once.
 
         Whoever overrides it calls `super().drain()` first.
         """
         self.draining = True
+        self._drains_since = time.monotonic()
         self.row.cells[ACCEPTING] = 0
 
     def terminated(self) -> None:
@@ -413,6 +476,11 @@ class Worker:
 
     def nothing(self) -> None:
         """Do nothing, for signals that are meant for the master."""
+
+
+def _matters(signum: signal.Signals, handler: object) -> bool:
+    """Whether a worker needs its own handler back. The app may have one for what the server has no use for, but not none."""
+    return WORKER_SIGNALS[signum] != "nothing" or handler in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def current_worker() -> Worker:

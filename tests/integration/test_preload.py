@@ -401,3 +401,36 @@ def test_in_the_background_nothing_keeps_the_terminal(start: Start, tmp_path: Pa
     finally:
         os.kill(master, signal.SIGTERM)
     eventually(lambda: not any(map(exists, everybody)), "their end")
+
+
+AGENT = """
+import os, threading, time
+def work():
+    while True:
+        time.sleep(1)
+def start():
+    threading.Thread(target=work, name="agent", daemon=True).start()
+start()
+os.register_at_fork(after_in_child=start)
+"""
+
+
+def test_threads_of_an_agent_do_not_hinder(start: Start, tmp_path: Path) -> None:
+    files = {"sitecustomize.py": AGENT}
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, files=files, env={"PYTHONPATH": str(tmp_path / "site")})
+    mold(site)
+
+    lines = [line for line in site.command.log if "agent" in line]
+    assert len(lines) == 1
+    assert "[INFO] mold gen 1: these threads were there before the app was imported" in lines[0]
+
+
+def test_threads_that_the_import_starts_beside_an_agent_are_refused(start: Start, tmp_path: Path) -> None:
+    files = {"sitecustomize.py": AGENT}
+    code = source(prologue="import threading\nthreading.Thread(target=time.sleep, args=(60,), name='mine', daemon=True).start()")
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, files=files, env=env, code=code, ready=False)
+
+    said = site.command.wait(3)
+
+    assert "the app has started threads at import, which workers would not have: mine;" in said

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from forkserve.logs import logger, printable
+from forkserve.prefork import forks
 from forkserve.prefork.autoreload.base import Base
 from forkserve.prefork.autoreload.changes import Changes
 from forkserve.prefork.autoreload.faults import Faults
@@ -79,7 +80,7 @@ class Development:
         ours, theirs = Channel.pair()
         try:
             with signals_blocked():
-                self._pid = os.fork()
+                self._pid = forks.fork()
                 if self._pid == 0:
                     become_watcher(theirs, self._watch, master.settings, master.pid)
         except OSError as error:

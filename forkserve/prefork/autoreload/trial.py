@@ -22,6 +22,7 @@ from functools import partial
 from importlib.machinery import ExtensionFileLoader, SourceFileLoader
 from typing import Any, Final, NamedTuple
 
+from forkserve.prefork import forks
 from forkserve.prefork.autoreload.outside import origin_of
 from forkserve.prefork.libc import PDEATHSIG, prctl
 from forkserve.prefork.preload.leftovers import stop_native_threads
@@ -87,7 +88,7 @@ def reseed() -> None:
 def _in_fork(run: Callable[[], Mapping[str, str]]) -> dict[str, str]:
     """Call it in a fork of this process and return what it returned. Raises OSError, or ValueError if there is no answer."""
     reader, writer = os.pipe()
-    child = os.fork()
+    child = forks.fork(same_exits=True)
     if child == 0:
         try:
             os.close(reader)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forkserve.errors import BootError
+from forkserve.prefork import forks
 
 if TYPE_CHECKING:
     from forkserve.settings import Settings
@@ -25,24 +26,25 @@ NAMED = 8  # at most, in a line
 class Before:
     """What there was before the import."""
 
+    threads: frozenset[threading.Thread]
     tasks: frozenset[int]
     descriptors: frozenset[tuple[int, str]]
 
     @classmethod
     def look(cls) -> Before:
         """Look at this process."""
-        return cls(frozenset(_tasks()), frozenset(_descriptors().items()))
+        return cls(frozenset(_threads()), frozenset(_tasks()), frozenset(_descriptors().items()))
 
 
-def threads() -> list[str]:
-    """Return the names of the Python threads that run beside this one."""
-    own = threading.current_thread()
-    return [thread.name for thread in threading.enumerate() if thread is not own and thread.is_alive()]
+def agents(before: Before) -> list[str]:
+    """Return the names of the Python threads that were there before the import, and still are: those of tracers and the like."""
+    return [thread.name for thread in _threads() if thread in before.threads]
 
 
-def refuse_threads(settings: Settings) -> None:
-    """Raise BootError if Python threads run beside this one, and that is not allowed."""
-    if (names := threads()) and not settings.preload_allow_threads:
+def refuse_threads(settings: Settings, before: Before) -> None:
+    """Raise BootError if the import has started Python threads that still run, and that is not allowed."""
+    names = [thread.name for thread in _threads() if thread not in before.threads]
+    if names and not settings.preload_allow_threads:
         raise BootError(
             f"--preload: the app has started threads at import, which workers would not have: {enumerated(names)};"
             " start them in the start-up hook (lifespan, post_fork or on_start), or allow it with --preload-allow-threads"
@@ -51,7 +53,7 @@ def refuse_threads(settings: Settings) -> None:
 
 def stop_native_threads() -> None:
     """Have libraries stop those of their threads that are in the way of a fork, as OpenBLAS (numpy) does: by a fork."""
-    child = os.fork()
+    child = forks.fork(same_exits=True)
     if child == 0:
         os._exit(0)
     with contextlib.suppress(ChildProcessError):  # the app lets the system reap
@@ -74,6 +76,12 @@ def enumerated(names: list[str]) -> str:
     """Return the first of them in a line."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _threads() -> list[threading.Thread]:
+    """Return the Python threads that run beside this one."""
+    own = threading.current_thread()
+    return [thread for thread in threading.enumerate() if thread is not own and thread.is_alive()]
 
 
 def _tasks() -> set[int]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from forkserve import daemon, logs, streams
 from forkserve.errors import ExitCode
+from forkserve.prefork import forks
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.listeners import Listener
 from forkserve.prefork.preload import leftovers
@@ -87,7 +88,9 @@ class Mold:
             self._hear()
             self._load()
             self._importing = False
+            forks.end_returned()
         except BaseException as error:  # noqa: BLE001 - SystemExit as well
+            forks.end_returned(error)
             self._importing = False
             return not_booted(error, self._context)
         self._context.channel.send({"type": "ready"})
@@ -111,7 +114,13 @@ class Mold:
     def _judge(self, before: leftovers.Before) -> None:
         if not self._context.settings.preload:
             return  # it was only to be seen whether the app loads; nothing is forked
-        leftovers.refuse_threads(self._context.settings)
+        leftovers.refuse_threads(self._context.settings, before)
+        if agents := leftovers.agents(before):
+            logs.logger.info(
+                "these threads were there before the app was imported, and --preload lets them be: %s; if what has started them"
+                " does not start them again after a fork, have it do so in post_fork or on_start",
+                leftovers.enumerated(agents),
+            )
         if others := leftovers.others(before):
             logs.logger.warning(
                 "the app has left open at import what all workers will share or miss: %s;"
@@ -165,7 +174,7 @@ class Mold:
     def _fork(self, order: Order) -> None:
         with signals_blocked():
             try:
-                between = os.fork()
+                between = forks.fork(same_exits=True)
             except OSError as error:
                 logs.logger.error("cannot fork worker %d: %s", order.id, error.strerror)
                 return
@@ -178,7 +187,7 @@ class Mold:
         """Fork the worker, and leave it to the master. In the first child."""
         try:
             between = os.getpid()
-            if os.fork() == 0:
+            if forks.fork(same_exits=True) == 0:
                 self._become_worker(order, between)
         except OSError as error:
             logs.logger.error("cannot fork worker %d: %s", order.id, error.strerror)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import os
@@ -13,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 import forkserve
-from forkserve import loader, logs, streams
+from forkserve import exits, loader, logs, streams
 from forkserve.errors import ConfigError, ExitCode
 from forkserve.prefork import console, privileges
 from forkserve.prefork.classes import load_mixins
@@ -56,7 +55,7 @@ def rehearse(handed: Handed, worker_class: type[Worker], config: Config, pool: P
         console.say(*[text.rstrip()] if text else (), f"forkserve: {message}")
     finally:
         with contextlib.suppress(Exception):
-            atexit._run_exitfuncs()  # noqa: SLF001 - os._exit does not
+            exits.run()
         streams.flush()
         os._exit(code)
 
@@ -119,6 +118,7 @@ def _load(worker_class: type[Worker], settings: Settings, generation: int) -> No
     if privileges.drop(settings):
         prctl(PDEATHSIG, signal.SIGKILL)
     loader.prepare(settings)
+    before = leftovers.Before.look() if settings.preload else None
     load_mixins(worker_class, settings.mixin).preload(settings)
-    if settings.preload:
-        leftovers.refuse_threads(settings)
+    if before is not None:
+        leftovers.refuse_threads(settings, before)
