@@ -16,7 +16,7 @@ import pytest
 
 from tests.hostile import IS_ROOT, OWNER, Hostile, hostile
 from tests.integration.client import get
-from tests.integration.command import Command, eventually, run
+from tests.integration.command import DEADLINE, Command, eventually, run
 from tests.integration.conftest import Start
 
 APP = """
@@ -156,7 +156,8 @@ def test_starts_while_the_file_is_swapped(start: Start, other: Hostile, options:
             reopen(command)
             if command.process.poll() is None:
                 command.kill(signal.SIGTERM)
-            assert command.process.wait(20) in (0, 2, 5), command.stderr
+            code = command.process.wait(DEADLINE)
+            assert code in (0, 2, 5), f"exit code {code}: {command.stderr}"
             assert "Traceback" not in command.stderr
 
 
