@@ -146,6 +146,22 @@ def test_https(serve: Start, authority: Authority, app: str, loop: str) -> None:
             assert client.get().json["scheme"] == "https"
 
 
+@LOOPS
+def test_a_handshake_that_fails_is_no_request_of_max_requests(serve: Start, authority: Authority, loop: str) -> None:
+    """Nor does it leave a connection behind that might bring one: a worker is not replaced because of it."""
+    command = secure(serve, authority, "who", "--max-requests", 4, "--loop", loop)
+    for _ in range(20):
+        with Client(command.port) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            while client.more():
+                pass
+    assert get(command.port, tls=authority.trust()).json["scheme"] == "https"
+    assert "is replaced" not in command.stderr
+    for _ in range(12):
+        assert get(command.port, tls=authority.trust()).status == 200
+    command.wait_for(r"worker 1 is replaced: \d requests \(--max-requests\)$")
+
+
 def test_https_with_threads(serve: Start, authority: Authority) -> None:
     command = secure(serve, authority, "who", "--threads", 2)
 
