@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sysconfig
+import sys
 import venv
 from pathlib import Path
 
@@ -29,7 +29,8 @@ class Releases:
     @property
     def env(self) -> dict[str, str]:
         """The variables that this needs."""
-        return {"PYTHONPATH": f"{self.current / 'lib'}:{sysconfig.get_path('purelib')}"}
+        packages = [one for one in sys.path if one.endswith("site-packages")]
+        return {"PYTHONPATH": ":".join([str(self.current / "lib"), *packages])}
 
     def make(self, version: str, app: str) -> Path:
         """Make a release; return its directory."""

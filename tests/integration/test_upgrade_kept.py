@@ -328,6 +328,16 @@ def test_a_console_script_with_many_options_goes_on_with_them(start: Start, tmp_
     site.settled(1)
 
 
+@pytest.mark.heavy
+def test_what_runs_the_command_runs_it_again(start: Start, tmp_path: Path) -> None:
+    """Another program is not ours to go on without: coverage, a debugger."""
+    program = ("-m", "coverage", "run", "--data-file", str(tmp_path / "coverage"), "-m", "forkserve")
+    site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK, program=program)
+    for _ in range(2):
+        assert site.ask("upgrade")["ok"]
+    site.settled(1)
+
+
 def test_nothing_is_left_of_what_was_judged(start: Start, tmp_path: Path) -> None:
     site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0)
     for number in range(1, 4):

@@ -40,10 +40,15 @@ BASE = judged.Judged(
         ("python -Ium forkserve a b", "-Iu"),
         ("python /bin/forkserve a b", ""),
         ("python -W error /bin/forkserve a b", "-W error"),
+        ("python -Werror -uX dev /bin/forkserve a b", "-Werror -uX dev"),
+        ("python --check-hash-based-pycs never -m forkserve a b", "--check-hash-based-pycs never"),
+        ("python -m coverage run -m forkserve a b", None),
+        ("python /bin/coverage run -m forkserve a b", None),
+        ("python -c x a b c", None),
     ],
 )
-def test_the_flags_of_python_in_a_command_line(line: str, flags: str) -> None:
-    assert judged.python_flags(line.split(), ["a", "b"]) == flags.split()
+def test_the_flags_of_python_in_a_command_line(line: str, flags: str | None) -> None:
+    assert judged.python_flags(line.split(), ["a", "b"]) == (None if flags is None else flags.split())
 
 
 def seen(read: set[str], looked_for: list[str], since: int) -> judged.Judged:

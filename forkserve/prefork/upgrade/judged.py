@@ -113,12 +113,22 @@ def is_plain(value: object) -> bool:
     return all(map(is_plain, value)) if isinstance(value, tuple) else value is None or isinstance(value, str | int | float)
 
 
-def python_flags(words: list[str], arguments: list[str]) -> list[str]:
-    """Return what stands between Python and what it runs, in the words of a command line with these arguments at its end."""
-    head = words[1 : len(words) - len(arguments)]
-    if len(head) > 1 and head[-2].startswith("-") and head[-2].endswith("m") and not head[-2].startswith("--"):
-        return head[:-2] + ([head[-2][:-1]] if head[-2] != "-m" else [])
-    return head[:-1]
+def python_flags(words: list[str], arguments: list[str]) -> list[str] | None:
+    """Return the flags of Python's own in a command line; None if what it runs has other arguments than these.
+
+    Then that is not ours, but something that runs us, as `coverage run -m forkserve`.
+    """
+    flags, rest = [], words[1:]
+    while rest and rest[0].startswith("-") and rest[0] != "-":
+        letters = "" if rest[0].startswith("--") else rest[0][1:]
+        at = next((at for at, letter in enumerate(letters) if letter in "cmWX"), len(letters))  # those with a value
+        with_next = rest[0] == "--check-hash-based-pycs" or at == len(letters) - 1
+        if letters[at : at + 1] in ("c", "m"):
+            flags += [f"-{letters[:at]}"] * bool(at)
+            return flags if rest[1 + with_next :] == arguments else None
+        flags += rest[: 1 + with_next]
+        rest = rest[1 + with_next :]
+    return flags if rest[1:] == arguments else None
 
 
 def loaded() -> Modules:
@@ -163,4 +173,4 @@ def read(descriptor: int) -> Judged | None:
         return None
     found = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0).split(b"\0", 2)[1])
     known = {field.name for field in dataclasses.fields(Judged)}
-    return Judged(**{name: value for name, value in found.items() if name in known})
+    return Judged(**{name: value for name, value in found.items() if name in known}) if known <= found.keys() else None
