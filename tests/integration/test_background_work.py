@@ -226,3 +226,5 @@ def test_a_worker_that_returns_is_replaced_while_its_threads_end(start: Start, t
     assert "cut off" not in site.command.stderr
     with Client(site.command.port):  # the port stays
         pass
+    site.command.kill(signal.SIGTERM)  # several may be there at once, as each waits for its own threads
+    site.command.wait()

@@ -229,7 +229,7 @@ def test_a_preflight_whose_app_ends_the_process_shows_what_a_worker_would(start:
             assert not re.search(r"forkserve/|importlib|rehears", text), text
     site.save(source())
     site.save("import sys\nsys.exit('no')\n", "mixed.py")
-    said = "it called sys.exit('no') before it was ready"
+    said = "--mixin mixed:Mixed: 'mixed' failed at import: SystemExit: no"
     assert lines(site.ask("upgrade")) == f"the pre-flight failed: {said}; nothing was changed"
     assert lines(site.ask("reload")) == f"the new worker 1 failed to boot: {said}; nothing was changed"
     assert site.settled(1) == first

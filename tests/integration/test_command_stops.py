@@ -213,7 +213,7 @@ def test_a_websocket_gets_1012(serve: Start, notes: Path, loop: str) -> None:
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_stream_sees_a_disconnect(serve: Start, notes: Path, loop: str) -> None:
-    command = gated(serve, notes, "gated_asgi", "--loop", loop)
+    command = gated(serve, notes, "gated_asgi", "--loop", loop, "--stream-grace", 0.2)
     with Client(command.port) as client:
         client.request("/stream")
         client.head()

@@ -250,6 +250,7 @@ def test_a_first_boot_that_fails_is_shown_and_mended(
 def test_a_mixin_that_does_not_load_is_shown_and_mended(project: Project) -> None:
     project.save("extra.py", "1 / 0\n")
     project.serve("--mixin", "extra:Extra")
+    project.command.traceback_expected = True
     project.until("ZeroDivisionError", status=500)
     project.save("extra.py", "class Extra:\n    def child_extra(self): ...\n")
     project.until("version 1")

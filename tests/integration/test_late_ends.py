@@ -85,5 +85,5 @@ def test_a_lifespan_has_a_moment_though_the_graceful_timeout_is_over(serve: Star
         client.until(b"first")
         command.kill(signal.SIGTERM)
         assert "lifespan shutdown is cut short after 0.5 s" in command.wait()
-    assert "still open after the graceful timeout: GET /endless" in command.stderr
+    assert "a stream is cut off, 0 s after the drain began: GET /endless" in command.stderr
     assert "is killed" not in command.stderr

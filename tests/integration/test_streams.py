@@ -437,25 +437,35 @@ async def chat(body: dict):
 """
 
 
-def test_the_openai_client_over_a_reload(start: Start, tmp_path: Path) -> None:
-    import openai
+OPENAI_CLIENT = """
+import sys
+import openai
 
+client = openai.OpenAI(api_key="none", base_url=sys.argv[1], max_retries=0, timeout=20)
+for piece in client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hello"}], stream=True):
+    print(piece.choices[0].delta.content, flush=True)
+"""
+
+
+def test_the_openai_client_over_a_reload(start: Start, tmp_path: Path) -> None:
     (tmp_path / "chat_app.py").write_text(OPENAI)
     gate = tmp_path / "gate"
     steered = Steered(
         start, tmp_path, "chat_app:app", "--base-port", 0, *LONG, "--reload-settle", 0, cwd=tmp_path, env={"GATE": str(gate)}
     )
     (old,) = steered.command.workers
-    with openai.OpenAI(
-        api_key="none", base_url=f"http://127.0.0.1:{steered.command.port}/v1", max_retries=0, timeout=20
+    url = f"http://127.0.0.1:{steered.command.port}/v1"
+    with subprocess.Popen(
+        [sys.executable, "-c", OPENAI_CLIENT, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as client:
-        stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hello"}], stream=True)
-        words = [next(stream).choices[0].delta.content]
+        assert client.stdout is not None
+        assert client.stdout.readline() == "word 0 \n"
         reload = steered.begin("reload")
         eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
         gate.touch()
-        words += [piece.choices[0].delta.content for piece in stream]
-    assert "".join(word or "" for word in words) == "".join(f"word {number} " for number in range(6))
+        output, errors = client.communicate(timeout=20)
+    assert output == "".join(f"word {number} \n" for number in range(1, 6)), errors
+    assert client.returncode == 0
     assert reload.answer["ok"]
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
-from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, Slot, State
+from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, TRANSITIONS, Event, Exit, Limits, Member, Slot, State
 from forkserve.prefork.upgrade.state import Exported, fields_of, made
 
 # Seconds.
@@ -102,10 +102,16 @@ class Members:
             self._apply(member, Event.KILL, now)
 
     def dumped(self, ident: int, now: float) -> None:
-        """A process that is past its deadline has written down its stacks: it is killed without further delay."""
+        """A process that is past its deadline has written down its stacks: it is killed without further delay.
+
+        One that drains keeps its second: its application's shutdown has a moment when requests have used up the graceful timeout.
+        """
         member = self._members.get(ident)
         if member and member.state is State.DUMPING:
-            self._apply(member, Event.KILL, now)
+            if member.asked:
+                member.limit = ANSWER_TIME
+            else:
+                self._apply(member, Event.KILL, now)
 
     def _answers(self, number: int, *, wanted: bool) -> bool:
         """Whether a process of the slot is ready, or soon will be: it was, and if it failed, the next try comes at once."""
