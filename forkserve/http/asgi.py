@@ -179,10 +179,10 @@ class ASGIExchange(Exchange):
             ClientGoneError: The client has closed the connection, and there would be more to send.
         """
         kind = message["type"]
-        more = bool(message.get("more_body", False))
         if self.gone:
-            await self._send_to_nobody(more=more)
-        elif self.head is None:
+            await self._send_to_nobody(more=bool(message.get("more_body", False)))
+            return
+        if self.head is None:
             if kind != "http.response.start":
                 raise ResponseError(f"expected http.response.start, got {kind!r}")
             self.head = read_head(message["status"], message.get("headers", ()), bytes)
@@ -190,25 +190,27 @@ class ASGIExchange(Exchange):
                 self.site.loop.call_soon(self.flush_head)
                 if self.site.ending_streams:
                     self._tell()
-        elif kind != "http.response.body":
+            return
+        if kind != "http.response.body":
             raise ResponseError(f"expected http.response.body, got {kind!r}")
-        elif self.complete:
+        if self.complete:
             raise ResponseError("the response is complete already")
+        more = bool(message.get("more_body", False))
+        if more or self.started:
+            self._send_piece(message.get("body", b""), more=more)
         else:
-            self._send_body(message.get("body", b""), more=more)
-            if self._listening and not more:
+            self.answer(message.get("body", b""))
+        if not more:
+            if self._listening:
                 self._tell()
-            if more and self.connection.write_paused:
-                await self._until_writable()
+        elif self.connection.write_paused:
+            await self._until_writable()
 
-    def _send_body(self, data: bytes, *, more: bool) -> None:
-        if not (more or self.started):
-            self.answer(data)
-        elif more or not (self._told and self.left is None) or self.bodiless:
-            self.write(data, more=more)
-        else:
-            # The application knows of a disconnect and may have left something out: it must not look whole.
-            self.write(data, more=True)
+    def _send_piece(self, data: bytes, *, more: bool) -> None:
+        # If the application knows of a disconnect it may have left something out: that must not look whole.
+        cut = self._told and not more and self.left is None and not self.bodiless
+        self.write(data, more=more or cut)
+        if cut:
             self.break_off()
 
     async def _send_to_nobody(self, *, more: bool) -> None:

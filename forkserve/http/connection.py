@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
         target, fields = self._reader.read(head)
         site = self.site
         self.requests += 1
-        site.requests += 1
+        site.requests = requests = site.requests + 1
         if fields is not self._fields:
             self._fields = fields
             self.template = None
@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange = site.new_exchange(self, target, fields)
         if site.in_hand is not None:
             site.in_hand.add(exchange)
-        if site.requests >= site.spent_at and site.quota is not None:
+        if requests >= site.spent_at and site.quota is not None:
             site.quota.reached()
         exchange.start()
 
@@ -381,9 +381,8 @@ class Connection(asyncio.Protocol):
 
     def drain(self, now: float, linger: float) -> None:
         """The process is about to end: idle connections get ``linger`` seconds for one more request, new ones two seconds."""
-        if (
-            self._exchange is None and not self._closing
-        ):  # what is left of a request's body that was answered before is waited for no longer
+        # What is left of a request's body that was answered before is waited for no longer.
+        if self._exchange is None and not self._closing:
             self._deadline = min(self._deadline, now + (linger if self.requests and not self._reader.buffer else 2.0))
 
     @property

@@ -35,9 +35,9 @@ class Exchange:
 
     def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
         self.connection = connection
-        self.site: Site = connection.site
+        self.site: Site = (site := connection.site)
         # All code of the application that belongs to this request runs in this context (PEP 567), and in no other.
-        self.context = self.site.context.copy()
+        self.context = site.context.copy()
         self.target = target
         self.fields = fields
         self.keep_alive = fields.keep_alive
@@ -49,7 +49,7 @@ class Exchange:
         self.bodiless = False
         self.left: int | None = None  # bytes to come by Content-Length
         self.sent = 0
-        self.began = monotonic() if self.site.on_answer is not None else 0.0
+        self.began = monotonic() if site.on_answer is not None else 0.0
         self.given: dict[str, Any] | None = None  # the environ or scope that the application got
 
     # What the connection tells
