@@ -22,6 +22,7 @@ from forkserve.errors import ConfigError, ForkserveError
 from forkserve.frontend import backends, caddyfile, front, haproxy_cfg, nginx_conf
 from forkserve.frontend.check import CheckError, check, unreadable
 from forkserve.frontend.front import Front
+from forkserve.frontend.trial import check_upstream
 from forkserve.prefork.addresses import Address
 from forkserve.settings import TABLE, Settings
 
@@ -265,6 +266,9 @@ def _judge(wanted: Wanted, made: Front, text: str) -> list[str]:
     Front ends are started by root. So a file that only root can read is no fault: the configuration is judged without it.
     """
     if wanted.upstream_only:
+        if wanted.format == "nginx":
+            check_upstream(text)
+            return []
         return check(wanted.format, text, whole=False)
     untried = []
     if made.certificate is not None:

@@ -1,6 +1,6 @@
 """Whether a front end would take a configuration: its own program is asked, in a directory that is thrown away.
 
-`arrange` only writes files and says what to run, for callers that must not wait.
+What nginx says of the backends alone is in `trial`.
 """
 
 import grp
@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 TIME = 30.0
@@ -17,9 +17,7 @@ SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every user's PATH
 LOGGED = re.compile(r"^(?:nginx: |[0-9/]+ [0-9:]+ (?=\[)|\[(?:ALERT|NOTICE|WARNING)\]\s+\(\d+\) : (?:config : )?|Error: )")
 SILENT = "it does not say why"
 MARKS = ("[emerg]", "[ALERT]", "Error:")
-UNKNOWN = re.compile(r'unknown "([a-z0-9_]+)" variable')
 FORBIDDEN = re.compile(r"(?:bind\(\) to|socket\(\)) (.+) failed \((?:1|13): ")  # EPERM, EACCES
-MOST = 10  # variables of the user's own that the backends may name
 
 
 class CheckError(Exception):
@@ -43,18 +41,17 @@ def find(program: str) -> str:
     return found
 
 
-def arrange(kind: str, text: str, directory: str, *, whole: bool = True, variables: Sequence[str] = ()) -> Trial:
+def _arrange(kind: str, text: str, directory: str, *, whole: bool) -> Trial:
     """Write a configuration to a directory, and return how to have it judged.
 
     All is named from there: the directory's own name may have blanks, or be too long for a unix socket.
 
-    *whole*: it is all of it; else the backends only, to which the rest is added, with these *variables* of nginx. Raises
-    CheckError if the program is missing.
+    *whole*: it is all of it; else the backends only, to which the rest is added. Raises CheckError if the program is missing.
     """
     program = find(kind)
     environ = {**os.environ, "LC_ALL": "C"}
     if kind == "nginx":
-        return Trial(_nginx(program, text, directory, whole=whole, variables=variables), environ)
+        return Trial(_nginx(program, text, directory), environ)
     if kind == "haproxy":
         return Trial(_haproxy(program, text, directory, whole=whole), environ)
     environ |= {"HOME": directory, "XDG_DATA_HOME": directory, "XDG_CONFIG_HOME": directory}  # it keeps things there
@@ -62,26 +59,22 @@ def arrange(kind: str, text: str, directory: str, *, whole: bool = True, variabl
 
 
 def check(kind: str, text: str, *, whole: bool = True) -> list[str]:
-    """Have a configuration judged by nginx, haproxy or caddy.
+    """Have a configuration judged by nginx, haproxy or caddy; if it is not *whole*, the backends, by haproxy or caddy.
 
     Returns the addresses on which this user may not listen. A front end is started by root, so they are no fault of the
     configuration. Raises CheckError with what the program said.
     """
-    variables: list[str] = []
     forbidden: list[str] = []
     with tempfile.TemporaryDirectory(prefix="forkserve-") as directory:
-        while output := _refused(kind, arrange(kind, text, directory, whole=whole, variables=variables), directory):
+        while output := _refused(kind, _arrange(kind, text, directory, whole=whole), directory):
             said = complaint(output, directory)
-            if kind == "nginx" and (address := FORBIDDEN.search(said)):
-                forbidden.append(address[1])
-                before, text = text, _elsewhere(text, address[1], f"unix:elsewhere{len(forbidden)}")
-                if text == before:
-                    break  # all but the addresses behind it has been judged by then
-                continue
-            unknown = None if whole else UNKNOWN.search(said)
-            if unknown is None or unknown[1] in variables or len(variables) == MOST:
+            address = FORBIDDEN.search(said) if kind == "nginx" else None
+            if address is None:
                 raise CheckError(f"{kind} refuses the configuration: {said}")
-            variables.append(unknown[1])  # `hash $my_key`: the rest of the user's own configuration defines it
+            forbidden.append(address[1])
+            before, text = text, _elsewhere(text, address[1], f"unix:elsewhere{len(forbidden)}")
+            if text == before:
+                break  # all but the addresses behind it has been judged by then
     return forbidden
 
 
@@ -140,16 +133,11 @@ def told(line: str) -> str:
     return re.sub(r"\] [0-9]+#[0-9]+: ", "] ", LOGGED.sub("", line.strip())).strip()
 
 
-def _nginx(program: str, text: str, directory: str, *, whole: bool, variables: Sequence[str]) -> list[str]:
+def _nginx(program: str, text: str, directory: str) -> list[str]:
     """Nginx would open its logs and make its directories even for a test, which only root could do where they are."""
     temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     own = "access_log off;" + "".join(f" {name}_temp_path {name};" for name in temporary)
-    if whole:
-        text = re.sub(r"^http \{", lambda found: f"{found[0]} {own}", text, count=1, flags=re.MULTILINE)
-    else:
-        _write(directory, "upstream.conf", text)
-        own += "".join(f"\nmap '' ${name} {{ default ''; }}" for name in variables)
-        text = f"events {{}}\nhttp {{ {own}\ninclude upstream.conf;\nserver {{ listen unix:socket; }} }}\n"
+    text = re.sub(r"^http \{", lambda found: f"{found[0]} {own}", text, count=1, flags=re.MULTILINE)
     _write(directory, "nginx.conf", text)
     # As root it would give those directories to another user, which root may not do in every container.
     user = f" user root {grp.getgrgid(0).gr_name};" if os.geteuid() == 0 else ""

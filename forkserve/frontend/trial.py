@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import grp
 import os
+import re
 import subprocess
 import tempfile
 
-from forkserve.frontend.check import MOST, SILENT, TIME, UNKNOWN, CheckError, complaint, find
+from forkserve.frontend.check import SILENT, TIME, CheckError, complaint, find
 
+MOST = 10  # variables of the user's own that the backends may name
+UNKNOWN = re.compile(r'unknown "([a-z0-9_]+)" variable')
 _INPUT = "/dev/stdin"
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from forkserve import cli
-from forkserve.frontend import check
+from forkserve.frontend import check, trial
 from tests.integration.command import ROOT, run
 from tests.integration.conftest import Start
 from tests.integration.frontend import PACKAGES, certificate, free_port, program, short
@@ -151,9 +151,9 @@ def test_keys_that_the_users_own_configuration_defines(capsys: pytest.CaptureFix
     part = f"nginx {SHOP} --check --upstream-only --balance 'hash $my_var:$other'"
     assert (cli.main(shlex.split(part)), capsys.readouterr().err) == (0, "")
 
-    many = "".join(f"$my_{number}" for number in range(check.MOST + 1))
+    many = "".join(f"$my_{number}" for number in range(trial.MOST + 1))
     for line, variable in (
-        (f"nginx {SHOP} --check --upstream-only --balance 'hash {many}'", f"my_{check.MOST}"),
+        (f"nginx {SHOP} --check --upstream-only --balance 'hash {many}'", f"my_{trial.MOST}"),
         (f"nginx {SHOP} --check --listen {free_port()} --balance 'hash $my_var'", "my_var"),
     ):
         assert cli.main(shlex.split(line)) == 1
