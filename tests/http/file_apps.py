@@ -278,7 +278,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 
     def note() -> None:
         close()
-        EVENTS.append("closed")
+        EVENTS.append(f"closed {path}")
 
     with contextlib.suppress(AttributeError):  # of a type that takes no new attributes
         file.close = note

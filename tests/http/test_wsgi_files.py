@@ -53,6 +53,7 @@ class Way:
 
     def __init__(self, server: Server, tls: ssl.SSLContext | None) -> None:
         self.server, self._tls = server, tls
+        self.path = Path()  # of the file of this test
 
     def connect(self, **options: int) -> Client:
         """A client."""
@@ -67,11 +68,12 @@ class Way:
             return answer
 
     def events(self, *expected: str) -> None:
-        """Wait until so much has happened; nothing else may have."""
+        """Wait until so much has happened to the file of this test; nothing else may have. Others may be closed late."""
         seen: list[str] = []
 
         def enough() -> bool:
-            seen.extend(json.loads(self.ask("-/events").body))
+            happened = (one.rsplit(" ", 1) for one in json.loads(self.ask("-/events").body))
+            seen.extend(what for what, path in happened if path == str(self.path))
             return len(seen) >= len(expected)
 
         wait_until(enough, f"only this has happened: {seen}")
@@ -99,9 +101,8 @@ def way(request: pytest.FixtureRequest, certificate: Path, tmp_path_factory: pyt
 
 @pytest.fixture
 def path(way: Way, tmp_path: Path) -> Path:
-    """A file; what happened before is forgotten."""
-    way.ask("-/events")
-    path = tmp_path / "file"
+    """A file."""
+    way.path = path = tmp_path / "file"
     path.write_bytes(CONTENT)
     return path
 

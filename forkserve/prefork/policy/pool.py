@@ -273,9 +273,7 @@ class Pool(Generations):
         self._close_listeners()
         self._announce()
         owed, self._owed = self._owed, []
-        # What ended before its order was made needs it no more.
-        needless = (Drain, DumpStacks, Kill, ServeOn)
-        return [one for one in owed if not (isinstance(one, needless) and one.member.state is State.GONE)]
+        return [one for one in owed if not _is_needless(one)]
 
     def _escalate(self, member: Member, now: float) -> None:
         overdue = member.deadline is not None and member.deadline <= now
@@ -433,3 +431,13 @@ class Pool(Generations):
         if self.phase is Phase.FIRST_BOOT and not self.limits.patient:
             self.exit_code = ExitCode(code) if code in (ExitCode.APP_LOAD, ExitCode.USAGE) else ExitCode.BOOT
             self.stop()
+
+
+def _is_needless(action: Action) -> bool:
+    """Whether the member has changed since the order was made, so that it needs it no more."""
+    match action:
+        case Drain(member) | DumpStacks(member) | Kill(member):
+            return member.state is State.GONE
+        case ServeOn(member):
+            return member.state is not State.READY
+    return False
