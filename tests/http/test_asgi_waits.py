@@ -78,6 +78,7 @@ def test_an_upload_waits_for_the_application(server: Server) -> None:
     events(server, "working")
 
 
+@pytest.mark.heavy
 def test_an_expectation_waits_for_the_application(server: Server) -> None:
     """Nor where the client has been told nothing yet; its time begins with 100 Continue, and then all of it."""
     with server.connect() as client, server.connect() as silent:

@@ -145,6 +145,7 @@ def test_a_reader_that_stops(hasty: Server, interface: str, tmp_path: Path) -> N
                 assert len(client.rest()) < 20_000_000
 
 
+@pytest.mark.heavy
 def test_a_slow_reader_is_not_cut(hasty: Server, interface: str, tmp_path: Path) -> None:
     """As long as something is read now and then, the answer goes on."""
     path = tmp_path / "big"
@@ -274,6 +275,7 @@ def test_tls_body_and_file(secure: Server, interface: str, certificate: Path, tm
             assert len(client.answer().body) == 50 * 65536
 
 
+@pytest.mark.heavy
 def test_tls_refusals(secure: Server, interface: str, certificate: Path) -> None:
     """A bad request is answered within TLS; whoever does not speak TLS at all, or goes, harms nobody."""
     with secure.connect(tls=trusting(certificate)) as client:

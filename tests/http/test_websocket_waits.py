@@ -41,6 +41,7 @@ def answer_pings(clients: Iterable[Client], seconds: float) -> None:
             by_socket[ready].send(frame(PONG, payload))
 
 
+@pytest.mark.heavy
 def test_a_busy_application_keeps_its_client(server: Server) -> None:
     """A client whose messages wait for the application cannot be heard, and is not taken for dead."""
     messages = [frame(TEXT, b"hi")] * 40

@@ -124,6 +124,7 @@ def hand_over(site: Site, path: str) -> None:
     eventually(started.exists, "the work has begun")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("way", "what"),
     [

@@ -95,6 +95,7 @@ def check_told(site: Site, fault: Fault, old: list[tuple[int, int, int, str]]) -
     assert log.count("reload failed: ") == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_nothing_is_changed_until_it_is_mended(start: Start, tmp_path: Path, fault: Fault) -> None:
     site = Site(start, tmp_path, fault.app, "--base-port", 0, *QUICK, *fault.options, files={"forkserve.toml": ""})

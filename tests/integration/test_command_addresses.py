@@ -400,6 +400,7 @@ def test_connections_wait_while_a_worker_is_replaced(serve: Start) -> None:
     assert command.wait_for(rf"worker 1 \(pid {pid}\) was killed by SIGKILL")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("many", [1, 4])
 def test_a_restart_finds_its_ports_free(start: Start, many: int) -> None:
     port = free_ports(many)

@@ -16,6 +16,7 @@ from tests.integration.test_worker_commands import ASGI, INLINE, THREADS, Kind, 
 CALLS, TOGETHER, WORKERS = 1000, 25, 3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", [ASGI, INLINE, THREADS], ids=["asgi", "inline", "threads"])
 def test_a_thousand_calls_while_requests_come(start: Start, tmp_path: Path, kind: Kind) -> None:
     """TP-3, TP-7, TP-8: each call has a number, and each worker remembers those that it ran."""

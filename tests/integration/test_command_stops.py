@@ -119,6 +119,7 @@ def refuses(port: int) -> bool:
     return False
 
 
+@pytest.mark.heavy
 @INTERFACES
 def test_idle_connections_are_closed(serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]) -> None:
     gate.touch()
@@ -305,6 +306,7 @@ def test_a_second_signal_stops_at_once(
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.heavy
 @INTERFACES
 def test_kill_9_of_the_master_while_requests_are_in_hand(
     serve: Start,

@@ -177,6 +177,7 @@ def test_lifespan_has_a_context_of_its_own(serve: Start, tmp_path: Path, loop: s
     assert (place, own, base) == ("lifespan shutdown", "lifespan", [*STARTUP[:-1], "lifespan"])
 
 
+@pytest.mark.heavy
 @LOOPS
 @MODES
 @pytest.mark.parametrize("name", ["look", "look_async"])

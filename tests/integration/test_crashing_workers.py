@@ -17,6 +17,8 @@ from tests.integration.conftest import Start
 from tests.integration.load import Load
 from tests.integration.steer import Steered
 
+pytestmark = pytest.mark.heavy
+
 # How it crashes: the path, and what `status` says of its end.
 CRASHES = [
     ("/segfault", None, 11),

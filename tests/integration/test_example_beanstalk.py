@@ -18,6 +18,8 @@ import pytest
 from tests.integration.command import DEADLINE, Command, eventually
 from tests.integration.conftest import Start
 
+pytestmark = pytest.mark.heavy
+
 Queue: TypeAlias = "greenstalk.Client[str]"
 
 

@@ -24,6 +24,8 @@ from tests.integration.command import Command, eventually, run
 from tests.integration.conftest import Start
 from tests.integration.frontend import FrontEnd, certificate, short
 
+pytestmark = pytest.mark.heavy
+
 __all__ = ["certificate", "short"]
 
 KINDS = pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])

@@ -46,6 +46,7 @@ def test_work_behind_the_answer_has_until_the_graceful_timeout(serve: Start, tmp
     assert "ERROR" not in command.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("app", "options"),
     [("who", ("--bind", "127.0.0.1:0")), ("who", ("--base-port", 0, "--threads", 2)), ("who_asgi", ("--bind", "127.0.0.1:0"))],

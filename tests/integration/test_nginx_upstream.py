@@ -221,6 +221,7 @@ def test_a_master_that_is_killed_leaves_nothing_behind(shop: Live) -> None:
     assert server.runs == ["begin"]
 
 
+@pytest.mark.heavy
 def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_path: Path) -> None:
     fake, broken = tmp_path / "bin" / "nginx", tmp_path / "refuse"
     fake.parent.mkdir()
@@ -342,6 +343,7 @@ def test_no_two_servers_keep_one_file(shop: Live, tmp_path: Path) -> None:
     assert [path.name for path in server.upstream.parent.iterdir()] == [server.upstream.name]
 
 
+@pytest.mark.heavy
 def test_nginx_is_told_of_other_addresses_when_workers_are_there(behind, tmp_path: Path) -> None:
     gate = tmp_path / "opened"
     prologue = f"async def gate():\n    while not os.path.exists({str(gate)!r}):\n        await asyncio.sleep(0.01)\n"

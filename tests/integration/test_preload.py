@@ -92,6 +92,7 @@ def test_what_is_on_disk_does_not_matter_for_a_worker(start: Start, tmp_path: Pa
     assert site.noted() == ["import 1"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("options", [("app:wsgi",), ("app:wsgi", "--threads", 2), ("app:asgi",)], ids=["wsgi", "threads", "asgi"])
 @pytest.mark.parametrize("address", [("--base-port", 0), ("--bind", "127.0.0.1:0")], ids=["ports", "shared"])
 def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[object, ...], address: tuple[object, ...]) -> None:
@@ -108,6 +109,7 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[object, ..
     assert "WARNING" not in site.command.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_a_bad_reload_changes_nothing_nor_does_a_crash_after_it(start: Start, tmp_path: Path, fault: Fault) -> None:
     site = Site(start, tmp_path, fault.app, *QUICK, *fault.options, files={"forkserve.toml": ""})

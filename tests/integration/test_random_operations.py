@@ -51,6 +51,7 @@ def test_random_operations(start: Start, tmp_path: Path, configuration: Configur
     play(start, tmp_path, configuration, SECONDS / len(CONFIGURATIONS), SEED)
 
 
+@pytest.mark.heavy
 def test_a_few_random_operations(start: Start, tmp_path: Path) -> None:
     play(start, tmp_path, SMOKE, 3.0, 20)
 

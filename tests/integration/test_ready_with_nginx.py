@@ -98,6 +98,7 @@ def test_the_launcher_of_a_daemon_waits_for_it(start: Start, tmp_path: Path, ngi
         assert launcher.ask("stop")["ok"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [

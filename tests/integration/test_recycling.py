@@ -62,6 +62,7 @@ def test_after_so_long(start: Start, tmp_path: Path) -> None:
     assert re.search(r"worker [12] is replaced: \d s old \(--max-lifetime\)$", site.command.stderr, re.MULTILINE)
 
 
+@pytest.mark.heavy
 def test_with_so_much_memory(start: Start, tmp_path: Path) -> None:
     code = source() + LEAK
     site = Site(start, tmp_path, "app:leak", "--base-port", 0, "-w", 2, "--max-memory", "90m", "--linger", 1, code=code)

@@ -81,6 +81,7 @@ def test_the_working_directory_is_the_one_that_has_its_name_now(start: Start, tm
     assert get(command.port).json["generation"] == "2"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("options", EVERYWHERE)
 def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:  # TP-19
     site = Site(start, tmp_path, *options, "-w", 3, *QUICK)

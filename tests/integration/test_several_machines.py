@@ -22,6 +22,8 @@ from tests.integration.frontend import FrontEnd, free_port, short
 from tests.integration.hosts import NAME, WORKERS, Host, Network
 from tests.integration.load import Failure, Load
 
+pytestmark = pytest.mark.heavy
+
 __all__ = ["short"]
 
 APP = """

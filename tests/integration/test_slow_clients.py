@@ -47,6 +47,7 @@ def secure(serve: Start, certificate: Path, *options: object) -> Command:
     return serve("tests.integration.small_apps:who_asgi", "--base-port", 0, "--certfile", certificate, *options)
 
 
+@pytest.mark.heavy
 def test_a_tls_client_that_never_reads_its_close(serve: Start, certificate: Path, trust: ssl.SSLContext) -> None:
     """The connection is given up after all, and the worker's clock goes on (Date shows it), and with it its signs of life."""
     command = secure(serve, certificate, "--keyfile", certificate, "--loop", "asyncio", "--keep-alive", 1, "--timeout", 4)
@@ -68,6 +69,7 @@ def test_a_tls_client_that_never_reads_its_close(serve: Start, certificate: Path
     assert "ERROR" not in command.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["file", "generator"])
 def test_a_slow_but_steady_reader_does_not_make_a_worker_hang(serve: Start, tmp_path: Path, kind: str) -> None:
     """The only thread waits for the client, which says nothing about the application."""

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.integration.client import Client, get
 from tests.integration.command import Command, eventually, run
 
@@ -18,6 +20,7 @@ def wanted(name: str) -> int:
     return count
 
 
+@pytest.mark.heavy
 def test_load_starts_workers_up_to_the_most_and_its_end_retires_them(serve: Start, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     spare = ("--min-workers", 1, "--max-workers", 3, "--min-spare", 1, "--max-spare", 2)

@@ -133,6 +133,7 @@ def test_a_worker_that_ends_while_it_writes_its_stacks(stuck: Stuck) -> None:
     eventually(lambda: len(server.command.workers) == 1, "its successor")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["worker", "mold"])
 @pytest.mark.parametrize(
     "code", ["import time; time.sleep(600)", "import collections, itertools as i; collections.deque(i.repeat(0), 0)"]

@@ -93,6 +93,7 @@ def test_a_reload_lets_a_finite_stream_end(start: Start, tmp_path: Path, framewo
     assert "cut off" not in steered.command.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("framework", ["raw", "wsgi", "threads"])
 @pytest.mark.parametrize("how", ["stop", "restart", "scale", "term", "upgrade"])
 def test_other_drains_let_it_end(start: Start, tmp_path: Path, framework: str, how: str) -> None:
@@ -172,6 +173,17 @@ def test_background_work_of_a_client_that_left(start: Start, tmp_path: Path) -> 
         client.request(f"/late?{gate}")
         noted(steered.notes, "waits")
     noted(steered.notes, "reported")
+    gate.touch()
+    noted(steered.notes, "background done")
+
+
+@pytest.mark.parametrize("framework", ["starlette", "base_http_middleware"])
+def test_background_work_of_a_client_that_leaves_with_its_answer(start: Start, tmp_path: Path, framework: str) -> None:
+    steered = begin(start, tmp_path, framework)
+    gate = tmp_path / "gate"
+    with Client(steered.command.port) as client:
+        assert client.get(f"/background?{gate}").text == "done"
+    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "it has gone")
     gate.touch()
     noted(steered.notes, "background done")
 
@@ -284,6 +296,7 @@ def test_a_half_closed_stream(start: Start, tmp_path: Path, framework: str, choi
             assert "cut by" in eventually(steered.notes.read_text)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("choice", ["answer", "disconnect"])
 def test_half_closed_connections_end(start: Start, tmp_path: Path, choice: str, loop: str) -> None:
@@ -310,6 +323,7 @@ def test_an_upload_whose_client_leaves(start: Start, tmp_path: Path) -> None:
     assert not re.search("ERROR|Traceback", log), log
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("framework", "path"), [("starlette", "/receive"), ("starlette", "/send"), ("fastapi", "/receive")])
 @pytest.mark.parametrize("how", ["FIN", "RST", "Close"])
 def test_a_websocket_whose_client_leaves(start: Start, tmp_path: Path, framework: str, path: str, how: str) -> None:

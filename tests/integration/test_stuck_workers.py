@@ -64,6 +64,7 @@ def test_asgi_with_another_request_that_waits(serve: Start, notes: Path, loop: s
         assert in_hand(command) == ["/wait", "/sleep"]
 
 
+@pytest.mark.heavy
 def test_asgi_in_native_code(serve: Start, notes: Path) -> None:
     """Nothing of Python's runs any more: what was noted before tells."""
     command = stuck(serve, notes, "app")

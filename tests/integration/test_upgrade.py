@@ -58,6 +58,7 @@ def upgraded(site: Site, times: int, generation: int) -> None:
     site.command.wait_for(rf"\[INFO\] master: reloaded: generation {generation} in ")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "options",
     [

@@ -59,6 +59,7 @@ def test_the_masters_own_hook_refuses(start: Start, tmp_path: Path) -> None:
 # Together with others.
 
 
+@pytest.mark.heavy
 def test_64_workers_in_one_round(start: Start, tmp_path: Path) -> None:
     """In parallel, under one deadline: it takes as long as one of them."""
     remote = Remote(start, tmp_path, "Idle", workers=64)

@@ -139,6 +139,7 @@ def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:  # PF-7
     assert server.stop() == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 3.0), (signal.SIGSTOP, 9.0)])
 def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal.Signals, seconds: float) -> None:  # PF-7
     server = serve(workers=2, base_port=0, timeout=1.0, prefix=("setsid",)).ready()
