@@ -1,7 +1,10 @@
 """What can go wrong between a client, this server and an application."""
 
+import re
 from http import HTTPStatus
 
+# Starlette's, Litestar's, Falcon's; not aiohttp's ServerDisconnectedError, which is about a server that the application asked.
+_DEPARTURES = re.compile("(Client|WebSocket)Disconnect")
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -50,7 +53,7 @@ def is_departure(error: BaseException) -> bool:
         seen.add(id(error))
         if isinstance(error, BaseExceptionGroup):
             return all(map(is_departure, error.exceptions))
-        if isinstance(error, ClientGoneError) or "disconnect" in type(error).__name__.lower():
+        if isinstance(error, ClientGoneError) or _DEPARTURES.match(type(error).__name__):
             return True
         error = error.__cause__ or error.__context__  # type: ignore[assignment]  # the end of the chain
     return False
