@@ -18,6 +18,8 @@ from tests.integration.load import Load
 from tests.integration.release import Releases
 from tests.integration.site import Site, source
 
+pytestmark = pytest.mark.heavy
+
 QUICK = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 5)
 # In a pre-flight it hangs while the file is there. No worker is forked from it then.
 HANGS = """

@@ -7,9 +7,13 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.integration.client import Client, get
 from tests.integration.command import Command, descriptors, eventually
 from tests.integration.conftest import Start
+
+pytestmark = pytest.mark.heavy
 
 APP = """
 import os

@@ -52,7 +52,7 @@ MODES = pytest.mark.parametrize(
     [("wsgi",), ("wsgi", "--threads", 1), ("asgi",)],
     ids=["inline", "threads", "asgi"],
 )
-LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+LOOPS = pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 
 
 def begin(serve: Start, tmp_path: Path, mode: tuple[object, ...], *options: object, conf: str = CONF) -> Command:

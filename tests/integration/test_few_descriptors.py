@@ -16,6 +16,8 @@ from tests.integration.client import Client, get
 from tests.integration.command import Command, after, descriptors, eventually
 from tests.integration.conftest import Start
 
+pytestmark = pytest.mark.heavy
+
 MODES = pytest.mark.parametrize(
     ("app", "options"),
     [

@@ -21,6 +21,8 @@ from tests.integration.command import DEADLINE, eventually
 from tests.integration.conftest import Start
 from tests.integration.frontend import certificate, free_port, program, short
 
+pytestmark = pytest.mark.heavy
+
 __all__ = ["certificate", "short"]
 
 WSGI, ASGI = "example_apps.echo:application", "example_apps.echo:app"

@@ -19,6 +19,8 @@ from tests.integration.conftest import Start
 from tests.integration.frontend import program
 from tests.integration.test_nginx_upstream import Shop
 
+pytestmark = pytest.mark.heavy
+
 GATE = "while [ ! -e {gate} ]; do sleep 0.02; done\n"
 # A run may take only so long.
 SHORT = ("-c", "from forkserve import cli; from forkserve.frontend import upstream; upstream.LONGEST = 1.5; cli.main()")
@@ -98,7 +100,6 @@ def test_the_launcher_of_a_daemon_waits_for_it(start: Start, tmp_path: Path, ngi
         assert launcher.ask("stop")["ok"]
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [

@@ -15,6 +15,8 @@ from tests.integration.command import eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.site import Site, source
 
+pytestmark = pytest.mark.heavy
+
 QUICK = ("--base-port", 0, "--reload-settle", 0, "--linger", 0.5)
 MODES = pytest.mark.parametrize(
     "mode", [("app:wsgi",), ("app:wsgi", "--threads", 2), ("app:asgi",)], ids=["wsgi", "threads", "asgi"]

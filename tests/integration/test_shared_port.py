@@ -15,6 +15,8 @@ from tests.integration.client import Client, get
 from tests.integration.command import eventually
 from tests.integration.conftest import Start
 
+pytestmark = pytest.mark.heavy
+
 APPS = pytest.mark.parametrize(
     ("app", "loop"), [("who", "uvloop"), ("who", "asyncio"), ("who_asgi", "uvloop"), ("who_asgi", "asyncio")]
 )

@@ -14,6 +14,8 @@ from tests.integration.client import Client, get
 from tests.integration.command import Command, eventually, exists
 from tests.integration.conftest import Start
 
+pytestmark = pytest.mark.heavy
+
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 
 
@@ -64,7 +66,6 @@ def test_asgi_with_another_request_that_waits(serve: Start, notes: Path, loop: s
         assert in_hand(command) == ["/wait", "/sleep"]
 
 
-@pytest.mark.heavy
 def test_asgi_in_native_code(serve: Start, notes: Path) -> None:
     """Nothing of Python's runs any more: what was noted before tells."""
     command = stuck(serve, notes, "app")
