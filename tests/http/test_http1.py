@@ -197,6 +197,7 @@ heads = st.builds(
 )  # fmt: skip
 
 
+@pytest.mark.heavy
 @settings(max_examples=1500, deadline=None)
 @given(heads)
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n")
@@ -209,6 +210,7 @@ def test_parsers_agree_on_heads(head: bytes) -> None:
     assert judged(head, "httptools") == judged(head, "h11")
 
 
+@pytest.mark.heavy
 @settings(max_examples=300, deadline=None)
 @given(st.lists(heads, min_size=1, max_size=4).map(b"".join), st.binary(max_size=8), st.data())
 def test_pieces_make_no_difference(messages: bytes, junk: bytes, data: st.DataObject) -> None:

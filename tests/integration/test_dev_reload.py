@@ -20,6 +20,8 @@ from tests.integration.command import descriptors, eventually, exists, run
 from tests.integration.conftest import Start
 from tests.integration.development import WSGI, Project, polled
 
+pytestmark = pytest.mark.heavy
+
 ASGI = """\
 import helper
 V = {version}

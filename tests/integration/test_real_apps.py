@@ -16,6 +16,8 @@ from tests.integration.client import Client, get
 from tests.integration.command import Command, eventually
 from tests.integration.conftest import Start
 
+pytestmark = pytest.mark.heavy
+
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 PARSERS = pytest.mark.parametrize("parser", ["httptools", "h11"])
 

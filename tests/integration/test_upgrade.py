@@ -16,6 +16,8 @@ from tests.integration.load import Load
 from tests.integration.release import Releases
 from tests.integration.site import Site, source
 
+pytestmark = pytest.mark.heavy
+
 QUICK = ("--reload-settle", 0.1, "--linger", 0.5)
 UPGRADED = r"\[INFO\] master: upgraded in place: "
 LIBRARY = """
@@ -58,7 +60,6 @@ def upgraded(site: Site, times: int, generation: int) -> None:
     site.command.wait_for(rf"\[INFO\] master: reloaded: generation {generation} in ")
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     "options",
     [
