@@ -86,7 +86,15 @@ def send(client: Client, what: str, *lines: str, method: str = "GET", version: s
     client.send("\r\n".join((f"{method} {target} HTTP/{version}", "Host: a", *lines, "", "")).encode())
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "inline",
+        "threads",
+        "read",
+        *(pytest.param(one, marks=pytest.mark.heavy) for one in ("read in threads", "TLS", "TLS in threads")),
+    ],
+)
 def way(request: pytest.FixtureRequest, certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
     """A server for each way that a file can take."""
     app = "tests.http.file_apps:application"

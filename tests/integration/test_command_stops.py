@@ -15,6 +15,8 @@ from tests.integration.client import Answer, Client, dial, get
 from tests.integration.command import Command, eventually, exists
 from tests.integration.conftest import Start
 
+pytestmark = pytest.mark.heavy
+
 MODES = {
     "wsgi": ("gated", ()),
     "threads": ("gated", ("--threads", "4")),
@@ -119,7 +121,6 @@ def refuses(port: int) -> bool:
     return False
 
 
-@pytest.mark.heavy
 @INTERFACES
 def test_idle_connections_are_closed(serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]) -> None:
     gate.touch()
@@ -306,7 +307,6 @@ def test_a_second_signal_stops_at_once(
     assert time.monotonic() - began < 3
 
 
-@pytest.mark.heavy
 @INTERFACES
 def test_kill_9_of_the_master_while_requests_are_in_hand(
     serve: Start,

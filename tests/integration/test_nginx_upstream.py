@@ -21,6 +21,8 @@ from tests.integration.frontend import FrontEnd, program
 from tests.integration.load import Load
 from tests.integration.site import Site, source
 
+pytestmark = pytest.mark.heavy
+
 SERVER = re.compile(r"^ *server (\S+) max_fails=\S+?( down)?;", re.MULTILINE)
 
 
@@ -221,7 +223,6 @@ def test_a_master_that_is_killed_leaves_nothing_behind(shop: Live) -> None:
     assert server.runs == ["begin"]
 
 
-@pytest.mark.heavy
 def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_path: Path) -> None:
     fake, broken = tmp_path / "bin" / "nginx", tmp_path / "refuse"
     fake.parent.mkdir()
@@ -343,7 +344,6 @@ def test_no_two_servers_keep_one_file(shop: Live, tmp_path: Path) -> None:
     assert [path.name for path in server.upstream.parent.iterdir()] == [server.upstream.name]
 
 
-@pytest.mark.heavy
 def test_nginx_is_told_of_other_addresses_when_workers_are_there(behind, tmp_path: Path) -> None:
     gate = tmp_path / "opened"
     prologue = f"async def gate():\n    while not os.path.exists({str(gate)!r}):\n        await asyncio.sleep(0.01)\n"
@@ -370,7 +370,6 @@ def test_nginx_is_told_of_other_addresses_when_workers_are_there(behind, tmp_pat
     load.check()
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("when", ["before the canary is ready", "as its successor boots"])
 def test_an_old_address_is_closed_when_nginx_was_told_though_its_worker_has_died(shop: Live, tmp_path: Path, when: str) -> None:
     """Meanwhile another worker of the old generation answers there; one that is not ready by then is waited for by nobody."""

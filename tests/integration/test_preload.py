@@ -17,6 +17,8 @@ from tests.integration.load import Load
 from tests.integration.site import Site, source
 from tests.integration.test_bad_reload import FAULTS, Fault
 
+pytestmark = pytest.mark.heavy
+
 PORTS = ("--base-port", 0, "-w", 2)
 QUICK = (*PORTS, "--preload", "--reload-settle", 0.2, "--linger", 1)
 BROKEN = "def app(:"
@@ -92,7 +94,6 @@ def test_what_is_on_disk_does_not_matter_for_a_worker(start: Start, tmp_path: Pa
     assert site.noted() == ["import 1"]
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("options", [("app:wsgi",), ("app:wsgi", "--threads", 2), ("app:asgi",)], ids=["wsgi", "threads", "asgi"])
 @pytest.mark.parametrize("address", [("--base-port", 0), ("--bind", "127.0.0.1:0")], ids=["ports", "shared"])
 def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[object, ...], address: tuple[object, ...]) -> None:
@@ -109,7 +110,6 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[object, ..
     assert "WARNING" not in site.command.stderr
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_a_bad_reload_changes_nothing_nor_does_a_crash_after_it(start: Start, tmp_path: Path, fault: Fault) -> None:
     site = Site(start, tmp_path, fault.app, *QUICK, *fault.options, files={"forkserve.toml": ""})
