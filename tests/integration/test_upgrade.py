@@ -36,7 +36,7 @@ print("ended", flush=True)
 sys.exit(code)
 """
 COMMANDS = """
-import time
+import os, time
 from forkserve import current_worker
 
 class Slow:
@@ -186,10 +186,27 @@ def test_a_daemon_stays_one(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def test_what_only_tells_is_begun_again(start: Start, tmp_path: Path) -> None:
+    """A worker is busy, so each `status` is under way for a while, and some are when the new program takes over."""
+    site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, "--mixin", "slow:Slow", *QUICK, files={"slow.py": COMMANDS})
+    slow = site.begin("call", "slow", str(tmp_path / "gate"), to=1)
+    eventually((tmp_path / "gate1").exists, "the command")
+    upgrade, statuses = site.begin("upgrade"), [site.begin("status")]
+    while not re.search(UPGRADED, site.command.stderr):
+        assert site.ask("commands")["ok"]
+        statuses.append(site.begin("status"))
+        if len(statuses) > 16:
+            assert statuses.pop(0).answer["ok"]
+    assert [one.answer["error"] for one in statuses] == [None] * len(statuses)
+    (tmp_path / "gate").touch()
+    assert upgrade.answer["ok"]
+    assert slow.answer["error"]["message"].startswith("the server was upgraded meanwhile")
+
+
 def test_who_waits_meanwhile(start: Start, tmp_path: Path) -> None:
     options = ("app:wsgi", "-w", 2, "--base-port", 0, "--mixin", "slow:Slow", "--threads", 1, *QUICK)
     gate = tmp_path / "gate"
-    files = {"slow.py": "import os\n" + COMMANDS}
+    files = {"slow.py": COMMANDS}
     site = Site(start, tmp_path, *options, files=files)
     assert site.ask("scale", 3)["ok"]
     slow = site.begin("call", "slow", str(gate), to=1)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from forkserve import values
 from forkserve.errors import ListenError
 from forkserve.logs import logger
+from forkserve.prefork.commands.builtin import BUILTINS
 from forkserve.prefork.commands.pending import JSON, CommandError, Pending, answer
 from forkserve.prefork.control.session import Asked, Limits, Phase, Session, peer, turn_away
 from forkserve.prefork.control.socketfile import SocketFile, open_named, open_path
@@ -94,7 +95,10 @@ class Control:
         return {"file": self._file.export(), "sessions": sessions}
 
     def adopt(self, found: Exported | None, upgrade: Pending) -> None:
-        """Go on in the new program. Who asked for the upgrade gets its answer; others only hear that it came between."""
+        """Go on in the new program. Clients that asked for the upgrade get its answer.
+
+        A command that only tells something is begun again. Of others clients hear that the upgrade came between.
+        """
         if found is None:
             return
         self._file = SocketFile.adopt(found["file"])
@@ -104,7 +108,11 @@ class Control:
             session = Session.adopt(one, self._limits)
             self._enter(session)
             for asked in list(session.open):
-                pending = upgrade if asked.request.command == "upgrade" else _failed(between)
+                command = asked.request.command
+                if command in BUILTINS and BUILTINS[command].tells:
+                    self._poller.at(0.0, functools.partial(self._run, session, asked))
+                    continue
+                pending = upgrade if command == "upgrade" else _failed(between)
                 pending.finally_(functools.partial(self._answer, session, asked))
 
     @property
@@ -230,6 +238,10 @@ class Control:
         deadline = None if request.timeout is None else session.since + request.timeout + self._limits.grace
         asked = Asked(request, deadline)
         session.open.add(asked)
+        self._run(session, asked)
+
+    def _run(self, session: Session, asked: Asked) -> None:
+        request = asked.request
         try:
             pending = self._execute(request.command, request.args, to=request.to, timeout=request.timeout)
         except CommandError as error:
