@@ -188,7 +188,9 @@ def test_a_daemon_stays_one(tmp_path: Path) -> None:
 
 def test_what_only_tells_is_begun_again(start: Start, tmp_path: Path) -> None:
     """A worker is busy, so each `status` is under way for a while, and some are when the new program takes over."""
-    site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, "--mixin", "slow:Slow", *QUICK, files={"slow.py": COMMANDS})
+    site = Site(
+        start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, "--mixin", "slow:Slow", *QUICK, files={"slow.py": COMMANDS}
+    )
     slow = site.begin("call", "slow", str(tmp_path / "gate"), to=1)
     eventually((tmp_path / "gate1").exists, "the command")
     upgrade, statuses = site.begin("upgrade"), [site.begin("status")]
