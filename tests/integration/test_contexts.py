@@ -259,8 +259,9 @@ def called(replies):
     print("replies", [reply.value for reply in replies], flush=True)
     os.write(writer, b"x")
 def ring():
-    calls[0] += 1
-    if calls[0] < 3:
+    # A call of which no worker is asked has its replies at once, and calls back within the timer's call.
+    if len(server.pool.serving()) == 2 and calls[0] < 2:
+        calls[0] += 1
         look("timer")
         server.call("look").then(called)
 server.add_io_handler(reader, readable)
