@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds after which what a test waits for is taken not to come."""
 _TROUBLE = re.compile(
     r"Exception ignored|never retrieved|Exception in callback|never awaited|Fatal error|Fatal Python|ResourceWarning|destroyed"

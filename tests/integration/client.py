@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-DEADLINE = 20.0
+from tests.integration.command import DEADLINE
+
 Where = int | str | tuple[str, int]
 
 

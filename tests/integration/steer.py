@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.integration.command import Command, eventually
+from tests.integration.command import DEADLINE, Command, eventually
 from tests.integration.conftest import Start
 
-DEADLINE = 20.0
 
 
 class Request:

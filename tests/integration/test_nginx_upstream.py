@@ -443,13 +443,13 @@ def test_a_unix_socket_is_told_by_its_whole_path(shop: Live, tmp_path: Path) -> 
     [
         ("--nginx-upstream /dev/null", "--nginx-upstream: /dev/null is no file: give the file that nginx includes"),
         (
-            "--nginx-upstream /tmp/x --bind unix:@x",
+            "--nginx-upstream upstream.conf --bind unix:@x",
             "--nginx-upstream: nginx knows no abstract sockets (unix:@x): give --base-port",
         ),
         ("--nginx-upstream /no/such/place/x.conf", "--nginx-upstream: there is no directory /no/such/place"),
         ("--nginx-upstream /etc", "--nginx-upstream: /etc is a directory: give the file that nginx includes"),
         ("--nginx-reload 'nginx -s reload'", "--nginx-reload: needs --nginx-upstream"),
-        ('--nginx-upstream /tmp/x --nginx-reload "nginx \'x"', "is not a command line (No closing quotation)"),
+        ('--nginx-upstream upstream.conf --nginx-reload "nginx \'x"', "is not a command line (No closing quotation)"),
     ],
 )
 def test_what_cannot_work_is_said_at_the_start(options: str, complaint: str) -> None:

@@ -112,7 +112,7 @@ def test_haproxy(serve: Start, app: str, loop: str, tls: bool, certificate: Path
     secure = ("--certfile", certificate, "--keyfile", f"{certificate}.key") if tls else ()
     binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{short}/s", "--workers", 2)
     command = serve(app, *binds, "--loop", loop, "--proxy-protocol", "auto", "--access-logfile", "-", *secure)
-    server, check = f"127.0.0.1:{command.port}", f"check inter 50ms {'check-ssl verify none' if tls else ''}"
+    server, check = f"127.0.0.1:{command.port}", f"check inter 50ms fall 1000 {'check-ssl verify none' if tls else ''}"
     (tmp_path / "pem").write_text(certificate.read_text() + Path(f"{certificate}.key").read_text())
     servers = [
         ("127.0.0.1:{}", f"{server} send-proxy"),
