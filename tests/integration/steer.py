@@ -13,7 +13,6 @@ from tests.integration.command import DEADLINE, Command, eventually
 from tests.integration.conftest import Start
 
 
-
 class Request:
     """Something that the server was asked to do."""
 
