@@ -83,7 +83,7 @@ def cpu(pids: Sequence[int]) -> int:
 def haproxy(directory: Path, servers: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
     """HAProxy that passes bytes on: one port for each of (where it listens, how it speaks to the server)."""
     ports = [free_port() for _ in servers]
-    text = "defaults\n mode tcp\n timeout connect 20s\n timeout client 20s\n timeout server 20s\n"
+    text = "defaults\n mode tcp\n timeout connect 20s\n timeout client 20s\n timeout server 20s\n timeout check 20s\n"
     for port, (bind, server) in zip(ports, servers, strict=True):
         text += f"listen l{port}\n bind {bind.format(port)}\n option httpchk GET /alive\n server s {server}\n"
     (directory / "haproxy.cfg").write_text(text)
@@ -112,7 +112,7 @@ def test_haproxy(serve: Start, app: str, loop: str, tls: bool, certificate: Path
     secure = ("--certfile", certificate, "--keyfile", f"{certificate}.key") if tls else ()
     binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{short}/s", "--workers", 2)
     command = serve(app, *binds, "--loop", loop, "--proxy-protocol", "auto", "--access-logfile", "-", *secure)
-    server, check = f"127.0.0.1:{command.port}", f"check inter 50ms fall 1000 {'check-ssl verify none' if tls else ''}"
+    server, check = f"127.0.0.1:{command.port}", f"check inter 10s {'check-ssl verify none' if tls else ''}"
     (tmp_path / "pem").write_text(certificate.read_text() + Path(f"{certificate}.key").read_text())
     servers = [
         ("127.0.0.1:{}", f"{server} send-proxy"),
