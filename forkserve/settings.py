@@ -282,7 +282,15 @@ class Settings:
     )
     sendfile: bool = setting(True, "HTTP", values.switch, "Let the system send files of wsgi.file_wrapper.", variable="SENDFILE")
 
-    ws_max_size: int = setting(16 * MIB, "WebSocket", values.size, "Size of one message.")
+    ws_max_size: int = setting(
+        16 * MIB, "WebSocket", values.size, "Size of one message, inflated; each of its fragments counts as 64 bytes at least."
+    )
+    ws_max_queue: int = setting(
+        32,
+        "WebSocket",
+        count(1),
+        "Messages of a client, of 256 KiB at most, that wait for the app; then its connection is not read.",
+    )
     ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Time between pings; 0 sends none.")
     ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Time in which a ping must be answered.")
     ws_per_message_deflate: bool = setting(True, "WebSocket", values.switch, "Agree to compression.")

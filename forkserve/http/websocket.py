@@ -1,22 +1,26 @@
 """WebSocket (RFC 6455, RFC 7692) for ASGI.
 
-The handshake comes from a head already read; the frames are the websockets library's sans-IO protocol, which knows neither
-sockets nor loops.
+The handshake comes from a head already read. Handshake, closing and what is sent are the websockets library's sans-IO protocol,
+which knows neither sockets nor loops; what is received is read by `frames`.
+
+What one client can do to the others is bounded. A turn of the loop handles `STEPS_A_TURN` steps of a client's input; the rest is
+left for the next turn, and until then no more is read from it. Messages wait for the application in a queue that is bounded in
+number and memory; while it is full, nothing is read or inflated. Of the pongs for a client that does not read, the last is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from codecs import getincrementaldecoder
+import socket
 from collections import deque
 from math import inf
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake, InvalidState
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
-from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN, SEND_EOF
 from websockets.server import ServerProtocol
@@ -25,7 +29,9 @@ from forkserve.http.asgi import REQUEST, VERSIONS, Message, Scope, root, scope_t
 from forkserve.http.connection import CLOSING_TIME
 from forkserve.http.errors import ClientGoneError, RequestError, ResponseError, is_departure
 from forkserve.http.exchange import Exchange
+from forkserve.http.frames import BINARY, CLOSE, PING, TEXT, FrameError, FrameReader
 from forkserve.http.response import ResponseHead, read_code
+from forkserve.http.stall import Stall, waiting_in_kernel
 from forkserve.http.transports import half_close, look_at_peer
 
 if TYPE_CHECKING:
@@ -36,13 +42,21 @@ if TYPE_CHECKING:
 _VERSIONS = VERSIONS | {"spec_version": "2.5"}
 _log = logging.getLogger("forkserve.websocket")
 _log.setLevel(logging.WARNING)  # the library reports each connection at INFO
-_utf8 = getincrementaldecoder("utf-8")
 
-MESSAGES_AHEAD = 16
-"""Messages that are taken from the client before the application asks for them; there is a limit in bytes, too."""
+STEPS_A_TURN = 32
+"""Steps of the frame reader that a client gets in one turn of the loop: a frame each, or a piece of a large one."""
+READ_AHEAD = 1 << 16
+"""Bytes; a client that has sent more at once is not read again in the same turn, as uvloop would."""
 BYTES_AHEAD = 1 << 18
+"""Memory of the messages that are taken before the application asks for them; ``ws_max_queue`` is their number."""
+OFFERS, OFFERED_BYTES = 100, 2048
+"""Subprotocols, and bytes of extensions, that a handshake may offer: each costs time, and the first stay in memory."""
+NOTICED = 2.0
+"""Seconds within which the sweep has seen that a client takes something."""
 DRAIN_TIME = 5.0
 """Seconds that a client has in a drain to answer a Close."""
+# Small windows, as websockets' own servers have them: a quarter of the memory for little worse a ratio. One handshake claims it.
+_DEFLATE = ServerPerMessageDeflateFactory(server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5})
 _OWN_FIELDS = frozenset(
     (
         b"sec-websocket-accept",
@@ -52,15 +66,6 @@ _OWN_FIELDS = frozenset(
         b"transfer-encoding",
     )
 )
-
-
-class _FrameProtocol(ServerProtocol):
-    """The library's protocol, but for a Close between two fragments: RFC 6455 5.4 allows it, the library calls it an error."""
-
-    def recv_frame(self, frame: Frame) -> None:
-        if frame.opcode is Opcode.CLOSE:
-            self.current_size = None
-        super().recv_frame(frame)
 
 
 class WebSocket(Exchange, asyncio.Protocol):
@@ -76,21 +81,24 @@ class WebSocket(Exchange, asyncio.Protocol):
     """
 
     __slots__ = (
-        "_accept", "_ahead", "_close_code", "_close_reason", "_closing_at", "_connected", "_denial", "_extensions", "_messages",
-        "_news", "_pieces", "_pinged", "_protocol", "_task", "_text", "_writable",
+        "_accept", "_ahead", "_close_code", "_close_reason", "_closing_at", "_connected", "_denial", "_extensions", "_greeted",
+        "_messages", "_news", "_pinged", "_pong", "_protocol", "_reader", "_stall", "_task", "_turn_due", "_writable",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
         super().__init__(connection, target, fields)
         settings = self.site.settings
-        factories = [ServerPerMessageDeflateFactory()] if settings.ws_per_message_deflate else []
-        self._protocol = _FrameProtocol(state=OPEN, extensions=factories, max_size=settings.ws_max_size or None, logger=_log)
+        factories = [_DEFLATE] if settings.ws_per_message_deflate else []
+        self._protocol = ServerProtocol(state=OPEN, extensions=factories, logger=_log)
         self._accept, self._extensions = self._negotiate()
         self.keep_alive = True  # what comes behind the handshake are frames, to be kept until the application has accepted
-        self._messages: deque[Message] = deque(({"type": "websocket.connect"},))
-        self._ahead = 0
-        self._pieces: list[bytes | str] = []
-        self._text: Any = None  # the incremental decoder of a text message under way
+        self._greeted = False  # websocket.connect has been received
+        self._messages: deque[bytes | str] = deque()
+        self._ahead = 0  # memory of them
+        self._reader: FrameReader | None = None  # from the accept on, until nothing more counts
+        self._turn_due = False  # another turn of the loop will go on with what has come
+        self._pong: bytes | None = None  # waits until the client reads
+        self._stall = Stall()
         self._connected = False
         self._denial = False
         self._close_code = 1006
@@ -108,22 +116,33 @@ class WebSocket(Exchange, asyncio.Protocol):
         fields = self.fields
         if self.target.method != "GET" or fields.version != "1.1" or fields.has_body:
             raise RequestError(400, "a WebSocket handshake is a GET of HTTP/1.1 without a body")
-        if [value for name, value in fields.headers if name == b"sec-websocket-version"] != [b"13"]:
+        if self._values(b"sec-websocket-version") != ["13"]:
             raise RequestError(
                 426,
                 "only WebSocket version 13 is spoken here",
                 (("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")),
             )
-        headers = Headers()
-        for name, value in fields.headers:
-            # RFC 7692 7: a value in quotes is legal, but few read it alike: such an offer is declined.
-            if name != b"sec-websocket-protocol" and not (name == b"sec-websocket-extensions" and b'"' in value):
-                headers[name.decode("ascii")] = value.decode("latin-1")
+        if len(self._subprotocols()) > OFFERS:
+            raise RequestError(431, "too many subprotocols are offered")
+        headers = Headers([("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Version", "13")])  # as seen above
+        for key in self._values(b"sec-websocket-key"):
+            headers["Sec-WebSocket-Key"] = key
+        offers = ",".join(self._values(b"sec-websocket-extensions"))
+        # RFC 7692 7: a value in quotes is legal, but few read it alike: such an offer is declined.
+        if offers and '"' not in offers and len(offers) <= OFFERED_BYTES:
+            headers["Sec-WebSocket-Extensions"] = offers
         try:
             accept, extensions, _ = self._protocol.process_request(Request(self.target.environ["RAW_URI"], headers))
         except InvalidHandshake as error:
             raise RequestError(400, "the WebSocket handshake is malformed") from error
         return accept, extensions
+
+    def _values(self, name: bytes) -> list[str]:
+        return [value.decode("latin-1") for other, value in self.fields.headers if other == name]
+
+    def _subprotocols(self) -> list[str]:
+        offers = ",".join(self._values(b"sec-websocket-protocol")).split(",")
+        return [offer.strip(" \t") for offer in offers if offer.strip(" \t")]
 
     def start(self) -> None:
         """Call the application."""
@@ -132,14 +151,13 @@ class WebSocket(Exchange, asyncio.Protocol):
 
     def _scope(self) -> Scope:
         scope = scope_template(self.connection, self.fields, "websocket")
-        offers = b",".join(value for name, value in self.fields.headers if name == b"sec-websocket-protocol")
         scope |= self.target.scope
         del scope["method"]
         if scope["root_path"]:
             root(scope)
         scope["asgi"] = _VERSIONS.copy()
         scope["headers"] = self.fields.headers.copy()
-        scope["subprotocols"] = [offer.strip(" \t") for offer in offers.decode("latin-1").split(",") if offer.strip(" \t")]
+        scope["subprotocols"] = self._subprotocols()
         scope["extensions"] = {"websocket.http.response": {}}
         scope["state"] = self.site.state.copy()
         self.given = scope
@@ -156,7 +174,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         else:
             if not self._connected and not self.complete and not self.gone:
                 self._end_with_error(None, "the application returned without answering the handshake")
-            elif self._connected and self._protocol.state is OPEN:
+            elif self._connected and self._protocol.state is OPEN and not self.gone:
                 self._close(1000, "")
         finally:
             self.site.tasks.discard(self._task)
@@ -166,23 +184,25 @@ class WebSocket(Exchange, asyncio.Protocol):
             self.fail(error, what)
             return
         self.site.log.error("%s: %s", self.describe(), what, exc_info=error)
-        if self._protocol.state is OPEN:
+        if self._protocol.state is OPEN and not self.gone:
             self._close(1011, "")
 
     # What the application uses
 
     async def receive(self) -> Message:
         """ASGI: ``websocket.connect``, then messages, then ``websocket.disconnect``."""
+        if not self._greeted:
+            self._greeted = True
+            return {"type": "websocket.connect"}
         while not self._messages:
-            if self.gone:
+            if self.gone and not self._behind():
                 return {"type": "websocket.disconnect", "code": self._close_code, "reason": self._close_reason}
             self._news.clear()
             await self._news.wait()
-        message = self._messages.popleft()
-        self._ahead -= len(message.get("bytes") or message.get("text") or b"")
-        if not self._full():
-            self.connection.resume_reading()
-        return message
+        data = self._messages.popleft()
+        self._ahead -= getsizeof(data)
+        self._go_on()
+        return {"type": "websocket.receive", "bytes" if isinstance(data, bytes) else "text": data}
 
     async def send(self, message: Message) -> None:
         """ASGI: accept or deny, then messages, then close.
@@ -196,8 +216,13 @@ class WebSocket(Exchange, asyncio.Protocol):
             raise ClientGoneError
         if not self._connected:
             self._answer_handshake(kind, message)
+            if self._denial and self.connection.write_paused and not self.gone:
+                self._writable.clear()
+                await self._writable.wait()
             return
         if kind == "websocket.send":
+            while not self._writable.is_set():  # of many tasks that send at once, only one adds to what waits for a slow client
+                await self._writable.wait()
             text, data = message.get("text"), message.get("bytes")
             if (text is None) == (data is None):
                 raise ResponseError("websocket.send needs either bytes or text")
@@ -250,7 +275,11 @@ class WebSocket(Exchange, asyncio.Protocol):
         data = head.finish(own.encode("ascii"), site.ending)
         self.head = head
         self.started = self._connected = True
+        deflate: Any = self._protocol.extensions[0] if self._protocol.extensions else None
+        self._reader = FrameReader(site.settings.ws_max_size, deflate)
         self.connection.transport.write(data)
+        if self.connection.write_paused:
+            self._writable.clear()
         if site.on_answer is not None:
             site.on_answer(self)
         self._pinged = None
@@ -263,23 +292,59 @@ class WebSocket(Exchange, asyncio.Protocol):
         except Exception as error:
             raise ResponseError("the close code or reason is not valid") from error
         self._flush()
+        self._go_on()  # to the client's Close, though messages may be in front of it that nobody will receive
 
     # The transport's protocol, from the accept on (asyncio)
 
     def data_received(self, data: bytes) -> None:
         """Frames have come."""
         self._pinged = None
-        self._protocol.receive_data(data)
-        for event in self._protocol.events_received():
-            if isinstance(event, Frame) and not self._take(event):
-                break  # RFC 6455 7.1.7: after a failure no more is read
+        if self._reader is None:  # RFC 6455 7.1.7: after a Close or a failure no more is read
+            return
+        self._reader.feed(data)
+        if self._turn_due:
+            return
+        self._take_turn()
+        if len(data) > READ_AHEAD and not self._turn_due:
+            self._pause()
+
+    def _take_turn(self) -> None:
+        """Do so much of what the client has sent, and see whether to read on."""
+        self._turn_due = False
+        try:
+            for _ in range(STEPS_A_TURN):
+                if self._reader is None or self._reader.hungry or self._full():
+                    break
+                event = self._reader.step()
+                if event is not None:
+                    self._take(*event)
+        except FrameError as error:
+            self._reader = None
+            self._protocol.fail(error.code, error.reason)
         self._flush()
+        if self.gone:
+            self._news.set()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Read from the client, or go on with what has been read, unless the application must receive first."""
         if self._full():
+            self._pause(again=False)
+        elif self._reader is not None and not self._reader.hungry:
+            self._pause()
+        elif self._connected and not self._turn_due and not self.connection.transport.is_closing():
+            self.connection.resume_reading()
+
+    def _pause(self, *, again: bool = True) -> None:
+        """Read nothing from the client until the next turn or, without ``again``, until the application has received."""
+        if not self.connection.transport.is_closing():
             self.connection.pause_reading()
+        if again and not self._turn_due:
+            self._turn_due = True
+            self.site.loop.call_soon(self._take_turn, context=self.site.context)
 
     def eof_received(self) -> bool:
         """The client sends no more: without a Close frame the WebSocket is broken."""
-        self._protocol.receive_eof()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -295,47 +360,49 @@ class WebSocket(Exchange, asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._writable.set()
+        if self._pong is not None:
+            self._send_pong()
+            self._flush()
 
-    def _take(self, frame: Frame) -> bool:
-        """Take a frame; whether those behind it count."""
-        opcode = frame.opcode
-        if opcode is Opcode.CLOSE:
+    def _take(self, opcode: int, data: Any) -> None:
+        if opcode in (TEXT, BINARY):
+            if self._protocol.state is OPEN:  # else the application has been told that it is over
+                self._ahead += getsizeof(data)
+                self._messages.append(data)
+                self._news.set()
+        elif opcode == PING:
+            self._pong = data  # RFC 6455 5.5.3: instead of one that could not be sent yet
+            if self._writable.is_set():
+                self._send_pong()
+        elif opcode == CLOSE:
+            self._reader = None
+            self._protocol.receive_data(data)
             received = self._protocol.close_rcvd
             if received is not None and self._protocol.close_rcvd_then_sent:
                 self._close_code, self._close_reason = received.code, received.reason
             self.client_gone()
-        elif opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            if opcode is Opcode.TEXT:
-                self._text = _utf8()
-            try:
-                self._pieces.append(bytes(frame.data) if self._text is None else self._text.decode(frame.data, frame.fin))
-            except UnicodeDecodeError:
-                self._protocol.fail(1007, "invalid UTF-8")
-                return False
-            if frame.fin:
-                self._deliver()
-        return True
 
-    def _deliver(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        message: Message = {"type": "websocket.receive"}
-        if self._text is None:
-            message["bytes"] = b"".join(pieces)  # type: ignore[arg-type]  # no decoder, so all of them are bytes
-        else:
-            message["text"] = "".join(pieces)  # type: ignore[arg-type]  # all of them came from the decoder
-            self._text = None
-        self._ahead += len(message.get("bytes") or message.get("text") or b"")
-        self._messages.append(message)
-        self._news.set()
+    def _send_pong(self) -> None:
+        if self._pong is not None and self._reader is not None:
+            self._protocol.send_pong(self._pong)
+        self._pong = None
 
     def _full(self) -> bool:
-        return len(self._messages) > MESSAGES_AHEAD or self._ahead > BYTES_AHEAD
+        """Whether the application must receive before more is taken from the client."""
+        queued = len(self._messages) >= self.site.settings.ws_max_queue or self._ahead > BYTES_AHEAD
+        return queued and self._protocol.state is OPEN
+
+    def _behind(self) -> bool:
+        """Whether there are frames that came before the end of the connection and have not been read."""
+        return self._reader is not None and not self._reader.hungry and self._protocol.state is OPEN
 
     def _flush(self) -> None:
         transport = self.connection.transport
         out = self._protocol.data_to_send()
         if out and not transport.is_closing():
-            transport.write(b"".join(out))
+            data = b"".join(out)
+            self.sent += len(data)
+            transport.write(data)
             if SEND_EOF in out and not half_close(transport):
                 transport.close()
         if SEND_EOF in out:
@@ -392,21 +459,43 @@ class WebSocket(Exchange, asyncio.Protocol):
 
     def sweep(self, now: float, late: float) -> None:
         """Ping, and act on what is overdue; called once a second."""
-        settings, transport = self.site.settings, self.connection.transport
+        transport, site = self.connection.transport, self.site
         self._closing_at += late
-        if now >= self._closing_at:
+        held = unsent = transport.get_write_buffer_size()
+        # What a TCP peer's kernel has not confirmed tells of a peer that is lost; a unix socket's waits for the program.
+        if held or transport.get_extra_info("socket").family != socket.AF_UNIX:
+            unsent += waiting_in_kernel(transport)
+        stalled = self._stall.seconds(now, self, self.sent, unsent) - late if unsent else 0.0
+        if not unsent:
+            self._stall.clear()
+        if held and stalled > site.write_timeout:
+            site.log.info("%s: the client has read nothing for too long", self.describe())
             transport.abort()
-        elif self._protocol.state is OPEN and settings.ws_ping_interval:
-            if self._full():  # we do not read, so an answer to a ping could not be seen
-                self._pinged = None
-                if look_at_peer(transport)[0]:
-                    transport.abort()
-            elif self._pinged is None:
-                self._pinged = now
-            elif self._pinged > 0 and now - self._pinged - late >= settings.ws_ping_interval:
+        elif now >= self._closing_at:
+            transport.abort()
+        elif self._protocol.state is OPEN and site.settings.ws_ping_interval:
+            self._look_after(now, late, unsent, stalled)
+
+    def _look_after(self, now: float, late: float, unsent: int, stalled: float) -> None:
+        """Ping, and end a connection that shows no life: it takes nothing and, where we would see it, answers no ping."""
+        interval, patience = self.site.settings.ws_ping_interval, self.site.settings.ws_ping_timeout or inf
+        transport, deaf = self.connection.transport, self._full()  # deaf: we do not read, so no answer could be seen
+        if self._pinged is None:
+            self._pinged = now
+        waited = now - abs(self._pinged) - late
+        if deaf and look_at_peer(transport)[0]:
+            transport.abort()
+        elif self._pinged > 0 and waited >= interval:
+            if self._writable.is_set():
                 self._protocol.send_ping(b"")
                 self._flush()
                 self._pinged = -now
-            elif self._pinged < 0 and settings.ws_ping_timeout and now + self._pinged - late >= settings.ws_ping_timeout:
-                self._close_code = 1006
+            elif stalled >= patience:  # not even a ping can be sent
+                transport.abort()
+        elif self._pinged < 0 and waited >= patience:
+            if unsent and stalled + NOTICED < waited:
+                self._pinged = -now  # it takes what was sent, and the ping may still be on its way
+            elif deaf and not unsent:
+                self._pinged = None  # its kernel at least has got the ping
+            else:
                 transport.abort()
