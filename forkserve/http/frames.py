@@ -2,8 +2,8 @@
 
 The websockets library's reader takes all frames that have come at once, holds each whole before it unmasks and inflates it, and
 keeps feeding a decompressor whose stream has ended. A client decides with that how long the loop stands still and how much memory
-is used. Here a step is one head and at most `STEP` bytes of payload, before and after inflation, and the caller decides how many
-steps it takes. What a message needs is one buffer, whatever the number of its fragments.
+is used. Here a step is at most one frame, of what has come, and `STEP` bytes of inflation; the caller decides how many steps it
+takes. What a message needs is one buffer, whatever the number of its fragments.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ except ImportError:  # built without its C part
 if TYPE_CHECKING:
     from websockets.extensions.permessage_deflate import PerMessageDeflate
 
-STEP = 1 << 15
-"""Bytes of payload that one step unmasks, and that it inflates."""
+STEP = 1 << 13
+"""Bytes that one step inflates, and bytes that come out of it."""
 FRAGMENT = 64
 """What an unfinished fragment counts at least against the size of its message: it costs as much as bytes would."""
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -111,7 +111,7 @@ class FrameReader:
                 return event
         if self._inflating:
             return self._add(self._inflate_more())
-        piece = self._data[self._at : self._at + min(self._left, STEP)]
+        piece = self._data[self._at : self._at + (self._left if self._inflate is None else min(self._left, STEP))]
         if self._left and not piece:
             self.hungry = True
             return None
@@ -126,7 +126,7 @@ class FrameReader:
         return self._add(self._inflate_more())
 
     def _read_head(self) -> Event | None:
-        """Begin a data frame; a control frame is read whole, and so is a short message in one frame."""
+        """Begin a data frame; a control frame is read whole, and so is a plain message in one frame that is there."""
         data, at = self._data, self._at
         have = len(data) - at
         if have >= 2:
@@ -175,7 +175,7 @@ class FrameReader:
             raise FrameError(1009, "the message is too big")
         data = self._data
         self._mask = data[start - 4 : start]
-        if first == 0x80 | opcode and opcode and size <= STEP and start + size <= len(data):
+        if first == 0x80 | opcode and opcode and start + size <= len(data):
             self._at = start + size
             payload = apply_mask(data[start : self._at], self._mask)
             return opcode, payload if opcode == BINARY else _decoded(_utf8(), payload, final=True)
