@@ -61,7 +61,7 @@ LARGE = bytes(2 * MIB)
 
 
 async def asgi(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-    """Answer GET and POST, `/large` with 5 MB that all answers share; WebSockets: `/echo`, `/sink`, and `/deaf` never receives."""
+    """Answer GET and POST, `/large` with 5 MB that all answers share; WebSockets: `/echo`, `/sink`; `/deaf` never receives."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})

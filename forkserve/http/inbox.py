@@ -33,30 +33,31 @@ class Inbox:
         connection: Is told to pause and resume reading.
         reader: Reads the frames.
         queue: Messages that may wait for the application.
-        turn: Is called in the loop's next turn while there is more to do; calls `work` and `go_on`.
+
+    Methods that may have to go on in the loop's next turn are given what is to be called then, which calls `work` and `go_on`. It
+    is not kept here: owner and inbox would refer to each other, and what short connections leave would wait for the collector.
     """
 
-    __slots__ = ("_connection", "_ignore", "_memory", "_queue", "_reader", "_turn", "_turn_due", "messages")
+    __slots__ = ("_connection", "_ignore", "_memory", "_queue", "_reader", "_turn_due", "messages")
 
-    def __init__(self, connection: Connection, reader: FrameReader, queue: int, turn: Callable[[], None]) -> None:
+    def __init__(self, connection: Connection, reader: FrameReader, queue: int) -> None:
         self.messages: deque[bytes | str] = deque()
         self._connection = connection
         self._reader: FrameReader | None = reader
         self._queue = queue
-        self._turn = turn
         self._turn_due = False
         self._memory = 0
         self._ignore = False
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, turn: Callable[[], None]) -> None:
         """Take what has come."""
         if self._reader is None:
             return
         self._reader.feed(data)
         if not self._turn_due:
-            self._turn()
+            turn()
             if len(data) > READ_AHEAD:
-                self._pause(again=True)
+                self._pause(turn)
 
     def work(self) -> Iterator[Event]:
         """Do a turn's share of the work: queue messages, and give control frames as they come.
@@ -78,21 +79,21 @@ class Inbox:
             else:
                 yield event
 
-    def take(self) -> bytes | str:
+    def take(self, turn: Callable[[], None]) -> bytes | str:
         """The oldest message; there must be one. Its place is free for another."""
         data = self.messages.popleft()
         self._memory -= getsizeof(data)
-        self.go_on()
+        self.go_on(turn)
         return data
 
     def close(self) -> None:
         """Nothing that comes from here on counts (RFC 6455 7.1.7); what has come before may still be received."""
         self._reader = None
 
-    def ignore_messages(self) -> None:
+    def ignore_messages(self, turn: Callable[[], None]) -> None:
         """Read on to the client's Close, and drop the messages in front of it, which nobody will receive."""
         self._ignore = True
-        self.go_on()
+        self.go_on(turn)
 
     @property
     def full(self) -> bool:
@@ -104,20 +105,20 @@ class Inbox:
         """Whether there is something to do before the client's next bytes."""
         return self._reader is not None and not self._reader.hungry
 
-    def go_on(self) -> None:
+    def go_on(self, turn: Callable[[], None]) -> None:
         """Read from the client, or go on with what has been read, or wait for the application."""
         if self._reader is not None and self.full:
-            self._pause(again=False)
+            self._pause(None)
         elif self.behind:
-            self._pause(again=True)
+            self._pause(turn)
         elif not self._turn_due and not self._connection.transport.is_closing():
             self._connection.resume_reading()
 
-    def _pause(self, *, again: bool) -> None:
-        """Read nothing from the client for now; with ``again``, until the next turn."""
+    def _pause(self, turn: Callable[[], None] | None) -> None:
+        """Read nothing from the client until that is called or, if it is None, until the application has received."""
         connection = self._connection
         if not connection.transport.is_closing():
             connection.pause_reading()
-        if again and not self._turn_due:
+        if turn is not None and not self._turn_due:
             self._turn_due = True
-            connection.site.loop.call_soon(self._turn, context=connection.site.context)
+            connection.site.loop.call_soon(turn, context=connection.site.context)

@@ -128,7 +128,7 @@ class WebSocket(Exchange, asyncio.Protocol):
             self._news.clear()
             await self._news.wait()
             inbox = self._inbox
-        data = inbox.take()
+        data = inbox.take(self._turn)
         return {"type": "websocket.receive", "bytes" if isinstance(data, bytes) else "text": data}
 
     async def send(self, message: Message) -> None:
@@ -200,7 +200,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         self.head = head
         self.started = self._connected = True
         reader = self._handshake.reader(site.settings.ws_max_size)
-        self._inbox = Inbox(self.connection, reader, site.settings.ws_max_queue, self._turn)
+        self._inbox = Inbox(self.connection, reader, site.settings.ws_max_queue)
         self.connection.transport.write(data)
         if self.connection.write_paused:
             self._writable.clear()
@@ -216,7 +216,7 @@ class WebSocket(Exchange, asyncio.Protocol):
             raise ResponseError("the close code or reason is not valid") from error
         self._flush()
         if self._inbox is not None:
-            self._inbox.ignore_messages()
+            self._inbox.ignore_messages(self._turn)
 
     # The transport's protocol, from the accept on (asyncio); without a Close frame the client's end breaks the WebSocket
 
@@ -224,7 +224,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         """Frames have come."""
         self._pulse.heard()
         assert self._inbox is not None
-        self._inbox.feed(data)
+        self._inbox.feed(data, self._turn)
 
     def _turn(self) -> None:
         """Do so much of what the client has sent as a turn of the loop may."""
@@ -249,7 +249,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         if inbox.messages or self.gone:
             self._news.set()
         self._flush()
-        inbox.go_on()
+        inbox.go_on(self._turn)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
