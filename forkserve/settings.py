@@ -240,7 +240,7 @@ class Settings:
     header_timeout: float = setting(10.0, "Timeouts", values.seconds, "Time in which a request's head must have come.")
     body_timeout: float = setting(30.0, "Timeouts", values.seconds, "Longest silence within a request's body.")
     write_timeout: float = setting(
-        60.0, "Timeouts", values.seconds, "Longest time in which a client takes nothing of its answer."
+        60.0, "Timeouts", values.seconds, "Longest time in which a client takes nothing of its answer, or of a WebSocket's messages."
     )
 
     limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Size of the request line (414).")
@@ -289,7 +289,7 @@ class Settings:
         32,
         "WebSocket",
         count(1),
-        "Messages of a client, of 256 KiB at most, that wait for the app; then its connection is not read.",
+        "Messages that wait for the app before reading from their client pauses; 256 KiB of them do so, too.",
     )
     ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Time between pings; 0 sends none.")
     ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Time in which a ping must be answered.")

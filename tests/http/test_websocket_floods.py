@@ -84,7 +84,7 @@ FLOODS = {
     "messages": (frame(TEXT, b"x") * 20_000, 20_000),
     "compressed messages": (frame(TEXT, deflated(b"x"), rsv=4) * 5000, 5000),
     "a bomb": (frame(BINARY, deflated(bytes(LIMIT)), rsv=4) * 4, 4 * LIMIT // STEP),
-    "ended streams": (frame(BINARY, b"\x03\0" * 2000 + b"\0", rsv=4) * 4, 8000),
+    "ended streams": (frame(BINARY, deflated(b"x", final=True)[:-1] + b"\x03\0" * 2000 + b"\0", rsv=4) * 4, 8000),
 }
 
 
