@@ -240,7 +240,10 @@ class Settings:
     header_timeout: float = setting(10.0, "Timeouts", values.seconds, "Time in which a request's head must have come.")
     body_timeout: float = setting(30.0, "Timeouts", values.seconds, "Longest silence within a request's body.")
     write_timeout: float = setting(
-        60.0, "Timeouts", values.seconds, "Longest time in which a client takes nothing of its answer, or of a WebSocket's messages."
+        60.0,
+        "Timeouts",
+        values.seconds,
+        "Longest time in which a client takes nothing of its answer, or of a WebSocket's messages.",
     )
 
     limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Size of the request line (414).")
