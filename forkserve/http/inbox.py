@@ -105,6 +105,11 @@ class Inbox:
         """Whether there is something to do before the client's next bytes."""
         return self._reader is not None and not self._reader.hungry
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there may be messages in what has not been read yet."""
+        return self.behind and not self._ignore
+
     def go_on(self, turn: Callable[[], None]) -> None:
         """Read from the client, or go on with what has been read, or wait for the application."""
         if self._reader is not None and self.full:

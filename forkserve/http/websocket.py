@@ -122,8 +122,8 @@ class WebSocket(Exchange, asyncio.Protocol):
             return {"type": "websocket.connect"}
         inbox = self._inbox
         while inbox is None or not inbox.messages:
-            # What came before the connection broke is received; after a Close nothing is.
-            if self.gone and not (inbox and inbox.behind and self._protocol.state is OPEN):
+            # What came before the connection broke is received; behind a Close nothing is.
+            if self.gone and not (inbox and inbox.has_news):
                 return {"type": "websocket.disconnect", "code": self._close_code, "reason": self._close_reason}
             self._news.clear()
             await self._news.wait()
@@ -250,12 +250,20 @@ class WebSocket(Exchange, asyncio.Protocol):
             self._news.set()
         self._flush()
         inbox.go_on(self._turn)
+        self._end_protocol()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self.site.connections.discard(self)
         self.site.observer.connected(len(self.site.connections))
         self.client_gone()
+        self._end_protocol()
+
+    def _end_protocol(self) -> None:
+        """Let the protocol's parser end with the connection: they refer to each other, and to the compressor's memory."""
+        if self.connection.transport.is_closing() and self._inbox is not None and not self._inbox.behind:
+            self._inbox.close()
+            self._protocol.parser.close()
 
     def pause_writing(self) -> None:
         """The client is slow to read."""
