@@ -12,9 +12,10 @@ from websockets.http11 import Request
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from forkserve.http.asgi import VERSIONS, Scope, root, scope_template
+from forkserve.http.asgi import VERSIONS, Message, Scope, root, scope_template
 from forkserve.http.errors import RequestError
 from forkserve.http.frames import FrameReader
+from forkserve.http.response import Ending, ResponseHead
 
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
@@ -30,6 +31,16 @@ OFFERS, OFFERED_BYTES = 100, 2048
 """Subprotocols, and bytes of extensions, that a client may offer: reading them takes time, and the first stay in memory."""
 # As websockets' own servers have it: a quarter of the memory of the largest windows, which a client takes with one request.
 _DEFLATE = ServerPerMessageDeflateFactory(server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5})
+
+_OWN_FIELDS = frozenset(
+    (
+        b"sec-websocket-accept",
+        b"sec-websocket-extensions",
+        b"sec-websocket-protocol",
+        b"content-length",
+        b"transfer-encoding",
+    )
+)
 
 
 class Handshake:
@@ -88,12 +99,27 @@ class Handshake:
         scope["state"] = connection.site.state.copy()
         return scope
 
-    def answer(self) -> bytes:
-        """The fields of the answer that are not the application's."""
+    def answer(self, message: Message, ending: Ending) -> tuple[ResponseHead, bytes]:
+        """The answer that accepts.
+
+        Args:
+            message: ``websocket.accept``.
+            ending: The fields that every answer has.
+
+        Returns:
+            The head, for the access log, and its bytes.
+
+        Raises:
+            ResponseError: The application's fields are not valid.
+        """
         lines = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {self._accept}\r\n"
         if self._extensions is not None:
             lines += f"Sec-WebSocket-Extensions: {self._extensions}\r\n"
-        return lines.encode("ascii")
+        head = ResponseHead(101, b"HTTP/1.1 101 Switching Protocols\r\n", bytes)
+        if (subprotocol := message.get("subprotocol")) is not None:
+            head.add(((b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1")),))
+        head.add([pair for pair in message.get("headers", ()) if pair[0].lower() not in _OWN_FIELDS])
+        return head, head.finish(lines.encode("ascii"), ending)
 
     def reader(self, limit: int) -> FrameReader:
         """What reads the client's frames.

@@ -13,7 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from websockets.exceptions import InvalidState
-from websockets.protocol import CLOSING, OPEN, SEND_EOF
+from websockets.protocol import OPEN, SEND_EOF
 
 from forkserve.http.asgi import REQUEST, Message
 from forkserve.http.connection import CLOSING_TIME
@@ -32,17 +32,10 @@ if TYPE_CHECKING:
     from forkserve.http.fields import Fields
     from forkserve.http.http1 import Target
 
+JOINED, SMALL = 64, 1024
+"""Messages that are written together to a slow client, and the bytes of one that is."""
 DRAIN_TIME = 5.0
 """Seconds that a client has in a drain to answer a Close."""
-_OWN_FIELDS = frozenset(
-    (
-        b"sec-websocket-accept",
-        b"sec-websocket-extensions",
-        b"sec-websocket-protocol",
-        b"content-length",
-        b"transfer-encoding",
-    )
-)
 
 
 class WebSocket(Exchange, asyncio.Protocol):
@@ -58,8 +51,8 @@ class WebSocket(Exchange, asyncio.Protocol):
     """
 
     __slots__ = (
-        "_close_code", "_close_reason", "_closing_at", "_connected", "_denial", "_greeted", "_handshake", "_inbox", "_news",
-        "_pong", "_protocol", "_pulse", "_stall", "_task", "_writable",
+        "_close_code", "_close_reason", "_closing_at", "_connected", "_denial", "_flush_due", "_greeted", "_handshake", "_inbox",
+        "_news", "_pong", "_protocol", "_pulse", "_stall", "_task", "_writable",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
@@ -70,6 +63,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         self.keep_alive = True  # what comes behind the handshake are frames, to be kept until the application has accepted
         self._greeted = False  # websocket.connect has been received
         self._inbox: Inbox | None = None  # from the accept on
+        self._flush_due = False
         self._pong: bytes | None = None  # waits until the client reads
         self._pulse = Pulse(settings.ws_ping_interval or inf, settings.ws_ping_timeout or inf)
         self._stall = Stall()
@@ -150,23 +144,32 @@ class WebSocket(Exchange, asyncio.Protocol):
         if kind == "websocket.send":
             while not self._writable.is_set():  # of many tasks that send at once, only one adds to what waits for a slow client
                 await self._writable.wait()
-            text, data = message.get("text"), message.get("bytes")
-            if (text is None) == (data is None):
-                raise ResponseError("websocket.send needs either bytes or text")
-            try:
-                if text is not None:
-                    self._protocol.send_text(text.encode("utf-8"))
-                else:
-                    self._protocol.send_binary(data or b"")
-            except InvalidState as error:
-                raise ClientGoneError from error
-            self._flush()
+            self._write_message(message.get("text"), message.get("bytes"))
             await self._writable.wait()
         elif kind == "websocket.close":
             if self._protocol.state is OPEN:
                 self._close(message.get("code", 1000), message.get("reason") or "")
         else:
             raise ResponseError(f"expected websocket.send or websocket.close, got {kind!r}")
+
+    def _write_message(self, text: str | None, data: bytes | None) -> None:
+        if (text is None) == (data is None):
+            raise ResponseError("websocket.send needs either bytes or text")
+        try:
+            if text is not None:
+                self._protocol.send_text(text.encode("utf-8"))
+            else:
+                self._protocol.send_binary(data or b"")
+        except InvalidState as error:
+            raise ClientGoneError from error
+        # From Python 3.12 on a transport keeps each write that waits, and counts them all at each: small ones are joined.
+        waiting = self._protocol.writes
+        if len(waiting) < JOINED and len(waiting[-1]) < SMALL and self.connection.transport.get_write_buffer_size():
+            if not self._flush_due:
+                self._flush_due = True
+                self.site.loop.call_soon(self._flush, context=self.site.context)
+        else:
+            self._flush()
 
     def _answer_handshake(self, kind: str, message: Message) -> None:
         if kind == "websocket.accept" and not self._denial:
@@ -190,13 +193,8 @@ class WebSocket(Exchange, asyncio.Protocol):
             raise ResponseError(f"{kind!r} does not fit here")
 
     def _accept_client(self, message: Message) -> None:
-        extra = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _OWN_FIELDS]
-        head = ResponseHead(101, b"HTTP/1.1 101 Switching Protocols\r\n", bytes)
-        if (subprotocol := message.get("subprotocol")) is not None:
-            head.add(((b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1")),))
-        head.add(extra)
         site = self.site
-        data = head.finish(self._handshake.answer(), site.ending)
+        head, data = self._handshake.answer(message, site.ending)
         self.head = head
         self.started = self._connected = True
         reader = self._handshake.reader(site.settings.ws_max_size)
@@ -234,8 +232,10 @@ class WebSocket(Exchange, asyncio.Protocol):
             for opcode, data in inbox.work():
                 assert isinstance(data, bytes)
                 if opcode == PING:
-                    self._pong = data  # RFC 6455 5.5.3: instead of one that could not be sent yet
-                    self._send_pong()
+                    if self._writable.is_set():
+                        protocol.send_pong(data)
+                    else:
+                        self._pong = data  # RFC 6455 5.5.3: instead of one that could not be sent
                 elif opcode == CLOSE:
                     inbox.close()
                     protocol.receive_data(data)
@@ -272,15 +272,15 @@ class WebSocket(Exchange, asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._writable.set()
-        self._send_pong()
-        self._flush()
+        pong, self._pong = self._pong, None
+        if pong is not None and not self._protocol.eof_sent:
+            self._protocol.send_pong(pong)
+            self._flush()
 
-    def _send_pong(self) -> None:
-        if self._pong is not None and self._writable.is_set() and self._protocol.state in (OPEN, CLOSING):
-            self._protocol.send_pong(self._pong)
-            self._pong = None
+    writable = resume_writing  # of the exchange, during a denial that streams
 
     def _flush(self) -> None:
+        self._flush_due = False
         transport = self.connection.transport
         out = self._protocol.data_to_send()
         if out and not transport.is_closing():
@@ -314,10 +314,6 @@ class WebSocket(Exchange, asyncio.Protocol):
         """A client that is gone before the handshake has been answered."""
         self.client_gone()
         self.connection.break_off(reset=False)
-
-    def writable(self) -> None:
-        """During a denial that streams."""
-        self._writable.set()
 
     @property
     def in_hand(self) -> str | None:

@@ -209,6 +209,16 @@ def test_many_tasks_wait_for_a_client_that_does_not_read(server: Server) -> None
             assert received(client) == (BINARY, bytes(65536))
 
 
+def test_small_messages_wait_for_a_client_that_does_not_read(server: Server) -> None:
+    """They are joined, bounded like large ones, and arrive in order."""
+    count = 200_000
+    with server.connect(receive_buffer=4096) as client:
+        shake(client, f"/drip?count={count}")
+        assert settled(lambda: int(server.json("/-/count"))) < count
+        data = client.exactly(sum(2 + len(str(number)) for number in range(count)))
+    assert data == b"".join(bytes([0x81, len(str(number))]) + b"%d" % number for number in range(count))
+
+
 def test_a_denial_waits_for_a_client_that_does_not_read(server: Server) -> None:
     """Its pieces are an answer like any other."""
     with server.connect(receive_buffer=4096) as client:

@@ -154,6 +154,16 @@ async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str])
         pass
 
 
+async def on_drip(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send much in small messages; ``/-/count`` shows how often ``send`` has returned."""
+    await send({"type": "websocket.accept"})
+    for number in range(int(query["count"])):
+        await send({"type": "websocket.send", "text": str(number)})
+        COUNT[0] = number + 1
+    async for _ in messages(receive):
+        pass
+
+
 async def on_wait(_: Scope, receive: Receive, send: Send, __: Any) -> None:
     """Receive only when released; then say how much has come with every empty message."""
     await send({"type": "websocket.accept"})
