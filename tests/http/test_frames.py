@@ -90,7 +90,7 @@ def compressed(frames: list[tuple[int, bytes, bool, int]], *, takeover: bool) ->
     return made
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(SOUND, SOUND, ANY), max_size=12), st.sampled_from([1, 3, 100, 65536]), st.booleans(), st.booleans())
 def test_like_the_library(frames: list[tuple[int, bytes, bool, int]], cut: int, deflates: bool, takeover: bool) -> None:  # noqa: FBT001 - hypothesis fills them in
     """The same messages, control frames and close code; a Close between fragments is allowed here (RFC 6455 5.4)."""

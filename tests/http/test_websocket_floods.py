@@ -64,11 +64,11 @@ def compressed(client: Client) -> bytes:
 
 
 def inbox(server: Server) -> tuple[int, int]:
-    """What waits for the application of the only WebSocket, when it is the only one: how many messages, and their memory."""
+    """What waits for the application of the only WebSocket that has something waiting: how many messages, and their memory."""
     found: list[list[int]] = []
 
     def only() -> bool:
-        found[:] = server.json("/-/inboxes")
+        found[:] = [counts for counts in server.json("/-/inboxes") if counts[0]]
         return len(found) == 1
 
     wait_until(only, "there are others")
@@ -76,13 +76,13 @@ def inbox(server: Server) -> tuple[int, int]:
 
 
 FLOODS = {
-    "pings": (frame(PING) * 20_000, 20_000),
-    "long pings": (frame(PING, b"x" * 125) * 10_000, 10_000),
-    "pongs": (frame(PONG) * 20_000, 20_000),
+    "pings": (frame(PING) * 10_000, 10_000),
+    "long pings": (frame(PING, b"x" * 125) * 5000, 5000),
+    "pongs": (frame(PONG) * 10_000, 10_000),
     "continuations": (frame(TEXT, b"a", fin=False) + frame(0, fin=False) * 10_000 + frame(0, b"b"), 10_000),
     "pings within a message": (frame(TEXT, b"a", fin=False) + (frame(PING) + frame(0, fin=False)) * 5000 + frame(0), 10_000),
-    "messages": (frame(TEXT, b"x") * 20_000, 20_000),
-    "compressed messages": (frame(TEXT, deflated(b"x"), rsv=4) * 5000, 5000),
+    "messages": (frame(TEXT, b"x") * 10_000, 10_000),
+    "compressed messages": (frame(TEXT, deflated(b"x"), rsv=4) * 3000, 3000),
     "a bomb": (frame(BINARY, deflated(bytes(LIMIT)), rsv=4) * 4, 4 * LIMIT // STEP),
     "ended streams": (frame(BINARY, deflated(b"x", final=True)[:-1] + b"\x03\0" * 2000 + b"\0", rsv=4) * 4, 8000),
 }
@@ -153,17 +153,14 @@ def test_small_fragments_count(server: Server, piece: bytes, *, deflates: bool) 
     """Each as 64 bytes at least, so a message has a bounded number of them: then 1009. Its memory is what it holds."""
     before = server.memory()
     allowed = LIMIT // FRAGMENT
-    deflate = zlib.compressobj(wbits=-15)
-
-    def fragment(opcode: int) -> bytes:
-        payload = deflate.compress(piece) + deflate.flush(zlib.Z_SYNC_FLUSH) if deflates else piece
-        return frame(opcode, payload, fin=False, rsv=4 if deflates and opcode else 0)
-
+    stored = b"\0" + struct.pack("<HH", len(piece), len(piece) ^ 0xFFFF) + piece  # RFC 1951 3.2.4
+    payload = stored if deflates else piece
+    begin, more = frame(BINARY, payload, fin=False, rsv=4 if deflates else 0), frame(0, payload, fin=False)
     with server.connect() as client:
         shake(client, Sec_WebSocket_Extensions=DEFLATE)
-        client.send(fragment(BINARY) + b"".join(fragment(0) for _ in range(allowed - 2)) + frame(PING, b"so far"))
+        client.send(begin + more * (allowed - 2) + frame(PING, b"so far"))
         assert received(client) == (PONG, b"so far")
-        client.send(fragment(0) * 4)
+        client.send(more * 4)
         assert received(client)[1][:2] == struct.pack("!H", 1009)
         assert client.rest() == b""
     assert server.memory() - before < 4 << 20
@@ -211,7 +208,7 @@ def test_many_tasks_wait_for_a_client_that_does_not_read(server: Server) -> None
 
 def test_small_messages_wait_for_a_client_that_does_not_read(server: Server) -> None:
     """They are joined, bounded like large ones, and arrive in order."""
-    count = 200_000
+    count = 60_000
     with server.connect(receive_buffer=4096) as client:
         shake(client, f"/drip?count={count}")
         assert settled(lambda: int(server.json("/-/count"))) < count
@@ -301,7 +298,8 @@ def test_a_client_that_takes_nothing_is_given_up(strict: Server, path: str) -> N
 
 @pytest.mark.heavy
 def test_opens_and_closes(server: Server) -> None:
-    """Nothing is left of them."""
+    """Nothing is left of them; of those before, an application's exception may keep something until the collector comes."""
+    others = len(server.json("/-/inboxes"))
 
     def one() -> None:
         with server.connect() as client:
@@ -315,5 +313,5 @@ def test_opens_and_closes(server: Server) -> None:
     for _ in range(3000):
         one()
     wait_until(lambda: server.descriptors() <= descriptors)
-    wait_until(lambda: server.json("/-/inboxes") == [])
+    wait_until(lambda: len(server.json("/-/inboxes")) <= others)
     assert server.memory() - before < 2 << 20
