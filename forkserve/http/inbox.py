@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 STEPS_A_TURN = 32
 """Steps of the frame reader that a client gets in one turn of the loop: a frame each, or a piece of a large one."""
-READ_AHEAD = 1 << 16
-"""Bytes; a client that has sent more at once is not read again in the same turn, as uvloop would."""
+READ_AHEAD = 200_000
+"""Bytes; a client that has sent more at once is not read again in the same turn, as uvloop would with a full buffer."""
 BYTES_AHEAD = 1 << 18
 """Memory of the messages that wait."""
 
