@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forkserve.http.connection import Connection
     from forkserve.http.frames import Event, FrameReader
 
-STEPS_A_TURN = 32
+STEPS_A_TURN = 16
 """Steps of the frame reader that a client gets in one turn of the loop: a frame each, or a piece of a large one."""
 READ_AHEAD = 200_000
 """Bytes; a client that has sent more at once is not read again in the same turn, as uvloop would with a full buffer."""

@@ -144,6 +144,8 @@ class WebSocket(Exchange, asyncio.Protocol):
         if kind == "websocket.send":
             while not self._writable.is_set():  # of many tasks that send at once, only one adds to what waits for a slow client
                 await self._writable.wait()
+                if self.gone:
+                    raise ClientGoneError
             self._write_message(message.get("text"), message.get("bytes"))
             await self._writable.wait()
         elif kind == "websocket.close":

@@ -218,9 +218,13 @@ async def on_crowd(_: Scope, receive: Receive, send: Send, query: dict[str, str]
         await send({"type": "websocket.send", "bytes": data})
         COUNT[0] += 1
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(int(query["count"])):
-            group.create_task(one())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(int(query["count"])):
+                group.create_task(one())
+    except* OSError:
+        EVENTS.append("crowd gone")
+        raise
     async for _ in messages(receive):
         pass
 
