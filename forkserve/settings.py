@@ -240,7 +240,10 @@ class Settings:
     header_timeout: float = setting(10.0, "Timeouts", values.seconds, "Time in which a request's head must have come.")
     body_timeout: float = setting(30.0, "Timeouts", values.seconds, "Longest silence within a request's body.")
     write_timeout: float = setting(
-        60.0, "Timeouts", values.seconds, "Longest time in which a client takes nothing of its answer."
+        60.0,
+        "Timeouts",
+        values.seconds,
+        "Longest time in which a client takes nothing of its answer, or of a WebSocket's messages.",
     )
 
     limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Size of the request line (414).")
@@ -282,7 +285,15 @@ class Settings:
     )
     sendfile: bool = setting(True, "HTTP", values.switch, "Let the system send files of wsgi.file_wrapper.", variable="SENDFILE")
 
-    ws_max_size: int = setting(16 * MIB, "WebSocket", values.size, "Size of one message.")
+    ws_max_size: int = setting(
+        16 * MIB, "WebSocket", values.size, "Size of one message, inflated; each of its fragments counts as 64 bytes at least."
+    )
+    ws_max_queue: int = setting(
+        32,
+        "WebSocket",
+        count(1),
+        "Messages that wait for the app before reading from their client pauses; 256 KiB of them do so, too.",
+    )
     ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Time between pings; 0 sends none.")
     ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Time in which a ping must be answered.")
     ws_per_message_deflate: bool = setting(True, "WebSocket", values.switch, "Agree to compression.")

@@ -1,31 +1,30 @@
 """WebSocket (RFC 6455, RFC 7692) for ASGI.
 
-The handshake comes from a head already read; the frames are the websockets library's sans-IO protocol, which knows neither
-sockets nor loops.
+The handshake comes from a head already read. Closing and what is sent are the websockets library's sans-IO protocol, which knows
+neither sockets nor loops; what is received is read by `frames` and kept, within bounds, by `inbox`. Of the pongs for a client
+that does not read, the last is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from codecs import getincrementaldecoder
-from collections import deque
+import socket
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHandshake, InvalidState
-from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
+from websockets.exceptions import InvalidState
 from websockets.protocol import OPEN, SEND_EOF
-from websockets.server import ServerProtocol
 
-from forkserve.http.asgi import REQUEST, VERSIONS, Message, Scope, root, scope_template
+from forkserve.http.asgi import REQUEST, Message
 from forkserve.http.connection import CLOSING_TIME
-from forkserve.http.errors import ClientGoneError, RequestError, ResponseError, is_departure
+from forkserve.http.errors import ClientGoneError, ResponseError, is_departure
 from forkserve.http.exchange import Exchange
+from forkserve.http.frames import CLOSE, PING, FrameError
+from forkserve.http.handshake import Handshake
+from forkserve.http.inbox import Inbox
+from forkserve.http.pulse import Pulse
 from forkserve.http.response import ResponseHead, read_code
+from forkserve.http.stall import Stall, waiting_in_kernel
 from forkserve.http.transports import half_close, look_at_peer
 
 if TYPE_CHECKING:
@@ -33,34 +32,10 @@ if TYPE_CHECKING:
     from forkserve.http.fields import Fields
     from forkserve.http.http1 import Target
 
-_VERSIONS = VERSIONS | {"spec_version": "2.5"}
-_log = logging.getLogger("forkserve.websocket")
-_log.setLevel(logging.WARNING)  # the library reports each connection at INFO
-_utf8 = getincrementaldecoder("utf-8")
-
-MESSAGES_AHEAD = 16
-"""Messages that are taken from the client before the application asks for them; there is a limit in bytes, too."""
-BYTES_AHEAD = 1 << 18
+JOINED, SMALL = 64, 1024
+"""Messages that are written together to a slow client, and the bytes of one that is."""
 DRAIN_TIME = 5.0
 """Seconds that a client has in a drain to answer a Close."""
-_OWN_FIELDS = frozenset(
-    (
-        b"sec-websocket-accept",
-        b"sec-websocket-extensions",
-        b"sec-websocket-protocol",
-        b"content-length",
-        b"transfer-encoding",
-    )
-)
-
-
-class _FrameProtocol(ServerProtocol):
-    """The library's protocol, but for a Close between two fragments: RFC 6455 5.4 allows it, the library calls it an error."""
-
-    def recv_frame(self, frame: Frame) -> None:
-        if frame.opcode is Opcode.CLOSE:
-            self.current_size = None
-        super().recv_frame(frame)
 
 
 class WebSocket(Exchange, asyncio.Protocol):
@@ -72,82 +47,45 @@ class WebSocket(Exchange, asyncio.Protocol):
         fields: Its header section.
 
     Raises:
-        RequestError: 400 or 426: the handshake is not one.
+        RequestError: As `Handshake`.
     """
 
     __slots__ = (
-        "_accept", "_ahead", "_close_code", "_close_reason", "_closing_at", "_connected", "_denial", "_extensions", "_messages",
-        "_news", "_pieces", "_pinged", "_protocol", "_task", "_text", "_writable",
+        "_close_code", "_close_reason", "_closing_at", "_connected", "_denial", "_flush_due", "_greeted", "_handshake", "_inbox",
+        "_news", "_pong", "_protocol", "_pulse", "_stall", "_task", "_writable",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, target: Target, fields: Fields) -> None:
         super().__init__(connection, target, fields)
         settings = self.site.settings
-        factories = [ServerPerMessageDeflateFactory()] if settings.ws_per_message_deflate else []
-        self._protocol = _FrameProtocol(state=OPEN, extensions=factories, max_size=settings.ws_max_size or None, logger=_log)
-        self._accept, self._extensions = self._negotiate()
+        self._handshake = Handshake(settings, target, fields)
+        self._protocol = self._handshake.protocol
         self.keep_alive = True  # what comes behind the handshake are frames, to be kept until the application has accepted
-        self._messages: deque[Message] = deque(({"type": "websocket.connect"},))
-        self._ahead = 0
-        self._pieces: list[bytes | str] = []
-        self._text: Any = None  # the incremental decoder of a text message under way
+        self._greeted = False  # websocket.connect has been received
+        self._inbox: Inbox | None = None  # from the accept on
+        self._flush_due = False
+        self._pong: bytes | None = None  # waits until the client reads
+        self._pulse = Pulse(settings.ws_ping_interval or inf, settings.ws_ping_timeout or inf)
+        self._stall = Stall()
         self._connected = False
         self._denial = False
         self._close_code = 1006
         self._close_reason = ""
         self._closing_at = inf
-        self._pinged: float | None = None
         self._news = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
         self._task: asyncio.Task[None] | None = None
-
-    # The handshake
-
-    def _negotiate(self) -> tuple[str, str | None]:
-        fields = self.fields
-        if self.target.method != "GET" or fields.version != "1.1" or fields.has_body:
-            raise RequestError(400, "a WebSocket handshake is a GET of HTTP/1.1 without a body")
-        if [value for name, value in fields.headers if name == b"sec-websocket-version"] != [b"13"]:
-            raise RequestError(
-                426,
-                "only WebSocket version 13 is spoken here",
-                (("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")),
-            )
-        headers = Headers()
-        for name, value in fields.headers:
-            # RFC 7692 7: a value in quotes is legal, but few read it alike: such an offer is declined.
-            if name != b"sec-websocket-protocol" and not (name == b"sec-websocket-extensions" and b'"' in value):
-                headers[name.decode("ascii")] = value.decode("latin-1")
-        try:
-            accept, extensions, _ = self._protocol.process_request(Request(self.target.environ["RAW_URI"], headers))
-        except InvalidHandshake as error:
-            raise RequestError(400, "the WebSocket handshake is malformed") from error
-        return accept, extensions
 
     def start(self) -> None:
         """Call the application."""
         self._task = asyncio.Task(self._run(), loop=self.site.loop, name=REQUEST, context=self.context)
         self.site.tasks.add(self._task)
 
-    def _scope(self) -> Scope:
-        scope = scope_template(self.connection, self.fields, "websocket")
-        offers = b",".join(value for name, value in self.fields.headers if name == b"sec-websocket-protocol")
-        scope |= self.target.scope
-        del scope["method"]
-        if scope["root_path"]:
-            root(scope)
-        scope["asgi"] = _VERSIONS.copy()
-        scope["headers"] = self.fields.headers.copy()
-        scope["subprotocols"] = [offer.strip(" \t") for offer in offers.decode("latin-1").split(",") if offer.strip(" \t")]
-        scope["extensions"] = {"websocket.http.response": {}}
-        scope["state"] = self.site.state.copy()
-        self.given = scope
-        return scope
-
     async def _run(self) -> None:
         try:
-            await self.site.app(self._scope(), self.receive, self.send)
+            self.given = self._handshake.scope(self.connection, self.target, self.fields)
+            await self.site.app(self.given, self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             if not self.gone or not (isinstance(error, asyncio.CancelledError) or is_departure(error)):
                 self._end_with_error(error, "the application raised an exception")
@@ -156,7 +94,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         else:
             if not self._connected and not self.complete and not self.gone:
                 self._end_with_error(None, "the application returned without answering the handshake")
-            elif self._connected and self._protocol.state is OPEN:
+            elif self._connected and self._protocol.state is OPEN and not self.gone:
                 self._close(1000, "")
         finally:
             self.site.tasks.discard(self._task)
@@ -166,23 +104,26 @@ class WebSocket(Exchange, asyncio.Protocol):
             self.fail(error, what)
             return
         self.site.log.error("%s: %s", self.describe(), what, exc_info=error)
-        if self._protocol.state is OPEN:
+        if self._protocol.state is OPEN and not self.gone:
             self._close(1011, "")
 
     # What the application uses
 
     async def receive(self) -> Message:
         """ASGI: ``websocket.connect``, then messages, then ``websocket.disconnect``."""
-        while not self._messages:
-            if self.gone:
+        if not self._greeted:
+            self._greeted = True
+            return {"type": "websocket.connect"}
+        inbox = self._inbox
+        while inbox is None or not inbox.messages:
+            # What came before the connection broke is received; behind a Close nothing is.
+            if self.gone and not (inbox and inbox.has_news):
                 return {"type": "websocket.disconnect", "code": self._close_code, "reason": self._close_reason}
             self._news.clear()
             await self._news.wait()
-        message = self._messages.popleft()
-        self._ahead -= len(message.get("bytes") or message.get("text") or b"")
-        if not self._full():
-            self.connection.resume_reading()
-        return message
+            inbox = self._inbox
+        data = inbox.take(self._turn)
+        return {"type": "websocket.receive", "bytes" if isinstance(data, bytes) else "text": data}
 
     async def send(self, message: Message) -> None:
         """ASGI: accept or deny, then messages, then close.
@@ -196,25 +137,41 @@ class WebSocket(Exchange, asyncio.Protocol):
             raise ClientGoneError
         if not self._connected:
             self._answer_handshake(kind, message)
+            if self._denial and self.connection.write_paused and not self.gone:
+                self._writable.clear()
+                await self._writable.wait()
             return
         if kind == "websocket.send":
-            text, data = message.get("text"), message.get("bytes")
-            if (text is None) == (data is None):
-                raise ResponseError("websocket.send needs either bytes or text")
-            try:
-                if text is not None:
-                    self._protocol.send_text(text.encode("utf-8"))
-                else:
-                    self._protocol.send_binary(data or b"")
-            except InvalidState as error:
-                raise ClientGoneError from error
-            self._flush()
+            while not self._writable.is_set():  # of many tasks that send at once, only one adds to what waits for a slow client
+                await self._writable.wait()
+                if self.gone:
+                    raise ClientGoneError
+            self._write_message(message.get("text"), message.get("bytes"))
             await self._writable.wait()
         elif kind == "websocket.close":
             if self._protocol.state is OPEN:
                 self._close(message.get("code", 1000), message.get("reason") or "")
         else:
             raise ResponseError(f"expected websocket.send or websocket.close, got {kind!r}")
+
+    def _write_message(self, text: str | None, data: bytes | None) -> None:
+        if (text is None) == (data is None):
+            raise ResponseError("websocket.send needs either bytes or text")
+        try:
+            if text is not None:
+                self._protocol.send_text(text.encode("utf-8"))
+            else:
+                self._protocol.send_binary(data or b"")
+        except InvalidState as error:
+            raise ClientGoneError from error
+        # From Python 3.12 on a transport keeps each write that waits, and counts them all at each: small ones are joined.
+        waiting = self._protocol.writes
+        if len(waiting) < JOINED and len(waiting[-1]) < SMALL and self.connection.transport.get_write_buffer_size():
+            if not self._flush_due:
+                self._flush_due = True
+                self.site.loop.call_soon(self._flush, context=self.site.context)
+        else:
+            self._flush()
 
     def _answer_handshake(self, kind: str, message: Message) -> None:
         if kind == "websocket.accept" and not self._denial:
@@ -238,22 +195,17 @@ class WebSocket(Exchange, asyncio.Protocol):
             raise ResponseError(f"{kind!r} does not fit here")
 
     def _accept_client(self, message: Message) -> None:
-        extra = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _OWN_FIELDS]
-        own = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {self._accept}\r\n"
-        if self._extensions is not None:
-            own += f"Sec-WebSocket-Extensions: {self._extensions}\r\n"
-        head = ResponseHead(101, b"HTTP/1.1 101 Switching Protocols\r\n", bytes)
-        if (subprotocol := message.get("subprotocol")) is not None:
-            head.add(((b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1")),))
-        head.add(extra)
         site = self.site
-        data = head.finish(own.encode("ascii"), site.ending)
+        head, data = self._handshake.answer(message, site.ending)
         self.head = head
         self.started = self._connected = True
+        reader = self._handshake.reader(site.settings.ws_max_size)
+        self._inbox = Inbox(self.connection, reader, site.settings.ws_max_queue)
         self.connection.transport.write(data)
+        if self.connection.write_paused:
+            self._writable.clear()
         if site.on_answer is not None:
             site.on_answer(self)
-        self._pinged = None
         self.connection.hand_over(self)
 
     def _close(self, code: int, reason: str) -> None:
@@ -263,30 +215,57 @@ class WebSocket(Exchange, asyncio.Protocol):
         except Exception as error:
             raise ResponseError("the close code or reason is not valid") from error
         self._flush()
+        if self._inbox is not None:
+            self._inbox.ignore_messages(self._turn)
 
-    # The transport's protocol, from the accept on (asyncio)
+    # The transport's protocol, from the accept on (asyncio); without a Close frame the client's end breaks the WebSocket
 
     def data_received(self, data: bytes) -> None:
         """Frames have come."""
-        self._pinged = None
-        self._protocol.receive_data(data)
-        for event in self._protocol.events_received():
-            if isinstance(event, Frame) and not self._take(event):
-                break  # RFC 6455 7.1.7: after a failure no more is read
-        self._flush()
-        if self._full():
-            self.connection.pause_reading()
+        self._pulse.heard()
+        assert self._inbox is not None
+        self._inbox.feed(data, self._turn)
 
-    def eof_received(self) -> bool:
-        """The client sends no more: without a Close frame the WebSocket is broken."""
-        self._protocol.receive_eof()
-        return False
+    def _turn(self) -> None:
+        """Do so much of what the client has sent as a turn of the loop may."""
+        inbox, protocol = self._inbox, self._protocol
+        assert inbox is not None
+        try:
+            for opcode, data in inbox.work():
+                assert isinstance(data, bytes)
+                if opcode == PING:
+                    if self._writable.is_set():
+                        protocol.send_pong(data)
+                    else:
+                        self._pong = data  # RFC 6455 5.5.3: instead of one that could not be sent
+                elif opcode == CLOSE:
+                    inbox.close()
+                    protocol.receive_data(data)
+                    received = protocol.close_rcvd
+                    if received is not None and protocol.close_rcvd_then_sent:
+                        self._close_code, self._close_reason = received.code, received.reason
+                    self.client_gone()
+        except FrameError as error:
+            inbox.close()
+            protocol.fail(error.code, error.reason)
+        if inbox.messages or self.gone:
+            self._news.set()
+        self._flush()
+        inbox.go_on(self._turn)
+        self._end_protocol()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self.site.connections.discard(self)
         self.site.observer.connected(len(self.site.connections))
         self.client_gone()
+        self._end_protocol()
+
+    def _end_protocol(self) -> None:
+        """Let the protocol's parser end with the connection: they refer to each other, and to the compressor's memory."""
+        if self.connection.transport.is_closing() and self._inbox is not None and not self._inbox.behind:
+            self._inbox.close()
+            self._protocol.parser.close()
 
     def pause_writing(self) -> None:
         """The client is slow to read."""
@@ -295,47 +274,21 @@ class WebSocket(Exchange, asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._writable.set()
+        pong, self._pong = self._pong, None
+        if pong is not None and not self._protocol.eof_sent:
+            self._protocol.send_pong(pong)
+            self._flush()
 
-    def _take(self, frame: Frame) -> bool:
-        """Take a frame; whether those behind it count."""
-        opcode = frame.opcode
-        if opcode is Opcode.CLOSE:
-            received = self._protocol.close_rcvd
-            if received is not None and self._protocol.close_rcvd_then_sent:
-                self._close_code, self._close_reason = received.code, received.reason
-            self.client_gone()
-        elif opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            if opcode is Opcode.TEXT:
-                self._text = _utf8()
-            try:
-                self._pieces.append(bytes(frame.data) if self._text is None else self._text.decode(frame.data, frame.fin))
-            except UnicodeDecodeError:
-                self._protocol.fail(1007, "invalid UTF-8")
-                return False
-            if frame.fin:
-                self._deliver()
-        return True
-
-    def _deliver(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        message: Message = {"type": "websocket.receive"}
-        if self._text is None:
-            message["bytes"] = b"".join(pieces)  # type: ignore[arg-type]  # no decoder, so all of them are bytes
-        else:
-            message["text"] = "".join(pieces)  # type: ignore[arg-type]  # all of them came from the decoder
-            self._text = None
-        self._ahead += len(message.get("bytes") or message.get("text") or b"")
-        self._messages.append(message)
-        self._news.set()
-
-    def _full(self) -> bool:
-        return len(self._messages) > MESSAGES_AHEAD or self._ahead > BYTES_AHEAD
+    writable = resume_writing  # of the exchange, during a denial that streams
 
     def _flush(self) -> None:
+        self._flush_due = False
         transport = self.connection.transport
         out = self._protocol.data_to_send()
         if out and not transport.is_closing():
-            transport.write(b"".join(out))
+            data = b"".join(out)
+            self.sent += len(data)
+            transport.write(data)
             if SEND_EOF in out and not half_close(transport):
                 transport.close()
         if SEND_EOF in out:
@@ -364,10 +317,6 @@ class WebSocket(Exchange, asyncio.Protocol):
         self.client_gone()
         self.connection.break_off(reset=False)
 
-    def writable(self) -> None:
-        """During a denial that streams."""
-        self._writable.set()
-
     @property
     def in_hand(self) -> str | None:
         """The request line, for the log of what was still open."""
@@ -392,21 +341,25 @@ class WebSocket(Exchange, asyncio.Protocol):
 
     def sweep(self, now: float, late: float) -> None:
         """Ping, and act on what is overdue; called once a second."""
-        settings, transport = self.site.settings, self.connection.transport
+        transport, site = self.connection.transport, self.site
         self._closing_at += late
-        if now >= self._closing_at:
+        held = unsent = transport.get_write_buffer_size()
+        # What a TCP peer's kernel has not confirmed tells of a peer that is lost; a unix socket's waits for the program.
+        if held or transport.get_extra_info("socket").family != socket.AF_UNIX:
+            unsent += waiting_in_kernel(transport)
+        stalled = self._stall.seconds(now, self, self.sent, unsent) - late if unsent else 0.0
+        if not unsent:
+            self._stall.clear()
+        if held and stalled > site.write_timeout:
+            site.log.info("%s: the client has read nothing for too long", self.describe())
             transport.abort()
-        elif self._protocol.state is OPEN and settings.ws_ping_interval:
-            if self._full():  # we do not read, so an answer to a ping could not be seen
-                self._pinged = None
-                if look_at_peer(transport)[0]:
-                    transport.abort()
-            elif self._pinged is None:
-                self._pinged = now
-            elif self._pinged > 0 and now - self._pinged - late >= settings.ws_ping_interval:
+        elif now >= self._closing_at:
+            transport.abort()
+        elif self._protocol.state is OPEN and self._inbox is not None:
+            deaf, writable = self._inbox.full, self._writable.is_set()
+            due = self._pulse.due(now - late, unsent=unsent, stalled=stalled, writable=writable, deaf=deaf)
+            if due == "ping":
                 self._protocol.send_ping(b"")
                 self._flush()
-                self._pinged = -now
-            elif self._pinged < 0 and settings.ws_ping_timeout and now + self._pinged - late >= settings.ws_ping_timeout:
-                self._close_code = 1006
+            elif due == "end" or (deaf and look_at_peer(transport)[0]):
                 transport.abort()

@@ -106,6 +106,7 @@ SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users k
     ("--http h11", "http", "h11"),
     ("--loop asyncio", "loop", "asyncio"),
     ("--ws-max-size 1m", "ws_max_size", 1 << 20),
+    ("--ws-max-queue 5", "ws_max_queue", 5),
     ("--ws-ping-interval 5", "ws_ping_interval", 5.0),
     ("--ws-ping-timeout 5", "ws_ping_timeout", 5.0),
     ("--no-ws-per-message-deflate", "ws_per_message_deflate", False),

@@ -71,6 +71,16 @@ def test_a_client_that_is_dead_is_found_out(server: Server) -> None:
     events(server, "1006 ''")
 
 
+def test_a_client_that_takes_nothing_is_found_out_behind_a_full_queue(server: Server) -> None:
+    """The application cannot send, so it does not receive, so no answer to a ping could be seen: that the client reads nothing can."""
+    with server.connect(receive_buffer=4096) as client:
+        shake(client)
+        client.socket.settimeout(1)
+        with pytest.raises((TimeoutError, OSError)):
+            client.socket.sendall(frame(TEXT, b"x" * 10_000) * 2000)
+        events(server, "OSError")
+
+
 @pytest.mark.parametrize("behind", [b"", frame(TEXT, b"hi")], ids=["nothing", "a frame"])
 def test_half_closed_before_accept(server: Server, behind: bytes) -> None:
     """Nobody will speak to the application: it hears so, and the connection ends."""

@@ -1,12 +1,17 @@
 """WebSocket applications that try the server, chosen by the path.
 
-Over HTTP, ``/-/events`` gives what happened, and forgets it.
+Over HTTP, ``/-/events`` gives what happened, and forgets it; ``/-/inboxes`` looks into the server: of each WebSocket the number of
+messages that wait for the application, and their memory.
 """
 
 import asyncio
+import gc
+import json
+from sys import getsizeof
 from typing import Any
 from urllib.parse import parse_qs
 
+from forkserve.http.inbox import Inbox
 from tests.http import asgi_apps
 from tests.http.asgi_apps import COUNT, EVENTS, RELEASE, IntendedError, Receive, Scope, Send
 
@@ -18,6 +23,11 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http" and not scope["path"].startswith("/-/"):
         EVENTS.append(f"http {scope['method']} {scope['path']}")
         await asgi_apps.answer(send, b"plain")
+        return
+    if scope["path"] == "/-/inboxes":
+        inboxes = [thing for thing in gc.get_objects() if isinstance(thing, Inbox)]
+        counts = [(len(inbox.messages), sum(map(getsizeof, inbox.messages))) for inbox in inboxes]
+        await asgi_apps.answer(send, json.dumps(counts).encode())
         return
     if scope["type"] == "http":
         await asgi_apps.app(scope, receive, send)
@@ -144,6 +154,16 @@ async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str])
         pass
 
 
+async def on_drip(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send much in small messages; ``/-/count`` shows how often ``send`` has returned."""
+    await send({"type": "websocket.accept"})
+    for number in range(int(query["count"])):
+        await send({"type": "websocket.send", "text": str(number)})
+        COUNT[0] = number + 1
+    async for _ in messages(receive):
+        pass
+
+
 async def on_wait(_: Scope, receive: Receive, send: Send, __: Any) -> None:
     """Receive only when released; then say how much has come with every empty message."""
     await send({"type": "websocket.accept"})
@@ -163,3 +183,64 @@ async def on_send_after(_: Scope, receive: Receive, send: Send, __: Any) -> None
         pass
     await asyncio.sleep(0)
     await send({"type": "websocket.send", "text": "x"})
+
+
+async def on_turns(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """From one empty message to the next: how many turns the loop has made, and how many messages came in one of them at most."""
+    await send({"type": "websocket.accept"})
+    loop = asyncio.get_running_loop()
+    turns, most, here, ends = 0, 0, 0, 0
+
+    def turn() -> None:
+        nonlocal turns, here
+        turns += 1
+        here = 0
+        if ends == 1:
+            loop.call_soon(turn)
+
+    async for data in messages(receive):
+        here += 1
+        most = max(most, here)
+        if not data:
+            ends += 1
+            turn()
+            if ends == 2:
+                await send({"type": "websocket.send", "text": f"{turns} {most}"})
+
+
+async def on_crowd(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Many tasks that send at once; ``/-/count`` shows how many have done so."""
+    await send({"type": "websocket.accept"})
+    COUNT[0] = 1
+    data = bytes(65536)
+
+    async def one() -> None:
+        await send({"type": "websocket.send", "bytes": data})
+        COUNT[0] += 1
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(int(query["count"])):
+                group.create_task(one())
+    except* OSError:
+        EVENTS.append("crowd gone")
+        raise
+    async for _ in messages(receive):
+        pass
+
+
+async def on_deny_much(_: Scope, __: Receive, send: Send, query: dict[str, str]) -> None:
+    """A denial without end; ``/-/count`` shows how often ``send`` has returned."""
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+    for number in range(int(query["count"])):
+        await send({"type": "websocket.http.response.body", "body": bytes(65536), "more_body": True})
+        COUNT[0] = number + 1
+    await send({"type": "websocket.http.response.body"})
+
+
+async def on_late_close(_: Scope, __: Receive, send: Send, ___: Any) -> None:
+    """Receive nothing, and close when released."""
+    await send({"type": "websocket.accept"})
+    await RELEASE.wait()
+    RELEASE.clear()
+    await send({"type": "websocket.close", "code": 4000})

@@ -1,0 +1,240 @@
+"""The frames of a WebSocket client (RFC 6455 5, RFC 7692 7), read step by step. Pure.
+
+The websockets library's reader takes all frames that have come at once, holds each whole before it unmasks and inflates it, and
+keeps feeding a decompressor whose stream has ended. A client decides with that how long the loop stands still and how much memory
+is used. Here a step is at most one frame, of what has come, and `STEP` bytes of inflation; the caller decides how many steps it
+takes. What a message needs is one buffer, whatever the number of its fragments.
+"""
+
+from __future__ import annotations
+
+import zlib
+from codecs import IncrementalDecoder, getincrementaldecoder
+from io import BytesIO, StringIO
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # built without its C part
+    from websockets.utils import apply_mask
+
+if TYPE_CHECKING:
+    from websockets.extensions.permessage_deflate import PerMessageDeflate
+
+STEP = 1 << 13
+"""Bytes that one step inflates, and bytes that come out of it."""
+FRAGMENT = 64
+"""What an unfinished fragment counts at least against the size of its message: it costs as much as bytes would."""
+CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+_OPCODES = frozenset((CONT, TEXT, BINARY, CLOSE, PING, PONG))
+_TAIL = b"\0\0\xff\xff"  # RFC 7692 7.2.2: what the sender has left out
+_utf8 = getincrementaldecoder("utf-8")
+
+Event = tuple[int, bytes | str]
+"""Opcode and payload: a whole message (TEXT, BINARY), a PING or a PONG; of a CLOSE the frame itself, masked, as it came."""
+
+
+class FrameError(Exception):
+    """The client has broken the protocol, or a limit.
+
+    Args:
+        code: The close code (RFC 6455 7.4.1).
+        reason: The close reason.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class FrameReader:
+    """Reads what one client sends: `feed` it, then call `step` until it is ``hungry``.
+
+    Args:
+        limit: Bytes that a message may have, inflated; 0 for any number.
+        deflate: The extension, if it has been agreed on.
+    """
+
+    __slots__ = (
+        "_at", "_data", "_decode", "_deflate", "_deflated", "_fin", "_given", "_in_frame", "_inflate", "_inflating", "_kind",
+        "_left", "_limit", "_mask", "_pieces", "_size", "hungry",
+    )  # fmt: skip
+
+    def __init__(self, limit: int, deflate: PerMessageDeflate | None) -> None:
+        self.hungry = True  # nothing can be done before more bytes come
+        self._limit = limit or inf
+        self._deflate = deflate
+        self._data = b""
+        self._at = 0  # what lies before it has been read
+        # The data frame under way
+        self._in_frame = False
+        self._fin = False
+        self._mask = b""
+        self._left = 0  # bytes of payload to come
+        self._given = 0  # bytes that it has given to the message
+        self._deflated = b""
+        self._inflating = False  # there is more to come out of the decompressor
+        # The message under way
+        self._kind = 0
+        self._size = 0  # what counts against the limit
+        self._inflate: Any = None  # its decompressor, if it is compressed
+        self._decode: Any = None  # its decoder, if it is text
+        self._pieces: Any = None  # BytesIO or StringIO
+
+    def feed(self, data: bytes) -> None:
+        """Add what has come."""
+        self._data = self._data[self._at :] + data if self._at < len(self._data) else data
+        self._at = 0
+        self.hungry = False
+
+    def step(self) -> Event | None:
+        """Do a bounded piece of work: read a frame, or a part of one.
+
+        Returns:
+            What has come to its end with it; None: nothing yet.
+
+        Raises:
+            FrameError: No more can be read from this client.
+        """
+        event = self._step()
+        if self._at == len(self._data):
+            self._data, self._at = b"", 0
+            self.hungry = not self._inflating
+        return event
+
+    def _step(self) -> Event | None:
+        if not self._in_frame:
+            event = self._read_head()
+            if not self._in_frame:
+                return event
+        if self._inflating:
+            return self._add(self._inflate_more())
+        piece = self._data[self._at : self._at + (self._left if self._inflate is None else min(self._left, STEP))]
+        if self._left and not piece:
+            self.hungry = True
+            return None
+        self._at += len(piece)
+        self._left -= len(piece)
+        data = apply_mask(piece, self._mask)
+        if self._left and (turn := len(piece) & 3):
+            self._mask = self._mask[turn:] + self._mask[:turn]
+        if self._inflate is None:
+            return self._add(data)
+        self._deflated = data + _TAIL if self._fin and not self._left else data
+        return self._add(self._inflate_more())
+
+    def _read_head(self) -> Event | None:
+        """Begin a data frame; a control frame is read whole, and so is a plain message in one frame that is there."""
+        data, at = self._data, self._at
+        have = len(data) - at
+        if have >= 2:
+            first, second = data[at], data[at + 1]
+            opcode, size = first & 15, second & 127
+            self._judge(first, second, opcode, size)
+            start = at + (6 if size < 126 else 8 if size == 126 else 14)
+            if start <= len(data):
+                if size > 125:
+                    size = int.from_bytes(data[at + 2 : start - 4], "big")
+                if opcode < CLOSE:
+                    return self._begin(first, opcode, start, size)
+                if start + size <= len(data):
+                    self._at = end = start + size
+                    return opcode, data[at:end] if opcode == CLOSE else apply_mask(data[start:end], data[start - 4 : start])
+        self.hungry = True
+        return None
+
+    def _judge(self, first: int, second: int, opcode: int, size: int) -> None:
+        """See that a head may begin with these two bytes.
+
+        Raises:
+            FrameError: 1002: it may not.
+        """
+        reserved = first & 0x70
+        if reserved == 0x40 and self._deflate is not None and opcode in (TEXT, BINARY):
+            reserved = 0
+        if reserved:
+            why = "reserved bits must be 0"
+        elif opcode not in _OPCODES:
+            why = "invalid opcode"
+        elif not second & 0x80:
+            why = "incorrect masking"
+        elif opcode >= CLOSE and size > 125:
+            why = "control frame too long"
+        elif opcode >= CLOSE and first < 0x80:
+            why = "fragmented control frame"
+        elif opcode < CLOSE and (opcode == CONT) != bool(self._kind):
+            why = "expected a continuation frame" if self._kind else "unexpected continuation frame"
+        else:
+            return
+        raise FrameError(1002, why)
+
+    def _begin(self, first: int, opcode: int, start: int, size: int) -> Event | None:
+        if size > self._limit - self._size:
+            raise FrameError(1009, "the message is too big")
+        data = self._data
+        self._mask = data[start - 4 : start]
+        if first == 0x80 | opcode and opcode and start + size <= len(data):
+            self._at = start + size
+            payload = apply_mask(data[start : self._at], self._mask)
+            return opcode, payload if opcode == BINARY else _decoded(_utf8(), payload, final=True)
+        if opcode:
+            self._kind = opcode
+            self._decode = _utf8() if opcode == TEXT else None
+            self._pieces = BytesIO() if opcode == BINARY else StringIO()
+            self._inflate = self._decompressor() if first & 0x40 else None
+        self._in_frame = True
+        self._fin = first >= 0x80
+        self._left = size
+        self._given = 0
+        self._at = start
+        return None
+
+    def _decompressor(self, *, fresh: bool = False) -> Any:
+        deflate = self._deflate
+        assert deflate is not None
+        if fresh or deflate.remote_no_context_takeover:
+            deflate.decoder = zlib.decompressobj(wbits=-deflate.remote_max_window_bits)
+        return deflate.decoder
+
+    def _inflate_more(self) -> bytes:
+        inflate = self._inflate
+        try:
+            out: bytes = inflate.decompress(self._deflated, STEP)
+        except zlib.error as error:
+            raise FrameError(1002, "decompression failed") from error
+        self._deflated = inflate.unconsumed_tail
+        if inflate.eof:
+            # RFC 7692 7.2.3.4 allows it. What is behind the end is a stream of its own; an ended decompressor would collect it.
+            self._deflated = inflate.unused_data
+            self._inflate = self._decompressor(fresh=True)
+        self._inflating = bool(self._deflated) or len(out) == STEP
+        return out
+
+    def _add(self, data: bytes) -> Event | None:
+        """Add to the message; the whole of it if that was its end."""
+        self._size += len(data)
+        self._given += len(data)
+        if self._size > self._limit:
+            raise FrameError(1009, "the message is too big")
+        ends = not (self._left or self._inflating)
+        last = ends and self._fin
+        self._pieces.write(data if self._decode is None else _decoded(self._decode, data, final=last))
+        if not ends:
+            return None
+        self._in_frame = False
+        if not last:
+            self._size += max(0, FRAGMENT - self._given)
+            return None
+        event = self._kind, self._pieces.getvalue()
+        self._kind = self._size = 0
+        self._pieces = self._decode = self._inflate = None
+        return event
+
+
+def _decoded(decoder: IncrementalDecoder, data: bytes, *, final: bool) -> str:
+    try:
+        return decoder.decode(data, final)
+    except UnicodeDecodeError as error:
+        raise FrameError(1007, "invalid UTF-8") from error

@@ -1,0 +1,57 @@
+"""Whether a WebSocket's client is alive: when to ping it, and when to give it up. Pure; it is given the time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+NOTICED = 2.0
+"""Seconds within which a sweep has seen that a client takes something."""
+
+
+class Pulse:
+    """The pings of one connection.
+
+    Args:
+        interval: Seconds without a byte from the client before a ping.
+        patience: Seconds that it has to show life after one.
+    """
+
+    __slots__ = ("_interval", "_patience", "_pinged", "_since")
+
+    def __init__(self, interval: float, patience: float) -> None:
+        self._interval = interval
+        self._patience = patience
+        self._since: float | None = None  # of the silence, or of the ping
+        self._pinged = False
+
+    def heard(self) -> None:
+        """Something has come from the client."""
+        self._since = None
+
+    def due(self, now: float, *, unsent: int, stalled: float, writable: bool, deaf: bool) -> Literal["ping", "end"] | None:
+        """What is to be done; asked once a second.
+
+        Args:
+            now: The time, less that by which the question is late.
+            unsent: Bytes that the client has not taken.
+            stalled: Seconds for which it has taken nothing of them.
+            writable: Whether a ping can be sent.
+            deaf: Whether nothing is read from the client, so that its answer could not be seen.
+        """
+        if self._since is None:
+            self._since = now
+            self._pinged = False
+        waited = now - self._since
+        if not self._pinged:
+            if waited >= self._interval and writable:
+                self._pinged, self._since = True, now
+                return "ping"
+            return "end" if waited >= self._interval and stalled >= self._patience else None
+        if waited >= self._patience:
+            if deaf and not unsent:
+                self._since = None  # its system at least has got the ping
+            elif unsent and stalled + NOTICED < waited:
+                self._since = now  # it takes what was sent, and the ping may still be on its way
+            else:
+                return "end"
+        return None
