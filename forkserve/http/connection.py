@@ -17,7 +17,7 @@ from forkserve.http.parsers import new_parser
 from forkserve.http.proxy import Endpoints
 from forkserve.http.response import error_answer
 from forkserve.http.stall import Stall, waiting_in_kernel
-from forkserve.http.transports import half_close, look_at_peer
+from forkserve.http.transports import half_close, look_at_peer, read_less
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HELD_INPUT = 65536
-"""Bytes of further requests that are kept while one is being served; then reading pauses."""
+"""Bytes that are kept for later, of a body or of further requests; for more, reading pauses."""
+TURN = 65536
+"""Bytes of a body after which a connection does not read on in the same turn of the loop."""
 DISCARDED_BODY = 65536
 """Bytes of an unread body that are read and dropped to keep a connection; for more it is closed."""
 CLOSING_TIME = 1.0
@@ -47,7 +49,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader", "_reading",
+        "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_held_from", "_on_drained", "_reader", "_reading",
         "_sent_at_eof", "_stall", "base", "body", "endpoints", "requests", "sending", "site", "template", "transport",
         "write_paused",
     )  # fmt: skip
@@ -66,7 +68,8 @@ class Connection(asyncio.Protocol):
         self._fields: Fields | None = None
         self._exchange: Exchange | None = None
         self.body: LengthBody | ChunkedBody | None = None
-        self._held = b""
+        self._held = b""  # what has come and waits for its turn,
+        self._held_from = 0  # from here on
         self._reading = True
         self._eof = False
         self._sent_at_eof = 0  # or when the client was last looked at
@@ -86,6 +89,8 @@ class Connection(asyncio.Protocol):
             site.quota.coming -= 1
         site.observer.connected(len(site.connections))
         self.endpoints.read(transport)
+        if self.endpoints.tls:
+            read_less(transport)
         self._limit_output()
         self._deadline = site.loop.time() + site.header_timeout
 
@@ -98,6 +103,8 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             return bool(self._held)  # whole requests may wait in there
         if self.body is not None:
+            if self._held and not self.endpoints.tls:
+                return True  # the end may be in there
             if exchange.started:
                 return False
             self._refuse(RequestError(400, "the request body ends too early"))
@@ -148,34 +155,45 @@ class Connection(asyncio.Protocol):
 
     # Input
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes have come (asyncio)."""
-        position, size = 0, len(data)
-        reader = self._reader
+    def data_received(self, data: bytes, start: int = 0) -> None:
+        """Bytes have come (asyncio), or what is left of such from ``start`` on has its turn.
+
+        A turn of the loop belongs to all connections: in one of them at most one request is begun and a bounded part of its body is
+        read, however much has come. The rest is held, and has the next turn or the one behind the answer.
+        """
         try:
-            while position < size and not self._closing:
-                if self.body is not None:
-                    position = self._read_body(data, position)
-                elif self._exchange is not None or self._held or self.write_paused:
-                    self._hold(data[position:])
+            if self.body is None:
+                if self._exchange is not None or self._held or self.write_paused or self._closing:
+                    self._hold(data)
                     return
+                end = -1 if self._reader.buffer else data.find(b"\r\n\r\n", start)
+                if end >= 0:
+                    end += 4
+                    head = data if end == len(data) and not start else data[start:end]
+                    if end < len(data):
+                        self._held, self._held_from = data, end
                 else:
-                    end = -1 if reader.buffer else data.find(b"\r\n\r\n", position)
-                    if end >= 0:
-                        start, position = position, end + 4
-                        head = data if position == size and not start else data[start:position]
-                    else:
-                        if not reader.buffer and self.requests:
-                            self._deadline = self.site.loop.time() + self.site.header_timeout
-                        whole, data = reader.feed(data[position:])
-                        if whole is None:
-                            return
-                        head, position, size = whole, 0, len(data)
-                    self._begin(head, size - position)
+                    if not self._reader.buffer and self.requests:
+                        self._deadline = self.site.loop.time() + self.site.header_timeout
+                    whole, behind = self._reader.feed(data[start:] if start else data)
+                    if whole is None:
+                        return
+                    head, self._held, self._held_from = whole, behind, 0
+                self._begin(head)
+                if not self._held:
+                    return
+                if self.body is None:
+                    self._hold(b"")
+                    return
+                data, start, self._held = self._held, self._held_from, b""
+            elif self._held:
+                self._hold(data)
+                return
+            self._read_body(data, start)
         except RequestError as error:
             self._refuse(error)
 
-    def _begin(self, head: bytes, behind: int) -> None:
+    def _begin(self, head: bytes) -> None:
         target, fields = self._reader.read(head)
         site = self.site
         self.requests += 1
@@ -188,7 +206,7 @@ class Connection(asyncio.Protocol):
             try:
                 if fields.has_body:
                     self._expect_body(fields)
-                    self._continue_due = fields.expect_continue and not behind
+                    self._continue_due = fields.expect_continue and not self._held
                 if site.in_hand is not None:
                     site.make_room()
             except RequestError as error:
@@ -208,31 +226,44 @@ class Connection(asyncio.Protocol):
         self.body = ChunkedBody(limits) if length is None else LengthBody(length)
         self._wait_for_body()
 
-    def _read_body(self, data: bytes, position: int) -> int:
+    def _read_body(self, data: bytes, start: int) -> None:
         body, exchange = self.body, self._exchange
         assert body is not None
-        piece, position = body.feed(data, position)
+        piece, position = body.feed(data, start)
+        if position < len(data):
+            self._held, self._held_from = data, position
         self._continue_due = False
         self._wait_for_body()
         if body.done:
             self.body = None
             self._deadline = inf
         if exchange is None:
-            if self.body is None:
+            if body.done:
                 self._idle()
         else:
             if piece:
                 exchange.body_data(piece)
             if body.done:
                 exchange.body_end()
-        return position
+        if self._held:
+            self._hold(b"")
+            if not body.done:
+                self.site.loop.call_soon(self._next)
+        elif (len(piece) > TURN or self.endpoints.tls) and not body.done:
+            # uvloop reads on in the same turn, and up to 8 MB, as long as there is so much; and TLS may come in tiny records.
+            self.pause_reading()
+            self.site.loop.call_soon(self._next)
 
     def _hold(self, data: bytes) -> None:
+        """Keep it for later, behind what is kept already."""
         exchange = self._exchange
-        if exchange is not None and not exchange.keep_alive:
-            return  # RFC 9112 9.6: what follows a request with Connection: close is not read
-        self._held += data
-        if len(self._held) > HELD_INPUT:
+        if self._closing or (self.body is None and exchange is not None and not exchange.keep_alive):
+            self._held = b""  # RFC 9112 9.6: what follows a request with Connection: close is not read
+            return
+        if data:
+            self._held = self._held[self._held_from :] + data if self._held else data
+            self._held_from = 0
+        if len(self._held) - self._held_from > HELD_INPUT:
             self.pause_reading()
 
     def pause_reading(self) -> None:
@@ -243,7 +274,7 @@ class Connection(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         """Take from the client again, unless there is too much of other requests."""
-        if not self._reading and not self._closing and len(self._held) <= HELD_INPUT:
+        if not self._reading and not self._closing and (not self._held or len(self._held) - self._held_from <= HELD_INPUT):
             self._reading = True
             self._wait_for_body()
             self.transport.resume_reading()
@@ -258,7 +289,8 @@ class Connection(asyncio.Protocol):
         if self._continue_due:
             self._continue_due = False
             self._wait_for_body()
-            self.transport.write(CONTINUE)
+            if self._exchange is not None and not self._exchange.started:  # in the middle of an answer it would be part of it
+                self.transport.write(CONTINUE)
 
     # Output
 
@@ -312,12 +344,20 @@ class Connection(asyncio.Protocol):
                 self.resume_reading()
 
     def _next(self) -> None:
-        if self._held and self._exchange is None and not self._closing and not self.write_paused:
+        """The next turn: go on with what is held, and read on."""
+        if self._closing:
+            return
+        if self._held and (self.body is not None or (self._exchange is None and not self.write_paused)):
             data, self._held = self._held, b""
+            self.data_received(data, self._held_from)
+        exchange = self._exchange
+        if exchange is None or exchange.takes_more:
             self.resume_reading()
-            self.data_received(data)
-        if self._eof and self._exchange is None and not self._held:
-            self.close()
+        if self._eof and not self._held and not self._closing:
+            if exchange is None:
+                self.close()
+            elif self.body is not None and not self.eof_received():
+                self.transport.close()
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served, and close."""
@@ -345,7 +385,7 @@ class Connection(asyncio.Protocol):
         held, self._held = self._held, b""
         self.resume_reading()
         if held:
-            protocol.data_received(held)
+            protocol.data_received(held[self._held_from :])
 
     def close(self, *, unread: bool = False) -> None:
         """Send what is written, then close in order: no more from us, and for a second read what the client still sends.
@@ -356,6 +396,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._held = b""
+        self.body = None
         self.resume_reading()
         self._closing = True
         self._deadline = self.site.loop.time() + CLOSING_TIME
@@ -364,7 +405,7 @@ class Connection(asyncio.Protocol):
 
     def break_off(self, *, reset: bool) -> None:
         """End a connection in the middle of an answer, so that the client sees that it is not whole."""
-        self._exchange = None
+        self._exchange = self.body = None
         self._closing = True
         if reset:
             self.transport.abort()

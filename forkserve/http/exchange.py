@@ -73,6 +73,11 @@ class Exchange:
         """The connection is lost, or what came over it cannot be trusted any more."""
         self.gone = True
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether there is room for more of the request body."""
+        return True
+
     def end_stream(self) -> None:
         """The process is about to end: an answer whose end nobody knows should end now."""
 

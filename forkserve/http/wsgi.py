@@ -99,6 +99,7 @@ class Turns:
                 self._holder = exchange
                 self._begin(exchange.target.line)
                 exchange.call()
+                return  # the one behind it has the next turn of the loop
 
 
 class WSGICall(Exchange):
