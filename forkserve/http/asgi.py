@@ -38,6 +38,8 @@ class ASGIExchange(Exchange):
         "_writable",
     )  # fmt: skip
 
+    keeps_pieces = True  # it waits in `send`, with the message in its hands
+
     # What the connection tells
 
     def start(self) -> None:

@@ -6,25 +6,24 @@ no timer here: each connection has one deadline, and `Site.sweep` looks at all o
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.body import ChunkedBody, LengthBody
 from forkserve.http.errors import RequestError
 from forkserve.http.http1 import HeadReader
+from forkserve.http.output import Output
 from forkserve.http.parsers import new_parser
-from forkserve.http.proxy import Endpoints
 from forkserve.http.response import error_answer
 from forkserve.http.stall import Stall, waiting_in_kernel
 from forkserve.http.transports import half_close, look_at_peer, read_less
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
 
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
-    from forkserve.http.sendfile import SendFile
     from forkserve.http.site import Site
     from forkserve.http.websocket import WebSocket
 
@@ -41,7 +40,7 @@ HALF_CLOSED = 600.0
 """Longest time in which a client that sends no more waits for the next piece of its answer: it may have left altogether."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Output):
     """One client connection.
 
     Args:
@@ -49,24 +48,17 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_held_from", "_on_drained", "_reader", "_reading",
-        "_sent_at_eof", "_stall", "base", "body", "endpoints", "requests", "sending", "site", "template", "transport",
-        "write_paused",
+        "_closing", "_continue_due", "_deadline", "_eof", "_fields", "_held", "_held_from", "_reader", "_reading",
+        "_sent_at_eof", "_stall", "base", "body", "requests", "template",
     )  # fmt: skip
 
     def __init__(self, site: Site) -> None:
-        self.site = site
-        self.transport: Any = None  # asyncio.Transport, or uvloop's, which is no subclass
-        self.endpoints = Endpoints()
+        super().__init__(site)
         self.base: Any = None  # the environ without any field section, if no field has a say in it; belongs to wsgi
         self.template: Any = None  # the environ or scope of the last field section; belongs to wsgi and asgi
         self.requests = 0
-        self.write_paused = False
-        self.sending: SendFile | None = None
-        self._on_drained: Callable[[], None] | None = None
         self._reader = HeadReader(site.limits, new_parser(site.settings.http))
         self._fields: Fields | None = None
-        self._exchange: Exchange | None = None
         self.body: LengthBody | ChunkedBody | None = None
         self._held = b""  # what has come and waits for its turn,
         self._held_from = 0  # from here on
@@ -91,26 +83,23 @@ class Connection(asyncio.Protocol):
         self.endpoints.read(transport)
         if self.endpoints.tls:
             read_less(transport)
-        self._limit_output()
+        self.limit_output()
         self._deadline = site.loop.time() + site.header_timeout
 
     def eof_received(self) -> bool:
         """The client sends no more (asyncio); true keeps the connection open for the answer."""
         self._eof = True
         exchange = self._exchange
-        if self._closing:
-            return False
-        if exchange is None:
-            return bool(self._held)  # whole requests may wait in there
+        held = bool(self._held) and not self.endpoints.tls  # TLS has no half-close
+        if self._closing or exchange is None:
+            return held or (self.outgoing is not None and not self.endpoints.tls)  # whole requests may be held, and answers
         if self.body is not None:
-            if self._held and not self.endpoints.tls:
-                return True  # the end may be in there
-            if exchange.started:
-                return False
+            if held or exchange.started:
+                return held  # the end of the body may be in there
             self._refuse(RequestError(400, "the request body ends too early"))
             return not self.transport.is_closing()
         if self.endpoints.tls or look_at_peer(self.transport)[0]:
-            return False  # TLS has no half-close
+            return False
         exchange.client_half_closed()
         self._wait_for_answer(exchange)
         return True
@@ -129,7 +118,7 @@ class Connection(asyncio.Protocol):
         site.observer.connected(len(site.connections))
         self._closing = True
         self._held = b""
-        self._on_drained = None
+        self.discard_output()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.gone = True
@@ -137,29 +126,13 @@ class Connection(asyncio.Protocol):
                 self.sending.cancel()
             exchange.client_gone()
 
-    def pause_writing(self) -> None:
-        """The client is slow to read (asyncio)."""
-        self.write_paused = True
-
-    def resume_writing(self) -> None:
-        """The client has caught up (asyncio)."""
-        self.write_paused = False
-        if self._on_drained is not None:
-            call, self._on_drained = self._on_drained, None
-            self._limit_output()
-            call()
-        elif self._exchange is not None:
-            self._exchange.writable()
-        elif self._held:
-            self._next()
-
     # Input
 
     def data_received(self, data: bytes, start: int = 0) -> None:
         """Bytes have come (asyncio), or what is left of such from ``start`` on has its turn.
 
-        A turn of the loop belongs to all connections: in one of them at most one request is begun and a bounded part of its body is
-        read, however much has come. The rest is held, and has the next turn or the one behind the answer.
+        A turn of the loop belongs to all connections: in one of them at most one request is begun and a bounded part of its body
+        is read, however much has come. The rest is held, and has the next turn or the one behind the answer.
         """
         try:
             if self.body is None:
@@ -294,17 +267,6 @@ class Connection(asyncio.Protocol):
 
     # Output
 
-    def _limit_output(self) -> None:
-        # A WSGI list or small generator is written at once and sent later; an ASGI application can wait.
-        self.transport.set_write_buffer_limits(high=(1 << 20) if self.site.interface == "wsgi" else (1 << 16))
-
-    def when_drained(self, call: Callable[[], None]) -> None:
-        """Call back when nothing that was written is left to send; until then write nothing more."""
-        self._on_drained = call
-        self.transport.set_write_buffer_limits(high=0)
-        if not self.write_paused:
-            self.resume_writing()
-
     def may_ask(self, *, last: bool) -> bool:
         """Whether another request may come on it; with ``last``, if every answer that has not begun is the last."""
         exchange = self._exchange
@@ -330,6 +292,13 @@ class Connection(asyncio.Protocol):
         else:
             self._wait_for_body()
             self.resume_reading()
+
+    def go_on(self) -> None:
+        """Nothing that was answered waits for the client any more: see what does."""
+        if self._held:
+            self._next()
+        elif self._eof and self._exchange is None:
+            self.close()
 
     def _idle(self) -> None:
         site = self.site
@@ -371,7 +340,7 @@ class Connection(asyncio.Protocol):
             self.break_off(reset=False)
             return
         site = self.site
-        self.transport.write(error_answer(error, method, site.ending))
+        self.send(error_answer(error, method, site.ending))
         if site.access_log is not None:
             site.access_log.refused(self, error, exchange)
         self.close(unread=True)
@@ -399,6 +368,9 @@ class Connection(asyncio.Protocol):
         self.body = None
         self.resume_reading()
         self._closing = True
+        self.when_sent(partial(self._close_transport, unread=unread))
+
+    def _close_transport(self, *, unread: bool) -> None:
         self._deadline = self.site.loop.time() + CLOSING_TIME
         if self._eof or not (half_close(self.transport) or unread):
             self.transport.close()
@@ -410,7 +382,7 @@ class Connection(asyncio.Protocol):
         if reset:
             self.transport.abort()
         else:
-            self.transport.close()
+            self.when_sent(self.transport.close)
 
     def abandon(self) -> None:
         """The process ends now, whatever is in hand."""
@@ -444,7 +416,7 @@ class Connection(asyncio.Protocol):
     def sweep(self, now: float, late: float) -> None:
         """Act on what is overdue; called once a second."""
         self._deadline += late
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self.unsent
         if unsent or self.sending is not None:
             written = (self._exchange.sent if self._exchange else 0) + (self.sending.sent if self.sending else 0)
             stalled = self._stall.seconds(now, self._exchange, written, unsent + waiting_in_kernel(self.transport))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from forkserve.http.errors import ClientGoneError, is_departure
 from forkserve.http.response import BODILESS
 from forkserve.http.sendfile import FileWrapper, file_to_send
-from forkserve.http.wsgi import WSGICall
+from forkserve.http.wsgi import WSGICall, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -114,7 +114,7 @@ class ThreadedExchange(WSGICall):
         try:
             result = self.site.app(self.environ(), self.start_response)
             if isinstance(result, list):
-                self._hand_over(self._write_last, b"".join(result))
+                self._hand_over(self.answer_pieces, grouped(result))
             elif type(result) is FileWrapper and not self._handed_over and (file := file_to_send(self, result)):
                 self._hand_over(self.start_file, *file)
             else:
@@ -124,7 +124,7 @@ class ThreadedExchange(WSGICall):
                     self.write_now(piece)
                     if self.target.method == "HEAD" or (self.head is not None and self.head.code in BODILESS):
                         break  # it may never end
-                self._hand_over(self._write_last, b"")
+                self._hand_over(self._write_end)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             if self.gone and is_departure(error):
                 self.site.log.debug("%s: the client has left: %r", self.describe(), error)
@@ -161,8 +161,8 @@ class ThreadedExchange(WSGICall):
             self.fail(error, "the answer cannot be sent")
             self.client_gone()
 
-    def _write_last(self, data: bytes) -> None:
-        self.write(data, more=False)
+    def _write_end(self) -> None:
+        self.write(b"", more=False)
 
     def _write_piece(self, data: bytes) -> None:
         self.write(data, more=True)

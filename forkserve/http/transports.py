@@ -26,7 +26,7 @@ def read_less(transport: Any) -> None:
     """Let a transport of TLS take fewer bytes at a time: decrypting records of a single byte takes long, and holds the loop."""
     transport.set_read_buffer_limits(high=TLS_AT_ONCE)
     # asyncio's reads into a buffer of 256 KiB, and has no other way to say less; uvloop's is of 64 KiB.
-    protocol = getattr(transport, "_ssl_protocol", None)
+    protocol: Any = getattr(transport, "_ssl_protocol", None)
     if getattr(protocol, "_ssl_buffer_view", None) is not None:
         protocol.max_size = TLS_AT_ONCE
         protocol._ssl_buffer = bytearray(TLS_AT_ONCE)  # noqa: SLF001 - see above
