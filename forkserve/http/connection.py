@@ -295,10 +295,8 @@ class Connection(Output):
 
     def go_on(self) -> None:
         """Nothing that was answered waits for the client any more: see what does."""
-        if self._held:
+        if self._held or self._eof:
             self._next()
-        elif self._eof and self._exchange is None:
-            self.close()
 
     def _idle(self) -> None:
         site = self.site

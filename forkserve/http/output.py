@@ -81,8 +81,7 @@ class Output(asyncio.Protocol):
         waited = outgoing.size
         outgoing.pump()
         if self.outgoing is None:
-            if not self.write_paused:
-                self._caught_up()
+            self.site.loop.call_soon(self._caught_up)
         elif waited > GO_ON >= outgoing.size and self._exchange is not None:
             self._exchange.writable()
 
@@ -94,7 +93,7 @@ class Output(asyncio.Protocol):
             self.limit_output()
         if self._when_sent is not None:
             call, self._when_sent = self._when_sent, None
-            call()
+            self.site.loop.call_soon(call)
 
     def when_sent(self, call: Callable[[], None]) -> None:
         """Call it when the transport has got everything; only the last that was asked for."""
@@ -149,9 +148,12 @@ class Output(asyncio.Protocol):
             self.go_on_sending()
         else:
             self.write_paused = False
-            self._caught_up()
+            self.site.loop.call_soon(self._caught_up)
 
+    # Called by the loop: asyncio's transports call connection_lost twice if they are closed within resume_writing.
     def _caught_up(self) -> None:
+        if self.write_paused:
+            return
         if self._on_drained is not None:
             call, self._on_drained = self._on_drained, None
             self.limit_output()

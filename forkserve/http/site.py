@@ -101,7 +101,7 @@ class Site:
         if self.access_log is not None:
             self.on_answer = self.access_log.write
         self.tls = make_context(settings)
-        self.buffered = Buffered(settings.limit_buffered)
+        self.buffered = Buffered(settings.limit_buffered or sys.maxsize)
         self.connections: set[Connection | WebSocket] = set()
         # asyncio refers to tasks only weakly: one that waits for what nobody else refers to would be collected half-way.
         self.tasks: set[asyncio.Task[None]] = set()  # of requests and commands

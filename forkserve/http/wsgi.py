@@ -270,7 +270,7 @@ class WSGIExchange(WSGICall):
         """Ask the iterator for more, if it waits for the client."""
         if self._waits:
             self._waits = False
-            self._go_on()
+            self.site.loop.call_soon(self._go_on)
 
     def call(self) -> None:
         """Call the application and send what it gives."""
