@@ -253,6 +253,12 @@ class Settings:
     )
     limit_request_head: int = setting(64 * KIB, "Limits", values.size, "Size of request line and fields together (431).")
     limit_request_body: int = setting(GIB, "Limits", values.size, "Size of the body (413); above 512k it is spooled to disk.")
+    limit_buffered: int = setting(
+        64 * MIB,
+        "Limits",
+        values.size,
+        "Memory of a worker for bodies that wait for slow clients; what is more goes to temporary files.",
+    )
 
     http: str = setting("auto", "HTTP", choice("auto", "httptools", "h11"), "Parser; auto is httptools where it is installed.")
     loop: str = setting("auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Event loop; auto is uvloop where it is installed.")

@@ -24,6 +24,8 @@ REQUEST = "request"
 """Name of the tasks in which applications run."""
 LEAVING = 16
 """Turns of the loop in which an application that waits for ``http.disconnect`` may act on it; then ``send`` raises."""
+PIECE_COSTS = 64
+"""Bytes that a piece of a body takes besides what is in it."""
 BODY_AHEAD = 65536
 """Bytes of a request body that are taken from the client before the application asks for them."""
 
@@ -36,6 +38,8 @@ class ASGIExchange(Exchange):
         "_writable",
     )  # fmt: skip
 
+    keeps_pieces = True  # it waits in `send`, with the message in its hands
+
     # What the connection tells
 
     def start(self) -> None:
@@ -44,7 +48,7 @@ class ASGIExchange(Exchange):
         self._body_done = not (fields.chunked or fields.content_length)
         self._body_told = False
         self._pieces: list[bytes] | None = None
-        self._ahead = 0  # bytes in them
+        self._ahead = 0  # bytes that they take
         self._half_closed = False
         self._told = False  # http.disconnect
         self._listening = False  # the application waits in `receive`
@@ -62,10 +66,15 @@ class ASGIExchange(Exchange):
         if self._pieces is None:
             self._pieces = []
         self._pieces.append(data)
-        self._ahead += len(data)
+        self._ahead += len(data) + PIECE_COSTS
         if self._ahead > BODY_AHEAD:
             self.connection.pause_reading()
         self._tell()
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether the application has kept up with what has come."""
+        return self._ahead <= BODY_AHEAD
 
     def body_end(self) -> None:
         """``receive`` can give the last piece."""

@@ -8,11 +8,18 @@ from forkserve.http.http1 import Limits
 
 _SIZE = rb"([0-9A-Fa-f]{1,16})"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
-# RFC 9112 7.1.1, without the blanks that it calls bad.
-_CHUNK_LINE = re.compile(_SIZE + rb"((?:;" + TOKEN + rb"++(?:=(?:" + TOKEN + rb"++|" + _QUOTED + rb"))?)*+)")
+_BLANK = rb"[\t\x20]*+"
+# RFC 9112 7.1.1; the blanks that it calls bad must be read, but stand only before what they belong to.
+_CHUNK_LINE = re.compile(
+    _SIZE
+    + rb"((?:" + _BLANK + rb";" + _BLANK + TOKEN + rb"++"
+    + rb"(?:" + _BLANK + rb"=" + _BLANK + rb"(?:" + TOKEN + rb"++|" + _QUOTED + rb"))?)*+)"
+)  # fmt: skip
 _TRAILER = re.compile(TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+")
 _LONGEST_CHUNK_LINE = 4096
 _EXTENSIONS_IN_ALL = 65536
+LINES = 32
+"""Lines of a chunked body that are read at a time: so much costs little, however small the chunks are."""
 
 
 class LengthBody:
@@ -67,6 +74,8 @@ class ChunkedBody:
     def feed(self, data: bytes, start: int) -> tuple[bytes, int]:
         """The decoded bytes in ``data`` from ``start`` on, and where what was read ends.
 
+        That is before the end of ``data``, though the body goes on, where it holds more than `LINES` lines: call it again.
+
         Raises:
             RequestError: 400, 413 or 431.
         """
@@ -77,10 +86,14 @@ class ChunkedBody:
         else:
             offset, position = 0, start
         pieces: list[bytes] = []
+        lines = 0
         while position < len(data) and not self.done:
             if self._left > 0:
                 position = self._read_chunk(data, position, pieces)
                 continue
+            if lines == LINES:
+                break
+            lines += 1
             end = data.find(b"\n", position)
             line_end = len(data) if end < 0 else end
             if line_end - position > _LONGEST_CHUNK_LINE:

@@ -6,31 +6,32 @@ no timer here: each connection has one deadline, and `Site.sweep` looks at all o
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.body import ChunkedBody, LengthBody
 from forkserve.http.errors import RequestError
 from forkserve.http.http1 import HeadReader
+from forkserve.http.output import Output
 from forkserve.http.parsers import new_parser
-from forkserve.http.proxy import Endpoints
 from forkserve.http.response import error_answer
 from forkserve.http.stall import Stall, waiting_in_kernel
-from forkserve.http.transports import half_close, look_at_peer
+from forkserve.http.transports import half_close, look_at_peer, read_less
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
 
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
-    from forkserve.http.sendfile import SendFile
     from forkserve.http.site import Site
     from forkserve.http.websocket import WebSocket
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HELD_INPUT = 65536
-"""Bytes of further requests that are kept while one is being served; then reading pauses."""
+"""Bytes that are kept for later, of a body or of further requests; for more, reading pauses."""
+TURN = 65536
+"""Bytes of a body after which a connection does not read on in the same turn of the loop."""
 DISCARDED_BODY = 65536
 """Bytes of an unread body that are read and dropped to keep a connection; for more it is closed."""
 CLOSING_TIME = 1.0
@@ -39,7 +40,7 @@ HALF_CLOSED = 600.0
 """Longest time in which a client that sends no more waits for the next piece of its answer: it may have left altogether."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Output):
     """One client connection.
 
     Args:
@@ -47,26 +48,20 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_closing", "_continue_due", "_deadline", "_eof", "_exchange", "_fields", "_held", "_on_drained", "_reader", "_reading",
-        "_sent_at_eof", "_stall", "base", "body", "endpoints", "requests", "sending", "site", "template", "transport",
-        "write_paused",
+        "_closing", "_continue_due", "_deadline", "_eof", "_fields", "_held", "_held_from", "_reader", "_reading",
+        "_sent_at_eof", "_stall", "base", "body", "requests", "template",
     )  # fmt: skip
 
     def __init__(self, site: Site) -> None:
-        self.site = site
-        self.transport: Any = None  # asyncio.Transport, or uvloop's, which is no subclass
-        self.endpoints = Endpoints()
+        super().__init__(site)
         self.base: Any = None  # the environ without any field section, if no field has a say in it; belongs to wsgi
         self.template: Any = None  # the environ or scope of the last field section; belongs to wsgi and asgi
         self.requests = 0
-        self.write_paused = False
-        self.sending: SendFile | None = None
-        self._on_drained: Callable[[], None] | None = None
         self._reader = HeadReader(site.limits, new_parser(site.settings.http))
         self._fields: Fields | None = None
-        self._exchange: Exchange | None = None
         self.body: LengthBody | ChunkedBody | None = None
-        self._held = b""
+        self._held = b""  # what has come and waits for its turn,
+        self._held_from = 0  # from here on
         self._reading = True
         self._eof = False
         self._sent_at_eof = 0  # or when the client was last looked at
@@ -86,24 +81,25 @@ class Connection(asyncio.Protocol):
             site.quota.coming -= 1
         site.observer.connected(len(site.connections))
         self.endpoints.read(transport)
-        self._limit_output()
+        if self.endpoints.tls:
+            read_less(transport)
+        self.limit_output()
         self._deadline = site.loop.time() + site.header_timeout
 
     def eof_received(self) -> bool:
         """The client sends no more (asyncio); true keeps the connection open for the answer."""
         self._eof = True
         exchange = self._exchange
-        if self._closing:
-            return False
-        if exchange is None:
-            return bool(self._held)  # whole requests may wait in there
+        held = bool(self._held) and not self.endpoints.tls  # TLS has no half-close
+        if self._closing or exchange is None:
+            return held or (self.outgoing is not None and not self.endpoints.tls)  # whole requests may be held, and answers
         if self.body is not None:
-            if exchange.started:
-                return False
+            if held or exchange.started:
+                return held  # the end of the body may be in there
             self._refuse(RequestError(400, "the request body ends too early"))
             return not self.transport.is_closing()
         if self.endpoints.tls or look_at_peer(self.transport)[0]:
-            return False  # TLS has no half-close
+            return False
         exchange.client_half_closed()
         self._wait_for_answer(exchange)
         return True
@@ -122,7 +118,7 @@ class Connection(asyncio.Protocol):
         site.observer.connected(len(site.connections))
         self._closing = True
         self._held = b""
-        self._on_drained = None
+        self.discard_output()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.gone = True
@@ -130,52 +126,47 @@ class Connection(asyncio.Protocol):
                 self.sending.cancel()
             exchange.client_gone()
 
-    def pause_writing(self) -> None:
-        """The client is slow to read (asyncio)."""
-        self.write_paused = True
-
-    def resume_writing(self) -> None:
-        """The client has caught up (asyncio)."""
-        self.write_paused = False
-        if self._on_drained is not None:
-            call, self._on_drained = self._on_drained, None
-            self._limit_output()
-            call()
-        elif self._exchange is not None:
-            self._exchange.writable()
-        elif self._held:
-            self._next()
-
     # Input
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes have come (asyncio)."""
-        position, size = 0, len(data)
-        reader = self._reader
+    def data_received(self, data: bytes, start: int = 0) -> None:
+        """Bytes have come (asyncio), or what is left of such from ``start`` on has its turn.
+
+        A turn of the loop belongs to all connections: in one of them at most one request is begun and a bounded part of its body
+        is read, however much has come. The rest is held, and has the next turn or the one behind the answer.
+        """
         try:
-            while position < size and not self._closing:
-                if self.body is not None:
-                    position = self._read_body(data, position)
-                elif self._exchange is not None or self._held or self.write_paused:
-                    self._hold(data[position:])
+            if self.body is None:
+                if self._exchange is not None or self._held or self.write_paused or self._closing:
+                    self._hold(data)
                     return
+                end = -1 if self._reader.buffer else data.find(b"\r\n\r\n", start)
+                if end >= 0:
+                    end += 4
+                    head = data if end == len(data) and not start else data[start:end]
+                    if end < len(data):
+                        self._held, self._held_from = data, end
                 else:
-                    end = -1 if reader.buffer else data.find(b"\r\n\r\n", position)
-                    if end >= 0:
-                        start, position = position, end + 4
-                        head = data if position == size and not start else data[start:position]
-                    else:
-                        if not reader.buffer and self.requests:
-                            self._deadline = self.site.loop.time() + self.site.header_timeout
-                        whole, data = reader.feed(data[position:])
-                        if whole is None:
-                            return
-                        head, position, size = whole, 0, len(data)
-                    self._begin(head, size - position)
+                    if not self._reader.buffer and self.requests:
+                        self._deadline = self.site.loop.time() + self.site.header_timeout
+                    whole, behind = self._reader.feed(data[start:] if start else data)
+                    if whole is None:
+                        return
+                    head, self._held, self._held_from = whole, behind, 0
+                self._begin(head)
+                if not self._held:
+                    return
+                if self.body is None:
+                    self._hold(b"")
+                    return
+                data, start, self._held = self._held, self._held_from, b""
+            elif self._held:
+                self._hold(data)
+                return
+            self._read_body(data, start)
         except RequestError as error:
             self._refuse(error)
 
-    def _begin(self, head: bytes, behind: int) -> None:
+    def _begin(self, head: bytes) -> None:
         target, fields = self._reader.read(head)
         site = self.site
         self.requests += 1
@@ -188,7 +179,7 @@ class Connection(asyncio.Protocol):
             try:
                 if fields.has_body:
                     self._expect_body(fields)
-                    self._continue_due = fields.expect_continue and not behind
+                    self._continue_due = fields.expect_continue and not self._held
                 if site.in_hand is not None:
                     site.make_room()
             except RequestError as error:
@@ -208,31 +199,44 @@ class Connection(asyncio.Protocol):
         self.body = ChunkedBody(limits) if length is None else LengthBody(length)
         self._wait_for_body()
 
-    def _read_body(self, data: bytes, position: int) -> int:
+    def _read_body(self, data: bytes, start: int) -> None:
         body, exchange = self.body, self._exchange
         assert body is not None
-        piece, position = body.feed(data, position)
+        piece, position = body.feed(data, start)
+        if position < len(data):
+            self._held, self._held_from = data, position
         self._continue_due = False
         self._wait_for_body()
         if body.done:
             self.body = None
             self._deadline = inf
         if exchange is None:
-            if self.body is None:
+            if body.done:
                 self._idle()
         else:
             if piece:
                 exchange.body_data(piece)
             if body.done:
                 exchange.body_end()
-        return position
+        if self._held:
+            self._hold(b"")
+            if not body.done:
+                self.site.loop.call_soon(self._next)
+        elif (len(piece) > TURN or self.endpoints.tls) and not body.done:
+            # uvloop reads on in the same turn, and up to 8 MB, as long as there is so much; and TLS may come in tiny records.
+            self.pause_reading()
+            self.site.loop.call_soon(self._next)
 
     def _hold(self, data: bytes) -> None:
+        """Keep it for later, behind what is kept already."""
         exchange = self._exchange
-        if exchange is not None and not exchange.keep_alive:
-            return  # RFC 9112 9.6: what follows a request with Connection: close is not read
-        self._held += data
-        if len(self._held) > HELD_INPUT:
+        if self._closing or (self.body is None and exchange is not None and not exchange.keep_alive):
+            self._held = b""  # RFC 9112 9.6: what follows a request with Connection: close is not read
+            return
+        if data:
+            self._held = self._held[self._held_from :] + data if self._held else data
+            self._held_from = 0
+        if len(self._held) - self._held_from > HELD_INPUT:
             self.pause_reading()
 
     def pause_reading(self) -> None:
@@ -243,7 +247,7 @@ class Connection(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         """Take from the client again, unless there is too much of other requests."""
-        if not self._reading and not self._closing and len(self._held) <= HELD_INPUT:
+        if not self._reading and not self._closing and (not self._held or len(self._held) - self._held_from <= HELD_INPUT):
             self._reading = True
             self._wait_for_body()
             self.transport.resume_reading()
@@ -258,20 +262,10 @@ class Connection(asyncio.Protocol):
         if self._continue_due:
             self._continue_due = False
             self._wait_for_body()
-            self.transport.write(CONTINUE)
+            if self._exchange is not None and not self._exchange.started:  # in the middle of an answer it would be part of it
+                self.transport.write(CONTINUE)
 
     # Output
-
-    def _limit_output(self) -> None:
-        # A WSGI list or small generator is written at once and sent later; an ASGI application can wait.
-        self.transport.set_write_buffer_limits(high=(1 << 20) if self.site.interface == "wsgi" else (1 << 16))
-
-    def when_drained(self, call: Callable[[], None]) -> None:
-        """Call back when nothing that was written is left to send; until then write nothing more."""
-        self._on_drained = call
-        self.transport.set_write_buffer_limits(high=0)
-        if not self.write_paused:
-            self.resume_writing()
 
     def may_ask(self, *, last: bool) -> bool:
         """Whether another request may come on it; with ``last``, if every answer that has not begun is the last."""
@@ -299,6 +293,11 @@ class Connection(asyncio.Protocol):
             self._wait_for_body()
             self.resume_reading()
 
+    def go_on(self) -> None:
+        """Nothing that was answered waits for the client any more: see what does."""
+        if self._held or self._eof:
+            self._next()
+
     def _idle(self) -> None:
         site = self.site
         if self._held:
@@ -312,12 +311,20 @@ class Connection(asyncio.Protocol):
                 self.resume_reading()
 
     def _next(self) -> None:
-        if self._held and self._exchange is None and not self._closing and not self.write_paused:
+        """The next turn: go on with what is held, and read on."""
+        if self._closing:
+            return
+        if self._held and (self.body is not None or (self._exchange is None and not self.write_paused)):
             data, self._held = self._held, b""
+            self.data_received(data, self._held_from)
+        exchange = self._exchange
+        if exchange is None or exchange.takes_more:
             self.resume_reading()
-            self.data_received(data)
-        if self._eof and self._exchange is None and not self._held:
-            self.close()
+        if self._eof and not self._held and not self._closing:
+            if exchange is None:
+                self.close()
+            elif self.body is not None and not self.eof_received():
+                self.transport.close()
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served, and close."""
@@ -331,7 +338,7 @@ class Connection(asyncio.Protocol):
             self.break_off(reset=False)
             return
         site = self.site
-        self.transport.write(error_answer(error, method, site.ending))
+        self.send(error_answer(error, method, site.ending))
         if site.access_log is not None:
             site.access_log.refused(self, error, exchange)
         self.close(unread=True)
@@ -345,7 +352,7 @@ class Connection(asyncio.Protocol):
         held, self._held = self._held, b""
         self.resume_reading()
         if held:
-            protocol.data_received(held)
+            protocol.data_received(held[self._held_from :])
 
     def close(self, *, unread: bool = False) -> None:
         """Send what is written, then close in order: no more from us, and for a second read what the client still sends.
@@ -356,20 +363,24 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._held = b""
+        self.body = None
         self.resume_reading()
         self._closing = True
+        self.when_sent(partial(self._close_transport, unread=unread))
+
+    def _close_transport(self, *, unread: bool) -> None:
         self._deadline = self.site.loop.time() + CLOSING_TIME
         if self._eof or not (half_close(self.transport) or unread):
             self.transport.close()
 
     def break_off(self, *, reset: bool) -> None:
         """End a connection in the middle of an answer, so that the client sees that it is not whole."""
-        self._exchange = None
+        self._exchange = self.body = None
         self._closing = True
         if reset:
             self.transport.abort()
         else:
-            self.transport.close()
+            self.when_sent(self.transport.close)
 
     def abandon(self) -> None:
         """The process ends now, whatever is in hand."""
@@ -403,7 +414,7 @@ class Connection(asyncio.Protocol):
     def sweep(self, now: float, late: float) -> None:
         """Act on what is overdue; called once a second."""
         self._deadline += late
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self.unsent
         if unsent or self.sending is not None:
             written = (self._exchange.sent if self._exchange else 0) + (self.sending.sent if self.sending else 0)
             stalled = self._stall.seconds(now, self._exchange, written, unsent + waiting_in_kernel(self.transport))

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.errors import ClientGoneError, ResponseError
+from forkserve.http.outgoing import PIECE
 from forkserve.http.response import BODILESS, CHUNKED, HOP_LINES, ResponseHead, read_code
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class Exchange:
         self.began = monotonic() if site.on_answer is not None else 0.0
         self.given: dict[str, Any] | None = None  # the environ or scope that the application got
 
+    keeps_pieces = False
+    """Whether the application keeps a piece that is not the last until the client has taken it."""
+
     # What the connection tells
 
     def start(self) -> None:
@@ -72,6 +76,11 @@ class Exchange:
     def client_gone(self) -> None:
         """The connection is lost, or what came over it cannot be trusted any more."""
         self.gone = True
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether there is room for more of the request body."""
+        return True
 
     def end_stream(self) -> None:
         """The process is about to end: an answer whose end nobody knows should end now."""
@@ -101,7 +110,8 @@ class Exchange:
         if (
             head is None
             or data.__class__ is not bytes
-            or head.content_length != len(data)
+            or head.content_length != (size := len(data))
+            or size > PIECE
             or not head.plain
             or self.target.method == "HEAD"
             or self.started
@@ -112,7 +122,7 @@ class Exchange:
         ):
             self.write(data, more=False)
             return
-        self.sent = len(data)
+        self.sent = size
         self.started = self.complete = True
         version = self.fields.version
         if head.block and version == "1.1" and site.on_answer is None:
@@ -147,13 +157,11 @@ class Exchange:
             self.left -= len(data)
         if data:
             self.sent += len(data)
-            if self.chunked:
-                data = b"%x\r\n%b\r\n" % (len(data), data)
-            out = out + data if out else data
+            out = self._wrap(out, data, last=not more)
         if self.chunked and not more:
             out += b"0\r\n\r\n"
         if out:
-            self.connection.transport.write(out)
+            self.connection.send(out)
         if surplus:
             self.keep_alive = False
             raise ResponseError("the body is longer than its Content-Length")
@@ -166,6 +174,19 @@ class Exchange:
         if self.site.on_answer is not None:
             self.site.on_answer(self)
         self.connection.answered(self)
+
+    def _wrap(self, out: bytes, data: bytes, *, last: bool) -> bytes:
+        """The data with what comes before it and, if it is chunked, behind it; but large data is sent here, without a copy."""
+        chunked = self.chunked
+        if len(data) <= PIECE:
+            return b"%b%x\r\n%b\r\n" % (out, len(data), data) if chunked else out + data
+        connection = self.connection
+        if chunked:
+            out = b"%b%x\r\n" % (out, len(data))
+        if out:
+            connection.send(out)
+        connection.send(data, spill=last or not self.keeps_pieces)
+        return b"\r\n" if chunked else b""
 
     def _frame(self, size: int, *, more: bool) -> bytes:
         if self.head is None:

@@ -24,6 +24,8 @@ _DIGITS = re.compile(rb"[0-9]{1,19}")
 
 # A second one of these changes the meaning of the message, or of the application's reading of it.
 _ONLY_ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type"))
+_OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade"))
+"""Of a Connection field: those that mean something here. There may be thousands of others."""
 _SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))
 # PEP 3333 and RFC 3875: two names without the prefix; and two that never get into an environ: HTTP_PROXY would be taken for a
 # setting by libraries, and the transfer coding is gone when the application reads the body.
@@ -135,12 +137,15 @@ class Fields:
         lines: The header lines.
 
     Raises:
-        RequestError: 400, 417 or 501, on anything that two readers could read in two ways.
+        RequestError: 400, on anything that two readers could read in two ways.
+
+    Attributes:
+        refusal: Why a sound request cannot be served: 417 or 501. It is raised last, so that 400 wins wherever it stands.
     """
 
     __slots__ = (
         "chunked", "connection", "content_length", "expect_continue", "forwarded", "has_body", "headers", "host", "keep_alive",
-        "lines", "upgrade", "version",
+        "lines", "refusal", "upgrade", "version",
     )  # fmt: skip
 
     def __init__(self, version: str, lines: list[Line]) -> None:
@@ -152,6 +157,7 @@ class Fields:
         self.expect_continue = False
         self.forwarded = False
         self.upgrade = b""
+        self.refusal: RequestError | None = None
         self.connection: frozenset[bytes] = frozenset()
         seen: set[bytes] = set()
         for line in lines:
@@ -164,10 +170,8 @@ class Fields:
                     seen.add(name)
                 heed(self, value)
         self.headers: Headers = [line.pair for line in self.lines]
-        # An Upgrade that is not taken: what follows may already be of the other protocol, so it is never read as a request.
-        self.keep_alive = (
-            not self.upgrade and b"close" not in self.connection and (version == "1.1" or b"keep-alive" in self.connection)
-        )
+        # An Upgrade that is not taken changes nothing (RFC 9110 7.8): its client sends the other protocol only after a 101.
+        self.keep_alive = b"close" not in self.connection and (version == "1.1" or b"keep-alive" in self.connection)
         if self.host is None and version == "1.1":
             raise RequestError(400, "an HTTP/1.1 request needs a Host field")
         if self.chunked and self.content_length is not None:
@@ -188,9 +192,13 @@ class Fields:
         return Fields(self.version, [Line(b"host", authority), *(line for line in self.lines if line.pair[0] != b"host")])
 
 
-@lru_cache(1024)
 def valid_host(value: bytes) -> bool:
     """Whether a Host value is ``host[:port]`` or empty (RFC 9112 3.2, RFC 3986 3.2.2; but no comma and no quote in a name)."""
+    return (_known_host if len(value) <= _LONGEST_KEPT else _known_host.__wrapped__)(value)
+
+
+@lru_cache(1024)
+def _known_host(value: bytes) -> bool:
     match = _HOST.fullmatch(value)
     return match is not None and (not match[1] or int(match[1]) <= 65535)
 
@@ -201,7 +209,7 @@ def _without_port(host: bytes) -> bytes:
 
 @lru_cache(256)
 def _options(value: bytes) -> frozenset[bytes]:
-    return frozenset(option.strip(b" \t") for option in value.lower().split(b","))
+    return _OPTIONS.intersection(option.strip(b" \t") for option in value.lower().split(b","))
 
 
 def _heed_host(fields: Fields, value: bytes) -> None:
@@ -226,18 +234,19 @@ def _heed_transfer_encoding(fields: Fields, value: bytes) -> None:
             and last == b"chunked"
             and all(_WHOLE_TOKEN.fullmatch(c) and c not in (b"chunked", b"identity") for c in others)
         ):
-            raise RequestError(501, "this transfer coding is not supported")
+            fields.refusal = RequestError(501, "this transfer coding is not supported")
+            return
         raise RequestError(400, "the Transfer-Encoding field is malformed")
     fields.chunked = True
 
 
 def _heed_connection(fields: Fields, value: bytes) -> None:
-    fields.connection |= _options(value)
+    fields.connection |= (_options if len(value) <= _LONGEST_KEPT else _options.__wrapped__)(value)
 
 
 def _heed_expect(fields: Fields, value: bytes) -> None:
     if value.lower() != b"100-continue":
-        raise RequestError(417, "only 100-continue can be expected")
+        fields.refusal = fields.refusal or RequestError(417, "only 100-continue can be expected")
     # RFC 9110 10.1.1: an expectation in an HTTP/1.0 request is ignored.
     fields.expect_continue = fields.version == "1.1"
 

@@ -57,10 +57,12 @@ class Target:
         self.raw_path, _, self.query = path_and_query.partition(b"?")
         self.path = unquote_to_bytes(self.raw_path) if b"%" in self.raw_path else self.raw_path
         uri = raw.decode("ascii")
+        # PEP 3333: a path begins with a slash or is empty; RAW_URI tells that the request is about the whole server.
+        path = b"" if raw == b"*" else self.path
         # PEP 3333: environ strings are bytes decoded as latin-1.
         self.environ = {
             "REQUEST_METHOD": self.method,
-            "PATH_INFO": self.path.decode("latin-1"),
+            "PATH_INFO": path.decode("latin-1"),
             "QUERY_STRING": self.query.decode("ascii"),
             "REQUEST_URI": uri,
             "RAW_URI": uri,
@@ -162,9 +164,10 @@ class HeadReader:
         self._judge_size(head)
         fields = Fields(version, self._section.read(head[line_end + 2 : -4]))
         if target.authority is not None:
-            self._fields = None
-            return target, fields.with_authority(target.authority)
-        self._tail, self._fields = tail, fields
+            fields = fields.with_authority(target.authority)
+        if fields.refusal is not None:
+            raise fields.refusal
+        self._tail, self._fields = tail, fields if target.authority is None else None
         return target, fields
 
     def _judge_size(self, head: bytes) -> None:

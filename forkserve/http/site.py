@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from forkserve.http.access import AccessLog
 from forkserve.http.errors import RequestError
 from forkserve.http.http1 import Limits
+from forkserve.http.outgoing import Buffered
 from forkserve.http.proxy import TrustedPeers
 from forkserve.http.response import Ending
 from forkserve.http.tls import make_context
@@ -100,6 +101,7 @@ class Site:
         if self.access_log is not None:
             self.on_answer = self.access_log.write
         self.tls = make_context(settings)
+        self.buffered = Buffered(settings.limit_buffered or sys.maxsize)
         self.connections: set[Connection | WebSocket] = set()
         # asyncio refers to tasks only weakly: one that waits for what nobody else refers to would be collected half-way.
         self.tasks: set[asyncio.Task[None]] = set()  # of requests and commands

@@ -9,9 +9,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from forkserve.http.errors import ClientGoneError, is_departure
+from forkserve.http.outgoing import PIECE
 from forkserve.http.response import BODILESS
 from forkserve.http.sendfile import FileWrapper, file_to_send
-from forkserve.http.wsgi import WSGICall
+from forkserve.http.wsgi import WSGICall, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from forkserve.http.site import Site
 
 PIECES_AHEAD = 16
-"""Pieces of one body that an application may be ahead of the loop."""
+"""Pieces of one body that an application may be ahead of the loop; a large one counts as several."""
 
 
 class _Thread(threading.Thread):
@@ -114,7 +115,7 @@ class ThreadedExchange(WSGICall):
         try:
             result = self.site.app(self.environ(), self.start_response)
             if isinstance(result, list):
-                self._hand_over(self._write_last, b"".join(result))
+                self._answer_list(grouped(result))
             elif type(result) is FileWrapper and not self._handed_over and (file := file_to_send(self, result)):
                 self._hand_over(self.start_file, *file)
             else:
@@ -124,7 +125,7 @@ class ThreadedExchange(WSGICall):
                     self.write_now(piece)
                     if self.target.method == "HEAD" or (self.head is not None and self.head.code in BODILESS):
                         break  # it may never end
-                self._hand_over(self._write_last, b"")
+                self._hand_over(self._write_end)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             if self.gone and is_departure(error):
                 self.site.log.debug("%s: the client has left: %r", self.describe(), error)
@@ -132,6 +133,15 @@ class ThreadedExchange(WSGICall):
                 self._hand_over(self.fail, error, "the application raised an exception")
         finally:
             self.close_result(result)
+
+    def _answer_list(self, pieces: list[bytes]) -> None:
+        if len(pieces) == 1 and len(pieces[0]) <= PIECE:
+            self._hand_over(self.answer_pieces, pieces)
+            return
+        # Were it not waited for, threads could pile up large bodies in front of a busy loop.
+        taken = threading.Event()
+        self._hand_over(self._answer_large, pieces, taken)
+        self.site.pool.waiting(taken.wait)
 
     @property
     def committed(self) -> bool:
@@ -141,7 +151,8 @@ class ThreadedExchange(WSGICall):
     def write_now(self, data: bytes) -> None:
         """Hand the loop a piece; wait if the client is too far behind."""
         self._handed_over = True
-        self.site.pool.waiting(self._ahead.acquire)
+        for _ in range(min(PIECES_AHEAD, 1 + len(data) // PIECE)):
+            self.site.pool.waiting(self._ahead.acquire)
         if self.gone:
             raise ClientGoneError
         self._hand_over(self._write_piece, data)
@@ -161,12 +172,18 @@ class ThreadedExchange(WSGICall):
             self.fail(error, "the answer cannot be sent")
             self.client_gone()
 
-    def _write_last(self, data: bytes) -> None:
-        self.write(data, more=False)
+    def _answer_large(self, pieces: list[bytes], taken: threading.Event) -> None:
+        try:
+            self.answer_pieces(pieces)
+        finally:
+            taken.set()
+
+    def _write_end(self) -> None:
+        self.write(b"", more=False)
 
     def _write_piece(self, data: bytes) -> None:
         self.write(data, more=True)
-        self._due += 1
+        self._due += min(PIECES_AHEAD, 1 + len(data) // PIECE)
         if not self.connection.write_paused:
             self.writable()
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 # Half of the connection: the other side sends no more. Not everywhere; without it such an end is seen when the socket is read.
+TLS_AT_ONCE = 65536
+"""Encrypted bytes that are read at a time."""
 _HALF = getattr(select, "POLLRDHUP", 0)
 
 
@@ -18,6 +20,17 @@ def half_close(transport: Any) -> bool:
     with suppress(OSError):
         transport.write_eof()
     return True
+
+
+def read_less(transport: Any) -> None:
+    """Let a transport of TLS take fewer bytes at a time: decrypting records of a single byte takes long, and holds the loop."""
+    transport.set_read_buffer_limits(high=TLS_AT_ONCE)
+    # asyncio's reads into a buffer of 256 KiB, and has no other way to say less; uvloop's is of 64 KiB.
+    protocol: Any = getattr(transport, "_ssl_protocol", None)
+    if getattr(protocol, "_ssl_buffer_view", None) is not None:
+        protocol.max_size = TLS_AT_ONCE
+        protocol._ssl_buffer = bytearray(TLS_AT_ONCE)  # noqa: SLF001 - see above
+        protocol._ssl_buffer_view = memoryview(protocol._ssl_buffer)  # noqa: SLF001 - the same
 
 
 def look_at_peer(transport: Any) -> tuple[bool, bool]:

@@ -14,12 +14,12 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from forkserve.http.environ import Environ, environ_template
 from forkserve.http.errors import ClientGoneError, RequestError, ResponseError, is_departure
 from forkserve.http.exchange import Exchange
+from forkserve.http.outgoing import PIECE
 from forkserve.http.response import BODILESS, read_head
 from forkserve.http.sendfile import FileWrapper, SendFile, file_to_send
 
@@ -33,7 +33,7 @@ BODY_IN_MEMORY = 512 * 1024
 SURPLUS = 8
 """How often an iterator is asked whether it ends, once its Content-Length is there, before others get a turn on the loop."""
 OUTPUT_IN_MEMORY = 1 << 20
-"""Bytes of unsent output beyond which ``write()`` goes to a temporary file: it cannot wait for the client."""
+"""Bytes of unsent output beyond which an iterator has to wait for the client."""
 _END: Any = object()
 """What an iterator gives that has ended."""
 
@@ -99,6 +99,7 @@ class Turns:
                 self._holder = exchange
                 self._begin(exchange.target.line)
                 exchange.call()
+                return  # the one behind it has the next turn of the loop
 
 
 class WSGICall(Exchange):
@@ -108,7 +109,7 @@ class WSGICall(Exchange):
     called when it is whole.
     """
 
-    __slots__ = ("_length", "input")
+    __slots__ = ("_counted", "_length", "input")
 
     def ready(self) -> None:
         """The request is whole: have the application called."""
@@ -117,6 +118,7 @@ class WSGICall(Exchange):
     def spool(self) -> None:
         """Wait for all of the request body."""
         self._length = 0
+        self._counted: int | None = 0  # bytes of it that are counted as memory; None if it is on disk
         self.input: BinaryIO | None = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115 - lives as long as the exchange
         self.connection.send_continue()
 
@@ -125,10 +127,24 @@ class WSGICall(Exchange):
         assert self.input is not None
         self._length += len(data)
         try:
+            if self._length > PIECE and self._counted is not None:
+                self._count_input()
             self.input.write(data)
         except OSError as error:
             self.site.log.error("%s: the request body cannot be stored: %s", self.describe(), error.strerror)  # noqa: TRY400 - no fault of ours
             raise RequestError(507, "the request body cannot be stored") from error
+
+    def _count_input(self) -> None:
+        """See whether more of the body may be kept in memory."""
+        buffered = self.site.buffered
+        assert self._counted is not None
+        if self._length > BODY_IN_MEMORY or buffered.full:
+            self.input.rollover()  # type: ignore[union-attr]  # a SpooledTemporaryFile
+            buffered.total -= self._counted
+            self._counted = None
+        else:
+            buffered.total += self._length - self._counted
+            self._counted = self._length
 
     def body_end(self) -> None:
         """The body is whole: now the application may be called."""
@@ -140,6 +156,9 @@ class WSGICall(Exchange):
         """Close the request body."""
         if self.input is not None:
             self.input.close()
+            if self._counted:
+                self.site.buffered.returned.append(self._counted)
+                self._counted = None
 
     def environ(self) -> Environ:
         """What the application gets."""
@@ -181,6 +200,16 @@ class WSGICall(Exchange):
         """PEP 3333's ``write()``."""
         raise NotImplementedError
 
+    def answer_pieces(self, pieces: list[bytes]) -> None:
+        """Send a whole body at once; large pieces of it are not copied."""
+        if len(pieces) == 1:
+            self.answer(pieces[0])
+            return
+        self.add_length(sum(map(len, pieces)))
+        for piece in pieces:
+            self.write(piece, more=True)
+        self.write(b"", more=False)
+
     def close_result(self, result: Any) -> None:
         """Close what the application returned, whatever happened (PEP 3333)."""
         try:
@@ -213,12 +242,12 @@ class WSGICall(Exchange):
 class WSGIExchange(WSGICall):
     """One request answered by a WSGI application on the loop's thread."""
 
-    __slots__ = ("_iterable", "_iterator", "_overflow")
+    __slots__ = ("_iterable", "_iterator", "_waits")
 
     def start(self) -> None:
         """Without a body, call the application; else wait for all of it."""
         self._iterable: Iterable[bytes] | None = None
-        self._overflow: BinaryIO | None = None
+        self._waits = False
         if self.fields.has_body:
             self.spool()
         else:
@@ -238,9 +267,10 @@ class WSGIExchange(WSGICall):
             self.discard_input()
 
     def writable(self) -> None:
-        """Ask the iterator for more."""
-        if self._iterable is not None:
-            self._step()
+        """Ask the iterator for more, if it waits for the client."""
+        if self._waits:
+            self._waits = False
+            self.site.loop.call_soon(self._go_on)
 
     def call(self) -> None:
         """Call the application and send what it gives."""
@@ -249,9 +279,12 @@ class WSGIExchange(WSGICall):
             result = self.context.run(site.app, self.environ(), self.start_response)
             if site.observer.told_to_drain():
                 site.closing = True
-            if type(result) is list and self._overflow is None:
+            if type(result) is list:
                 # Everything is there: one write, and done.
-                self.answer(result[0] if len(result) == 1 else b"".join(result))
+                if len(result) == 1:
+                    self.answer(result[0])
+                else:
+                    self.answer_pieces(grouped(result))
                 self._leave()
                 return
             self._iterable = result
@@ -261,15 +294,10 @@ class WSGIExchange(WSGICall):
 
     def write_now(self, data: bytes) -> None:
         """PEP 3333's ``write()``: called by the application during its call, so it can neither wait nor be asked again."""
-        if self._overflow is None and self.connection.transport.get_write_buffer_size() > OUTPUT_IN_MEMORY:
-            self._overflow = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the exchange
-        if self._overflow is None:
-            self.write(data, more=True)
-        else:
-            self._overflow.write(data)
+        self.write(data, more=True)
 
     def _iterate(self, result: Iterable[bytes]) -> None:
-        if type(result) is FileWrapper and self._overflow is None and not self.started:
+        if type(result) is FileWrapper and not self.started:
             file = self.context.run(file_to_send, self, result)
             if file is not None:
                 self.start_file(*file)
@@ -286,10 +314,8 @@ class WSGIExchange(WSGICall):
         ):
             self.add_length(len(body := self.context.run(_first, result)))
             self._iterator = iter((body,))
-        elif self._overflow is None:
-            self._iterator = self.context.run(iter, result)
         else:
-            self._iterator = chain(_drained(self._overflow), result)
+            self._iterator = self.context.run(iter, result)
         self._step()
 
     def _step(self) -> None:
@@ -308,7 +334,9 @@ class WSGIExchange(WSGICall):
                 surplus += 1
                 if self.left == 0 and surplus < SURPLUS:
                     continue  # all that will be sent is there; hear the iterator to its end
-                if not self.connection.write_paused:
+                outgoing = self.connection.outgoing
+                self._waits = outgoing is not None and outgoing.size > OUTPUT_IN_MEMORY
+                if not self._waits:
                     self.site.loop.call_soon(self._go_on)
                 return
             if not self.gone:
@@ -341,7 +369,7 @@ class WSGIExchange(WSGICall):
 
     def _leave(self) -> None:
         if self.input is not None:
-            self.input.close()
+            self.discard_input()
         self.site.inline.leave()
 
 
@@ -356,8 +384,18 @@ def _first(result: Iterable[bytes]) -> bytes:
     return next(iter(result), b"")
 
 
-def _drained(overflow: BinaryIO) -> Iterator[bytes]:
-    with overflow:
-        overflow.seek(0)
-        while block := overflow.read(65536):
-            yield block
+def grouped(pieces: list[bytes]) -> list[bytes]:
+    """The same body: large pieces as they are, and what is between them in one."""
+    if not pieces or max(map(len, pieces)) <= PIECE:
+        return [b"".join(pieces)]
+    found: list[bytes] = []
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) <= PIECE:
+            small.append(piece)
+            continue
+        if small:
+            found.append(b"".join(small))
+            small = []
+        found.append(piece)
+    return [*found, b"".join(small)] if small else found

@@ -55,11 +55,14 @@ def plain() -> Iterator[Case]:
         closed=False,
     )
     yield Case("half-closed after two", head() * 2, (200, 200), (get, get), ends=True, closed=False)
-    yield Case("(14) an Upgrade not taken is served, then closes", head(b"Upgrade: h2c", b"Connection: Upgrade"), (200,), (get,))
-    yield Case("(14) an Upgrade not taken keeps its body", post(b"Upgrade: h2c", b"Connection: Upgrade", b"Content-Length: 3", body=b"abc"),
-               (200,), (Seen("POST", "/p", b"abc"),))  # fmt: skip
-    yield Case("(14) an Upgrade not taken keeps its chunked body", chunks(b"3\r\nabc\r\n0\r\n\r\n", b"Upgrade: h2c", b"Connection: Upgrade"),
-               (200,), (Seen("POST", "/p", b"abc"),))  # fmt: skip
+    h2c = b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAAQAAP__"
+    yield good("(14) an Upgrade not taken is ignored (RFC 9110 7.8)", head(*h2c) + head(), get, get)
+    yield good("(14) and keeps its body", post(*h2c, b"Content-Length: 3", body=b"abc") + head(), Seen("POST", "/p", b"abc"), get)
+    yield good(
+        "(14) and keeps its chunked body", chunks(b"3\r\nabc\r\n0\r\n\r\n", *h2c) + head(), Seen("POST", "/p", b"abc"), get
+    )
+    for line in (b"foo/1", b"TLS/1.0, h2c", b"", b"websocket, x"):
+        yield good(f"(14) an Upgrade to {line!r}", head(b"Upgrade: " + line, b"Connection: upgrade"), get)
     for line in (b"CONNECT a:80", b"CONNECT /", b"CONNECT a"):
         yield bad(f"(14) {line.decode()}", head(start=line + b" HTTP/1.1"), 400, 405, 501)
     yield good("HEAD, then GET", head(start=b"HEAD /h HTTP/1.1") + head(), Seen("HEAD", "/h"), get)
@@ -139,7 +142,21 @@ def chunked() -> Iterator[Case]:
     )
     yield good("line ends in the data", chunks(b"4\r\n\r\n\r\n\r\n0\r\n\r\n"), Seen("POST", "/p", b"\r\n\r\n"))
     yield good("extensions are ignored", chunks(b'2;a;b=c;d="e\\" f"\r\nab\r\n0;z\r\n\r\n'), Seen("POST", "/p", b"ab"))
+    for blank in (b" ;a", b"\t;a=b", b"; a", b" \t; a = b", b' ; a="b" ; c'):
+        yield good(
+            f"bad blanks in {blank!r} (RFC 9112 7.1.1)",
+            chunks(b"2" + blank + b"\r\nab\r\n0" + blank + b"\r\n\r\n"),
+            Seen("POST", "/p", b"ab"),
+        )
     for size in (
+        b"5 ",
+        b"5\t",
+        b" 5;a",
+        b"5 5;a",
+        b"5 ;",
+        b"5;a ",
+        b"5;a= ",
+        b"5;a b",
         b"+5",
         b"-5",
         b"0x5",

@@ -1,0 +1,134 @@
+"""Applications that count the turns of the loop in which they are called, and such that answer with much."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import resource
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+from wsgiref.validate import validator
+
+Environ = dict[str, Any]
+SHARED = b"s" * 5_000_000
+LARGE = 2_000_000
+SEEN: list[Any] = []
+
+
+class Turns:
+    """Counts the turns of a loop, for a while after it was looked at; what came while it did not count as many."""
+
+    def __init__(self) -> None:
+        self._count = self._left = 0
+
+    def _turn(self) -> None:
+        self._count += 1
+        self._left -= 1
+        if self._left:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def now(self) -> int:
+        """The number of the turn."""
+        if not self._left:
+            self._count += 1 << 20
+            asyncio.get_running_loop().call_soon(self._turn)
+        self._left = 1000
+        return self._count
+
+
+TURNS = Turns()
+
+
+def large(path: str) -> bytes:
+    """A body that is like no other; the last segment of the path decides."""
+    return hashlib.shake_128(path.encode()).digest(LARGE)
+
+
+def taken() -> bytes:
+    """What was seen; it is forgotten."""
+    text = json.dumps(SEEN).encode()
+    SEEN.clear()
+    return text
+
+
+def application(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """WSGI."""
+    path = environ["PATH_INFO"]
+    kind = path.split("/")[1]
+    length = [("Content-Length", str(len(SHARED)))]
+    if kind == "shared":
+        start_response("200 OK", length)
+        return [SHARED]
+    if kind == "shared-in-pieces":
+        start_response("200 OK", [])
+        return [b"<", SHARED, b">"]
+    if kind == "written":
+        write = start_response("200 OK", [])
+        write(large(path))
+        return [b"end"]
+    if kind == "generated":
+        start_response("200 OK", [])
+        return _pieces()
+    start_response("200 OK", [])
+    if kind == "large":
+        return [large(path)]
+    if kind == "limit-files":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+        return [b"limited"]
+    if kind == "digest":
+        return [hashlib.sha256(environ["wsgi.input"].read()).hexdigest().encode()]
+    if kind == "seen":
+        return [taken()]
+    with contextlib.suppress(RuntimeError):  # in a thread there is no loop
+        SEEN.append((path, TURNS.now()))
+    time.sleep(0.002 if kind == "slow" else 0)
+    return [b"ok"]
+
+
+def _pieces() -> Iterator[bytes]:
+    for _ in range(48):
+        yield bytes(65536)
+
+
+async def asgi(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    """ASGI."""
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    kind = scope["path"].split("/")[1]
+    body = b"ok"
+    headers = []
+    if kind == "shared":
+        body, headers = SHARED, [(b"content-length", b"%d" % len(SHARED))]
+    elif kind == "large":
+        body = large(scope["path"])
+    elif kind == "chunks":
+        message, last = await receive(), TURNS.now()
+        while message.get("more_body"):
+            message = await receive()
+            now = TURNS.now()
+            SEEN.append((len(message["body"]), now - last))
+            last = now
+    elif kind == "early":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first ", "more_body": True})
+        await receive()
+        body = b"last"
+    elif kind == "seen":
+        body = taken()
+    if kind != "early":
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if kind == "shared-in-pieces":
+        await send({"type": "http.response.body", "body": b"<", "more_body": True})
+        await send({"type": "http.response.body", "body": SHARED, "more_body": True})
+        body = b">"
+    await send({"type": "http.response.body", "body": body})
+
+
+def _options(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    text = repr((environ["PATH_INFO"], environ["RAW_URI"])).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
+    return [text]
+
+
+valid = validator(_options)
