@@ -254,6 +254,7 @@ class HTTPWorker(Worker):
     def _note(self) -> None:
         """Write down how things stand."""
         self.keep_signals()
+        self._leave.look()
         self.row.cells[REQUESTS] = self._service.site.requests
         pool = self._service.pool
         if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):

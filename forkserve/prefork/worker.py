@@ -29,6 +29,7 @@ from forkserve.prefork.commands.dispatch import Dispatcher, run_to_end
 from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.frames import FrameError
 from forkserve.prefork.hooks import Hooks, WorkerHandle, call_hook, run_hook
+from forkserve.prefork.leave import Leave
 from forkserve.prefork.scoreboard import ACCEPTING, BEAT, Row, Scoreboard
 from forkserve.prefork.wakeup import SignalQueue
 
@@ -128,6 +129,7 @@ class Worker:
         self.orphan = False
         self._arm_again = 0
         self._drains_since: float | None = None
+        self._leave = Leave(self)
         self._lingers = False
         self._signals_looked_at = 0.0
         self._signals: SignalQueue | None = None
@@ -196,6 +198,7 @@ class Worker:
         self.on_signals()
         self.channel.flush()
         self.on_channel()
+        self._leave.look()
         return not self.draining
 
     def wait(self, timeout: float = BEAT_EVERY) -> list[Listener]:
@@ -207,6 +210,7 @@ class Worker:
         """
         if self.settings.timeout:
             timeout = min(timeout, self.settings.timeout / 2)  # to beat in time
+        timeout = min(timeout, self._leave.time_left())
         poll = select.poll()
         poll.register(self.channel, select.POLLIN | (select.POLLOUT if self.channel.unsent else 0))
         if self._signals:
@@ -344,6 +348,8 @@ class Worker:
                     if not self.draining:
                         self.relieved = bool(message.get("relieved"))
                         self.drain()
+                case "stay":
+                    self._leave.stay(message["seconds"])
                 case "serve_on":
                     self.serve_on()
                 case unknown:
@@ -394,7 +400,7 @@ class Worker:
     def on_signals(self) -> None:
         """Obey the signals that have come."""
         for signum in self._signals.take() if self._signals else ():
-            if WORKER_SIGNALS[signum] in ENDING and not self.draining:
+            if WORKER_SIGNALS[signum] in ENDING and not self.draining and not self._leave.asked:
                 self.log.info("received %s: ending", signum.name)
             getattr(self, WORKER_SIGNALS[signum])()
 
@@ -434,12 +440,11 @@ class Worker:
         self.row.cells[ACCEPTING] = 0
 
     def terminated(self) -> None:
-        """Drain because somebody sent TERM or QUIT, or because the master died."""
+        """Ask the master to let this worker go (`Leave`), as somebody sent TERM or QUIT; or end, as the master died."""
         if os.getppid() != self.context.master_pid:
             self.orphaned()
         elif not self.draining:
-            self.send({"type": "draining"})
-            self.drain()
+            self._leave.ask()
 
     def interrupted(self) -> None:
         """Drain because somebody sent QUIT, for which gunicorn has a hook."""
