@@ -152,7 +152,7 @@ class Master(Steering):
         return self.pool.exit_code
 
     def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack, signals: contextlib.ExitStack) -> None:
-        """Open everything, or take it over. `cleanup` closes it, `last` tells others that this was done, `signals` is for the end."""
+        """Open everything, or take it over. `cleanup` closes it, `last` tells others that this was done, `signals` is the end."""
         self.pid = os.getpid()
         before = birth.before()
         self._signals = SignalQueue((*self._obey, signal.SIGCHLD))
