@@ -16,6 +16,7 @@ The signal may come to a worker before or after the master's own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -61,7 +62,8 @@ def everybody(command: Command, signum: signal.Signals, *, first: bool) -> None:
         command.kill(signum)
         command.wait_for("stopping")
     for pid in others:
-        os.kill(pid, signum)
+        with contextlib.suppress(ProcessLookupError):  # a watcher ends by order
+            os.kill(pid, signum)
     if not first:
         command.kill(signum)
         command.wait_for("stopping")
@@ -194,9 +196,9 @@ def test_a_master_that_dies_is_not_waited_for(serve: Start) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("app", "options"), list(KINDS.values())[:3], ids=list(KINDS)[:3])
-def test_ten_stops_under_load(start: Start, app: str, options: tuple[object, ...]) -> None:
+def test_stops_under_load(start: Start, app: str, options: tuple[object, ...]) -> None:
     """From the TERM to half of the delay every client is answered at once, whoever got the signal first."""
-    for number in range(10):
+    for number in range(4):
         command = start(f"{APPS}:{app}", "--workers", 2, "--base-port", 0, "--drain-delay", 1, *options).ready()
         failures: list[str] = []
         answered = [0]
