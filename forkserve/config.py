@@ -346,9 +346,10 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
 def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
     """Let nothing delay a development reload: neither an old worker, nor the wait for one worker after the other.
 
-    What was given wins, but for --graceful-timeout and --preload, which are likely to come from a file written for production.
+    And let no clock kill a worker that stands in a debugger. What was given wins, but for --graceful-timeout and --preload,
+    which are likely to come from a file written for production.
     """
-    defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"]}
+    defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"], "timeout": 0.0}
     quicker = {name: value for name, value in defaults.items() if origins[name] == "default"}
     if not 0 < final["graceful_timeout"] <= DEVELOPMENT_GRACE:
         quicker["graceful_timeout"] = DEVELOPMENT_GRACE

@@ -204,7 +204,7 @@ class Master(Steering):
             self.upgrading.follow(asked, error, {**(was or {}), "workers": before["reloading"]["workers"]})
 
     def _notify(self) -> Notifier:
-        notifier = Notifier(os.environ)
+        notifier = Notifier(os.environ, self.poller)
         if (period := notifier.watchdog(os.environ)) is not None:
             notifier.send(WATCHDOG=1)  # an upgrade may have begun just before the next was due
             self.every(period, lambda: notifier.send(WATCHDOG=1))
