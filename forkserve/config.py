@@ -241,7 +241,7 @@ def _setting_name(one: Given) -> str:
 def _hook(one: Given) -> Hook:
     """Return the hook function that *one* gives, if it can be called with gunicorn's parameters."""
     if not callable(one.value):
-        raise ConfigError(f"{one.label}: a hook is a function, not {one.value!r}")
+        raise ConfigError(f"{one.label}: a hook is a function, not {values.shown(one.value)}")
     parameters = HOOKS[one.key]
     try:
         inspect.signature(one.value).bind(*parameters)
@@ -259,6 +259,8 @@ def _read(name: str, one: Given, directory: str) -> object:
         value = kind.read(one.value)
     except ValueError as error:
         raise ConfigError(f"{one.label}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - of an object in a Python file or program, or nested too deeply
+        raise ConfigError(f"{one.label}: {values.shown(one.value)} cannot be read: {values.shown(error)}") from None
     if kind is values.folders:
         return tuple(os.path.join(directory, folder) for folder in value)
     if kind not in (values.path, values.file, values.folder, values.socket, values.output) or value == "-":

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -25,6 +26,7 @@ from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.recycling import Recycler
 from forkserve.prefork.policy.states import State, limits
 from forkserve.prefork.poller import READ, Poller
+from forkserve.values import LONGEST_SECONDS, shown
 
 if TYPE_CHECKING:
     from forkserve.prefork.autoreload.development import Development
@@ -156,7 +158,7 @@ class Steering:
         self._check_running()
         least, most = self.settings.min_workers, self.settings.max_workers or self.most
         if wanted < 0 or (wanted and not least <= wanted <= most):
-            raise CommandError(f"cannot have {wanted} workers: between {least or 1} and {most} are allowed", "refused")
+            raise CommandError(f"cannot have {shown(wanted)} workers: between {least or 1} and {most} are allowed", "refused")
 
     @command
     def restart(self, worker: int | str) -> Pending:
@@ -238,6 +240,10 @@ class Steering:
     def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
         """Do what `call` does; for a worker, whose ident is `caller`, and who is not asked itself. Raises CommandError."""
         self._check_running()
+        if not isinstance(name, str):
+            raise CommandError(f"the name of a command is a string, not {shown(name)}", "usage")
+        if timeout is not None and not (isinstance(timeout, int | float) and abs(timeout) <= LONGEST_SECONDS):
+            raise CommandError(f"a timeout is a number of seconds, not {shown(timeout)}", "usage")
         if NAME.fullmatch(name) and name not in HOOKS:
             refusable(self, name, args)
         return self.messenger.ask(name, args, to, timeout, caller)
@@ -346,7 +352,7 @@ class Steering:
         """The slot that somebody means. Raises CommandError if there is none."""
         slot = _number(worker, "a worker's id")
         if slot not in {member.slot for member in self.pool.members()}:
-            raise CommandError(f"there is no worker {slot}", "usage")
+            raise CommandError(f"there is no worker {shown(slot)}", "usage")
         return slot
 
     def _pid_of(self, slot: int) -> int | None:
@@ -383,10 +389,11 @@ class Steering:
 
 
 def _number(value: int | str, what: str) -> int:
-    try:
+    if isinstance(value, str) and re.fullmatch("[+-]?[0-9]{1,9}", value):
         return int(value)
-    except (TypeError, ValueError):
-        raise CommandError(f"{value!r:.80} is not {what}", "usage") from None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise CommandError(f"{shown(value)} is not {what}", "usage")
 
 
 def refusable(master: object, name: str, args: Sequence[object], **options: object) -> None:
