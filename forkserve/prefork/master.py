@@ -229,7 +229,10 @@ class Master(Steering):
             scoreboard = Scoreboard(before["scoreboard"]["rows"], before["scoreboard"]["memory"])
             self.most = min(self.most, scoreboard.size - 1 - MANY_MOLDS)
         else:
-            scoreboard = Scoreboard(self.most + 1 + MANY_MOLDS)  # an upgrade may bring molds
+            try:
+                scoreboard = Scoreboard(self.most + 1 + MANY_MOLDS)  # an upgrade may bring molds
+            except OSError as error:
+                raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None
         cleanup.callback(scoreboard.close)
         has_base = self.development is not None and possible(self.settings) and become_subreaper()
         forker = Forker(

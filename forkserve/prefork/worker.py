@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve import daemon, logs
-from forkserve.prefork import forks
+from forkserve.prefork import deadman, forks
 from forkserve.prefork.commands.asked import Asked
 from forkserve.prefork.commands.builtin import CALL_TIMEOUT
 from forkserve.prefork.commands.defined import describe
@@ -69,7 +69,6 @@ DEAD_MAN_MARGIN: Final = 600.0
 # How long an orphan may take to end where `graceful_timeout` is off.
 ORPHAN_LIMIT: Final = 30.0
 BEAT_EVERY: Final = 1.0
-STDERR: Final = 2
 # At most so much of the graceful timeout is kept for what comes last: what is cut off is logged, and atexit functions run.
 LAST_SECONDS: Final = 1.0
 
@@ -296,7 +295,7 @@ class Worker:
         self.row.cells[BEAT] = now
         if now >= self._arm_again and self.settings.timeout and os.getppid() == self.context.master_pid:
             self._arm_again = now + int(BEAT_EVERY * 1e9)
-            faulthandler.dump_traceback_later(self.settings.timeout + DEAD_MAN_MARGIN, exit=True, file=STDERR)
+            deadman.wind_up(self.settings.timeout + DEAD_MAN_MARGIN)
         if self.context.loaded is not None and self.booted:
             for message in self.context.loaded.news():
                 self.send(message)
@@ -460,7 +459,7 @@ class Worker:
         while self._asked:
             self._asked.popitem()[1].fail("the master is gone", "failed")
         limit = self.settings.graceful_timeout or ORPHAN_LIMIT
-        faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
+        deadman.wind_up(limit)
         if not self.draining:
             self.drain()
 
