@@ -26,6 +26,4 @@ def nameless_file(purpose: str) -> int:
     for directory in ("/dev/shm", None):  # noqa: S108 - without a name it is nobody's but ours
         with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=directory) as file:
             return os.dup(file.fileno())
-    raise OSError(
-        errno.EROFS, "neither memfd_create nor a temporary directory can be used: set TMPDIR to one that is writable"
-    )
+    raise OSError(errno.EROFS, "neither memfd_create nor a temporary directory can be used: set TMPDIR to one that is writable")

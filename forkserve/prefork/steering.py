@@ -91,6 +91,7 @@ class Steering:
         self._warned = ""
         self._recycler = Recycler(random.random)
         self.every(1.0, self._recycle)
+        self.every(1.0, self._look_at_socket_files)
         if settings.max_workers:
             bounds = max(1, settings.min_workers), settings.max_workers
             self._autoscaler = Autoscaler(*bounds, settings.min_spare, settings.max_spare)
@@ -368,6 +369,11 @@ class Steering:
         for slot, why in self._recycler.pick([status.served(one, settings) for one in ready], settings, room):
             self.log.info("worker %d is replaced: %s", slot, why)
             self.pool.replace(slot)
+
+    def _look_at_socket_files(self) -> None:
+        """Warn of a unix socket whose file was removed, or replaced by another server's."""
+        for one in self.listeners.look() if self.pool.phase is Phase.SERVING else ():
+            self.log.warning("%s: the socket's file has gone, so nobody can connect: reload to make it anew", one.address("unix"))
 
     def _autoscale(self) -> None:
         if self.pool.phase is not Phase.SERVING:
