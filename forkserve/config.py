@@ -241,7 +241,7 @@ def _setting_name(one: Given) -> str:
 def _hook(one: Given) -> Hook:
     """Return the hook function that *one* gives, if it can be called with gunicorn's parameters."""
     if not callable(one.value):
-        raise ConfigError(f"{one.label}: a hook is a function, not {one.value!r}")
+        raise ConfigError(f"{one.label}: a hook is a function, not {values.shown(one.value)}")
     parameters = HOOKS[one.key]
     try:
         inspect.signature(one.value).bind(*parameters)
@@ -259,6 +259,8 @@ def _read(name: str, one: Given, directory: str) -> object:
         value = kind.read(one.value)
     except ValueError as error:
         raise ConfigError(f"{one.label}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - of an object in a Python file or program, or nested too deeply
+        raise ConfigError(f"{one.label}: {values.shown(one.value)} cannot be read: {values.shown(error)}") from None
     if kind is values.folders:
         return tuple(os.path.join(directory, folder) for folder in value)
     if kind not in (values.path, values.file, values.folder, values.socket, values.output) or value == "-":
@@ -346,9 +348,10 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
 def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
     """Let nothing delay a development reload: neither an old worker, nor the wait for one worker after the other.
 
-    What was given wins, but for --graceful-timeout and --preload, which are likely to come from a file written for production.
+    And let no clock kill a worker that stands in a debugger. What was given wins, but for --graceful-timeout and --preload,
+    which are likely to come from a file written for production.
     """
-    defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"]}
+    defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"], "timeout": 0.0}
     quicker = {name: value for name, value in defaults.items() if origins[name] == "default"}
     if not 0 < final["graceful_timeout"] <= DEVELOPMENT_GRACE:
         quicker["graceful_timeout"] = DEVELOPMENT_GRACE

@@ -64,6 +64,8 @@ def _read(path: str, directory: str) -> Mapping[str, object] | None:
             content = file.read()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:  # a NUL, or what no file name can hold
+        raise ConfigError(f"cannot read {path!r}: this is no path") from None
     if path.endswith(".py"):
         return _run(content, path, directory)
     if not path.endswith(".toml"):
@@ -72,6 +74,8 @@ def _read(path: str, directory: str) -> Mapping[str, object] | None:
         data: Any = tomllib.loads(content.decode())
     except ValueError as error:  # bad TOML, or not UTF-8
         raise ConfigError(f"cannot read {path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"cannot read {path}: its tables or lists are nested too deeply") from None
     if os.path.basename(path) == "pyproject.toml":
         tool = data.get("tool")
         data = tool.get("forkserve") if isinstance(tool, dict) else None
@@ -89,7 +93,9 @@ def _run(content: bytes, path: str, directory: str) -> Mapping[str, object]:
     try:
         code: CodeType = compile(content, path, "exec")
         exec(code, namespace)  # noqa: S102 - this is what a Python configuration is
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - its code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - its code may raise anything
         raise ConfigError(f"cannot read {_at(error, path)}") from None
     return _public(namespace, PYTHON_NAME)
 
@@ -99,7 +105,9 @@ def _import(module: str, directory: str) -> Mapping[str, object]:
     _importable(directory)
     try:
         found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the same
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the same
         name, file = f"python:{module}", _file_of(error)
         raise ConfigError(f"cannot import {_at(error, name) if file is None else f'{name}: {_at(error, file)}'}") from None
     return _public(vars(found), module)
@@ -124,8 +132,15 @@ def _at(error: BaseException, path: str) -> str:
         line, what = error.lineno, error.msg
     else:  # also where what it imports has the slip, whose file the text names
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        line, what = (lines or [None])[-1], str(error)
+        line, what = (lines or [None])[-1], _text(error)
     return f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {' '.join(what.split())}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - it is the user's
+        return "its text cannot be had"
 
 
 def _public(namespace: Mapping[str, object], module: str) -> Mapping[str, object]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import ClassVar
 
+LONGEST_MESSAGE = 1000
+
 
 class ExitCode(IntEnum):
     """How the `forkserve` process ends (contract: exit codes)."""
@@ -28,9 +30,26 @@ class ForkserveError(Exception):
 
 
 class ConfigError(ForkserveError):
-    """The command line, the environment or a configuration file asks for something impossible."""
+    """The command line, the environment or a configuration file asks for something impossible.
+
+    A message longer than LONGEST_MESSAGE characters, as it quotes something long, is cut in its middle.
+    """
 
     exit_code = ExitCode.USAGE
+
+    def __init__(self, message: str) -> None:
+        half = LONGEST_MESSAGE // 2
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:half]} ... {message[-half:]}")
+
+
+class NestedServerError(ConfigError):
+    """A server was to run while the app is imported: the module that starts the server does it without a `__main__` guard."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "calls Server.run() when it is imported, which each worker and each process of multiprocessing does: put the call"
+            " below `if __name__ == '__main__':`"
+        )
 
 
 class BootError(ForkserveError):

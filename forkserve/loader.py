@@ -7,6 +7,7 @@ imported, the module has no such name, the name is not callable, the factory fai
 """
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
@@ -14,12 +15,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
-from forkserve.errors import AppLoadError, ConfigError, did_you_mean
+from forkserve.errors import AppLoadError, ConfigError, NestedServerError, did_you_mean
 from forkserve.prefork.upgrade import birth
 from forkserve.settings import Settings
 
@@ -51,6 +52,29 @@ class LoadedApp:
     name: str
 
 
+class _State:
+    """What this process is doing."""
+
+    loading = False  # the app's module is imported, or its factory runs
+
+
+_state = _State()
+
+
+def is_loading() -> bool:
+    """Return whether this process is importing the app, so that what runs now was not meant to run in it."""
+    return _state.loading
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    before, _state.loading = _state.loading, True
+    try:
+        yield
+    finally:
+        _state.loading = before
+
+
 def parse_app_spec(spec: str) -> AppSpec:
     """Parse `module`, `module:attr` or `module:factory(literals)`; pure.
 
@@ -66,7 +90,7 @@ def parse_app_spec(spec: str) -> AppSpec:
         return AppSpec(module)
     try:
         node = ast.parse(rest.strip(), mode="eval").body
-    except (SyntaxError, ValueError):  # ValueError: a NUL in the text
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a NUL in the text; nested too deeply, which is either of two
         raise ConfigError(f"{spec!r} is not an app: {rest!r} is not a name or a call") from None
     if not isinstance(node, ast.Call):
         return AppSpec(module, _dotted(spec, node))
@@ -75,7 +99,7 @@ def parse_app_spec(spec: str) -> AppSpec:
         kwargs = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg}
         if len(kwargs) < len(node.keywords):
             raise ValueError("**")  # noqa: TRY301 - one answer for all
-    except (ValueError, TypeError):  # TypeError: a list as a key
+    except (ValueError, TypeError, RecursionError):  # TypeError: a list as a key
         raise ConfigError(f"{spec!r}: the arguments of a factory must be literals") from None
     return AppSpec(module, _dotted(spec, node.func), True, args, kwargs)
 
@@ -140,6 +164,11 @@ def load(spec: str, *, interface: str = "auto", factory: bool = False) -> Loaded
     arguments. Raises AppLoadError, or ConfigError for a malformed *spec*. Never in the master.
     """
     parsed = parse_app_spec(spec)
+    with _loading():
+        return _load(parsed, interface, factory=factory)
+
+
+def _load(parsed: AppSpec, interface: str, *, factory: bool) -> LoadedApp:
     app, attr = resolve(parsed)
     name = f"{parsed.module}:{attr}"
     if not callable(app):
@@ -147,6 +176,8 @@ def load(spec: str, *, interface: str = "auto", factory: bool = False) -> Loaded
     if parsed.call or factory:
         try:
             app = app(*parsed.args, **parsed.kwargs)
+        except NestedServerError as error:
+            raise AppLoadError(f"the factory {name!r} {error}") from None
         except (Exception, SystemExit) as error:
             raise AppLoadError(f"the factory {name!r} failed: {_line(error)}", own_traceback(error)) from error
         if not callable(app):
@@ -166,6 +197,8 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
     """
     try:
         found: Any = importlib.import_module(spec.module)
+    except NestedServerError as error:
+        raise AppLoadError(f"{spec.module!r} {error}") from None
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and _strip(error.__traceback__) is None:
             raise AppLoadError(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import inspect
+import os
 import signal
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 from forkserve import config as configuration
 from forkserve import daemon, loader, logs
-from forkserve.errors import ConfigError, ForkserveError
+from forkserve.errors import ConfigError, ForkserveError, NestedServerError
 from forkserve.frontend import upstream
 from forkserve.http import access
 from forkserve.http.parsers import new_parser
@@ -20,6 +25,7 @@ from forkserve.prefork.master import Master
 from forkserve.prefork.upgrade import birth
 from forkserve.prefork.upgrade.state import decode
 from forkserve.prefork.worker import Worker
+from forkserve.values import shown
 from forkserve.web import HTTPWorker
 
 if TYPE_CHECKING:
@@ -47,6 +53,12 @@ class Server(Master):
     def __init__(
         self, app: str | None = None, *, worker: type[Worker] = HTTPWorker, mixins: Sequence[type] = (), **settings: object
     ) -> None:
+        if not (inspect.isclass(worker) and issubclass(worker, Worker)):
+            raise ConfigError(f"worker: {shown(worker)} is no subclass of forkserve.Worker")
+        if not isinstance(mixins, list | tuple):
+            raise ConfigError(f"mixins: {shown(mixins)} is no list of classes")
+        if app is not None and not isinstance(app, str):
+            raise ConfigError(_not_a_name(app))
         needs_app = issubclass(worker, HTTPWorker)
         if app is not None:
             settings["app"] = app
@@ -80,9 +92,10 @@ class Server(Master):
         """Serve until told to stop; the exit code of the process (design: exit codes).
 
         Raises:
-            ConfigError: A setting cannot work on this machine.
+            ConfigError: A setting cannot work on this machine, or this is no place to run a server.
             ListenError: An address cannot be listened on.
         """
+        _check_place()
         handed = birth.handed
         if birth.takes_over() and handed is not None:
             return self._take_over(decode(handed.data))
@@ -124,6 +137,30 @@ class Server(Master):
         if before["settings"]["daemon"]:
             daemon.resume(go_on)
         return go_on()
+
+
+def _not_a_name(app: object) -> str:
+    """Return what to do for somebody who gives the app itself instead of its name."""
+    module = getattr(app, "__module__", None)
+    name = getattr(app, "__qualname__", None) or "app"
+    if not callable(app) or not isinstance(module, str) or "<" in name:
+        module, name = "module", "attr"
+    elif module == "__main__":  # as its workers know it
+        module = os.path.basename(getattr(sys.modules[module], "__file__", None) or "module").removesuffix(".py")
+    return f"app: {shown(app)} is no name: each worker imports the app by its name; write that, as in Server('{module}:{name}')"
+
+
+def _check_place() -> None:
+    """Raise ConfigError where no server can run: in a module that is only imported, beside the main thread, in an event loop."""
+    processes = sys.modules.get("multiprocessing.process")
+    if processes and getattr(processes.current_process(), "_inheriting", False):
+        sys.exit(f"forkserve: the program {NestedServerError()}")  # multiprocessing would show its own frames
+    if loader.is_loading():
+        raise NestedServerError
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigError("Server.run() was called in a thread: only the main thread gets signals, so call it there")
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public function raises where there is none
+        raise ConfigError("Server.run() was called in a running event loop, which workers would inherit: call it from plain code")
 
 
 def serve(server: Server) -> int:

@@ -207,7 +207,11 @@ class Settings:
     )
 
     timeout: float = setting(
-        30.0, "Timeouts", values.seconds, "A worker that shows no life for so long is replaced; 0 is never.", short="-t"
+        30.0,
+        "Timeouts",
+        values.seconds,
+        "A worker that shows no life for so long is replaced; 0 is never, which is the default under --reload.",
+        short="-t",
     )
     boot_timeout: float = setting(60.0, "Timeouts", values.seconds, "Time in which a new worker must become ready.")
     graceful_timeout: float = setting(

@@ -78,7 +78,8 @@ def _status(result: Row) -> list[str]:
         lines.append(f"last reload (generation {_cell(last.get('generation'))}, {duration(last.get('seconds'))}): {outcome}")
     for listener in _rows(result.get("listeners")):
         owner = "all workers" if listener.get("slot") is None else f"worker {_cell(listener['slot'])}"
-        lines.append(f"listening on {_cell(listener.get('address'))} ({owner}{', down' if listener.get('down') else ''})")
+        notes = "".join(text for key, text in (("down", ", down"), ("lost", ", its file has gone")) if listener.get(key))
+        lines.append(f"listening on {_cell(listener.get('address'))} ({owner}{notes})")
     molds = ([row.get("pid"), row.get("generation"), row.get("state"), *_ends(row)] for row in _rows(result.get("molds")))
     shown = table(MOLD_HEADS, molds)
     return [*lines, "", *table(WORKER_HEADS, (_worker(row) for row in workers)), *(["", *shown] if len(shown) > 1 else [])]

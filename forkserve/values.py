@@ -23,6 +23,7 @@ FIELD_VALUE = r"[ -~\xa0-\xff]*"  # what latin-1 can say, without control charac
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
 NONE = "none"  # instead of the path of a socket
 BALANCES = ("least_conn", "round_robin", "ip_hash", "random")
+LONGEST_SHOWN = 200  # characters of a value in a message
 LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system calls that wait
 
 
@@ -44,9 +45,18 @@ class Kind(Generic[T]):
     alone: str | None = None
 
 
+def shown(value: object) -> str:
+    """Return *value* as a message shows it: one line of at most LONGEST_SHOWN characters, whatever its `repr` does."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 - the user's object, one nested too deeply, or a number of too many digits
+        return f"this {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
 def refuse(value: object, wanted: str) -> NoReturn:
     """Raise the ValueError that says that *value* is not *wanted*."""
-    raise ValueError(f"{value!r} is not {wanted}")
+    raise ValueError(f"{shown(value)} is not {wanted}")
 
 
 def read_text(value: object) -> str:
@@ -83,9 +93,9 @@ def read_seconds(value: object) -> float:
     if isinstance(value, str):
         if match := re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18})([smhd]?)", value):
             seconds = float(match[1]) * UNIT_SECONDS[match[2]]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value <= LONGEST_SECONDS:  # which nan is not
         seconds = float(value)
-    if not 0 <= seconds <= LONGEST_SECONDS:  # also false for nan
+    if not 0 <= seconds <= LONGEST_SECONDS:
         refuse(value, wanted)
     return abs(round(seconds, 6))  # there is a -0.0
 

@@ -135,8 +135,8 @@ class HTTPWorker(Worker):
                 raise
             finally:
                 signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first, and a signal would meet it
-                # The loop's end would wait for what it has now without a limit.
-                loop.set_default_executor(ThreadPoolExecutor(1))
+                # The loop's end would wait for its executor without a limit, in a thread, which it may not get.
+                setattr(loop, "shutdown_default_executor", _nothing)  # noqa: B010 - of this loop
 
     def _follow_executor(self, loop: asyncio.AbstractEventLoop) -> None:
         """Know what the loop's default executor is, which uvloop does not say."""
@@ -178,7 +178,10 @@ class HTTPWorker(Worker):
         access = logs.access_log()
         write_access = None if access is None else access.write
         site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
-        self._service = service = Service(site)
+        try:
+            self._service = service = Service(site)
+        except RuntimeError as error:
+            raise BootError(f"--threads {self.settings.threads}: no thread can be started (see `ulimit -u`): {error}") from None
         self._names = {listener.sock.getsockname() for listener in self.listeners}
         self._turns = service.turns
         if "pre_request" in self.hooks or "post_request" in self.hooks:
@@ -254,6 +257,7 @@ class HTTPWorker(Worker):
     def _note(self) -> None:
         """Write down how things stand."""
         self.keep_signals()
+        self._leave.look()
         self.row.cells[REQUESTS] = self._service.site.requests
         pool = self._service.pool
         if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):
@@ -334,6 +338,10 @@ class HTTPWorker(Worker):
         super().drain()
         if not self._stop.done():
             self._stop.set_result(None)
+
+
+async def _nothing(*_: object) -> None:
+    """Do nothing."""
 
 
 def _end_thread(exchange: Exchange, call: object, *arguments: object) -> None:

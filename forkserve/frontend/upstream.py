@@ -24,8 +24,8 @@ from forkserve.frontend.front import Front
 from forkserve.frontend.nginx_conf import render_upstream
 from forkserve.frontend.upkeep import Upkeep
 from forkserve.logs import logger, printable
-from forkserve.prefork.child import nameless_file
 from forkserve.prefork.lockfile import HeldError, LockFile
+from forkserve.prefork.nameless import nameless_file
 from forkserve.prefork.poller import READ
 from forkserve.prefork.process import MASTERS_VARIABLES
 

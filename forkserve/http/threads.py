@@ -46,10 +46,19 @@ class ThreadPool:
     def __init__(self, site: Site, count: int) -> None:
         self._queue: SimpleQueue[ThreadedExchange] = SimpleQueue()
         self._own = threading.local()  # the number of this thread
-        self._began: list[float | None] = [None] * count  # when each thread called the application it is in
-        self._busy = [False] * count
+        self._began: list[float | None] = []  # when each thread called the application it is in
+        self._busy: list[bool] = []
         for number in range(count):
-            _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True).start()
+            self._began.append(None)
+            self._busy.append(False)
+            try:
+                _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True).start()
+            except RuntimeError:  # the limit of processes is reached
+                del self._began[number], self._busy[number]
+                if not number:
+                    raise
+                site.log.warning("only %d of %d threads can be started (see `ulimit -u`)", number, count)
+                break
 
     def take(self, exchange: ThreadedExchange) -> None:
         """Have a thread call the application."""

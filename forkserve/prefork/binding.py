@@ -38,6 +38,7 @@ class Listener:
     last: int | None = None
     without: int | None = None
     left_at: float | None = None  # when nobody accepted from it any more; for the master, after an upgrade
+    lost: bool = False  # its socket file has gone, so that nobody can connect; as of the last look (`Listeners.look`)
     # The socket file as we made it (device, inode): another server may have replaced it since.
     _file: files.Identity | None = field(default=None, repr=False)
 
@@ -76,6 +77,17 @@ class Listener:
             return f"unix:{path}"
         host = f"[{name[0]}]" if self.sock.family == socket.AF_INET6 else name[0]
         return f"{scheme}://{host}:{name[1]}"
+
+    def has_lost_its_file(self) -> bool:
+        """Return whether the socket file that we made is not there any more. For the master."""
+        if self._file is None:
+            return False
+        try:
+            return files.identity(os.lstat(self.sock.getsockname())) != self._file
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:  # nobody can tell
+            return False
 
     def close(self) -> None:
         """Close this process's copy."""

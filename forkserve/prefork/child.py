@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import signal
-import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from forkserve.logs import printable
 from forkserve.prefork import stacks
 from forkserve.prefork.channel import Channel
+from forkserve.prefork.nameless import nameless_file
 from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.preload.orders import OrderSocket
 from forkserve.prefork.upgrade.state import Exported, Kept, fields_of, made
@@ -102,14 +102,6 @@ class Child:
         if self.orders is not None:
             self.orders.close()
         os.close(self.stacks)
-
-
-def nameless_file(purpose: str) -> int:
-    """Return the descriptor of a file without a name, in memory where that can be."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(purpose, os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def stacks_file() -> int:

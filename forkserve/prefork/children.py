@@ -19,6 +19,7 @@ from forkserve.prefork.failures import Failures, describe_exit
 from forkserve.prefork.frames import encode
 from forkserve.prefork.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
+from forkserve.prefork.policy.leaving import LONGEST
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, name_of
 from forkserve.prefork.poller import READ, WRITE, Poller
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.upgrade.state import Exported
 
 TERM_AGAIN = 0.5  # seconds until a worker that boots is told again to end
+GROUP = 0.2  # seconds in which a TERM that a worker got comes to us too, if all processes were meant
 
 
 class Owner(Protocol):
@@ -244,7 +246,7 @@ class Children:
             case "loaded" | "outside" | "waits":
                 if self.development:  # a worker of before an upgrade may say it to a master without --reload
                     self.development.heard(child, message)
-            case "draining" | "released" | "lingering" | "spent":
+            case "terminated" | "draining" | "released" | "lingering" | "spent":
                 self._comes_to_its_end(child, message)
             case "failed":
                 child.failure = message
@@ -256,6 +258,10 @@ class Children:
     def _comes_to_its_end(self, child: Child, message: Message) -> None:
         ident = child.member.ident
         match message["type"]:
+            case "terminated":
+                # The whole group may have got the signal, and ours be on its way.
+                wait = 0.0 if self.pool.phase >= Phase.STOPPING else GROUP
+                self.poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
             case "draining":
                 self.pool.draining(ident, time.monotonic())
             case "released":
@@ -264,6 +270,18 @@ class Children:
                 self.pool.lingering(ident)
             case "spent" if self.pool.spent(ident, full=message["full"]):
                 logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, message["requests"])
+
+    def _let_go(self, child: Child) -> None:
+        """Answer a worker that got a TERM: it may drain. But if the server stops, the pool orders that when its time has come."""
+        if self.by_ident.get(child.member.ident) is not child or child.member.state is not State.READY:
+            return
+        if self.pool.phase >= Phase.STOPPING:
+            limits = self.pool.limits
+            longest = limits.delay + ((limits.graceful or LONGEST) if self.pool.advertised else 0.0)
+            self.send(child, {"type": "stay", "seconds": longest})
+        else:
+            self.pool.draining(child.member.ident, time.monotonic())
+            self._drain(child, booting=False)
 
     def _became_ready(self, child: Child) -> None:
         stands_in = child.failure is not None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import sys
@@ -30,6 +31,9 @@ from forkserve.prefork import finish
 
 if TYPE_CHECKING:
     from forkserve.exits import Function
+
+
+MANY = 4096  # descriptors that are tried one by one, where the system does not list them
 
 
 class _Own(threading.local):
@@ -171,4 +175,9 @@ def open_descriptors() -> list[int]:
     for directory in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             return [int(name) for name in os.listdir(directory)]
-    return []
+    found = []
+    for descriptor in range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MANY)):
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            found.append(descriptor)
+    return found

@@ -71,6 +71,7 @@ class Listeners:
         self._inherited: list[Listener] = []  # those that are open already, for the addresses that they match
         self._all: list[Listener] = []
         self._leaving: list[Listener] = []  # which only workers of before the upgrade have, until its reload has ended
+        self._renewed: list[tuple[Listener, Listener]] = []  # lost by the file, and bound anew for a reload that runs
         self._turned = False  # the addresses of before are for no new slots any more
 
     def __iter__(self) -> Iterator[Listener]:
@@ -165,6 +166,36 @@ class Listeners:
         """Return those that no worker of the committed generation has."""
         return [one for one in self._all if not one.serves(committed)]
 
+    def look(self) -> list[Listener]:
+        """See which socket files have gone; return the listeners whose file was there at the last look. For the master."""
+        before = {id(one) for one in self._all if one.lost}
+        for one in self._all:
+            one.lost = one.last is None and one.has_lost_its_file()
+        return [one for one in self._all if one.lost and id(one) not in before]
+
+    def renew(self, generation: int) -> list[ListenError]:
+        """Bind anew, for workers from this generation on, what nobody can connect to. Return why that was not possible."""
+        self.look()
+        errors = []
+        for old in [one for one in self._all if one.lost]:
+            try:
+                fresh = bind_unix(parse_address(old.asked), self._mode, self._backlog, self._owner)
+            except ListenError as error:
+                errors.append(error)
+                continue
+            fresh.slot, fresh.asked, fresh.first, old.last = old.slot, old.asked, generation, generation - 1
+            self._all.append(fresh)
+            self._renewed.append((old, fresh))
+        return errors
+
+    def settle_renewed(self, committed: int) -> None:
+        """The reload has ended: give up what was bound for it, if its generation is not the committed one."""
+        renewed, self._renewed = self._renewed, []
+        for old, fresh in renewed:
+            if committed < fresh.first:
+                old.last = None
+                self._close(lambda one, gone=fresh: one is gone)  # type: ignore[misc]
+
     def close(self, slot: int | None) -> None:
         """Close a slot's own listener, or with None the shared ones; remove a socket file of ours.
 
@@ -200,6 +231,8 @@ class Listeners:
         """
         if len(self._asked) > 1 and committed < self._asked[-1].first:
             return None  # it is about to be committed
+        if any(committed < fresh.first for _, fresh in self._renewed):
+            return None  # as above
         due = []
         for listener in self.elsewhere(committed):
             if any(listener.accepted_by(*worker) for worker in workers):

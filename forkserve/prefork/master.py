@@ -35,6 +35,7 @@ from forkserve.prefork.output import Outputs
 from forkserve.prefork.pidfile import PidFile
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener
 from forkserve.prefork.policy.pool import MANY_MOLDS, Phase, Pool
+from forkserve.prefork.policy.repeats import Repeats
 from forkserve.prefork.policy.states import limits
 from forkserve.prefork.poller import READ
 from forkserve.prefork.process import become_subreaper, forget_signals, raise_descriptor_limit, set_title, signals_blocked
@@ -108,7 +109,7 @@ class Master(Steering):
         self.development = Development(self) if settings.reload else None
         self._told: object = None  # of the front end
         self._unannounced = False  # all workers have been ready, and that was not said yet
-        self._terminated = False  # a TERM or INT has come
+        self._terminations = Repeats()  # TERM and INT
         self._asked_name = self.name  # which another server may have
         # Resolved here, so that a wrong name is found before anything runs.
         self._obey = {signum: getattr(self, name) for signum, name in self.SIGNALS.items()}
@@ -120,38 +121,42 @@ class Master(Steering):
         """
         if birth.handed is not None and birth.handed.confirm is not None:
             rehearse(birth.handed, self.worker_class, self._config, self.pool)
-        with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
-            self._set_up(cleanup, last)
-            # What is here now stays: the collectors of workers need not write into every page that they share with us.
-            gc.collect()
-            gc.freeze()
-            last.callback(gc.unfreeze)
-            while not self.pool.done:
-                self.children.read_beats()
-                if self.front is not None:
-                    self.pool.advertised = self.front.advertised
-                self.reloading.advance(time.monotonic())
-                moving.follow(self)
-                plan = self.pool.plan(time.monotonic())
-                self.children.register_slots()
-                for action in plan:
-                    self.perform(action)
-                self._tell_front()
-                self._announce()
-                self.upgrading.advance(time.monotonic())
-                if self.check_goals():
-                    continue  # who was told of it may have changed what is wanted
-                for event in self.wait(self.pool.next_deadline()):
-                    self.handle(event)
-        run_hook(self.hooks, "on_exit", self)
+        # Signals last: one that comes while all is closed, as from a runner that forwards late, must not end us half-way.
+        with contextlib.ExitStack() as signals:
+            with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
+                self._set_up(cleanup, last, signals)
+                # What is here now stays: the collectors of workers need not write into every page that they share with us.
+                gc.collect()
+                gc.freeze()
+                last.callback(gc.unfreeze)
+                while not self.pool.done:
+                    self.children.read_beats()
+                    if self.front is not None:
+                        self.pool.advertised = self.front.advertised
+                    self.reloading.advance(time.monotonic())
+                    moving.follow(self)
+                    plan = self.pool.plan(time.monotonic())
+                    self.children.register_slots()
+                    for action in plan:
+                        self.perform(action)
+                    self._tell_front()
+                    self._announce()
+                    self.upgrading.advance(time.monotonic())
+                    if self.check_goals():
+                        continue  # who was told of it may have changed what is wanted
+                    for event in self.wait(self.pool.next_deadline()):
+                        self.handle(event)
+            forks.release_by(forget_signals)
+            signals.callback(forks.release_by, None)
+            run_hook(self.hooks, "on_exit", self)
         return self.pool.exit_code
 
-    def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack) -> None:
-        """Open everything, or take it over. `cleanup` closes it; `last` is what tells others that this was done."""
+    def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack, signals: contextlib.ExitStack) -> None:
+        """Open everything, or take it over. `cleanup` closes it, `last` tells others that this was done, `signals` is the end."""
         self.pid = os.getpid()
         before = birth.before()
         self._signals = SignalQueue((*self._obey, signal.SIGCHLD))
-        cleanup.callback(self._signals.close)
+        signals.callback(self._signals.close)
         self._hangup_ignored = self._signals.inherited(signal.SIGHUP) == signal.SIG_IGN
         if before:
             self._go_on_from(before)
@@ -199,7 +204,7 @@ class Master(Steering):
             self.upgrading.follow(asked, error, {**(was or {}), "workers": before["reloading"]["workers"]})
 
     def _notify(self) -> Notifier:
-        notifier = Notifier(os.environ)
+        notifier = Notifier(os.environ, self.poller)
         if (period := notifier.watchdog(os.environ)) is not None:
             notifier.send(WATCHDOG=1)  # an upgrade may have begun just before the next was due
             self.every(period, lambda: notifier.send(WATCHDOG=1))
@@ -224,7 +229,10 @@ class Master(Steering):
             scoreboard = Scoreboard(before["scoreboard"]["rows"], before["scoreboard"]["memory"])
             self.most = min(self.most, scoreboard.size - 1 - MANY_MOLDS)
         else:
-            scoreboard = Scoreboard(self.most + 1 + MANY_MOLDS)  # an upgrade may bring molds
+            try:
+                scoreboard = Scoreboard(self.most + 1 + MANY_MOLDS)  # an upgrade may bring molds
+            except OSError as error:
+                raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None
         cleanup.callback(scoreboard.close)
         has_base = self.development is not None and possible(self.settings) and become_subreaper()
         forker = Forker(
@@ -383,11 +391,10 @@ class Master(Steering):
                 self.handle(self.children.reap)
 
     def terminate(self) -> None:
-        """Stop; asked a second time, at once. What else may have stopped it does not count."""
-        if self._terminated:
+        """Stop; asked a second time, at once (`Repeats`). What else may have stopped it does not count."""
+        if self._terminations.repeated(time.monotonic()):
             self.quit()
         else:
-            self._terminated = True
             self.stop()
 
     def resize(self) -> None:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from forkserve import daemon, exits, loader, logs, streams
 from forkserve.errors import BootError, ExitCode, ForkserveError
-from forkserve.prefork import finish, forks, privileges, stacks
+from forkserve.prefork import deadman, finish, forks, privileges, stacks
 from forkserve.prefork.autoreload.loaded import keep_no_fresh_bytecode
 from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.prefork.policy.states import name_of
-from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, STDERR, WORKER_SIGNALS, Worker, WorkerContext
+from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker, WorkerContext
 from forkserve.settings import merge
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _answer_usr2(context: WorkerContext) -> None:
         if not orphaned and os.getppid() != context.master_pid:
             orphaned = True
             limit = context.settings.graceful_timeout or ORPHAN_LIMIT
-            faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
+            deadman.wind_up(limit, silent=True)
             os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGUSR2, answer)

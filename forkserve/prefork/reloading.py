@@ -111,6 +111,8 @@ class Reloading:
         self._rollout = Rollout(master.pool, master.settings.reload_settle, self._take_over)
         self._began = now
         logs.logger.info("reloading: generation %d", self._rollout.generation)
+        for error in master.listeners.renew(self._rollout.generation):
+            logs.logger.warning("%s", error)
         master.reloads(begin=True)
         run_hook(master.hooks, "on_reload", master)
 
@@ -156,6 +158,7 @@ class Reloading:
         assert rollout is not None
         seconds = round(time.monotonic() - self._began, 3)
         running, self._running = self._running, []
+        self._master.listeners.settle_renewed(self._master.pool.generation)
         self._master.reloads(begin=False)
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Final
 
+from forkserve.prefork.nameless import nameless_file
 from forkserve.prefork.upgrade.state import Exported, Kept
 
 # Indexes into `Row.cells`.
@@ -180,9 +181,9 @@ def _nothing() -> None:
 
 
 def _memory_file(size: int) -> int | None:
-    """Return a memfd: an anonymous mapping, all that there is elsewhere, could not be handed over an exec."""
+    """Return a file: an anonymous mapping, all that is needed where there are no upgrades, could not be handed over an exec."""
     if sys.platform != "linux":
         return None
-    descriptor = os.memfd_create("forkserve-scoreboard", os.MFD_CLOEXEC)
+    descriptor = nameless_file("forkserve-scoreboard")
     os.ftruncate(descriptor, size)
     return descriptor

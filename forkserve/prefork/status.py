@@ -58,7 +58,7 @@ def listeners(master: Steering) -> list[dict[str, Any]]:
 
 def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any]:
     """One of them."""
-    return {"address": one.address(scheme), "scheme": scheme, "slot": one.slot, "down": down}
+    return {"address": one.address(scheme), "scheme": scheme, "slot": one.slot, "down": down, "lost": one.lost}
 
 
 def served(child: Child, settings: Settings) -> Served:

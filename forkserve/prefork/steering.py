@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -25,6 +26,7 @@ from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.recycling import Recycler
 from forkserve.prefork.policy.states import State, limits
 from forkserve.prefork.poller import READ, Poller
+from forkserve.values import LONGEST_SECONDS, shown
 
 if TYPE_CHECKING:
     from forkserve.prefork.autoreload.development import Development
@@ -89,6 +91,7 @@ class Steering:
         self._warned = ""
         self._recycler = Recycler(random.random)
         self.every(1.0, self._recycle)
+        self.every(1.0, self._look_at_socket_files)
         if settings.max_workers:
             bounds = max(1, settings.min_workers), settings.max_workers
             self._autoscaler = Autoscaler(*bounds, settings.min_spare, settings.max_spare)
@@ -156,7 +159,7 @@ class Steering:
         self._check_running()
         least, most = self.settings.min_workers, self.settings.max_workers or self.most
         if wanted < 0 or (wanted and not least <= wanted <= most):
-            raise CommandError(f"cannot have {wanted} workers: between {least or 1} and {most} are allowed", "refused")
+            raise CommandError(f"cannot have {shown(wanted)} workers: between {least or 1} and {most} are allowed", "refused")
 
     @command
     def restart(self, worker: int | str) -> Pending:
@@ -238,6 +241,10 @@ class Steering:
     def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
         """Do what `call` does; for a worker, whose ident is `caller`, and who is not asked itself. Raises CommandError."""
         self._check_running()
+        if not isinstance(name, str):
+            raise CommandError(f"the name of a command is a string, not {shown(name)}", "usage")
+        if timeout is not None and not (isinstance(timeout, int | float) and abs(timeout) <= LONGEST_SECONDS):
+            raise CommandError(f"a timeout is a number of seconds, not {shown(timeout)}", "usage")
         if NAME.fullmatch(name) and name not in HOOKS:
             refusable(self, name, args)
         return self.messenger.ask(name, args, to, timeout, caller)
@@ -346,7 +353,7 @@ class Steering:
         """The slot that somebody means. Raises CommandError if there is none."""
         slot = _number(worker, "a worker's id")
         if slot not in {member.slot for member in self.pool.members()}:
-            raise CommandError(f"there is no worker {slot}", "usage")
+            raise CommandError(f"there is no worker {shown(slot)}", "usage")
         return slot
 
     def _pid_of(self, slot: int) -> int | None:
@@ -362,6 +369,11 @@ class Steering:
         for slot, why in self._recycler.pick([status.served(one, settings) for one in ready], settings, room):
             self.log.info("worker %d is replaced: %s", slot, why)
             self.pool.replace(slot)
+
+    def _look_at_socket_files(self) -> None:
+        """Warn of a unix socket whose file was removed, or replaced by another server's."""
+        for one in self.listeners.look() if self.pool.phase is Phase.SERVING else ():
+            self.log.warning("%s: the socket's file has gone, so nobody can connect: reload to make it anew", one.address("unix"))
 
     def _autoscale(self) -> None:
         if self.pool.phase is not Phase.SERVING:
@@ -383,10 +395,11 @@ class Steering:
 
 
 def _number(value: int | str, what: str) -> int:
-    try:
+    if isinstance(value, str) and re.fullmatch("[+-]?[0-9]{1,9}", value):
         return int(value)
-    except (TypeError, ValueError):
-        raise CommandError(f"{value!r:.80} is not {what}", "usage") from None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise CommandError(f"{shown(value)} is not {what}", "usage")
 
 
 def refusable(master: object, name: str, args: Sequence[object], **options: object) -> None:

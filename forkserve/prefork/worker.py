@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve import daemon, logs
-from forkserve.prefork import forks
+from forkserve.prefork import deadman, forks
 from forkserve.prefork.commands.asked import Asked
 from forkserve.prefork.commands.builtin import CALL_TIMEOUT
 from forkserve.prefork.commands.defined import describe
@@ -29,6 +29,7 @@ from forkserve.prefork.commands.dispatch import Dispatcher, run_to_end
 from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.frames import FrameError
 from forkserve.prefork.hooks import Hooks, WorkerHandle, call_hook, run_hook
+from forkserve.prefork.leave import Leave
 from forkserve.prefork.scoreboard import ACCEPTING, BEAT, Row, Scoreboard
 from forkserve.prefork.wakeup import SignalQueue
 
@@ -68,7 +69,6 @@ DEAD_MAN_MARGIN: Final = 600.0
 # How long an orphan may take to end where `graceful_timeout` is off.
 ORPHAN_LIMIT: Final = 30.0
 BEAT_EVERY: Final = 1.0
-STDERR: Final = 2
 # At most so much of the graceful timeout is kept for what comes last: what is cut off is logged, and atexit functions run.
 LAST_SECONDS: Final = 1.0
 
@@ -128,6 +128,7 @@ class Worker:
         self.orphan = False
         self._arm_again = 0
         self._drains_since: float | None = None
+        self._leave = Leave(self)
         self._lingers = False
         self._signals_looked_at = 0.0
         self._signals: SignalQueue | None = None
@@ -196,6 +197,7 @@ class Worker:
         self.on_signals()
         self.channel.flush()
         self.on_channel()
+        self._leave.look()
         return not self.draining
 
     def wait(self, timeout: float = BEAT_EVERY) -> list[Listener]:
@@ -207,6 +209,7 @@ class Worker:
         """
         if self.settings.timeout:
             timeout = min(timeout, self.settings.timeout / 2)  # to beat in time
+        timeout = min(timeout, self._leave.time_left())
         poll = select.poll()
         poll.register(self.channel, select.POLLIN | (select.POLLOUT if self.channel.unsent else 0))
         if self._signals:
@@ -292,7 +295,7 @@ class Worker:
         self.row.cells[BEAT] = now
         if now >= self._arm_again and self.settings.timeout and os.getppid() == self.context.master_pid:
             self._arm_again = now + int(BEAT_EVERY * 1e9)
-            faulthandler.dump_traceback_later(self.settings.timeout + DEAD_MAN_MARGIN, exit=True, file=STDERR)
+            deadman.wind_up(self.settings.timeout + DEAD_MAN_MARGIN)
         if self.context.loaded is not None and self.booted:
             for message in self.context.loaded.news():
                 self.send(message)
@@ -344,6 +347,8 @@ class Worker:
                     if not self.draining:
                         self.relieved = bool(message.get("relieved"))
                         self.drain()
+                case "stay":
+                    self._leave.stay(message["seconds"])
                 case "serve_on":
                     self.serve_on()
                 case unknown:
@@ -394,7 +399,7 @@ class Worker:
     def on_signals(self) -> None:
         """Obey the signals that have come."""
         for signum in self._signals.take() if self._signals else ():
-            if WORKER_SIGNALS[signum] in ENDING and not self.draining:
+            if WORKER_SIGNALS[signum] in ENDING and not self.draining and not self._leave.asked:
                 self.log.info("received %s: ending", signum.name)
             getattr(self, WORKER_SIGNALS[signum])()
 
@@ -434,12 +439,11 @@ class Worker:
         self.row.cells[ACCEPTING] = 0
 
     def terminated(self) -> None:
-        """Drain because somebody sent TERM or QUIT, or because the master died."""
+        """Ask the master to let this worker go (`Leave`), as somebody sent TERM or QUIT; or end, as the master died."""
         if os.getppid() != self.context.master_pid:
             self.orphaned()
         elif not self.draining:
-            self.send({"type": "draining"})
-            self.drain()
+            self._leave.ask()
 
     def interrupted(self) -> None:
         """Drain because somebody sent QUIT, for which gunicorn has a hook."""
@@ -455,7 +459,7 @@ class Worker:
         while self._asked:
             self._asked.popitem()[1].fail("the master is gone", "failed")
         limit = self.settings.graceful_timeout or ORPHAN_LIMIT
-        faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
+        deadman.wind_up(limit)
         if not self.draining:
             self.drain()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.client import get
+from tests.integration.client import Client, get
 from tests.integration.command import ROOT, environment, eventually, run
 from tests.integration.conftest import Start
 
@@ -41,6 +41,33 @@ def test_workers_auto_is_the_usable_cores(serve: Start) -> None:
 
     assert len(serve(WHO, "--bind", "127.0.0.1:0", "-w", "auto").workers) == cores
     assert len(serve(WHO, "--bind", "127.0.0.1:0", "-w", "auto", prefix=["taskset", "-c", str(one)]).workers) == 1
+
+
+def test_under_reload_no_clock_kills_a_worker_that_stands_in_a_debugger(tmp_path: Path) -> None:
+    """--timeout is off unless it was given, wherever that was."""
+    (tmp_path / "named.toml").write_text("timeout = 9\n")
+
+    assert shown(WHO, cwd=tmp_path)["timeout"] == ("30", "default")
+    assert shown(WHO, "--reload", cwd=tmp_path)["timeout"] == ("0", "--reload")
+    assert shown(WHO, "--reload", "--timeout", "7", cwd=tmp_path)["timeout"] == ("7", "command line")
+    assert shown(WHO, "--reload", "-t", "30", cwd=tmp_path)["timeout"] == ("30", "command line")
+    assert shown(WHO, "--reload", cwd=tmp_path, env={"FORKSERVE_TIMEOUT": "8"})["timeout"] == ("8", "FORKSERVE_TIMEOUT")
+    assert shown(WHO, "--reload", cwd=tmp_path, env={"FORKSERVE_CMD_ARGS": "-t 6"})["timeout"] == ("6", "FORKSERVE_CMD_ARGS")
+    named = tmp_path / "named.toml"
+    assert shown(WHO, "--reload", "-c", str(named), cwd=tmp_path)["timeout"] == ("9", str(named))
+
+
+def test_under_reload_a_timeout_that_was_given_counts(serve: Start, tmp_path: Path) -> None:
+    """And without it, a request may last longer than any beat (the default of 30 s is too long for a test)."""
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
+    command = serve(
+        "tests.integration.small_apps:gated", "--reload", "--timeout", "0.5", "--base-port", 0, env={"NOTES": str(notes)}
+    )
+    with Client(command.port) as client:
+        client.request(f"/stuck?{gate}")
+        command.wait_for("stuck for 0.5 s")
+        gate.touch()
+    command.wait_for("generation|exited|was killed by SIGKILL")
 
 
 FILES = {

@@ -9,12 +9,14 @@ import signal
 import socket
 import struct
 import termios
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from prefork_helpers import Server, children, connects, free_ports, say
 
+from forkserve.prefork.policy.repeats import SAME
 from tests.integration.command import descriptors, eventually, exists
 
 Serve = Callable[..., Server]
@@ -39,6 +41,8 @@ def test_a_second_one_stops_at_once(serve: Serve, tmp_path: Path, signum: signal
     server = serve("Lingers", workers=2, base_port=0, environ={"BUSY": str(busy)}).ready()
     server.kill(signum)
     server.wait_for("draining$", 2)
+    seen = time.monotonic()
+    eventually(lambda: time.monotonic() > seen + SAME, "one that comes now is a second one")
     server.kill(signum)
 
     assert server.wait() == 0

@@ -13,6 +13,7 @@ import pytest
 from prefork_helpers import DEADLINE, Server, eventually, say
 
 from forkserve.prefork.notify import Notifier
+from forkserve.prefork.poller import Poller
 
 Serve = Callable[..., Server]
 
@@ -102,12 +103,94 @@ def test_a_watchdog_that_cannot_be_is_one_line(serve: Serve, tmp_path: Path) -> 
 def test_how_often_a_watchdog_is_told() -> None:
     """Twice in its time; and not by processes that it was not meant for, nor when it gives no time."""
     three, ours, others = ({"WATCHDOG_USEC": "3000000"} | pid for pid in ({}, pid_of(os.getpid()), pid_of(os.getppid())))
-    notifier = Notifier({"NOTIFY_SOCKET": "/x"})
+    poller = Poller()
+    notifier, no_manager = Notifier({"NOTIFY_SOCKET": "/x"}, poller), Notifier({}, poller)
 
     assert notifier.watchdog(three) == notifier.watchdog(ours) == 1.5
-    assert notifier.watchdog(others) is notifier.watchdog({}) is Notifier({}).watchdog(three) is None
+    assert notifier.watchdog(others) is notifier.watchdog({}) is no_manager.watchdog(three) is None
     for text in ("", "0", "-1", "1.5", " 1", "1s", "0x10", "\u0661", "9" * 20):
         assert notifier.watchdog({"WATCHDOG_USEC": text}) is None, text
+    poller.close()
+
+
+def fill(name: str) -> None:
+    """Send the manager as much as its queue takes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+        other.setblocking(False)
+        while True:
+            other.sendto(b"of another unit", name.replace("@", "\0", 1))
+
+
+def next_of_ours(sock: socket.socket) -> list[str]:
+    """Take what is in the queue up to the next message of the server."""
+    while (message := sock.recv(1000)) == b"of another unit":
+        pass
+    return message.decode().splitlines()
+
+
+def test_a_manager_whose_queue_is_full_hears_it_later(serve: Serve, manager: tuple[str, socket.socket]) -> None:
+    name, sock = manager
+    fill(name)
+    server = serve(workers=1, base_port=0, environ={"NOTIFY_SOCKET": name}).ready()
+    assert "WARNING" not in server.read()  # it is no fault
+
+    assert next_of_ours(sock) == ["READY=1", f"MAINPID={server.pid}", "STATUS=Ready: 1 worker"]
+    assert server.stop() == 0
+
+
+def test_of_states_that_could_not_be_sent_the_latest_is(serve: Serve, manager: tuple[str, socket.socket]) -> None:
+    """With what it goes by: a pid that was never sent is still to be sent, but no RELOADING=1 of a reload that has ended."""
+    name, sock = manager
+    fill(name)
+    server = serve(workers=1, base_port=0, reload_settle=0.0, environ={"NOTIFY_SOCKET": name}).ready()
+    server.kill(signal.SIGHUP)
+    server.wait_for("reloaded: generation 2")
+
+    assert set(next_of_ours(sock)) == {"READY=1", f"MAINPID={server.pid}", "STATUS=Ready: 1 of 1 workers ready"}
+    server.kill(signal.SIGTERM)
+    assert sock.recv(1000).decode().splitlines()[0] == "STOPPING=1"
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_a_watchdog_s_sign_does_not_replace_a_state(serve: Serve, manager: tuple[str, socket.socket]) -> None:
+    name, sock = manager
+    fill(name)
+    server = serve(workers=1, base_port=0, environ={"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "100000"}).ready()
+    server.kill(signal.SIGTTIN)  # as time passes for more than one sign
+    server.workers(2)
+
+    assert {"READY=1", f"MAINPID={server.pid}", "WATCHDOG=1"} <= set(next_of_ours(sock))
+    assert server.stop() == 0
+
+
+def test_a_manager_whose_socket_comes_back(serve: Serve, tmp_path: Path) -> None:
+    name = str(tmp_path / "notify")
+    server = serve(workers=1, base_port=0, environ={"NOTIFY_SOCKET": name}).ready()
+    assert len(server.wait_for("WARNING.*cannot notify the service manager: ")) == 1
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(name)
+        sock.settimeout(DEADLINE)
+        assert sock.recv(1000).decode().splitlines()[0] == "READY=1"
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_the_master_never_blocks_for_a_manager(serve: Serve, manager: tuple[str, socket.socket]) -> None:
+    """One that reads nothing: the server stops as asked."""
+    name, _sock = manager
+    fill(name)
+    server = serve(workers=1, base_port=0, environ={"NOTIFY_SOCKET": name}).ready()
+
+    assert server.stop() == 0
+
+
+def test_a_socket_of_another_kind_is_one_line(serve: Serve) -> None:
+    server = serve("Plain", environ={"NOTIFY_SOCKET": "vsock:2:1234"}).ready()
+
+    assert len(server.wait_for("WARNING.*NOTIFY_SOCKET is 'vsock:2:1234', neither a path nor @NAME: ignored")) == 1
+    assert server.stop() == 0
 
 
 def test_a_socket_that_the_manager_passes(serve: Serve) -> None:

@@ -36,6 +36,11 @@ class Before:
         return cls(frozenset(_threads()), frozenset(_tasks()), frozenset(_descriptors().items()))
 
 
+def can_see() -> bool:
+    """Return whether the system tells what native threads and descriptors there are."""
+    return os.path.isdir("/proc/self/task")
+
+
 def agents(before: Before) -> list[str]:
     """Return the names of the Python threads that were there before the import, and still are: those of tracers and the like."""
     return [thread.name for thread in _threads() if thread in before.threads]
@@ -85,7 +90,9 @@ def _threads() -> list[threading.Thread]:
 
 
 def _tasks() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/task")}
+    with contextlib.suppress(OSError):  # there is no /proc
+        return {int(name) for name in os.listdir("/proc/self/task")}
+    return set()
 
 
 def _task_name(task: int) -> str:
@@ -96,9 +103,9 @@ def _task_name(task: int) -> str:
 
 def _descriptors() -> dict[int, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for name in forks.open_descriptors():
         with contextlib.suppress(OSError):
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
     return found
 
 

@@ -115,6 +115,8 @@ class Mold:
         if not self._context.settings.preload:
             return  # it was only to be seen whether the app loads; nothing is forked
         leftovers.refuse_threads(self._context.settings, before)
+        if not leftovers.can_see():
+            logs.logger.warning("without /proc it cannot be seen which native threads and sockets the app leaves open at import")
         if agents := leftovers.agents(before):
             logs.logger.info(
                 "these threads were there before the app was imported, and --preload lets them be: %s; if what has started them"

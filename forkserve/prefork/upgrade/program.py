@@ -91,6 +91,19 @@ def _runs_itself(script: str, python: str) -> bool:
     return False
 
 
+def missing() -> str | None:
+    """Return what this system has not that an upgrade needs; None if it has all."""
+    if sys.platform != "linux":
+        return "Linux"
+    if not os.path.isdir("/proc/self/fd"):
+        return "/proc"
+    try:
+        os.close(judged_file())
+    except OSError as error:
+        return f"memfd_create ({error.strerror})"
+    return None
+
+
 def judged_file() -> int:
     """Return the descriptor of a file without a name for what a pre-flight judges, who seals it. Linux. Raises OSError."""
     return os.memfd_create("forkserve-judged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import forkserve
@@ -13,7 +12,7 @@ from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.upgrade import modules, moving
 from forkserve.prefork.upgrade.preflight import Preflight
-from forkserve.prefork.upgrade.program import Program
+from forkserve.prefork.upgrade.program import Program, missing
 from forkserve.prefork.upgrade.state import encode
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ class Upgrading:
 
     def ask(self) -> Pending:
         """Upgrade as soon as possible. Raises CommandError where that is never possible."""
-        if sys.platform != "linux":
-            raise CommandError("upgrade in place needs Linux: nothing was changed", "unsupported")
+        if lacks := missing():
+            raise CommandError(f"upgrade in place needs {lacks}: nothing was changed", "unsupported")
         self._waiting.append(Pending())
         return self._waiting[-1]
 

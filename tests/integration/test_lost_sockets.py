@@ -1,0 +1,95 @@
+"""A unix socket whose file is removed, or replaced, while the server runs: it is said once, shown, and mended by a reload.
+
+A file goes with `rm`, with a cleaned /tmp, with a directory that is made anew, or as another server takes its place.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import get
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+from tests.integration.steer import Steered
+
+APP = 'def app(environ, start_response):\n    start_response("200 OK", [("Content-Length", "2")])\n    return [b"ok"]\n'
+GONE = "WARNING.*: the socket's file has gone, so nobody can connect"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the socket is."""
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run" / "socket"
+
+
+def begin(start: Start, project: Path, path: Path, *options: object) -> Steered:
+    """Start two workers on the socket."""
+    return Steered(
+        start, project, "site_app:app", "--workers", 2, "--bind", f"unix:{path}", "--reload-settle", 0, *options, cwd=project
+    )
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("--preload",), marks=pytest.mark.heavy)], ids=["plain", "preload"])
+def test_a_reload_binds_it_anew(start: Start, project: Path, path: Path, options: tuple[object, ...]) -> None:
+    steered = begin(start, project, path, *options)
+    assert get(str(path)).text == "ok"
+    assert [one["lost"] for one in steered.ask("status")["result"]["listeners"]] == [False]
+    path.unlink()
+
+    steered.command.wait_for(GONE)
+    assert [one["lost"] for one in steered.ask("status")["result"]["listeners"]] == [True]
+    assert steered.ask("reload")["ok"]
+    assert get(str(path)).text == "ok"
+    eventually(
+        lambda: [one["lost"] for one in steered.ask("status")["result"]["listeners"]] == [False], "one listener, and it is there"
+    )
+    assert steered.ask("reload")["ok"]
+    assert [get(str(path)).text for _ in range(5)] == ["ok"] * 5
+    assert sum(": the socket's file has gone" in line for line in steered.command.log) == 1
+    steered.command.stop()
+    assert not path.exists()
+
+
+def test_a_reload_that_fails_binds_nothing(start: Start, project: Path, path: Path) -> None:
+    """Or connections would wait where no worker accepts."""
+    steered = begin(start, project, path)
+    path.unlink()
+    steered.command.wait_for(GONE)
+    steered.command.traceback_expected = True
+    (project / "site_app.py").write_text("1 / 0\n")
+    assert not steered.ask("reload")["ok"]
+
+    assert not path.exists()
+    (project / "site_app.py").write_text(APP)
+    assert steered.ask("reload")["ok"]
+    assert get(str(path)).text == "ok"
+
+
+def test_a_directory_that_has_gone_is_said(start: Start, project: Path, path: Path) -> None:
+    steered = begin(start, project, path)
+    path.unlink()
+    path.parent.rmdir()
+    steered.command.wait_for(GONE)
+    assert steered.ask("reload")["ok"]
+    steered.command.wait_for(f"WARNING.*cannot listen on unix:{path}: No such file or directory")
+
+    path.parent.mkdir()
+    assert steered.ask("reload")["ok"]
+    assert get(str(path)).text == "ok"
+
+
+def test_another_server_in_its_place_is_left_alone(start: Start, project: Path, path: Path) -> None:
+    steered = begin(start, project, path)
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        steered.command.wait_for(GONE)
+        assert steered.ask("reload")["ok"]
+        steered.command.wait_for("WARNING.*another server is listening there")
+        steered.command.stop()
+        assert path.exists()

@@ -1,0 +1,26 @@
+"""When a second TERM or INT is a second one."""
+
+from __future__ import annotations
+
+from forkserve.prefork.policy.repeats import SAME, Repeats
+
+
+def test_all_that_comes_within_a_second_of_the_first_is_one_request() -> None:
+    repeats = Repeats()
+
+    assert not any(repeats.repeated(now) for now in (10.0, 10.0, 10.001, 10.5, 10.0 + SAME))
+    assert repeats.repeated(10.001 + SAME)
+
+
+def test_what_comes_later_is_a_second_one_each_time() -> None:
+    repeats = Repeats()
+    assert not repeats.repeated(0.0)
+
+    assert [repeats.repeated(now) for now in (1.5, 1.5, 99.0)] == [True] * 3
+
+
+def test_the_second_counts_from_the_first_and_not_from_the_last() -> None:
+    """Or somebody who presses Ctrl-C again and again would never be obeyed."""
+    repeats = Repeats()
+
+    assert [repeats.repeated(now / 2) for now in range(5)] == [False, False, False, True, True]
