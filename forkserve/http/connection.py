@@ -92,6 +92,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more (asyncio); true keeps the connection open for the answer."""
         self._eof = True
+        self.site.rest()  # the connection may be about to close
         exchange = self._exchange
         if self._closing:
             return False
@@ -357,15 +358,19 @@ class Connection(asyncio.Protocol):
             return
         self._held = b""
         self.resume_reading()
-        self._closing = True
+        self._end()
         self._deadline = self.site.loop.time() + CLOSING_TIME
         if self._eof or not (half_close(self.transport) or unread):
             self.transport.close()
 
+    def _end(self) -> None:
+        self._closing = True
+        self.site.rest()  # so that the client sees the end before the next call holds the thread
+
     def break_off(self, *, reset: bool) -> None:
         """End a connection in the middle of an answer, so that the client sees that it is not whole."""
         self._exchange = None
-        self._closing = True
+        self._end()
         if reset:
             self.transport.abort()
         else:

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 class Observer(Protocol):
     """Who is told when an application call that holds the loop's thread begins and ends (for liveness)."""
 
-    def begin(self, line: bytes) -> None:
-        """An inline application call begins; ``line`` is the request line."""
+    def begin(self, line: bytes) -> int:
+        """An inline application call begins; ``line`` is the request line. Return the time in monotonic nanoseconds."""
+        ...
 
     def end(self) -> None:
         """It has ended."""
@@ -107,6 +108,7 @@ class Site:
         self.context = contextvars.copy_context()  # requests run in copies of it
         self.new_exchange: Callable[[Connection, Target, Fields], Exchange]
         self.inline: Turns  # if WSGI calls are made on the loop's thread
+        self.rest: Callable[[], None] = _nothing  # have the loop end what it has begun before the next such call
         self.pool: ThreadPool  # if they are made beside it
         self.trusted = TrustedPeers(settings.forwarded_allow_ips if settings.proxy_headers else ())
         self.state: dict[str, Any] = {}  # the lifespan's
@@ -161,3 +163,7 @@ class Site:
                 connection.abandon()
         if self.access_log is not None:
             self.access_log.flush()
+
+
+def _nothing() -> None:
+    """No call holds the thread: the loop ends everything in time."""
