@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 class Observer(Protocol):
     """Who is told when an application call that holds the loop's thread begins and ends (for liveness)."""
 
-    def begin(self, line: bytes) -> int:
-        """An inline application call begins; ``line`` is the request line. Return the time in monotonic nanoseconds."""
-        ...
+    def begin(self, line: bytes) -> None:
+        """An inline application call begins; ``line`` is the request line."""
 
     def end(self) -> None:
         """It has ended."""

@@ -36,7 +36,7 @@ SURPLUS = 8
 OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which ``write()`` goes to a temporary file: it cannot wait for the client."""
 LONG = 5_000_000
-"""Nanoseconds after which a call is so long that the loop must have a turn before the next one; it costs a short call too much."""
+"""Nanoseconds after which a call is so long that the loop must have a turn before the next one."""
 _END: Any = object()
 """What an iterator gives that has ended."""
 
@@ -63,7 +63,8 @@ class Turns:
         """Call the application now, or when those in front have ended."""
         if self._holder is None and not self._waiting:
             self._holder = exchange
-            self._began = self._begin(exchange.target.line)
+            self._began = monotonic_ns()
+            self._begin(exchange.target.line)
             exchange.call()
         else:
             self._waiting.append(exchange)
@@ -122,7 +123,8 @@ class Turns:
             first.discard_input()
         else:
             self._holder = first
-            self._began = self._begin(first.target.line)
+            self._began = monotonic_ns()
+            self._begin(first.target.line)
             first.call()  # and then `leave`
             return
         if self._waiting:

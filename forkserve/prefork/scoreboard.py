@@ -56,11 +56,8 @@ class Row:
         # What its own process calls before somebody looks; it may be called in a signal handler.
         self.refresh: Callable[[], None] = _nothing
 
-    def begin(self, line: bytes) -> int:
-        """Note that work which holds the process begins, and beat; return when. On the hot path.
-
-        The first LINE_SIZE bytes of the line are kept.
-        """
+    def begin(self, line: bytes) -> None:
+        """Note that work which holds the process begins, and beat. Its first LINE_SIZE bytes are kept; on the hot path."""
         now = monotonic_ns()
         if line is not self._last:  # the same object says the same
             self._last = line
@@ -68,7 +65,6 @@ class Row:
             self._text[: len(kept)] = kept
             self.cells[_LENGTHS] = len(kept)
         self.cells[BEAT] = self.cells[STARTED] = now
-        return now
 
     def end(self) -> None:
         """Note that it has ended. No beat: what follows on the loop beats by itself."""
