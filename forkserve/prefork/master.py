@@ -132,6 +132,8 @@ class Master(Steering):
                     self.pool.advertised = self.front.advertised
                 self.reloading.advance(time.monotonic())
                 moving.follow(self)
+                unattended = self.pool.unattended(time.monotonic())
+                self.pool.waiting = {slot for slot in unattended if self.listeners.last_look(slot)}
                 plan = self.pool.plan(time.monotonic())
                 self.children.register_slots()
                 for action in plan:

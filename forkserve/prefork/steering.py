@@ -265,8 +265,11 @@ class Steering:
         self.scale("+1")
 
     def less(self) -> None:
-        """Have one worker less, down to none."""
-        self.scale(max(0, self.pool.wanted - 1))
+        """Have one worker less, but not less than one: none at all is what `resize` and `scale` are for."""
+        if self.pool.wanted > 1:
+            self.scale(self.pool.wanted - 1)
+        else:
+            self.log.info("there is no worker less than one; `forkserve ctl scale 0` has none")
 
     def stopping(self) -> None:
         """Tell whoever must know that the server is about to stop."""
