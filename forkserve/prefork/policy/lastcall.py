@@ -17,7 +17,7 @@ from typing import Final
 from forkserve.prefork.policy.states import Member, State
 
 TRIES: Final = 2  # workers; the first may be killed, too
-DRAINING: Final = 2.0  # seconds of the time that are left for the drain, at most a quarter
+DRAINING: Final = 5.0  # seconds of the time that are left for the drain and the end of a mold, at most a quarter
 
 _AHEAD: Final = (State.BACKOFF, State.BOOTING)
 

@@ -282,8 +282,8 @@ class Pool(Generations):
         self._forgive_lateness(now)
         for member in [*self.members(), *self.molds()]:
             self._escalate(member, now)
-        self._settle_peak()
         self._attend(now)
+        self._settle_peak()
         for member in self.members():
             self._retire(member, now)
         self._keep_molds(now)
@@ -442,6 +442,7 @@ class Pool(Generations):
 
     def _settle_peak(self) -> None:
         vacant = sum(map(self._is_vacant, range(1, self.wanted + 1)))
+        vacant += sum(one.slot > self.wanted and self._last_calls.keeps(one) and not one.exists for one in self.members())
         if self.processes + vacant <= self.wanted + self.limits.surge + self._most_lingering(self.wanted):
             self._peak = self.wanted
 
