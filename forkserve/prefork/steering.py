@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from forkserve import logs
 from forkserve.errors import ListenError
-from forkserve.prefork import stacks, status
+from forkserve.prefork import acceptqueue, stacks, status
 from forkserve.prefork.commands import goals
 from forkserve.prefork.commands.builtin import BUILTINS, CALL_TIMEOUT
 from forkserve.prefork.commands.defined import HOOKS, NAME, unknown
@@ -373,7 +373,8 @@ class Steering:
         # The others are about to go, or wait for a successor and take nothing.
         rows = [one.row for one in ready if one.id <= self.pool.wanted and not one.member.full]
         idle = sum(not row.in_flight() for row in rows)
-        wanted = self._autoscaler.advise(time.monotonic(), self.pool.wanted, len(rows), idle)
+        waiting = sum(acceptqueue.length(listener.sock) for listener in self.listeners)
+        wanted = self._autoscaler.advise(time.monotonic(), self.pool.wanted, len(rows), idle, waiting)
         if wanted == self.pool.wanted:
             return
         try:

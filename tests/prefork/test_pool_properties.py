@@ -56,6 +56,7 @@ class History(RuleBasedStateMachine):
         # A fork that fails is planned again at once, but only the first time.
         for _ in range(20):
             self.see_who_leaves()
+            self.was_public = self.pool.public
             actions = self.pool.plan(self.now)
             self.may_go = {slot for slot in self.open if self.has_left(slot)}
             self.see_who_leaves()  # the server may just have been announced, and the next plan goes by that
@@ -150,9 +151,10 @@ class History(RuleBasedStateMachine):
 
     def may_close(self, slot: int | None) -> bool:
         """Nobody waits there; or time is over, or those who came for them have failed."""
-        known = self.leaving[slot][1] if slot in self.leaving else None
-        if slot not in self.pool.waiting or not self.pool.public or known is None:  # None: the first boot ended just now
+        if slot not in self.pool.waiting or not (self.was_public and self.pool.public):
             return True
+        known = self.leaving[slot][1]
+        assert known is not None
         return self.now >= known + self.delay + 0.75 * LIMITS.graceful or self.failed[slot] or self.ends[slot] >= 2
 
     def ended(self, member: Member) -> None:
