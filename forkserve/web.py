@@ -25,7 +25,7 @@ from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
 from forkserve.http.threads import ThreadedExchange
 from forkserve.loader import LoadedApp
-from forkserve.prefork import finish, forks
+from forkserve.prefork import acceptqueue, finish, forks
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.process import EndOfBootError
 from forkserve.prefork.scoreboard import ACCEPTING, BEAT, CONNECTIONS, REQUESTS, STARTED
@@ -47,6 +47,8 @@ except Exception:  # noqa: BLE001 - not CPython, or not Unix; or half installed,
 
 PULSE = 0.11
 """Seconds between two signs of life on a shared address, where siblings want to know who is free to take a connection."""
+HANDSHAKE = 1.0
+"""Seconds for which the handshakes that have begun are waited for, when a listener is closed; longer than most of them take."""
 SILENT = 130_000_000
 """Nanoseconds without a sign of life after which a worker counts as busy: a pulse, and what a timer may be late."""
 
@@ -214,12 +216,27 @@ class HTTPWorker(Worker):
                 jitter = SystemRandom().randint(0, self.settings.max_requests_jitter)
                 service.limit_requests(self.settings.max_requests + jitter, self._spent)
             await self._stop
+        await self._close_queues()
         service.stop_accepting(relieved=self.relieved)
         for listener in self.listeners:
             listener.sock.close()
         self.released()
         await service.drain(self.settings.graceful_timeout or inf, self.lingering)
         await self._finish_executor()
+
+    async def _close_queues(self) -> None:
+        """See that nothing is left in the queues of listeners that are closed when this worker accepts no more.
+
+        If others accept there, the last of them sees to that.
+        """
+        alone = not self.scoreboard.siblings(self.row)
+        mine = [one.sock for one in self.listeners if one.slot is not None or alone]
+        closing = [sock for sock in mine if acceptqueue.identity(sock) in self.closing]
+        for sock in closing:
+            acceptqueue.refuse(sock)
+        until = time.monotonic() + HANDSHAKE
+        while any(map(acceptqueue.has_handshakes, closing)) and time.monotonic() < until:
+            await self._service.pause(HANDSHAKE / 100)
 
     def _spent(self, requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
         """Ask for a successor: so many requests have come; if `full`, no connection is accepted before that is there."""

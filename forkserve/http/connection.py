@@ -89,6 +89,7 @@ class Connection(Output):
     def eof_received(self) -> bool:
         """The client sends no more (asyncio); true keeps the connection open for the answer."""
         self._eof = True
+        self.site.rest()  # the connection may be about to close
         exchange = self._exchange
         held = bool(self._held) and not self.endpoints.tls  # TLS has no half-close
         if self._closing or exchange is None:
@@ -369,6 +370,7 @@ class Connection(Output):
         self.when_sent(partial(self._close_transport, unread=unread))
 
     def _close_transport(self, *, unread: bool) -> None:
+        self.site.rest()  # so that the client sees the end before the next call holds the thread
         self._deadline = self.site.loop.time() + CLOSING_TIME
         if self._eof or not (half_close(self.transport) or unread):
             self.transport.close()
@@ -377,6 +379,7 @@ class Connection(Output):
         """End a connection in the middle of an answer, so that the client sees that it is not whole."""
         self._exchange = self.body = None
         self._closing = True
+        self.site.rest()  # as above
         if reset:
             self.transport.abort()
         else:

@@ -67,6 +67,7 @@ class Service:
             site.new_exchange = ThreadedExchange
         else:
             site.inline = self.turns = Turns(site)
+            site.rest = self.turns.rest
             site.new_exchange = WSGIExchange
 
     def tell(self, on_request: Callable[[Exchange], None] | None, on_answer: Callable[[Exchange], None] | None) -> None:

@@ -109,6 +109,7 @@ class Site:
         self.context = contextvars.copy_context()  # requests run in copies of it
         self.new_exchange: Callable[[Connection, Target, Fields], Exchange]
         self.inline: Turns  # if WSGI calls are made on the loop's thread
+        self.rest: Callable[[], None] = _nothing  # have the loop end what it has begun before the next such call
         self.pool: ThreadPool  # if they are made beside it
         self.trusted = TrustedPeers(settings.forwarded_allow_ips if settings.proxy_headers else ())
         self.state: dict[str, Any] = {}  # the lifespan's
@@ -163,3 +164,7 @@ class Site:
                 connection.abandon()
         if self.access_log is not None:
             self.access_log.flush()
+
+
+def _nothing() -> None:
+    """No call holds the thread: the loop ends everything in time."""

@@ -14,6 +14,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from forkserve.http.environ import Environ, environ_template
@@ -34,6 +35,8 @@ SURPLUS = 8
 """How often an iterator is asked whether it ends, once its Content-Length is there, before others get a turn on the loop."""
 OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which an iterator has to wait for the client."""
+LONG = 5_000_000
+"""Nanoseconds after which a call is so long that the loop must have a turn before the next one."""
 _END: Any = object()
 """What an iterator gives that has ended."""
 
@@ -41,7 +44,7 @@ _END: Any = object()
 class Turns:
     """Who may call the application: one exchange at a time, in the order of arrival."""
 
-    __slots__ = ("_begin", "_end", "_ended", "_holder", "_loop", "_waiting")
+    __slots__ = ("_began", "_begin", "_end", "_ended", "_holder", "_loop", "_scheduled", "_waiting")
 
     def __init__(self, site: Site) -> None:
         self._loop = site.loop
@@ -49,6 +52,7 @@ class Turns:
         self._end = self._ended = site.observer.end
         self._holder: WSGIExchange | None = None
         self._waiting: deque[WSGIExchange | Callable[[], None]] = deque()
+        self._scheduled = False  # whether the first of them is about to get its turn
 
     @property
     def held(self) -> bool:
@@ -59,6 +63,7 @@ class Turns:
         """Call the application now, or when those in front have ended."""
         if self._holder is None and not self._waiting:
             self._holder = exchange
+            self._began = monotonic_ns()
             self._begin(exchange.target.line)
             exchange.call()
         else:
@@ -81,25 +86,53 @@ class Turns:
 
         self._end = end
 
+    def rest(self) -> None:
+        """Let the loop have a turn before the next call: to end a connection that is closed, or see that its client has.
+
+        uvloop sends an end only when it comes round again, and both close only then what its client has closed; that would be
+        after the calls for all the requests that have come meanwhile.
+        """
+        if not (self._waiting and self._waiting[0] is _nothing):
+            self._waiting.appendleft(_nothing)
+            if self._holder is None:
+                self._schedule()
+
     def leave(self) -> None:
         """The call has ended."""
         self._holder = None
         if self._waiting:
-            self._loop.call_soon(self._next)
+            self._schedule()
+        if monotonic_ns() - self._began > LONG:
+            self.rest()
         self._end()
 
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._next)
+
     def _next(self) -> None:
-        while self._holder is None and self._waiting:
-            exchange = self._waiting.popleft()
-            if not isinstance(exchange, WSGIExchange):
-                exchange()
-            elif exchange.gone:  # the client did not wait: spare the application the call
-                exchange.discard_input()
-            else:
-                self._holder = exchange
-                self._begin(exchange.target.line)
-                exchange.call()
-                return  # the one behind it has the next turn of the loop
+        """Call what is first in the queue: one in a turn of the loop."""
+        self._scheduled = False
+        if self._holder is not None or not self._waiting:
+            return
+        first = self._waiting.popleft()
+        if not isinstance(first, WSGIExchange):
+            first()
+        elif first.gone:  # the client did not wait: spare the application the call
+            first.discard_input()
+        else:
+            self._holder = first
+            self._began = monotonic_ns()
+            self._begin(first.target.line)
+            first.call()  # and then `leave`
+            return
+        if self._waiting:
+            self._schedule()
+
+
+def _nothing() -> None:
+    """Have nothing to call."""
 
 
 class WSGICall(Exchange):

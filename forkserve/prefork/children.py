@@ -135,11 +135,25 @@ class Children:
 
     def _drain(self, child: Child, *, booting: bool) -> None:
         child.row.tell_to_drain()
-        heard = self.send(child, {"type": "drain", "relieved": self.pool.relieved(child.member)})
+        heard = self.send(
+            child, {"type": "drain", "relieved": self.pool.relieved(child.member), "closing": self._closing(child.member)}
+        )
         if booting:
             self._end_boot(child)
         elif not heard:
             child.signal(signal.SIGTERM)
+
+    def _closing(self, member: Member) -> list[int]:
+        """Return the identities of the listeners that are closed when it accepts no more."""
+        pool = self.pool
+        others = [one for one in pool.members() if one.exists and not (one.asked or one.released or one is member)]
+        return self.forker.listeners.closing(
+            (member.slot, member.generation),
+            pool.generation,
+            pool.kept if pool.phase < Phase.STOPPING else None,
+            [(one.slot, one.generation) for one in others],
+            back=pool.fallback is not None,
+        )
 
     def _end_boot(self, child: Child) -> None:
         """Have a worker end that boots: again and again, as it may be just about to wait in a system call, or catch all."""
@@ -266,6 +280,7 @@ class Children:
                 self.pool.draining(ident, time.monotonic())
             case "released":
                 self.pool.released(ident)
+                self._admit(child)
             case "lingering":
                 self.pool.lingering(ident)
             case "spent" if self.pool.spent(ident, full=message["full"]):
@@ -282,6 +297,11 @@ class Children:
         else:
             self.pool.draining(child.member.ident, time.monotonic())
             self._drain(child, booting=False)
+
+    def _admit(self, child: Child) -> None:
+        """It may have closed the queue, though its slot is wanted again meanwhile."""
+        if child.id in self.pool.kept:
+            self.forker.listeners.admit((child.id,))
 
     def _became_ready(self, child: Child) -> None:
         stands_in = child.failure is not None
@@ -308,6 +328,7 @@ class Children:
             # After a first boot that failed, its reason is the last that is said.
             logger.log(logging.DEBUG if self.pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
         handle = self._handle(child)
+        self._admit(child)
         self._forget(child)
         if child.id != MOLD:
             self._tell("on_exit", handle, status)

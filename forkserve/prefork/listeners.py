@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 
 from forkserve.errors import ListenError
+from forkserve.prefork import acceptqueue
 from forkserve.prefork.addresses import Address, parse_address
 from forkserve.prefork.binding import Listener, bind_tcp, bind_unix, resolve, same_file
 from forkserve.prefork.inherited import adopt, inherit
@@ -101,6 +102,7 @@ class Listeners:
         Raises ListenError.
         """
         before = list(self._all)
+        self.admit(slots)
         try:
             for asked in self._asked[-1:] if self._turned else self._asked:
                 there = {one.slot for one in self._all if one.serves(asked.first)}
@@ -195,6 +197,48 @@ class Listeners:
             if committed < fresh.first:
                 old.last = None
                 self._close(lambda one, gone=fresh: one is gone)  # type: ignore[misc]
+
+    def closing(
+        self,
+        worker: tuple[int, int],
+        committed: int,
+        kept: Collection[int] | None,
+        others: Collection[tuple[int, int]],
+        *,
+        back: bool,
+    ) -> list[int]:
+        """Return the identities (`acceptqueue`) of what will be closed when a worker that drains accepts no more.
+
+        Args:
+            worker: Its slot and generation.
+            committed: The generation of new workers.
+            kept: The slots that keep their listeners; None if everything is closed.
+            others: Slots and generations of the workers that stay.
+            back: Whether there may be workers of generations before again.
+        """
+        back = back or (len(self._asked) > 1 and committed < self._asked[-1].first)
+
+        def stays(one: Listener) -> bool:
+            if kept is None:
+                return False
+            wanted = (one.slot is None or one.slot in kept) and (back or one.serves(committed))
+            return wanted or any(one.accepted_by(*other) for other in others)
+
+        used = {acceptqueue.identity(one.sock) for one in self._all if stays(one)}
+        return [mine for one in self.for_slot(*worker) if (mine := acceptqueue.identity(one.sock)) not in used]
+
+    def admit(self, slots: Collection[int]) -> None:
+        """Let connections come to these slots' own listeners again: they are not closed after all."""
+        for one in self._all:
+            if one.slot in slots:
+                acceptqueue.admit(one.sock)
+
+    def last_look(self, slot: int | None) -> bool:
+        """Let no more connections come to a slot's own listener, or with None to the shared ones; whether some wait there."""
+        mine = [one for one in self._all if one.slot == slot]
+        for one in mine:
+            acceptqueue.refuse(one.sock)
+        return any(acceptqueue.length(one.sock) for one in mine)
 
     def close(self, slot: int | None) -> None:
         """Close a slot's own listener, or with None the shared ones; remove a socket file of ours.

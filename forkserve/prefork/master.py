@@ -130,26 +130,32 @@ class Master(Steering):
                 gc.freeze()
                 last.callback(gc.unfreeze)
                 while not self.pool.done:
-                    self.children.read_beats()
-                    if self.front is not None:
-                        self.pool.advertised = self.front.advertised
-                    self.reloading.advance(time.monotonic())
-                    moving.follow(self)
-                    plan = self.pool.plan(time.monotonic())
-                    self.children.register_slots()
-                    for action in plan:
-                        self.perform(action)
-                    self._tell_front()
-                    self._announce()
-                    self.upgrading.advance(time.monotonic())
-                    if self.check_goals():
-                        continue  # who was told of it may have changed what is wanted
-                    for event in self.wait(self.pool.next_deadline()):
-                        self.handle(event)
+                    self._turn()
             forks.release_by(forget_signals)
             signals.callback(forks.release_by, None)
             run_hook(self.hooks, "on_exit", self)
         return self.pool.exit_code
+
+    def _turn(self) -> None:
+        """Do what is to be done, then wait for what happens, and take note of it."""
+        self.children.read_beats()
+        if self.front is not None:
+            self.pool.advertised = self.front.advertised
+        self.reloading.advance(time.monotonic())
+        moving.follow(self)
+        unattended = self.pool.unattended(time.monotonic())
+        self.pool.waiting = {slot for slot in unattended if self.listeners.last_look(slot)}
+        plan = self.pool.plan(time.monotonic())
+        self.children.register_slots()
+        for action in plan:
+            self.perform(action)
+        self._tell_front()
+        self._announce()
+        self.upgrading.advance(time.monotonic())
+        if self.check_goals():
+            return  # a callback that was told of it may have changed what is wanted
+        for event in self.wait(self.pool.next_deadline()):
+            self.handle(event)
 
     def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack, signals: contextlib.ExitStack) -> None:
         """Open everything, or take it over. `cleanup` closes it, `last` tells others that this was done, `signals` is the end."""

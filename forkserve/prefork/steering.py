@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from forkserve import logs
 from forkserve.errors import ListenError
-from forkserve.prefork import stacks, status
+from forkserve.prefork import acceptqueue, stacks, status
 from forkserve.prefork.commands import goals
 from forkserve.prefork.commands.builtin import BUILTINS, CALL_TIMEOUT
 from forkserve.prefork.commands.defined import HOOKS, NAME, unknown
@@ -272,8 +272,11 @@ class Steering:
         self.scale("+1")
 
     def less(self) -> None:
-        """Have one worker less, down to none."""
-        self.scale(max(0, self.pool.wanted - 1))
+        """Have one worker less, but not less than one: none at all is what `resize` and `scale` are for."""
+        if self.pool.wanted > 1:
+            self.scale(self.pool.wanted - 1)
+        else:
+            self.log.info("there is no worker less than one; `forkserve ctl scale 0` has none")
 
     def stopping(self) -> None:
         """Tell whoever must know that the server is about to stop."""
@@ -382,7 +385,8 @@ class Steering:
         # The others are about to go, or wait for a successor and take nothing.
         rows = [one.row for one in ready if one.id <= self.pool.wanted and not one.member.full]
         idle = sum(not row.in_flight() for row in rows)
-        wanted = self._autoscaler.advise(time.monotonic(), self.pool.wanted, len(rows), idle)
+        waiting = sum(acceptqueue.length(listener.sock) for listener in self.listeners)
+        wanted = self._autoscaler.advise(time.monotonic(), self.pool.wanted, len(rows), idle, waiting)
         if wanted == self.pool.wanted:
             return
         try:

@@ -14,7 +14,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
@@ -124,6 +124,7 @@ class Worker:
         self.log = logging.getLogger("forkserve")
         self.booted = False
         self.draining = False
+        self.closing: Collection[int] = ()  # identities of the listeners that nobody accepts from after this worker
         self.relieved = False  # a successor accepts on the same listeners: what waits in their queues is not ours to take
         self.orphan = False
         self._arm_again = 0
@@ -346,6 +347,7 @@ class Worker:
                 case "drain":
                     if not self.draining:
                         self.relieved = bool(message.get("relieved"))
+                        self.closing = message.get("closing", ())
                         self.drain()
                 case "stay":
                     self._leave.stay(message["seconds"])

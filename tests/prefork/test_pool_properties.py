@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 
 from hypothesis import settings
@@ -43,6 +44,8 @@ class History(RuleBasedStateMachine):
         self.kept, self.delay = wanted, delay
         self.leaving: dict[int | None, tuple[float, float | None]] = {}  # since when, and since when nobody is sent there
         self.open: set[int | None] = {None, *range(1, wanted + 1)}
+        self.ends: defaultdict[int | None, int] = defaultdict(int)  # of processes, since the slot is to be closed
+        self.failed: defaultdict[int | None, bool] = defaultdict(bool)  # one of them had not been ready
         self.forks_fail = False
         self.pids = 100
         self.reconcile()
@@ -53,6 +56,7 @@ class History(RuleBasedStateMachine):
         # A fork that fails is planned again at once, but only the first time.
         for _ in range(20):
             self.see_who_leaves()
+            self.was_public = self.pool.public
             actions = self.pool.plan(self.now)
             self.may_go = {slot for slot in self.open if self.has_left(slot)}
             self.see_who_leaves()  # the server may just have been announced, and the next plan goes by that
@@ -60,8 +64,8 @@ class History(RuleBasedStateMachine):
             if not actions:
                 break
             if any(isinstance(action, Fork) for action in actions):
-                assert self.pool.phase < Phase.STOPPING
                 forked = [action.member for action in actions if isinstance(action, Fork)]
+                assert self.pool.phase < Phase.STOPPING or all(map(self.is_waited_for, forked))
                 for member in forked:
                     self.there_is_room_for(member)
                 assert sum(mold.exists for mold in self.pool.molds()) <= 2
@@ -69,6 +73,7 @@ class History(RuleBasedStateMachine):
                 self.perform(action)
             serving = {one.slot for one in self.pool.members() if one.exists and not (one.asked or one.full)}
             vacant = {*range(1, self.pool.wanted + 1)} - serving
+            vacant |= {one.slot for one in self.pool.members() if one.slot > self.pool.wanted and not one.exists}
             if self.pool.processes + len(vacant) <= self.most(self.pool.wanted):
                 self.peak = self.pool.wanted
             performed += actions
@@ -109,8 +114,9 @@ class History(RuleBasedStateMachine):
     def perform(self, action: Action) -> None:
         match action:
             case Fork(member):
-                assert member.slot in self.open or (member.slot == MOLD and (self.preload or member.canary))
+                assert member.slot in self.open or None in self.pool.waiting or (member.slot == MOLD and (self.preload or member.canary))
                 if self.forks_fail:
+                    self.ended(member)
                     self.pool.fork_failed(member.ident, "cannot fork", self.now)
                 elif self.preload and member.slot != MOLD:
                     molds = self.pool.molds()
@@ -127,15 +133,36 @@ class History(RuleBasedStateMachine):
                 assert member.state is State.KILLED
             case GiveUp(member):
                 assert member.state is State.GONE
+                self.ended(member)
             case ServeOn(member):
                 assert member.state is State.READY
                 assert member.spent
                 assert not member.full
             case CloseListener(slot):
                 self.open.remove(slot)
+                assert self.may_close(slot)
                 assert slot in self.may_go
                 holders = [one for one in self.pool.members() if one.exists and not one.released]
                 assert not any(slot in (None, one.slot) for one in holders)
+
+    def is_waited_for(self, member: Member) -> bool:
+        """Whether connections wait in a queue that is to be closed, and this is the one who accepts there, or is forked from."""
+        return bool(self.pool.waiting) if member.slot == MOLD else bool({None, member.slot} & self.pool.waiting)
+
+    def may_close(self, slot: int | None) -> bool:
+        """Nobody waits there; or time is over, or those who came for them have failed."""
+        if slot not in self.pool.waiting or not (self.was_public and self.pool.public):
+            return True
+        known = self.leaving[slot][1]
+        assert known is not None
+        return self.now >= known + self.delay + 0.75 * LIMITS.graceful or self.failed[slot] or self.ends[slot] >= 2
+
+    def ended(self, member: Member) -> None:
+        """A worker has ended, or was not forked."""
+        for slot in (None, member.slot):
+            self.ends[slot] += 1
+            if member.ready_at is None:
+                self.failed[slot] = True
 
     def fork(self, ident: int) -> None:
         self.pids += 1
@@ -157,6 +184,7 @@ class History(RuleBasedStateMachine):
         ordered, self.ordered = self.ordered, []
         for member in [one for one in self.pool.members() if one.ident in ordered]:
             if fails:
+                self.ended(member)
                 self.pool.fork_failed(member.ident, "the mold has died", self.now)
             else:
                 self.fork(member.ident)
@@ -172,6 +200,8 @@ class History(RuleBasedStateMachine):
                 known = self.now
             self.leaving[slot] = since, known
         self.leaving = {slot: times for slot, times in self.leaving.items() if slot in gone}
+        for slot in (self.ends.keys() | self.failed.keys()) - gone:
+            self.ends[slot], self.failed[slot] = 0, False
 
     def has_left(self, slot: int | None) -> bool:
         """Nobody is sent there, or hears of it too late; and that for long enough."""
@@ -181,6 +211,12 @@ class History(RuleBasedStateMachine):
     @rule(slots=st.sets(st.sampled_from([None, 1, 2, 3, 4, 5])))
     def others_are_advertised(self, slots: set[int | None]) -> None:
         self.pool.advertised = slots
+        self.reconcile()
+
+    @rule(slots=st.sets(st.sampled_from([None, 1, 2, 3, 4, 5])))
+    def connections_wait(self, slots: set[int | None]) -> None:
+        """In queues where nobody accepts."""
+        self.pool.waiting = slots
         self.reconcile()
 
     @rule(moved=st.sets(st.integers(1, 5)), sought=st.sets(st.integers(1, 5)))
@@ -198,6 +234,7 @@ class History(RuleBasedStateMachine):
     def a_process_ends(self, number: int, code: int | None) -> None:
         if member := self.some(number, *LIVING, State.DUMPING, State.KILLED):
             signal = 9 if code is None else None
+            self.ended(member)
             self.pool.exited(member.ident, self.now, code=code, signal=signal)
             assert member.state is State.GONE
         self.reconcile()
@@ -344,8 +381,10 @@ class History(RuleBasedStateMachine):
                     case State.READY:
                         self.pool.beat(member.ident, self.now)
                     case State.DRAINING | State.DUMPING:
+                        self.ended(member)
                         self.pool.exited(member.ident, self.now, code=0, signal=None)
                     case State.KILLED:
+                        self.ended(member)
                         self.pool.exited(member.ident, self.now, code=None, signal=9)
             acted = self.reconcile()
             states = [one.state for one in self.everybody()]

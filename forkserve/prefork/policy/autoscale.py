@@ -5,6 +5,8 @@ spare if all that are wanted stood: those wanted, less those that are busy.
 
 - Whoever boots counts as spare-to-be, or each second of a slow boot would ask for more. So does a slot whose process
   failed: more of what does not start helps nobody. And a reload's replacement is not counted beside what it replaces.
+- Connections that wait in a queue are requests that nobody can begin: more than the idle ones will take now are so many
+  workers lacking. Those that are known to lack are started at once, however steep that is; but for those that boot already.
 - Too few: start 1, then 2, 4, 8 ... a second, until enough are idle in truth, not only booting. While all are busy nobody
   can know how many are lacking. Apache starts up to 32 whatever the shortage is; here no start brings the spare ones
   above `max_spare`, so what was started in vain need not be retired again. It is `max_spare` that says how steep a rise may be.
@@ -47,7 +49,7 @@ class Autoscaler:
         self._retire_at: float | None = None  # while too many are spare
         self._step = 1
 
-    def advise(self, now: float, wanted: int, ready: int, idle: int) -> int:
+    def advise(self, now: float, wanted: int, ready: int, idle: int, waiting: int = 0) -> int:
         """Return how many workers to want from now on.
 
         Args:
@@ -55,19 +57,20 @@ class Autoscaler:
             wanted: How many are wanted now. None at all is somebody's order (WINCH), and stays.
             ready: How many are READY.
             idle: How many of those have nothing in hand.
+            waiting: How many connections wait to be accepted.
         """
         if wanted != self._answer or now - self._asked_at > GAP:
             self._retire_at, self._step = None, 1
         self._asked_at = now
-        self._answer = self._decide(now, wanted, ready, idle)
+        self._answer = self._decide(now, wanted, ready, idle, max(0, waiting - idle))
         return self._answer
 
-    def _decide(self, now: float, wanted: int, ready: int, idle: int) -> int:
+    def _decide(self, now: float, wanted: int, ready: int, idle: int, waiting: int) -> int:
         if wanted == 0:
             return 0
         if not self._fewest <= wanted <= self._most:
             return min(max(wanted, self._fewest), self._most)
-        spare = wanted - (ready - idle)
+        spare = wanted - (ready - idle) - waiting
         if idle >= self._min_spare:
             self._step = 1
         if min(spare, idle) <= self._max_spare:  # who boots may be what the load needs
@@ -78,7 +81,8 @@ class Autoscaler:
             self._retire_at = now + PACE
             return wanted - 1
         if spare < self._min_spare and now >= self._start_at:
-            more = min(self._step, self._max_spare - spare, self._most - wanted)
+            lacking = min(-spare, BURST) if waiting else 0
+            more = min(max(self._step, lacking), self._max_spare - spare, self._most - wanted)
             self._step = min(2 * self._step, BURST)
             self._start_at = now + PACE
             return wanted + more

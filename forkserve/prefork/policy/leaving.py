@@ -46,3 +46,7 @@ class Leaving:
     def next_deadline(self) -> float | None:
         """When `update` must be called if nothing happens before; None for never."""
         return min((self._slots[slot].due for slot in self.held), default=None)
+
+    def gone_at(self, slot: int | None) -> float:
+        """When a slot could go that is on its way out."""
+        return self._slots[slot].due

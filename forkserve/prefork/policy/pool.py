@@ -12,6 +12,7 @@ promises is tested over random histories, without a process:
   stacks, to SIGKILL, and to giving the process up;
 - a slot whose processes fail is tried again ever more slowly, and heals;
 - after `stop` it ends, whatever the processes do, and whether or not a front end takes note;
+- no listener is closed while connections wait in its queue, unless no worker could be had for them in time (lastcall.py);
 - with `preload` there are at most two molds, and no worker is forked but from a ready mold of its generation.
 
 What one process goes through is in members.py, and every change of its state in TRANSITIONS (states.py).
@@ -27,7 +28,8 @@ from typing import TYPE_CHECKING, Final
 from forkserve.errors import ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.generations import Generations
-from forkserve.prefork.policy.leaving import Leaving
+from forkserve.prefork.policy.lastcall import LastCalls, who_comes
+from forkserve.prefork.policy.leaving import LONGEST, Leaving
 from forkserve.prefork.policy.members import ORDER_TIME
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, State
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 MANY_MOLDS: Final = 2  # each holds a copy of the app
 _SIGTERM: Final = 15
+LEAST: Final = 0.001  # seconds: a limit of 0 is none
 
 
 class Phase(IntEnum):
@@ -59,7 +62,9 @@ class Pool(Generations):
         self.advertised: AbstractSet[int | None] = frozenset()  # slots that a front end may send requests to; None: the shared
         self.moved: AbstractSet[int] = frozenset()  # slots whose new workers listen elsewhere than some old ones
         self.sought: AbstractSet[int] = frozenset()  # those of them where a front end may send requests to the old address
+        self.waiting: AbstractSet[int | None] = frozenset()  # of those that are `unattended`: where connections wait
         self._leaving = Leaving()
+        self._last_calls = LastCalls()
         self._moving = Leaving()  # the old workers of slots that have a ready one elsewhere
         self.listening: set[int | None] = {None, *range(1, wanted + 1)}  # slots whose listeners are open; None: the shared
         self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
@@ -131,8 +136,22 @@ class Pool(Generations):
         rooms, mold_room = self._rooms(), self._mold_room() > 0
         waiting = [one for one in self.members() if (one.pid or one.ordered if one.exists else self._may_fork(one, *rooms))]
         waiting += [one for one in self.molds() if (one.pid if one.exists else mold_room)]
-        deadlines = [self._leaving.next_deadline(), self._moving.next_deadline(), *(one.deadline for one in waiting)]
+        deadlines = [one.next_deadline() for one in (self._leaving, self._moving, self._last_calls)]
+        deadlines += [one.deadline for one in waiting]
         return min((due for due in deadlines if due is not None), default=None)
+
+    def unattended(self, now: float) -> set[int | None]:
+        """Return the slots whose listeners are to be closed now, and where nobody who is ready accepts; None: the shared ones.
+
+        The master looks whether connections wait there (`waiting`) before it asks for a plan.
+        """
+        self._see_off(now)
+        there = {one.slot for one in self.members() if one.exists and not one.released and one.state is not State.BOOTING}
+        return self._on_their_way() - self._leaving.held - there - ({None} if there else set())
+
+    def _on_their_way(self) -> set[int | None]:
+        stopping = self.phase >= Phase.STOPPING
+        return {slot for slot in self.listening if (stopping if slot is None else slot > self._kept)} if self.public else set()
 
     # What is wanted.
 
@@ -263,8 +282,8 @@ class Pool(Generations):
         self._forgive_lateness(now)
         for member in [*self.members(), *self.molds()]:
             self._escalate(member, now)
+        self._attend(now)
         self._settle_peak()
-        self._see_off(now)
         for member in self.members():
             self._retire(member, now)
         self._keep_molds(now)
@@ -297,12 +316,23 @@ class Pool(Generations):
 
     def _see_off(self, now: float) -> None:
         """See which slots are on their way out, and which of them must wait."""
-        stopping = self.phase >= Phase.STOPPING
-        slots = {slot for slot in self.listening if (stopping if slot is None else slot > self._kept)} if self.public else set()
+        stopping, slots = self.phase >= Phase.STOPPING, self._on_their_way()
         all_are = stopping and None in self.advertised  # whoever is sent to a shared address meets any of them
         self._leaving.update(slots, slots if all_are else self.advertised, now, self.limits)
         replaced = [one for one in self.members() if one.state is State.READY and one.outdated and self._superseded(one)]
         self._moving.update({one.slot for one in replaced} & self.moved, self.sought, now, self.limits)
+
+    def _attend(self, now: float) -> None:
+        """See that somebody comes to where connections wait and nobody would be any more."""
+        self._last_calls.forget(self._on_their_way())
+        waited_for = self.unattended(now) & self.waiting
+        for slot in sorted(waited_for, key=lambda one: (one is None, one)):  # whoever comes to a slot comes to the shared ones
+            gone_at, longest = self._leaving.gone_at(slot), self.limits.graceful or LONGEST
+            if self._last_calls.needs_worker(slot, gone_at, longest, now):
+                there, number = who_comes(slot, self.members()), slot or 1
+                delay = max(0.0, self._slots[number].retry_at - now)
+                self._last_calls.assign(slot, there or self._add(number, self.generation, now, limit=delay))
+        self._last_calls.release(waited_for)
 
     def _is_vacant(self, number: int) -> bool:
         """Whether the slot has no process that takes requests, or soon will."""
@@ -312,10 +342,15 @@ class Pool(Generations):
         """Let go of what its slot does not need any more."""
         if member.slot <= self.wanted and not (member.outdated and self._superseded(member)):
             return
+        if self._last_calls.keeps(member):
+            return
         if member.state is State.BACKOFF:
             self._apply(member, Event.RETIRE, now)
         elif member.state is not State.READY or member.slot not in (self._leaving.held | self._moving.held):
             self.withdraw(member, now)
+            due = self._last_calls.due(member)
+            if due is not None and member.state is State.DRAINING and member.limit:
+                member.limit = min(member.limit, max(LEAST, due - member.since))
 
     def relieved(self, member: Member) -> bool:
         """Whether a successor accepts where this one does: then what waits there need not be taken by it."""
@@ -333,7 +368,8 @@ class Pool(Generations):
 
     def _keep_molds(self, now: float) -> None:
         """See that each generation that workers may be forked of has a mold, or waits for one; let go of the others."""
-        needed = {self.generation, self.fallback} - {None} if self.preload and self.phase < Phase.STOPPING else set()
+        serves = self.phase < Phase.STOPPING or self._last_calls.open
+        needed = {self.generation, self.fallback} - {None} if self.preload and serves else set()
         ordered = {one.generation for one in self.members() if one.ordered}
         for mold in self.molds():
             tried = mold.canary and not mold.outdated and self.phase < Phase.STOPPING
@@ -406,6 +442,7 @@ class Pool(Generations):
 
     def _settle_peak(self) -> None:
         vacant = sum(map(self._is_vacant, range(1, self.wanted + 1)))
+        vacant += sum(one.slot > self.wanted and self._last_calls.keeps(one) and not one.exists for one in self.members())
         if self.processes + vacant <= self.wanted + self.limits.surge + self._most_lingering(self.wanted):
             self._peak = self.wanted
 
@@ -415,7 +452,7 @@ class Pool(Generations):
     def _close_listeners(self) -> None:
         holders = [one for one in self.members() if one.exists and not one.released]
         unused: set[int | None] = self.listening - {one.slot for one in holders}
-        unused -= self._leaving.held | set(range(1, self._kept + 1))
+        unused -= self._leaving.held | self._last_calls.open | set(range(1, self._kept + 1))
         if self.phase < Phase.STOPPING or holders:
             unused.discard(None)
         self.listening -= unused
