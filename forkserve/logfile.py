@@ -207,6 +207,11 @@ class LogFile:
             self._said = True
             _state.complain(f"lines of {self.name} are lost: {self._why}")
 
+    def give_up(self) -> None:
+        """Lose what waits."""
+        with self._lock:
+            self._queue.lose(all_of_it=True)
+
     @property
     def unsaid(self) -> int:
         """How many lines were lost that no line has told of."""
@@ -419,13 +424,18 @@ def count_lost(lines: int) -> None:
     _state.lost += lines
 
 
-def finish(limit: float = LAST_WAIT) -> None:
-    """Write the rest, and wait a little for that if need be; the process is about to end."""
+def finish(limit: float = LAST_WAIT) -> int:
+    """Write the rest, and wait a little for that if need be; the process is about to end.
+
+    Return how many lines were lost that no line has told of.
+    """
     end = time.monotonic() + limit
     for one in list(_state.files):
         while not one.flush() and (left := end - time.monotonic()) > 0:
             one.wait_until_ready(left)
             time.sleep(min(_MOMENT, left))  # a full disk and a broken pipe always seem ready
+        one.give_up()
+    return sum(one.unsaid for one in list(_state.files))
 
 
 def let_go() -> None:

@@ -23,7 +23,7 @@ from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, Gi
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, name_of
 from forkserve.prefork.poller import READ, WRITE, Poller
-from forkserve.prefork.scoreboard import BEAT, LOST_LINES
+from forkserve.prefork.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
 
 if TYPE_CHECKING:
     from forkserve.prefork.autoreload.development import Development
@@ -372,6 +372,8 @@ class Children:
         self.poller.unwatch(child.channel)
         child.close()
         self.lost_lines += child.row.cells[LOST_LINES]
+        if unsaid := child.row.cells[UNSAID_LINES]:
+            logger.warning("%s has ended with %d line%s for its logs, which are lost", child, unsaid, "s" * (unsaid != 1))
         child.row.clear()
         del self.by_ident[child.member.ident]
         if child.id != MOLD:

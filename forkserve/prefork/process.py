@@ -25,7 +25,7 @@ from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.prefork.policy.states import name_of
-from forkserve.prefork.scoreboard import LOST_LINES
+from forkserve.prefork.scoreboard import LOST_LINES, UNSAID_LINES
 from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, STDERR, WORKER_SIGNALS, Worker, WorkerContext
 from forkserve.settings import merge
 
@@ -98,7 +98,7 @@ def become_worker(
         traceback.print_exc()
     finally:
         streams.flush()
-        logfile.finish()
+        context.row.cells[UNSAID_LINES] = logfile.finish()
         context.row.cells[LOST_LINES] = logfile.lost()
         # Not sys.exit: the frames below this one are the master's, and must not be left into.
         os._exit(code)

@@ -28,6 +28,7 @@ CONNECTIONS: Final = 3  # open now
 
 DRAIN: Final = 4  # 1 when the master has ordered it to drain
 ACCEPTING: Final = 5  # 1 from READY until it drains
+UNSAID_LINES: Final = 6  # of LOST_LINES, those that it has not told of at its end
 LOST_LINES: Final = 7  # of its logs, since the process started
 
 LINES: Final = 8
