@@ -146,6 +146,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         return scope
 
     async def _run(self) -> None:
+        number = self.site.observer.enter(self.target.line)
         try:
             await self.site.app(self._scope(), self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
@@ -159,6 +160,7 @@ class WebSocket(Exchange, asyncio.Protocol):
             elif self._connected and self._protocol.state is OPEN:
                 self._close(1000, "")
         finally:
+            self.site.observer.leave(number)
             self.site.tasks.discard(self._task)
 
     def _end_with_error(self, error: BaseException | None, what: str) -> None:
