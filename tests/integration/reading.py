@@ -54,7 +54,7 @@ class Reader:
 
     def prefix(self, *streams: int) -> tuple[str, ...]:
         """Return the prefix of a command that gets it as stdout, stderr or both."""
-        return after("\n".join(f"os.dup2({self.theirs}, {stream})" for stream in streams))
+        return after("\n".join([*(f"os.dup2({self.theirs}, {stream})" for stream in streams), f"os.close({self.theirs})"]))
 
     def pause(self) -> None:
         """Read no more."""
