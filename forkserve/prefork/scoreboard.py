@@ -47,8 +47,6 @@ _ENTRY: Final = Struct(f"=Q{LINE_SIZE + 1}p")
 _ENTRY_SIZE: Final = 216  # in whole cells
 LOST_LINES: Final = (_ENTERED + _ENTRY_SIZE * LINES) // 8  # of its logs, since the process started
 UNSAID_LINES: Final = LOST_LINES + 1  # of those, what it has not told of at its end
-_FIRST_NUMBER: Final = _ENTERED // 8
-_ENTRY_CELLS: Final = _ENTRY_SIZE // 8
 _ROW_SIZE: Final = 4096
 
 LAYOUT: Final = f"rows of {_ROW_SIZE} bytes, {_CELLS} cells, {_PLACES} lines of {LINE_SIZE}, {LINES} entered"
@@ -58,15 +56,14 @@ LAYOUT: Final = f"rows of {_ROW_SIZE} bytes, {_CELLS} cells, {_PLACES} lines of 
 class Row:
     """One process's row. Its own process writes; any process of the server reads."""
 
-    __slots__ = ("_last", "_memory", "_number", "_pack", "_text", "cells", "index", "refresh")
+    __slots__ = ("_last", "_memory", "_number", "_text", "cells", "enter", "index", "leave", "refresh")
 
     def __init__(self, index: int, memory: memoryview) -> None:
         self.index = index
         self.cells: memoryview[int] = memory.cast("Q")
         self._text = memory[_TEXT : _TEXT + _PLACES * LINE_SIZE]
         self._memory = memory
-        self._pack = _ENTRY.pack_into
-        self._number = count(1).__next__
+        self._number, self.enter, self.leave = _entries(memory)
         self._last = b""
         # What its own process calls before somebody looks; it may be called in a signal handler.
         self.refresh: Callable[[], None] = _nothing
@@ -84,18 +81,6 @@ class Row:
     def end(self) -> None:
         """Note that it has ended. No beat: what follows on the loop beats by itself."""
         self.cells[STARTED] = 0
-
-    def enter(self, line: bytes) -> int:
-        """Note that the application is called for a request, beside others; return a number for `leave`. On the hot path."""
-        number = self._number()
-        self._pack(self._memory, _ENTERED + _ENTRY_SIZE * (number & (LINES - 1)), number, line)
-        return number
-
-    def leave(self, number: int) -> None:
-        """Note that the application has ended. On the hot path."""
-        at = _FIRST_NUMBER + _ENTRY_CELLS * (number & (LINES - 1))
-        if self.cells[at] == number:
-            self.cells[at] = 0
 
     def connected(self, count: int) -> None:
         """Note how many connections are open."""
@@ -160,6 +145,29 @@ class Row:
     def clear(self) -> None:
         """Make the row a free one. For the master, when its process is gone."""
         self._memory[:] = bytes(_ROW_SIZE)
+
+
+def _entries(memory: memoryview) -> tuple[Callable[[], int], Callable[[bytes], int], Callable[[int], None]]:
+    """Return what gives the next number, and a row's `enter` and `leave`: functions of local variables, for the hot path.
+
+    `enter` notes that the application is called for a request, beside others, and returns a number for `leave`, which notes
+    that the application has ended. From any thread.
+    """
+    next_number, pack, cells, last = count(1).__next__, _ENTRY.pack_into, memory.cast("Q"), LINES - 1
+    places = tuple(_ENTERED + _ENTRY_SIZE * place for place in range(LINES))
+    first = tuple(place // 8 for place in places)
+
+    def enter(line: bytes) -> int:
+        number = next_number()
+        pack(memory, places[number & last], number, line)
+        return number
+
+    def leave(number: int) -> None:
+        at = first[number & last]
+        if cells[at] == number:
+            cells[at] = 0
+
+    return next_number, enter, leave
 
 
 class Scoreboard:
