@@ -202,7 +202,8 @@ class LogFile:
         if not self._queue and not self._broken:
             lost, self._queue.lost, self._said = self._queue.lost, 0, False
             _state.lost += lost
-            _state.complain(f"{lost} line{'s' * (lost != 1)} of {self.name or 'this log'} were lost: {self._why}")
+            lines = "1 line of {} was" if lost == 1 else f"{lost} lines of {{}} were"
+            _state.complain(f"{lines.format(self.name or 'this log')} lost: {self._why}")
         elif self.name and not self._said:
             self._said = True
             _state.complain(f"lines of {self.name} are lost: {self._why}")

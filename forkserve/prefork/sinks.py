@@ -84,7 +84,7 @@ class Sink:
         else:
             if went and self._lost:
                 lost, self._lost = self._lost, 0
-                logs.logger.warning("%d line%s of workers' output to %s were lost", lost, "s" * (lost != 1), self.name)
+                logs.logger.warning("lines of workers' output to %s were lost: %d", self.name, lost)
         return True
 
     def pause(self) -> float:
