@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn
 
-from forkserve import exits, logs, streams
+from forkserve import exits, logfile, logs, streams
 from forkserve.errors import AppLoadError, BootError, ConfigError, ExitCode, ForkserveError, ListenError
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
@@ -169,6 +169,7 @@ def _live(serve: Callable[[], int]) -> NoReturn:
         _tell(code=code)
     finally:
         streams.flush()
+        logfile.finish()
         os._exit(code)
 
 

@@ -138,9 +138,14 @@ class Place:
         if sticky and not _trusted(found.st_uid) and (owner is None or found.st_uid != owner[0]):
             raise OSError(errno.EPERM, f"{self.path} belongs to another user (uid {found.st_uid})")
 
+    def own_descriptor(self) -> int | None:
+        """Return which descriptor of this process is meant (`/dev/stdout`, `/proc/self/fd/N`); None if it is no such link."""
+        own = self.opened and self.name.isdigit() and _same(os.fstat(self.directory), OWN_DESCRIPTORS)
+        return int(self.name) if own else None
+
     def _open_again(self, flags: int) -> int:
-        if self.name.isdigit() and _same(os.fstat(self.directory), OWN_DESCRIPTORS):
-            return os.dup(int(self.name))  # and no second opening of the same file, which would have a position of its own
+        if (number := self.own_descriptor()) is not None:
+            return os.dup(number)  # and no second opening of the same file, which would have a position of its own
         return os.open(self.name, flags | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=self.directory)
 
     def unlink(self) -> None:

@@ -1,12 +1,13 @@
 """The logs: one writer for each file, one form of line, and nothing raw from outside in it.
 
-The master opens the files (so that one that cannot be written is a start-up error) and workers
-inherit them. A record is one write to a descriptor in append mode, so that lines of several
-processes never mix. Every line of a record, those of a traceback too, begins with time, process,
-level and who speaks: `master`, or `worker 1 gen 1`. Continuation lines are indented below their
+The master opens the files (so that one that cannot be written is a start-up error), workers inherit them, and get new ones from
+the master when they were rotated (`take`): a worker that is no longer root may not be able to open them. Records are
+whole lines appended by `LogFile`, so that lines of several processes never mix. Every line of a record, those of a traceback too,
+begins with time, process, level and who speaks: `master`, or `worker 1 gen 1`. Continuation lines are indented below their
 first, so that text which somebody smuggled a newline into cannot pass for a record of its own.
 
-A log that cannot be written must not stop a server: after start-up no error leaves this module.
+A log that cannot be written must not stop a server: after start-up no error leaves this module. And no application can turn the
+server's diagnostics off by what it does to all loggers of its process (`Logger`).
 """
 
 import contextlib
@@ -17,20 +18,78 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from forkserve import files
+from forkserve import files, logfile
 from forkserve.errors import ConfigError
+from forkserve.logfile import LogFile
 from forkserve.prefork import privileges
-from forkserve.prefork.upgrade.state import Kept
+from forkserve.prefork.upgrade.state import Exported, Kept, pack, unpack
 from forkserve.settings import Settings
 
-APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 TRACE = 5
 STDOUT, STDERR = 1, 2
 
-logger = logging.getLogger("forkserve")
+
+class Logger(logging.Logger):
+    """A logger of the server's, which an application cannot silence by what it does to all loggers of its process.
+
+    Such are `logging.config.dictConfig` with its default `disable_existing_loggers`, `logging.disable`, a record factory that
+    fails. Handlers and levels that somebody gives to just this logger count, in --log-config or in code. A record that
+    no handler would take any more, as all were removed, goes to the error log.
+    """
+
+    off = False  # --log-config wants nothing of this
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
+        """Whether records of the level are logged: `disabled` and `logging.disable` do not count."""
+        return level >= self.getEffectiveLevel()
+
+    def makeRecord(self, *args: Any, **options: Any) -> logging.LogRecord:  # noqa: N802 - logging's name
+        """Make a record; without the application's factory if that fails."""
+        try:
+            return super().makeRecord(*args, **options)
+        except Exception:  # noqa: BLE001 - the application's
+            return logging.LogRecord(*args[:7])
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Give the record to the handlers, or to the error log if none takes it."""
+        if self.off:
+            super().handle(record)
+            return
+        heard = False
+        with contextlib.suppress(Exception):  # of a handler or a filter of the application's
+            kept: object = self.filter(record)
+            if not kept:
+                return
+            if isinstance(kept, logging.LogRecord):  # Python 3.12
+                record = kept
+            if self.is_heard(record.levelno):
+                self.callHandlers(record)
+                heard = True
+        if not heard:
+            _default.handle(record)
+
+    def is_heard(self, level: int) -> bool:
+        """Whether a handler takes records of a level."""
+        one: logging.Logger | None = self
+        while one is not None:
+            if any(level >= handler.level and not isinstance(handler, logging.NullHandler) for handler in one.handlers):
+                return True
+            one = one.parent if one.propagate else None
+        return False
+
+
+def _logger(name: str) -> Logger:
+    found = logging.getLogger(name)
+    found.__class__ = Logger  # there may be one already, which others refer to
+    assert isinstance(found, Logger)
+    return found
+
+
+logger = _logger("forkserve")
+_loggers = (logger, _logger("forkserve.websocket"))
 
 
 def printable(text: str | bytes) -> str:
@@ -45,52 +104,12 @@ def printable(text: str | bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class LogFile:
-    """A file opened for appending, or stdout or stderr (`path` None); one write for each record.
-
-    With an *owner* (uid and gid) a file that is made here becomes theirs, so that workers who are no longer root
-    can open it anew. One that was there keeps its owner.
-    """
-
-    def __init__(self, descriptor: int, path: str | None = None, owner: files.Owner = None) -> None:
-        self.descriptor = descriptor
-        self.path = path
-        self.owner = owner
-
-    @classmethod
-    def open(cls, path: str, owner: files.Owner = None) -> "LogFile":
-        """Open the file *path*. Raises ConfigError where it cannot be written."""
-        try:
-            return cls(files.open_file(path, APPENDING, owner=owner), path, owner)
-        except OSError as error:
-            raise ConfigError(f"cannot write the log file {path}: {error.strerror}") from None
-
-    def write(self, data: bytes) -> None:
-        """Append *data*; what cannot be written is lost, in silence."""
-        with contextlib.suppress(OSError):
-            os.write(self.descriptor, data)
-
-    def reopen(self) -> None:
-        """Open the path anew if the file was moved away; the descriptor keeps its number.
-
-        Raises OSError where the path cannot be opened; the old file is kept then.
-        """
-        if self.path is None:
-            return
-        with files.find(self.path) as place:
-            if place.identity() == files.identity(os.fstat(self.descriptor)):
-                return
-            new = place.open(APPENDING, owner=self.owner)
-        os.dup2(new, self.descriptor, inheritable=False)
-        os.close(new)
-
-
 class _State:
     """What this process logs to, and as whom."""
 
     def __init__(self) -> None:
         self.who = "master"
-        self.error = LogFile(STDERR)
+        self.stderr = self.error = LogFile(STDERR)
         self.access: LogFile | None = None
         self.capture = False
         self.files: dict[str, LogFile] = {}  # opened for the workers' output, by path
@@ -143,10 +162,39 @@ class _Handler(logging.Handler):
         _state.error.write(data)
 
 
+_default = _Handler()
+_default.addFilter(Identity())
+_default.setFormatter(LineFormatter())
+
+
+def say(text: str) -> None:
+    """Write bare lines to stderr, without time or process; any process."""
+    _state.stderr.write(text.encode("utf-8", "backslashreplace"))
+
+
 def export(settings: Settings) -> dict[str, int]:
     """Return the descriptors of the log files by path, for an upgrade."""
-    held = {one.path: Kept(one.descriptor) for one in (_state.error, _state.access, *_state.files.values()) if one and one.path}
+    held = {one.path: Kept(one.descriptor) for one in _all() if one.path}
     return {path: held[path] for path in _paths(settings) if path in held}
+
+
+def _all() -> list[LogFile]:
+    """Return all that this process has for its logs, and for its workers' output."""
+    return [one for one in (_state.error, _state.access, *_state.files.values()) if one is not None]
+
+
+def export_waiting() -> Exported:
+    """Describe the lines that wait for room, for an upgrade."""
+    named = {"stderr": _state.stderr, "error": _state.error, "access": _state.access}
+    return {name: {"lines": pack(one.waiting()), "lost": one.unsaid} for name, one in named.items() if one is not None}
+
+
+def adopt_waiting(found: Exported) -> None:
+    """Go on with them in the new program."""
+    named = {"stderr": _state.stderr, "error": _state.error, "access": _state.access or _state.error}
+    for name, one in found.items():
+        if name != "stderr" or _state.stderr is not _state.error:
+            named[name].go_on_with(unpack(one["lines"]), one["lost"])
 
 
 def _paths(settings: Settings) -> list[str]:
@@ -162,36 +210,11 @@ def configure(settings: Settings, held: Mapping[str, int] | None = None) -> list
 
     Raises ConfigError where a file cannot be written or --log-config cannot be used.
     """
-    troubles: list[str] = []
     logging.addLevelName(TRACE, "TRACE")
-    owner = privileges.owner(settings)
     _state.who = "master"
-    _state.files, _state.streams = {}, {}
-    left = dict(held or {})
-
-    def opened(path: str, stream: int) -> LogFile:
-        if path == "-":
-            return LogFile(stream)
-        if path in left:
-            return LogFile(left.pop(path), path, owner)
-        try:
-            return LogFile.open(path, owner)
-        except ConfigError as error:
-            if held is None:
-                raise
-            troubles.append(str(error))
-            return LogFile(STDERR)
-
-    _state.error = opened(settings.error_logfile, STDERR)
-    _state.access = None if settings.access_logfile is None else opened(settings.access_logfile, STDOUT)
-    _state.files = {path: LogFile(left.pop(path), path, owner) for path in _paths(settings) if path in left}
-    for descriptor in left.values():
-        os.close(descriptor)
-    handler = _Handler()
-    handler.addFilter(Identity())
-    handler.setFormatter(LineFormatter())
-    logger.handlers[:] = [handler]
-    logger.propagate = False
+    troubles = _open(settings, held)
+    logger.handlers[:] = [_default]
+    logger.propagate = logger.disabled = False
     set_level(settings.log_level)
     if settings.log_config is not None:
         try:
@@ -200,9 +223,48 @@ def configure(settings: Settings, held: Mapping[str, int] | None = None) -> list
             if held is None:
                 raise
             troubles.append(str(error))
+    for one in _loggers:
+        one.off = one.disabled or not one.is_heard(logging.CRITICAL)
+    logfile.complain_by(lambda text: logger.warning("%s", text))
     if held:
         reopen()
-    _state.capture = settings.capture_output and _state.error.path is not None
+    return troubles
+
+
+def _open(settings: Settings, held: Mapping[str, int] | None) -> list[str]:
+    """Open the logs; see `configure`."""
+    troubles: list[str] = []
+    owner = privileges.owner(settings)
+    for before in (_state.stderr, *_all()):
+        before.let_go()
+    left = dict(held or {})
+    for stream in (STDOUT, STDERR):
+        logfile.append(stream)
+
+    def opened(path: str, stream: int, name: str) -> LogFile:
+        if path == "-":
+            return LogFile(stream, name=name)
+        if path in left:
+            return LogFile(left.pop(path), path, owner, name)
+        try:
+            return LogFile.open(path, owner, name)
+        except ConfigError as error:
+            if held is None:
+                raise
+            troubles.append(str(error))
+            return LogFile(STDERR, name=name)
+
+    access = settings.access_logfile
+    _state.error = opened(settings.error_logfile, STDERR, "")
+    _state.stderr = _state.error if _state.error.descriptor == STDERR else LogFile(STDERR, name="stderr")
+    _state.access = None if access is None else opened(access, STDOUT, "the access log" + f" {access}" * (access != "-"))
+    _state.files = {path: LogFile(left.pop(path), path, owner) for path in _paths(settings) if path in left}
+    _state.streams = {}
+    _state.capture = settings.capture_output and settings.error_logfile != "-"
+    for descriptor in left.values():
+        os.close(descriptor)
+    for one in (_state.stderr, *_all()):
+        one.prepare()
     return troubles
 
 
@@ -235,7 +297,7 @@ def open_file(path: str, owner: files.Owner) -> LogFile:
 def close_files() -> None:
     """Close the files for the workers' output. In the master, when there are no workers any more."""
     while _state.files:
-        os.close(_state.files.popitem()[1].descriptor)
+        _state.files.popitem()[1].close()
 
 
 def redirect(stream: int, file: LogFile) -> None:
@@ -243,7 +305,7 @@ def redirect(stream: int, file: LogFile) -> None:
 
     What this process logs to that stream still goes to where the stream went before.
     """
-    for log in (_state.error, _state.access):
+    for log in {_state.stderr, _state.error, _state.access} - {None}:
         if log is not None and log is not file and log.descriptor == stream:
             copied = _state.streams.get(stream)
             log.descriptor = copied.descriptor if copied else fcntl.fcntl(stream, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
@@ -256,6 +318,7 @@ def detach() -> None:
 
     What was redirected before stays as it is.
     """
+    logfile.flush()
     null = LogFile(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
     to = null if _state.error.path is None else _state.error
     for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
@@ -264,9 +327,11 @@ def detach() -> None:
                 getattr(sys, name).flush()
             os.dup2(to.descriptor, stream)
             _state.streams[stream] = to
-    for log in (_state.error, _state.access):
-        if log is not None and log.path is None and log.descriptor > STDERR:  # see `redirect`
-            os.dup2(null.descriptor, log.descriptor, inheritable=False)
+    for log in {_state.stderr, _state.error, _state.access} - {None}:
+        if log is not None and log.path is None:
+            if log.descriptor > STDERR:  # see `redirect`
+                os.dup2(null.descriptor, log.descriptor, inheritable=False)
+            log.prepare()
     if to is not null:
         os.close(null.descriptor)
 
@@ -278,19 +343,67 @@ def access_log() -> LogFile | None:
 
 def descriptors() -> frozenset[int]:
     """Return the descriptors of the logs: those that a child of the master must keep."""
-    return frozenset(one.descriptor for one in (_state.error, _state.access, *_state.files.values()) if one is not None)
+    return frozenset(one.descriptor for one in _all())
 
 
 def reopen() -> None:
     """Open each log file anew whose path no longer leads to it (it was rotated); any process."""
-    for one in (_state.error, _state.access, *_state.files.values()):
-        if one is not None:
-            try:
-                one.reopen()
-            except OSError as error:
-                logger.warning("cannot reopen the log file %s: %s", one.path, error.strerror)
+    for one in _all():
+        _reopen(one)
+    _follow()
+
+
+def _reopen(one: LogFile) -> None:
+    try:
+        one.reopen()
+    except OSError as error:
+        logger.warning("cannot reopen the log file %s: %s", one.path, error.strerror)
+
+
+def _follow() -> None:
+    """Let stdout and stderr be what the files that they were redirected to are now."""
     for stream, file in _state.streams.items():
         os.dup2(file.descriptor, stream)
+
+
+def are_current() -> bool:
+    """Whether each path still leads to the log file that this process has open, as far as it may look."""
+    return all(one.is_current() for one in _all())
+
+
+@contextlib.contextmanager
+def opened_anew() -> Iterator[dict[str, int]]:
+    """Give the descriptors of the log files by path, opened anew where they were rotated, for a child to take. In the master."""
+    found: dict[str, int] = {}
+    new: list[int] = []
+    try:
+        for one in _all():
+            if one.path is None or one.path in found:
+                continue
+            found[one.path] = one.descriptor
+            try:
+                if (descriptor := one.opened_anew()) is not None:
+                    new.append(descriptor)
+                    found[one.path] = descriptor
+            except OSError as error:
+                logger.warning("cannot reopen the log file %s: %s", one.path, error.strerror)
+        yield found
+    finally:
+        for descriptor in new:
+            os.close(descriptor)
+
+
+def take(paths: Iterable[str], descriptors: Iterable[int]) -> None:
+    """Go on in the files that the master has opened; they are closed. Others are opened anew here. In a child of the master."""
+    taken = dict(zip(paths, descriptors, strict=False))
+    for one in _all():
+        if one.path is not None and one.path in taken:
+            one.become(taken[one.path])
+        else:
+            _reopen(one)
+    for descriptor in taken.values():
+        os.close(descriptor)
+    _follow()
 
 
 def _apply(path: str) -> None:

@@ -130,6 +130,7 @@ class Server(Master):
                 lock = upstream.hold(self.settings.nginx_upstream, before.get("front"))
             except ConfigError as error:
                 self._troubles.append(str(error))
+            logs.adopt_waiting(before.get("log_lines", {}))
             for trouble in self._troubles:
                 logs.logger.error("%s", trouble)
             return self._serve(lock)

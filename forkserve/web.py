@@ -16,7 +16,7 @@ from random import SystemRandom
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from forkserve import loader, logs
+from forkserve import loader, logfile, logs
 from forkserve.errors import BootError
 from forkserve.http import faultpage
 from forkserve.http.exchange import Exchange
@@ -184,6 +184,8 @@ class HTTPWorker(Worker):
             self._service = service = Service(site)
         except RuntimeError as error:
             raise BootError(f"--threads {self.settings.threads}: no thread can be started (see `ulimit -u`): {error}") from None
+        self._logs_wait = False
+        logfile.when_waiting(self._flush_logs_soon)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
         self._turns = service.turns
         if "pre_request" in self.hooks or "post_request" in self.hooks:
@@ -300,6 +302,19 @@ class HTTPWorker(Worker):
         self.channel.flush()
         if not self.channel.unsent and self._loop is not None:
             self._loop.remove_writer(self.channel.fileno())
+
+    def _flush_logs_soon(self) -> None:
+        """Have the loop write what waits for room in the logs; called in any thread."""
+        if not self._logs_wait and self._loop is not None and not self._loop.is_closed():
+            self._logs_wait = True
+            with contextlib.suppress(RuntimeError):  # it is just being closed
+                self._loop.call_soon_threadsafe(self._flush_logs)
+
+    def _flush_logs(self) -> None:
+        pause = logfile.flush()
+        self._logs_wait = pause is not None
+        if pause is not None and self._loop is not None:
+            self._loop.call_later(pause, self._flush_logs)
 
     def between_requests(self, call: Callable[[], None]) -> None:
         """Call it when no inline request is in the middle; ASGI and threads have none."""

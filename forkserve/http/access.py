@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
+from forkserve.http.environ import environ_template
+
 if TYPE_CHECKING:
     from forkserve.http.connection import Connection
     from forkserve.http.errors import RequestError
@@ -41,6 +43,7 @@ class Record:
         self.target: Target | None = None if exchange is None else exchange.target
         self.version: str = "1.1" if exchange is None else exchange.fields.version
         self.request_headers = [] if exchange is None else exchange.fields.headers
+        self._exchange = exchange
         self.response_lines = [] if exchange is None or exchange.head is None else exchange.head.lines
 
     def request_header(self, name: str) -> str:
@@ -54,6 +57,21 @@ class Record:
         prefix = name.lower().encode("latin-1", "replace") + b": "
         lines = [line for line in b"".join(self.response_lines).split(b"\r\n") if line.lower().startswith(prefix)]
         return ", ".join(line[len(prefix) :].decode("latin-1") for line in lines) or "-"
+
+    def variable(self, name: str) -> object:
+        """A variable of the WSGI environ, also what the application has put there, or ``-``; upper and lower case are one.
+
+        For ASGI it is the environ that a WSGI application would have got, without what the application does.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            return "-"
+        environ = exchange.given if exchange.site.interface == "wsgi" else None
+        if environ is None:
+            environ = environ_template(exchange.connection, exchange.fields) | exchange.target.environ
+        if name in environ:
+            return environ[name]
+        return next((value for key, value in environ.items() if key.lower() == name.lower()), "-")
 
     @property
     def request_line(self) -> str:
@@ -104,7 +122,7 @@ def compile_format(text: str) -> Callable[[Record], str]:
     """A function that writes the line of a record.
 
     Args:
-        text: gunicorn's atoms such as ``%(h)s`` and ``%({user-agent}i)s``, or ``combined``, or ``json``.
+        text: gunicorn's atoms such as ``%(h)s``, ``%({user-agent}i)s`` and ``%({REMOTE_PORT}e)s``, or ``combined``, or ``json``.
 
     Raises:
         ValueError: There is an atom that is not known; the message names it.
@@ -131,7 +149,7 @@ def _atom(name: str) -> Callable[[Record], object]:
         return lambda record: record.request_header(key)
     if kind == "o":
         return lambda record: record.response_header(key)
-    return lambda record: os.environ.get(key, "-")
+    return lambda record: record.variable(key)
 
 
 def _json_line(record: Record) -> str:

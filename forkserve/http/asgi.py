@@ -114,6 +114,8 @@ class ASGIExchange(Exchange):
     # What the application uses
 
     async def _run(self) -> None:
+        observer = self.site.observer
+        number = observer.enter(self.target.line)
         try:
             await self.site.app(self._scope(), self.receive, self.send)
             if not self.complete and not self.gone:
@@ -128,6 +130,7 @@ class ASGIExchange(Exchange):
             elif not self.gone and not self.complete:
                 self.fail(None, "the application was cancelled")
         finally:
+            observer.leave(number)
             self.site.tasks.discard(self._task)
 
     def _ended_early(self) -> None:

@@ -33,12 +33,19 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """Who is told when an application call that holds the loop's thread begins and ends (for liveness)."""
+    """Who is told when calls of the application begin and end (for liveness)."""
 
     def begin(self, line: bytes) -> None:
         """An inline application call begins; ``line`` is the request line."""
 
     def end(self) -> None:
+        """It has ended."""
+
+    def enter(self, line: bytes) -> int:
+        """A call that runs beside others begins; return a number for `leave`. In any thread."""
+        ...
+
+    def leave(self, number: int) -> None:
         """It has ended."""
 
     def connected(self, count: int) -> None:

@@ -44,6 +44,7 @@ class ThreadPool:
     """
 
     def __init__(self, site: Site, count: int) -> None:
+        self._observer = site.observer
         self._queue: SimpleQueue[ThreadedExchange] = SimpleQueue()
         self._own = threading.local()  # the number of this thread
         self._began: list[float | None] = []  # when each thread called the application it is in
@@ -88,7 +89,9 @@ class ThreadPool:
             self._busy[number] = True
             self._began[number] = monotonic()
             if not exchange.gone:
+                entered = self._observer.enter(exchange.target.line)
                 exchange.context.run(exchange.call)
+                self._observer.leave(entered)
             exchange.discard_input()
             self._began[number] = None
             self._busy[number] = False

@@ -83,6 +83,7 @@ class WebSocket(Exchange, asyncio.Protocol):
         self.site.tasks.add(self._task)
 
     async def _run(self) -> None:
+        number = self.site.observer.enter(self.target.line)
         try:
             self.given = self._handshake.scope(self.connection, self.target, self.fields)
             await self.site.app(self.given, self.receive, self.send)
@@ -97,6 +98,7 @@ class WebSocket(Exchange, asyncio.Protocol):
             elif self._connected and self._protocol.state is OPEN and not self.gone:
                 self._close(1000, "")
         finally:
+            self.site.observer.leave(number)
             self.site.tasks.discard(self._task)
 
     def _end_with_error(self, error: BaseException | None, what: str) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,13 @@ class Child:
         if self.orders is not None:
             self.orders.close()
         os.close(self.stacks)
+
+
+def pass_logs(channel: Channel, files: Mapping[str, int]) -> None:
+    """Send a child the descriptors of log files, by path; a message that older programs understand as the order to open them."""
+    message = {"type": "reopen_logs", "files": list(files)}
+    with contextlib.suppress(OSError):  # no descriptor is left to copy one: it keeps what it has
+        channel.send(message, list(files.values()))
 
 
 def stacks_file() -> int:

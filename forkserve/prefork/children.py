@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from forkserve import logs
 from forkserve.logs import logger
 from forkserve.prefork import console, stacks
-from forkserve.prefork.child import Child
+from forkserve.prefork.child import Child, pass_logs
 from forkserve.prefork.commands.calls import Target
 from forkserve.prefork.failures import Failures, describe_exit
 from forkserve.prefork.frames import encode
@@ -23,7 +24,7 @@ from forkserve.prefork.policy.leaving import LONGEST
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, name_of
 from forkserve.prefork.poller import READ, WRITE, Poller
-from forkserve.prefork.scoreboard import BEAT
+from forkserve.prefork.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
 
 if TYPE_CHECKING:
     from forkserve.prefork.autoreload.development import Development
@@ -65,6 +66,7 @@ class Children:
         self.poller = poller
         self.owner = owner
         self.by_ident = forker.children
+        self.lost_lines = 0  # of logs, by children that are gone
         self.others: dict[int, Callable[[int], object]] = {}  # whom to tell of the exit of a process that is no worker
         self.development: Development | None = None
         self._failures = Failures(plain=forker.settings.reload)
@@ -264,6 +266,8 @@ class Children:
                 self._comes_to_its_end(child, message)
             case "failed":
                 child.failure = message
+            case "reopen_logs":
+                self.pass_logs(child)
             case "reply" | "free" | "call" | "noted":
                 self.owner.said(child, message)
             case unknown:
@@ -358,6 +362,12 @@ class Children:
 
     # Their channels.
 
+    def pass_logs(self, child: Child) -> None:
+        """Have a child go on in the log files that their paths lead to now. It may have no right to open them."""
+        with logs.opened_anew() as files:
+            pass_logs(child.channel, files)
+        self._watch(child)
+
     def send(self, child: Child, message: Message) -> bool:
         """Send a message; False if the worker has gone, or has long stopped reading. Raises FrameError if it cannot be sent."""
         return self.send_frame(child, encode(message))
@@ -400,6 +410,9 @@ class Children:
         """Let go of a child that is gone."""
         self.poller.unwatch(child.channel)
         child.close()
+        self.lost_lines += child.row.cells[LOST_LINES]
+        if unsaid := child.row.cells[UNSAID_LINES]:
+            logger.warning("%s has ended with %d line%s for its logs, which are lost", child, unsaid, "s" * (unsaid != 1))
         child.row.clear()
         del self.by_ident[child.member.ident]
         if child.id != MOLD:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
+from forkserve import logs
 
 
 def say(*lines: str) -> None:
-    """Write lines to stderr, at once. A stderr that is closed stops nobody."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or never there
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
-        sys.stderr.flush()
+    """Write lines to stderr, as soon as that takes them. A stderr that is closed or full stops nobody."""
+    logs.say("".join(f"{line}\n" for line in lines))

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, NoReturn
 
-from forkserve import exits, streams
+from forkserve import exits, logfile, streams
 from forkserve.prefork import finish
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def end(error: BaseException | None = None) -> NoReturn:
         exits.run(since=_state.inherited or [])
     finally:
         streams.flush()
+        logfile.finish()
         os._exit(code)
 
 

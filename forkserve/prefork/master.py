@@ -18,7 +18,7 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from forkserve import daemon, logs
+from forkserve import daemon, logfile, logs
 from forkserve.errors import ConfigError
 from forkserve.prefork import console, forks, privileges, status
 from forkserve.prefork.autoreload.base import possible
@@ -124,6 +124,7 @@ class Master(Steering):
         # Signals last: one that comes while all is closed, as from a runner that forwards late, must not end us half-way.
         with contextlib.ExitStack() as signals:
             with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
+                last.callback(logfile.finish)
                 self._set_up(cleanup, last, signals)
                 # What is here now stays: the collectors of workers need not write into every page that they share with us.
                 gc.collect()
@@ -266,6 +267,8 @@ class Master(Steering):
             "settings": {name: getattr(self.settings, name) for name in ("name", "control_socket", "pid", "daemon")},
             "started_at": self.started_at,
             "logs": logs.export(self.settings),
+            "log_lines": logs.export_waiting(),
+            "lost_lines": self.lost_before + logfile.lost(unsaid=False) + self.children.lost_lines,
             "account": privileges.export(self.settings),
             "hangup_ignored": self._hangup_ignored,
             "mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
@@ -302,6 +305,7 @@ class Master(Steering):
         self.settings = dataclasses.replace(self.settings, **before["settings"])
         self._signals.put([*before["signals"], signal.SIGCHLD])
         signal.pthread_sigmask(signal.SIG_SETMASK, before["mask"])
+        self.lost_before = before.get("lost_lines", 0)
         self.pool.adopt(before["pool"], time.monotonic())
         self.reloading.adopt(before["reloading"])
 
@@ -309,11 +313,11 @@ class Master(Steering):
 
     def wait(self, deadline: float | None) -> list[Callable[[], object]]:
         """Wait for something to happen, until the deadline; the only call that blocks."""
-        deadlines = [one for one in (deadline, self.messenger.next_deadline(), self.reloading.next_deadline()) if one is not None]
-        events = self.poller.wait(min(deadlines, default=None))
+        others = self.messenger.next_deadline(), self.reloading.next_deadline(), logfile.next_flush()
+        events = self.poller.wait(min((one for one in (deadline, *others) if one is not None), default=None))
         # Signals first, and those too that came just now: a TERM for the whole group reaches the workers as well, and what
         # they say of it must not be heard before we know of ours.
-        return [self._obey_signals, *events, self.messenger.expire]
+        return [self._obey_signals, *events, self.messenger.expire, logfile.flush]
 
     def handle(self, event: Callable[[], object]) -> None:
         """Handle what has happened. A fault in one handler is logged; neither that nor a context variable gets to another."""
@@ -377,6 +381,7 @@ class Master(Steering):
     def _release(self) -> None:
         """Let go of all that is the server's, in a process that a hook or a handler has just forked from the master."""
         forget_signals()
+        logfile.let_go()
         self.children.forker.close_in_child()
         self.children.forker.outputs.close_in_child()
         set_title("forked by the app in the master", self.name)

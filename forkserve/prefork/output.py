@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forkserve import logs
 from forkserve.errors import ConfigError
-from forkserve.logs import STDERR, STDOUT, LogFile
+from forkserve.logfile import LogFile
+from forkserve.logs import STDERR, STDOUT
 from forkserve.prefork import privileges
 from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.poller import READ

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from forkserve import daemon, exits, loader, logs, streams
+from forkserve import daemon, exits, loader, logfile, logs, streams
 from forkserve.errors import BootError, ExitCode, ForkserveError
 from forkserve.prefork import deadman, finish, forks, privileges, stacks
 from forkserve.prefork.autoreload.loaded import keep_no_fresh_bytecode
@@ -25,6 +25,7 @@ from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.scoreboard import LOST_LINES, UNSAID_LINES
 from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker, WorkerContext
 from forkserve.settings import merge
 
@@ -97,6 +98,8 @@ def become_worker(
         traceback.print_exc()
     finally:
         streams.flush()
+        context.row.cells[UNSAID_LINES] = logfile.finish()
+        context.row.cells[LOST_LINES] = logfile.lost()
         # Not sys.exit: the frames below this one are the master's, and must not be left into.
         os._exit(code)
 
@@ -127,6 +130,7 @@ def _release(context: WorkerContext) -> None:
     The parent's death signal and the dead-man's switch, which is a thread, have not come along.
     """
     forget_signals()
+    logfile.let_go()
     worker, Worker.current = Worker.current, None
     own = {context.channel.fileno(), context.stacks, *(one.sock.fileno() for one in context.listeners)}
     context.channel.closed = True
@@ -342,11 +346,12 @@ def _wait_for_word(context: WorkerContext) -> None:
     told: set[object] = set()
     while "show_fault" not in told:
         poll.poll()
-        told.update(message.get("type") for message in context.channel.receive())
+        for message in context.channel.receive():
+            told.add(kind := message.get("type"))
+            if kind == "reopen_logs":
+                logs.take(message.get("files", ()), message.get("descriptors", ()))
         if context.channel.closed or "drain" in told:
             raise EndOfBootError
-    if "reopen_logs" in told:
-        context.asked.append("reopen_logs")
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ A row is a few 64-bit numbers and the request lines in hand. Nothing is locked: 
 a request line that is read while it is written is only ever a line in a log. The master reads it also when a worker
 is stuck, which is when no message could be answered.
 
-A line is written when its work is about to hold the whole process (`begin`): nothing could be written later. For requests
-that are answered side by side a write each would be too dear: those in hand are noted once a second, and when the master
-asks for the stacks, if Python code can still run (`refresh`).
+A line is written when its work is about to hold the whole process (`begin`): nothing could be written later. Of requests
+that are answered side by side, those in hand are noted once a second, and when the master asks for the stacks, if Python
+code can still run (`refresh`). So that one is named as well that begins just before native code keeps the interpreter's lock,
+each writes its line when it enters the application, into one of a few places that are used in turn (`enter`): a single call of C.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import count
+from struct import Struct
 from time import monotonic_ns
 from typing import Final
 
@@ -29,30 +32,39 @@ CONNECTIONS: Final = 3  # open now
 
 DRAIN: Final = 4  # 1 when the master has ordered it to drain
 ACCEPTING: Final = 5  # 1 from READY until it drains
+NOTED_AT: Final = 6  # time.monotonic_ns() of the last `note`
+LAST_NOTED: Final = 7  # numbers above have entered since
 
 LINES: Final = 8
-"""So many lines are noted, and shown."""
+"""So many lines are noted, and shown. A power of two."""
 LINE_SIZE: Final = 200
 _PLACES: Final = 1 + LINES  # the first is for the work that holds the process
 STARTED: Final = 8  # first of _PLACES cells: when the work began, 0 if the place is free
 _LENGTHS: Final = STARTED + _PLACES  # first of _PLACES cells: bytes of the line
 _CELLS: Final = _LENGTHS + _PLACES
 _TEXT: Final = _CELLS * 8
-_ROW_SIZE: Final = 2048
+_ENTERED: Final = 2048  # first of LINES places: a number, 0 if what has entered has left, and the line
+_ENTRY: Final = Struct(f"=Q{LINE_SIZE + 1}p")
+_ENTRY_SIZE: Final = 216  # in whole cells
+LOST_LINES: Final = (_ENTERED + _ENTRY_SIZE * LINES) // 8  # of its logs, since the process started
+UNSAID_LINES: Final = LOST_LINES + 1  # of those, what it has not told of at its end
+_ROW_SIZE: Final = 4096
 
-LAYOUT: Final = f"rows of {_ROW_SIZE} bytes, {_CELLS} cells, {_PLACES} lines of {LINE_SIZE}"
+LAYOUT: Final = f"rows of {_ROW_SIZE} bytes, {_CELLS} cells, {_PLACES} lines of {LINE_SIZE}, {LINES} entered"
 """What all processes of a server must agree on; the meaning of a cell as well, so it changes with that."""
 
 
 class Row:
     """One process's row. Its own process writes; any process of the server reads."""
 
-    __slots__ = ("_last", "_text", "cells", "index", "refresh")
+    __slots__ = ("_last", "_memory", "_number", "_text", "cells", "enter", "index", "leave", "refresh")
 
     def __init__(self, index: int, memory: memoryview) -> None:
         self.index = index
-        self.cells: memoryview[int] = memory[:_TEXT].cast("Q")
+        self.cells: memoryview[int] = memory.cast("Q")
         self._text = memory[_TEXT : _TEXT + _PLACES * LINE_SIZE]
+        self._memory = memory
+        self._number, self.enter, self.leave = _entries(memory)
         self._last = b""
         # What its own process calls before somebody looks; it may be called in a signal handler.
         self.refresh: Callable[[], None] = _nothing
@@ -92,6 +104,7 @@ class Row:
         """
         cells = self.cells
         cells[IN_FLIGHT] = in_flight
+        cells[LAST_NOTED], cells[NOTED_AT] = self._number(), monotonic_ns()
         for place in range(1, _PLACES):
             cells[STARTED + place] = 0
         for place, (started, line) in enumerate(requests[:LINES], 1):
@@ -112,12 +125,19 @@ class Row:
         """
         found = [(self.cells[STARTED + place], self._line(place)) for place in range(_PLACES)]
         holds, noted = found[0], [one for one in found[1:] if one[0]]
-        if not holds[0]:
-            return sorted(noted)
-        same = next((one for one in noted if one[1] == holds[1]), None)
-        if same is not None:
-            noted.remove(same)  # it was noted, too, while it waited for its turn
-        return sorted([holds, *noted[: LINES - 1]])
+        first = self._entered()
+        if holds[0]:
+            first = [holds]
+            same = next((one for one in noted if one[1] == holds[1]), None)
+            if same is not None:
+                noted.remove(same)  # it was noted, too, while it waited for its turn
+        return sorted([*first, *noted[: LINES - len(first)]])
+
+    def _entered(self) -> list[tuple[int, bytes]]:
+        """Return those that have entered since the last note, which does not have them; they began not long after that."""
+        last, since = self.cells[LAST_NOTED], self.cells[NOTED_AT] or self.cells[BEAT]
+        entries = (_ENTRY.unpack_from(self._memory, _ENTERED + _ENTRY_SIZE * place) for place in range(LINES))
+        return [(since + number - last, line) for number, line in entries if number > last]
 
     def _line(self, place: int) -> bytes:
         start = place * LINE_SIZE
@@ -125,8 +145,30 @@ class Row:
 
     def clear(self) -> None:
         """Make the row a free one. For the master, when its process is gone."""
-        for index in range(_CELLS):
-            self.cells[index] = 0
+        self._memory[:] = bytes(_ROW_SIZE)
+
+
+def _entries(memory: memoryview) -> tuple[Callable[[], int], Callable[[bytes], int], Callable[[int], None]]:
+    """Return what gives the next number, and a row's `enter` and `leave`: functions of local variables, for the hot path.
+
+    `enter` notes that the application is called for a request, beside others, and returns a number for `leave`, which notes
+    that the application has ended. From any thread.
+    """
+    next_number, pack, cells, last = count(1).__next__, _ENTRY.pack_into, memory.cast("Q"), LINES - 1
+    places = tuple(_ENTERED + _ENTRY_SIZE * place for place in range(LINES))
+    first = tuple(place // 8 for place in places)
+
+    def enter(line: bytes) -> int:
+        number = next_number()
+        pack(memory, places[number & last], number, line)
+        return number
+
+    def leave(number: int) -> None:
+        at = first[number & last]
+        if cells[at] == number:
+            cells[at] = 0
+
+    return next_number, enter, leave
 
 
 class Scoreboard:

@@ -1,7 +1,8 @@
 """Sinks: where the master sends the lines that workers print: a file, syslog, or a function.
 
 Nothing here waits in the master's loop. What a sink cannot take at once it keeps, and asks for no more (`flush`);
-one that takes nothing for long loses what it has, since a worker must not stand still for ever because a log does.
+one that takes nothing for long loses what it has, since a worker must not stand still for ever because a log does. So that the
+worker may wait that long, a sink keeps what it was given in a queue of its own, and writes by `LogFile.send`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import os
 import re
 import select
 import socket
-import stat
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from forkserve import logs
+from forkserve import logfile, logs
 from forkserve.errors import ConfigError
+from forkserve.logfile import LineQueue, LogFile
 from forkserve.prefork.upgrade.state import pack, unpack
 from forkserve.values import SYSLOG_FORM
 
@@ -35,11 +36,11 @@ MAX_DATAGRAM: Final = 8000  # what syslog daemons take in one message
 
 
 class Sink:
-    """What all have in common: a queue of pieces, and what to do when they do not go out."""
+    """What all have in common: what to do when lines do not go out. The lines wait in the subclass."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._unsent: deque[bytes] = deque()
+        self._lost = 0  # lines, that no line has told of
         self._stuck_since: float | None = None
         self._complained = -COMPLAIN_EVERY
 
@@ -47,33 +48,44 @@ class Sink:
         """Take lines, without their ends."""
         raise NotImplementedError
 
-    def send(self, piece: bytes) -> bool:
-        """Write a piece at once, whole or not at all; return whether it went. Raises OSError if it never will."""
+    def send(self) -> bool:
+        """Write a piece of what waits, if it can be written at once; return whether any of it went. Raises OSError."""
         raise NotImplementedError
 
-    def fileno(self) -> int:
-        """Return the descriptor that is written to."""
-        raise NotImplementedError
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to be sent."""
+        return False
 
-    def flush(self) -> bool:
-        """Write what can be written now; return whether more may be put."""
-        try:
-            while self._unsent:
-                if not self.send(self._unsent[0]):
-                    return self._stuck(time.monotonic())
-                self._unsent.popleft()
-                self._stuck_since = None
-        except OSError as error:
-            self._lose(error.strerror or str(error))
-        return True
+    def lose(self) -> int:
+        """Forget what waits; return how many lines that was."""
+        return 0
 
     def export(self) -> list[str]:
-        """Describe what is unsent, for an upgrade."""
-        return list(map(pack, self._unsent))
+        """Describe what waits, for an upgrade."""
+        return []
 
     def adopt(self, pieces: Iterable[str]) -> None:
         """Go on with it in the new program."""
-        self._unsent.extend(map(unpack, pieces))
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for room, at most so long."""
+
+    def flush(self) -> bool:
+        """Write what can be written now; return whether more may be put."""
+        went = False
+        try:
+            while self.waits:
+                if not self.send():
+                    return self._stuck(time.monotonic())
+                self._stuck_since, went = None, True
+        except OSError as error:
+            self._lose(error.strerror or str(error))
+        else:
+            if went and self._lost:
+                lost, self._lost = self._lost, 0
+                logs.logger.warning("lines of workers' output to %s were lost: %d", self.name, lost)
+        return True
 
     def pause(self) -> float:
         """How long to leave it alone after a `flush` that said no: as long as it has taken nothing, within limits."""
@@ -84,8 +96,8 @@ class Sink:
         """Write the rest, and wait a little for that if need be; the master is about to end."""
         end = time.monotonic() + LAST_WAIT
         while not self.flush() and (left := end - time.monotonic()) > 0:
-            _writable(self.fileno(), left)
-        if self._unsent:
+            self.wait_until_ready(left)
+        if self.waits:
             self._lose("it takes nothing")
         self.close()
 
@@ -101,7 +113,9 @@ class Sink:
         return True
 
     def _lose(self, why: str) -> None:
-        self._unsent.clear()
+        lines = self.lose()
+        self._lost += lines
+        logfile.count_lost(lines)
         if self._may_complain():
             logs.logger.warning("output of workers to %s is lost: %s", self.name, why)
 
@@ -116,30 +130,46 @@ class Sink:
 class FileSink(Sink):
     """Appends to a file, or to whatever else has a descriptor."""
 
-    def __init__(self, name: str, file: logs.LogFile) -> None:
+    def __init__(self, name: str, file: LogFile) -> None:
         super().__init__(name)
         self._file = file
-        self._regular = stat.S_ISREG(os.fstat(file.descriptor).st_mode)  # nobody can hold up a write to one
-
-    def fileno(self) -> int:
-        """Return the descriptor; it stays the same when the file is opened anew."""
-        return self._file.descriptor
+        self._queue = LineQueue(sys.maxsize)  # no more is put than what was read of the workers in one go
 
     def put(self, lines: Iterable[bytes]) -> None:
-        """Join the lines to pieces of which each is written without waiting, if the descriptor says it takes any."""
-        data = b"".join(line + b"\n" for line in lines)
-        most = len(data) if self._regular else select.PIPE_BUF
-        self._unsent.extend(data[start : start + most] for start in range(0, len(data), most or 1))
+        """Take lines."""
+        self._queue.put(b"".join(line + b"\n" for line in lines))
 
-    def send(self, piece: bytes) -> bool:
-        """Write, unless the reader of a pipe or terminal is behind."""
-        if not self._regular and not _writable(self.fileno(), 0):
-            return False
-        written = os.write(self.fileno(), piece)
-        if written < len(piece):  # a socket, or a full disk
-            self._unsent[0] = piece[written:]
-            return False
-        return True
+    def send(self) -> bool:
+        """Write a piece, unless the reader of a pipe or terminal is behind."""
+        count = self._file.send_from(self._queue)
+        return count > 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to be sent."""
+        return bool(self._queue)
+
+    def lose(self) -> int:
+        """Forget what waits, but not the rest of a line that has begun to go out."""
+        before, self._queue.lost = self._queue.lost, 0
+        self._queue.lose()
+        return self._queue.lost - before
+
+    def export(self) -> list[str]:
+        """Describe what waits, for an upgrade."""
+        return [pack(self._queue.piece(sys.maxsize))]
+
+    def adopt(self, pieces: Iterable[str]) -> None:
+        """Go on with it in the new program."""
+        self._queue.put(b"".join(map(unpack, pieces)))
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for room, at most so long."""
+        self._file.wait_until_ready(seconds)
+
+    def close(self) -> None:
+        """Close what the file has opened to write without waiting; the file itself is its owner's."""
+        self._file.let_go()
 
 
 class SyslogSink(Sink):
@@ -148,6 +178,7 @@ class SyslogSink(Sink):
     def __init__(self, name: str, *, tag: str, path: str, severity: int) -> None:
         """Connect. Raises ConfigError where nobody listens."""
         super().__init__(name)
+        self._unsent: deque[bytes] = deque()
         self._path = path
         self._head = f"<{DAEMON | severity}>".encode(), f" {tag}[{os.getpid()}]: ".encode()
         try:
@@ -165,9 +196,30 @@ class SyslogSink(Sink):
             raise
         return sock
 
-    def fileno(self) -> int:
-        """Return the socket's descriptor."""
-        return self._socket.fileno()
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to be sent."""
+        return bool(self._unsent)
+
+    def lose(self) -> int:
+        """Forget what waits."""
+        lost = len(self._unsent)
+        self._unsent.clear()
+        return lost
+
+    def export(self) -> list[str]:
+        """Describe what waits, for an upgrade."""
+        return list(map(pack, self._unsent))
+
+    def adopt(self, pieces: Iterable[str]) -> None:
+        """Go on with it in the new program."""
+        self._unsent.extend(map(unpack, pieces))
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for room, at most so long."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        poll.poll(seconds * 1000)
 
     def put(self, lines: Iterable[bytes]) -> None:
         """Make each line a message, or several if it is too long for one."""
@@ -178,8 +230,9 @@ class SyslogSink(Sink):
             for start in range(0, len(text) or 1, MAX_DATAGRAM):
                 self._unsent.append(head + text[start : start + MAX_DATAGRAM])
 
-    def send(self, piece: bytes) -> bool:
+    def send(self) -> bool:
         """Send a message; once more to a daemon that was started anew."""
+        piece = self._unsent[0]
         try:
             try:
                 self._socket.send(piece)
@@ -192,6 +245,7 @@ class SyslogSink(Sink):
                 self._socket.send(piece)
         except BlockingIOError:
             return False
+        self._unsent.popleft()
         return True
 
     def close(self) -> None:
@@ -229,9 +283,3 @@ def drain(descriptor: int, most: int) -> Iterable[bytes]:
         while most > 0 and (data := os.read(descriptor, min(most, 1 << 16))):
             most -= len(data)
             yield data
-
-
-def _writable(descriptor: int, timeout: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(timeout * 1000))

@@ -46,6 +46,7 @@ def describe(master: Steering) -> dict[str, Any]:
         "workers": [_worker(master, member, now) for member in _shown(pool)],
         "molds": [_mold(master, member, now) for member in pool.molds()],
         "last_reload": master.reloading.last,
+        "log_lines_lost": master.lost_lines(),
     }
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from forkserve import logs
+from forkserve import logfile, logs
 from forkserve.errors import ListenError
 from forkserve.prefork import acceptqueue, stacks, status
 from forkserve.prefork.commands import goals
@@ -26,6 +26,7 @@ from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.recycling import Recycler
 from forkserve.prefork.policy.states import State, limits
 from forkserve.prefork.poller import READ, Poller
+from forkserve.prefork.scoreboard import LOST_LINES
 from forkserve.values import LONGEST_SECONDS, shown
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Steering:
         self._goals: list[tuple[Pending, goals.Goal, Callable[[], Any]]] = []
         self._stops: list[Pending] = []
         self._warned = ""
+        self.lost_before = 0  # lines of logs, before an upgrade
         self._recycler = Recycler(random.random)
         self.every(1.0, self._recycle)
         self.every(1.0, self._look_at_socket_files)
@@ -126,6 +128,15 @@ class Steering:
             CommandError: The master's `on_<name>` refused it, nobody has that id, or an argument is not JSON.
         """
         return self.ask(name, args, to, timeout)
+
+    def lost_lines(self) -> int:
+        """Return how many lines of the logs the server has lost so far, in all its processes."""
+        return (
+            self.lost_before
+            + logfile.lost()
+            + self.children.lost_lines
+            + sum(child.row.cells[LOST_LINES] for child in self.children.by_ident.values())
+        )
 
     @command
     def status(self) -> Pending:
@@ -215,10 +226,8 @@ class Steering:
     def reopen_logs(self) -> Pending:
         """Open log files anew that were moved away, here and in every worker; the value is the list of replies."""
         logs.reopen()
-        ready = {target.ident for target in self.children.targets()}
         for child in [*self.children.molds(), *self.children]:
-            if child.member.ident not in ready:  # it cannot be asked, but must do it too
-                self.children.send(child, {"type": "reopen_logs"})
+            self.children.pass_logs(child)
         if self.development:
             self.development.base.reopen_logs()
         return self.messenger.ask("reopen_logs", (), "all", CALL_TIMEOUT)

@@ -20,7 +20,7 @@ from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from forkserve import daemon, logs
+from forkserve import daemon, logfile, logs
 from forkserve.prefork import deadman, forks
 from forkserve.prefork.commands.asked import Asked
 from forkserve.prefork.commands.builtin import CALL_TIMEOUT
@@ -30,7 +30,7 @@ from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.frames import FrameError
 from forkserve.prefork.hooks import Hooks, WorkerHandle, call_hook, run_hook
 from forkserve.prefork.leave import Leave
-from forkserve.prefork.scoreboard import ACCEPTING, BEAT, Row, Scoreboard
+from forkserve.prefork.scoreboard import ACCEPTING, BEAT, LOST_LINES, Row, Scoreboard
 from forkserve.prefork.wakeup import SignalQueue
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Worker:
         self.channel = context.channel
         self.row = context.row
         self.scoreboard = context.scoreboard
-        self.log = logging.getLogger("forkserve")
+        self.log: logging.Logger = logs.logger
         self.booted = False
         self.draining = False
         self.closing: Collection[int] = ()  # identities of the listeners that nobody accepts from after this worker
@@ -211,6 +211,8 @@ class Worker:
         if self.settings.timeout:
             timeout = min(timeout, self.settings.timeout / 2)  # to beat in time
         timeout = min(timeout, self._leave.time_left())
+        if (pause := logfile.flush()) is not None:
+            timeout = min(timeout, pause)
         poll = select.poll()
         poll.register(self.channel, select.POLLIN | (select.POLLOUT if self.channel.unsent else 0))
         if self._signals:
@@ -294,6 +296,9 @@ class Worker:
         """
         now = time.monotonic_ns()
         self.row.cells[BEAT] = now
+        if logfile.needs_care():
+            logfile.flush()
+            self.row.cells[LOST_LINES] = logfile.lost()
         if now >= self._arm_again and self.settings.timeout and os.getppid() == self.context.master_pid:
             self._arm_again = now + int(BEAT_EVERY * 1e9)
             deadman.wind_up(self.settings.timeout + DEAD_MAN_MARGIN)
@@ -343,7 +348,7 @@ class Worker:
                 case "show_fault":
                     self.show_fault(message["text"])
                 case "reopen_logs":
-                    self.reopen_logs()
+                    logs.take(message.get("files", ()), message.get("descriptors", ()))
                 case "drain":
                     if not self.draining:
                         self.relieved = bool(message.get("relieved"))
@@ -466,8 +471,9 @@ class Worker:
             self.drain()
 
     def reopen_logs(self) -> None:
-        """Open log files anew that were moved away."""
-        logs.reopen()
+        """Have log files opened anew that were moved away: by the master, as this process may not be allowed to."""
+        if not logs.are_current() and (self.orphan or not self.send({"type": "reopen_logs"})):
+            logs.reopen()
 
     def child_reopen_logs(self) -> None:
         """Open log files anew that were moved away."""

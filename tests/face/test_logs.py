@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import logs
+from forkserve import logfile, logs
 from forkserve.errors import ConfigError
 from forkserve.logs import logger, printable
 from forkserve.settings import Settings
@@ -168,7 +168,7 @@ def test_a_log_file_that_cannot_be_opened_is_a_usage_error() -> None:
 
 CAPTURING = """
 import os, sys
-from forkserve import logs
+from forkserve import logfile, logs
 from forkserve.settings import Settings
 logs.configure(Settings(error_logfile=sys.argv[1], capture_output=True))
 os.write(1, b"of the master\\n")
@@ -251,7 +251,7 @@ def test_a_file_for_output_is_opened_once_and_reopened_as_the_logs_are(log: Path
 def test_a_file_that_we_make_is_given_to_its_owner_also_anew(tmp_path: Path) -> None:
     owner = NOBODY if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     path = tmp_path / "log"
-    file = logs.LogFile.open(str(path), owner)
+    file = logfile.LogFile.open(str(path), owner)
     assert (path.stat().st_uid, path.stat().st_gid) == owner
 
     path.unlink()
@@ -263,14 +263,14 @@ def test_a_file_that_we_make_is_given_to_its_owner_also_anew(tmp_path: Path) -> 
 
 def test_what_is_no_file_keeps_its_owner() -> None:
     before = os.stat("/dev/null").st_uid
-    os.close(logs.LogFile.open("/dev/null", NOBODY).descriptor)
+    os.close(logfile.LogFile.open("/dev/null", NOBODY).descriptor)
 
     assert before == os.stat("/dev/null").st_uid
 
 
 REDIRECTED = """
 import os
-from forkserve import logs
+from forkserve import logfile, logs
 from forkserve.settings import Settings
 
 logs.configure(Settings(access_logfile="-"))

@@ -26,6 +26,12 @@ class Nobody:
     def connected(self, count: int) -> None:
         """Connections were opened or closed."""
 
+    def enter(self, line: bytes) -> int:
+        return 0
+
+    def leave(self, number: int) -> None:
+        """Nobody looks."""
+
     def told_to_drain(self) -> bool:
         """Never."""
         return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +89,57 @@ def test_garbage_alone() -> None:
     assert "limit" in channel.fault
     left.close()
     channel.close()
+
+
+def opened(path: Path, count: int) -> list[int]:
+    return [os.open(path / str(number), os.O_RDWR | os.O_CREAT) for number in range(count)]
+
+
+def test_descriptors_come_with_their_message_however_it_is_cut(tmp_path: Path) -> None:
+    """And in order, also if the peer reads late; those of the sender stay open."""
+    ours, theirs = Channel.pair()
+    mine = opened(tmp_path, 4)
+    filler = {"filler": "x" * 1_000_000}
+    assert ours.send(filler)
+    assert ours.send({"type": "one"}, mine[:2])
+    assert ours.send({"type": "between"})
+    assert ours.send({"type": "two"}, mine[2:])
+    assert ours.unsent
+    found = []
+    while len(found) < 4:
+        found += theirs.receive()
+        ours.flush()
+
+    assert [one.get("type") for one in found] == [None, "one", "between", "two"]
+    got = [*found[1]["descriptors"], *found[3]["descriptors"]]
+    assert [os.path.samestat(os.fstat(one), os.fstat(two)) for one, two in zip(got, mine, strict=True)] == [True] * 4
+    assert not any(os.get_inheritable(one) for one in got)
+    for one in (*got, *mine):
+        os.close(one)
+    ours.close()
+    theirs.close()
+
+
+def test_a_peer_that_does_not_read_has_few_descriptors_waiting(tmp_path: Path) -> None:
+    ours, theirs = Channel.pair()
+    mine = opened(tmp_path, 1)
+    assert ours.send({"filler": "x" * 400_000})
+    before = len(os.listdir("/proc/self/fd"))
+    sent = [ours.send({"type": "files"}, mine) for _ in range(20)]
+    assert sent.count(True) == 4
+    assert len(os.listdir("/proc/self/fd")) == before + 4
+    ours.close()
+    theirs.close()
+    os.close(mine[0])
+
+
+def test_the_master_takes_no_descriptors(tmp_path: Path) -> None:
+    ours, theirs = Channel.pair()
+    mine = opened(tmp_path, 1)
+    before = len(os.listdir("/proc/self/fd"))
+    theirs.send({"type": "have this"}, mine)
+    assert ours.receive() == [{"type": "have this", "descriptors": 1}]
+    assert len(os.listdir("/proc/self/fd")) == before
+    ours.close()
+    theirs.close()
+    os.close(mine[0])

@@ -11,8 +11,10 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
+from forkserve import logs
 from forkserve.logs import logger
 from forkserve.prefork.autoreload.trial import Loaded
+from forkserve.prefork.child import pass_logs
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 from forkserve.prefork.poller import READ
@@ -207,7 +209,8 @@ class Base:
     def reopen_logs(self) -> None:
         """Have it open log files anew that were moved away, for the workers that will be forked from it."""
         if self._child is not None:
-            self._child.channel.send({"type": "reopen_logs"})
+            with logs.opened_anew() as files:
+                pass_logs(self._child.channel, files)
 
     def end(self) -> None:
         """Let there be none any more."""

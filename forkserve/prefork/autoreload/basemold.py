@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-from forkserve import loader, streams
+from forkserve import loader, logfile, streams
 from forkserve.errors import BootError, ExitCode
 from forkserve.prefork.autoreload import trial
 from forkserve.prefork.autoreload.loaded import LoadedFiles, keep_no_fresh_bytecode
@@ -57,6 +57,7 @@ def become_base_mold(
         traceback.print_exc()
     finally:
         streams.flush()
+        logfile.finish()
         os._exit(code)
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from forkserve import daemon, logs, streams
+from forkserve import daemon, logfile, logs, streams
 from forkserve.errors import ExitCode
 from forkserve.prefork import forks
 from forkserve.prefork.channel import Channel
@@ -37,7 +37,7 @@ from forkserve.prefork.process import (
     prepare,
     signals_blocked,
 )
-from forkserve.prefork.scoreboard import BEAT
+from forkserve.prefork.scoreboard import BEAT, LOST_LINES
 from forkserve.prefork.worker import BEAT_EVERY, WORKER_SIGNALS
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def become_mold(
         traceback.print_exc()
     finally:
         streams.flush()
+        logfile.finish()
         os._exit(code)
 
 
@@ -148,7 +149,7 @@ class Mold:
                 case "drain":
                     self._ended = True
                 case "reopen_logs":
-                    logs.reopen()
+                    logs.take(message.get("files", ()), message.get("descriptors", ()))
                 case "detach":
                     daemon.detach()
         self._ended = self._ended or channel.closed
@@ -165,7 +166,9 @@ class Mold:
         timeout = min(BEAT_EVERY, self._context.settings.timeout / 2 or BEAT_EVERY)
         while not self._ended:
             self._context.row.cells[BEAT] = time.monotonic_ns()
-            ready = {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
+            pause = logfile.flush()
+            self._context.row.cells[LOST_LINES] = logfile.lost()
+            ready = {descriptor for descriptor, _ in poll.poll((timeout if pause is None else min(timeout, pause)) * 1000)}
             self._hear()  # first, as a worker must not be forked from before what was said before its order
             if self._orders.fileno() in ready and not self._ended and (order := self._orders.receive()):
                 try:
@@ -199,7 +202,7 @@ class Mold:
     def _become_worker(self, order: Order, between: int) -> NoReturn:
         while os.getppid() == between:
             time.sleep(MOMENT)  # nothing tells of it: a process's descriptors are closed before its children are given away
-        channel = Channel(socket.socket(fileno=order.channel))
+        channel = Channel(socket.socket(fileno=order.channel), takes_descriptors=True)
         channel.send({"type": "forked", "pid": os.getpid()})
         become_worker(
             self._class, self._context_for(order, channel), self._close, partial(self._output.replace, dict(order.outputs))

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 import forkserve
-from forkserve import exits, loader, logs, streams
+from forkserve import exits, loader, logfile, logs, streams
 from forkserve.errors import ConfigError, ExitCode
 from forkserve.prefork import console, privileges
 from forkserve.prefork.classes import load_mixins
@@ -57,6 +57,7 @@ def rehearse(handed: Handed, worker_class: type[Worker], config: Config, pool: P
         with contextlib.suppress(Exception):
             exits.run()
         streams.flush()
+        logfile.finish()
         os._exit(code)
 
 

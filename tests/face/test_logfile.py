@@ -1,0 +1,193 @@
+"""One log of one process: its queue, what it is written to, and what is said of what was lost."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkserve import logfile
+from forkserve.logfile import LineQueue, LogFile
+
+LINES = st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"") + b"\n"), max_size=30)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What is said of lost lines."""
+    found: list[str] = []
+    logfile.complain_by(found.append)
+    yield found
+    logfile.complain_by(lambda text: None)
+
+
+@given(LINES, st.lists(st.integers(0, 40), max_size=60), st.integers(20, 200))
+def test_a_queue_loses_whole_lines_and_counts_them(lines: list[bytes], sizes: list[int], most: int) -> None:
+    """However much goes out at a time."""
+    queue, out, puts = LineQueue(most), b"", iter(lines)
+    for size in sizes:
+        queue.put(next(puts, b""))
+        piece = queue.piece(16)
+        assert len(piece) <= max(16, 31)
+        queue.went(min(size, len(piece)))
+        out += piece[:size]
+        assert len(queue.piece(1000)) <= most + 31
+    queue.lose()
+    out += queue.piece(10_000)  # the rest of a line that was begun
+    put = len(lines) - len(list(puts))
+    found = out.split(b"\n")
+    assert found.pop() == b""
+    assert all(line + b"\n" in lines for line in found)
+    assert len(found) + queue.lost == put
+
+
+def test_pieces_end_with_a_line_if_that_can_be() -> None:
+    queue = LineQueue()
+    queue.put(b"one\ntwo\nthree is long\n")
+    pieces = []
+    while piece := queue.piece(8):
+        pieces.append(piece)
+        queue.went(len(piece))
+
+    assert pieces == [b"one\ntwo\n", b"three is", b" long\n"]
+
+
+def filled(descriptor: int) -> None:
+    """Leave no room in a pipe or socket."""
+    os.set_blocking(descriptor, False)
+    for size in (65536, 1):
+        try:
+            while True:
+                os.write(descriptor, b"\n" * size)
+        except BlockingIOError:
+            pass
+    os.set_blocking(descriptor, True)
+
+
+def pair(kind: str) -> tuple[int, int]:
+    """Return the reader's and the writer's end."""
+    if kind == "pipe":
+        return os.pipe()
+    one, two = socket.socketpair()
+    return one.detach(), two.detach()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_full_one_is_not_waited_for(said: list[str], kind: str, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    """Whether we may open it for us alone or not; and nobody else's opening of it is changed."""
+    monkeypatch.setattr(logfile._state, "opens_own", alone)
+    reader, writer = pair(kind)
+    filled(writer)
+    log = LogFile(writer, name="the access log")
+    for number in range(30_000):
+        log.write(b"%d %b\n" % (number, b"x" * 99))
+    assert os.get_blocking(writer)
+    assert said == ["lines of the access log are lost: it takes nothing"]
+    assert len(log.waiting()) <= logfile.MOST_WAITING
+    assert log.retry_at is not None
+    got = b""
+    while not log.flush():
+        got += os.read(reader, 1 << 20)
+    assert log.retry_at is None
+    lines = [line for line in (got + os.read(reader, 1 << 20)).split(b"\n") if line]
+    lost = 30_000 - len(lines)
+    assert lines == [b"%d %b" % (number, b"x" * 99) for number in range(len(lines))]
+    assert said[1:] == [f"{lost} lines of the access log were lost: it takes nothing"]
+    log.let_go()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_pipe_without_a_reader_loses_at_once(said: list[str]) -> None:
+    reader, writer = os.pipe()
+    log = LogFile(writer, name="the access log")
+    before = logfile.lost()
+    os.close(reader)
+    for _ in range(3):
+        log.write(b"line\n")
+    assert not log.waiting()
+    assert logfile.lost() - before == 3
+    assert said == ["lines of the access log are lost: Broken pipe"]
+    log.close()
+
+
+def test_a_signal_in_the_middle_of_a_write(tmp_path: Path) -> None:
+    """Its handler logs too: nothing is stuck, doubled or lost."""
+    log = LogFile.open(str(tmp_path / "log"))
+    signal.signal(signal.SIGALRM, lambda *_: log.write(b"signal\n"))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for number in range(20_000):
+            log.write(b"%d\n" % number)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    log.flush()
+    lines = (tmp_path / "log").read_bytes().split(b"\n")
+    log.close()
+
+    assert [line for line in lines if line not in (b"signal", b"")] == [b"%d" % number for number in range(20_000)]
+    assert lines[-1] == b""
+
+
+def test_a_fork_while_a_thread_writes(tmp_path: Path) -> None:
+    """The child has no lock of the thread's, and nothing of what waits here."""
+    reader, writer = os.pipe()
+    filled(writer)
+    log = LogFile(writer)
+    log.write(b"of the parent\n")
+    other = LogFile.open(str(tmp_path / "log"))
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: [other.write(b"x\n") for _ in iter(stop.is_set, True)])
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                other.write(b"child\n")
+                os._exit(bool(log.waiting()))
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
+    log.close()
+    other.close()
+    os.close(reader)
+
+    assert (tmp_path / "log").read_bytes().count(b"child\n") == 20
+
+
+def test_files_at_standard_descriptors_are_appended_to(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file, (tmp_path / "log").open("rb") as readable:
+        for one in (file, readable):
+            logfile.append(one.fileno())
+        logfile.append(99)  # there is none
+
+        assert fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
+        assert not fcntl.fcntl(readable.fileno(), fcntl.F_GETFL) & os.O_APPEND
+
+
+def test_half_of_a_line_does_not_go_to_another_file(tmp_path: Path, said: list[str]) -> None:
+    reader, writer = os.pipe()
+    log = LogFile(writer, name="the access log")
+    filled(writer)
+    log.write(b"one\ntwo\n")
+    log._queue.went(2)
+    new = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log.become(new)
+    os.close(new)
+    log.flush()
+    log.close()
+    os.close(reader)
+
+    assert (tmp_path / "log").read_bytes() == b"two\n"
+    assert said[-1:] == ["1 line of the access log was lost: it takes nothing"]

@@ -1,0 +1,299 @@
+"""Which descriptor a log is: rotation where workers may not open it, `/dev/stdout` and its like, files at stdout, pipes.
+
+Where log files come to a process: the master opens them (start, USR1, `ctl reopen-logs`, an upgrade); workers and molds inherit
+them, and get new ones over their channel (workers that serve, boot or drain; molds; the base mold; one worker after USR1).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import get
+from tests.integration.command import Command, descriptors, eventually, run
+from tests.integration.conftest import Start
+from tests.integration.reading import Reader, burst
+
+NOBODY = 65534
+IS_ROOT = os.geteuid() == 0
+FORM = ("--access-logformat", "%(U)s")
+
+APP = """
+import os
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/fail":
+        raise RuntimeError("of the app")
+    if environ["PATH_INFO"] == "/print":
+        os.write(1, b"printed\\n")
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+@pytest.fixture
+def project() -> Iterator[Path]:
+    """A directory with an app in it that everybody may read, unlike the tests' own, and `logs` in it, which only we may enter."""
+    path = Path(tempfile.mkdtemp(prefix="forkserve-"))
+    path.chmod(0o755)
+    (path / "site_app.py").write_text(APP)
+    (path / "logs").mkdir(mode=0o700)
+    yield path
+    shutil.rmtree(path)
+
+
+def rotated(project: Path, *, mode: int | None = None) -> list[Path]:
+    """Move both logs away, as logrotate does; with `mode` make new ones, as its `create` does. Return where they are now."""
+    moved = []
+    for name in ("error.log", "access.log"):
+        log = project / "logs" / name
+        moved.append(log.rename(f"{log}.{len(list(log.parent.glob(f'{name}*')))}"))
+        if mode is not None:
+            log.touch()
+            log.chmod(mode)
+    return moved
+
+
+def logging_there(serve: Start, project: Path, *options: object) -> Command:
+    """Start two workers, as nobody if we are root, whose logs only we may open."""
+    account = ("--user", "nobody") if IS_ROOT else ()
+    logs = ("--log-file", "logs/error.log", "--access-logfile", "logs/access.log", *FORM)
+    line = ("site_app:app", "--workers", 2, "--base-port", 0, "--control-socket", project / "s")
+    return serve(*line, *logs, *account, *options, cwd=project)
+
+
+def write_there(command: Command, project: Path, target: str) -> None:
+    """Have each worker write to both logs, and see that it comes there."""
+    for port in command.ports:
+        assert get(port, f"/{target}").status == 200
+        assert get(port, f"/fail?{target}").status == 500
+    error, access = project / "logs" / "error.log", project / "logs" / "access.log"
+    eventually(lambda: access.read_text().count(f"/{target}\n") == len(command.ports), access.read_text)
+    eventually(lambda: error.read_text().count(f"GET /fail?{target}:") == len(command.ports), error.read_text)
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["", "preload"])
+@pytest.mark.parametrize("mode", [None, 0o640], ids=["none", "create"])
+@pytest.mark.parametrize("how", ["signal", "ctl"])
+def test_workers_get_logs_that_they_may_not_open(
+    serve: Start, project: Path, options: tuple[str, ...], mode: int | None, how: str
+) -> None:
+    command = logging_there(serve, project, *options)
+    write_there(command, project, "before")
+    moved = rotated(project, mode=mode)
+    sizes = [one.stat().st_size for one in moved]
+    if how == "signal":
+        command.kill(signal.SIGUSR1)
+    else:
+        assert run("ctl", "reopen-logs", "--socket", str(project / "s")).returncode == 0
+    names = [project / "logs" / name for name in ("error.log", "access.log")]
+    for pid in (command.pid, *command.workers):
+        eventually(lambda pid=pid: {*map(str, names)} <= {*descriptors(pid).values()}, lambda pid=pid: descriptors(pid))
+    write_there(command, project, "after")
+    os.kill(command.workers[-1], signal.SIGKILL)  # one that comes later has them as well, of a mold too
+    eventually(lambda: "booted" if get_all(command) else "", "a successor")
+    write_there(command, project, "later")
+
+    assert [one.stat().st_size for one in moved] == sizes
+    assert "cannot reopen" not in names[0].read_text()
+
+
+def get_all(command: Command) -> bool:
+    """Whether two workers answer."""
+    return len(command.workers) >= 2 and all(get(port).status == 200 for port in command.ports)
+
+
+@pytest.mark.heavy
+def test_after_an_upgrade(serve: Start, project: Path) -> None:
+    command = logging_there(serve, project)
+    for turn in ("one", "two"):
+        assert run("ctl", "upgrade", "--socket", str(project / "s")).returncode == 0
+        rotated(project)
+        assert run("ctl", "reopen-logs", "--socket", str(project / "s")).returncode == 0
+        write_there(command, project, turn)
+
+
+def test_one_worker_that_is_told_by_usr1(serve: Start, project: Path) -> None:
+    command = logging_there(serve, project)
+    rotated(project)
+    first, second = command.workers
+    os.kill(first, signal.SIGUSR1)
+    access = str(project / "logs" / "access.log")
+    eventually(lambda: access in descriptors(first).values(), lambda: descriptors(first))
+
+    assert access not in descriptors(second).values()
+    assert access not in descriptors(command.pid).values()
+
+
+def test_a_log_that_cannot_be_opened_anew_is_gone_on_with(serve: Start, project: Path) -> None:
+    command = logging_there(serve, project)
+    moved = rotated(project)
+    for one in ("error.log", "access.log"):
+        (project / "logs" / one).mkdir()
+    command.kill(signal.SIGUSR1)
+    eventually(lambda: moved[0].read_text().count("cannot reopen the log file") >= 2, moved[0].read_text)
+    for port in command.ports:
+        assert get(port, "/after").status == 200
+    eventually(lambda: moved[1].read_text().count("/after\n") == 2, moved[1].read_text)
+
+    assert " worker " not in "".join(line for line in moved[0].read_text().splitlines() if "cannot reopen" in line)
+
+
+def test_no_line_is_lost_by_rotation_under_load(serve: Start, project: Path) -> None:
+    """By rename and by copytruncate, which loses what comes between the copy and the cut, so that its copy is none here."""
+    command = logging_there(serve, project, "--workers", 4)
+    targets = [f"/{number:04}/{'x' * (number % 300)}" for number in range(2000)]
+    load = threading.Thread(target=burst, args=(command.ports, targets))
+    load.start()
+    moved: list[Path] = []
+    while load.is_alive():
+        moved.append(rotated(project)[1])
+        command.kill(signal.SIGUSR1)
+        eventually((project / "logs" / "access.log").exists, "a new one")
+        load.join(0.1)
+    command.stop()
+
+    lines = "".join(one.read_text() for one in [*moved, project / "logs" / "access.log"]).split("\n")[:-1]
+    assert sorted(lines) == sorted(4 * targets)
+
+
+# /dev/stdout and its like, and what stands at 1 and 2.
+
+STDOUT = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"]
+
+
+@pytest.mark.parametrize("name", STDOUT)
+@pytest.mark.parametrize("kind", ["file", "socket", "pipe"])
+def test_names_of_stdout_mean_the_descriptor(serve: Start, project: Path, kind: str, name: str) -> None:
+    """Both logs and what the app prints go to one file without O_APPEND, and nothing overwrites anything."""
+    (project / "link").symlink_to("/dev/stdout")
+    line = ("site_app:app", "--workers", 2, "--base-port", 0, "--access-logfile", name, *FORM)
+    reader = Reader(kind) if kind != "file" else None
+    options = {"prefix": reader.prefix(1), "pass_fds": [reader.theirs]} if reader else {}
+    command = serve(*line, cwd=project, **options)
+    burst(command.ports, ["/print"] * 75)
+    command.kill(signal.SIGUSR1)  # nothing is there to be opened
+    burst(command.ports, ["/print"] * 75)
+    command.stop()
+    if reader:
+        eventually(lambda: reader.text.count("\n") == 600, lambda: reader.text.count("\n"))
+    text = reader.text if reader else command.stdout
+    if reader:
+        reader.close()
+
+    assert sorted(text.split("\n")[:-1]) == ["/print"] * 300 + ["printed"] * 300
+    assert "cannot" not in command.stderr
+
+
+def test_one_file_for_both_streams(project: Path) -> None:
+    """`> out.log 2>&1`, and the error log by another name."""
+    with (project / "out.log").open("wb") as out:
+        line = ("site_app:app", "--bind", "127.0.0.1:0", "--access-logfile", "/dev/stdout", "--log-file", "/dev/stderr", *FORM)
+        process = subprocess.Popen([sys.executable, "-m", "forkserve", *line], cwd=project, stdout=out, stderr=out)
+    try:
+        log = project / "out.log"
+        eventually(lambda: "Ready: " in log.read_text(), log.read_text)
+        port = int(log.read_text().partition("127.0.0.1:")[2].split()[0])
+        for _ in range(50):
+            assert get(port, "/fail").status == 500
+            assert get(port, "/print").status == 200
+        os.truncate(log, 0)  # copytruncate
+        for _ in range(50):
+            assert get(port, "/print").status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+    text = log.read_text()
+    assert "\0" not in text
+    assert text.count("printed\n") == 50
+    assert text.count("/print\n") >= 50
+
+
+def test_a_redirected_stdout_is_not_what_its_name_means_for_a_log(serve: Start, project: Path) -> None:
+    line = ("site_app:app", "--base-port", 0, "--access-logfile", "/dev/stdout", "--worker-stdout", "out", *FORM)
+    command = serve(*line, cwd=project)
+    burst(command.ports, ["/print"])
+    command.kill(signal.SIGUSR1)
+    burst(command.ports, ["/print"])
+    command.stop()
+
+    assert command.stdout == "/print\n" * 2
+    assert (project / "out").read_text() == "printed\n" * 2
+
+
+@pytest.mark.parametrize("option", ["--access-logfile", "--log-file", "--worker-stdout"])
+def test_a_pipe_without_a_reader_is_a_usage_error(project: Path, option: str) -> None:
+    os.mkfifo(project / "fifo")
+    ended = run("site_app:app", option, "fifo", "--base-port", "0", cwd=project)
+
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "fifo: it is a socket, or a pipe that no process reads" in ended.stderr
+
+
+def test_a_descriptor_that_is_none_is_a_usage_error(project: Path) -> None:
+    for name in ("/dev/fd/77", "/proc/self/fd/77"):
+        ended = run("site_app:app", "--access-logfile", name, "--base-port", "0", cwd=project)
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+        assert f"cannot write the log file {name}: " in ended.stderr
+
+
+def test_the_reader_of_a_named_pipe_may_come_back(serve: Start, project: Path) -> None:
+    first = Reader("fifo", str(project / "fifo"))
+    command = serve("site_app:app", "--base-port", 0, "--access-logfile", "fifo", *FORM, cwd=project)
+    os.close(first.theirs)
+    first.theirs = os.open(os.devnull, os.O_RDONLY)
+    burst(command.ports, ["/one"])
+    first.wait_for("/one\n")
+    first.close()
+    burst(command.ports, ["/two"] * 100)
+    descriptor = os.open(project / "fifo", os.O_RDONLY)
+    with open(descriptor) as second:
+        assert [second.readline() for _ in range(100)] == ["/two\n"] * 100
+        burst(command.ports, ["/three"])
+        assert second.readline() == "/three\n"
+        command.stop()
+
+
+def test_what_the_app_forks_does_not_keep_stdout_open(serve: Start, project: Path) -> None:
+    """A daemon that has let go of its stdout and stderr outlives the server: the reader sees the end of the server's."""
+    (project / "site_app.py").write_text(FORKING)
+    reader = Reader()
+    options = {"prefix": reader.prefix(1), "pass_fds": [reader.theirs]}
+    command = serve("site_app:app", "--base-port", 0, "--access-logfile", "-", cwd=project, **options)
+    child = int(get(command.port).body)
+    try:
+        command.stop()
+        os.close(reader.theirs)
+        reader.theirs = os.open(os.devnull, os.O_RDONLY)
+        eventually(lambda: not reader._thread.is_alive(), "the end of stdout")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        reader.close()
+
+
+FORKING = """
+import os, time
+
+def app(environ, start_response):
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        time.sleep(60)
+        os._exit(0)
+    start_response("200 OK", [])
+    return [str(child).encode()]
+"""

@@ -1,0 +1,127 @@
+"""Diagnostics do not depend on what an application does to all loggers of its process.
+
+Global state that belongs to the application: `logging.config` with existing loggers disabled, `logging.disable`, the root logger's
+level and handlers, `logging.shutdown`, the handlers of every logger, the record factory and the logger class, `raiseExceptions`.
+It is the same in workers, where the app is, and in the master, where a configuration file may do it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import get
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+
+APP = """
+import logging, os, sys
+import setup
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/fail":
+        raise RuntimeError("of the app")
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+FLASK = """
+from logging.config import dictConfig
+
+dictConfig({
+    "version": 1,
+    "formatters": {"default": {"format": "[%(asctime)s] %(levelname)s in %(module)s: %(message)s"}},
+    "handlers": {"wsgi": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "default"}},
+    "root": {"level": "INFO", "handlers": ["wsgi"]},
+})
+"""
+INI = """
+import logging.config
+with open("app.ini", "w") as file:
+    file.write("[loggers]\\nkeys=root\\n[handlers]\\nkeys=h\\n[formatters]\\nkeys=\\n[logger_root]\\nhandlers=h\\n"
+               "[handler_h]\\nclass=NullHandler\\nargs=()\\n")
+logging.config.fileConfig("app.ini")
+"""
+EVERY = "import logging\nfor name in list(logging.root.manager.loggerDict):\n    one = logging.getLogger(name)\n    "
+SETUPS = {
+    "dictConfig": FLASK,
+    "fileConfig": INI,
+    "disable": "import logging\nlogging.disable(logging.CRITICAL)\n",
+    "root": "import logging\nlogging.root.setLevel(100)\nlogging.root.handlers.clear()\n",
+    "shutdown": "import logging\nlogging.shutdown()\n",
+    "cleared": EVERY + "one.handlers.clear()\n",
+    "cleared and passed on to nobody": EVERY + "one.handlers.clear(); one.propagate = True\n",
+    "disabled": EVERY + "one.disabled = True\n",
+    "null": EVERY + "one.handlers[:] = [logging.NullHandler()]\n",
+    "raising handler": EVERY + "one.handlers[:] = [type('H', (logging.Handler,), {'handle': lambda self, r: 1 / 0})()]\n",
+    "raiseExceptions": "import logging\nlogging.raiseExceptions = False\nlogging.shutdown()\n",
+    "factory": "import logging\ndef fail(*args, **options):\n    raise LookupError\nlogging.setLogRecordFactory(fail)\n",
+    "class": "import logging\nlogging.setLoggerClass(type('L', (logging.Logger,), {}))\nlogging.getLogger('forkserve')\n",
+}
+
+
+@pytest.mark.parametrize("how", SETUPS)
+def test_in_the_app(serve: Start, project: Path, how: str) -> None:
+    (project / "setup.py").write_text(SETUPS[how])
+    command = serve("site_app:app", "--base-port", 0, "--log-file", "log", cwd=project)
+    assert get(command.port, "/fail").status == 500
+    log = project / "log"
+    eventually(lambda: "RuntimeError: of the app" in log.read_text(), log.read_text)
+
+    assert log.read_text().count("] worker 1 gen 1: GET /fail: the application raised an exception\n") == 1
+
+
+@pytest.mark.parametrize("how", SETUPS)
+@pytest.mark.heavy
+def test_in_the_master(serve: Start, project: Path, how: str) -> None:
+    (project / "setup.py").write_text("")
+    (project / "forkserve.conf.py").write_text(f"def on_starting(server):\n    exec({SETUPS[how]!r})\n")
+    command = serve("site_app:app", "--base-port", 0, "--log-file", "log", cwd=project)
+    command.kill(signal.SIGHUP)
+    log = project / "log"
+    eventually(lambda: "reloaded: generation 2" in log.read_text(), log.read_text)
+    assert get(command.port, "/fail").status == 500
+    eventually(lambda: "worker 1 gen 2:   RuntimeError: of the app" in log.read_text(), log.read_text)
+
+
+MINE = {"class": "logging.FileHandler", "filename": "mine.log"}
+NULL = {"class": "logging.NullHandler"}
+
+
+@pytest.mark.parametrize(
+    ("handler", "level", "found"),
+    [(MINE, "INFO", "mine.log"), (NULL, "INFO", None), (None, "INFO", None), (MINE, "CRITICAL", None)],
+)
+def test_what_log_config_asks_for_counts(
+    serve: Start, project: Path, handler: dict[str, str] | None, level: str, found: str | None
+) -> None:
+    """Also if the app has its own configuration, which then silences a logger that was given no handler."""
+    (project / "setup.py").write_text(FLASK)
+    names = [] if handler is None else ["h"]
+    logger = {"handlers": names, "level": level, "propagate": False}
+    content = {"version": 1, "handlers": dict.fromkeys(names, handler), "loggers": {"forkserve": logger}}
+    (project / "log.json").write_text(json.dumps(content))
+    command = serve("site_app:app", "--base-port", 0, "--log-file", "log", "--log-config", "log.json", cwd=project)
+    assert get(command.port, "/fail").status == 500
+    assert get(command.port, "/").status == 200
+    command.stop()
+
+    logs = [path.name for path in project.glob("*log") if "of the app" in path.read_text()]
+    assert logs == ([found] if found else [])
+
+
+def test_handlers_that_an_app_gives_to_our_logger_count(serve: Start, project: Path) -> None:
+    """Instead of ours, or beside it."""
+    (project / "setup.py").write_text(
+        "import logging\nlogging.getLogger('forkserve').handlers = [logging.FileHandler('mine.log')]\n"
+        "logging.getLogger('forkserve').addHandler(logging.FileHandler('other.log'))\n"
+    )
+    command = serve("site_app:app", "--base-port", 0, "--log-file", "log", cwd=project)
+    assert get(command.port, "/fail").status == 500
+    eventually(lambda: "of the app" in (project / "mine.log").read_text(), "the traceback")
+    command.stop()
+
+    assert "of the app" in (project / "other.log").read_text()
+    assert "of the app" not in (project / "log").read_text()
