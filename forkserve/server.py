@@ -13,7 +13,6 @@ from forkserve.errors import ConfigError, ForkserveError
 from forkserve.frontend import upstream
 from forkserve.http import access
 from forkserve.http.parsers import new_parser
-from forkserve.http.tls import make_context
 from forkserve.prefork import privileges
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.master import Master
@@ -88,6 +87,7 @@ class Server(Master):
             return self._take_over(decode(handed.data))
         if issubclass(self.worker_class, HTTPWorker):
             check(self.settings)
+            self.inheritance.make(self.pool.generation, self.settings)
         upstream.check(self.settings)
         privileges.prepare(self.settings)
         if handed is not None:
@@ -142,7 +142,6 @@ def check(settings: Settings) -> None:
     """
     if settings.app is not None:
         loader.parse_app_spec(settings.app)
-    make_context(settings)
     try:
         new_parser(settings.http)
         access.compile_format(settings.access_logformat)

@@ -24,6 +24,7 @@ from forkserve.http.lifespan import LifespanError
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
 from forkserve.http.threads import ThreadedExchange
+from forkserve.http.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.loader import LoadedApp
 from forkserve.prefork import finish, forks
 from forkserve.prefork.hooks import run_hook
@@ -93,11 +94,17 @@ class HTTPWorker(Worker):
     _names: Collection[Any] = ()  # of the listeners
     _turns: Turns | None = None  # for an application that is called inline
     _fault: str | None = None  # why there is no application
+    INHERITED_FROM = MADE_FROM
 
     @classmethod
     def scheme(cls, settings: Settings) -> str:
         """What its addresses begin with in the start-up lines."""
         return "http" if settings.certfile is None else "https"
+
+    @classmethod
+    def before_fork(cls, settings: Settings, last: object) -> object:
+        """Make the TLS context. A subclass that has more to make makes that in its `preload`."""
+        return inherit(settings, last)
 
     @classmethod
     def preload(cls, settings: Settings) -> LoadedApp:
@@ -178,6 +185,9 @@ class HTTPWorker(Worker):
         access = logs.access_log()
         write_access = None if access is None else access.write
         site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
+        inherited = self.context.inherited
+        # Not without where a certificate is asked for, whatever a subclass has made.
+        site.tls = inherited.context if isinstance(inherited, TLS) else make_context(self.settings)
         self._service = service = Service(site)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
         self._turns = service.turns

@@ -17,9 +17,10 @@ from forkserve.http.errors import RequestError
 from forkserve.http.http1 import Limits
 from forkserve.http.proxy import TrustedPeers
 from forkserve.http.response import Ending
-from forkserve.http.tls import make_context
 
 if TYPE_CHECKING:
+    import ssl
+
     from forkserve.http.connection import Connection
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
@@ -61,7 +62,6 @@ class Site:
         write_access: Appends to the access log; None to have none.
 
     Raises:
-        ConfigError: The certificate or the key cannot be used.
         ValueError: The format of the access log is not valid.
     """
 
@@ -99,7 +99,7 @@ class Site:
         self.on_answer: Callable[[Exchange], None] | None = None  # an answer has been written, or as much as there will be
         if self.access_log is not None:
             self.on_answer = self.access_log.write
-        self.tls = make_context(settings)
+        self.tls: ssl.SSLContext | None = None
         self.connections: set[Connection | WebSocket] = set()
         # asyncio refers to tasks only weakly: one that waits for what nobody else refers to would be collected half-way.
         self.tasks: set[asyncio.Task[None]] = set()  # of requests and commands
