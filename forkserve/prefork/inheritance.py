@@ -10,6 +10,7 @@ that itself, and the master does so when it takes over these settings.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Collection
 from typing import TYPE_CHECKING, ClassVar
 
@@ -64,7 +65,8 @@ class Inheritance:
         try:
             return self.make(generation, settings)
         except Exception as error:  # noqa: BLE001 - the worker class's, and as good as one that it raises in the worker
-            return error.with_traceback(None)  # its frames would keep what was half made
+            traceback.clear_frames(error.__traceback__)  # they would keep what was half made
+            return error
 
     def change(self, generation: int, before: Settings, settings: Settings) -> bool:
         """Make it anew if other settings that it is made from are taken over for a generation; return whether that is so.
