@@ -29,7 +29,7 @@ from forkserve.loader import LoadedApp
 from forkserve.prefork import finish, forks
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.process import EndOfBootError
-from forkserve.prefork.scoreboard import ACCEPTING, BEAT, CONNECTIONS, REQUESTS, STARTED
+from forkserve.prefork.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
 from forkserve.prefork.wakeup import SignalQueue
 from forkserve.prefork.worker import ENDING, WORKER_SIGNALS, Worker
 
@@ -265,6 +265,7 @@ class HTTPWorker(Worker):
         """Write down how things stand."""
         self.keep_signals()
         self.row.cells[REQUESTS] = self._service.site.requests
+        self.row.cells[HANDSHAKES_FAILED] = self._service.site.handshakes_failed
         pool = self._service.pool
         if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):
             self.beat()

@@ -321,6 +321,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served, and close."""
+        self.site.refusals.note("request", self.endpoints.peer, f"{error.status}, {error}")
         exchange, self._exchange = self._exchange, None
         method = error.method
         if exchange is not None:
@@ -430,6 +431,8 @@ class Connection(asyncio.Protocol):
         elif self.body is not None and self._exchange is not None:
             self._refuse(RequestError(408, "the request body did not come in time"))
         else:
+            if not (self.requests or self.site.draining):
+                self.site.refusals.note("connection", self.endpoints.peer, "no request came in time (--header-timeout)")
             self.close()
 
     def _look_at_client(self, exchange: Exchange, now: float) -> None:

@@ -16,6 +16,7 @@ from forkserve.http.access import AccessLog
 from forkserve.http.errors import RequestError
 from forkserve.http.http1 import Limits
 from forkserve.http.proxy import TrustedPeers
+from forkserve.http.refusals import Refusals
 from forkserve.http.response import Ending
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ class Site:
         if self.access_log is not None:
             self.on_answer = self.access_log.write
         self.tls: ssl.SSLContext | None = None
+        self.handshakes_failed = 0
+        self.refusals = Refusals(self.log, loop.time)
         self.connections: set[Connection | WebSocket] = set()
         # asyncio refers to tasks only weakly: one that waits for what nobody else refers to would be collected half-way.
         self.tasks: set[asyncio.Task[None]] = set()  # of requests and commands
@@ -159,5 +162,6 @@ class Site:
                 # One connection must not stop the clock of all others.
                 self.log.exception("a connection could not be looked after")
                 connection.abandon()
+        self.refusals.sum_up()
         if self.access_log is not None:
             self.access_log.flush()

@@ -28,6 +28,7 @@ CONNECTIONS: Final = 3  # open now
 
 DRAIN: Final = 4  # 1 when the master has ordered it to drain
 ACCEPTING: Final = 5  # 1 from READY until it drains
+HANDSHAKES_FAILED: Final = 7  # with TLS, since the process started
 
 LINES: Final = 8
 """So many lines are noted, and shown."""
