@@ -13,6 +13,7 @@ from forkserve.errors import ConfigError, ForkserveError
 from forkserve.frontend import upstream
 from forkserve.http import access
 from forkserve.http.parsers import new_parser
+from forkserve.http.tls import make_context
 from forkserve.prefork import privileges
 from forkserve.prefork.classes import compose, load_class
 from forkserve.prefork.master import Master
@@ -86,7 +87,7 @@ class Server(Master):
         if birth.takes_over() and handed is not None:
             return self._take_over(decode(handed.data))
         if issubclass(self.worker_class, HTTPWorker):
-            check(self.settings)
+            check_but_tls(self.settings)
             self.inheritance.make(self.pool.generation, self.settings)
         upstream.check(self.settings)
         privileges.prepare(self.settings)
@@ -135,7 +136,17 @@ def serve(server: Server) -> int:
 
 
 def check(settings: Settings) -> None:
-    """Find out in the master, before any fork, what every worker would trip over. Imports no application.
+    """Find out what every worker would trip over, TLS included. Imports no application.
+
+    Raises:
+        ConfigError: What it is, in one line.
+    """
+    check_but_tls(settings)
+    make_context(settings)
+
+
+def check_but_tls(settings: Settings) -> None:
+    """Find out in the master, before any fork, what every worker would trip over; but not what is made of TLS files before it.
 
     Raises:
         ConfigError: What it is, in one line.
@@ -159,7 +170,7 @@ def _checked(config: Config) -> Config:
 
     def read() -> Config:
         fresh = again()
-        check(fresh.settings)
+        check_but_tls(fresh.settings)
         return _checked(fresh)
 
     return dataclasses.replace(config, again=read)

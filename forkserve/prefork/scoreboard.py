@@ -28,7 +28,6 @@ CONNECTIONS: Final = 3  # open now
 
 DRAIN: Final = 4  # 1 when the master has ordered it to drain
 ACCEPTING: Final = 5  # 1 from READY until it drains
-HANDSHAKES_FAILED: Final = 7  # with TLS, since the process started
 
 LINES: Final = 8
 """So many lines are noted, and shown."""
@@ -36,7 +35,8 @@ LINE_SIZE: Final = 200
 _PLACES: Final = 1 + LINES  # the first is for the work that holds the process
 STARTED: Final = 8  # first of _PLACES cells: when the work began, 0 if the place is free
 _LENGTHS: Final = STARTED + _PLACES  # first of _PLACES cells: bytes of the line
-_CELLS: Final = _LENGTHS + _PLACES
+HANDSHAKES_FAILED: Final = _LENGTHS + _PLACES  # with TLS, since the process started
+_CELLS: Final = HANDSHAKES_FAILED + 1
 _TEXT: Final = _CELLS * 8
 _ROW_SIZE: Final = 2048
 

@@ -264,10 +264,12 @@ def test_a_fault_in_the_settings(authority: Authority, tmp_path: Path, options: 
     junk.write_text("no certificate\n")
     names = {"junk": junk, "cert": authority.server.cert, "key": authority.server.key, "other": authority.client.key}
 
-    ended = run("example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *(option.format(**names) for option in options))
-
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
-    assert re.search(told, ended.stderr), ended.stderr
+    for only_check in ((), ("--check-config",)):
+        ended = run(
+            "example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *(option.format(**names) for option in options), *only_check
+        )
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+        assert re.search(told, ended.stderr), ended.stderr
 
 
 def test_a_worker_of_tls_survives_clients_that_leave_at_once(serve: Start, authority: Authority) -> None:
