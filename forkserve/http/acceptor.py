@@ -137,6 +137,9 @@ class Acceptor:
             connection = Connection(site)
             connection.endpoints = endpoints
             await self._loop.connect_accepted_socket(lambda: connection, client)
+        except asyncio.CancelledError:
+            site.refusals.note("connection", _host(peer), "it had not begun when this process came to its end")
+            raise
         except ProxyHeaderError as error:
             client.close()
             self._not_connected()

@@ -441,6 +441,8 @@ class Connection(asyncio.Protocol):
         if self._eof and exchange.sent != self._sent_at_eof:
             self._wait_for_answer(exchange)
         if gone or (self._eof and now >= self._deadline):
+            if not gone:
+                self.site.refusals.note("request", self.endpoints.peer, "it sends no more, and its answer does not go on")
             self.transport.abort()
         elif not self._reading and sends_no_more:
             exchange.client_half_closed()

@@ -2,14 +2,16 @@
 
 Where a connection or a request is turned away, each covered here: plain HTTP where TLS is spoken; handshakes (cipher, protocol,
 certificate, rubbish, time); a head that is malformed, too large or late; a connection without a request; a body that is too large,
-late or cut short; too many requests in hand; an HTTP/2 preface; a WebSocket handshake; Expect; a PROXY header. Not refused, and
-without a line: a client that leaves before it has sent a byte, and a kept connection whose time is over.
+late or cut short; too many requests in hand; an HTTP/2 preface; a WebSocket handshake; Expect; a PROXY header; a half-closed client
+that waits in vain; a handshake that a drain does not wait for. Not refused, and without a line: a client that leaves before it has
+sent a byte, and a kept connection whose time is over. A client that reads nothing has a line at a higher level.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -197,3 +199,30 @@ def test_without_tls(serve: Start, loop: str) -> None:
     ]
     eventually(lambda: len(lines(command)) == len(wanted), lambda: lines(command))
     assert [line[: len(want)] for line, want in zip(lines(command), wanted, strict=True)] == wanted
+
+
+SILENT = """
+import asyncio
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await asyncio.Event().wait()
+"""
+
+
+def test_what_does_not_go_on(start: Start, tmp_path: Path, authority: Authority) -> None:
+    secure = ("--certfile", authority.server.cert, "--keyfile", authority.server.key, "--bind", "127.0.0.1:0")
+    options = ("--log-level", "debug", "--write-timeout", 1, "--graceful-timeout", 1)
+    half_closed = Site(start, tmp_path, "app:app", "--base-port", 0, *options, code=SILENT)
+    with sent(half_closed.command.port, GET) as client, contextlib.suppress(ConnectionError):
+        assert client.rest() == b""
+    wanted = ["request from 127.0.0.1 refused: it sends no more, and its answer does not go on"]
+    eventually(lambda: lines(half_closed.command) == wanted, lambda: half_closed.command.stderr)
+    half_closed.command.stop()
+
+    command = start("example_apps.hello_wsgi:app", *secure, "--log-level", "debug").ready()
+    with Client(command.port) as client:
+        client.send(b"\x16\x03")
+        assert get(command.port, tls=authority.trust()).status == 200
+        command.kill(signal.SIGTERM)
+        command.wait()
+        assert lines(command) == ["connection from 127.0.0.1 refused: it had not begun when this process came to its end"]
