@@ -100,7 +100,8 @@ class Server(Master):
         if birth.takes_over() and handed is not None:
             return self._take_over(decode(handed.data))
         if issubclass(self.worker_class, HTTPWorker):
-            check(self.settings)
+            check_but_tls(self.settings)
+            self.inheritance.make(self.pool.generation, self.settings)
         upstream.check(self.settings)
         privileges.prepare(self.settings)
         if handed is not None:
@@ -173,14 +174,23 @@ def serve(server: Server) -> int:
 
 
 def check(settings: Settings) -> None:
-    """Find out in the master, before any fork, what every worker would trip over. Imports no application.
+    """Find out what every worker would trip over, TLS included. Imports no application.
+
+    Raises:
+        ConfigError: What it is, in one line.
+    """
+    check_but_tls(settings)
+    make_context(settings)
+
+
+def check_but_tls(settings: Settings) -> None:
+    """Find out in the master, before any fork, what every worker would trip over; but not what is made of TLS files before it.
 
     Raises:
         ConfigError: What it is, in one line.
     """
     if settings.app is not None:
         loader.parse_app_spec(settings.app)
-    make_context(settings)
     try:
         new_parser(settings.http)
         access.compile_format(settings.access_logformat)
@@ -198,7 +208,7 @@ def _checked(config: Config) -> Config:
 
     def read() -> Config:
         fresh = again()
-        check(fresh.settings)
+        check_but_tls(fresh.settings)
         return _checked(fresh)
 
     return dataclasses.replace(config, again=read)

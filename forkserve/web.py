@@ -24,11 +24,12 @@ from forkserve.http.lifespan import LifespanError
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
 from forkserve.http.threads import ThreadedExchange
+from forkserve.http.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.loader import LoadedApp
 from forkserve.prefork import acceptqueue, finish, forks
 from forkserve.prefork.hooks import run_hook
 from forkserve.prefork.process import EndOfBootError
-from forkserve.prefork.scoreboard import ACCEPTING, BEAT, CONNECTIONS, REQUESTS, STARTED
+from forkserve.prefork.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
 from forkserve.prefork.wakeup import SignalQueue
 from forkserve.prefork.worker import ENDING, WORKER_SIGNALS, Worker
 
@@ -95,11 +96,17 @@ class HTTPWorker(Worker):
     _names: Collection[Any] = ()  # of the listeners
     _turns: Turns | None = None  # for an application that is called inline
     _fault: str | None = None  # why there is no application
+    INHERITED_FROM = MADE_FROM
 
     @classmethod
     def scheme(cls, settings: Settings) -> str:
         """What its addresses begin with in the start-up lines."""
         return "http" if settings.certfile is None else "https"
+
+    @classmethod
+    def before_fork(cls, settings: Settings, last: object) -> object:
+        """Make the TLS context. A subclass that has more to make makes that in its `preload`."""
+        return inherit(settings, last)
 
     @classmethod
     def preload(cls, settings: Settings) -> LoadedApp:
@@ -180,6 +187,9 @@ class HTTPWorker(Worker):
         access = logs.access_log()
         write_access = None if access is None else access.write
         site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
+        inherited = self.context.inherited
+        # Not without where a certificate is asked for, whatever a subclass has made.
+        site.tls = inherited.context if isinstance(inherited, TLS) else make_context(self.settings)
         try:
             self._service = service = Service(site)
         except RuntimeError as error:
@@ -278,6 +288,7 @@ class HTTPWorker(Worker):
         self.keep_signals()
         self._leave.look()
         self.row.cells[REQUESTS] = self._service.site.requests
+        self.row.cells[HANDSHAKES_FAILED] = self._service.site.handshakes_failed
         pool = self._service.pool
         if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):
             self.beat()

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import socket
 from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from forkserve.http.connection import CLOSING_TIME, Connection
-from forkserve.http.proxy import ProxiedEndpoints, TrustedPeers
-from forkserve.http.proxyheader import LONGEST, ProxyHeader, ProxyHeaderError, read_proxy_header
+from forkserve.http.connection import Connection
+from forkserve.http.proxy import Endpoints, ProxiedEndpoints, TrustedPeers
+from forkserve.http.proxyheader import LONGEST, ProxyHeaderError, read_proxy_header
+from forkserve.http.tlsconnect import connect_tls
 
 if TYPE_CHECKING:
+    from forkserve.http.proxyheader import ProxyHeader
     from forkserve.http.site import Site
 
 AT_ONCE = 64
@@ -126,25 +127,26 @@ class Acceptor:
             self._rest(PAUSE, self.start)
 
     async def _connect(self, client: socket.socket, peer: Any) -> None:
-        site = self._site
-        header: ProxyHeader | None = None
+        site, endpoints = self._site, Endpoints()
         try:
             if self._senders is not None and _host(peer) in self._senders:
-                header = await self._proxy_header(client)
-            await self._loop.connect_accepted_socket(
-                lambda: Connection(site) if header is None else _proxied(site, header),
-                client,
-                ssl=site.tls,
-                ssl_handshake_timeout=(site.settings.header_timeout or None) if site.tls is not None else None,
-                ssl_shutdown_timeout=CLOSING_TIME if site.tls is not None else None,
-            )
+                endpoints = ProxiedEndpoints(await self._proxy_header(client))
+            if site.tls is not None:
+                await connect_tls(site, client, _host(peer), endpoints, self._readable)
+                return
+            connection = Connection(site)
+            connection.endpoints = endpoints
+            await self._loop.connect_accepted_socket(lambda: connection, client)
+        except asyncio.CancelledError:
+            site.refusals.note("connection", _host(peer), "it had not begun when this process came to its end")
+            raise
         except ProxyHeaderError as error:
             client.close()
             self._not_connected()
             self._complain(_host(peer), error)
         except (TimeoutError, OSError, EOFError):
             self._not_connected()
-            client.close()  # a client that gave up, or a handshake that failed, is nobody's error
+            client.close()  # a client that gave up is nobody's error; of a handshake that failed it was said
 
     def _not_connected(self) -> None:
         if self._site.quota is not None:
@@ -196,17 +198,14 @@ class Acceptor:
 
     def _complain(self, host: str, error: ProxyHeaderError) -> None:
         """Log a warning once, for a proxy that is not set up for it; from then on clients must not fill the log."""
-        level, self._complained = logging.DEBUG if self._complained else logging.WARNING, True
-        peer, allowed = host or "a unix socket", self._site.settings.proxy_protocol
-        self._site.log.log(level, "connection from %s closed: its PROXY header %s (--proxy-protocol %s)", peer, error, allowed)
+        why = f"its PROXY header {error} (--proxy-protocol {self._site.settings.proxy_protocol})"
+        if self._complained:
+            self._site.refusals.note("connection", host, why)
+        else:
+            self._complained = True
+            self._site.log.warning("connection from %s closed: %s", host or "a unix socket", why)
 
 
 def _host(peer: Any) -> str:
     """The address of a peer as accept(2) gives it; empty on a unix socket."""
     return str(peer[0]) if isinstance(peer, tuple) else ""
-
-
-def _proxied(site: Site, header: ProxyHeader) -> Connection:
-    connection = Connection(site)
-    connection.endpoints = ProxiedEndpoints(header)
-    return connection

@@ -329,6 +329,7 @@ class Connection(Output):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served, and close."""
+        self.site.refusals.note("request", self.endpoints.peer, f"{error.status}, {error}")
         exchange, self._exchange = self._exchange, None
         method = error.method
         if exchange is not None:
@@ -444,6 +445,8 @@ class Connection(Output):
         elif self.body is not None and self._exchange is not None:
             self._refuse(RequestError(408, "the request body did not come in time"))
         else:
+            if not (self.requests or self.site.draining):
+                self.site.refusals.note("connection", self.endpoints.peer, "no request came in time (--header-timeout)")
             self.close()
 
     def _look_at_client(self, exchange: Exchange, now: float) -> None:
@@ -452,6 +455,8 @@ class Connection(Output):
         if self._eof and exchange.sent != self._sent_at_eof:
             self._wait_for_answer(exchange)
         if gone or (self._eof and now >= self._deadline):
+            if not gone:
+                self.site.refusals.note("request", self.endpoints.peer, "it sends no more, and its answer does not go on")
             self.transport.abort()
         elif not self._reading and sends_no_more:
             exchange.client_half_closed()

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from forkserve.http.exchange import Exchange
-from forkserve.http.proxy import Endpoints
+from forkserve.http.proxy import Endpoints, hops
 from forkserve.http.response import ResponseHead, read_code
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def _is_local(connection: Connection, fields: Fields) -> bool:
     """Whether both who sent the request and whom a proxy names, in a PROXY header or a field, are this machine."""
     socket = Endpoints()
     socket.read(connection.transport)
-    named, _ = connection.endpoints.seen_through(fields, connection.site.trusted)
-    return (not socket.peer or _is_loopback(socket.peer)) and (named is None or _is_loopback(named[0]))
+    named = connection.endpoints.client, *((hop,) for hop in hops(fields))  # by whomever: here nobody needs to be believed
+    return (not socket.peer or _is_loopback(socket.peer)) and all(one is None or _is_loopback(one[0]) for one in named)
 
 
 def _is_loopback(host: str) -> bool:

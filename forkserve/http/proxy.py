@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from forkserve.http.proxyheader import ProxyHeader
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_TCP = (socket.AF_INET, socket.AF_INET6)
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+MOST_HOPS = 64
+"""Elements of X-Forwarded-For that are looked at: no real chain is longer, and a client could write thousands."""
+_ZONE = r"(?:%[A-Za-z0-9._~-]+)?"
+_HOP = re.compile(
+    rf"(?:(?P<four>[0-9.]+)|\[(?P<bracketed>[0-9A-Fa-f:.]+){_ZONE}\])(?::(?P<port>[0-9]{{1,5}}))?|(?P<six>[0-9A-Fa-f:.]+){_ZONE}",
+    re.ASCII,
+)
 
 
 class TrustedPeers:
@@ -29,7 +37,7 @@ class TrustedPeers:
         names = set(allowed)
         self._all = "*" in names
         self._unix = self._all or "unix" in names
-        self._networks: list[Network] = [ipaddress.ip_network(name, strict=False) for name in names - {"*", "unix"}]
+        self._networks = [_plain(ipaddress.ip_network(name, strict=False)) for name in names - {"*", "unix"}]
 
     def __contains__(self, host: object) -> bool:
         """Whether a peer (its address as text; empty for a unix socket) is trusted."""
@@ -41,15 +49,31 @@ class TrustedPeers:
             address = ipaddress.ip_address(str(host))
         except ValueError:
             return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in self._networks)
+        return self._trusts(getattr(address, "ipv4_mapped", None) or address)
 
-    def client(self, hops: list[str], peer: str) -> str:
-        """The address of the client: the last hop that no trusted proxy vouches for."""
-        for hop in reversed(hops):
-            if hop not in self:
-                return hop
-        return hops[0] if hops else peer
+    def _trusts(self, address: Address) -> bool:
+        return self._all or any(address in network for network in self._networks)
+
+    def client(self, fields: Fields, peer: tuple[str, int] | None) -> tuple[str, int] | None:
+        """Address and port of the client, as far as proxies can be believed; the port is 0 where none is named.
+
+        From the right, where the nearest proxy has written, to the first hop that is not trusted: that is the client. At one that
+        is no address, such as ``unknown``, the client is the hop to its right, or at last the peer: whoever has written that
+        does not say where it is from, and what is further left may be a client's own words.
+
+        Args:
+            fields: The header section of a trusted peer.
+            peer: Address and port of the peer.
+        """
+        client = peer
+        for hop in hops(fields):
+            address, port = _read_hop(hop)
+            if address is None:
+                break
+            client = (str(address), port)
+            if not self._trusts(address):
+                break
+        return client
 
 
 class Endpoints:
@@ -93,25 +117,15 @@ class Endpoints:
         return "" if self.server is not None and self.server[1] is None else "unknown"
 
     def seen_through(self, fields: Fields, trusted: TrustedPeers) -> tuple[tuple[str, int] | None, str]:
-        """Client and scheme of a request: as a trusted proxy tells, else as the socket does.
-
-        Duplicate fields are joined before hops are counted, and the last untrusted hop wins, so a client cannot put
-        itself in front.
-        """
+        """Client and scheme of a request: as a trusted proxy tells, else as the socket does."""
         if not fields.forwarded or self.peer not in trusted:
             return self.client, self.scheme
-        hops: list[str] = []
         proto = b""
         for name, value in fields.headers:
-            if name == b"x-forwarded-for":
-                hops += [_bare(hop) for hop in value.decode("latin-1").split(",") if hop.strip(" \t")]
-            elif name == b"x-forwarded-proto":
-                proto = value.rpartition(b",")[2].strip(b" \t").lower()
-        client = self.client
-        if hops and trusted.client(hops, "") != "":
-            client = (trusted.client(hops, ""), 0)
+            if name == b"x-forwarded-proto":
+                proto = value.rpartition(b",")[2].strip(b" \t").lower()  # of several the last: the nearest proxy's
         scheme = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}.get(proto, self.scheme)
-        return client, scheme
+        return trusted.client(fields, self.client), scheme
 
 
 class ProxiedEndpoints(Endpoints):
@@ -139,9 +153,32 @@ class ProxiedEndpoints(Endpoints):
             self.scheme = "https"
 
 
-def _bare(hop: str) -> str:
-    """A hop without brackets and port; what is no address stays as it is and is trusted by nobody."""
-    hop = hop.strip(" \t")
-    if hop.startswith("["):
-        return hop[1:].partition("]")[0]
-    return hop.partition(":")[0] if hop.count(":") == 1 else hop
+def hops(fields: Fields) -> Iterator[str]:
+    """The elements of all X-Forwarded-For fields, from right to left; not more than `MOST_HOPS`, and none that is empty."""
+    left = MOST_HOPS
+    for name, value in reversed(fields.headers):
+        if name == b"x-forwarded-for":
+            elements = value.decode("latin-1").rsplit(",", left)[-left:] if left else ()
+            left -= len(elements)
+            yield from filter(None, (element.strip(" \t") for element in reversed(elements)))
+
+
+def _read_hop(hop: str) -> tuple[Address | None, int]:
+    """Address and port (0 if there is none) of a hop; None if it is no address. A zone means nothing here, and is left out."""
+    found = _HOP.fullmatch(hop)
+    port = int((found and found["port"]) or 0)
+    if found is None or port > 65535:
+        return None, 0
+    try:
+        if found["four"]:
+            return ipaddress.IPv4Address(found["four"]), port
+        six = ipaddress.IPv6Address(found["bracketed"] or found["six"])
+    except ValueError:
+        return None, 0
+    return six.ipv4_mapped or six, port
+
+
+def _plain(network: Network) -> Network:
+    """A network of version 4 that is written within version 6 (``::ffff:10.0.0.0/104``) as what it is."""
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    return network if mapped is None or network.prefixlen < 96 else ipaddress.IPv4Network((mapped, network.prefixlen - 96))

@@ -17,10 +17,12 @@ from forkserve.http.errors import RequestError
 from forkserve.http.http1 import Limits
 from forkserve.http.outgoing import Buffered
 from forkserve.http.proxy import TrustedPeers
+from forkserve.http.refusals import Refusals
 from forkserve.http.response import Ending
-from forkserve.http.tls import make_context
 
 if TYPE_CHECKING:
+    import ssl
+
     from forkserve.http.connection import Connection
     from forkserve.http.exchange import Exchange
     from forkserve.http.fields import Fields
@@ -69,7 +71,6 @@ class Site:
         write_access: Appends to the access log; None to have none.
 
     Raises:
-        ConfigError: The certificate or the key cannot be used.
         ValueError: The format of the access log is not valid.
     """
 
@@ -107,7 +108,9 @@ class Site:
         self.on_answer: Callable[[Exchange], None] | None = None  # an answer has been written, or as much as there will be
         if self.access_log is not None:
             self.on_answer = self.access_log.write
-        self.tls = make_context(settings)
+        self.tls: ssl.SSLContext | None = None
+        self.handshakes_failed = 0
+        self.refusals = Refusals(self.log, loop.time)
         self.buffered = Buffered(settings.limit_buffered or sys.maxsize)
         self.connections: set[Connection | WebSocket] = set()
         # asyncio refers to tasks only weakly: one that waits for what nobody else refers to would be collected half-way.
@@ -169,6 +172,7 @@ class Site:
                 # One connection must not stop the clock of all others.
                 self.log.exception("a connection could not be looked after")
                 connection.abandon()
+        self.refusals.sum_up()
         if self.access_log is not None:
             self.access_log.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -53,6 +54,28 @@ def parse_address(text: str) -> Address:
     if not host.isprintable() or any(letter in host for letter in "/@ ?#[]"):
         raise ValueError(f"{text!r}: {host!r} is not a host")
     return Address("tcp", host=host, port=_number(text, port, 65535, "port"))
+
+
+def plain_host(host: str) -> str:
+    """Return a host as it is to be bound: an IPv4 address that is written within IPv6 (`::ffff:127.0.0.1`) as what it is.
+
+    Raises ValueError, with the reason, for what nobody can listen on.
+    """
+    if not host:
+        raise ValueError("no host is named: write 127.0.0.1, or 0.0.0.0 for every interface")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host  # a name, or a short form such as 127.1
+    zone = getattr(address, "scope_id", None)
+    if zone and not address.is_link_local:
+        raise ValueError(f"only a link-local address (fe80::) names an interface: leave %{zone} out")
+    if address.version == 6 and address.is_link_local and not zone:
+        raise ValueError(f"a link-local address needs its interface: write [{host}%eth0], with the interface's name")
+    mapped = getattr(address, "ipv4_mapped", None)
+    if (mapped or address).is_multicast or str(mapped or address) == "255.255.255.255":
+        raise ValueError("this address stands for many machines, and nobody can listen on it")
+    return str(mapped or host)
 
 
 def _unix(text: str) -> Address:

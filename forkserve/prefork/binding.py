@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from forkserve import files
 from forkserve.errors import ListenError
+from forkserve.prefork.addresses import plain_host
 from forkserve.prefork.portholder import describe_holder
 
 if TYPE_CHECKING:
@@ -103,9 +104,11 @@ class Listener:
 def resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
     """Return the family, and host and port as numbers. Raises ListenError."""
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
+        found = socket.getaddrinfo(plain_host(address.host), address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, ValueError) as error:
+        reason = "not a host name" if isinstance(error, UnicodeError) else str(error)
+        if isinstance(error, socket.gaierror):
+            reason = "there is no such interface" if "%" in address.host else str(error.strerror)
         raise ListenError(f"cannot listen on {address}: {address.host!r}: {reason}") from None
     # A name such as localhost has two addresses; clients that try IPv6 first fall back to IPv4.
     family, _, _, _, name = min(found, key=lambda one: one[0] != socket.AF_INET)
@@ -134,6 +137,8 @@ def bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int)
         if error.errno == errno.EADDRINUSE:
             holder = describe_holder(address.port)
             reason = f"port {address.port} is already in use{holder}"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            reason = "no interface of this machine has this address"
         elif error.errno == errno.EACCES:
             reason = f"port {address.port} needs privileges that this process has not"
         else:

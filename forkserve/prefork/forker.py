@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.autoreload.outside import Facts
     from forkserve.prefork.autoreload.patterns import Rules
     from forkserve.prefork.autoreload.trial import Loaded
+    from forkserve.prefork.inheritance import Inheritance
     from forkserve.prefork.listeners import Listener, Listeners
     from forkserve.prefork.output import Outputs, WorkerOutput
     from forkserve.prefork.scoreboard import Scoreboard
@@ -46,6 +47,7 @@ class Forker:
     worker_class: type[Worker]
     settings: Settings
     hooks: Hooks
+    inheritance: Inheritance
     listeners: Listeners
     scoreboard: Scoreboard
     close_masters: Callable[[], None]
@@ -75,7 +77,7 @@ class Forker:
                         self._fork_mold(child, theirs, output)
                     elif self.settings.preload:
                         self._order(child, theirs, output)
-                    elif cold or self.base is None or not self.base.order(self._order_for(child, theirs, output), child):
+                    elif cold or not self._order_from_base(child, theirs, output):
                         self._fork_worker(child, theirs, output)
             finally:
                 theirs.close()
@@ -83,14 +85,14 @@ class Forker:
         return child
 
     def _fork_worker(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
-        context = self._context(child, channel)
+        context = self._context(child, channel, self.inheritance.of(child.member.generation, self.settings))
         with signals_blocked():
             child.pid = forks.fork()
             if child.pid == 0:
                 become_worker(self.worker_class, context, lambda: self._close_in_child(child), output.install)
 
     def _fork_mold(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
-        context = self._context(child, channel)
+        context = self._context(child, channel, self.inheritance.of(child.member.generation, self.settings))
         child.orders, orders = OrderSocket.pair()
         try:
             with signals_blocked():
@@ -110,6 +112,11 @@ class Forker:
                 mold.orders.send(self._order_for(child, channel, output))
                 return
         raise OSError(errno.ESRCH, "its mold has gone")
+
+    def _order_from_base(self, child: Child, channel: Channel, output: WorkerOutput) -> bool:
+        if self.base is None or self.inheritance.of(child.member.generation, self.settings) is not self.inheritance.latest:
+            return False
+        return self.base.order(self._order_for(child, channel, output), child)
 
     def _order_for(self, child: Child, channel: Channel, output: WorkerOutput) -> Order:
         return Order(
@@ -142,7 +149,7 @@ class Forker:
             child = Child(MOLD, 0, member, ours, unseen_row(), stacks)
             child.orders, orders = OrderSocket.pair()
             undo.callback(child.orders.close)
-            context = replace(self._context(child, theirs), again=self.again)
+            context = replace(self._context(child, theirs, self.inheritance.latest), again=self.again)
             try:
                 with self.outputs.for_worker(MOLD) as output, signals_blocked():
                     child.pid = forks.fork()
@@ -155,7 +162,7 @@ class Forker:
             undo.pop_all()
         return child
 
-    def _context(self, child: Child, channel: Channel) -> WorkerContext:
+    def _context(self, child: Child, channel: Channel, inherited: object) -> WorkerContext:
         return WorkerContext(
             id=child.id,
             generation=child.member.generation,
@@ -172,6 +179,7 @@ class Forker:
             again=self.again if child.member.canary else None,
             loaded=LoadedFiles(self.rules) if self.rules else None,
             stands_in=self.rules is not None and not child.member.canary,
+            inherited=inherited,
         )
 
     def _listeners(self, child: Child) -> list[Listener]:

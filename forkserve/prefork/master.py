@@ -29,6 +29,7 @@ from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.forker import Forker
 from forkserve.prefork.hooks import run_hook
+from forkserve.prefork.inheritance import Inheritance
 from forkserve.prefork.listeners import Listeners
 from forkserve.prefork.notify import Notifier
 from forkserve.prefork.output import Outputs
@@ -101,6 +102,7 @@ class Master(Steering):
             most=max(MANY_WORKERS, settings.workers, settings.max_workers),
         )
         self.worker_class = worker_class
+        self.inheritance = Inheritance(worker_class)
         self.hooks = config.hooks
         self._config = config
         self.messenger = Messenger(self.ask, self.slot)
@@ -248,6 +250,7 @@ class Master(Steering):
             worker_class=self.worker_class,
             settings=self.settings,
             hooks=self.hooks,
+            inheritance=self.inheritance,
             listeners=self.listeners,
             again=self._config.again,
             scoreboard=scoreboard,

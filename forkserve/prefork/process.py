@@ -23,6 +23,7 @@ from forkserve.prefork import deadman, finish, forks, privileges, stacks
 from forkserve.prefork.autoreload.loaded import keep_no_fresh_bytecode
 from forkserve.prefork.classes import load_mixins
 from forkserve.prefork.hooks import run_hook
+from forkserve.prefork.inheritance import settle
 from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.scoreboard import LOST_LINES, UNSAID_LINES
@@ -302,10 +303,12 @@ def prepare(
     In a worker, or in a mold for all its workers. The configuration first, as its file may be nobody else's to read, and the
     master reads it with all its rights as well.
     """
+    before = context.settings
     if context.again is not None:
         fresh = context.again()
-        context = replace(context, settings=merge(context.settings, fresh.settings), hooks=fresh.hooks)
+        context = replace(context, settings=merge(before, fresh.settings), hooks=fresh.hooks)
         logs.set_level(context.settings.log_level)
+    context = replace(context, inherited=settle(worker_class, context.inherited, before, context.settings))
     if privileges.drop(context.settings):
         end_with_master()
     if context.loaded is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forkserve.config import Config
     from forkserve.prefork.steering import Steering
     from forkserve.prefork.upgrade.state import Exported
+    from forkserve.settings import Settings
 
 
 class Reloading:
@@ -130,6 +131,7 @@ class Reloading:
         # The name is what this server came to be called, whatever it was asked to be.
         for name in unchangeable(before, dataclasses.replace(fresh.settings, name=before.name)):
             logs.logger.warning("%s cannot be changed by a reload: restart the server for that", flag(name))
+        self._inherit(before, settings)
         grown = workers != self._config.settings.workers
         hooks, config, wanted = master.hooks, self._config, master.pool.wanted
         master.take_over(settings, fresh.hooks)
@@ -153,6 +155,17 @@ class Reloading:
         self._undo = undo
         self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
 
+    def _inherit(self, before: Settings, settings: Settings) -> None:
+        """Make what workers inherit anew if it is made from other settings now. Raises CommandError."""
+        rollout, pool = self._rollout, self._master.pool
+        assert rollout is not None
+        try:
+            changed = self._master.inheritance.change(rollout.generation, before, settings)
+        except Exception as error:
+            raise CommandError(f"{error}; nothing was changed") from error
+        if changed and rollout.canary is not None and not pool.preload:
+            pool.spent(rollout.canary.ident, full=False)  # it has made its own, and is replaced by one that has what all have
+
     def _end(self, error: CommandError | None, traceback: str | None) -> None:
         rollout, self._rollout = self._rollout, None
         assert rollout is not None
@@ -160,6 +173,7 @@ class Reloading:
         running, self._running = self._running, []
         self._master.listeners.settle_renewed(self._master.pool.generation)
         self._master.reloads(begin=False)
+        self._master.inheritance.keep((self._master.pool.generation, self._master.pool.fallback))
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
         if error is None:

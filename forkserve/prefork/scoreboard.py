@@ -41,7 +41,8 @@ LINE_SIZE: Final = 200
 _PLACES: Final = 1 + LINES  # the first is for the work that holds the process
 STARTED: Final = 8  # first of _PLACES cells: when the work began, 0 if the place is free
 _LENGTHS: Final = STARTED + _PLACES  # first of _PLACES cells: bytes of the line
-_CELLS: Final = _LENGTHS + _PLACES
+HANDSHAKES_FAILED: Final = _LENGTHS + _PLACES  # with TLS, since the process started
+_CELLS: Final = HANDSHAKES_FAILED + 1
 _TEXT: Final = _CELLS * 8
 _ENTERED: Final = 2048  # first of LINES places: a number, 0 if what has entered has left, and the line
 _ENTRY: Final = Struct(f"=Q{LINE_SIZE + 1}p")

@@ -10,7 +10,7 @@ import forkserve
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Served
 from forkserve.prefork.policy.states import MOLD, State
-from forkserve.prefork.scoreboard import CONNECTIONS, REQUESTS
+from forkserve.prefork.scoreboard import CONNECTIONS, HANDSHAKES_FAILED, REQUESTS
 from forkserve.settings import TABLE
 
 if TYPE_CHECKING:
@@ -116,9 +116,14 @@ def _mold(master: Steering, member: Member, now: float) -> dict[str, Any]:
 
 def _counters(child: Child | None) -> dict[str, int]:
     if child is None:
-        return {"requests": 0, "in_flight": 0, "connections": 0}
+        return {"requests": 0, "in_flight": 0, "connections": 0, "handshakes_failed": 0}
     cells = child.row.cells
-    return {"requests": cells[REQUESTS], "in_flight": child.row.in_flight(), "connections": cells[CONNECTIONS]}
+    return {
+        "requests": cells[REQUESTS],
+        "in_flight": child.row.in_flight(),
+        "connections": cells[CONNECTIONS],
+        "handshakes_failed": cells[HANDSHAKES_FAILED],
+    }
 
 
 def _exit(end: Exit | None, now: float) -> dict[str, Any] | None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.commands.pending import JSON
     from forkserve.prefork.front import Front
     from forkserve.prefork.hooks import Hooks
+    from forkserve.prefork.inheritance import Inheritance
     from forkserve.prefork.listeners import Listeners
     from forkserve.prefork.poller import Timer
     from forkserve.prefork.reloading import Reloading
@@ -69,6 +70,7 @@ class Steering:
     """
 
     hooks: Hooks
+    inheritance: Inheritance
     worker_class: type[Worker]
     children: Children
     messenger: Messenger

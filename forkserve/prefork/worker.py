@@ -29,6 +29,7 @@ from forkserve.prefork.commands.dispatch import Dispatcher, run_to_end
 from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.frames import FrameError
 from forkserve.prefork.hooks import Hooks, WorkerHandle, call_hook, run_hook
+from forkserve.prefork.inheritance import Heir
 from forkserve.prefork.leave import Leave
 from forkserve.prefork.scoreboard import ACCEPTING, BEAT, LOST_LINES, Row, Scoreboard
 from forkserve.prefork.wakeup import SignalQueue
@@ -93,12 +94,13 @@ class WorkerContext:
     loaded: LoadedFiles | None = None  # under --reload
     molded: bool = False  # forked from a mold, which has done all that comes before the app, and has loaded it
     preloaded: object = None  # what `Worker.preload` returned there
+    inherited: object = None  # what `Worker.before_fork` returned in the master, or has raised there
     stands_in: bool = False  # if the app does not load, be there all the same, and show why; under --reload
     # Methods that signals asked for while the worker booted, to be called when it is ready.
     asked: list[str] = field(default_factory=list)
 
 
-class Worker:
+class Worker(Heir):
     """One worker. Everything here runs in the worker's process, on its main thread, if it does not say otherwise.
 
     A method `child_<name>` of a subclass or mixin is a command: it takes and returns JSON values, and

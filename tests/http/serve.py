@@ -12,6 +12,7 @@ from typing import Any
 from forkserve import config, loader, logs
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
+from forkserve.http.tls import make_context
 
 
 class Nobody:
@@ -59,7 +60,9 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     access = logs.access_log()
     loop = asyncio.get_running_loop()
     write_access = access.write if access else None
-    service = Service(Site(chosen, loaded.app, loaded.interface, loop, Nobody(), logs.printable, write_access))
+    site = Site(chosen, loaded.app, loaded.interface, loop, Nobody(), logs.printable, write_access)
+    site.tls = make_context(chosen)
+    service = Service(site)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await service.startup()

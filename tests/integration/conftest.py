@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.certificates import Authority
 from tests.integration.command import Command
 
 Start = Callable[..., Command]
@@ -53,3 +54,9 @@ def project(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def serve(start: Start) -> Start:
     """Start the command and wait until it is ready."""
     return lambda *arguments, **options: start(*arguments, **options).ready()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Certificates."""
+    return Authority(tmp_path_factory.mktemp("tls"))

@@ -411,3 +411,29 @@ def test_a_restart_finds_its_ports_free(start: Start, many: int) -> None:
             command.kill(15)
             idle.rest()
         command.wait()
+
+
+@pytest.mark.parametrize("options", [("--bind", "[::ffff:127.0.0.1]:0"), ("--host", "::ffff:127.0.0.1", "--base-port", 0)])
+def test_an_ipv4_address_that_is_written_within_ipv6(serve: Start, options: tuple[object, ...]) -> None:
+    command = serve(WHO, *options)
+    assert command.startup[0].startswith("Listening on http://127.0.0.1:")
+    assert worker_at(command.port) == "1"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--bind", "[::1%lo]:0"), "leave %lo out"),
+        (("--bind", "[fe80::1]:0"), "write [fe80::1%eth0]"),
+        (("--bind", "[fe80::1%nope9]:0"), "there is no such interface"),
+        (("--bind", "224.0.0.1:0"), "nobody can listen on it"),
+        (("--bind", "192.0.2.1:0"), "no interface of this machine has this address"),
+        (("--host", "", "--base-port", "0"), "no host is named"),
+    ],
+)
+def test_addresses_that_cannot_be_had(options: tuple[str, ...], said: str) -> None:
+    """One line says which, and what to do."""
+    ended = run(HELLO, *options)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (5, 1), ended.stderr
+    assert ended.stderr.startswith("forkserve: cannot listen on ")
+    assert said in ended.stderr

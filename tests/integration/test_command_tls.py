@@ -5,120 +5,18 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from websockets.sync.client import connect
 
+from tests.integration.certificates import Authority, openssl
 from tests.integration.client import Client, dial, get
 from tests.integration.command import DEADLINE, Command, eventually, run
 from tests.integration.conftest import Start
 
 APPS = pytest.mark.parametrize("app", ["who", "who_asgi"])
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-
-
-class Pair(NamedTuple):
-    """A certificate and its key."""
-
-    cert: str
-    key: str
-
-
-def openssl(*arguments: str, cwd: Path) -> None:
-    """Run the program."""
-    subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True, timeout=60)
-
-
-class Authority:
-    """Two certificate authorities, and what the first one has signed."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.ca = self._own("ca")
-        self.stranger = self._own("stranger")
-        self.server = self._signed("server", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-        self.client = self._signed("client", "extendedKeyUsage=clientAuth")
-
-    def _own(self, name: str) -> Pair:
-        openssl(
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            f"/CN={name}",
-            "-addext",
-            "keyUsage=critical,keyCertSign",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.pem",
-            cwd=self.directory,
-        )
-        return self._pair(name)
-
-    def _signed(self, name: str, extension: str) -> Pair:
-        (self.directory / f"{name}.ext").write_text(f"{extension}\nauthorityKeyIdentifier=keyid\n")
-        openssl(
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-subj",
-            f"/CN={name}",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.csr",
-            cwd=self.directory,
-        )
-        openssl(
-            "x509",
-            "-req",
-            "-in",
-            f"{name}.csr",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            f"{name}.ext",
-            "-out",
-            f"{name}.pem",
-            cwd=self.directory,
-        )
-        return self._pair(name)
-
-    def _pair(self, name: str) -> Pair:
-        return Pair(str(self.directory / f"{name}.pem"), str(self.directory / f"{name}.key"))
-
-    def trust(self, own: Pair | None = None, *alpn: str) -> ssl.SSLContext:
-        """Return a client's context that trusts the first authority and may show a certificate."""
-        context = ssl.create_default_context(cafile=self.ca.cert)
-        if own is not None:
-            context.load_cert_chain(*own)
-        if alpn:
-            context.set_alpn_protocols(list(alpn))
-        return context
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Certificates."""
-    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 def secure(serve: Start, authority: Authority, app: str, *options: object) -> Command:
@@ -366,10 +264,12 @@ def test_a_fault_in_the_settings(authority: Authority, tmp_path: Path, options: 
     junk.write_text("no certificate\n")
     names = {"junk": junk, "cert": authority.server.cert, "key": authority.server.key, "other": authority.client.key}
 
-    ended = run("example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *(option.format(**names) for option in options))
-
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
-    assert re.search(told, ended.stderr), ended.stderr
+    for only_check in ((), ("--check-config",)):
+        ended = run(
+            "example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *(option.format(**names) for option in options), *only_check
+        )
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+        assert re.search(told, ended.stderr), ended.stderr
 
 
 def test_a_worker_of_tls_survives_clients_that_leave_at_once(serve: Start, authority: Authority) -> None:

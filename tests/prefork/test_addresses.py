@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.addresses import Address, parse_address
+from forkserve.prefork.addresses import Address, parse_address, plain_host
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,58 @@ def test_what_is_refused(text: str, part: str) -> None:
 def test_nothing_else_is_raised(text: str) -> None:
     with contextlib.suppress(ValueError):
         parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "bound"),
+    [
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("::FFFF:7f00:1", "127.0.0.1"),
+        ("0:0:0:0:0:ffff:127.0.0.1", "127.0.0.1"),
+        ("::ffff:0.0.0.0", "0.0.0.0"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        *(
+            (host, host)
+            for host in (
+                "127.0.0.1",
+                "::",
+                "::1",
+                "0",
+                "127.1",
+                "*",
+                "localhost",
+                "LOCALHOST",
+                "169.254.0.1",
+                "b\xfccher.example",
+            )
+        ),
+    ],
+)
+def test_the_host_that_is_bound(host: str, bound: str) -> None:
+    assert plain_host(host) == bound
+
+
+@pytest.mark.parametrize(
+    ("host", "part"),
+    [
+        ("", "no host is named"),
+        ("::1%lo", "leave %lo out"),
+        ("::%lo", "leave %lo out"),
+        ("::ffff:127.0.0.1%lo", "leave %lo out"),
+        ("fe80::1", "[fe80::1%eth0]"),
+        ("224.0.0.1", "many machines"),
+        ("::ffff:224.0.0.1", "many machines"),
+        ("ff02::1", "many machines"),
+        ("255.255.255.255", "many machines"),
+    ],
+)
+def test_hosts_that_nobody_can_listen_on(host: str, part: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        plain_host(host)
+    assert part in str(caught.value)
+
+
+@given(st.text())
+def test_any_host_is_a_host_or_has_a_reason(host: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert plain_host(host)

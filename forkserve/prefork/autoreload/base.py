@@ -52,7 +52,7 @@ class Base:
         self._child: Child | None = None
         self._number = time.monotonic_ns()  # of the newest one; never that of one from before an upgrade
         self._ready = False
-        self._made_of: tuple[Settings, Hooks, set[str], Facts] | None = None
+        self._made_of: tuple[tuple[Settings, Hooks, object], set[str], Facts] | None = None
         self._modules: dict[str, Loaded] = {}  # by name, in the order of their first import
         self._facts: Facts | None = None  # of workers that have imported everything themselves
         self._suspect: Facts | None = None  # of a worker that has not, and was another one: was it the base mold's fault?
@@ -109,13 +109,17 @@ class Base:
         if self._facts is None or self._given_up or forker.base is None:
             return
         if self._child is not None and self._made_of is not None:
-            settings, hooks, names, facts = self._made_of
-            same = (settings, hooks, facts) == (forker.settings, forker.hooks, self._facts)
-            if same and names.issuperset(self._loaded()):
+            made_of, names, facts = self._made_of
+            if made_of == self._inherited() and facts == self._facts and names.issuperset(self._loaded()):
                 return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._master.poller.at(time.monotonic() + self._delay, self._make)
+
+    def _inherited(self) -> tuple[Settings, Hooks, object]:
+        """What a worker would have from the master if it were forked by that now."""
+        forker = self._master.children.forker
+        return forker.settings, forker.hooks, forker.inheritance.latest
 
     def _loaded(self) -> set[str]:
         return {one.name for one in self._modules.values() if one.origin}
@@ -139,7 +143,7 @@ class Base:
             self._delay = min(2 * self._delay, LONGEST_DELAY)
             self._make_if_needed()
             return
-        self._made_of = forker.settings, forker.hooks, self._loaded(), self._facts
+        self._made_of = self._inherited(), self._loaded(), self._facts
         self._master.poller.watch(self._child.channel, READ, self._hear)
         if self._child.pid is not None:
             self._master.children.others[self._child.pid] = functools.partial(self._reaped, self._child)
@@ -171,10 +175,10 @@ class Base:
 
     def order(self, order: Order, child: Child) -> bool:
         """Have it fork a worker; return whether it was told so. It may then still come to nothing: the worker's channel ends."""
-        forker, base = self._master.children.forker, self._child
+        base = self._child
         if base is None or base.orders is None or not self._ready or self._made_of is None:
             return False
-        if (forker.settings, forker.hooks) != self._made_of[:2]:
+        if self._made_of[0] != self._inherited():
             return False
         try:
             base.orders.send(order)

@@ -68,6 +68,11 @@ class Rollout:
         """What is started or settling, while nothing old is touched."""
         return self._mold_name if self._mold is not None and self._canary is None else "first worker"
 
+    @property
+    def canary(self) -> Member | None:
+        """The first worker, if there is one."""
+        return self._canary
+
     def next_deadline(self) -> float | None:
         """When `advance` must be called if nothing happens before; None for never."""
         if self.step is Step.SETTLING and self._canary is not None and self._canary.ready_at is not None:

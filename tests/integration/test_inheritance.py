@@ -1,0 +1,67 @@
+"""`Worker.before_fork`: what a worker class of the user's own makes in the master, once for each generation."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+from tests.integration.site import Site
+
+APP = """
+import os
+from forkserve import Worker
+
+class Own(Worker):
+    INHERITED_FROM = ("keep_alive",)
+
+    @classmethod
+    def before_fork(cls, settings, last):
+        if os.path.exists("broken"):
+            raise RuntimeError("cannot be made")
+        return {"pid": os.getpid(), "made": (last or {}).get("made", 0) + 1, "of": settings.keep_alive}
+
+    def run(self):
+        while self.alive():
+            self.wait()
+
+    def child_inherited(self):
+        return self.context.inherited
+"""
+
+
+@pytest.mark.parametrize("mode", [(), ("--preload",)])
+def test_it_is_made_once_and_accepted_or_changes_nothing(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+    options = ("--worker", "app:Own", "-w", 2, "--reload-settle", 0, *mode)
+    site = Site(start, tmp_path, *options, code=APP, files={"forkserve.toml": "keep_alive = 1\n"})
+
+    def inherited() -> list[object]:
+        return [reply["value"] for reply in site.call("inherited")]
+
+    first = {"pid": site.command.pid, "made": 1, "of": 1}
+    assert inherited() == [first] * 2
+    assert site.ask("reload")["ok"]
+    second = first | {"made": 2}
+    assert inherited() == [second] * 2
+
+    broken = site.home / "broken"
+    broken.touch()
+    site.command.traceback_expected = True
+    before = site.workers()
+    assert "RuntimeError: cannot be made; nothing was changed" in site.ask("reload")["error"]["message"]
+    pids = [pid for _, pid, _, _ in before]
+    os.kill(pids[0], signal.SIGKILL)
+    eventually(lambda: len(site.pids()) == 2 and pids[0] not in site.pids(), site.rows)
+    assert inherited() == [second] * 2
+
+    broken.unlink()
+    site.save("keep_alive = 2\n", "forkserve.toml")
+    assert site.ask("reload")["ok"]
+    if not mode:  # a mold has made its own, for all of its workers
+        third = {"pid": site.command.pid, "of": 2}
+        eventually(lambda: [one | {"made": 0} for one in inherited()] == [third | {"made": 0}] * 2, inherited)  # type: ignore[operator]
+    assert {one["of"] for one in inherited()} == {2}  # type: ignore[index]
