@@ -40,15 +40,19 @@ class Watcher:
         self.channel = Channel(ours)
         self._waiting: list[Message] = []
 
-    def next(self, kind: str) -> Message:
-        """Wait for a message; others before it would be a surprise."""
-        end = time.monotonic() + DEADLINE
+    def any(self, what: str = "message", deadline: float = DEADLINE) -> Message:
+        """Wait for a message."""
+        end = time.monotonic() + deadline
         while not self._waiting:
-            assert time.monotonic() < end, f"no {kind!r} in {DEADLINE} s"
-            select.select([self.channel], [], [], 1.0)
+            assert time.monotonic() < end, f"no {what!r} in {deadline} s"
+            select.select([self.channel], [], [], 0.5)
             self._waiting += self.channel.receive()
-            assert self._waiting or not self.channel.closed, f"it ended before {kind!r}"
-        message = self._waiting.pop(0)
+            assert self._waiting or not self.channel.closed, f"it ended before {what!r}"
+        return self._waiting.pop(0)
+
+    def next(self, kind: str, deadline: float = DEADLINE) -> Message:
+        """Wait for a message; others before it would be a surprise."""
+        message = self.any(kind, deadline)
         assert message["type"] == kind, message
         return message
 

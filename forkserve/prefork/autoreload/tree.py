@@ -45,6 +45,7 @@ class _Folder:
     """A directory as it was listed. Without a stamp it is listed again by the next look."""
 
     stamp: Stamp | None = None
+    inode: int | None = None
     files: dict[str, Stamp] = field(default_factory=dict)
     below: set[str] = field(default_factory=set)
 
@@ -91,18 +92,40 @@ class Tree:
         """Whether a real path is in one of the project's directories, without a link."""
         return self._rules.below(os.path.join(path, "_")) is not None
 
+    def followed(self, path: str, *, is_link: bool) -> str | None:
+        """Return where a directory of the project really is; None if it is left out, or is elsewhere in the project as well."""
+        if not self.holds(path):
+            return None
+        if not is_link:
+            return path
+        real, logical = os.path.realpath(path), self.logical(path)
+        if self.is_projects(real) or self.links.setdefault(real, logical) != logical:
+            return None
+        return real
+
+    def linked(self, path: str) -> list[str]:
+        """Return where a link of the project leads to, as far as it was followed."""
+        logical = self.logical(path)
+        return [real for real, link in self.links.items() if link == logical]
+
     # What was there.
 
-    def files(self) -> Iterator[tuple[str, Stamp]]:
-        """Return all files, as they were seen last."""
-        for folder in self._folders.values():
-            yield from folder.files.items()
+    def files(self, below: str | None = None) -> Iterator[tuple[str, Stamp]]:
+        """Return all files, or those below a directory, as they were seen last."""
+        for path, folder in self._folders.items():
+            if below is None or is_below(path, below):
+                yield from folder.files.items()
 
     def open(self) -> None:
         """See what is there, for the first time."""
         for root in (*self.roots, *self._extra):
             if root not in self._folders and os.path.isdir(root):
                 self.add(root)
+
+    def is_same(self, path: str) -> bool:
+        """Whether a directory is the one that was there when it was listed last."""
+        folder, now = self._folders.get(path), stamp_of(path)
+        return folder is not None and now is not None and now.inode == folder.inode
 
     def knows(self, path: str) -> bool:
         """Whether a file was there when it was seen last."""
@@ -121,14 +144,24 @@ class Tree:
             found += self._list(here, folder, pending)
         return found
 
+    def renew(self, path: str) -> set[str]:
+        """See a directory that is new, or another one than before; return the files that were known below it."""
+        link = self.links.get(path)
+        before = set(self.forget(path))
+        if link is not None:
+            self.links[path] = link
+        self.add(path)
+        return before
+
     def forget(self, path: str) -> list[str]:
         """Forget a directory that is not there any more; return the files that were below it."""
         gone: list[str] = []
         for one in [one for one in self._folders if is_below(one, path)]:
             gone += self._folders.pop(one).files
-        for real in [real for real, link in self.links.items() if is_below(link, path)]:
+        for real in [real for real, link in self.links.items() if is_below(link, path) or is_below(real, path)]:
             del self.links[real]
-            gone += self.forget(real)
+            if not is_below(real, path):
+                gone += self.forget(real)
         self.often.difference_update(gone)
         return gone
 
@@ -203,6 +236,7 @@ class Tree:
         found = stamp_of(path)
         is_fresh = found is None or time.time() - found.mtime / WHOLE < FRESH  # what comes now may not change its date
         folder.stamp = None if is_fresh else found
+        folder.inode = found.inode if found is not None else None
         folder.files.clear()
         if path not in self.roots and path in self._extra:
             self._list_extra(path, folder, below)
@@ -212,7 +246,7 @@ class Tree:
             return []
         for entry in listed:
             if _is_dir(entry):
-                if (real := self._followed(entry)) is not None:
+                if (real := self.followed(entry.path, is_link=entry.is_symlink())) is not None:
                     below.append(real)
                     folder.below.add(real)
             elif self.matters(entry.path):
@@ -235,17 +269,6 @@ class Tree:
             folder.files[path] = found
             if self.included(path):
                 self.often.add(path)
-
-    def _followed(self, entry: os.DirEntry[str]) -> str | None:
-        """Return where a directory of the project really is; None if it is left out, or is elsewhere in the project as well."""
-        if not self.holds(entry.path):
-            return None
-        if not entry.is_symlink():
-            return entry.path
-        real, logical = os.path.realpath(entry.path), self.logical(entry.path)
-        if self.is_projects(real) or self.links.setdefault(real, logical) != logical:
-            return None
-        return real
 
 
 def stamp_of(path: str) -> Stamp | None:

@@ -175,8 +175,10 @@ class Watcher:
     def _watch_anew(self, folder: str | None = None) -> None:
         """Watch a directory that is new, or (None) everything anew."""
         try:
-            if self._polling is None:
-                self._watches.open() if folder is None else self._watches.add(folder)
+            if self._polling is None and folder is None:
+                self._watches.open()
+            elif self._polling is None and folder is not None:
+                self._watches.renew(folder)
         except OSError as error:
             self._poll_instead(error)
 
@@ -220,24 +222,34 @@ class Watcher:
             self._writing.discard(path)
 
     def _look_at_directory(self, path: str) -> None:
-        """See what became of a directory: it is new, or has come from elsewhere, or is no more."""
+        """See what became of a directory: it is new, or has come from elsewhere, or is another one, or is no more."""
+        is_link = os.path.islink(path)
+        for old in self._tree.linked(path) if is_link else ():
+            if old != os.path.realpath(path):
+                self._lose(old)
         if os.path.isdir(path):
-            if self._tree.holds(path) and not self._watches.covers(path):
-                self._watch_anew(path)
-                self._add(path)
+            real = self._tree.followed(path, is_link=is_link)
+            if real is None or (self._tree.is_same(real) and self._watches.covers(real)):
+                return
+            self._watch_anew(real)
+            self._add(real)
             return
-        was = self._tree.holds(os.path.join(path, "_"))
-        self._watches.forget(path)
         if path in self._roots:
             self._roots[path] = None
+        self._lose(path)
+
+    def _lose(self, path: str) -> None:
+        """Note that a directory is not there any more, or not in the project."""
+        was = self._tree.holds(os.path.join(path, "_"))
+        self._watches.forget(path)
         self._note(((file, True) for file in self._tree.forget(path)), happened=was)
         if was:
             self._gone.add(path)
 
     def _add(self, folder: str) -> None:
         """See a directory that is new, or another one than before; all that is in it has changed."""
-        before = set(self._tree.forget(folder))
-        self._note((file, file in before) for file in self._tree.add(folder))
+        before = self._tree.renew(folder)
+        self._note((file, file in before) for file, _ in self._tree.files(folder))
 
     def _look(self) -> None:
         """Poll, or see whether the project's directories are still those that are watched.
@@ -251,7 +263,6 @@ class Watcher:
             for folder, before in self._roots.items():
                 self._roots[folder] = there = _identity(folder)
                 if there is not None and there != before:
-                    self._watches.forget(folder)
                     self._watch_anew(folder)
                     self._add(folder)
 

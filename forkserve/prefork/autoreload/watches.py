@@ -68,7 +68,7 @@ class Watches:
         self._observer.start()
         for folder in self._tree.roots:
             if os.path.isdir(folder):
-                self.add(folder)
+                self._add(folder)
         for glob in self._extra:
             folder = fixed_part(glob)
             if os.path.isdir(folder) and not self.covers(folder):
@@ -81,10 +81,21 @@ class Watches:
         self._observer = None
         self._watched.clear()
 
-    def add(self, folder: str) -> None:
-        """Watch a directory of the project, and what is below it. Raises OSError."""
+    def renew(self, folder: str) -> None:
+        """Watch a directory of the project that is new, or another one than before, and what is below it. Raises OSError."""
+        was = folder in self._watched
+        self.forget(folder)
+        if was or not self.covers(folder):
+            self._add(folder)
+        self._check()  # in a tree watchdog has done it
+
+    def _add(self, folder: str) -> None:
         for path, is_tree in self._plan(folder, set())[1]:
             self._schedule(path, is_tree=is_tree)
+        self._check()
+
+    @staticmethod
+    def _check() -> None:
         if exhausted():
             raise OSError(0, EXHAUSTED)
 
@@ -95,10 +106,7 @@ class Watches:
                 self._observer.unschedule(self._watched.pop(path))
 
     def covers(self, folder: str) -> bool:
-        """Whether changes in a directory are noticed: it is watched, or below one that is watched as a tree."""
-        if os.path.islink(folder):
-            real = os.path.realpath(folder)
-            return real in self._watched or self._tree.is_projects(real)
+        """Whether changes in a real directory are noticed: it is watched, or below one that is watched as a tree."""
         return any(
             folder == path or (watch.is_recursive and is_below(folder, path)) for path, watch in list(self._watched.items())
         )
