@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import pytest
 
 from forkserve.prefork.autoreload.filesystems import tells_too_little, type_of
-from forkserve.prefork.autoreload.git import STALE, index_of, is_locked
+from forkserve.prefork.autoreload.git import STALE, index_of, is_at_work
 from forkserve.prefork.autoreload.polling import POLL_EVERY, SHARE, period
 from forkserve.prefork.autoreload.tree import WHOLE, Stamp
 from tests.integration.command import eventually, state
@@ -351,8 +352,9 @@ def test_where_git_s_lock_is_and_one_that_was_left_behind(tmp_path: Path) -> Non
     git(repository, "worktree", "add", str(tree))
     found = index_of(str(tree))
     assert found == str(repository / ".git/worktrees/tree/index.lock")
-    assert not is_locked(found)
+    assert not is_at_work(found, inf)
     Path(found).touch()
-    assert is_locked(found)
+    assert is_at_work(found, inf)
     os.utime(found, (time.time() - 2 * STALE,) * 2)
-    assert not is_locked(found)
+    assert not is_at_work(found, inf)
+    assert is_at_work(found, 0.0)  # it has been since then

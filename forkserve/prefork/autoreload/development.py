@@ -70,6 +70,7 @@ class Development:
         self._matter_at = self._loaded_at = 0.0
         self._guesses = 0
         self._told_at = time.time()
+        self._told: tuple[list[str], list[str], list[str]] = ([], [], [])  # by the watcher, that has more to tell
 
     # The watcher.
 
@@ -133,9 +134,13 @@ class Development:
                 case {"type": "watching", "polls": polls}:
                     self._polls = polls
                     self._tell_loaded(self._changes.loaded)
-                case {"type": "changed", "included": included, "others": others, "made": made}:
-                    self._told_at = time.time()
-                    self._changed(included, others, made)
+                case {"type": "changed", "more": more, **lists}:
+                    for paths, name in zip(self._told, ("included", "others", "made"), strict=True):
+                        paths.extend(lists[name])
+                    if not more:  # what has changed at once is one change
+                        self._told_at = time.time()
+                        told, self._told = self._told, ([], [], [])
+                        self._changed(*told)
                 case {"type": "at_rest", "number": number}:
                     self._faults.at_rest(number)
                 case {"type": "warning", "text": text}:
@@ -152,6 +157,7 @@ class Development:
         now = time.monotonic()
         if now - self._born > HEALED:
             self._delay = FIRST_DELAY
+        self._told = ([], [], [])
         logger.error("the watcher died, and is started again in %g s\n%s", self._delay, self._last_words)
         self._last_words = ""
         # What was saved since it told something, or while it waited for more, the next one finds by its date.

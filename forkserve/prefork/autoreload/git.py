@@ -27,8 +27,11 @@ def index_of(folder: str) -> str | None:
         folder = os.path.dirname(folder)
 
 
-def is_locked(path: str) -> bool:
-    """Whether git holds a lock, and not only one that was left behind."""
+def is_at_work(lock: str, since: float) -> bool:
+    """Whether git holds a lock that was not left behind, or has let go of it, by a new index, since a time of the clock."""
     with contextlib.suppress(OSError):
-        return time.time() - os.stat(path).st_mtime < STALE
+        if time.time() - os.stat(lock).st_mtime < STALE:
+            return True
+    with contextlib.suppress(OSError):
+        return since <= os.stat(lock.removesuffix(".lock")).st_mtime <= time.time()
     return False

@@ -50,6 +50,16 @@ class Polling:
         return min(self._often.due, self._whole.due)
 
     @property
+    def is_looking(self) -> bool:
+        """Whether a look at the directories, and at what is looked at often, is half done."""
+        return self._often.is_under_way
+
+    @property
+    def looked_at(self) -> float:
+        """The time of the clock from which on a change has perhaps not been seen yet."""
+        return self._often.looked_at
+
+    @property
     def period(self) -> float:
         """Seconds from a change of a file that is looked at often until it must have been seen."""
         return self._often.period + SLICE
@@ -71,12 +81,19 @@ class _Look:
         self._steps: Iterator[list[Seen]] | None = None
         self._cpu = 0.0
         self._began = 0.0
+        self._began_at = self.looked_at = time.time()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it is half done."""
+        return self._steps is not None
 
     def go_on(self) -> list[Seen]:
         """Look for a moment; return what has changed."""
         now, cpu = time.monotonic(), time.thread_time()
         if self._steps is None:
             self._steps, self._began, self._cpu = self._begin(), now, 0.0
+            self._began_at = time.time()
         until, changed = now + SLICE, list[Seen]()
         for found in self._steps:
             changed += found
@@ -87,7 +104,7 @@ class _Look:
             self._steps = None
         self._cpu += time.thread_time() - cpu
         if self._steps is None:
-            now = time.monotonic()
+            now, self.looked_at = time.monotonic(), self._began_at
             self.period = period(self._cpu, now - self._began)
             self.due = now + self.period
         return changed

@@ -167,12 +167,11 @@ class Tree:
 
     def update(self, path: str) -> None:
         """See a file again."""
-        folder = self._folders.setdefault(os.path.dirname(path), _Folder())
         now = stamp_of(path)
-        if now is None:
+        if now is not None:
+            self._folders.setdefault(os.path.dirname(path), _Folder()).files[path] = now
+        elif (folder := self._folders.get(os.path.dirname(path))) is not None:
             folder.files.pop(path, None)
-        else:
-            folder.files[path] = now
 
     def look(self, files: Iterable[str] | None = None) -> Iterator[list[Seen]]:
         """Look again, and return directory by directory what is other than before, with whether it was there before.
@@ -199,7 +198,8 @@ class Tree:
         if folder.stamp is not None and not now.differs(folder.stamp):
             return self._look_at_files(list(folder.files), folder) if is_whole else []
         new: list[str] = []
-        before, below = dict(folder.files), set(folder.below)
+        before, below = dict(folder.files), folder.below
+        folder.below = set()
         self._list(path, folder, new)
         gone = before.keys() - folder.files.keys()
         self.often -= gone
@@ -208,7 +208,6 @@ class Tree:
             if file not in before or stamp.differs(before[file]):
                 changed.append((file, file in before))
         for one in below.difference(new):
-            folder.below.discard(one)
             changed += self._gone(one)
         for one in new:
             if one not in self._folders:
@@ -216,6 +215,8 @@ class Tree:
         return changed
 
     def _gone(self, path: str) -> list[Seen]:
+        if path not in self._folders:
+            return []  # it was seen to be gone before the directory that it was in
         return [(path, True), *((file, True) for file in self.forget(path))]
 
     def _look_at_files(self, files: Iterable[str], folder: _Folder) -> list[Seen]:

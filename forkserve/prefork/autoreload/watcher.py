@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve.prefork import privileges
 from forkserve.prefork.autoreload.filesystems import tells_too_little, type_of
-from forkserve.prefork.autoreload.git import index_of, is_locked
+from forkserve.prefork.autoreload.git import index_of, is_at_work
 from forkserve.prefork.autoreload.polling import Polling
 from forkserve.prefork.autoreload.tree import Seen, Tree
 from forkserve.prefork.process import end_with, set_title
@@ -102,7 +102,7 @@ class Watcher:
         self._gone: set[str] = set()  # directories
         self._writing: set[str] = set()  # files that are open for that
         self._lost = False  # inotify has lost events
-        self._first_at = self._last_at = 0.0
+        self._first_at = self._last_at = self._busy_until = 0.0
         self._asked = 0  # the number of the master's question whether all changes are told
         self._asked_at = inf
 
@@ -126,7 +126,7 @@ class Watcher:
             self._channel.flush()
             self._take()
             self._look()
-            if self._due() <= time.monotonic():
+            if self._due() <= time.monotonic() and not self._is_busy():
                 self._tell()
             if self._rest_due() <= time.monotonic():
                 self._channel.send({"type": "at_rest", "number": self._asked})
@@ -285,14 +285,28 @@ class Watcher:
     def _due(self) -> float:
         if not self._first_at:
             return inf
-        longest = self._first_at + max(LONGEST_DELAY, self._watch.delay)
-        due = longest if self._writing else min(self._last_at + self._watch.delay, longest)
-        if due <= time.monotonic() < self._first_at + LONGEST_CHECKOUT and any(map(is_locked, self._repositories)):
-            return time.monotonic() + AT_REST
-        return due
+        longest = max(self._first_at + max(LONGEST_DELAY, self._watch.delay), self._busy_until)
+        return longest if self._writing else min(self._last_at + self._watch.delay, longest)
+
+    def _is_busy(self) -> bool:
+        """Whether more is sure to come: git is at work, or a look is half done; then wait a little longer, within bounds."""
+        now = time.monotonic()
+        since = self._polling.looked_at if self._polling else inf
+        if now < self._first_at + LONGEST_CHECKOUT and any(is_at_work(lock, since) for lock in self._repositories):
+            self._last_at = self._busy_until = now + AT_REST + self._period
+        elif self._polling is not None and self._polling.is_looking and now < self._first_at + LONGEST_DELAY:
+            self._last_at = now
+        else:
+            return False
+        return True
+
+    @property
+    def _period(self) -> float:
+        """Seconds from a change until it must have been seen, beside what the system takes."""
+        return self._polling.period if self._polling else 0.0
 
     def _rest_due(self) -> float:
-        return inf if self._first_at else self._asked_at + AT_REST + (self._polling.period if self._polling else 0.0)
+        return inf if self._first_at else self._asked_at + AT_REST + self._period
 
     def _tell(self) -> None:
         """Tell the master all files that modules may have been loaded from; of those that matter in any case, a few."""
@@ -308,9 +322,8 @@ class Watcher:
         self._changed, self._gone, self._writing, self._first_at = {}, set(), set(), 0.0
         for start in range(0, len(others) or 1, MANY):
             some = others[start : start + MANY]
-            self._channel.send(
-                {"type": "changed", "included": included[:MANY], "others": some, "made": sorted(made.intersection(some))}
-            )
+            message = {"included": included[:MANY], "others": some, "made": sorted(made.intersection(some))}
+            self._channel.send({"type": "changed", "more": start + MANY < len(others), **message})
             included = []
 
 
