@@ -46,7 +46,11 @@ class Project:
 
     def serve(self, *arguments: object, ready: bool = True, **options: object) -> Project:
         """Start the server, of the module `myapp`."""
-        arguments = ("myapp:app", "--reload", "--control-socket", self.folder.parent / "control", *arguments)
+        return self.serve_plainly("--reload", *arguments, ready=ready, **options)
+
+    def serve_plainly(self, *arguments: object, ready: bool = True, **options: object) -> Project:
+        """Start the server without --reload."""
+        arguments = ("myapp:app", "--control-socket", self.folder.parent / "control", *arguments)
         if not {"--bind", "--base-port"} & set(map(str, arguments)):
             arguments = (*arguments, "--bind", "127.0.0.1:0")
         self.command = self._start(*arguments, cwd=self.folder, **options)
