@@ -210,7 +210,7 @@ class Place:
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
                 if not has_name:  # a file that is there can be replaced by one with a name only
-                    os.link(f"/proc/self/fd/{file.fileno()}", temporary, dst_dir_fd=self.directory)
+                    os.link(f"{OWN_DESCRIPTORS}/{file.fileno()}", temporary, dst_dir_fd=self.directory)
                     has_name = True
                 os.replace(temporary, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
             except BaseException:
@@ -224,9 +224,12 @@ class Place:
         Without a name, where the file system has such files, it goes with a process that is killed.
         """
         flags = os.O_WRONLY | os.O_CLOEXEC
-        if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+        if hasattr(os, "O_TMPFILE"):
             with contextlib.suppress(OSError):
-                return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self.directory), False
+                descriptor = os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self.directory)
+                if os.path.exists(f"{OWN_DESCRIPTORS}/{descriptor}"):
+                    return descriptor, False
+                os.close(descriptor)  # it could not be given a name
         return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=self.directory), True
 
 

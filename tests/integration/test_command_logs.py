@@ -367,19 +367,15 @@ def test_log_config(serve: Start, project: Path, name: str, content: str) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("log.ini", "nonsense", "MissingSectionHeaderError"),
+        ("log.ini", "nonsense", "no section headers"),
         ("log.ini", "", "the file is empty"),
         ("log.ini", "[loggers]\nkeys = root\n", "it has no 'formatters'"),
-        ("log.ini", None, "Is a directory"),
         ("log.json", "[]", "it must hold a mapping"),
         ("log.json", '{"version": 7}', "7"),
     ],
 )
-def test_a_log_config_that_is_broken_is_a_usage_error(project: Path, name: str, content: str | None, says: str) -> None:
-    if content is None:
-        (project / name).mkdir()
-    else:
-        (project / name).write_text(content)
+def test_a_log_config_that_is_broken_is_a_usage_error(project: Path, name: str, content: str, says: str) -> None:
+    (project / name).write_text(content)
     ended = run("site_app:app", "--log-config", name, "--base-port", "0", cwd=project)
 
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
