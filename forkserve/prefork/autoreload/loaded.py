@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import PathFinder, SourceFileLoader
 from typing import TYPE_CHECKING, Any
 
 from forkserve.prefork.autoreload.outside import Outside
@@ -38,15 +39,14 @@ def keep_no_fresh_bytecode() -> None:
 
 
 class _Sought:
-    """A finder that is asked last: it finds nothing, but knows what all others have not found either."""
+    """A finder that is asked first: it finds nothing, but knows what is sought."""
 
     def __init__(self) -> None:
-        self.places: set[tuple[str, str]] = set()  # a directory, and the last part of a name
+        self.names: dict[str, Any] = {}  # to where it is sought: None is the path, else that of its package
 
     def find_spec(self, name: str, path: Any = None, _target: Any = None) -> None:
-        """Note where a module was sought. Called in any thread, by imports that will fail."""
-        base = name.rpartition(".")[2]
-        self.places.update((folder, base) for folder in (sys.path if path is None else path) if isinstance(folder, str))
+        """Note what is sought. Called in any thread, by whoever imports what is not loaded."""
+        self.names[name] = path
 
 
 class LoadedFiles:
@@ -63,29 +63,31 @@ class LoadedFiles:
         self._looked_at = time.monotonic()
         self._folders: dict[str, str | None] = {}  # to where it really is, or None if it is not the project's
         self._sought = _Sought()
-        self._sought_seen: set[tuple[str, str]] = set()
+        self._sought_seen: set[str] = set()
 
     def begin(self) -> None:
         """Look from now on: the app is about to be loaded."""
-        sys.meta_path.append(self._sought)
+        sys.meta_path.insert(0, self._sought)
         self.outside.begin()
 
     def news(self) -> list[Message]:
         """Return what the master does not know yet; at first in any case a message, though it may be empty.
 
         A file may have been saved after it was loaded, but before the master knows that it matters: `since` is when it
-        was not loaded yet. `sought` is what imports have not found, as paths without a suffix.
+        was not loaded yet. `sought` is what imports have not found, as paths without a suffix. What they have found, but
+        what did not load, counts as loaded: a view, say, that is imported by the first request.
         """
         since, self._looked_at = self._looked_at, time.monotonic()
         first = self._count < 0
         if first:
             self.outside.end()
         outside = [] if first else list(self.outside.news())  # which takes its time, while the worker is waited for
-        if len(sys.modules) == self._count and len(self._sought.places) == len(self._sought_seen):
+        if len(sys.modules) == self._count and len(self._sought.names) == len(self._sought_seen):
             return outside
         self._count = len(sys.modules)
         folders: list[str] = []
-        lists = [list(self._new_files(folders)), folders, list(self._new_sought())]
+        files = list(self._new_files(folders))
+        lists = [files, folders, list(self._new_sought(files))]
         return outside + [
             {"type": "loaded", "since": since}
             | {name: one[start : start + MANY] for name, one in zip(("files", "folders", "sought"), lists, strict=True)}
@@ -99,16 +101,19 @@ class LoadedFiles:
         for name in names:
             module = sys.modules.get(name)
             folders += filter(None, map(self._folder, self._packages(module)))
-            file = getattr(module, "__file__", None)
-            if not isinstance(file, str):
-                continue
-            folder, base = os.path.split(os.path.abspath(file))
-            real = self._folder(folder)
-            if real is not None and not self.rules.excluded(os.path.join(folder, base)):
-                path = os.path.join(real, base)
-                yield path
-                if os.path.islink(path):
-                    yield os.path.realpath(path)
+            yield from self._projects(getattr(module, "__file__", None))
+
+    def _projects(self, file: object) -> Iterator[str]:
+        """Return where a file of the project really is; a link also where it leads to."""
+        if not isinstance(file, str):
+            return
+        folder, base = os.path.split(os.path.abspath(file))
+        real = self._folder(folder)
+        if real is not None and not self.rules.excluded(os.path.join(folder, base)):
+            path = os.path.join(real, base)
+            yield path
+            if os.path.islink(path):
+                yield os.path.realpath(path)
 
     @staticmethod
     def _packages(module: object) -> list[str]:
@@ -120,14 +125,24 @@ class LoadedFiles:
             pass
         return []
 
-    def _new_sought(self) -> Iterator[str]:
-        """Return what has been sought in vain in the project's directories."""
-        places = self._sought.places.copy()
-        for folder, name in places - self._sought_seen:
-            real = self._folder(os.path.abspath(folder))
-            if real is not None:
-                yield os.path.join(real, name)
-        self._sought_seen = places
+    def _new_sought(self, files: list[str]) -> Iterator[str]:
+        """Return what has been sought in vain in the project's directories; what is there, but not loaded, goes to `files`."""
+        for name, path in self._sought.names.copy().items():
+            if name in self._sought_seen:
+                continue
+            self._sought_seen.add(name)
+            if name in sys.modules:
+                continue
+            with contextlib.suppress(Exception):  # whatever somebody has for a path
+                spec = PathFinder.find_spec(name, path)
+                if spec is not None and spec.origin is not None:
+                    files += self._projects(spec.origin)
+                    continue
+                base = name.rpartition(".")[2]
+                for folder in sys.path if path is None else path:
+                    real = self._folder(os.path.abspath(folder))
+                    if real is not None:
+                        yield os.path.join(real, base)
 
     def _folder(self, folder: str) -> str | None:
         if folder not in self._folders:
