@@ -207,17 +207,35 @@ class Place:
     def replace(self, data: bytes, mode: int) -> None:
         """Put a new file there, so that a reader sees the old one or the new one."""
         temporary = f".{self.name}.{secrets.token_hex(8)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o600, dir_fd=self.directory), "wb") as file:
+        descriptor, has_name = self._new(temporary)
+        with open(descriptor, "wb") as file:
             try:
                 file.write(data)
                 file.flush()
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
+                if not has_name:  # a file that is there can be replaced by one with a name only
+                    os.link(f"{OWN_DESCRIPTORS}/{file.fileno()}", temporary, dst_dir_fd=self.directory)
+                    has_name = True
                 os.replace(temporary, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
             except BaseException:
-                os.unlink(temporary, dir_fd=self.directory)
+                if has_name:
+                    os.unlink(temporary, dir_fd=self.directory)
                 raise
+
+    def _new(self, name: str) -> tuple[int, bool]:
+        """Open a new file for writing; return its descriptor, and whether it has that name.
+
+        Without a name, where the file system has such files, it goes with a process that is killed.
+        """
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        if hasattr(os, "O_TMPFILE"):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self.directory)
+                if os.path.exists(f"{OWN_DESCRIPTORS}/{descriptor}"):
+                    return descriptor, False
+                os.close(descriptor)  # it could not be given a name
+        return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=self.directory), True
 
 
 @contextlib.contextmanager

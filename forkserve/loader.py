@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
+from forkserve import installed
 from forkserve.errors import AppLoadError, ConfigError, NestedServerError, did_you_mean
 from forkserve.prefork.upgrade import birth
 from forkserve.settings import Settings
@@ -125,6 +126,7 @@ def prepare(settings: Settings) -> None:
     except OSError as error:
         where = f"--chdir {settings.chdir}" if settings.chdir else f"the working directory {birth.directory}"
         raise ConfigError(f"{where}: {error.strerror}") from None
+    installed.refresh()
     extend_path(settings)
 
 

@@ -412,17 +412,34 @@ def _apply(path: str) -> None:
 
     try:
         if path.endswith((".json", ".yaml", ".yml")):
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file) if path.endswith(".json") else _yaml(file.read())
-            content.setdefault("disable_existing_loggers", False)
-            logging.config.dictConfig(content)
+            logging.config.dictConfig({"disable_existing_loggers": False, **_mapping(path)})
         else:
-            logging.config.fileConfig(path, disable_existing_loggers=False)
+            if not _content(path).strip():
+                raise ValueError("the file is empty")  # noqa: TRY301 - one answer for all
+            logging.config.fileConfig(path, disable_existing_loggers=False, encoding="utf-8")
     except ConfigError:
         raise
+    except OSError as error:
+        raise ConfigError(f"--log-config {path}: {error.strerror or error}") from None
+    except KeyError as error:  # what fileConfig raises
+        raise ConfigError(
+            f"--log-config {path}: it has no {error}, which logging.config.fileConfig needs; or name a .json or .yaml file"
+        ) from None
     except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
         cause = error.__cause__ or error
         raise ConfigError(f"--log-config {path}: {type(cause).__name__}: {cause}") from None
+
+
+def _content(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _mapping(path: str) -> dict[str, Any]:
+    content = json.loads(_content(path)) if path.endswith(".json") else _yaml(_content(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"--log-config {path}: it must hold a mapping, as logging.config.dictConfig takes it")
+    return content
 
 
 def _yaml(content: str) -> Any:

@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 TIME = 30.0
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every user's PATH
@@ -66,7 +67,7 @@ def check(kind: str, text: str, *, whole: bool = True) -> list[str]:
     """
     forbidden: list[str] = []
     with tempfile.TemporaryDirectory(prefix="forkserve-") as directory:
-        while output := _refused(kind, _arrange(kind, text, directory, whole=whole), directory):
+        while output := _refused(kind, text, directory, whole=whole):
             said = complaint(output, directory)
             address = FORBIDDEN.search(said) if kind == "nginx" else None
             if address is None:
@@ -99,14 +100,36 @@ def unreadable(path: str) -> bool:
         return isinstance(error, PermissionError)
 
 
-def _refused(kind: str, trial: Trial, directory: str) -> str | None:
-    """Run a trial; return all that was printed if the configuration is refused. Raises CheckError."""
+def _refused(kind: str, text: str, directory: str, *, whole: bool) -> str | None:
+    trial = _arrange(kind, text, directory, whole=whole)
+    return refused(kind, trial.command, trial.environ, directory=directory)
+
+
+def refused(
+    kind: str,
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    directory: str | None = None,
+    stdin: IO[str] | int = subprocess.DEVNULL,
+) -> str | None:
+    """Run a front end's own program, to judge a configuration; return all that it has printed if it refuses that.
+
+    Args:
+        kind: What it is called.
+        command: What to run, with its arguments.
+        environ: Its environment.
+        directory: Where to run it; this process's own unless given.
+        stdin: What it can read.
+
+    Raises CheckError if it cannot be run, or says nothing within TIME seconds.
+    """
     try:
         done = subprocess.run(  # noqa: S603 - the program that it is for
-            trial.command,
-            env=trial.environ,
+            command,
+            env=environ,
             cwd=directory,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -117,7 +140,7 @@ def _refused(kind: str, trial: Trial, directory: str) -> str | None:
     except subprocess.TimeoutExpired:
         raise CheckError(f"{kind} did not say within {TIME:g} s whether the configuration is good") from None
     except OSError as error:
-        raise CheckError(f"cannot run {trial.command[0]}: {error.strerror}") from None
+        raise CheckError(f"cannot run {command[0]}: {error.strerror}") from None
     return None if done.returncode == 0 else done.stdout or SILENT
 
 

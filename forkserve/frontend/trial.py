@@ -8,10 +8,9 @@ from __future__ import annotations
 import grp
 import os
 import re
-import subprocess
 import tempfile
 
-from forkserve.frontend.check import SILENT, TIME, CheckError, complaint, find
+from forkserve.frontend.check import CheckError, complaint, find, refused
 
 MOST = 10  # variables of the user's own that the backends may name
 UNKNOWN = re.compile(r'unknown "([a-z0-9_]+)" variable')
@@ -42,20 +41,5 @@ def _refused(program: str, text: str, variables: list[str]) -> str | None:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         file.write(f"{user}pid /dev/null; error_log stderr; events {{}} http {{ {own} {text}\n}}\n")
         file.flush()
-        try:
-            done = subprocess.run(  # noqa: S603 - the program that it is for
-                [program, "-t", "-q", "-p", os.devnull, "-c", _INPUT],  # no name that is relative leads anywhere
-                env={**os.environ, "LC_ALL": "C"},
-                stdin=file,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                timeout=TIME,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise CheckError(f"nginx did not say within {TIME:g} s whether the configuration is good") from None
-        except OSError as error:
-            raise CheckError(f"cannot run {program}: {error.strerror}") from None
-    return None if done.returncode == 0 else done.stdout or SILENT
+        command = [program, "-t", "-q", "-p", os.devnull, "-c", _INPUT]  # no name that is relative leads anywhere
+        return refused("nginx", command, {**os.environ, "LC_ALL": "C"}, stdin=file)

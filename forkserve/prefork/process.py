@@ -315,7 +315,7 @@ def prepare(
         keep_no_fresh_bytecode()
     loader.prepare(context.settings)
     if context.loaded is not None:
-        context.loaded.outside.begin()
+        context.loaded.begin()
     return load_mixins(worker_class, context.settings.mixin), context
 
 

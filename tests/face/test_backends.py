@@ -1,7 +1,10 @@
 """What front ends connect to, and the file that tells them."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,15 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert not write_whole(str(link), "new")
     assert real.stat().st_ino == number
     assert sorted(tmp_path.iterdir()) == [link, real]
+
+
+def test_a_process_that_is_killed_as_it_writes_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A file larger than its limit is what kills it, in the middle of the write."""
+    path = tmp_path / "upstream.conf"
+    code = "import resource, signal, sys; from forkserve.files import write_whole; signal.signal(signal.SIGXFSZ, signal.SIG_DFL);"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); write_whole(sys.argv[1], 'x' * int(sys.argv[2]))"
+    for size, ended in ((4000, 0), (500_000, -signal.SIGXFSZ)):
+        done = subprocess.run([sys.executable, "-c", code, str(path), str(size)], check=False)
+        assert done.returncode == ended
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "x" * 4000

@@ -29,6 +29,7 @@ class Project:
         self.folder = folder
         self._start = start
         self.command: Command
+        self.engine = "auto"  # of --reload
 
     @classmethod
     def new(cls, tmp_path: Path, start: Start) -> Project:
@@ -45,8 +46,12 @@ class Project:
         path.write_text(text.format(**values) if values else text)
 
     def serve(self, *arguments: object, ready: bool = True, **options: object) -> Project:
-        """Start the server, of the module `myapp`."""
-        arguments = ("myapp:app", "--reload", "--control-socket", self.folder.parent / "control", *arguments)
+        """Start the server, of the module `myapp` unless another is given as `app`."""
+        return self.serve_plainly("--reload", *arguments, ready=ready, **options)
+
+    def serve_plainly(self, *arguments: object, ready: bool = True, app: str = "myapp:app", **options: object) -> Project:
+        """Start the server without --reload."""
+        arguments = (app, "--control-socket", self.folder.parent / "control", *arguments)
         if not {"--bind", "--base-port"} & set(map(str, arguments)):
             arguments = (*arguments, "--bind", "127.0.0.1:0")
         self.command = self._start(*arguments, cwd=self.folder, **options)

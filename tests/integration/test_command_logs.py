@@ -367,10 +367,20 @@ def test_log_config(serve: Start, project: Path, name: str, content: str) -> Non
     assert command.stderr.splitlines() == command.startup
 
 
-@pytest.mark.parametrize(("name", "content"), [("log.ini", "nonsense"), ("log.json", '{"version": 7}')])
-def test_a_log_config_that_is_broken_is_a_usage_error(project: Path, name: str, content: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("log.ini", "nonsense", "no section headers"),
+        ("log.ini", "", "the file is empty"),
+        ("log.ini", "[loggers]\nkeys = root\n", "it has no 'formatters'"),
+        ("log.json", "[]", "it must hold a mapping"),
+        ("log.json", '{"version": 7}', "7"),
+    ],
+)
+def test_a_log_config_that_is_broken_is_a_usage_error(project: Path, name: str, content: str, says: str) -> None:
     (project / name).write_text(content)
     ended = run("site_app:app", "--log-config", name, "--base-port", "0", cwd=project)
 
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert name in ended.stderr
+    assert says in ended.stderr

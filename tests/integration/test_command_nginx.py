@@ -1,4 +1,21 @@
-"""What nginx, HAProxy and Caddy (Debian's packages) say to what `forkserve nginx` prints; and of which server it tells."""
+"""What nginx, HAProxy and Caddy (Debian's packages) say to what `forkserve nginx` prints; and of which server it tells.
+
+Places where an ordinary user may not do what root may, as looked for in the code:
+
+- a check by a front end's own program: ports below 1024 and sockets in directories of others (`test_ports_of_root`,
+  `test_sockets_of_root`), keys and certificates (`test_keys_that_only_root_reads`, `test_keys_of_the_workers`), an upstream
+  file that is included (`test_an_upstream_file_that_only_root_reads`); nginx's own `user`, pid, logs and temporary
+  directories are not taken from the configuration, and HAProxy and Caddy bind nothing to check one (`test_every_configuration`);
+- what the command writes, and what the server itself opens: `test_what_only_root_may_do_is_one_line`;
+- `--user` and `--group`: there, and in `test_command_privileges`; chmod and chown are done only for these, or to what was just
+  made (`tests/prefork/test_files.py`);
+- the control socket's directory, `/run` and others (`tests/prefork/test_runtime_dir.py`), and who may steer a server
+  (`tests/prefork/test_control.py`);
+- `/proc/PID/fd` of other users' processes, to say who holds a port: left out of the message, as an error there is no fault;
+- raising the limit of open files (only up to the hard one), `nice` (only upwards), the parent's death signal, a subreaper, a pidfd,
+  a memfd, `smaps_rollup` of our own workers: anybody may. No memory is locked, and no priority raised.
+- the tests' own limits of inotify (`tests/prefork/test_watcher_more.py`): in a user namespace, which not every system allows.
+"""
 
 from __future__ import annotations
 
@@ -261,6 +278,39 @@ def test_an_upstream_file_that_only_root_reads_is_no_fault(short: Path) -> None:
     included.unlink()
     code, said = checked("--upstream-file", included, *listen)
     assert (code, "upstream.conf" in said) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ("--bind 127.0.0.1:{low}", 5, "port {low} needs privileges that this process has not"),
+        ("--bind unix:{forbidden}/socket", 5, "Permission denied"),
+        ("--pid {forbidden}/pid", 2, "Permission denied"),
+        ("--access-logfile {forbidden}/log", 2, "Permission denied"),
+        ("--worker-stdout {forbidden}/log", 2, "Permission denied"),
+        ("--control-socket {forbidden}/control", 5, "Permission denied"),
+        ("--nginx-upstream {forbidden}/upstream --nginx-reload true", 2, "cannot write to the directory {forbidden}"),
+        ("--env-file {secret}", 2, "cannot read {secret}"),
+        ("--config {secret}", 2, "cannot read {secret}"),
+    ],
+)
+def test_what_only_root_may_do_is_one_line(forbidden: Path, short: Path, options: str, code: int, says: str) -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if "{low}" in options and first < 2:
+        return  # this system has no such ports
+    secret = short / "secret.toml"
+    secret.touch(mode=0)
+    names = {"forbidden": forbidden, "low": first - 1, "secret": secret}
+    arguments = shlex.split(options.format(**names))
+    address = () if "--bind" in options else ("--bind", "127.0.0.1:0")
+    done = run("example_apps.hello_wsgi:app", *address, *arguments, prefix=RESTRICTED)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert says.format(**names) in done.stderr
+
+
+def test_a_configuration_is_not_written_where_only_root_may(forbidden: Path) -> None:
+    done = run("nginx", *shlex.split(SHOP), "--output", str(forbidden / "nginx.conf"), prefix=RESTRICTED)
+    assert (done.returncode, done.stderr) == (1, f"forkserve: --output: cannot write {forbidden}/nginx.conf: Permission denied\n")
 
 
 # A server that runs.

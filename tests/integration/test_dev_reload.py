@@ -128,6 +128,7 @@ def test_a_save_while_workers_boot_is_not_missed(project: Project) -> None:
 
 
 def test_only_a_file_that_was_loaded_or_is_included_matters(project: Project) -> None:  # TP-22, TP-23
+    project.save("other.py", "")  # a new one may be a module that the app looks for
     project.serve("--reload-include", "*.yaml", "--reload-exclude", "static")
     for name in ("other.py", "static/index.html", "notes.txt", "node_modules/pad.html", "sub/__pycache__/x.py"):
         project.save(name, "A = 1\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from forkserve.prefork.autoreload.changes import OWN, Changes
 
 
@@ -12,9 +14,9 @@ def made() -> tuple[Changes, list[str]]:
     return changes, own
 
 
-def told(changes: Changes, *others: str, included: tuple[str, ...] = (), **how: bool) -> list[str]:
-    given = {"suspected": False, "loading": False, **how}
-    return changes.told(included, others, 10.0, **given)
+def told(changes: Changes, *others: str, included: tuple[str, ...] = (), **how: Any) -> list[str]:
+    given = {"made": (), "suspected": False, "loading": False, **how}
+    return changes.told(included, others, given.pop("made"), 10.0, **given)
 
 
 def test_what_a_worker_has_loaded_matters_and_its_directories() -> None:

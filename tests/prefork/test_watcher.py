@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from forkserve.prefork.autoreload.watcher import GRAIN
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.frames import Message
+from tests.integration.command import eventually
 
 DEADLINE = 20.0
 PROGRAM = Path(__file__).with_name("watcher_program.py")
@@ -28,7 +30,7 @@ class Watcher:
 
     def __init__(self, folder: Path, **options: object) -> None:
         ours, theirs = socket.socketpair()
-        given = {"since": time.time(), "reload_dir": [str(folder)], **options}
+        given = {"since": time.time() + 1, "reload_dir": [str(folder)], **options}  # what was made until now is old
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), str(theirs.fileno()), repr(given)],
             pass_fds=(theirs.fileno(),),
@@ -38,15 +40,19 @@ class Watcher:
         self.channel = Channel(ours)
         self._waiting: list[Message] = []
 
-    def next(self, kind: str) -> Message:
-        """Wait for a message; others before it would be a surprise."""
-        end = time.monotonic() + DEADLINE
+    def any(self, what: str = "message", deadline: float = DEADLINE) -> Message:
+        """Wait for a message."""
+        end = time.monotonic() + deadline
         while not self._waiting:
-            assert time.monotonic() < end, f"no {kind!r} in {DEADLINE} s"
-            select.select([self.channel], [], [], 1.0)
+            assert time.monotonic() < end, f"no {what!r} in {deadline} s"
+            select.select([self.channel], [], [], 0.5)
             self._waiting += self.channel.receive()
-            assert self._waiting or not self.channel.closed, f"it ended before {kind!r}"
-        message = self._waiting.pop(0)
+            assert self._waiting or not self.channel.closed, f"it ended before {what!r}"
+        return self._waiting.pop(0)
+
+    def next(self, kind: str, deadline: float = DEADLINE) -> Message:
+        """Wait for a message; others before it would be a surprise."""
+        message = self.any(kind, deadline)
         assert message["type"] == kind, message
         return message
 
@@ -103,7 +109,6 @@ def project(tmp_path: Path) -> Path:
     (root / "environment/pyvenv.cfg").touch()
     for file in ("app.py", "package/__init__.py", "package/inner/one.py", "environment/lib/site.py", "build/deep/made.py"):
         (root / file).write_text("A = 1\n")
-        os.utime(root / file, (1, 1))
     return root
 
 
@@ -245,8 +250,10 @@ def test_a_linked_directory_belongs_to_the_project(project: Path, tmp_path: Path
 
 
 def test_what_changed_before_it_watched_is_told(project: Path, watching: Watching, engine: str) -> None:
-    since = time.time()
+    since = time.time() + 2 * GRAIN
+    eventually(lambda: time.time() > since, "dates that are later than those of the project")
     (project / "package/inner/one.py").write_text("A = 22\n")
+    os.utime(project / "package/inner/one.py", (1, 1))  # as `cp -p` and `mv` do
     watcher = watching(project, since=since, reload_engine=engine)
     assert watcher.told() == ([], [str(project / "package/inner/one.py")])
 

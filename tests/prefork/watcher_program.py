@@ -13,14 +13,20 @@ from forkserve import config
 from forkserve.prefork.autoreload.development import make_rules, real_folders
 from forkserve.prefork.autoreload.watcher import Watch, become_watcher
 from forkserve.prefork.channel import Channel
+from forkserve.prefork.libc import libc
 
 if __name__ == "__main__":
     os.dup2(int(sys.argv[1]), 3)
     options = ast.literal_eval(sys.argv[2])
-    since, descriptors = options.pop("since"), options.pop("descriptors", None)
+    since, descriptors, watches = options.pop("since"), options.pop("descriptors", None), options.pop("watches", None)
     settings = config.from_keywords(app="some:app", reload=True, **options).settings
     watch = Watch(real_folders(settings), make_rules(settings), settings.reload_delay, settings.reload_engine, since)
     if descriptors is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    if watches is not None:  # in a user namespace, which has limits of its own
+        assert libc is not None
+        assert libc.unshare(0x10000000) == 0, "CLONE_NEWUSER"
+        with open("/proc/sys/user/max_inotify_watches", "w") as file:
+            file.write(str(watches))
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     become_watcher(Channel(socket.socket(fileno=3)), watch, settings, os.getppid())

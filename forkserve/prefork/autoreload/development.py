@@ -20,7 +20,7 @@ from forkserve.prefork.autoreload.changes import Changes
 from forkserve.prefork.autoreload.faults import Faults
 from forkserve.prefork.autoreload.patterns import Rules, fixed_part
 from forkserve.prefork.autoreload.watcher import LONGEST_DELAY as LONGEST_WAIT
-from forkserve.prefork.autoreload.watcher import Watch, become_watcher
+from forkserve.prefork.autoreload.watcher import MANY, Watch, become_watcher
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.policy.pool import Phase
@@ -58,6 +58,7 @@ class Development:
         self.base = Base(master, self._reload_cold)
         self._watch = Watch(real_folders(settings), self.rules, settings.reload_delay, settings.reload_engine, time.time())
         self._channel: Channel | None = None
+        self._polls = False  # the watcher does, so it has to be told what is loaded
         self._pid: int | None = None
         self._born = 0.0
         self._delay = FIRST_DELAY
@@ -69,6 +70,7 @@ class Development:
         self._matter_at = self._loaded_at = 0.0
         self._guesses = 0
         self._told_at = time.time()
+        self._told: tuple[list[str], list[str], list[str]] = ([], [], [])  # by the watcher, that has more to tell
 
     # The watcher.
 
@@ -129,13 +131,22 @@ class Development:
         assert self._channel is not None
         for message in self._channel.receive():
             match message:
-                case {"type": "changed", "included": included, "others": others}:
-                    self._told_at = time.time()
-                    self._changed(included, others)
+                case {"type": "watching", "polls": polls}:
+                    self._polls = polls
+                    self._tell_loaded(self._changes.loaded)
+                case {"type": "changed", "more": more, **lists}:
+                    for paths, name in zip(self._told, ("included", "others", "made"), strict=True):
+                        paths.extend(lists[name])
+                    if not more:  # what has changed at once is one change
+                        self._told_at = time.time()
+                        told, self._told = self._told, ([], [], [])
+                        self._changed(*told)
                 case {"type": "at_rest", "number": number}:
                     self._faults.at_rest(number)
                 case {"type": "warning", "text": text}:
                     logger.warning("%s", text)
+                case {"type": "info", "text": text}:
+                    logger.info("%s", text)
                 case {"type": "failed", "traceback": text}:
                     self._last_words = text
         if self._channel.closed:
@@ -146,6 +157,7 @@ class Development:
         now = time.monotonic()
         if now - self._born > HEALED:
             self._delay = FIRST_DELAY
+        self._told = ([], [], [])
         logger.error("the watcher died, and is started again in %g s\n%s", self._delay, self._last_words)
         self._last_words = ""
         # What was saved since it told something, or while it waited for more, the next one finds by its date.
@@ -159,11 +171,17 @@ class Development:
 
     # What it tells, and what the workers tell.
 
-    def _changed(self, included: list[str], others: list[str]) -> None:
+    def _tell_loaded(self, files: Sequence[str]) -> None:
+        """Tell a watcher that polls which files to look at often."""
+        if self._channel is not None and self._polls:
+            for start in range(0, len(files), MANY):
+                self._channel.send({"type": "loaded", "files": files[start : start + MANY]})
+
+    def _changed(self, included: list[str], others: list[str], made: list[str]) -> None:
         now = time.monotonic()
         boots = any(member.state is State.BOOTING for member in self._master.pool.members())
         loading = boots or now < self._loaded_at + LOADING + self._watch.delay
-        if matter := self._changes.told(included, others, now, suspected=self._faults.suspected, loading=loading):
+        if matter := self._changes.told(included, others, made, now, suspected=self._faults.suspected, loading=loading):
             self._matter_at = now
             self._reload(matter)
         else:
@@ -184,7 +202,9 @@ class Development:
 
     def _loads(self, child: Child, message: Message) -> None:
         """Remember the files that a worker has loaded; one that has changed since may have been loaded as it was before."""
-        if changed := self._changes.loads(child.member.ident, message["files"], message["since"]):
+        self._tell_loaded(message["files"])
+        beside = {"folders": message.get("folders", ()), "sought": message.get("sought", ())}  # not from before an upgrade
+        if changed := self._changes.loads(child.member.ident, message["files"], message["since"], **beside):
             self._reload(changed)
 
     def became_ready(self, child: Child) -> None:

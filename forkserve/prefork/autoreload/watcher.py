@@ -21,6 +21,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve.prefork import privileges
+from forkserve.prefork.autoreload.filesystems import tells_too_little, type_of
+from forkserve.prefork.autoreload.git import index_of, is_at_work
+from forkserve.prefork.autoreload.polling import Polling
+from forkserve.prefork.autoreload.tree import Seen, Tree
 from forkserve.prefork.process import end_with, set_title
 
 if TYPE_CHECKING:
@@ -32,11 +36,13 @@ if TYPE_CHECKING:
     from forkserve.settings import Settings
 
 LOOK_EVERY: Final = 0.3  # seconds between two looks whether the project is where it was
+LONGEST_CHECKOUT: Final = 10.0  # seconds after which a change is told although git is still at work in the project
 LONGEST_DELAY: Final = 1.0  # seconds after which a change is told although more come, or the file is still being written
 AT_REST: Final = 0.05  # seconds in which news of a change that was made already come here
 GRAIN: Final = 0.02  # seconds by which the times of files may be behind the clock
 MANY: Final = 500  # paths in one message
 STANDARD: Final = 3  # descriptors
+_LOST: Final = object()  # an event: there were others that nobody will tell of
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +92,41 @@ class Watcher:
         self._bell, self._ringer = os.pipe()
         os.set_blocking(self._bell, False)
         os.set_blocking(self._ringer, False)
-        self._watches: Watches = Watches(watch.folders, watch.rules, self._put)
+        self._tree = Tree(watch.folders, watch.rules)
+        self._watches: Watches = Watches(self._tree, watch.rules.extra, self._put)
+        self._polling: Polling | None = None
         self._roots = {folder: _identity(folder) for folder in watch.folders}  # None: it is not there
+        self._repositories = list(filter(None, map(index_of, watch.folders)))
         self._look_at = 0.0
-        self._changed: set[str] = set()
+        self._changed: dict[str, bool] = {}  # files, with whether they were there before
         self._gone: set[str] = set()  # directories
         self._writing: set[str] = set()  # files that are open for that
-        self._first_at = self._last_at = 0.0
+        self._lost = False  # inotify has lost events
+        self._first_at = self._last_at = self._busy_until = 0.0
         self._asked = 0  # the number of the master's question whether all changes are told
         self._asked_at = inf
 
     def run(self) -> None:
         """Watch until told to end."""
         threading.excepthook = lambda found: self._put(found.exc_value or RuntimeError("a thread of watchdog has ended"))
-        self._open(polls=self._watch.engine == "poll")
-        self._note(file for folder in self._watch.folders for file in self._watches.files(folder, self._watch.since - GRAIN))
-        self._channel.send({"type": "watching", "polls": self._watches.polls})
+        self._open()
+        since = (self._watch.since - GRAIN) * 1e9
+        self._note((file, False) for file, stamp in self._tree.files() if stamp.ctime >= since)
+        self._channel.send({"type": "watching", "polls": self._polling is not None})
         while not self._channel.closed:
             self._wait()
             for order in self._channel.receive():
-                if order["type"] == "end":
-                    return
-                self._asked, self._asked_at = order["number"], time.monotonic()
+                match order:
+                    case {"type": "end"}:
+                        return
+                    case {"type": "loaded", "files": files} if self._polling:
+                        self._polling.often.update(files)
+                    case {"type": "ask", "number": number}:
+                        self._asked, self._asked_at = number, time.monotonic()
             self._channel.flush()
             self._take()
-            if self._look_at <= time.monotonic():
-                self._look_at_roots()
-            if self._due() <= time.monotonic():
+            self._look()
+            if self._due() <= time.monotonic() and not self._is_busy():
                 self._tell()
             if self._rest_due() <= time.monotonic():
                 self._channel.send({"type": "at_rest", "number": self._asked})
@@ -122,30 +136,51 @@ class Watcher:
         poll = select.poll()
         poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.unsent else 0))
         poll.register(self._bell, select.POLLIN)
-        until = min(self._due(), self._rest_due(), self._look_at)
+        until = min(self._due(), self._rest_due(), self._polling.due if self._polling else self._look_at)
         poll.poll(max(0.0, until - time.monotonic()) * 1000 + 1)
 
     # What is watched.
 
-    def _open(self, *, polls: bool) -> None:
+    def _open(self) -> None:
+        """Watch, or poll: where that was asked for, where the kernel does not know of all changes, or can do no more."""
+        from forkserve.prefork.autoreload.watches import on_overflow  # noqa: PLC0415 - as above
+
+        kind = self._shared() if self._watch.engine == "auto" else ""
+        if kind:
+            text = f"files are polled for changes: on {kind}, others may change them without this system's notice"
+            self._channel.send({"type": "info", "text": f"{text} (--reload-engine inotify: watch them all the same)"})
+        if kind or self._watch.engine == "poll":
+            self._tree.open()
+            self._polling = Polling(self._tree)
+            return
+        on_overflow(lambda: self._put(_LOST))
         try:
-            self._watches.open(polls=polls)
+            self._watches.open()
         except OSError as error:
-            if polls:
-                raise
             self._poll_instead(error)
+        self._tree.open()
+
+    def _shared(self) -> str:
+        """Return the type of the file system of a directory of the project that is not this system's alone."""
+        with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+            mounts = os.fsdecode(file.read())
+            return next(filter(tells_too_little, (type_of(folder, mounts) for folder in self._watch.folders)), "")
+        return ""
 
     def _poll_instead(self, error: OSError) -> None:
         self._channel.send({"type": "warning", "text": f"files are polled for changes: {error.strerror or error}"})
-        self._watches.open(polls=True)
+        self._watches.close()
+        self._polling = Polling(self._tree)
 
-    def _add(self, folder: str) -> None:
-        """Watch a directory that is new; all that is in it has changed."""
+    def _watch_anew(self, folder: str | None = None) -> None:
+        """Watch a directory that is new, or (None) everything anew."""
         try:
-            self._watches.add(folder)
+            if self._polling is None and folder is None:
+                self._watches.open()
+            elif self._polling is None and folder is not None:
+                self._watches.renew(folder)
         except OSError as error:
             self._poll_instead(error)
-        self._note(self._watches.files(folder))
 
     # What has happened.
 
@@ -160,72 +195,135 @@ class Watcher:
             os.read(self._bell, 65536)
         while not self._events.empty():
             event = self._events.get()
-            if isinstance(event, BaseException):
+            if event is _LOST:
+                self._lost = True
+                self._note([], happened=True)
+            elif isinstance(event, OSError) and self._polling is None:
+                self._poll_instead(event)
+            elif isinstance(event, BaseException):
                 raise event
-            self._follow_writing(event)
-            for path in (os.fsdecode(event.src_path), os.fsdecode(event.dest_path)):
-                if path and (event.is_directory or os.path.isdir(path)):
-                    self._look_at_directory(path)
-                elif path and self._watches.matters(path):
-                    self._note([path])
+            elif self._polling is None:
+                self._obey(event)
+
+    def _obey(self, event: Any) -> None:
+        self._follow_writing(event)
+        for path in (os.fsdecode(event.src_path), os.fsdecode(event.dest_path)):
+            if path and (event.is_directory or os.path.isdir(path)):
+                self._look_at_directory(path)
+            elif path and self._tree.matters(path):
+                self._note([(path, self._tree.knows(path))])
 
     def _follow_writing(self, event: Any) -> None:
         """Know which files are being written, as at first there is nothing in them."""
         path = os.fsdecode(event.src_path)
-        if self._watches.is_writing(event) and self._watches.matters(path):
+        if self._watches.is_writing(event) and self._tree.matters(path):
             self._writing.add(path)
         elif event.event_type in ("closed", "moved", "deleted"):
             self._writing.discard(path)
 
     def _look_at_directory(self, path: str) -> None:
-        """See what became of a directory: it is new, or has come from elsewhere, or is no more."""
+        """See what became of a directory: it is new, or has come from elsewhere, or is another one, or is no more."""
+        is_link = os.path.islink(path)
+        for old in self._tree.linked(path) if is_link else ():
+            if old != os.path.realpath(path):
+                self._lose(old)
         if os.path.isdir(path):
-            if not self._watches.covers(path) and self._watch.rules.holds(self._watches.logical(path)):
-                self._add(path)
+            real = self._tree.followed(path, is_link=is_link)
+            if real is None or (self._tree.is_same(real) and self._watches.covers(real)):
+                return
+            self._watch_anew(real)
+            self._add(real)
             return
-        self._watches.forget(path)
         if path in self._roots:
             self._roots[path] = None
-        if self._watch.rules.holds(self._watches.logical(os.path.join(path, "_"))):
-            self._gone.add(path)
-            self._note([])
+        self._lose(path)
 
-    def _look_at_roots(self) -> None:
-        """See whether the project's directories are still those that are watched.
+    def _lose(self, path: str) -> None:
+        """Note that a directory is not there any more, or not in the project."""
+        was = self._tree.holds(os.path.join(path, "_"))
+        self._watches.forget(path)
+        self._note(((file, True) for file in self._tree.forget(path)), happened=was)
+        if was:
+            self._gone.add(path)
+
+    def _add(self, folder: str) -> None:
+        """See a directory that is new, or another one than before; all that is in it has changed."""
+        before = self._tree.renew(folder)
+        self._note((file, file in before) for file, _ in self._tree.files(folder))
+
+    def _look(self) -> None:
+        """Poll, or see whether the project's directories are still those that are watched.
 
         The system does not tell when one is moved away, or removed while it is somebody's working directory.
         """
-        self._look_at = time.monotonic() + LOOK_EVERY
-        for folder, before in self._roots.items():
-            self._roots[folder] = there = _identity(folder)
-            if there is not None and there != before:
-                self._watches.forget(folder)
-                self._add(folder)
+        if self._polling is not None:
+            self._note_seen(self._polling.look())
+        elif self._look_at <= time.monotonic():
+            self._look_at = time.monotonic() + LOOK_EVERY
+            for folder, before in self._roots.items():
+                self._roots[folder] = there = _identity(folder)
+                if there is not None and there != before:
+                    self._watch_anew(folder)
+                    self._add(folder)
 
-    def _note(self, files: Iterable[str]) -> None:
+    def _note_seen(self, seen: Iterable[Seen]) -> None:
+        """Remember what a look has found."""
+        for path, was in seen:
+            if not self._tree.matters(path):
+                self._gone.add(path)
+            self._note([(path, was)] if path not in self._gone else [], happened=True)
+
+    def _note(self, files: Iterable[Seen], *, happened: bool = False) -> None:
         """Remember what has changed, to tell of it when nothing more comes."""
-        noted = set(files)
-        self._changed |= noted
-        if noted or self._gone:
+        for path, was in files:
+            self._changed.setdefault(path, was)
+            happened = True
+        if happened:
             self._last_at = time.monotonic()
             self._first_at = self._first_at or self._last_at
 
     def _due(self) -> float:
         if not self._first_at:
             return inf
-        longest = self._first_at + max(LONGEST_DELAY, self._watch.delay)
+        longest = max(self._first_at + max(LONGEST_DELAY, self._watch.delay), self._busy_until)
         return longest if self._writing else min(self._last_at + self._watch.delay, longest)
 
+    def _is_busy(self) -> bool:
+        """Whether more is sure to come: git is at work, or a look is half done; then wait a little longer, within bounds."""
+        now = time.monotonic()
+        since = self._polling.looked_at if self._polling else inf
+        if now < self._first_at + LONGEST_CHECKOUT and any(is_at_work(lock, since) for lock in self._repositories):
+            self._last_at = self._busy_until = now + AT_REST + self._period
+        elif self._polling is not None and self._polling.is_looking and now < self._first_at + LONGEST_DELAY:
+            self._last_at = now
+        else:
+            return False
+        return True
+
+    @property
+    def _period(self) -> float:
+        """Seconds from a change until it must have been seen, beside what the system takes."""
+        return self._polling.period if self._polling else 0.0
+
     def _rest_due(self) -> float:
-        return inf if self._first_at else self._asked_at + AT_REST + self._watches.period
+        return inf if self._first_at else self._asked_at + AT_REST + self._period
 
     def _tell(self) -> None:
         """Tell the master all files that modules may have been loaded from; of those that matter in any case, a few."""
-        included = [path for path in sorted(self._changed) if self._watches.included(path)]
-        others = sorted(self._changed.difference(included) | self._gone)
-        self._changed, self._gone, self._writing, self._first_at = set(), set(), set(), 0.0
+        if self._lost:
+            self._lost = False
+            self._watch_anew()
+            self._note_seen(seen for found in self._tree.look() for seen in found)
+        for path in self._changed:
+            self._tree.update(path)
+        included = [path for path in sorted(self._changed) if self._tree.included(path)]
+        others = sorted(self._changed.keys() - included | self._gone)
+        made = {path for path, was in self._changed.items() if was != self._tree.knows(path)}
+        self._changed, self._gone, self._writing, self._first_at = {}, set(), set(), 0.0
         for start in range(0, len(others) or 1, MANY):
-            self._channel.send({"type": "changed", "included": included[:MANY], "others": others[start : start + MANY]})
+            some = others[start : start + MANY]
+            message = {"included": included[:MANY], "others": some, "made": sorted(made.intersection(some))}
+            self._channel.send({"type": "changed", "more": start + MANY < len(others), **message})
             included = []
 
 

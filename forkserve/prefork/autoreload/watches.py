@@ -1,9 +1,10 @@
-"""Watches: what of a project is given to the watchdog library, and the files that are there. In the watcher.
+"""Watches: what of a project is given to the watchdog library. In the watcher.
 
 Not the project's directory as a whole: what is excluded is left out, as an inotify watch for each directory of
 `node_modules` would be slow to set up, and there may not be that many. A directory without any such thing below it is
 watched as a tree, and others one by one. Where inotify has no more to give, watchdog leaves out what is further below
-and does not say so; hence `exhausted`.
+and does not say so; hence `exhausted`. Nor does it say, or it says only in a log, that inotify's queue was too short for
+what has happened; hence `on_overflow`.
 """
 
 from __future__ import annotations
@@ -19,144 +20,122 @@ from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
 from forkserve.prefork.autoreload.patterns import fixed_part
+from forkserve.prefork.autoreload.tree import entries, is_below, is_environment
 from forkserve.prefork.libc import libc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkserve.prefork.autoreload.patterns import Rules
+    from forkserve.prefork.autoreload.tree import Tree
 
-POLL_EVERY: Final = 0.3  # seconds between two looks at all files, where nothing better can be had
 WANTED: Final = (
     *(events.FileCreatedEvent, events.FileModifiedEvent, events.FileClosedEvent, events.FileMovedEvent, events.FileDeletedEvent),
     *(events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent),
     *((events.FileAttribEvent,) if hasattr(events, "FileAttribEvent") else ()),  # `touch`; once a FileModifiedEvent as well
 )
+HAS_EVENTS: Final = Observer is not PollingObserver  # else watchdog would poll, which we do better
 # Whether a file that is written is an event of its own, and a second one comes when that is done.
-_TELLS_WRITING: Final = sys.platform == "linux" and Observer is not PollingObserver and hasattr(events, "FileAttribEvent")
+_TELLS_WRITING: Final = sys.platform == "linux" and HAS_EVENTS and hasattr(events, "FileAttribEvent")
 EXHAUSTED: Final = "there are no more inotify watches (see fs.inotify.max_user_watches)"
+NONE: Final = "this system has no events for that"
 _ANY: Final = 0x400  # IN_DELETE_SELF
+_Q_OVERFLOW: Final = 0x4000  # IN_Q_OVERFLOW
 
 
 class Watches:
     """All that is watched.
 
     Args:
-        folders: Where the project really is.
-        rules: What belongs to it.
+        tree: What belongs to the project.
+        extra: Absolute globs of files that matter wherever they are.
         on_event: Gets each event; called in a thread of watchdog's.
     """
 
-    def __init__(self, folders: Sequence[str], rules: Rules, on_event: Callable[[events.FileSystemEvent], None]) -> None:
-        self.polls = False
-        self._folders = folders
-        self._rules = rules
+    def __init__(self, tree: Tree, extra: Sequence[str], on_event: Callable[[events.FileSystemEvent], None]) -> None:
+        self._tree = tree
+        self._extra = extra
         self._handler = events.FileSystemEventHandler()
         self._handler.dispatch = on_event  # type: ignore[method-assign, assignment]
         self._observer: Any = None
         self._watched: dict[str, Any] = {}  # directory to what watchdog calls a watch
-        self._links: dict[str, str] = {}  # where a linked directory really is, to where the project has it
 
-    def open(self, *, polls: bool) -> None:
-        """Watch everything. Raises OSError where the system does not let us, or no longer."""
+    def open(self) -> None:
+        """Watch everything, instead of what was watched before. Raises OSError where the system does not let us, or no longer."""
+        self.close()
+        if not HAS_EVENTS:
+            raise OSError(0, NONE)
+        self._observer = Observer()
+        self._observer.start()
+        for folder in self._tree.roots:
+            if os.path.isdir(folder):
+                self._add(folder)
+        for glob in self._extra:
+            folder = fixed_part(glob)
+            if os.path.isdir(folder) and not self.covers(folder):
+                self._schedule(folder, is_tree="/" in glob[len(folder) + 1 :])
+
+    def close(self) -> None:
+        """Watch nothing any more."""
         if self._observer is not None:
             self._observer.stop()
+        self._observer = None
         self._watched.clear()
-        self._links.clear()
-        self.polls = polls
-        self._observer = PollingObserver(timeout=POLL_EVERY) if polls else Observer()
-        self._observer.start()
-        for folder in self._folders:
-            if os.path.isdir(folder):
-                self.add(folder)
-        for glob in self._rules.extra:
-            self._add_extra(glob)
 
-    @property
-    def period(self) -> float:
-        """Seconds between two looks; 0 where the system tells."""
-        return POLL_EVERY if self.polls else 0.0
+    def renew(self, folder: str) -> None:
+        """Watch a directory of the project that is new, or another one than before, and what is below it. Raises OSError."""
+        was = folder in self._watched
+        self.forget(folder)
+        if was or not self.covers(folder):
+            self._add(folder)
+        self._check()  # in a tree watchdog has done it
 
-    def add(self, folder: str) -> None:
-        """Watch a directory of the project, and what is below it. Raises OSError."""
-        for path, is_tree in self._plan(folder)[1]:
+    def _add(self, folder: str) -> None:
+        for path, is_tree in self._plan(folder, set())[1]:
             self._schedule(path, is_tree=is_tree)
-        if not self.polls and exhausted():
+        self._check()
+
+    @staticmethod
+    def _check() -> None:
+        if exhausted():
             raise OSError(0, EXHAUSTED)
 
     def forget(self, folder: str) -> None:
         """Watch a directory no more, nor what is below it: it is not there."""
-        for path in [path for path in self._watched if _is_below(path, folder)]:
+        for path in [path for path in self._watched if is_below(self._tree.logical(path), folder) or is_below(path, folder)]:
             with contextlib.suppress(KeyError, OSError):
                 self._observer.unschedule(self._watched.pop(path))
-        for real in [real for real, link in self._links.items() if _is_below(link, folder)]:
-            del self._links[real]
 
     def covers(self, folder: str) -> bool:
-        """Whether changes in a directory are noticed: it is watched, or below one that is watched as a tree."""
-        if os.path.islink(folder):
-            return os.path.realpath(folder) in self._links
+        """Whether changes in a real directory are noticed: it is watched, or below one that is watched as a tree."""
         return any(
-            folder == path or (watch.is_recursive and _is_below(folder, path)) for path, watch in list(self._watched.items())
+            folder == path or (watch.is_recursive and is_below(folder, path)) for path, watch in list(self._watched.items())
         )
 
-    def logical(self, path: str) -> str:
-        """The path as the project has it, which may lead over a link."""
-        for real, link in self._links.items():
-            if _is_below(path, real):
-                return link + path[len(real) :]
-        return path
-
-    def is_writing(self, event: events.FileSystemEvent) -> bool:
+    @staticmethod
+    def is_writing(event: events.FileSystemEvent) -> bool:
         """Whether an event says that a file is being written: a FileClosedEvent comes when that is done."""
-        return _TELLS_WRITING and not self.polls and isinstance(event, events.FileModifiedEvent)
+        return _TELLS_WRITING and isinstance(event, events.FileModifiedEvent)
 
-    def matters(self, path: str) -> bool:
-        """Whether a module may be loaded from a file, or it matters in any case."""
-        return self._rules.module(self.logical(path)) or self.included(path)
-
-    def included(self, path: str) -> bool:
-        """Whether a file matters though no module was loaded from it."""
-        return self._rules.included(self.logical(path)) or self._rules.included(path)
-
-    def files(self, folder: str, since: float = 0.0) -> Iterator[str]:
-        """The files below a directory of the project that matter and were written since that time of the clock."""
-        for entry in _entries(folder):
-            with contextlib.suppress(OSError):  # gone meanwhile
-                if entry.is_dir():
-                    if self._rules.holds(self.logical(entry.path)) and not entry.is_symlink():
-                        yield from self.files(entry.path, since)
-                elif self.matters(entry.path) and entry.stat().st_mtime >= since:
-                    yield entry.path
-        for real, link in list(self._links.items()):
-            if os.path.dirname(link) == self.logical(folder):
-                yield from self.files(real, since)
-
-    def _plan(self, folder: str) -> tuple[bool, list[tuple[str, bool]]]:
+    def _plan(self, folder: str, planned: set[str]) -> tuple[bool, list[tuple[str, bool]]]:
         """Return whether a directory can be watched as a tree; and what to watch, each with whether it is one."""
         is_tree = True
         linked: list[tuple[str, bool]] = []
         subfolders: list[tuple[bool, list[tuple[str, bool]]]] = []
         for entry in _folders(folder):
-            logical = self.logical(entry.path)
-            if not self._rules.holds(logical) or _is_environment(entry.path):
+            if not self._tree.holds(entry.path) or is_environment(one.name for one in entries(entry.path)):
                 is_tree = is_tree and not any(_folders(entry.path))  # a cache has none, and weighs nothing
             elif entry.is_symlink():
                 real = os.path.realpath(entry.path)
-                if self._rules.below(os.path.join(real, "_")) is None and real not in self._links:
-                    self._links[real] = logical
-                    linked += self._plan(real)[1]
+                if not self._tree.is_projects(real) and real not in planned:
+                    planned.add(real)
+                    self._tree.links.setdefault(real, self._tree.logical(entry.path))
+                    linked += self._plan(real, planned)[1]
             else:
-                subfolders.append(self._plan(entry.path))
+                subfolders.append(self._plan(entry.path, planned))
         is_tree = is_tree and all(whole for whole, _ in subfolders)
         # A tree has its subfolders in it, but not what is linked from there.
         below = [one for _, found in subfolders for one in (found[1:] if is_tree else found)]
         return is_tree, [(folder, is_tree), *below, *linked]
-
-    def _add_extra(self, glob: str) -> None:
-        folder = fixed_part(glob)
-        if os.path.isdir(folder) and not self.covers(folder):
-            self._schedule(folder, is_tree="/" in glob[len(folder) + 1 :])
 
     def _schedule(self, path: str, *, is_tree: bool) -> None:
         if path in self._watched:
@@ -164,6 +143,31 @@ class Watches:
                 self._observer.unschedule(self._watched.pop(path))
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was there a moment ago
             self._watched[path] = self._observer.schedule(self._handler, path, recursive=is_tree, event_filter=list(WANTED))
+
+
+def on_overflow(call: Callable[[], object]) -> bool:
+    """Have it called, in a thread of watchdog's, when inotify has lost events; return whether this version of watchdog lets us.
+
+    What inotify says then is read by watchdog, which has no word for it that reaches a handler.
+    """
+    try:
+        from watchdog.observers import inotify_c  # noqa: PLC0415 - it cannot be imported anywhere but on Linux
+    except Exception:  # noqa: BLE001 - whatever it is there
+        return False
+    kinds = [kind for kind in vars(inotify_c).values() if isinstance(kind, type) and hasattr(kind, "_parse_event_buffer")]
+    for kind in kinds:
+        kind._parse_event_buffer = staticmethod(_listening(kind._parse_event_buffer, call))  # noqa: SLF001
+    return bool(kinds)
+
+
+def _listening(parse: Callable[[bytes], Iterator[Any]], call: Callable[[], object]) -> Callable[[bytes], Iterator[Any]]:
+    def parsed(buffer: bytes) -> Iterator[Any]:
+        for event in parse(buffer):
+            if event[1] & _Q_OVERFLOW:
+                call()
+            yield event
+
+    return parsed
 
 
 def exhausted() -> bool:
@@ -179,19 +183,10 @@ def exhausted() -> bool:
         os.close(instance)
 
 
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
-
-
-def _is_environment(folder: str) -> bool:
-    return any(os.path.lexists(os.path.join(folder, mark)) for mark in ("pyvenv.cfg", "conda-meta"))
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return list(entries)
-    return []
-
-
 def _folders(folder: str) -> list[os.DirEntry[str]]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
+    found = []
+    for entry in entries(folder):
+        with contextlib.suppress(OSError):  # a link that leads round in circles
+            if entry.is_dir():
+                found.append(entry)
+    return found

@@ -1,0 +1,176 @@
+"""`forkserve --reload`: files that are new, or gone, where the app looks for modules.
+
+Places where an app finds modules, each with a test here: an import that was sought in vain (at load, in a request, of a
+submodule, by `importlib.util.find_spec`); a package that is scanned (`pkgutil`, a glob), with modules and with packages
+that are new there; a namespace package; and what must not reload: files elsewhere, caches, an editor's own files.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+from tests.integration.development import Project
+
+APP = """\
+{imports}
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str({value}).encode()]
+"""
+OPTIONAL = "try:\n    from local_settings import V\nexcept ImportError:\n    V = 'none'"
+SUBMODULE = "import conf\ntry:\n    from conf import local\n    V = local.V\nexcept ImportError:\n    V = 'none'"
+SPEC = "import importlib.util\nif importlib.util.find_spec('local_settings'):\n    from local_settings import V\nelse:\n    V = 'none'"
+SCANNED = "import pkgutil, plugins\nV = ' '.join(sorted(one.name for one in pkgutil.iter_modules(plugins.__path__))) or 'none'"
+GLOBBED = "import plugins.first, glob, os\nhere = os.path.dirname(plugins.first.__file__)\n"
+GLOBBED += "V = ' '.join(sorted(os.path.basename(one)[:-3] for one in glob.glob(here + '/[a-z]*.py')))"
+
+
+@pytest.fixture(params=["inotify", "poll"])
+def project(tmp_path: Path, start: Start, request: pytest.FixtureRequest) -> Iterator[Project]:
+    made = Project(tmp_path / "project", start)
+    made.engine = request.param
+    return made
+
+
+def serve(project: Project, imports: str, value: str = "V") -> None:
+    project.save("myapp.py", APP, imports=imports, value=value)
+    project.serve("--reload-engine", project.engine)
+
+
+@pytest.mark.parametrize(
+    ("imports", "name"),
+    [
+        (OPTIONAL, "local_settings.py"),
+        (OPTIONAL, "local_settings/__init__.py"),
+        (SUBMODULE, "conf/local.py"),
+        (SPEC, "local_settings.py"),
+    ],
+    ids=["module", "package", "submodule", "find_spec"],
+)
+def test_what_was_sought_in_vain_comes_and_goes(project: Project, imports: str, name: str) -> None:
+    project.save("conf/__init__.py", "")
+    serve(project, imports)
+    project.until("none")
+    project.save(name, "V = 'mine'\n")
+    project.until("mine")
+    project.save(name, "V = 'other'\n")
+    project.until("other")
+    (project.folder / name).unlink()
+    shutil.rmtree(project.folder / "local_settings", ignore_errors=True)
+    project.until("none")
+
+
+def test_what_a_request_has_sought_in_vain(project: Project) -> None:
+    """In a directory that nothing was loaded from."""
+    imports = "import sys\nsys.path.append('lib')\ndef found():\n    try:\n        import late\n        return late.V\n    except ImportError:\n        return 'none'"
+    serve(project, imports, "found()")
+    project.until("none")
+    project.save("lib/other.py", "V = 'wrong'\n")
+    eventually(lambda: project.get().text == "none")
+    project.save("lib/late.py", "V = 'mine'\n")
+    project.until("mine")
+
+
+@pytest.mark.parametrize("is_package", [True, False], ids=["package", "namespace"])
+def test_a_scanned_package_finds_what_is_new_and_loses_what_is_gone(project: Project, *, is_package: bool) -> None:
+    (project.folder / "plugins").mkdir(parents=True)
+    if is_package:
+        project.save("plugins/__init__.py", "")
+    serve(project, SCANNED)
+    project.until("none")
+    project.save("plugins/one.py", "")
+    project.until("one")
+    project.save("plugins/two/__init__.py", "")
+    project.until("one two")
+    (project.folder / "plugins/one.py").unlink()
+    eventually(lambda: project.get().text == "two", lambda: project.get().text)
+
+
+def test_a_directory_of_modules_that_is_read_as_such(project: Project) -> None:
+    project.save("plugins/first.py", "")
+    serve(project, GLOBBED)
+    project.until("first")
+    project.save("plugins/second.py", "")
+    project.until("first second")
+
+
+def test_what_is_new_elsewhere_or_is_not_for_import_costs_no_reload(project: Project) -> None:
+    project.save("plugins/__init__.py", "")
+    serve(project, SCANNED)
+    for name in (
+        *(
+            "scripts/one.py",
+            "tests/test_one.py",
+            "plugins/notes.txt",
+            "plugins/__pycache__/one.cpython-311.pyc",
+            "plugins/.one.py.swp",
+        ),
+        *(
+            "plugins/4913",
+            "plugins/one.py~",
+            "plugins/#one.py#",
+            "plugins/.ipynb_checkpoints/one-checkpoint.py",
+            "build/lib/plugins/one.py",
+        ),
+    ):
+        project.save(name, "A = 1\n")
+    project.save("plugins/real.py", "")
+    project.until("real")
+    assert len(project.reloads) == 1
+    assert set(re.findall(r"master: (.*) changed", project.command.stderr)) == {"plugins/real.py"}
+
+
+def git(project: Project, *arguments: str) -> None:
+    identity = (
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@example.org",
+        "-c",
+        "init.defaultBranch=main",
+        "-c",
+        "core.hooksPath=/none",
+    )
+    subprocess.run(["git", *identity, *arguments], cwd=project.folder, check=True, capture_output=True)
+
+
+@pytest.mark.heavy
+def test_a_branch_with_many_files_is_one_reload_and_so_is_a_stash(project: Project) -> None:
+    names = [f"plugins/p{number % 25}/m{number}.py" for number in range(500)]
+    project.save("plugins/__init__.py", "")
+    value = "(len(sys.modules) - before, V)"
+    imports = "import importlib, pathlib, sys\nbefore = len(sys.modules)\nV = 'one'\nfor p in sorted(pathlib.Path('plugins').rglob('m*.py')):\n"
+    imports += "    importlib.import_module('.'.join(p.with_suffix('').parts))"
+    project.save("myapp.py", APP, imports=imports, value=value)
+    git(project, "init")
+    git(project, "add", ".")
+    git(project, "commit", "-m", "one")
+    git(project, "checkout", "-b", "other")
+    for name in names:
+        project.save(name, "A = 1\n")
+    project.save("myapp.py", APP, imports=imports.replace("'one'", "'two'"), value=value)
+    git(project, "add", ".")
+    git(project, "commit", "-m", "two")
+    git(project, "checkout", "main")
+    serve(project, imports, value)
+    project.until("'one'")
+    for number, (branch, answer) in enumerate((("other", "'two'"), ("main", "'one'"), ("other", "'two'")), 1):
+        git(project, "checkout", branch)
+        project.until(answer)
+        project.command.wait_for(f"reloaded: generation {number + 1} ")
+        assert len(project.reloads) == number, project.command.stderr
+    project.save("myapp.py", APP, imports=imports.replace("'one'", "'three'"), value=value)
+    project.until("'three'")
+    git(project, "stash")
+    project.until("'two'")
+    git(project, "stash", "pop")
+    project.until("'three'")
+    assert len(project.reloads) == 6
