@@ -15,13 +15,13 @@ from forkserve.prefork.autoreload.basemold import become_base_mold
 from forkserve.prefork.autoreload.loaded import LoadedFiles
 from forkserve.prefork.channel import Channel
 from forkserve.prefork.child import Child, stacks_file
+from forkserve.prefork.context import WorkerContext
 from forkserve.prefork.hooks import Hooks, run_hook
 from forkserve.prefork.policy.states import MOLD, Member, State
 from forkserve.prefork.preload.mold import become_mold
 from forkserve.prefork.preload.orders import Order, OrderSocket
 from forkserve.prefork.process import become_worker, signals_blocked
 from forkserve.prefork.scoreboard import unseen_row
-from forkserve.prefork.worker import Worker, WorkerContext
 
 if TYPE_CHECKING:
     from forkserve.config import Config
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.listeners import Listener, Listeners
     from forkserve.prefork.output import Outputs, WorkerOutput
     from forkserve.prefork.scoreboard import Scoreboard
+    from forkserve.prefork.worker import Worker
     from forkserve.settings import Settings
 
 

@@ -27,11 +27,13 @@ from forkserve.prefork.inheritance import settle
 from forkserve.prefork.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.scoreboard import LOST_LINES, UNSAID_LINES
-from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker, WorkerContext
+from forkserve.prefork.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker
 from forkserve.settings import merge
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from forkserve.prefork.context import WorkerContext
 
 # What a service manager told the master is not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")

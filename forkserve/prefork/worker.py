@@ -15,7 +15,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -28,17 +27,15 @@ from forkserve.prefork.commands.defined import describe
 from forkserve.prefork.commands.dispatch import Dispatcher, run_to_end
 from forkserve.prefork.commands.pending import CommandError
 from forkserve.prefork.frames import FrameError
-from forkserve.prefork.hooks import Hooks, WorkerHandle, call_hook, run_hook
+from forkserve.prefork.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.inheritance import Heir
 from forkserve.prefork.leave import Leave
-from forkserve.prefork.scoreboard import ACCEPTING, BEAT, LOST_LINES, Row, Scoreboard
+from forkserve.prefork.scoreboard import ACCEPTING, BEAT, LOST_LINES
 from forkserve.prefork.wakeup import SignalQueue
 
 if TYPE_CHECKING:
-    from forkserve.config import Config
-    from forkserve.prefork.autoreload.loaded import LoadedFiles
-    from forkserve.prefork.channel import Channel
     from forkserve.prefork.commands.pending import JSON
+    from forkserve.prefork.context import WorkerContext
     from forkserve.prefork.frames import Message
     from forkserve.prefork.listeners import Listener
     from forkserve.settings import Settings
@@ -72,32 +69,6 @@ ORPHAN_LIMIT: Final = 30.0
 BEAT_EVERY: Final = 1.0
 # At most so much of the graceful timeout is kept for what comes last: what is cut off is logged, and atexit functions run.
 LAST_SECONDS: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """What a worker is given: its place in the server and its share of the master's things."""
-
-    id: int
-    generation: int
-    age: int  # how many workers were forked before this one, as in gunicorn
-    master_pid: int
-    settings: Settings
-    hooks: Hooks
-    listeners: list[Listener]
-    channel: Channel
-    row: Row
-    scoreboard: Scoreboard
-    stacks: int  # descriptor of the file that the stacks are dumped into when the master asks
-    server: object  # the Master, as gunicorn's hooks get it
-    again: Callable[[], Config] | None = None  # reads the configuration anew; where it must be done first, in a canary
-    loaded: LoadedFiles | None = None  # under --reload
-    molded: bool = False  # forked from a mold, which has done all that comes before the app, and has loaded it
-    preloaded: object = None  # what `Worker.preload` returned there
-    inherited: object = None  # what `Worker.before_fork` returned in the master, or has raised there
-    stands_in: bool = False  # if the app does not load, be there all the same, and show why; under --reload
-    # Methods that signals asked for while the worker booted, to be called when it is ready.
-    asked: list[str] = field(default_factory=list)
 
 
 class Worker(Heir):

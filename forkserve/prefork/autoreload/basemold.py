@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from forkserve.prefork.autoreload.patterns import Rules
     from forkserve.prefork.autoreload.trial import Loaded
     from forkserve.prefork.channel import Channel
+    from forkserve.prefork.context import WorkerContext
     from forkserve.prefork.output import WorkerOutput
     from forkserve.prefork.preload.orders import Order, OrderSocket
-    from forkserve.prefork.worker import Worker, WorkerContext
+    from forkserve.prefork.worker import Worker
 
 Stamp = tuple[int, ...] | None
 

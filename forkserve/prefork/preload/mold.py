@@ -43,9 +43,10 @@ from forkserve.prefork.worker import BEAT_EVERY, WORKER_SIGNALS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from forkserve.prefork.context import WorkerContext
     from forkserve.prefork.output import WorkerOutput
     from forkserve.prefork.preload.orders import Order, OrderSocket
-    from forkserve.prefork.worker import Worker, WorkerContext
+    from forkserve.prefork.worker import Worker
 
 MOMENT: Final = 0.0001  # seconds; for a process to end that has nothing left to do
 
