@@ -289,7 +289,9 @@ def test_an_endless_loop_at_import_is_not_waited_for(project: Project, *, first:
     eventually(answers, lambda: project.command.stderr)
 
 
-@pytest.mark.parametrize("lines", [("X-Forwarded-For: 203.0.113.9",), ("X-Forwarded-For: 127.0.0.1, 203.0.113.9",)])
+@pytest.mark.parametrize(
+    "lines", [("X-Forwarded-For: 203.0.113.9",), ("X-Forwarded-For: 127.0.0.1, 203.0.113.9",), ("X-Forwarded-For: unknown",)]
+)
 def test_peers_elsewhere_do_not_see_the_traceback(project: Project, lines: tuple[str, ...]) -> None:
     project.save("myapp.py", BROKEN, version=1)
     project.serve("--bind", "127.0.0.1:0", "--bind", "unix:app.sock")

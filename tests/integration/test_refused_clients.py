@@ -26,6 +26,7 @@ from tests.integration.conftest import Start
 from tests.integration.site import Site
 
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+LOOPS_IN_FULL = pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PLAIN = (
     GET,
@@ -117,7 +118,7 @@ def test_tls(start: Start, tmp_path: Path, authority: Authority, loop: str, prox
         assert get(port, tls=authority.trust()).status == 200
 
 
-@LOOPS
+@LOOPS_IN_FULL
 def test_client_certificates(start: Start, tmp_path: Path, authority: Authority, loop: str) -> None:
     secure = (
         "--certfile",
@@ -146,7 +147,7 @@ def head(*fields: str, method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} / HTTP/1.1", "Host: localhost", *fields, "", ""]).encode()
 
 
-@LOOPS
+@LOOPS_IN_FULL
 def test_without_tls(serve: Start, loop: str) -> None:
     limits = (
         "--header-timeout",
@@ -209,6 +210,7 @@ async def app(scope, receive, send):
 """
 
 
+@pytest.mark.heavy
 def test_what_does_not_go_on(start: Start, tmp_path: Path, authority: Authority) -> None:
     secure = ("--certfile", authority.server.cert, "--keyfile", authority.server.key, "--bind", "127.0.0.1:0")
     options = ("--log-level", "debug", "--write-timeout", 1, "--graceful-timeout", 1)
