@@ -114,7 +114,11 @@ class History(RuleBasedStateMachine):
     def perform(self, action: Action) -> None:
         match action:
             case Fork(member):
-                assert member.slot in self.open or None in self.pool.waiting or (member.slot == MOLD and (self.preload or member.canary))
+                assert (
+                    member.slot in self.open
+                    or None in self.pool.waiting
+                    or (member.slot == MOLD and (self.preload or member.canary))
+                )
                 if self.forks_fail:
                     self.ended(member)
                     self.pool.fork_failed(member.ident, "cannot fork", self.now)
