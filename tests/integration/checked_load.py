@@ -347,7 +347,6 @@ class Visitor:
         if not connection._read:
             connection._read = connection.sock.recv(65536)
             assert connection._read, "end of connection before the answer"
-        self._heard = True
         try:
             answer = connection.answer(request.method)
         except (ValueError, IndexError) as error:
