@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -138,6 +139,21 @@ def test_a_slot_that_is_wanted_again_while_it_closes_takes_connections(serve: St
         again.join()
     with Client(command.ports[1]) as client:
         assert client.get().text == "hello"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_a_socket_that_others_have_as_well_goes_on_taking_connections(serve: Start, project: Path, family: int) -> None:
+    """A service manager's: whoever connects after the stop waits for the next start."""
+    with socket.socket(family) as listener:
+        listener.bind(str(project / "s") if family == socket.AF_UNIX else ("127.0.0.1", 0))
+        listener.listen()
+        where = listener.getsockname()
+        command = serve("site_app:app", "--bind", f"fd://{listener.fileno()}", cwd=project, pass_fds=(listener.fileno(),))
+        with Client(where) as client:
+            assert client.get().text == "hello"
+        command.stop()
+        with Client(where), listener.accept()[0]:
+            pass
 
 
 # Under load.
