@@ -7,10 +7,9 @@ Each decides by itself, with a look at what the others have in hand:
   time (1,700 in a second instead of 10,000, from 32 clients): then some more are no reason.
 - Where calls to the application hold the thread, and all others are in one, no connection is taken before the call for the last
   one: in the queue it is had by whoever is free first, or is started because of it; taken, it waits for us. (A front end that
-  opens a connection for each request, four workers, one slow request in ten: the 99th percentile of the others was 1.4 times
-  as high without.)
-  Where no request comes soon, as clients are far away or mean no good, more and more are taken without waiting. None is
-  taken while a long answer keeps the application from the next call.
+  opens a connection for each request, four workers, one slow request in ten: the 99th percentile of the others was 1.4 times as
+  high without.) Where no request comes soon, as clients are far away or mean no good, more and more are taken without waiting.
+  None is taken while a long answer keeps the application from the next call.
 """
 
 from __future__ import annotations

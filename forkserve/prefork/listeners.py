@@ -219,6 +219,8 @@ class Listeners:
         back = back or (len(self._asked) > 1 and committed < self._asked[-1].first)
 
         def stays(one: Listener) -> bool:
+            if one.adopted:
+                return True  # somebody else has it as well, such as a service manager, for whoever comes after us
             if kept is None:
                 return False
             wanted = (one.slot is None or one.slot in kept) and (back or one.serves(committed))
@@ -234,8 +236,11 @@ class Listeners:
                 acceptqueue.admit(one.sock)
 
     def last_look(self, slot: int | None) -> bool:
-        """Let no more connections come to a slot's own listener, or with None to the shared ones; whether some wait there."""
-        mine = [one for one in self._all if one.slot == slot]
+        """Let no more connections come to a slot's own listener, or with None to the shared ones; whether some wait there.
+
+        Not to those that were adopted: who wait there wait for whoever else has them.
+        """
+        mine = [one for one in self._all if one.slot == slot and not one.adopted]
         for one in mine:
             acceptqueue.refuse(one.sock)
         return any(acceptqueue.length(one.sock) for one in mine)

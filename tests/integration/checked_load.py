@@ -155,7 +155,6 @@ class Visitor:
         self._port = 0  # where the visit is made
         self._connection: Connection | None = None
         self._began = 0.0
-        self._heard = False  # whether anything has come over the connection
 
     def run(self) -> None:
         """Go on until the load is over."""
@@ -178,7 +177,7 @@ class Visitor:
         connection = self._connection
         client = (None, self._began) if connection is None else (connection.port, connection.opened)
         with self._load.lock:
-            failure = Failure(kind, self._began, time.monotonic(), repr(error), *client, self._port, self._heard)
+            failure = Failure(kind, self._began, time.monotonic(), repr(error), *client, self._port)
             self._load.failures.append(failure)
 
     # The visits.
@@ -223,7 +222,6 @@ class Visitor:
         connection = self._connect()
         url = f"ws://localhost:{self._port}/ws"
         with connect(url, sock=connection.sock, open_timeout=PATIENCE, additional_headers={"X-Ident": ident}) as client:
-            self._heard = True
             for number in range(self._chance.randint(1, 10)):
                 text = pattern(f"{ident}.{number}", self._chance.choice([10, 200, 70_000])).decode()
                 began = time.monotonic()
@@ -271,7 +269,7 @@ class Visitor:
 
     def _connect(self) -> Connection:
         self._began = time.monotonic()
-        self._connection, self._heard = None, False  # what fails now has none
+        self._connection = None  # what fails now has none
         self._connection = Connection(self._port)
         self._connection.sock.settimeout(PATIENCE)
         return self._connection
@@ -342,7 +340,6 @@ class Visitor:
             data = connection.sock.recv(8192)
             assert data or connection._read, "end of connection before the answer"
             connection._read += data
-            self._heard = True
             time.sleep(0.03)
 
     def _receive(self, connection: Connection, request: Request, *, more: bool) -> bool:
@@ -350,7 +347,6 @@ class Visitor:
         if not connection._read:
             connection._read = connection.sock.recv(65536)
             assert connection._read, "end of connection before the answer"
-        self._heard = True
         try:
             answer = connection.answer(request.method)
         except (ValueError, IndexError) as error:

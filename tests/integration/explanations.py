@@ -9,8 +9,6 @@ from pathlib import Path
 from tests.integration.command import descriptors
 from tests.integration.load import Failure
 
-RECOVERY = 3.0  # seconds in which a slot has a ready worker again
-
 
 @dataclass(frozen=True)
 class Kill:
@@ -48,7 +46,6 @@ class Explanations:
     front: bool
     kills: list[Kill] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
-    troubles: list[float] = field(default_factory=list)  # when something was done that may leave a slot without a worker
 
     def explained(self, failures: Sequence[Failure]) -> list[Failure]:
         """Return those failures that are explained by what was done."""
@@ -70,8 +67,7 @@ class Explanations:
     def _closed(self, failure: Failure) -> bool:
         """Whether the server was down, or the port was one that is closed when its worker is scaled away or stopped.
 
-        Of the latter only connections that were not accepted, over which nothing came: they were opened since that might be, or
-        waited for a worker that was not ready, as something had just been done to it.
+        The latter refuses connections; none that it has taken may be lost.
         """
         for window in self.windows:
             if failure.server not in window.ports:
@@ -79,8 +75,6 @@ class Explanations:
             if window.down:
                 if failure.began <= window.ended and window.began <= failure.ended:
                     return True
-            elif not failure.heard and failure.opened <= window.ended and window.began <= failure.ended:
-                waited = any(failure.opened - RECOVERY <= at <= failure.ended for at in self.troubles)
-                if window.began <= failure.opened or waited:
-                    return True
+            elif "ConnectionRefusedError" in failure.why and failure.began <= window.ended and window.began <= failure.ended:
+                return True
         return False

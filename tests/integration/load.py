@@ -26,7 +26,6 @@ class Failure:
     port: int | None  # the client's, if it was connected by TCP
     opened: float  # when it began to connect
     server: int | None = None  # the server's port
-    heard: bool = True  # whether anything had come over the connection
 
 
 class Connection(Client):

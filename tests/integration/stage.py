@@ -203,7 +203,6 @@ class Stage:
     def disturb(self) -> None:
         """Remember that commands may fail from now on, until all is well again."""
         self.trouble = time.monotonic()
-        self.lost.troubles.append(self.trouble)
 
     def later(self, seconds: float, do: Callable[[], object]) -> None:
         """Do something later."""

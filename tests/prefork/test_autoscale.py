@@ -312,3 +312,24 @@ def test_whatever_it_is_told_it_answers_within_bounds(fewest: int, more: int, to
         answer = scaler.advise(now, wanted, ready, min(idle, ready))
 
         assert answer == 0 == wanted or max(1, fewest) <= answer <= max(1, fewest + more)
+
+
+# Connections that wait.
+
+
+def test_those_that_wait_are_workers_lacking() -> None:
+    scaler = Autoscaler(1, 10, 1, 3)
+
+    assert scaler.advise(1000.0, 1, 1, 0, waiting=2) == 3, "as many at once as are known to lack"
+    assert scaler.advise(1001.0, 3, 1, 0, waiting=2) == 5, "and then those that are to be spare, those that boot being spoken for"
+
+
+def test_those_that_idle_workers_are_about_to_take_count_for_nothing() -> None:
+    scaler = Autoscaler(1, 10, 1, 3)
+
+    assert scaler.advise(1000.0, 3, 3, 2, waiting=2) == 3
+
+
+def test_however_many_wait_no_more_start_than_a_burst_or_than_are_allowed() -> None:
+    assert Autoscaler(1, 200, 1, 3).advise(1000.0, 1, 1, 0, waiting=500) == 1 + BURST
+    assert Autoscaler(1, 4, 1, 3).advise(1000.0, 1, 1, 0, waiting=500) == 4

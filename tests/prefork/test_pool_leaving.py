@@ -279,3 +279,22 @@ def test_who_asks_at_the_address_of_before_is_answered_though_the_canary_that_bo
     assert Drain(again, booting=False) not in pool.plan(6.0), "the front end does not know the new address"
     pool.sought = set()
     assert Drain(again, booting=False) in pool.plan(7.0)
+
+
+def test_none_comes_beside_a_canary_that_is_to_stay() -> None:
+    """While it is tried, a slot that moves has another process as well; not any more when its generation is committed."""
+    pool, (first,) = serving(1, beat=0.0)
+    pool.moved = {1}
+    canary = pool.try_out(1, 2, 1.0)
+    pool.plan(1.0)
+    pool.forked(canary.ident, 50)
+    crash(pool, first, 1.0)
+    (fork,) = pool.plan(1.0)
+    pool.forked(fork.member.ident, 51)
+    crash(pool, fork.member, 1.0)
+    assert pool.plan(1.0) == [], "it waits"
+    pool.ready(canary.ident, 1.1)
+    pool.commit(2)
+
+    assert pool.plan(1.1) == []
+    assert pool.members() == [canary]

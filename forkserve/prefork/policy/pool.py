@@ -340,7 +340,12 @@ class Pool(Generations):
 
     def _retire(self, member: Member, now: float) -> None:
         """Let go of what its slot does not need any more."""
-        if member.slot <= self.wanted and not (member.outdated and self._superseded(member)):
+        superfluous = member.outdated and self._superseded(member)
+        if member.state is State.BACKOFF and not member.canary:
+            # It was to serve beside a canary that listens elsewhere, whose generation has been committed meanwhile.
+            others = [one for one in self._slots[member.slot].members if one is not member]
+            superfluous = any(one.exists and not (one.asked or one.outdated or one.canary) for one in others)
+        if member.slot <= self.wanted and not superfluous:
             return
         if self._last_calls.keeps(member):
             return
