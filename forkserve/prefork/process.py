@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
 import resource
@@ -406,6 +407,8 @@ def why(error: BaseException) -> tuple[int, str, str | None]:
             code = error.exit_code
     elif isinstance(error, SystemExit):
         message = f"it called sys.exit({error.code!r}) before it was ready"
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        message = f"{error.strerror}: raise the limit (`ulimit -n`)"
     else:
         message = traceback.format_exception_only(error)[-1].strip()
         text = loader.own_traceback(error)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.client import get
-from tests.integration.command import DEADLINE, ROOT, environment, run
+from tests.integration.command import DEADLINE, ROOT, after, environment, run
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 
@@ -123,6 +123,18 @@ def test_no_prctl(serve: Start) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("forkserve: --preload: this system does not let workers")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("count", range(6, 22, 3))
+def test_hardly_any_descriptors(tmp_path: Path, count: int) -> None:
+    """Whatever it is that cannot be opened first."""
+    (tmp_path / "site_app.py").write_text("import os, signal\ndef app(*_): ...\nos.kill(os.getppid(), signal.SIGTERM)\n")
+    limit = after(f"resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}))")
+    ended = run("site_app:app", "--bind", "127.0.0.1:0", "--control-socket", "none", cwd=tmp_path, prefix=limit)
+
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert ended.returncode == 0 or "Too many open files" in ended.stderr
 
 
 @pytest.mark.heavy
