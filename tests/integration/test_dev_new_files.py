@@ -42,7 +42,8 @@ def project(tmp_path: Path, start: Start, request: pytest.FixtureRequest) -> Ite
 
 def serve(project: Project, imports: str, value: str = "V") -> None:
     project.save("myapp.py", APP, imports=imports, value=value)
-    project.serve("--reload-engine", project.engine)
+    project.serve("--reload-engine", project.engine, "--log-level", "debug")
+    project.command.wait_for("files are (polled|watched) for changes")
 
 
 @pytest.mark.parametrize(

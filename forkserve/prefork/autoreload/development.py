@@ -134,6 +134,7 @@ class Development:
             match message:
                 case {"type": "watching", "polls": polls}:
                     self._polls = polls
+                    logger.debug("files are %s for changes", "polled" if polls else "watched")
                     self._tell_loaded(self._changes.loaded)
                 case {"type": "changed", "more": more, **lists}:
                     for paths, name in zip(self._told, ("included", "others", "made"), strict=True):
