@@ -202,7 +202,7 @@ class Settings:
         "auto",
         "Development",
         choice("auto", "poll", "inotify"),
-        "How changes are noticed; poll works on network and shared folders as well.",
+        "How changes are noticed; auto polls on network and shared folders.",
         reloadable=False,
     )
 

@@ -21,6 +21,7 @@ PURE = (
     "frontend/upkeep.py",
     "prefork/commands/calls.py",
     "prefork/autoreload/changes.py",
+    "prefork/autoreload/filesystems.py",
     "prefork/autoreload/patterns.py",
     "prefork/commands/builtin.py",
     "prefork/commands/defined.py",

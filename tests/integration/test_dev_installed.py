@@ -175,7 +175,7 @@ def test_what_was_there_at_the_start_goes_and_comes_back_elsewhere(environment: 
     environment.project.until("11 22")
 
 
-@pytest.mark.parametrize("arguments", [(), ("--preload",)], ids=["", "preload"])
+@pytest.mark.parametrize("arguments", [(), pytest.param(("--preload",), marks=pytest.mark.heavy)], ids=["", "preload"])
 def test_a_reload_in_production_finds_it_too(environment: Environment, arguments: tuple[object, ...]) -> None:
     environment.serve("os", reload=False, arguments=("--workers", 2, *arguments))
     environment.by_path("extra_one", 1)
@@ -186,6 +186,7 @@ def test_a_reload_in_production_finds_it_too(environment: Environment, arguments
     assert {environment.project.get().text for _ in range(10)} == {"1 2"}
 
 
+@pytest.mark.heavy
 def test_the_order_is_that_of_a_fresh_interpreter(environment: Environment) -> None:
     """An editable package is found before one of the same name that a later directory has."""
     shadowed = environment.source("extra_one", "other", "pythonpath_like").parent
@@ -202,6 +203,7 @@ def test_the_order_is_that_of_a_fresh_interpreter(environment: Environment) -> N
     assert environment.project.get().text == fresh.stdout.strip()
 
 
+@pytest.mark.heavy
 def test_the_first_package_of_a_user(tmp_path: Path, start: Start) -> None:
     environment = Environment(tmp_path, start, system=True)
     environment.serve("extra_one", env={"PYTHONUSERBASE": str(tmp_path / "user")})

@@ -33,7 +33,7 @@ GLOBBED = "import plugins.first, glob, os\nhere = os.path.dirname(plugins.first.
 GLOBBED += "V = ' '.join(sorted(os.path.basename(one)[:-3] for one in glob.glob(here + '/[a-z]*.py')))"
 
 
-@pytest.fixture(params=["inotify", "poll"])
+@pytest.fixture(params=["inotify", pytest.param("poll", marks=pytest.mark.heavy)])
 def project(tmp_path: Path, start: Start, request: pytest.FixtureRequest) -> Iterator[Project]:
     made = Project(tmp_path / "project", start)
     made.engine = request.param
@@ -42,16 +42,17 @@ def project(tmp_path: Path, start: Start, request: pytest.FixtureRequest) -> Ite
 
 def serve(project: Project, imports: str, value: str = "V") -> None:
     project.save("myapp.py", APP, imports=imports, value=value)
-    project.serve("--reload-engine", project.engine)
+    project.serve("--reload-engine", project.engine, "--log-level", "debug")
+    project.command.wait_for("files are (polled|watched) for changes")
 
 
 @pytest.mark.parametrize(
     ("imports", "name"),
     [
         (OPTIONAL, "local_settings.py"),
-        (OPTIONAL, "local_settings/__init__.py"),
-        (SUBMODULE, "conf/local.py"),
-        (SPEC, "local_settings.py"),
+        pytest.param(OPTIONAL, "local_settings/__init__.py", marks=pytest.mark.heavy),
+        pytest.param(SUBMODULE, "conf/local.py", marks=pytest.mark.heavy),
+        pytest.param(SPEC, "local_settings.py", marks=pytest.mark.heavy),
     ],
     ids=["module", "package", "submodule", "find_spec"],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from forkserve.prefork.autoreload.changes import OWN, Changes
 
 
@@ -59,3 +61,39 @@ def test_a_module_that_is_loaded_always_matters() -> None:
     for _ in range(2 * OWN):
         assert told(changes, "/p/app.py", suspected=True, loading=True) == ["/p/app.py"]
     assert own == []
+
+
+@pytest.mark.parametrize(
+    ("path", "matters"),
+    [
+        ("/p/new.py", True),  # beside app.py
+        ("/p/sub/new.cpython-311-x86_64-linux-gnu.so", True),
+        ("/p/sub/fresh/__init__.py", True),  # a package beside one.py
+        ("/p/sub/fresh/other.py", False),
+        ("/p/elsewhere/new.py", False),
+        ("/p/lib/local.py", True),  # sought
+        ("/p/lib/local/deep/one.py", True),  # as a namespace
+        ("/p/lib/locals.py", False),
+        ("/p/names/one.py", True),  # in a namespace that is loaded
+        ("/p/notes.txt", False),
+    ],
+)
+def test_what_is_new_or_gone_matters_where_modules_are_sought(path: str, *, matters: bool) -> None:
+    changes, _ = made()
+    changes.loads(1, [], 0.0, folders=["/p/names"], sought=["/p/lib/local"])
+    assert told(changes, path, made=(path,)) == [path] * matters
+    # It was there before, and nobody has loaded it; but what was sought in vain cannot have been there.
+    assert told(changes, path) == [path] * (path == "/p/lib/local.py")
+    changes.ended(1)
+    assert told(changes, path, made=(path,)) == [path] * ("local/" in path or "local." in path)  # another may seek it again
+
+
+def test_what_came_before_it_was_known_that_it_was_sought() -> None:
+    changes, own = made()
+    told(changes, "/p/lib/local.py", made=("/p/lib/local.py",))
+    assert changes.loads(2, [], 9.0, sought=["/p/lib/local"]) == ["/p/lib/local.py"]
+    assert changes.loads(3, [], 11.0, sought=["/p/lib/local"]) == []
+    for _ in range(OWN):  # the app makes it anew whenever it is loaded
+        changes.loads(4, [], 9.0)
+    assert changes.loads(5, [], 9.0) == []
+    assert own == ["/p/lib/local.py"]

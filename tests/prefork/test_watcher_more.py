@@ -116,6 +116,7 @@ def test_a_new_file_is_told_as_such_and_so_is_one_that_is_gone(project: Path, wa
     assert watcher.next("changed")["made"] == [str(project / "app.py")]
 
 
+@pytest.mark.heavy
 def test_what_replaces_a_file_is_not_new(project: Path, watching: Watching, engine: str) -> None:
     watcher = watching(project, reload_engine=engine, reload_delay=0.3)
     (project / "app.py").rename(project / "app.py~")  # as vim does it
@@ -145,6 +146,7 @@ def link(project: Path) -> None:
     (project / "package").symlink_to("elsewhere/package")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("happens", [remake, swap], ids=lambda one: one.__name__)
 def test_a_directory_that_is_another_one_is_watched_on(
     project: Path, watching: Watching, engine: str, happens: Callable[[Path], None]
@@ -158,6 +160,7 @@ def test_a_directory_that_is_another_one_is_watched_on(
         watcher.told_of(project / "package/inner/one.py")
 
 
+@pytest.mark.heavy
 def test_a_directory_that_becomes_a_link_into_the_project(project: Path, watching: Watching, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     link(project)
@@ -166,6 +169,7 @@ def test_a_directory_that_becomes_a_link_into_the_project(project: Path, watchin
     watcher.told_of(project / "elsewhere/package/inner/one.py")
 
 
+@pytest.mark.heavy
 def test_a_link_that_leads_elsewhere_now(project: Path, tmp_path: Path, watching: Watching, engine: str) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -180,6 +184,7 @@ def test_a_link_that_leads_elsewhere_now(project: Path, tmp_path: Path, watching
     watcher.told_of(tmp_path / "two/linked.py")
 
 
+@pytest.mark.heavy
 def test_only_the_case_of_a_name_changes(project: Path, watching: Watching, engine: str) -> None:
     watcher = watching(project, reload_engine=engine, reload_delay=0.3)
     (project / "app.py").rename(project / "App.py")
@@ -188,6 +193,7 @@ def test_only_the_case_of_a_name_changes(project: Path, watching: Watching, engi
         made |= set(watcher.next("changed")["made"])
 
 
+@pytest.mark.heavy
 def test_a_file_becomes_a_link(project: Path, watching: Watching, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "other.py").write_text("A = 22\n")
@@ -197,6 +203,7 @@ def test_a_file_becomes_a_link(project: Path, watching: Watching, engine: str) -
     assert watcher.told() == ([], [str(project / "app.py")])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seconds", [1, 2_000_000_000 - 1, 4_000_000_000], ids=["past", "near", "future"])
 def test_only_the_dates_of_a_file_change(project: Path, watching: Watching, engine: str, seconds: int) -> None:
     watcher = watching(project, reload_engine=engine)
@@ -206,6 +213,7 @@ def test_only_the_dates_of_a_file_change(project: Path, watching: Watching, engi
     assert watcher.told() == ([], [str(project / "package/__init__.py")])
 
 
+@pytest.mark.heavy
 def test_a_file_of_the_future_is_not_told_at_the_start(project: Path, watching: Watching, engine: str) -> None:
     os.utime(project / "app.py", (4_000_000_000, 4_000_000_000))
     watcher = watching(project, reload_engine=engine)

@@ -65,13 +65,22 @@ class Changes:
             path
             for path in others
             if self._is_loaded(path)
-            or ((suspected or (path in made and self._is_awaited(path))) and not self._is_own(path, loading=loading))
+            or (
+                (suspected or self._is_sought(path) or (path in made and self._is_awaited(path)))
+                and not self._is_own(path, loading=loading)
+            )
         ]
 
     def _is_loaded(self, path: str) -> bool:
         if path.endswith(MODULES):
             return any(path in files for files in self._loaded.values())
         return any(file.startswith(path + "/") for files in self._loaded.values() for file in files)
+
+    def _is_sought(self, path: str) -> bool:
+        """Whether a file is a module that an import has sought in vain: then it is new, even if nobody has seen it come."""
+        folder, _, name = path.rpartition("/")
+        stem = folder if name == "__init__.py" else f"{folder}/{name.partition('.')[0]}"
+        return path.endswith(MODULES) and stem in self._sought
 
     def _is_awaited(self, path: str) -> bool:
         """Whether a file that has come, or gone, may make a difference to the app.
@@ -115,6 +124,8 @@ class Changes:
         self._sought.update(sought)
         changed = [file for file in files if self._changed_at.get(file, 0.0) > since]
         made = [path for path, at in self._made_at.items() if at > since and path not in changed and self._is_awaited(path)]
+        made += [path for path, at in self._changed_at.items() if at > since and path not in made and self._is_sought(path)]
+        made = [path for path in made if path not in self._loaded[ident]]
         return changed + [path for path in made if not self._is_own(path, loading=True)]
 
     def ended(self, ident: int) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from forkserve.logs import logger, printable
 from forkserve.prefork import forks
 from forkserve.prefork.autoreload.base import Base
-from forkserve.prefork.autoreload.changes import Changes
+from forkserve.prefork.autoreload.changes import REMEMBERED, Changes
 from forkserve.prefork.autoreload.faults import Faults
 from forkserve.prefork.autoreload.patterns import Rules, fixed_part
 from forkserve.prefork.autoreload.watcher import LONGEST_DELAY as LONGEST_WAIT
@@ -65,6 +65,7 @@ class Development:
         self._last_words = ""
         self._changes = Changes(self._warn_of_own)
         self._faults = Faults(master, self._ask_for_rest)
+        self._passed_over: list[str] = []  # what changed as the app was loaded, and did not matter as long as that was good
         self._outdated: Timer | None = None
         self._superseded = False
         self._matter_at = self._loaded_at = 0.0
@@ -133,6 +134,7 @@ class Development:
             match message:
                 case {"type": "watching", "polls": polls}:
                     self._polls = polls
+                    logger.debug("files are %s for changes", "polled" if polls else "watched")
                     self._tell_loaded(self._changes.loaded)
                 case {"type": "changed", "more": more, **lists}:
                     for paths, name in zip(self._told, ("included", "others", "made"), strict=True):
@@ -185,7 +187,14 @@ class Development:
             self._matter_at = now
             self._reload(matter)
         else:
+            self._passed_over += others[: REMEMBERED - len(self._passed_over)] if loading else ()
             self._hasten()
+
+    def _look_at_passed_over(self) -> None:
+        """Something does not load: what has changed meanwhile may mend it."""
+        others, self._passed_over = self._passed_over, []
+        if others:
+            self._changed([], others, [])
 
     def _warn_of_own(self, path: str) -> None:
         logger.warning("%s changes whenever the app is loaded: that reloads it no more", printable(self._name(path)))
@@ -197,6 +206,7 @@ class Development:
                 self._loads(child, message)
             case "waits":
                 self._faults.waits(child)
+                self._look_at_passed_over()
             case _:
                 self.base.heard(message)
 
@@ -209,7 +219,7 @@ class Development:
 
     def became_ready(self, child: Child) -> None:
         """A worker is ready, or at least stands in for one."""
-        self._loaded_at, self._guesses = time.monotonic(), 0
+        self._loaded_at, self._guesses, self._passed_over = time.monotonic(), 0, []
         if self._faults.became_ready(child):
             logger.info("what did not load does now")
             self._reload_now()
@@ -282,6 +292,7 @@ class Development:
             self._faults.reload_succeeded()
         elif not superseded:
             self._faults.reload_failed(fault)
+            self._look_at_passed_over()
 
 
 def real_folders(settings: Settings) -> tuple[str, ...]:

@@ -111,7 +111,8 @@ class Watcher:
         threading.excepthook = lambda found: self._put(found.exc_value or RuntimeError("a thread of watchdog has ended"))
         self._open()
         since = (self._watch.since - GRAIN) * 1e9
-        self._note((file, False) for file, stamp in self._tree.files() if stamp.ctime >= since)
+        # Whether they are new cannot be known; those that an app writes as it is loaded for the first time must not reload it.
+        self._note((file, True) for file, stamp in self._tree.files() if stamp.ctime >= since)
         self._channel.send({"type": "watching", "polls": self._polling is not None})
         while not self._channel.closed:
             self._wait()
