@@ -235,8 +235,8 @@ def _heed_transfer_encoding(fields: Fields, value: bytes) -> None:
             and all(_WHOLE_TOKEN.fullmatch(c) and c not in (b"chunked", b"identity") for c in others)
         ):
             fields.refusal = RequestError(501, "this transfer coding is not supported")
-            return
-        raise RequestError(400, "the Transfer-Encoding field is malformed")
+        else:
+            raise RequestError(400, "the Transfer-Encoding field is malformed")
     fields.chunked = True
 
 
