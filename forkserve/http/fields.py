@@ -24,8 +24,8 @@ _DIGITS = re.compile(rb"[0-9]{1,19}")
 
 # A second one of these changes the meaning of the message, or of the application's reading of it.
 _ONLY_ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type"))
-_OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade"))
-"""Of a Connection field: those that mean something here. There may be thousands of others."""
+# The options of a Connection field that mean something here; there may be thousands of others.
+_OPTIONS = re.compile(rb"(?:^|,)[\t ]*+(close|keep-alive|upgrade)[\t ]*+(?=,|$)")
 _SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))
 # PEP 3333 and RFC 3875: two names without the prefix; and two that never get into an environ: HTTP_PROXY would be taken for a
 # setting by libraries, and the transfer coding is gone when the application reads the body.
@@ -209,7 +209,7 @@ def _without_port(host: bytes) -> bytes:
 
 @lru_cache(256)
 def _options(value: bytes) -> frozenset[bytes]:
-    return _OPTIONS.intersection(option.strip(b" \t") for option in value.lower().split(b","))
+    return frozenset(_OPTIONS.findall(value.lower()))
 
 
 def _heed_host(fields: Fields, value: bytes) -> None:
@@ -235,8 +235,8 @@ def _heed_transfer_encoding(fields: Fields, value: bytes) -> None:
             and all(_WHOLE_TOKEN.fullmatch(c) and c not in (b"chunked", b"identity") for c in others)
         ):
             fields.refusal = RequestError(501, "this transfer coding is not supported")
-            return
-        raise RequestError(400, "the Transfer-Encoding field is malformed")
+        else:
+            raise RequestError(400, "the Transfer-Encoding field is malformed")
     fields.chunked = True
 
 

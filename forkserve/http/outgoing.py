@@ -7,6 +7,7 @@ are what a bound is for: past ``--limit-buffered`` in all of a process's connect
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections import deque
@@ -65,13 +66,17 @@ class Outgoing:
         connection: The client's.
     """
 
-    __slots__ = ("_at", "_buffered", "_connection", "_end", "_file", "_pieces", "_small", "_start", "size")
+    __slots__ = ("_at", "_buffered", "_connection", "_end", "_file", "_last", "_most", "_pieces", "_small", "_start", "size")
 
     def __init__(self, connection: Output) -> None:
         self.size = 0  # bytes that wait
         self._connection = connection
         self._buffered = connection.site.buffered
+        # uvloop's transport refers to what it is given; others copy it.
+        copies = connection.endpoints.tls or isinstance(connection.transport, asyncio.Transport)
+        self._most = PIECE if copies else TURN
         self._pieces: deque[bytes] = deque()
+        self._last: bytes | None = None  # the transport may still have a part of it
         self._at = 0  # where the first piece goes on
         self._small: list[bytes] = []  # the last piece, in parts
         self._file: int | None = None  # descriptor; behind the pieces
@@ -118,21 +123,25 @@ class Outgoing:
             self._end += count
             view = view[count:]
 
-    def take(self) -> bytes:
-        """The next piece, a copy; empty if nothing waits.
+    def take(self) -> bytes | memoryview:
+        """The next piece; empty if nothing waits. The one before must have been sent.
 
         Raises:
             OSError: The file cannot be read.
         """
+        piece: bytes | memoryview
+        if self._last is not None:
+            self._buffered.remove(self._last)
+            self._last = None
         if not self._pieces:
             self._join()
         if self._pieces:
             first = self._pieces[0]
-            piece = first[self._at : self._at + PIECE]
+            piece = memoryview(first)[self._at : self._at + self._most]
             self._at += len(piece)
             if self._at == len(first):
                 self._at = 0
-                self._buffered.remove(self._pieces.popleft())
+                self._last = self._pieces.popleft()
         elif self._file is not None:
             piece = os.pread(self._file, min(PIECE, self._end - self._start), self._start)
             if not piece and self._start < self._end:
@@ -170,6 +179,9 @@ class Outgoing:
 
     def discard(self) -> None:
         """Forget what waits."""
+        if self._last is not None:
+            self._buffered.remove(self._last)
+            self._last = None
         while self._pieces:
             self._buffered.remove(self._pieces.popleft())
         self._small.clear()

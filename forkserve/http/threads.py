@@ -23,6 +23,11 @@ PIECES_AHEAD = 16
 """Pieces of one body that an application may be ahead of the loop; a large one counts as several."""
 
 
+def _weight(data: bytes) -> int:
+    """As how many pieces it counts; what is no bytes fails later."""
+    return min(PIECES_AHEAD, 1 + len(data) // PIECE) if data.__class__ is bytes else 1
+
+
 class _Thread(threading.Thread):
     """One that nobody waits for at the end of the process."""
 
@@ -163,7 +168,7 @@ class ThreadedExchange(WSGICall):
     def write_now(self, data: bytes) -> None:
         """Hand the loop a piece; wait if the client is too far behind."""
         self._handed_over = True
-        for _ in range(min(PIECES_AHEAD, 1 + len(data) // PIECE)):
+        for _ in range(_weight(data)):
             self.site.pool.waiting(self._ahead.acquire)
         if self.gone:
             raise ClientGoneError
@@ -195,7 +200,7 @@ class ThreadedExchange(WSGICall):
 
     def _write_piece(self, data: bytes) -> None:
         self.write(data, more=True)
-        self._due += min(PIECES_AHEAD, 1 + len(data) // PIECE)
+        self._due += _weight(data)
         if not self.connection.write_paused:
             self.writable()
 

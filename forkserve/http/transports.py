@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 # Half of the connection: the other side sends no more. Not everywhere; without it such an end is seen when the socket is read.
@@ -24,6 +25,7 @@ def half_close(transport: Any) -> bool:
 
 def read_less(transport: Any) -> None:
     """Let a transport of TLS take fewer bytes at a time: decrypting records of a single byte takes long, and holds the loop."""
+    _keep_large_blocks()
     transport.set_read_buffer_limits(high=TLS_AT_ONCE)
     # asyncio's reads into a buffer of 256 KiB, and has no other way to say less; uvloop's is of 64 KiB.
     protocol: Any = getattr(transport, "_ssl_protocol", None)
@@ -31,6 +33,16 @@ def read_less(transport: Any) -> None:
         protocol.max_size = TLS_AT_ONCE
         protocol._ssl_buffer = bytearray(TLS_AT_ONCE)  # noqa: SLF001 - see above
         protocol._ssl_buffer_view = memoryview(protocol._ssl_buffer)  # noqa: SLF001 - the same
+
+
+@cache
+def _keep_large_blocks() -> None:
+    """Let the C library keep blocks as large as the one that is allocated for each TLS record (mallopt(3), M_MMAP_THRESHOLD).
+
+    Both loops ask for 256 KiB and shrink that to what was in the record: 60 us if the system is asked each time, and 3 if not.
+    The GNU library keeps what is as large as the largest block that was given back.
+    """
+    bytes(1 << 20)
 
 
 def look_at_peer(transport: Any) -> tuple[bool, bool]:

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import resource
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 from wsgiref.validate import validator
@@ -56,34 +55,30 @@ def application(environ: Environ, start_response: Callable[..., Any]) -> Iterabl
     """WSGI."""
     path = environ["PATH_INFO"]
     kind = path.split("/")[1]
-    length = [("Content-Length", str(len(SHARED)))]
-    if kind == "shared":
-        start_response("200 OK", length)
-        return [SHARED]
-    if kind == "shared-in-pieces":
-        start_response("200 OK", [])
-        return [b"<", SHARED, b">"]
+    write = start_response("200 OK", [("Content-Length", str(len(SHARED)))] if kind == "shared" else [])
     if kind == "written":
-        write = start_response("200 OK", [])
         write(large(path))
         return [b"end"]
     if kind == "generated":
-        start_response("200 OK", [])
         return _pieces()
-    start_response("200 OK", [])
-    if kind == "large":
-        return [large(path)]
-    if kind == "limit-files":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
-        return [b"limited"]
-    if kind == "digest":
-        return [hashlib.sha256(environ["wsgi.input"].read()).hexdigest().encode()]
-    if kind == "seen":
-        return [taken()]
+    answers: dict[str, Callable[[], list[bytes]]] = {
+        "shared": lambda: [SHARED],
+        "shared-in-pieces": lambda: [b"<", SHARED, b">"],
+        "large": lambda: [large(path)],
+        "limit-files": _limit_files,
+        "digest": lambda: [hashlib.sha256(environ["wsgi.input"].read()).hexdigest().encode()],
+        "seen": lambda: [taken()],
+    }
+    if kind in answers:
+        return answers[kind]()
     with contextlib.suppress(RuntimeError):  # in a thread there is no loop
         SEEN.append((path, TURNS.now()))
-    time.sleep(0.002 if kind == "slow" else 0)
     return [b"ok"]
+
+
+def _limit_files() -> list[bytes]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+    return [b"limited"]
 
 
 def _pieces() -> Iterator[bytes]:

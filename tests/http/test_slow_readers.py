@@ -69,7 +69,9 @@ def test_a_shared_body_is_not_copied(kind: str, path: str, tmp_path: Path) -> No
                 assert client.answer().body.strip(b"<>") == SHARED
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "kind", ["inline", "thread", "asgi-asyncio", *(pytest.param(k, marks=pytest.mark.heavy) for k in ("asgi", "inline-asyncio"))]
+)
 def test_different_bodies_go_to_files(kind: str, tmp_path: Path) -> None:
     """Past the limit memory does not grow; other requests are answered, and every client gets what is its own."""
     paths = [f"/large/{number}" for number in range(40)]
@@ -115,8 +117,14 @@ def test_the_end_comes_behind_what_waits(kind: str, tmp_path: Path) -> None:
                 assert client.rest() == b""
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-@pytest.mark.parametrize("app", [WSGI, ASGI])
+@pytest.mark.parametrize(
+    ("app", "loop"),
+    [
+        (WSGI, "uvloop"),
+        (ASGI, "asyncio"),
+        *(pytest.param(*more, marks=pytest.mark.heavy) for more in ((WSGI, "asyncio"), (ASGI, "uvloop"))),
+    ],
+)
 def test_over_tls(app: str, loop: str, tmp_path: Path, certificate: Path) -> None:  # noqa: F811 - the fixture
     """TLS encrypts what it is given at once, so it is given as little; every byte comes."""
     context = trusting(certificate)

@@ -87,6 +87,26 @@ def test_what_cannot_be_done(start: Start, command: str, code: str, message: str
     assert client.lines[1]["ok"]
 
 
+def test_large_requests_wait_for_one_another(start: Start) -> None:
+    """What one client has under way is bounded in bytes as well: lines of JSON take much more memory than they are long."""
+    server = start()
+    large = request("reload", args=[[]] * 200_000)
+    small = server.client(request("reload"))
+    client = server.client(large)
+    server.until(lambda: len(server.pending) == 2)
+    client.send(large + request())
+    server.lines(server.client(request()))
+    server.lines(server.client(request()))
+    assert len(server.pending) == 2
+
+    server.pending[1].resolve(None)
+    server.until(lambda: len(server.pending) == 3)
+    server.pending[2].resolve(None)
+    assert [line["ok"] for line in server.lines(client, 3)] == [True] * 3
+    server.pending[0].resolve(None)
+    assert server.lines(small)[0]["ok"]
+
+
 def test_a_half_closed_client_gets_its_answers(start: Start) -> None:
     server = start()
     client = server.client(request() * 3 + request("reload"), shut=True)

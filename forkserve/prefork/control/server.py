@@ -226,17 +226,17 @@ class Control:
         try:
             line = session.next_line()
             if line and not line.isspace():
-                self._begin(session, read_request(line))
+                self._begin(session, read_request(line), len(line))
         except LineError as error:
             session.send_last(_last_line(None, _failed(CommandError(str(error), "usage"))))
         except RequestError as error:
             session.send(_last_line(error.id, _failed(error)))
         return len(line or b"")
 
-    def _begin(self, session: Session, request: Request) -> None:
+    def _begin(self, session: Session, request: Request, size: int) -> None:
         session.since = time.monotonic()
         deadline = None if request.timeout is None else session.since + request.timeout + self._limits.grace
-        asked = Asked(request, deadline)
+        asked = Asked(request, deadline, size=size)
         session.open.add(asked)
         self._run(session, asked)
 

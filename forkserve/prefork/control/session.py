@@ -27,7 +27,7 @@ class Limits:
     """
 
     clients: int = 128
-    open: int = 16  # requests of one client under way; it is not read from while there are so many
+    open: int = 16  # requests of one client under way; it is not read from while there are so many, or a quarter of `line`
     line: int = MAX_LINE
     unsent: int = 8 << 20
     patience: float = 10.0  # seconds without a whole request, or in which nothing is read of what we send
@@ -51,6 +51,7 @@ class Asked:
     request: Request
     deadline: float | None
     told: str = ""
+    size: int = 0  # of its line; a line may take 25 times as much memory when it is read
 
 
 class Session:
@@ -92,6 +93,8 @@ class Session:
     def waiting(self) -> bool:
         """Whether it has a line to be taken now: a request, or one that shows that it cannot go on."""
         if self.phase not in (Phase.OPEN, Phase.ENDED) or len(self.open) >= self._limits.open or len(self._unsent) > READ_SIZE:
+            return False
+        if sum(asked.size for asked in self.open) > self._limits.line // 4:
             return False
         return self._decoder.waiting or (self.phase is Phase.ENDED and self._decoder.partial)
 
