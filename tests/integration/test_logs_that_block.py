@@ -90,6 +90,7 @@ def test_nothing_stops_with_the_reader(start: Start, project: Path, reader: Read
     found = status(project / "s")
     assert found["state"] == "running"
     assert found["log_lines_lost"] > 0
+    assert "log lines lost: " in run("ctl", "status", "--socket", str(project / "s")).stdout
     command.kill(signal.SIGHUP)
     eventually(lambda: status(project / "s")["generation"] == 2 and not any(map(exists, before)), "a reload")
     for port in first:
