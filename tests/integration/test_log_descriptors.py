@@ -311,3 +311,31 @@ def app(environ, start_response):
     start_response("200 OK", [])
     return [str(child).encode()]
 """
+
+
+SLOW = """
+import os, time
+
+open("importing", "w").close()
+while os.path.exists("wait"):
+    time.sleep(0.01)
+"""
+
+
+@HEAVY
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["", "preload"])
+def test_a_worker_that_boots_while_logs_are_rotated(serve: Start, project: Path, options: tuple[str, ...]) -> None:
+    (project / "site_app.py").write_text(SLOW + APP)
+    project.chmod(0o777)
+    command = logging_there(serve, project, *options)
+    (project / "importing").unlink()
+    (project / "wait").touch()
+    command.kill(signal.SIGHUP)
+    eventually((project / "importing").exists, "the import has begun")
+    rotated(project)
+    command.kill(signal.SIGUSR1)
+    error = project / "logs" / "error.log"
+    eventually(error.exists, "a new one")
+    (project / "wait").unlink()
+    eventually(lambda: "reloaded: generation 2" in error.read_text(), error.read_text)
+    write_there(command, project, "after")
