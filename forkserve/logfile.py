@@ -407,19 +407,23 @@ def when_waiting(call: Callable[[], object] | None) -> None:
 
 def flush() -> float | None:
     """Write what waits and is due; return in how many seconds to come again, None if nothing waits."""
-    _state.needs_care, now = False, time.monotonic()
+    now = time.monotonic()
     for one in list(_state.files):
         if (at := one.retry_at) is not None and at <= now:
             one.flush()
-    if (at := next_flush()) is None:
-        return None
-    _state.needs_care = True
-    return max(0.0, at - time.monotonic())
+    return None if (at := next_flush()) is None else max(0.0, at - time.monotonic())
 
 
 def needs_care() -> bool:
-    """Whether lines wait, or were lost, since `flush` was called last."""
+    """Whether lines wait, or were lost, since `look_after` was called last."""
     return _state.needs_care
+
+
+def look_after() -> int:
+    """Flush, and return how many lines this process has lost so far."""
+    _state.needs_care = False
+    _state.needs_care |= flush() is not None
+    return lost()
 
 
 def next_flush() -> float | None:

@@ -105,10 +105,10 @@ def test_what_is_lost_is_counted_and_said(start: Start, project: Path, reader: R
     targets = [f"/{number:04}/{'x' * 2000}" for number in range(700)]
     burst(ports(reader), targets)
     reader.go_on()
-    eventually(lambda: reader.text.count("of the access log were lost") == 2, lambda: reader.text[-2000:])
+    eventually(lambda: len(re.findall("of the access log (?:was|were) lost", reader.text)) >= 2, lambda: reader.text[-2000:])
     burst(ports(reader), targets[:10])
     eventually(lambda: reader.text.count("/0009/") == 4, lambda: reader.text.count("/0009/"))
-    said = status(project / "s")["log_lines_lost"]
+    eventually(lambda: 0 < status(project / "s")["log_lines_lost"] == lost(reader.text), lambda: status(project / "s"))
     command.kill(signal.SIGTERM)
     assert command.process.wait(20) == 0
 
@@ -116,7 +116,6 @@ def test_what_is_lost_is_counted_and_said(start: Start, project: Path, reader: R
     text = reader.text
     lines = [line for line in text.split("\n") if line.startswith("/")]
     assert all(re.fullmatch(r"/\d{4}/x{2000}", line) for line in lines)
-    assert 0 < said == lost(text)
     assert len(lines) + lost(text) == 2 * 710
     assert all(RECORD.fullmatch(line) for line in text.split("\n") if line and not line.startswith(("/", "Listening", "Ready")))
 
