@@ -199,14 +199,18 @@ class LogFile:
         """Say that lines are lost, and how many were when there is room again. Without our lock: it is a line in a log, too."""
         if not self._queue.lost or self._flushing:
             return
-        if not self._queue and not self._broken:
-            lost, self._queue.lost, self._said = self._queue.lost, 0, False
-            _state.lost += lost
-            lines = "1 line of {} was" if lost == 1 else f"{lost} lines of {{}} were"
-            _state.complain(f"{lines.format(self.name or 'this log')} lost: {self._why}")
-        elif self.name and not self._said:
-            self._said = True
-            _state.complain(f"lines of {self.name} are lost: {self._why}")
+        with self._lock:
+            if not self._queue and not self._broken:
+                lost, self._queue.lost, self._said = self._queue.lost, 0, False
+                _state.lost += lost
+                lines = "1 line of {} was" if lost == 1 else f"{lost} lines of {{}} were"
+                text = f"{lines.format(self.name or 'this log')} lost: {self._why}"
+            elif self.name and not self._said:
+                self._said = True
+                text = f"lines of {self.name} are lost: {self._why}"
+            else:
+                return
+        _state.complain(text)
 
     def give_up(self) -> None:
         """Lose what waits."""
@@ -267,7 +271,15 @@ class LogFile:
         os.close(self.descriptor)
 
     def _write_if_ready(self, piece: bytes) -> int:
-        return os.write(self.descriptor, piece) if self.wait_until_ready(0) else 0
+        if not self.wait_until_ready(0):
+            return 0
+        if hasattr(os, "pwritev") and hasattr(os, "RWF_NOWAIT"):
+            try:  # somebody else may have been faster; newer Linux can be told not to wait then
+                return os.pwritev(self.descriptor, [piece], -1, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ESPIPE):
+                    raise
+        return os.write(self.descriptor, piece)
 
     def wait_until_ready(self, timeout: float) -> bool:
         """Wait so many seconds for room; a file always seems to have some."""
@@ -395,19 +407,23 @@ def when_waiting(call: Callable[[], object] | None) -> None:
 
 def flush() -> float | None:
     """Write what waits and is due; return in how many seconds to come again, None if nothing waits."""
-    _state.needs_care, now = False, time.monotonic()
+    now = time.monotonic()
     for one in list(_state.files):
         if (at := one.retry_at) is not None and at <= now:
             one.flush()
-    if (at := next_flush()) is None:
-        return None
-    _state.needs_care = True
-    return max(0.0, at - time.monotonic())
+    return None if (at := next_flush()) is None else max(0.0, at - time.monotonic())
 
 
 def needs_care() -> bool:
-    """Whether lines wait, or were lost, since `flush` was called last."""
+    """Whether lines wait, or were lost, since `look_after` was called last."""
     return _state.needs_care
+
+
+def look_after() -> int:
+    """Flush, and return how many lines this process has lost so far."""
+    _state.needs_care = False
+    _state.needs_care |= flush() is not None
+    return lost()
 
 
 def next_flush() -> float | None:

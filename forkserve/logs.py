@@ -48,10 +48,11 @@ class Logger(logging.Logger):
 
     def makeRecord(self, *args: Any, **options: Any) -> logging.LogRecord:  # noqa: N802 - logging's name
         """Make a record; without the application's factory if that fails."""
-        try:
-            return super().makeRecord(*args, **options)
-        except Exception:  # noqa: BLE001 - the application's
-            return logging.LogRecord(*args[:7])
+        with contextlib.suppress(Exception):
+            record: object = super().makeRecord(*args, **options)
+            if isinstance(record, logging.LogRecord):
+                return record
+        return logging.LogRecord(*args[:7])
 
     def handle(self, record: logging.LogRecord) -> None:
         """Give the record to the handlers, or to the error log if none takes it."""

@@ -76,6 +76,8 @@ def _status(result: Row) -> list[str]:
     if last := result.get("last_reload"):
         outcome = "done" if last.get("ok") else f"failed: {_cell(last.get('error'))}"
         lines.append(f"last reload (generation {_cell(last.get('generation'))}, {duration(last.get('seconds'))}): {outcome}")
+    if lost := result.get("log_lines_lost"):
+        lines.append(f"log lines lost: {_cell(lost)}")
     for listener in _rows(result.get("listeners")):
         owner = "all workers" if listener.get("slot") is None else f"worker {_cell(listener['slot'])}"
         notes = "".join(text for key, text in (("down", ", down"), ("lost", ", its file has gone")) if listener.get(key))

@@ -270,8 +270,7 @@ class Worker(Heir):
         now = time.monotonic_ns()
         self.row.cells[BEAT] = now
         if logfile.needs_care():
-            logfile.flush()
-            self.row.cells[LOST_LINES] = logfile.lost()
+            self.row.cells[LOST_LINES] = logfile.look_after()
         if now >= self._arm_again and self.settings.timeout and os.getppid() == self.context.master_pid:
             self._arm_again = now + int(BEAT_EVERY * 1e9)
             deadman.wind_up(self.settings.timeout + DEAD_MAN_MARGIN)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pty
+import select
 import signal
 import socket
+import termios
 import threading
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +109,25 @@ def test_a_full_one_is_not_waited_for(said: list[str], kind: str, alone: bool, m
     log.let_go()
     os.close(reader)
     os.close(writer)
+
+
+def test_a_terminal_that_is_stopped_is_not_waited_for() -> None:
+    """By Ctrl-S."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    log = LogFile(slave)
+    termios.tcflow(slave, termios.TCOOFF)
+    for number in range(1000):
+        log.write(b"%d\n" % number)
+    assert log.waiting()
+    termios.tcflow(slave, termios.TCOON)
+    got = b""
+    while not log.flush() or got.count(b"\n") < 1000:
+        if select.select([master], [], [], 0)[0]:
+            got += os.read(master, 65536)
+    assert got.split() == [b"%d" % number for number in range(1000)]
+    log.close()
+    os.close(master)
 
 
 def test_a_pipe_without_a_reader_loses_at_once(said: list[str]) -> None:

@@ -35,7 +35,7 @@ def test_a_start_that_is_left_out_is_one_warning(tmp_path: Path, app: str, said:
     assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("app", ["asserting", "refusing", "returns"])
+@pytest.mark.parametrize("app", ["asserting", *(pytest.param(one, marks=pytest.mark.heavy) for one in ("refusing", "returns"))])
 def test_an_app_without_lifespan_is_no_news(tmp_path: Path, app: str) -> None:
     with serving(f"{APPS}:{app}", tmp_path) as server:
         assert server.get().status == 200
@@ -43,6 +43,7 @@ def test_an_app_without_lifespan_is_no_news(tmp_path: Path, app: str) -> None:
     assert not any(level in server.log for level in ("[INFO]", "[WARNING]", "[ERROR]"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("app", ["wrapped", "broken_start"])
 def test_off_is_what_the_warning_says(tmp_path: Path, app: str) -> None:
     with serving(f"{APPS}:{app}", tmp_path, lifespan="off") as server:

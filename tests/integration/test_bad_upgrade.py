@@ -74,7 +74,7 @@ def spoil_state(releases: Releases) -> None:
 def spoil_memory(releases: Releases) -> None:
     release = releases.make("memory", source())
     module = release / "lib/forkserve/prefork/scoreboard.py"
-    module.write_text(module.read_text().replace("_ROW_SIZE: Final = 2048", "_ROW_SIZE: Final = 4096"))
+    module.write_text(module.read_text().replace("_ROW_SIZE: Final = 4096", "_ROW_SIZE: Final = 8192"))
 
 
 def spoil_python(releases: Releases) -> None:

@@ -62,7 +62,10 @@ SETUPS = {
 }
 
 
-@pytest.mark.parametrize("how", SETUPS)
+USUAL = ("dictConfig", "disable", "cleared")
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=() if how in USUAL else pytest.mark.heavy) for how in SETUPS])
 def test_in_the_app(serve: Start, project: Path, how: str) -> None:
     (project / "setup.py").write_text(SETUPS[how])
     command = serve("site_app:app", "--base-port", 0, "--log-file", "log", cwd=project)
@@ -92,7 +95,12 @@ NULL = {"class": "logging.NullHandler"}
 
 @pytest.mark.parametrize(
     ("handler", "level", "found"),
-    [(MINE, "INFO", "mine.log"), (NULL, "INFO", None), (None, "INFO", None), (MINE, "CRITICAL", None)],
+    [
+        (MINE, "INFO", "mine.log"),
+        pytest.param(NULL, "INFO", None, marks=pytest.mark.heavy),
+        pytest.param(None, "INFO", None, marks=pytest.mark.heavy),
+        pytest.param(MINE, "CRITICAL", None, marks=pytest.mark.heavy),
+    ],
 )
 def test_what_log_config_asks_for_counts(
     serve: Start, project: Path, handler: dict[str, str] | None, level: str, found: str | None
@@ -112,6 +120,7 @@ def test_what_log_config_asks_for_counts(
     assert logs == ([found] if found else [])
 
 
+@pytest.mark.heavy
 def test_handlers_that_an_app_gives_to_our_logger_count(serve: Start, project: Path) -> None:
     """Instead of ours, or beside it."""
     (project / "setup.py").write_text(
