@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.certificates import Authority
 from tests.integration.client import Client, dial
 from tests.integration.command import Command, after, descriptors, eventually, exists, run, title
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
-from tests.integration.test_command_tls import Authority, authority  # noqa: F401 - a fixture
 
 SERVED = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCHLD)
 APPS = "tests.integration.forking_apps"
@@ -101,7 +101,7 @@ def test_what_a_view_forks_does_nothing_to_the_worker(serve: Start, way: str, lo
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_behind_tls_as_well(serve: Start, authority: Authority, loop: str) -> None:  # noqa: F811 - the fixture
+def test_behind_tls_as_well(serve: Start, authority: Authority, loop: str) -> None:
     tls = ("--certfile", authority.server.cert, "--keyfile", authority.server.key)
     command = serve(f"{APPS}:asgi", "--bind", "127.0.0.1:0", "--loop", loop, *tls)
     (worker,) = command.workers

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.certificates import Authority
 from tests.integration.client import Client
 from tests.integration.command import Command, eventually
 from tests.integration.conftest import Start
-from tests.integration.test_command_tls import Authority, authority  # noqa: F401 - a fixture
 
 APP = "tests.integration.small_apps:gated"
 HEADS = {
@@ -64,7 +64,7 @@ class Gates:
 def test_the_end_is_seen_before_the_next_call(
     serve: Start,
     tmp_path: Path,
-    authority: Authority,  # noqa: F811 - the fixture
+    authority: Authority,
     kind: str,
     loop: str,
 ) -> None:
