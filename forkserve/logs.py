@@ -115,6 +115,7 @@ class _State:
         self.capture = False
         self.files: dict[str, LogFile] = {}  # opened for the workers' output, by path
         self.streams: dict[int, LogFile] = {}  # what stdout and stderr were made copies of
+        self.kept: set[str | None] = set()  # paths that could not be opened anew, as was said
 
 
 _state = _State()
@@ -349,6 +350,7 @@ def descriptors() -> frozenset[int]:
 
 def reopen() -> None:
     """Open each log file anew whose path no longer leads to it (it was rotated); any process."""
+    _state.kept.clear()
     for one in _all():
         _reopen(one)
     _follow()
@@ -358,6 +360,13 @@ def _reopen(one: LogFile) -> None:
     try:
         one.reopen()
     except OSError as error:
+        _warn(one, error)
+
+
+def _warn(one: LogFile, error: OSError) -> None:
+    """Say that the old file is kept; once for each `reopen`, however many processes ask for the new one."""
+    if one.path not in _state.kept:
+        _state.kept.add(one.path)
         logger.warning("cannot reopen the log file %s: %s", one.path, error.strerror)
 
 
@@ -387,7 +396,7 @@ def opened_anew() -> Iterator[dict[str, int]]:
                     new.append(descriptor)
                     found[one.path] = descriptor
             except OSError as error:
-                logger.warning("cannot reopen the log file %s: %s", one.path, error.strerror)
+                _warn(one, error)
         yield found
     finally:
         for descriptor in new:
