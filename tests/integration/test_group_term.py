@@ -71,6 +71,7 @@ def everybody(command: Command, signum: signal.Signals, *, first: bool) -> None:
 
 def end(command: Command) -> None:
     """Do not wait for the drain delay."""
+    command.wait_for("stopping")
     seen = time.monotonic()
     eventually(lambda: time.monotonic() > seen + SAME, "a TERM that comes now is a second one")
     command.kill(signal.SIGTERM)
