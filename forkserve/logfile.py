@@ -465,6 +465,13 @@ def let_go() -> None:
         one.let_go()
 
 
+def has_moved(descriptor: int) -> None:
+    """A descriptor leads elsewhere now: whatever was opened to write to where it led before is closed."""
+    for one in list(_state.files):
+        if one.descriptor == descriptor:
+            one.let_go()
+
+
 def _after_fork() -> None:
     _state.lost, _state.waiting = 0, None
     for one in list(_state.files):

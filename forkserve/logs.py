@@ -329,6 +329,7 @@ def detach() -> None:
                 getattr(sys, name).flush()
             os.dup2(to.descriptor, stream)
             _state.streams[stream] = to
+            logfile.has_moved(stream)
     for log in {_state.stderr, _state.error, _state.access} - {None}:
         if log is not None and log.path is None:
             if log.descriptor > STDERR:  # see `redirect`

@@ -6,6 +6,7 @@ A stream and not SOCK_SEQPACKET, which macOS lacks and which cannot carry a fram
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -121,7 +122,12 @@ class Channel:
             count = self._socket.send(piece)
         else:
             descriptors = self._passing[0][1]
-            count = socket.send_fds(self._socket, [piece], descriptors)
+            try:
+                count = socket.send_fds(self._socket, [piece], descriptors)
+            except OSError as error:  # too many descriptors of this user are under way: the peer has to do without
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                count = self._socket.send(piece)
             self._passing.popleft()
             _close_all(descriptors)
         del self._unsent[:count]

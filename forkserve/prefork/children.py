@@ -102,7 +102,7 @@ class Children:
             case Kill(member, dumped):
                 self._kill(self.by_ident[member.ident], dumped=dumped)
             case ServeOn(member):
-                logger.warning("worker %d serves on beyond --max-requests: its successor failed, and is tried again", member.slot)
+                logger.warning("worker %d serves on: its successor failed, and is tried again", member.slot)
                 self.send(self.by_ident[member.ident], {"type": "serve_on"})
             case GiveUp(member):
                 child = self.by_ident[member.ident]
@@ -291,12 +291,12 @@ class Children:
                 logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, message["requests"])
 
     def _let_go(self, child: Child) -> None:
-        """Answer a worker that got a TERM: it may drain. But if the server stops, the pool orders that when its time has come."""
+        """Answer a worker that got a TERM: it may drain. But if its slot goes, the pool orders that when its time has come."""
         if self.by_ident.get(child.member.ident) is not child or child.member.state is not State.READY:
             return
-        if self.pool.phase >= Phase.STOPPING:
+        if self.pool.phase >= Phase.STOPPING or self.pool.is_held(child.member):
             limits = self.pool.limits
-            longest = limits.delay + ((limits.graceful or LONGEST) if self.pool.advertised else 0.0)
+            longest = limits.delay + ((limits.graceful or LONGEST) if self.pool.advertised or self.pool.sought else 0.0)
             self.send(child, {"type": "stay", "seconds": longest})
         else:
             self.pool.draining(child.member.ident, time.monotonic())

@@ -64,7 +64,7 @@ class Inheritance:
         """
         try:
             return self.make(generation, settings)
-        except Exception as error:  # noqa: BLE001 - the worker class's, and as good as one that it raises in the worker
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the worker class's, and as good as one that it raises in the worker
             traceback.clear_frames(error.__traceback__)  # they would keep what was half made
             return error
 
@@ -93,10 +93,10 @@ def settle(heir: type[Heir], inherited: object, before: Settings, settings: Sett
 
     Raises whatever the worker class raises, here or, for the same settings, in the master.
     """
-    failed = isinstance(inherited, Exception)
+    failed = isinstance(inherited, BaseException)
     if differs(heir, before, settings):
         return heir.before_fork(settings, None if failed else inherited)
     if failed:
-        assert isinstance(inherited, Exception)
+        assert isinstance(inherited, BaseException)
         raise inherited
     return inherited

@@ -46,7 +46,7 @@ class Leave:
 
     def time_left(self) -> float:
         """Return in how many seconds `look` must be called; infinity if it need not be."""
-        return inf if self._due is None else max(0.0, self._due - time.monotonic())
+        return inf if self._due is None or self._worker.draining else max(0.0, self._due - time.monotonic())
 
     def look(self) -> None:
         """Drain if the master has not answered in time. Called about once a second."""

@@ -232,7 +232,7 @@ class Listeners:
     def admit(self, slots: Collection[int]) -> None:
         """Let connections come to these slots' own listeners again: they are not closed after all."""
         for one in self._all:
-            if one.slot in slots:
+            if one.slot in slots and not one.adopted:
                 acceptqueue.admit(one.sock)
 
     def last_look(self, slot: int | None) -> bool:

@@ -243,6 +243,7 @@ class Master(Steering):
             except OSError as error:
                 raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None
         cleanup.callback(scoreboard.close)
+        self.pool.places = scoreboard.size - MANY_MOLDS
         has_base = self.development is not None and possible(self.settings) and become_subreaper()
         forker = Forker(
             outputs=outputs,

@@ -157,14 +157,14 @@ class Reloading:
 
     def _inherit(self, before: Settings, settings: Settings) -> None:
         """Make what workers inherit anew if it is made from other settings now. Raises CommandError."""
-        rollout, pool = self._rollout, self._master.pool
+        rollout = self._rollout
         assert rollout is not None
         try:
             changed = self._master.inheritance.change(rollout.generation, before, settings)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise CommandError(f"{error}; nothing was changed") from error
-        if changed and rollout.canary is not None and not pool.preload:
-            pool.spent(rollout.canary.ident, full=False)  # it has made its own, and is replaced by one that has what all have
+        if changed and not self._master.pool.preload:
+            rollout.renew_canary()  # it has made its own
 
     def _end(self, error: CommandError | None, traceback: str | None) -> None:
         rollout, self._rollout = self._rollout, None

@@ -125,6 +125,12 @@ def port_of(said: str) -> int:
     return int(found[1])
 
 
+def test_output_with_a_prefix_lets_go_of_the_launcher(project: Project) -> None:
+    _, stderr = project.start("--worker-stdout", "-", "--worker-output-prefix", "--error-logfile", "logs")  # to its pipes' ends
+    assert get(port_of(stderr), "/").status == 200
+    eventually(lambda: "worker 1: asked" in (project.path / "logs").read_text(), (project.path / "logs").read_text)
+
+
 def test_the_launcher_ends_when_the_server_is_ready(project: Project) -> None:  # PF-15
     stdout, stderr = project.start("--workers", 2)
 

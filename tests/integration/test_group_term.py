@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from forkserve.prefork.policy.repeats import SAME
 from tests.integration.client import Client, dial, get
 from tests.integration.command import Command, children, eventually, exists, title
 from tests.integration.conftest import Start
+from tests.integration.site import Site
 
 APPS = "tests.integration.small_apps"
 LONG = ("--drain-delay", 100)
@@ -70,11 +72,11 @@ def everybody(command: Command, signum: signal.Signals, *, first: bool) -> None:
 
 
 def end(command: Command) -> None:
-    """Do not wait for the drain delay."""
-    command.wait_for("stopping")
-    seen = time.monotonic()
-    eventually(lambda: time.monotonic() > seen + SAME, "a TERM that comes now is a second one")
-    command.kill(signal.SIGTERM)
+    """Do not wait for the drain delay: a TERM that comes a second after the first ends it at once."""
+    while command.process.poll() is None:
+        command.kill(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            command.process.wait(SAME + 0.1)
     command.wait(0)
 
 
@@ -163,6 +165,25 @@ def test_a_worker_alone_is_replaced_and_no_client_notices(serve: Start) -> None:
     assert set(statuses) == {200}
     command.kill(signal.SIGTERM)
     end(command)
+
+
+@pytest.mark.heavy
+def test_a_slot_that_is_scaled_away_is_answered_through_the_delay(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "--workers", 2, *LONG)
+    port = site.command.ports[1]
+    worker = next(row["pid"] for row in site.status()["workers"] if row["id"] == 2)
+    scale = site.begin("scale", 1)
+    eventually(lambda: site.status()["wanted"] == 1)
+    os.kill(worker, signal.SIGTERM)
+    site.command.wait_for("worker 2 gen 1: received SIGTERM")
+
+    told = time.monotonic()
+    eventually(lambda: time.monotonic() > told + 1.2, "a worker that the master has not answered would drain now")
+    assert get(port).status == 200
+    assert exists(worker)
+    scale.abandon()
+    site.command.kill(signal.SIGTERM)
+    end(site.command)
 
 
 def test_a_frozen_master_is_not_waited_for(serve: Start) -> None:

@@ -22,7 +22,7 @@ class Own(Worker):
     @classmethod
     def before_fork(cls, settings, last):
         if os.path.exists("broken"):
-            raise RuntimeError("cannot be made")
+            raise RuntimeError("cannot be made") if settings.keep_alive else SystemExit("cannot be made")
         return {"pid": os.getpid(), "made": (last or {}).get("made", 0) + 1, "of": settings.keep_alive}
 
     def run(self):
@@ -34,15 +34,18 @@ class Own(Worker):
 """
 
 
-@pytest.mark.parametrize("mode", [(), ("--preload",)])
-def test_it_is_made_once_and_accepted_or_changes_nothing(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "says"), [((), "RuntimeError: cannot"), (("--preload",), "RuntimeError: cannot"), ((), "sys.exit('cannot")]
+)
+def test_it_is_made_once_and_accepted_or_changes_nothing(start: Start, tmp_path: Path, mode: tuple[str, ...], says: str) -> None:
     options = ("--worker", "app:Own", "-w", 2, "--reload-settle", 0, *mode)
-    site = Site(start, tmp_path, *options, code=APP, files={"forkserve.toml": "keep_alive = 1\n"})
+    setting = 0 if "exit" in says else 1
+    site = Site(start, tmp_path, *options, code=APP, files={"forkserve.toml": f"keep_alive = {setting}\n"})
 
     def inherited() -> list[object]:
         return [reply["value"] for reply in site.call("inherited")]
 
-    first = {"pid": site.command.pid, "made": 1, "of": 1}
+    first = {"pid": site.command.pid, "made": 1, "of": setting}
     assert inherited() == [first] * 2
     assert site.ask("reload")["ok"]
     second = first | {"made": 2}
@@ -50,9 +53,9 @@ def test_it_is_made_once_and_accepted_or_changes_nothing(start: Start, tmp_path:
 
     broken = site.home / "broken"
     broken.touch()
-    site.command.traceback_expected = True
+    site.command.traceback_expected = setting == 1
     before = site.workers()
-    assert "RuntimeError: cannot be made; nothing was changed" in site.ask("reload")["error"]["message"]
+    assert says in site.ask("reload")["error"]["message"]
     pids = [pid for _, pid, _, _ in before]
     os.kill(pids[0], signal.SIGKILL)
     eventually(lambda: len(site.pids()) == 2 and pids[0] not in site.pids(), site.rows)
@@ -63,5 +66,5 @@ def test_it_is_made_once_and_accepted_or_changes_nothing(start: Start, tmp_path:
     assert site.ask("reload")["ok"]
     if not mode:  # a mold has made its own, for all of its workers
         third = {"pid": site.command.pid, "of": 2}
-        eventually(lambda: [one | {"made": 0} for one in inherited()] == [third | {"made": 0}] * 2, inherited)  # type: ignore[operator]
+        assert [one | {"made": 0} for one in inherited()] == [third | {"made": 0}] * 2  # type: ignore[operator]
     assert {one["of"] for one in inherited()} == {2}  # type: ignore[index]

@@ -73,6 +73,16 @@ def test_forks_what_is_wanted_once() -> None:
     assert pool.plan(1.0) == []
 
 
+def test_no_more_are_forked_than_there_are_places_for() -> None:
+    pool, _ = serving(2, surge=2)
+    pool.places = 2
+    pool.replace(1)
+    pool.replace(2)
+    assert fork(pool, 1.0) == []
+    pool.places = 3
+    assert len(fork(pool, 2.0)) == 1
+
+
 def test_the_first_worker_boots_alone() -> None:
     """An app that creates its schema at import must not lose a race against itself."""
     pool = make(3)

@@ -20,6 +20,7 @@ What one process goes through is in members.py, and every change of its state in
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
@@ -68,6 +69,7 @@ class Pool(Generations):
         self._moving = Leaving()  # the old workers of slots that have a ready one elsewhere
         self.listening: set[int | None] = {None, *range(1, wanted + 1)}  # slots whose listeners are open; None: the shared
         self._kept = wanted  # slots up to here keep their listeners; more than wanted if suspended
+        self.places = sys.maxsize  # how many workers the scoreboard has rows for
         self._peak = wanted  # how many were wanted, as long as the processes of then are more than are allowed now
 
     def export(self) -> Exported:
@@ -95,6 +97,10 @@ class Pool(Generations):
     def sees_off(self) -> bool:
         """Whether a slot is on its way out, or from one address to another, and must wait."""
         return bool(self._leaving.held or self._moving.held)
+
+    def is_held(self, member: Member) -> bool:
+        """Whether a member is to go, but not yet: whoever is still sent there must be answered."""
+        return member.slot in self._leaving.held or (member.outdated and member.slot in self._moving.held)
 
     @property
     def kept(self) -> range:
@@ -443,7 +449,8 @@ class Pool(Generations):
         there, surge = self.processes, self.limits.surge
         most = self._most_lingering(self._peak)
         lingering = min(most, sum(one.lingering for one in self._members.values()))
-        return self.wanted + surge + lingering - there, self._peak + surge + most - there
+        free = self.places - there
+        return min(free, self.wanted + surge + lingering - there), min(free, self._peak + surge + most - there)
 
     def _settle_peak(self) -> None:
         vacant = sum(map(self._is_vacant, range(1, self.wanted + 1)))

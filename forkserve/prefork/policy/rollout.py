@@ -55,6 +55,7 @@ class Rollout:
         self._mold: Member | None = None
         self._mold_name = "mold" if pool.preload else "app"
         self._canary: Member | None = None
+        self._renewed: Member | None = None  # the canary, if another one takes its place
         self._ends: dict[int, Exit | None] = {}
 
     @property
@@ -72,6 +73,12 @@ class Rollout:
     def canary(self) -> Member | None:
         """The first worker, if there is one."""
         return self._canary
+
+    def renew_canary(self) -> None:
+        """Replace the canary, as it lacks what the other workers have in common; until that is done, the reload is not."""
+        if self._canary is not None:
+            self._renewed = self._canary
+            self.pool.spent(self._canary.ident, full=False)
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called if nothing happens before; None for never."""
@@ -173,6 +180,8 @@ class Rollout:
             self._give_up(f"the new {f'worker {slot}' if slot != MOLD else 'mold'} failed: {end.how()}", now)
         # Whoever drains long answers is waited for by nobody. Recycling may replace new ones at any time.
         old = [one for one in members if one.generation != self.generation and not one.lingering]
+        if self._renewed is not None and self._renewed.state is State.READY:
+            return
         if not old and self.replaced >= pool.wanted and all(one.slot <= pool.wanted or one.lingering for one in members):
             self.step = Step.DONE
             pool.settle()
