@@ -324,6 +324,8 @@ class HTTPWorker(Worker):
     def _flush_logs(self) -> None:
         pause = logfile.flush()
         self._logs_wait = pause is not None
+        if pause is None and logfile.next_flush() is not None:  # of a thread that has just seen that somebody looks after them
+            self._flush_logs_soon()
         if pause is not None and self._loop is not None:
             self._loop.call_later(pause, self._flush_logs)
 

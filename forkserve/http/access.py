@@ -136,7 +136,14 @@ def compile_format(text: str) -> Callable[[Record], str]:
         parts += [text[position : match.start()].replace("%%", "%"), _atom(match[1])]
         position = match.end()
     parts.append(text[position:].replace("%%", "%"))
-    return lambda record: "".join(part if isinstance(part, str) else escaped(str(part(record))) for part in parts)
+    return lambda record: "".join(part if isinstance(part, str) else _shown(part, record) for part in parts)
+
+
+def _shown(atom: Callable[[Record], object], record: Record) -> str:
+    try:
+        return escaped(str(atom(record)))
+    except Exception:  # noqa: BLE001 - an application can put into its environ what fails when it is shown
+        return "-"
 
 
 def _atom(name: str) -> Callable[[Record], object]:
@@ -186,7 +193,6 @@ class AccessLog:
     def __init__(self, write: Callable[[bytes], None], text: str) -> None:
         self._write = write
         self._line = compile_format(text)
-
         self._lines: list[str] = []
 
     def write(self, exchange: Exchange) -> None:

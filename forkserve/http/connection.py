@@ -337,7 +337,8 @@ class Connection(Output):
             exchange.client_gone()
         self.body = None
         if exchange is not None and exchange.started:
-            self.break_off(reset=False)
+            # A body without length or chunks would look whole if the connection closed in order.
+            self.break_off(reset=not exchange.chunked and exchange.left is None)
             return
         site = self.site
         self.send(error_answer(error, method, site.ending))
@@ -418,7 +419,7 @@ class Connection(Output):
     def sweep(self, now: float, late: float) -> None:
         """Act on what is overdue; called once a second."""
         self._deadline += late
-        unsent = self.unsent
+        unsent = self.unsent or self._unsent_below(now)
         if unsent or self.sending is not None:
             written = (self._exchange.sent if self._exchange else 0) + (self.sending.sent if self.sending else 0)
             stalled = self._stall.seconds(now, self._exchange, written, unsent + waiting_in_kernel(self.transport))
@@ -448,6 +449,13 @@ class Connection(Output):
             if not (self.requests or self.site.draining):
                 self.site.refusals.note("connection", self.endpoints.peer, "no request came in time (--header-timeout)")
             self.close()
+
+    def _unsent_below(self, now: float) -> int:
+        """What the transport below one of TLS may hold of the last answer: it does not say, but the kernel is full then."""
+        waiting = waiting_in_kernel(self.transport) if self._closing and self.endpoints.tls else 0
+        if waiting:
+            self._deadline = now + CLOSING_TIME
+        return waiting
 
     def _look_at_client(self, exchange: Exchange, now: float) -> None:
         """See whether a client still waits for its answer, though nothing is read from it that would tell."""

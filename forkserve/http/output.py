@@ -92,8 +92,12 @@ class Output(asyncio.Protocol):
         if self._on_drained is None:
             self.limit_output()
         if self._when_sent is not None:
-            call, self._when_sent = self._when_sent, None
-            self.site.loop.call_soon(call)
+            self.site.loop.call_soon(self._everything_sent)
+
+    def _everything_sent(self) -> None:
+        call, self._when_sent = self._when_sent, None
+        if call is not None:  # the client may have gone since
+            call()
 
     def when_sent(self, call: Callable[[], None]) -> None:
         """Call it when the transport has got everything; only the last that was asked for."""

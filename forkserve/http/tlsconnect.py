@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from math import inf
 from typing import TYPE_CHECKING
 
-from forkserve.http.connection import CLOSING_TIME, Connection
+from forkserve.http.connection import Connection
 from forkserve.http.errors import RequestError
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from forkserve.http.site import Site
 
 Readable = Callable[[socket.socket, float], Awaitable[None]]
+LONGEST_SHUTDOWN = 3600.0
+"""Seconds; it must be a number."""
 LEAST_TIME = 0.1
 """Seconds that a handshake has, however late its first byte was."""
 
@@ -59,7 +61,7 @@ async def connect_tls(site: Site, client: socket.socket, host: str, endpoints: E
             client,
             ssl=site.tls,
             ssl_handshake_timeout=None if until == inf else max(LEAST_TIME, until - loop.time()),
-            ssl_shutdown_timeout=CLOSING_TIME,
+            ssl_shutdown_timeout=min(site.write_timeout, LONGEST_SHUTDOWN),  # `Connection.sweep` has the last word
         )
     except OSError as error:
         site.handshakes_failed += 1

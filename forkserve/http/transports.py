@@ -7,9 +7,9 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-# Half of the connection: the other side sends no more. Not everywhere; without it such an end is seen when the socket is read.
 TLS_AT_ONCE = 65536
 """Encrypted bytes that are read at a time."""
+# Half of the connection: the other side sends no more. Not everywhere; without it such an end is seen when the socket is read.
 _HALF = getattr(select, "POLLRDHUP", 0)
 
 

@@ -37,6 +37,8 @@ OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which an iterator has to wait for the client."""
 LONG = 5_000_000
 """Nanoseconds after which a call is so long that the loop must have a turn before the next one."""
+RESTS = 4
+"""Turns in a row that the loop may have between two calls, to end connections."""
 _END: Any = object()
 """What an iterator gives that has ended."""
 
@@ -44,7 +46,7 @@ _END: Any = object()
 class Turns:
     """Who may call the application: one exchange at a time, in the order of arrival."""
 
-    __slots__ = ("_began", "_begin", "_end", "_ended", "_holder", "_loop", "_scheduled", "_waiting")
+    __slots__ = ("_asked", "_began", "_begin", "_end", "_ended", "_holder", "_loop", "_rested", "_scheduled", "_waiting")
 
     def __init__(self, site: Site) -> None:
         self._loop = site.loop
@@ -53,6 +55,8 @@ class Turns:
         self._holder: WSGIExchange | None = None
         self._waiting: deque[WSGIExchange | Callable[[], None]] = deque()
         self._scheduled = False  # whether the first of them is about to get its turn
+        self._asked: dict[Callable[[], None], None] = {}  # who is to be told when a call has ended
+        self._rested = 0  # turns that the loop has had since the last call
 
     @property
     def held(self) -> bool:
@@ -64,6 +68,7 @@ class Turns:
         if self._holder is None and not self._waiting:
             self._holder = exchange
             self._began = monotonic_ns()
+            self._rested = 0
             self._begin(exchange.target.line)
             exchange.call()
         else:
@@ -77,14 +82,16 @@ class Turns:
             self._waiting.append(call)
 
     def when_one_has_ended(self, call: Callable[[], None]) -> None:
-        """Call it when the application call under way, or else the next one, has ended; only the last that was asked for."""
+        """Call it when the application call under way, or else the next one, has ended."""
+        self._asked[call] = None
+        self._end = self._tell_ended
 
-        def end() -> None:
-            self._end = self._ended
-            self._ended()
+    def _tell_ended(self) -> None:
+        self._end = self._ended
+        self._ended()
+        asked, self._asked = self._asked, {}
+        for call in asked:
             call()
-
-        self._end = end
 
     def rest(self) -> None:
         """Let the loop have a turn before the next call: to end a connection that is closed, or see that its client has.
@@ -92,7 +99,8 @@ class Turns:
         uvloop sends an end only when it comes round again, and both close only then what its client has closed; that would be
         after the calls for all the requests that have come meanwhile.
         """
-        if not (self._waiting and self._waiting[0] is _nothing):
+        if self._rested < RESTS and not (self._waiting and self._waiting[0] is _nothing):
+            self._rested += 1  # clients that come and go all the time must not keep the application from all others
             self._waiting.appendleft(_nothing)
             if self._holder is None:
                 self._schedule()
@@ -124,11 +132,14 @@ class Turns:
         else:
             self._holder = first
             self._began = monotonic_ns()
+            self._rested = 0
             self._begin(first.target.line)
             first.call()  # and then `leave`
             return
         if self._waiting:
             self._schedule()
+        else:
+            self._rested = 0
 
 
 def _nothing() -> None:
@@ -164,8 +175,11 @@ class WSGICall(Exchange):
                 self._count_input()
             self.input.write(data)
         except OSError as error:
-            self.site.log.error("%s: the request body cannot be stored: %s", self.describe(), error.strerror)  # noqa: TRY400 - no fault of ours
-            raise RequestError(507, "the request body cannot be stored") from error
+            raise self._cannot_store(error) from error
+
+    def _cannot_store(self, error: OSError) -> RequestError:
+        self.site.log.error("%s: the request body cannot be stored: %s", self.describe(), error.strerror)
+        return RequestError(507, "the request body cannot be stored")
 
     def _count_input(self) -> None:
         """See whether more of the body may be kept in memory."""
@@ -182,13 +196,17 @@ class WSGICall(Exchange):
     def body_end(self) -> None:
         """The body is whole: now the application may be called."""
         assert self.input is not None
-        self.input.seek(0)
+        try:
+            self.input.seek(0)  # which writes what is in its buffer
+        except OSError as error:
+            raise self._cannot_store(error) from error
         self.ready()
 
     def discard_input(self) -> None:
         """Close the request body."""
         if self.input is not None:
-            self.input.close()
+            with suppress(OSError):  # the disk is full, and it would have written the rest
+                self.input.close()
             if self._counted:
                 self.site.buffered.returned.append(self._counted)
                 self._counted = None

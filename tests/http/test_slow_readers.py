@@ -154,6 +154,21 @@ def test_a_full_disk(tmp_path: Path) -> None:
             assert kept[0].answer().body == large("/large/1")
 
 
+def test_a_request_body_on_a_full_disk(tmp_path: Path) -> None:
+    """Whether it is seen as the body is written, at its end, or as the file is closed: that client gets 507, and a line says why."""
+    with served("inline", tmp_path) as server:
+        assert server.get("/limit-files").body == b"limited"
+        for more in (1, 5000, 200_000):
+            with server.connect() as client:
+                body = bytes(512 * 1024 + more)
+                with contextlib.suppress(ConnectionError):  # refused before it is whole
+                    client.send(b"POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                assert client.answer().status == 507
+        assert server.get().status == 200
+        assert server.log.count("the request body cannot be stored") == 3
+        assert "Traceback" not in server.log
+
+
 @pytest.mark.parametrize("kind", ["inline", "thread", "inline-asyncio"])
 def test_bodies_that_come_slowly(kind: str, tmp_path: Path) -> None:
     """Request bodies count, too: past the limit they go to files before each is large; then memory is free again."""

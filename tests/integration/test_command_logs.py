@@ -147,6 +147,20 @@ def test_access_log_with_each_of_gunicorns_atoms(serve: Start, access: Path, app
     assert {"m=HEAD", "b=-", "B=0", "q=", "u=-", "f=-", "a=-"} <= set(second.split(" | "))
 
 
+def test_an_atom_that_cannot_be_shown(start: Start, tmp_path: Path) -> None:
+    """An app can put into the environ what raises when it is made to text; the answer and what follows do not suffer."""
+    (tmp_path / "odd.py").write_text(
+        "class Odd:\n    def __str__(self):\n        raise ValueError\n"
+        "def app(environ, start_response):\n    environ['odd'] = Odd()\n"
+        "    start_response('200 OK', [('Content-Length', '2')])\n    return [b'ok']\n"
+    )
+    form = "%({odd}e)s %(s)s"
+    command = start("odd:app", "--base-port", 0, "--access-logfile", "-", "--access-logformat", form, cwd=tmp_path).ready()
+    with Client(command.port) as client:
+        assert [client.get().status for _ in range(2)] == [200, 200]
+    eventually(lambda: command.stdout.count("- 200\n") == 2, lambda: command.stdout)
+
+
 def test_an_atom_that_does_not_exist_is_a_usage_error(project: Path) -> None:
     ended = run("site_app:app", "--access-logformat", "%(h)s %(nope)s", "--base-port", "0", cwd=project)
 

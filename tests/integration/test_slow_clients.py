@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.http.flood_apps import SHARED
 from tests.integration.client import Client, get
 from tests.integration.command import Command, eventually, sockets
 from tests.integration.conftest import Start
@@ -67,6 +68,23 @@ def test_a_tls_client_that_never_reads_its_close(serve: Start, certificate: Path
         eventually(lambda: date() > began + 2, "the clock stands still")
     assert command.workers == [worker]
     assert "ERROR" not in command.stderr
+
+
+@pytest.mark.heavy
+@LOOPS
+def test_a_slow_reader_of_the_last_answer_over_tls(serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str) -> None:
+    """The transport below that of TLS holds the end of the answer when the one above has given all away."""
+    key = ("--certfile", certificate, "--keyfile", certificate)
+    command = serve("tests.http.flood_apps:asgi", "--base-port", 0, "--loop", loop, *key)
+    with Client(command.port, trust) as client:
+        client.request("/shared", "Connection: close")
+        assert client.head().status == 200
+        count = 0
+        while data := client.more():
+            count += len(data)
+            if count > 1 << 20:
+                select.select([], [], [], len(data) / 500_000)  # a slow reader is what is tested
+    assert count == len(SHARED)
 
 
 @pytest.mark.heavy

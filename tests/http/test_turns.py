@@ -1,0 +1,47 @@
+"""The turns of an inline application, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from forkserve.http.wsgi import RESTS, Turns
+
+
+def make(loop: asyncio.AbstractEventLoop) -> Turns:
+    site: Any = SimpleNamespace(loop=loop, observer=SimpleNamespace(begin=lambda _: None, end=lambda: None))
+    return Turns(site)
+
+
+def test_connections_that_end_all_the_time_do_not_keep_a_call_waiting() -> None:
+    async def run() -> int:
+        loop, ends = asyncio.get_running_loop(), 0
+        turns, called = make(loop), asyncio.Event()
+
+        def end() -> None:
+            nonlocal ends
+            ends += 1
+            turns.rest()
+            if not called.is_set() and ends < 1000:
+                loop.call_soon(end)
+
+        turns.rest()
+        turns.between(called.set)
+        end()
+        await called.wait()
+        return ends
+
+    assert asyncio.run(run()) <= RESTS + 2
+
+
+def test_all_that_asked_are_told_when_a_call_has_ended() -> None:
+    async def run() -> list[int]:
+        turns, told = make(asyncio.get_running_loop()), []
+        for number in (1, 2):
+            turns.when_one_has_ended(lambda number=number: told.append(number))  # type: ignore[misc]
+        turns._end()
+        turns._end()
+        return told
+
+    assert asyncio.run(run()) == [1, 2]
