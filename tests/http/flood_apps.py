@@ -65,7 +65,7 @@ def application(environ: Environ, start_response: Callable[..., Any]) -> Iterabl
         "shared": lambda: [SHARED],
         "shared-in-pieces": lambda: [b"<", SHARED, b">"],
         "large": lambda: [large(path)],
-        "limit-files": _limit_files,
+        "limit-files": lambda: _limit_files(int(path.rpartition("/")[2])),
         "digest": lambda: [hashlib.sha256(environ["wsgi.input"].read()).hexdigest().encode()],
         "seen": lambda: [taken()],
     }
@@ -76,8 +76,8 @@ def application(environ: Environ, start_response: Callable[..., Any]) -> Iterabl
     return [b"ok"]
 
 
-def _limit_files() -> list[bytes]:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+def _limit_files(size: int) -> list[bytes]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     return [b"limited"]
 
 

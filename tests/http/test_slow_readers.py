@@ -143,7 +143,7 @@ def test_over_tls(app: str, loop: str, tmp_path: Path, certificate: Path) -> Non
 def test_a_full_disk(tmp_path: Path) -> None:
     """Where no file can be written the client loses its answer, and the log says what to do; nobody else loses anything."""
     with served("inline", tmp_path, limit_buffered="1m") as server:
-        assert server.get("/limit-files").body == b"limited"
+        assert server.get("/limit-files/65536").body == b"limited"
         with asking(server, "/large/1") as kept, server.connect() as client:
             ask(client, "/large/2")
             server.wait_for_log("--limit-buffered")
@@ -157,10 +157,10 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_a_request_body_on_a_full_disk(tmp_path: Path) -> None:
     """Whether it is seen as the body is written, at its end, or as the file is closed: that client gets 507, and a line says why."""
     with served("inline", tmp_path) as server:
-        assert server.get("/limit-files").body == b"limited"
+        assert server.get("/limit-files/600000").body == b"limited"
         for more in (1, 5000, 200_000):
             with server.connect() as client:
-                body = bytes(512 * 1024 + more)
+                body = bytes(600_000 + more)
                 with contextlib.suppress(ConnectionError):  # refused before it is whole
                     client.send(b"POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                 assert client.answer().status == 507
