@@ -59,6 +59,15 @@ def dial(where: Where) -> socket.socket:
     return socket.create_connection(("127.0.0.1", where) if isinstance(where, int) else where, DEADLINE)
 
 
+def refuses(port: int) -> bool:
+    """Whether nobody listens there."""
+    try:
+        dial(port).close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    return False
+
+
 class Client:
     """One connection; a context manager."""
 

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from forkserve.prefork.policy.repeats import SAME
-from tests.integration.client import Answer, Client, dial, get
+from tests.integration.client import Answer, Client, get, refuses
 from tests.integration.command import Command, eventually, exists
 from tests.integration.conftest import Start
 
@@ -111,15 +111,6 @@ def test_new_connections_are_refused_while_a_request_is_in_hand(
         gate.touch()
         assert client.answer().status == 200
     command.wait()
-
-
-def refuses(port: int) -> bool:
-    """Whether nobody listens there."""
-    try:
-        dial(port).close()
-    except (ConnectionRefusedError, ConnectionResetError):
-        return True
-    return False
 
 
 @INTERFACES

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.client import Answer, Client, get
+from tests.integration.client import Answer, Client, get, refuses
 from tests.integration.command import DEADLINE, eventually
 from tests.integration.conftest import Start
 from tests.integration.frontend import certificate, free_port, program, short
@@ -264,8 +264,7 @@ def test_a_stop_waits_for_a_header_as_for_a_first_request(serve: Start, app: str
         late.send(LINE[:20])
         assert told(command.port, LINE)[0] == "203.0.113.9 56324"
         command.kill(signal.SIGTERM)
-        with socket.socket() as sock:
-            eventually(lambda: sock.connect_ex(("127.0.0.1", command.port)))
+        eventually(lambda: refuses(command.port))
         late.send(LINE[20:] + REQUEST)
         answer = late.answer()
         assert (ends(answer)[0], answer["connection"]) == ("203.0.113.9 56324", "close")
