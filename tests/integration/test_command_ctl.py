@@ -20,7 +20,6 @@ from tests.integration.client import Client, dial, get
 from tests.integration.command import DEADLINE, ROOT, Command, environment, eventually, exists, run
 
 Start = Callable[..., Command]
-CONNECTED = "03"  # in /proc/net/unix
 IDLE = ("--worker", "tests.integration.custom_workers:Idle")
 
 
@@ -188,22 +187,17 @@ def test_no_socket_is_no_error(serve: Start, name: str, tmp_path: Path) -> None:
     assert "[INFO] master: no control socket: " in line
 
 
-def test_the_server_goes_away_in_the_middle(serve: Start, name: str) -> None:
-    server = serve(*IDLE, "--name", name)
-    arguments = [sys.executable, "-m", "forkserve", "ctl", "--name", name, "call", "nap", "20", "--json"]
+def test_the_server_goes_away_in_the_middle(serve: Start, tmp_path: Path, name: str) -> None:
+    server, gate = serve(*IDLE, "--name", name), tmp_path / "gate"
+    arguments = [sys.executable, "-m", "forkserve", "ctl", "--name", name, "call", "hold", str(gate), "--json"]
     with subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as client:
-        eventually(lambda: ctl_is_heard(name))
+        eventually((tmp_path / "gate.1").exists, "the command")
         server.kill(signal.SIGKILL)
+        gate.touch()
         assert client.stdout is not None
         assert json.loads(client.stdout.read())["error"] == {"code": "failed", "message": "the server went away"}
         assert client.wait(DEADLINE) == 1
     server.process.wait(DEADLINE)
-
-
-def ctl_is_heard(name: str) -> bool:
-    """Whether somebody is connected to the server. That it listens may be told twice."""
-    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-    return any(line[-1] == socket_of(name) and line[5] == CONNECTED for line in lines)
 
 
 def test_bad_clients_harm_nobody(serve: Start, name: str, ctl: Any) -> None:
