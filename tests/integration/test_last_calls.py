@@ -249,7 +249,7 @@ def test_scaling_under_load_resets_nothing(serve: Start, project: Path) -> None:
 
 
 def test_who_waits_in_the_queue_is_had_by_a_worker_that_is_started_for_that(start: Start, tmp_path: Path) -> None:
-    """Three requests at once, each as long as the others have not come: one worker could never answer them."""
+    """Three requests, each as long as the others have not come: one worker could never answer them."""
     (tmp_path / "site_app.py").write_text(
         "import os, time\n"
         "def app(environ, start_response):\n"
@@ -261,9 +261,12 @@ def test_who_waits_in_the_queue_is_had_by_a_worker_that_is_started_for_that(star
     command = start("site_app:app", *options, cwd=tmp_path)
     command.wait_for("^Ready: ")
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(command.port)) for _ in range(3)]
-        for number, client in enumerate(clients, 1):
-            client.request(f"/{number}", "Connection: close")
+        clients = []
+        for number in (1, 2, 3):
+            clients.append(stack.enter_context(Client(command.port)))
+            clients[-1].request(f"/{number}", "Connection: close")
+            # A worker may take a second connection while the request of its first is still to come.
+            eventually((tmp_path / str(number)).exists, f"request {number}")
         assert [client.answer().status for client in clients] == [200] * 3
 
 
