@@ -8,6 +8,8 @@ import termios
 from math import inf
 from typing import Any
 
+from forkserve.http.transports import descriptor
+
 
 class Stall:
     """How long a client has taken nothing.
@@ -45,7 +47,7 @@ class Stall:
 def waiting_in_kernel(transport: Any) -> int:
     """Bytes that the kernel has not got rid of (tcp(7) and unix(7), SIOCOUTQ)."""
     try:
-        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    except OSError:
+        answer = fcntl.ioctl(descriptor(transport), termios.TIOCOUTQ, b"\0\0\0\0")
+    except (OSError, ValueError):  # it is closed already
         return 0
     return int.from_bytes(answer, sys.byteorder)

@@ -13,6 +13,12 @@ TLS_AT_ONCE = 65536
 _HALF = getattr(select, "POLLRDHUP", 0)
 
 
+def descriptor(transport: Any) -> int:
+    """The descriptor of the socket; -1 if it is closed, when a transport of TLS has none any more."""
+    sock = transport.get_extra_info("socket")
+    return -1 if sock is None else sock.fileno()  # type: ignore[no-any-return]  # a transport says nothing of types
+
+
 def half_close(transport: Any) -> bool:
     """Send what is written, and then no more; whether that can be without closing, which with TLS it cannot."""
     if not transport.can_write_eof():
@@ -52,7 +58,7 @@ def look_at_peer(transport: Any) -> tuple[bool, bool]:
     """
     poll = select.poll()
     try:
-        poll.register(transport.get_extra_info("socket").fileno(), _HALF)
+        poll.register(descriptor(transport), _HALF)
         found = poll.poll(0)
     except (OSError, ValueError):  # it is closed already
         return True, True

@@ -347,7 +347,8 @@ class WebSocket(Exchange, asyncio.Protocol):
         self._closing_at += late
         held = unsent = transport.get_write_buffer_size()
         # What a TCP peer's kernel has not confirmed tells of a peer that is lost; a unix socket's waits for the program.
-        if held or transport.get_extra_info("socket").family != socket.AF_UNIX:
+        sock = transport.get_extra_info("socket")
+        if held or (sock is not None and sock.family != socket.AF_UNIX):
             unsent += waiting_in_kernel(transport)
         stalled = self._stall.seconds(now, self, self.sent, unsent) - late if unsent else 0.0
         if not unsent:
