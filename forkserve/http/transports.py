@@ -16,7 +16,7 @@ _HALF = getattr(select, "POLLRDHUP", 0)
 def descriptor(transport: Any) -> int:
     """The descriptor of the socket; -1 if it is closed, when a transport of TLS has none any more."""
     sock = transport.get_extra_info("socket")
-    return -1 if sock is None else sock.fileno()  # type: ignore[no-any-return]  # a transport says nothing of types
+    return -1 if sock is None else sock.fileno()
 
 
 def half_close(transport: Any) -> bool:

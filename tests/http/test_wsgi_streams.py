@@ -54,6 +54,7 @@ def test_http_1_0_gets_a_stream_until_the_end(server: Server) -> None:
         assert (answer.body, answer["connection"], answer.chunked) == (b"abc", "close", False)
 
 
+@pytest.mark.heavy
 def test_a_slow_reader_holds_the_generator(server: Server, tmp_path: Path) -> None:
     """A generator is not asked for more than the buffers hold; then all of it arrives."""
     counter = tmp_path / "counter"

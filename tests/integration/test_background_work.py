@@ -219,6 +219,7 @@ def test_workers_that_loop_by_themselves(start: Start, tmp_path: Path) -> None:
     assert sorted(site.noted()) == ["executor"] * 3 + ["thread"]
 
 
+@pytest.mark.heavy
 def test_a_worker_that_returns_is_replaced_while_its_threads_end(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "--worker", "app:Returns", *PORT, code=APP)
 

@@ -121,6 +121,7 @@ def test_nothing_is_changed_until_it_is_mended(start: Start, tmp_path: Path, fau
     assert site.command.traceback_expected == bool(fault.traceback and fault.code != "def app(:")
 
 
+@pytest.mark.heavy
 def test_one_that_dies_when_it_is_ready(start: Start, tmp_path: Path) -> None:
     """What it had accepted is lost with it, so that the load is on the other port."""
     gate = tmp_path / "gate"

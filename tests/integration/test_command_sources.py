@@ -140,6 +140,7 @@ def test_a_fault_in_a_variable(project: Path, variable: str, told: str) -> None:
     assert re.search(told, ended.stderr), ended.stderr
 
 
+@pytest.mark.heavy
 def test_the_order_of_the_sources(serve: Start, project: Path) -> None:
     """Each source gives a number of workers; taking away the strongest again and again shows the next one."""
     (project / "forkserve.toml").write_text('workers = 2\nbind = "127.0.0.1:0"\n')

@@ -105,6 +105,7 @@ def test_echo_when_a_client_breaks_off(echo: Command) -> None:
     assert "died" not in echo.stderr
 
 
+@pytest.mark.heavy
 def test_echo_when_it_stops(echo: Command) -> None:
     """PF-11: what has been received is answered, and then the client sees the end."""
     with connected(echo) as client:

@@ -262,6 +262,7 @@ def test_a_descriptor_that_is_none_is_a_usage_error(project: Path) -> None:
         assert f"cannot write the log file {name}: " in ended.stderr
 
 
+@pytest.mark.heavy
 def test_the_reader_of_a_named_pipe_may_come_back(serve: Start, project: Path) -> None:
     first = Reader("fifo", str(project / "fifo"))
     command = serve("site_app:app", "--base-port", 0, "--access-logfile", "fifo", *FORM, cwd=project)

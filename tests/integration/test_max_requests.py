@@ -202,6 +202,7 @@ def test_a_successor_that_hangs_lifts_it_when_its_time_is_over(start: Start, tmp
     site.command.traceback_expected = "Traceback" in site.command.stderr
 
 
+@pytest.mark.heavy
 def test_a_reload_ends_while_workers_are_replaced_all_the_time(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", *OWN, "-w", 2, "--max-requests", 1, "--linger", 1, "--reload-settle", 1)
     with Load(site.command.ports) as load:

@@ -147,6 +147,7 @@ def head(*fields: str, method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} / HTTP/1.1", "Host: localhost", *fields, "", ""]).encode()
 
 
+@pytest.mark.heavy
 @LOOPS_IN_FULL
 def test_without_tls(serve: Start, loop: str) -> None:
     limits = (

@@ -395,6 +395,7 @@ def test_a_websocket_that_leaves_closing_to_the_server(start: Start, tmp_path: P
         steered.command.wait()  # though we have not closed
 
 
+@pytest.mark.heavy
 def test_a_websocket_that_does_not_answer_a_close(start: Start, tmp_path: Path) -> None:
     steered = begin(start, tmp_path, "starlette", "--ws-ping-timeout", 300)
     with Client(steered.command.port) as client:
@@ -525,6 +526,7 @@ anyio.run(main)
 """
 
 
+@pytest.mark.heavy
 def test_the_mcp_client_over_a_reload(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tools_app.py").write_text(MCP)
     gate = tmp_path / "gate"

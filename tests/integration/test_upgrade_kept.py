@@ -338,6 +338,7 @@ def test_what_runs_the_command_runs_it_again(start: Start, tmp_path: Path) -> No
     site.settled(1)
 
 
+@pytest.mark.heavy
 def test_nothing_is_left_of_what_was_judged(start: Start, tmp_path: Path) -> None:
     site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0)
     for number in range(1, 4):
