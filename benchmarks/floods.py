@@ -194,26 +194,28 @@ def small_chunks(port: int) -> None:
     again(flood)
 
 
-def never_read(port: int, count: int) -> None:
-    """Clients that ask for much and read nothing of it."""
+def asking(port: int, count: int) -> list[socket.socket]:
+    """Clients with small buffers that have asked for a large answer."""
     clients = []
     for _ in range(count):
         with contextlib.suppress(OSError):
             client = connect(port, receive_buffer=4096)
             client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
             clients.append(client)
+    return clients
+
+
+def never_read(port: int, count: int) -> None:
+    """Clients that ask for much and read nothing of it."""
+    _clients = asking(port, count)  # open as long as they are referred to
     time.sleep(3600)
 
 
 def slow_readers(port: int, count: int) -> None:
     """Clients that read some bytes of a large answer each second."""
-    clients = []
-    for _ in range(count):
-        with contextlib.suppress(OSError):
-            client = connect(port, receive_buffer=4096)
-            client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
-            client.setblocking(False)
-            clients.append(client)
+    clients = asking(port, count)
+    for client in clients:
+        client.setblocking(False)
     while True:
         for client in clients:
             with contextlib.suppress(OSError):

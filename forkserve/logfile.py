@@ -283,9 +283,7 @@ class LogFile:
 
     def wait_until_ready(self, timeout: float) -> bool:
         """Wait so many seconds for room; a file always seems to have some."""
-        poll = select.poll()
-        poll.register(self.descriptor, select.POLLOUT)
-        return bool(poll.poll(timeout * 1000))
+        return wait_for_room(self.descriptor, timeout)
 
     def _write_to_file(self, piece: bytes) -> int:
         count = os.write(self.descriptor, piece)
@@ -361,6 +359,13 @@ class LogFile:
     def retry_at(self) -> float | None:
         """When to `flush`, on the monotonic clock; None if nothing waits."""
         return self._retry_at if self._queue else None
+
+
+def wait_for_room(descriptor: int, seconds: float) -> bool:
+    """Wait until a descriptor takes more, at most so long; return whether it does."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(seconds * 1000))
 
 
 def append(descriptor: int) -> None:

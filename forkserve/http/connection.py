@@ -337,8 +337,7 @@ class Connection(Output):
             exchange.client_gone()
         self.body = None
         if exchange is not None and exchange.started:
-            # A body without length or chunks would look whole if the connection closed in order.
-            self.break_off(reset=not exchange.chunked and exchange.left is None)
+            self.break_off(reset=exchange.looks_whole)
             return
         site = self.site
         self.send(error_answer(error, method, site.ending))
@@ -381,7 +380,7 @@ class Connection(Output):
         """End a connection in the middle of an answer, so that the client sees that it is not whole."""
         self._exchange = self.body = None
         self._closing = True
-        self.site.rest()  # as above
+        self.site.rest()  # as in `_close_transport`
         if reset:
             self.transport.abort()
         else:

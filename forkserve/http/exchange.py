@@ -243,8 +243,15 @@ class Exchange:
         self.complete = True
         if self.site.on_answer is not None:
             self.site.on_answer(self)
-        # A body without length or chunks would look whole if the connection closed in order.
-        self.connection.break_off(reset=not self.chunked and self.left is None)
+        self.connection.break_off(reset=self.looks_whole)
+
+    @property
+    def looks_whole(self) -> bool:
+        """Whether the client would take what it has got for the whole answer if the connection closed in order.
+
+        That is so where the body has neither length nor chunks; a reset tells it otherwise.
+        """
+        return not self.chunked and self.left is None
 
     def describe(self) -> str:
         """The request line, escaped, as it stands in log lines."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PIECE = 65536
 """Bytes that a transport is given at a time; what is no longer is written at once, in one with its head."""
-TURN = 16 * PIECE
+AT_ONCE = 16 * PIECE
 """Bytes after which others have their turn on the loop, if the client takes them that fast."""
 
 
@@ -74,7 +74,7 @@ class Outgoing:
         self._buffered = connection.site.buffered
         # uvloop's transport refers to what it is given; others copy it.
         copies = connection.endpoints.tls or isinstance(connection.transport, asyncio.Transport)
-        self._most = PIECE if copies else TURN
+        self._most = PIECE if copies else AT_ONCE
         self._pieces: deque[bytes] = deque()
         self._last: bytes | None = None  # the transport may still have a part of it
         self._at = 0  # where the first piece goes on
@@ -161,7 +161,7 @@ class Outgoing:
         if connection.outgoing is not self or connection.clogged:
             return
         transport = connection.transport
-        left = TURN
+        left = AT_ONCE
         try:
             while left > 0 and not connection.clogged:
                 piece = self.take()

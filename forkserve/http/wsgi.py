@@ -66,13 +66,17 @@ class Turns:
     def take(self, exchange: WSGIExchange) -> None:
         """Call the application now, or when those in front have ended."""
         if self._holder is None and not self._waiting:
-            self._holder = exchange
-            self._began = monotonic_ns()
-            self._rested = 0
-            self._begin(exchange.target.line)
-            exchange.call()
+            self._call(exchange)
         else:
             self._waiting.append(exchange)
+
+    def _call(self, exchange: WSGIExchange) -> None:
+        """Call the application; it ends with `leave`."""
+        self._holder = exchange
+        self._began = monotonic_ns()
+        self._rested = 0
+        self._begin(exchange.target.line)
+        exchange.call()
 
     def between(self, call: Callable[[], None]) -> None:
         """Call it now, or when the application call under way, and those that wait in front, have ended."""
@@ -130,11 +134,7 @@ class Turns:
         elif first.gone:  # the client did not wait: spare the application the call
             first.discard_input()
         else:
-            self._holder = first
-            self._began = monotonic_ns()
-            self._rested = 0
-            self._begin(first.target.line)
-            first.call()  # and then `leave`
+            self._call(first)
             return
         if self._waiting:
             self._schedule()

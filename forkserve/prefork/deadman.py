@@ -7,11 +7,9 @@ started, as an ordinary user's process limit is reached, the worker lives withou
 from __future__ import annotations
 
 import faulthandler
-from typing import Final
 
-from forkserve.logs import logger
+from forkserve.logs import STDERR, logger
 
-STDERR: Final = 2
 _complained: list[bool] = []
 
 

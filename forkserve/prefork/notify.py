@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import re
 import socket
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
+
+from forkserve.logs import logger
 
 if TYPE_CHECKING:
     from forkserve.prefork.poller import Poller, Timer
@@ -38,7 +39,7 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str], poller: Poller) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
         if path and not path.startswith(("/", "@")):
-            logging.getLogger("forkserve").warning("NOTIFY_SOCKET is %r, neither a path nor @NAME: ignored", path)
+            logger.warning("NOTIFY_SOCKET is %r, neither a path nor @NAME: ignored", path)
             path = ""
         self._address = "\0" + path[1:] if path.startswith("@") else path
         self._poller = poller
@@ -53,7 +54,7 @@ class Notifier:
         if not self._address or not text or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
             return None
         if not re.fullmatch("0*[1-9][0-9]{0,18}", text):
-            logging.getLogger("forkserve").warning("WATCHDOG_USEC is %r, not a number of microseconds: ignored", text)
+            logger.warning("WATCHDOG_USEC is %r, not a number of microseconds: ignored", text)
             return None
         return int(text) / 2e6
 
@@ -82,9 +83,7 @@ class Notifier:
         except OSError as error:
             if not self._told and error.errno not in FULL:
                 self._told = True
-                logging.getLogger("forkserve").warning(
-                    "cannot notify the service manager: %s; it is tried again", error.strerror or error
-                )
+                logger.warning("cannot notify the service manager: %s; it is tried again", error.strerror or error)
             self._retry = self._poller.at(time.monotonic() + self._delay, self._try)
             self._delay = min(2 * self._delay, LAST_RETRY)
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import socket
 import sys
 import time
@@ -217,9 +216,7 @@ class SyslogSink(Sink):
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for room, at most so long."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
-        poll.poll(seconds * 1000)
+        logfile.wait_for_room(self._socket.fileno(), seconds)
 
     def put(self, lines: Iterable[bytes]) -> None:
         """Make each line a message, or several if it is too long for one."""

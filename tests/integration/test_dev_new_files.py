@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 from tests.integration.command import eventually
 from tests.integration.conftest import Start
 from tests.integration.development import Project
+from tests.repository import git
 
 APP = """\
 {imports}
@@ -129,20 +129,6 @@ def test_what_is_new_elsewhere_or_is_not_for_import_costs_no_reload(project: Pro
     assert set(re.findall(r"master: (.*) changed", project.command.stderr)) == {"plugins/real.py"}
 
 
-def git(project: Project, *arguments: str) -> None:
-    identity = (
-        "-c",
-        "user.name=a",
-        "-c",
-        "user.email=a@example.org",
-        "-c",
-        "init.defaultBranch=main",
-        "-c",
-        "core.hooksPath=/none",
-    )
-    subprocess.run(["git", *identity, *arguments], cwd=project.folder, check=True, capture_output=True)
-
-
 @pytest.mark.heavy
 def test_a_branch_with_many_files_is_one_reload_and_so_is_a_stash(project: Project) -> None:
     names = [f"plugins/p{number % 25}/m{number}.py" for number in range(500)]
@@ -151,27 +137,27 @@ def test_a_branch_with_many_files_is_one_reload_and_so_is_a_stash(project: Proje
     imports = "import importlib, pathlib, sys\nbefore = len(sys.modules)\nV = 'one'\nfor p in sorted(pathlib.Path('plugins').rglob('m*.py')):\n"
     imports += "    importlib.import_module('.'.join(p.with_suffix('').parts))"
     project.save("myapp.py", APP, imports=imports, value=value)
-    git(project, "init")
-    git(project, "add", ".")
-    git(project, "commit", "-m", "one")
-    git(project, "checkout", "-b", "other")
+    git(project.folder, "init")
+    git(project.folder, "add", ".")
+    git(project.folder, "commit", "-m", "one")
+    git(project.folder, "checkout", "-b", "other")
     for name in names:
         project.save(name, "A = 1\n")
     project.save("myapp.py", APP, imports=imports.replace("'one'", "'two'"), value=value)
-    git(project, "add", ".")
-    git(project, "commit", "-m", "two")
-    git(project, "checkout", "main")
+    git(project.folder, "add", ".")
+    git(project.folder, "commit", "-m", "two")
+    git(project.folder, "checkout", "main")
     serve(project, imports, value)
     project.until("'one'")
     for number, (branch, answer) in enumerate((("other", "'two'"), ("main", "'one'"), ("other", "'two'")), 1):
-        git(project, "checkout", branch)
+        git(project.folder, "checkout", branch)
         project.until(answer)
         project.command.wait_for(f"reloaded: generation {number + 1} ")
         assert len(project.reloads) == number, project.command.stderr
     project.save("myapp.py", APP, imports=imports.replace("'one'", "'three'"), value=value)
     project.until("'three'")
-    git(project, "stash")
+    git(project.folder, "stash")
     project.until("'two'")
-    git(project, "stash", "pop")
+    git(project.folder, "stash", "pop")
     project.until("'three'")
     assert len(project.reloads) == 6

@@ -26,6 +26,7 @@ from forkserve.prefork.autoreload.polling import POLL_EVERY, SHARE, period
 from forkserve.prefork.autoreload.tree import WHOLE, Stamp
 from tests.integration.command import eventually, state
 from tests.prefork.test_watcher import Watcher, Watching, engine, project, watching
+from tests.repository import git
 
 __all__ = ["engine", "project", "watching"]  # fixtures
 
@@ -317,20 +318,6 @@ def cpu(watcher: Watcher) -> float:
 
 
 # Git.
-
-
-def git(folder: Path, *arguments: str) -> None:
-    identity = (
-        "-c",
-        "user.name=a",
-        "-c",
-        "user.email=a@example.org",
-        "-c",
-        "init.defaultBranch=main",
-        "-c",
-        "core.hooksPath=/none",
-    )
-    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
 def test_while_git_is_at_work_nothing_is_told(project: Path, watching: Watching, engine: str) -> None:

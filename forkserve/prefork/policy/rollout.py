@@ -69,11 +69,6 @@ class Rollout:
         """What is started or settling, while nothing old is touched."""
         return self._mold_name if self._mold is not None and self._canary is None else "first worker"
 
-    @property
-    def canary(self) -> Member | None:
-        """The first worker, if there is one."""
-        return self._canary
-
     def renew_canary(self) -> None:
         """Replace the canary, as it lacks what the other workers have in common; until that is done, the reload is not."""
         if self._canary is not None:
