@@ -350,7 +350,7 @@ def descriptors() -> frozenset[int]:
 
 
 def reopen() -> None:
-    """Open each log file anew whose path no longer leads to it (it was rotated); any process."""
+    """Open each log file anew that was rotated: its path leads to another file now. In any process."""
     _state.kept.clear()
     for one in _all():
         _reopen(one)
@@ -384,7 +384,7 @@ def are_current() -> bool:
 
 @contextlib.contextmanager
 def opened_anew() -> Iterator[dict[str, int]]:
-    """Give the descriptors of the log files by path, opened anew where they were rotated, for a child to take. In the master."""
+    """Yield the descriptors of the log files by path, for a child to take. Rotated files are opened anew. In the master."""
     found: dict[str, int] = {}
     new: list[int] = []
     try:
@@ -405,7 +405,7 @@ def opened_anew() -> Iterator[dict[str, int]]:
 
 
 def take(paths: Iterable[str], descriptors: Iterable[int]) -> None:
-    """Go on in the files that the master has opened; they are closed. Others are opened anew here. In a child of the master."""
+    """Log to the files that the master has opened, and close its descriptors. Other files are opened anew. In a child."""
     taken = dict(zip(paths, descriptors, strict=False))
     for one in _all():
         if one.path is not None and one.path in taken:

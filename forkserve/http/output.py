@@ -1,4 +1,4 @@
-"""The writing half of a client connection: bytes out, and who is told when the client has taken them."""
+"""The writing half of a client connection. It keeps what the client has not taken, and tells the exchange when it has."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Output(asyncio.Protocol):
             self.go_on_sending()
 
     def go_on_sending(self) -> None:
-        """Write more of what waits, and tell who waits for that."""
+        """Write more of what waits, and tell the exchange if there is room for more."""
         outgoing = self.outgoing
         if outgoing is None:
             return

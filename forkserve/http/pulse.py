@@ -1,4 +1,4 @@
-"""Whether a WebSocket's client is alive: when to ping it, and when to give it up. Pure; it is given the time."""
+"""Pings of a WebSocket: when to send one, and when to give the client up. Pure; the caller passes the time."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """Who is told when calls of the application begin and end (for liveness)."""
+    """Is told when calls of the application begin and end, for liveness."""
 
     def begin(self, line: bytes) -> None:
         """An inline application call begins; ``line`` is the request line."""

@@ -23,7 +23,7 @@ LEAST_TIME = 0.1
 
 
 class PlainConnection(Connection):
-    """A client that speaks no TLS, to whom that is said in plain HTTP. Nothing that it sends is read as a request."""
+    """A client that speaks no TLS. It gets a 400 in plain HTTP. Nothing that it sends is read as a request."""
 
     __slots__ = ()
 
@@ -45,8 +45,8 @@ async def connect_tls(site: Site, client: socket.socket, host: str, endpoints: E
         readable: Waits until the socket can be read, or the loop's clock says so much.
 
     Raises:
-        OSError: It did not come to a connection; what is to be said was said.
-        EOFError: The client has left without a word, as who only looks whether anybody listens.
+        OSError: There is no connection. The reason is logged.
+        EOFError: The client has left without a word. It may only have looked whether anybody listens.
     """
     loop, until = site.loop, site.loop.time() + site.header_timeout
     try:

@@ -6,8 +6,8 @@ then what is there is accepted, then it is closed. What was measured (Linux 6.18
 
 - `listen(fd, 0)` does not do: the queue still takes one connection whenever it is empty, and a client whose handshake ends when
   it is full believes that it is connected, sends, and is reset at the close. A unix socket takes one as well.
-- `shutdown(SHUT_RD)` on a TCP listener resets all that is queued. On a unix socket it is what is wanted: who connects is refused
-  at once, and what is queued can be accepted. It cannot be taken back.
+- `shutdown(SHUT_RD)` on a TCP listener resets all that is queued. On a unix socket it does: new connections are refused at
+  once, and those in the queue can be accepted. It cannot be taken back.
 - net.ipv4.tcp_abort_on_overflow and net.ipv4.tcp_migrate_req are for the whole machine, or for SO_REUSEPORT.
 - A socket filter that drops SYNs does it for TCP: handshakes that have begun are completed, and no other begins. The client's
   kernel sends its SYN again after a second, and is refused then, as the port is closed; or gets through, if it was opened

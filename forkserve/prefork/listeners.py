@@ -238,7 +238,7 @@ class Listeners:
     def last_look(self, slot: int | None) -> bool:
         """Let no more connections come to a slot's own listener, or with None to the shared ones; whether some wait there.
 
-        Not to those that were adopted: who wait there wait for whoever else has them.
+        Adopted listeners are left alone: another process has them as well, and may accept.
         """
         mine = [one for one in self._all if one.slot == slot and not one.adopted]
         for one in mine:
