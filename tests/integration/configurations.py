@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import random
 import re
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,18 +60,6 @@ class Configuration:
         if self.nginx:
             words += ["--nginx-upstream", directory / "upstream", "--nginx-reload", directory / "tell"]
         return [*words, *["--preload"] * self.preload, *self.options]
-
-
-def free_ports(count: int) -> int:
-    """Return the first of so many ports in a row that nobody listens on; none that the system itself gives out."""
-    chance = random.Random()  # not the test's, since two tests may run at once
-    for _ in range(1000):
-        first = chance.randrange(18_000, 30_000)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise AssertionError("no ports are free")
 
 
 def unexpected_lines(log: str) -> list[str]:

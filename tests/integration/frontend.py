@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,16 +17,9 @@ import pytest
 from forkserve.frontend import check
 from tests.integration.client import Where, dial
 from tests.integration.command import DEADLINE, eventually, run
+from tests.ports import free_ports
 
 PACKAGES = ("caddy", "haproxy", "nginx")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def program(kind: str) -> str:
@@ -52,7 +44,7 @@ class FrontEnd:
     def __init__(
         self, kind: str, options: Sequence[object], directory: Path, *, unix: Path | None = None, prefix: Sequence[str] = ()
     ) -> None:
-        self.port = free_port()
+        self.port = free_ports()
         self.where: Where = str(unix) if unix else self.port
         self._kind, self._listen = kind, f"unix:{unix}" if unix else f"127.0.0.1:{self.port}"
         directory.mkdir()

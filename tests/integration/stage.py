@@ -18,11 +18,12 @@ from typing import Any
 
 from tests.integration import echo_app, steer
 from tests.integration.command import Command, children, descriptors, eventually, exists, state, title
-from tests.integration.configurations import GRACEFUL, PURPOSE, Configuration, free_ports
+from tests.integration.configurations import GRACEFUL, PURPOSE, Configuration
 from tests.integration.conftest import Start
 from tests.integration.explanations import Explanations, Kill, Window, clients
 from tests.integration.frontend import FrontEnd, program
 from tests.integration.site import Site
+from tests.ports import free_ports
 
 PATIENCE = 60.0  # seconds for whatever is waited for
 CALM = 15.0  # seconds for which a failure of a worker may be the reason of an error

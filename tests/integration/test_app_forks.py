@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tests.integration.client import Client, dial
 from tests.integration.command import Command, after, descriptors, eventually, exists, run, title
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
+from tests.ports import free_ports
 
 SERVED = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCHLD)
 APPS = "tests.integration.forking_apps"
@@ -144,8 +144,7 @@ def test_a_process_that_outlives_the_server_holds_nothing_of_it(start: Start, tm
     where = place.partition(" ")[0]
     config = tmp_path / "forkserve.conf.py"
     config.write_text(HOOK.format(root=str(Path(__file__).parents[2]), name=where) if where in HOOKS else "")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_ports()
     options = (f"--bind=127.0.0.1:{port}", "--config", config, "--pid", tmp_path / "pid")
     app, *more = PLACES[place]
     site = Steered(start, tmp_path, f"{APPS}:{app}", *options, *more, env={"FORK_IN": where})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import socket
 import stat
@@ -15,26 +14,10 @@ import pytest
 from tests.integration.client import Client, get
 from tests.integration.command import Command, after, eventually, run
 from tests.integration.conftest import Start
+from tests.ports import free_ports
 
 WHO = "tests.integration.small_apps:who"
 HELLO = "example_apps.hello_wsgi:app"
-
-
-def free_ports(count: int) -> int:
-    """Return the first of some free ports in a row, below those that the system gives to clients."""
-    for _ in range(100):
-        first = random.randrange(12000, 31000)
-        probes: list[socket.socket] = []
-        try:
-            for number in range(count):
-                probes.append(socket.create_server(("127.0.0.1", first + number)))
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-        return first
-    raise AssertionError("no free ports")
 
 
 def worker_at(where: int | str | tuple[str, int]) -> str:

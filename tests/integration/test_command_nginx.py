@@ -32,7 +32,8 @@ from forkserve import cli
 from forkserve.frontend import check, trial
 from tests.integration.command import ROOT, run
 from tests.integration.conftest import Start
-from tests.integration.frontend import PACKAGES, certificate, free_port, program, short
+from tests.integration.frontend import PACKAGES, certificate, program, short
+from tests.ports import free_ports
 
 __all__ = ["certificate", "short"]
 
@@ -84,7 +85,7 @@ def test_every_configuration_is_accepted(
 ) -> None:
     program(kind)
     # As the program's own port 80 may be taken, or not ours.
-    listen = "" if "--listen" in options or "--upstream-only" in options else f"--listen {free_port()}"
+    listen = "" if "--listen" in options or "--upstream-only" in options else f"--listen {free_ports()}"
     base = "shop:app" if "--bind" in options else "shop:app --base-port 9000"
     words = shlex.split(f"nginx {base} --workers 3 {options} {listen} --check --format {kind}".replace("CERT", str(certificate)))
 
@@ -158,7 +159,7 @@ def test_a_directory_with_blanks_whose_name_is_long(
     directory.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
 
-    words = shlex.split(f"{SHOP} --check --format {kind} {part or f'--listen {free_port()}'}")
+    words = shlex.split(f"{SHOP} --check --format {kind} {part or f'--listen {free_ports()}'}")
     assert (cli.main(["nginx", *words]), capsys.readouterr().err) == (0, "")
     assert list(directory.iterdir()) == []
 
@@ -171,7 +172,7 @@ def test_keys_that_the_users_own_configuration_defines(capsys: pytest.CaptureFix
     many = "".join(f"$my_{number}" for number in range(trial.MOST + 1))
     for line, variable in (
         (f"nginx {SHOP} --check --upstream-only --balance 'hash {many}'", f"my_{trial.MOST}"),
-        (f"nginx {SHOP} --check --listen {free_port()} --balance 'hash $my_var'", "my_var"),
+        (f"nginx {SHOP} --check --listen {free_ports()} --balance 'hash $my_var'", "my_var"),
     ):
         assert cli.main(shlex.split(line)) == 1
         assert capsys.readouterr().err == (
@@ -232,7 +233,7 @@ def test_keys_that_only_root_reads_are_no_fault(kind: str, closed: str, certific
     cert, key = private / "cert", private / "cert.key"
     cert.write_bytes(certificate.read_bytes())
     key.write_bytes(Path(f"{certificate}.key").read_bytes())
-    listen = ("--listen", free_port())
+    listen = ("--listen", free_ports())
     tls = ("--tls-cert", cert, "--tls-key", key)
     assert checked(*tls, *listen, kind=kind) == (0, "")
     {"key": key, "certificate": cert, "directory": private}[closed].chmod(0)
@@ -259,7 +260,7 @@ def test_keys_of_the_workers_that_only_root_reads_are_no_fault(closed: str, cert
     tls = ("--certfile", certificate, "--keyfile", key)
     (key if closed == "key" else private).chmod(0)
     try:
-        assert checked(*tls, "--listen", free_port()) == (0, "")
+        assert checked(*tls, "--listen", free_ports()) == (0, "")
         done = run("example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *map(str, tls), prefix=RESTRICTED)
         assert (done.returncode, done.stderr) == (
             2, f"forkserve: TLS cannot be set up with --certfile {certificate} --keyfile {key}: Permission denied\n",
@@ -270,7 +271,7 @@ def test_keys_of_the_workers_that_only_root_reads_are_no_fault(closed: str, cert
 
 def test_an_upstream_file_that_only_root_reads_is_no_fault(short: Path) -> None:
     included = short / "upstream.conf"
-    listen = ("--listen", free_port())
+    listen = ("--listen", free_ports())
     assert run("nginx", *shlex.split(SHOP), "--upstream-only", "--output", str(included)).returncode == 0
     assert checked("--upstream-file", included, *listen) == (0, "")
     included.chmod(0)

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,22 +16,10 @@ import httpx
 import pytest
 
 from tests.integration.command import DEADLINE, ROOT, environment, eventually
+from tests.ports import free_ports
 
 PAGE = ROOT / "docs" / "commands.md"
 BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def two_free_ports() -> int:
-    """Return a port that is free, as is the next one."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 def pattern(expected: str) -> str:
@@ -46,7 +33,7 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         runtime = Path(tempfile.mkdtemp(prefix="forkserve-"))  # not below the directory, whose path may be too long for a socket
         self.directory, self.runtime = directory, runtime
-        self.port = two_free_ports()
+        self.port = free_ports(2)
         self.output = directory / "output"
         self.seen = 0  # of the output of what runs in the background
         self.background: subprocess.Popen[bytes] | None = None

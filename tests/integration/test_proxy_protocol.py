@@ -19,7 +19,8 @@ import pytest
 from tests.integration.client import Answer, Client, get, refuses
 from tests.integration.command import DEADLINE, eventually
 from tests.integration.conftest import Start
-from tests.integration.frontend import certificate, free_port, program, short
+from tests.integration.frontend import certificate, program, short
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.heavy
 
@@ -34,6 +35,7 @@ LOCAL = SIGNATURE + b"\x20\0\0\0"
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HOLDING = """
 import pathlib, time
+from tests.ports import free_ports
 
 def app(environ, start_response):
     pathlib.Path("held").touch()
@@ -82,7 +84,7 @@ def cpu(pids: Sequence[int]) -> int:
 @contextlib.contextmanager
 def haproxy(directory: Path, servers: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
     """HAProxy that passes bytes on: one port for each of (where it listens, how it speaks to the server)."""
-    ports = [free_port() for _ in servers]
+    ports = [free_ports() for _ in servers]
     text = "defaults\n mode tcp\n timeout connect 20s\n timeout client 20s\n timeout server 20s\n timeout check 20s\n"
     for port, (bind, server) in zip(ports, servers, strict=True):
         text += f"listen l{port}\n bind {bind.format(port)}\n option httpchk GET /alive\n server s {server}\n"

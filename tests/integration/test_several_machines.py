@@ -18,9 +18,10 @@ import pytest
 from tests.integration.client import get
 from tests.integration.command import eventually
 from tests.integration.conftest import Start
-from tests.integration.frontend import FrontEnd, free_port, short
+from tests.integration.frontend import FrontEnd, short
 from tests.integration.hosts import NAME, WORKERS, Host, Network
 from tests.integration.load import Failure, Load
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.heavy
 
@@ -28,6 +29,7 @@ __all__ = ["short"]
 
 APP = """
 import json, os, time
+from tests.ports import free_ports
 
 FOUND = {"version": os.environ["MACHINE"], "generation": os.environ["FORKSERVE_GENERATION"], "pid": os.getpid()}
 BODY = json.dumps(FOUND).encode()
@@ -98,7 +100,7 @@ def farm(request: pytest.FixtureRequest, start: Start, project: Path, short: Pat
     with Network(4) as network:
         places = iter(zip(network.addresses, network.prefixes, strict=True))
         # Idle connections of the front end are given up soon, so that a reload takes no longer than the test needs.
-        options = ["site_app:application", "--workers", WORKERS, "--base-port", free_port(), "--linger", 0.3]
+        options = ["site_app:application", "--workers", WORKERS, "--base-port", free_ports(), "--linger", 0.3]
 
         def begin() -> Host:
             address, prefix = next(places)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import signal
 import socket
@@ -23,19 +22,6 @@ def connects(address: str | tuple[str, int]) -> bool:
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as client:
         return client.connect_ex(address) == 0
-
-
-def free_ports(count: int) -> int:
-    """Return the first of some free ports in a row, below those that the system gives to clients."""
-    for _ in range(100):
-        first = random.randrange(10000, 32000)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for number in range(count):
-                probe = stack.enter_context(socket.socket())
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", first + number))
-            return first
-    raise AssertionError("no free ports")
 
 
 def children(pid: int) -> list[int]:

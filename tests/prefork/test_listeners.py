@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefork_helpers import connects, free_ports
+from prefork_helpers import connects
 
 from forkserve.errors import ListenError
 from forkserve.prefork.inherited import LISTEN_FDS_START as FIRST
 from forkserve.prefork.listeners import Listeners
+from tests.ports import free_ports
 
 Make = Callable[..., Listeners]
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prefork_helpers import Server, children, connects, free_ports, say
+from prefork_helpers import Server, children, connects, say
+
+from tests.ports import free_ports
 
 Serve = Callable[..., Server]
 

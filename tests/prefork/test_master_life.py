@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prefork_helpers import Server, children, connects, free_ports, say
+from prefork_helpers import Server, children, connects, say
 
 from tests.integration.command import descriptors, eventually, exists
+from tests.ports import free_ports
 
 Serve = Callable[..., Server]
 

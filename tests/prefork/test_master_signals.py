@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from prefork_helpers import Server, children, connects, free_ports, say
+from prefork_helpers import Server, children, connects, say
 
 from forkserve.prefork.policy.repeats import SAME
 from tests.integration.command import descriptors, eventually, exists
+from tests.ports import free_ports
 
 Serve = Callable[..., Server]
 

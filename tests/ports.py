@@ -1,0 +1,34 @@
+"""Ports for servers that a test starts before it knows that they are free: each process of the tests has some of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import socket
+
+FIRST, EACH = 10_000, 1_400
+"""Below the ports that the system gives to clients and to port 0 (32768 and above): it would give one away before it is bound."""
+
+_process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw15").removeprefix("gw")) % 16
+_start = random.Random().randrange(EACH)  # another run of the tests begins elsewhere
+_next = itertools.count(_start)
+
+
+def free_ports(count: int = 1) -> int:
+    """Return the first of some ports in a row that nobody listens on. None is returned twice until all have been."""
+    for _ in range(EACH):
+        offset = next(_next) % EACH
+        if offset + count > EACH:
+            continue
+        first = FIRST + _process * EACH + offset
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                probe = stack.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", port))
+            for _ in range(count - 1):
+                next(_next)
+            return first
+    raise AssertionError("no free ports")
