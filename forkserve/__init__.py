@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from forkserve.prefork.upgrade import birth as _birth  # noqa: F401 - it notes how this process was started
+from forkserve.version import __version__
 
 if TYPE_CHECKING:
     from forkserve.prefork.commands.pending import CommandError, Reply, WouldDeadlock
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from forkserve.web import HTTPWorker
 
 __all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "CommandError": "forkserve.prefork.commands.pending",

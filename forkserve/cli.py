@@ -182,7 +182,7 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
 
     action = {name: line.pop(name, False) for name in ("check_config", "print_config", "markdown", "version")}
     if action["version"]:
-        from forkserve import __version__
+        from forkserve.version import __version__
 
         click.echo(f"forkserve {__version__}")
         return ExitCode.OK

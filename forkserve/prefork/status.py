@@ -6,12 +6,12 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-import forkserve
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Served
 from forkserve.prefork.policy.states import MOLD, State
 from forkserve.prefork.scoreboard import CONNECTIONS, HANDSHAKES_FAILED, REQUESTS
 from forkserve.settings import TABLE
+from forkserve.version import __version__
 
 if TYPE_CHECKING:
     from forkserve.prefork.child import Child
@@ -33,7 +33,7 @@ def describe(master: Steering) -> dict[str, Any]:
     return {
         "name": master.name,
         "pid": master.pid,
-        "version": forkserve.__version__,
+        "version": __version__,
         "app": master.settings.app,
         "state": "reloading" if master.reloading.under_way and pool.phase is Phase.SERVING else _state(master),
         "generation": pool.generation,

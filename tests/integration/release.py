@@ -7,7 +7,7 @@ import sys
 import venv
 from pathlib import Path
 
-import forkserve
+from forkserve.version import __version__
 from tests.integration.command import ROOT
 
 # As somebody's shell does it: `cd current && venv/bin/python -m forkserve`; the Python of the tests, $1, is not meant.
@@ -37,8 +37,8 @@ class Releases:
         release = self._directory / version
         venv.create(release / "venv", symlinks=True)
         shutil.copytree(ROOT / "forkserve", release / "lib" / "forkserve")
-        package = release / "lib" / "forkserve" / "__init__.py"
-        package.write_text(package.read_text().replace(forkserve.__version__, version))
+        package = release / "lib" / "forkserve" / "version.py"
+        package.write_text(package.read_text().replace(__version__, version))
         (release / "app.py").write_text(app)
         return release
 

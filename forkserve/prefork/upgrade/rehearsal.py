@@ -11,7 +11,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-import forkserve
 from forkserve import exits, loader, logfile, logs, streams
 from forkserve.errors import ConfigError, ExitCode
 from forkserve.prefork import console, privileges
@@ -23,6 +22,7 @@ from forkserve.prefork.preload import leftovers
 from forkserve.prefork.process import MASTERS_VARIABLES, why
 from forkserve.prefork.scoreboard import LAYOUT
 from forkserve.prefork.upgrade import birth, judged, state
+from forkserve.version import __version__
 
 if TYPE_CHECKING:
     from forkserve.config import Config
@@ -47,7 +47,7 @@ def rehearse(handed: Handed, worker_class: type[Worker], config: Config, pool: P
         _write_down(handed, config)
         _load(worker_class, settings, generation)
         assert handed.confirm is not None
-        word = f"forkserve {forkserve.__version__}, Python {platform.python_version()}"
+        word = f"forkserve {__version__}, Python {platform.python_version()}"
         os.pwrite(handed.confirm, word.encode("ascii", "replace"), 0)
         code = ExitCode.OK
     except BaseException as error:  # noqa: BLE001 - the app may raise anything, and nothing may leave this process but its exit code

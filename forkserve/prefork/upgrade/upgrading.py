@@ -6,7 +6,6 @@ import dataclasses
 import platform
 from typing import TYPE_CHECKING, Any, Final
 
-import forkserve
 from forkserve.logs import logger
 from forkserve.prefork.commands.pending import CommandError, Pending
 from forkserve.prefork.policy.pool import Phase
@@ -14,6 +13,7 @@ from forkserve.prefork.upgrade import modules, moving
 from forkserve.prefork.upgrade.preflight import Preflight
 from forkserve.prefork.upgrade.program import Program, missing
 from forkserve.prefork.upgrade.state import encode
+from forkserve.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,7 +163,7 @@ class Upgrading:
         """
         master = self._master
         modules.forget()
-        logger.info("upgraded in place: forkserve %s, Python %s", forkserve.__version__, platform.python_version())
+        logger.info("upgraded in place: forkserve %s, Python %s", __version__, platform.python_version())
 
         def ended(reload: Pending) -> None:
             back = master.listeners.settle(master.pool.generation, master.pool.newest_generation)
@@ -172,7 +172,7 @@ class Upgrading:
                 master.take_over(dataclasses.replace(master.settings, **settings), master.hooks)
             moving.close_left(master)
             if reload.error is None:
-                asked.resolve({**reload.value, "version": forkserve.__version__})
+                asked.resolve({**reload.value, "version": __version__})
                 return
             why = str(reload.error).removesuffix("; nothing was changed")
             stay = "" if master.pool.phase >= Phase.STOPPING else "; old workers stay"

@@ -1,0 +1,38 @@
+"""Limits of size. What must not import what is in pyproject.toml, for import-linter."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "forkserve"
+LINES, METHODS, LENGTH = 500, 25, 60
+
+TOO_MANY_METHODS = {"Children", "Connection", "Development", "HTTPWorker", "Listeners", "Pool", "Steering", "Worker"}
+"""Classes that are over the limit still; each is divided."""
+
+
+def definitions() -> Iterator[tuple[Path, ast.AST]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            yield path, node
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {str(path.relative_to(PACKAGE)): path.read_text().count("\n") for path in PACKAGE.rglob("*.py")}
+
+    assert {name: lines for name, lines in lengths.items() if lines > LINES} == {}
+
+
+def test_no_class_has_too_many_methods() -> None:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    classes = [node for _, node in definitions() if isinstance(node, ast.ClassDef)]
+
+    assert {one.name for one in classes if sum(isinstance(part, functions) for part in one.body) > METHODS} == TOO_MANY_METHODS
+
+
+def test_no_function_is_too_long() -> None:
+    functions = [(path, node) for path, node in definitions() if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+    assert [(path.name, one.name) for path, one in functions if (one.end_lineno or 0) - one.lineno >= LENGTH] == []
