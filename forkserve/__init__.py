@@ -3,25 +3,25 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from forkserve.prefork.upgrade import birth as _birth  # noqa: F401 - it notes how this process was started
+from forkserve.base import startup as _birth  # noqa: F401 - it notes how this process was started
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
-    from forkserve.prefork.commands.pending import CommandError, Reply, WouldDeadlock
-    from forkserve.prefork.worker import Worker, current_worker
+    from forkserve.prefork.ipc.pending import CommandError, Reply, WouldDeadlock
+    from forkserve.prefork.worker.worker import Worker, current_worker
     from forkserve.server import Server
     from forkserve.web import HTTPWorker
 
 __all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
 
 _WHERE = {
-    "CommandError": "forkserve.prefork.commands.pending",
+    "CommandError": "forkserve.prefork.ipc.pending",
     "HTTPWorker": "forkserve.web",
-    "Reply": "forkserve.prefork.commands.pending",
+    "Reply": "forkserve.prefork.ipc.pending",
     "Server": "forkserve.server",
-    "Worker": "forkserve.prefork.worker",
-    "WouldDeadlock": "forkserve.prefork.commands.pending",
-    "current_worker": "forkserve.prefork.worker",
+    "Worker": "forkserve.prefork.worker.worker",
+    "WouldDeadlock": "forkserve.prefork.ipc.pending",
+    "current_worker": "forkserve.prefork.worker.worker",
 }
 
 

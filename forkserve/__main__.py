@@ -2,7 +2,7 @@
 
 import sys
 
-from forkserve.cli import main
+from forkserve.cli.serve import main
 
 if __name__ == "__main__":
     sys.exit(main())

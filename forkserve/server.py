@@ -12,29 +12,29 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from forkserve import config as configuration
-from forkserve import daemon, loader, logs
-from forkserve.errors import ConfigError, ForkserveError, NestedServerError
-from forkserve.frontend import upstream
+from forkserve.base import logs, privileges, startup
+from forkserve.base.errors import ConfigError, ForkserveError, NestedServerError
+from forkserve.base.handover import decode
+from forkserve.config import apps
+from forkserve.config import load as configuration
+from forkserve.config.values import shown
 from forkserve.http import access
-from forkserve.http.parsers import new_parser
-from forkserve.http.tls import make_context
-from forkserve.prefork import privileges
-from forkserve.prefork.classes import compose, load_class
-from forkserve.prefork.master import Master
-from forkserve.prefork.upgrade import birth
-from forkserve.prefork.upgrade.state import decode
-from forkserve.prefork.worker import Worker
-from forkserve.values import shown
+from forkserve.http.framing.tls import make_context
+from forkserve.http.message.parsers import new_parser
+from forkserve.prefork.master.master import Master
+from forkserve.prefork.system import daemon
+from forkserve.prefork.worker.classes import compose, load_class
+from forkserve.prefork.worker.worker import Worker
+from forkserve.upstream import upstream
 from forkserve.web import HTTPWorker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkserve.config import Config
-    from forkserve.prefork.lockfile import LockFile
-    from forkserve.prefork.upgrade.state import Exported
-    from forkserve.settings import Settings
+    from forkserve.base.handover import Exported
+    from forkserve.base.lockfile import LockFile
+    from forkserve.config.load import Config
+    from forkserve.config.settings import Settings
 
 
 class Server(Master):
@@ -81,7 +81,7 @@ class Server(Master):
         try:
             runs = worker_class(config.settings)
         except ForkserveError as error:
-            if not birth.takes_over():
+            if not startup.takes_over():
                 raise
             runs = _not_there(error)
             self._troubles.append(str(error))
@@ -96,8 +96,8 @@ class Server(Master):
             ListenError: An address cannot be listened on.
         """
         _check_place()
-        handed = birth.handed
-        if birth.takes_over() and handed is not None:
+        handed = startup.handed
+        if startup.takes_over() and handed is not None:
             return self._take_over(decode(handed.data))
         if issubclass(self.worker_class, HTTPWorker):
             check_but_tls(self.settings)
@@ -157,7 +157,7 @@ def _check_place() -> None:
     processes = sys.modules.get("multiprocessing.process")
     if processes and getattr(processes.current_process(), "_inheriting", False):
         sys.exit(f"forkserve: the program {NestedServerError()}")  # multiprocessing would show its own frames
-    if loader.is_loading():
+    if apps.is_loading():
         raise NestedServerError
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError("Server.run() was called in a thread: only the main thread gets signals, so call it there")
@@ -190,7 +190,7 @@ def check_but_tls(settings: Settings) -> None:
         ConfigError: What it is, in one line.
     """
     if settings.app is not None:
-        loader.parse_app_spec(settings.app)
+        apps.parse_app_spec(settings.app)
     try:
         new_parser(settings.http)
         access.compile_format(settings.access_logformat)
@@ -234,7 +234,7 @@ def worker_class(settings: Settings) -> type[Worker]:
     if settings.worker is None:
         return HTTPWorker
     with contextlib.suppress(OSError):  # there is no working directory any more
-        loader.extend_path(settings)
+        apps.extend_path(settings)
     found = load_class(settings.worker, "--worker")
     if not issubclass(found, Worker):
         raise ConfigError(f"--worker {settings.worker}: this is no subclass of forkserve.Worker")

@@ -16,30 +16,31 @@ from random import SystemRandom
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from forkserve import loader, logfile, logs
-from forkserve.errors import BootError
-from forkserve.http import faultpage
-from forkserve.http.exchange import Exchange
-from forkserve.http.lifespan import LifespanError
+from forkserve.base import logfile, logs
+from forkserve.base.errors import BootError
+from forkserve.config import apps
+from forkserve.config.apps import LoadedApp
+from forkserve.http.app import faultpage
+from forkserve.http.app.exchange import Exchange
+from forkserve.http.app.lifespan import LifespanError
+from forkserve.http.app.threads import ThreadedExchange
+from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
-from forkserve.http.threads import ThreadedExchange
-from forkserve.http.tls import MADE_FROM, TLS, inherit, make_context
-from forkserve.loader import LoadedApp
-from forkserve.prefork import acceptqueue, finish, forks
-from forkserve.prefork.hooks import run_hook
-from forkserve.prefork.process import EndOfBootError
-from forkserve.prefork.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
-from forkserve.prefork.wakeup import SignalQueue
-from forkserve.prefork.worker import ENDING, WORKER_SIGNALS, Worker
+from forkserve.prefork.ipc.hooks import run_hook
+from forkserve.prefork.system import acceptqueue, finish, forks
+from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
+from forkserve.prefork.system.signals import SignalQueue
+from forkserve.prefork.worker.boot import EndOfBootError
+from forkserve.prefork.worker.worker import ENDING, WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterator
     from typing import Any
 
-    from forkserve.http.wsgi import Turns
-    from forkserve.prefork.frames import Message
-    from forkserve.settings import Settings
+    from forkserve.config.settings import Settings
+    from forkserve.http.app.wsgi import Turns
+    from forkserve.prefork.ipc.frames import Message
 
 try:
     import uvloop
@@ -112,7 +113,7 @@ class HTTPWorker(Worker):
     def preload(cls, settings: Settings) -> LoadedApp:
         """Load the application: in the mold if there is one, else in each worker."""
         assert settings.app is not None
-        return loader.load(settings.app, interface=settings.interface, factory=settings.factory)
+        return apps.load(settings.app, interface=settings.interface, factory=settings.factory)
 
     def run(self) -> None:
         """Load the application, serve until told to drain, and drain."""

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from forkserve.errors import ExitCode
-from forkserve.prefork.master import Master
-from forkserve.prefork.worker import WORKER_SIGNALS
-from forkserve.report import markdown_table
+from forkserve.base.errors import ExitCode
+from forkserve.config.report import markdown_table
+from forkserve.prefork.master.master import Master
+from forkserve.prefork.worker.worker import WORKER_SIGNALS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

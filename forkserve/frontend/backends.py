@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from forkserve.prefork.addresses import Address, parse_address
-from forkserve.settings import Settings
+from forkserve.config.addresses import Address, parse_address
+from forkserve.config.settings import Settings
 
 # What listens everywhere is asked here. And of the two addresses that localhost has, the server takes this one.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}  # noqa: S104

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from forkserve.http.connection import Connection
+from forkserve.http.framing.connection import Connection
+from forkserve.http.framing.proxyheader import LONGEST, ProxyHeaderError, read_proxy_header
+from forkserve.http.framing.tlsconnect import connect_tls
 from forkserve.http.proxy import Endpoints, ProxiedEndpoints, TrustedPeers
-from forkserve.http.proxyheader import LONGEST, ProxyHeaderError, read_proxy_header
-from forkserve.http.tlsconnect import connect_tls
 
 if TYPE_CHECKING:
-    from forkserve.http.proxyheader import ProxyHeader
+    from forkserve.http.framing.proxyheader import ProxyHeader
     from forkserve.http.site import Site
 
 AT_ONCE = 64

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-from forkserve.http.environ import environ_template
+from forkserve.http.app.environ import environ_template
 
 if TYPE_CHECKING:
-    from forkserve.http.connection import Connection
-    from forkserve.http.errors import RequestError
-    from forkserve.http.exchange import Exchange
-    from forkserve.http.http1 import Target
+    from forkserve.http.app.exchange import Exchange
+    from forkserve.http.framing.connection import Connection
+    from forkserve.http.message.errors import RequestError
+    from forkserve.http.message.http1 import Target
 
 COMBINED = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 _ATOM = re.compile(r"%\((\{[^}]+\}[ioe]|[a-zA-Z]+)\)s")

@@ -10,14 +10,14 @@ import sys
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from forkserve.http.exchange import Exchange
-from forkserve.http.websocket import WebSocket
+from forkserve.http.app.exchange import Exchange
+from forkserve.http.app.websocket import WebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import FrameType
 
-    from forkserve.http.connection import Connection
+    from forkserve.http.framing.connection import Connection
     from forkserve.http.site import Site
 
 RUNNING, WAITING, WEBSOCKET = range(3)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forkserve.http.fields import Fields
-    from forkserve.http.proxyheader import ProxyHeader
+    from forkserve.http.framing.proxyheader import ProxyHeader
+    from forkserve.http.message.fields import Fields
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from forkserve.http.connection import Connection
+from forkserve.http.framing.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

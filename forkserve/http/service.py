@@ -10,22 +10,22 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from forkserve.http.acceptor import Acceptor
-from forkserve.http.asgi import ASGIExchange
-from forkserve.http.connection import Connection
+from forkserve.http.app.asgi import ASGIExchange
+from forkserve.http.app.lifespan import Lifespan
+from forkserve.http.app.threads import ThreadedExchange, ThreadPool
+from forkserve.http.app.websocket import WebSocket
+from forkserve.http.app.wsgi import Turns, WSGIExchange
+from forkserve.http.framing.connection import Connection
 from forkserve.http.inhand import InHand
-from forkserve.http.lifespan import Lifespan
 from forkserve.http.quota import Quota
 from forkserve.http.sharedqueue import SharedAcceptor
-from forkserve.http.threads import ThreadedExchange, ThreadPool
-from forkserve.http.websocket import WebSocket
-from forkserve.http.wsgi import Turns, WSGIExchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from forkserve.http.exchange import Exchange
-    from forkserve.http.fields import Fields
-    from forkserve.http.http1 import Target
+    from forkserve.http.app.exchange import Exchange
+    from forkserve.http.message.fields import Fields
+    from forkserve.http.message.http1 import Target
     from forkserve.http.site import Site
 
 SWEEP = 1.0

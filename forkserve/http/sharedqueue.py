@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from forkserve.http.app.wsgi import Turns
     from forkserve.http.site import Site
-    from forkserve.http.wsgi import Turns
 
 COURTESY = 0.002
 """Seconds that a less busy process has to take a connection before we do."""

@@ -13,25 +13,25 @@ from time import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from forkserve.http.access import AccessLog
-from forkserve.http.errors import RequestError
-from forkserve.http.http1 import Limits
-from forkserve.http.outgoing import Buffered
+from forkserve.http.framing.outgoing import Buffered
+from forkserve.http.message.errors import RequestError
+from forkserve.http.message.http1 import Limits
+from forkserve.http.message.response import Ending
 from forkserve.http.proxy import TrustedPeers
 from forkserve.http.refusals import Refusals
-from forkserve.http.response import Ending
 
 if TYPE_CHECKING:
     import ssl
 
-    from forkserve.http.connection import Connection
-    from forkserve.http.exchange import Exchange
-    from forkserve.http.fields import Fields
-    from forkserve.http.http1 import Target
+    from forkserve.config.settings import Settings
+    from forkserve.http.app.exchange import Exchange
+    from forkserve.http.app.threads import ThreadPool
+    from forkserve.http.app.websocket import WebSocket
+    from forkserve.http.app.wsgi import Turns
+    from forkserve.http.framing.connection import Connection
+    from forkserve.http.message.fields import Fields
+    from forkserve.http.message.http1 import Target
     from forkserve.http.quota import Quota
-    from forkserve.http.threads import ThreadPool
-    from forkserve.http.websocket import WebSocket
-    from forkserve.http.wsgi import Turns
-    from forkserve.settings import Settings
 
 
 class Observer(Protocol):

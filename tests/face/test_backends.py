@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import config
-from forkserve.files import write_whole
+from forkserve.base.files import write_whole
+from forkserve.config import load as config
+from forkserve.config.addresses import parse_address
+from forkserve.config.settings import TABLE, Settings
 from forkserve.frontend.backends import Backend, from_settings, from_status, on_machines, with_spare
-from forkserve.frontend.front import Front
-from forkserve.frontend.nginx_conf import render_upstream
-from forkserve.prefork.addresses import parse_address
-from forkserve.settings import TABLE, Settings
+from forkserve.frontend.config import Front
+from forkserve.frontend.nginx import render_upstream
 
 
 def settings(**given: object) -> Settings:
@@ -107,7 +107,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_a_process_that_is_killed_as_it_writes_leaves_nothing_behind(tmp_path: Path) -> None:
     """A file larger than its limit is what kills it, in the middle of the write."""
     path = tmp_path / "upstream.conf"
-    code = "import resource, signal, sys; from forkserve.files import write_whole; signal.signal(signal.SIGXFSZ, signal.SIG_DFL);"
+    code = "import resource, signal, sys; from forkserve.base.files import write_whole; signal.signal(signal.SIGXFSZ, signal.SIG_DFL);"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); write_whole(sys.argv[1], 'x' * int(sys.argv[2]))"
     for size, ended in ((4000, 0), (500_000, -signal.SIGXFSZ)):
         done = subprocess.run([sys.executable, "-c", code, str(path), str(size)], check=False)

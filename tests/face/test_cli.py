@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import cli, report
-from forkserve.settings import TABLE
+from forkserve.cli import serve as cli
+from forkserve.config import report
+from forkserve.config.settings import TABLE
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +22,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("app:app --workrs 1", 2, "unknown option --workrs (did you mean '--workers'?)"),
         ("app:app --workers", 2, "Option '--workers' requires an argument."),
         ("app:app --workers x", 2, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
-        ("-w 2 nginx", 2, "'nginx' is a sub-command and must come first (for an app in nginx.py write nginx:app)"),
-        ("-w 2 ctl", 2, "'ctl' is a sub-command and must come first (for an app in ctl.py write ctl:app)"),
+        ("-w 2 nginx", 2, "'nginx' is a sub-command and must come first (for an app in cli/frontend.py write nginx:app)"),
+        ("-w 2 ctl", 2, "'ctl' is a sub-command and must come first (for an app in cli/ctl.py write ctl:app)"),
         ("app:app --markdown", 2, "--markdown belongs to `forkserve config`"),
         ("app\x1b:app", 2, r"APP: 'app\x1b:app' is not a plain text"),
         ("a-b:app", 2, "APP: 'a-b:app' is not an app: write module:attr, module:factory() or module"),
@@ -111,7 +112,7 @@ def test_check_config_shows_the_traceback_of_a_broken_app(
 
     printed = capsys.readouterr().err
     assert printed.startswith("Traceback (most recent call last):\n  File")
-    assert "loader.py" not in printed
+    assert "config/apps.py" not in printed
     assert printed.endswith(
         "forkserve: 'broken_here' failed at import: ModuleNotFoundError: No module named 'no_such_dependency'\n"
     )

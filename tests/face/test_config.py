@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from forkserve import cli, config
-from forkserve.config import Config
-from forkserve.errors import ConfigError
-from forkserve.settings import TABLE
-from forkserve.validation import NEEDS
+from forkserve.base.errors import ConfigError
+from forkserve.cli import serve as cli
+from forkserve.config import load as config
+from forkserve.config.load import Config
+from forkserve.config.settings import TABLE
+from forkserve.config.validation import NEEDS
 
 SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users know, and its setting
     ("--interface asgi3", "interface", "asgi"),

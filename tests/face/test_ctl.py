@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from forkserve import cli, ctl
-from forkserve.prefork.commands.builtin import BUILTINS
-from forkserve.prefork.commands.pending import CommandError, Failure, Pending, Reply
+from forkserve.cli import ctl
+from forkserve.cli import serve as cli
+from forkserve.cli.ctl_output import duration, show
 from forkserve.prefork.control.client import LateError, ServerGoneError, ask
-from forkserve.show import duration, show
+from forkserve.prefork.ipc.builtin import BUILTINS
+from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
 from tests.prefork.control_helpers import Server, short_directory
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from forkserve.errors import AppLoadError, ConfigError
-from forkserve.loader import AppSpec, load, parse_app_spec, prepare, read_env_file, speaks
-from forkserve.settings import Settings
+from forkserve.base.errors import AppLoadError, ConfigError
+from forkserve.config.apps import AppSpec, load, parse_app_spec, prepare, read_env_file, speaks
+from forkserve.config.settings import Settings
 
 SOURCE = """
 calls = []
@@ -147,7 +147,7 @@ def test_a_fault_inside_the_app_comes_with_its_own_traceback(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "faulty.py" in (caught.value.traceback_text or "")
-    assert "loader.py" not in (caught.value.traceback_text or "")
+    assert "config/apps.py" not in (caught.value.traceback_text or "")
     assert "importlib" not in (caught.value.traceback_text or "")
 
 

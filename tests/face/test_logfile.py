@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve import logfile
-from forkserve.logfile import LineQueue, LogFile
+from forkserve.base import logfile
+from forkserve.base.logfile import LineQueue, LogFile
 
 LINES = st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"") + b"\n"), max_size=30)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import logfile, logs
-from forkserve.errors import ConfigError
-from forkserve.logs import logger, printable
-from forkserve.settings import Settings
+from forkserve.base import logfile, logs
+from forkserve.base.errors import ConfigError
+from forkserve.base.logs import logger, printable
+from forkserve.config.settings import Settings
 
 HEAD = (
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4} "
@@ -168,8 +168,8 @@ def test_a_log_file_that_cannot_be_opened_is_a_usage_error() -> None:
 
 CAPTURING = """
 import os, sys
-from forkserve import logfile, logs
-from forkserve.settings import Settings
+from forkserve.base import logfile, logs
+from forkserve.config.settings import Settings
 logs.configure(Settings(error_logfile=sys.argv[1], capture_output=True))
 os.write(1, b"of the master\\n")
 logs.identify("worker 1", 1)
@@ -198,7 +198,7 @@ class TestLogConfig:
         path = tmp_path / "log.json"
         path.write_text(
             """{"version": 1,
-            "filters": {"who": {"()": "forkserve.logs.Identity"}},
+            "filters": {"who": {"()": "forkserve.base.logs.Identity"}},
             "formatters": {"mine": {"format": "MINE %(who)s %(message)s"}},
             "handlers": {"mine": {"class": "logging.FileHandler", "filename": "%s",
                                   "formatter": "mine", "filters": ["who"]}},
@@ -270,8 +270,8 @@ def test_what_is_no_file_keeps_its_owner() -> None:
 
 REDIRECTED = """
 import os
-from forkserve import logfile, logs
-from forkserve.settings import Settings
+from forkserve.base import logfile, logs
+from forkserve.config.settings import Settings
 
 logs.configure(Settings(access_logfile="-"))
 logs.redirect(2, logs.open_file("err", None))

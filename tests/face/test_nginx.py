@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import cli, config
+from forkserve.cli import serve as cli
+from forkserve.config import load as config
+from forkserve.config.addresses import parse_address
+from forkserve.config.settings import TABLE, Settings
 from forkserve.frontend import backends
 from forkserve.frontend.backends import Backend
-from forkserve.frontend.front import Front, terms
-from forkserve.frontend.nginx_conf import render_upstream
-from forkserve.prefork import status
-from forkserve.prefork.addresses import parse_address
-from forkserve.settings import TABLE, Settings
+from forkserve.frontend.config import Front, terms
+from forkserve.frontend.nginx import render_upstream
+from forkserve.prefork.master import status
 
 KEPT = Path(__file__).parents[2] / "nginx"
 ROW = re.compile(r"^\| \[([^\]]+)\]\(\1\) \| `forkserve (nginx .*?)` \|", re.MULTILINE)

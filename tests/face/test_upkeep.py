@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import config
-from forkserve.frontend import check, refresh, trial
+from forkserve.config import load as config
+from forkserve.config.addresses import parse_address
+from forkserve.config.settings import Settings
+from forkserve.frontend import check, trial
 from forkserve.frontend.backends import Backend
-from forkserve.frontend.front import Front
-from forkserve.frontend.nginx_conf import render_upstream
-from forkserve.frontend.upkeep import DEBOUNCE, RETRY, Upkeep
-from forkserve.prefork.addresses import parse_address
-from forkserve.settings import Settings
+from forkserve.frontend.config import Front
+from forkserve.frontend.nginx import render_upstream
+from forkserve.upstream import refresh
+from forkserve.upstream.upkeep import DEBOUNCE, RETRY, Upkeep
 
 SETTINGS = config.from_keywords(app="shop:app", base_port=9000).settings
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve import settings, values
-from forkserve.settings import TABLE
-from forkserve.values import Kind
+from forkserve.config import settings, values
+from forkserve.config.settings import TABLE
+from forkserve.config.values import Kind
 
 
 @pytest.mark.parametrize(

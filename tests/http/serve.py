@@ -9,10 +9,12 @@ import socket
 import sys
 from typing import Any
 
-from forkserve import config, loader, logs
+from forkserve.base import logs
+from forkserve.config import apps
+from forkserve.config import load as config
+from forkserve.http.framing.tls import make_context
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
-from forkserve.http.tls import make_context
 
 
 class Nobody:
@@ -55,8 +57,8 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     """Serve until SIGTERM."""
     chosen = config.from_keywords(app=spec, bind=bind, **settings).settings
     logs.configure(chosen)
-    loader.prepare(chosen)
-    loaded = loader.load(spec, interface=chosen.interface)
+    apps.prepare(chosen)
+    loaded = apps.load(spec, interface=chosen.interface)
     access = logs.access_log()
     loop = asyncio.get_running_loop()
     write_access = access.write if access else None

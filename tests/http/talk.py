@@ -1,19 +1,19 @@
 """A conversation through the pure modules alone.
 
-What `forkserve.http.http1` and `body` make of bytes, in whatever pieces they come.
+What `forkserve.http.message.http1` and `body` make of bytes, in whatever pieces they come.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forkserve.http.body import ChunkedBody, LengthBody
-from forkserve.http.errors import RequestError
-from forkserve.http.http1 import HeadReader, Limits, Target
-from forkserve.http.parsers import new_parser
+from forkserve.http.message.body import ChunkedBody, LengthBody
+from forkserve.http.message.errors import RequestError
+from forkserve.http.message.http1 import HeadReader, Limits, Target
+from forkserve.http.message.parsers import new_parser
 
 if TYPE_CHECKING:
-    from forkserve.http.fields import Fields
+    from forkserve.http.message.fields import Fields
 
 PARSERS = ("httptools", "h11")
 LIMITS = Limits(line=16384, fields=128, head=65536, body=1 << 30)

@@ -11,7 +11,7 @@ from itertools import combinations, permutations
 
 import pytest
 
-from forkserve.http import fields, http1
+from forkserve.http.message import fields, http1
 from tests.http.talk import PARSERS, Refusal, Request, converse
 
 HOST = b"Host: a"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkserve.http.body import ChunkedBody, LengthBody
-from forkserve.http.errors import RequestError
+from forkserve.http.message.body import ChunkedBody, LengthBody
+from forkserve.http.message.errors import RequestError
 from tests.http.talk import LIMITS
 
 

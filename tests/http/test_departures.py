@@ -5,7 +5,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 
-from forkserve.http.errors import ClientGoneError, is_departure
+from forkserve.http.message.errors import ClientGoneError, is_departure
 
 ServerDisconnectedError = type("ServerDisconnectedError", (Exception,), {})
 """A name of aiohttp's, for a server that the application asked."""

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.http.body import LINES, ChunkedBody
-from forkserve.http.fields import Fields, Line, valid_host
+from forkserve.http.message.body import LINES, ChunkedBody
+from forkserve.http.message.fields import Fields, Line, valid_host
 from tests.http.harness import Server, _unread, serving, wait_until
 from tests.http.talk import LIMITS
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from forkserve.http.errors import RequestError
-from forkserve.http.fields import Fields
-from forkserve.http.http1 import HeadReader, Limits, Target
-from forkserve.http.parsers import new_parser
+from forkserve.http.message.errors import RequestError
+from forkserve.http.message.fields import Fields
+from forkserve.http.message.http1 import HeadReader, Limits, Target
+from forkserve.http.message.parsers import new_parser
 from tests.http.talk import LIMITS, PARSERS, Refusal, Request, Unfinished, converse
 
 both = pytest.mark.parametrize("parser", PARSERS)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from forkserve.http.proxyheader import LONGEST, ProxyHeader, ProxyHeaderError, read_proxy_header
+from forkserve.http.framing.proxyheader import LONGEST, ProxyHeader, ProxyHeaderError, read_proxy_header
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 BEHIND = b"GET / HTTP/1.1\r\n"

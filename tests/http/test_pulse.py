@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.http.pulse import Pulse
+from forkserve.http.app.pulse import Pulse
 
 LIVES = {"unsent": 0, "stalled": 0.0, "writable": True, "deaf": False}
 

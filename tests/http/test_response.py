@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkserve.http.errors import RequestError, ResponseError
-from forkserve.http.response import HOP_LINES, Ending, ResponseHead, error_answer, read_code, read_head, read_status
+from forkserve.http.message.errors import RequestError, ResponseError
+from forkserve.http.message.response import HOP_LINES, Ending, ResponseHead, error_answer, read_code, read_head, read_status
 
 ENDING = Ending(b"", b"Date: D\r\n", b"Server: S\r\n")
 

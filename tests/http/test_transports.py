@@ -1,7 +1,7 @@
 """A transport of TLS whose connection has just been closed says nothing of its socket any more."""
 
-from forkserve.http.stall import waiting_in_kernel
-from forkserve.http.transports import look_at_peer
+from forkserve.http.framing.stall import waiting_in_kernel
+from forkserve.http.framing.transports import look_at_peer
 
 
 class Closed:

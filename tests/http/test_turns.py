@@ -6,7 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from forkserve.http.wsgi import RESTS, Turns
+from forkserve.http.app.wsgi import RESTS, Turns
 
 
 def make(loop: asyncio.AbstractEventLoop) -> Turns:

@@ -11,7 +11,7 @@ from sys import getsizeof
 from typing import Any
 from urllib.parse import parse_qs
 
-from forkserve.http.inbox import Inbox
+from forkserve.http.app.inbox import Inbox
 from tests.http import asgi_apps
 from tests.http.asgi_apps import COUNT, EVENTS, RELEASE, IntendedError, Receive, Scope, Send
 

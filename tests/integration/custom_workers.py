@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from forkserve import Worker, WouldDeadlock, current_worker
-from forkserve.prefork.hooks import WorkerHandle
+from forkserve.prefork.ipc.hooks import WorkerHandle
 
 
 class Idle(Worker):

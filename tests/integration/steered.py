@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from forkserve import CommandError, Server
-from forkserve.prefork.classes import load_class
-from forkserve.prefork.commands.pending import Pending, answer
+from forkserve.prefork.ipc.pending import Pending, answer
+from forkserve.prefork.worker.classes import load_class
 from tests.integration.command import DEADLINE
 from tests.integration.conftest import Start
 

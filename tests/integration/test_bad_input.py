@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from forkserve import Server, config
-from forkserve.errors import ConfigError, ForkserveError
-from forkserve.settings import TABLE
+from forkserve import Server
+from forkserve.base.errors import ConfigError, ForkserveError
+from forkserve.config import load as config
+from forkserve.config.settings import TABLE
 from tests.integration.command import DEADLINE, environment, run
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
@@ -172,7 +173,7 @@ def test_mixins_that_are_none(mixins: Any) -> None:
 IN_A_THREAD = """
 import threading
 from forkserve import Server
-from forkserve.errors import ConfigError
+from forkserve.base.errors import ConfigError
 def run():
     try: Server("site_app:app", bind="127.0.0.1:0").run()
     except ConfigError as error: print(error)
@@ -183,7 +184,7 @@ thread.join()
 IN_A_LOOP = """
 import asyncio
 from forkserve import Server
-from forkserve.errors import ConfigError
+from forkserve.base.errors import ConfigError
 async def run():
     try: Server("site_app:app", bind="127.0.0.1:0").run()
     except ConfigError as error: print(error)
@@ -192,7 +193,7 @@ asyncio.run(run())
 UNGUARDED = """
 from forkserve import Server
 from site_app import app
-from forkserve.errors import ForkserveError
+from forkserve.base.errors import ForkserveError
 import sys
 print(Server("program:app", bind="127.0.0.1:0", control_socket="none").run())
 """

@@ -67,13 +67,13 @@ def spoil_log(releases: Releases) -> None:
 
 def spoil_state(releases: Releases) -> None:
     release = releases.make("state", source())
-    module = release / "lib/forkserve/prefork/upgrade/state.py"
+    module = release / "lib/forkserve/base/handover.py"
     module.write_text(module.read_text().replace("VERSION: Final = 1", "VERSION: Final = 7"))
 
 
 def spoil_memory(releases: Releases) -> None:
     release = releases.make("memory", source())
-    module = release / "lib/forkserve/prefork/scoreboard.py"
+    module = release / "lib/forkserve/prefork/system/scoreboard.py"
     module.write_text(module.read_text().replace("_ROW_SIZE: Final = 4096", "_ROW_SIZE: Final = 8192"))
 
 

@@ -331,7 +331,7 @@ def test_inherited_sockets_reach_the_daemon(project: Project) -> None:
 LIBRARY = """
 import atexit, os, sys
 from forkserve import Server
-from forkserve.errors import ForkserveError
+from forkserve.base.errors import ForkserveError
 
 atexit.register(print, "launcher's atexit")
 try:

@@ -157,7 +157,7 @@ def test_the_apps_own_traceback_is_shown_once() -> None:
     assert ended.stderr.count("Traceback (most recent call last)") == 1
     assert ended.stderr.count("this app never starts") == 2, "the traceback's end, and the line for the user"
     assert "crash_on_boot.py" in ended.stderr
-    for own in ("forkserve/loader.py", "forkserve/web.py", "importlib/__init__.py", "<frozen importlib"):
+    for own in ("forkserve/config/apps.py", "forkserve/web.py", "importlib/__init__.py", "<frozen importlib"):
         assert own not in ended.stderr
 
 

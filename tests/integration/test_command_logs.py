@@ -355,7 +355,7 @@ format = MINE %(process)d %(name)s %(message)s
 """
 LOG_JSON = {
     "version": 1,
-    "filters": {"who": {"()": "forkserve.logs.Identity"}},
+    "filters": {"who": {"()": "forkserve.base.logs.Identity"}},
     "formatters": {"mine": {"format": "MINE %(process)d %(name)s %(message)s"}},
     "handlers": {"file": {"class": "logging.FileHandler", "filename": "mine.log", "formatter": "mine", "filters": ["who"]}},
     "root": {"level": "WARNING", "handlers": ["file"]},

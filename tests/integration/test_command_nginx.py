@@ -28,7 +28,7 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import cli
+from forkserve.cli import serve as cli
 from forkserve.frontend import check, trial
 from tests.integration.command import ROOT, run
 from tests.integration.conftest import Start

@@ -178,9 +178,10 @@ def test_the_umask_holds_in_master_and_workers(serve: Start, project: Path) -> N
 
 AS_NOBODY = """
 import os, sys
-import forkserve.ctl, forkserve.server  # while they can be read
-from forkserve import cli, config
-from forkserve.prefork import privileges
+import forkserve.cli.ctl, forkserve.server  # while they can be read
+from forkserve.cli import serve as cli
+from forkserve.config import load as config
+from forkserve.base import privileges
 
 if os.geteuid() == 0:
     os.setgroups([])

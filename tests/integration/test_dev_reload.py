@@ -384,7 +384,7 @@ def test_it_stops_as_always(project: Project) -> None:
 
 
 def test_without_watchdog_it_says_so(project: Project) -> None:
-    hide = "import sys; sys.modules['watchdog'] = None; from forkserve.cli import main; sys.exit(main())"
+    hide = "import sys; sys.modules['watchdog'] = None; from forkserve.cli.serve import main; sys.exit(main())"
     project.serve(ready=False, program=("-c", hide))
     assert project.command.wait(2) == "forkserve: --reload: needs the package watchdog: pip install watchdog\n"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import exits
+from forkserve.base import exits
 from tests.integration.client import get
 from tests.integration.command import ROOT, Command, environment, eventually
 from tests.integration.conftest import Start
@@ -270,7 +270,7 @@ def test_which_functions_stay() -> None:
     """In one process, as a fork would see it; the functions of the tests' own are put back by nobody else."""
     script = """
 import atexit
-from forkserve import exits
+from forkserve.base import exits
 def show(text): print(text, flush=True)
 atexit.register(show, "agent")
 exits.mark_agents()

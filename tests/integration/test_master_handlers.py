@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from forkserve import HTTPWorker, Server
-from forkserve.errors import ConfigError
+from forkserve.base.errors import ConfigError
 from tests.integration.command import Command
 from tests.integration.command_apps import BadName, Hook
 from tests.integration.conftest import Start

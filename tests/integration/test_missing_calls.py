@@ -79,7 +79,7 @@ def test_no_memfd_create(start: Start, tmp_path: Path, error: str) -> None:
 
 READ_ONLY = " && ".join(f"mount --bind {one} {one} && mount -o remount,bind,ro {one}" for one in ("/tmp", "/dev/shm", "/var/tmp"))
 # The working directory is the last that is tried, and nothing can be made in this one.
-FROM_PROC = "import os, sys; os.chdir('/proc/self'); from forkserve.cli import main; sys.exit(main())"
+FROM_PROC = "import os, sys; os.chdir('/proc/self'); from forkserve.cli.serve import main; sys.exit(main())"
 
 
 def test_neither_memory_nor_a_temporary_directory() -> None:

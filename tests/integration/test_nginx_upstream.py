@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.frontend import refresh
+from forkserve.upstream import refresh
 from tests.integration.client import Client, get
 from tests.integration.command import ROOT, children, descriptors, eventually, exists, run
 from tests.integration.conftest import Start

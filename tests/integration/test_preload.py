@@ -334,7 +334,7 @@ def test_in_development_it_is_left_out(start: Start, tmp_path: Path) -> None:
 
 
 def test_it_is_refused_where_it_cannot_work(start: Start, tmp_path: Path) -> None:
-    elsewhere = "import sys; sys.platform = 'freebsd14'; from forkserve.cli import main; sys.exit(main())"
+    elsewhere = "import sys; sys.platform = 'freebsd14'; from forkserve.cli.serve import main; sys.exit(main())"
     command = start("app:wsgi", "--preload", program=("-c", elsewhere))
     assert command.wait(2).startswith("forkserve: --preload: needs Linux: ")
 

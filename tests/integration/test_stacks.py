@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.prefork.stacks import MAX_STACKS, NATIVE, NO_ANSWER
+from forkserve.prefork.master.stacks import MAX_STACKS, NATIVE, NO_ANSWER
 from tests.integration.client import Client, get
 from tests.integration.command import children, descriptors, eventually, exists
 from tests.integration.conftest import Start

@@ -304,7 +304,9 @@ def test_a_directory_of_nginx_that_is_gone_at_the_exec(start: Start, tmp_path: P
 def test_a_console_script_with_many_options_goes_on_with_them(start: Start, tmp_path: Path) -> None:
     """By a script as pip makes them, with flags of Python's own; lists and pairs among the settings are what they were."""
     script = tmp_path / "serve"
-    script.write_text("import re\nimport sys\nfrom forkserve.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n")
+    script.write_text(
+        "import re\nimport sys\nfrom forkserve.cli.serve import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
     options = (
         "--header",
         "A:1",

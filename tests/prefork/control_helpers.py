@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from forkserve.prefork.commands.pending import CommandError, Failure, Pending, Reply
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.control.session import Limits
-from forkserve.prefork.poller import Poller
+from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.system.poller import Poller
 
 DEADLINE = 20.0
 

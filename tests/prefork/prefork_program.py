@@ -12,10 +12,11 @@ import signal
 import sys
 import time
 
-from forkserve import config, logs
-from forkserve.errors import AppLoadError, BootError, ForkserveError
-from forkserve.prefork.master import Master
-from forkserve.prefork.worker import Worker
+from forkserve.base import logs
+from forkserve.base.errors import AppLoadError, BootError, ForkserveError
+from forkserve.config import load as config
+from forkserve.prefork.master.master import Master
+from forkserve.prefork.worker.worker import Worker
 
 
 class Echo(Worker):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.addresses import Address, parse_address, plain_host
+from forkserve.config.addresses import Address, parse_address, plain_host
 
 
 @pytest.mark.parametrize(

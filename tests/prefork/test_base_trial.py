@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """\
 import json, sys
-from forkserve.prefork.autoreload.trial import Loaded, clear, load
+from forkserve.devreload.warm.trial import Loaded, clear, load
 sys.path.insert(0, sys.argv[1])
 cleared, left_out = clear([Loaded(*one) for one in json.loads(sys.argv[2])], json.loads(sys.argv[3]))
 assert not {one.name for one in cleared} & set(sys.modules)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from forkserve.prefork.commands.calls import OFFER, Calls, Send, Target
-from forkserve.prefork.commands.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.policy.calls import OFFER, Calls, Send, Target
 
 ONE, TWO, THREE = (Target(ident=10 + number, id=number, pid=100 + number, generation=1) for number in (1, 2, 3))
 ALL = (ONE, TWO, THREE)

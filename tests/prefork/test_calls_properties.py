@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from forkserve.prefork.commands.calls import Calls, Send, Target
-from forkserve.prefork.commands.pending import Pending
+from forkserve.prefork.ipc.pending import Pending
+from forkserve.prefork.policy.calls import Calls, Send, Target
 
 PICK = st.integers(0, 1000)
 TIME_LIMIT = st.one_of(st.none(), st.integers(0, 5))

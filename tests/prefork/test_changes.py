@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.prefork.autoreload.changes import OWN, Changes
+from forkserve.devreload.changes import OWN, Changes
 
 
 def made() -> tuple[Changes, list[str]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.prefork.channel import MAX_UNSENT, Channel
-from forkserve.prefork.frames import MAX_FRAME
+from forkserve.prefork.ipc.channel import MAX_UNSENT, Channel
+from forkserve.prefork.ipc.frames import MAX_FRAME
 
 
 @pytest.fixture

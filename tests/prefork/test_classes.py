@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.errors import AppLoadError, ConfigError
-from forkserve.prefork.classes import compose, load_class
-from forkserve.prefork.worker import Worker
+from forkserve.base.errors import AppLoadError, ConfigError
+from forkserve.prefork.worker.classes import compose, load_class
+from forkserve.prefork.worker.worker import Worker
 
 
 class Base(Worker):
@@ -106,16 +106,16 @@ def test_a_command_that_is_no_method() -> None:
 
 
 def test_by_name() -> None:
-    assert load_class("forkserve.prefork.worker:Worker", "--mixin") is Worker
+    assert load_class("forkserve.prefork.worker.worker:Worker", "--mixin") is Worker
 
 
 @pytest.mark.parametrize(
     "spec",
     [
         "nothing_here:Class",
-        "forkserve.prefork.worker:Nothing",
-        "forkserve.prefork.worker",
-        "forkserve.prefork.worker:",
+        "forkserve.prefork.worker.worker:Nothing",
+        "forkserve.prefork.worker.worker",
+        "forkserve.prefork.worker.worker:",
         ":Class",
         "",
     ],
@@ -125,7 +125,7 @@ def test_by_a_name_that_leads_nowhere(spec: str) -> None:
         load_class(spec, "--mixin")
 
 
-@pytest.mark.parametrize("spec", ["forkserve.prefork.worker:current_worker", "forkserve.prefork.worker:BEAT_EVERY"])
+@pytest.mark.parametrize("spec", ["forkserve.prefork.worker.worker:current_worker", "forkserve.prefork.worker.worker:BEAT_EVERY"])
 def test_by_the_name_of_something_else(spec: str) -> None:
     with pytest.raises(ConfigError, match="this is no class"):
         load_class(spec, "--worker")

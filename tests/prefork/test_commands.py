@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from forkserve.errors import ConfigError
-from forkserve.prefork.commands.builtin import BUILTINS
-from forkserve.prefork.commands.defined import commands_of, describe, unknown
-from forkserve.prefork.commands.pending import CommandError, Failure, Pending, Reply, answer
-from forkserve.prefork.steering import Steering
-from forkserve.prefork.worker import Worker
+from forkserve.base.errors import ConfigError
+from forkserve.prefork.ipc.builtin import BUILTINS
+from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply, answer
+from forkserve.prefork.master.commands import Steering
+from forkserve.prefork.worker.defined import commands_of, describe, unknown
+from forkserve.prefork.worker.worker import Worker
 
 
 class Base(Worker):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from forkserve.prefork.commands.dispatch import Dispatcher, run_to_end
-from forkserve.prefork.frames import MAX_FRAME, encode
+from forkserve.prefork.ipc.frames import MAX_FRAME, encode
+from forkserve.prefork.worker.dispatch import Dispatcher, run_to_end
 
 Message = dict[str, Any]
 

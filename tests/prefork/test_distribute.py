@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.commands.distribute import distribute
-from forkserve.prefork.commands.pending import CommandError, Pending, Reply
+from forkserve.prefork.ipc.pending import CommandError, Pending, Reply
+from forkserve.prefork.policy.distribute import distribute
 
 
 class Workers:

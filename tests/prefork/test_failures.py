@@ -6,7 +6,7 @@ import signal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from forkserve.prefork import failures
+from forkserve.prefork.master import failures
 
 if TYPE_CHECKING:
     import pytest

@@ -3,7 +3,7 @@
 The places where the master touches files, each of which is tried here with a symbolic link in the file's place, with one
 in the place of a directory above, and in a race with a process that swaps the file for a link:
 
-- the error log, the access log and the files for the workers' output: opened, and opened anew (logs.py);
+- the error log, the access log and the files for the workers' output: opened, and opened anew (base/logs.py);
 - unix sockets: a stale one removed, bound, mode, owner, removed at the end (binding.py);
 - the pid file, the lock beside nginx's file, the lock of the control socket (lockfile.py);
 - the control socket and its directory (control/socketfile.py, control/runtime_dir.py);
@@ -28,16 +28,16 @@ from pathlib import Path
 
 import pytest
 
-from forkserve import files, logs
-from forkserve.errors import ConfigError, ForkserveError, ListenError
-from forkserve.frontend import upstream
-from forkserve.prefork.addresses import parse_address
-from forkserve.prefork.binding import bind_unix
+from forkserve.base import files, logs
+from forkserve.base.errors import ConfigError, ForkserveError, ListenError
+from forkserve.base.lockfile import LockFile
+from forkserve.config.addresses import parse_address
+from forkserve.config.settings import Settings
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.control.socketfile import open_path
-from forkserve.prefork.lockfile import LockFile
-from forkserve.prefork.pidfile import PidFile
-from forkserve.settings import Settings
+from forkserve.prefork.system.binding import bind_unix
+from forkserve.prefork.system.pidfile import PidFile
+from forkserve.upstream import upstream
 from tests.hostile import IS_ROOT, NOBODY, OWNER, Hostile, hostile
 from tests.integration.command import DEADLINE
 
@@ -108,7 +108,7 @@ def test_nothing_else_changes_files_by_their_names() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in BY_NAME
         if isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
     }
-    assert {path for path, _ in found} == {"files.py"}, found
+    assert {path for path, _ in found} == {"base/files.py"}, found
 
 
 # Links that others could have made.
@@ -378,7 +378,7 @@ def test_a_runtime_directory_that_could_be_swapped_with_one_above_it(other: Host
 
 OPEN = """
 import os, sys
-from forkserve import logs
+from forkserve.base import logs
 path = sys.argv[1]
 log = logs.LogFile.open(path, (65534, 65534))
 log.reopen()

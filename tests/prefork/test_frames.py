@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.frames import MAX_FRAME, FrameDecoder, FrameError, encode
+from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError, encode
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from forkserve.prefork.commands.goals import Goal, replaced, scaled, stopped
-from forkserve.prefork.commands.pending import CommandError
+from forkserve.prefork.ipc.pending import CommandError
 from forkserve.prefork.policy.actions import Fork
+from forkserve.prefork.policy.completion import Goal, replaced, scaled, stopped
 from forkserve.prefork.policy.pool import Pool
 from forkserve.prefork.policy.states import Limits, Member, State
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.prefork.upgrade import judged
-from forkserve.prefork.upgrade.program import judged_file
+from forkserve.prefork.master.upgrade import judged
+from forkserve.prefork.master.upgrade.program import judged_file
 
 BASE = judged.Judged(
     hexversion=sys.hexversion,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any, cast
 
-from forkserve.prefork.leave import Leave
+from forkserve.prefork.worker.leave import Leave
 
 
 class Orphan:

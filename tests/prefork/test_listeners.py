@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from prefork_helpers import connects
 
-from forkserve.errors import ListenError
-from forkserve.prefork.inherited import LISTEN_FDS_START as FIRST
-from forkserve.prefork.listeners import Listeners
+from forkserve.base.errors import ListenError
+from forkserve.prefork.system.inherited import LISTEN_FDS_START as FIRST
+from forkserve.prefork.system.listeners import Listeners
 from tests.ports import free_ports
 
 Make = Callable[..., Listeners]

@@ -60,7 +60,7 @@ def test_a_boot_that_fails(serve: Serve, worker: str, code: int, message: str, t
     assert server.wait() == code
     assert message in server.output
     assert traceback in server.output
-    assert "prefork/process.py" not in server.output
+    assert "prefork/worker/boot.py" not in server.output
     assert "Ready" not in server.output
 
 

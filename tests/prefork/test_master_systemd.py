@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from prefork_helpers import DEADLINE, Server, eventually, say
 
-from forkserve.prefork.notify import Notifier
-from forkserve.prefork.poller import Poller
+from forkserve.prefork.system.notify import Notifier
+from forkserve.prefork.system.poller import Poller
 
 Serve = Callable[..., Server]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from forkserve.prefork.preload.orders import Order, OrderSocket
+from forkserve.prefork.ipc.orders import Order, OrderSocket
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve import logs
-from forkserve.errors import ConfigError
-from forkserve.prefork import sinks
-from forkserve.prefork.output import LONGEST_LINE, PIECE, Outputs
-from forkserve.prefork.poller import Poller
-from forkserve.settings import Settings
+from forkserve.base import logs
+from forkserve.base.errors import ConfigError
+from forkserve.config.settings import Settings
+from forkserve.prefork.system import sinks
+from forkserve.prefork.system.output import LONGEST_LINE, PIECE, Outputs
+from forkserve.prefork.system.poller import Poller
 
 OUT, ERR = 1, 2
 

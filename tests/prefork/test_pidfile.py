@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.errors import ConfigError
-from forkserve.prefork.pidfile import PidFile
+from forkserve.base.errors import ConfigError
+from forkserve.prefork.system.pidfile import PidFile
 
 
 def test_it_has_exactly_that_name_and_our_pid(tmp_path: Path) -> None:  # PF-17, TP-16
@@ -45,7 +45,7 @@ def test_a_file_of_something_else_is_refused_and_left_whole(tmp_path: Path) -> N
 def test_a_live_one_is_refused_and_left_whole(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     code = (
-        "import sys; from forkserve.prefork.pidfile import PidFile;"
+        "import sys; from forkserve.prefork.system.pidfile import PidFile;"
         f"PidFile({str(path)!r}); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from prefork_helpers import DEADLINE
 
-from forkserve.prefork.poller import READ, WRITE, Poller
+from forkserve.prefork.system.poller import READ, WRITE, Poller
 
 
 @pytest.fixture

@@ -6,19 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from forkserve.errors import ExitCode
+from forkserve.base.errors import ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.members import LATE, LONGEST_DELAY
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import (
-    DUMP_TIME,
-    KILL_PATIENCE,
-    TRANSITIONS,
-    Event,
-    Limits,
-    Member,
-    State,
-)
+from forkserve.prefork.policy.states import DUMP_TIME, KILL_PATIENCE, TRANSITIONS, Event, Limits, Member, State
 
 SIGTERM, SIGSEGV = 15, 11
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forkserve.prefork.policy.actions import CloseListener, Drain, Kill
-from forkserve.prefork.policy.leaving import LONGEST
+from forkserve.prefork.policy.drain_gate import LONGEST
 from forkserve.prefork.policy.pool import Pool
 from forkserve.prefork.policy.states import Limits, Member, State
 from tests.prefork.test_pool import crash, fork, serving

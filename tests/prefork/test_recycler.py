@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forkserve.config.settings import Settings
 from forkserve.prefork.policy.recycling import Recycler, Served
-from forkserve.settings import Settings
 
 MIB = 1 << 20
 

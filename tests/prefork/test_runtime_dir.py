@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from control_helpers import short_directory
 
-from forkserve.errors import ConfigError, ListenError
+from forkserve.base.errors import ConfigError, ListenError
+from forkserve.base.lockfile import HeldError
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.control.socketfile import LONGEST_PATH, SocketFile, open_named, open_path
-from forkserve.prefork.lockfile import HeldError
-from forkserve.prefork.poller import Poller
+from forkserve.prefork.system.poller import Poller
 
 
 @pytest.fixture

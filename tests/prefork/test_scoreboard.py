@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from forkserve.prefork.scoreboard import ACCEPTING, BEAT, IN_FLIGHT, LINE_SIZE, LINES, REQUESTS, Scoreboard
+from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, IN_FLIGHT, LINE_SIZE, LINES, REQUESTS, Scoreboard
 
 
 def test_a_child_writes_and_the_parent_reads() -> None:

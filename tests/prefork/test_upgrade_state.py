@@ -15,50 +15,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.errors import ConfigError
-from forkserve.prefork import privileges
-from forkserve.prefork.channel import Channel
+from forkserve.base import handover, privileges
+from forkserve.base.errors import ConfigError
+from forkserve.base.handover import Kept
+from forkserve.config.settings import Settings
 from forkserve.prefork.control.session import Asked, Limits, Session
 from forkserve.prefork.control.wire import Request
-from forkserve.prefork.frames import encode
-from forkserve.prefork.listeners import Listeners
+from forkserve.prefork.ipc.channel import Channel
+from forkserve.prefork.ipc.frames import encode
 from forkserve.prefork.policy.actions import Fork, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import Limits as PoolLimits
 from forkserve.prefork.policy.states import Member, State
-from forkserve.prefork.upgrade import state
-from forkserve.prefork.upgrade.state import Kept
-from forkserve.settings import Settings
+from forkserve.prefork.system.listeners import Listeners
 
 
 def handed_over(found: Any) -> Any:
     """Return what comes of it on the other side."""
-    return state.decode(state.encode({"it": found}))["it"]
+    return handover.decode(handover.encode({"it": found}))["it"]
 
 
 def test_descriptors_are_found_wherever_they_are() -> None:
-    data = state.encode({"one": Kept(7), "more": [{"deep": [Kept(5), 3]}, None], "no": 8})
+    data = handover.encode({"one": Kept(7), "more": [{"deep": [Kept(5), 3]}, None], "no": 8})
     assert json.loads(data)["descriptors"] == [7, 5]
-    assert state.decode(data)["more"] == [{"deep": [5, 3]}, None]
+    assert handover.decode(data)["more"] == [{"deep": [5, 3]}, None]
 
 
 def test_another_version_is_refused() -> None:
-    other = json.dumps({**json.loads(state.encode({})), "version": 99}).encode()
+    other = json.dumps({**json.loads(handover.encode({})), "version": 99}).encode()
     with pytest.raises(ConfigError, match="hands over in version 99 of its state, and this forkserve takes version 1"):
-        state.decode(other)
+        handover.decode(other)
 
 
 @given(st.binary())
 def test_bytes_survive(data: bytes) -> None:
-    assert state.unpack(handed_over(state.pack(data))) == data
+    assert handover.unpack(handed_over(handover.pack(data))) == data
 
 
 def test_fields_that_a_version_does_not_know_or_misses() -> None:
     member = Member(3, 1, 2, State.READY, 10.0, 30.0, pid=99)
-    found = {**handed_over(state.fields_of(member)), "invented": 1}
+    found = {**handed_over(handover.fields_of(member)), "invented": 1}
     del found["renewed"]
-    again = state.made(Member, found, state=State(found["state"]))
-    assert state.fields_of(again) == state.fields_of(member)
+    again = handover.made(Member, found, state=State(found["state"]))
+    assert handover.fields_of(again) == handover.fields_of(member)
 
 
 @pytest.mark.parametrize("preload", [False, True])
@@ -84,7 +83,7 @@ def test_a_pool_goes_on_as_it_was(*, preload: bool) -> None:
 
     again = Pool(7, PoolLimits(), lambda: 0.0, preload=preload)
     again.adopt(handed_over(pool.export()), 5.2)
-    shown = [[state.fields_of(member, "since") for member in one.members() + one.molds()] for one in (pool, again)]
+    shown = [[handover.fields_of(member, "since") for member in one.members() + one.molds()] for one in (pool, again)]
     assert shown[0] == shown[1]
     assert (again.wanted, again.generation, again.phase, again.kept) == (3, 1, Phase.SERVING, range(1, 4))
     assert [again.last_exit(slot) for slot in (1, 2)] == [pool.last_exit(slot) for slot in (1, 2)]
@@ -238,7 +237,7 @@ def test_listeners_stay_for_all_if_one_cannot_be_had(tmp_path: Path) -> None:
 
 
 def test_a_command_line_is_found_again(tmp_path: Path) -> None:
-    code = "import forkserve.prefork.upgrade.program as p; one = p.Program.of_this_process(); print(one.arguments, one.directory)"
+    code = "import forkserve.prefork.master.upgrade.program as p; one = p.Program.of_this_process(); print(one.arguments, one.directory)"
     python = tmp_path / "python"
     python.symlink_to(sys.executable)
     script = tmp_path / "script"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.prefork.autoreload.watcher import GRAIN
-from forkserve.prefork.channel import Channel
-from forkserve.prefork.frames import Message
+from forkserve.devreload.watcher import GRAIN
+from forkserve.prefork.ipc.channel import Channel
+from forkserve.prefork.ipc.frames import Message
 from tests.integration.command import eventually
 
 DEADLINE = 20.0

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.prefork.autoreload.filesystems import tells_too_little, type_of
-from forkserve.prefork.autoreload.git import STALE, index_of, is_at_work
-from forkserve.prefork.autoreload.polling import POLL_EVERY, SHARE, period
-from forkserve.prefork.autoreload.tree import WHOLE, Stamp
+from forkserve.devreload.filesystems import tells_too_little, type_of
+from forkserve.devreload.git import STALE, index_of, is_at_work
+from forkserve.devreload.polling import POLL_EVERY, SHARE, period
+from forkserve.devreload.tree import WHOLE, Stamp
 from tests.integration.command import eventually, state
 from tests.prefork.test_watcher import Watcher, Watching, engine, project, watching
 from tests.repository import git

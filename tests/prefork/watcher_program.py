@@ -9,11 +9,11 @@ import signal
 import socket
 import sys
 
-from forkserve import config
-from forkserve.prefork.autoreload.development import make_rules, real_folders
-from forkserve.prefork.autoreload.watcher import Watch, become_watcher
-from forkserve.prefork.channel import Channel
-from forkserve.prefork.libc import libc
+from forkserve.base.libc import libc
+from forkserve.config import load as config
+from forkserve.devreload.reloader import make_rules, real_folders
+from forkserve.devreload.watcher import Watch, become_watcher
+from forkserve.prefork.ipc.channel import Channel
 
 if __name__ == "__main__":
     os.dup2(int(sys.argv[1]), 3)

@@ -9,9 +9,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from forkserve.prefork.commands.pending import JSON
 from forkserve.prefork.control.session import peer
 from forkserve.prefork.control.wire import LineDecoder, LineError, read_object, write_line
+from forkserve.prefork.ipc.pending import JSON
 
 LONGEST_ANSWER = 1 << 30
 BUSY_PAUSE = 0.1  # seconds before a server that has too many clients is asked again

@@ -13,7 +13,7 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping
 
-from forkserve import files
+from forkserve.base import files
 
 SUFFIX = ".sock"
 

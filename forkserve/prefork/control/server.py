@@ -17,21 +17,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from forkserve import values
-from forkserve.errors import ListenError
-from forkserve.logs import logger
-from forkserve.prefork.commands.builtin import BUILTINS
-from forkserve.prefork.commands.pending import JSON, CommandError, Pending, answer
+from forkserve.base.errors import ListenError
+from forkserve.base.logs import logger
+from forkserve.config import values
 from forkserve.prefork.control.session import Asked, Limits, Phase, Session, peer, turn_away
 from forkserve.prefork.control.socketfile import SocketFile, open_named, open_path
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
-from forkserve.prefork.poller import READ, WRITE, Poller, Timer
+from forkserve.prefork.ipc.builtin import BUILTINS
+from forkserve.prefork.ipc.pending import JSON, CommandError, Pending, answer
+from forkserve.prefork.system.poller import READ, WRITE, Poller, Timer
 
 if TYPE_CHECKING:
     import socket
 
+    from forkserve.base.handover import Exported
     from forkserve.prefork.control.wire import Request
-    from forkserve.prefork.upgrade.state import Exported
 
 ACCEPTS = 8  # in a turn
 REQUESTS = 16  # in a turn, and no further ones once they had

@@ -11,9 +11,9 @@ import sys
 import time
 from dataclasses import dataclass
 
+from forkserve.base.handover import Exported, Kept, fields_of, made, pack, unpack
 from forkserve.prefork.control.wire import MAX_LINE, LineDecoder, LineError, Request
-from forkserve.prefork.poller import READ, WRITE
-from forkserve.prefork.upgrade.state import Exported, Kept, fields_of, made, pack, unpack
+from forkserve.prefork.system.poller import READ, WRITE
 
 READ_SIZE = 65536
 

@@ -15,11 +15,11 @@ import stat
 import sys
 from collections.abc import Mapping
 
-from forkserve import files
-from forkserve.errors import ConfigError, ListenError
+from forkserve.base import files
+from forkserve.base.errors import ConfigError, ListenError
+from forkserve.base.handover import Exported, Kept
+from forkserve.base.lockfile import HeldError, LockFile
 from forkserve.prefork.control import runtime_dir
-from forkserve.prefork.lockfile import HeldError, LockFile
-from forkserve.prefork.upgrade.state import Exported, Kept
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103  # bytes in sun_path, without the NUL at its end
 BACKLOG = 128

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-from forkserve.errors import did_you_mean
-from forkserve.prefork.commands.builtin import BUILTINS
-from forkserve.prefork.commands.defined import unknown
-from forkserve.prefork.commands.pending import JSON, CommandError
+from forkserve.base.errors import did_you_mean
+from forkserve.prefork.ipc.builtin import BUILTINS
+from forkserve.prefork.ipc.pending import JSON, CommandError
+from forkserve.prefork.worker.defined import unknown
 
 VERSION: Final = 1
 MAX_LINE: Final = 1 << 20  # of a request; an answer may be longer

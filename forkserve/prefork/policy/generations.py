@@ -9,7 +9,7 @@ from forkserve.prefork.policy.members import Members
 from forkserve.prefork.policy.states import MOLD, Event, Limits, Member, State
 
 if TYPE_CHECKING:
-    from forkserve.prefork.upgrade.state import Exported
+    from forkserve.base.handover import Exported
 
 
 class Generations(Members):

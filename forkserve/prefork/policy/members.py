@@ -12,9 +12,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
+from forkserve.base.handover import Exported, fields_of, made
 from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, TRANSITIONS, Event, Exit, Limits, Member, Slot, State
-from forkserve.prefork.upgrade.state import Exported, fields_of, made
 
 # Seconds.
 LATE: Final = 1.0  # a master that wakes up so much too late was itself suspended

@@ -26,16 +26,16 @@ from collections.abc import Set as AbstractSet
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
-from forkserve.errors import ExitCode
+from forkserve.base.errors import ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, GiveUp, Kill, ServeOn
+from forkserve.prefork.policy.drain_gate import LONGEST, Leaving
 from forkserve.prefork.policy.generations import Generations
 from forkserve.prefork.policy.lastcall import LastCalls, who_comes
-from forkserve.prefork.policy.leaving import LONGEST, Leaving
 from forkserve.prefork.policy.members import ORDER_TIME
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Limits, Member, State
 
 if TYPE_CHECKING:
-    from forkserve.prefork.upgrade.state import Exported
+    from forkserve.base.handover import Exported
 
 MANY_MOLDS: Final = 2  # each holds a copy of the app
 _SIGTERM: Final = 15

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forkserve.settings import Settings
+    from forkserve.config.settings import Settings
 
 YOUNG = 10.0  # seconds in which a worker's memory is nobody's concern
 

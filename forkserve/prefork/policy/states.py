@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from forkserve.settings import Settings
+    from forkserve.config.settings import Settings
 
 
 class State(Enum):

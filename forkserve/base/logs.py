@@ -1,0 +1,460 @@
+"""The logs: one writer for each file, one form of line, and nothing raw from outside in it.
+
+The master opens the files (so that one that cannot be written is a start-up error), workers inherit them, and get new ones from
+the master when they were rotated (`take`): a worker that is no longer root may not be able to open them. Records are
+whole lines appended by `LogFile`, so that lines of several processes never mix. Every line of a record, those of a traceback too,
+begins with time, process, level and who speaks: `master`, or `worker 1 gen 1`. Continuation lines are indented below their
+first, so that text which somebody smuggled a newline into cannot pass for a record of its own.
+
+A log that cannot be written must not stop a server: after start-up no error leaves this module. And no application can turn the
+server's diagnostics off by what it does to all loggers of its process (`Logger`).
+"""
+
+import contextlib
+import fcntl
+import importlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from forkserve.base import files, logfile, privileges
+from forkserve.base.errors import ConfigError
+from forkserve.base.handover import Exported, Kept, pack, unpack
+from forkserve.base.logfile import LogFile
+from forkserve.config.settings import Settings
+
+TRACE = 5
+STDOUT, STDERR = 1, 2
+
+
+class Logger(logging.Logger):
+    """A logger of the server's, which an application cannot silence by what it does to all loggers of its process.
+
+    Such are `logging.config.dictConfig` with its default `disable_existing_loggers`, `logging.disable`, a record factory that
+    fails. Handlers and levels that somebody gives to just this logger count, in --log-config or in code. A record that
+    no handler would take any more, as all were removed, goes to the error log.
+    """
+
+    off = False  # --log-config wants nothing of this
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
+        """Whether records of the level are logged: `disabled` and `logging.disable` do not count."""
+        return level >= self.getEffectiveLevel()
+
+    def makeRecord(self, *args: Any, **options: Any) -> logging.LogRecord:  # noqa: N802 - logging's name
+        """Make a record; without the application's factory if that fails."""
+        with contextlib.suppress(Exception):
+            record: object = super().makeRecord(*args, **options)
+            if isinstance(record, logging.LogRecord):
+                return record
+        return logging.LogRecord(*args[:7])
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Give the record to the handlers, or to the error log if none takes it."""
+        if self.off:
+            super().handle(record)
+            return
+        heard = False
+        with contextlib.suppress(Exception):  # of a handler or a filter of the application's
+            kept: object = self.filter(record)
+            if not kept:
+                return
+            if isinstance(kept, logging.LogRecord):  # Python 3.12
+                record = kept
+            if self.is_heard(record.levelno):
+                self.callHandlers(record)
+                heard = True
+        if not heard:
+            _default.handle(record)
+
+    def is_heard(self, level: int) -> bool:
+        """Whether a handler takes records of a level."""
+        one: logging.Logger | None = self
+        while one is not None:
+            if any(level >= handler.level and not isinstance(handler, logging.NullHandler) for handler in one.handlers):
+                return True
+            one = one.parent if one.propagate else None
+        return False
+
+
+def _logger(name: str) -> Logger:
+    found = logging.getLogger(name)
+    found.__class__ = Logger  # there may be one already, which others refer to
+    assert isinstance(found, Logger)
+    return found
+
+
+logger = _logger("forkserve")
+_loggers = (logger, _logger("forkserve.websocket"))
+
+
+def printable(text: str | bytes) -> str:
+    r"""Return *text* with everything escaped that could drive a terminal or forge a line.
+
+    Control and formatting characters of all kinds, and bytes outside ASCII: `\x1b`, `\n`, `\u202e`.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("ascii", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _State:
+    """What this process logs to, and as whom."""
+
+    def __init__(self) -> None:
+        self.who = "master"
+        self.stderr = self.error = LogFile(STDERR)
+        self.access: LogFile | None = None
+        self.capture = False
+        self.files: dict[str, LogFile] = {}  # opened for the workers' output, by path
+        self.streams: dict[int, LogFile] = {}  # what stdout and stderr were made copies of
+        self.kept: set[str | None] = set()  # paths that could not be opened anew, as was said
+
+
+_state = _State()
+
+
+class Identity(logging.Filter):
+    """Give each record `who`: `master`, or `worker 1 gen 1`; for use in a --log-config."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass."""
+        record.who = _state.who
+        return True
+
+
+class LineFormatter(logging.Formatter):
+    """`2026-11-21 00:43:00.123 +0000 [PID] [INFO] worker 1 gen 1: message`, on every line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format *record*, ending in a newline; wrong arguments are shown, not raised."""
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - any __str__ may fail
+            text = f"{record.msg!r} % {record.args!r}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        if record.stack_info:
+            text += "\n" + record.stack_info
+        when = time.localtime(record.created)
+        head = (
+            f"{time.strftime('%Y-%m-%d %H:%M:%S', when)}.{int(record.msecs):03d}"
+            f" {time.strftime('%z', when)} [{record.process}] [{record.levelname}]"
+            f" {_state.who}:"
+        )
+        first, *rest = text.rstrip("\n").split("\n")
+        return f"{head} {printable(first)}\n" + "".join(f"{head}   {printable(line)}\n" for line in rest)
+
+
+class _Handler(logging.Handler):
+    """Write each record to the error log of the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            data = self.format(record).encode("utf-8", "backslashreplace")
+        except Exception:  # noqa: BLE001 - a record that cannot be shown must not stop a worker
+            data = b"a log record could not be formatted\n"
+        _state.error.write(data)
+
+
+_default = _Handler()
+_default.addFilter(Identity())
+_default.setFormatter(LineFormatter())
+
+
+def say(text: str) -> None:
+    """Write bare lines to stderr, without time or process; any process."""
+    _state.stderr.write(text.encode("utf-8", "backslashreplace"))
+
+
+def export(settings: Settings) -> dict[str, int]:
+    """Return the descriptors of the log files by path, for an upgrade."""
+    held = {one.path: Kept(one.descriptor) for one in _all() if one.path}
+    return {path: held[path] for path in _paths(settings) if path in held}
+
+
+def _all() -> list[LogFile]:
+    """Return all that this process has for its logs, and for its workers' output."""
+    return [one for one in (_state.error, _state.access, *_state.files.values()) if one is not None]
+
+
+def export_waiting() -> Exported:
+    """Describe the lines that wait for room, for an upgrade."""
+    named = {"stderr": _state.stderr, "error": _state.error, "access": _state.access}
+    return {name: {"lines": pack(one.waiting()), "lost": one.unsaid} for name, one in named.items() if one is not None}
+
+
+def adopt_waiting(found: Exported) -> None:
+    """Go on with them in the new program."""
+    named = {"stderr": _state.stderr, "error": _state.error, "access": _state.access or _state.error}
+    for name, one in found.items():
+        if name != "stderr" or _state.stderr is not _state.error:
+            named[name].go_on_with(unpack(one["lines"]), one["lost"])
+
+
+def _paths(settings: Settings) -> list[str]:
+    names = (settings.error_logfile, settings.access_logfile, settings.worker_stdout, settings.worker_stderr)
+    return [name for name in names if isinstance(name, str)]
+
+
+def configure(settings: Settings, held: Mapping[str, int] | None = None) -> list[str]:
+    """Open the logs and set up the logger `forkserve`; in the master, before the first fork.
+
+    *held* are the files that the program before an upgrade has open, by path. They are gone on with; with them nothing is
+    raised: what cannot be opened is stderr, and the list returned says so.
+
+    Raises ConfigError where a file cannot be written or --log-config cannot be used.
+    """
+    logging.addLevelName(TRACE, "TRACE")
+    _state.who = "master"
+    troubles = _open(settings, held)
+    logger.handlers[:] = [_default]
+    logger.propagate = logger.disabled = False
+    set_level(settings.log_level)
+    if settings.log_config is not None:
+        try:
+            _apply(settings.log_config)
+        except ConfigError as error:
+            if held is None:
+                raise
+            troubles.append(str(error))
+    for one in _loggers:
+        one.off = one.disabled or not one.is_heard(logging.CRITICAL)
+    logfile.complain_by(lambda text: logger.warning("%s", text))
+    if held:
+        reopen()
+    return troubles
+
+
+def _open(settings: Settings, held: Mapping[str, int] | None) -> list[str]:
+    """Open the logs; see `configure`."""
+    troubles: list[str] = []
+    owner = privileges.owner(settings)
+    for before in (_state.stderr, *_all()):
+        before.let_go()
+    left = dict(held or {})
+    for stream in (STDOUT, STDERR):
+        logfile.append(stream)
+
+    def opened(path: str, stream: int, name: str) -> LogFile:
+        if path == "-":
+            return LogFile(stream, name=name)
+        if path in left:
+            return LogFile(left.pop(path), path, owner, name)
+        try:
+            return LogFile.open(path, owner, name)
+        except ConfigError as error:
+            if held is None:
+                raise
+            troubles.append(str(error))
+            return LogFile(STDERR, name=name)
+
+    access = settings.access_logfile
+    _state.error = opened(settings.error_logfile, STDERR, "")
+    _state.stderr = _state.error if _state.error.descriptor == STDERR else LogFile(STDERR, name="stderr")
+    _state.access = None if access is None else opened(access, STDOUT, "the access log" + f" {access}" * (access != "-"))
+    _state.files = {path: LogFile(left.pop(path), path, owner) for path in _paths(settings) if path in left}
+    _state.streams = {}
+    _state.capture = settings.capture_output and settings.error_logfile != "-"
+    for descriptor in left.values():
+        os.close(descriptor)
+    for one in (_state.stderr, *_all()):
+        one.prepare()
+    return troubles
+
+
+def set_level(name: str) -> None:
+    """Log from the level *name* (`info`, `trace`) on; any process."""
+    logger.setLevel(TRACE if name == "trace" else name.upper())
+
+
+def identify(name: str, generation: int) -> None:
+    """Log as that process (`worker 1`) from now on, and capture its output if that was asked for.
+
+    Once, in the child, after the fork.
+    """
+    _state.who = f"{name} gen {generation}"
+    if _state.capture:
+        for stream in (STDOUT, STDERR):
+            redirect(stream, _state.error)
+
+
+def open_file(path: str, owner: files.Owner) -> LogFile:
+    """Open a file for the workers' output, once for each path; it is reopened as the logs are. In the master.
+
+    Raises ConfigError where it cannot be written.
+    """
+    if path not in _state.files:
+        _state.files[path] = LogFile.open(path, owner)
+    return _state.files[path]
+
+
+def close_files() -> None:
+    """Close the files for the workers' output. In the master, when there are no workers any more."""
+    while _state.files:
+        _state.files.popitem()[1].close()
+
+
+def redirect(stream: int, file: LogFile) -> None:
+    """Let stdout or stderr (1 or 2) be the file, also when that is opened anew; any process.
+
+    What this process logs to that stream still goes to where the stream went before.
+    """
+    for log in {_state.stderr, _state.error, _state.access} - {None}:
+        if log is not None and log is not file and log.descriptor == stream:
+            copied = _state.streams.get(stream)
+            log.descriptor = copied.descriptor if copied else fcntl.fcntl(stream, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
+    os.dup2(file.descriptor, stream)
+    _state.streams[stream] = file
+
+
+def detach() -> None:
+    """Let go of the stdout and stderr that we were started with: take the error log's file, or else /dev/null.
+
+    What was redirected before stays as it is.
+    """
+    logfile.flush()
+    null = LogFile(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+    to = null if _state.error.path is None else _state.error
+    for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+        if stream not in _state.streams:
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                getattr(sys, name).flush()
+            os.dup2(to.descriptor, stream)
+            _state.streams[stream] = to
+            logfile.has_moved(stream)
+    for log in {_state.stderr, _state.error, _state.access} - {None}:
+        if log is not None and log.path is None:
+            if log.descriptor > STDERR:  # see `redirect`
+                os.dup2(null.descriptor, log.descriptor, inheritable=False)
+            log.prepare()
+    if to is not null:
+        os.close(null.descriptor)
+
+
+def access_log() -> LogFile | None:
+    """Return the access log, None if it is off."""
+    return _state.access
+
+
+def descriptors() -> frozenset[int]:
+    """Return the descriptors of the logs: those that a child of the master must keep."""
+    return frozenset(one.descriptor for one in _all())
+
+
+def reopen() -> None:
+    """Open each log file anew that was rotated: its path leads to another file now. In any process."""
+    _state.kept.clear()
+    for one in _all():
+        _reopen(one)
+    _follow()
+
+
+def _reopen(one: LogFile) -> None:
+    try:
+        one.reopen()
+    except OSError as error:
+        _warn(one, error)
+
+
+def _warn(one: LogFile, error: OSError) -> None:
+    """Say that the old file is kept; once for each `reopen`, however many processes ask for the new one."""
+    if one.path not in _state.kept:
+        _state.kept.add(one.path)
+        logger.warning("cannot reopen the log file %s: %s", one.path, error.strerror)
+
+
+def _follow() -> None:
+    """Let stdout and stderr be what the files that they were redirected to are now."""
+    for stream, file in _state.streams.items():
+        os.dup2(file.descriptor, stream)
+
+
+def are_current() -> bool:
+    """Whether each path still leads to the log file that this process has open, as far as it may look."""
+    return all(one.is_current() for one in _all())
+
+
+@contextlib.contextmanager
+def opened_anew() -> Iterator[dict[str, int]]:
+    """Yield the descriptors of the log files by path, for a child to take. Rotated files are opened anew. In the master."""
+    found: dict[str, int] = {}
+    new: list[int] = []
+    try:
+        for one in _all():
+            if one.path is None or one.path in found:
+                continue
+            found[one.path] = one.descriptor
+            try:
+                if (descriptor := one.opened_anew()) is not None:
+                    new.append(descriptor)
+                    found[one.path] = descriptor
+            except OSError as error:
+                _warn(one, error)
+        yield found
+    finally:
+        for descriptor in new:
+            os.close(descriptor)
+
+
+def take(paths: Iterable[str], descriptors: Iterable[int]) -> None:
+    """Log to the files that the master has opened, and close its descriptors. Other files are opened anew. In a child."""
+    taken = dict(zip(paths, descriptors, strict=False))
+    for one in _all():
+        if one.path is not None and one.path in taken:
+            one.become(taken[one.path])
+        else:
+            _reopen(one)
+    for descriptor in taken.values():
+        os.close(descriptor)
+    _follow()
+
+
+def _apply(path: str) -> None:
+    """Configure logging from *path*. Raises ConfigError, whatever is wrong with it."""
+    import logging.config  # noqa: PLC0415 - slow to import, and seldom needed
+
+    try:
+        if path.endswith((".json", ".yaml", ".yml")):
+            logging.config.dictConfig({"disable_existing_loggers": False, **_mapping(path)})
+        else:
+            if not _content(path).strip():
+                raise ValueError("the file is empty")  # noqa: TRY301 - one answer for all
+            logging.config.fileConfig(path, disable_existing_loggers=False, encoding="utf-8")
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"--log-config {path}: {error.strerror or error}") from None
+    except KeyError as error:  # what fileConfig raises
+        raise ConfigError(
+            f"--log-config {path}: it has no {error}, which logging.config.fileConfig needs; or name a .json or .yaml file"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
+        cause = error.__cause__ or error
+        raise ConfigError(f"--log-config {path}: {type(cause).__name__}: {cause}") from None
+
+
+def _content(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _mapping(path: str) -> dict[str, Any]:
+    content = json.loads(_content(path)) if path.endswith(".json") else _yaml(_content(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"--log-config {path}: it must hold a mapping, as logging.config.dictConfig takes it")
+    return content
+
+
+def _yaml(content: str) -> Any:
+    try:
+        yaml: Any = importlib.import_module("yaml")  # no dependency of ours, only of this option
+    except ImportError:
+        raise ConfigError("--log-config needs PyYAML for a .yaml file: pip install PyYAML, or write it as .json") from None
+    return yaml.safe_load(content)

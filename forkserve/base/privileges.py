@@ -1,0 +1,187 @@
+"""Privileges: which user and group workers run as, and how a worker becomes them for good.
+
+The master keeps what it has, to bind low ports and to open its logs. Who the user is gets looked up once, in
+the master: a directory service that is slow or gone must not hold up a respawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import grp
+import os
+import pwd
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from forkserve.base.errors import BootError, ConfigError
+from forkserve.base.libc import DUMPABLE, prctl
+
+if TYPE_CHECKING:
+    from forkserve.config.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whom workers run as. `name` and `home` are None where only a number was given that no user has."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    name: str | None
+    home: str | None
+
+
+_known: dict[tuple[object, ...], Account] = {}  # by what was asked for, from the program before an upgrade
+
+
+def complaints(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield the setting and the complaint where --user or --group names nobody."""
+    try:
+        _account(settings.user, settings.group, settings.initgroups)
+    except _NobodyError as error:
+        yield error.setting, str(error)
+
+
+def prepare(settings: Settings) -> None:
+    """Set the umask, and find out whether workers can become whom they shall. In the master, before it opens anything.
+
+    Raises ConfigError where they cannot.
+    """
+    account(settings)
+    if settings.umask is not None:
+        os.umask(settings.umask)
+
+
+def account(settings: Settings) -> Account | None:
+    """Return whom workers become; None if that is who we are, or nobody asked.
+
+    Raises ConfigError for one that does not exist, or that only root could become.
+    """
+    try:
+        found = _account(settings.user, settings.group, settings.initgroups)
+    except _NobodyError as error:
+        raise ConfigError(f"--{error.setting}: {error}") from None
+    if found is None or os.geteuid() == 0:
+        return found
+    if found.uid != os.geteuid():
+        raise ConfigError(f"--user {settings.user}: only root can run workers as another user; start as root, or leave it out")
+    if settings.group is not None and found.gid != os.getegid():
+        raise ConfigError(
+            f"--group {settings.group}: only root can run workers with another group; start as root, or leave it out"
+        )
+    return None
+
+
+def owner(settings: Settings) -> tuple[int, int] | None:
+    """Return the uid and gid that log and socket files shall belong to; None leaves them as they are made."""
+    found = account(settings)
+    return (found.uid, found.gid) if found else None
+
+
+def drop(settings: Settings) -> bool:
+    """Become whom --user and --group say, for good; return whether that changed anything. In a worker, before any app code.
+
+    HOME, USER and LOGNAME become that user's, as a service manager would have set them: what looks for its files
+    below root's home could not read them. --env, which comes later, still wins.
+
+    Raises BootError where the system does not let us.
+    """
+    found = account(settings)
+    if found is None:
+        return False
+    try:
+        os.setgroups(found.groups)
+        os.setgid(found.gid)
+        os.setuid(found.uid)  # all three of each, since we are root
+    except OSError as error:  # a container without that user's range of ids
+        who = found.name or found.uid
+        raise BootError(f"cannot become user {who} (uid {found.uid}, gid {found.gid}): {error.strerror}") from None
+    if found.uid != 0:
+        _check_no_way_back()
+    prctl(DUMPABLE, 1)  # /proc/self is that user's again, and so /dev/stderr can be opened
+    if settings.user is not None and found.name is not None and found.home is not None:
+        os.environ.update(HOME=found.home, USER=found.name, LOGNAME=found.name)
+    return True
+
+
+def _check_no_way_back() -> None:
+    for way_back in (os.setuid, os.seteuid):
+        try:
+            way_back(0)
+        except PermissionError:
+            continue
+        raise BootError("the worker could become root again, so it does not run")
+
+
+class _NobodyError(Exception):
+    """Nobody has that name; `setting` is where it was given."""
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+def export(settings: Settings) -> dict[str, object] | None:
+    """Describe the account, for an upgrade."""
+    found = _account(settings.user, settings.group, settings.initgroups)
+    return None if found is None else {"asked": [settings.user, settings.group, settings.initgroups], **dataclasses.asdict(found)}
+
+
+def adopt(found: dict[str, Any] | None) -> None:
+    """Know the account from the program before, if it cannot be looked up any more."""
+    if found is not None:
+        asked, known = found.pop("asked"), Account(**found | {"groups": tuple(found["groups"])})
+        _known[tuple(asked)] = known
+
+
+@functools.lru_cache(maxsize=8)
+def _account(user: str | None, group: str | None, initgroups: bool) -> Account | None:  # noqa: FBT001 - a key of the cache
+    try:
+        return _look_up(user, group, initgroups=initgroups)
+    except _NobodyError:
+        if (user, group, initgroups) not in _known:
+            raise
+        return _known[user, group, initgroups]
+
+
+def _look_up(user: str | None, group: str | None, *, initgroups: bool) -> Account | None:
+    if user is None and group is None:
+        return None
+    entry = _find_user(user)
+    if group is not None:
+        gid = _find_group(group)
+    elif entry is not None:
+        gid = entry.pw_gid
+    else:
+        raise _NobodyError("user", f"no user has the number {user}, so --group must be given too")
+    uid = entry.pw_uid if entry else int(user or 0)
+    name = entry.pw_name if entry else None
+    groups = tuple(os.getgrouplist(name, gid)) if name and user is not None and initgroups else (gid,)
+    return Account(uid, gid, groups, name, entry.pw_dir if entry else None)
+
+
+def _find_user(user: str | None) -> pwd.struct_passwd | None:
+    """Find the user by name or number, ourselves unless one is given; None for a number that nobody has."""
+    number = os.geteuid() if user is None else _number(user)
+    try:
+        return pwd.getpwnam(user or "") if number is None else pwd.getpwuid(number)
+    except (KeyError, ValueError):
+        if number is None:
+            raise _NobodyError("user", f"there is no user {user!r}") from None
+        return None
+
+
+def _find_group(group: str) -> int:
+    number = _number(group)
+    try:
+        return grp.getgrnam(group).gr_gid if number is None else number
+    except (KeyError, ValueError):
+        raise _NobodyError("group", f"there is no group {group!r}") from None
+
+
+def _number(text: str) -> int | None:
+    """Read a uid or gid; the last one means "as it is" to the system, and is none."""
+    return int(text) if re.fullmatch("[0-9]{1,10}", text) and int(text) < 2**32 - 1 else None

@@ -1,0 +1,1 @@
+"""The command line: `forkserve` and its sub-commands."""

@@ -1,0 +1,302 @@
+"""The command `forkserve ctl`: arguments in, a request to a running server, its answer out, exit code.
+
+The sub-commands are those of the table BUILTINS. Options are taken before and after the command's
+name. Whatever happens becomes an answer as the server gives them, `ok`, `error` and `result`, so that
+there is one way to print it and one table of exit codes.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from forkserve.base import stdio
+from forkserve.base.errors import ExitCode
+from forkserve.base.logs import printable
+from forkserve.cli.ctl_output import reasons, show
+from forkserve.config.values import read_seconds
+from forkserve.prefork.control import runtime_dir
+from forkserve.prefork.control.client import Answer, LateError, NoServerError, ServerGoneError, ask
+from forkserve.prefork.control.wire import MAX_TIMEOUT, read_json
+from forkserve.prefork.ipc.builtin import BUILTINS, Builtin
+from forkserve.prefork.ipc.pending import JSON
+from forkserve.prefork.worker.defined import unknown
+
+ABOUT = """Steer a running server.
+
+With one server of this user running, it is found without --name.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no such server is running; 4 not done in time.
+"""
+CALL_ABOUT = """
+
+An ARG that is valid JSON is passed as that value, any other as a string. The exit code is 0 if every worker that was
+asked has done it.
+"""
+EXITS = {"usage": 2, "no_server": 3, "timeout": 4}  # by the error's code; 1 for any other
+GRACE = 2.0  # seconds beyond the deadline in which the server may still say who was late
+LAST = ("stop", "quit")  # after these there is no server
+NUMBER = re.compile(r"-(\d|\.\d)")
+MARK = "\0"  # cannot be in an argument; put before negative numbers, so that click does not take them for options
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A command line that has been understood."""
+
+    command: str
+    args: list[JSON]
+    name: str | None
+    socket: str | None
+    timeout: float | None
+    to: str | int | None
+    as_json: bool
+
+
+class CtlError(Exception):
+    """What is told instead of a server's answer."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# Arguments in.
+
+
+class _Ctl(click.Group):
+    """A group whose commands are those of the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(BUILTINS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _command(cmd_name, BUILTINS[cmd_name]) if cmd_name in BUILTINS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in BUILTINS:
+            raise click.UsageError(unknown(args[0], BUILTINS))
+        return super().resolve_command(ctx, args)
+
+
+def _options(default: str, *, to: bool, hidden: bool = False) -> list[click.Parameter]:
+    options: list[click.Parameter] = [
+        click.Option(["--name"], metavar="NAME", help="The server's name; needed if several run."),
+        click.Option(["--socket"], metavar="PATH", help="The server's control socket, wherever it is."),
+        click.Option(["--json", "as_json"], is_flag=True, help='Print one JSON object: {"ok", "error", "result"}.'),
+        click.Option(["--timeout"], metavar="SECONDS", help=f"How long to wait; 0 is for as long as it takes. [{default}]"),
+    ]
+    if to:
+        about = "Which workers: all that are ready, any one that is idle, or the one with that ID. [all]"
+        options.append(click.Option(["--to"], metavar="all|any|ID", help=about, hidden=hidden))
+    return options
+
+
+def _command(name: str, builtin: Builtin) -> click.Command:
+    arguments: list[click.Parameter] = [
+        click.Argument([f"arg{i}"], metavar=word, required=word[0] != "[", nargs=-1 if "..." in word else 1)
+        for i, word in enumerate(builtin.usage.split())
+    ]
+    timeout = "as long as it takes" if builtin.timeout is None else f"{builtin.timeout:g}"
+    return click.Command(
+        name,
+        params=[*arguments, *_options(timeout, to=name == "call")],
+        callback=lambda **_: _understand(name, builtin, click.get_current_context()),
+        help=builtin.help + (CALL_ABOUT if name == "call" else ""),
+        short_help=builtin.help,
+        options_metavar="[OPTIONS]",
+    )
+
+
+def _understand(name: str, builtin: Builtin, context: click.Context) -> Order:
+    assert context.parent is not None
+    before = context.parent.params
+
+    def option(key: str) -> Any:
+        value = context.params.get(key)
+        value = value if value is not None else before.get(key)
+        return value.replace(MARK, "") if isinstance(value, str) else value
+
+    args: list[JSON] = []
+    for i, word in enumerate(builtin.usage.split()):
+        value = context.params[f"arg{i}"]
+        texts = value if isinstance(value, tuple) else () if value is None else (value,)
+        args += [READERS[word.strip("[.]")](text.removeprefix(MARK)) for text in texts]
+    if option("name") is not None and option("socket") is not None:
+        raise click.UsageError("--name and --socket are two ways to say which server: give one of them")
+    if option("to") is not None and name != "call":
+        raise click.UsageError("--to belongs to `call`")
+    return Order(
+        name,
+        args,
+        option("name"),
+        option("socket"),
+        builtin.timeout if option("timeout") is None else _seconds(option("timeout")),
+        None if option("to") is None else _target(option("to")),
+        context.params["as_json"] or before["as_json"],
+    )
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        seconds = read_seconds(text)
+    except ValueError as error:
+        raise click.UsageError(f"--timeout: {error}") from None
+    if seconds > MAX_TIMEOUT:
+        raise click.UsageError(f"--timeout: at most {MAX_TIMEOUT} seconds, or 0 for as long as it takes")
+    return seconds or None
+
+
+def _target(text: str) -> str | int:
+    if text in ("all", "any"):
+        return text
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise click.UsageError(f"--to: {text!r} is not all, any or the ID of a worker")
+    return int(text)
+
+
+def _worker_id(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise click.UsageError(f"ID: {text!r} is not the ID of a worker, which is a number")
+    return int(text)
+
+
+def _amount(text: str) -> int | str:
+    """A number stays one; with a sign it is text, since -2 means two fewer."""
+    if not re.fullmatch("[+-]?[0-9]{1,9}", text):
+        raise click.UsageError(f"{text!r} is not a number of workers: write N, +N or -N")
+    return int(text) if text.isdigit() else text
+
+
+def _value(text: str) -> JSON:
+    try:
+        return read_json(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+READERS: dict[str, Callable[[str], JSON]] = {"ID": _worker_id, "N|+N|-N": _amount, "NAME": str, "ARG": _value}
+
+
+def parse(arguments: Sequence[str]) -> Order | None:
+    """Understand a command line; None if it was help that was asked for. Raises CtlError."""
+    group = _Ctl(
+        "ctl",
+        params=_options("60; reload, upgrade: as long as it takes", to=True, hidden=True),
+        help=ABOUT,
+        no_args_is_help=False,
+        subcommand_metavar="COMMAND ...",
+    )
+    try:
+        marked = [MARK + text if NUMBER.match(text) else text for text in arguments]
+        order = group.main(marked, prog_name="forkserve ctl", standalone_mode=False)
+    except click.UsageError as error:
+        message = error.format_message().replace(MARK, "")
+        raise CtlError(message.replace("Missing command.", "a command is missing: see forkserve ctl --help"), "usage") from None
+    return order if isinstance(order, Order) else None
+
+
+# The server.
+
+
+def choose(running: Iterable[tuple[str, str]], name: str | None) -> str:
+    """Return the control socket of the one running server, or of the one with that name. Raises CtlError."""
+    servers: dict[str, str] = {}
+    for one, path in running:
+        servers.setdefault(one, path)
+    if name is not None and name in servers:
+        return servers[name]
+    names = ", ".join(servers)
+    if name is not None:
+        others = f": there is {names}" if servers else ""
+        raise CtlError(f"no server called {name!r} is running{others}", "no_server")
+    if not servers:
+        raise CtlError(
+            "no server of this user is running, unless with a --control-socket: give its path with --socket", "no_server"
+        )
+    if len(servers) > 1:
+        raise CtlError(f"several servers are running: say which with --name: {names}", "usage")
+    return servers.popitem()[1]
+
+
+def obey(order: Order) -> Answer:
+    """Have a server do it, and return its answer. Raises CtlError if there is none."""
+    path = order.socket or choose(runtime_dir.running(os.environ), order.name)
+    line = _StatusLine(shown=not order.as_json and sys.stderr.isatty())
+    request = {"command": order.command, "args": order.args, "timeout": order.timeout, "progress": line.shown}
+    if order.to is not None:
+        request["to"] = order.to
+    wait = None if order.timeout is None else order.timeout + GRACE
+    try:
+        return ask(path, request, wait=wait, tell=line.write, to_end=order.command in LAST)
+    except NoServerError as error:
+        raise CtlError(f"no server is running at {path}: {error}", "no_server") from None
+    except ServerGoneError as error:
+        raise CtlError(str(error), "failed") from None
+    except LateError:
+        raise CtlError(f"{order.command}: not done within {order.timeout:g} s; it may still be done", "timeout") from None
+    finally:
+        line.clear()
+
+
+class _StatusLine:
+    """One line on stderr that is written again and again. Without escape sequences, so that it needs nothing of a terminal."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
+        self._width = 0
+
+    def write(self, text: str) -> None:
+        if self.shown:
+            text = printable(text)[: (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1]
+            click.echo("\r" + text.ljust(self._width), nl=False, err=True)
+            self._width = len(text)
+
+    def clear(self) -> None:
+        if self._width:
+            click.echo("\r" + " " * self._width + "\r", nl=False, err=True)
+
+
+# The answer out.
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `forkserve ctl` with its arguments; return the exit code."""
+    as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    command = ""
+    try:
+        order = parse(arguments)
+        if order is None:
+            return ExitCode.OK
+        command, as_json = order.command, order.as_json
+        answer = obey(order)
+    except CtlError as error:
+        answer = {"ok": False, "error": {"code": error.code, "message": str(error)}, "result": None}
+    except KeyboardInterrupt:
+        answer = {"ok": False, "error": {"code": "failed", "message": "interrupted; what was begun goes on"}, "result": None}
+    _print(command, answer, as_json=as_json)
+    return 0 if answer["ok"] else EXITS.get(str(answer["error"].get("code")), 1)
+
+
+def _print(command: str, answer: Answer, *, as_json: bool) -> None:
+    if as_json:
+        _write(json.dumps(answer) + "\n")
+        return
+    if answer["ok"] or isinstance(answer["result"], list):  # what each worker answered
+        _write(show(command, answer["result"]))
+    if not answer["ok"]:
+        lines = [f"forkserve ctl: {printable(str(answer['error'].get('message')))}", *reasons(answer["result"])]
+        click.echo("\n".join(lines), err=True)
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii"))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `forkserve ctl status | head -1` has all that it wants
+        stdio.print_nowhere()

@@ -1,0 +1,163 @@
+"""What `forkserve ctl` prints for people: the results of its commands as text.
+
+Everything in a result may come from an app or from a stranger's request, so that every piece of it
+is escaped; and every piece may be missing, since the server may be of another version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from forkserve.base.logs import printable
+
+Row = Mapping[str, Any]
+
+WORKER_HEADS = ("ID", "PID", "PORT", "GEN", "STATE", "AGE", "REQUESTS", "IN-FLIGHT", "CONNS", "MEMORY", "LAST-EXIT")
+MOLD_HEADS = ("MOLD", "GEN", "STATE", "MEMORY", "LAST-EXIT")
+
+
+def show(command: str, result: Any) -> str:
+    """Return the result of a command as lines of text."""
+    lines = _SHOWN.get(command, _plain)(result) if result is not None else []
+    return "".join(line.rstrip() + "\n" for line in lines) or f"{command}: done\n"
+
+
+def reasons(result: Any) -> list[str]:
+    """Return the app's own traceback, if it came with the result of a command that failed, as lines to follow the error."""
+    traceback = result.get("traceback") if isinstance(result, dict) else None
+    return _text(traceback) if isinstance(traceback, str) else []
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return rows under their heads, each column as wide as it must be."""
+    cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def duration(seconds: float | None) -> str | None:
+    """Show seconds in at most two units: `45s`, `3m 20s`, `2h 5m`, `4d 3h`."""
+    if seconds is None:
+        return None
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    for size, unit, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // smaller}{part}"
+    return f"{whole}s"
+
+
+def _size(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 20):.1f}M"
+
+
+def _status(result: Row) -> list[str]:
+    workers = _rows(result.get("workers"))
+    ready = sum(row.get("state") == "ready" for row in workers)
+    facts = [
+        f"{_cell(result.get('state'))}",
+        f"{ready} of {_cell(result.get('wanted'))} workers ready",
+        f"generation {_cell(result.get('generation'))}",
+        f"up {duration(result.get('uptime_s')) or '-'}",
+    ]
+    lines = [
+        f"{_cell(result.get('name'))}: {', '.join(facts)}",
+        f"{_cell(result.get('app'))}, pid {_cell(result.get('pid'))}, forkserve {_cell(result.get('version'))}",
+    ]
+    if last := result.get("last_reload"):
+        outcome = "done" if last.get("ok") else f"failed: {_cell(last.get('error'))}"
+        lines.append(f"last reload (generation {_cell(last.get('generation'))}, {duration(last.get('seconds'))}): {outcome}")
+    if lost := result.get("log_lines_lost"):
+        lines.append(f"log lines lost: {_cell(lost)}")
+    for listener in _rows(result.get("listeners")):
+        owner = "all workers" if listener.get("slot") is None else f"worker {_cell(listener['slot'])}"
+        notes = "".join(text for key, text in (("down", ", down"), ("lost", ", its file has gone")) if listener.get(key))
+        lines.append(f"listening on {_cell(listener.get('address'))} ({owner}{notes})")
+    molds = ([row.get("pid"), row.get("generation"), row.get("state"), *_ends(row)] for row in _rows(result.get("molds")))
+    shown = table(MOLD_HEADS, molds)
+    return [*lines, "", *table(WORKER_HEADS, (_worker(row) for row in workers)), *(["", *shown] if len(shown) > 1 else [])]
+
+
+def _worker(row: Row) -> list[object]:
+    plain = [row.get(key) for key in ("id", "pid", "port", "generation", "state")]
+    counts = [row.get(key) for key in ("requests", "in_flight", "connections")]
+    return [*plain, duration(row.get("age_s")), *counts, *_ends(row)]
+
+
+def _ends(row: Row) -> list[object]:
+    """The last columns: the memory, and how the one before ended."""
+    memory = row.get("pss_bytes") if row.get("pss_bytes") is not None else row.get("rss_bytes")
+    return [_size(memory), _last_exit(row.get("last_exit"))]
+
+
+def _last_exit(last: Row | None) -> str | None:
+    if not last:
+        return None
+    if last.get("reason"):
+        return str(last["reason"])
+    return f"code {last.get('code')}" if last.get("signal") is None else f"signal {last['signal']}"
+
+
+def _call(replies: Any) -> list[str]:
+    rows, tracebacks = [], []
+    for reply in _rows(replies):
+        error = reply.get("error")
+        told = f"{error.get('type')}: {error.get('message')}" if error else _cell(reply.get("value"))
+        if not error and reply.get("status") == "ok":
+            told = json.dumps(reply.get("value"), ensure_ascii=False)
+        rows.append([reply.get("id") or None, reply.get("status"), told])
+        if error and error.get("traceback"):
+            tracebacks += ["", f"worker {_cell(reply.get('id'))} (pid {_cell(reply.get('pid'))}):", *_text(error["traceback"])]
+    return [*table(("ID", "STATUS", "ANSWER"), rows), *tracebacks] if rows else ["no worker was asked"]
+
+
+def _commands(result: Any) -> list[str]:
+    if isinstance(result, dict):  # in groups
+        groups = ([printable(f"{head}:"), *_commands(rows), ""] for head, rows in result.items())
+        return [line for group in groups for line in group][:-1]
+    shown = ([f"{row.get('name')} {row.get('usage') or ''}".strip(), row.get("help") or ""] for row in _rows(result))
+    return table(("", ""), shown)[1:]
+
+
+def _stacks(result: Any) -> list[str]:
+    lines = []
+    for row in _rows(result):
+        error = row.get("error")
+        text = error.get("message") if error else row.get("stacks", row.get("value"))
+        lines += [f"worker {_cell(row.get('id'))} (pid {_cell(row.get('pid'))}):", *_text(text), ""]
+    return lines[:-1]
+
+
+def _plain(result: Any) -> list[str]:
+    if isinstance(result, dict):
+        shown = {key: value for key, value in result.items() if key != "traceback"}  # see `reasons`
+        return [", ".join(f"{printable(str(key))} {_cell(value)}" for key, value in shown.items())]
+    return _text(result)
+
+
+def _text(value: Any) -> list[str]:
+    """Return text of several lines, each escaped and indented."""
+    text = value if isinstance(value, str) else _cell(value)
+    return ["  " + printable(line) for line in text.rstrip("\n").split("\n")]
+
+
+def _rows(value: Any) -> list[Row]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+_SHOWN: Mapping[str, Callable[[Any], list[str]]] = {
+    "status": _status,
+    "call": _call,
+    "reopen-logs": _call,
+    "commands": _commands,
+    "stacks": _stacks,
+}

@@ -1,0 +1,44 @@
+"""Take over: what the command is in the program that an upgrade has put in a master's place.
+
+It goes on from the settings that the pre-flight has judged, and needs nothing that may have changed since: no file of the
+configuration, and no parser of command lines. What fails here must not end the server.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from forkserve import web
+from forkserve.base import console, startup
+from forkserve.base.errors import ForkserveError
+from forkserve.base.logs import printable
+from forkserve.config import load as configuration
+from forkserve.http.message import parsers
+from forkserve.server import Server, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def main(judged: Mapping[str, Any]) -> int:
+    """Serve with what was judged (prefork/master/upgrade/judged.py); return the exit code."""
+    startup.started_in(judged["directory"])
+    config = configuration.judged(judged["settings"], judged["given"], os.environ)
+    optional = {"uvloop": vars(web)["uvloop"], "httptools": vars(parsers)["httptools"]}
+    gone = [name for name, module in optional.items() if module is None and find_spec(name)]
+    troubles = [f"{name} cannot be imported any more: it is done without" for name in gone]
+    if judged["unsaid"]:  # Python objects, which only the file can make
+        try:
+            fresh = config.again() if config.again else config
+            objects = {name: getattr(fresh.settings, name) for name in judged["unsaid"] if hasattr(fresh.settings, name)}
+            config = replace(config, settings=replace(config.settings, **objects), hooks=fresh.hooks)
+        except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
+            troubles.append(f"{error}; until a reload the server goes on without {', '.join(judged['unsaid'])}")
+    try:
+        return serve(Server.from_config(config, troubles=troubles))
+    except ForkserveError as error:
+        console.say(f"forkserve: {printable(str(error))}")
+        return error.exit_code

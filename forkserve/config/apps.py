@@ -1,0 +1,282 @@
+"""From "module:attr" to the app.
+
+The text is parsed in the master (pure, so that a slip there is a usage error); the import happens
+in a worker, or in whatever else is thrown away when it fails, never in the master. What went wrong
+is told apart, since each has another remedy: there is no such module, the app fails while it is
+imported, the module has no such name, the name is not callable, the factory fails.
+"""
+
+import ast
+import contextlib
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+from forkserve.base import installed, startup
+from forkserve.base.errors import AppLoadError, ConfigError, NestedServerError, did_you_mean
+from forkserve.config.settings import Settings
+
+OURS = os.path.dirname(__file__) + os.sep
+USUAL_NAMES = ("application", "app")  # tried in this order where the spec names only a module
+ENV_LINE = re.compile(
+    r"""(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*"""
+    r"""(?:'([^']*)'|"([^"]*)"|([^'"\s#].*?)?)(?:\s+#.*)?"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AppSpec:
+    """A parsed APP: `attr` is None for a module alone; `call` says that `attr` is a factory."""
+
+    module: str
+    attr: str | None = None
+    call: bool = False
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedApp:
+    """A callable ready to be served; `name` is `module:attr` as it was found."""
+
+    app: Callable[..., Any]
+    interface: Literal["wsgi", "asgi"]
+    name: str
+
+
+class _State:
+    """What this process is doing."""
+
+    loading = False  # the app's module is imported, or its factory runs
+
+
+_state = _State()
+
+
+def is_loading() -> bool:
+    """Return whether this process is importing the app, so that what runs now was not meant to run in it."""
+    return _state.loading
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    before, _state.loading = _state.loading, True
+    try:
+        yield
+    finally:
+        _state.loading = before
+
+
+def parse_app_spec(spec: str) -> AppSpec:
+    """Parse `module`, `module:attr` or `module:factory(literals)`; pure.
+
+    Raises ConfigError where *spec* is none of them.
+    """
+    module, colon, rest = spec.partition(":")
+    if module.endswith(".py") or "/" in module:
+        guess = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"{spec!r} names a file: write the module, as in {guess}:{rest or 'app'}")
+    if not all(part.isidentifier() for part in module.split(".")) or (colon and not rest):
+        raise ConfigError(f"{spec!r} is not an app: write module:attr, module:factory() or module")
+    if not colon:
+        return AppSpec(module)
+    try:
+        node = ast.parse(rest.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a NUL in the text; nested too deeply, which is either of two
+        raise ConfigError(f"{spec!r} is not an app: {rest!r} is not a name or a call") from None
+    if not isinstance(node, ast.Call):
+        return AppSpec(module, _dotted(spec, node))
+    try:
+        args = tuple(map(ast.literal_eval, node.args))
+        kwargs = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg}
+        if len(kwargs) < len(node.keywords):
+            raise ValueError("**")  # noqa: TRY301 - one answer for all
+    except (ValueError, TypeError, RecursionError):  # TypeError: a list as a key
+        raise ConfigError(f"{spec!r}: the arguments of a factory must be literals") from None
+    return AppSpec(module, _dotted(spec, node.func), True, args, kwargs)
+
+
+def _dotted(spec: str, node: ast.expr) -> str:
+    """Return the name `a.b` that *node* is. Raises ConfigError where it is another expression."""
+    name = ast.unparse(node)
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{spec!r} is not an app: {name!r} is not a name")
+    return name
+
+
+def prepare(settings: Settings) -> None:
+    """Give this process the environment that the app is to see: variables, directory, import path.
+
+    Runs in a worker before `load`. Raises ConfigError where the env file cannot be read.
+    """
+    os.environ.update({name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
+    os.environ.update(settings.env)
+    try:
+        # Under --reload the directories that are watched stay the same, too.
+        os.chdir(settings.chdir or startup.working_directory(real=settings.reload))
+    except OSError as error:
+        where = f"--chdir {settings.chdir}" if settings.chdir else f"the working directory {startup.directory}"
+        raise ConfigError(f"{where}: {error.strerror}") from None
+    installed.refresh()
+    extend_path(settings)
+
+
+def extend_path(settings: Settings) -> None:
+    """Make the app's directory and --pythonpath importable; in the master too, for --worker."""
+    for directory in (settings.chdir or os.getcwd(), *settings.pythonpath):
+        if directory not in sys.path:
+            sys.path.insert(0, directory)
+
+
+def read_env_file(path: str | None) -> list[tuple[str, str]]:
+    """Read NAME=VALUE lines (comments, `export` and quotes as in a shell; nothing is expanded).
+
+    Raises ConfigError, naming file and line, where a line is something else.
+    """
+    if path is None:
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    found: list[tuple[str, str]] = []
+    for number, line in enumerate(lines, 1):
+        if line and not line.startswith("#"):
+            match = ENV_LINE.fullmatch(line)
+            if not match:
+                raise ConfigError(f"{path}, line {number}: this is not a NAME=VALUE line")
+            found.append((match[1], match[2] or match[3] or match[4] or ""))
+    return found
+
+
+def load(spec: str, *, interface: str = "auto", factory: bool = False) -> LoadedApp:
+    """Import the app that *spec* names and tell what it speaks.
+
+    *interface* is `auto`, `wsgi` or `asgi`; with *factory* the attribute is called without
+    arguments. Raises AppLoadError, or ConfigError for a malformed *spec*. Never in the master.
+    """
+    parsed = parse_app_spec(spec)
+    with _loading():
+        return _load(parsed, interface, factory=factory)
+
+
+def _load(parsed: AppSpec, interface: str, *, factory: bool) -> LoadedApp:
+    app, attr = resolve(parsed)
+    name = f"{parsed.module}:{attr}"
+    if not callable(app):
+        raise AppLoadError(f"{name!r} is not callable: it is {_kind(app)}")
+    if parsed.call or factory:
+        try:
+            app = app(*parsed.args, **parsed.kwargs)
+        except NestedServerError as error:
+            raise AppLoadError(f"the factory {name!r} {error}") from None
+        except (Exception, SystemExit) as error:
+            raise AppLoadError(f"the factory {name!r} failed: {_line(error)}", own_traceback(error)) from error
+        if not callable(app):
+            raise AppLoadError(f"the factory {name!r} returned no app: {_kind(app)} is not callable")
+    found = speaks(app) if interface == "auto" else interface
+    if found == "wsgi":
+        return LoadedApp(app, "wsgi", name)
+    if _takes(app) == 1:
+        app = functools.partial(_single_callable, app)
+    return LoadedApp(app, "asgi", name)
+
+
+def resolve(spec: AppSpec) -> tuple[Any, str]:
+    """Import the module of *spec* and return its attribute, and that attribute's name.
+
+    Raises AppLoadError: no such module, an exception at import, no such attribute.
+    """
+    try:
+        found: Any = importlib.import_module(spec.module)
+    except NestedServerError as error:
+        raise AppLoadError(f"{spec.module!r} {error}") from None
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and _strip(error.__traceback__) is None:
+            raise AppLoadError(
+                f"there is no module {spec.module!r} in {os.getcwd()} or on Python's path: check"
+                " the name, or say with --chdir where it is"
+            ) from None
+        raise AppLoadError(f"{spec.module!r} failed at import: {_line(error)}", own_traceback(error)) from error
+    if spec.attr is None:
+        attr = next((name for name in USUAL_NAMES if hasattr(found, name)), None)
+        if attr is None:
+            raise AppLoadError(
+                f"module {spec.module!r} has neither 'application' nor 'app': name the app, as in {spec.module}:NAME"
+            )
+        return getattr(found, attr), attr
+    owner = f"module {spec.module!r}"
+    for part in spec.attr.split("."):
+        if not hasattr(found, part):
+            near = did_you_mean(part, (name for name in dir(found) if not name.startswith("_")))
+            raise AppLoadError(f"{owner} has no attribute {part!r}{near}")
+        found, owner = getattr(found, part), repr(part)
+    return found, spec.attr
+
+
+def speaks(app: Callable[..., Any]) -> Literal["wsgi", "asgi"]:
+    """Tell whether *app* is ASGI: a coroutine function, or one that takes what only ASGI gives.
+
+    WSGI takes two arguments, ASGI three, and ASGI 2 one, to return a coroutine function. Where the
+    signature does not tell (`*args`), the app is WSGI.
+    """
+    call = app if inspect.isclass(app) else getattr(app, "__call__", None)  # noqa: B004
+    if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(call):
+        return "asgi"
+    return "asgi" if _takes(app) in (1, 3) else "wsgi"
+
+
+def _takes(app: Callable[..., Any]) -> int | None:
+    """Return how many positional arguments *app* needs, None if that cannot be told."""
+    try:
+        parameters = inspect.signature(app).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        return None
+    return sum(one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
+
+
+async def _single_callable(
+    app: Callable[..., Any],
+    scope: MutableMapping[str, Any],
+    receive: Callable[[], Awaitable[Any]],
+    send: Callable[[Any], Awaitable[None]],
+) -> None:
+    """Serve an ASGI 2 app as ASGI 3."""
+    await app(scope)(receive, send)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _line(error: BaseException) -> str:
+    text = f"SyntaxError: {error}" if isinstance(error, SyntaxError) else "".join(traceback.format_exception_only(error))
+    return " ".join(text.split())[-500:]
+
+
+def _strip(trace: TracebackType | None) -> TracebackType | None:
+    """Return *trace* from the app's first own frame on: without ours and the import system's."""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name != importlib.__file__ and not name.startswith((OURS, "<frozen importlib")):
+            break
+        trace = trace.tb_next
+    return trace
+
+
+def own_traceback(error: BaseException) -> str:
+    """Return the app's own traceback of *error*; the whole if it was raised by us."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    fault = bool(frames) and all(frame.f_code.co_filename.startswith(OURS) for frame, _ in frames)
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__ if fault else _strip(error.__traceback__)))

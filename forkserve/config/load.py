@@ -1,0 +1,376 @@
+"""From everywhere that a setting may be given to one `Config`.
+
+Strongest first: command line, FORKSERVE_CMD_ARGS, FORKSERVE_<NAME>, the well-known variables
+(WEB_CONCURRENCY, PORT, ...), the configuration file, the default. A source is a list of `Given`,
+one for each key, which remembers how messages name it; all sources then go through the same few
+steps, so that a fault is told in the same way wherever it was made.
+"""
+
+import dataclasses
+import importlib.util
+import inspect
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from forkserve.base import privileges
+from forkserve.base.errors import ConfigError, did_you_mean
+from forkserve.config import configfile, values
+from forkserve.config.addresses import parse_address
+from forkserve.config.apps import parse_app_spec, read_env_file
+from forkserve.config.configfile import read_file
+from forkserve.config.settings import NAMES, TABLE, Settings, flag
+from forkserve.config.validation import REFUSED, validate
+
+Hook = Callable[..., object]
+
+PREFIX = "FORKSERVE_"
+# Variables with our prefix that are no settings: what workers are told, what is parsed as a command
+# line, and what Kubernetes sets for the pods beside a service that is called forkserve.
+FOREIGN = re.compile("FORKSERVE_(CMD_ARGS|WORKER_ID|GENERATION|SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)")
+
+DEVELOPMENT_GRACE = 1.0  # seconds that --reload leaves to an old worker
+LAST_WORDS = 2.0  # seconds of the graceful timeout in which a stream that was cut off may end
+
+# gunicorn's hook functions with its parameters.
+HOOKS: Mapping[str, tuple[str, ...]] = {
+    "on_starting": ("server",),
+    "on_reload": ("server",),
+    "when_ready": ("server",),
+    "pre_fork": ("server", "worker"),
+    "post_fork": ("server", "worker"),
+    "post_worker_init": ("worker",),
+    "worker_int": ("worker",),
+    "worker_exit": ("server", "worker"),
+    "child_exit": ("server", "worker"),
+    "nworkers_changed": ("server", "new_value", "old_value"),
+    "pre_request": ("worker", "req"),
+    "post_request": ("worker", "req", "environ", "resp"),
+    "on_exit": ("server",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All that a server was told.
+
+    `origins` says for each setting where its value came from; `hooks` are gunicorn's hook functions
+    by name, called in the process that gunicorn calls them in. `again` reads all sources once more, and
+    `given` is what `load` was called with, for a program that is to do the same; None where there are no
+    sources but the program itself.
+    """
+
+    settings: Settings
+    origins: Mapping[str, str]
+    hooks: Mapping[str, Hook]
+    again: Callable[[], "Config"] | None = None
+    given: Mapping[str, Any] | None = None
+
+    def files(self) -> tuple[list[str], list[str]]:
+        """Return the files that these settings were read from or that they name, and those that were looked for."""
+        settings = self.settings
+        named = (settings.env_file, settings.log_config, settings.certfile, settings.keyfile, settings.ca_certs)
+        origins = {origin for origin in self.origins.values() if os.path.isabs(origin)}
+        looked_for = [] if self.given is None else configfile.candidates(settings.config, self.given["directory"])
+        return [*origins, *filter(None, named)], looked_for
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One key that a source gives: *label* names it in messages, *origin* says where it is from."""
+
+    key: str
+    value: object
+    label: str
+    origin: str
+    rank: int = 0
+
+
+def load(
+    command_line: Mapping[str, object],
+    *,
+    environ: Mapping[str, str],
+    directory: str,
+    cmd_args: Mapping[str, object] = MappingProxyType({}),
+    needs_app: bool = True,
+) -> Config:
+    """Put all sources together, for the command.
+
+    *command_line* and *cmd_args* are options by setting name, as parsed from the arguments and from
+    FORKSERVE_CMD_ARGS; *directory* is where a configuration file is looked for and what relative
+    paths start from. Without *needs_app* no app is asked for. Raises ConfigError; runs in the
+    process that is to be the master.
+    """
+    sources = [
+        list(_well_known(environ)),
+        list(_environment(environ)),
+        [Given(key, value, flag(key) + " in FORKSERVE_CMD_ARGS", "FORKSERVE_CMD_ARGS") for key, value in cmd_args.items()],
+        [Given(key, value, flag(key), "command line") for key, value in command_line.items()],
+    ]
+    where = [one for source in sources for one in source if one.key == "config"]
+    origin, found = read_file(str(where[-1].value) if where else None, directory)
+    file = [Given(key, value, f"{key} in {origin}", origin) for key, value in found.items()]
+    for one in file:
+        if one.key == "config":
+            raise ConfigError(f"{one.label}: a configuration file cannot name another")
+    again = partial(load, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
+    given = {"command_line": dict(command_line), "directory": directory, "cmd_args": dict(cmd_args)}
+    return replace(_combine([file, *sources], environ, directory, needs_app=needs_app, http=True), again=again, given=given)
+
+
+def judged(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+    """Make a `Config` of settings as they were judged, in JSON; only `again` reads any source. In a program that takes over."""
+    known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE}
+    return Config(Settings(**known), {}, {}, partial(load, environ=dict(environ), **given), given)
+
+
+def _as_it_was(value: Any) -> Any:
+    """Return what JSON has made a list of as the tuple that it was."""
+    return tuple(map(_as_it_was, value)) if isinstance(value, list) else value
+
+
+def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:
+    """Make a `Config` of the keywords of `Server(...)`: settings and hooks; nothing else is read.
+
+    Without *needs_app* the worker is the caller's own class: no app is asked for, and no address is
+    assumed. Raises ConfigError, naming the keyword.
+    """
+    given = [Given(key, value, key, "keyword") for key, value in keywords.items()]
+    return _combine([given], os.environ, os.getcwd(), needs_app=needs_app, http=needs_app)
+
+
+def _environment(environ: Mapping[str, str]) -> Iterator[Given]:
+    for variable, value in environ.items():
+        linked = variable == "FORKSERVE_PORT" and value.startswith("tcp://")  # Kubernetes as well
+        if variable.startswith(PREFIX) and value and not linked and not FOREIGN.fullmatch(variable):
+            yield Given(variable.removeprefix(PREFIX).lower(), value, variable, variable)
+
+
+def _well_known(environ: Mapping[str, str]) -> Iterator[Given]:
+    for name, spec in TABLE.items():
+        if value := environ.get(spec.variable):
+            yield Given(name, value, spec.variable, spec.variable)
+
+
+def _combine(
+    sources: Sequence[Iterable[Given]],
+    environ: Mapping[str, str],
+    directory: str,
+    *,
+    needs_app: bool,
+    http: bool,
+) -> Config:
+    """Combine *sources*, the weakest first, into the final settings.
+
+    *http*: the worker speaks HTTP unless --worker says otherwise, so there is a default address.
+    """
+    given: dict[str, Given] = {}
+    hooks: dict[str, Hook] = {}
+    for rank, source in enumerate(sources):
+        for one in source:
+            if one.key in HOOKS:
+                hooks[one.key] = _hook(one)
+            elif one.value is not None:  # None in a Python file: not set here
+                given[_setting_name(one)] = dataclasses.replace(one, rank=rank)
+    final = {name: spec.default for name, spec in TABLE.items()}
+    final.update({name: _read(name, one, directory) for name, one in given.items()})
+    origins = {name: given[name].origin if name in given else "default" for name in TABLE}
+
+    inherits = environ.get("LISTEN_FDS", "0") != "0" and environ.get("LISTEN_PID") == str(os.getpid())
+    serves = final["app"] is not None or (http and final["worker"] is None)
+    _settle_addresses(final, given, origins, default=serves and not inherits)
+    _settle_rest(final, given)
+    if final["reload"]:
+        _settle_development(final, origins)
+    settings = Settings(**final)
+    for name, complaint in _complaints(settings, needs_app=needs_app):
+        label = given[name].label if name in given else flag(name)
+        raise ConfigError(f"{label}: {complaint}")
+    return Config(settings, MappingProxyType(origins), MappingProxyType(hooks))
+
+
+def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, str]]:
+    """Yield the setting and the complaint for all that is wrong beyond the single values."""
+    try:
+        if settings.app is not None:
+            parse_app_spec(settings.app)
+    except ConfigError as error:
+        yield "app", str(error)
+    yield from validate(settings)
+    yield from privileges.complaints(settings)
+    try:
+        for address in settings.bind:
+            parse_address(address)
+    except ValueError as error:
+        yield "bind", str(error)
+    try:
+        read_env_file(settings.env_file)  # workers read it; a slip in it is a usage error now
+    except ConfigError as error:
+        yield "env_file", str(error)
+    for folder in settings.reload_dir:
+        if not os.path.isdir(folder):
+            yield "reload_dir", f"there is no directory {folder}"
+    if settings.preload and sys.platform != "linux":
+        yield "preload", "needs Linux: no other system lets a process adopt the workers that another one forked; leave it out"
+    if settings.reload and importlib.util.find_spec("watchdog") is None:
+        yield "reload", "needs the package watchdog: pip install watchdog"
+    if needs_app and settings.app is None and settings.worker is None:
+        yield "app", "is missing: write forkserve module:attr (see forkserve --help)"
+
+
+def _setting_name(one: Given) -> str:
+    """Return the setting that *one* gives. Raises ConfigError for an unknown key."""
+    if one.key in REFUSED:
+        raise ConfigError(f"{one.label}: {REFUSED[one.key]}")
+    if one.key not in NAMES:
+        if one.label.startswith(PREFIX):
+            near = did_you_mean(one.label, (PREFIX + name.upper() for name in NAMES))
+            raise ConfigError(f"unknown variable {one.label} in the environment{near}")
+        near = did_you_mean(one.key, [*NAMES, *HOOKS])
+        own = "; a function of the file's own has a name that starts with _"
+        raise ConfigError(f"unknown setting {one.label}{near}{own if callable(one.value) else ''}")
+    return NAMES[one.key]
+
+
+def _hook(one: Given) -> Hook:
+    """Return the hook function that *one* gives, if it can be called with gunicorn's parameters."""
+    if not callable(one.value):
+        raise ConfigError(f"{one.label}: a hook is a function, not {values.shown(one.value)}")
+    parameters = HOOKS[one.key]
+    try:
+        inspect.signature(one.value).bind(*parameters)
+    except TypeError:
+        raise ConfigError(f"{one.label}: the hook must take ({', '.join(parameters)})") from None
+    except ValueError:
+        pass  # a callable of C code that does not tell its parameters
+    return one.value
+
+
+def _read(name: str, one: Given, directory: str) -> object:
+    """Read the value of *one*; paths become absolute, since workers may change directory."""
+    kind = TABLE[name].kind
+    try:
+        value = kind.read(one.value)
+    except ValueError as error:
+        raise ConfigError(f"{one.label}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - of an object in a Python file or program, or nested too deeply
+        raise ConfigError(f"{one.label}: {values.shown(one.value)} cannot be read: {values.shown(error)}") from None
+    if kind is values.folders:
+        return tuple(os.path.join(directory, folder) for folder in value)
+    if kind not in (values.path, values.file, values.folder, values.socket, values.output) or value == "-":
+        return value
+    if kind is values.socket and value == values.NONE:
+        return value
+    if kind is values.output and (not isinstance(value, str) or value.startswith("syslog:")):
+        return value
+    path = os.path.abspath(os.path.join(directory, value))
+    if kind is values.folder and not os.path.isdir(path):
+        raise ConfigError(f"{one.label}: there is no directory {value}")
+    if kind is values.file and not _is_file(path):
+        raise ConfigError(f"{one.label}: there is no file {value}")
+    return path
+
+
+def _is_file(path: str) -> bool:
+    """Whether there is such a file; where this user may not look it may be, and what opens it says so if it cannot."""
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def _settle_addresses(
+    final: dict[str, Any],
+    given: dict[str, Given],
+    origins: dict[str, str],
+    *,
+    default: bool,
+) -> None:
+    """Turn --port, --uds and --fd into addresses of --bind, and fill in the default address.
+
+    They are four spellings of one thing, so the strongest source that uses any of them decides.
+    The variable PORT is an address for all interfaces, and gives way where a stronger source asks
+    for --base-port; a weaker one's --base-port gives way to it.
+    """
+    host = final["host"] = final["host"].strip("[]")
+    if origins["port"] == "PORT":
+        loser = "base_port"
+        if "base_port" in given and given["base_port"].rank > given["port"].rank:
+            loser = "port"
+        given.pop(loser, None)
+        final[loser], origins[loser] = None, "default"
+        host = host if "host" in given else "0.0.0.0"  # noqa: S104 - what PORT asks for
+    host = f"[{host}]" if ":" in host else host
+    spellings = {
+        "bind": final["bind"],
+        "port": (f"{host}:{final['port']}",),
+        "uds": (f"unix:{final['uds']}",),
+        "fd": (f"fd://{final['fd']}",),
+    }
+    used = [given[name] for name in spellings if name in given]
+    if used:
+        strongest = max(one.rank for one in used)
+        kept = [name for name in spellings if name in given and given[name].rank == strongest]
+        final["bind"] = tuple(address for name in kept for address in spellings[name])
+        given["bind"] = given[kept[0]]
+        origins["bind"] = given["bind"].origin
+        for name in spellings.keys() - {"bind", *kept}:
+            final[name], origins[name] = None, "default"
+    elif final["base_port"] is None and default:
+        final["bind"] = (f"{host}:8000",)
+        origins["bind"] = origins["host"]
+
+
+def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
+    """Give their final values to the settings whose value follows from others or the machine."""
+    final["workers"] = final["workers"] or usable_cores()
+    if final["stream_grace"] is None and final["graceful_timeout"]:
+        final["stream_grace"] = max(0.0, final["graceful_timeout"] - LAST_WORDS)
+    if final["access_log"] and final["access_logfile"] is None:
+        final["access_logfile"] = "-"
+    elif final["access_log"] is False and (
+        "access_logfile" not in given or given["access_log"].rank >= given["access_logfile"].rank
+    ):
+        final["access_logfile"] = None
+    named = final["app"] or final["worker"]
+    if final["name"] is None and named:
+        final["name"] = named.partition(":")[0]
+
+
+def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
+    """Let nothing delay a development reload: neither an old worker, nor the wait for one worker after the other.
+
+    And let no clock kill a worker that stands in a debugger. What was given wins, but for --graceful-timeout and --preload,
+    which are likely to come from a file written for production.
+    """
+    defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"], "timeout": 0.0}
+    quicker = {name: value for name, value in defaults.items() if origins[name] == "default"}
+    if not 0 < final["graceful_timeout"] <= DEVELOPMENT_GRACE:
+        quicker["graceful_timeout"] = DEVELOPMENT_GRACE
+    if final["preload"]:
+        quicker["preload"] = False  # what is loaded once is what every save makes out of date
+    final.update(quicker)
+    origins.update(dict.fromkeys(quicker, "--reload"))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, and its container's quota."""
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        cores = min(cores, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no such limit: no file, or the word "max"
+    return max(1, cores)

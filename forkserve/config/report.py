@@ -1,0 +1,54 @@
+"""The table of settings for people: `forkserve config`, and the reference for the README."""
+
+from forkserve.base.logs import printable
+from forkserve.config import values
+from forkserve.config.load import HOOKS, Config
+from forkserve.config.settings import TABLE, Spec
+
+
+def describe(config: Config) -> str:
+    """Return a line for each setting and hook: its name, value, and where that came from."""
+    rows = [(name, _shown(spec, getattr(config.settings, name)), config.origins[name]) for name, spec in TABLE.items()]
+    rows += [(name, f"{name}({', '.join(HOOKS[name])})", "hook") for name in config.hooks]
+    wide = max(len(name) for name, _, _ in rows)
+    long = min(40, max(len(value) for _, value, _ in rows))
+    return "".join(f"{name:<{wide}}  {value:<{long}}  ({origin})\n" for name, value, origin in rows)
+
+
+def _shown(spec: Spec, value: object) -> str:
+    if spec.kind is values.secret and value is not None:
+        return "(not shown)"
+    return printable(spec.show(value)) or "(none)"
+
+
+def markdown_table() -> str:
+    """Return the reference table of all settings, in Markdown."""
+    lines = [
+        "| option | default | meaning | reload |",
+        "|---|---|---|---|",
+        *(
+            f"| {_names(spec)} | {_default(spec)} | {_cell(spec.help)}{_variable(spec.variable)}"
+            f" | {'yes' if spec.reloadable else 'no'} |"
+            for spec in TABLE.values()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _names(spec: Spec) -> str:
+    value = "" if spec.kind.switch or spec.name == "app" else f" {spec.kind.metavar}"
+    first, *others = spec.flags
+    return ", ".join(f"`{_cell(one)}`" for one in (first + value, *others))
+
+
+def _default(spec: Spec) -> str:
+    shown = spec.show(spec.default)
+    return f"`{_cell(shown)}`" if shown else ""
+
+
+def _variable(name: str) -> str:
+    return f" Also `{name}`." if name else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,56 @@
+"""Settings that do not fit together, and names that are none. Pure; what concerns one value alone is its `Kind`'s."""
+
+from collections.abc import Iterator, Mapping
+
+from forkserve.config.settings import LAST_PORT, Settings, flag
+
+# Names that people will try and that have no setting, with what to do instead.
+REFUSED: Mapping[str, str] = {
+    "worker_class": "there are no worker classes: WSGI or ASGI is detected (--interface forces it),"
+    " and --threads N runs a WSGI app in threads; leave it out",
+    "worker_abort": "no code of the app can run in a stuck worker: its stacks and request lines are"
+    " logged before it is killed; leave it out",
+}
+NEEDS = (
+    *((name, "certfile") for name in ("keyfile", "keyfile_password", "ca_certs", "ciphers")),
+    ("nginx_reload", "nginx_upstream"),
+)
+
+
+def validate(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield the setting and the complaint for each pair of settings that do not fit together."""
+    most = max(settings.workers, settings.max_workers)
+    if settings.base_port and settings.base_port + most - 1 > LAST_PORT:
+        yield "base_port", f"{most} workers would need ports above {LAST_PORT}"
+    for name, needed in NEEDS:
+        if getattr(settings, name) is not None and getattr(settings, needed) is None:
+            yield name, f"needs {flag(needed)}"
+    if settings.cert_reqs and settings.ca_certs is None:
+        yield "cert_reqs", "needs --ca-certs, which client certificates are checked against"
+    for name in ("limit_request_line", "limit_request_fields", "limit_request_head"):
+        if getattr(settings, name) == 0:
+            yield name, "must be more than 0: no request would be let in"
+    if settings.limit_request_head < settings.limit_request_line:
+        yield "limit_request_head", "is less than --limit-request-line, which is part of it"
+    if settings.max_workers and not max(1, settings.min_workers) <= settings.workers <= settings.max_workers:
+        yield "max_workers", "needs --workers between --min-workers (or 1) and itself"
+    if settings.min_workers and not settings.max_workers:
+        yield "min_workers", "needs --max-workers"
+    if settings.min_spare >= settings.max_spare:
+        yield "min_spare", "must be less than --max-spare"
+    if not all(address.strip() for address in settings.bind):
+        yield "bind", "names no address"
+    named = [address for address in settings.bind if not address.endswith(":0")]  # each of those is a port of its own
+    if len(set(named)) < len(named):
+        yield "bind", "names one address twice"
+    if settings.name is not None and "/" in settings.name:
+        yield "name", "must not contain a slash, since files are named after it"
+    yield from _validate_output(settings)
+
+
+def _validate_output(settings: Settings) -> Iterator[tuple[str, str]]:
+    outputs = [name for name in ("worker_stdout", "worker_stderr") if getattr(settings, name) is not None]
+    if outputs and settings.capture_output:
+        yield outputs[0], "goes to one place: leave out this or --capture-output"
+    if settings.worker_output_prefix and not outputs:
+        yield "worker_output_prefix", "needs --worker-stdout or --worker-stderr (- keeps them where they go)"

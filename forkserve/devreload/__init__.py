@@ -1,0 +1,1 @@
+"""Reloads for development: when a file changes that the app has loaded, the workers are replaced."""

@@ -1,0 +1,147 @@
+"""Faults: what of the app does not load, shown instead of the app. In the master, under --reload.
+
+What fails while files are being saved may be no fault: a file has nothing in it when somebody begins to write it, and one
+of two that belong together is saved first. So the watcher is asked whether all changes are told, and only what fails when
+nothing has changed since is shown; or what fails in the same way a second time, as files may change for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from forkserve.prefork.master.failures import told
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.policy.states import State
+
+if TYPE_CHECKING:
+    from forkserve.prefork.master.child import Child
+    from forkserve.prefork.master.commands import Steering
+
+LONGEST_DOUBT: Final = 1.0  # seconds to wait for the watcher's answer, besides its own delay
+
+
+class Shown(NamedTuple):
+    """What is shown: by workers of generations up to one, and which slot's it is, if it is not a reload's."""
+
+    text: str
+    generation: int
+    slot: int | None
+
+
+class Faults:
+    """The fault that is shown, and what may be one.
+
+    Args:
+        master: Whose workers show it.
+        ask: Has the watcher answer, with this number, when all changes are told; returns whether there is a watcher.
+    """
+
+    def __init__(self, master: Steering, ask: Callable[[int], bool]) -> None:
+        self._master = master
+        self._ask = ask
+        self._shown: Shown | None = None
+        self._failed: str | None = None  # what a reload failed with
+        self._waiting: list[Child] = []  # workers that could not load the app, and wait for word
+        self._number = 0
+        self._changed_at = 0.0
+        self._dropped: set[str] = set()  # what was not shown, as a change came
+
+    @property
+    def shown(self) -> bool:
+        """Whether the workers show what is wrong with the app, instead of the app."""
+        return self._shown is not None
+
+    @property
+    def suspected(self) -> bool:
+        """Whether something does not load, as far as is known: then any change may mend it."""
+        return self.shown or self._failed is not None or bool(self._waiting)
+
+    def reload_failed(self, text: str) -> None:
+        """A reload failed with this."""
+        self._failed = text
+        if text in self._dropped:
+            self._tell()
+        else:
+            self._doubt()
+
+    def reload_succeeded(self) -> None:
+        """All is well."""
+        self._shown = self._failed = None
+        self._dropped.clear()
+
+    def waits(self, child: Child) -> None:
+        """A worker could not load the app, and waits for word whether to show that."""
+        self._waiting.append(child)
+        if self._why(child) in self._dropped:
+            self._tell()
+        elif child.member.born < self._changed_at:
+            self._start_others()
+        else:
+            self._doubt()
+
+    def _doubt(self) -> None:
+        self._number = number = self._number + 1
+        asked = self._ask(number)
+        longest = LONGEST_DOUBT + self._master.settings.reload_delay if asked else 0.0
+        self._master.poller.at(time.monotonic() + longest, lambda: self.at_rest(number))
+
+    def changed(self) -> None:
+        """The app has changed, and will be reloaded: what failed before that is no fault."""
+        if self._failed is not None:
+            self._dropped.add(self._failed)
+        self._failed = None
+        self._changed_at = time.monotonic()
+        self._start_others()
+
+    def _start_others(self) -> None:
+        """Have others started in place of those that wait."""
+        waiting, self._waiting = self._waiting, []
+        for child in waiting:
+            self._dropped.add(self._why(child))
+            self._master.pool.withdraw(child.member, time.monotonic())
+
+    def at_rest(self, number: int) -> None:
+        """The watcher's answer: all changes are told."""
+        if number == self._number:  # else something has failed since it was asked
+            self._tell()
+
+    def _tell(self) -> None:
+        """Have what failed be shown."""
+        waiting, self._waiting = self._waiting, []
+        for child in waiting:
+            self._send(child, "")  # it knows best why
+        text, self._failed = self._failed, None
+        if text is not None and not self._master.reloading.under_way and self._master.pool.phase < Phase.STOPPING:
+            self._show(text, None)
+
+    def _show(self, text: str, slot: int | None) -> None:
+        """Have the workers show what is wrong, instead of what the app was before."""
+        self._shown = Shown(text, self._master.pool.generation, slot)
+        for child in self._master.children:
+            if child.member.state is State.READY:
+                self._send(child, text)
+
+    def became_ready(self, child: Child) -> bool:
+        """A worker is ready, perhaps with a fault of its own; return whether all should be tried again, as that has gone.
+
+        One of a generation whose successor does not load must not look as if all were well.
+        """
+        if child.fault is not None:
+            self._show(told(child.fault), child.id)
+        elif self._shown and child.member.generation <= self._shown.generation and not child.member.canary:
+            self._send(child, self._shown.text)
+            return self._shown.slot in (None, child.id) and not self._master.reloading.under_way
+        return False
+
+    def ended(self, child: Child) -> None:
+        """A worker has ended."""
+        self._waiting = [one for one in self._waiting if one is not child]
+
+    @staticmethod
+    def _why(child: Child) -> str:
+        return told(child.failure) if child.failure else ""
+
+    def _send(self, child: Child, text: str) -> None:
+        self._master.children.send(child, {"type": "show_fault", "text": text})

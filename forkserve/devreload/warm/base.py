@@ -1,0 +1,232 @@
+"""Base: the base mold as the master has it: made when it is known what to load, and made anew when that is another thing.
+
+The pool knows nothing of it: a worker that cannot be had from it, for whatever reason, is forked from the master.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from forkserve.base import logs
+from forkserve.base.logs import logger
+from forkserve.devreload.warm.trial import Loaded
+from forkserve.prefork.master.child import pass_logs
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.policy.states import State
+from forkserve.prefork.system.poller import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forkserve.config.settings import Settings
+    from forkserve.devreload.warm.outside import Facts
+    from forkserve.prefork.ipc.frames import Message
+    from forkserve.prefork.ipc.hooks import Hooks
+    from forkserve.prefork.ipc.orders import Order
+    from forkserve.prefork.master.child import Child
+    from forkserve.prefork.master.commands import Steering
+    from forkserve.prefork.system.poller import Timer
+
+# Seconds.
+CALM: Final = 0.3  # without news, before one is made: not beside a reload
+LONGEST_DELAY: Final = 30.0  # before one is made again after others have died
+ORDER_TIME: Final = 1.0  # for it to fork a worker, which takes it some milliseconds
+MANY: Final = 2
+
+
+class Base:
+    """The base mold of one master.
+
+    Args:
+        master: Whose it is.
+        again: Reloads, because the workers that there are may be wrong; it gets the reason.
+    """
+
+    def __init__(self, master: Steering, again: Callable[[str], None]) -> None:
+        self._master = master
+        self._again = again
+        self._child: Child | None = None
+        self._number = time.monotonic_ns()  # of the newest one; never that of one from before an upgrade
+        self._ready = False
+        self._made_of: tuple[tuple[Settings, Hooks, object], set[str], Facts] | None = None
+        self._modules: dict[str, Loaded] = {}  # by name, in the order of their first import
+        self._facts: Facts | None = None  # of workers that have imported everything themselves
+        self._suspect: Facts | None = None  # of a worker that has not, and was another one: was it the base mold's fault?
+        self._stale = 0  # so many workers in a row were given another environment than their base mold
+        self._given_up = False
+        self._delay = CALM
+        self._timer: Timer | None = None
+
+    # What workers have loaded.
+
+    def heard(self, message: Message) -> None:
+        """A worker has told what it has loaded, and what its project has changed meanwhile."""
+        if self._given_up or (message["base"] is not None and message["base"] != self._number):
+            return  # from one that is no more
+        facts = message["facts"]
+        if facts is not None and not self._judge(facts, based=message["base"] is not None, stale=message["stale"]):
+            return
+        for name, origin, late in message["modules"]:
+            if name not in self._modules or not self._modules[name].origin:
+                self._modules[name] = Loaded(name, origin, late)
+        self._make_if_needed()
+
+    def _judge(self, facts: Facts, *, based: bool, stale: bool) -> bool:
+        """Whether the modules of a worker can be kept loaded for the next, as far as can be seen."""
+        if based and (stale or facts != self._facts):
+            self._drop(forget=True)
+            self._stale += stale
+            if self._stale > MANY:
+                self._give_up("their environment is another one each time")
+            elif not stale:
+                self._suspect = facts
+            self._again("the environment that they are imported in, or what the project changes of it, is another one now")
+            return False
+        if based:
+            self._stale = 0
+        elif self._suspect is not None:
+            if facts != self._suspect:
+                self._give_up("it makes a difference whether they were loaded before")
+                return False
+            self._suspect = None
+        self._facts = facts
+        return True
+
+    def _give_up(self, why: str) -> None:
+        self._drop(forget=True)
+        self._given_up = True
+        logger.info("modules from outside the project are imported anew by each reload: %s", why)
+
+    # The process.
+
+    def _make_if_needed(self) -> None:
+        """Make one soon, if there is none of all that is known."""
+        forker = self._master.children.forker
+        if self._facts is None or self._given_up or forker.base is None:
+            return
+        if self._child is not None and self._made_of is not None:
+            made_of, names, facts = self._made_of
+            if made_of == self._inherited() and facts == self._facts and names.issuperset(self._loaded()):
+                return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._master.poller.at(time.monotonic() + self._delay, self._make)
+
+    def _inherited(self) -> tuple[Settings, Hooks, object]:
+        """What a worker would have from the master if it were forked by that now."""
+        forker = self._master.children.forker
+        return forker.settings, forker.hooks, forker.inheritance.latest
+
+    def _loaded(self) -> set[str]:
+        return {one.name for one in self._modules.values() if one.origin}
+
+    def _make(self) -> None:
+        """Make one in the place of the one that there is; not while a worker boots."""
+        self._timer = None
+        pool, forker = self._master.pool, self._master.children.forker
+        if self._facts is None or self._given_up or pool.phase >= Phase.STOPPING:
+            return
+        if self._master.reloading.under_way or any(one.state is State.BOOTING for one in pool.members()):
+            self._make_if_needed()
+            return
+        self._drop()
+        self._number += 1
+        modules = list(self._modules.values())
+        try:
+            self._child = forker.fork_base_mold(self._number, modules, self._facts)
+        except OSError as error:
+            logger.warning("cannot fork the base mold: %s", error.strerror)
+            self._delay = min(2 * self._delay, LONGEST_DELAY)
+            self._make_if_needed()
+            return
+        self._made_of = self._inherited(), self._loaded(), self._facts
+        self._master.poller.watch(self._child.channel, READ, self._hear)
+        if self._child.pid is not None:
+            self._master.children.others[self._child.pid] = functools.partial(self._reaped, self._child)
+
+    def _reaped(self, child: Child, _status: int) -> None:
+        child.pid = None  # which may soon be another process's
+
+    def _hear(self, _events: int = READ) -> None:
+        child = self._child
+        assert child is not None
+        for message in child.channel.receive():
+            match message:
+                case {"type": "ready"}:
+                    self._ready = True
+                case {"type": "cleared", "count": count, "left_out": left_out}:
+                    self._ready = True  # it has loaded all: one that stops before it says so is found by an order, like any other
+                    logger.debug("base mold: %d modules stay loaded, and not %s", count, left_out or "any other")
+                case {"type": "outdated"}:
+                    logger.debug("base mold: files of modules outside the project have changed: it is made anew")
+                    self._drop(forget=True)
+                    return
+                case {"type": "failed", "message": why}:
+                    self._give_up(why)
+                    return
+        if child.channel.closed:
+            self._delay = min(2 * self._delay, LONGEST_DELAY)
+            self._drop()
+            self._make_if_needed()
+
+    def order(self, order: Order, child: Child) -> bool:
+        """Have it fork a worker; return whether it was told so. It may then still come to nothing: the worker's channel ends."""
+        base = self._child
+        if base is None or base.orders is None or not self._ready or self._made_of is None:
+            return False
+        if self._made_of[0] != self._inherited():
+            return False
+        try:
+            base.orders.send(order)
+        except OSError:
+            return False
+        self._master.poller.at(time.monotonic() + ORDER_TIME, lambda: self._see_after(base, child))
+        return True
+
+    def _see_after(self, base: Child, child: Child) -> None:
+        """If a worker has not come from it, it is stuck, and what it had not begun ends with it."""
+        if child.pid is None and not child.channel.closed:
+            if base is self._child:
+                self._drop()
+            self._master.poller.at(time.monotonic() + ORDER_TIME, lambda: self._master.children.lost(child))
+
+    def renew(self) -> None:
+        """End it, and make another one soon."""
+        self._drop()
+        self._make_if_needed()
+
+    def _drop(self, *, forget: bool = False) -> None:
+        """End it, if there is one; it has nothing in hand. With `forget`, also what it was made of: workers will tell anew."""
+        if forget:
+            self._modules, self._facts = {}, None
+            self._number += 1  # what workers of this one still have to tell does not count
+        child, self._child, self._ready, self._made_of = self._child, None, False, None
+        if child is not None:
+            self._master.poller.unwatch(child.channel)
+            child.signal(signal.SIGKILL)
+            child.close()
+
+    def reopen_logs(self) -> None:
+        """Have it open log files anew that were moved away, for the workers that will be forked from it."""
+        if self._child is not None:
+            with logs.opened_anew() as files:
+                pass_logs(self._child.channel, files)
+
+    def end(self) -> None:
+        """Let there be none any more."""
+        self._given_up = True
+        self._drop()
+
+    def close(self) -> None:
+        """Close the master's ends, in a child just forked."""
+        if self._child is not None:
+            self._child.close()
+
+
+def possible(settings: Settings) -> bool:
+    """Whether a worker forked from it would be as one from the master: user and group are given up once only."""
+    return settings.user is None and settings.group is None and os.path.isdir("/proc/self/task")

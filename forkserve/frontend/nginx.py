@@ -1,0 +1,316 @@
+"""The configuration of nginx. Pure.
+
+What was rejected: `max_fails=1` for workers of one machine, since their master keeps each port open while it replaces a
+worker, so that leaving a port out would only lose what waits in its queue; `proxy_next_upstream` for POST, which may have
+been done; `http_503` there unless the server itself says 503, or each page of an app in maintenance would be asked for from
+every worker; `proxy_buffering off`: answers without a known length pass nginx as they come, and for the others a worker
+shall not wait for a slow client.
+"""
+
+from urllib.parse import quote
+
+from forkserve.config.addresses import Address
+from forkserve.config.settings import KIB
+from forkserve.config.values import show_bytes
+from forkserve.frontend.config import EDGE, HEALTH, Front
+from forkserve.frontend.page import Page, quoted, seconds
+
+BALANCES = {
+    "least_conn": ("least_conn", "next is the worker with the fewest requests in hand: none waits behind a slow one"),
+    "ip_hash": ("ip_hash", "a client stays with its worker; found by its address (IPv4: the first three numbers)"),
+    "random": ("random two least_conn", "of two workers at random, the one with fewer requests in hand"),
+}
+ADDED = "$proxy_add_x_forwarded_for"
+BUCKET = 64  # bytes
+TYPES = (
+    ("text/html", "html htm"),
+    ("text/css", "css"),
+    ("text/javascript", "js mjs"),
+    ("text/plain", "txt"),
+    ("text/xml", "xml"),
+    ("application/json", "json map"),
+    ("application/manifest+json", "webmanifest"),
+    ("application/pdf", "pdf"),
+    ("application/wasm", "wasm"),
+    ("application/zip", "zip"),
+    ("audio/mpeg", "mp3"),
+    ("font/ttf", "ttf"),
+    ("font/woff", "woff"),
+    ("font/woff2", "woff2"),
+    ("image/avif", "avif"),
+    ("image/gif", "gif"),
+    ("image/jpeg", "jpeg jpg"),
+    ("image/png", "png"),
+    ("image/svg+xml", "svg"),
+    ("image/webp", "webp"),
+    ("image/x-icon", "ico"),
+    ("video/mp4", "mp4"),
+    ("video/webm", "webm"),
+)
+
+
+def render(front: Front) -> str:
+    """Return the whole configuration. Raises ValueError for a path that it cannot hold."""
+    page = Page()
+    page.note(
+        f"nginx for {front.title}.",
+        "Made by `forkserve nginx`. Timeouts and limits are the server's: make this anew when they change.",
+    )
+    page.gap()
+    page.note("user www-data;  # as whom nginx opens sockets and files: put it to use where its default is another")
+    page.say("worker_processes auto", "one nginx process for each core")
+    page.say("worker_rlimit_nofile 16384", "descriptors of one: two for each proxied connection, and files")
+    page.gap()
+    with page.block("events"):
+        page.say("worker_connections 4096", "for each nginx process, to clients and to workers together")
+    page.gap()
+    with page.block("http"):
+        _room(front, page)
+        _backends(front, page)
+        page.gap()
+        _maps(front, page)
+        page.gap()
+        if front.static:
+            _types(page)
+            page.gap()
+        if front.certificate and not front.listen:
+            _to_https(front, page)
+            page.gap()
+        with page.block("server"):
+            _server(front, page)
+    return page.text
+
+
+def render_upstream(front: Front) -> str:
+    """Return the upstream only, to be included within `http`."""
+    page = Page()
+    made = "Kept up to date by the server while it runs" if front.live else "Made by `forkserve nginx --upstream-only`"
+    page.note(f"nginx's upstream for {front.title}.", f"{made}; include it within `http`.")
+    page.gap()
+    _upstream(front, page)
+    return page.text
+
+
+def _room(front: Front, page: Page) -> None:
+    """Make nginx's tables of names wide enough, where what they usually hold (a cache line) is not."""
+    longest = (
+        ("variables", len(f"{front.field}_connection"), "so long are names of variables, which the server's name is part of"),
+        ("server_names", max(map(len, front.server_names), default=0), "so long is a name of this server"),
+    )
+    found = [(table, room, why) for table, length, why in longest if (room := _bucket(length)) > BUCKET]
+    for table, room, why in found:
+        page.say(f"{table}_hash_bucket_size {room}", why)
+    if found:
+        page.gap()
+
+
+def _bucket(length: int) -> int:
+    """Return the size of a bucket that holds a name: a pointer, the name with its length in whole words, and an end."""
+    size = BUCKET
+    while 8 + -(-(length + 2) // 8) * 8 + 8 > size:
+        size *= 2
+    return size
+
+
+def _backends(front: Front, page: Page) -> None:
+    if front.upstream_file is None:
+        _upstream(front, page)
+    else:
+        page.say(f"include {quoted(front.upstream_file)}", f"the upstream {front.ident}: a port for each worker")
+
+
+def _upstream(front: Front, page: Page) -> None:
+    limits, number = front.terms, len(front.backends)
+    with page.block(f"upstream {front.ident}"):
+        zone = -(-max(64, 2 * number) // 64) * 64
+        page.say(f"zone {front.ident} {zone}k", "nginx's processes share what they know of each worker's load")
+        if front.balance.way == "hash":
+            why = "requests with the same key stay with one worker, even when workers come and go"
+            page.say(f"hash {front.balance.key} consistent", why)
+        elif front.balance.way != "round_robin" and number > 1:
+            page.say(*BALANCES[front.balance.way])
+        page.gap()
+        sure, unsure = "max_fails=0", "max_fails=1 fail_timeout=5s"
+        if number > len(front.doubtful) and number > 1:
+            page.note(f"{sure}: never left out after a failure, since the port stays open while a worker is replaced.")
+        if front.doubtful:
+            whose = "on a machine that is gone" if front.remote else "of a worker that load has not called for"
+            page.note(f"{unsure}: left out for a while, since the port may be {whose}.")
+        for one in front.backends:
+            line = f"server {quoted(str(one.address))} {unsure if one in front.doubtful else sure}{' down' if one.down else ''}"
+            page.say(line, one.label)
+            if number == 1:
+                page.say(line, "once more: what a worker lost as it died may be tried again")
+        if limits.idle:
+            page.gap()
+            page.say(f"keepalive {max(32, 4 * number)}", "idle connections that each nginx process keeps, to save handshakes")
+            why = f"less than {front.given('keep_alive')}, so that no request meets a connection that is being closed"
+            page.say(f"keepalive_timeout {seconds(limits.idle)}", why)
+
+
+def _maps(front: Front, page: Page) -> None:
+    with page.block(f"map $http_upgrade ${front.field}_upgrade", "only WebSockets are let through, no h2c"):
+        page.say("~*^websocket$ websocket", "the client asks for one")
+        page.say("default ''", "an empty field is not sent")
+    page.gap()
+    with page.block(f"map $http_upgrade ${front.field}_connection", "the field that goes with it"):
+        page.say("~*^websocket$ upgrade", "the connection becomes the WebSocket's")
+        if front.terms.idle:
+            page.say("default ''", "the client's own is for its connection, not for ours")
+        else:
+            page.say("default close", front.alone)
+    page.gap()
+    with page.block(f"map $http_host ${front.field}_host", "the name that the client used"):
+        named = front.server_names and not set(front.server_names[0]) & set("*_")
+        page.say(f"'' {'$host' if named else '$hostname'}", "HTTP/1.0 may have none")
+        page.say("default $http_host", "with its port, for the URLs that the app makes")
+    if front.by_socket:
+        page.gap()
+        _heard(front, page)
+
+
+def _heard(front: Front, page: Page) -> None:
+    """Whom a request is from: one that came by a unix socket has no address, but another proxy before us that tells it."""
+    if front.trusts_all:
+        with page.block(f"map $http_x_forwarded_for ${front.field}_last", "whom the proxy before us names, not what clients say"):
+            page.say('"~([^, ]+)[, ]*$" $1', "it adds at the end")
+            page.say("default ''", "it names nobody")
+        page.gap()
+    here, there = ("$remote_addr", f"${front.field}_last") if front.trusts_all else (ADDED, "$http_x_forwarded_for")
+    with page.block(f"map $remote_addr ${front.field}_for", "whom a request is from"):
+        page.say(f"unix: {there}", "as the proxy says that came by a unix socket")
+        page.say(f"default {here}", "by its address")
+
+
+def _types(page: Page) -> None:
+    with page.block("types", "of static files, by the ends of their names"):
+        for kind, ends in TYPES:
+            page.say(f"{kind} {ends}")
+    page.say("default_type application/octet-stream", "of all others")
+
+
+def _to_https(front: Front, page: Page) -> None:
+    with page.block("server"):
+        page.say("listen 80", "clients that come without TLS")
+        page.say(f"server_name {_names(front)}", "whom this is for")
+        page.say("server_tokens off", "clients need not know nginx's version")
+        page.say("return 301 https://$host$request_uri", "are sent to where there is TLS")
+
+
+def _server(front: Front, page: Page) -> None:
+    _listen(front, page)
+    page.say("server_tokens off", "clients need not know nginx's version")
+    page.say("absolute_redirect off", "to a path with a slash at its end a client is sent by the address that it knows")
+    page.gap()
+    _limits(front, page)
+    page.gap()
+    _forwarding(front, page)
+    page.gap()
+    _waiting(front, page)
+    page.gap()
+    for url, directory in front.static:
+        with page.block(f"location ^~ {url}", "files; no worker is asked"):
+            page.say(f"alias {quoted(directory)}", "where they are; nginx's user must be able to read them")
+            page.say("sendfile on", "the kernel copies them")
+            page.say("tcp_nopush on", "head and content in full packets")
+        page.gap()
+    with page.block(f"location = {HEALTH}", "whether nginx lives; ask the app's own page for the rest"):
+        page.say("access_log off", "it is asked all the time")
+        page.say("default_type text/plain", "for people who look")
+        page.say('return 200 "ok\\n"', "by nginx itself")
+    page.gap()
+    if front.settings.root_path:
+        _mounted(front, page)
+    else:
+        with page.block("location /"):
+            page.say(f"proxy_pass {front.scheme}://{front.ident}", "to the workers, with the path as it came")
+
+
+def _mounted(front: Front, page: Page) -> None:
+    """Pass what is below --root-path without it. By `proxy_pass` with a path nginx would write the rest anew (%2F as a slash)."""
+    root, where = front.settings.root_path, f"{front.scheme}://{front.ident}"
+    page.say("merge_slashes off", "for the app they are as the client wrote them")
+    with page.block(f"location {quoted(root + '/')}", f"the app is mounted here: {front.given('root_path')}"):
+        begin = quote(root).replace(".", r"\.")
+        with page.block(f'if ($request_uri ~ "^{begin}(?<as_written>/.*)$")', "the client wrote the prefix as it is here"):
+            page.say(f"proxy_pass {where}$as_written", "to the workers, without that prefix, which they know")
+        page.say(f"proxy_pass {where}/", "so, too, where it was written in another way; but the rest is decoded and encoded anew")
+    page.gap()
+    with page.block("location /"):
+        page.say("return 404", "nothing else is here")
+
+
+def _names(front: Front) -> str:
+    return " ".join(front.server_names) or "_"
+
+
+def _listen(front: Front, page: Page) -> None:
+    usual = (Address("tcp", port=443 if front.certificate else 80),)
+    for address in front.listen or usual:
+        where = str(address.port) if address.kind == "tcp" and not address.host else quoted(str(address))
+        page.say(f"listen {where}{' ssl http2' if front.certificate else ''}", "where clients come")
+    page.say(f"server_name {_names(front)}", "what they call it" if front.server_names else "whatever they call it")
+    if front.certificate:
+        certificate, key = front.certificate
+        page.say(f"ssl_certificate {quoted(certificate)}", "with the chain up to its authority")
+        page.say(f"ssl_certificate_key {quoted(key)}", "read by nginx's master, as root")
+        page.say("ssl_protocols TLSv1.2 TLSv1.3", "older ones are broken")
+        page.say("ssl_session_cache shared:forkserve_tls:10m", "a client that returns needs no whole handshake")
+        page.say("ssl_session_timeout 1d", "for that long")
+        page.say("ssl_session_tickets off", "their keys would have to be changed by hand")
+
+
+def _limits(front: Front, page: Page) -> None:
+    limits, given = front.terms, front.given
+    body = show_bytes(limits.body_limit) if limits.body_limit else "0"
+    page.say(f"client_max_body_size {body}", given("limit_request_body"))
+    page.say("client_body_buffer_size 512k", "as the server: larger bodies are spooled to disk")
+    size = limits.head_limit
+    why = f"what {given('limit_request_head')} lets in comes through, and the server judges it"
+    page.say(f"large_client_header_buffers 4 {size // KIB}k" if size % KIB == 0 else f"large_client_header_buffers 4 {size}", why)
+    page.say(f"client_header_timeout {seconds(limits.header)}", given("header_timeout"))
+    page.say(f"client_body_timeout {seconds(limits.body)}", given("body_timeout"))
+    page.say(f"send_timeout {seconds(limits.write)}", given("write_timeout"))
+    page.say(f"keepalive_timeout {seconds(limits.client_idle)}", given("keep_alive"))
+
+
+def _forwarding(front: Front, page: Page) -> None:
+    if front.remote:
+        page.note("The workers believe these fields if their --forwarded-allow-ips names this machine.")
+    elif not front.settings.proxy_headers:
+        page.note("The workers do not believe these fields: --no-proxy-headers.")
+    page.say("proxy_http_version 1.1", "for connections that are kept, chunked answers and WebSockets")
+    page.say(f"proxy_set_header Connection ${front.field}_connection", "not the client's, which may close each connection")
+    page.say(f"proxy_set_header Upgrade ${front.field}_upgrade", "WebSocket, or nothing")
+    page.say(f"proxy_set_header Host ${front.field}_host", "the app makes its URLs of it")
+    if front.trusts_all:
+        why = "all that the workers hear, as they trust every peer (--forwarded-allow-ips *)"
+        value = "$remote_addr"
+    else:
+        why = "workers take the last that no trusted proxy vouches for"
+        value = ADDED
+    page.say(f"proxy_set_header X-Forwarded-For {f'${front.field}_for' if front.by_socket else value}", why)
+    page.say("proxy_set_header X-Forwarded-Proto $scheme", "the app sees https where the client does")
+    page.say("proxy_redirect off", "the app knows its name, so there is nothing to rewrite")
+    if front.scheme == "https":
+        page.say("proxy_ssl_session_reuse on", "the workers speak TLS; their certificate is not checked here")
+
+
+def _waiting(front: Front, page: Page) -> None:
+    limits, settings = front.terms, front.settings
+    page.say(f"proxy_connect_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
+    page.say(f"proxy_read_timeout {seconds(limits.read)}", front.silence)
+    page.say(f"proxy_send_timeout {seconds(limits.read)}", "a busy worker reads nothing meanwhile")
+    again = " http_503" if settings.limit_concurrency and len(front.backends) > 1 else ""
+    why = "what a worker lost, another one may answer; but no POST that was sent" + ("; 503: it is full" if again else "")
+    page.say(f"proxy_next_upstream error timeout{again}", why)
+    why = "so many new connections, for a request that kills workers; each kept one that breaks is one more"
+    page.say(f"proxy_next_upstream_tries {front.tries}", why)
+    why = f"later it may be what a worker was stuck in: {front.given('timeout')}" if settings.timeout else "later it is given up"
+    page.say(f"proxy_next_upstream_timeout {seconds(limits.retry)}", why)
+    why = f"an answer's head of up to {EDGE // KIB}k fits, so some large cookies; of a larger one nginx makes a 502"
+    page.say(f"proxy_buffer_size {EDGE // KIB}k", why)
+    page.say(
+        f"proxy_buffers 8 {EDGE // KIB}k",
+        "answers leave the worker at once, however slow the client; chunks (SSE) pass as they come",
+    )

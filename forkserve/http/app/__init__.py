@@ -1,0 +1,1 @@
+"""From messages to an application: WSGI, ASGI, WebSocket, lifespan."""

@@ -1,0 +1,67 @@
+"""The environ of PEP 3333, but for what the request line and the body contribute."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from forkserve.http.app.sendfile import FileWrapper
+
+if TYPE_CHECKING:
+    from forkserve.http.framing.connection import Connection
+    from forkserve.http.message.fields import Fields
+
+Environ = dict[str, Any]
+
+
+def environ_template(connection: Connection, fields: Fields) -> Environ:
+    """The part of the environ that follows from connection and field section; copied for each request."""
+    base, server, lines = connection.base, connection.endpoints.server, fields.lines
+    if base is None or fields.forwarded:
+        base = _environ_base(connection, fields)
+        if not fields.forwarded and server is not None and server[1] is not None:  # then no field had a say in it
+            connection.base = base
+    environ: Environ = base | {line.key: line.text for line in lines}
+    if "" in environ or len(environ) != len(base) + len(lines):
+        environ = base.copy()
+        for line in lines:
+            key = line.key
+            if key in environ:
+                environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + line.text
+            elif key:
+                environ[key] = line.text
+    environ["SERVER_PROTOCOL"] = "HTTP/" + fields.version
+    return environ
+
+
+def _environ_base(connection: Connection, fields: Fields) -> Environ:
+    site, endpoints = connection.site, connection.endpoints
+    client, scheme = endpoints.seen_through(fields, site.trusted)
+    host, port = endpoints.server or ("", None)
+    if port is None:  # a unix socket has no name that a client could use
+        host, colon, port_text = (fields.host or b"localhost").decode("ascii").rpartition(":")
+        if not colon or not port_text.isdigit():
+            host, port_text = (host + colon + port_text), ""
+    else:
+        port_text = str(port)
+    port_text = port_text or ("443" if scheme == "https" else "80")
+    return {
+        "SERVER_SOFTWARE": "forkserve",
+        "SERVER_NAME": host or "localhost",
+        "SERVER_PORT": port_text,
+        "SCRIPT_NAME": site.settings.root_path,
+        "REMOTE_ADDR": client[0] if client else "",
+        "REMOTE_PORT": str(client[1]) if client else "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": bool(site.settings.threads),
+        "wsgi.multiprocess": site.settings.workers > 1,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "wsgi.file_wrapper": FileWrapper,
+        # The places of what others fill in: a copy of a dict is cheap, but its growing is not.
+        **dict.fromkeys(
+            ("SERVER_PROTOCOL", "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "wsgi.input")
+        ),
+    }

@@ -1,0 +1,191 @@
+"""What is written faster than a client takes it: kept without a copy, up to a bound, and beyond it in temporary files.
+
+A transport copies what it cannot send at once, so it is given an answer in small pieces, each when the one before is gone. What
+waits is the application's own bytes: many clients that are sent the same object share it, and it counts once. Bodies that differ
+are what a bound is for: past ``--limit-buffered`` in all of a process's connections, what comes goes to temporary files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forkserve.http.framing.output import Output
+
+PIECE = 65536
+"""Bytes that a transport is given at a time; what is no longer is written at once, in one with its head."""
+AT_ONCE = 16 * PIECE
+"""Bytes after which others have their turn on the loop, if the client takes them that fast."""
+
+
+class Buffered:
+    """How much of this process's memory is taken by bodies that wait for their clients.
+
+    Args:
+        limit: Bytes; more may be taken by one body, but then no further one is kept in memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._shared: dict[int, int] = {}  # by identity: in how many places an object waits
+        self.total = 0
+        self.returned: deque[int] = deque()
+        """Bytes that are not taken any more; threads may append."""
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should be kept in memory."""
+        while self.returned:
+            self.total -= self.returned.popleft()
+        return self.total >= self._limit
+
+    def add(self, data: bytes | bytearray) -> None:
+        """An object is kept, perhaps once more."""
+        count = self._shared.get(id(data), 0)
+        self._shared[id(data)] = count + 1
+        if not count:
+            self.total += len(data)
+
+    def remove(self, data: bytes | bytearray) -> None:
+        """It has been sent to one client."""
+        count = self._shared.pop(id(data)) - 1
+        if count:
+            self._shared[id(data)] = count
+        else:
+            self.total -= len(data)
+
+
+class Outgoing:
+    """What waits for one client, in order. There is one only while something waits.
+
+    Args:
+        connection: The client's.
+    """
+
+    __slots__ = ("_at", "_buffered", "_connection", "_end", "_file", "_last", "_most", "_pieces", "_small", "_start", "size")
+
+    def __init__(self, connection: Output) -> None:
+        self.size = 0  # bytes that wait
+        self._connection = connection
+        self._buffered = connection.site.buffered
+        # uvloop's transport refers to what it is given; others copy it.
+        copies = connection.endpoints.tls or isinstance(connection.transport, asyncio.Transport)
+        self._most = PIECE if copies else AT_ONCE
+        self._pieces: deque[bytes] = deque()
+        self._last: bytes | None = None  # the transport may still have a part of it
+        self._at = 0  # where the first piece goes on
+        self._small: list[bytes] = []  # the last piece, in parts
+        self._file: int | None = None  # descriptor; behind the pieces
+        self._start = self._end = 0  # of what waits in it
+
+    def add(self, data: bytes, *, spill: bool) -> None:
+        """Put ``data`` behind what waits.
+
+        Args:
+            data: Kept as it is, or written to a file.
+            spill: Whether a file would free memory, since nobody else keeps ``data``.
+
+        Raises:
+            OSError: There is no room for the file.
+        """
+        self.size += len(data)
+        if self._file is not None or (spill and self._buffered.full):
+            self._join()
+            self._store(data)
+        elif len(data) > PIECE:
+            self._join()
+            self._keep(data)
+        else:
+            self._small.append(data)
+            if sum(map(len, self._small)) > PIECE or len(self._small) > 64:
+                self._join()
+
+    def _keep(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._buffered.add(data)
+
+    def _join(self) -> None:
+        if self._small:
+            small, self._small = b"".join(self._small), []
+            self._keep(small)
+
+    def _store(self, data: bytes) -> None:
+        if self._file is None:
+            with tempfile.TemporaryFile(buffering=0) as file:
+                self._file = os.dup(file.fileno())
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._file, view, self._end)
+            self._end += count
+            view = view[count:]
+
+    def take(self) -> bytes | memoryview:
+        """The next piece; empty if nothing waits. The one before must have been sent.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        piece: bytes | memoryview
+        if self._last is not None:
+            self._buffered.remove(self._last)
+            self._last = None
+        if not self._pieces:
+            self._join()
+        if self._pieces:
+            first = self._pieces[0]
+            piece = memoryview(first)[self._at : self._at + self._most]
+            self._at += len(piece)
+            if self._at == len(first):
+                self._at = 0
+                self._last = self._pieces.popleft()
+        elif self._file is not None:
+            piece = os.pread(self._file, min(PIECE, self._end - self._start), self._start)
+            if not piece and self._start < self._end:
+                raise OSError("a temporary file is shorter than it was")
+            self._start += len(piece)
+            if self._start == self._end:
+                os.ftruncate(self._file, 0)
+                self._start = self._end = 0
+        else:
+            return b""
+        self.size -= len(piece)
+        return piece
+
+    def pump(self) -> None:
+        """Write as much as the transport takes, and a bounded part of it in one turn of the loop."""
+        connection = self._connection
+        if connection.outgoing is not self or connection.clogged:
+            return
+        transport = connection.transport
+        left = AT_ONCE
+        try:
+            while left > 0 and not connection.clogged:
+                piece = self.take()
+                if not piece:
+                    self.discard()
+                    connection.all_sent()
+                    return
+                transport.write(piece)
+                left -= len(piece)
+        except OSError as error:
+            connection.cannot_store(error)
+            return
+        if not connection.clogged:
+            connection.site.loop.call_soon(connection.go_on_sending)
+
+    def discard(self) -> None:
+        """Forget what waits."""
+        if self._last is not None:
+            self._buffered.remove(self._last)
+            self._last = None
+        while self._pieces:
+            self._buffered.remove(self._pieces.popleft())
+        self._small.clear()
+        self.size = 0
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,0 +1,156 @@
+"""Request bodies: how many bytes of what comes belong to this message (RFC 9112 section 6 and 7). Pure."""
+
+import re
+
+from forkserve.http.message.errors import RequestError
+from forkserve.http.message.fields import TOKEN
+from forkserve.http.message.http1 import Limits
+
+_SIZE = rb"([0-9A-Fa-f]{1,16})"
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+_BLANK = rb"[\t\x20]*+"
+# RFC 9112 7.1.1; the blanks that it calls bad must be read, but stand only before what they belong to.
+_CHUNK_LINE = re.compile(
+    _SIZE
+    + rb"((?:" + _BLANK + rb";" + _BLANK + TOKEN + rb"++"
+    + rb"(?:" + _BLANK + rb"=" + _BLANK + rb"(?:" + TOKEN + rb"++|" + _QUOTED + rb"))?)*+)"
+)  # fmt: skip
+_TRAILER = re.compile(TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+")
+_LONGEST_CHUNK_LINE = 4096
+_EXTENSIONS_IN_ALL = 65536
+LINES = 32
+"""Lines of a chunked body that are read at a time: so much costs little, however small the chunks are."""
+
+
+class LengthBody:
+    """A body of a known length."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, length: int) -> None:
+        self.left = length
+
+    @property
+    def done(self) -> bool:
+        """Whether the last byte has come."""
+        return not self.left
+
+    def feed(self, data: bytes, start: int) -> tuple[bytes, int]:
+        """The bytes of the body in ``data`` from ``start`` on, and where they end."""
+        end = min(len(data), start + self.left)
+        self.left -= end - start
+        return (data if end - start == len(data) else data[start:end]), end
+
+
+class ChunkedBody:
+    """A chunked body. Strict: whatever two readers could read in two ways is refused.
+
+    Chunk extensions are ignored but counted; trailers are judged, counted, and dropped: they are never merged into
+    the headers that the application already holds (RFC 9110 6.5.1).
+    """
+
+    __slots__ = (
+        "_extensions",
+        "_held",
+        "_in_trailers",
+        "_left",
+        "_limits",
+        "_total",
+        "_trailer_bytes",
+        "_trailer_lines",
+        "done",
+    )
+
+    left = None
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held = b""  # part of a line, or of the CR LF behind a chunk
+        self._left = -1  # bytes of the current chunk to come, with the two of its CR LF; -1: its size line comes first
+        self._in_trailers = False
+        self._extensions = self._total = self._trailer_bytes = self._trailer_lines = 0
+        self.done = False
+
+    def feed(self, data: bytes, start: int) -> tuple[bytes, int]:
+        """The decoded bytes in ``data`` from ``start`` on, and where what was read ends.
+
+        That is before the end of ``data``, though the body goes on, where it holds more than `LINES` lines: call it again.
+
+        Raises:
+            RequestError: 400, 413 or 431.
+        """
+        if self._held:
+            data = self._held + data[start:]
+            offset, position = len(self._held) - start, 0
+            self._held = b""
+        else:
+            offset, position = 0, start
+        pieces: list[bytes] = []
+        lines = 0
+        while position < len(data) and not self.done:
+            if self._left > 0:
+                position = self._read_chunk(data, position, pieces)
+                continue
+            if lines == LINES:
+                break
+            lines += 1
+            end = data.find(b"\n", position)
+            line_end = len(data) if end < 0 else end
+            if line_end - position > _LONGEST_CHUNK_LINE:
+                raise RequestError(431 if self._in_trailers else 400, "a line of the chunked body is too long")
+            if b"\r" in data[position : line_end - 1]:
+                raise RequestError(400, "the chunked body is malformed")
+            if end < 0:
+                self._held = data[position:]
+                position = len(data)
+                break
+            if data[end - 1 : end] != b"\r" or end == position:
+                raise RequestError(400, "a line of the chunked body does not end in CR LF")
+            line = data[position : end - 1]
+            position = end + 1
+            if self._in_trailers:
+                self._read_trailer(line)
+            else:
+                self._read_size(line)
+        return b"".join(pieces), position - offset
+
+    def _read_chunk(self, data: bytes, position: int, pieces: list[bytes]) -> int:
+        end = min(len(data), position + self._left)
+        content_end = min(end, position + self._left - 2)
+        if content_end > position:
+            pieces.append(data[position:content_end])
+        # The last two bytes of what is left are the CR LF behind the chunk, which may come apart.
+        for at in range(max(position, position + self._left - 2), end):
+            if data[at] != (13 if position + self._left - at == 2 else 10):
+                raise RequestError(400, "a chunk is not followed by CR LF")
+        self._left -= end - position
+        if not self._left:
+            self._left = -1
+        return end
+
+    def _read_size(self, line: bytes) -> None:
+        match = _CHUNK_LINE.fullmatch(line)
+        if match is None:
+            raise RequestError(400, "the size of a chunk is malformed")
+        self._extensions += len(match[2])
+        if self._extensions > _EXTENSIONS_IN_ALL:
+            raise RequestError(400, "too many chunk extensions")
+        size = int(match[1], 16)
+        self._total += size
+        if self._total > self._limits.body:
+            raise RequestError(413, "the request body is too large")
+        if size:
+            self._left = size + 2
+        else:
+            self._in_trailers = True
+
+    def _read_trailer(self, line: bytes) -> None:
+        if not line:
+            self.done = True
+            return
+        self._trailer_lines += 1
+        self._trailer_bytes += len(line) + 2
+        if self._trailer_lines > self._limits.fields or self._trailer_bytes > self._limits.head:
+            raise RequestError(431, "too many trailer fields")
+        if _TRAILER.fullmatch(line) is None:
+            raise RequestError(400, "a trailer field is malformed")

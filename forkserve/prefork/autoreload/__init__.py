@@ -1,1 +1,0 @@
-"""Autoreload: reloads for development, when a file changes that the app has loaded."""

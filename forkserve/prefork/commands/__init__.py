@@ -1,1 +1,0 @@
-"""Commands: how they are called, sent to the workers, done there, and answered."""

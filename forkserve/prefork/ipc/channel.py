@@ -1,0 +1,194 @@
+"""The two ends of a worker's channel: framed JSON over a socketpair, never blocking.
+
+A stream and not SOCK_SEQPACKET, which macOS lacks and which cannot carry a frame larger than the socket's buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from array import array
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from forkserve.base.handover import Exported, Kept, pack, unpack
+from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError, Message, encode
+
+# A peer that has stopped reading must not make this end grow for ever.
+MAX_UNSENT = 8 * MAX_FRAME
+READ_SIZE = 65536
+MANY_PASSED = 16  # descriptors in one read; a message brings a few
+MOST_PASSING = 4  # messages with descriptors that wait for a peer: each holds some open
+SPACE = socket.CMSG_SPACE(MANY_PASSED * array("i").itemsize)
+PASSED = "descriptors"
+
+
+class Channel:
+    """One end. The master holds one for each worker, and the worker holds its other end.
+
+    The master may pass descriptors with a message; they are in its `descriptors`, and the receiver's to close. The other way they
+    are not taken: a worker runs code that we do not know.
+
+    Args:
+        sock: The socket.
+        takes_descriptors: Whether this end is a child's.
+    """
+
+    def __init__(self, sock: socket.socket, *, takes_descriptors: bool = False) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._decoder = FrameDecoder()
+        self._unsent = bytearray()
+        self._takes_descriptors = takes_descriptors
+        self._passed: deque[int] = deque()  # that have come, in front of the message that says how many are its own
+        self._passing: deque[tuple[int, list[int]]] = deque()  # that wait, each with where in `_unsent` its message begins
+        self._sending = threading.Lock()  # an application's threads send as well
+        self.closed = False
+        self.fault: str | None = None  # why it was closed, if the peer's bytes are not our framing
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Make both ends; each process closes the one that it does not use."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return cls(ours), cls(theirs, takes_descriptors=True)
+
+    def export(self) -> Exported:
+        """Describe this end, for an upgrade: with what has been read in part, and what is to be sent."""
+        return {"socket": Kept(self.fileno()), "rest": pack(self._decoder.rest), "unsent": pack(self._unsent)}
+
+    @classmethod
+    def adopt(cls, found: Exported) -> Channel:
+        """Make it again in the new program."""
+        channel = cls(socket.socket(fileno=found["socket"]))
+        channel._decoder.feed(unpack(found["rest"]))
+        channel._unsent += unpack(found["unsent"])
+        return channel
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on: readable means `receive`, and writable (if `unsent`) means `flush`."""
+        return self._socket.fileno()
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait for the peer to read."""
+        return bool(self._unsent) and not self.closed
+
+    def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> bool:
+        """Send a message, or as much of it as fits now. False: the peer has gone, or has long stopped reading.
+
+        Descriptors that are passed with it stay open here.
+
+        Raises FrameError for a message that is too large or is not JSON, OSError if a descriptor cannot be copied.
+        """
+        return self.send_frame(encode({**message, PASSED: len(descriptors)} if descriptors else message), descriptors)
+
+    def send_frame(self, frame: bytes, descriptors: Sequence[int] = ()) -> bool:
+        """Send what `encode` made of a message: for one that goes to many."""
+        with self._sending:
+            if self.closed or len(self._unsent) + len(frame) > MAX_UNSENT:
+                return False
+            if descriptors:
+                if len(self._passing) >= MOST_PASSING:
+                    return False
+                self._passing.append((len(self._unsent), _copies(descriptors)))
+            self._unsent += frame
+        self.flush()
+        return not self.closed
+
+    def flush(self) -> None:
+        """Send what waits, as far as the peer reads it. A peer that has gone is noticed by `receive`."""
+        with self._sending:
+            try:
+                while self._unsent:
+                    self._send_piece()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._unsent.clear()
+                self._drop_passing()
+
+    def _send_piece(self) -> None:
+        """Send what goes in one call: with the descriptors that belong to its first byte, or up to where others do."""
+        if not self._passing:
+            del self._unsent[: self._socket.send(self._unsent)]
+            return
+        end = next((at for at, _ in self._passing if at), len(self._unsent))
+        piece = bytes(self._unsent[:end])
+        if self._passing[0][0]:
+            count = self._socket.send(piece)
+        else:
+            descriptors = self._passing[0][1]
+            try:
+                count = socket.send_fds(self._socket, [piece], descriptors)
+            except OSError as error:  # too many descriptors of this user are under way: the peer has to do without
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                count = self._socket.send(piece)
+            self._passing.popleft()
+            _close_all(descriptors)
+        del self._unsent[:count]
+        self._passing = deque((at - count, one) for at, one in self._passing)
+
+    def _drop_passing(self) -> None:
+        while self._passing:
+            _close_all(self._passing.popleft()[1])
+
+    def receive(self) -> list[Message]:
+        """Return the messages that have come.
+
+        At the peer's end of file, and after bytes that are not our framing (`fault`), `closed` is
+        true. The descriptor stays open until `close`, so that a selector can let go of it.
+        """
+        messages: list[Message] = []
+        while not self.closed:
+            try:
+                data = self._read()
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                data = b""
+            self.closed = not data
+            self._decoder.feed(data)
+            try:
+                while (message := self._decoder.next_message()) is not None:
+                    if self._takes_descriptors and PASSED in message:
+                        message[PASSED] = [self._passed.popleft() for _ in range(min(message[PASSED], len(self._passed)))]
+                    messages.append(message)
+            except FrameError as error:
+                self.closed, self.fault = True, str(error)
+        return messages
+
+    def _read(self) -> bytes:
+        if not self._takes_descriptors:
+            return self._socket.recv(READ_SIZE)
+        data, ancillary, _, _ = self._socket.recvmsg(READ_SIZE, SPACE, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+        for _, _, passed in ancillary:
+            numbers = array("i")
+            numbers.frombytes(passed[: len(passed) - len(passed) % numbers.itemsize])
+            self._passed.extend(numbers)
+        return data
+
+    def close(self) -> None:
+        """Close this end. Twice does no harm."""
+        self.closed = True
+        self._drop_passing()
+        self._socket.close()
+
+
+def _copies(descriptors: Sequence[int]) -> list[int]:
+    with contextlib.ExitStack() as undo:
+        copies = []
+        for descriptor in descriptors:
+            copies.append(os.dup(descriptor))
+            undo.callback(os.close, copies[-1])
+        undo.pop_all()
+    return copies
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,133 @@
+"""What comes of a command: the replies of the workers, the wait for them, and the ways to fail. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
+
+from forkserve.base.errors import ForkserveError
+from forkserve.prefork.ipc.hooks import call_hook
+
+JSON = Any
+Everyone = str  # "all" or "any"
+
+WITHOUT_WORDS: Final = MappingProxyType({"timeout": "no answer in time", "died": "the worker died"})
+LONGEST_TEXT: Final = 16 * 1024  # of a traceback in a reply
+
+
+class CommandError(ForkserveError):
+    """A command that cannot be done, or was not: `code` is one of CODES and says in which way."""
+
+    CODES: ClassVar = ("failed", "refused", "unsupported", "usage", "unknown", "timeout")
+
+    def __init__(self, message: str, code: str = "failed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class WouldDeadlock(RuntimeError):  # noqa: N818 - the name is part of the contract
+    """Waiting here for other workers would keep this one from answering."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in a worker: the exception's type, its message, and its traceback if it was raised by the command."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one worker answered; `status` is ok, error, unknown, timeout or died, `seconds` the time since it was asked."""
+
+    id: int
+    pid: int | None
+    generation: int
+    status: str
+    value: JSON = None
+    error: Failure | None = None
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command was done."""
+        return self.status == "ok"
+
+
+class Pending:
+    """A command that the master has begun. In the master, which never waits for it.
+
+    It ends once, with a value or with an error.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        self.value: Any = None
+        self.error: CommandError | None = None
+        self._calls: list[Callable[[Pending], object]] = []
+
+    @classmethod
+    def of(cls, value: Any) -> Pending:
+        """One that is done."""
+        pending = cls()
+        pending.resolve(value)
+        return pending
+
+    def then(self, call: Callable[[Any], object]) -> Pending:
+        """Call with the value (of `call`: the list of replies) when it is there; not if there is none. Returns itself."""
+        return self.finally_(lambda ended: call(ended.value) if ended.error is None else None)
+
+    def finally_(self, call: Callable[[Pending], object]) -> Pending:
+        """Call with this object when it has ended, in whatever way. Returns itself."""
+        if self.done:
+            call_hook("callback of a command", call, self)
+        else:
+            self._calls.append(call)
+        return self
+
+    def resolve(self, value: Any) -> None:
+        """End it with a value."""
+        self._end(value, None)
+
+    def fail(self, error: CommandError, value: Any = None) -> None:
+        """End it with an error, and with what else there is to know of it."""
+        self._end(value, error)
+
+    def _end(self, value: Any, error: CommandError | None) -> None:
+        if self.done:
+            return
+        self.done, self.value, self.error = True, value, error
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call_hook("callback of a command", call, self)
+
+
+def answer(ended: Pending) -> dict[str, JSON]:
+    """What a client is told of a command that has ended: `ok`, `error` and `result`."""
+    error, result = ended.error, ended.value
+    if _are_replies(result):
+        error = error or _judge(result)
+        result = [asdict(reply) for reply in result]
+    return {
+        "ok": error is None,
+        "error": None if error is None else {"code": error.code, "message": str(error)},
+        "result": result,
+    }
+
+
+def _are_replies(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, Reply) for one in value)
+
+
+def _judge(replies: list[Reply]) -> CommandError | None:
+    failed = [reply for reply in replies if not reply.ok]
+    if not failed:
+        return None
+    late = all(reply.status == "timeout" for reply in failed)
+    first = failed[0]
+    why = first.error.message if first.error else WITHOUT_WORDS.get(first.status, first.status)
+    return CommandError(f"{len(failed)} of {len(replies)} failed: worker {first.id}: {why}", "timeout" if late else "failed")

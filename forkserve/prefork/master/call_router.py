@@ -1,0 +1,161 @@
+"""Messenger: carries commands to the workers and their replies back; and those that one worker has for the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from forkserve.base.logs import logger
+from forkserve.prefork.ipc.frames import FrameError, Message, encode
+from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.policy.calls import Calls, Send, Target
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.policy.states import State
+
+if TYPE_CHECKING:
+    from forkserve.base.handover import Exported
+    from forkserve.prefork.ipc.pending import JSON
+    from forkserve.prefork.master.child import Child
+    from forkserve.prefork.master.children import Children
+
+MANY_CALLS = 1 << 63  # a number as long as any
+
+BUSY = 0.1  # seconds in which a worker that is not busy has written its counters down
+
+
+class Messenger:
+    """Asks workers to run commands. In the master.
+
+    Args:
+        ask_for: Asks on behalf of a worker: gets the arguments of `ask`; may raise CommandError.
+        slot: Which slot somebody means by a word or number; may raise CommandError.
+    """
+
+    def __init__(self, ask_for: Callable[..., Pending], slot: Callable[[int | str], int]) -> None:
+        self.children: Children  # given by the master
+        self._ask_for = ask_for
+        self._slot = slot
+        self._calls = Calls()
+        self._fresh: list[tuple[Pending, set[int]]] = []
+        self._asked: set[tuple[int, int]] = set()  # who waits for the answer to what it asked: ident, and its number for that
+
+    def next_deadline(self) -> float | None:
+        """When `expire` must be called; None for never."""
+        return self._calls.next_deadline()
+
+    def expire(self) -> None:
+        """End the calls whose time is up, and those that wait for anybody when nobody will come."""
+        self._calls.expire(time.monotonic())
+        if self.children.pool.phase >= Phase.STOPPING:
+            self._calls.refuse(CommandError("the server is stopping", "refused"))
+
+    def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
+        """Ask workers, as `Master.call` does, but never the one whose ident is `caller`. Raises CommandError."""
+        now = time.monotonic()
+        deadline = None if timeout is None else now + timeout
+        targets = [target for target in self.children.targets() if target.ident != caller]
+        try:
+            encode({"type": "command", "call": MANY_CALLS, "name": name, "args": args, "deadline": deadline})
+        except FrameError as error:
+            raise CommandError(f"{name} cannot be asked for: {error}", "usage") from error
+        if to == "any":
+            pending, sends = self._calls.ask_any(name, args, targets, now, deadline, caller)
+        else:
+            if to != "all":
+                slot = self._slot(to)
+                targets = [target for target in targets if target.id == slot][-1:]  # the newest, while it replaces another
+                if not targets:
+                    raise CommandError(f"worker {slot} cannot be asked: it is not ready, or it is the one that asks")
+            pending, sends = self._calls.ask(name, args, targets, now, deadline)
+        self._send(sends)
+        return pending
+
+    def _send(self, sends: Sequence[Send]) -> None:
+        frames: dict[int, bytes] = {}  # one message goes to many
+        for ident, message in sends:
+            frame = frames.get(id(message)) or frames.setdefault(id(message), encode(message))
+            child = self.children.by_ident.get(ident)
+            if child is None or not self.children.send_frame(child, frame):
+                self._calls.gone(ident, time.monotonic())
+
+    def fresh(self) -> Pending:
+        """Have every ready worker write its counters down; ends when all have, or very soon: one that is busy cannot."""
+        pending = Pending()
+        missing = {target.ident for target in self.children.targets()}
+        self._fresh.append((pending, missing))
+        self._send([Send(ident, {"type": "note"}) for ident in missing])
+        self.children.poller.at(time.monotonic() + BUSY, lambda: pending.resolve(None))
+        self._noted(None)
+        return pending
+
+    def _noted(self, ident: int | None) -> None:
+        for pending, missing in self._fresh:
+            missing.discard(ident or 0)
+            if not missing:
+                pending.resolve(None)
+        self._fresh = [one for one in self._fresh if not one[0].done]
+
+    def export(self) -> Exported:
+        """Describe the workers that wait for an answer, for an upgrade."""
+        return {"next": self._calls.export(), "asked": list(self._asked)}
+
+    def adopt(self, found: Exported) -> None:
+        """Go on in the new program. Who waits only hears that the upgrade came between."""
+        self._calls.adopt(found["next"])
+        error = {"message": "the server was upgraded meanwhile: what was begun may have been done", "code": "failed"}
+        for ident, number in found["asked"]:
+            if child := self.children.by_ident.get(ident):
+                self.children.send(child, {"type": "answer", "number": number, "error": error, "replies": []})
+
+    # What workers say.
+
+    def became_ready(self, child: Child) -> None:
+        """A worker can be asked from now on."""
+        self._send(self._calls.offer(child.member.ident))
+
+    def said(self, child: Child, message: Message) -> None:
+        """A worker replies, is free for a command, or asks the others."""
+        ident, now, kind = child.member.ident, time.monotonic(), message["type"]
+        if kind == "call":
+            self._asked_by(child, message)
+            return
+        if kind == "noted":
+            self._noted(ident)
+            return
+        problem = self._calls.replied(ident, message, now) if kind == "reply" else None
+        if problem:
+            logger.warning("%s: %s", child, problem)
+        if child.member.state is State.READY and child.pid is not None:
+            target = Target(ident, child.id, child.pid, child.member.generation)
+            self._send(self._calls.free(target, now) if kind == "free" else self._calls.offer(ident))
+
+    def ended(self, child: Child) -> None:
+        """A worker can be asked no more."""
+        self._calls.gone(child.member.ident, time.monotonic())
+
+    def _asked_by(self, child: Child, message: Message) -> None:
+        asked = child.member.ident, message["number"]
+        self._asked.add(asked)
+
+        def answer(ended: Pending) -> None:
+            self._asked.discard(asked)
+            error = ended.error and {"message": str(ended.error), "code": ended.error.code}
+            replies = [asdict(reply) for reply in ended.value or ()]
+            told = {"type": "answer", "number": message["number"], "error": error, "replies": replies}
+            try:
+                self.children.send(child, told)
+            except FrameError:
+                too_large = {"message": "the replies together are too large", "code": "failed"}
+                self.children.send(child, told | {"error": too_large, "replies": []})
+
+        pending = Pending()
+        try:
+            what = (message[key] for key in ("name", "args", "to", "timeout"))
+            pending = self._ask_for(*what, child.member.ident)
+        except CommandError as error:
+            pending.fail(error)
+        except (TypeError, ValueError) as error:  # a name that is no text, say: the worker's mistake, but no reason to kill it
+            pending.fail(CommandError(f"this cannot be asked for: {error}", "usage"))
+        pending.finally_(answer)

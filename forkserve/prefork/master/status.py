@@ -1,0 +1,144 @@
+"""Status: what `forkserve ctl status` shows of the server, as values."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from forkserve.config.settings import TABLE
+from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.policy.recycling import Served
+from forkserve.prefork.policy.states import MOLD, State
+from forkserve.prefork.system.scoreboard import CONNECTIONS, HANDSHAKES_FAILED, REQUESTS
+from forkserve.version import __version__
+
+if TYPE_CHECKING:
+    from forkserve.config.settings import Settings
+    from forkserve.prefork.master.child import Child
+    from forkserve.prefork.master.commands import Steering
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.policy.states import Exit, Member
+    from forkserve.prefork.system.listeners import Listener
+
+KIB = 1024
+# The settings that tell a front end how to talk to us; without those that may hold secrets.
+_GROUPS = ("Addresses", "Workers", "Timeouts", "Limits", "HTTP", "WebSocket")
+_PUBLIC = [(name, spec) for name, spec in TABLE.items() if spec.group in _GROUPS or name == "cert_reqs"]
+
+
+def describe(master: Steering) -> dict[str, Any]:
+    """The server, its listeners and one row for each process, and for each slot that has none. For the master."""
+    pool, now = master.pool, time.monotonic()
+    return {
+        "name": master.name,
+        "pid": master.pid,
+        "version": __version__,
+        "app": master.settings.app,
+        "state": "reloading" if master.reloading.under_way and pool.phase is Phase.SERVING else _state(master),
+        "generation": pool.generation,
+        "uptime_s": round(now - master.started_at, 3),
+        "wanted": pool.wanted,
+        "listeners": listeners(master),
+        "settings": {
+            name: None if (value := getattr(master.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
+        },
+        "workers": [_worker(master, member, now) for member in _shown(pool)],
+        "molds": [_mold(master, member, now) for member in pool.molds()],
+        "last_reload": master.reloading.last,
+        "log_lines_lost": master.lost_lines(),
+    }
+
+
+def listeners(master: Steering) -> list[dict[str, Any]]:
+    """The listeners; `down` if requests had better go elsewhere. For the master."""
+    scheme, pool = master.worker_class.scheme(master.settings), master.pool
+    down, found = pool.down(), master.listeners.listed(pool.serving(), pool.generation)
+    return [listener(one, scheme, down=one.slot in down) for one in found]
+
+
+def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any]:
+    """One of them."""
+    return {"address": one.address(scheme), "scheme": scheme, "slot": one.slot, "down": down, "lost": one.lost}
+
+
+def served(child: Child, settings: Settings) -> Served:
+    """How old a worker is, and its memory; that only where there is a limit for it, as it is dear to read."""
+    age = time.monotonic() - child.member.born
+    memory = _memory(child.pid).get("Pss") if settings.max_memory and child.pid else None
+    return Served(child.id, child.age, age, memory)
+
+
+def _shown(pool: Pool) -> list[Member]:
+    """Every process, and the places of slots that have none."""
+    members = pool.members()
+    served = {member.slot for member in members if member.exists}
+    return [member for member in members if member.exists or member.slot not in served]
+
+
+def _state(master: Steering) -> str:
+    if master.pool.phase >= Phase.STOPPING:
+        return "stopping"
+    shows_fault = master.development is not None and master.development.shows_fault
+    return "degraded" if master.pool.degraded or shows_fault else "running"
+
+
+def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:
+    child = master.children.by_ident.get(member.ident)
+    state = State.KILLED if member.state is State.DUMPING else member.state
+    memory = _memory(child.pid) if child is not None and child.pid is not None else {}
+    generation = member.generation if member.exists else master.pool.generation  # of which it will be forked
+    return {
+        "id": member.slot,
+        "pid": member.pid,
+        "port": master.listeners.port(member.slot, generation),
+        "generation": member.generation,
+        "state": state.value,
+        "age_s": round(now - member.born, 3) if member.exists else 0.0,
+        **_counters(child),
+        "pss_bytes": memory.get("Pss"),
+        "rss_bytes": memory.get("Rss"),
+        "last_exit": _exit(master.pool.last_exit(member.slot), now),
+    }
+
+
+def _mold(master: Steering, member: Member, now: float) -> dict[str, Any]:
+    state = State.KILLED if member.state is State.DUMPING else member.state
+    memory = _memory(member.pid) if member.pid is not None else {}
+    return {
+        "pid": member.pid,
+        "generation": member.generation,
+        "state": state.value,
+        "pss_bytes": memory.get("Pss"),
+        "last_exit": _exit(master.pool.last_exit(MOLD), now),
+    }
+
+
+def _counters(child: Child | None) -> dict[str, int]:
+    if child is None:
+        return {"requests": 0, "in_flight": 0, "connections": 0, "handshakes_failed": 0}
+    cells = child.row.cells
+    return {
+        "requests": cells[REQUESTS],
+        "in_flight": child.row.in_flight(),
+        "connections": cells[CONNECTIONS],
+        "handshakes_failed": cells[HANDSHAKES_FAILED],
+    }
+
+
+def _exit(end: Exit | None, now: float) -> dict[str, Any] | None:
+    if end is None:
+        return None
+    at = time.time() - (now - end.at)
+    return {"reason": end.reason, "code": end.code, "signal": end.signal, "at": round(at, 3)}
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """The process's memory in bytes: `Rss`, and `Pss`, in which pages that n processes share count 1/n. Linux."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            if name in ("Rss", "Pss"):
+                found[name] = int(rest.split()[0]) * KIB
+    return found

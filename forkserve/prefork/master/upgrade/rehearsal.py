@@ -1,0 +1,126 @@
+"""Rehearsal: what a pre-flight does where another program would begin to serve. In the pre-flight's process, which it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from forkserve.base import console, exits, handover, logfile, logs, privileges, startup, stdio
+from forkserve.base.errors import ConfigError, ExitCode
+from forkserve.base.libc import PDEATHSIG, prctl
+from forkserve.config import apps
+from forkserve.prefork.master.upgrade import judged
+from forkserve.prefork.system.output import Outputs
+from forkserve.prefork.system.poller import Poller
+from forkserve.prefork.system.scoreboard import LAYOUT
+from forkserve.prefork.worker import leftovers
+from forkserve.prefork.worker.boot import MASTERS_VARIABLES, why
+from forkserve.prefork.worker.classes import load_mixins
+from forkserve.version import __version__
+
+if TYPE_CHECKING:
+    from forkserve.base.startup import Handed
+    from forkserve.config.load import Config
+    from forkserve.config.settings import Settings
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.worker.worker import Worker
+
+
+def rehearse(handed: Handed, worker_class: type[Worker], config: Config, pool: Pool) -> NoReturn:
+    """Read the state and load the app, as whom the workers run; confirm that, or say what is wrong; and exit.
+
+    What it goes by is written down before the app is loaded, and out of its reach: the new program runs it with all rights.
+    What follows `run` in a program of the user's is for the end of a server, and there was none.
+    """
+    code: int = ExitCode.UNEXPECTED
+    settings = config.settings
+    prctl(PDEATHSIG, signal.SIGKILL)  # whoever waits for it must be there
+    try:
+        generation = _understand(handed.data, pool)
+        _open_logs(settings, generation)
+        _write_down(handed, config)
+        _load(worker_class, settings, generation)
+        assert handed.confirm is not None
+        word = f"forkserve {__version__}, Python {platform.python_version()}"
+        os.pwrite(handed.confirm, word.encode("ascii", "replace"), 0)
+        code = ExitCode.OK
+    except BaseException as error:  # noqa: BLE001 - the app may raise anything, and nothing may leave this process but its exit code
+        code, message, text = why(error)
+        console.say(*[text.rstrip()] if text else (), f"forkserve: {message}")
+    finally:
+        with contextlib.suppress(Exception):
+            exits.run()
+        stdio.flush()
+        logfile.finish()
+        os._exit(code)
+
+
+def _understand(data: bytes, pool: Pool) -> int:
+    """Read the state; return the generation that would come next. Raises ConfigError."""
+    found = handover.decode(data)
+    layout = found["scoreboard"]["layout"]
+    if layout != LAYOUT:
+        raise ConfigError(
+            "the memory that the running server shares with its workers is laid out differently: restart the server"
+        )
+    pool.adopt(found["pool"], time.monotonic())
+    return pool.newest_generation + 1
+
+
+def _open_logs(settings: Settings, generation: int) -> None:
+    """Open what a start would open for writing, as later it would be the end of the server. Raises ConfigError."""
+    logs.configure(dataclasses.replace(settings, capture_output=False))
+    logs.identify("pre-flight", generation)
+    Outputs(settings, Poller())
+
+
+def _write_down(handed: Handed, config: Config) -> None:
+    """Write what has been judged so far, and which files it was read from. Raises what the files of modules raise."""
+    if handed.judged is None:
+        return
+    modules = judged.loaded()
+    read, looked_for = config.files()
+    if main := getattr(sys.modules["__main__"], "__file__", None):
+        read.append(main)
+    values = {one.name: getattr(config.settings, one.name) for one in dataclasses.fields(config.settings)}
+    plain = {name: value for name, value in values.items() if judged.is_plain(value)}
+    read += [path for path, _, _ in modules.values()]
+    stamps, fresh = judged.stamps(set(read), looked_for, startup.began)
+    flags = judged.python_flags(sys.orig_argv, sys.argv[1:])
+    found = judged.Judged(
+        hexversion=sys.hexversion,
+        executable=sys.executable,
+        words=sys.orig_argv,
+        flags=flags or [],
+        argv=sys.argv,
+        path=startup.path,
+        directory=startup.directory,
+        start=None if config.given is None or flags is None else startup.goes_on_from,
+        settings=plain,
+        given=None if config.given is None else dict(config.given),
+        unsaid=[*(values.keys() - plain.keys()), *config.hooks],
+        stamps=stamps,
+        fresh=fresh,
+    )
+    judged.write(handed.judged, found, modules)
+
+
+def _load(worker_class: type[Worker], settings: Settings, generation: int) -> None:
+    for name in MASTERS_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["FORKSERVE_GENERATION"] = str(generation)
+    if not settings.preload:
+        os.environ["FORKSERVE_WORKER_ID"] = "1"
+    if privileges.drop(settings):
+        prctl(PDEATHSIG, signal.SIGKILL)
+    apps.prepare(settings)
+    before = leftovers.Before.look() if settings.preload else None
+    load_mixins(worker_class, settings.mixin).preload(settings)
+    if before is not None:
+        leftovers.refuse_threads(settings, before)

@@ -1,0 +1,192 @@
+"""Upgrading: the upgrades that were asked for, one at a time: pre-flight, exec, and the reload that follows. In the master."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from typing import TYPE_CHECKING, Any, Final
+
+from forkserve.base.handover import encode
+from forkserve.base.logs import logger
+from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.master.upgrade import address_change, modules
+from forkserve.prefork.master.upgrade.preflight import Preflight
+from forkserve.prefork.master.upgrade.program import Program, missing
+from forkserve.prefork.policy.pool import Phase
+from forkserve.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from forkserve.base.errors import ListenError
+    from forkserve.prefork.master.master import Master
+    from forkserve.prefork.master.upgrade.judged import Judged
+
+
+PREFLIGHTS: Final = 3  # how often one is made for files that change again and again
+
+
+class Upgrading:
+    """The upgrade that is under way, and those who asked for it.
+
+    It waits for the end of the first boot, and while a reload runs. Who asks during a pre-flight may mean a newer program:
+    if that one fails, there is another. If it is good they all mean the same, as the exec is yet to come. If a reload has run
+    since it began, or a file has changed that it has read, what it has judged may not be what would take over: another one.
+    """
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._program = Program.of_this_process()
+        self._waiting: list[Pending] = []
+        self._running: list[Pending] = []
+        self._preflight: Preflight | None = None
+        self._began = 0  # the newest generation when the pre-flight began
+        self._count = 0
+        self._before: Judged | None = None  # what the pre-flight before has judged
+
+    def ask(self) -> Pending:
+        """Upgrade as soon as possible. Raises CommandError where that is never possible."""
+        if lacks := missing():
+            raise CommandError(f"upgrade in place needs {lacks}: nothing was changed", "unsupported")
+        self._waiting.append(Pending())
+        return self._waiting[-1]
+
+    def progress(self) -> str | None:
+        """How far it is, in a few words; None if there is none."""
+        if self._preflight is not None:
+            return "upgrade: the new program loads the app"
+        return "upgrade: waiting for its turn" if self._waiting else None
+
+    def advance(self, now: float) -> None:
+        """Go on as far as possible; when what was planned has been done."""
+        pool, front = self._master.pool, self._master.front
+        if pool.phase >= Phase.STOPPING:
+            self.close()
+            while asked := [*self._running, *self._waiting]:
+                self._running, self._waiting = [], []
+                _fail(asked, CommandError("the server is stopping", "refused"))
+        elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._master.reloading.under_way:
+            if pool.owes:
+                self._master.poller.at(now, int)  # once more, when that is done too
+            elif not (pool.sees_off or (front is not None and front.busy)):
+                self._go_on()
+
+    def _go_on(self) -> None:
+        try:
+            if self._preflight is None:
+                self._start()
+            elif self._preflight.word is not None and not self._judge_again():
+                self._replace(self._preflight.word)
+        except Exception:  # noqa: BLE001 - said in the log, and to who asked
+            logger.exception("fault in the master")
+            self._failed("fault in the master: see its log")
+
+    def _start(self) -> None:
+        master = self._master
+        self._running, self._waiting = [*self._running, *self._waiting], []
+        self._began, self._count = master.pool.newest_generation, self._count + 1
+        logger.info("upgrading: pre-flight of %s in %s", self._program.arguments[0], self._program.directory)
+        try:
+            self._preflight = Preflight(
+                master.poller, self._program, encode(master.export()), master.settings.boot_timeout, self._judge
+            )
+        except OSError as error:
+            self._failed(f"cannot run {error.filename or self._program.arguments[0]}: {error.strerror}")
+            return
+        master.children.others[self._preflight.pid] = self._preflight.ended
+
+    def _judge(self) -> None:
+        assert self._preflight is not None
+        if self._preflight.word is None:
+            self._failed(f"the pre-flight failed: {self._preflight.reason}", self._preflight.output)
+
+    def _judge_again(self) -> bool:
+        """Begin another pre-flight if what this one has judged is out of date by now. Return whether it is."""
+        preflight = self._preflight
+        assert preflight is not None
+        before, self._before = self._before, preflight.judged
+        changed = preflight.judged.changed(before) if preflight.judged is not None else None
+        if changed is None and self._began == self._master.pool.newest_generation:
+            return False
+        if self._count >= PREFLIGHTS:
+            self._failed(f"{changed or 'the workers'} changed during each of {PREFLIGHTS} pre-flights")
+            return True
+        logger.info("upgrading: once more, as %s", f"{changed} has changed" if changed else "a reload has run")
+        self._preflight = None
+        preflight.close()
+        self._start()
+        return True
+
+    def _replace(self, word: str) -> None:
+        assert self._preflight is not None
+        found = self._preflight.judged
+        logger.info("upgrading: %s takes over", word)
+        if self._master.development:
+            self._master.development.base.renew()  # what the new program cannot know must not outlive this one
+        try:
+            self._master.hand_over(self._program, (self._preflight.file, found) if found and found.start else None)
+        except OSError as error:
+            self._failed(f"cannot execute {error.filename or self._program.arguments[0]}: {error.strerror}")
+
+    def _failed(self, why: str, output: str = "") -> None:
+        running, self._running = self._running, []
+        self._count, self._before = 0, None
+        self._forget_preflight()
+        error = CommandError(f"{why}; nothing was changed")
+        logger.error("upgrade failed: %s%s", error, f"\n{output.rstrip()}" if output else "")
+        _fail(running, error, {"traceback": output} if output else None)
+
+    def close_in_child(self) -> None:
+        """Close what is the master's, in a child just forked."""
+        if self._preflight is not None:
+            self._preflight.close_in_child()
+
+    def close(self) -> None:
+        """End the pre-flight, if there is one; its process is reaped as any other."""
+        others = self._master.children.others
+        if self._preflight is not None and self._preflight.pid in others:
+            del others[self._preflight.pid]
+            self._preflight.kill()
+        self._forget_preflight()
+
+    def _forget_preflight(self) -> None:
+        preflight, self._preflight = self._preflight, None
+        if preflight is not None:
+            preflight.close()
+
+    # In the new program.
+
+    def follow(self, asked: Pending, error: ListenError | None, was: Mapping[str, Any]) -> None:
+        """Reload, as another program has just taken over, and answer to who asked for it; not if it has met with an error.
+
+        Of the settings, *was* is what goes with the old workers, if they stay.
+        """
+        master = self._master
+        modules.forget()
+        logger.info("upgraded in place: forkserve %s, Python %s", __version__, platform.python_version())
+
+        def ended(reload: Pending) -> None:
+            back = master.listeners.settle(master.pool.generation, master.pool.newest_generation)
+            if back and reload.error is not None:
+                settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in was.items()}
+                master.take_over(dataclasses.replace(master.settings, **settings), master.hooks)
+            address_change.close_left(master)
+            if reload.error is None:
+                asked.resolve({**reload.value, "version": __version__})
+                return
+            why = str(reload.error).removesuffix("; nothing was changed")
+            stay = "" if master.pool.phase >= Phase.STOPPING else "; old workers stay"
+            asked.fail(CommandError(f"the new program has taken over, but did not reload: {why}{stay}"), reload.value)
+
+        reload = Pending()
+        if error is None:
+            reload = master.reloading.ask()
+        else:
+            logger.error("not reloaded: %s; workers and listeners stay as they are", error)
+            reload.fail(CommandError(str(error)))
+        reload.finally_(ended)
+
+
+def _fail(asked: list[Pending], error: CommandError, value: Any = None) -> None:
+    for one in asked:
+        one.fail(error, value)

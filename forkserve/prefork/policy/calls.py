@@ -1,0 +1,182 @@
+"""Calls: commands under way in workers: who is asked, who has answered, and until when. Pure.
+
+Whoever holds it sends what it returns, and tells it what comes back. `any` works by offers: while a
+call waits for somebody, each ready worker has one offer, which it takes up (`free`) when it is
+idle: between requests, and with no command in hand. So the first that is idle gets the call, and
+no other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from forkserve.prefork.ipc.pending import JSON, CommandError, Failure, Pending, Reply
+
+if TYPE_CHECKING:
+    from forkserve.prefork.ipc.frames import Message
+
+OFFER: Message = {"type": "offer"}
+STATUSES = ("ok", "error", "unknown")  # that a worker can give; the others are found out without it
+
+
+class Target(NamedTuple):
+    """A worker that can be asked: its member's ident, and what its reply says of it."""
+
+    ident: int
+    id: int
+    pid: int
+    generation: int
+
+
+class Send(NamedTuple):
+    """A message for one worker."""
+
+    ident: int
+    message: Message
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    number: int
+    name: str
+    args: Sequence[JSON]
+    began: float
+    deadline: float | None
+    pending: Pending = field(default_factory=Pending)
+    asked: dict[int, tuple[Target, float]] = field(default_factory=dict)  # by ident: who has not answered yet, and since when
+    replies: list[Reply] = field(default_factory=list)
+    without: int | None = None  # the ident of who must not be asked
+
+    @property
+    def message(self) -> Message:
+        return {"type": "command", "call": self.number, "name": self.name, "args": self.args, "deadline": self.deadline}
+
+
+class Calls:
+    """All calls of one master. Times are the monotonic clock's."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._open: dict[int, _Call] = {}
+        self._waiting: deque[_Call] = deque()  # for anybody
+        self._offered: set[int] = set()
+
+    def export(self) -> int:
+        """The number of the next call, for an upgrade: what is answered late must not be taken for another's answer."""
+        return next(self._numbers)
+
+    def adopt(self, number: int) -> None:
+        """Go on from it in the new program, which knows nothing of those that were under way."""
+        self._numbers = itertools.count(number)
+
+    def next_deadline(self) -> float | None:
+        """When `expire` must be called if nothing happens before; None for never."""
+        return min((call.deadline for call in self._open.values() if call.deadline is not None), default=None)
+
+    def ask(
+        self, name: str, args: Sequence[JSON], targets: Iterable[Target], now: float, deadline: float | None
+    ) -> tuple[Pending, list[Send]]:
+        """Ask each of the targets; the value will be their replies, in the order of their ids."""
+        call = self._new(name, args, now, deadline)
+        call.asked = {target.ident: (target, now) for target in targets}
+        message = call.message
+        sends = [Send(ident, message) for ident in call.asked]
+        self._finish_if_complete(call)
+        return call.pending, sends
+
+    def ask_any(
+        self,
+        name: str,
+        args: Sequence[JSON],
+        ready: Iterable[Target],
+        now: float,
+        deadline: float | None,
+        without: int | None = None,
+    ) -> tuple[Pending, list[Send]]:
+        """Ask the worker that is idle first, but not `without`; the value will be a list of one reply."""
+        call = self._new(name, args, now, deadline)
+        call.without = without
+        self._waiting.append(call)
+        return call.pending, [send for target in ready for send in self.offer(target.ident)]
+
+    def offer(self, ident: int) -> list[Send]:
+        """What to send to a worker that is ready (again): an offer, if anybody waits and it has none."""
+        if not self._waiting or ident in self._offered:
+            return []
+        self._offered.add(ident)
+        return [Send(ident, OFFER)]
+
+    def free(self, target: Target, now: float) -> list[Send]:
+        """A worker took up its offer; return the call that it gets, if there is still one for it, and another offer if more wait.
+
+        The offer goes with the call because a worker that gets to it too late does not reply, and must not be forgotten.
+        """
+        self._offered.discard(target.ident)
+        for call in self._waiting:
+            if call.without != target.ident and (call.deadline is None or now < call.deadline):
+                self._waiting.remove(call)
+                call.asked[target.ident] = target, now
+                return [Send(target.ident, call.message), *self.offer(target.ident)]
+        return []
+
+    def replied(self, ident: int, message: Message, now: float) -> str | None:
+        """A worker answered. Return what is wrong with it, for the log, if it came too late or is no answer."""
+        call = self._open.get(message.get("call", 0))
+        if call is None or ident not in call.asked:
+            return f"a late reply to a command was dropped: {message.get('name')!r:.80}"
+        status, error = message.get("status"), message.get("error")
+        if status not in STATUSES:
+            return f"a reply without a status was dropped: {status!r:.80}"
+        failure = Failure(**error) if error else None  # may raise, and then it has not answered
+        target, since = call.asked.pop(ident)
+        self._note(call, target, since, now, status, message.get("value"), failure)
+        return None
+
+    def gone(self, ident: int, now: float) -> None:
+        """A worker has died, or cannot be reached."""
+        self._offered.discard(ident)
+        for call in [one for one in self._open.values() if ident in one.asked]:
+            if ident in call.asked:  # who is told of the end of one call may have come here, too
+                target, since = call.asked.pop(ident)
+                self._note(call, target, since, now, "died")
+
+    def expire(self, now: float) -> None:
+        """End what has not been answered in time."""
+        for call in [one for one in self._open.values() if one.deadline is not None and one.deadline <= now]:
+            if call.pending.done:
+                continue  # who is told of the end of one call may end another
+            asked, call.asked = call.asked, {}
+            call.replies += [self._reply(target, since, now, "timeout") for target, since in asked.values()]
+            if call in self._waiting:
+                self._waiting.remove(call)
+                call.replies.append(Reply(0, None, 0, "timeout", seconds=now - call.began))
+            self._finish_if_complete(call)
+
+    def refuse(self, error: CommandError) -> None:
+        """End what waits for anybody: nobody will be ready any more."""
+        while self._waiting:
+            call = self._waiting.popleft()
+            del self._open[call.number]
+            call.pending.fail(error)
+
+    def _new(self, name: str, args: Sequence[JSON], now: float, deadline: float | None) -> _Call:
+        call = _Call(next(self._numbers), name, args, now, deadline)
+        self._open[call.number] = call
+        return call
+
+    def _note(self, call: _Call, target: Target, since: float, now: float, status: str, *rest: Any) -> None:
+        call.replies.append(self._reply(target, since, now, status, *rest))
+        self._finish_if_complete(call)
+
+    @staticmethod
+    def _reply(target: Target, since: float, now: float, status: str, value: JSON = None, error: Failure | None = None) -> Reply:
+        return Reply(target.id, target.pid, target.generation, status, value, error, round(now - since, 6))
+
+    def _finish_if_complete(self, call: _Call) -> None:
+        if not call.asked and call not in self._waiting:
+            del self._open[call.number]
+            call.pending.resolve(sorted(call.replies, key=lambda reply: reply.id))

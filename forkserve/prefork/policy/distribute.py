@@ -1,0 +1,51 @@
+"""Distribute: one command for each of many items, each in the worker that is idle first. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from forkserve.prefork.ipc.pending import JSON, CommandError, Pending, Reply
+
+
+def distribute(ask: Callable[[JSON], Pending], items: Sequence[JSON], width: int, retries: int) -> Pending:
+    """Ask for every item, `width` of them at a time; the value is the list of replies, in the order of the items.
+
+    An item whose worker dies is asked for again, so many times at most. An error of one, raised or not, ends it all.
+    """
+    whole = Pending()
+    todo = deque((index, item, retries) for index, item in enumerate(items))
+    replies: list[Reply | None] = [None] * len(items)
+    missing = len(items)
+
+    def go_on() -> None:
+        if not todo or whole.done:
+            return
+        index, item, left = todo.popleft()
+
+        def ended(asked: Pending) -> None:
+            nonlocal missing
+            if asked.error is not None:
+                whole.fail(asked.error)
+                return
+            (reply,) = asked.value
+            if reply.status == "died" and left:
+                todo.appendleft((index, item, left - 1))
+            else:
+                replies[index] = reply
+                missing -= 1
+            if missing:
+                go_on()
+            else:
+                whole.resolve(replies)
+
+        try:
+            ask(item).finally_(ended)
+        except CommandError as error:
+            whole.fail(error)
+
+    for _ in range(min(width, len(items))):
+        go_on()
+    if not items:
+        whole.resolve([])
+    return whole

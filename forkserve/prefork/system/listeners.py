@@ -1,0 +1,378 @@
+"""The sockets that a server listens on: opened, inherited, handed to workers, closed.
+
+The master opens each before the first fork that needs it and keeps its own copy as long as the
+address is wanted, so that an accept queue outlives any worker.
+
+An upgrade may bring other addresses. They belong to generations: a worker accepts from those of its own, whenever it is
+forked, so that
+
+- the addresses of before stay open and are used for new workers until the new generation is committed, and again if it is
+  rolled back; those of the new program, which nobody was told of, are closed if it never is;
+- once it is committed, whatever becomes of the reload, new workers have the new ones, and an old address is open for as long
+  as there are workers that accept from it, or may be again;
+- what is listed for a slot is where its ready worker accepts from: the old address until the new worker is ready and its
+  generation committed.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from forkserve.base.errors import ListenError
+from forkserve.base.handover import Exported, Kept, fields_of, made
+from forkserve.config.addresses import Address, parse_address
+from forkserve.prefork.system import acceptqueue
+from forkserve.prefork.system.binding import Listener, bind_tcp, bind_unix, resolve, same_file
+from forkserve.prefork.system.inherited import adopt, inherit
+
+__all__ = ["Address", "Listener", "Listeners", "parse_address"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What addresses are asked for, for workers of the generations from `first` to `last`; None is for ever."""
+
+    bind: Sequence[str]
+    host: str
+    base_port: int | None
+    first: int = 0
+    last: int | None = None
+
+    def of(self, slots: Iterable[int]) -> list[tuple[int, Address]]:
+        """Return the slots' own addresses. Raises ListenError."""
+        return [] if self.base_port is None else [(slot, self._of_slot(slot, self.base_port)) for slot in slots]
+
+    def _of_slot(self, slot: int, base_port: int) -> Address:
+        port = base_port and base_port + slot - 1
+        if port > 65535:
+            raise ListenError(f"worker {slot} would listen on port {port}; the last one is 65535")
+        return Address("tcp", host=self.host, port=port)
+
+
+class Listeners:
+    """The master's table of listeners: those that all workers share, and one for each slot."""
+
+    def __init__(
+        self,
+        *,
+        bind: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        base_port: int | None = None,
+        backlog: int = 2048,
+        socket_mode: int = 0o660,
+        owner: tuple[int, int] | None = None,
+    ) -> None:
+        self._asked = [Asked(bind, host, base_port)]  # before those of an upgrade whose reload goes on, what was before it
+        self._bind = [parse_address(text) for text in bind]
+        self._backlog = backlog
+        self._mode = socket_mode
+        self._owner = owner
+        self._inherited: list[Listener] = []  # those that are open already, for the addresses that they match
+        self._all: list[Listener] = []
+        self._leaving: list[Listener] = []  # which only workers of before the upgrade have, until its reload has ended
+        self._renewed: list[tuple[Listener, Listener]] = []  # lost by the file, and bound anew for a reload that runs
+        self._turned = False  # the addresses of before are for no new slots any more
+
+    def __iter__(self) -> Iterator[Listener]:
+        """Iterate over the open listeners, the slots' first, in the order of their slots."""
+        return iter(sorted(self._all, key=lambda one: (one.slot is None, one.slot or 0)))
+
+    def open(self, slots: int, environ: Mapping[str, str]) -> None:
+        """Open the shared addresses and those of slots 1 to `slots`; adopt LISTEN_FDS sockets.
+
+        An inherited socket serves the address that it matches, else it is shared by all workers.
+        Raises ListenError; what was opened before is closed then.
+        """
+        try:
+            self._inherited = [Listener(sock, adopted=True) for sock in inherit(environ)]
+            for address in self._bind:
+                self._open_for(address, None, self._asked[-1])
+            self.open_slots(range(1, slots + 1))
+            self._all += self._inherited
+            self._inherited = []
+        except ListenError:
+            self.close_all()
+            raise
+
+    def open_slots(self, slots: Collection[int]) -> None:
+        """Open what is not open yet of the slots' own addresses: all of them, or none.
+
+        Raises ListenError.
+        """
+        before = list(self._all)
+        self.admit(slots)
+        try:
+            for asked in self._asked[-1:] if self._turned else self._asked:
+                there = {one.slot for one in self._all if one.serves(asked.first)}
+                for slot, address in asked.of(slot for slot in slots if slot not in there):
+                    self._open_for(address, slot, asked)
+        except ListenError:
+            self._close(lambda one: one not in before)
+            raise
+
+    def _open_for(self, address: Address, slot: int | None, asked: Asked) -> None:
+        listener = self._open(address, asked.first)
+        listener.slot, listener.asked, listener.first, listener.last = slot, str(address), asked.first, asked.last
+        self._all.append(listener)
+        if asked.last is not None:
+            self._leaving.append(listener)
+
+    def _open(self, address: Address, generation: int) -> Listener:
+        match address.kind:
+            case "fd":
+                for listener in self._inherited:
+                    if listener.sock.fileno() == address.fd:
+                        self._inherited.remove(listener)
+                        return listener
+                return Listener(adopt(address.fd), adopted=True)
+            case "unix":
+                there = self._take(socket.AF_UNIX, same_file(address.path), generation)
+                return there or bind_unix(address, self._mode, self._backlog, self._owner)
+        family, name = resolve(address)
+        there = self._take(family, name[:2], generation) if name[1] else None
+        return there or Listener(bind_tcp(address, family, name, self._backlog))
+
+    def _take(self, family: int, name: object, generation: int) -> Listener | None:
+        """Return one that is bound to the address already: it was inherited, or workers of other generations have it."""
+        for listener in self._inherited:
+            if listener.bound_to(family, name):
+                self._inherited.remove(listener)
+                return listener
+        there = [one for one in self._all if one.bound_to(family, name)]
+        return there[0].again() if there and not any(one.serves(generation) for one in there) else None
+
+    def for_slot(self, slot: int, generation: int) -> list[Listener]:
+        """Return what a worker inherits: its slot's own listener, then the shared ones."""
+        return [one for one in self if one.accepted_by(slot, generation)]
+
+    def port(self, slot: int, generation: int) -> int | None:
+        """Return the TCP port that is the slot's own, if it has one."""
+        return next((one.port for one in self if one.slot == slot and one.serves(generation)), None)
+
+    def listed(self, serving: Mapping[int, int], committed: int) -> list[Listener]:
+        """Return those that requests may be sent to: a slot's own, and then the shared ones, first those to be preferred.
+
+        Args:
+            serving: The generations of ready workers, by their slots.
+            committed: The generation of those that will be.
+        """
+        ready = {*serving.values()}
+        own = [one for one in self if one.slot is not None and one.serves(serving.get(one.slot, committed))]
+        shared = [one for one in self if one.slot is None and any(map(one.serves, ready | {committed}))]
+        shared.sort(key=lambda one: (not any(map(one.serves, ready)), not one.serves(committed)))
+        return own + shared
+
+    def elsewhere(self, committed: int) -> list[Listener]:
+        """Return those that no worker of the committed generation has."""
+        return [one for one in self._all if not one.serves(committed)]
+
+    def look(self) -> list[Listener]:
+        """See which socket files have gone; return the listeners whose file was there at the last look. For the master."""
+        before = {id(one) for one in self._all if one.lost}
+        for one in self._all:
+            one.lost = one.last is None and one.has_lost_its_file()
+        return [one for one in self._all if one.lost and id(one) not in before]
+
+    def renew(self, generation: int) -> list[ListenError]:
+        """Bind anew, for workers from this generation on, what nobody can connect to. Return why that was not possible."""
+        self.look()
+        errors = []
+        for old in [one for one in self._all if one.lost]:
+            try:
+                fresh = bind_unix(parse_address(old.asked), self._mode, self._backlog, self._owner)
+            except ListenError as error:
+                errors.append(error)
+                continue
+            fresh.slot, fresh.asked, fresh.first, old.last = old.slot, old.asked, generation, generation - 1
+            self._all.append(fresh)
+            self._renewed.append((old, fresh))
+        return errors
+
+    def settle_renewed(self, committed: int) -> None:
+        """The reload has ended: give up what was bound for it, if its generation is not the committed one."""
+        renewed, self._renewed = self._renewed, []
+        for old, fresh in renewed:
+            if committed < fresh.first:
+                old.last = None
+                self._close(lambda one, gone=fresh: one is gone)  # type: ignore[misc]
+
+    def closing(
+        self,
+        worker: tuple[int, int],
+        committed: int,
+        kept: Collection[int] | None,
+        others: Collection[tuple[int, int]],
+        *,
+        back: bool,
+    ) -> list[int]:
+        """Return the identities (`acceptqueue`) of what will be closed when a worker that drains accepts no more.
+
+        Args:
+            worker: Its slot and generation.
+            committed: The generation of new workers.
+            kept: The slots that keep their listeners; None if everything is closed.
+            others: Slots and generations of the workers that stay.
+            back: Whether there may be workers of generations before again.
+        """
+        back = back or (len(self._asked) > 1 and committed < self._asked[-1].first)
+
+        def stays(one: Listener) -> bool:
+            if one.adopted:
+                return True  # somebody else has it as well, such as a service manager, for whoever comes after us
+            if kept is None:
+                return False
+            wanted = (one.slot is None or one.slot in kept) and (back or one.serves(committed))
+            return wanted or any(one.accepted_by(*other) for other in others)
+
+        used = {acceptqueue.identity(one.sock) for one in self._all if stays(one)}
+        return [mine for one in self.for_slot(*worker) if (mine := acceptqueue.identity(one.sock)) not in used]
+
+    def admit(self, slots: Collection[int]) -> None:
+        """Let connections come to these slots' own listeners again: they are not closed after all."""
+        for one in self._all:
+            if one.slot in slots and not one.adopted:
+                acceptqueue.admit(one.sock)
+
+    def last_look(self, slot: int | None) -> bool:
+        """Let no more connections come to a slot's own listener, or with None to the shared ones; whether some wait there.
+
+        Adopted listeners are left alone: another process has them as well, and may accept.
+        """
+        mine = [one for one in self._all if one.slot == slot and not one.adopted]
+        for one in mine:
+            acceptqueue.refuse(one.sock)
+        return any(acceptqueue.length(one.sock) for one in mine)
+
+    def close(self, slot: int | None) -> None:
+        """Close a slot's own listener, or with None the shared ones; remove a socket file of ours.
+
+        For the master, when no worker accepts from it any more.
+        """
+        self._close(lambda one: one.slot == slot)
+
+    def _close(self, which: Callable[[Listener], bool]) -> None:
+        for listener in [one for one in self._all if which(one)]:
+            self._all.remove(listener)
+            listener.unlink(self._all)
+            listener.close()
+
+    def close_all(self) -> None:
+        """Close everything, for the master at its end."""
+        for listener in self._inherited:
+            listener.close()
+        self._close(lambda _: True)
+
+    def close_unused(
+        self, committed: int, workers: Collection[tuple[int, int]], sought: Callable[[Listener], bool], now: float, longest: float
+    ) -> float | None:
+        """Close what is for no new worker, and none of these accepts from it. For the master.
+
+        Args:
+            committed: The generation of new workers.
+            workers: Slots and generations.
+            sought: Whether a front end may send requests to one: then it is kept meanwhile, as a worker may have died.
+            now: The time.
+            longest: Seconds for which it is kept at most.
+
+        Return when this must be done again for those that are kept from now on; None for never.
+        """
+        if len(self._asked) > 1 and committed < self._asked[-1].first:
+            return None  # it is about to be committed
+        if any(committed < fresh.first for _, fresh in self._renewed):
+            return None  # as above
+        due = []
+        for listener in self.elsewhere(committed):
+            if any(listener.accepted_by(*worker) for worker in workers):
+                listener.left_at = None
+                continue
+            kept = now < (now if listener.left_at is None else listener.left_at) + longest and sought(listener)
+            if not kept:
+                self._close(lambda one, gone=listener: one is gone)  # type: ignore[misc]
+            elif listener.left_at is None:
+                listener.left_at = now
+                due.append(now + longest)
+        return min(due, default=None)
+
+    def close_in_child(self, kept: Collection[Listener]) -> None:
+        """Close the copies that a process must not hold, which inherits just these. For the child, after a fork."""
+        for listener in self._all:
+            if listener not in kept:
+                listener.close()
+
+    def export(self) -> list[Exported]:
+        """Describe them, for an upgrade."""
+        return [
+            fields_of(one, "sock") | {"socket": Kept(one.sock.fileno()), "_file": one._file and list(one._file)}  # noqa: SLF001 - its own module
+            for one in self._all
+        ]
+
+    def adopt(
+        self, found: Sequence[Exported], slots: Collection[int], generations: tuple[int, int], before: Exported | None
+    ) -> ListenError | None:
+        """Go on with them in the new program, whose settings may ask for others, until `settle`.
+
+        An address is kept by how it was written, or else by what it is bound to. If a new one cannot be had, all are kept as
+        they were, and the error is returned.
+
+        Args:
+            found: What the program before had.
+            slots: Those that have listeners.
+            generations: The committed one, and that of the reload that follows.
+            before: The settings of the program before, as far as they are known.
+        """
+        committed, following = generations
+        now, self._all = self._asked[-1], [_adopted(one) for one in found]
+        was = now if before is None else Asked(before["bind"], before["host"], before["base_port"])
+        self._asked = [replace(was, first=committed, last=following - 1), replace(now, first=following)]
+        old = list(self._all)
+        try:
+            both = [*((None, address) for address in self._bind), *now.of(slots)]
+            wanted = {(slot, str(address)): address for slot, address in both}
+            for listener in (one for one in old if one.last is None):
+                if wanted.pop((listener.slot, listener.asked), None):
+                    continue
+                if listener.asked and (listener.slot is None or listener.slot in slots):
+                    self._leaving.append(listener)
+                    listener.last = following - 1
+            for (slot, _), address in wanted.items():
+                self._open_for(address, slot, self._asked[-1])
+        except ListenError as error:
+            self._close(lambda one: one not in old)
+            self.settle(committed, following - 1)
+            return error
+        return None
+
+    def turn(self, *, committed: bool) -> None:
+        """An upgrade is about to be committed, so that new slots need its addresses only; or is not, after all."""
+        self._turned = committed
+
+    def settle(self, committed: int, newest: int) -> bool:
+        """The reload after the upgrade has ended. Return whether the addresses of before are back, or have never left.
+
+        Args:
+            committed: The generation of new workers.
+            newest: The last that was tried: if that is not the upgrade's, the next reload will be of that generation.
+        """
+        if len(self._asked) == 1:
+            return True
+        (was, now), leaving = self._asked, self._leaving
+        self._leaving, self._turned = [], False
+        if committed >= now.first:
+            self._asked = [now]
+            return False
+        self._asked = [replace(was, last=None)]
+        for listener in self._all:
+            if listener.first == now.first:
+                listener.last = min(now.first, newest)
+            elif listener in leaving:
+                listener.last = None
+                listener.without = now.first if newest >= now.first else listener.without
+        return True
+
+
+def _adopted(found: Exported) -> Listener:
+    sock = socket.socket(fileno=found["socket"])
+    sock.setblocking(False)
+    return made(Listener, found, sock=sock, _file=found["_file"] and tuple(found["_file"]))

@@ -1,0 +1,261 @@
+"""Output: what workers write to their stdout and stderr, and where it goes.
+
+A file is simply theirs to write to. What must be looked at line by line (for a prefix, syslog, or a function) goes
+through a pipe to the master, one for each worker and sink, which reads a small piece at a time between its other work. A
+worker whose pipe is full waits, as with any pipe. When the master is gone, writing fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from forkserve.base import logs, privileges
+from forkserve.base.errors import ConfigError
+from forkserve.base.handover import Exported, Kept, pack, unpack
+from forkserve.base.logfile import LogFile
+from forkserve.base.logs import STDERR, STDOUT
+from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.system.poller import READ
+from forkserve.prefork.system.sinks import ERR, INFO, FileSink, FunctionSink, Sink, drain, syslog_sink
+
+if TYPE_CHECKING:
+    from forkserve.config.settings import Settings
+    from forkserve.prefork.system.poller import Poller
+
+STREAMS: Final = {STDOUT: "stdout", STDERR: "stderr"}
+PIECE: Final = 8 * 1024  # what is read from one worker before others have their turn
+LONGEST_LINE: Final = 64 * 1024
+LAST_PIECES: Final = 1024 * 1024
+
+
+class Outputs:
+    """The output of all workers. For the master, but for what `for_worker` gives."""
+
+    def __init__(self, settings: Settings, poller: Poller) -> None:
+        """Open what the settings name. Raises ConfigError where it cannot be written."""
+        self._poller = poller
+        self._prefix = settings.worker_output_prefix
+        self._files: dict[int, LogFile] = {}  # by stream
+        self._sinks: dict[int, Sink] = {}
+        self._pipes: set[_Pipe] = set()
+        self._dups: list[int] = []
+        self._owner = privileges.owner(settings)
+        try:
+            for stream, name in STREAMS.items():
+                value = getattr(settings, f"worker_{name}")
+                if stream == STDERR and value == settings.worker_stdout and not str(value).startswith(("-", "syslog:")):
+                    self._share()
+                elif value is not None:
+                    self._open(stream, f"--worker-{name}", value)
+        except ConfigError:
+            self.close()
+            raise
+
+    def _open(self, stream: int, name: str, value: Any) -> None:
+        if isinstance(value, str) and value.startswith("syslog:"):
+            self._sinks[stream] = syslog_sink(name, value, ERR if stream == STDERR else INFO)
+            return
+        if callable(value) and not hasattr(value, "fileno"):
+            self._sinks[stream] = FunctionSink(getattr(value, "__qualname__", repr(value)), value)
+            return
+        if value == "-":
+            if not self._prefix:
+                return  # it is that already
+            file = LogFile(stream)
+        elif isinstance(value, str):
+            file = logs.open_file(value, self._owner)
+        else:
+            file = LogFile(self._dup(name, value))
+        if not self._prefix:
+            self._files[stream] = file
+        else:
+            self._sinks[stream] = FileSink(file.path or name, file)
+
+    def _share(self) -> None:
+        """Let stderr go where stdout goes, in the order in which it was written."""
+        if STDOUT in self._files:
+            self._files[STDERR] = self._files[STDOUT]
+        if STDOUT in self._sinks:
+            self._sinks[STDERR] = self._sinks[STDOUT]
+
+    def _dup(self, name: str, file: Any) -> int:
+        try:
+            getattr(file, "flush", int)()  # else each worker would inherit what waits in it, and write it
+            descriptor = os.dup(file.fileno())
+            self._dups.append(descriptor)
+            os.write(descriptor, b"")
+        except (AttributeError, OSError, ValueError) as error:
+            raise ConfigError(f"{name}: cannot write to {file!r}: {error}") from None
+        return descriptor
+
+    @contextlib.contextmanager
+    def for_worker(self, slot: int) -> Iterator[WorkerOutput]:
+        """Around the fork of a worker, or an order for one. Raises OSError where no pipe can be had."""
+        with contextlib.ExitStack() as in_master:
+            theirs: dict[Sink, int] = {}
+            for sink in dict.fromkeys(self._sinks.values()):
+                ours, theirs[sink] = os.pipe()
+                in_master.callback(os.close, theirs[sink])
+                pipe = _Pipe(ours, f"{name_of(slot)}: ".encode() if self._prefix else b"", sink, self)
+                self._pipes.add(pipe)
+                pipe.go_on()
+            pipes = {stream: LogFile(theirs[sink]) for stream, sink in self._sinks.items()}
+            yield WorkerOutput(pipes, self._files, self.close_in_child)
+
+    def close_in_child(self) -> None:
+        """Close what is the master's, in a child just forked."""
+        for pipe in self._pipes:
+            os.close(pipe.descriptor)  # and no more: what it is registered with is shared with the master
+        for sink in self._sinks.values():
+            sink.close()
+
+    def export(self) -> Exported:
+        """Describe what waits here to be passed on, for an upgrade."""
+        streams = {id(sink): stream for stream, sink in reversed(self._sinks.items())}
+        return {
+            "pipes": [pipe.export() | {"stream": streams.get(id(pipe.sink), STDERR)} for pipe in self._pipes],
+            "unsent": {str(stream): sink.export() for stream, sink in self._sinks.items() if streams[id(sink)] == stream},
+        }
+
+    def adopt(self, found: Exported) -> None:
+        """Go on in the new program; what has no other place any more goes to stderr."""
+        left = FileSink("stderr", LogFile(STDERR))
+        for stream, pieces in found["unsent"].items():
+            self._sinks.get(int(stream), left).adopt(pieces)
+        left.flush()
+        for one in found["pipes"]:
+            pipe = _Pipe(one["pipe"], unpack(one["prefix"]), self._sinks.get(one["stream"], left), self)
+            pipe.rest = unpack(one["rest"])
+            self._pipes.add(pipe)
+            pipe.go_on()
+
+    def forget(self, pipe: _Pipe) -> None:
+        """Let go of a pipe that has ended."""
+        self._pipes.discard(pipe)
+        self._poller.unwatch(pipe.descriptor)
+        os.close(pipe.descriptor)
+
+    def watch(self, pipe: _Pipe) -> None:
+        """Have the pipe read when it is readable."""
+        self._poller.watch(pipe.descriptor, READ, pipe.read)
+
+    def pause(self, pipe: _Pipe, seconds: float) -> None:
+        """Leave the pipe unread for so long, then have it try to go on."""
+        self._poller.unwatch(pipe.descriptor)
+        self._poller.at(time.monotonic() + seconds, pipe.go_on)
+
+    def close(self) -> None:
+        """Pass on what the workers have left in their pipes, and close everything. When they have gone."""
+        for pipe in list(self._pipes):
+            pipe.finish()
+        for sink in dict.fromkeys(self._sinks.values()):
+            sink.finish()
+        while self._dups:
+            os.close(self._dups.pop())
+        logs.close_files()
+
+
+class WorkerOutput:
+    """What stdout and stderr of one process are to be: pipes of its own, and files."""
+
+    def __init__(self, pipes: Mapping[int, LogFile], files: Mapping[int, LogFile], close_masters: Callable[[], None]) -> None:
+        self._pipes = pipes
+        self._files = files
+        self._close_masters = close_masters
+
+    def descriptors(self) -> list[tuple[int, int]]:
+        """Return the stream and the descriptor of each pipe, to be passed on with an order."""
+        return [(stream, file.descriptor) for stream, file in self._pipes.items()]
+
+    def install(self) -> None:
+        """Let them be these, in a child that the master has just forked."""
+        self._close_masters()
+        for stream, file in {**self._files, **self._pipes}.items():
+            _redirect(stream, file)
+
+    def replace(self, pipes: Mapping[int, int]) -> None:
+        """Let them be other pipes, in a worker just forked from the mold whose these are."""
+        for stream, descriptor in pipes.items():
+            _redirect(stream, LogFile(descriptor))
+        for descriptor in {file.descriptor for file in self._pipes.values()}:
+            os.close(descriptor)
+
+
+def _redirect(stream: int, file: LogFile) -> None:
+    python = getattr(sys, STREAMS[stream])
+    logs.redirect(stream, file)
+    if isinstance(python, io.TextIOWrapper):
+        python.reconfigure(line_buffering=True)  # it is no terminal, but is read like one
+
+
+class _Pipe:
+    """The master's end of a pipe that a worker prints into."""
+
+    def __init__(self, descriptor: int, prefix: bytes, sink: Sink, owner: Outputs) -> None:
+        os.set_blocking(descriptor, False)
+        self.descriptor = descriptor
+        self._prefix = prefix
+        self.sink = sink
+        self._owner = owner
+        self.rest = b""  # of a line that has not ended
+        self._ended = False
+        self._watched = False
+        self._closed = False
+
+    def export(self) -> Exported:
+        """Describe it, for an upgrade."""
+        return {"pipe": Kept(self.descriptor), "prefix": pack(self._prefix), "rest": pack(self.rest)}
+
+    def read(self, _events: int = READ) -> None:
+        """Read a piece, and pass it on."""
+        try:
+            data = os.read(self.descriptor, PIECE)
+        except BlockingIOError:
+            return
+        self._ended = not data
+        self._put(data)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Go on with whatever is next, if the sink has taken what was read."""
+        if self._closed:
+            return
+        if not self.sink.flush():
+            self._watched = False
+            self._owner.pause(self, self.sink.pause())
+        elif self._ended:
+            self._close()
+        elif not self._watched:
+            self._watched = True
+            self._owner.watch(self)
+
+    def finish(self) -> None:
+        """Read all that is there, and close."""
+        if not self._ended:
+            for data in drain(self.descriptor, LAST_PIECES):
+                self._put(data)
+            self._put(b"")
+        self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._owner.forget(self)
+
+    def _put(self, data: bytes) -> None:
+        """Give the sink the lines that are complete; at the end of file, also the last that is not."""
+        *lines, rest = (self.rest + data).split(b"\n")
+        if len(rest) >= LONGEST_LINE or (rest and not data):
+            lines.append(rest)
+            rest = b""
+        self.rest = rest
+        self.sink.put(self._prefix + piece for line in lines for piece in _pieces(line))
+
+
+def _pieces(line: bytes) -> Iterable[bytes]:
+    return (line[start : start + LONGEST_LINE] for start in range(0, len(line) or 1, LONGEST_LINE))

@@ -1,0 +1,282 @@
+"""Sinks: where the master sends the lines that workers print: a file, syslog, or a function.
+
+Nothing here waits in the master's loop. What a sink cannot take at once it keeps, and asks for no more (`flush`);
+one that takes nothing for long loses what it has, since a worker must not stand still for ever because a log does. So that the
+worker may wait that long, a sink keeps what it was given in a queue of its own, and writes by `LogFile.send`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from forkserve.base import logfile, logs
+from forkserve.base.errors import ConfigError
+from forkserve.base.handover import pack, unpack
+from forkserve.base.logfile import LineQueue, LogFile
+from forkserve.config.values import SYSLOG_FORM
+
+PATIENCE: Final = 5.0  # how long a sink may take nothing
+LAST_WAIT: Final = 1.0  # and how long at the end, when nobody is kept from anything else
+COMPLAIN_EVERY: Final = 60.0
+SHORTEST_PAUSE: Final = 0.001
+LONGEST_PAUSE: Final = 0.05
+SYSLOG: Final = "/var/run/syslog" if sys.platform == "darwin" else "/dev/log"
+DAEMON: Final = 3 << 3  # the facility
+INFO, ERR = 6, 3
+MAX_DATAGRAM: Final = 8000  # what syslog daemons take in one message
+
+
+class Sink:
+    """What all have in common: what to do when lines do not go out. The lines wait in the subclass."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lost = 0  # lines, that no line has told of
+        self._stuck_since: float | None = None
+        self._complained = -COMPLAIN_EVERY
+
+    def put(self, lines: Iterable[bytes]) -> None:
+        """Take lines, without their ends."""
+        raise NotImplementedError
+
+    def send(self) -> bool:
+        """Write a piece of what waits, if it can be written at once; return whether any of it went. Raises OSError."""
+        raise NotImplementedError
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to be sent."""
+        return False
+
+    def lose(self) -> int:
+        """Forget what waits; return how many lines that was."""
+        return 0
+
+    def export(self) -> list[str]:
+        """Describe what waits, for an upgrade."""
+        return []
+
+    def adopt(self, pieces: Iterable[str]) -> None:
+        """Go on with it in the new program."""
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for room, at most so long."""
+
+    def flush(self) -> bool:
+        """Write what can be written now; return whether more may be put."""
+        went = False
+        try:
+            while self.waits:
+                if not self.send():
+                    return self._stuck(time.monotonic())
+                self._stuck_since, went = None, True
+        except OSError as error:
+            self._lose(error.strerror or str(error))
+        else:
+            if went and self._lost:
+                lost, self._lost = self._lost, 0
+                logs.logger.warning("lines of workers' output to %s were lost: %d", self.name, lost)
+        return True
+
+    def pause(self) -> float:
+        """How long to leave it alone after a `flush` that said no: as long as it has taken nothing, within limits."""
+        stuck = 0.0 if self._stuck_since is None else time.monotonic() - self._stuck_since
+        return min(max(stuck, SHORTEST_PAUSE), LONGEST_PAUSE)
+
+    def finish(self) -> None:
+        """Write the rest, and wait a little for that if need be; the master is about to end."""
+        end = time.monotonic() + LAST_WAIT
+        while not self.flush() and (left := end - time.monotonic()) > 0:
+            self.wait_until_ready(left)
+        if self.waits:
+            self._lose("it takes nothing")
+        self.close()
+
+    def close(self) -> None:
+        """Close what the sink has opened for itself."""
+
+    def _stuck(self, now: float) -> bool:
+        if self._stuck_since is None:
+            self._stuck_since = now
+        if now - self._stuck_since < PATIENCE:
+            return False
+        self._lose("it takes nothing")
+        return True
+
+    def _lose(self, why: str) -> None:
+        lines = self.lose()
+        self._lost += lines
+        logfile.count_lost(lines)
+        if self._may_complain():
+            logs.logger.warning("output of workers to %s is lost: %s", self.name, why)
+
+    def _may_complain(self) -> bool:
+        now = time.monotonic()
+        may = now >= self._complained + COMPLAIN_EVERY
+        if may:
+            self._complained = now
+        return may
+
+
+class FileSink(Sink):
+    """Appends to a file, or to whatever else has a descriptor."""
+
+    def __init__(self, name: str, file: LogFile) -> None:
+        super().__init__(name)
+        self._file = file
+        self._queue = LineQueue(sys.maxsize)  # no more is put than what was read of the workers in one go
+
+    def put(self, lines: Iterable[bytes]) -> None:
+        """Take lines."""
+        self._queue.put(b"".join(line + b"\n" for line in lines))
+
+    def send(self) -> bool:
+        """Write a piece, unless the reader of a pipe or terminal is behind."""
+        count = self._file.send_from(self._queue)
+        return count > 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to be sent."""
+        return bool(self._queue)
+
+    def lose(self) -> int:
+        """Forget what waits, but not the rest of a line that has begun to go out."""
+        before, self._queue.lost = self._queue.lost, 0
+        self._queue.lose()
+        return self._queue.lost - before
+
+    def export(self) -> list[str]:
+        """Describe what waits, for an upgrade."""
+        return [pack(self._queue.piece(sys.maxsize))]
+
+    def adopt(self, pieces: Iterable[str]) -> None:
+        """Go on with it in the new program."""
+        self._queue.put(b"".join(map(unpack, pieces)))
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for room, at most so long."""
+        self._file.wait_until_ready(seconds)
+
+    def close(self) -> None:
+        """Close what the file has opened to write without waiting; the file itself is its owner's."""
+        self._file.let_go()
+
+
+class SyslogSink(Sink):
+    """Sends each line to the syslog daemon of this machine, as facility `daemon`."""
+
+    def __init__(self, name: str, *, tag: str, path: str, severity: int) -> None:
+        """Connect. Raises ConfigError where nobody listens."""
+        super().__init__(name)
+        self._unsent: deque[bytes] = deque()
+        self._path = path
+        self._head = f"<{DAEMON | severity}>".encode(), f" {tag}[{os.getpid()}]: ".encode()
+        try:
+            self._socket = self._connect()
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot reach the syslog socket {path}: {error.strerror or error}") from None
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        try:
+            sock.connect(self._path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to be sent."""
+        return bool(self._unsent)
+
+    def lose(self) -> int:
+        """Forget what waits."""
+        lost = len(self._unsent)
+        self._unsent.clear()
+        return lost
+
+    def export(self) -> list[str]:
+        """Describe what waits, for an upgrade."""
+        return list(map(pack, self._unsent))
+
+    def adopt(self, pieces: Iterable[str]) -> None:
+        """Go on with it in the new program."""
+        self._unsent.extend(map(unpack, pieces))
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for room, at most so long."""
+        logfile.wait_for_room(self._socket.fileno(), seconds)
+
+    def put(self, lines: Iterable[bytes]) -> None:
+        """Make each line a message, or several if it is too long for one."""
+        priority, tag = self._head
+        head = priority + time.strftime("%b %d %H:%M:%S").encode() + tag
+        for line in lines:
+            text = logs.printable(line.decode("utf-8", "backslashreplace")).encode()
+            for start in range(0, len(text) or 1, MAX_DATAGRAM):
+                self._unsent.append(head + text[start : start + MAX_DATAGRAM])
+
+    def send(self) -> bool:
+        """Send a message; once more to a daemon that was started anew."""
+        piece = self._unsent[0]
+        try:
+            try:
+                self._socket.send(piece)
+            except BlockingIOError:
+                return False
+            except OSError:
+                fresh = self._connect()
+                self._socket.close()
+                self._socket = fresh
+                self._socket.send(piece)
+        except BlockingIOError:
+            return False
+        self._unsent.popleft()
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class FunctionSink(Sink):
+    """Calls a function of the user's with each line as text. It runs in the master's loop and must not wait."""
+
+    def __init__(self, name: str, function: Callable[[str], object]) -> None:
+        super().__init__(name)
+        self._function = function
+
+    def put(self, lines: Iterable[bytes]) -> None:
+        """Call it; if it raises, that line is lost, and the first such error in a while is logged."""
+        for line in lines:
+            try:
+                self._function(line.decode("utf-8", "backslashreplace"))
+            except Exception:  # noqa: BLE001 - it may raise anything, and is logged
+                if self._may_complain():
+                    logs.logger.exception("%s failed for a line of a worker's output", self.name)
+
+
+def syslog_sink(name: str, value: str, severity: int) -> SyslogSink:
+    """Connect to what `syslog:NAME` or `syslog:NAME@/path/of/its/socket` says. Raises ConfigError."""
+    match = re.fullmatch(SYSLOG_FORM, value)
+    assert match  # or it had not become a setting
+    return SyslogSink(name, tag=match[1], path=match[2] or SYSLOG, severity=severity)
+
+
+def drain(descriptor: int, most: int) -> Iterable[bytes]:
+    """Yield what is in a pipe now, at most so many bytes."""
+    with contextlib.suppress(OSError):
+        while most > 0 and (data := os.read(descriptor, min(most, 1 << 16))):
+            most -= len(data)
+            yield data

@@ -1,0 +1,1 @@
+"""The worker: what runs in a process that the master has forked."""

@@ -1,0 +1,417 @@
+"""What happens in a child between fork and exit, so that it is a clean process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import os
+import resource
+import select
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
+
+from forkserve.base import exits, logfile, logs, privileges, stdio
+from forkserve.base.errors import BootError, ExitCode, ForkserveError
+from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
+from forkserve.config import apps
+from forkserve.config.settings import merge
+from forkserve.devreload.loaded import keep_no_fresh_bytecode
+from forkserve.prefork.ipc.hooks import run_hook
+from forkserve.prefork.master import stacks
+from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.system import daemon, deadman, finish, forks
+from forkserve.prefork.system.scoreboard import LOST_LINES, UNSAID_LINES
+from forkserve.prefork.worker.classes import load_mixins
+from forkserve.prefork.worker.inheritance import settle
+from forkserve.prefork.worker.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from forkserve.prefork.worker.context import WorkerContext
+
+# What a service manager told the master is not for the worker or the programs that it starts.
+MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+MAX_TRACEBACK = 64 * 1024
+_complained: list[bool] = []
+# Seconds that threads get of a worker that has crashed, and under --reload, where somebody waits for the next one.
+CRASH_LIMIT = 1.0
+RELOAD_LIMIT = 1.0
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Hold back every signal: the master's handlers must not run in a child before it is set up."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open files to the hard one, for this process and its children."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses "infinity"
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def become_subreaper() -> bool:
+    """Let orphans below this process become its children; return whether the system can do that. In the master."""
+    return prctl(CHILD_SUBREAPER, 1)
+
+
+def set_title(text: str, name: str | None) -> None:
+    """Show what this process is in `ps`; a library that cannot be had, as it is just being installed, is logged once."""
+    try:
+        from setproctitle import setproctitle  # noqa: PLC0415 - an upgrade must not fail for it
+    except Exception as error:  # noqa: BLE001 - half of it may be there
+        if not _complained:
+            _complained.append(True)
+            logs.logger.warning("processes have no title: %s: %s", type(error).__name__, error)
+        return
+    setproctitle(f"forkserve: {text} [{name}]" if name else f"forkserve: {text}")
+
+
+def become_worker(
+    worker_class: type[Worker],
+    context: WorkerContext,
+    close: Callable[[], None],
+    install_output: Callable[[], None],
+) -> NoReturn:
+    """Run a worker in this process, which was just forked with all signals blocked, and exit.
+
+    `close` closes what is the master's, or the mold's, alone; `install_output` lets stdout and stderr be the worker's.
+    """
+    code: int = ExitCode.UNEXPECTED
+    try:
+        boot = _BootSignals(context.asked)
+        become_own_process(context, partial(boot.install, reset=not context.molded), partial(_end_with_master, context), close)
+        os.environ["FORKSERVE_WORKER_ID"] = str(context.id)
+        install_output()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        code = _live(worker_class, context, boot)
+    except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
+        traceback.print_exc()
+    finally:
+        stdio.flush()
+        context.row.cells[UNSAID_LINES] = logfile.finish()
+        context.row.cells[LOST_LINES] = logfile.lost()
+        # Not sys.exit: the frames below this one are the master's, and must not be left into.
+        os._exit(code)
+
+
+def become_own_process(
+    context: WorkerContext, install_signals: Callable[[], None], end_with_master: Callable[[], None], close: Callable[[], None]
+) -> None:
+    """Become what the context says, a worker or a mold, and nothing of the master's any more."""
+    signal.set_wakeup_fd(-1)
+    forks.release_by(partial(_release, context))
+    install_signals()
+    end_with_master()
+    close()
+    daemon.close_in_child()
+    stdio.read_nothing()
+    for name in MASTERS_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["FORKSERVE_GENERATION"] = str(context.generation)
+    set_title(f"{name_of(context.id)} gen {context.generation}", context.settings.name)
+    faulthandler.enable(2)
+    _answer_usr2(context)
+    logs.identify(name_of(context.id), context.generation)
+
+
+def _release(context: WorkerContext) -> None:
+    """Let go of all that is the server's, in a process that the application has just forked from this worker or mold.
+
+    The parent's death signal and the dead-man's switch, which is a thread, have not come along.
+    """
+    forget_signals()
+    logfile.let_go()
+    worker, Worker.current = Worker.current, None
+    own = {context.channel.fileno(), context.stacks, *(one.sock.fileno() for one in context.listeners)}
+    context.channel.closed = True
+    if worker is not None:
+        own.update(worker.own_descriptors())
+        worker.released_by_fork()
+    forks.blank(own)
+    set_title(f"forked by the app in {name_of(context.id)}", context.settings.name)
+
+
+def forget_signals() -> None:
+    """Let signals do what they do in any program, where a handler of the server's is installed, and unblock them."""
+    with contextlib.suppress(ValueError):  # this is not the main thread, which only a fork makes it
+        signal.set_wakeup_fd(-1)
+        faulthandler.unregister(signal.SIGUSR2)
+        for signum in signal.valid_signals():
+            if str(getattr(signal.getsignal(signum), "__module__", "")).startswith("forkserve."):
+                signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+
+
+def _end_with_master(context: WorkerContext) -> None:
+    # The second line after the channel's end of file, for a worker that does not read it: see `_answer_usr2`. Not TERM,
+    # which a loop that is stuck does not get to see.
+    end_with(context.master_pid, signal.SIGUSR2)
+
+
+def end_with(master_pid: int, signum: signal.Signals) -> None:
+    """Have the system tell us of the master's death by a signal. Once more after a change of user, which takes it back."""
+    prctl(PDEATHSIG, signum)
+    if os.getppid() != master_pid:
+        os._exit(ExitCode.OK)  # it died before the line above
+
+
+def _answer_usr2(context: WorkerContext) -> None:
+    """Have USR2 write down the stacks and refresh the lines in hand, as soon as Python code can run on the main thread.
+
+    Have another signal dump the stacks at once, in C, for the master to send just before it kills (stacks.py).
+
+    If USR2 says that the master has died, ask for the end, and see to it. What is stuck in native code is left to the dead-man's
+    switch, and with `timeout` 0 stays: SIGKILL would spare nobody, and nothing else can be armed from outside.
+    """
+    orphaned = False
+
+    def answer(_signum: int, interrupted: FrameType | None) -> None:
+        nonlocal orphaned
+        with contextlib.suppress(Exception):  # nothing may come out of here into the app's code that happens to run
+            context.row.refresh()
+        with contextlib.suppress(Exception):
+            stacks.write(context.stacks, interrupted)
+        if not orphaned and os.getppid() != context.master_pid:
+            orphaned = True
+            limit = context.settings.graceful_timeout or ORPHAN_LIMIT
+            deadman.wind_up(limit, silent=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR2, answer)
+    stacks.answer_natively(context.stacks)
+
+
+class EndOfBootError(KeyboardInterrupt):
+    """TERM or QUIT came during the boot.
+
+    Of the two kinds that an event loop lets out of a callback or a task; not SystemExit, which an app may catch, or raise
+    itself.
+    """
+
+
+class _BootSignals:
+    """Signals until the worker is ready: they wait for that, but TERM and QUIT end the boot at once.
+
+    `with` marks the code that they may end; an exception anywhere else would meet the process at
+    its own clean-up.
+    """
+
+    def __init__(self, asked: list[str]) -> None:
+        self._asked = asked
+        self._may_end = False
+        self.ended = False
+
+    def install(self, *, reset: bool) -> None:
+        """Take over WORKER_SIGNALS; with `reset`, what handlers there are for others are the master's, and not the app's."""
+        for signum in signal.valid_signals() if reset else ():
+            if callable(signal.getsignal(signum)):
+                signal.signal(signum, signal.SIG_DFL)
+        for signum, name in WORKER_SIGNALS.items():
+            signal.signal(signum, lambda *_, name=name: self._note(name))
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = self._unraisable
+
+    @staticmethod
+    def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+        """Say nothing of an end that came in a callback of the interpreter's own, and is lost there: the boot goes on."""
+        if lost.exc_type is not EndOfBootError:
+            sys.__unraisablehook__(lost)
+
+    @staticmethod
+    def _ignore(lost: sys.UnraisableHookArgs) -> None:
+        """Say nothing of what was half made when the end came, as an event loop, and cannot be closed."""
+
+    def _note(self, name: str) -> None:
+        self._asked.append(name)
+        self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        if self._may_end and ENDING.intersection(self._asked):
+            warnings.simplefilter("ignore", ResourceWarning)  # what is open here goes with the process
+            self.ended = True
+            if sys.unraisablehook == self._unraisable:
+                sys.unraisablehook = self._ignore
+            raise EndOfBootError
+
+    def __enter__(self) -> None:
+        self._may_end = True
+        self._end_if_asked()
+
+    def __exit__(self, *_: object) -> None:
+        self._may_end = False
+
+
+def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals) -> int:
+    """Run the worker from start to stop; return its exit code."""
+    worker: Worker | None = None
+    try:
+        with boot:
+            if not context.molded:
+                worker_class, context = prepare(worker_class, context, partial(_end_with_master, context))
+                forks.end_returned()
+            worker = worker_class(context)
+            run_hook(context.hooks, "post_fork", context.server, worker, keep=True)
+            worker.on_start()
+            forks.end_returned()
+            worker.run()
+        forks.end_returned()
+        code: int = ExitCode.OK
+    except BaseException as found:  # noqa: BLE001 - SystemExit as well
+        forks.end_returned(found)
+        error = EndOfBootError() if boot.ended else found  # it may have become something else on its way out of a loop
+        # The end of the boot may come in the middle of becoming ready.
+        booted = worker is not None and worker.booted and not isinstance(error, EndOfBootError)
+        code = _crashed(error) if booted else not_booted(error, context)
+        if context.stands_in and not booted and code != ExitCode.OK:
+            worker, code = _stand_in(worker_class, context, boot, error)
+    if worker is not None:
+        with _logged("on_stop"):
+            worker.new_context().run(worker.on_stop)
+        run_hook(context.hooks, "worker_exit", context.server, worker)
+        _finish_threads(worker, crashed=code != ExitCode.OK)
+    with _logged("an atexit function"), exits.coverage_saved():
+        exits.run()
+    return code
+
+
+def _finish_threads(worker: Worker, *, crashed: bool) -> None:
+    """Wait until executors and threads have done what the application has handed to them, while there is time."""
+    finish.dismiss_executors()
+    limit = CRASH_LIMIT if crashed else worker.time_left()
+    if worker.settings.reload:
+        limit = min(limit, RELOAD_LIMIT)
+    tick = worker.beat if crashed else worker.wait_for_threads  # that of one that crashed is no drain: the master counts it
+    for thread in finish.wait_for_threads(time.monotonic() + limit, tick):
+        logs.logger.warning("%s is cut off: it has not ended in time (--graceful-timeout)", finish.describe(thread))
+
+
+def prepare(
+    worker_class: type[Worker], context: WorkerContext, end_with_master: Callable[[], None]
+) -> tuple[type[Worker], WorkerContext]:
+    """Do what comes before any app code: read the configuration, give up privileges, set up the environment, find the mixins.
+
+    In a worker, or in a mold for all its workers. The configuration first, as its file may be nobody else's to read, and the
+    master reads it with all its rights as well.
+    """
+    before = context.settings
+    if context.again is not None:
+        fresh = context.again()
+        context = replace(context, settings=merge(before, fresh.settings), hooks=fresh.hooks)
+        logs.set_level(context.settings.log_level)
+    context = replace(context, inherited=settle(worker_class, context.inherited, before, context.settings))
+    if privileges.drop(context.settings):
+        end_with_master()
+    if context.loaded is not None:
+        keep_no_fresh_bytecode()
+    apps.prepare(context.settings)
+    if context.loaded is not None:
+        context.loaded.begin()
+    return load_mixins(worker_class, context.settings.mixin), context
+
+
+def _stand_in(
+    worker_class: type[Worker], context: WorkerContext, boot: _BootSignals, error: BaseException
+) -> tuple[Worker | None, int]:
+    """Run a worker without the app, which shows why that is not there; return the worker and its exit code."""
+    worker: Worker | None = None
+    if context.loaded is not None:
+        context.loaded.outside.forget()
+    try:
+        with boot:
+            _wait_for_word(context)
+            worker = worker_class(context)
+            _, message, text = why(error)
+            worker.stand_in("\n\n".join(filter(None, (message, text))))
+    except BaseException as fault:  # noqa: BLE001 - as in `_live`
+        booted = worker is not None and worker.booted
+        return worker, _crashed(fault) if booted else not_booted(fault, context)
+    return worker, ExitCode.OK
+
+
+def _wait_for_word(context: WorkerContext) -> None:
+    """Wait until the master says that it is a fault. Another worker is started in place of this one if a change is on its way.
+
+    Raises EndOfBootError if it is told to end, which the app may not let it hear by a signal, or has no master any more.
+    """
+    context.channel.send({"type": "waits"})
+    poll = select.poll()
+    poll.register(context.channel, select.POLLIN)
+    told: set[object] = set()
+    while "show_fault" not in told:
+        poll.poll()
+        for message in context.channel.receive():
+            told.add(kind := message.get("type"))
+            if kind == "reopen_logs":
+                logs.take(message.get("files", ()), message.get("descriptors", ()))
+        if context.channel.closed or "drain" in told:
+            raise EndOfBootError
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - the app's, and the process ends anyway
+        logs.logger.exception("%s failed", what)
+
+
+def _crashed(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    logs.logger.critical("worker died", exc_info=error)
+    return ExitCode.UNEXPECTED
+
+
+def not_booted(error: BaseException, context: WorkerContext) -> int:
+    """Tell the master why there is no worker; return the exit code that says the same."""
+    if isinstance(error, EndOfBootError):
+        context.channel.send({"type": "draining"})
+        return ExitCode.OK
+    code, message, text = why(error)
+    context.channel.send(
+        {
+            "type": "failed",
+            "code": code,
+            "message": message,
+            "traceback": text and text[-MAX_TRACEBACK:],
+        }
+    )
+    return code
+
+
+def why(error: BaseException) -> tuple[int, str, str | None]:
+    """Return why a worker or a pre-flight was not ready: the exit code, a line, and the app's traceback if there is one."""
+    code: int = ExitCode.BOOT
+    text: str | None = None
+    if isinstance(error, ForkserveError):
+        message = str(error)
+        text = getattr(error, "traceback_text", None)
+        if isinstance(error, BootError) and error.__cause__ is not None:
+            text = apps.own_traceback(error.__cause__)
+        if len(lines := message.strip().splitlines()) > 1:  # Starlette's `lifespan.startup.failed` brings the traceback
+            message, text = lines[-1], text or message
+        if error.exit_code in (ExitCode.APP_LOAD, ExitCode.USAGE):
+            code = error.exit_code
+    elif isinstance(error, SystemExit):
+        message = f"it called sys.exit({error.code!r}) before it was ready"
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        message = f"{error.strerror}: raise the limit (`ulimit -n`)"
+    else:
+        message = traceback.format_exception_only(error)[-1].strip()
+        text = apps.own_traceback(error)
+    return code, message, text

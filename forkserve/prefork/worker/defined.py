@@ -1,0 +1,66 @@
+"""The commands that a worker class defines: a method `child_<name>` each; `on_<name>`, if there is one, runs before it. Pure."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from forkserve.base.errors import ConfigError, did_you_mean
+
+NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
+# What is called `on_<name>` without being a command: the hooks of `Worker`, and `Master.on_signal`.
+HOOKS: Final = ("register", "start", "ready", "stop", "unregister", "timeout", "exit", "signal")
+
+
+def commands_of(worker_class: type) -> dict[str, Callable[..., object]]:
+    """The commands that a worker class defines, by name.
+
+    Raises ConfigError for a method `child_<name>` whose name cannot be that of a command: such an
+    error is found at the start, and not when somebody calls it.
+    """
+    found = {}
+    for attribute in dir(worker_class):
+        if not attribute.startswith("child_"):
+            continue
+        name, method = attribute.removeprefix("child_"), getattr(worker_class, attribute)
+        where = f"{worker_class.__name__}.{attribute}"
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{where}: {name!r} is no name for a command: use lower-case letters, digits and _, at most 64")
+        if name in HOOKS:
+            raise ConfigError(f"{where}: a command cannot be called {name!r}: on_{name} is a hook")
+        if not callable(method):
+            raise ConfigError(f"{where} is not a method")
+        found[name] = method
+    return found
+
+
+def describe(worker_class: type, base: type) -> list[dict[str, str]]:
+    """The commands that a worker class adds to its base, for people: `name`, `usage` (parameters), `help` (one line)."""
+    return [
+        {"name": name, "usage": _parameters(worker_class, name), "help": (inspect.getdoc(method) or "").partition("\n")[0]}
+        for name, method in commands_of(worker_class).items()
+        if method is not getattr(base, f"child_{name}", None)
+    ]
+
+
+def _parameters(worker_class: type, name: str) -> str:
+    has_self = not isinstance(inspect.getattr_static(worker_class, f"child_{name}"), staticmethod | classmethod)
+    try:
+        parameters = list(inspect.signature(getattr(worker_class, f"child_{name}")).parameters.values())[has_self:]
+    except ValueError:  # it is written in C
+        return "[ARG...]"
+    shown = []
+    for parameter in parameters:
+        word = parameter.name.upper()
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            shown.append(f"[{word}...]")
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            shown.append(word if parameter.default is parameter.empty else f"[{word}]")
+    return " ".join(shown)
+
+
+def unknown(name: object, known: Iterable[str]) -> str:
+    """What to say of a command that does not exist."""
+    return f"there is no command {name!r:.80}{did_you_mean(str(name)[:80], known)}"

@@ -1,0 +1,130 @@
+"""Dispatch: what a worker does with the commands that it is asked: `on_<name>`, then `child_<name>`, then the reply."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+import traceback
+from collections import deque
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from forkserve.prefork.ipc.frames import FrameError, Message
+from forkserve.prefork.ipc.pending import LONGEST_TEXT
+from forkserve.prefork.worker.asked import on_own_loop
+from forkserve.prefork.worker.defined import commands_of, unknown
+
+if TYPE_CHECKING:
+    from forkserve.prefork.ipc.pending import JSON
+    from forkserve.prefork.worker.worker import Worker
+
+
+class Dispatcher:
+    """Runs the commands of one worker, one at a time and in the order in which they came. In the worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._known = commands_of(type(worker))
+        self._asked: deque[Message] = deque()
+        self._offered = False
+        self._busy = False
+
+    def take(self, message: Message) -> None:
+        """Take a command, or the offer of one, from the master; `run` comes later."""
+        if message["type"] == "offer":
+            self._offered = True
+        else:
+            self._asked.append(message)
+
+    def run(self) -> None:
+        """Run what was asked, and take up an offer if nothing is left to do. Called only where no request is in the middle."""
+        while self._asked and not self._busy:
+            message = self._asked.popleft()
+            if message["deadline"] is not None and time.monotonic() >= message["deadline"]:
+                self._worker.log.warning("command %s was not started in time, and never will be", message["name"])
+                continue
+            self._busy = True
+            self._worker.run_command(self._perform(message), is_async=self._is_async(message["name"]))
+        if self._offered and not self._busy:
+            self._offered = False
+            self._worker.send({"type": "free"})
+
+    def _is_async(self, name: str) -> bool:
+        methods = (getattr(self._worker, prefix + name, None) for prefix in ("on_", "child_"))
+        return any(inspect.iscoroutinefunction(method) for method in methods)
+
+    async def _perform(self, message: Message) -> None:
+        """Run one command and reply; whatever it raises, the worker lives."""
+        try:
+            await self._answer(message)
+        finally:
+            self._busy = False
+
+    async def _answer(self, message: Message) -> None:
+        name = message["name"]
+        reply: Message = {"type": "reply", "call": message["call"], "name": name}
+        if name not in self._known:
+            text = unknown(name, self._known)
+            reply |= {"status": "unknown", "error": {"type": "UnknownCommand", "message": text, "traceback": None}}
+        else:
+            try:
+                reply |= {"status": "ok", "value": await self._run(name, message["args"])}
+            except BaseException as error:  # not even SystemExit may end the worker
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise  # by the worker, which ends; not by the command, of something of its own
+                reply |= self._failed(name, error)
+        try:
+            self._worker.send(reply)
+        except FrameError as error:
+            reply.pop("value", None)
+            self._worker.send(reply | self._failed(name, TypeError(f"what it returned cannot be sent: {error}")))
+
+    async def _run(self, name: str, args: list[JSON]) -> JSON:
+        notify, implementation = getattr(self._worker, f"on_{name}", None), getattr(self._worker, f"child_{name}")
+        for method in filter(None, (notify, implementation)):  # both, before either runs
+            inspect.signature(method).bind(*args)
+        result: Any = None
+        for method in filter(None, (notify, implementation)):
+            result = method(*args)
+            if inspect.isawaitable(result):
+                result = await result
+        return result
+
+    def _failed(self, name: str, error: BaseException) -> Message:
+        try:
+            message = str(error)[:LONGEST_TEXT]
+        except Exception as fault:  # noqa: BLE001 - it is the user's
+            message = f"its text cannot be had: {type(fault).__name__}"
+        self._worker.log.warning("command %s failed: %s: %s", name, type(error).__name__, message)
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+            frames = frames.tb_next
+        text = "".join(traceback.format_exception(type(error), error, frames))[-LONGEST_TEXT:] if frames else None
+        return {"status": "error", "error": {"type": type(error).__name__, "message": message, "traceback": text}}
+
+
+def run_to_end(command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
+    """Run a command in a worker without an event loop, or where the loop is hidden from the application."""
+    if is_async:
+        inside = on_own_loop.set(True)
+        try:
+            asyncio.run(command)
+        finally:
+            on_own_loop.reset(inside)
+        return
+    with contextlib.suppress(StopIteration):
+        command.send(None)
+        # It is no async def, but what it returned waits.
+        command.throw(RuntimeError("only an async def can wait"))
+        command.close()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task that this runs in."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # there is no loop
+        return False
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,124 @@
+"""Leftovers: what an app has left running or open when it was imported in a mold, and what a fork makes of that.
+
+A thread is not there in the forked process, but the locks that it held are. A socket or an event loop is there, and is
+the same one in all of them. Linux, as molds are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forkserve.base.errors import BootError
+from forkserve.prefork.system import forks
+
+if TYPE_CHECKING:
+    from forkserve.config.settings import Settings
+
+NAMED = 8  # at most, in a line
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What there was before the import."""
+
+    threads: frozenset[threading.Thread]
+    tasks: frozenset[int]
+    descriptors: frozenset[tuple[int, str]]
+
+    @classmethod
+    def look(cls) -> Before:
+        """Look at this process."""
+        return cls(frozenset(_threads()), frozenset(_tasks()), frozenset(_descriptors().items()))
+
+
+def can_see() -> bool:
+    """Return whether the system tells what native threads and descriptors there are."""
+    return os.path.isdir("/proc/self/task")
+
+
+def agents(before: Before) -> list[str]:
+    """Return the names of the Python threads that were there before the import, and still are: those of tracers and the like."""
+    return [thread.name for thread in _threads() if thread in before.threads]
+
+
+def refuse_threads(settings: Settings, before: Before) -> None:
+    """Raise BootError if the import has started Python threads that still run, and that is not allowed."""
+    names = [thread.name for thread in _threads() if thread not in before.threads]
+    if names and not settings.preload_allow_threads:
+        raise BootError(
+            f"--preload: the app has started threads at import, which workers would not have: {enumerated(names)};"
+            " start them in the start-up hook (lifespan, post_fork or on_start), or allow it with --preload-allow-threads"
+        )
+
+
+def stop_native_threads() -> None:
+    """Have libraries stop those of their threads that are in the way of a fork, as OpenBLAS (numpy) does: by a fork."""
+    child = forks.fork(same_exits=True)
+    if child == 0:
+        os._exit(0)
+    with contextlib.suppress(ChildProcessError):  # the app lets the system reap
+        os.waitpid(child, 0)
+
+
+def others(before: Before) -> list[str]:
+    """Return in words what else is left: native threads, sockets, event loops."""
+    python = {thread.native_id for thread in threading.enumerate()}
+    if _tasks() - before.tasks - python:
+        stop_native_threads()
+    found = [f"native thread {_task_name(task)!r}" for task in sorted(_tasks() - before.tasks) if task not in python]
+    new = sorted(set(_descriptors().items()) - before.descriptors)
+    loops = [descriptor for descriptor, name in new if name == "anon_inode:[eventpoll]"]
+    sockets = [text for descriptor, name in new if name.startswith("socket:") and (text := _socket(descriptor, loop=bool(loops)))]
+    return [*found, *(f"event loop (descriptor {descriptor})" for descriptor in loops), *sockets]
+
+
+def enumerated(names: list[str]) -> str:
+    """Return the first of them in a line."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _threads() -> list[threading.Thread]:
+    """Return the Python threads that run beside this one."""
+    own = threading.current_thread()
+    return [thread for thread in threading.enumerate() if thread is not own and thread.is_alive()]
+
+
+def _tasks() -> set[int]:
+    with contextlib.suppress(OSError):  # there is no /proc
+        return {int(name) for name in os.listdir("/proc/self/task")}
+    return set()
+
+
+def _task_name(task: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/comm", encoding="utf-8", errors="replace") as file:
+        return file.read().strip()
+    return str(task)
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in forks.open_descriptors():
+        with contextlib.suppress(OSError):
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def _socket(descriptor: int, *, loop: bool) -> str | None:
+    """Name a socket; a pair without names is not worth one where an event loop is, which has such a pair to wake itself."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+        with contextlib.suppress(OSError):
+            if peer := copy.getpeername():
+                return f"connection to {_address(peer)} (descriptor {descriptor})"
+        if own := copy.getsockname():
+            return f"socket on {_address(own)} (descriptor {descriptor})"
+    return None if loop else f"socket (descriptor {descriptor})"
+
+
+def _address(name: object) -> str:
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else repr(name)

@@ -1,0 +1,234 @@
+"""Mold: a process that loads the app once, and forks workers from itself when it is told to. Under --preload.
+
+It forks twice, and the process between ends at once, so that the worker becomes a child of the master, the next ancestor
+that is a subreaper: the master reaps, signals and outlives it like any other. CLONE_PARENT would do the same with one
+fork, but Python has no fork that takes it, and what must be done after a fork is done in `os.fork`.
+
+A mold ends when its channel does, or by an order in it. Signals do nothing to it: those that hit the whole group are the
+master's to obey. While the app is imported no order is read, so the master sends TERM to say that one is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import time
+import traceback
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from forkserve.base import logfile, logs, stdio
+from forkserve.base.errors import ExitCode
+from forkserve.prefork.ipc.channel import Channel
+from forkserve.prefork.system import daemon, forks
+from forkserve.prefork.system.listeners import Listener
+from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES
+from forkserve.prefork.worker import leftovers
+from forkserve.prefork.worker.boot import (
+    EndOfBootError,
+    become_own_process,
+    become_worker,
+    end_with,
+    not_booted,
+    prepare,
+    signals_blocked,
+)
+from forkserve.prefork.worker.worker import BEAT_EVERY, WORKER_SIGNALS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forkserve.prefork.ipc.orders import Order, OrderSocket
+    from forkserve.prefork.system.output import WorkerOutput
+    from forkserve.prefork.worker.context import WorkerContext
+    from forkserve.prefork.worker.worker import Worker
+
+MOMENT: Final = 0.0001  # seconds; for a process to end that has nothing left to do
+
+
+def become_mold(
+    worker_class: type[Worker], context: WorkerContext, orders: OrderSocket, close: Callable[[], None], output: WorkerOutput
+) -> NoReturn:
+    """Run a mold in this process, which was just forked with all signals blocked, and exit.
+
+    `close` closes what is the master's alone.
+    """
+    code: int = ExitCode.UNEXPECTED
+    try:
+        code = Mold(worker_class, context, orders, output).live(close)
+    except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
+        traceback.print_exc()
+    finally:
+        stdio.flush()
+        logfile.finish()
+        os._exit(code)
+
+
+class Mold:
+    """What the mold's process knows. Everything here runs in it, up to the fork of a worker."""
+
+    def __init__(self, worker_class: type[Worker], context: WorkerContext, orders: OrderSocket, output: WorkerOutput) -> None:
+        self._class = worker_class
+        self._context = context
+        self._orders = orders
+        self._output = output
+        self._importing = False
+        self._ended = False
+
+    def live(self, close: Callable[[], None]) -> int:
+        """Load, then fork until told to end; return the exit code."""
+        become_own_process(self._context, self._ignore_signals, self._end_with_master, close)
+        self._output.install()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        try:
+            self._importing = True
+            self._hear()
+            self._load()
+            self._importing = False
+            forks.end_returned()
+        except BaseException as error:  # noqa: BLE001 - SystemExit as well
+            forks.end_returned(error)
+            self._importing = False
+            return not_booted(error, self._context)
+        self._context.channel.send({"type": "ready"})
+        self._run()
+        return ExitCode.OK
+
+    def _end_with_master(self) -> None:
+        end_with(self._context.master_pid, signal.SIGKILL)  # it may be in the middle of an import, and has nothing in hand
+
+    def _load(self) -> None:
+        """Do all that workers of this generation need not do again. Raises whatever the app raises."""
+        self._class, self._context = prepare(self._class, self._context, self._end_with_master)
+        before = leftovers.Before.look()
+        preloaded = self._class.preload(self._context.settings)
+        self._context = replace(self._context, molded=True, preloaded=preloaded, again=None)
+        self._ignore_signals()  # the app may have set handlers
+        self._judge(before)
+        gc.collect()
+        gc.freeze()  # so that no collection in a worker writes into the pages that all share
+
+    def _judge(self, before: leftovers.Before) -> None:
+        if not self._context.settings.preload:
+            return  # it was only to be seen whether the app loads; nothing is forked
+        leftovers.refuse_threads(self._context.settings, before)
+        if not leftovers.can_see():
+            logs.logger.warning("without /proc it cannot be seen which native threads and sockets the app leaves open at import")
+        if agents := leftovers.agents(before):
+            logs.logger.info(
+                "these threads were there before the app was imported, and --preload lets them be: %s; if what has started them"
+                " does not start them again after a fork, have it do so in post_fork or on_start",
+                leftovers.enumerated(agents),
+            )
+        if others := leftovers.others(before):
+            logs.logger.warning(
+                "the app has left open at import what all workers will share or miss: %s;"
+                " open it in the start-up hook (lifespan, post_fork or on_start)",
+                leftovers.enumerated(others),
+            )
+
+    # Signals, and what the master says.
+
+    def _ignore_signals(self) -> None:
+        for signum in WORKER_SIGNALS:
+            if signum != signal.SIGTSTP:
+                signal.signal(signum, self._signalled)
+
+    def _signalled(self, *_: object) -> None:
+        if self._importing:
+            self._hear()
+
+    def _hear(self) -> None:
+        channel = self._context.channel
+        for message in channel.receive():
+            match message.get("type"):
+                case "drain":
+                    self._ended = True
+                case "reopen_logs":
+                    logs.take(message.get("files", ()), message.get("descriptors", ()))
+                case "detach":
+                    daemon.detach()
+        self._ended = self._ended or channel.closed
+        if self._ended and self._importing:
+            self._importing = False  # once, as the import may catch it
+            raise EndOfBootError
+
+    # Forking.
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._context.channel, select.POLLIN)
+        poll.register(self._orders, select.POLLIN)
+        timeout = min(BEAT_EVERY, self._context.settings.timeout / 2 or BEAT_EVERY)
+        while not self._ended:
+            self._context.row.cells[BEAT] = time.monotonic_ns()
+            pause = logfile.flush()
+            self._context.row.cells[LOST_LINES] = logfile.lost()
+            ready = {descriptor for descriptor, _ in poll.poll((timeout if pause is None else min(timeout, pause)) * 1000)}
+            self._hear()  # first, as a worker must not be forked from before what was said before its order
+            if self._orders.fileno() in ready and not self._ended and (order := self._orders.receive()):
+                try:
+                    self._fork(order)
+                finally:
+                    order.close()
+
+    def _fork(self, order: Order) -> None:
+        with signals_blocked():
+            try:
+                between = forks.fork(same_exits=True)
+            except OSError as error:
+                logs.logger.error("cannot fork worker %d: %s", order.id, error.strerror)
+                return
+            if between == 0:
+                self._go_between(order)
+        with contextlib.suppress(ChildProcessError):  # the app lets the system reap
+            os.waitpid(between, 0)
+
+    def _go_between(self, order: Order) -> NoReturn:
+        """Fork the worker, and leave it to the master. In the first child."""
+        try:
+            between = os.getpid()
+            if forks.fork(same_exits=True) == 0:
+                self._become_worker(order, between)
+        except OSError as error:
+            logs.logger.error("cannot fork worker %d: %s", order.id, error.strerror)
+        finally:
+            os._exit(ExitCode.OK)
+
+    def _become_worker(self, order: Order, between: int) -> NoReturn:
+        while os.getppid() == between:
+            time.sleep(MOMENT)  # nothing tells of it: a process's descriptors are closed before its children are given away
+        channel = Channel(socket.socket(fileno=order.channel), takes_descriptors=True)
+        channel.send({"type": "forked", "pid": os.getpid()})
+        become_worker(
+            self._class, self._context_for(order, channel), self._close, partial(self._output.replace, dict(order.outputs))
+        )
+
+    def _context_for(self, order: Order, channel: Channel) -> WorkerContext:
+        return replace(
+            self._context,
+            id=order.id,
+            age=order.age,
+            channel=channel,
+            stacks=order.stacks,
+            row=self._context.scoreboard.row(order.row),
+            listeners=[Listener(_listening(descriptor), slot) for slot, descriptor in order.listeners],
+            asked=[],
+        )
+
+    def _close(self) -> None:
+        """Close what is the mold's alone, in a worker just forked."""
+        self._context.channel.close()
+        self._orders.close()
+        os.close(self._context.stacks)
+
+
+def _listening(descriptor: int) -> socket.socket:
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,1 @@
+"""The upstream file of nginx, kept in step with the workers."""

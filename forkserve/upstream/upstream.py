@@ -1,0 +1,287 @@
+"""Upstream: the file that nginx includes, kept in step with the workers. In the master, which never waits for it.
+
+Checking, writing and the reload command are done by one process at a time (refresh.py), started here; what it says at its
+end comes over a pipe. Its exit is taken by whoever takes those of all children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forkserve.base import files
+from forkserve.base.errors import ConfigError
+from forkserve.base.lockfile import HeldError, LockFile
+from forkserve.base.logs import logger, printable
+from forkserve.base.memory import nameless_file
+from forkserve.frontend.backends import from_listeners
+from forkserve.frontend.config import Front
+from forkserve.frontend.nginx import render_upstream
+from forkserve.prefork.system.poller import READ
+from forkserve.prefork.worker.boot import MASTERS_VARIABLES
+from forkserve.upstream.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from forkserve.base.handover import Exported
+    from forkserve.config.settings import Settings
+    from forkserve.prefork.system.poller import Poller, Timer
+
+# Seconds.
+LONGEST = 30.0  # for one run
+ENDING = 5.0  # for it to end when it is told to
+# By -c and not -m, which would look into the working directory first; ours may not be where Python looks at all.
+PROGRAM = "import sys; sys.path.append(sys.argv[1]); from forkserve.upstream.refresh import main; main()"
+ROOT = str(Path(__file__).parents[2])
+
+
+def check(settings: Settings) -> None:
+    """See that the file can be written, before anything is started. Raises ConfigError."""
+    path = settings.nginx_upstream
+    if path is None:
+        return
+    try:
+        with files.find(path) as place:
+            found, directory = place.status(), os.path.dirname(os.path.abspath(place.path))
+            may_write = os.access(".", os.W_OK | os.X_OK, dir_fd=place.directory)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"--nginx-upstream: there is no directory {os.path.dirname(os.path.realpath(path))}") from None
+    except OSError as error:
+        raise ConfigError(f"--nginx-upstream: {path}: {error.strerror}") from None
+    if place.opened or (found is not None and not stat.S_ISREG(found.st_mode)):
+        kind = "a directory" if found is not None and stat.S_ISDIR(found.st_mode) else "no file"
+        raise ConfigError(f"--nginx-upstream: {path} is {kind}: give the file that nginx includes")
+    if not may_write:
+        raise ConfigError(f"--nginx-upstream: cannot write to the directory {directory}, in which the file is replaced")
+    if settings.base_port is None and settings.bind and all(one.startswith("unix:@") for one in settings.bind):
+        raise ConfigError(f"--nginx-upstream: nginx knows no abstract sockets ({', '.join(settings.bind)}): give --base-port")
+
+
+def hold(path: str | None, before: Exported | None) -> LockFile | None:
+    """Keep other servers from the same file, for as long as this one runs. Raises ConfigError.
+
+    *before* is what the program before an upgrade held, which is let go if it is another one.
+    """
+    lock = None if path is None else _lock_of(path)
+    if before is not None:
+        held = LockFile.adopt(before)
+        if held.path == lock:
+            return held
+        held.remove()
+    return None if path is None else _take(path)
+
+
+def rehearse(path: str | None, held: Exported | None) -> None:
+    """See that `hold` would succeed, beside the server that holds that. In a pre-flight. Raises ConfigError."""
+    if path is not None and (held is None or held["path"] != _lock_of(path)):
+        _take(path).remove()
+
+
+def _lock_of(path: str) -> str:
+    """Return where the lock of a file is: beside it. Raises ConfigError."""
+    try:
+        with files.find(path) as place:
+            directory, name = os.path.split(os.path.abspath(place.path))
+    except OSError as error:
+        raise ConfigError(f"--nginx-upstream: {path}: {error.strerror}") from None
+    return os.path.join(directory, f".{name}.lock")
+
+
+def _take(path: str) -> LockFile:
+    lock = _lock_of(path)
+    try:
+        return LockFile(lock)
+    except HeldError as error:
+        whose = "another server" if error.pid is None else f"another server (pid {error.pid})"
+        raise ConfigError(f"--nginx-upstream: {path} is kept by {whose}: give each server a file of its own") from None
+    except OSError as error:
+        raise ConfigError(f"--nginx-upstream: cannot make {lock}: {error.strerror}") from None
+
+
+class Upstream:
+    """A `Front` (prefork/master/front.py) that keeps one file.
+
+    Args:
+        poller: The master's.
+        name: Of the upstream, as `forkserve nginx` writes it for the same settings.
+        path: The file.
+        lock: Keeps other servers from it.
+    """
+
+    def __init__(self, poller: Poller, name: str, path: str, lock: LockFile) -> None:
+        self._poller, self._name, self._path, self._lock = poller, name, path, lock
+        self._upkeep = Upkeep()
+        self._timer: Timer | None = None
+        self._pid: int | None = None  # of the run that goes on
+        self._pipe = -1
+        self._said = b""
+        self._silent = ""  # what became of it, if it does not say that itself
+        self._complaint = ""
+        self.prepared = False  # the file was written, or could not be
+
+    @property
+    def advertised(self) -> AbstractSet[int | None]:
+        """The slots that nginx may send requests to; None is the shared address."""
+        return self._upkeep.advertised
+
+    def sends_to(self, listener: Mapping[str, Any]) -> bool:
+        """Whether nginx may send requests to this listener."""
+        try:
+            _, (backend,) = from_listeners([listener])
+        except ValueError:
+            return False
+        return backend in self._upkeep.backends
+
+    def export(self) -> Exported:
+        """Describe its lock, for an upgrade; the rest is found out anew."""
+        return self._lock.export()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run goes on."""
+        return self._pid is not None
+
+    def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
+        """Tell nginx: these are the listeners now, as `status` lists them."""
+        if not listeners:
+            self.prepared = True
+            return  # they were down before they were closed
+        try:
+            scheme, backends = from_listeners(listeners)
+        except ValueError as error:
+            self.prepared = True
+            self._complain(f"--nginx-upstream: {self._name} {error}")
+            return
+        front = Front(name=self._name, settings=settings, backends=backends, scheme=scheme, live=True)
+        self._upkeep.changed(front, time.monotonic())
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin the run that is due, or wait for its time."""
+        due, now = self._upkeep.due, time.monotonic()
+        if self._timer is not None and self._pid is None:
+            self._timer.cancel()
+        if due is not None and due <= now:
+            self._begin(self._upkeep.begin())
+        elif due is not None:
+            self._timer = self._poller.at(due, self._go_on)
+
+    def _begin(self, front: Front) -> None:
+        order = {"path": self._path, "reload": front.settings.nginx_reload, "limit": LONGEST, "master": os.getpid()}
+        try:
+            self._spawn(json.dumps({**order, "text": render_upstream(front)}).encode())
+        except (OSError, ValueError) as error:
+            why = f"cannot begin to write {self._path}: {error.strerror}" if isinstance(error, OSError) else error
+            self._ended(f"--nginx-upstream: {why}")
+            return
+        self._poller.watch(self._pipe, READ, self._hear)
+        self._timer = self._poller.at(time.monotonic() + LONGEST, self._end_run)
+
+    def _spawn(self, order: bytes) -> None:
+        environ = {name: value for name, value in os.environ.items() if name not in MASTERS_VARIABLES}
+        with contextlib.ExitStack() as ours:
+            file = nameless_file("forkserve-upstream")
+            ours.callback(os.close, file)
+            with open(file, "wb", closefd=False) as writer:
+                writer.write(order)
+            os.lseek(file, 0, os.SEEK_SET)
+            pipe, theirs = os.pipe()
+            ours.callback(os.close, theirs)
+            os.set_blocking(pipe, False)
+            try:
+                # In a process group of its own, which can be ended with all that it has started, and gets no Ctrl-C.
+                self._pid = os.posix_spawn(
+                    sys.executable,
+                    [sys.executable, "-P", "-c", PROGRAM, ROOT],
+                    environ,
+                    file_actions=[(os.POSIX_SPAWN_DUP2, file, 0), (os.POSIX_SPAWN_DUP2, theirs, 1)],
+                    setpgroup=0,
+                )
+            except OSError:
+                os.close(pipe)
+                raise
+        self._pipe, self._said, self._silent = pipe, b"", "ended without a word"
+
+    def _over(self) -> bool:
+        """Take what the run has said; return whether that was all. What comes first is a blank, once the file is written."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._pipe, 65536):
+                self._said += data
+                self.prepared = self.prepared or self._said.isspace()
+            return True
+        return False
+
+    def _hear(self, _events: int) -> None:
+        """See how the run went, if it is over."""
+        if not self._over():
+            return
+        self._forget_run()
+        try:
+            complaint = json.loads(self._said)
+        except ValueError:
+            complaint = f"--nginx-upstream: the process that writes {self._path} {self._silent}"
+        self._ended(complaint)
+
+    def _forget_run(self) -> None:
+        self._poller.unwatch(self._pipe)
+        os.close(self._pipe)
+        self._pid, self._pipe = None, -1
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ended(self, complaint: str | None) -> None:
+        self.prepared = True
+        self._upkeep.ended(time.monotonic(), failed=complaint is not None)
+        if complaint is None:
+            logger.log(logging.INFO if self._complaint else logging.DEBUG, "%s is written, and nginx told", self._path)
+            self._complaint = ""
+        else:
+            self._complain(complaint)
+        self._go_on()
+
+    def _complain(self, complaint: str) -> None:
+        if complaint != self._complaint:  # it is tried again and again
+            self._complaint = complaint
+            logger.error("%s", printable(complaint))
+
+    def _end_run(self) -> None:
+        """End the run, and what it has started."""
+        if self._pid is not None and not self._over():  # while the pipe has no end, the pid is still its own
+            self._silent = f"was ended before it was done ({LONGEST:g} s are allowed)"
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGTERM)
+            self._timer = self._poller.at(time.monotonic() + ENDING, self._give_up_run)
+
+    def _give_up_run(self) -> None:
+        """Do without its answer: it is stuck where no signal reaches it."""
+        if self._pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        self._forget_run()
+        self._ended(f"--nginx-upstream: the process that writes {self._path} {self._silent}")
+
+    def close_in_child(self) -> None:
+        """Close what is the master's, in a child just forked."""
+        self._lock.close()
+        if self._pipe != -1:
+            os.close(self._pipe)
+
+    def close(self) -> None:
+        """End what still runs: the master ends."""
+        if self._pid is not None:
+            if not self._over():
+                logger.warning("--nginx-upstream: the last run was not done in time and is cut short")
+            self._end_run()
+            self._forget_run()
+        self._lock.remove()
