@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_the_command() -> bool:
     """Whether this process runs nothing but `main`: by -m, or by a script as pip and others make them."""
     program = vars(sys.modules["__main__"])
-    if getattr(program.get("__spec__"), "name", None) == f"{__package__}.__main__":
+    if getattr(program.get("__spec__"), "name", None) == "forkserve.__main__":
         return True
     own = {name for name in program if not (name.startswith("__") and name.endswith("__"))}
     return program.get("main") is main and own <= {"main", "re", "sys"} and bool(program.get("__file__"))

@@ -24,7 +24,7 @@ from forkserve.base import installed, startup
 from forkserve.base.errors import AppLoadError, ConfigError, NestedServerError, did_you_mean
 from forkserve.config.settings import Settings
 
-OURS = os.path.dirname(__file__) + os.sep
+OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 USUAL_NAMES = ("application", "app")  # tried in this order where the spec names only a module
 ENV_LINE = re.compile(
     r"""(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*"""

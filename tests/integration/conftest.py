@@ -41,6 +41,8 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
     finally:
         for command in commands:
             command.close()
+            if request.node.stash[FAILED]:
+                print(f"{command.arguments} wrote to stderr:\n{command.stderr}")
 
 
 @pytest.fixture

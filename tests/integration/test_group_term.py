@@ -134,11 +134,17 @@ def test_the_drain_follows_the_delay(serve: Start) -> None:
     assert log.count("received SIGTERM: ending") == 2
 
 
-def test_without_a_delay_nobody_waits_for_the_masters_answer(serve: Start) -> None:
+def test_without_a_delay_the_workers_end_with_the_master(serve: Start) -> None:
     command = serve(f"{APPS}:who", "--workers", 2, "--base-port", 0)
-    everybody(command, signal.SIGTERM, first=False)
+    workers = below(command.pid)
+    command.kill(signal.SIGSTOP)
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    eventually(lambda: command.stderr.count("gen 1: received SIGTERM") == 2, lambda: command.stderr)
+    command.kill(signal.SIGTERM)
+    command.kill(signal.SIGCONT)
 
-    assert "gen 1: received SIGTERM" in command.wait(0)
+    assert "is killed" not in command.wait(0)
     assert len(command._seen) == 2, "nobody was forked in place of those that got the TERM"
 
 
