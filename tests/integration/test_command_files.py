@@ -1,4 +1,4 @@
-"""The command's files in a directory of the user that its workers run as: see tests/prefork/test_files.py for all the places.
+"""The command's files in a directory of the user that its workers run as: see tests/unit/base/test_files.py for all the places.
 
 Root starts with --user nobody. Anybody else, who can start only as himself, plays that user too: the directory can be written
 by all then.

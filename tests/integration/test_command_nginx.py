@@ -8,13 +8,13 @@ Places where an ordinary user may not do what root may, as looked for in the cod
   directories are not taken from the configuration, and HAProxy and Caddy bind nothing to check one (`test_every_configuration`);
 - what the command writes, and what the server itself opens: `test_what_only_root_may_do_is_one_line`;
 - `--user` and `--group`: there, and in `test_command_privileges`; chmod and chown are done only for these, or to what was just
-  made (`tests/prefork/test_files.py`);
-- the control socket's directory, `/run` and others (`tests/prefork/test_runtime_dir.py`), and who may steer a server
-  (`tests/prefork/test_control.py`);
+  made (`tests/unit/base/test_files.py`);
+- the control socket's directory, `/run` and others (`tests/unit/prefork/control/test_runtime_dir.py`), and who may steer a server
+  (`tests/unit/prefork/control/test_server.py`);
 - `/proc/PID/fd` of other users' processes, to say who holds a port: left out of the message, as an error there is no fault;
 - raising the limit of open files (only up to the hard one), `nice` (only upwards), the parent's death signal, a subreaper, a pidfd,
   a memfd, `smaps_rollup` of our own workers: anybody may. No memory is locked, and no priority raised.
-- the tests' own limits of inotify (`tests/prefork/test_watcher_more.py`): in a user namespace, which not every system allows.
+- the tests' own limits of inotify (`tests/integration/devreload/test_watcher_more.py`): in a user namespace, which not every system allows.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ DELAY = 1.5
 def test_work_behind_the_answer_is_finished(serve: Start, tmp_path: Path, loop: str) -> None:
     """It is waited for like an answer, and the lifespan ends behind it."""
     gate = tmp_path / "gate"
-    command = serve("tests.http.asgi_apps:app", "--base-port", 0, "--loop", loop, "--linger", 0.1)
+    command = serve("tests.integration.http.asgi_apps:app", "--base-port", 0, "--loop", loop, "--linger", 0.1)
     workers = command.workers
     with Client(command.port) as client, Client(command.port) as gone:
         for one in (client, gone):
@@ -36,7 +36,7 @@ def test_work_behind_the_answer_is_finished(serve: Start, tmp_path: Path, loop: 
 
 def test_work_behind_the_answer_has_until_the_graceful_timeout(serve: Start, tmp_path: Path) -> None:
     """Work that never ends is given up, and the lifespan ends all the same."""
-    command = serve("tests.http.asgi_apps:app", "--base-port", 0, "--linger", 0.1, "--graceful-timeout", 1)
+    command = serve("tests.integration.http.asgi_apps:app", "--base-port", 0, "--linger", 0.1, "--graceful-timeout", 1)
     assert get(command.port, f"/background?gate={tmp_path / 'never'}").text == "answered"
     began = time.monotonic()
     command.kill(signal.SIGTERM)
@@ -73,14 +73,14 @@ def test_a_delayed_drain_takes_new_connections(serve: Start, app: str, options: 
 
 def test_a_lifespan_that_does_not_end_is_cut_short(serve: Start) -> None:
     """It has what remains of the graceful timeout, and nobody has to be killed."""
-    command = serve("tests.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
+    command = serve("tests.integration.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
     command.kill(signal.SIGTERM)
     assert "lifespan shutdown is cut short after 1.0 s" in command.wait()
     assert "is killed" not in command.stderr
 
 
 def test_a_lifespan_has_a_moment_though_the_graceful_timeout_is_over(serve: Start, tmp_path: Path) -> None:
-    command = serve("tests.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
+    command = serve("tests.integration.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
     with Client(command.port) as client:
         client.request("/endless")
         client.until(b"first")

@@ -74,7 +74,7 @@ def test_a_tls_client_that_never_reads_its_close(serve: Start, certificate: Path
 def test_a_slow_reader_of_the_last_answer_over_tls(serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str) -> None:
     """The transport below that of TLS holds the end of the answer when the one above has given all away."""
     key = ("--certfile", certificate, "--keyfile", certificate)
-    command = serve("tests.http.flood_apps:application", "--threads", 1, "--base-port", 0, "--loop", loop, *key)
+    command = serve("tests.integration.http.flood_apps:application", "--threads", 1, "--base-port", 0, "--loop", loop, *key)
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         sock.connect(("127.0.0.1", command.port))
@@ -95,7 +95,7 @@ def test_a_slow_but_steady_reader_does_not_make_a_worker_hang(serve: Start, tmp_
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(1 << 30)
-    app = "tests.http.wsgi_apps:application"
+    app = "tests.integration.http.wsgi_apps:application"
     command = serve(app, "--bind", "127.0.0.1:0", "--workers", 1, "--threads", 1, "--timeout", TIMEOUT)
     workers = command.workers
     with Client(command.port) as client:

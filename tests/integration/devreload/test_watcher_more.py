@@ -1,0 +1,355 @@
+"""What a watcher must not miss, and what must cost little: lost events, file systems of others, many files, git.
+
+Places where a change could go unnoticed, each with its test here or in `test_watcher`: inotify's queue overflows; inotify has
+no watch or no instance left, at the start and later; directories come, go, are renamed and put back, linked, and linked
+elsewhere; only the case of a name changes; a file becomes a link; only dates change, back as well, and into the future; two
+changes in one tick of a file system that knows only seconds; a file system that others change.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from math import inf
+from pathlib import Path
+
+import pytest
+
+from forkserve.devreload.filesystems import tells_too_little, type_of
+from forkserve.devreload.git import STALE, index_of, is_at_work
+from forkserve.devreload.polling import POLL_EVERY, SHARE, period
+from forkserve.devreload.tree import WHOLE, Stamp
+from tests.integration.command import eventually, state
+from tests.integration.devreload.test_watcher import Watcher, Watching, engine, project, watching
+from tests.repository import git
+
+__all__ = ["engine", "project", "watching"]  # fixtures
+
+
+# What is pure.
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+30 22 0:27 / /home/me/my\\040code rw,nosuid - fuse.sshfs host:/code rw,user_id=1000
+31 22 0:28 / /mnt/c rw,noatime - 9p C:\\134 rw,dirsync,aname=drvfs;path=C:\\;uid=1000
+32 22 0:29 / /srv rw - ext4 /dev/vdb rw
+33 32 0:30 /app /srv/app rw,relatime master:2 propagate_from:1 - virtiofs host rw
+34 33 0:31 / /srv/app/node rw - tmpfs tmpfs rw
+35 22 0:32 / /over rw - nfs4 server:/x rw
+36 22 0:33 / /over rw - xfs /dev/vdc rw
+broken
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "too_little"),
+    [
+        ("/home/me/code", "ext4", False),
+        ("/home/me/my code/app", "fuse.sshfs", True),
+        ("/home/me/my code", "fuse.sshfs", True),
+        ("/mnt/c/Users", "9p", True),
+        ("/mnt/code", "ext4", False),
+        ("/srv/app/one.py", "virtiofs", True),
+        ("/srv/application", "ext4", False),
+        ("/srv/app/node/x", "tmpfs", False),
+        ("/over/x", "xfs", False),
+    ],
+)
+def test_which_file_system_a_path_is_on(path: str, kind: str, *, too_little: bool) -> None:
+    assert type_of(path, MOUNTS) == kind
+    assert tells_too_little(kind) == too_little
+    assert type_of(path, "") == ""
+
+
+def test_file_systems_that_others_change() -> None:
+    shared = (
+        "9p",
+        "virtiofs",
+        "drvfs",
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "vboxsf",
+        "fuse",
+        "fuse.sshfs",
+        "fuse.grpcfuse",
+        "fakeowner",
+    )
+    assert all(map(tells_too_little, shared))
+    assert not any(
+        map(tells_too_little, ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "fuseblk", "fuse.fuse-overlayfs", ""))
+    )
+
+
+def test_looks_cost_no_more_than_their_share_and_do_not_press_a_slow_file_system() -> None:
+    assert period(0.0, 0.0) == POLL_EVERY
+    for cpu in (0.001, 0.1, 3.0):
+        assert cpu / period(cpu, cpu) <= SHARE
+    assert period(0.01, 20.0) >= 20.0
+    assert 2 * SHARE <= 0.05  # both kinds together
+
+
+def test_two_states_of_a_file_whose_file_system_knows_only_seconds() -> None:
+    stamp = Stamp(5 * WHOLE, 5 * WHOLE, 10, 3, checksum=1)
+    assert stamp.differs(stamp._replace(checksum=2))
+    assert not stamp.differs(stamp._replace(checksum=None))  # it is no longer fresh
+    assert stamp.differs(stamp._replace(mtime=6 * WHOLE))
+    assert stamp.differs(stamp._replace(inode=4))
+
+
+# What happens to files.
+
+
+def test_a_new_file_is_told_as_such_and_so_is_one_that_is_gone(project: Path, watching: Watching, engine: str) -> None:
+    watcher = watching(project, reload_engine=engine)
+    (project / "new.py").write_text("")
+    assert watcher.next("changed")["made"] == [str(project / "new.py")]
+    (project / "new.py").write_text("A = 22\n")
+    message = watcher.next("changed")
+    assert (message["others"], message["made"]) == ([str(project / "new.py")], [])
+    (project / "app.py").unlink()
+    assert watcher.next("changed")["made"] == [str(project / "app.py")]
+
+
+@pytest.mark.heavy
+def test_what_replaces_a_file_is_not_new(project: Path, watching: Watching, engine: str) -> None:
+    watcher = watching(project, reload_engine=engine, reload_delay=0.3)
+    (project / "app.py").rename(project / "app.py~")  # as vim does it
+    (project / "4913").touch()
+    (project / "4913").unlink()
+    (project / "app.py").write_text("A = 22\n")
+    message = watcher.next("changed")
+    assert (message["others"], message["made"]) == ([str(project / "app.py")], [])
+
+
+def remake(project: Path) -> None:
+    shutil.copytree(project / "package", project / "copy~")
+    shutil.rmtree(project / "package")
+    (project / "copy~").rename(project / "package")
+
+
+def swap(project: Path) -> None:
+    (project / "build").rename(project / "aside")
+    (project / "package").rename(project / "build")
+    (project / "build").rename(project / "package")
+    (project / "aside").rename(project / "build")
+
+
+def link(project: Path) -> None:
+    (project / "elsewhere").mkdir()
+    (project / "package").rename(project / "elsewhere/package")
+    (project / "package").symlink_to("elsewhere/package")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("happens", [remake, swap], ids=lambda one: one.__name__)
+def test_a_directory_that_is_another_one_is_watched_on(
+    project: Path, watching: Watching, engine: str, happens: Callable[[Path], None]
+) -> None:
+    watcher = watching(project, reload_engine=engine)
+    happens(project)
+    (project / "app.py").write_text("A = 22\n")
+    watcher.told_of(project / "app.py")
+    for text in ("A = 333\n", "A = 4444\n"):
+        (project / "package/inner/one.py").write_text(text)
+        watcher.told_of(project / "package/inner/one.py")
+
+
+@pytest.mark.heavy
+def test_a_directory_that_becomes_a_link_into_the_project(project: Path, watching: Watching, engine: str) -> None:
+    watcher = watching(project, reload_engine=engine)
+    link(project)
+    watcher.told_of(project / "elsewhere/package/inner/one.py")
+    (project / "package/inner/one.py").write_text("A = 333\n")
+    watcher.told_of(project / "elsewhere/package/inner/one.py")
+
+
+@pytest.mark.heavy
+def test_a_link_that_leads_elsewhere_now(project: Path, tmp_path: Path, watching: Watching, engine: str) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "linked.py").write_text("A = 1\n")
+    (project / "current").symlink_to(tmp_path / "one")
+    watcher = watching(project, reload_engine=engine)
+    (project / "next~").symlink_to(tmp_path / "two")
+    (project / "next~").rename(project / "current")
+    (project / "app.py").write_text("A = 22\n")
+    watcher.told_of(project / "app.py")
+    (tmp_path / "two/linked.py").write_text("A = 22\n")
+    watcher.told_of(tmp_path / "two/linked.py")
+
+
+@pytest.mark.heavy
+def test_only_the_case_of_a_name_changes(project: Path, watching: Watching, engine: str) -> None:
+    watcher = watching(project, reload_engine=engine, reload_delay=0.3)
+    (project / "app.py").rename(project / "App.py")
+    made: set[str] = set()
+    while made != {str(project / "App.py"), str(project / "app.py")}:
+        made |= set(watcher.next("changed")["made"])
+
+
+@pytest.mark.heavy
+def test_a_file_becomes_a_link(project: Path, watching: Watching, engine: str) -> None:
+    watcher = watching(project, reload_engine=engine)
+    (project / "other.py").write_text("A = 22\n")
+    watcher.told_of(project / "other.py")
+    (project / "app.py~").symlink_to("other.py")
+    (project / "app.py~").rename(project / "app.py")
+    assert watcher.told() == ([], [str(project / "app.py")])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("seconds", [1, 2_000_000_000 - 1, 4_000_000_000], ids=["past", "near", "future"])
+def test_only_the_dates_of_a_file_change(project: Path, watching: Watching, engine: str, seconds: int) -> None:
+    watcher = watching(project, reload_engine=engine)
+    os.utime(project / "app.py", (seconds, seconds))
+    assert watcher.told() == ([], [str(project / "app.py")])
+    (project / "package/__init__.py").write_text("B = 2\n")  # and it goes on
+    assert watcher.told() == ([], [str(project / "package/__init__.py")])
+
+
+@pytest.mark.heavy
+def test_a_file_of_the_future_is_not_told_at_the_start(project: Path, watching: Watching, engine: str) -> None:
+    os.utime(project / "app.py", (4_000_000_000, 4_000_000_000))
+    watcher = watching(project, reload_engine=engine)
+    (project / "package/__init__.py").write_text("B = 2\n")
+    assert watcher.told() == ([], [str(project / "package/__init__.py")])
+
+
+# What inotify cannot do.
+
+
+def queue_length() -> int:
+    return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+
+
+def test_what_was_lost_as_too_much_happened_is_found(project: Path, watching: Watching) -> None:
+    """Files, new directories, and what is in them; and it is watched on."""
+    watcher = watching(project)
+    watcher.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: state(watcher.process.pid) == "T")
+    churn = (project / "package/inner/churn.txt", project / "package/inner/churn2.txt")
+    for file in churn:
+        file.touch()
+    for _ in range(queue_length() // 2 + 1000):  # in turns, as equal events in a row are one
+        for file in churn:
+            os.utime(file)
+    (project / "package/inner/one.py").write_text("A = 22\n")
+    (project / "fresh/deep").mkdir(parents=True)
+    (project / "fresh/deep/new.py").write_text("")
+    (project / "app.py").unlink()
+    watcher.process.send_signal(signal.SIGCONT)
+    wanted = {str(project / name) for name in ("package/inner/one.py", "fresh/deep/new.py", "app.py")}
+    seen: set[str] = set()
+    made: set[str] = set()
+    while not wanted <= seen:
+        message = watcher.next("changed")
+        seen.update(message["others"])
+        made.update(message["made"])
+    assert made == {str(project / "fresh/deep/new.py"), str(project / "app.py")}
+    for name in ("package/inner/one.py", "fresh/deep/new.py"):
+        (project / name).write_text("A = 333\n")
+        watcher.told_of(project / name)
+
+
+def has_namespaces() -> bool:
+    """Whether this user may have a user namespace, whose limit of watches is its own."""
+    code = "import ctypes; assert not ctypes.CDLL(None).unshare(0x10000000); open('/proc/sys/user/max_inotify_watches', 'w').write('9')"
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="limits are tried in a user namespace")
+@pytest.mark.parametrize(("watches", "where"), [(1, "."), (9, "."), (9, "package")], ids=["start", "later", "later in a tree"])
+def test_with_too_few_watches_it_polls_and_says_so_once(project: Path, watching: Watching, watches: int, where: str) -> None:
+    """At the start; or later, when directories come. What has happened meanwhile is told."""
+    watcher = watching(project, first="warning" if watches == 1 else "watching", watches=watches)
+    if watches == 1:
+        assert watcher.next("watching")["polls"]
+    new = [project / where / f"fresh{number}/below/new.py" for number in range(5)]
+    for file in new:
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+    warnings, wanted = 0, set(map(str, new))
+    while wanted or (watches > 1 and not warnings):
+        message = watcher.any()
+        wanted.difference_update(message.get("others", ()))
+        warnings += message["type"] == "warning"
+    new[1].write_text("A = 22\n")
+    while str(new[1]) not in (message := watcher.any()).get("others", ()):
+        warnings += message["type"] == "warning"
+    assert warnings == (watches > 1)
+
+
+# What must cost little.
+
+
+@pytest.mark.heavy
+def test_polling_many_files_costs_little(project: Path, watching: Watching) -> None:
+    """By the processor time that the kernel counts; the bound is far above a twentieth, and far below what it was."""
+    for folder in range(180):
+        (project / f"many/d{folder}").mkdir(parents=True)
+        for file in range(100):
+            (project / f"many/d{folder}/f{file}.py").touch()
+    watcher = watching(project, reload_engine="poll")
+    watcher.channel.send({"type": "loaded", "files": [str(project / "package/inner/one.py")]})
+    (project / "package/inner/one.py").write_text("A = 22\n")
+    watcher.told_of(project / "package/inner/one.py")
+    before, began = cpu(watcher), time.monotonic()
+    for version in range(8):
+        (project / "package/inner/one.py").write_text("A = 22\n" * version)
+        watcher.told_of(project / "package/inner/one.py")
+        (project / f"many/d7/new{version}.py").touch()
+        watcher.told_of(project / f"many/d7/new{version}.py")
+    assert (cpu(watcher) - before) / (time.monotonic() - began) < 0.15
+    (project / "many/d7/f7.py").write_text("A = 1\n")  # it has not been loaded, and is found all the same
+    watcher.told_of(project / "many/d7/f7.py")
+
+
+def cpu(watcher: Watcher) -> float:
+    """Seconds of a processor that it has used."""
+    fields = Path(f"/proc/{watcher.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# Git.
+
+
+def test_while_git_is_at_work_nothing_is_told(project: Path, watching: Watching, engine: str) -> None:
+    shutil.rmtree(project / ".git")
+    git(project, "init")
+    git(project, "add", "app.py")
+    git(project, "commit", "-m", "one")
+    watcher = watching(project / "package", reload_engine=engine)  # the repository is above it
+    lock = project / ".git/index.lock"
+    lock.touch()
+    (project / "package/__init__.py").write_text("A = 22\n")
+    with pytest.raises(AssertionError, match="no 'changed'"):
+        watcher.next("changed", deadline=2.0)  # twice as long as a change may take without git
+    (project / "package/inner/one.py").write_text("A = 22\n")
+    lock.unlink()
+    wanted, seen = {str(project / "package/__init__.py"), str(project / "package/inner/one.py")}, set()
+    while not wanted <= seen:
+        seen.update(watcher.told()[1])
+
+
+def test_where_git_s_lock_is_and_one_that_was_left_behind(tmp_path: Path) -> None:
+    assert index_of(str(tmp_path)) in (None, *(f"{one}/.git/index.lock" for one in tmp_path.parents))
+    repository, tree = tmp_path / "repository", tmp_path / "tree"
+    repository.mkdir()
+    git(repository, "init")
+    git(repository, "commit", "--allow-empty", "-m", "one")
+    git(repository, "worktree", "add", str(tree))
+    found = index_of(str(tree))
+    assert found == str(repository / ".git/worktrees/tree/index.lock")
+    assert not is_at_work(found, inf)
+    Path(found).touch()
+    assert is_at_work(found, inf)
+    os.utime(found, (time.time() - 2 * STALE,) * 2)
+    assert not is_at_work(found, inf)
+    assert is_at_work(found, 0.0)  # it has been since then

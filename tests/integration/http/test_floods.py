@@ -1,0 +1,181 @@
+"""Clients that send much that is little work each: no turn of the loop belongs to one of them.
+
+Places where the amount of work is the client's choice, and what bounds it in one turn:
+
+- lines of a chunked body (sizes, extensions, trailers): `body.LINES`;
+- pipelined requests, and such behind a body: one (`Connection.data_received`);
+- calls that wait for an inline application: one (`wsgi.Turns`);
+- bytes of a body of known length: one read (`connection.TURN`);
+- TLS records: what fits into `transports.TLS_AT_ONCE`;
+- fields: `--limit-request-fields` of one request; options of Connection: those that mean something;
+- caches of what clients send: number and size of what is kept;
+- heads that come in pieces: every byte is looked at once (`HeadReader.feed`).
+"""
+
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forkserve.http.message.body import LINES, ChunkedBody
+from forkserve.http.message.fields import Fields, Line, valid_host
+from tests.integration.http.harness import Server, _unread, serving, wait_until
+from tests.integration.http.talk import LIMITS
+
+GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKED = b"POST /chunks HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+LOOPS = ("uvloop", "asyncio")
+
+
+@pytest.fixture(scope="module", params=LOOPS)
+def wsgi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving("tests.integration.http.flood_apps:application", tmp_path_factory.mktemp("w"), loop=request.param) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=LOOPS)
+def asgi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving("tests.integration.http.flood_apps:asgi", tmp_path_factory.mktemp("a"), loop=request.param) as server:
+        yield server
+
+
+@pytest.mark.parametrize("chunk", [b"1\r\na\r\n", b"1;b=c\r\na\r\n", b"00001\r\na\r\n"])
+def test_chunks_are_read_some_at_a_time(chunk: bytes) -> None:
+    """As many lines as are bounded, and then the caller decides when to go on."""
+    body = ChunkedBody(LIMITS)
+    data = chunk * 1000 + b"0\r\nX: y\r\n\r\n"
+    position = calls = 0
+    decoded = b""
+    while not body.done:
+        before = position
+        piece, position = body.feed(data, position)
+        assert 0 < position - before <= LINES * len(chunk) + 20
+        decoded += piece
+        calls += 1
+    assert decoded == b"a" * 1000
+    assert position == len(data)
+    assert calls >= 1000 // LINES
+
+
+def test_chunks_in_turns(asgi: Server) -> None:
+    """An application is given at most so many chunks for each turn of the loop that has gone by."""
+    with asgi.connect() as client:
+        client.send(CHUNKED + b"1\r\na\r\n" * 30_000 + b"0\r\n\r\n" + GET % 1)
+        assert client.answer().body == b"ok"
+        assert client.answer().body == b"ok"
+    seen = asgi.json("/seen")
+    assert sum(count for count, _ in seen) > 29_000
+    # A turn in which the application was not called may have come before each one in which it was.
+    assert all(count <= LINES * (turns + 1) for count, turns in seen), seen
+
+
+def test_pipelined_requests_in_turns(wsgi: Server) -> None:
+    """Each has a turn of the loop of its own, also behind a body, and all are answered in order."""
+    count = 200
+    post = b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
+    with wsgi.connect() as client:
+        client.send(b"".join((post if number % 3 else GET) % number for number in range(count)))
+        for _ in range(count):
+            assert client.answer().body == b"ok"
+        client.end()
+        assert client.rest() == b""
+    seen = wsgi.json("/seen")
+    assert [path for path, _ in seen] == [f"/{number}" for number in range(count)]
+    assert len({turn for _, turn in seen}) == count
+
+
+def test_pipelined_requests_before_the_end(wsgi: Server) -> None:
+    """A client that sends many and then no more gets all answers, also where one of them takes long."""
+    with wsgi.connect() as blocker, wsgi.connect() as client:
+        blocker.send(b"GET /generated HTTP/1.1\r\nHost: a\r\n\r\n")  # it holds the application until it is read
+        blocker.until(b"\r\n\r\n")
+        client.send(GET % 1 * 40)
+        client.end()
+        wait_until(lambda: _unread(client.socket) == 0)
+        blocker.socket.close()
+        for _ in range(40):
+            assert client.answer().body == b"ok"
+        assert client.rest() == b""
+    wsgi.json("/seen")
+
+
+def test_waiting_calls_in_turns(wsgi: Server) -> None:
+    """Requests of other clients that wait for the application have a turn of the loop each."""
+    with wsgi.connect() as blocker, contextlib.ExitStack() as stack:
+        blocker.send(b"GET /generated HTTP/1.1\r\nHost: a\r\n\r\n")
+        blocker.until(b"\r\n\r\n")
+        clients = [stack.enter_context(wsgi.connect()) for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.send(GET % number)
+            wait_until(lambda client=client: _unread(client.socket) == 0)
+        blocker.socket.close()
+        for client in clients:
+            assert client.answer().body == b"ok"
+    seen = wsgi.json("/seen")
+    assert len({turn for _, turn in seen}) == len(clients)
+
+
+def test_a_body_goes_on_where_its_end_came_early(wsgi: Server) -> None:
+    """A client that sends no more behind many chunks has sent them all the same; behind too few it is refused."""
+    data = b"POST /digest HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 8000
+    for end, status in ((b"0\r\n\r\n", 200), (b"1\r\na", 400)):
+        with wsgi.connect() as client:
+            client.send(data + end)
+            client.end()
+            assert client.answer().status == status
+            assert client.rest() == b""
+
+
+def test_pipelined_requests_that_nobody_reads(wsgi: Server) -> None:
+    """Answers that are not read do not pile up."""
+    before = wsgi.memory()
+    with wsgi.connect() as client:
+        client.socket.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(400):
+                client.send(GET % 1 * 10_000)
+        assert wsgi.memory() - before < 20 << 20
+    wsgi.json("/seen")
+
+
+def test_no_continue_within_an_answer(asgi: Server) -> None:
+    """RFC 9110 10.1.1: 100 comes before the answer or never; in the middle it would be taken for part of it."""
+    with asgi.connect() as client:
+        client.send(b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
+        client.until(b"first \r\n")
+        client.send(b"a")
+        rest = client.rest()
+        assert b"100" not in rest
+        assert b"last" in rest
+
+
+def _fields(*lines: tuple[bytes, bytes]) -> Fields:
+    return Fields("1.1", [Line(b"host", b"a"), *(Line(*line) for line in lines)])
+
+
+def test_caches_hold_nothing_large() -> None:
+    """What a client sends again and again, another each time, is not kept if it is large."""
+    gc.collect()
+    for number in range(300):
+        assert valid_host(b"%d." % number + b"a" * 20_000)
+        _fields((b"connection", b"%d," % number + b"b," * 10_000 + b"close"))
+    kept = gc.get_objects()
+    assert not [one for one in kept if isinstance(one, dict | set | frozenset) and sys.getsizeof(one) > 1 << 20]
+
+
+@pytest.mark.parametrize("value", [b"close", b"x, close", b"close," + b"y," * 1000, b"Keep-Alive, CLOSE"])
+def test_connection_options(value: bytes) -> None:
+    """Only those that mean something are kept, whatever else is there."""
+    found = _fields((b"connection", value))
+    assert found.connection <= {b"close", b"keep-alive", b"upgrade"}
+    assert not found.keep_alive
+
+
+def test_options_for_the_server(tmp_path: Path) -> None:
+    """PEP 3333 has no path for ``*``; `wsgiref.validate` sees to it."""
+    with serving("tests.integration.http.flood_apps:valid", tmp_path) as server, server.connect() as client:
+        client.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.answer().body == b"('', '*')"

@@ -1,0 +1,52 @@
+"""Lifespans that end too early, or do not begin, are in the log.
+
+Where an exception of the lifespan may come out: before the application asks for a message, in its start-up (mode `auto` and `on`),
+after it, in its shutdown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.http.harness import serving
+
+APPS = "tests.integration.http.lifespan_apps"
+
+
+def test_one_that_dies_is_logged_once(tmp_path: Path) -> None:
+    with serving(f"{APPS}:dies", tmp_path, faults=True) as server:
+        server.wait_for_log("LookupError: the broker is gone")
+        assert server.get().status == 200
+
+    assert server.log.count("the application's lifespan has died after start-up: it will not be shut down") == 1
+    assert server.log.count("LookupError: the broker is gone") == 1
+    assert "Traceback" in server.log
+
+
+@pytest.mark.parametrize(("app", "said"), [("wrapped", "KeyError: 'headers'"), ("broken_start", "AssertionError: no database")])
+def test_a_start_that_is_left_out_is_one_warning(tmp_path: Path, app: str, said: str) -> None:
+    with serving(f"{APPS}:{app}", tmp_path) as server:
+        assert server.get().status == 200
+
+    (line,) = [line for line in server.log.splitlines() if "[WARNING]" in line]
+    assert f"the application runs without its start-up and shutdown (lifespan), which raised {said}; --lifespan on " in line
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("app", ["asserting", *(pytest.param(one, marks=pytest.mark.heavy) for one in ("refusing", "returns"))])
+def test_an_app_without_lifespan_is_no_news(tmp_path: Path, app: str) -> None:
+    with serving(f"{APPS}:{app}", tmp_path) as server:
+        assert server.get().status == 200
+
+    assert not any(level in server.log for level in ("[INFO]", "[WARNING]", "[ERROR]"))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("app", ["wrapped", "broken_start"])
+def test_off_is_what_the_warning_says(tmp_path: Path, app: str) -> None:
+    with serving(f"{APPS}:{app}", tmp_path, lifespan="off") as server:
+        assert server.get().status == 200
+
+    assert "[WARNING]" not in server.log

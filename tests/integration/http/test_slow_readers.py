@@ -1,0 +1,196 @@
+"""Clients that take, or send, more slowly than the server could, and what they cost in memory.
+
+Places where bytes wait for a client, and what bounds them:
+
+- what a transport has been given: `outgoing.PIECE` (asyncio's and TLS's transports copy it);
+- lists, pieces and ``send()`` of an application: its own objects, counted once for all that wait for them (`Buffered`), and past
+  ``--limit-buffered`` in temporary files;
+- an inline generator: ``wsgi.OUTPUT_IN_MEMORY``, then it waits; a thread: `threads.PIECES_AHEAD`;
+- request bodies: ``wsgi.BODY_IN_MEMORY`` and ``--limit-buffered``, then a file; ASGI: `asgi.BODY_AHEAD`.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.http.flood_apps import LARGE, SHARED, large
+from tests.integration.http.harness import Client, Server, _unread, serving, wait_until
+from tests.integration.http.test_timeouts import certificate, trusting  # noqa: F401 - pytest looks for fixtures here
+
+WSGI, ASGI = "tests.integration.http.flood_apps:application", "tests.integration.http.flood_apps:asgi"
+MB = 1 << 20
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "inline": (WSGI, {}),
+    "thread": (WSGI, {"threads": 2}),
+    "asgi": (ASGI, {}),
+    "inline-asyncio": (WSGI, {"loop": "asyncio"}),
+    "asgi-asyncio": (ASGI, {"loop": "asyncio"}),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def served(kind: str, directory: Path, **settings: Any) -> contextlib.AbstractContextManager[Server]:
+    app, more = KINDS[kind]
+    return serving(app, directory, **more, **settings)
+
+
+def ask(client: Client, path: str, *lines: str) -> None:
+    client.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: a", *lines, "", ""]).encode())
+
+
+@contextlib.contextmanager
+def asking(server: Server, *paths: str) -> Iterator[list[Client]]:
+    """Clients that have asked, and seen that they are answered."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in paths]
+        for client, path in zip(clients, paths, strict=True):
+            ask(client, path)
+        for client in clients:
+            client.socket.recv(1)  # of the status line
+        yield clients
+
+
+@every_kind
+@pytest.mark.parametrize("path", ["/shared", "/shared-in-pieces"])
+def test_a_shared_body_is_not_copied(kind: str, path: str, tmp_path: Path) -> None:
+    """100 clients that read nothing share one object of 5 MB; each of them gets all of it once it reads."""
+    with served(kind, tmp_path) as server:
+        server.get()
+        before = server.memory()
+        with asking(server, *[path] * 100) as clients:
+            assert server.get().status == 200
+            assert server.memory() - before < 60 * MB  # 500 if each had its own
+            for client in clients[::33]:
+                client.held = b"H"
+                assert client.answer().body.strip(b"<>") == SHARED
+
+
+@pytest.mark.parametrize(
+    "kind", ["inline", "thread", "asgi-asyncio", *(pytest.param(k, marks=pytest.mark.heavy) for k in ("asgi", "inline-asyncio"))]
+)
+def test_different_bodies_go_to_files(kind: str, tmp_path: Path) -> None:
+    """Past the limit memory does not grow; other requests are answered, and every client gets what is its own."""
+    paths = [f"/large/{number}" for number in range(40)]
+    with served(kind, tmp_path, limit_buffered="4m") as server:
+        server.get()
+        before = server.memory()
+        files = server.descriptors()
+        with asking(server, *paths) as clients:
+            assert server.get().status == 200
+            assert server.memory() - before < 30 * MB  # 80 without files
+            assert server.descriptors() > files + 60  # connections, and files
+            for client, path in zip(clients, paths, strict=True):
+                client.held = b"H"
+                assert client.answer().body == large(path)
+                ask(client, "/")
+                assert client.answer().body == b"ok"
+        wait_until(lambda: server.descriptors() <= files + 2, "files are left open")
+
+
+def test_write_does_not_hold_the_worker(tmp_path: Path) -> None:
+    """What ``write()`` was given waits as a list does: the call has ended, and others have their turn."""
+    with served("inline", tmp_path) as server, asking(server, "/written/1", "/written/2") as clients:
+        assert server.get().status == 200
+        for client, path in zip(clients, ("/written/1", "/written/2"), strict=True):
+            client.held = b"H"
+            assert client.answer().body == large(path) + b"end"
+
+
+@pytest.mark.parametrize("kind", ["inline", "asgi-asyncio"])
+def test_the_end_comes_behind_what_waits(kind: str, tmp_path: Path) -> None:
+    """An answer that is the last, and one to a client that sends no more, is whole; also with others in front of it."""
+    with served(kind, tmp_path, half_close="answer") as server:
+        for lines, ends, count in ((("Connection: close",), False, 1), ((), True, 1), ((), True, 3)):
+            with server.connect() as client:
+                for _ in range(count):
+                    ask(client, "/large/x", *lines)
+                client.socket.recv(1)
+                client.held = b"H"
+                if ends:
+                    client.end()
+                for _ in range(count):
+                    assert client.answer().body == large("/large/x")
+                assert client.rest() == b""
+
+
+@pytest.mark.parametrize(
+    ("app", "loop"),
+    [
+        (WSGI, "uvloop"),
+        (ASGI, "asyncio"),
+        *(pytest.param(*more, marks=pytest.mark.heavy) for more in ((WSGI, "asyncio"), (ASGI, "uvloop"))),
+    ],
+)
+def test_over_tls(app: str, loop: str, tmp_path: Path, certificate: Path) -> None:  # noqa: F811 - the fixture
+    """TLS encrypts what it is given at once, so it is given as little; every byte comes."""
+    context = trusting(certificate)
+    with Server(app, "127.0.0.1:0", certfile=certificate, keyfile=certificate, loop=loop, limit_buffered="1m") as server:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(server.connect(tls=context, receive_buffer=4096)) for _ in range(6)]
+            for number, client in enumerate(clients):
+                ask(client, f"/large/{number}")
+                ask(client, f"/large/{number}", "Connection: close")
+            for number, client in enumerate(clients):
+                for _ in range(2):
+                    assert client.answer().body == large(f"/large/{number}")
+        assert server.get(tls=context).status == 200
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Where no file can be written the client loses its answer, and the log says what to do; nobody else loses anything."""
+    with served("inline", tmp_path, limit_buffered="1m") as server:
+        assert server.get("/limit-files/65536").body == b"limited"
+        with asking(server, "/large/1") as kept, server.connect() as client:
+            ask(client, "/large/2")
+            server.wait_for_log("--limit-buffered")
+            assert "GET /large/2: what the client has not taken cannot be stored in " in server.log
+            assert not client.answer().whole
+            assert server.get().status == 200
+            kept[0].held = b"H"
+            assert kept[0].answer().body == large("/large/1")
+
+
+def test_a_request_body_on_a_full_disk(tmp_path: Path) -> None:
+    """Whether it is seen as the body is written, at its end, or as the file is closed: that client gets 507, and a line says why."""
+    with served("inline", tmp_path) as server:
+        assert server.get("/limit-files/600000").body == b"limited"
+        for more in (1, 5000, 200_000):
+            with server.connect() as client:
+                body = bytes(600_000 + more)
+                with contextlib.suppress(ConnectionError):  # refused before it is whole
+                    client.send(b"POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                assert client.answer().status == 507
+        assert server.get().status == 200
+        assert server.log.count("the request body cannot be stored") == 3
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("kind", ["inline", "thread", "inline-asyncio"])
+def test_bodies_that_come_slowly(kind: str, tmp_path: Path) -> None:
+    """Request bodies count, too: past the limit they go to files before each is large; then memory is free again."""
+    body = bytes(range(250)) * 1600
+    with served(kind, tmp_path, limit_buffered="2m") as server:
+        server.get()
+        before = server.memory()
+        for _ in range(2):
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(server.connect()) for _ in range(60)]
+                for client in clients:
+                    client.send(b"POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-1])
+                for client in clients:
+                    wait_until(lambda client=client: _unread(client.socket) == 0)
+                assert server.get().status == 200
+                assert server.memory() - before < 16 * MB  # 24 in memory
+                for client in clients:
+                    client.send(body[-1:])
+                    assert client.answer().body == hashlib.sha256(body).hexdigest().encode()
+
+
+def test_sizes(tmp_path: Path) -> None:
+    """The bodies of these tests are what they are taken to be."""
+    assert len(large("/large/1")) == LARGE
+    assert large("/large/1") != large("/large/2")

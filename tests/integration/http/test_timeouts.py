@@ -1,0 +1,295 @@
+# one case, one line
+"""Timeouts, and the end of connections: nobody is waited for longer than he was told, and no answer is lost."""
+
+import contextlib
+import os
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.http.harness import Server, serving, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+SMALL = {"header_timeout": 1, "body_timeout": 1, "keep_alive": 1, "write_timeout": 1}
+PAGES = {"wsgi": "tests.integration.http.wsgi_apps:application", "asgi": "tests.integration.http.asgi_apps:app"}
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def interface(request: pytest.FixtureRequest) -> str:
+    """WSGI and ASGI."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def hasty(interface: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that waits for one second (and up to one more, for it looks once a second)."""
+    with serving(PAGES[interface], Path(os.path.relpath(tmp_path_factory.mktemp("s"))), **SMALL) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(interface: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the timeouts that it has by itself."""
+    with serving(PAGES[interface], Path(os.path.relpath(tmp_path_factory.mktemp("s")))) as server:
+        yield server
+
+
+def page(interface: str) -> bytes:
+    """A request for a small page."""
+    return (b"GET /pieces?it=x" if interface == "wsgi" else b"GET /after") + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def upload(interface: str, *lines: bytes) -> bytes:
+    """The head of a request whose body is read."""
+    return b"\r\n".join([b"POST /%b HTTP/1.1" % (b"size" if interface == "wsgi" else b"body"), b"Host: a", *lines, b"", b""])
+
+
+def test_all_at_once(interface: str, hasty: Server) -> None:
+    """Each kind of silence ends in its time, and in its own way: 408 for half a request, a plain close where none was begun."""
+    began = time.monotonic()
+    silent, within_line, within_head, idle, within_length, within_chunks, after_empty = clients = [
+        hasty.connect() for _ in range(7)
+    ]
+    within_line.send(b"GET / HT")
+    within_head.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
+    idle.send(page(interface))
+    assert idle.answer().status == 200
+    within_length.send(upload(interface, b"Content-Length: 10") + b"abc")
+    within_chunks.send(upload(interface, b"Transfer-Encoding: chunked") + b"5\r\nab")
+    after_empty.send(b"\r\n")
+
+    assert silent.rest() == b""
+    assert idle.rest() == b""
+    for client in (within_line, within_head, within_length, within_chunks):
+        answer = client.answer()
+        assert (answer.status, answer["connection"]) == (408, "close")
+        assert client.rest() == b""
+    after_empty.rest()
+    assert 0.9 < time.monotonic() - began < 4
+    for client in clients:
+        client.socket.close()
+
+
+def test_a_trickle_does_not_renew_the_head(hasty: Server) -> None:
+    """A head that comes byte by byte has to come in time all the same."""
+    began = time.monotonic()
+    with hasty.connect() as client:
+        client.socket.settimeout(0.1)
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
+        data = b""
+        while not data:
+            assert time.monotonic() - began < 4
+            try:
+                client.send(b"X: y\r\n")
+                data = client.receive()
+            except TimeoutError:
+                continue
+        assert data.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_second_head_has_its_own_time(interface: str, hasty: Server) -> None:
+    """Part of a next request is not an idle connection: 408."""
+    with hasty.connect() as client:
+        client.send(page(interface))
+        assert client.answer().status == 200
+        client.send(b"GET / HT")
+        assert client.answer().status == 408
+        assert client.rest() == b""
+
+
+def test_a_body_that_goes_on_is_waited_for(interface: str, hasty: Server) -> None:
+    """The timeout is for no byte at all: a slow body is not cut."""
+    with hasty.connect() as client:
+        client.send(upload(interface, b"Content-Length: 6"))
+        client.socket.settimeout(0.5)
+        for byte in (b"a", b"b", b"c", b"d", b"e"):
+            client.send(byte)
+            with pytest.raises(TimeoutError):
+                client.receive()
+        client.send(b"f")
+        client.socket.settimeout(10)
+        assert client.answer().body.startswith(b"6 597")
+
+
+def test_an_application_that_takes_its_time_is_not_an_idle_client(hasty: Server, interface: str, tmp_path: Path) -> None:
+    """No timeout of the connection runs while the application works."""
+    if interface == "asgi":
+        with hasty.connect() as client:
+            client.send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+            client.socket.settimeout(2.5)
+            with pytest.raises(TimeoutError):
+                client.receive()
+            hasty.get("/-/release")
+            assert client.answer().body == b"0 0"
+
+
+def test_a_reader_that_stops(hasty: Server, interface: str, tmp_path: Path) -> None:
+    """Who reads nothing for too long is cut off; who reads slowly is not."""
+    path = tmp_path / "big"
+    path.write_bytes(b"x" * 20_000_000)
+    (tmp_path / "counter").touch()
+    pages = (
+        ["/pour?count=300"] if interface == "asgi" else [f"/file?path={path}", f"/endless?path={tmp_path / 'counter'}&count=300"]
+    )
+    for target in pages:
+        said = len(hasty.log)
+        with hasty.connect(receive_buffer=4096) as client:
+            client.send(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            client.head()
+            wait_until(lambda: "has read nothing" in hasty.log[said:])  # noqa: B023  # called at once
+            with contextlib.suppress(ConnectionResetError):
+                assert len(client.rest()) < 20_000_000
+
+
+@pytest.mark.heavy
+def test_a_slow_reader_is_not_cut(hasty: Server, interface: str, tmp_path: Path) -> None:
+    """As long as something is read now and then, the answer goes on."""
+    path = tmp_path / "big"
+    path.write_bytes(b"x" * 6_000_000)
+    target = "/pour?count=90" if interface == "asgi" else f"/file?path={path}"
+    with hasty.connect(receive_buffer=4096) as client:
+        client.send(f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        answer = client.head()
+        end = time.monotonic() + 3
+        data = b""
+        while time.monotonic() < end:
+            data += client.exactly(200_000)
+            time.sleep(0.4)  # a slow reader is what is tested
+        data += client.rest()
+    assert len(data) >= (6_000_000 if not answer.chunked else 90 * 65536)
+
+
+@pytest.mark.parametrize("surplus", [1, 100, 100_000, 5_000_000])
+def test_bytes_behind_the_last_request(server: Server, interface: str, surplus: int) -> None:
+    """What follows a request with Connection: close is ignored, and the answer stays whole."""
+    with server.connect() as client:
+        client.send(page(interface).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + b"GET / HTTP/1.1\r\n"[:surplus])
+        try:
+            for _ in range(surplus // 100_000):
+                client.send(b"x" * 100_000)
+        except (BrokenPipeError, ConnectionResetError):
+            assert surplus > 1_000_000
+        answer = client.answer()
+        assert (answer.status, answer.whole, answer["connection"]) == (200, True, "close")
+
+
+@pytest.mark.parametrize("surplus", [0, 100_000])
+def test_a_refusal_reaches_a_client_that_sends(server: Server, surplus: int) -> None:
+    """The answer to a bad request is not lost to a reset."""
+    with server.connect() as client:
+        client.send(b"GET / HTTP/1.1\r\nBad header\r\n\r\n" + b"x" * surplus)
+        answer = client.answer()
+        assert (answer.status, answer["connection"]) == (400, "close")
+        assert client.rest() == b""
+
+
+def test_half_closed(server: Server, interface: str) -> None:
+    """A client that sends no more gets its answers, whole."""
+    with server.connect() as client:
+        client.send(page(interface) * 3)
+        client.end()
+        assert [client.answer().status for _ in range(3)] == [200] * 3
+        assert client.rest() == b""
+    with server.connect() as client:
+        client.send(upload(interface, b"Content-Length: 3") + b"abc")
+        client.end()
+        assert client.answer().body.startswith(b"3 294")
+        assert client.rest() == b""
+
+
+def test_half_closed_stream(server: Server, interface: str, tmp_path: Path) -> None:
+    """Also a long answer, read slowly."""
+    path = tmp_path / "big"
+    path.write_bytes(b"x" * 5_000_000)
+    target = "/pour?count=80" if interface == "asgi" else f"/file?path={path}"
+    with server.connect(receive_buffer=4096) as client:
+        client.send(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        client.end()
+        answer = client.answer()
+        assert answer.whole
+        assert len(answer.body) == (5_000_000 if interface == "wsgi" else 80 * 65536)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, signed by itself, with its key in the same file."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    key = path.with_name("key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-keyout", key, "-out", path],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_bytes(path.read_bytes() + key.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def secure(request: pytest.FixtureRequest, interface: str, certificate: Path) -> Iterator[Server]:
+    """A server that speaks TLS, on each loop."""
+    with Server(
+        PAGES[interface], "127.0.0.1:0", certfile=certificate, keyfile=certificate, loop=request.param, body_timeout=1
+    ) as server:
+        yield server
+
+
+def trusting(certificate: Path) -> ssl.SSLContext:
+    """A client's context that knows the certificate."""
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
+def test_tls(secure: Server, interface: str, certificate: Path) -> None:
+    """Requests, keep-alive, scheme and ALPN."""
+    with secure.connect(tls=trusting(certificate)) as client:
+        assert isinstance(client.socket, ssl.SSLSocket)
+        assert client.socket.selected_alpn_protocol() == "http/1.1"
+        for _ in range(3):
+            client.send(page(interface))
+            assert client.answer().status == 200
+        client.send(
+            b"GET /%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % (b"environ" if interface == "wsgi" else b"scope/")
+        )
+        body = client.answer().body
+        assert b"'https'" in body or b'"wsgi.url_scheme": "https"' in body
+        assert client.rest() == b""
+
+
+def test_tls_body_and_file(secure: Server, interface: str, certificate: Path, tmp_path: Path) -> None:
+    """Large bodies in both directions."""
+    with secure.connect(tls=trusting(certificate)) as client:
+        client.send(upload(interface, b"Content-Length: 3000000") + b"a" * 3_000_000)
+        assert client.answer().body.startswith(b"3000000 291000000")
+        if interface == "wsgi":
+            path = tmp_path / "big"
+            path.write_bytes(bytes(range(256)) * 20_000)
+            client.send(f"GET /file?path={path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            assert client.answer().body == path.read_bytes()
+        else:
+            client.send(b"GET /pour?count=50 HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert len(client.answer().body) == 50 * 65536
+
+
+@pytest.mark.heavy
+def test_tls_refusals(secure: Server, interface: str, certificate: Path) -> None:
+    """A bad request is answered within TLS; whoever does not speak TLS at all, or goes, harms nobody."""
+    with secure.connect(tls=trusting(certificate)) as client:
+        client.send(b"GET / HTTP/1.1\r\nBad header\r\n\r\n" + b"x" * 50_000)
+        assert client.answer().status == 400
+    with secure.connect(tls=trusting(certificate)) as client:
+        client.send(upload(interface, b"Content-Length: 10") + b"abc")
+        assert client.answer().status == 408
+    with secure.connect() as client:
+        client.send(GET)
+        assert b"HTTP/1.1 200" not in client.rest()
+    with secure.connect(tls=trusting(certificate)) as client:
+        client.send(b"GET / HT")
+        client.reset()
+    with secure.connect(tls=trusting(certificate)) as client:
+        client.send(page(interface))
+        assert client.answer().status == 200

@@ -1,0 +1,107 @@
+# one case, one line
+"""What a connection remembers of the requests before never changes how the next one is judged."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.http.case import Case, head
+from tests.integration.http.corpus import CASES
+from tests.integration.http.harness import Answer, Client, Server, serving
+from tests.integration.http.test_corpus import allowed, sent
+
+APPS = {"wsgi-httptools": "recorder", "asgi-h11": "recorder_asgi"}
+GET = head()
+
+
+@pytest.fixture(scope="module", params=APPS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for each interface, each with another parser."""
+    directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
+    app, parser = f"tests.integration.http.apps:{APPS[request.param]}", request.param.partition("-")[2]
+    with serving(app, directory, http=parser) as server:
+        yield server
+
+
+def shown(answer: Answer) -> tuple[Any, ...]:
+    """All of an answer but its date."""
+    fields = [(name, value) for name, value in answer.headers if name != "date"]
+    return answer.status, fields, answer.body, answer.interim, answer.whole
+
+
+def answers(client: Client, case: Case) -> list[tuple[Any, ...]]:
+    """What a client gets for a case."""
+    client.send_apart([sent(case)])
+    if case.ends:
+        client.end()
+    methods = [seen.method for seen in case.seen] + ["GET"] * len(case.statuses)
+    given = []
+    for expected, method in zip(case.statuses, methods, strict=False):
+        if allowed(0, expected):
+            break
+        answer = client.answer(method)
+        assert allowed(answer.status, expected), answer
+        given.append(shown(answer))
+    return given
+
+
+def calls(server: Server) -> list[Any]:
+    """The whole requests that the application has got."""
+    return [call for call in server.json("/-/calls") if call["complete"]]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_warm_connection_answers_as_a_fresh_one(case: Case, server: Server) -> None:
+    with server.connect() as client:
+        fresh = answers(client, case)
+    fresh_calls = calls(server)
+    with server.connect() as client:
+        client.send(GET)
+        assert client.answer().status == 200
+        warm = answers(client, case)
+    _, *warm_calls = calls(server)
+
+    assert warm == fresh
+    assert warm_calls == fresh_calls
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.opens], ids=lambda case: case.name)
+def test_a_case_that_comes_again_is_answered_again(case: Case, server: Server) -> None:
+    """To the letter the same, so that everything that can be remembered is."""
+    with server.connect() as client:
+        assert answers(client, case) == answers(client, case)
+    seen = calls(server)
+    assert seen[: len(case.seen)] == seen[len(case.seen) :]
+
+
+@pytest.mark.parametrize("target", [b"http://evil/x", b"http://evil:80/", b"http://a.evil/", b"http://aa/", b"http:///x"])
+def test_an_authority_that_is_not_the_host_is_refused(server: Server, target: bytes) -> None:
+    """RFC 9112 3.2.2, also where the same fields and the same target have been judged before."""
+    other = head(start=b"GET " + target + b" HTTP/1.1")
+    with server.connect() as client:
+        fitting = head(start=b"GET " + target + b" HTTP/1.1", host=b"Host: " + target.split(b"/")[2] + b"\r\n")
+        client.send(fitting)
+        assert client.answer().status == (400 if target == b"http:///x" else 200)
+    for before in ([GET], [GET, head(start=b"GET http://a/x HTTP/1.1")], [head(start=b"GET http://a/x HTTP/1.1"), GET]):
+        with server.connect() as client:
+            for data in before:
+                client.send(data)
+                assert client.answer().status == 200
+            client.send(other)
+            answer = client.answer()
+            assert (answer.status, answer["connection"]) == (400, "close")
+            assert client.rest() == b""
+    assert {call["path"] for call in calls(server)} <= {"/", "/x"}
+
+
+def test_an_authority_is_the_host_of_its_own_request_only(server: Server) -> None:
+    """An absolute target between two plain ones leaves no trace."""
+    with server.connect() as client:
+        for data in (GET, head(start=b"GET http://A:80/x HTTP/1.1"), GET):
+            client.send(data)
+            assert client.answer().status == 200
+    hosts = [dict(map(tuple, call["headers"]))["host"] for call in calls(server)]
+    assert hosts == ["a", "A:80", "a"]

@@ -1,0 +1,383 @@
+# one case, one line
+"""WebSocket (RFC 6455, RFC 7692) over sockets: with the websockets library's client, and byte by byte."""
+
+import base64
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import unix_connect
+
+from tests.integration.http.harness import Answer, Client, Server, events, serving, settled
+
+KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+LIMIT = 1 << 20
+
+
+@pytest.fixture(scope="module", params=["httptools-uvloop", "h11-asyncio"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with each parser, on each loop."""
+    parser, loop = request.param.split("-")
+    directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
+    with serving(
+        "tests.integration.http.ws_apps:app", directory, faults=True, http=parser, loop=loop, ws_max_size=LIMIT
+    ) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def quiet(server: Server) -> None:
+    """No events of the test before."""
+    server.json("/-/events")
+
+
+def dial(server: Server, path: str, **options: Any) -> Any:
+    """A WebSocket of the websockets library."""
+    assert isinstance(server.address, str)
+    return unix_connect(server.address, f"ws://host{path}", **options)
+
+
+def handshake(path: str = "/echo", *more: bytes, **fields: bytes | None) -> bytes:
+    """A handshake; a field given as None is left out."""
+    lines: dict[str, bytes | None] = {
+        "Host": b"a",
+        "Upgrade": b"websocket",
+        "Connection": b"Upgrade",
+        "Sec-WebSocket-Key": KEY,
+        "Sec-WebSocket-Version": b"13",
+    }
+    lines |= {name.replace("_", "-"): value for name, value in fields.items()}
+    head = [
+        f"GET {path} HTTP/1.1".encode(),
+        *(b"%b: %b" % (name.encode(), value) for name, value in lines.items() if value is not None),
+        *more,
+    ]
+    return b"\r\n".join([*head, b"", b""])
+
+
+def frame(
+    opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True, length: bytes | None = None
+) -> bytes:
+    """A frame of a client."""
+    first = (0x80 if fin else 0) | rsv << 4 | opcode
+    size = len(payload)
+    if length is None:
+        length = (
+            bytes([size])
+            if size < 126
+            else b"\x7e" + struct.pack("!H", size)
+            if size < 65536
+            else b"\x7f" + struct.pack("!Q", size)
+        )
+    head = bytes([first, length[0] | (0x80 if masked else 0)]) + length[1:]
+    if not masked:
+        return head + payload
+    mask = b"\x01\x02\x03\x04"
+    return head + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
+
+
+def received(client: Client) -> tuple[int, bytes]:
+    """Opcode and payload of the next frame, which is not fragmented, masked or marked."""
+    first, second = client.exactly(2)
+    assert first & 0xF0 == 0x80
+    assert not second & 0x80
+    size = second if second < 126 else int.from_bytes(client.exactly(2 if second == 126 else 8), "big")
+    return first & 15, client.exactly(size)
+
+
+def shake(client: Client, *arguments: Any, **fields: Any) -> Answer:
+    """Do a handshake that is accepted."""
+    client.send(handshake(*arguments, **fields))
+    answer = client.head()
+    assert answer.status == 101
+    return answer
+
+
+def test_handshake(server: Server) -> None:
+    """The answer is as RFC 6455 4.2.2 has it, with the application's own fields."""
+    with server.connect() as client:
+        answer = shake(client)
+        assert answer["upgrade"].lower() == "websocket"
+        assert answer["connection"].lower() == "upgrade"
+        assert (
+            answer["sec-websocket-accept"]
+            == base64.b64encode(hashlib.sha1(KEY + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
+        )
+        assert answer["x-mine"] == "1"
+        assert not answer.get("sec-websocket-extensions") + answer.get("sec-websocket-protocol")
+        assert not answer.get("content-length") + answer.get("transfer-encoding")
+
+
+def test_scope(server: Server) -> None:
+    """Every key of the specification."""
+    with server.connect() as client:
+        shake(client, "/scope/%C3%A9?a=%20", Sec_WebSocket_Protocol=b"a, b", X_Obs=b"\xe9")
+        opcode, payload = received(client)
+        scope = eval(payload)  # from the application beside it
+
+    assert opcode == TEXT
+    assert (scope["type"], scope["scheme"], scope["http_version"]) == ("websocket", "ws", "1.1")
+    assert (scope["path"], scope["raw_path"], scope["query_string"], scope["root_path"]) == (
+        "/scope/é",
+        b"/scope/%C3%A9",
+        b"a=%20",
+        "",
+    )
+    assert scope["subprotocols"] == ["a", "b"]
+    assert (b"x-obs", b"\xe9") in [tuple(pair) for pair in scope["headers"]]
+    assert scope["extensions"] == {"websocket.http.response": {}}
+    assert scope["state"] == {}
+    assert scope["asgi"]["version"] == "3.0"
+    assert "method" not in scope
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_messages(server: Server, compression: str | None) -> None:
+    """Text and binary of every length of length, one after the other."""
+    with dial(server, "/echo", compression=compression, max_size=None) as client:
+        for size in (0, 1, 125, 126, 127, 65535, 65536, 300_000, LIMIT if compression is None else LIMIT * 99 // 100):
+            for message in ("é" * (size // 2) + "x" * (size % 2), os.urandom(size)):
+                client.send(message)
+                assert client.recv(timeout=10) == message
+
+
+def test_subprotocol(server: Server) -> None:
+    """The application chooses."""
+    with dial(server, "/echo?sub=b", subprotocols=["a", "b"]) as client:
+        assert client.subprotocol == "b"
+
+
+@pytest.mark.parametrize("value", [b"\xff\xfe", b"a,,b", b",", b"", b"a b", b"\xc3\xa9"])
+def test_odd_subprotocols(server: Server, value: bytes) -> None:
+    """Whatever is offered, the worker lives."""
+    with server.connect() as client:
+        client.send(handshake(Sec_WebSocket_Protocol=value))
+        assert client.head().status in (101, 400)
+    assert server.get("/").body == b"plain"
+
+
+def test_fragments(server: Server) -> None:
+    """Fragments are one message, with control frames between them, also if a character is cut in two."""
+    text = "hällo wörld".encode()
+    with server.connect() as client:
+        shake(client)
+        client.send(
+            frame(TEXT, text[:2], fin=False)
+            + frame(PING, b"one")
+            + frame(0, text[2:8], fin=False)
+            + frame(PONG, b"?")
+            + frame(0, b"", fin=False)
+            + frame(0, text[8:])
+        )
+        assert received(client) == (PONG, b"one")
+        assert received(client) == (TEXT, text)
+        client.send_apart(bytes([byte]) for byte in frame(BINARY, b"abc", fin=False) + frame(0, b"def"))
+        assert received(client) == (BINARY, b"abcdef")
+
+
+def test_ping(server: Server) -> None:
+    """A ping is answered with what it holds, in order with messages."""
+    with server.connect() as client:
+        shake(client)
+        client.send(frame(PING, b"x" * 125) + frame(PING) + frame(TEXT, b"t"))
+        assert [received(client) for _ in range(3)] == [(PONG, b"x" * 125), (PONG, b""), (TEXT, b"t")]
+
+
+def test_frames_right_behind_the_handshake(server: Server) -> None:
+    """What comes in one piece with the handshake are frames."""
+    with server.connect() as client:
+        client.send(handshake() + frame(TEXT, b"early") + frame(BINARY, b"bird"))
+        assert client.head().status == 101
+        assert [received(client) for _ in range(2)] == [(TEXT, b"early"), (BINARY, b"bird")]
+
+
+def test_a_close_right_behind_the_handshake(server: Server) -> None:
+    """It is answered, and the application is told what came before it."""
+    with server.connect() as client:
+        client.send(handshake("/scope") + frame(TEXT, b"early") + frame(CLOSE, b"\x03\xe8"))
+        assert client.head().status == 101
+        while (seen := received(client))[0] != CLOSE:
+            assert seen[0] == TEXT
+        assert seen == (CLOSE, b"\x03\xe8")
+        assert client.rest() == b""
+    assert server.json("/-/events") in (["1000 ''"], ["OSError"])
+
+
+def test_everything_byte_by_byte(server: Server) -> None:
+    """Pieces make no difference."""
+    with server.connect() as client:
+        data, close = handshake() + frame(TEXT, b"a" * 200) + frame(PING, b"p"), frame(CLOSE, b"\x0b\xb9bye")
+        client.send_apart(data[i : i + 1] for i in range(len(data)))
+        assert client.head().status == 101
+        assert [received(client) for _ in range(2)] == [(TEXT, b"a" * 200), (PONG, b"p")]
+        client.send_apart(close[i : i + 1] for i in range(len(close)))
+        assert received(client) == (CLOSE, b"\x0b\xb9bye")
+    events(server, "3001 'bye'")
+
+
+@pytest.mark.parametrize(
+    ("payload", "answer", "event"),
+    [(b"\x03\xe8", b"\x03\xe8", "1000 ''"), (b"\x03\xe9gone", b"\x03\xe9gone", "1001 'gone'"), (b"\x0b\xb8", b"\x0b\xb8", "3000 ''"),
+     ("\x13\x87é".encode("latin-1").replace(b"\xe9", b"\xc3\xa9"), None, "4999 'é'"), (b"", b"", "1005 ''")],
+)  # fmt: skip
+def test_the_client_closes(server: Server, payload: bytes, answer: bytes | None, event: str) -> None:
+    """The application is told the code that the peer sent, 1005 if there was none; the server closes the connection."""
+    with server.connect() as client:
+        shake(client)
+        client.send(frame(CLOSE, payload))
+        assert received(client) == (CLOSE, payload if answer is None else answer)
+        assert client.rest() == b""
+    events(server, event)
+
+
+@pytest.mark.parametrize("how", ["reset", "end", "within"])
+def test_the_connection_breaks(server: Server, how: str) -> None:
+    """1006, and ``send`` raises an OSError."""
+    with server.connect() as client:
+        shake(client, "/send-after")
+        if how == "within":
+            client.send(frame(TEXT, b"abc", length=b"\x0a"))
+        if how == "end":
+            client.end()
+            client.rest()
+        client.reset()
+    events(server, "1006 ''", "OSError")
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "reason"),
+    [("", 1000, ""), ("?code=1000", 1000, ""), ("?code=4001&reason=b%C3%A9", 4001, "bé"), ("?code=1011", 1011, "")],
+)
+def test_the_application_closes(server: Server, query: str, code: int, reason: str) -> None:
+    """The client is told the code."""
+    with dial(server, "/close" + query) as client:
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=10)
+        assert (client.close_code, client.close_reason) == (code, reason)
+    events(server, "websocket.disconnect")
+
+
+@pytest.mark.parametrize(("path", "code"), [("/raise", 1011), ("/exit", 1011), ("/return", 1000)])
+def test_the_application_ends(server: Server, path: str, code: int) -> None:
+    """1011 if it failed, 1000 if it returned."""
+    with dial(server, path) as client:
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=10)
+        assert client.close_code == code
+
+
+def test_denial(server: Server) -> None:
+    """A denial response is the application's own answer."""
+    with pytest.raises(InvalidStatus) as error, dial(server, "/deny"):
+        pass
+    response = error.value.response
+    assert (response.status_code, response.body, response.headers["x-why"]) == (401, b"not you", "because")
+    events(server, "websocket.disconnect")
+
+
+def test_close_before_accept(server: Server) -> None:
+    """403."""
+    with server.connect() as client:
+        client.send(handshake("/close-first") + frame(TEXT, b"x"))
+        answer = client.answer()
+        assert answer.status == 403
+        assert client.rest() == b""
+    events(server, "websocket.disconnect")
+
+
+@pytest.mark.parametrize("path", ["/raise-first", "/return-first"])
+def test_failure_before_accept(server: Server, path: str) -> None:
+    """500, or 403 where the application only returned."""
+    with server.connect() as client:
+        client.send(handshake(path))
+        assert client.answer().status in ((500,) if "raise" in path else (403, 500))
+        assert client.rest() == b""
+
+
+ACCEPT = {"type": "websocket.accept"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "status"),
+    [
+        ([{"type": "websocket.send", "text": "x"}], 500),
+        ([ACCEPT | {"headers": [(b"a", b"b\r\nc: d")]}], 500),
+        ([ACCEPT | {"subprotocol": "a\r\nb: c"}], 500),
+        ([{"type": "websocket.http.response.body", "body": b"x"}], 500),
+        ([{"type": "websocket.http.response.start", "status": 99}], 500),
+        ([ACCEPT, ACCEPT], 101),
+        ([ACCEPT, {"type": "websocket.send"}], 101),
+        ([ACCEPT, {"type": "websocket.send", "text": None, "bytes": None}], 101),
+        ([ACCEPT, {"type": "websocket.send", "text": b"x"}], 101),
+        ([ACCEPT, {"type": "websocket.nonsense"}], 101),
+        ([ACCEPT, {"type": "websocket.close", "code": 999}], 101),
+        ([ACCEPT, {"type": "websocket.close", "code": 1006}], 101),
+        ([ACCEPT, {"type": "websocket.close", "code": 1000, "reason": "x" * 200}], 101),
+    ],
+)
+def test_wrong_applications(server: Server, messages: list[Any], status: int) -> None:
+    """What breaks the specification raises into the application, and the client is not left waiting."""
+    with server.connect() as client:
+        client.send(handshake("/wrong?it=" + quote(repr(messages))))
+        answer = client.answer()
+        assert answer.status == status
+        if status == 101:
+            assert received(client) == (CLOSE, struct.pack("!H", 1011))
+            client.send(frame(CLOSE, struct.pack("!H", 1011)))
+        assert client.rest() == b""
+    assert len([event for event in server.json("/-/events") if event.endswith("Error")]) == 1
+
+
+def test_a_slow_reader_pauses_send(server: Server) -> None:
+    """``send`` does not return while the client does not read."""
+    before = server.memory()
+    with server.connect(receive_buffer=4096) as client:
+        shake(client, "/pour?count=100")
+        assert settled(lambda: int(server.json("/-/count"))) < 20
+        assert server.memory() - before < 4 << 20
+        for number in range(100):
+            assert received(client) == (BINARY, bytes([number]) * 65536)
+
+
+def test_an_application_that_does_not_receive_stops_the_client(server: Server) -> None:
+    """The client cannot send more than a little ahead, in large messages or small ones; then all of it arrives."""
+    before = server.memory()
+    for size, count in ((100_000, 200), (1, 200_000)):
+        data = frame(BINARY, b"x" * size) * count + frame(TEXT)
+        with server.connect() as client:
+            shake(client, "/wait")
+            client.socket.settimeout(0.3)
+            sent = 0
+            try:
+                while sent < len(data):
+                    sent += client.socket.send(data[sent : sent + 65536])
+            except TimeoutError:
+                pass
+            assert sent < 2_500_000
+            assert server.memory() - before < 8 << 20
+            client.socket.settimeout(10)
+            server.get("/-/release")
+            client.send(data[sent:])
+            assert received(client) == (TEXT, b"%d" % (size * count))
+
+
+def test_compression_survives_control_frames(server: Server) -> None:
+    """A ping between compressed fragments is a ping."""
+    deflate = zlib.compressobj(wbits=-15)
+    data = (deflate.compress(b"compressed " * 20) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    with server.connect() as client:
+        answer = shake(client, Sec_WebSocket_Extensions=b"permessage-deflate; server_no_context_takeover")
+        assert answer["sec-websocket-extensions"].startswith("permessage-deflate")
+        client.send(frame(TEXT, data[:5], fin=False, rsv=4) + frame(PING, b"p") + frame(0, data[5:]))
+        assert received(client) == (PONG, b"p")
+        first, second = client.exactly(2)
+        assert first == 0xC1
+        assert zlib.decompressobj(wbits=-15).decompress(client.exactly(second) + b"\x00\x00\xff\xff") == b"compressed " * 20

@@ -1,0 +1,326 @@
+"""WebSocket: what one client sends, or does not read, bounds the server's work and memory; it does not decide them.
+
+Where a client has a say in work or memory, and what bounds it: the frame reader (`frames`: heads, payload, inflation, fragments,
+streams that end within a message), the loop's turn (`inbox.work`), reading ahead (`inbox.feed`), the queue toward the application
+(`inbox.full`), pongs (`WebSocket._send_pong`), what the application sends (`WebSocket.send`, also of many tasks, and denials), a peer
+that stops reading (`WebSocket.sweep`, `pulse`), the close handshake behind a full queue, and the offers of a handshake (`handshake`).
+All bounds here are counted, none is timed.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.http.harness import Client, Server, events, happened, serving, settled, wait_until
+from tests.integration.http.test_websocket import BINARY, CLOSE, LIMIT, PING, PONG, TEXT, frame, handshake, received, shake
+
+STEPS, STEP, QUEUE, AHEAD, FRAGMENT = 16, 8192, 32, 1 << 18, 64
+DEFLATE = b"permessage-deflate; client_no_context_takeover; server_no_context_takeover"
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on each loop that neither pings nor waits for its clients."""
+    directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
+    options = {"loop": request.param, "ws_max_size": LIMIT, "ws_ping_interval": 0, "write_timeout": 0}
+    with serving("tests.integration.http.ws_apps:app", directory, **options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that gives up a client that takes nothing for a second."""
+    directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
+    options = {"loop": request.param, "ws_ping_interval": 0, "write_timeout": 1}
+    with serving("tests.integration.http.ws_apps:app", directory, **options) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def quiet(request: pytest.FixtureRequest) -> None:
+    """No events of the test before."""
+    for name in {"server", "strict"} & set(request.fixturenames):
+        request.getfixturevalue(name).json("/-/events")
+
+
+def deflated(data: bytes, *, final: bool = False) -> bytes:
+    """The payload of a compressed message; with ``final`` its stream has an end (RFC 7692 7.2.3.4)."""
+    deflate = zlib.compressobj(9, wbits=-15)
+    if final:
+        return deflate.compress(data) + deflate.flush() + b"\0"
+    return (deflate.compress(data) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+def compressed(client: Client) -> bytes:
+    """The payload of the next compressed message; pongs before it do not count."""
+    while (head := client.exactly(2))[0] == 0x80 | PONG:
+        client.exactly(head[1])
+    assert head[0] & 0xF0 == 0xC0
+    return zlib.decompressobj(wbits=-15).decompress(client.exactly(head[1]) + b"\0\0\xff\xff")
+
+
+def inbox(server: Server) -> tuple[int, int]:
+    """What waits for the application of the only WebSocket that has something waiting: how many messages, and their memory."""
+    found: list[list[int]] = []
+
+    def only() -> bool:
+        found[:] = [counts for counts in server.json("/-/inboxes") if counts[0]]
+        return len(found) == 1
+
+    wait_until(only, "there are others")
+    return found[0][0], found[0][1]
+
+
+FLOODS = {
+    "pings": (frame(PING) * 10_000, 10_000),
+    "long pings": (frame(PING, b"x" * 125) * 5000, 5000),
+    "pongs": (frame(PONG) * 10_000, 10_000),
+    "continuations": (frame(TEXT, b"a", fin=False) + frame(0, fin=False) * 10_000 + frame(0, b"b"), 10_000),
+    "pings within a message": (frame(TEXT, b"a", fin=False) + (frame(PING) + frame(0, fin=False)) * 5000 + frame(0), 10_000),
+    "messages": (frame(TEXT, b"x") * 10_000, 10_000),
+    "compressed messages": (frame(TEXT, deflated(b"x"), rsv=4) * 3000, 3000),
+    "a bomb": (frame(BINARY, deflated(bytes(LIMIT)), rsv=4) * 4, 4 * LIMIT // STEP),
+    "ended streams": (frame(BINARY, deflated(b"x", final=True)[:-1] + b"\x03\0" * 2000 + b"\0", rsv=4) * 4, 8000),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_is_handled_over_many_turns(server: Server, name: str) -> None:
+    """However much has come at once, a turn of the loop handles 16 frames, or 128 KiB of inflation, and the others have theirs."""
+    data, steps = FLOODS[name]
+    with server.connect() as client:
+        shake(client, "/turns", Sec_WebSocket_Extensions=DEFLATE)
+        client.send(frame(TEXT) + data + frame(TEXT))
+        turns, most = map(int, compressed(client).split())
+    assert turns >= steps // STEPS
+    assert most <= QUEUE + 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 20_000])
+def test_the_queue_toward_the_application_is_bounded(server: Server, size: int) -> None:
+    """In number and in memory; the rest stays with the client until the application receives."""
+    message = frame(BINARY, b"x" * size)
+    with server.connect() as client:
+        shake(client, "/wait")
+        client.socket.settimeout(0.3)
+        block = message * (1 + (4 << 20) // len(message))
+        with pytest.raises(TimeoutError):
+            client.socket.sendall(block)
+        count, memory = inbox(server)
+    assert 1 < count <= QUEUE
+    assert memory <= AHEAD + 2 * size + 100
+    assert server.get("/-/release").status == 200
+
+
+def test_compressed_messages_are_inflated_when_there_is_room(server: Server) -> None:
+    """Fifty bombs, each as large as a message may be, come in one piece; one is inflated, and the others are not."""
+    before = server.memory()
+    with server.connect() as client:
+        shake(client, "/wait", Sec_WebSocket_Extensions=DEFLATE)
+        client.send(frame(BINARY, deflated(bytes(LIMIT)), rsv=4) * 50 + frame(TEXT))
+        assert settled(lambda: inbox(server)[1]) < LIMIT + 100
+        assert server.memory() - before < 8 << 20
+        server.get("/-/release")
+        assert compressed(client) == b"%d" % (50 * LIMIT)
+
+
+@pytest.mark.parametrize("over", [1, LIMIT, 20 * LIMIT])
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_a_bomb_is_not_inflated_beyond_the_limit(server: Server, over: int, fragments: int) -> None:
+    """1009, in one frame or with a fragment before it that has used the limit up."""
+    before = server.memory()
+    deflate = zlib.compressobj(9, wbits=-15)
+    pieces = [deflate.compress(bytes(size)) + deflate.flush(zlib.Z_SYNC_FLUSH) for size in (LIMIT, over)]
+    if fragments == 1:
+        pieces = [b"".join(pieces)]
+    with server.connect() as client:
+        shake(client, Sec_WebSocket_Extensions=DEFLATE)
+        client.send(frame(BINARY, pieces[0], fin=fragments == 1, rsv=4))
+        if fragments > 1:
+            client.send(frame(0, pieces[1]))
+        assert received(client)[1][:2] == struct.pack("!H", 1009)
+        assert client.rest() == b""
+    assert server.memory() - before < 6 << 20
+
+
+@pytest.mark.parametrize("piece", [b"", b"xy"])
+@pytest.mark.parametrize("deflates", [False, True])
+def test_small_fragments_count(server: Server, piece: bytes, *, deflates: bool) -> None:
+    """Each as 64 bytes at least, so a message has a bounded number of them: then 1009. Its memory is what it holds."""
+    before = server.memory()
+    allowed = LIMIT // FRAGMENT
+    stored = b"\0" + struct.pack("<HH", len(piece), len(piece) ^ 0xFFFF) + piece  # RFC 1951 3.2.4
+    payload = stored if deflates else piece
+    begin, more = frame(BINARY, payload, fin=False, rsv=4 if deflates else 0), frame(0, payload, fin=False)
+    with server.connect() as client:
+        shake(client, Sec_WebSocket_Extensions=DEFLATE)
+        client.send(begin + more * (allowed - 2) + frame(PING, b"so far"))
+        assert received(client) == (PONG, b"so far")
+        client.send(more * 4)
+        assert received(client)[1][:2] == struct.pack("!H", 1009)
+        assert client.rest() == b""
+    assert server.memory() - before < 4 << 20
+
+
+def test_fragments_of_some_size_count_as_what_they_hold(server: Server) -> None:
+    """A message of all the bytes that it may have, in fragments of 64, is whole."""
+    with server.connect() as client:
+        shake(client)
+        client.send(frame(TEXT, b"x" * FRAGMENT, fin=False) + frame(0, b"y" * FRAGMENT, fin=False) * (LIMIT // FRAGMENT - 2))
+        client.send(frame(0, b"z" * FRAGMENT))
+        opcode, message = received(client)
+    assert (opcode, len(message), message[:1], message[-1:]) == (TEXT, LIMIT, b"x", b"z")
+
+
+def test_of_the_pongs_for_a_client_that_does_not_read_the_last_is_kept(server: Server) -> None:
+    """RFC 6455 5.5.3. What it sends is read on, so that a Close would be seen."""
+    count, before = 40_000, server.memory()
+    with server.connect(receive_buffer=4096) as client:
+        shake(client)
+        client.send(b"".join(b"\x89\xfd\0\0\0\0%0125d" % number for number in range(count)))
+        wait_until(lambda: server.get("/").body == b"plain")
+        assert server.memory() - before < 2 << 20
+        answers = [-1]
+        while answers[-1] < count - 1:
+            opcode, payload = received(client)
+            assert opcode == PONG
+            assert int(payload) > answers[-1]
+            answers.append(int(payload))
+        assert len(answers) < count // 4
+        client.send(frame(PING, b"one more"))
+        assert received(client) == (PONG, b"one more")
+
+
+def test_many_tasks_wait_for_a_client_that_does_not_read(server: Server) -> None:
+    """One of them may add to what waits for it, not each; then all of it arrives."""
+    before = server.memory()
+    with server.connect(receive_buffer=4096) as client:
+        shake(client, "/crowd?count=300")
+        assert settled(lambda: int(server.json("/-/count"))) < 20
+        assert server.memory() - before < 4 << 20
+        for _ in range(300):
+            assert received(client) == (BINARY, bytes(65536))
+
+
+def test_tasks_that_wait_for_a_client_end_when_it_leaves(server: Server) -> None:
+    """Each raises, and none of them is taken for one that has sent; that they do is no error of the application (see the log)."""
+    with server.connect(receive_buffer=4096) as client:
+        shake(client, "/crowd?count=300")
+        sent = settled(lambda: int(server.json("/-/count")))
+    wait_until(lambda: server.json("/-/events") == ["crowd gone"])
+    assert int(server.json("/-/count")) < sent + 5
+
+
+def test_small_messages_wait_for_a_client_that_does_not_read(server: Server) -> None:
+    """They are joined, bounded like large ones, and arrive in order."""
+    count = 60_000
+    with server.connect(receive_buffer=4096) as client:
+        shake(client, f"/drip?count={count}")
+        assert settled(lambda: int(server.json("/-/count"))) < count
+        data = client.exactly(sum(2 + len(str(number)) for number in range(count)))
+    assert data == b"".join(bytes([0x81, len(str(number))]) + b"%d" % number for number in range(count))
+
+
+def test_a_denial_waits_for_a_client_that_does_not_read(server: Server) -> None:
+    """Its pieces are an answer like any other."""
+    with server.connect(receive_buffer=4096) as client:
+        client.send(handshake("/deny-much?count=100"))
+        assert settled(lambda: int(server.json("/-/count"))) < 20
+        answer = client.answer()
+    assert (answer.status, len(answer.body)) == (401, 100 * 65536)
+
+
+def test_a_close_is_answered_behind_messages_that_nobody_receives(server: Server) -> None:
+    """The server's Close ends the wait for the application, so that the client's is seen, and not a timeout."""
+    with server.connect() as client:
+        shake(client, "/late-close")
+        client.send(frame(BINARY, b"x" * 1000) * 100)
+        server.get("/-/release")
+        assert received(client) == (CLOSE, struct.pack("!H", 4000))
+        client.send(frame(CLOSE, struct.pack("!H", 4000)))
+        assert client.rest() == b""
+
+
+@pytest.mark.parametrize("behind", [frame(CLOSE, b"\x03\xe8"), frame(TEXT, b"x"), frame(PING), frame(15), b"\xff" * 10])
+def test_nothing_counts_behind_a_close(server: Server, behind: bytes) -> None:
+    """It is read and dropped, and has no answer."""
+    with server.connect() as client:
+        shake(client, "/scope")
+        client.send(frame(PING) + frame(CLOSE, b"\x03\xe8") + behind * 10_000)
+        while (answer := received(client))[0] != CLOSE:
+            assert answer[0] in (TEXT, PONG)
+        assert client.rest() == b""
+    assert happened(server, 1)[0] in ("1000 ''", "OSError")
+
+
+def test_messages_before_the_end_of_a_connection_are_received(server: Server) -> None:
+    """All that the client has sent, though the connection had ended before it was read."""
+    with server.connect() as client:
+        shake(client, "/wait")
+        client.send(frame(TEXT, b"x") * 2000 + frame(CLOSE, struct.pack("!H", 3001)))
+        client.end()
+        server.get("/-/release")
+        events(server, "3001 ''")
+
+
+def test_a_compressed_stream_that_ends_in_each_message(server: Server) -> None:
+    """RFC 7692 7.2.3.4: each is what was sent, with context takeover, too; an ended decompressor gives nothing, and grows."""
+    with server.connect() as client:
+        shake(client, Sec_WebSocket_Extensions=b"permessage-deflate; server_no_context_takeover")
+        for number in range(3):
+            data = b"message %d" % number
+            client.send(frame(BINARY, deflated(data, final=True), rsv=4))
+            assert compressed(client) == data
+
+
+@pytest.mark.parametrize(("count", "status"), [(100, 101), (101, 431), (12_000, 431)])
+def test_many_subprotocols(server: Server, count: int, status: int) -> None:
+    """A list that nobody needs is refused before the application keeps it."""
+    with server.connect() as client:
+        client.send(handshake("/echo", b"Sec-WebSocket-Protocol: " + b",".join([b"ab"] * count)))
+        assert client.head().status == status
+
+
+def test_many_extensions(server: Server) -> None:
+    """A list that takes long to read is not read: no extension is agreed on."""
+    with server.connect() as client:
+        answer = shake(client, "/echo", b"Sec-WebSocket-Extensions: permessage-deflate" + b",a" * 5000)
+        assert not answer.get("sec-websocket-extensions")
+
+
+@pytest.mark.parametrize("path", ["/pour?count=1000", "/echo"])
+def test_a_client_that_takes_nothing_is_given_up(strict: Server, path: str) -> None:
+    """By --write-timeout, without any ping: one that is poured at, and one whose messages fill the queue behind their echoes."""
+    with strict.connect(receive_buffer=4096) as client:
+        shake(client, path)
+        if "echo" in path:
+            client.socket.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client.socket.sendall(frame(BINARY, b"x" * 10_000) * 2000)
+        assert happened(strict, 1) == ["OSError"]
+    strict.wait_for_log("the client has read nothing for too long")
+
+
+@pytest.mark.heavy
+def test_opens_and_closes(server: Server) -> None:
+    """Nothing is left of them; of those before, an application's exception may keep something until the collector comes."""
+    others = len(server.json("/-/inboxes"))
+
+    def one() -> None:
+        with server.connect() as client:
+            shake(client, "/echo", Sec_WebSocket_Extensions=b"permessage-deflate")
+            client.send(frame(TEXT, b"x") + frame(CLOSE, b"\x03\xe8"))
+            client.rest()
+
+    for _ in range(300):
+        one()
+    before, descriptors = server.memory(), server.descriptors()
+    for _ in range(3000):
+        one()
+    wait_until(lambda: server.descriptors() <= descriptors)
+    wait_until(lambda: len(server.json("/-/inboxes")) <= others)
+    assert server.memory() - before < 2 << 20

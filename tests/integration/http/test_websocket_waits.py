@@ -1,0 +1,105 @@
+# one case, one line
+"""WebSocket: applications that take their time, and clients that do not wait."""
+
+import os
+import select
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.http.harness import Client, Server, events, serving
+from tests.integration.http.test_websocket import PING, PONG, TEXT, frame, handshake, received, shake
+
+BUSY = 4.2
+"""Seconds that are more than ping interval, ping timeout, and two looks at them."""
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that asks after its clients every second."""
+    directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
+    with serving(
+        "tests.integration.http.ws_apps:app", directory, loop=request.param, ws_ping_interval=1, ws_ping_timeout=1
+    ) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def quiet(server: Server) -> None:
+    """No events of the test before."""
+    server.json("/-/events")
+
+
+def answer_pings(clients: Iterable[Client], seconds: float) -> None:
+    """Be clients who live: answer pings for a while; nothing else comes."""
+    by_socket = {client.socket: client for client in clients}
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        for ready in select.select(list(by_socket), [], [], left)[0]:
+            opcode, payload = received(by_socket[ready])
+            assert opcode == PING, (opcode, payload)
+            by_socket[ready].send(frame(PONG, payload))
+
+
+@pytest.mark.heavy
+def test_a_busy_application_keeps_its_client(server: Server) -> None:
+    """A client whose messages wait for the application cannot be heard, and is not taken for dead."""
+    messages = [frame(TEXT, b"hi")] * 40
+    with server.connect() as together, server.connect() as apart:
+        shake(together, "/wait")
+        together.send(b"".join(messages))
+        shake(apart, "/wait")
+        for message in messages:
+            apart.send(message)
+        answer_pings((together, apart), BUSY)
+        server.get("/-/release")
+        for client in (together, apart):
+            client.send(frame(TEXT))
+            while (answer := received(client))[0] == PING:
+                client.send(frame(PONG, answer[1]))
+            assert answer == (TEXT, b"80")
+
+
+def test_a_client_that_is_dead_is_found_out(server: Server) -> None:
+    """The same client, once it is heard again and answers no ping: its end comes."""
+    with server.connect() as client:
+        shake(client, "/wait")
+        client.send(frame(TEXT, b"hi") * 40)
+        server.get("/-/release")
+        assert received(client)[0] == PING
+        assert client.rest() == b""
+    events(server, "1006 ''")
+
+
+def test_a_client_that_takes_nothing_is_found_out_behind_a_full_queue(server: Server) -> None:
+    """The application cannot send, so it does not receive, so no answer to a ping could be seen: that the client reads nothing can."""
+    with server.connect(receive_buffer=4096) as client:
+        shake(client)
+        client.socket.settimeout(1)
+        with pytest.raises((TimeoutError, OSError)):
+            client.socket.sendall(frame(TEXT, b"x" * 10_000) * 2000)
+        events(server, "OSError")
+
+
+@pytest.mark.parametrize("behind", [b"", frame(TEXT, b"hi")], ids=["nothing", "a frame"])
+def test_half_closed_before_accept(server: Server, behind: bytes) -> None:
+    """Nobody will speak to the application: it hears so, and the connection ends."""
+    with server.connect() as client:
+        client.send(handshake("/hesitate?receive=1") + behind)
+        events(server, "hesitating")
+        client.end()
+        events(server, "websocket.disconnect")
+        assert client.rest() == b""
+
+
+def test_half_closed_before_a_late_accept(server: Server) -> None:
+    """An accept that comes too late raises, and is not sent."""
+    with server.connect() as client:
+        client.send(handshake("/hesitate"))
+        events(server, "hesitating")
+        client.end()
+        assert client.rest() == b""
+        server.get("/-/release")
+        events(server, "websocket.disconnect", "OSError")

@@ -1,0 +1,275 @@
+# one case, one line
+"""WSGI (PEP 3333) over sockets, inline and in threads."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.integration.http.harness import Server, events, serving
+
+
+@pytest.fixture(scope="module", params=["0", "4"], ids=["inline", "threads"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server inline, one with threads; both with both parsers' default."""
+    directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
+    with serving("tests.integration.http.wsgi_apps:application", directory, faults=True, threads=request.param) as server:
+        yield server
+    assert "garbage collected without being closed" not in server.log
+
+
+@pytest.fixture(autouse=True)
+def quiet(server: Server) -> None:
+    """No events of the test before."""
+    server.json("/-/events")
+
+
+@pytest.mark.parametrize("name", ["hello", "echo", "stream?count=3&interval=0", "slow?seconds=0", "flask/"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_examples_are_valid(server: Server, name: str, method: str) -> None:
+    """`wsgiref.validate` has nothing to say about the server under any example."""
+    before = server.log
+    with server.connect() as client:
+        for body in (b"", b"abc"):
+            client.send(f"{method} /valid/{name} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            answer = client.answer(method)
+            assert answer.status in (200, 404, 405), server.log[len(before) :]
+            assert answer.whole
+    assert "AssertionError" not in server.log[len(before) :]
+
+
+def test_environ(server: Server, request: pytest.FixtureRequest) -> None:
+    """The environ is as PEP 3333 has it: native strings, latin-1, nothing missing, nothing of untrusted names."""
+    with server.connect() as client:
+        client.send(
+            b"GET /environ/%C3%A9%2F?a=%20b HTTP/1.1\r\nHost: h.example:81\r\nProxy: evil\r\nCookie: a=1\r\nCookie: b=2\r\nX-Two: 1\r\nX-Two: 2\r\n"
+            b"X_Under: x\r\nX-Obs: \xe9\r\nContent-Type: a/b\r\nScript-Name: /x\r\nPath-Info: /x\r\nRemote-User: x\r\n\r\n"
+        )
+        environ, kinds = json.loads(client.answer().body)
+
+    assert environ["REQUEST_METHOD"] == "GET"
+    assert environ["SCRIPT_NAME"] + environ["PATH_INFO"] == "/environ/\xc3\xa9/"
+    assert environ["QUERY_STRING"] == "a=%20b"
+    assert environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+    assert environ["SERVER_NAME"]
+    assert environ["SERVER_PORT"].isdigit()
+    assert environ["HTTP_HOST"] == "h.example:81"
+    assert environ["HTTP_COOKIE"] == "a=1; b=2"
+    assert environ["HTTP_X_TWO"] == "1,2"
+    assert environ["HTTP_X_OBS"] == "\xe9"
+    assert environ["CONTENT_TYPE"] == "a/b"
+    assert environ["wsgi.version"] == [1, 0]
+    assert environ["wsgi.url_scheme"] == "http"
+    assert environ["wsgi.input_terminated"] is True
+    assert environ["wsgi.multithread"] is (request.node.callspec.params["server"] == "4")
+    assert environ["wsgi.multiprocess"] is False
+    assert environ["wsgi.run_once"] is False
+    assert {"wsgi.input", "wsgi.errors", "wsgi.file_wrapper"} <= kinds.keys()
+    assert not {"HTTP_PROXY", "HTTP_X_UNDER", "HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH", "REMOTE_USER"} & environ.keys()
+    assert not environ.get("CONTENT_LENGTH")
+
+
+def test_write(server: Server) -> None:
+    """What ``write()`` sends comes before what the iterable gives."""
+    assert server.get("/write").body == b"abc"
+    assert server.get("/write?count=3&size=2").body == b"aaaaaabc"
+
+
+def test_write_more_than_fits(server: Server) -> None:
+    """``write()`` of much more than the buffers hold, to a client that does not read yet, is whole in the end."""
+    with server.connect() as client:
+        client.send(b"GET /write?count=200&size=65536 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = client.answer()
+    assert answer.whole
+    assert answer.body == b"a" * (200 * 65536) + b"bc"
+
+
+@pytest.mark.parametrize(
+    ("length", "body", "whole"), [(6, b"abcdef", True), (4, b"abcd", True), (2, b"ab", True), (9, b"abcdef", False)]
+)
+def test_write_and_length(server: Server, length: int, *, body: bytes, whole: bool) -> None:
+    """Bytes over the Content-Length are never written, a short body closes; the iterable is closed."""
+    with server.connect() as client:
+        client.send(f"GET /write-length?length={length} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        answer = client.answer()
+        assert (answer.body, answer.whole) == (body, whole)
+        client.end()
+        assert client.rest() == b""
+    if length != 2:  # else write() raises into the application, and there is no iterable
+        events(server, "closed")
+
+
+@pytest.mark.parametrize("form", ["", "?list=1"])
+def test_exc_info_before_the_headers(server: Server, form: str) -> None:
+    """The old headers are gone, Content-Length with them."""
+    answer = server.get("/replaced" + form)
+
+    assert (answer.status, answer.body) == (503, b"later")
+    assert answer.get("x-new") == ["1"]
+    assert not answer.get("x-old")
+
+
+def test_exc_info_after_the_headers(server: Server) -> None:
+    """It is raised again, and the client sees that the answer is not whole."""
+    answer = server.get("/too-late")
+
+    assert (answer.status, answer.body, answer.whole) == (200, b"first", False)
+    events(server, "closed")
+
+
+@pytest.mark.parametrize("path", ["/twice", "/never", "/never?list=1"])
+def test_start_response_once(server: Server, path: str) -> None:
+    """Twice without exc_info, or never: 500."""
+    assert server.get(path).status == 500
+    if path != "/twice":
+        events(server, "closed")
+
+
+PIECES = {
+    "it=a,b,c": (200, b"abc", True),
+    "it=a,b,c&list=1": (200, b"abc", True),
+    "it=a": (200, b"a", True),
+    "it=a&length=1": (200, b"a", True),
+    "it=": (200, b"", True),
+    "it=&list=1": (200, b"", True),
+    "it=-,-": (200, b"", True),
+    "it=-,-&list=1": (200, b"", True),
+    "it=-,a,-,b,-": (200, b"ab", True),
+    "it=a,b&length=5": (200, b"ab", False),
+    "it=a,b&length=5&list=1": (200, b"ab", False),
+    "it=abc,def&length=4": (200, b"abcd", True),
+    "it=abc,def&length=4&list=1": (200, b"abcd", True),
+    "it=abc,def&length=3": (200, b"abc", True),
+    "it=abc&length=0": (200, b"", True),
+    "it=!": (500, None, True),
+    "it=^": (500, None, True),
+    "it=-,!": (500, None, True),
+    "it=a,!": (200, b"a", False),
+    "it=a,^": (200, b"a", False),
+    "it=a,!&length=2": (200, b"a", False),
+    "it=a,b&badclose=1": (200, b"ab", True),
+    "it=&badclose=1": (200, b"", True),
+    "it=a,b&status=204 No": (204, b"", True),
+    "it=a,b&status=304 Not": (304, b"", True),
+    "it=a,b&list=1&status=204 No": (204, b"", True),
+    "it=a,!&status=204 No": (204, b"", True),
+}
+
+
+@pytest.mark.parametrize("query", PIECES)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_pieces(server: Server, query: str, method: str, version: str) -> None:
+    """An iterable gives the body that it should, and is closed once in every case."""
+    status, body, whole = PIECES[query]
+    with server.connect() as client:
+        client.send(
+            f"{method} /pieces?{query.replace(' ', '%20')} HTTP/{version}\r\nHost: a\r\nConnection: keep-alive\r\n\r\n".encode()
+        )
+        answer = client.answer(method)
+        if method == "GET":
+            assert answer.status == status
+            if body is not None:
+                assert answer.body == body
+            if version == "1.1" or "length" in query:
+                assert answer.whole is whole
+        else:
+            assert answer.status in (status, 500)
+            assert answer.body == b""
+        if version == "1.0":
+            assert not answer.chunked
+        if status == 204:
+            assert not answer.get("content-length")
+        # An answer that went wrong behind its last byte may close the connection, or not.
+        spoilt = "!" in query or "^" in query or "length=" in query
+        if answer.whole and not spoilt and "close" not in answer.get("connection"):
+            client.send(b"GET /pieces?it=z HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert client.answer().body == b"z"
+            events(server, "closed", "closed")
+        else:
+            client.end()
+            assert client.rest() == b""
+            events(server, "closed")
+
+
+@pytest.mark.parametrize("kind", ["exit", "interrupt", "base", "intended", "generator"])
+@pytest.mark.parametrize("started", ["", "&started=1"])
+def test_exceptions(server: Server, kind: str, started: str) -> None:
+    """Whatever an application raises ends its request with 500, without its headers, and the worker lives."""
+    answer = server.get(f"/raise?it={kind}{started}")
+
+    assert answer.status == 500
+    assert not answer.get("x-old")
+    assert b"Traceback" not in answer.body
+    assert server.get("/unread").body == b"unread"
+
+
+BAD = {
+    "CR LF in a value": "'200 OK', [('X-A', 'secret\\r\\nX-B: 1')], [b'x']",
+    "LF in a value": "'200 OK', [('X-A', 'secret\\nX-B: 1')], [b'x']",
+    "NUL in a value": "'200 OK', [('X-A', 'secret\\0')], [b'x']",
+    "CR LF in a name": "'200 OK', [('X-secret\\r\\nX-B', '1')], [b'x']",
+    "blank in a name": "'200 OK', [('X secret', '1')], [b'x']",
+    "CR LF in the status": "'200 secret\\r\\nX-B: 1', [], [b'x']",
+    "not latin-1": "'200 OK', [('X-A', 'secret\\u20ac')], [b'x']",
+    "no phrase": "'200', [], [b'x']",
+    "interim status": "'100 Continue', [], [b'x']",
+    "a number as status": "200, [], [b'x']",
+    "bytes as status": "b'200 OK', [], [b'x']",
+    "bytes as header": "'200 OK', [(b'X-A', 'x')], [b'x']",
+    "a number as value": "'200 OK', [('X-A', 1)], [b'x']",
+    "None as value": "'200 OK', [('X-A', None)], [b'x']",
+    "three in a header": "'200 OK', [('X-A', 'x', 'y')], [b'x']",
+    "no headers": "'200 OK', None, [b'x']",
+    "text as body": "'200 OK', [], ['x']",
+    "text as iterable": "'200 OK', [], 'xyz'",
+    "numbers as body": "'200 OK', [], [1, 2]",
+    "None as iterable": "'200 OK', [], None",
+    "a number as iterable": "'200 OK', [], 5",
+    "text in a generator": "'200 OK', [], iter(['x'])",
+    "a bad length": "'200 OK', [('Content-Length', 'x')], [b'x']",
+    "a negative length": "'200 OK', [('Content-Length', '-1')], [b'x']",
+    "two lengths": "'200 OK', [('Content-Length', '1'), ('Content-Length', '2')], [b'x']",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_answers(server: Server, name: str) -> None:
+    """What breaks WSGI or HTTP is a 500, and the value is not logged."""
+    before = len(server.log)
+    answer = server.get("/headers-of?it=" + quote(BAD[name]))
+
+    assert answer.status == 500
+    assert not answer.get("x-b")
+    text = server.log[before:].replace(quote(BAD[name]), "")
+    assert "secret" not in "\n".join(line for line in text.splitlines() if "GET /" not in line)
+
+
+GOOD: dict[str, tuple[Any, ...]] = {
+    "'404 Nicht da', [], [b'x']": (404, b"x"),
+    "'299 ', [], [b'x']": (299, b"x"),
+    "'200 OK', [['X-A', '1']], [b'x']": (200, b"x"),
+    "'200 OK', [('X-A', '\\xe9')], (b'x', b'y')": (200, b"xy"),
+    "'200 OK', [('X-A', '')], iter([b'x', b'y'])": (200, b"xy"),
+    "'200 OK', [], {b'x': 1}": (200, b"x"),
+    "'200 OK', [('Connection', 'close')], [b'x']": (200, b"x"),
+    "'200 OK', [('Transfer-Encoding', 'chunked'), ('Keep-Alive', '1'), ('Upgrade', 'x')], [b'x']": (200, b"x"),
+    "'200 OK', [('Server', 'mine'), ('Date', 'mine')], [b'x']": (200, b"x"),
+}
+
+
+@pytest.mark.parametrize("it", GOOD)
+def test_good_answers(server: Server, it: str) -> None:
+    """What is odd but allowed is sent; hop-by-hop fields are not."""
+    answer = server.get("/headers-of?it=" + quote(it))
+
+    assert (answer.status, answer.body) == GOOD[it]
+    assert not answer.get("keep-alive") + answer.get("upgrade")
+    if "xe9" in it:
+        assert answer["x-a"] == "\xe9"
+    if "mine" in it:
+        assert (answer["server"], answer["date"]) == ("mine", "mine")

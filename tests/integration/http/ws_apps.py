@@ -1,0 +1,246 @@
+"""WebSocket applications that try the server, chosen by the path.
+
+Over HTTP, ``/-/events`` gives what happened, and forgets it; ``/-/inboxes`` looks into the server: of each WebSocket the number of
+messages that wait for the application, and their memory.
+"""
+
+import asyncio
+import gc
+import json
+from sys import getsizeof
+from typing import Any
+from urllib.parse import parse_qs
+
+from forkserve.http.app.inbox import Inbox
+from tests.integration.http import asgi_apps
+from tests.integration.http.asgi_apps import COUNT, EVENTS, RELEASE, IntendedError, Receive, Scope, Send
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Call the application that the path names."""
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    if scope["type"] == "http" and not scope["path"].startswith("/-/"):
+        EVENTS.append(f"http {scope['method']} {scope['path']}")
+        await asgi_apps.answer(send, b"plain")
+        return
+    if scope["path"] == "/-/inboxes":
+        inboxes = [thing for thing in gc.get_objects() if isinstance(thing, Inbox)]
+        counts = [(len(inbox.messages), sum(map(getsizeof, inbox.messages))) for inbox in inboxes]
+        await asgi_apps.answer(send, json.dumps(counts).encode())
+        return
+    if scope["type"] == "http":
+        await asgi_apps.app(scope, receive, send)
+        return
+    query = {key: values[0] for key, values in parse_qs(scope["query_string"].decode()).items()}
+    assert (await receive()) == {"type": "websocket.connect"}
+    try:
+        await globals()["on_" + scope["path"].split("/")[1].replace("-", "_")](scope, receive, send, query)
+    except OSError:
+        EVENTS.append("OSError")
+        raise
+
+
+async def messages(receive: Receive) -> Any:
+    """What comes until the end, which becomes an event."""
+    while (message := await receive())["type"] == "websocket.receive":
+        assert (message.get("text") is None) != (message.get("bytes") is None)
+        yield message.get("text") if message.get("bytes") is None else message["bytes"]
+    assert message["type"] == "websocket.disconnect"
+    EVENTS.append(f"{message['code']} {message.get('reason')!r}")
+
+
+async def on_echo(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Every message back."""
+    await send({"type": "websocket.accept", "subprotocol": query.get("sub"), "headers": [(b"x-mine", b"1")]})
+    async for data in messages(receive):
+        await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+
+
+async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:
+    """The scope, as the first message."""
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": repr({key: value for key, value in scope.items() if key != "app"})})
+    async for _ in messages(receive):
+        pass
+
+
+async def on_deny(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """A denial in pieces."""
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-why", b"because")]})
+    await send({"type": "websocket.http.response.body", "body": b"not ", "more_body": True})
+    await send({"type": "websocket.http.response.body", "body": b"you"})
+    EVENTS.append((await receive())["type"])
+
+
+async def on_close_first(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Close before accept."""
+    await send({"type": "websocket.close"})
+    EVENTS.append((await receive())["type"])
+
+
+async def on_close(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Close with a code and a reason."""
+    await send({"type": "websocket.accept"})
+    close: dict[str, Any] = {"type": "websocket.close"}
+    if "code" in query:
+        close["code"] = int(query["code"])
+    if "reason" in query:
+        close["reason"] = query["reason"]
+    await send(close)
+    EVENTS.append((await receive())["type"])
+
+
+async def on_raise_first(_: Scope, __: Receive, ___: Send, ____: Any) -> None:
+    """Fail before accept."""
+    raise IntendedError
+
+
+async def on_return_first(_: Scope, __: Receive, ___: Send, ____: Any) -> None:
+    """Return before accept."""
+
+
+async def on_raise(_: Scope, __: Receive, send: Send, ___: Any) -> None:
+    """Fail behind accept."""
+    await send({"type": "websocket.accept"})
+    raise IntendedError
+
+
+async def on_exit(_: Scope, __: Receive, send: Send, ___: Any) -> None:
+    """Exit behind accept."""
+    await send({"type": "websocket.accept"})
+    raise SystemExit(3)
+
+
+async def on_return(_: Scope, __: Receive, send: Send, ___: Any) -> None:
+    """Return behind accept."""
+    await send({"type": "websocket.accept"})
+
+
+async def on_hesitate(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Before accept, receive once or wait until released."""
+    EVENTS.append("hesitating")
+    if "receive" in query:
+        EVENTS.append((await receive())["type"])
+        return
+    await RELEASE.wait()
+    RELEASE.clear()
+    try:
+        await send({"type": "websocket.accept"})
+    finally:
+        EVENTS.append((await receive())["type"])
+
+
+async def on_wrong(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send what the test says; the error becomes an event."""
+    for message in eval(query["it"]):  # from the test beside it
+        try:
+            await send(message)
+        except Exception as error:  # whatever it is, the test looks at it
+            EVENTS.append(type(error).__name__)
+            raise
+    async for _ in messages(receive):
+        pass
+
+
+async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send much; ``/-/count`` shows how often ``send`` has returned."""
+    await send({"type": "websocket.accept"})
+    COUNT[0] = 0
+    for number in range(int(query["count"])):
+        await send({"type": "websocket.send", "bytes": bytes([number % 256]) * 65536})
+        COUNT[0] = number + 1
+    async for _ in messages(receive):
+        pass
+
+
+async def on_drip(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send much in small messages; ``/-/count`` shows how often ``send`` has returned."""
+    await send({"type": "websocket.accept"})
+    for number in range(int(query["count"])):
+        await send({"type": "websocket.send", "text": str(number)})
+        COUNT[0] = number + 1
+    async for _ in messages(receive):
+        pass
+
+
+async def on_wait(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Receive only when released; then say how much has come with every empty message."""
+    await send({"type": "websocket.accept"})
+    await RELEASE.wait()
+    RELEASE.clear()
+    size = 0
+    async for data in messages(receive):
+        size += len(data)
+        if not data:
+            await send({"type": "websocket.send", "text": str(size)})
+
+
+async def on_send_after(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Send when the client has gone."""
+    await send({"type": "websocket.accept"})
+    async for _ in messages(receive):
+        pass
+    await asyncio.sleep(0)
+    await send({"type": "websocket.send", "text": "x"})
+
+
+async def on_turns(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """From one empty message to the next: how many turns the loop has made, and how many messages came in one of them at most."""
+    await send({"type": "websocket.accept"})
+    loop = asyncio.get_running_loop()
+    turns, most, here, ends = 0, 0, 0, 0
+
+    def turn() -> None:
+        nonlocal turns, here
+        turns += 1
+        here = 0
+        if ends == 1:
+            loop.call_soon(turn)
+
+    async for data in messages(receive):
+        here += 1
+        most = max(most, here)
+        if not data:
+            ends += 1
+            turn()
+            if ends == 2:
+                await send({"type": "websocket.send", "text": f"{turns} {most}"})
+
+
+async def on_crowd(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Many tasks that send at once; ``/-/count`` shows how many have done so."""
+    await send({"type": "websocket.accept"})
+    COUNT[0] = 1
+    data = bytes(65536)
+
+    async def one() -> None:
+        await send({"type": "websocket.send", "bytes": data})
+        COUNT[0] += 1
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(int(query["count"])):
+                group.create_task(one())
+    except* OSError:
+        EVENTS.append("crowd gone")
+        raise
+    async for _ in messages(receive):
+        pass
+
+
+async def on_deny_much(_: Scope, __: Receive, send: Send, query: dict[str, str]) -> None:
+    """A denial without end; ``/-/count`` shows how often ``send`` has returned."""
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+    for number in range(int(query["count"])):
+        await send({"type": "websocket.http.response.body", "body": bytes(65536), "more_body": True})
+        COUNT[0] = number + 1
+    await send({"type": "websocket.http.response.body"})
+
+
+async def on_late_close(_: Scope, __: Receive, send: Send, ___: Any) -> None:
+    """Receive nothing, and close when released."""
+    await send({"type": "websocket.accept"})
+    await RELEASE.wait()
+    RELEASE.clear()
+    await send({"type": "websocket.close", "code": 4000})

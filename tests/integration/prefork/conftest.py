@@ -1,0 +1,23 @@
+"""Fixtures for real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.integration.prefork.prefork_helpers import Server
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Start servers; whatever happens, nothing of them is left behind."""
+    servers: list[Server] = []
+
+    def start(worker: str = "Echo", **options: object) -> Server:
+        servers.append(Server(worker, **options))  # type: ignore[arg-type]
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

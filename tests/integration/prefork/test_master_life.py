@@ -1,0 +1,261 @@
+"""Workers that crash, hang or lose their master; what they share and what they do not."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import descriptors, eventually, exists
+from tests.integration.prefork.prefork_helpers import Server, children, connects, say
+from tests.ports import free_ports
+
+Serve = Callable[..., Server]
+
+AS_ROOT = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+
+
+def crash(server: Server, port: int, order: str = "exit 7") -> None:
+    """Have the worker of the port die."""
+    say(port, order)
+
+
+def test_a_crash_is_replaced_on_the_same_port(serve: Serve) -> None:  # TP-1
+    server = serve(workers=2, base_port=0).ready()
+    first, second = server.ports()
+    before = say(second, "pid")
+    crash(server, first)
+
+    server.wait_for(r"worker 1 \(pid \d+\) exited with code 7")
+    assert say(first, "whoami").startswith("['1', '1'")
+    assert say(second, "pid") == before
+    assert server.stop() == 0
+
+
+def test_a_crash_loop_slows_down(serve: Serve) -> None:
+    server = serve(workers=1, base_port=0).ready()
+    (port,) = server.ports()
+    times = []
+    for number in range(4):
+        crash(server, port)
+        server.wait_for("exited with code 7", number + 1)
+        begun = time.monotonic()
+        assert say(port, "pid")  # it waits in the queue
+        times.append(time.monotonic() - begun)
+    # At once, then half a second, then one, then two; each up to a quarter less.
+    assert [seconds > least for seconds, least in zip(times[1:], (0.3, 0.7, 1.4), strict=True)] == [True] * 3
+    assert server.stop() == 0
+
+
+def test_an_exception_is_logged_with_its_traceback(serve: Serve) -> None:
+    server = serve(workers=1, base_port=0).ready()
+    crash(server, server.ports()[0], "raise")
+
+    server.wait_for(r"\[CRITICAL\] worker 1 gen 1: worker died")
+    server.wait_for(r"worker 1 gen 1:   ValueError: out of the blue")
+    server.wait_for("exited with code 1")
+    assert server.stop() == 0
+
+
+def test_a_boot_that_fails_later_leaves_the_others_serving(serve: Serve, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    server = serve("FailsLater", workers=2, base_port=0, environ={"BROKEN": str(broken)}).ready()
+    first, second = server.ports()
+    broken.touch()
+    crash(server, first)
+
+    server.wait_for(r"master: worker 1 \(pid \d+\) failed to boot: no module")
+    server.wait_for(r"master: worker 1 \(pid \d+\) failed to boot again: no module")
+    assert server.read().count("Traceback of the app") == 1
+    assert say(second, "whoami").startswith("['2'")
+    broken.unlink()
+    assert say(first, "whoami").startswith("['1'")
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        ("garbage", "broken channel: frame of"),
+        ("ready", "ready while ready"),
+        ("unknown", "unknown message 'what\\?'"),
+    ],
+)
+def test_a_worker_that_misbehaves_is_replaced(serve: Serve, order: str, reason: str) -> None:
+    server = serve(workers=1, base_port=0).ready()
+    (port,) = server.ports()
+    (worker,) = server.workers(1)
+    say(port, order)
+
+    server.wait_for(f"is killed: {reason}")
+    eventually(lambda: not exists(worker))
+    assert int(say(port, "pid")) != worker
+    assert server.stop() == 0
+
+
+def test_a_stuck_worker_says_where_and_is_replaced(serve: Serve) -> None:  # PF-4, PF-5
+    server = serve(workers=1, base_port=0, timeout=1.2).ready()
+    (port,) = server.ports()
+    (worker,) = server.workers(1)
+    say(port, "stick")
+
+    server.wait_for(rf"\[CRITICAL\] master: worker 1 \(pid {worker}\) is killed: stuck for 1.2 s")
+    server.wait_for(r"in hand for \d+ s: GET /stick\\x1b\[0m HTTP/1.1")
+    server.wait_for("in a_deep_function")
+    eventually(lambda: not exists(worker))
+    assert int(say(port, "pid")) != worker
+    assert server.stop() == 0
+
+
+def test_a_stopped_worker_is_stuck_without_stacks(serve: Serve) -> None:
+    server = serve(workers=1, base_port=0, timeout=1.2).ready()
+    (worker,) = server.workers(1)
+    os.kill(worker, signal.SIGSTOP)
+
+    server.wait_for("no stacks: the process did not answer")
+    eventually(lambda: not exists(worker))
+    assert server.stop() == 0
+
+
+def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:  # PF-7
+    server = serve(workers=2, min_workers=2, max_workers=2, base_port=0, timeout=1.0).ready()
+    workers = server.workers(2)
+    os.kill(server.pid, signal.SIGSTOP)
+    # Longer than the timeout, during which everybody serves on.
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        assert {int(say(port, "pid")) for port in server.ports()} == set(workers)
+        select.select([], [], [], 0.05)
+    os.kill(server.pid, signal.SIGCONT)
+
+    server.kill(signal.SIGTTIN)
+    server.wait_for("cannot have 3 workers")
+    assert server.workers(2) == workers
+    assert "killed" not in server.read()
+    assert server.stop() == 0
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 3.0), (signal.SIGSTOP, 9.0)])
+def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal.Signals, seconds: float) -> None:  # PF-7
+    server = serve(workers=2, base_port=0, timeout=1.0, prefix=("setsid",)).ready()
+    workers = server.workers(2)
+    for pid in workers:
+        os.kill(pid, signum)
+    os.kill(server.pid, signal.SIGSTOP)
+    end = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() > end)
+    os.killpg(server.pid, signal.SIGCONT)
+
+    assert {int(say(port, "pid")) for port in server.ports()} == set(workers)
+    assert server.workers(2) == workers
+    assert server.stop() == 0
+
+
+def test_a_killed_master_leaves_nothing(serve: Serve, tmp_path: Path) -> None:  # TP-13, SV-11
+    # Not port 0: whom the system gives the port to next would answer.
+    base = free_ports(4)
+    server = serve(workers=3, base_port=base, bind=[f"127.0.0.1:{base + 3}"]).ready()
+    server.workers(3)
+    ports = server.ports()
+    begun = time.monotonic()
+    server.kill(signal.SIGKILL)
+
+    assert server.wait() == -signal.SIGKILL
+    assert time.monotonic() - begun < 2
+    # The main thread of a process may be gone a moment before its last thread and its sockets.
+    eventually(lambda: not any(connects(("127.0.0.1", port)) for port in ports))
+    assert len(server.wait_for("the master is gone")) == 3
+
+
+def test_a_killed_master_leaves_no_stuck_worker(serve: Serve) -> None:
+    server = serve(workers=1, base_port=free_ports(1), graceful_timeout=0.5, timeout=1.0).ready()
+    (port,) = server.ports()
+    (worker,) = server.workers(1)
+    say(port, "stick")
+    server.kill(signal.SIGKILL)
+
+    assert server.wait() == -signal.SIGKILL
+    assert not exists(worker)
+    eventually(lambda: not connects(("127.0.0.1", port)))
+
+
+def test_a_killed_master_while_workers_boot(serve: Serve) -> None:
+    server = serve("Slow", workers=2)
+    server.wait_for("booting$")
+    server.kill(signal.SIGKILL)
+
+    assert server.wait() == -signal.SIGKILL
+
+
+def test_a_worker_holds_nothing_of_its_siblings_or_the_master(serve: Serve, tmp_path: Path) -> None:  # PF-24, TP-13, IPC-1
+    server = serve(workers=3, base_port=0, bind=["127.0.0.1:0"], pid=str(tmp_path / "pid")).ready()
+    crash(server, server.ports()[0])
+    server.wait_for("exited with code 7")
+    assert say(server.ports()[0], "pid")
+
+    workers = server.workers(3)
+
+    def sockets_held() -> list[set[str]] | None:
+        found = [{name for name in descriptors(pid).values() if name.startswith("socket:")} for pid in workers]
+        # Its own listener, the shared one, its end of the channel, and two for its signals; a
+        # connection that was just answered may be there for a moment.
+        return found if [len(one) for one in found] == [5, 5, 5] else None
+
+    sockets = eventually(sockets_held)
+    assert len(sockets[0] & sockets[1] & sockets[2]) == 1
+    assert len(sockets[0] | sockets[1] | sockets[2]) == 13
+    for one in [list(descriptors(pid).values()) for pid in workers]:
+        assert not [name for name in one if "eventpoll" in name or name.endswith("/pid")]
+        assert len([name for name in one if "forkserve-stacks" in name]) == 1
+    assert [descriptors(pid)[0] for pid in workers] == ["/dev/null"] * 3
+    assert server.stop() == 0
+
+
+def test_the_master_s_descriptors_do_not_grow(serve: Serve) -> None:
+    server = serve(workers=2, base_port=0).ready()
+    before = sorted(kinds(server.pid))
+    for _ in range(5):
+        for pid in server.workers(2):
+            os.kill(pid, signal.SIGTERM)
+            eventually(lambda pid=pid: not exists(pid))
+        server.workers(2)
+    assert all(say(port, "pid") for port in server.ports())
+
+    eventually(lambda: sorted(kinds(server.pid)) == before)  # when the last connection and channel are closed
+    assert server.stop() == 0
+
+
+def kinds(pid: int) -> list[str]:
+    return [name.partition(":")[0] for name in descriptors(pid).values()]
+
+
+def test_the_title_names_worker_and_generation(serve: Serve) -> None:  # PF-19, PF-20
+    server = serve(workers=1, base_port=0, name="shop").ready()
+    (worker,) = server.workers(1)
+
+    def title(pid: int) -> str:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode()
+
+    assert title(server.pid) == "forkserve: master [shop]"
+    assert title(worker) == "forkserve: worker 1 gen 1 [shop]"
+    assert server.stop() == 0
+
+
+def test_as_process_1(serve: Serve) -> None:  # TP-14, IPC-13
+    server = serve(workers=1, base_port=0, prefix=("unshare", *AS_ROOT, "--pid", "--fork", "--kill-child"))
+    server.ready()
+    (master,) = children(server.pid)
+    (port,) = server.ports()
+    say(port, "exit 7")
+    server.wait_for("exited with code 7")
+    assert say(port, "whoami").startswith("['1'")
+    os.kill(master, signal.SIGTERM)
+
+    assert server.wait() == 0
+    server.wait_for(r"\[1\] \[INFO\] master: stopping")

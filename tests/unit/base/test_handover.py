@@ -1,0 +1,273 @@
+"""What is handed over in an upgrade: described, written as JSON, read, and made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkserve.base import handover, privileges
+from forkserve.base.errors import ConfigError
+from forkserve.base.handover import Kept
+from forkserve.config.settings import Settings
+from forkserve.prefork.control.session import Asked, Limits, Session
+from forkserve.prefork.control.wire import Request
+from forkserve.prefork.ipc.channel import Channel
+from forkserve.prefork.ipc.frames import encode
+from forkserve.prefork.policy.actions import Fork, ServeOn
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.states import Limits as PoolLimits
+from forkserve.prefork.policy.states import Member, State
+from forkserve.prefork.system.listeners import Listeners
+
+
+def handed_over(found: Any) -> Any:
+    """Return what comes of it on the other side."""
+    return handover.decode(handover.encode({"it": found}))["it"]
+
+
+def test_descriptors_are_found_wherever_they_are() -> None:
+    data = handover.encode({"one": Kept(7), "more": [{"deep": [Kept(5), 3]}, None], "no": 8})
+    assert json.loads(data)["descriptors"] == [7, 5]
+    assert handover.decode(data)["more"] == [{"deep": [5, 3]}, None]
+
+
+def test_another_version_is_refused() -> None:
+    other = json.dumps({**json.loads(handover.encode({})), "version": 99}).encode()
+    with pytest.raises(ConfigError, match="hands over in version 99 of its state, and this forkserve takes version 1"):
+        handover.decode(other)
+
+
+@given(st.binary())
+def test_bytes_survive(data: bytes) -> None:
+    assert handover.unpack(handed_over(handover.pack(data))) == data
+
+
+def test_fields_that_a_version_does_not_know_or_misses() -> None:
+    member = Member(3, 1, 2, State.READY, 10.0, 30.0, pid=99)
+    found = {**handed_over(handover.fields_of(member)), "invented": 1}
+    del found["renewed"]
+    again = handover.made(Member, found, state=State(found["state"]))
+    assert handover.fields_of(again) == handover.fields_of(member)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_pool_goes_on_as_it_was(*, preload: bool) -> None:
+    pool = Pool(2, PoolLimits(), lambda: 0.0, preload=preload)
+    pids = iter(range(100, 200))
+
+    def settle(one: Pool, now: float) -> None:
+        for _ in range(4):
+            for action in one.plan(now):
+                if isinstance(action, Fork):
+                    one.forked(action.member.ident, next(pids))
+                    one.ready(action.member.ident, now)
+
+    settle(pool, 1.0)
+    pool.want(3)
+    settle(pool, 2.0)
+    pool.exited(pool.members()[0].ident, 3.0, code=1, signal=None, why="it fell over")
+    settle(pool, 4.0)
+    pool.exited(pool.members()[0].ident, 5.0, code=1, signal=None)
+    pool.plan(5.0)
+    assert not pool.owes
+
+    again = Pool(7, PoolLimits(), lambda: 0.0, preload=preload)
+    again.adopt(handed_over(pool.export()), 5.2)
+    shown = [[handover.fields_of(member, "since") for member in one.members() + one.molds()] for one in (pool, again)]
+    assert shown[0] == shown[1]
+    assert (again.wanted, again.generation, again.phase, again.kept) == (3, 1, Phase.SERVING, range(1, 4))
+    assert [again.last_exit(slot) for slot in (1, 2)] == [pool.last_exit(slot) for slot in (1, 2)]
+    assert again.degraded
+    assert again.plan(5.2) == again.plan(5.2) == []  # its turn to be tried again has not come
+    assert [member.since for member in again.members() if member.exists] == [5.2, 5.2]
+    settle(again, 9.0)
+    assert all(member.state is State.READY for member in again.members())
+    again.want(4)
+    settle(again, 9.0)
+    assert again.members()[-1].ident > max(member.ident for member in pool.members())
+
+
+def test_what_holds_up_nothing_still_holds_up_nothing_afterwards() -> None:
+    """Those that linger, those that wait for a successor, and the room for a slot that nobody serves."""
+    pool = Pool(3, PoolLimits(surge=1, lingering=0), lambda: 0.0)
+    while pool.phase is Phase.FIRST_BOOT:
+        for action in pool.plan(1.0):
+            if isinstance(action, Fork):
+                pool.forked(action.member.ident, 100 + action.member.ident)
+                pool.ready(action.member.ident, 1.0)
+    first, *others = pool.members()
+    pool.want(1)
+    pool.plan(2.0)
+    for member in others:
+        pool.lingering(member.ident)
+    assert pool.spent(first.ident, full=True)
+    forked = pool.plan(3.0)
+    for action in forked:
+        assert isinstance(action, Fork)
+        pool.forked(action.member.ident, 200)
+
+    again = Pool(1, PoolLimits(surge=1, lingering=0), lambda: 0.0)
+    again.adopt(handed_over(pool.export()), 4.0)
+    assert [one.lingering for one in again.members()] == [False, False, True, True]
+    old, booting = again.members()[:2]
+    assert (old.spent, old.full, old.lifted) == (True, True, False)
+    again.exited(booting.ident, 5.0, code=3, signal=None)
+    plan = again.plan(5.0)
+    assert ServeOn(old) in plan
+    again.exited(old.ident, 6.0, code=None, signal=9)
+    assert any(isinstance(one, Fork) for one in plan + again.plan(6.0)), "there is room beside those that drain"
+
+
+def test_a_channel_goes_on_in_the_middle_of_a_frame() -> None:
+    left, right = socket.socketpair()
+    frame = encode({"type": "ready"})
+    right.send(frame + frame[:5])
+    before = Channel(left)
+    assert before.receive() == [{"type": "ready"}]
+    right.setblocking(False)
+    while not before.unsent:
+        before.send({"padding": "x" * 50000})
+    found = handed_over(before.export())
+    left.detach()
+
+    after = Channel.adopt(found)
+    other = Channel(right)
+    right.send(frame[5:])
+    assert after.receive() == [{"type": "ready"}]
+    received = other.receive()
+    while after.unsent:
+        after.flush()
+        received += other.receive()
+    assert {len(one["padding"]) for one in received} == {50000}
+    after.close()
+    other.close()
+
+
+def test_a_client_goes_on_in_the_middle_of_a_line() -> None:
+    left, right = socket.socketpair()
+    before = Session(left, Limits())
+    right.send(b'{"v": 1}\n{"v"')
+    before.receive()
+    before.open.add(Asked(Request("upgrade", id=[1]), 12.5, "half"))
+    found = handed_over(before.export())
+    left.detach()
+
+    after = Session.adopt(found, Limits())
+    assert after.next_line() == b'{"v": 1}'
+    right.send(b": 2}\n")
+    after.receive()
+    assert after.next_line() == b'{"v": 2}'
+    (asked,) = after.open
+    assert (asked.request, asked.deadline, asked.told) == (Request("upgrade", id=[1]), 12.5, "half")
+    after.close()
+    right.close()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path: Path, *, committed: bool) -> None:
+    one, two, three = (f"unix:{tmp_path / name}" for name in ("one", "two", "three"))
+    asked = {"bind": [one, "127.0.0.1:0", two], "host": "127.0.0.1", "base_port": 0}
+    before = Listeners(**asked)
+    before.open(2, {})
+    found = handed_over(before.export())
+    port = next(listener.port for listener in before if listener.slot is None and listener.port)
+    ports = [before.port(slot, 1) for slot in (1, 2)]
+    for listener in before:
+        listener.sock.detach()
+
+    after = Listeners(bind=[f"127.0.0.1:{port}", f"unix:{tmp_path}/./one", three], base_port=0)
+    assert after.adopt(found, range(1, 4), (1, 2), asked) is None
+
+    def addresses(slot: int, generation: int) -> set[str]:
+        return {listener.address("http").removeprefix("http://") for listener in after.for_slot(slot, generation)}
+
+    shared = {one, f"127.0.0.1:{port}"}
+    assert [after.port(slot, generation) for generation in (1, 2) for slot in (1, 2)] == ports * 2
+    assert addresses(1, 1) == shared | {two, f"127.0.0.1:{ports[0]}"}
+    assert addresses(3, 2) == shared | {three, f"127.0.0.1:{after.port(3, 2)}"}
+    assert addresses(3, 1) == shared | {two}
+    after.open_slots(range(1, 4))  # for workers that come before it is committed
+    assert after.port(3, 1)
+
+    now = 2 if committed else 1
+    assert after.settle(now, 2) is not committed
+    left, stays = ("two", "three") if committed else ("three", "two")
+    assert addresses(1, 3 - now) == shared | {f"unix:{tmp_path / left}", f"127.0.0.1:{ports[0]}"}
+    assert after.close_unused(now, [(1, 3 - now)], lambda _: False, 1.0, 30.0) is None
+    assert (tmp_path / left).exists()  # a worker accepts there
+    assert after.close_unused(now, [], lambda _: True, 2.0, 30.0) == 32.0
+    assert after.close_unused(now, [], lambda _: True, 31.0, 30.0) is None
+    assert (tmp_path / left).exists()  # no worker does, but a front end sends requests there
+    if committed:
+        after.close_unused(now, [], lambda _: True, 32.0, 30.0)  # and does not stop that
+    else:
+        after.close_unused(now, [], lambda _: False, 3.0, 30.0)
+    assert [(tmp_path / name).exists() for name in ("one", left, stays)] == [True, False, True]
+    after.open_slots(range(1, 5))
+    assert addresses(4, 7) == addresses(4, now) == shared | {f"unix:{tmp_path / stays}", f"127.0.0.1:{after.port(4, now)}"}
+    after.close_all()
+    assert not (tmp_path / "one").exists()
+
+
+def test_listeners_stay_for_all_if_one_cannot_be_had(tmp_path: Path) -> None:
+    asked = {"bind": [f"unix:{tmp_path / 'one'}"], "host": "127.0.0.1", "base_port": 0}
+    before = Listeners(**asked)
+    before.open(1, {})
+    found = handed_over(before.export())
+    for listener in before:
+        listener.sock.detach()
+    (tmp_path / "file").touch()
+
+    after = Listeners(bind=[f"unix:{tmp_path / 'two'}", f"unix:{tmp_path / 'file'}"])
+    assert "is not a socket" in str(after.adopt(found, range(1, 2), (1, 2), asked))
+    assert not (tmp_path / "two").exists()
+    assert len(after.for_slot(1, 1)) == 2
+    assert after.for_slot(1, 2) == after.for_slot(1, 1), "the next reload is of the generation that this was to have been"
+    after.close_all()
+
+
+def test_a_command_line_is_found_again(tmp_path: Path) -> None:
+    code = "import forkserve.prefork.master.upgrade.program as p; one = p.Program.of_this_process(); print(one.arguments, one.directory)"
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    script = tmp_path / "script"
+    script.write_text(f"#!{python}\n{code}\n")
+    script.chmod(0o755)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    root, env = Path(__file__).parents[3], {"PYTHONPATH": f"{Path(__file__).parents[2]}:{':'.join(sys.path)}", "PWD": str(link)}
+
+    def told(*line: object, cwd: Path = tmp_path) -> str:
+        return subprocess.run(list(map(str, line)), env=env, cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert told(script, "-x") == f"{[str(script), '-x']} {link}"
+    assert told("./script") == f"{[str(link / 'script')]} {link}".replace("script']", "./script']")
+    # Somebody else's Python is the one that was meant.
+    assert told(sys.executable, "-Wignore", script) == f"{[sys.executable, '-Wignore', str(script)]} {link}"
+    assert told(sys.executable, script, cwd=root) == f"{[sys.executable, str(script)]} {root}"
+    assert told(sys.executable, "-c", code) == f"{[sys.executable, '-c', code]} {link}"
+
+
+def test_an_account_is_known_from_before_if_it_cannot_be_looked_up_any_more() -> None:
+    settings = Settings(user="nobody-of-that-name")
+    with pytest.raises(ConfigError, match="there is no user"):
+        privileges.account(settings)
+    ours = privileges.Account(os.geteuid(), os.getegid(), (os.getegid(),), "nobody-of-that-name", "/")
+    found = handed_over({"asked": [settings.user, None, True], **dataclasses.asdict(ours)})
+    privileges.adopt(found)
+    try:
+        assert privileges.account(settings) == (ours if os.geteuid() == 0 else None)
+        assert privileges.export(settings) == {**dataclasses.asdict(ours), "asked": [settings.user, None, True]}
+    finally:
+        privileges._known.clear()
+        privileges._account.cache_clear()

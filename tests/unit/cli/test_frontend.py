@@ -1,0 +1,475 @@
+"""`forkserve nginx`: what it prints, from values alone, and how it refuses."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from forkserve.cli import serve as cli
+from forkserve.config import load as config
+from forkserve.config.addresses import parse_address
+from forkserve.config.settings import TABLE, Settings
+from forkserve.frontend import backends
+from forkserve.frontend.backends import Backend
+from forkserve.frontend.config import Front, terms
+from forkserve.frontend.nginx import render_upstream
+from forkserve.prefork.master import status
+
+KEPT = Path(__file__).parents[3] / "nginx"
+ROW = re.compile(r"^\| \[([^\]]+)\]\(\1\) \| `forkserve (nginx .*?)` \|", re.MULTILINE)
+ROWS = ROW.findall((KEPT / "README.md").read_text())
+SHOP = "shop:app --workers 3 --base-port 9000 "
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty directory, with no servers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]):
+    """Run the command, which must succeed, and return what it prints."""
+
+    def text(line: str) -> str:
+        code = cli.main(["nginx", *shlex.split(line)])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, ""), line
+        return out
+
+    return text
+
+
+def settings(**given: object) -> Settings:
+    return config.from_keywords(app="shop:app", **given).settings
+
+
+def directives(text: str) -> list[str]:
+    """The lines without their reasons."""
+    return [stripped for line in text.splitlines() if (stripped := line.partition("#")[0].strip())]
+
+
+@pytest.mark.parametrize(("name", "command"), ROWS)
+def test_the_ready_configurations_are_fresh(printed, name: str, command: str) -> None:
+    assert (KEPT / name).read_text() == printed(command.removeprefix("nginx "))
+
+
+def test_each_ready_configuration_has_its_row() -> None:
+    assert {path.name for path in KEPT.iterdir()} == {name for name, _ in ROWS} | {"README.md"}
+
+
+@pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
+def test_each_directive_says_why(printed, kind: str) -> None:
+    text = printed(f"{SHOP} --format {kind} --tls-cert c --root-path /api" + (" --static /s=/srv/s" if kind != "haproxy" else ""))
+
+    for line in text.splitlines():
+        bare = line.strip()
+        heading = bare.endswith("{") or bare.split(" ")[0] in ("global", "defaults", "frontend", "backend")
+        if bare and bare != "}" and not heading and not re.fullmatch(r"[a-z]+/[a-z0-9+.-]+ [a-z0-9 ]+;", bare):
+            assert "# " in line, line
+
+
+@pytest.mark.parametrize("name", ["9gag", "http", "sent_http", "2048"])
+def test_no_name_is_one_of_nginxs_variables(printed, name: str) -> None:
+    lines = directives(printed(f"{SHOP} --name {name}"))
+
+    assert f"proxy_set_header Host $to_{name}_host;" in lines
+    assert f"proxy_pass http://{name};" in lines
+
+
+def test_localhost_is_where_the_server_listens(printed) -> None:
+    assert "server 127.0.0.1:9000 max_fails=0;" in directives(printed(f"{SHOP} --host localhost"))
+
+
+def test_each_worker_has_a_line(printed) -> None:
+    text = printed(SHOP)
+
+    assert [line for line in directives(text) if line.startswith("server ") and "{" not in line] == [
+        f"server 127.0.0.1:{port} max_fails=0;" for port in (9000, 9001, 9002)
+    ]
+    assert "zone shop 64k;" in text
+    assert re.search(r"least_conn;[^}]*keepalive 32;", text), "keepalive must follow the balancing"
+
+
+@pytest.mark.parametrize(
+    ("balance", "nginx", "haproxy", "caddy"),
+    [
+        ("least_conn", "least_conn;", "balance leastconn", "lb_policy least_conn"),
+        ("round_robin", None, "balance roundrobin", "lb_policy round_robin"),
+        ("ip_hash", "ip_hash;", "balance source", "lb_policy ip_hash"),
+        ("random", "random two least_conn;", "balance random(2)", "lb_policy random_choose 2"),
+        ("'hash $http_x_user'", "hash $http_x_user consistent;", "balance hdr(x-user)", "lb_policy header x-user"),
+        ("hash '$request_uri'", "hash $request_uri consistent;", "balance uri whole", "lb_policy uri_hash"),
+        ("hash '$cookie_sid'", "hash $cookie_sid consistent;", "balance hash req.cook(sid)", None),
+    ],
+)
+def test_balance(printed, balance: str, nginx: str | None, haproxy: str, caddy: str | None) -> None:
+    lines = directives(printed(f"{SHOP} --balance {balance}"))
+    at = lines.index("upstream shop {")
+    assert lines[at + 2] == nginx if nginx else lines[at + 2].startswith("server ")
+    assert haproxy in directives(printed(f"{SHOP} --balance {balance} --format haproxy"))
+    if caddy:
+        assert caddy in directives(printed(f"{SHOP} --balance {balance} --format caddy"))
+
+
+def test_the_file_that_the_server_keeps_is_included(printed, tmp_path: Path) -> None:
+    kept = f"{SHOP} --nginx-upstream up.conf"
+
+    assert f"include {tmp_path}/up.conf;" in directives(printed(kept))
+    assert f"include {tmp_path}/other.conf;" in directives(printed(f"{kept} --upstream-file other.conf"))
+    assert "upstream shop {" in directives(printed(f"{kept} --upstream-only"))
+    assert "up.conf" not in printed(f"{kept} --format caddy")
+    assert f"include {tmp_path}/up.conf;" in directives(printed(f"{kept} --balance ip_hash")), "the server is given it too"
+
+
+def test_a_running_server_tells_each_setting_that_front_ends_are_told() -> None:
+    used = set()
+    for path in Path(backends.__file__).parent.glob("*.py"):
+        used |= set(re.findall(r"\bsettings\.([a-z_]+)|\bgiven\(['\"]([a-z_]+)['\"]\)", path.read_text()))
+    names = {name for pair in used for name in pair if name in TABLE}
+
+    assert "keep_alive" in names
+    assert names - {"certfile"} <= {name for name, _ in status._PUBLIC}, "certfile is told by the scheme"
+    assert not {"env", "keyfile_password"} & {name for name, _ in status._PUBLIC}
+
+
+def test_timeouts_and_limits_are_the_servers(printed) -> None:
+    lines = directives(
+        printed(
+            f"{SHOP} --limit-request-body 5m --limit-request-head 32k --header-timeout 7 --body-timeout 1.5 --write-timeout 0"
+            " --keep-alive 10 --timeout 2m --boot-timeout 30"
+        )
+    )
+    for expected in (
+        "client_max_body_size 5m;",
+        "large_client_header_buffers 4 32k;",
+        "client_header_timeout 7s;",
+        "client_body_timeout 1500ms;",
+        "send_timeout 1728000s;",
+        "keepalive_timeout 10s;",
+        "keepalive_timeout 8s;",
+        "proxy_read_timeout 150s;",
+        "proxy_next_upstream_timeout 120s;",
+    ):
+        assert expected in lines
+
+
+def test_the_environment_counts_as_for_serving(printed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FORKSERVE_CMD_ARGS", "--workers 2")
+    (tmp_path / "forkserve.toml").write_text('app = "shop:app"\nbase_port = 9000\nlimit_request_body = "3m"\nname = "store"\n')
+
+    text = printed("")
+    assert "upstream store {" in text
+    assert text.count("max_fails=0;") == 2
+    assert "client_max_body_size 3m;" in text
+
+
+@pytest.mark.parametrize("keep_alive", [0.5, 1, 5, 75, 1000])
+def test_the_front_end_closes_idle_connections_first(keep_alive: float) -> None:
+    assert 0 < terms(settings(keep_alive=keep_alive)).idle < keep_alive
+
+
+def test_without_keep_alive_no_connection_is_kept(printed) -> None:
+    text = printed(f"{SHOP} --keep-alive 0")
+
+    assert "keepalive 32" not in text
+    assert "default close;" in text
+    assert "keepalive_timeout 0s;" in text
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"timeout": 1.0, "ws_ping_interval": 100.0}, {"timeout": 0.0}, {"boot_timeout": 0.0}, {"ws_ping_interval": 0.0}]
+)
+def test_a_worker_may_be_silent_for_as_long_as_it_may(given: dict[str, float]) -> None:
+    fixed = settings(**given)
+
+    read = terms(fixed).read
+    assert read > 10 * 86400 if not fixed.ws_ping_interval else read < 300 or not fixed.timeout
+    assert read >= fixed.timeout + fixed.boot_timeout
+    assert read >= fixed.ws_ping_interval + fixed.ws_ping_timeout
+
+
+def test_who_trusts_all_hears_nothing_that_clients_say_of_themselves(printed) -> None:
+    assert "X-Forwarded-For $proxy_add_x_forwarded_for;" in printed(SHOP)
+    assert "X-Forwarded-For $remote_addr;" in printed(f"{SHOP} --forwarded-allow-ips '*'")
+    assert "set-header X-Forwarded-For %[src]" in printed(f"{SHOP} --forwarded-allow-ips '*' --format haproxy")
+
+
+def test_tls(printed) -> None:
+    lines = directives(printed(f"{SHOP} --tls-cert cert.pem --tls-key key.pem --server-name example.com,www.example.com"))
+
+    assert lines.count("server_name example.com www.example.com;") == 2
+    assert "return 301 https://$host$request_uri;" in lines
+    assert "listen 443 ssl http2;" in lines
+    assert f"ssl_certificate_key {Path.cwd()}/key.pem;" in lines
+
+
+def test_an_address_of_ones_own_has_no_redirection(printed) -> None:
+    lines = directives(printed(f"{SHOP} --tls-cert cert.pem --listen 8443 --listen '[::]:8443' --listen unix:/run/x.sock"))
+
+    assert [line for line in lines if line.startswith("listen ")] == [
+        "listen 8443 ssl http2;",
+        "listen [::]:8443 ssl http2;",
+        "listen unix:/run/x.sock ssl http2;",
+    ]
+
+
+def test_static_files(printed) -> None:
+    lines = directives(printed(f"{SHOP} --static /static=files --static '/media/=/srv/my media/'"))
+
+    assert lines[lines.index("location ^~ /static/ {") + 1] == f"alias {Path.cwd()}/files/;"
+    assert lines[lines.index("location ^~ /media/ {") + 1] == 'alias "/srv/my media/";'
+
+
+def test_a_shared_address_is_there_twice_so_that_a_lost_request_is_tried_again(printed) -> None:
+    lines = directives(printed("shop:app --bind unix:app.sock --bind 127.0.0.1:8000 --upstream-only"))
+
+    assert lines.count(f"server unix:{Path.cwd()}/app.sock max_fails=0;") == 2
+    assert not [line for line in lines if "least_conn" in line or "8000" in line or "keepalive" in line]
+
+
+def test_no_connection_to_a_shared_address_is_kept(printed) -> None:
+    line = "shop:app --workers 4 --bind 127.0.0.1:8000"
+
+    assert "default close;" in directives(printed(line))
+    assert "option http-server-close" in directives(printed(f"{line} --format haproxy"))
+    assert "keepalive off" in directives(printed(f"{line} --format caddy"))
+
+
+def test_workers_that_speak_tls(printed, tmp_path: Path) -> None:
+    (tmp_path / "cert").touch()
+    assert "proxy_pass https://shop;" in printed(f"{SHOP} --certfile cert")
+    assert "ssl verify none" in printed(f"{SHOP} --certfile cert --format haproxy")
+    assert "tls_insecure_skip_verify" in printed(f"{SHOP} --certfile cert --format caddy")
+
+
+def test_a_mounted_app_is_asked_without_its_prefix(printed) -> None:
+    lines = directives(printed(f"{SHOP} --root-path /api"))
+
+    assert "proxy_pass http://shop/;" in lines[lines.index("location /api/ {") :]
+    assert lines[lines.index("location / {") + 1] == "return 404;"
+
+
+def test_a_full_worker_passes_its_request_on(printed) -> None:
+    assert "proxy_next_upstream error timeout;" in printed(SHOP)
+    assert "proxy_next_upstream error timeout http_503;" in printed(f"{SHOP} --limit-concurrency 10")
+
+
+def test_the_workers_of_several_machines(printed) -> None:
+    text = printed(f"{SHOP} --hosts 'a.example, 192.0.2.1,[2001:db8::1]'")
+
+    assert [line for line in directives(text) if line.startswith("server ") and "max_fails" in line] == [
+        f"server {host}:{port} max_fails=1 fail_timeout=5s;"
+        for host in ("a.example", "192.0.2.1", "[2001:db8::1]")
+        for port in (9000, 9001, 9002)
+    ]
+    assert "proxy_next_upstream_tries 4;" in text
+    assert "check inter 1s" in printed(f"{SHOP} --hosts a,b --format haproxy")
+
+
+def test_ports_that_load_has_not_called_for(printed) -> None:
+    text = printed("shop:app --workers 3 --min-workers 2 --max-workers 4 --base-port 9000 --upstream-only")
+
+    assert re.findall(r"server \S+:(\d+) (.*);", text) == [
+        ("9000", "max_fails=0"),
+        ("9001", "max_fails=0"),
+        ("9002", "max_fails=1 fail_timeout=5s"),
+        ("9003", "max_fails=1 fail_timeout=5s"),
+    ]
+
+
+def test_an_upstream_in_a_file_of_its_own(printed) -> None:
+    text = printed(f"{SHOP} --upstream-file up.conf")
+
+    assert f"include {Path.cwd()}/up.conf;" in text
+    assert "upstream shop {" not in text
+    assert "upstream shop {" in printed(f"{SHOP} --upstream-only")
+
+
+def test_json_has_the_same_in_values(printed) -> None:
+    found = json.loads(printed(f"{SHOP} --format json --balance 'hash $cookie_a' --static /s=/srv"))
+
+    assert found["backends"][2] == {"address": "127.0.0.1:9002", "machine": None, "slot": 3, "state": "up"}
+    assert (found["name"], found["scheme"], found["static"]) == ("shop", "http", {"/s/": "/srv/"})
+    assert found["balance"] == {"way": "hash", "key": "$cookie_a"}
+    assert found["terms"]["idle"] == 60
+    assert json.loads(printed(f"{SHOP} --format json --upstream-only")) == found["backends"]
+
+
+def test_names_become_what_front_ends_take() -> None:
+    backends = (Backend(parse_address("127.0.0.1:1"), 1),)
+    for name, ident in (("my.shop-2", "my_shop_2"), ("ü", "forkserve"), ("x", "x")):
+        assert f"upstream {ident} {{" in render_upstream(Front(name=name, settings=settings(), backends=backends))
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("--blance x", 2, "unknown option --blance (did you mean '--balance'?)"),
+        ("--check-config", 2, "unknown option --check-config (did you mean '--config'?)"),
+        (f"{SHOP} --format apache", 2, "--format: 'apache' is not one of nginx, haproxy, caddy, json"),
+        (f"{SHOP} --balance fair", 2, "--balance: 'fair' is not one of least_conn, round_robin, ip_hash, random, or 'hash KEY'"),
+        (
+            f"{SHOP} --balance hash '$x;}}'",
+            2,
+            "--balance: 'hash $x;}' is not a hash with a key of nginx's variables, as in 'hash $cookie_session'",
+        ),
+        (f"{SHOP} --listen 0", 2, "--listen: a front end listens on a port from 1 to 65535"),
+        (f"{SHOP} --listen fd://3", 2, "--listen: 'fd://3': a front end listens on PORT, HOST:PORT or unix:PATH"),
+        (f"{SHOP} --server-name 'a;b'", 2, "--server-name: 'a;b' is not a server's name"),
+        (f"{SHOP} --static static", 2, "--static: 'static' is not of the form /url=/directory"),
+        (f"{SHOP} --static '/s=/a$b'", 2, None),
+        (f"{SHOP} --hosts 'a b'", 2, "--hosts: 'a b' is not the name or the address of a machine"),
+        (f"{SHOP} --hosts a,a", 2, "--hosts: names a machine twice"),
+        (f"{SHOP} --hosts fe80::1%eth0", 2, "--hosts: 'fe80::1%eth0' is not the name or the address of a machine"),
+        (
+            f"{SHOP} --listen [fe80::1%eth0]:80",
+            2,
+            "--listen: '[fe80::1%eth0]:80': 'fe80::1%eth0' is not an address, or a name of letters, digits, dots and hyphens",
+        ),
+        (
+            f"{SHOP} --listen 'a;b:80'",
+            2,
+            "--listen: 'a;b:80': 'a;b' is not an address, or a name of letters, digits, dots and hyphens",
+        ),
+        (f"{SHOP} --static /s=/a --static /s/=/b", 2, "--static: /s/ is given twice: leave one out"),
+        (
+            f"{SHOP} --limit-request-head 256m --format haproxy",
+            2,
+            "--format haproxy: HAProxy takes no head of 256m: limit it to 255m or less",
+        ),
+        (
+            f"{SHOP} --root-path '/a*' --format caddy",
+            2,
+            "--format caddy: Caddy cannot cut off --root-path /a*: it has more than letters, digits, _, -, ., ~ and /",
+        ),
+        (f"{SHOP} --tls-key k", 2, "--tls-key: needs --tls-cert"),
+        (f"{SHOP} --workers x", 2, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
+        (f"{SHOP} --format json --check", 2, "--check: there is no program that json is for"),
+        (
+            f"{SHOP} --format haproxy --static /s=/s",
+            2,
+            "--format haproxy: HAProxy serves no files: leave out --static, or have nginx or Caddy",
+        ),
+        (
+            f"{SHOP} --format caddy --balance 'hash $cookie_a'",
+            2,
+            "--format caddy: Caddy knows no '$cookie_a' for `hash`: give one of $http_NAME, $request_uri, $remote_addr",
+        ),
+        (
+            "shop:app --base-port 0",
+            2,
+            "nginx: --base-port 0 takes other ports at each start: ask the running server, with --name or --socket",
+        ),
+        (
+            "shop:app --bind fd://3",
+            2,
+            "nginx: fd://3 tells no address to connect to: ask the running server, with --name or --socket",
+        ),
+        (
+            "shop:app --bind unix:x --hosts a",
+            2,
+            "--hosts: a unix socket is not reached from another machine: give the hosts --base-port or --bind HOST:PORT",
+        ),
+        ("--name shop --socket x", 2, "--name and --socket are two ways to say which server: give one of them"),
+        ("--socket no.sock", 1, "no server is running at no.sock: No such file or directory"),
+        (f"{SHOP} --output no/such", 1, "--output: cannot write no/such: No such file or directory"),
+        (f"{SHOP} --output .", 1, "--output: cannot write .: Is a directory"),
+    ],
+)
+def test_a_user_error_is_one_line(capsys: pytest.CaptureFixture[str], line: str, code: int, message: str | None) -> None:
+    assert cli.main(["nginx", *shlex.split(line)]) == code
+
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    if message is not None:
+        assert err == f"forkserve: {message}\n"
+
+
+@pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
+@pytest.mark.parametrize("part", ["", "--upstream-only"])
+def test_what_keeps_front_ends_from_the_workers_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str, part: str
+) -> None:
+    (tmp_path / "c").touch()
+    for options, message in (
+        ("--proxy-protocol auto", f"--proxy-protocol auto: {kind} takes HTTP apart and sends no PROXY header here"),
+        ("--certfile c --ca-certs c --cert-reqs 2", f"--cert-reqs required: {kind} presents no certificate to the workers here"),
+    ):
+        assert cli.main(["nginx", *shlex.split(f"{SHOP} {options} {part} --format {kind}")]) == 2
+
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f"forkserve: {message}")
+
+
+def test_names_that_are_longer_than_nginxs_usual_room(printed) -> None:
+    def sizes(length: int) -> list[str]:
+        text = printed(f"shop:app --base-port 9000 --name {'n' * length}")
+        return [line for line in directives(text) if "hash_bucket_size" in line]
+
+    assert sizes(32) == []
+    assert sizes(33) == ["variables_hash_bucket_size 128;"]
+    assert sizes(100) == ["variables_hash_bucket_size 256;"]
+
+
+@pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
+def test_a_websocket_without_pings_is_not_said_to_be_kept_alive(printed, kind: str) -> None:
+    text = printed(f"{SHOP} --ws-ping-interval 0 --format {kind}")
+
+    assert "kept alive by" not in text
+    assert "--ws-ping-interval 0: nothing" in text
+    assert "1728000s" in text
+
+
+def test_a_client_may_pause_for_as_long_as_the_server_lets_it(printed) -> None:
+    told = f"{SHOP} --timeout 3 --boot-timeout 2 --ws-ping-interval 1 --ws-ping-timeout 1 --body-timeout 40"
+
+    haproxy = directives(printed(f"{told} --format haproxy"))
+    assert {"timeout server 40s", "timeout client 60s"} <= set(haproxy)
+    assert not [line for line in directives(printed(f"{told} --format caddy")) if line.startswith(("read_t", "write_t"))]
+
+
+def test_a_mounted_app_whose_path_is_special_to_regular_expressions(printed) -> None:
+    assert r'if ($request_uri ~ "^/my\.api(?<as_written>/.*)$") {' in directives(printed(f"{SHOP} --root-path /my.api"))
+    assert r'if ($request_uri ~ "^/a%20b%2B(?<as_written>/.*)$") {' in directives(printed(f"{SHOP} --root-path '/a b+'"))
+    assert r"@app vars_regexp {http.request.uri} ^/my\.api(/|\?|$)" in printed(f"{SHOP} --root-path /my.api --format caddy")
+
+
+def test_who_comes_by_a_unix_socket_is_told_of_by_the_proxy_there(printed) -> None:
+    lines = directives(printed(f"{SHOP} --listen unix:/x --listen 80"))
+
+    assert "proxy_set_header X-Forwarded-For $to_shop_for;" in lines
+    assert lines[lines.index("map $remote_addr $to_shop_for {") + 1] == "unix: $http_x_forwarded_for;"
+    assert "unix: $to_shop_last;" in directives(printed(f"{SHOP} --listen unix:/x --forwarded-allow-ips '*'"))
+
+
+def test_haproxys_own_limits(printed) -> None:
+    assert "tune.http.maxhdr 32767" in directives(printed(f"{SHOP} --limit-request-fields 40000 --format haproxy"))
+    assert "tune.bufsize" in printed(f"{SHOP} --limit-request-head 255m --format haproxy")
+
+
+@pytest.mark.parametrize(
+    ("key", "haproxy"), [("$cookie_SID", "req.cook(SID)"), ("$http_X_User", "hdr(X-User)"), ("$arg_Id", "url_param Id")]
+)
+def test_keys_with_upper_case_letters(printed, key: str, haproxy: str) -> None:
+    assert haproxy in printed(f"{SHOP} --balance 'hash {key}' --format haproxy")
+
+
+def test_the_home_directory_and_standard_output(printed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+
+    assert "alias /home/ada/x/;" in directives(printed(f"{SHOP} --static '/s=~/x' --output -"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_has_only_the_options_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["nginx", "--help"]) == 0
+
+    out = capsys.readouterr().out
+    assert "--upstream-only" in out
+    assert "--graceful-timeout" not in out

@@ -1,0 +1,267 @@
+"""Request heads as values: the pure module, by bytes, and properties over any bytes."""
+
+import re
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from forkserve.http.message.errors import RequestError
+from forkserve.http.message.fields import Fields
+from forkserve.http.message.http1 import HeadReader, Limits, Target
+from forkserve.http.message.parsers import new_parser
+from tests.integration.http.talk import LIMITS, PARSERS, Refusal, Request, Unfinished, converse
+
+both = pytest.mark.parametrize("parser", PARSERS)
+
+
+def read(head: bytes, parser: str = "httptools", limits: Limits = LIMITS) -> tuple[Target, Fields]:
+    """What a whole head means."""
+    return HeadReader(limits, new_parser(parser)).read(head)
+
+
+def judged(head: bytes, parser: str) -> object:
+    """What a whole head means, or the status that it is refused with, as a value to compare."""
+    try:
+        target, fields = read(head, parser)
+    except RequestError as error:
+        return error.status
+    return (
+        target.line, target.raw_path, target.path, target.query, target.authority, fields.version, fields.headers, fields.host,
+        fields.content_length, fields.chunked, fields.keep_alive, fields.expect_continue, fields.upgrade,
+    )  # fmt: skip
+
+
+@both
+def test_target(parser: str) -> None:
+    """A target is given raw and decoded, as bytes and in both interfaces' forms of text."""
+    target, _ = read(b"GET /%C3%A9%2Fx%20?a=%20b?c HTTP/1.1\r\nHost: a\r\n\r\n", parser)
+
+    assert target.method == "GET"
+    assert target.line == b"GET /%C3%A9%2Fx%20?a=%20b?c"
+    assert target.raw_path == b"/%C3%A9%2Fx%20"
+    assert target.path == "/é/x ".encode()
+    assert target.query == b"a=%20b?c"
+
+
+@both
+def test_headers(parser: str) -> None:
+    """Names in lower case, order and repetition kept, blanks around values gone and nothing else."""
+    _, fields = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-B: 1\r\nx-a:\t2 \t\r\nX-B: \xe9\xa0\r\n\r\n", parser)
+
+    assert fields.headers == [(b"host", b"a"), (b"x-b", b"1"), (b"x-a", b"2"), (b"x-b", b"\xe9\xa0")]
+
+
+@both
+@pytest.mark.parametrize(
+    ("lines", "length", "chunked"),
+    [
+        (b"", None, False),
+        (b"Content-Length: 0\r\n", 0, False),
+        (b"content-length: 7\r\n", 7, False),
+        (b"Transfer-Encoding: chunked\r\n", None, True),
+    ],
+)
+def test_framing(parser: str, lines: bytes, length: int | None, *, chunked: bool) -> None:
+    """How the body is framed follows from the fields."""
+    _, fields = read(b"POST / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n", parser)
+
+    assert (fields.content_length, fields.chunked) == (length, chunked)
+    assert fields.has_body == (chunked or bool(length))
+
+
+@both
+def test_expectation(parser: str) -> None:
+    """100-continue is heard in any case, but not from HTTP/1.0 (RFC 9110 10.1.1)."""
+    for value in (b"100-continue", b"100-Continue"):
+        assert read(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: %b\r\n\r\n" % value, parser)[1].expect_continue
+    assert not read(b"POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n", parser)[1].expect_continue
+
+
+@both
+def test_one_connection_keeps_nothing_of_the_last_request(parser: str) -> None:
+    """Heads that begin or end alike do not take anything from each other."""
+    heads = [
+        b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: b\r\n\r\n",
+        b"GET http://a/a HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n",
+    ]
+    reader = HeadReader(LIMITS, new_parser(parser))
+
+    for head in (*heads, *reversed(heads), *(b for pair in pairwise(heads) for b in pair[::-1])):
+        target, fields = reader.read(head)
+        alone_target, alone_fields = read(head, parser)
+        assert (target.method, target.path, target.line) == (alone_target.method, alone_target.path, alone_target.line)
+        assert (fields.version, fields.headers, fields.host) == (alone_fields.version, alone_fields.headers, alone_fields.host)
+
+
+@both
+def test_a_refusal_leaves_nothing_behind(parser: str) -> None:
+    """What was refused once is refused again, by the same reader and by a fresh one."""
+    reader = HeadReader(LIMITS, new_parser(parser))
+    sound, unsound = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"
+
+    for _ in range(2):
+        assert reader.read(sound)[0].path == b"/"
+        for each in (reader, HeadReader(LIMITS, new_parser(parser))):
+            with pytest.raises(RequestError) as error:
+                each.read(unsound)
+            assert error.value.status == 400
+
+
+SMALL = Limits(line=40, fields=3, head=100, body=10, field=30)
+
+
+@both
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /" + b"a" * 26 + b" HTTP/1.1\r\nHost: a\r\n\r\n", None),  # a line of 40
+        (b"GET /" + b"a" * 27 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\nX: y\r\n\r\n", None),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\nX: y\r\nX: y\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 27 + b"\r\n\r\n", None),  # a field of 30
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 28 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 27 + b"\r\nX: " + b"y" * 27 + b"\r\n\r\n", None),
+        (b"GET /" + b"a" * 20 + b" HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 27 + b"\r\nX: " + b"y" * 27 + b"\r\n\r\n", 431),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789", None),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n0\r\n\r\n", None),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n012345\r\n5\r\n67890\r\n", 413),
+    ],
+)
+def test_limits(parser: str, size: int, data: bytes, status: int | None) -> None:
+    """Each limit lets its own value through and refuses one more, in whatever pieces it comes."""
+    (outcome,) = converse(parser, (data[i : i + size] for i in range(0, len(data), size)), SMALL)
+
+    assert outcome == Refusal(status) if status else isinstance(outcome, Request)
+
+
+@both
+def test_limits_do_not_wait_for_the_end(parser: str) -> None:
+    """Too much is refused before its end has come."""
+    assert converse(parser, [b"GET /" + b"a" * 40], SMALL) == [Refusal(414)]
+    assert converse(parser, [b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 4], SMALL) == [Refusal(431)]
+    assert converse(parser, [b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 100], SMALL) == [Refusal(431)]
+    assert converse(parser, [b"GET / HTTP/1.1\r\nHost: a\r\n"], SMALL) == [Unfinished("head")]
+
+
+token = st.text("abcXYZ019-!#~^_", min_size=1, max_size=8).map(str.encode)
+value = st.one_of(
+    st.sampled_from(
+        [
+            b"",
+            b"5",
+            b"chunked",
+            b"close",
+            b"a",
+            b"a:80",
+            b"100-continue",
+            b"+5",
+            b"gzip, chunked",
+            b"keep-alive",
+            b"5, 5",
+            b"\tchunked",
+        ]
+    ),
+    st.binary(max_size=12).map(lambda text: re.sub(rb"[\x00\r\n]", b" ", text)),
+    st.text('ab ,;\t="', max_size=10).map(str.encode),
+)
+name = st.one_of(
+    token,
+    st.sampled_from(
+        [b"Content-Length", b"Transfer-Encoding", b"Connection", b"Host", b"Expect", b"Upgrade", b"Content-Type", b"X y", b""]
+    ),
+)
+field_line = st.tuples(name, st.sampled_from([b":", b": ", b" :", b":\t", b""]), value).map(b"".join)
+target = st.one_of(
+    st.sampled_from([b"/", b"*", b"http://a/b", b"a:80", b"", b"/%zz?%"]), st.text("/a%2?#:@.\\ ", max_size=12).map(str.encode)
+)
+request_line = st.tuples(
+    st.sampled_from([b"GET", b"POST", b"HEAD", b"CONNECT", b"OPTIONS", b"get", b"X", b"PRI", b"SOURCE", b"QUERY", b"M-SEARCH"]),
+    target, st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.1 ", b""]),
+).map(b" ".join)  # fmt: skip
+heads = st.builds(
+    lambda start, host, lines, ends: start + ends + host + ends + b"".join(line + ends for line in lines) + ends,
+    request_line, st.sampled_from([b"Host: a", b"Host: a", b"Host: a", b"X: y", b"Host: a b"]), st.lists(field_line, max_size=5),
+    st.sampled_from([b"\r\n"] * 6 + [b"\n", b"\r", b"\r\r\n"]),
+)  # fmt: skip
+
+
+@pytest.mark.heavy
+@settings(max_examples=1500, deadline=None)
+@given(heads)
+@example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n")
+@example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n")
+@example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n")
+@example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \tChunked\r\n\r\n")
+@example(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 3\r\n\r\n")
+def test_parsers_agree_on_heads(head: bytes) -> None:
+    """A head is refused with a status, or both parsers give the same; nothing else is ever raised."""
+    assert judged(head, "httptools") == judged(head, "h11")
+
+
+@pytest.mark.heavy
+@settings(max_examples=300, deadline=None)
+@given(st.lists(heads, min_size=1, max_size=4).map(b"".join), st.binary(max_size=8), st.data())
+def test_pieces_make_no_difference(messages: bytes, junk: bytes, data: st.DataObject) -> None:
+    """Requests are the same in whatever pieces they come; what is refused whole is refused in pieces."""
+    stream = messages + junk
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(stream) - 1)), max_size=6)))
+    pieces = [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])]
+
+    whole = converse("httptools", [stream])
+    apart = converse("httptools", pieces)
+    assert [type(item) for item in whole] == [type(item) for item in apart]
+    assert [item for item in whole if isinstance(item, Request)] == [item for item in apart if isinstance(item, Request)]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from(PARSERS))
+def test_any_bytes(pieces: list[bytes], parser: str) -> None:
+    """Bytes from the network are never a reason for anything but a `RequestError`."""
+    converse(parser, pieces)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(heads, st.sampled_from([b"", b"x", b"0\r\n\r\n"])), min_size=2, max_size=5))
+def test_a_reader_remembers_rightly(messages: list[tuple[bytes, bytes]]) -> None:
+    """A reader that has read other heads before answers as a fresh one does."""
+    reader = HeadReader(LIMITS, new_parser("httptools"))
+    for head, _ in messages * 2:
+        expected = judged(head, "httptools")
+        if isinstance(expected, int):
+            with pytest.raises(RequestError) as error:
+                reader.read(head)
+            assert error.value.status == expected
+            continue
+        assert isinstance(expected, tuple)
+        target, fields = reader.read(head)
+        assert (target.line, target.raw_path) == expected[:2]
+        assert (fields.version, fields.headers, fields.host) == expected[5:8]
+        if not fields.keep_alive:
+            return  # the last of its connection
+
+
+def test_linear_time() -> None:
+    """No input of the size of the limits takes more than a moment, byte by byte."""
+    for data in (
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X:" + b" \t" * 30000,
+        b"GET /" + b"/a" * 8000,
+        b"GET / HTTP/1.1\r\nHost: " + b"a." * 30000,
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: " + b"a, " * 20000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 10000,
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b'1;a="' + b'\\"' * 2000 + b"\r\n",
+    ):
+        began = time.process_time()
+        converse("httptools", (data[i : i + 1] for i in range(len(data))))
+        assert time.process_time() - began < 1

@@ -1,0 +1,247 @@
+"""Where the control socket is: no directory of somebody else's, no live socket stolen, no stale one in the way."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forkserve.base.errors import ConfigError, ListenError
+from forkserve.base.lockfile import HeldError
+from forkserve.prefork.control import runtime_dir
+from forkserve.prefork.control.server import Control
+from forkserve.prefork.control.socketfile import LONGEST_PATH, SocketFile, open_named, open_path
+from forkserve.prefork.system.poller import Poller
+from tests.unit.prefork.control.control_helpers import short_directory
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with short_directory() as directory:
+        yield Path(directory)
+
+
+def environ(place: Path) -> dict[str, str]:
+    """Return the variables with which everything is found below the place, before anywhere else."""
+    return {"XDG_RUNTIME_DIR": str(place), "TMPDIR": str(place)}
+
+
+# Directories.
+
+
+def test_the_order_of_the_directories() -> None:
+    uid = os.geteuid()
+    found = runtime_dir.candidates({"RUNTIME_DIRECTORY": "/run/a:/run/b", "XDG_RUNTIME_DIR": "/run/user/1", "TMPDIR": "/var/tmp"})
+
+    assert found == ["/run/a", "/run/b", "/run/user/1/forkserve", f"/run/forkserve-{uid}", f"/var/tmp/forkserve-{uid}"]
+    assert runtime_dir.candidates({"XDG_RUNTIME_DIR": "not/absolute"}) == [f"/run/forkserve-{uid}", f"/tmp/forkserve-{uid}"]
+
+
+def test_it_is_made_for_us_alone(place: Path) -> None:
+    path = place / "forkserve"
+    before = os.umask(0)
+    try:
+        runtime_dir.make(str(path))
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    runtime_dir.make(str(path))
+
+
+def test_what_is_not_ours_alone_is_not_used(place: Path) -> None:
+    path, other = place / "forkserve", place / "other"
+    other.mkdir()
+
+    def refused() -> str:
+        with pytest.raises(OSError, match=r"others|is|another") as caught:
+            runtime_dir.make(str(path))
+        return str(caught.value.strerror)
+
+    path.symlink_to(other)
+    assert refused() == "it is a symbolic link"
+    path.unlink()
+    path.touch()
+    assert refused() == "it is no directory"
+    path.unlink()
+    path.mkdir()
+    path.chmod(0o775)
+    assert refused() == "others can write to it"
+    path.chmod(0o755)
+    place.chmod(0o777)
+    assert refused() == "others could replace it"
+    place.chmod(0o1777)
+    runtime_dir.check(str(path))
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+        assert refused() == "it belongs to another user"
+
+
+def test_a_directory_that_cannot_be_used_is_passed_over(place: Path) -> None:
+    (place / "forkserve").symlink_to("/")
+    name, file = open_named("app", {"RUNTIME_DIRECTORY": "/proc/no", **environ(place), "TMPDIR": str(place)})
+    try:
+        assert name == "app" or os.path.isdir(f"/run/forkserve-{os.geteuid()}")
+        assert os.path.dirname(file.path) != str(place / "forkserve")
+    finally:
+        file.remove()
+
+
+# The socket's file.
+
+
+def test_the_socket_is_ours_alone_and_leaves_nothing(place: Path) -> None:
+    file = SocketFile(str(place / "app.sock"))
+
+    assert stat.S_IMODE((place / "app.sock").stat().st_mode) == 0o700
+    assert (place / "app.lock").read_text() == f"{os.getpid()}\n"
+    assert runtime_dir.is_live(file.path)
+    file.remove()
+    assert os.listdir(place) == []
+
+
+def test_a_stale_one_is_replaced(place: Path) -> None:
+    path = str(place / "app.sock")
+    code = f"from forkserve.prefork.control.socketfile import SocketFile; SocketFile({path!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert sorted(os.listdir(place)) == ["app.lock", "app.sock"]
+    assert not runtime_dir.is_live(path)
+
+    SocketFile(path).remove()
+    assert os.listdir(place) == []
+
+
+def test_a_live_one_is_never_stolen(place: Path) -> None:
+    path = str(place / "app.sock")
+    code = f"import os, sys; from forkserve.prefork.control.socketfile import SocketFile; f = SocketFile({path!r}); print(os.getpid(), flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        pid = holder.stdout.readline().strip()
+        with pytest.raises(ListenError, match=rf"--control-socket {path}: another server \(pid {pid}\) is listening there"):
+            open_path(path)
+        os.unlink(place / "app.lock")  # as a cleaner of temporary files might
+        with pytest.raises(ListenError, match="another server is listening there"):
+            open_path(path)
+        assert runtime_dir.is_live(path)
+
+
+def test_one_that_only_just_starts_is_not_stolen(place: Path) -> None:
+    first = SocketFile(str(place / "app.sock"))
+    os.unlink(place / "app.sock")  # as if it had not come to bind yet
+    with pytest.raises(HeldError):
+        SocketFile(str(place / "app.sock"))
+    first.remove()
+
+
+def test_another_s_file_is_left_alone(place: Path) -> None:
+    path = place / "app.sock"
+    path.write_text("dear diary")
+    with pytest.raises(ListenError, match="there is a file that is no socket"):
+        open_path(str(path))
+    path.unlink()
+    (place / "app.lock").write_text("[[package]]")
+    with pytest.raises(ListenError, match=r"app\.lock is no pid file, and would be overwritten"):
+        open_path(str(path))
+    (place / "app.lock").unlink()
+    (place / "app.lock").symlink_to("/etc/passwd")
+    with pytest.raises(ListenError, match="symbolic links"):
+        open_path(str(path))
+    (place / "app.lock").unlink()
+
+    file = SocketFile(str(path))
+    path.unlink()
+    path.write_text("dear diary")
+    file.remove()
+    assert path.read_text() == "dear diary"
+
+
+def test_a_stale_socket_is_replaced_only_if_it_is_ours(place: Path) -> None:
+    path = place / "app.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    if os.geteuid() == 0:  # only root can make files of others
+        os.chown(path, 65534, 65534)
+        with pytest.raises(ListenError, match="there is a socket of another user"):
+            open_path(str(path))
+        assert path.exists()
+        os.chown(path, 0, 0)
+
+    open_path(str(path)).remove()
+    assert not path.exists()
+
+
+def test_a_path_that_is_too_long_says_so(place: Path) -> None:
+    long = str(place / ("x" * LONGEST_PATH))
+    with pytest.raises(
+        ConfigError, match=rf"^--control-socket {long}: a path of \d+ bytes is too long .*: use at most {LONGEST_PATH}$"
+    ):
+        open_path(long)
+    exact = str(place) + "/" + "y" * (LONGEST_PATH - len(str(place)) - 1)
+    open_path(exact).remove()
+
+
+def test_a_place_that_does_not_exist(place: Path) -> None:
+    with pytest.raises(ListenError, match="no/app: No such file or directory"):
+        open_path(str(place / "no" / "app"))
+
+
+# Names.
+
+
+def test_names_of_live_servers_get_a_number(place: Path) -> None:
+    files = [open_named("app", environ(place)) for _ in range(3)]
+
+    assert [name for name, _ in files] == ["app", "app-2", "app-3"]
+    assert [one for one in runtime_dir.running(environ(place)) if one[1].startswith(str(place))] == [
+        (name, str(place / "forkserve" / f"{name}.sock")) for name in ("app", "app-2", "app-3")
+    ]
+    files[0][1].remove()
+    name, file = open_named("app", environ(place))
+    assert name == "app"
+    for one in (file, files[1][1], files[2][1]):
+        one.remove()
+    assert os.listdir(place / "forkserve") == []
+
+
+def test_a_name_is_taken_in_whichever_directory(place: Path) -> None:
+    both = {"RUNTIME_DIRECTORY": str(place / "systemd"), "XDG_RUNTIME_DIR": str(place)}
+    _, first = open_named("app", environ(place))
+    name, second = open_named("app", both)
+
+    assert (name, second.path) == ("app-2", str(place / "systemd" / "app-2.sock"))
+    first.remove()
+    second.remove()
+
+
+def test_none_usable_is_a_line_in_the_log_and_no_more(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    poller = Poller()
+    control = Control(poller, lambda *_, **__: pytest.fail("nobody asks"), str)
+
+    assert control.open(None, "n" * 200, environ(place)) == "n" * 200
+    assert control.path is None
+    assert control.open("none", "app", environ(place)) == "app"
+    assert control.path is None
+    control.close_in_child()
+    control.close()
+    poller.close()
+
+
+def test_a_lock_is_let_go_with_its_last_copy_only(place: Path) -> None:
+    file = SocketFile(str(place / "app.sock"))
+    child = os.fork()
+    if child == 0:
+        file.close()
+        os.kill(os.getpid(), 19)  # SIGSTOP: it lives on, like a worker whose master has died
+        os._exit(0)
+    os.waitpid(child, os.WUNTRACED)
+    file.close()
+
+    SocketFile(str(place / "app.sock")).remove()
+    os.kill(child, 9)
+    os.waitpid(child, 0)

@@ -1,0 +1,300 @@
+"""Slots that are wanted no more, by values: until when they serve, and which slots a front end had better leave out."""
+
+from __future__ import annotations
+
+from forkserve.prefork.policy.actions import CloseListener, Drain, Kill
+from forkserve.prefork.policy.drain_gate import LONGEST
+from forkserve.prefork.policy.pool import Pool
+from forkserve.prefork.policy.states import Limits, Member, State
+from tests.unit.prefork.policy.test_pool import crash, fork, serving
+
+
+def gone(pool: Pool, *members: Member, now: float) -> None:
+    for member in members:
+        pool.exited(member.ident, now, code=0, signal=None)
+
+
+# How long they serve.
+
+
+def test_a_slot_serves_until_the_front_end_knows() -> None:
+    pool, (_, second) = serving(2)
+    pool.advertised = {1, 2}
+    pool.want(1)
+
+    assert pool.plan(1.0) == []
+    assert pool.next_deadline() == 30.0  # the first worker's
+    pool.advertised = {1}
+    assert pool.plan(2.0) == [Drain(second, booting=False)]
+    gone(pool, second, now=3.0)
+    assert pool.plan(3.0) == [CloseListener(2)]
+
+
+def test_a_front_end_that_does_not_take_note_is_waited_for_as_long_as_for_a_drain() -> None:
+    pool, (_, second) = serving(2, beat=0.0, graceful=20.0)
+    pool.advertised = {1, 2}
+    pool.want(1)
+
+    assert pool.plan(1.0) == []
+    assert pool.next_deadline() == 21.0
+    assert pool.plan(21.0) == [Drain(second, booting=False)]
+    assert pool.next_deadline() == 41.0, "the time for the drain begins with it"
+
+
+def test_it_is_waited_for_some_time_where_drains_may_take_for_ever() -> None:
+    pool, _ = serving(1, beat=0.0, graceful=0.0)
+    pool.advertised = {1}
+    pool.stop()
+    pool.plan(1.0)
+
+    assert pool.next_deadline() == 1.0 + LONGEST
+
+
+def test_the_delay_counts_from_when_the_front_end_knows() -> None:
+    pool, (_, second) = serving(2, beat=0.0, delay=5.0)
+    pool.advertised = {1, 2}
+    pool.want(1)
+    pool.plan(1.0)
+    pool.advertised = {1}
+
+    assert pool.plan(2.0) == []
+    assert pool.next_deadline() == 7.0
+    assert pool.plan(7.0) == [Drain(second, booting=False)]
+
+
+def test_an_old_worker_serves_at_its_address_until_the_front_end_knows_the_new_one() -> None:
+    pool, (first, second) = serving(2, beat=0.0)
+    pool.moved = pool.sought = {1, 2}
+    pool.replace(1)
+    (newer,) = fork(pool, 1.0)
+    assert pool.serving() == {1: 1, 2: 1}
+    pool.ready(newer.ident, 2.0)
+
+    assert pool.plan(2.0) == []
+    assert pool.sees_off
+    pool.sought = {2}
+    assert pool.plan(3.0) == [Drain(first, booting=False)]
+    assert second.state.value == "ready"
+    assert not pool.sees_off
+
+
+def test_a_slot_that_is_wanted_does_not_wait_for_those_that_leave() -> None:
+    pool, (first, second, third) = serving(3, beat=0.0, delay=60.0, surge=1, lingering=0)
+    pool.want(1)
+    assert pool.plan(1.0) == []
+
+    crash(pool, first, 2.0)
+    assert [member.slot for member in fork(pool, 2.0)] == [1]
+    assert second.state is third.state is State.READY
+
+
+def test_without_a_front_end_there_is_only_the_delay() -> None:
+    pool, (first, second) = serving(2, beat=0.0, delay=5.0)
+    pool.want(1)
+
+    assert pool.plan(1.0) == []
+    pool.stop()
+    assert pool.plan(3.0) == []
+    assert pool.plan(6.0) == [Drain(second, booting=False)]
+    assert pool.plan(8.0) == [Drain(first, booting=False)]
+
+
+def test_who_is_wanted_again_has_never_left() -> None:
+    pool, (_, second) = serving(2, delay=5.0)
+    pool.want(1)
+    pool.plan(1.0)
+    pool.want(2)
+
+    assert pool.plan(2.0) == []
+    pool.want(1)
+    assert pool.plan(6.0) == [], "the delay begins anew"
+    assert pool.plan(11.0) == [Drain(second, booting=False)]
+
+
+def test_a_listener_stays_though_its_worker_has_died() -> None:
+    pool, (_, second) = serving(2)
+    pool.advertised = {1, 2}
+    pool.want(1)
+    pool.plan(1.0)
+    crash(pool, second, 1.0)
+
+    assert pool.plan(1.0) == []
+    pool.advertised = {1}
+    assert pool.plan(2.0) == [CloseListener(2)]
+
+
+def test_a_stop_waits_for_the_front_end_even_if_no_worker_is_left() -> None:
+    pool, (first,) = serving(1, beat=0.0, graceful=20.0)
+    pool.advertised = {1}
+    pool.stop()
+    pool.plan(1.0)
+    gone(pool, first, now=1.0)
+    pool.plan(1.0)
+
+    assert (pool.done, pool.next_deadline()) == (False, 21.0)
+    pool.advertised = set()
+    assert pool.plan(2.0) == [CloseListener(1)]
+    assert pool.done
+
+
+def test_a_shared_address_leads_to_everybody_but_only_until_the_stop() -> None:
+    pool, (first, second) = serving(2)
+    pool.advertised = {None}
+    pool.want(1)
+
+    assert pool.plan(1.0) == [Drain(second, booting=False)]
+    pool.stop()
+    assert pool.plan(2.0) == []
+    pool.advertised = set()
+    assert pool.plan(3.0) == [Drain(first, booting=False)]
+
+
+def test_what_is_to_end_at_once_does() -> None:
+    pool, (first,) = serving(1, delay=60.0)
+    pool.advertised = {1, None}
+    pool.stop()
+    assert pool.plan(1.0) == []
+
+    pool.stop_at_once()
+    assert pool.plan(2.0) == [Kill(first, dumped=False)]
+    crash(pool, first, 2.0)
+    assert pool.plan(2.0) == [CloseListener(None), CloseListener(1)]
+    assert pool.done
+
+
+def test_nobody_was_told_of_the_workers_of_a_first_boot() -> None:
+    pool = Pool(2, Limits(delay=60.0), lambda: 0.0)
+    (first,) = fork(pool, 0.0)
+    pool.ready(first.ident, 1.0)
+    (second,) = fork(pool, 1.0)
+    pool.exited(second.ident, 1.0, code=3, signal=None)
+
+    assert pool.plan(1.0)[0] == Drain(first, booting=False)
+
+
+def test_whoever_is_only_replaced_or_suspended_waits_for_nothing() -> None:
+    pool, (first,) = serving(1, delay=60.0)
+    pool.advertised = {1}
+    pool.replace(1)
+    (second,) = fork(pool, 1.0)
+    pool.ready(second.ident, 2.0)
+    assert pool.plan(2.0) == [Drain(first, booting=False)]
+
+    pool.suspend()
+    assert pool.plan(3.0) == [Drain(second, booting=False)]
+
+
+# Who is down.
+
+
+def test_nobody_is_down_before_the_announcement() -> None:
+    pool = Pool(2, Limits(), lambda: 0.0)
+    (first,) = fork(pool, 0.0)
+    pool.ready(first.ident, 1.0)
+
+    assert pool.down() == set()
+
+
+def test_a_new_slot_is_down_until_it_is_ready() -> None:
+    pool, _ = serving(1)
+    pool.want(2)
+    (second,) = fork(pool, 1.0)
+
+    assert pool.down() == {2}
+    pool.ready(second.ident, 2.0)
+    assert pool.down() == set()
+
+
+def test_a_slot_that_fails_again_and_again_is_down_until_it_is_ready() -> None:
+    pool, (_, second) = serving(2)
+    crash(pool, second, 1.0)
+    (second,) = fork(pool, 1.0)
+    assert pool.down() == set(), "the first time it is back soon, and connections wait"
+    crash(pool, second, 2.0)
+    pool.plan(2.0)
+    assert pool.down() == {2}
+    (second,) = fork(pool, 3.0)
+    assert pool.down() == {2}
+
+    pool.ready(second.ident, 4.0)
+    assert pool.down() == set()
+    pool.replace(2)
+    (third,) = fork(pool, 5.0)
+    pool.ready(third.ident, 6.0)
+    pool.plan(6.0)
+    assert pool.down() == set()
+
+
+def test_where_nobody_is_ready_connections_wait_for_all() -> None:
+    pool, members = serving(2)
+    for now in (1.0, 2.0):
+        for member in members:
+            crash(pool, member, now)
+        members = fork(pool, now)
+
+    assert pool.degraded
+    assert pool.down() == set()
+    pool.suspend()
+    assert pool.down() == set()
+
+
+def test_after_a_suspension_only_the_wanted_are_up() -> None:
+    pool, members = serving(3)
+    pool.suspend()
+    pool.plan(1.0)
+    gone(pool, *members, now=2.0)
+    assert pool.down() == set()
+
+    pool.want(1)
+    (first,) = fork(pool, 3.0)
+    pool.ready(first.ident, 4.0)
+    assert pool.down() == {2, 3}
+
+
+def test_who_leaves_is_down() -> None:
+    pool, _ = serving(2)
+    pool.advertised = {1, 2}
+    pool.want(1)
+    pool.plan(1.0)
+    assert pool.down() == {2}
+
+    pool.stop()
+    assert pool.down() == {None, 1, 2}
+
+
+def test_who_asks_at_the_address_of_before_is_answered_though_the_canary_that_boots_listens_elsewhere() -> None:
+    pool, (first, _) = serving(2, beat=0.0)
+    pool.try_out(1, 2, 1.0)
+    (canary,) = fork(pool, 1.0)
+    crash(pool, first, 2.0)
+    assert fork(pool, 2.0) == [], "where it has the same address, connections wait for it"
+
+    pool.moved = {1}
+    (again,) = fork(pool, 3.0)
+    assert (again.slot, again.generation, again.canary) == (1, 1, False)
+    pool.ready(again.ident, 4.0)
+    pool.ready(canary.ident, 5.0)
+    pool.sought = {1}
+    pool.commit(2)
+    assert Drain(again, booting=False) not in pool.plan(6.0), "the front end does not know the new address"
+    pool.sought = set()
+    assert Drain(again, booting=False) in pool.plan(7.0)
+
+
+def test_none_comes_beside_a_canary_that_is_to_stay() -> None:
+    """While it is tried, a slot that moves has another process as well; not any more when its generation is committed."""
+    pool, (first,) = serving(1, beat=0.0)
+    pool.moved = {1}
+    canary = pool.try_out(1, 2, 1.0)
+    pool.plan(1.0)
+    pool.forked(canary.ident, 50)
+    crash(pool, first, 1.0)
+    (fork,) = pool.plan(1.0)
+    pool.forked(fork.member.ident, 51)
+    crash(pool, fork.member, 1.0)
+    assert pool.plan(1.0) == [], "it waits"
+    pool.ready(canary.ident, 1.1)
+    pool.commit(2)
+
+    assert pool.plan(1.1) == []
+    assert pool.members() == [canary]

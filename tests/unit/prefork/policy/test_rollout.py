@@ -1,0 +1,571 @@
+"""Rollouts: step by step with values, and their promises as properties over random histories. No process."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+
+from forkserve.prefork.ipc.pending import CommandError
+from forkserve.prefork.policy.actions import Action, Drain, Fork
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.rollout import Rollout, Step
+from forkserve.prefork.policy.states import MOLD, Limits, Member, State
+from tests.unit.prefork.policy.test_pool_properties import History
+
+SETTLE = 1.0
+
+
+def nothing() -> None:
+    """Nothing stands in the way of a commit."""
+
+
+class Fleet:
+    """A pool whose processes do what the test says."""
+
+    def __init__(self, wanted: int, surge: int = 1, lingering: int | None = None) -> None:
+        self.now = 100.0
+        self.pool = Pool(wanted, Limits(surge=surge, lingering=lingering), lambda: 0.0)
+        self.rollout: Rollout | None = None
+        self.pids = 0
+        while self.pool.phase is Phase.FIRST_BOOT:
+            self.plan()
+            for member in self.some(State.BOOTING):
+                self.ready(member)
+
+    def plan(self) -> list[Action]:
+        if self.rollout is not None and self.rollout.advance(self.now):
+            self.rollout = None
+        actions = self.pool.plan(self.now)
+        for action in actions:
+            if isinstance(action, Fork):
+                self.pids += 1
+                self.pool.forked(action.member.ident, self.pids)
+        return actions
+
+    def ready(self, member: Member) -> None:
+        self.pool.ready(member.ident, self.now)
+
+    def ends(self, member: Member, code: int = 0) -> None:
+        self.pool.exited(member.ident, self.now, code=code, signal=None, why="its reason")
+
+    def reload(self) -> None:
+        self.rollout = Rollout(self.pool, SETTLE, nothing)
+
+    def some(self, state: State, generation: int | None = None) -> list[Member]:
+        return [one for one in self.pool.members() if one.state is state and generation in (None, one.generation)]
+
+    def only(self, state: State) -> Member:
+        (member,) = self.some(state)
+        return member
+
+
+def test_the_canary_must_live_before_anything_old_is_touched() -> None:
+    fleet = Fleet(2)
+    fleet.reload()
+    (fork,) = fleet.plan()
+    assert isinstance(fork, Fork)
+    assert (fork.member.slot, fork.member.generation, fleet.pool.generation) == (1, 2, 1)
+    fleet.ready(fork.member)
+    assert fleet.plan() == []
+    assert fleet.rollout is not None
+    assert fleet.rollout.next_deadline() == fleet.now + SETTLE
+    fleet.now += SETTLE
+    (drain,) = fleet.plan()
+    assert isinstance(drain, Drain)
+    assert (drain.member.slot, drain.member.generation, fleet.pool.generation) == (1, 1, 2)
+
+
+def test_one_slot_at_a_time_each_ready_before_its_old_one_drains() -> None:
+    fleet = Fleet(3)
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.now += SETTLE
+    for slot in (1, 2, 3):
+        (drain,) = fleet.plan()
+        assert isinstance(drain, Drain)
+        assert drain.member.slot == slot
+        assert fleet.plan() == []  # the next slot starts when the old process is gone
+        fleet.ends(drain.member)
+        if slot < 3:
+            (fork,) = fleet.plan()
+            assert isinstance(fork, Fork)
+            fleet.ready(fork.member)
+    fleet.plan()
+    assert fleet.rollout is None
+    assert {one.generation for one in fleet.some(State.READY)} == {2}
+
+
+@pytest.mark.parametrize("surge", [2, 5])
+def test_surge_lets_several_start_at_once(surge: int) -> None:
+    fleet = Fleet(4, surge)
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.plan()
+    assert len(fleet.some(State.BOOTING)) == min(surge - 1, 3)
+    assert fleet.pool.processes == min(4 + surge, 8)
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["before ready", "before it has settled"])
+def test_a_canary_that_dies_changes_nothing(settled: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    fleet = Fleet(2)
+    fleet.reload()
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    if settled:
+        fleet.ready(canary)
+        fleet.plan()
+        fleet.now += SETTLE / 2
+    fleet.ends(canary, code=4)
+    with pytest.raises(CommandError, match=r"the new worker 1 .*its reason; nothing was changed"):
+        fleet.plan()
+    fleet.rollout = None
+    fleet.now += 1000
+    for member in fleet.some(State.READY):
+        fleet.pool.beat(member.ident, fleet.now)
+    assert fleet.plan() == []
+    assert [(one.generation, one.outdated) for one in fleet.some(State.READY)] == [(1, False), (1, False)]
+    assert not fleet.pool.degraded
+
+
+def test_a_failure_after_the_canary_stops_the_roll_and_the_rest_stay() -> None:
+    fleet = Fleet(3)
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.plan()
+    fleet.ends(fleet.only(State.DRAINING))
+    fleet.plan()
+    fleet.ends(fleet.only(State.BOOTING), code=1)
+    with pytest.raises(CommandError, match="the new worker 2 failed: its reason; the old ones that are left stay"):
+        fleet.plan()
+    fleet.rollout = None
+    fleet.plan()
+    assert [(one.slot, one.generation, one.outdated) for one in fleet.some(State.READY)] == [
+        (1, 2, False),
+        (2, 1, False),
+        (3, 1, False),
+    ]
+    assert len(fleet.pool.members()) == 3
+
+
+def test_a_slot_that_cannot_start_is_tried_first() -> None:
+    fleet = Fleet(3)
+    for _ in range(3):
+        third = next(one for one in fleet.pool.members() if one.slot == 3)
+        fleet.ends(third, code=1)
+        fleet.plan()
+    assert fleet.pool.degraded
+    fleet.reload()
+    (fork,) = fleet.plan()
+    assert isinstance(fork, Fork)
+    assert (fork.member.slot, fork.member.generation) == (3, 2)
+
+
+@pytest.mark.parametrize("settles", [False, True])
+def test_another_is_tried_if_the_slot_of_the_first_is_wanted_no_more(settles: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    fleet = Fleet(2)
+    fleet.ends(fleet.pool.members()[1], 3)
+    fleet.ends(next(one for one in (fleet.plan(), fleet.pool.members())[1] if one.slot == 2), 3)  # now it waits
+    fleet.plan()
+    fleet.reload()
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    assert canary.slot == 2
+    if settles:
+        fleet.ready(canary)
+        fleet.plan()
+    fleet.pool.want(1)
+    fleet.plan()
+    assert canary.state is State.DRAINING
+    fleet.ends(canary)
+    fleet.plan()
+    another = fleet.only(State.BOOTING)
+    assert (another.slot, another.generation) == (1, 2)
+    fleet.ready(another)
+    fleet.plan()
+    fleet.now += SETTLE
+    (drain,) = fleet.plan()
+    assert isinstance(drain, Drain)
+    fleet.ends(drain.member)
+    fleet.plan()
+    assert fleet.rollout is None
+    assert [(one.slot, one.generation) for one in fleet.pool.members()] == [(1, 2)]
+
+
+def test_nothing_is_changed_if_no_workers_are_wanted_any_more() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    fleet.pool.suspend()
+    with pytest.raises(CommandError, match="worker 1 did not live: no workers are wanted any more; nothing was changed"):
+        fleet.plan()
+    assert fleet.pool.generation == 1
+
+
+def test_without_workers_there_is_nothing_to_try() -> None:
+    fleet = Fleet(1)
+    fleet.pool.want(0)
+    fleet.plan()
+    fleet.ends(fleet.only(State.DRAINING))
+    fleet.plan()
+    for generation in (2, 3):  # each has a number of its own
+        fleet.reload()
+        assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [MOLD], (
+            "it loads the app, and serves nothing"
+        )
+        (mold,) = fleet.pool.molds()
+        fleet.ready(mold)
+        (drain,) = fleet.plan()
+        assert isinstance(drain, Drain)
+        assert fleet.rollout is None
+        assert fleet.pool.generation == generation
+        fleet.ends(mold)
+        fleet.plan()
+
+
+def test_without_workers_code_that_does_not_load_is_an_error() -> None:
+    fleet = Fleet(1)
+    fleet.pool.suspend()
+    fleet.plan()
+    fleet.ends(fleet.only(State.DRAINING))
+    fleet.reload()
+    fleet.plan()
+    (mold,) = fleet.pool.molds()
+    fleet.ends(mold, code=4)
+    with pytest.raises(CommandError, match="the new app failed to boot: its reason; nothing was changed"):
+        fleet.plan()
+    fleet.rollout = None
+    fleet.plan()
+    assert fleet.pool.generation == 1
+    assert fleet.pool.molds() == []
+
+
+def lingers(fleet: Fleet) -> int:
+    """Have all that drain linger; return how many there are now."""
+    for member in fleet.some(State.DRAINING):
+        fleet.pool.lingering(member.ident)
+    return len(fleet.some(State.DRAINING))
+
+
+def step(fleet: Fleet) -> None:
+    """Everything that boots becomes ready, and lives for long enough."""
+    for member in fleet.some(State.BOOTING):
+        fleet.ready(member)
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.plan()
+
+
+def test_a_roll_does_not_wait_for_workers_that_linger() -> None:
+    fleet = Fleet(4)
+    fleet.reload()
+    fleet.plan()
+    for count in range(1, 5):
+        step(fleet)
+        assert lingers(fleet) == count, "one more drains in each step"
+        fleet.plan()
+    assert fleet.rollout is None
+    assert fleet.pool.processes == 8
+    assert {one.generation for one in fleet.some(State.READY)} == {2}
+
+
+def test_at_the_bound_of_lingering_workers_the_roll_waits() -> None:
+    fleet = Fleet(3, lingering=1)
+    fleet.reload()
+    fleet.plan()
+    for _ in range(5):
+        step(fleet)
+        lingers(fleet)
+        fleet.plan()
+    old = fleet.some(State.DRAINING)
+    assert len(old) == 2, "one lingers, and another has the place of the surge"
+    assert fleet.some(State.BOOTING) == []
+    fleet.ends(old[0])
+    assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [3]
+    step(fleet)
+    assert fleet.rollout is not None, "one still drains that does not linger"
+    lingers(fleet)
+    fleet.plan()
+    assert fleet.rollout is None
+
+
+def test_a_second_reload_goes_on_while_those_of_the_first_linger() -> None:
+    fleet = Fleet(2, lingering=2)
+    fleet.reload()
+    for _ in range(4):
+        fleet.plan()
+        step(fleet)
+        lingers(fleet)
+    assert fleet.rollout is None
+    assert fleet.pool.processes == 4
+    first = fleet.some(State.DRAINING)
+    fleet.reload()
+    for _ in range(4):
+        fleet.plan()
+        step(fleet)
+        lingers(fleet)
+    assert fleet.pool.processes == 5, "two linger, and one has the place of the surge"
+    assert fleet.rollout is not None
+    for member in first:
+        fleet.ends(member)
+    for _ in range(3):
+        fleet.plan()
+        step(fleet)
+        lingers(fleet)
+    assert fleet.rollout is None
+    assert {one.generation for one in fleet.some(State.READY)} == {3}
+
+
+def test_a_worker_that_is_spent_during_a_reload_does_not_delay_its_end() -> None:
+    """With --max-requests 1 somebody is replaced at any time."""
+    fleet = Fleet(2)
+    fleet.reload()
+    fleet.plan()
+    step(fleet)
+    fleet.ends(fleet.only(State.DRAINING))
+    fleet.plan()
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    fleet.ends(fleet.only(State.DRAINING))
+    new = fleet.some(State.READY)[0]
+    assert fleet.pool.spent(new.ident, full=True)
+    fleet.plan()
+    assert fleet.rollout is None
+    assert new.outdated
+    assert fleet.only(State.BOOTING).slot == new.slot
+
+
+def test_a_canary_that_is_spent_is_not_replaced_before_the_commit() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    fleet.ready(canary)
+    fleet.pool.spent(canary.ident, full=True)
+    assert fleet.plan() == []
+    fleet.now += SETTLE
+    drained = fleet.plan()
+    assert [one.member.generation for one in drained if isinstance(one, Drain)] == [1]
+    assert [one.member.generation for one in drained if isinstance(one, Fork)] == [2]
+
+
+def test_while_a_canary_settles_nothing_old_is_touched_though_it_is_spent() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    old, canary = fleet.only(State.READY), fleet.only(State.BOOTING)
+    fleet.ready(canary)
+    fleet.pool.spent(old.ident, full=True)
+    assert fleet.plan() == []
+    fleet.ends(canary, code=3)
+    with pytest.raises(CommandError):
+        fleet.plan()
+    fleet.rollout = None
+    (fork,) = fleet.plan()
+    assert isinstance(fork, Fork)
+    assert fork.member.generation == 1
+    assert old.state is State.READY
+
+
+def test_what_must_not_be_committed_is_not() -> None:
+    fleet = Fleet(1)
+
+    def refuse() -> None:
+        raise CommandError("a broken file; nothing was changed")
+
+    fleet.rollout = Rollout(fleet.pool, 0.0, refuse)
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    fleet.ready(canary)
+    with pytest.raises(CommandError, match="a broken file"):
+        fleet.plan()
+    fleet.rollout = None
+    (drain,) = fleet.plan()
+    assert isinstance(drain, Drain)
+    assert drain.member is canary
+    assert [one.generation for one in fleet.some(State.READY)] == [1]
+
+
+def test_a_failure_says_how_it_ended() -> None:
+    for code, signal, why, message in [
+        (3, None, None, "exited with code 3"),
+        (None, 11, None, "was killed by signal 11"),
+        (4, None, "no app", "failed to boot: no app"),
+    ]:
+        fleet = Fleet(1)
+        fleet.reload()
+        fleet.plan()
+        fleet.pool.exited(fleet.only(State.BOOTING).ident, fleet.now, code=code, signal=signal, why=why)
+        assert fleet.rollout is not None
+        rollout = fleet.rollout
+        with pytest.raises(CommandError, match=message):
+            fleet.plan()
+        assert rollout.failed is not None
+        assert rollout.failed.code == code
+
+
+def test_a_canary_that_hangs_ends_the_reload_and_has_no_end_yet() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    rollout = fleet.rollout
+    fleet.now += 61
+    for member in fleet.some(State.READY):
+        fleet.pool.beat(member.ident, fleet.now)
+    fleet.pool.plan(fleet.now)
+    with pytest.raises(CommandError, match="not ready after 60 s"):
+        fleet.plan()
+    assert rollout is not None
+    assert rollout.failed is None
+
+
+def test_the_canary_gets_the_limits_that_came_with_it() -> None:
+    fleet = Fleet(2)
+
+    def take_over() -> None:
+        fleet.pool.limits = Limits(beat=300.0)
+
+    fleet.rollout = Rollout(fleet.pool, 0.0, take_over)
+    fleet.plan()
+    canary = fleet.only(State.BOOTING)
+    fleet.ready(canary)
+    fleet.plan()
+    assert canary.limit == 300.0
+    (old,) = (one for one in fleet.some(State.READY) if one is not canary)
+    assert old.limit == 30.0
+
+
+def test_slots_that_back_off_are_tried_at_once_after_the_commit() -> None:
+    fleet = Fleet(3)
+    for slot in (2, 3) * 2:
+        fleet.ends(next(one for one in fleet.pool.members() if one.slot == slot and one.exists), code=1)
+        fleet.plan()
+    assert len(fleet.some(State.BACKOFF)) == 2
+    fleet.rollout = Rollout(fleet.pool, 0.0, nothing)  # before the half second in which they would be tried anyway
+    fleet.plan()
+    assert [one.slot for one in fleet.some(State.BACKOFF)] == [3]
+    fleet.ready(fleet.only(State.BOOTING))
+    fleet.plan()
+    assert 3 in [one.slot for one in fleet.some(State.BOOTING)]
+
+
+def test_a_restart_that_fails_meanwhile_keeps_nothing_old() -> None:
+    fleet = Fleet(2, surge=2)
+    fleet.pool.replace(2)
+    fleet.plan()
+    restarted = fleet.only(State.BOOTING)
+    fleet.reload()
+    fleet.plan()
+    fleet.ready(next(one for one in fleet.some(State.BOOTING) if one is not restarted))
+    fleet.plan()
+    fleet.now += SETTLE
+    fleet.plan()
+    fleet.ends(restarted, code=1)
+    fleet.pool.keep(2, fleet.now)  # what `restart` does when it has failed
+    for _ in range(3):
+        fleet.plan()
+        for member in fleet.some(State.DRAINING):
+            fleet.ends(member)
+        for member in fleet.some(State.BOOTING):
+            fleet.ready(member)
+        fleet.now += 1
+    fleet.plan()
+    assert fleet.rollout is None
+    assert [one.generation for one in fleet.pool.members()] == [2, 2]
+
+
+class Reloads(History):
+    """The same histories with rollouts in them."""
+
+    rollout: Rollout | None = None
+
+    def reconcile(self) -> list[Action]:
+        self.advance()
+        performed = super().reconcile()
+        self.advance()
+        return performed + super().reconcile()
+
+    def advance(self) -> None:
+        if self.rollout is None:
+            return
+        step, generation = self.rollout.step, self.pool.generation
+        try:
+            if self.rollout.advance(self.now):
+                assert {one.generation for one in self.pool.members() if not one.lingering} <= {self.pool.generation}
+                ready = {one.slot for one in self.pool.members() if one.state is State.READY}
+                assert ready >= {*range(1, self.pool.wanted + 1)}
+                self.rollout = None
+        except CommandError:
+            assert self.pool.generation in (generation, self.rollout.generation) or self.rollout.rolled_back
+            if self.rollout.rolled_back:
+                assert self.preload
+                assert self.pool.generation < self.rollout.generation
+                assert not any(one.outdated for one in self.pool.members() if one.generation == self.pool.generation)
+                whole = [one for one in self.pool.members() if one.generation != self.pool.generation]
+                assert all(one.outdated or not one.exists for one in whole)
+            elif self.preload and self.pool.phase < Phase.STOPPING:
+                assert self.pool.generation == generation
+            if step is not Step.ROLLING and self.pool.generation == generation:
+                old = [one for one in self.pool.members() if one.generation <= generation and one.state is State.READY]
+                assert not any(one.outdated for one in old if one.slot not in self.replaced_by_hand)
+            self.rollout = None
+
+    replaced_by_hand: frozenset[int] = frozenset()
+
+    @rule()
+    def a_reload_begins(self) -> None:
+        if self.rollout is None and self.pool.phase is Phase.SERVING:
+            self.rollout = Rollout(self.pool, SETTLE, nothing)
+            self.reconcile()
+
+    @rule(slot=st.integers(1, 5))
+    def a_slot_is_to_be_replaced(self, slot: int) -> None:
+        if self.rollout is None:  # the master refuses it during a reload
+            self.replaced_by_hand |= {slot}
+            self.pool.replace(slot)
+            self.reconcile()
+
+    def perform(self, action: Action) -> None:
+        worker = isinstance(action, Drain) and MOLD < action.member.slot <= self.pool.wanted
+        if worker and action.member.ready_at is not None:
+            others = [one for one in self.pool.members() if one.slot == action.member.slot and one is not action.member]
+            assert any(one.state is State.READY for one in others), "an old one drains before a new one is ready"
+        super().perform(action)
+
+    @invariant()
+    def no_rollout_is_forgotten(self) -> None:
+        deadline = self.rollout.next_deadline() if self.rollout is not None else None
+        assert deadline is None or deadline > self.now
+
+    def let_all_go_well(self) -> None:
+        super().let_all_go_well()
+        for _ in range(3):
+            if self.pool.phase is not Phase.SERVING:
+                return
+            self.now += SETTLE
+            super().let_all_go_well()
+        assert self.rollout is None
+        assert {one.generation for one in self.pool.members()} <= {self.pool.generation}
+
+
+TestReloads = Reloads.TestCase
+TestReloads.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class PreloadedReloads(Reloads):
+    """The same with molds: every reload is all or nothing."""
+
+    preload = True
+
+
+TestPreloadedReloads = PreloadedReloads.TestCase
+TestPreloadedReloads.settings = TestReloads.settings
