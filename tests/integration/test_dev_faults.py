@@ -95,7 +95,7 @@ def test_an_app_that_writes_files_as_it_fails_to_load(project: Project, first: s
 
 def test_a_module_that_is_a_link_to_another_file(project: Project) -> None:
     project.save("settings_dev.py", "V = 1\n")
-    (project.folder / "config/settings.py").symlink_to("settings_dev.py")
+    (project.folder / "settings.py").symlink_to("settings_dev.py")
     project.save("myapp.py", WSGI.replace("V = {version}", "from settings import V"))
     project.serve()
     project.save("settings_dev.py", "V = 2\n")

@@ -41,6 +41,7 @@ class History(RuleBasedStateMachine):
         self.pool = Pool(wanted, limits, lambda: jitter, preload=self.preload)
         self.ordered: list[int] = []
         self.were_ready: set[int] = set()
+        self.spent: set[int] = set()
         self.kept, self.delay = wanted, delay
         self.leaving: dict[int | None, tuple[float, float | None]] = {}  # since when, and since when nobody is sent there
         self.open: set[int | None] = {None, *range(1, wanted + 1)}
@@ -272,6 +273,7 @@ class History(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9), full=st.booleans())
     def a_worker_is_spent(self, number: int, full: bool) -> None:  # noqa: FBT001 - drawn
         if member := self.some(number, State.READY, State.DRAINING):
+            self.spent.add(member.ident)
             self.pool.spent(member.ident, full=full)
         self.reconcile()
 

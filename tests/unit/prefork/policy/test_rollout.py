@@ -509,14 +509,16 @@ class Reloads(History):
             if self.rollout.rolled_back:
                 assert self.preload
                 assert self.pool.generation < self.rollout.generation
-                assert not any(one.outdated for one in self.pool.members() if one.generation == self.pool.generation)
+                back = [one for one in self.pool.members() if one.generation == self.pool.generation]
+                assert not any(one.outdated for one in back if one.ident not in self.spent)
                 whole = [one for one in self.pool.members() if one.generation != self.pool.generation]
                 assert all(one.outdated or not one.exists for one in whole)
             elif self.preload and self.pool.phase < Phase.STOPPING:
                 assert self.pool.generation == generation
             if step is not Step.ROLLING and self.pool.generation == generation:
                 old = [one for one in self.pool.members() if one.generation <= generation and one.state is State.READY]
-                assert not any(one.outdated for one in old if one.slot not in self.replaced_by_hand)
+                others = [one for one in old if one.slot not in self.replaced_by_hand and one.ident not in self.spent]
+                assert not any(one.outdated for one in others)
             self.rollout = None
 
     replaced_by_hand: frozenset[int] = frozenset()
