@@ -7,7 +7,9 @@ from pathlib import Path
 
 from forkserve.base.errors import ExitCode
 from forkserve.config.report import markdown_table
-from forkserve.prefork.master.master import Master
+from forkserve.prefork.control.command import signals_of
+from forkserve.prefork.master.commands import MasterCommands
+from forkserve.prefork.master.reactions import SignalReactions
 from forkserve.prefork.worker.worker import WORKER_SIGNALS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -29,7 +31,7 @@ def test_the_table_of_options_is_fresh() -> None:
 def test_every_signal_is_named() -> None:
     master, worker = section("Signals").split("| to a worker |")
     internal = {"CHLD", "TSTP"}  # not commands of the user's
-    named = {signum.name.removeprefix("SIG") for signum in Master.SIGNALS} - internal
+    named = {signum.name.removeprefix("SIG") for signum in signals_of(MasterCommands) | signals_of(SignalReactions)} - internal
     assert named <= set(re.findall(r"\b[A-Z][A-Z0-9]+\b", master))
     named = {signum.name.removeprefix("SIG") for signum in WORKER_SIGNALS} - internal
     assert named <= set(re.findall(r"\b[A-Z][A-Z0-9]+\b", worker))

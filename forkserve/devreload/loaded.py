@@ -65,6 +65,14 @@ class LoadedFiles:
         self._sought = _Sought()
         self._sought_seen: set[str] = set()
 
+    def prepare(self) -> None:
+        """Have Python keep no bytecode of files that were saved just now."""
+        keep_no_fresh_bytecode()
+
+    def forget(self) -> None:
+        """Report nothing from outside the project: the app could not be loaded."""
+        self.outside.forget()
+
     def begin(self) -> None:
         """Look from now on: the app is about to be loaded."""
         sys.meta_path.insert(0, self._sought)

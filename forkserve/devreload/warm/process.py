@@ -1,4 +1,4 @@
-"""Base mold: a process that keeps loaded what workers import from outside the project. Under --reload.
+"""Warm process: it keeps loaded what workers import from outside the project. Under --reload.
 
 It is a mold without an app, and of no generation: a worker forked from it does all that another one does, but finds those
 modules loaded. It forks nothing any more once a file of theirs has changed; then workers are forked from the master, as
@@ -38,23 +38,23 @@ if TYPE_CHECKING:
 Stamp = tuple[int, ...] | None
 
 
-def become_base_mold(
+def become_warm_process(
+    modules: Sequence[Loaded],
+    facts: Facts,
     worker_class: type[Worker],
     context: WorkerContext,
     orders: OrderSocket,
     close: Callable[[], None],
     output: WorkerOutput,
-    modules: Sequence[Loaded],
-    facts: Facts,
 ) -> NoReturn:
-    """Run a base mold in this process, which was just forked with all signals blocked, and exit.
+    """Run a warm process in this process, which was just forked with all signals blocked, and exit.
 
     `close` closes what is the master's alone; `modules` is what a worker has loaded, and `facts` what its project's code
     has changed meanwhile.
     """
     code: int = ExitCode.UNEXPECTED
     try:
-        code = BaseMold(worker_class, context, orders, output, modules, facts).live(close)
+        code = WarmProcess(worker_class, context, orders, output, modules, facts).live(close)
     except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
         traceback.print_exc()
     finally:
@@ -63,7 +63,7 @@ def become_base_mold(
         os._exit(code)
 
 
-class BaseMold(Mold):
+class WarmProcess(Mold):
     """What its process knows."""
 
     def __init__(
@@ -76,15 +76,15 @@ class BaseMold(Mold):
         facts: Facts,
     ) -> None:
         super().__init__(worker_class, context, orders, output)
-        assert context.loaded is not None
-        self._outside = context.loaded.outside
-        self._rules = context.loaded.rules
+        assert isinstance(context.imports, LoadedFiles)
+        self._outside = context.imports.outside
+        self._rules = context.imports.rules
         self._modules = modules
         self._facts = facts
 
     def _load(self) -> None:
         context = self._context
-        set_title("base mold", context.settings.name)
+        set_title("warm process", context.settings.name)
         self._before = Surroundings.look()
         apps.prepare(context.settings)
         keep_no_fresh_bytecode()
@@ -132,8 +132,8 @@ class BaseMold(Mold):
             context,
             generation=order.generation,
             again=context.again if order.canary else None,
-            loaded=LoadedFiles(self._rules, self._outside),
-            stands_in=not order.canary,
+            imports=LoadedFiles(self._rules, self._outside),
+            serves_error_page=not order.canary,
         )
 
 

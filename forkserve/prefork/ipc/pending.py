@@ -14,6 +14,7 @@ JSON = Any
 Everyone = str  # "all" or "any"
 
 WITHOUT_WORDS: Final = MappingProxyType({"timeout": "no answer in time", "died": "the worker died"})
+CALL_TIMEOUT: Final = 60.0  # seconds to wait for a command, if the caller names no other time
 LONGEST_TEXT: Final = 16 * 1024  # of a traceback in a reply
 
 

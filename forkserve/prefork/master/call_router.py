@@ -1,4 +1,4 @@
-"""Messenger: carries commands to the workers and their replies back; and those that one worker has for the others."""
+"""Call router: takes commands to the workers and their replies back, also those that one worker sends to the others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc.frames import FrameError, Message, encode
 from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.calls import Calls, Send, Target
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
@@ -19,22 +20,30 @@ if TYPE_CHECKING:
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
+    from forkserve.prefork.system.poller import Poller
 
 MANY_CALLS = 1 << 63  # a number as long as any
 
 BUSY = 0.1  # seconds in which a worker that is not busy has written its counters down
 
 
-class Messenger:
-    """Asks workers to run commands. In the master.
+class CallRouter(Observer):
+    """Has workers run commands. In the master.
 
     Args:
+        children: The workers.
+        poller: Rings when a wait is over.
         ask_for: Asks on behalf of a worker: gets the arguments of `ask`; may raise CommandError.
-        slot: Which slot somebody means by a word or number; may raise CommandError.
+        slot: Gives the slot that a word or number names; may raise CommandError.
     """
 
-    def __init__(self, ask_for: Callable[..., Pending], slot: Callable[[int | str], int]) -> None:
-        self.children: Children  # given by the master
+    RECEIVES = frozenset(("reply", "free", "call", "noted"))
+
+    def __init__(
+        self, children: Children, poller: Poller, ask_for: Callable[..., Pending], slot: Callable[[int | str], int]
+    ) -> None:
+        self.children = children
+        self._poller = poller
         self._ask_for = ask_for
         self._slot = slot
         self._calls = Calls()
@@ -86,7 +95,7 @@ class Messenger:
         missing = {target.ident for target in self.children.targets()}
         self._fresh.append((pending, missing))
         self._send([Send(ident, {"type": "note"}) for ident in missing])
-        self.children.poller.at(time.monotonic() + BUSY, lambda: pending.resolve(None))
+        self._poller.at(time.monotonic() + BUSY, lambda: pending.resolve(None))
         self._noted(None)
         return pending
 
@@ -115,7 +124,7 @@ class Messenger:
         """A worker can be asked from now on."""
         self._send(self._calls.offer(child.member.ident))
 
-    def said(self, child: Child, message: Message) -> None:
+    def received(self, child: Child, message: Message) -> None:
         """A worker replies, is free for a command, or asks the others."""
         ident, now, kind = child.member.ident, time.monotonic(), message["type"]
         if kind == "call":

@@ -16,8 +16,8 @@ from forkserve.base.logs import printable
 from forkserve.base.memory import nameless_file
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.orders import OrderSocket
-from forkserve.prefork.master import stacks
 from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.worker import stacks
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.frames import Message

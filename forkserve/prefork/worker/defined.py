@@ -10,7 +10,7 @@ from typing import Final
 from forkserve.base.errors import ConfigError, did_you_mean
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
-# What is called `on_<name>` without being a command: the hooks of `Worker`, and `Master.on_signal`.
+# What is called `on_<name>` without being a command: the hooks of `Worker`, and `Server.on_signal`.
 HOOKS: Final = ("register", "start", "ready", "stop", "unregister", "timeout", "exit", "signal")
 
 

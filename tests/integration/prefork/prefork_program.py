@@ -15,6 +15,7 @@ import time
 from forkserve.base import logs
 from forkserve.base.errors import AppLoadError, BootError, ForkserveError
 from forkserve.config import load as config
+from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.master import Master
 from forkserve.prefork.worker.worker import Worker
 
@@ -179,7 +180,7 @@ def main() -> int:
     try:
         made = config.from_keywords(needs_app=False, worker=f"program:{worker}", **settings)
         logs.configure(made.settings)
-        return Master(globals()[worker], made).run()
+        return Master(MasterCommands(globals()[worker], made)).run()
     except ForkserveError as error:
         print(f"forkserve: {error}", file=sys.stderr)
         return error.exit_code

@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.control.session import Limits
+from forkserve.prefork.control.socketfile import SocketFile
 from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.system.poller import Poller
 
 DEADLINE = 20.0
@@ -99,8 +102,8 @@ class Server:
     def __init__(self, directory: str, **limits: Any) -> None:
         self.poller = Poller()
         self.path = os.path.join(directory, "s.sock")
-        self.control = Control(self.poller, self.execute, lambda: self.text, Limits(**limits))
-        self.control.open(self.path, "name", {})
+        self.control = Control(self.poller, commands_of(MasterCommands), self.execute, lambda: self.text, Limits(**limits))
+        self.control.listen(SocketFile(self.path))
         self.text = "at work"
         self.asked: list[tuple[Any, ...]] = []
         self.pending: list[Pending] = []  # of reload and stop

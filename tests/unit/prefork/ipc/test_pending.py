@@ -7,9 +7,7 @@ import json
 import pytest
 
 from forkserve.base.errors import ConfigError
-from forkserve.prefork.ipc.builtin import BUILTINS
 from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply, answer
-from forkserve.prefork.master.commands import Steering
 from forkserve.prefork.worker.defined import commands_of, describe, unknown
 from forkserve.prefork.worker.worker import Worker
 
@@ -86,11 +84,6 @@ def test_describe_what_is_defined_anew() -> None:
             """Do it otherwise."""
 
     assert describe(New, Base) == [{"name": "old", "usage": "HOW", "help": "Do it otherwise."}]
-
-
-def test_the_masters_commands_are_methods() -> None:
-    for name in BUILTINS:
-        assert callable(getattr(Steering, name.replace("-", "_")))
 
 
 def test_unknown() -> None:
