@@ -159,7 +159,7 @@ def test_never_before_a_large_answer_is_closed(start: Start, tmp_path: Path, kin
         assert server.call("note", "late", timeout=0.1)[0]["status"] == "timeout"
         assert server.noted() == ["came /large"]
         for _ in range(160):
-            client._exactly(65536)
+            client.exactly(65536)
         (reply,) = asked.answer["result"]
 
     assert reply["value"] == [1, "x", 0, True]

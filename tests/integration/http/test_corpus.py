@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.integration.client import Client
 from tests.integration.http.case import BEHIND, Case, Seen, Status
 from tests.integration.http.corpus import CASES
-from tests.integration.http.harness import Client, Server, serving
+from tests.integration.http.harness import Server, serving
 from tests.integration.http.talk import PARSERS, Outcome, Refusal, Request, Unfinished, converse
 
 APPS = {"wsgi": "tests.integration.http.apps:recorder", "asgi": "tests.integration.http.apps:recorder_asgi"}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.http.harness import Server, events, happened, serving, wait_until
+from tests.integration.command import eventually
+from tests.integration.http.harness import Server, events, happened, serving
 from tests.integration.http.test_websocket import BINARY, CLOSE, LIMIT, PING, PONG, TEXT, frame, handshake, quiet, received, shake
 
 __all__ = ["quiet"]  # a fixture for here as well
@@ -229,4 +230,4 @@ def test_a_client_that_never_answers_close(server: Server) -> None:
         assert received(client)[0] == CLOSE
         assert client.rest() == b""
 
-        wait_until(lambda: server.descriptors() <= open_before)
+        eventually(lambda: server.descriptors() <= open_before)
