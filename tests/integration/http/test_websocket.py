@@ -23,14 +23,11 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 LIMIT = 1 << 20
 
 
-@pytest.fixture(scope="module", params=["httptools-uvloop", "h11-asyncio"])
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with each parser, on each loop."""
-    parser, loop = request.param.split("-")
+    """A server on each loop."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
-    with serving(
-        "tests.integration.http.ws_apps:app", directory, faults=True, http=parser, loop=loop, ws_max_size=LIMIT
-    ) as server:
+    with serving("tests.integration.http.ws_apps:app", directory, faults=True, loop=request.param, ws_max_size=LIMIT) as server:
         yield server
 
 

@@ -17,11 +17,11 @@ __all__ = ["quiet"]  # a fixture for here as well
 BEHIND = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with each parser."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
-    with serving("tests.integration.http.ws_apps:app", directory, http=request.param, ws_max_size=LIMIT) as server:
+    with serving("tests.integration.http.ws_apps:app", directory, ws_max_size=LIMIT) as server:
         yield server
 
 
