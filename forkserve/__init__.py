@@ -7,7 +7,8 @@ from forkserve.base import startup as _birth  # noqa: F401 - it notes how this p
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
-    from forkserve.prefork.ipc.pending import CommandError, Reply, WouldDeadlock
+    from forkserve.base.errors import CommandError
+    from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
     from forkserve.prefork.worker.worker import Worker, current_worker
     from forkserve.server import Server
     from forkserve.web import HTTPWorker
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
 
 _WHERE = {
-    "CommandError": "forkserve.prefork.ipc.pending",
+    "CommandError": "forkserve.base.errors",
     "HTTPWorker": "forkserve.web",
     "Reply": "forkserve.prefork.ipc.pending",
     "Server": "forkserve.server",

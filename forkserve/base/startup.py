@@ -114,7 +114,7 @@ def takes_over() -> bool:
     return handed is not None and handed.confirm is None
 
 
-def before() -> Exported | None:
+def take_inherited_state() -> Exported | None:
     """Return the state that this process goes on from, if it has taken the place of a master; once. Raises ConfigError."""
     global handed
     if handed is None or handed.confirm is not None:

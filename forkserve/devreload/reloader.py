@@ -13,6 +13,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger, printable
 from forkserve.devreload.changes import REMEMBERED, Changes
 from forkserve.devreload.faults import Faults
@@ -21,7 +22,6 @@ from forkserve.devreload.warm.base import Base
 from forkserve.devreload.watcher import LONGEST_DELAY as LONGEST_WAIT
 from forkserve.devreload.watcher import MANY, Watch, become_watcher
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.pending import CommandError
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 from forkserve.prefork.system import forks

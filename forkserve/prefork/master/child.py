@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from forkserve.base.handover import Exported, Kept, fields_of, made
+from forkserve.base.handover import Exported, InheritedFd, fields_of, made
 from forkserve.base.logs import printable
 from forkserve.base.memory import nameless_file
 from forkserve.prefork.ipc.channel import Channel
@@ -52,8 +52,8 @@ class Child:
         return {
             **fields_of(self, "member", "channel", "row", "stacks", "orders"),
             "channel": self.channel.export(),
-            "stacks": Kept(self.stacks),
-            "orders": self.orders and Kept(self.orders.fileno()),
+            "stacks": InheritedFd(self.stacks),
+            "orders": self.orders and InheritedFd(self.orders.fileno()),
         }
 
     @classmethod

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from forkserve.base import logfile, logs
-from forkserve.base.errors import ListenError
+from forkserve.base.errors import CommandError, ListenError
 from forkserve.config.values import LONGEST_SECONDS, shown
 from forkserve.prefork.ipc.builtin import BUILTINS, CALL_TIMEOUT
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master import stacks, status
 from forkserve.prefork.policy import completion
 from forkserve.prefork.policy.autoscale import Autoscaler

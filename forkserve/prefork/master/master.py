@@ -19,12 +19,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from forkserve.base import console, logfile, logs, privileges, startup
-from forkserve.base.errors import ConfigError
+from forkserve.base.errors import CommandError, ConfigError
 from forkserve.devreload.reloader import Development
 from forkserve.devreload.warm.base import possible
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master import status
 from forkserve.prefork.master.call_router import Messenger
 from forkserve.prefork.master.children import Children
@@ -164,7 +164,7 @@ class Master(Steering):
     def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack, signals: contextlib.ExitStack) -> None:
         """Open everything, or take it over. `cleanup` closes it, `last` tells others that this was done, `signals` is the end."""
         self.pid = os.getpid()
-        before = startup.before()
+        before = startup.take_inherited_state()
         self._signals = SignalQueue((*self._obey, signal.SIGCHLD))
         signals.callback(self._signals.close)
         self._hangup_ignored = self._signals.inherited(signal.SIGHUP) == signal.SIG_IGN

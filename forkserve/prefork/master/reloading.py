@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs
-from forkserve.base.errors import ForkserveError
+from forkserve.base.errors import CommandError, ForkserveError
 from forkserve.config.settings import flag, merge, unchangeable
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, Exit, Member, State
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base import logs, privileges
 from forkserve.base.errors import ConfigError
-from forkserve.base.handover import Exported, Kept, pack, unpack
+from forkserve.base.handover import Exported, InheritedFd, pack, unpack
 from forkserve.base.logfile import LogFile
 from forkserve.base.logs import STDERR, STDOUT
 from forkserve.prefork.policy.states import name_of
@@ -210,7 +210,7 @@ class _Pipe:
 
     def export(self) -> Exported:
         """Describe it, for an upgrade."""
-        return {"pipe": Kept(self.descriptor), "prefix": pack(self._prefix), "rest": pack(self.rest)}
+        return {"pipe": InheritedFd(self.descriptor), "prefix": pack(self._prefix), "rest": pack(self.rest)}
 
     def read(self, _events: int = READ) -> None:
         """Read a piece, and pass it on."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from forkserve.base import handover, privileges
 from forkserve.base.errors import ConfigError
-from forkserve.base.handover import Kept
+from forkserve.base.handover import InheritedFd
 from forkserve.config.settings import Settings
 from forkserve.prefork.control.session import Asked, Limits, Session
 from forkserve.prefork.control.wire import Request
@@ -36,7 +36,7 @@ def handed_over(found: Any) -> Any:
 
 
 def test_descriptors_are_found_wherever_they_are() -> None:
-    data = handover.encode({"one": Kept(7), "more": [{"deep": [Kept(5), 3]}, None], "no": 8})
+    data = handover.encode({"one": InheritedFd(7), "more": [{"deep": [InheritedFd(5), 3]}, None], "no": 8})
     assert json.loads(data)["descriptors"] == [7, 5]
     assert handover.decode(data)["more"] == [{"deep": [5, 3]}, None]
 

@@ -6,9 +6,10 @@ import dataclasses
 import platform
 from typing import TYPE_CHECKING, Any, Final
 
+from forkserve.base.errors import CommandError
 from forkserve.base.handover import encode
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.upgrade import address_change, modules
 from forkserve.prefork.master.upgrade.preflight import Preflight
 from forkserve.prefork.master.upgrade.program import Program, missing

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.policy.actions import Fork
 from forkserve.prefork.policy.completion import Goal, replaced, scaled, stopped
 from forkserve.prefork.policy.pool import Pool

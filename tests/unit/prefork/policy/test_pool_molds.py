@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkserve.base.errors import ExitCode
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError, ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, Drain, Fork, GiveUp, Kill
 from forkserve.prefork.policy.members import ORDER_TIME
 from forkserve.prefork.policy.pool import Pool

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.policy.actions import Action, Drain, Fork
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.rollout import Rollout, Step
