@@ -101,7 +101,7 @@ class Server(Master):
             return self._take_over(decode(handed.data))
         if issubclass(self.worker_class, HTTPWorker):
             check_but_tls(self.settings)
-            self.inheritance.make(self.pool.generation, self.settings)
+            self.inheritance.make(self.pool.generations.committed, self.settings)
         upstream.check(self.settings)
         privileges.prepare(self.settings)
         if handed is not None:

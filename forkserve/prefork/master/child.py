@@ -17,7 +17,7 @@ from forkserve.base.memory import nameless_file
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.master import stacks
-from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.policy.states import process_name
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.frames import Message
@@ -45,7 +45,7 @@ class Child:
     orders: OrderSocket | None = None  # a mold's
 
     def __str__(self) -> str:
-        return f"{name_of(self.id)} (pid {self.pid})"
+        return f"{process_name(self.id)} (pid {self.pid})"
 
     def export(self) -> Exported:
         """Describe it, for an upgrade; its row and more are its member's, which goes along with the pool."""

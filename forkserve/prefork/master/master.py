@@ -35,9 +35,10 @@ from forkserve.prefork.master.upgrade import address_change
 from forkserve.prefork.master.upgrade.rehearsal import rehearse
 from forkserve.prefork.master.upgrade.upgrading import Upgrading
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener
-from forkserve.prefork.policy.pool import MANY_MOLDS, Phase, Pool
+from forkserve.prefork.policy.molds import MANY_MOLDS
+from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.repeats import Repeats
-from forkserve.prefork.policy.states import limits
+from forkserve.prefork.policy.states import pool_limits
 from forkserve.prefork.system import daemon, forks
 from forkserve.prefork.system.listeners import Listeners
 from forkserve.prefork.system.notify import Notifier
@@ -91,7 +92,7 @@ class Master(Steering):
         settings = config.settings
         super().__init__(
             settings=settings,
-            pool=Pool(settings.workers, limits(settings), random.random, preload=settings.preload),
+            pool=Pool(settings.workers, pool_limits(settings), random.random, preload=settings.preload),
             listeners=Listeners(
                 bind=settings.bind,
                 host=settings.host,
@@ -144,11 +145,11 @@ class Master(Steering):
         """Do what is to be done, then wait for what happens, and take note of it."""
         self.children.read_beats()
         if self.front is not None:
-            self.pool.advertised = self.front.advertised
+            self.pool.departures.advertised = self.front.advertised
         self.reloading.advance(time.monotonic())
         address_change.follow(self)
-        unattended = self.pool.unattended(time.monotonic())
-        self.pool.waiting = {slot for slot in unattended if self.listeners.last_look(slot)}
+        unattended = self.pool.departures.unattended(time.monotonic())
+        self.pool.departures.queued = {slot for slot in unattended if self.listeners.last_look(slot)}
         plan = self.pool.plan(time.monotonic())
         self.children.register_slots()
         for action in plan:
@@ -205,8 +206,8 @@ class Master(Steering):
         self.running = True
         set_title("master", self.name)
         if before:
-            was, generations = before.get("addresses"), (self.pool.generation, self.pool.newest_generation + 1)
-            error = self.listeners.adopt(before["listeners"], self.pool.kept, generations, was)
+            was, generations = before.get("addresses"), (self.pool.generations.committed, self.pool.generations.newest + 1)
+            error = self.listeners.adopt(before["listeners"], self.pool.departures.kept, generations, was)
             self.children.adopt(before["children"])
             self.messenger.adopt(before["messenger"])
             daemon.ready()
@@ -244,7 +245,7 @@ class Master(Steering):
             except OSError as error:
                 raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None
         cleanup.callback(scoreboard.close)
-        self.pool.places = scoreboard.size - MANY_MOLDS
+        self.pool.capacity.rows = scoreboard.size - MANY_MOLDS
         has_base = self.development is not None and possible(self.settings) and become_subreaper()
         forker = Forker(
             outputs=outputs,
@@ -363,7 +364,7 @@ class Master(Steering):
 
     def _tell_front(self) -> None:
         """Tell it of what has come, gone or changed; what follows for it in time is its own."""
-        if self.front is None or not self.pool.public:
+        if self.front is None or not self.pool.departures.public:
             return
         told = status.listeners(self), self.settings
         if told != self._told:

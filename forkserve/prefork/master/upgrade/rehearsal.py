@@ -70,7 +70,7 @@ def _understand(data: bytes, pool: Pool) -> int:
             "the memory that the running server shares with its workers is laid out differently: restart the server"
         )
     pool.adopt(found["pool"], time.monotonic())
-    return pool.newest_generation + 1
+    return pool.generations.newest + 1
 
 
 def _open_logs(settings: Settings, generation: int) -> None:
