@@ -96,7 +96,7 @@ class Server(Master):
             ListenError: An address cannot be listened on.
         """
         _check_place()
-        handed = startup.handed
+        handed = startup.inherited
         if startup.takes_over() and handed is not None:
             return self._take_over(decode(handed.data))
         if issubclass(self.worker_class, HTTPWorker):

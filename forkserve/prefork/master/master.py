@@ -123,8 +123,8 @@ class Master(Steering):
 
         Raises ListenError and ConfigError before the first fork.
         """
-        if startup.handed is not None and startup.handed.confirm is not None:
-            rehearse(startup.handed, self.worker_class, self._config, self.pool)
+        if startup.inherited is not None and startup.inherited.confirm is not None:
+            rehearse(startup.inherited, self.worker_class, self._config, self.pool)
         # Signals last: one that comes while all is closed, as from a runner that forwards late, must not end us half-way.
         with contextlib.ExitStack() as signals:
             with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
