@@ -104,12 +104,12 @@ class Server(MasterCommands):
         """
         _check_place()
         settings = self.state.settings
-        handed = startup.handed
+        handed = startup.inherited
         if startup.takes_over() and handed is not None:
             return self._take_over(decode(handed.data))
         if issubclass(self.state.worker_class, HTTPWorker):
             check_but_tls(settings)
-            self.state.inheritance.make(self.pool.generation, settings)
+            self.state.inheritance.make(self.pool.generations.committed, settings)
         upstream.check(settings)
         privileges.prepare(settings)
         if handed is not None:

@@ -8,7 +8,6 @@ nothing has changed since is shown; or what fails in the same way a second time,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from forkserve.prefork.master.failures import told
@@ -16,6 +15,8 @@ from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.observers import Services
 
@@ -101,7 +102,7 @@ class Faults:
         waiting, self._waiting = self._waiting, []
         for child in waiting:
             self._dropped.add(self._why(child))
-            self._pool.withdraw(child.member, time.monotonic())
+            self._pool.members.withdraw(child.member, time.monotonic())
 
     def at_rest(self, number: int) -> None:
         """The watcher's answer: all changes are told."""
@@ -119,7 +120,7 @@ class Faults:
 
     def _show(self, text: str, slot: int | None) -> None:
         """Have the workers show what is wrong, instead of what the app was before."""
-        self._shown = Shown(text, self._pool.generation, slot)
+        self._shown = Shown(text, self._pool.generations.committed, slot)
         for child in self._children:
             if child.member.state is State.READY:
                 self._send(child, text)

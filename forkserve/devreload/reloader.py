@@ -10,6 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger, printable
 from forkserve.devreload.changes import REMEMBERED, Changes
 from forkserve.devreload.faults import Faults
@@ -18,7 +19,6 @@ from forkserve.devreload.patterns import Rules, fixed_part
 from forkserve.devreload.warm.imports import WarmImports
 from forkserve.devreload.watcher import Watch
 from forkserve.devreload.watcher_process import WatcherProcess
-from forkserve.prefork.ipc.pending import CommandError
 from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.states import State
 
@@ -98,7 +98,7 @@ class DevReloader(Observer):
 
     def _changed(self, included: list[str], others: list[str], made: list[str]) -> None:
         now = time.monotonic()
-        boots = any(member.state is State.BOOTING for member in self._pool.members())
+        boots = any(member.state is State.BOOTING for member in self._pool.members.workers())
         loading = boots or now < self._loaded_at + LOADING + self._delay
         if matter := self._changes.told(included, others, made, now, suspected=self._faults.suspected, loading=loading):
             self._matter_at = now
@@ -170,8 +170,8 @@ class DevReloader(Observer):
     def _hasten(self) -> None:
         """Do not let a worker that boots with something older, or waits to be tried again, take its time."""
         pool = self._pool
-        pool.hurry()
-        born = [member.since for member in pool.members() if member.state is State.BOOTING]
+        pool.generations.retry_now()
+        born = [member.since for member in pool.members.workers() if member.state is State.BOOTING]
         if born and self._outdated is None:
             self._outdated = self._poller.at(max(time.monotonic(), min(born) + PATIENCE), self._give_up_outdated)
 
@@ -183,14 +183,14 @@ class DevReloader(Observer):
         self._outdated = None
         now = time.monotonic()
         newest = self._changes.newest
-        slow = [member for member in self._pool.members() if member.state is State.BOOTING and member.since < newest]
+        slow = [member for member in self._pool.members.workers() if member.state is State.BOOTING and member.since < newest]
         slow = [member for member in slow if now - member.since >= PATIENCE]
         if slow and self._matter_at < min(member.since for member in slow):
             self._guesses += 1
             if self._guesses > GUESSES:
                 return
         for member in slow:
-            self._pool.withdraw(member, now)
+            self._pool.members.withdraw(member, now)
         if any(member.canary for member in slow):
             self._superseded = True
             self._reload_now()

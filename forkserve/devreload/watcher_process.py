@@ -7,7 +7,6 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from forkserve.base.logs import logger
@@ -20,6 +19,8 @@ from forkserve.prefork.system.poller import READ
 from forkserve.prefork.worker.boot import signals_blocked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from forkserve.prefork.master.observers import Services
 
 FIRST_DELAY: Final = 0.5  # seconds before a watcher that died is started again; twice that after each other try

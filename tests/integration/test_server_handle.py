@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.integration.command import eventually
 from tests.integration.conftest import Start
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 APP = """
 def app(environ, start_response):

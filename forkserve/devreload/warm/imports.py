@@ -140,7 +140,7 @@ class WarmImports:
         pool = self._pool
         if self._facts is None or self._given_up or pool.phase >= Phase.STOPPING:
             return
-        if self._is_reloading() or any(one.state is State.BOOTING for one in pool.members()):
+        if self._is_reloading() or any(one.state is State.BOOTING for one in pool.members.workers()):
             self._make_if_needed()
             return
         self._drop()

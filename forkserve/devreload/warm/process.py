@@ -11,7 +11,6 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -26,6 +25,8 @@ from forkserve.prefork.worker.leftovers import enumerated
 from forkserve.prefork.worker.mold import Mold
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from forkserve.devreload.patterns import Rules
     from forkserve.devreload.warm.outside import Facts
     from forkserve.devreload.warm.trial import Loaded

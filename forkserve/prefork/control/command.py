@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-import signal
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from forkserve.prefork.ipc.pending import CALL_TIMEOUT, JSON, CommandError, Pending
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.pending import CALL_TIMEOUT, JSON, Pending
 from forkserve.prefork.worker.defined import unknown
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")

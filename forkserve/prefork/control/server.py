@@ -13,18 +13,19 @@ import functools
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.control.session import Asked, Limits, Phase, Session, turn_away
 from forkserve.prefork.control.socketfile import SocketFile
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
-from forkserve.prefork.ipc.pending import JSON, CommandError, Pending, answer
+from forkserve.prefork.ipc.pending import JSON, Pending, answer
 from forkserve.prefork.system.poller import READ, WRITE, Poller, Timer
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from forkserve.base.handover import Exported
     from forkserve.prefork.control.command import Command

@@ -13,16 +13,19 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from forkserve.base import files
 from forkserve.base.errors import ConfigError, ListenError
-from forkserve.base.handover import Exported, Kept
+from forkserve.base.handover import Exported, InheritedFd
 from forkserve.base.lockfile import HeldError, LockFile
 from forkserve.base.logs import logger
 from forkserve.config import values
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.control.session import peer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103  # bytes in sun_path, without the NUL at its end
 BACKLOG = 128
@@ -58,7 +61,7 @@ class SocketFile:
         """Describe it, for an upgrade."""
         return {
             "path": self.path,
-            "socket": Kept(self.sock.fileno()),
+            "socket": InheritedFd(self.sock.fileno()),
             "lock": self._lock.export(),
             "identity": self._identity,
         }

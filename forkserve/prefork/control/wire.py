@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from forkserve.base.errors import did_you_mean
-from forkserve.prefork.ipc.pending import JSON, CommandError
+from forkserve.base.errors import CommandError, did_you_mean
 from forkserve.prefork.worker.defined import unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from forkserve.prefork.control.command import Command
+    from forkserve.prefork.ipc.pending import JSON
 
 VERSION: Final = 1
 MAX_LINE: Final = 1 << 20  # of a request; an answer may be longer

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from forkserve.base.errors import ForkserveError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.hooks import call_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 JSON = Any
 Everyone = str  # "all" or "any"
@@ -16,16 +18,6 @@ Everyone = str  # "all" or "any"
 WITHOUT_WORDS: Final = MappingProxyType({"timeout": "no answer in time", "died": "the worker died"})
 CALL_TIMEOUT: Final = 60.0  # seconds to wait for a command, if the caller names no other time
 LONGEST_TEXT: Final = 16 * 1024  # of a traceback in a reply
-
-
-class CommandError(ForkserveError):
-    """A command that cannot be done, or was not: `code` is one of CODES and says in which way."""
-
-    CODES: ClassVar = ("failed", "refused", "unsupported", "usage", "unknown", "timeout")
-
-    def __init__(self, message: str, code: str = "failed") -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class WouldDeadlock(RuntimeError):  # noqa: N818 - the name is part of the contract

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc.frames import FrameError, Message, encode
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.calls import Calls, Send, Target
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from forkserve.base.handover import Exported
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.master.child import Child

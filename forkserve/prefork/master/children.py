@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from forkserve.base import console, logs
@@ -16,11 +15,13 @@ from forkserve.prefork.master.child import Child, pass_logs
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.policy.calls import Target
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import MOLD, State, name_of
+from forkserve.prefork.policy.states import MOLD, State, process_name
 from forkserve.prefork.system.poller import READ, WRITE, Poller
 from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from forkserve.base.handover import Exported
     from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.master.failures import Failures
@@ -72,7 +73,7 @@ class Children:
         deadline = self.pool.next_deadline()
         if deadline is not None and deadline <= time.monotonic():
             for child in self.by_ident.values():
-                self.pool.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
+                self.pool.reports.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
 
     # How they come.
 
@@ -85,14 +86,14 @@ class Children:
             return
         self.by_ident[member.ident] = child
         if child.pid is not None:
-            self.pool.forked(member.ident, child.pid)
+            self.pool.reports.forked(member.ident, child.pid)
         self._watch(child)
 
     def _fork_failed(self, member: Member, why: str) -> None:
         if self.pool.phase is Phase.FIRST_BOOT:
             console.say(f"forkserve: cannot fork: {why}")
         elif self.pool.phase is Phase.SERVING:
-            logger.error("%s: cannot fork: %s", name_of(member.slot), why)
+            logger.error("%s: cannot fork: %s", process_name(member.slot), why)
         self.pool.fork_failed(member.ident, f"cannot fork: {why}", time.monotonic())
 
     def _came(self, child: Child, pid: int) -> None:
@@ -101,7 +102,7 @@ class Children:
             raise ValueError("it is known already")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         child.pid = pid
-        self.pool.forked(child.member.ident, pid)
+        self.pool.reports.forked(child.member.ident, pid)
 
     def lost(self, child: Child) -> None:
         """Do without a worker that was ordered long ago, if it has not come."""
@@ -110,7 +111,7 @@ class Children:
 
     def _misbehaved(self, child: Child, how: str) -> None:
         if child.pid is not None:
-            self.pool.misbehaved(child.member.ident, how, time.monotonic())
+            self.pool.members.protocol_violation(child.member.ident, how, time.monotonic())
         elif self.by_ident.get(child.member.ident) is child:  # there is no process to kill
             fallback = self.forker.source.fallback if self.pool.phase < Phase.STOPPING else None
             if fallback is None:
@@ -146,13 +147,13 @@ class Children:
             case "forked":
                 self._came(child, message["pid"])
             case "ready" if child.id == MOLD:
-                self.pool.ready(ident, now)
+                self.pool.reports.ready(ident, now)
                 self.failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
             case "ready":
                 child.commands = message.get("commands", [])
-                self.pool.ready(ident, now)
+                self.pool.reports.ready(ident, now)
                 self._became_ready(child)
             case "failed":
                 child.failure = message
@@ -161,7 +162,7 @@ class Children:
             case unknown:
                 # Workers of before an upgrade may send what only a master with --reload takes.
                 if not self._observers.received(str(unknown), child, message) and unknown not in ("loaded", "outside", "waits"):
-                    self.pool.misbehaved(ident, f"unknown message {unknown!r:.100}", now)
+                    self.pool.members.protocol_violation(ident, f"unknown message {unknown!r:.100}", now)
 
     def _became_ready(self, child: Child) -> None:
         if child.failure is None:
@@ -203,7 +204,7 @@ class Children:
 
     def adopt(self, found: list[Exported]) -> None:
         """Go on with them in the new program, whose pool has adopted its members."""
-        members = {member.ident: member for member in [*self.pool.members(), *self.pool.molds()]}
+        members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found:
             member = members[one["age"]]
             child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))

@@ -30,9 +30,9 @@ class ClassHooks:
 
     def register_slots(self) -> None:
         """Call the hooks for slots that have come and gone; after a plan was made, before it is carried out."""
-        slots = {member.slot for member in self._pool.members()}
+        slots = {member.slot for member in self._pool.members.workers()}
         for slot in sorted(slots - self._registered.keys()):
-            self._registered[slot] = self._handle_of(slot, self._pool.generation)
+            self._registered[slot] = self._handle_of(slot, self._pool.generations.committed)
             self._call("on_register", self._registered[slot])
         for slot in sorted(self._registered.keys() - slots):
             self._call("on_unregister", self._registered.pop(slot))
@@ -57,7 +57,7 @@ class ClassHooks:
     def adopt(self, found: dict[str, int]) -> None:
         """Go on with them in the new program: they are not registered again."""
         for slot, generation in found.items():
-            port = self._listeners.port(int(slot), self._pool.generation)
+            port = self._listeners.port(int(slot), self._pool.generations.committed)
             self._registered[int(slot)] = WorkerHandle(int(slot), port, generation)
 
     def _handle_of(self, slot: int, generation: int) -> WorkerHandle:

@@ -6,15 +6,14 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs, privileges
-from forkserve.base.errors import ListenError
+from forkserve.base.errors import CommandError, ListenError
 from forkserve.config.values import LONGEST_SECONDS, shown
 from forkserve.prefork.control.command import command, commands_of, for_signals, run_refusal_hook, signals_of
-from forkserve.prefork.ipc.pending import CALL_TIMEOUT, CommandError, Pending
+from forkserve.prefork.ipc.pending import CALL_TIMEOUT, Pending
 from forkserve.prefork.master import stacks
 from forkserve.prefork.master.goals import Goals
 from forkserve.prefork.master.observers import Observer, Observers
@@ -22,13 +21,15 @@ from forkserve.prefork.master.state import ServerState
 from forkserve.prefork.master.status import workers_ready
 from forkserve.prefork.policy import completion
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import State, limits
+from forkserve.prefork.policy.states import State, pool_limits
 from forkserve.prefork.system.listeners import Listeners
 from forkserve.prefork.system.poller import Poller
 from forkserve.prefork.worker.defined import HOOKS, NAME
 from forkserve.prefork.worker.inheritance import Inheritance
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from forkserve.config.load import Config
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.master.call_router import CallRouter
@@ -72,7 +73,7 @@ class MasterCommands:
         self.state = ServerState(worker_class, settings, config.hooks, Inheritance(worker_class), most)
         self.config = config
         self.poller = Poller()
-        self.pool = Pool(settings.workers, limits(settings), random.random, preload=settings.preload)
+        self.pool = Pool(settings.workers, pool_limits(settings), random.random, preload=settings.preload)
         self.listeners = Listeners(
             bind=settings.bind,
             host=settings.host,
@@ -135,11 +136,11 @@ class MasterCommands:
             raise CommandError("a reload replaces all workers just now", "refused")
         slot = self.slot(worker)
         before = completion.replaced(self.pool, slot)
-        self.pool.replace(slot)
+        self.pool.generations.replace(slot)
 
         def give_up(ended: Pending) -> None:
             if ended.error is not None:
-                self.pool.keep(slot, time.monotonic())
+                self.pool.generations.cancel_replace(slot, time.monotonic())
 
         return self.goals.until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
 
@@ -260,7 +261,7 @@ class MasterCommands:
     def slot(self, worker: int | str) -> int:
         """Return the slot that a number or text names. Raises CommandError if there is none."""
         slot = _number(worker, "a worker's id")
-        if slot not in {member.slot for member in self.pool.members()}:
+        if slot not in {member.slot for member in self.pool.members.workers()}:
             raise CommandError(f"there is no worker {shown(slot)}", "usage")
         return slot
 

@@ -53,30 +53,34 @@ class Endings(Observer):
                 wait = 0.0 if self._pool.phase >= Phase.STOPPING else GROUP
                 self._poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
             case "draining":
-                self._pool.draining(ident, time.monotonic())
+                self._pool.reports.draining(ident, time.monotonic())
             case "released":
-                self._pool.released(ident)
+                self._pool.reports.released(ident)
                 self.admit(child)
             case "lingering":
-                self._pool.lingering(ident)
-            case "spent" if self._pool.spent(ident, full=message["full"]):
+                self._pool.reports.lingering(ident)
+            case "spent" if self._pool.reports.spent(ident, full=message["full"]):
                 logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, message["requests"])
 
     def _let_go(self, child: Child) -> None:
         """Answer a worker that got a TERM: it may drain; but if its slot is to go, the pool orders the drain when it is time."""
         if self._children.by_ident.get(child.member.ident) is not child or child.member.state is not State.READY:
             return
-        if self._pool.phase >= Phase.STOPPING or self._pool.is_held(child.member):
-            limits = self._pool.limits
-            longest = limits.delay + ((limits.graceful or LONGEST) if self._pool.advertised or self._pool.sought else 0.0)
+        if self._pool.phase >= Phase.STOPPING or self._pool.departures.is_held(child.member):
+            limits = self._pool.members.limits
+            longest = limits.delay + (
+                (limits.graceful or LONGEST)
+                if self._pool.departures.advertised or self._pool.departures.advertised_before
+                else 0.0
+            )
             self._children.send(child, {"type": "stay", "seconds": longest})
         else:
-            self._pool.draining(child.member.ident, time.monotonic())
+            self._pool.reports.draining(child.member.ident, time.monotonic())
             self.drain(child, booting=False)
 
     def admit(self, child: Child) -> None:
         """Reopen the queue of a slot: its worker may have closed it, though the slot is wanted again meanwhile."""
-        if child.id in self._pool.kept:
+        if child.id in self._pool.departures.kept:
             self._listeners.admit((child.id,))
 
     # What the pool plans.
@@ -85,7 +89,7 @@ class Endings(Observer):
         """Have a worker or a mold end when its work is done."""
         child.row.tell_to_drain()
         received = self._children.send(
-            child, {"type": "drain", "relieved": self._pool.relieved(child.member), "closing": self._closing(child.member)}
+            child, {"type": "drain", "relieved": self._pool.is_relieved(child.member), "closing": self._closing(child.member)}
         )
         if booting:
             self._end_boot(child)
@@ -95,13 +99,15 @@ class Endings(Observer):
     def _closing(self, member: Member) -> list[int]:
         """Return the identities of the listeners that are closed when it accepts no more."""
         pool = self._pool
-        others = [one for one in pool.members() if one.exists and not (one.asked or one.released or one is member)]
+        others = [
+            one for one in pool.members.workers() if one.exists and not (one.end_requested or one.released or one is member)
+        ]
         return self._listeners.closing(
             (member.slot, member.generation),
-            pool.generation,
-            pool.kept if pool.phase < Phase.STOPPING else None,
+            pool.generations.committed,
+            pool.departures.kept if pool.phase < Phase.STOPPING else None,
             [(one.slot, one.generation) for one in others],
-            back=pool.fallback is not None,
+            back=pool.generations.fallback is not None,
         )
 
     def _end_boot(self, child: Child) -> None:
@@ -121,7 +127,7 @@ class Endings(Observer):
         if self._children.by_ident.get(child.member.ident) is not child or child.member.state is not State.DUMPING:
             return
         if child.answered:
-            self._pool.dumped(child.member.ident, time.monotonic())
+            self._pool.reports.dumped(child.member.ident, time.monotonic())
         else:
             child.dump_stacks()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.pending import Pending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from forkserve.prefork.policy import completion
 
 
@@ -17,9 +19,9 @@ class Goals:
     """Commands under way, each with the condition that ends it."""
 
     def __init__(self) -> None:
-        self._open: list[tuple[Pending, completion.Goal, Callable[[], Any]]] = []
+        self._open: list[tuple[Pending, completion.Condition, Callable[[], Any]]] = []
 
-    def until(self, goal: completion.Goal, value: Callable[[], Any]) -> Pending:
+    def until(self, goal: completion.Condition, value: Callable[[], Any]) -> Pending:
         """Return what resolves to `value()` once the goal is reached, and fails once it cannot be reached any more."""
         pending = Pending()
         self._open.append((pending, goal, value))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base import logs
+from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.hooks import WorkerHandle, run_hook
-from forkserve.prefork.ipc.pending import CommandError
 from forkserve.prefork.master.observers import Observer
 
 if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Mapping
+
     from forkserve.config.settings import Settings
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.state import ServerState
@@ -159,7 +160,7 @@ class Present:
             listeners=[ListenerHandle(one.address(scheme), one.sock.getsockname()) for one in self._listeners],
             workers={
                 one.pid: WorkerHandle(one.slot, port(one.slot, one.generation), one.generation, one.pid)
-                for one in self._pool.members()
+                for one in self._pool.members.workers()
                 if one.pid is not None
             },
         )

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextvars
 import signal
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import console, logfile
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.pending import CommandError
 from forkserve.prefork.master.observers import FrontendObserver, Observer, Observers
 from forkserve.prefork.master.service_manager import ready_status
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
@@ -23,6 +22,8 @@ from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.system import daemon, forks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from forkserve.prefork.master.call_router import CallRouter
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.class_hooks import ClassHooks
@@ -86,11 +87,11 @@ class MasterLoop:
     def _turn(self) -> None:
         """Carry out what is to be done, then wait for events and handle them."""
         self.children.read_beats()
-        self.pool.advertised = self.frontend.advertised
+        self.pool.departures.advertised = self.frontend.advertised
         self.reloading.advance(time.monotonic())
         self.change.follow()
-        unattended = self.pool.unattended(time.monotonic())
-        self.pool.waiting = {slot for slot in unattended if self.listeners.last_look(slot)}
+        unattended = self.pool.departures.unattended(time.monotonic())
+        self.pool.departures.queued = {slot for slot in unattended if self.listeners.last_look(slot)}
         plan = self.pool.plan(time.monotonic())
         self.class_hooks.register_slots()
         for action in plan:
@@ -170,7 +171,7 @@ class MasterLoop:
 
     def _show_listeners(self) -> None:
         """Notify the observers if listeners have come, gone or changed; what they do about it takes its own time."""
-        if not self.pool.public:
+        if not self.pool.departures.public:
             return
         shown = self.status.list_listeners(), self.state.settings
         if shown != self._listeners:

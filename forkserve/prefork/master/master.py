@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logfile, startup
@@ -35,6 +34,8 @@ from forkserve.prefork.system import daemon, forks
 from forkserve.prefork.worker.boot import forget_signals, set_title
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from forkserve.base.handover import Exported
 
 
@@ -65,8 +66,8 @@ class Master:
 
         Raises ListenError and ConfigError before the first fork.
         """
-        if startup.handed is not None and startup.handed.confirm is not None:
-            rehearse(startup.handed, self._state.worker_class, self._commands.config, self._pool)
+        if startup.inherited is not None and startup.inherited.confirm is not None:
+            rehearse(startup.inherited, self._state.worker_class, self._commands.config, self._pool)
         # Signals last: one that comes while all is closed, as from a runner that forwards late, must not end us half-way.
         with contextlib.ExitStack() as signals:
             with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
@@ -167,9 +168,9 @@ class Master:
         """Go on with the addresses and the workers of the program before."""
         pool = self._pool
         was: dict[str, Any] = before.get("addresses") or {}
-        generations = pool.generation, pool.newest_generation + 1
+        generations = pool.generations.committed, pool.generations.newest + 1
         loop.reloading.adopt(before["reloading"])
-        error = self._listeners.adopt(before["listeners"], pool.kept, generations, before.get("addresses"))
+        error = self._listeners.adopt(before["listeners"], pool.departures.kept, generations, before.get("addresses"))
         loop.children.adopt(before["children"]["processes"])
         loop.class_hooks.adopt(before["children"]["slots"])
         loop.router.adopt(before["messenger"])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +17,7 @@ from forkserve.prefork.control.server import Control
 from forkserve.prefork.control.socketfile import open_endpoint
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.reactions import SignalReactions
-from forkserve.prefork.policy.pool import MANY_MOLDS
+from forkserve.prefork.policy.molds import MANY_MOLDS
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.pidfile import PidFile
 from forkserve.prefork.system.scoreboard import Scoreboard
@@ -28,6 +26,9 @@ from forkserve.prefork.system.terminal import Terminal
 from forkserve.prefork.worker.boot import become_subreaper, raise_descriptor_limit
 
 if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable
+
     from forkserve.base.handover import Exported
     from forkserve.prefork.master.commands import MasterCommands
     from forkserve.prefork.master.state import ServerState
@@ -68,7 +69,7 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     """Open everything but the addresses, or take it over. Raises ListenError and ConfigError."""
     state, poller = commands.state, commands.poller
     state.pid = os.getpid()
-    before = startup.before()
+    before = startup.take_inherited_state()
     signals = SignalQueue((*commands.handlers, *signals_of(SignalReactions), signal.SIGCHLD))
     stacks.signals.callback(signals.close)
     hangup_ignored = before["hangup_ignored"] if before else signals.inherited(signal.SIGHUP) == signal.SIG_IGN
@@ -91,7 +92,7 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     stacks.cleanup.callback(outputs.close)
     scoreboard = _open_scoreboard(state, before)
     stacks.cleanup.callback(scoreboard.close)
-    commands.pool.places = scoreboard.size - MANY_MOLDS
+    commands.pool.capacity.rows = scoreboard.size - MANY_MOLDS
     in_child = [poller.close, signals.close_in_child, control.close_in_child, *([pid_file.close] if pid_file else ())]
     return Opened(before, signals, hangup_ignored, pid_file, control, upgrade, outputs, scoreboard, in_child)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.pending import CommandError, Pending
 from forkserve.prefork.master.status import served
 from forkserve.prefork.policy.autoscale import Autoscaler
 from forkserve.prefork.policy.pool import Phase, Pool
@@ -17,6 +16,9 @@ from forkserve.prefork.policy.states import State
 from forkserve.prefork.system import acceptqueue
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forkserve.prefork.ipc.pending import Pending
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.reloading import Reloading
     from forkserve.prefork.master.state import ServerState
@@ -71,7 +73,7 @@ class PeriodicChecks:
         room = 0 if self._reloading.under_way else pool.room - (pool.wanted - len(ready))
         for slot, why in self._recycler.pick([served(one, settings) for one in ready], settings, room):
             logger.info("worker %d is replaced: %s", slot, why)
-            pool.replace(slot)
+            pool.generations.replace(slot)
 
     def _check_socket_files(self) -> None:
         """Warn of a unix socket whose file was removed, or replaced by another server's."""

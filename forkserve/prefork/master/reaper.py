@@ -73,7 +73,7 @@ class Reaper:
             how, words = describe_exit(status), child.last_words()
             logger.critical("%s: %s; it %s while its stacks were written\n%s", child, child.member.reason, how, words)
         code, signum = (status, None) if status >= 0 else (None, -status)
-        first_boot = self._pool.phase is Phase.FIRST_BOOT and not self._pool.limits.patient
+        first_boot = self._pool.phase is Phase.FIRST_BOOT and not self._pool.members.limits.patient
         why = self._children.failures.reason(child, status)
         failed = self._pool.exited(child.member.ident, time.monotonic(), code=code, signal=signum, why=why)
         if failed:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs
-from forkserve.base.errors import ForkserveError
+from forkserve.base.errors import CommandError, ForkserveError
 from forkserve.config.settings import flag, merge, unchangeable
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
-from forkserve.prefork.policy.states import limits
+from forkserve.prefork.policy.states import pool_limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from forkserve.base.handover import Exported
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
@@ -143,7 +144,7 @@ class Reloading:
     def take_over(self, settings: Settings, hooks: Hooks) -> None:
         """Put other settings and hooks in force."""
         self._state.settings, self._state.hooks = settings, hooks
-        self._pool.limits = limits(settings)
+        self._pool.members.limits = pool_limits(settings)
         logs.set_level(settings.log_level)
 
     def _take_over(self) -> None:
@@ -174,7 +175,7 @@ class Reloading:
 
         def undo() -> None:
             self.take_over(before, hooks)
-            self._listeners.settle(self._pool.generation, self._pool.newest_generation)
+            self._listeners.settle(self._pool.generations.committed, self._pool.generations.newest)
             self._config = config
             if grown:
                 with contextlib.suppress(CommandError):  # a user's hook refuses it
@@ -191,7 +192,7 @@ class Reloading:
             changed = self._state.inheritance.change(rollout.generation, before, settings)
         except (Exception, SystemExit) as error:
             raise CommandError(f"{error}; nothing was changed") from error
-        if changed and not self._pool.preload:
+        if changed and not self._pool.members.preload:
             rollout.renew_canary()  # it has made its own
 
     def _end(self, error: CommandError | None, traceback: str | None) -> None:
@@ -199,8 +200,8 @@ class Reloading:
         assert rollout is not None
         seconds = round(time.monotonic() - self._began, 3)
         running, self._running = self._running, []
-        self._listeners.settle_renewed(self._pool.generation)
-        self._state.inheritance.keep((self._pool.generation, self._pool.fallback))
+        self._listeners.settle_renewed(self._pool.generations.committed)
+        self._state.inheritance.keep((self._pool.generations.committed, self._pool.generations.fallback))
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
         if error is None:

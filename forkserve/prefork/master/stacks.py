@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.prefork.ipc.pending import Pending
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.system.poller import Poller
 

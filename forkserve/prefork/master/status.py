@@ -52,7 +52,7 @@ class Status:
             "version": __version__,
             "app": state.settings.app,
             "state": self._condition(),
-            "generation": pool.generation,
+            "generation": pool.generations.committed,
             "uptime_s": round(now - state.started_at, 3),
             "wanted": pool.wanted,
             "listeners": self.list_listeners(),
@@ -60,7 +60,7 @@ class Status:
                 name: None if (value := getattr(state.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
             },
             "workers": [self._worker(member, now) for member in _shown(pool)],
-            "molds": [self._mold(member, now) for member in pool.molds()],
+            "molds": [self._mold(member, now) for member in pool.members.molds()],
             "last_reload": self.reloading.last,
             "log_lines_lost": self.lost_lines(),
         }
@@ -68,7 +68,7 @@ class Status:
     def list_listeners(self) -> list[dict[str, Any]]:
         """Return the listeners; `down` if requests should go elsewhere."""
         scheme, pool = self.state.scheme, self.pool
-        down, found = pool.down(), self.listeners.listed(pool.serving(), pool.generation)
+        down, found = pool.down_slots(), self.listeners.listed(pool.ready_generations(), pool.generations.committed)
         return [listener(one, scheme, down=one.slot in down) for one in found]
 
     def lost_lines(self) -> int:
@@ -87,7 +87,7 @@ class Status:
         child = self.children.by_ident.get(member.ident)
         state = State.KILLED if member.state is State.DUMPING else member.state
         memory = _memory(child.pid) if child is not None and child.pid is not None else {}
-        generation = member.generation if member.exists else self.pool.generation  # of which it will be forked
+        generation = member.generation if member.exists else self.pool.generations.committed  # of which it will be forked
         return {
             "id": member.slot,
             "pid": member.pid,
@@ -98,7 +98,7 @@ class Status:
             **_counters(child),
             "pss_bytes": memory.get("Pss"),
             "rss_bytes": memory.get("Rss"),
-            "last_exit": _exit(self.pool.last_exit(member.slot), now),
+            "last_exit": _exit(self.pool.members.last_exit(member.slot), now),
         }
 
     def _mold(self, member: Member, now: float) -> dict[str, Any]:
@@ -109,13 +109,13 @@ class Status:
             "generation": member.generation,
             "state": state.value,
             "pss_bytes": memory.get("Pss"),
-            "last_exit": _exit(self.pool.last_exit(MOLD), now),
+            "last_exit": _exit(self.pool.members.last_exit(MOLD), now),
         }
 
 
 def workers_ready(pool: Pool) -> str:
     """Return in a few words how many workers are ready."""
-    return f"{sum(member.state is State.READY for member in pool.members())} of {pool.wanted} workers ready"
+    return f"{sum(member.state is State.READY for member in pool.members.workers())} of {pool.wanted} workers ready"
 
 
 def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def served(child: Child, settings: Settings) -> Served:
 
 def _shown(pool: Pool) -> list[Member]:
     """Every process, and the places of slots that have none."""
-    members = pool.members()
+    members = pool.members.workers()
     served = {member.slot for member in members if member.exists}
     return [member for member in members if member.exists or member.slot not in served]
 

@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
@@ -24,7 +23,7 @@ from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.config import apps
 from forkserve.config.settings import merge
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.system import daemon, deadman, finish, forks
 from forkserve.prefork.system.scoreboard import LOST_LINES, UNSAID_LINES
 from forkserve.prefork.worker import stacks
@@ -33,6 +32,7 @@ from forkserve.prefork.worker.inheritance import settle
 from forkserve.prefork.worker.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from forkserve.prefork.worker.context import WorkerContext
@@ -123,10 +123,10 @@ def become_own_process(
     for name in MASTERS_VARIABLES:
         os.environ.pop(name, None)
     os.environ["FORKSERVE_GENERATION"] = str(context.generation)
-    set_title(f"{name_of(context.id)} gen {context.generation}", context.settings.name)
+    set_title(f"{process_name(context.id)} gen {context.generation}", context.settings.name)
     faulthandler.enable(2)
     _answer_usr2(context)
-    logs.identify(name_of(context.id), context.generation)
+    logs.identify(process_name(context.id), context.generation)
 
 
 def _release(context: WorkerContext) -> None:
@@ -143,7 +143,7 @@ def _release(context: WorkerContext) -> None:
         own.update(worker.own_descriptors())
         worker.released_by_fork()
     forks.blank(own)
-    set_title(f"forked by the app in {name_of(context.id)}", context.settings.name)
+    set_title(f"forked by the app in {process_name(context.id)}", context.settings.name)
 
 
 def forget_signals() -> None:

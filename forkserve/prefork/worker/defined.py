@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forkserve.base.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 # What is called `on_<name>` without being a command: the hooks of `Worker`, and `Server.on_signal`.

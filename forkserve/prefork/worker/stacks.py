@@ -15,10 +15,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 # Programs that the app starts, and processes that it forks, do not have the handler; nothing else is known to use this number.

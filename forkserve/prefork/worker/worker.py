@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import contextvars
 import faulthandler
-import logging
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve.base import logfile, logs
+from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
-from forkserve.prefork.ipc.pending import CALL_TIMEOUT, CommandError
+from forkserve.prefork.ipc.pending import CALL_TIMEOUT
 from forkserve.prefork.system import daemon, deadman, forks
 from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, LOST_LINES
 from forkserve.prefork.system.signals import SignalQueue
@@ -33,6 +32,9 @@ from forkserve.prefork.worker.inheritance import Heir
 from forkserve.prefork.worker.leave import Leave
 
 if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.ipc.pending import JSON

@@ -11,20 +11,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from forkserve.base.errors import CommandError
 from forkserve.cli import ctl
 from forkserve.cli import serve as cli
 from forkserve.cli.ctl_output import duration, show
 from forkserve.prefork.control.client import LateError, ServerGoneError, ask
 from forkserve.prefork.control.command import commands_of
-from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from forkserve.prefork.master.commands import MasterCommands
 from tests.unit.prefork.control.control_helpers import Server, short_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 COMMANDS = commands_of(MasterCommands)
 ROOT = Path(__file__).parents[3]

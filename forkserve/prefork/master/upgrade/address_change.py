@@ -33,20 +33,22 @@ class AddressChange:
     def follow(self) -> None:
         """Give the pool the slots that move, and close what no worker accepts from any more; before each plan."""
         pool = self._pool
-        if not self._listeners.elsewhere(pool.generation):
-            pool.moved = pool.sought = frozenset()
+        if not self._listeners.elsewhere(pool.generations.committed):
+            pool.departures.moved = pool.departures.advertised_before = frozenset()
             return
         self.close_left()
-        left = self._listeners.elsewhere(pool.generation)
-        pool.moved = self._slots(left)
-        pool.sought = self._slots([one for one in left if self._is_sought(one)])
+        left = self._listeners.elsewhere(pool.generations.committed)
+        pool.departures.moved = self._slots(left)
+        pool.departures.advertised_before = self._slots([one for one in left if self._is_sought(one)])
 
     def _is_sought(self, one: Listener) -> bool:
         """Whether a front end may send requests there."""
         return self._frontend.sends_to(status.listener(one, self._state.scheme))
 
     def _slots(self, left: list[Listener]) -> set[int]:
-        return {one.slot for one in self._pool.members() if any(there.accepted_by(one.slot, one.generation) for there in left)}
+        return {
+            one.slot for one in self._pool.members.workers() if any(there.accepted_by(one.slot, one.generation) for there in left)
+        }
 
     def close_left(self) -> None:
         """Close the addresses of other generations that no worker accepts from, unless the pool may go back to such a one.
@@ -55,9 +57,9 @@ class AddressChange:
         drain may take.
         """
         pool = self._pool
-        if pool.fallback is None:
-            workers = [(one.slot, one.generation) for one in pool.members() if one.exists and not one.released]
-            longest = pool.limits.graceful or LONGEST
-            due = self._listeners.close_unused(pool.generation, workers, self._is_sought, time.monotonic(), longest)
+        if pool.generations.fallback is None:
+            workers = [(one.slot, one.generation) for one in pool.members.workers() if one.exists and not one.released]
+            longest = pool.members.limits.graceful or LONGEST
+            due = self._listeners.close_unused(pool.generations.committed, workers, self._is_sought, time.monotonic(), longest)
             if due is not None:
                 self._poller.at(due, int)  # wakes the loop

@@ -6,9 +6,10 @@ import dataclasses
 import platform
 from typing import TYPE_CHECKING, Any, Final
 
+from forkserve.base.errors import CommandError
 from forkserve.base.handover import encode
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.master.upgrade import modules
 from forkserve.prefork.master.upgrade.preflight import Preflight
@@ -82,9 +83,9 @@ class Upgrading:
                 self._running, self._waiting = [], []
                 _fail(requests, CommandError("the server is stopping", "refused"))
         elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._handover.reloading.under_way:
-            if pool.owes:
+            if pool.has_pending_actions:
                 self._poller.at(now, int)  # once more, when that is done too
-            elif not (pool.sees_off or self._handover.frontend.busy):
+            elif not (pool.departures.is_waiting_for_frontend or self._handover.frontend.busy):
                 self._go_on()
 
     def _go_on(self) -> None:
@@ -99,7 +100,7 @@ class Upgrading:
 
     def _start(self) -> None:
         self._running, self._waiting = [*self._running, *self._waiting], []
-        self._began, self._count = self._pool.newest_generation, self._count + 1
+        self._began, self._count = self._pool.generations.newest, self._count + 1
         logger.info("upgrading: pre-flight of %s in %s", self._program.arguments[0], self._program.directory)
         try:
             self._preflight = Preflight(
@@ -125,7 +126,7 @@ class Upgrading:
         assert preflight is not None
         before, self._before = self._before, preflight.judged
         changed = preflight.judged.changed(before) if preflight.judged is not None else None
-        if changed is None and self._began == self._pool.newest_generation:
+        if changed is None and self._began == self._pool.generations.newest:
             return False
         if self._count >= PREFLIGHTS:
             self._failed(f"{changed or 'the workers'} changed during each of {PREFLIGHTS} pre-flights")
@@ -195,7 +196,7 @@ class Successor:
         logger.info("upgraded in place: forkserve %s, Python %s", __version__, platform.python_version())
 
         def ended(reload: Pending) -> None:
-            back = self._listeners.settle(pool.generation, pool.newest_generation)
+            back = self._listeners.settle(pool.generations.committed, pool.generations.newest)
             if back and reload.error is not None:
                 settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in was.items()}
                 self._reloading.take_over(dataclasses.replace(state.settings, **settings), state.hooks)

@@ -9,16 +9,19 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from forkserve.base.errors import CommandError
 from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.control.session import Limits
 from forkserve.prefork.control.socketfile import SocketFile
-from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.system.poller import Poller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 DEADLINE = 20.0
 

@@ -7,8 +7,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +17,9 @@ from forkserve.base.lockfile import HeldError
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.control.socketfile import LONGEST_PATH, SocketFile, open_endpoint, open_named, open_path
 from tests.unit.prefork.control.control_helpers import short_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture
