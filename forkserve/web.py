@@ -113,7 +113,7 @@ class HTTPWorker(Worker):
     def preload(cls, settings: Settings) -> LoadedApp:
         """Load the application: in the mold if there is one, else in each worker."""
         assert settings.app is not None
-        return apps.load(settings.app, interface=settings.interface, factory=settings.factory)
+        return apps.load_app(settings.app, interface=settings.interface, factory=settings.factory)
 
     def run(self) -> None:
         """Load the application, serve until told to drain, and drain."""

@@ -112,7 +112,7 @@ def _dotted(spec: str, node: ast.expr) -> str:
     return name
 
 
-def prepare(settings: Settings) -> None:
+def prepare_process(settings: Settings) -> None:
     """Give this process the environment that the app is to see: variables, directory, import path.
 
     Runs in a worker before `load`. Raises ConfigError where the env file cannot be read.
@@ -158,7 +158,7 @@ def read_env_file(path: str | None) -> list[tuple[str, str]]:
     return found
 
 
-def load(spec: str, *, interface: str = "auto", factory: bool = False) -> LoadedApp:
+def load_app(spec: str, *, interface: str = "auto", factory: bool = False) -> LoadedApp:
     """Import the app that *spec* names and tell what it speaks.
 
     *interface* is `auto`, `wsgi` or `asgi`; with *factory* the attribute is called without

@@ -62,7 +62,7 @@ class Config:
 
     `origins` says for each setting where its value came from; `hooks` are gunicorn's hook functions
     by name, called in the process that gunicorn calls them in. `again` reads all sources once more, and
-    `given` is what `load` was called with, for a program that is to do the same; None where there are no
+    `given` is what `load_config` was called with, for a program that is to do the same; None where there are no
     sources but the program itself.
     """
 
@@ -92,7 +92,7 @@ class Given:
     rank: int = 0
 
 
-def load(
+def load_config(
     command_line: Mapping[str, object],
     *,
     environ: Mapping[str, str],
@@ -119,7 +119,7 @@ def load(
     for one in file:
         if one.key == "config":
             raise ConfigError(f"{one.label}: a configuration file cannot name another")
-    again = partial(load, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
+    again = partial(load_config, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
     given = {"command_line": dict(command_line), "directory": directory, "cmd_args": dict(cmd_args)}
     return replace(_combine([file, *sources], environ, directory, needs_app=needs_app, http=True), again=again, given=given)
 
@@ -127,7 +127,7 @@ def load(
 def judged(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     """Make a `Config` of settings as they were judged, in JSON; only `again` reads any source. In a program that takes over."""
     known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE}
-    return Config(Settings(**known), {}, {}, partial(load, environ=dict(environ), **given), given)
+    return Config(Settings(**known), {}, {}, partial(load_config, environ=dict(environ), **given), given)
 
 
 def _as_it_was(value: Any) -> Any:

@@ -6,7 +6,7 @@ from forkserve.config.load import HOOKS, Config
 from forkserve.config.settings import TABLE, Spec
 
 
-def describe(config: Config) -> str:
+def setting_lines(config: Config) -> str:
     """Return a line for each setting and hook: its name, value, and where that came from."""
     rows = [(name, _shown(spec, getattr(config.settings, name)), config.origins[name]) for name, spec in TABLE.items()]
     rows += [(name, f"{name}({', '.join(HOOKS[name])})", "hook") for name in config.hooks]

@@ -195,7 +195,7 @@ def checked(*options: object, kind: str = "nginx") -> tuple[int, str]:
 
 def accepted(kind: str, *untried: str) -> tuple[int, str]:
     """Return what is said of a configuration that is good as far as it was tried."""
-    return 0, f"forkserve: --check: {kind} accepts it, but for what this user may not try: {', '.join(untried)}\n"
+    return 0, f"forkserve: --check: {kind} accepts it, except for what this user may not try: {', '.join(untried)}\n"
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class BaseMold(Mold):
         context = self._context
         set_title("base mold", context.settings.name)
         self._before = Surroundings.look()
-        apps.prepare(context.settings)
+        apps.prepare_process(context.settings)
         keep_no_fresh_bytecode()
         self._outside.given = Surroundings.look()
         self._outside.base = context.generation

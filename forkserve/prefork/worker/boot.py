@@ -318,7 +318,7 @@ def prepare(
         end_with_master()
     if context.loaded is not None:
         keep_no_fresh_bytecode()
-    apps.prepare(context.settings)
+    apps.prepare_process(context.settings)
     if context.loaded is not None:
         context.loaded.begin()
     return load_mixins(worker_class, context.settings.mixin), context
