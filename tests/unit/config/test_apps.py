@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forkserve.base.errors import AppLoadError, ConfigError
-from forkserve.config.apps import AppSpec, load_app, parse_app_spec, prepare, read_env_file, speaks
+from forkserve.config.apps import AppSpec, load_app, parse_app_spec, prepare_process, read_env_file, speaks
 from forkserve.config.settings import Settings
 
 SOURCE = """
@@ -236,7 +236,7 @@ def test_a_process_is_prepared_for_its_app(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "environ", os.environ.copy())
     (tmp_path / "env").write_text("SET=file\nNEW=file\nBOTH=file\n")
 
-    prepare(Settings(chdir=str(tmp_path), pythonpath=("/a",), env=(("BOTH", "option"),), env_file=str(tmp_path / "env")))
+    prepare_process(Settings(chdir=str(tmp_path), pythonpath=("/a",), env=(("BOTH", "option"),), env_file=str(tmp_path / "env")))
 
     assert tuple(os.environ[name] for name in ("SET", "NEW", "BOTH")) == ("before", "file", "option")
     assert str(tmp_path) == os.getcwd()
