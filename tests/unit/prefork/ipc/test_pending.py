@@ -54,7 +54,7 @@ class Cache(Base):
 
 
 def test_commands_of_a_class() -> None:
-    """TP-10: those of the bases, too; a notification alone is none."""
+    """Those of the bases, too; a notification alone is none."""
     assert set(commands_of(Cache)) == {"all", "class", "flush", "native", "old", "reopen_logs", "static"}
     assert commands_of(Cache)["flush"] is Cache.child_flush
 

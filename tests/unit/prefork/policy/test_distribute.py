@@ -31,7 +31,6 @@ class Workers:
 
 
 def test_as_many_at_a_time_as_there_are_workers() -> None:
-    """IPC-4."""
     workers = Workers()
     whole = distribute(workers, ["a", "b", "c", "d"], width=2, retries=0)
     assert workers.all == ["a", "b"]
