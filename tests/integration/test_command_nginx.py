@@ -101,7 +101,7 @@ def test_the_ready_configurations_are_accepted(name: str, certificate: Path) -> 
         "/etc/ssl/example.com.pem", f"{certificate}"
     )
 
-    check.check(kind, text)
+    check.check_configuration(kind, text)
 
 
 def test_ci_installs_the_programs() -> None:
@@ -146,7 +146,7 @@ def test_a_program_that_is_strange(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(check, "TIME", 0.5)
 
     with pytest.raises(check.CheckError) as raised:
-        check.check("nginx", "events {}")
+        check.check_configuration("nginx", "events {}")
     assert message in str(raised.value)
 
 

@@ -316,7 +316,7 @@ def test_names_become_what_front_ends_take() -> None:
         (
             f"{SHOP} --balance hash '$x;}}'",
             2,
-            "--balance: 'hash $x;}' is not a hash with a key of nginx's variables, as in 'hash $cookie_session'",
+            "--balance: 'hash $x;}' is not a hash with a key of nginx variables, as in 'hash $cookie_session'",
         ),
         (f"{SHOP} --listen 0", 2, "--listen: a front end listens on a port from 1 to 65535"),
         (f"{SHOP} --listen fd://3", 2, "--listen: 'fd://3': a front end listens on PORT, HOST:PORT or unix:PATH"),
