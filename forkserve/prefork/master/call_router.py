@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.codec import encode
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import Answer, CallError
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.policy.calls import Calls, Send, Target
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State

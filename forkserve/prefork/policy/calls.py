@@ -12,10 +12,13 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from forkserve.prefork.ipc.messages import Command, Message, Offer, Result
-from forkserve.prefork.ipc.pending import JSON, CommandError, Failure, Pending, Reply
+from forkserve.prefork.ipc.pending import JSON, Failure, Pending, Reply
+
+if TYPE_CHECKING:
+    from forkserve.base.errors import CommandError
 
 OFFER: Final = Offer()
 STATUSES = ("ok", "error", "unknown")  # that a worker can give; the others are found out without it
