@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.pending import JSON, Pending
-    from forkserve.prefork.master.observers import ObserverFactory
+    from forkserve.prefork.master.services import ObserverFactory
     from forkserve.prefork.system.poller import Timer
 
 
@@ -110,8 +110,8 @@ class Server(MasterCommands):
         if issubclass(self.state.worker_class, HTTPWorker):
             check_but_tls(settings)
             self.state.inheritance.make(self.pool.generations.committed, settings)
-        upstream.check(settings)
-        privileges.prepare(settings)
+        upstream.check_path(settings)
+        privileges.check_and_set_umask(settings)
         if handed is not None:
             upstream.rehearse(settings.nginx_upstream, decode(handed.data).get("front"))
             return Master(self).run()  # which loads the app and ends, and opens no logs
@@ -137,7 +137,7 @@ class Server(MasterCommands):
     def _take_over(self, before: Exported) -> int:
         """Go on where the program before an upgrade was. The pre-flight has judged all; what fails now is logged, no more."""
         privileges.adopt(before.get("account"))
-        privileges.prepare(self.state.settings)
+        privileges.check_and_set_umask(self.state.settings)
 
         def go_on() -> int:
             self._troubles += logs.configure(self.state.settings, before.get("logs", {}))
@@ -219,7 +219,7 @@ def serve(server: Server) -> int:
     return code
 
 
-def check(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """Find out what every worker would trip over, TLS included. Imports no application.
 
     Raises:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from signal import Signals
 
 from forkserve.base.errors import ExitCode
 from forkserve.config.report import markdown_table
@@ -31,7 +32,7 @@ def test_the_table_of_options_is_fresh() -> None:
 def test_every_signal_is_named() -> None:
     master, worker = section("Signals").split("| to a worker |")
     internal = {"CHLD", "TSTP"}  # not commands of the user's
-    named = {signum.name.removeprefix("SIG") for signum in signals_of(MasterCommands) | signals_of(SignalReactions)} - internal
+    named = {Signals(one).name.removeprefix("SIG") for one in signals_of(MasterCommands) | signals_of(SignalReactions)} - internal
     assert named <= set(re.findall(r"\b[A-Z][A-Z0-9]+\b", master))
     named = {signum.name.removeprefix("SIG") for signum in WORKER_SIGNALS} - internal
     assert named <= set(re.findall(r"\b[A-Z][A-Z0-9]+\b", worker))

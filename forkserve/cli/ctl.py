@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from forkserve.base import stdio
-from forkserve.base.errors import ExitCode
+from forkserve.base.errors import ExitCode, unknown_command
 from forkserve.base.logs import printable
 from forkserve.cli.ctl_output import reasons, show
 from forkserve.config.values import read_seconds
@@ -27,7 +27,6 @@ from forkserve.prefork.control.command import Command, commands_of
 from forkserve.prefork.control.wire import MAX_TIMEOUT, read_json
 from forkserve.prefork.ipc.pending import JSON
 from forkserve.prefork.master.commands import MasterCommands
-from forkserve.prefork.worker.defined import unknown
 
 ABOUT = """Steer a running server.
 
@@ -88,7 +87,7 @@ class _Ctl(click.Group):
         if args[0] not in self._known:
             self._known |= _commands_of_server(ctx.params, args)
         if args[0] not in self._known:
-            raise click.UsageError(unknown(args[0], self._known))
+            raise click.UsageError(unknown_command(args[0], self._known))
         return super().resolve_command(ctx, args)
 
 
@@ -151,7 +150,7 @@ def _understand(command: Command, context: click.Context) -> Order:
         texts = value if isinstance(value, tuple) else () if value is None else (value,)
         args += [READERS.get(word.strip("[.]"), _value)(text.removeprefix(MARK)) for text in texts]
     if option("name") is not None and option("socket") is not None:
-        raise click.UsageError("--name and --socket are two ways to say which server: give one of them")
+        raise click.UsageError("--name and --socket both select the server: give one of them")
     if option("to") is not None and not command.targets:
         raise click.UsageError("--to belongs to `call`")
     return Order(

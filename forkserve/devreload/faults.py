@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from forkserve.prefork.ipc.messages import ShowFault
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.observers import Services
+    from forkserve.prefork.master.services import Services
 
 LONGEST_DOUBT: Final = 1.0  # seconds to wait for the watcher's answer, besides its own delay
 
@@ -146,4 +147,4 @@ class Faults:
         return told(child.failure) if child.failure else ""
 
     def _send(self, child: Child, text: str) -> None:
-        self._children.send(child, {"type": "show_fault", "text": text})
+        self._children.send(child, ShowFault(text))

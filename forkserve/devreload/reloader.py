@@ -19,6 +19,7 @@ from forkserve.devreload.patterns import Rules, fixed_part
 from forkserve.devreload.warm.imports import WarmImports
 from forkserve.devreload.watcher import Watch
 from forkserve.devreload.watcher_process import WatcherProcess
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.states import State
 
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from forkserve.config.settings import Settings
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.observers import Services
+    from forkserve.prefork.master.services import Services
     from forkserve.prefork.system.poller import Timer
 
 # Seconds in which a worker should have loaded the app. If it has not, and the app has changed since, it is not waited for:
@@ -46,7 +46,7 @@ class DevReloader(Observer):
         services: What of the master it acts on.
     """
 
-    RECEIVES = frozenset(("loaded", "waits", "outside"))
+    RECEIVES = (messages.Loaded, messages.Waits, messages.Outside)
 
     def __init__(self, services: Services) -> None:
         self._pool, self._poller, self._request_reload = services.pool, services.poller, services.reload
@@ -116,22 +116,22 @@ class DevReloader(Observer):
     def _warn_of_own(self, path: str) -> None:
         logger.warning("%s changes whenever the app is loaded: that reloads it no more", printable(self._name(path)))
 
-    def received(self, child: Child, message: Message) -> None:
+    def received(self, child: Child, message: messages.Message) -> None:
         """A worker reports what it has loaded, or that the app does not load."""
-        match message["type"]:
-            case "loaded":
+        match message:
+            case messages.Loaded():
                 self._loads(child, message)
-            case "waits":
+            case messages.Waits():
                 self._faults.waits(child)
                 self._look_at_passed_over()
-            case _:
+            case messages.Outside():
                 self._warm.received(message)
 
-    def _loads(self, child: Child, message: Message) -> None:
+    def _loads(self, child: Child, message: messages.Loaded) -> None:
         """Remember the files that a worker has loaded; one that has changed since may have been loaded as it was before."""
-        self._watcher.report_loaded(message["files"])
-        beside = {"folders": message.get("folders", ()), "sought": message.get("sought", ())}  # not from before an upgrade
-        if changed := self._changes.loads(child.member.ident, message["files"], message["since"], **beside):
+        self._watcher.report_loaded(message.files)
+        beside = {"folders": message.folders, "sought": message.sought}
+        if changed := self._changes.loads(child.member.ident, message.files, message.since, **beside):
             self._reload(changed)
 
     def became_ready(self, child: Child) -> None:

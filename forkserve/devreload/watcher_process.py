@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from forkserve.base.logs import logger
 from forkserve.devreload.watcher import LONGEST_DELAY as LONGEST_WAIT
 from forkserve.devreload.watcher import MANY, Watch, become_watcher
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.system import forks
@@ -21,7 +22,7 @@ from forkserve.prefork.worker.boot import signals_blocked
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from forkserve.prefork.master.observers import Services
+    from forkserve.prefork.master.services import Services
 
 FIRST_DELAY: Final = 0.5  # seconds before a watcher that died is started again; twice that after each other try
 LONGEST_DELAY: Final = 30.0
@@ -106,25 +107,23 @@ class WatcherProcess:
         assert self._channel is not None
         for message in self._channel.receive():
             match message:
-                case {"type": "watching", "polls": polls}:
+                case messages.Watching(polls):
                     self._polls = polls
                     logger.debug("files are %s for changes", "polled" if polls else "watched")
                     self.report_loaded(self._loaded())
-                case {"type": "changed", "more": more, **lists}:
-                    for paths, name in zip(self._reported, ("included", "others", "made"), strict=True):
-                        paths.extend(lists[name])
+                case messages.Changed(more, included, others, made):
+                    for paths, some in zip(self._reported, (included, others, made), strict=True):
+                        paths.extend(some)
                     if not more:  # what has changed at once is one change
                         self._reported_at = time.time()
                         changes, self._reported = self._reported, ([], [], [])
                         self._changed(*changes)
-                case {"type": "at_rest", "number": number}:
+                case messages.AtRest(number):
                     self._at_rest(number)
-                case {"type": "warning", "text": text}:
-                    logger.warning("%s", text)
-                case {"type": "info", "text": text}:
-                    logger.info("%s", text)
-                case {"type": "failed", "traceback": text}:
-                    self._last_words = text
+                case messages.Log(level, text):
+                    logger.log(level, "%s", text)
+                case messages.Failed(traceback=text):
+                    self._last_words = text or ""
         if self._channel.closed:
             self._died()
 
@@ -143,10 +142,10 @@ class WatcherProcess:
 
     def ask_for_rest(self, number: int) -> bool:
         """Have the watcher answer when it has reported all changes; return False if there is no watcher."""
-        return self._channel is not None and self._channel.send({"type": "ask", "number": number})
+        return self._channel is not None and self._channel.send(messages.AskForRest(number))
 
     def report_loaded(self, files: Sequence[str]) -> None:
         """Name the files that a watcher which polls looks at often."""
         if self._channel is not None and self._polls:
             for start in range(0, len(files), MANY):
-                self._channel.send({"type": "loaded", "files": files[start : start + MANY]})
+                self._channel.send(messages.WatchFiles(files[start : start + MANY]))

@@ -16,11 +16,12 @@ from forkserve.base import logs
 from forkserve.base.logs import logger
 from forkserve.devreload.warm.process import become_warm_process
 from forkserve.devreload.warm.trial import Loaded
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.master.child import pass_logs
 from forkserve.prefork.master.forker import NewWorker
 from forkserve.prefork.master.worker_source import DirectFork
 from forkserve.prefork.policy.pool import Phase
-from forkserve.prefork.policy.states import MOLD, Member, State
+from forkserve.prefork.policy.states import MOLD, Member, State, process_name
 from forkserve.prefork.system.poller import READ
 from forkserve.prefork.system.scoreboard import unseen_row
 from forkserve.prefork.worker.boot import become_subreaper
@@ -29,13 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkserve.config.settings import Settings
-    from forkserve.devreload.warm.outside import Facts
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.ipc.hooks import Hooks
+    from forkserve.prefork.ipc.messages import Facts
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.forker import Forker
-    from forkserve.prefork.master.observers import Services
-    from forkserve.prefork.master.worker_source import WorkerSource
+    from forkserve.prefork.master.forker import Forker, WorkerSource
+    from forkserve.prefork.master.services import Services
     from forkserve.prefork.system.poller import Timer
 
 # Seconds.
@@ -75,14 +74,14 @@ class WarmImports:
 
     # What workers have loaded.
 
-    def received(self, message: Message) -> None:
+    def received(self, message: messages.Outside) -> None:
         """A worker reported what it has loaded, and what its project has changed meanwhile."""
-        if self._given_up or (message["base"] is not None and message["base"] != self._number):
+        if self._given_up or message.base not in (None, self._number):
             return  # from one that is no more
-        facts = message["facts"]
-        if facts is not None and not self._judge(facts, based=message["base"] is not None, stale=message["stale"]):
+        facts = message.facts
+        if facts is not None and not self._judge(facts, based=message.base is not None, stale=message.stale):
             return
-        for name, origin, late in message["modules"]:
+        for name, origin, late in message.modules:
             if name not in self._modules or not self._modules[name].origin:
                 self._modules[name] = Loaded(name, origin, late)
         self._make_if_needed()
@@ -167,7 +166,7 @@ class WarmImports:
         """
         forker = self._children.forker
         member = Member(0, MOLD, self._number, State.BOOTING, since=0.0, limit=0.0)
-        with forker.new(member, unseen_row()) as (child, channel), forker.outputs.for_worker(MOLD) as output:
+        with forker.new(member, unseen_row()) as (child, channel), forker.outputs.for_process(process_name(MOLD)) as output:
             new = NewWorker(child, channel, output)
             context = replace(forker.context(new, self._state.inheritance.latest), again=forker.again)
             forker.fork_mold(new, functools.partial(become_warm_process, modules, facts), context)
@@ -181,16 +180,16 @@ class WarmImports:
         assert child is not None
         for message in child.channel.receive():
             match message:
-                case {"type": "ready"}:
+                case messages.Ready():
                     self._ready = True
-                case {"type": "cleared", "count": count, "left_out": left_out}:
+                case messages.Cleared(count, left_out):
                     self._ready = True  # it has loaded all: one that stops before it says so is found by an order, like any other
                     logger.debug("warm process: %d modules stay loaded, and not %s", count, left_out or "any other")
-                case {"type": "outdated"}:
+                case messages.Outdated():
                     logger.debug("warm process: files of modules outside the project have changed: it is made anew")
                     self._drop(forget=True)
                     return
-                case {"type": "failed", "message": why}:
+                case messages.Failed(why):
                     self._give_up(why)
                     return
         if child.channel.closed:

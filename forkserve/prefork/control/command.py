@@ -11,12 +11,10 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from forkserve.base.errors import CommandError
+from forkserve.base.errors import CommandError, unknown_command
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT, JSON, Pending
-from forkserve.prefork.worker.defined import unknown
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Sequence
 
 P = ParamSpec("P")
@@ -75,7 +73,7 @@ def command(
     return declare
 
 
-def for_signals(*signals: signal.Signals) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def for_signals(*signals: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Have a method without arguments run when the master receives one of these signals."""
 
     def declare(method: Callable[P, R]) -> Callable[P, R]:
@@ -90,7 +88,7 @@ def commands_of(kind: type) -> dict[str, Command]:
     return {found.name: found for _, found in _declared(kind, "command")}
 
 
-def signals_of(kind: type) -> dict[signal.Signals, str]:
+def signals_of(kind: type) -> dict[int, str]:
     """Return the signals that the methods of a class and its bases declare, each with the name of the method."""
     return {one: method for method, found in _declared(kind, "signals") for one in found}
 
@@ -115,7 +113,7 @@ def execute(commands: object, name: str, args: Sequence[JSON], *, to: str | int 
     """
     known = commands_of(type(commands))
     if name not in known:
-        raise CommandError(unknown(name, known), "unknown")
+        raise CommandError(unknown_command(name, known), "unknown")
     method = getattr(commands, name.replace("-", "_"))
     options: dict[str, Any] = {"to": to, "timeout": timeout} if known[name].targets else {}
     try:

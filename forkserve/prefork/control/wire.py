@@ -12,8 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from forkserve.base.errors import CommandError, did_you_mean
-from forkserve.prefork.worker.defined import unknown
+from forkserve.base.errors import CommandError, did_you_mean, unknown_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,7 +113,7 @@ def read_request(line: bytes, commands: Mapping[str, Command]) -> Request:
     if not isinstance(command, str):
         refuse('"command" must be a string')
     if command not in commands:
-        refuse(unknown(command, commands), "unknown")
+        refuse(unknown_command(command, commands), "unknown")
     if not isinstance(args, list):
         refuse('"args" must be an array')
     if to not in ("all", "any") and not _is_number(to, int):

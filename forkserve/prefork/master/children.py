@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import console, logs
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.frames import encode
+from forkserve.prefork.ipc import messages
+from forkserve.prefork.ipc.codec import Unreadable, encode
 from forkserve.prefork.ipc.hooks import WorkerHandle
 from forkserve.prefork.master.child import Child, pass_logs
 from forkserve.prefork.master.observers import Observer, Observers
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from forkserve.base.handover import Exported
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.master.failures import Failures
-    from forkserve.prefork.master.forker import Forker
-    from forkserve.prefork.master.worker_source import WorkerSource
+    from forkserve.prefork.master.forker import Forker, WorkerSource
     from forkserve.prefork.policy.states import Member
 
 
@@ -139,30 +138,34 @@ class Children:
         if self.by_ident.get(child.member.ident) is child:
             self._watch(child)
 
-    def _obey(self, child: Child, message: Message) -> None:
-        ident, now, kind = child.member.ident, time.monotonic(), message.get("type")
-        if child.pid is None and kind != "forked":
+    def _obey(self, child: Child, message: messages.Message) -> None:
+        ident, now = child.member.ident, time.monotonic()
+        if child.pid is None and not isinstance(message, messages.Forked):
             raise ValueError("it has not come yet")
-        match kind:
-            case "forked":
-                self._came(child, message["pid"])
-            case "ready" if child.id == MOLD:
+        match message:
+            case messages.Forked(pid):
+                self._came(child, pid)
+            case messages.Ready() if child.id == MOLD:
                 self.pool.reports.ready(ident, now)
                 self.failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
-            case "ready":
-                child.commands = message.get("commands", [])
+            case messages.Ready(commands):
+                child.commands = commands
                 self.pool.reports.ready(ident, now)
                 self._became_ready(child)
-            case "failed":
+            case messages.Failed():
                 child.failure = message
-            case "reopen_logs":
+            case messages.ReopenLogs():
                 self.pass_logs(child)
-            case unknown:
-                # Workers of before an upgrade may send what only a master with --reload takes.
-                if not self._observers.received(str(unknown), child, message) and unknown not in ("loaded", "outside", "waits"):
-                    self.pool.members.protocol_violation(ident, f"unknown message {unknown!r:.100}", now)
+            case Unreadable(why):
+                self.pool.members.protocol_violation(ident, why, now)
+            case _ if self._observers.received(child, message):
+                pass
+            case messages.Loaded() | messages.Outside() | messages.Waits():
+                pass  # of a worker from before an upgrade, whose master had --reload
+            case _:
+                self.pool.members.protocol_violation(ident, f"unexpected message {message!r:.100}", now)
 
     def _became_ready(self, child: Child) -> None:
         if child.failure is None:
@@ -179,7 +182,7 @@ class Children:
             pass_logs(child.channel, files)
         self._watch(child)
 
-    def send(self, child: Child, message: Message) -> bool:
+    def send(self, child: Child, message: messages.Message) -> bool:
         """Send a message; False if the worker has gone, or has long stopped reading. Raises FrameError if it cannot be sent."""
         return self.send_frame(child, encode(message))
 

@@ -86,7 +86,7 @@ class MasterCommands:
         self.goals = Goals()
         # Looked up here, so that a missing method is found before anything runs.
         self.handlers: dict[signal.Signals, Callable[[], object]] = {
-            signum: getattr(self, name) for signum, name in signals_of(type(self)).items()
+            signal.Signals(signum): getattr(self, name) for signum, name in signals_of(type(self)).items()
         }
         self._stops: list[Pending] = []
         self._running: Running | None = None

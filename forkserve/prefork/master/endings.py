@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from forkserve.base.logs import logger
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.master import stacks
 from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.drain_gate import LONGEST
@@ -15,7 +16,6 @@ from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State
 
 if TYPE_CHECKING:
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.class_hooks import ClassHooks
@@ -38,29 +38,29 @@ class Endings(Observer):
         class_hooks: The worker class's hooks.
     """
 
-    RECEIVES = frozenset(("terminated", "draining", "released", "lingering", "spent"))
+    RECEIVES = (messages.Terminated, messages.Draining, messages.Released, messages.Lingering, messages.Spent)
 
     def __init__(self, pool: Pool, children: Children, listeners: Listeners, poller: Poller, class_hooks: ClassHooks) -> None:
         self._pool, self._children, self._listeners = pool, children, listeners
         self._poller, self._class_hooks = poller, class_hooks
 
-    def received(self, child: Child, message: Message) -> None:
+    def received(self, child: Child, message: messages.Message) -> None:
         """Interpret what a worker says of its end."""
         ident = child.member.ident
-        match message["type"]:
-            case "terminated":
+        match message:
+            case messages.Terminated():
                 # The whole group may have got the signal, and the master's be on its way.
                 wait = 0.0 if self._pool.phase >= Phase.STOPPING else GROUP
                 self._poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
-            case "draining":
+            case messages.Draining():
                 self._pool.reports.draining(ident, time.monotonic())
-            case "released":
+            case messages.Released():
                 self._pool.reports.released(ident)
                 self.admit(child)
-            case "lingering":
+            case messages.Lingering():
                 self._pool.reports.lingering(ident)
-            case "spent" if self._pool.reports.spent(ident, full=message["full"]):
-                logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, message["requests"])
+            case messages.Spent(requests, full) if self._pool.reports.spent(ident, full=full):
+                logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, requests)
 
     def _let_go(self, child: Child) -> None:
         """Answer a worker that got a TERM: it may drain; but if its slot is to go, the pool orders the drain when it is time."""
@@ -73,7 +73,7 @@ class Endings(Observer):
                 if self._pool.departures.advertised or self._pool.departures.advertised_before
                 else 0.0
             )
-            self._children.send(child, {"type": "stay", "seconds": longest})
+            self._children.send(child, messages.Stay(longest))
         else:
             self._pool.reports.draining(child.member.ident, time.monotonic())
             self.drain(child, booting=False)
@@ -88,9 +88,8 @@ class Endings(Observer):
     def drain(self, child: Child, *, booting: bool) -> None:
         """Have a worker or a mold end when its work is done."""
         child.row.tell_to_drain()
-        received = self._children.send(
-            child, {"type": "drain", "relieved": self._pool.is_relieved(child.member), "closing": self._closing(child.member)}
-        )
+        drain = messages.Drain(self._pool.is_relieved(child.member), self._closing(child.member))
+        received = self._children.send(child, drain)
         if booting:
             self._end_boot(child)
         elif not received:

@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.orders import Order, OrderSocket
+from forkserve.prefork.ipc.messages import Order
+from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.master.child import Child, stacks_file
 from forkserve.prefork.master.observers import Observer
-from forkserve.prefork.master.worker_source import DirectFork, WorkerSource
-from forkserve.prefork.policy.states import MOLD, Member
+from forkserve.prefork.policy.states import MOLD, Member, process_name
 from forkserve.prefork.system import forks
 from forkserve.prefork.worker.boot import become_worker, signals_blocked
 from forkserve.prefork.worker.context import WorkerContext
@@ -43,6 +43,20 @@ class NewWorker:
     output: WorkerOutput
 
 
+class WorkerSource(Protocol):
+    """Starts the processes of workers. One of another kind is given to the forker (`Forker.source`)."""
+
+    @property
+    def fallback(self) -> WorkerSource | None:
+        """What to take for a worker that this source accepted and did not deliver; None: that is a failure to fork."""
+
+    def start(self, new: NewWorker, forker: Forker) -> None:
+        """Start a worker's process, or order it: then its `forked` message brings the pid.
+
+        Raises OSError if the system has no room for it, or there is nothing to fork from.
+        """
+
+
 @dataclass(slots=True)
 class Forker:
     """Forks workers and molds.
@@ -56,8 +70,8 @@ class Forker:
         outputs: What becomes of the workers' stdout and stderr.
         again: Reads the configuration anew, for a canary.
         close_masters: Each closes, in a child, some of what is the master's alone.
-        children: All that exist, by their member's ident.
         source: Where workers come from.
+        children: All that exist, by their member's ident.
         observe_imports: Makes what observes a worker's imports (--reload).
     """
 
@@ -69,8 +83,8 @@ class Forker:
     outputs: Outputs
     again: Callable[[], Config] | None
     close_masters: Sequence[Callable[[], object]]
+    source: WorkerSource
     children: dict[int, Child] = field(default_factory=dict)
-    source: WorkerSource = field(default_factory=DirectFork)
     observe_imports: Callable[[], ImportObserver | None] = lambda: None
 
     def fork(self, member: Member, source: WorkerSource | None = None) -> Child:
@@ -82,7 +96,7 @@ class Forker:
         with self.new(member, self.scoreboard.assign(member.row)) as (child, channel):
             if member.slot != MOLD:
                 self.observers.notify(Observer.forking, child)
-            with self.outputs.for_worker(child.id) as output:
+            with self.outputs.for_process(process_name(child.id)) as output:
                 new = NewWorker(child, channel, output)
                 if member.slot == MOLD:
                     self.fork_mold(new, become_mold, self.context(new, self._inherited(member)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve.base import console, logfile
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.master.observers import FrontendObserver, Observer, Observers
 from forkserve.prefork.master.service_manager import ready_status
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
@@ -144,7 +145,7 @@ class MasterLoop:
                 self.endings.kill(by_ident[member.ident], dumped=dumped)
             case ServeOn(member):
                 logger.warning("worker %d serves on: its successor failed, and is tried again", member.slot)
-                self.children.send(by_ident[member.ident], {"type": "serve_on"})
+                self.children.send(by_ident[member.ident], messages.ServeOn())
             case GiveUp(member):
                 child = by_ident[member.ident]
                 logger.critical("%s cannot be %s", child, "killed" if child.pid else "had from its mold")
@@ -163,7 +164,7 @@ class MasterLoop:
         console.say(*(f"Listening on {one.describe(scheme)}" for one in self.listeners), ready_status(self.pool))
         daemon.ready()
         for mold in self.children.molds():
-            self.children.send(mold, {"type": "detach"})  # from the terminal, as the master has just done
+            self.children.send(mold, messages.Detach())  # from the terminal, as the master has just done
         if self.state.name != self.requested_name:
             text = "a server called %s was there already: this one is called %s"
             logger.info(text, self.requested_name, self.state.name)

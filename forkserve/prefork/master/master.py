@@ -18,12 +18,13 @@ from forkserve.prefork.master.failures import Failures
 from forkserve.prefork.master.forker import Forker
 from forkserve.prefork.master.handle import Present, ServerHandle, UserHooks
 from forkserve.prefork.master.loop import MasterLoop
-from forkserve.prefork.master.observers import FrontendObserver, Observer, ObserverFactory, Services
+from forkserve.prefork.master.observers import FrontendObserver, Observer
 from forkserve.prefork.master.opening import Opened, Stacks, open_all
 from forkserve.prefork.master.periodic import PeriodicChecks
 from forkserve.prefork.master.reaper import Reaper
 from forkserve.prefork.master.reloading import Reloading
 from forkserve.prefork.master.service_manager import ServiceManager
+from forkserve.prefork.master.services import ObserverFactory, Services
 from forkserve.prefork.master.status import Status
 from forkserve.prefork.master.upgrade.address_change import AddressChange
 from forkserve.prefork.master.upgrade.handover import Handover

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base.logs import logger
@@ -18,14 +17,8 @@ from forkserve.prefork.system import forks
 if TYPE_CHECKING:
     from forkserve.base.handover import Exported
     from forkserve.config.settings import Settings
-    from forkserve.prefork.ipc.frames import Message
-    from forkserve.prefork.ipc.pending import Pending
+    from forkserve.prefork.ipc.messages import Message
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.children import Children
-    from forkserve.prefork.master.exits import OtherProcesses
-    from forkserve.prefork.master.state import ServerState
-    from forkserve.prefork.policy.pool import Pool
-    from forkserve.prefork.system.poller import Poller
 
 
 class Observer:
@@ -34,8 +27,8 @@ class Observer:
     A `child` is a worker or a mold (`child.id` is MOLD then).
     """
 
-    RECEIVES: AbstractSet[str] = frozenset()
-    """The types of the messages of workers that this observer takes."""
+    RECEIVES: tuple[type[Message], ...] = ()
+    """The messages of workers that this observer takes."""
 
     @property
     def degraded(self) -> bool:
@@ -61,7 +54,7 @@ class Observer:
         """A worker is ready; if `child.fault` is set, it shows an error page instead of the app."""
 
     def received(self, child: Child, message: Message) -> None:
-        """A worker sent a message of a type in `RECEIVES`. KeyError, TypeError, ValueError: the message is malformed."""
+        """A worker sent a message of a class in `RECEIVES`."""
 
     def worker_exited(self, child: Child, status: int) -> None:
         """A worker has exited; `status` is its exit code, or a signal as a negative number."""
@@ -127,9 +120,9 @@ class Observers:
         for observer in self._all:
             observer.close_in_child()
 
-    def received(self, kind: str, child: Child, message: Message) -> bool:
-        """Give a message to the observers that take it; return whether there are any. Raises what a malformed message raises."""
-        takers = [one for one in self._all if kind in one.RECEIVES]
+    def received(self, child: Child, message: Message) -> bool:
+        """Give a message to the observers that take it; return whether there are any."""
+        takers = [one for one in self._all if isinstance(message, one.RECEIVES)]
         for one in takers:
             one.received(child, message)
         return bool(takers)
@@ -160,29 +153,3 @@ class FrontendObserver(Observer):
     def export(self) -> Exported | None:
         """Describe what goes along in an upgrade."""
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What an observer that acts on workers may use. The master makes such an observer of a factory, which gets this.
-
-    Attributes:
-        state: The settings in force.
-        pool: Which workers there are.
-        poller: Descriptors and timers.
-        children: The processes.
-        processes: The exits of processes that are no workers.
-        reload: The command; raises CommandError.
-        is_reloading: Whether a reload runs.
-    """
-
-    state: ServerState
-    pool: Pool
-    poller: Poller
-    children: Children
-    processes: OtherProcesses
-    reload: Callable[[], Pending]
-    is_reloading: Callable[[], bool]
-
-
-ObserverFactory = Callable[[Services], Observer]

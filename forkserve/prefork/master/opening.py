@@ -70,7 +70,7 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     state, poller = commands.state, commands.poller
     state.pid = os.getpid()
     before = startup.take_inherited_state()
-    signals = SignalQueue((*commands.handlers, *signals_of(SignalReactions), signal.SIGCHLD))
+    signals = SignalQueue((*commands.handlers, *map(signal.Signals, signals_of(SignalReactions)), signal.SIGCHLD))
     stacks.signals.callback(signals.close)
     hangup_ignored = before["hangup_ignored"] if before else signals.inherited(signal.SIGHUP) == signal.SIG_IGN
     if before:
@@ -79,7 +79,7 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
         _resume(commands, before)
     reactions = SignalReactions(commands, commands.pool, Terminal(), hangup_ignored=hangup_ignored)
     for signum, method in signals_of(SignalReactions).items():
-        commands.handlers.setdefault(signum, getattr(reactions, method))
+        commands.handlers.setdefault(signal.Signals(signum), getattr(reactions, method))
     pid_file = _lock(state, before)
     if pid_file:
         stacks.cleanup.callback(pid_file.remove)

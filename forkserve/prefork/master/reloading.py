@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve.base import logs
 from forkserve.base.errors import CommandError, ForkserveError
 from forkserve.config.settings import flag, merge, unchangeable
+from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.master.observers import Observer, Observers
@@ -128,7 +129,7 @@ class Reloading:
         """The failure of a reload that is done but for a worker that could not load the app, and its traceback."""
         for child in self._children:
             if (fault := child.fault) is not None and child.member.generation == generation:
-                return CommandError(f"the new worker {child.id} failed to boot: {fault['message']}"), fault.get("traceback")
+                return CommandError(f"the new worker {child.id} failed to boot: {fault.message}"), fault.traceback
         return None, None
 
     def _start(self, now: float) -> None:
@@ -213,6 +214,6 @@ class Reloading:
         if rollout.rolled_back and self._undo is not None:
             self._undo()
         logs.logger.error("reload failed: %s", error)
-        self._observers.notify(Observer.reload_ended, told({"message": str(error), "traceback": traceback}))
+        self._observers.notify(Observer.reload_ended, told(Failed(str(error), traceback=traceback)))
         for pending in running:
             pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})

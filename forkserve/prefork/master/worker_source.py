@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.forker import Forker, NewWorker
-
-
-class WorkerSource(Protocol):
-    """Starts the processes of workers. One of another kind is given to the forker (`Forker.source`)."""
-
-    @property
-    def fallback(self) -> WorkerSource | None:
-        """What to take for a worker that this source accepted and did not deliver; None: that is a failure to fork."""
-
-    def start(self, new: NewWorker, forker: Forker) -> None:
-        """Start a worker's process, or order it: then its `forked` message brings the pid.
-
-        Raises OSError if the system has no room for it, or there is nothing to fork from.
-        """
+    from forkserve.prefork.master.forker import Forker, NewWorker, WorkerSource
 
 
 class DirectFork:

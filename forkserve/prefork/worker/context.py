@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.channel import Channel
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.ipc.hooks import Hooks
+    from forkserve.prefork.ipc.messages import Message
     from forkserve.prefork.system.listeners import Listener
     from forkserve.prefork.system.scoreboard import Row, Scoreboard
 

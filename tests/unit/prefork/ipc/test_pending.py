@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from forkserve.base.errors import CommandError, ConfigError
+from forkserve.base.errors import CommandError, ConfigError, unknown_command
 from forkserve.prefork.ipc.pending import Failure, Pending, Reply, answer
-from forkserve.prefork.worker.defined import commands_of, describe, unknown
+from forkserve.prefork.worker.defined import commands_of, describe
 from forkserve.prefork.worker.worker import Worker
 
 
@@ -87,9 +87,9 @@ def test_describe_what_is_defined_anew() -> None:
 
 
 def test_unknown() -> None:
-    assert unknown("flusch", ["flush"]) == "there is no command 'flusch' (did you mean 'flush'?)"
-    assert unknown(None, []) == "there is no command None"
-    assert len(unknown("x" * 1000, ["flush"])) < 200
+    assert unknown_command("flusch", ["flush"]) == "there is no command 'flusch' (did you mean 'flush'?)"
+    assert unknown_command(None, []) == "there is no command None"
+    assert len(unknown_command("x" * 1000, ["flush"])) < 200
 
 
 # Pending.
