@@ -32,7 +32,7 @@ def listening() -> Iterator[socket.socket]:
         yield sock
 
 
-def test_base_port_gives_each_worker_the_next_port(serve: Start) -> None:  # TP-1, TP-2
+def test_base_port_gives_each_worker_the_next_port(serve: Start) -> None:
     first = free_ports(4)
     command = serve(WHO, "--workers", 4, "--base-port", first)
 
@@ -44,7 +44,7 @@ def test_base_port_gives_each_worker_the_next_port(serve: Start) -> None:  # TP-
     assert len(command.workers) == 4
 
 
-def test_one_port_belongs_to_one_worker_only(serve: Start) -> None:  # TP-1
+def test_one_port_belongs_to_one_worker_only(serve: Start) -> None:
     command = serve(WHO, "--workers", 2, "--base-port", 0)
 
     for port, number in zip(command.ports, "12", strict=True):

@@ -131,7 +131,7 @@ def test_output_with_a_prefix_lets_go_of_the_launcher(project: Project) -> None:
     eventually(lambda: "worker 1: asked" in (project.path / "logs").read_text(), (project.path / "logs").read_text)
 
 
-def test_the_launcher_ends_when_the_server_is_ready(project: Project) -> None:  # PF-15
+def test_the_launcher_ends_when_the_server_is_ready(project: Project) -> None:
     stdout, stderr = project.start("--workers", 2)
 
     assert get(port_of(stderr), "/").status == 200
@@ -213,9 +213,7 @@ def faults() -> list[tuple[str, list[str], int]]:
 
 
 @pytest.mark.parametrize(("code", "options", "expected"), faults())
-def test_a_start_that_fails_is_told_as_in_the_foreground(
-    tmp_path: Path, code: str, options: list[str], expected: int
-) -> None:  # PF-15, SV-14
+def test_a_start_that_fails_is_told_as_in_the_foreground(tmp_path: Path, code: str, options: list[str], expected: int) -> None:
     (tmp_path / "broken.py").write_text(code)
 
     foreground, background = (
@@ -347,14 +345,14 @@ else:
     ("app", "said"),
     [("site_app:app", "imported\nreturned 0 True\n"), ("site_app:nothing", "imported\nreturned 4 False\n")],
 )
-def test_the_library_returns_in_the_launcher(project: Project, app: str, said: str) -> None:  # PF-15
+def test_the_library_returns_in_the_launcher(project: Project, app: str, said: str) -> None:
     ended = library(project, app)
 
     assert ended.stdout == said + "launcher's atexit\n"
     assert ended.returncode == 0
 
 
-def test_the_library_raises_in_the_launcher(project: Project) -> None:  # SV-14
+def test_the_library_raises_in_the_launcher(project: Project) -> None:
     (project.path / "pid").mkdir()
     ended = library(project, "site_app:app")
     (project.path / "pid").rmdir()

@@ -19,7 +19,7 @@ CALLS, TOGETHER, WORKERS = 1000, 25, 3
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", [ASGI, INLINE, THREADS], ids=["asgi", "inline", "threads"])
 def test_a_thousand_calls_while_requests_come(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """TP-3, TP-7, TP-8: each call has a number, and each worker remembers those that it ran."""
+    """Each call has a number, and each worker remembers those that it ran."""
     server = probe(start, tmp_path, kind, workers=WORKERS)
     over = threading.Event()
     answered: list[int] = []

@@ -69,7 +69,7 @@ def has_open(pid: int, path: Path) -> bool:
     return str(path) in descriptors(pid).values()
 
 
-def test_usr1_opens_the_logs_anew_where_they_were_moved(serve: Start, project: Path) -> None:  # PF-21
+def test_usr1_opens_the_logs_anew_where_they_were_moved(serve: Start, project: Path) -> None:
     command = rotating(serve, project)
     names = [project / "error.log", project / "access.log"]
     moved = [file.rename(f"{file}.1") for file in names]
@@ -87,7 +87,7 @@ def test_usr1_opens_the_logs_anew_where_they_were_moved(serve: Start, project: P
     assert len(names[1].read_text().splitlines()) == 2
 
 
-def test_usr1_leaves_a_log_alone_that_was_not_moved(serve: Start, project: Path) -> None:  # PF-21
+def test_usr1_leaves_a_log_alone_that_was_not_moved(serve: Start, project: Path) -> None:
     command = rotating(serve, project)
     error, access = project / "error.log", project / "access.log"
     written = position(command.pid, access)

@@ -46,9 +46,7 @@ def gated(serve: Start, notes: Path, app: str, *options: object) -> Command:
 
 
 @INTERFACES
-def test_a_request_in_hand_is_answered(
-    serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]
-) -> None:  # TP-12
+def test_a_request_in_hand_is_answered(serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]) -> None:
     command = gated(serve, notes, app, *options)
     with Client(command.port) as client:
         client.request(f"/slow?{gate}")

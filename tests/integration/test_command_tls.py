@@ -51,7 +51,7 @@ def test_a_handshake_that_fails_is_no_request_of_max_requests(serve: Start, auth
     for _ in range(20):
         with Client(command.port) as client:
             client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            while client.more():
+            while client.receive():
                 pass
     assert get(command.port, tls=authority.trust()).json["scheme"] == "https"
     assert "is replaced" not in command.stderr

@@ -50,7 +50,7 @@ worker_stderr = open(os.open("object", os.O_WRONLY | os.O_CREAT), "w", closefd=F
 """
 
 
-def test_a_file_gets_what_workers_and_their_children_print(serve: Start, project: Path) -> None:  # PF-16, PF-18, TP-15
+def test_a_file_gets_what_workers_and_their_children_print(serve: Start, project: Path) -> None:
     (project / "out").write_text("before\n")
     line = ("--worker-stdout", "out", "--worker-stderr", "err", "--access-logfile", "-", "--access-logformat", "%(U)s")
     command = serve("site_app:app", "--base-port", 0, "--workers", 2, *line, cwd=project)
@@ -65,7 +65,7 @@ def test_a_file_gets_what_workers_and_their_children_print(serve: Start, project
     assert (project / "err").read_text() == "complained /x\n" * 2
 
 
-def test_a_prefix_says_which_worker_it_was(serve: Start, project: Path) -> None:  # TP-15
+def test_a_prefix_says_which_worker_it_was(serve: Start, project: Path) -> None:
     line = ("--worker-stdout", "-", "--worker-stderr", "-", "--worker-output-prefix")
     command = serve("site_app:app", "--base-port", 0, "--workers", 2, *line, cwd=project)
     for port in command.ports:
@@ -85,7 +85,7 @@ def test_the_last_words_of_a_worker_are_passed_on(serve: Start, project: Path) -
         eventually(lambda: command.stdout == "worker 1: last words\n", lambda: command.stdout)
 
 
-def test_functions_and_file_objects_of_a_configuration(serve: Start, project: Path) -> None:  # TP-15
+def test_functions_and_file_objects_of_a_configuration(serve: Start, project: Path) -> None:
     (project / "forkserve.conf.py").write_text(CONFIG)
     command = serve("site_app:app", "--bind", "127.0.0.1:0", cwd=project)
     command.traceback_expected = True
@@ -100,7 +100,7 @@ def test_functions_and_file_objects_of_a_configuration(serve: Start, project: Pa
     assert (project / "object").read_text() == "complained /raise\ncomplained /x\n"
 
 
-def test_syslog(serve: Start, project: Path) -> None:  # TP-15
+def test_syslog(serve: Start, project: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.bind(str(project / "log"))
         log.settimeout(20)
@@ -128,7 +128,7 @@ def test_a_file_that_was_moved_is_opened_anew(serve: Start, project: Path) -> No
     assert "one" in err.read_text()
 
 
-def test_workers_open_their_own_files_anew(serve: Start, project: Path) -> None:  # PF-18, PF-21
+def test_workers_open_their_own_files_anew(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--base-port", 0, "--workers", 2, "--worker-stdout", "out", cwd=project)
     out = project / "out"
     moved = out.rename(project / "moved")

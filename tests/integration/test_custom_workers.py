@@ -49,7 +49,7 @@ def idle(start: Start, tmp_path: Path) -> Remote:
 
 
 def test_commands(idle: Remote) -> None:
-    """TP-4, TP-7, TP-9: each worker answers, in the order of the slots."""
+    """Each worker answers, in the order of the slots."""
     replies = idle.call("hello", "you")
 
     assert [one["value"] for one in replies] == ["hello you from 1", "hello you from 2", "hello you from 3"]
@@ -64,7 +64,7 @@ def test_async_commands(idle: Remote) -> None:
 
 
 def test_what_goes_wrong_harms_nobody(idle: Remote) -> None:
-    """TP-5, TP-6: unknown commands, wrong arguments and exceptions are replies."""
+    """Unknown commands, wrong arguments and exceptions are replies."""
     before = idle.command.workers
 
     assert {one["status"] for one in idle.call("nothing")} == {"unknown"}
@@ -89,7 +89,7 @@ def test_refused_by_the_master(idle: Remote) -> None:
 
 
 def test_commands_wait_for_alive(idle: Remote, tmp_path: Path) -> None:
-    """TP-3: what was begun is finished first, and the others do not wait for it."""
+    """What was begun is finished first, and the others do not wait for it."""
     path = tmp_path / "go on"
     held = idle.begin("call", "hold", str(path), to=2)
     eventually(Path(f"{path}.2").exists, "worker 2 holds")
@@ -121,7 +121,7 @@ def test_a_worker_asks_the_others(idle: Remote, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("timeout", [0.3, 1])
 def test_one_that_does_not_ask_whether_to_go_on(start: Start, tmp_path: Path, timeout: float) -> None:
-    """PF-5, SV-3: it is stuck: its stacks are shown, it is killed and replaced; the command that it died of says so."""
+    """It is stuck: its stacks are shown, it is killed and replaced; the command that it died of says so."""
     remote = Remote(start, tmp_path, "Idle", workers=1, timeout=timeout)
     (pid,) = remote.command.workers
 
@@ -136,7 +136,7 @@ def test_one_that_does_not_ask_whether_to_go_on(start: Start, tmp_path: Path, ti
 
 
 def test_one_that_never_asks(start: Start) -> None:
-    """PF-5: it said that it was ready, and no more."""
+    """It said that it was ready, and no more."""
     command = start("--worker", f"{WORKERS}:Silent", "--timeout", 0.5, "--graceful-timeout", 0.5).ready()
     (pid,) = command.workers
 
@@ -144,7 +144,7 @@ def test_one_that_never_asks(start: Start) -> None:
 
 
 def test_one_that_never_gets_ready(start: Start) -> None:
-    """PF-5: the boot has a deadline of its own."""
+    """The boot has a deadline of its own."""
     command = start("--worker", f"{WORKERS}:NeverReady", "--boot-timeout", 0.4)
 
     command.wait(3)
@@ -152,7 +152,7 @@ def test_one_that_never_gets_ready(start: Start) -> None:
 
 
 def test_a_worker_that_waits_is_not_stuck(start: Start, tmp_path: Path) -> None:
-    """PF-6: `wait` returns in time for any timeout, however long it was asked to wait."""
+    """`wait` returns in time for any timeout, however long it was asked to wait."""
     remote = Remote(start, tmp_path, "Idle", workers=2, timeout=0.2)
     before = remote.command.workers
     beats = [switches(pid) for pid in before]
@@ -163,7 +163,7 @@ def test_a_worker_that_waits_is_not_stuck(start: Start, tmp_path: Path) -> None:
 
 
 def test_the_master_does_not_spin(start: Start) -> None:
-    """PF-6: with a timeout of half a second it looks at most a few times in that, and is idle in between."""
+    """With a timeout of half a second it looks at most a few times in that, and is idle in between."""
     command = start("--worker", f"{WORKERS}:Busy", "--timeout", 0.5, "--workers", 2).ready()
     before, cpu = switches(command.pid), sum(_cpu(command.pid))
     said = command.stdout.count("1\n")
@@ -183,7 +183,6 @@ def _cpu(pid: int) -> tuple[float, float]:
 
 
 def test_one_that_returns_is_replaced(start: Start, tmp_path: Path) -> None:
-    """PF-2."""
     command = start("--worker", f"{WORKERS}:Returns", env={"NOTES": str(tmp_path)}).ready()
     (pid,) = command.workers
     (tmp_path / "done").touch()
@@ -194,7 +193,6 @@ def test_one_that_returns_is_replaced(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGQUIT])
 def test_one_that_is_killed_is_replaced(start: Start, signum: signal.Signals) -> None:
-    """PF-8, SV-5, SV-8."""
     command = start("--worker", f"{WORKERS}:Echo", "--base-port", 0).ready()
     (pid,) = command.workers
     os.kill(pid, signum)
@@ -205,7 +203,7 @@ def test_one_that_is_killed_is_replaced(start: Start, signum: signal.Signals) ->
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_stop(start: Start, signum: signal.Signals) -> None:
-    """PF-3, PF-11, PF-12: `alive` says no, and the server ends with 0."""
+    """`alive` says no, and the server ends with 0."""
     command = start("--worker", f"{WORKERS}:Idle", "--workers", 3).ready()
     command.kill(signum)
 
@@ -213,7 +211,7 @@ def test_stop(start: Start, signum: signal.Signals) -> None:
 
 
 def test_a_dead_master(start: Start) -> None:
-    """SV-11, TP-13: the workers notice, and end."""
+    """The workers notice, and end."""
     command = start("--worker", f"{WORKERS}:Idle", "--workers", 2).ready()
     workers = command.workers
     command.kill(signal.SIGKILL)
@@ -226,7 +224,7 @@ def test_a_dead_master(start: Start) -> None:
 
 
 def test_winch_and_ttin(start: Start) -> None:
-    """PF-9, PF-10: no workers, while the master stays and clients wait; then one more at a time, and one less, never below one."""
+    """No workers, while the master stays and clients wait; then one more at a time, and one less, never below one."""
     command = start("--worker", f"{WORKERS}:Echo", "--bind", "127.0.0.1:0", "--workers", 2).ready()
     command.kill(signal.SIGWINCH)
     eventually(lambda: not command.workers, "no workers")

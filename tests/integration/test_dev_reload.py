@@ -71,9 +71,7 @@ def project(tmp_path: Path, start: Start) -> Project:
     ],
     ids=["wsgi", "threads", "asgi", "ports"],
 )
-def test_saves_bring_new_answers_and_lose_no_request(
-    project: Project, app: str, arguments: tuple[object, ...]
-) -> None:  # TP-20, TP-24
+def test_saves_bring_new_answers_and_lose_no_request(project: Project, app: str, arguments: tuple[object, ...]) -> None:
     project.save("myapp.py", app, version=1)
     project.serve(*arguments)
     with polled(project):
@@ -127,7 +125,7 @@ def test_a_save_while_workers_boot_is_not_missed(project: Project) -> None:
     project.until("version 4")
 
 
-def test_only_a_file_that_was_loaded_or_is_included_matters(project: Project) -> None:  # TP-22, TP-23
+def test_only_a_file_that_was_loaded_or_is_included_matters(project: Project) -> None:
     project.save("other.py", "")  # a new one may be a module that the app looks for
     project.serve("--reload-include", "*.yaml", "--reload-exclude", "static")
     for name in ("other.py", "static/index.html", "notes.txt", "node_modules/pad.html", "sub/__pycache__/x.py"):

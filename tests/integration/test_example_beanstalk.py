@@ -1,4 +1,4 @@
-"""Consumers of a real beanstalkd lose no job, whatever happens to them (SV-19, IPC-10)."""
+"""Consumers of a real beanstalkd lose no job, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_drain_finishes_what_is_in_hand(consumers: Command, queue: Queue) -> N
 
 
 def test_workers_that_come_and_go(consumers: Command, queue: Queue) -> None:
-    """SV-6, SV-7, SV-8: workers are told to end, and replaced, and more and fewer are wanted, under load; each job is done once."""
+    """Workers are told to end, and replaced, and more and fewer are wanted, under load; each job is done once."""
     jobs = [queue.put("0.05") for _ in range(150)]
     for signum in (signal.SIGTTOU, signal.SIGTTOU, signal.SIGTTIN):
         number = len(done(consumers))

@@ -27,7 +27,7 @@ def speakers(command: Command, words: str) -> set[tuple[str, ...]]:
 
 
 def test_say(start: Start) -> None:
-    """PF-1, PF-2, PF-3: the module runs once, in the master; `run` runs in each worker, and again in one that replaces it."""
+    """The module runs once, in the master; `run` runs in each worker, and again in one that replaces it."""
     command = start(2, program=("example_apps/say.py",)).ready()
     first, second = command.workers
     expected = {("1", str(first), str(command.pid)), ("2", str(second), str(command.pid))}
@@ -39,7 +39,7 @@ def test_say(start: Start) -> None:
 
 
 def test_say_something_else(start: Start) -> None:
-    """PF-3, TP-4: its command is obeyed between two sayings."""
+    """Its command is obeyed between two sayings."""
     command = start(2, program=("example_apps/say.py",)).ready()
     told = run("ctl", "--name", "say", "call", "say", "good bye", "--json")
 
@@ -64,7 +64,7 @@ def connected(command: Command) -> Iterator[socket.socket]:
 
 
 def test_echo(echo: Command) -> None:
-    """IPC-11, PF-25: as many clients at once as there are workers; others wait until one is free."""
+    """As many clients at once as there are workers; others wait until one is free."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(echo)) for _ in range(4)]
         for number, client in enumerate(clients):
@@ -107,7 +107,7 @@ def test_echo_when_a_client_breaks_off(echo: Command) -> None:
 
 @pytest.mark.heavy
 def test_echo_when_it_stops(echo: Command) -> None:
-    """PF-11: what has been received is answered, and then the client sees the end."""
+    """What has been received is answered, and then the client sees the end."""
     with connected(echo) as client:
         client.sendall(b"one")
         assert client.recv(100) == b"one"
@@ -158,7 +158,7 @@ class Message:
 
 
 def test_pool(pool: Command, path: Path) -> None:
-    """SV-16, SV-17: each message is done once, by one worker; also those that wait while all are busy."""
+    """Each message is done once, by one worker; also those that wait while all are busy."""
     messages = [Message(path, f"message {number}") for number in range(100)]
 
     answers = [message.answer for message in messages]
@@ -172,7 +172,7 @@ def busy(command: Command, before: dict[int, int]) -> list[int]:
 
 
 def test_pool_with_busy_workers(pool: Command, path: Path) -> None:
-    """SV-16: a message is never given to one that is not idle."""
+    """A message is never given to one that is not idle."""
     before = {pid: sockets(pid) for pid in pool.workers}
     long = [Message(path, "sleep 2") for _ in range(3)]
     eventually(lambda: len(busy(pool, before)) == 3, "three are busy")
@@ -182,7 +182,7 @@ def test_pool_with_busy_workers(pool: Command, path: Path) -> None:
 
 
 def test_pool_with_a_worker_that_dies(pool: Command, path: Path) -> None:
-    """SV-17: its sender sees the end, and may try again; nobody else is concerned."""
+    """Its sender sees the end, and may try again; nobody else is concerned."""
     before = {pid: sockets(pid) for pid in pool.workers}
     message = Message(path, "sleep 100")
     (pid,) = eventually(lambda: busy(pool, before), "one is busy")
@@ -205,7 +205,7 @@ def test_pool_with_senders_that_go_away(pool: Command, path: Path) -> None:
 
 
 def test_pool_that_stops(pool: Command, path: Path) -> None:
-    """SV-18: what is in hand is done; then the socket is removed."""
+    """What is in hand is done; then the socket is removed."""
     before = {pid: sockets(pid) for pid in pool.workers}
     message = Message(path, "sleep 1")
     eventually(lambda: busy(pool, before), "one is busy")
@@ -217,7 +217,7 @@ def test_pool_that_stops(pool: Command, path: Path) -> None:
 
 
 def test_pool_that_shrinks(start: Start, tmp_path: Path, path: Path) -> None:
-    """SV-18: a worker that was told to end takes no message more, but finishes the one that it has."""
+    """A worker that was told to end takes no message more, but finishes the one that it has."""
     remote = Remote(start, tmp_path, "example_apps.pool:Pooled", workers=4, bind=[f"unix:{path}"])
     before = {pid: sockets(pid) for pid in remote.command.workers}
     long = [Message(path, "sleep 1") for _ in range(4)]
@@ -232,7 +232,7 @@ def test_pool_that_shrinks(start: Start, tmp_path: Path, path: Path) -> None:
 
 
 def test_pool_by_way_of_the_master(pool: Command) -> None:
-    """SV-16: the same without a connection."""
+    """The same without a connection."""
     told = run("ctl", "--name", "pooled", "call", "work", "hello", "--to", "any", "--json")
 
     (reply,) = json.loads(told.stdout)["result"]
@@ -240,7 +240,7 @@ def test_pool_by_way_of_the_master(pool: Command) -> None:
 
 
 def test_calls_to_any_while_the_pool_shrinks(start: Start, tmp_path: Path) -> None:
-    """SV-16, SV-18: one that is idle gets it, exactly one, and never one that is about to end."""
+    """One that is idle gets it, exactly one, and never one that is about to end."""
     remote = Remote(start, tmp_path, "Idle", workers=4)
     go_on = tmp_path / "go on"
     long = [remote.begin("call", "hold", str(go_on), to="any") for _ in range(4)]

@@ -1,4 +1,4 @@
-"""`server.map`: one command for each of many items, each in the worker that is idle first (IPC-12)."""
+"""`server.map`: one command for each of many items, each in the worker that is idle first."""
 
 from __future__ import annotations
 

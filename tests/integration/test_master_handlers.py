@@ -44,7 +44,7 @@ def say(fifo: Path, text: str) -> None:
 
 
 def test_descriptors(command: Command, notes: Path, fifo: Path) -> None:
-    """TP-17: called with the object and the event; one that raises is logged, and is called again; removed, it is not."""
+    """Called with the object and the event; one that raises is logged, and is called again; removed, it is not."""
     for word in ("one", "raise", "two", "remove"):
         say(fifo, word)
         command.wait_for(f"^read {word} 1$", notes)
@@ -57,7 +57,7 @@ def test_descriptors(command: Command, notes: Path, fifo: Path) -> None:
 
 
 def test_calls_from_a_handler(command: Command, notes: Path, fifo: Path) -> None:
-    """TP-10, TP-27: the replies come to the callback in the master's loop, from workers with a mixin; one that raises is logged."""
+    """The replies come to the callback in the master's loop, from workers with a mixin; one that raises is logged."""
     say(fifo, "callback")
     command.wait_for("ZeroDivisionError")
     say(fifo, "call")
@@ -66,7 +66,7 @@ def test_calls_from_a_handler(command: Command, notes: Path, fifo: Path) -> None
 
 
 def test_signals(command: Command, notes: Path) -> None:
-    """SV-12: instead of what the master would have done, or of nothing; one that raises is logged, and works again."""
+    """Instead of what the master would have done, or of nothing; one that raises is logged, and works again."""
     for _ in range(2):
         command.kill(signal.SIGUSR1)
         command.wait_for("^usr1$", notes)
@@ -83,7 +83,7 @@ def test_signals_that_are_asked_for_while_it_runs(command: Command, notes: Path)
 
 
 def test_timers(command: Command, notes: Path) -> None:
-    """SV-12: every so often until it is cancelled; one that raises is logged."""
+    """Every so often until it is cancelled; one that raises is logged."""
     command.wait_for("^enough ticks$", notes)
 
     assert notes.read_text().count("enough ticks") == 1

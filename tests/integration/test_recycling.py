@@ -35,7 +35,7 @@ def watch(site: Site, wanted: int, surge: int, over: object) -> None:
 
 
 @pytest.mark.parametrize("surge", [1, 2])
-def test_after_so_many_requests(start: Start, tmp_path: Path, surge: int) -> None:  # PF-23
+def test_after_so_many_requests(start: Start, tmp_path: Path, surge: int) -> None:
     limits = ("--max-requests", 200, "--max-requests-jitter", 100, "--reload-surge", surge)
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 3, *limits, "--linger", 1)
     first = site.pids()

@@ -83,7 +83,7 @@ def test_the_working_directory_is_the_one_that_has_its_name_now(start: Start, tm
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("options", EVERYWHERE)
-def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:  # TP-19
+def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
     site = Site(start, tmp_path, *options, "-w", 3, *QUICK)
     first = site.settled(3)
     with Load(site.command.ports) as load:
@@ -112,7 +112,7 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
     assert "WARNING" not in site.command.stderr
 
 
-def test_from_a_program(start: Start, tmp_path: Path) -> None:  # TP-27, TP-21
+def test_from_a_program(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, program=("-c", LIBRARY))
     before = site.settled(2)
     with Load(site.command.ports) as load:

@@ -96,7 +96,7 @@ def test_a_long_response(start: Start, tmp_path: Path, mode: tuple[str, ...]) ->
         old, new = begin_reload(site, contexts)
         assert exists(old)
         size = 0
-        while data := client.more():
+        while data := client.receive():
             size += data.count(b"x")
         assert size == PIECE * PIECES
         eventually(lambda: not exists(old), "the old one has ended")
@@ -148,7 +148,7 @@ def test_an_answer_that_did_not_say_that_it_is_the_last_is_not(start: Start, tmp
         else:
             left = PIECE * PIECES
             while left:
-                left -= len(client.more())
+                left -= len(client.receive())
         answer = client.get()
         assert (answer.json["pid"], answer["connection"]) == (old, "close")
         assert client.rest() == b""

@@ -104,7 +104,7 @@ def test_a_slow_but_steady_reader_does_not_make_a_worker_hang(serve: Start, tmp_
         assert client.head().status == 200
         end = time.monotonic() + STEADY
         while time.monotonic() < end:
-            assert client.more()
+            assert client.receive()
             select.select([], [], [], 0.02)  # a slow reader is what is tested
         assert command.workers == workers
     assert get(command.port, "/pieces?it=x").text == "x"

@@ -1,4 +1,4 @@
-"""Spare workers (PF-22): as load asks for them, within bounds, and off unless asked for. The policy has its own tests."""
+"""Spare workers: as load asks for them, within bounds, and off unless asked for. The policy has its own tests."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ WAITING = pytest.mark.parametrize("kind", [ASGI, (*ASGI, "--loop", "asyncio"), T
 
 @WAITING
 def test_an_app_asks_the_others(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """TP-9, IPC-9: awaited in ASGI, waited for in a pool thread; it is never asked itself."""
+    """Awaited in ASGI, waited for in a pool thread; it is never asked itself."""
     server = probe(start, tmp_path, kind, workers=3)
     for number, port in enumerate(server.command.ports, 1):
         assert get(port, "/ask").json == [[other, "ok"] for other in (1, 2, 3) if other != number]

@@ -42,7 +42,7 @@ def gate(tmp_path: Path) -> Path:
 
 @EVERY_KIND
 def test_on_then_child_in_each_worker(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """TP-4, TP-7, TP-9: one reply of each, in the order of their ids; on the main thread."""
+    """One reply of each, in the order of their ids; on the main thread."""
     server = probe(start, tmp_path, kind)
     replies = server.call("note", "x")
 
@@ -56,7 +56,7 @@ def test_on_then_child_in_each_worker(start: Start, tmp_path: Path, kind: Kind) 
 
 @EVERY_KIND
 def test_what_goes_wrong_is_a_reply_and_the_worker_lives(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """TP-5, TP-6: unknown, wrong arguments, exceptions of every sort, values that are not JSON or too large."""
+    """Unknown, wrong arguments, exceptions of every sort, values that are not JSON or too large."""
     server = probe(start, tmp_path, kind, workers=1)
     before = server.command.workers
 
@@ -90,7 +90,7 @@ def test_only_an_async_def_can_wait_between_requests(start: Start, tmp_path: Pat
 
 @EVERY_KIND
 def test_a_worker_that_dies_of_it(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """TP-7: known at once, long before the limit; it is replaced, and can be asked again."""
+    """Known at once, long before the limit; it is replaced, and can be asked again."""
     server = probe(start, tmp_path, kind)
     replies = server.call("die", to=2, timeout=600)
 
@@ -111,7 +111,7 @@ def test_async(start: Start, tmp_path: Path, kind: Kind) -> None:
 
 @BESIDE
 def test_beside_requests(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
-    """TP-3: ASGI and threads need not wait for those in hand."""
+    """ASGI and threads need not wait for those in hand."""
     server = probe(start, tmp_path, kind, workers=1)
     with Client(server.command.port) as client:
         client.request(f"/hold?{gate}")
@@ -125,7 +125,7 @@ def test_beside_requests(start: Start, tmp_path: Path, gate: Path, kind: Kind) -
 @pytest.mark.parametrize("name", ["note", "nap"])
 @BETWEEN
 def test_never_inside_a_request(start: Start, tmp_path: Path, gate: Path, kind: Kind, name: str) -> None:
-    """TP-3: it waits for the one in hand, and for those that were there before; then it runs before those that come later."""
+    """It waits for the one in hand, and for those that were there before; then it runs before those that come later."""
     server = probe(start, tmp_path, kind, workers=1)
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(Client(server.command.port)) for _ in range(2))
@@ -150,7 +150,7 @@ def test_never_inside_a_request(start: Start, tmp_path: Path, gate: Path, kind: 
 
 @BETWEEN
 def test_never_before_a_large_answer_is_closed(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """TP-3: a generator that waits for its client holds the worker, and a command waits for its close()."""
+    """A generator that waits for its client holds the worker, and a command waits for its close()."""
     server = probe(start, tmp_path, kind, workers=1)
     with Client(server.command.port) as client:
         client.request("/large")
@@ -159,7 +159,7 @@ def test_never_before_a_large_answer_is_closed(start: Start, tmp_path: Path, kin
         assert server.call("note", "late", timeout=0.1)[0]["status"] == "timeout"
         assert server.noted() == ["came /large"]
         for _ in range(160):
-            client._exactly(65536)
+            client.exactly(65536)
         (reply,) = asked.answer["result"]
 
     assert reply["value"] == [1, "x", 0, True]
@@ -226,7 +226,7 @@ def test_a_limit(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
 
 @EVERY_KIND
 def test_any_is_the_one_that_is_idle(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
-    """TP-9: exactly one, and none that has a command in hand."""
+    """Exactly one, and none that has a command in hand."""
     server = probe(start, tmp_path, kind)
     held = server.begin("call", "hold", str(gate), to=1)
     eventually(lambda: server.noted() == ["holds 1"], "it has begun")

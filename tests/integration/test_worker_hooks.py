@@ -1,4 +1,4 @@
-"""The hooks of a worker class, each in the process that its documentation names, and told what it says (TP-11)."""
+"""The hooks of a worker class, each in the process that its documentation names, and told what it says."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_on_start_that_raises(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_mixin(start: Start, tmp_path: Path) -> None:
-    """TP-10: hooks and commands of a mixin go before the worker's own, which `super()` leads to."""
+    """Hooks and commands of a mixin go before the worker's own, which `super()` leads to."""
     (tmp_path / "mine.py").write_text(
         "import sys\nfrom forkserve import Server, Worker\n"
         "class Plain(Worker):\n"

@@ -17,7 +17,7 @@ from tests.integration.test_worker_commands import APPS, ASGI, EVERY_KIND, INLIN
 
 
 def test_mixins_stand_in_front_in_their_order(start: Start, tmp_path: Path) -> None:
-    """TP-10: repeatable; super() leads from each to the next."""
+    """Repeatable; super() leads from each to the next."""
     server = Steered(start, tmp_path, *INLINE, "--base-port", 0, "--mixin", f"{APPS}:Louder", "--mixin", f"{APPS}:Probe")
 
     assert server.call("note", "x")[0]["value"] == [1, "X", 0, True]

@@ -138,7 +138,7 @@ def test_a_touch_is_told(project: Path, watching: Watching, engine: str) -> None
     assert watcher.told() == ([], [str(project / "app.py")])
 
 
-def test_new_files_and_files_in_new_directories_are_told(project: Path, watching: Watching, engine: str) -> None:  # TP-24
+def test_new_files_and_files_in_new_directories_are_told(project: Path, watching: Watching, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "new.py").write_text("")
     assert watcher.told() == ([], [str(project / "new.py")])
@@ -191,7 +191,7 @@ def test_extra_files_are_told_wherever_they_are(project: Path, tmp_path: Path, w
     watcher.told_of(project / "app.py")
 
 
-def test_what_comes_together_is_told_together(project: Path, watching: Watching) -> None:  # TP-24
+def test_what_comes_together_is_told_together(project: Path, watching: Watching) -> None:
     watcher = watching(project, reload_delay=0.3)
     files = [project / f"package/many{number}.py" for number in range(50)]
     for _ in range(3):

@@ -21,7 +21,7 @@ def pair() -> Iterator[tuple[Channel, Channel]]:
     theirs.close()
 
 
-def test_messages_arrive_in_order(pair: tuple[Channel, Channel]) -> None:  # SV-2, IPC-2
+def test_messages_arrive_in_order(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     for number in range(100):
         assert ours.send({"number": number})
@@ -47,7 +47,7 @@ def test_a_peer_that_does_not_read_blocks_nobody(pair: tuple[Channel, Channel]) 
     assert not ours.unsent
 
 
-def test_the_end_comes_after_the_last_words(pair: tuple[Channel, Channel]) -> None:  # IPC-8
+def test_the_end_comes_after_the_last_words(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     ours.send({"type": "failed"})
     ours.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from forkserve.prefork.policy.calls import OFFER, Calls, Send, Target
 
 ONE, TWO, THREE = (Target(ident=10 + number, id=number, pid=100 + number, generation=1) for number in (1, 2, 3))
@@ -22,7 +23,7 @@ def statuses(pending: Pending) -> list[tuple[int, str]]:
 
 
 def test_all_are_asked_at_once_with_the_same_message() -> None:
-    """TP-7, TP-9: one call, one reply of each worker."""
+    """One call, one reply of each worker."""
     calls = Calls()
     pending, sends = calls.ask("flush", ("users", 3), ALL, 5.0, 65.0)
 
@@ -54,7 +55,6 @@ def test_nobody_to_ask_is_done_at_once() -> None:
 
 
 def test_errors_are_passed_on() -> None:
-    """TP-6."""
     calls = Calls()
     pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, None)
     calls.replied(11, answer(send, "error", error={"type": "ValueError", "message": "no", "traceback": "Trace"}), 1.0)
@@ -152,7 +152,7 @@ def test_the_nearest_deadline_counts() -> None:
 
 
 def test_any_is_offered_to_all_and_given_to_the_first_that_is_free() -> None:
-    """TP-9: exactly one, and the one that is idle first."""
+    """Exactly one, and the one that is idle first."""
     calls = Calls()
     pending, sends = calls.ask_any("work", (1,), ALL, 0.0, 60.0)
 

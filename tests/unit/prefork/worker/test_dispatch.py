@@ -155,7 +155,7 @@ def worker() -> Worker:
 
 
 def test_on_then_child_with_the_same_arguments(worker: Worker) -> None:
-    """TP-4: the notification first, then the implementation, whose value is the reply."""
+    """The notification first, then the implementation, whose value is the reply."""
     reply = worker.ask("flush", "users")
 
     assert worker.notes == [("on", "users"), ("child", "users")]
@@ -179,7 +179,7 @@ def test_without_a_notification(worker: Worker) -> None:
     ],
 )
 def test_unknown(worker: Worker, name: str, text: str) -> None:
-    """TP-5: the worker lives, and nothing was run."""
+    """The worker lives, and nothing was run."""
     reply = worker.ask(name)
 
     assert reply["status"] == "unknown"
@@ -189,7 +189,7 @@ def test_unknown(worker: Worker, name: str, text: str) -> None:
 
 
 def test_an_exception(worker: Worker) -> None:
-    """TP-6: type, message and traceback, from the user's frames on."""
+    """Type, message and traceback, from the user's frames on."""
     error = worker.ask("boom")["error"]
 
     assert (error["type"], error["message"]) == ("ValueError", "no good")
@@ -200,7 +200,6 @@ def test_an_exception(worker: Worker) -> None:
 
 
 def test_an_exception_in_the_notification_stops_the_command(worker: Worker) -> None:
-    """TP-6."""
     reply = worker.ask("guarded")
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "PermissionError")
@@ -245,7 +244,7 @@ def test_a_value_that_cannot_be_sent(worker: Worker, name: str) -> None:
     ],
 )
 def test_nothing_that_a_command_does_ends_the_worker(worker: Worker, name: str, kind: str) -> None:
-    """TP-6: the next command runs as if nothing had been."""
+    """The next command runs as if nothing had been."""
     reply = worker.ask(name)
 
     assert (reply["status"], reply["error"]["type"]) == ("error", kind)
@@ -253,7 +252,7 @@ def test_nothing_that_a_command_does_ends_the_worker(worker: Worker, name: str, 
 
 
 def test_async(worker: Worker) -> None:
-    """TP-3, TP-4: on a loop of its own, where there is none."""
+    """On a loop of its own, where there is none."""
     assert worker.ask("slow", 0.001)["value"] == "slept"
     assert worker.ask("mixed")["value"] == "both"
     assert worker.notes == ["on", "child", "on", "child"]
