@@ -23,7 +23,7 @@ pytestmark = pytest.mark.heavy
 
 GATE = "while [ ! -e {gate} ]; do sleep 0.02; done\n"
 # A run may take only so long.
-SHORT = ("-c", "from forkserve import cli; from forkserve.frontend import upstream; upstream.LONGEST = 1.5; cli.main()")
+SHORT = ("-c", "from forkserve.cli import serve; from forkserve.upstream import upstream; upstream.LONGEST = 1.5; serve.main()")
 
 
 class Nginx:
