@@ -17,7 +17,7 @@ import pytest
 from tests.integration.command import children, eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.frontend import program
-from tests.integration.test_nginx_upstream import Shop
+from tests.integration.frontends.test_nginx_upstream import Shop
 
 pytestmark = pytest.mark.heavy
 
