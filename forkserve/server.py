@@ -96,12 +96,12 @@ class Server(Master):
             ListenError: An address cannot be listened on.
         """
         _check_place()
-        handed = startup.handed
+        handed = startup.inherited
         if startup.takes_over() and handed is not None:
             return self._take_over(decode(handed.data))
         if issubclass(self.worker_class, HTTPWorker):
             check_but_tls(self.settings)
-            self.inheritance.make(self.pool.generation, self.settings)
+            self.inheritance.make(self.pool.generations.committed, self.settings)
         upstream.check(self.settings)
         privileges.prepare(self.settings)
         if handed is not None:

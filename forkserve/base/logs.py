@@ -23,7 +23,7 @@ from typing import Any
 
 from forkserve.base import files, logfile, privileges
 from forkserve.base.errors import ConfigError
-from forkserve.base.handover import Exported, Kept, pack, unpack
+from forkserve.base.handover import Exported, InheritedFd, pack, unpack
 from forkserve.base.logfile import LogFile
 from forkserve.config.settings import Settings
 
@@ -175,7 +175,7 @@ def say(text: str) -> None:
 
 def export(settings: Settings) -> dict[str, int]:
     """Return the descriptors of the log files by path, for an upgrade."""
-    held = {one.path: Kept(one.descriptor) for one in _all() if one.path}
+    held = {one.path: InheritedFd(one.descriptor) for one in _all() if one.path}
     return {path: held[path] for path in _paths(settings) if path in held}
 
 

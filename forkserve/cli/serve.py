@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     _secure_standard_streams()
     if argv is None and _is_the_command():
-        startup.goes_on_from = "forkserve.cli.takeover"
+        startup.resume_module = "forkserve.cli.takeover"
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except ForkserveError as error:

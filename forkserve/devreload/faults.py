@@ -100,7 +100,7 @@ class Faults:
         waiting, self._waiting = self._waiting, []
         for child in waiting:
             self._dropped.add(self._why(child))
-            self._master.pool.withdraw(child.member, time.monotonic())
+            self._master.pool.members.withdraw(child.member, time.monotonic())
 
     def at_rest(self, number: int) -> None:
         """The watcher's answer: all changes are told."""
@@ -118,7 +118,7 @@ class Faults:
 
     def _show(self, text: str, slot: int | None) -> None:
         """Have the workers show what is wrong, instead of what the app was before."""
-        self._shown = Shown(text, self._master.pool.generation, slot)
+        self._shown = Shown(text, self._master.pool.generations.committed, slot)
         for child in self._master.children:
             if child.member.state is State.READY:
                 self._send(child, text)

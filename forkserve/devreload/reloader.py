@@ -13,6 +13,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger, printable
 from forkserve.devreload.changes import REMEMBERED, Changes
 from forkserve.devreload.faults import Faults
@@ -21,7 +22,6 @@ from forkserve.devreload.warm.base import Base
 from forkserve.devreload.watcher import LONGEST_DELAY as LONGEST_WAIT
 from forkserve.devreload.watcher import MANY, Watch, become_watcher
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.pending import CommandError
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 from forkserve.prefork.system import forks
@@ -181,7 +181,7 @@ class Development:
 
     def _changed(self, included: list[str], others: list[str], made: list[str]) -> None:
         now = time.monotonic()
-        boots = any(member.state is State.BOOTING for member in self._master.pool.members())
+        boots = any(member.state is State.BOOTING for member in self._master.pool.members.workers())
         loading = boots or now < self._loaded_at + LOADING + self._watch.delay
         if matter := self._changes.told(included, others, made, now, suspected=self._faults.suspected, loading=loading):
             self._matter_at = now
@@ -253,8 +253,8 @@ class Development:
     def _hasten(self) -> None:
         """Do not let a worker that boots with something older, or waits to be tried again, take its time."""
         pool = self._master.pool
-        pool.hurry()
-        born = [member.since for member in pool.members() if member.state is State.BOOTING]
+        pool.generations.retry_now()
+        born = [member.since for member in pool.members.workers() if member.state is State.BOOTING]
         if born and self._outdated is None:
             self._outdated = self._master.poller.at(max(time.monotonic(), min(born) + PATIENCE), self._give_up_outdated)
 
@@ -266,14 +266,16 @@ class Development:
         self._outdated = None
         now = time.monotonic()
         newest = self._changes.newest
-        slow = [member for member in self._master.pool.members() if member.state is State.BOOTING and member.since < newest]
+        slow = [
+            member for member in self._master.pool.members.workers() if member.state is State.BOOTING and member.since < newest
+        ]
         slow = [member for member in slow if now - member.since >= PATIENCE]
         if slow and self._matter_at < min(member.since for member in slow):
             self._guesses += 1
             if self._guesses > GUESSES:
                 return
         for member in slow:
-            self._master.pool.withdraw(member, now)
+            self._master.pool.members.withdraw(member, now)
         if any(member.canary for member in slow):
             self._superseded = True
             self._reload_now()

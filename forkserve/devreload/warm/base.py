@@ -130,7 +130,7 @@ class Base:
         pool, forker = self._master.pool, self._master.children.forker
         if self._facts is None or self._given_up or pool.phase >= Phase.STOPPING:
             return
-        if self._master.reloading.under_way or any(one.state is State.BOOTING for one in pool.members()):
+        if self._master.reloading.under_way or any(one.state is State.BOOTING for one in pool.members.workers()):
             self._make_if_needed()
             return
         self._drop()

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forkserve.base.handover import Exported, Kept, pack, unpack
+from forkserve.base.handover import Exported, InheritedFd, pack, unpack
 from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError, Message, encode
 
 # A peer that has stopped reading must not make this end grow for ever.
@@ -58,7 +58,7 @@ class Channel:
 
     def export(self) -> Exported:
         """Describe this end, for an upgrade: with what has been read in part, and what is to be sent."""
-        return {"socket": Kept(self.fileno()), "rest": pack(self._decoder.rest), "unsent": pack(self._unsent)}
+        return {"socket": InheritedFd(self.fileno()), "rest": pack(self._decoder.rest), "unsent": pack(self._unsent)}
 
     @classmethod
     def adopt(cls, found: Exported) -> Channel:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc.frames import FrameError, Message, encode
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.policy.calls import Calls, Send, Target
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from forkserve.base.handover import Exported, Kept, fields_of, made
+from forkserve.base.handover import Exported, InheritedFd, fields_of, made
 from forkserve.base.logs import printable
 from forkserve.base.memory import nameless_file
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.master import stacks
-from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.policy.states import process_name
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.frames import Message
@@ -45,15 +45,15 @@ class Child:
     orders: OrderSocket | None = None  # a mold's
 
     def __str__(self) -> str:
-        return f"{name_of(self.id)} (pid {self.pid})"
+        return f"{process_name(self.id)} (pid {self.pid})"
 
     def export(self) -> Exported:
         """Describe it, for an upgrade; its row and more are its member's, which goes along with the pool."""
         return {
             **fields_of(self, "member", "channel", "row", "stacks", "orders"),
             "channel": self.channel.export(),
-            "stacks": Kept(self.stacks),
-            "orders": self.orders and Kept(self.orders.fileno()),
+            "stacks": InheritedFd(self.stacks),
+            "orders": self.orders and InheritedFd(self.orders.fileno()),
         }
 
     @classmethod

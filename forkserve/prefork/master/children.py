@@ -22,7 +22,7 @@ from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, Gi
 from forkserve.prefork.policy.calls import Target
 from forkserve.prefork.policy.drain_gate import LONGEST
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, name_of
+from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, process_name
 from forkserve.prefork.system.poller import READ, WRITE, Poller
 from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
 
@@ -117,14 +117,14 @@ class Children:
             return
         self.by_ident[member.ident] = child
         if child.pid is not None:
-            self.pool.forked(member.ident, child.pid)
+            self.pool.reports.forked(member.ident, child.pid)
         self._watch(child)
 
     def _fork_failed(self, member: Member, why: str) -> None:
         if self.pool.phase is Phase.FIRST_BOOT:
             console.say(f"forkserve: cannot fork: {why}")
         elif self.pool.phase is Phase.SERVING:
-            logger.error("%s: cannot fork: %s", name_of(member.slot), why)
+            logger.error("%s: cannot fork: %s", process_name(member.slot), why)
         self.pool.fork_failed(member.ident, f"cannot fork: {why}", time.monotonic())
 
     def _came(self, child: Child, pid: int) -> None:
@@ -133,12 +133,12 @@ class Children:
             raise ValueError("it is known already")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         child.pid = pid
-        self.pool.forked(child.member.ident, pid)
+        self.pool.reports.forked(child.member.ident, pid)
 
     def _drain(self, child: Child, *, booting: bool) -> None:
         child.row.tell_to_drain()
         heard = self.send(
-            child, {"type": "drain", "relieved": self.pool.relieved(child.member), "closing": self._closing(child.member)}
+            child, {"type": "drain", "relieved": self.pool.is_relieved(child.member), "closing": self._closing(child.member)}
         )
         if booting:
             self._end_boot(child)
@@ -148,13 +148,15 @@ class Children:
     def _closing(self, member: Member) -> list[int]:
         """Return the identities of the listeners that are closed when it accepts no more."""
         pool = self.pool
-        others = [one for one in pool.members() if one.exists and not (one.asked or one.released or one is member)]
+        others = [
+            one for one in pool.members.workers() if one.exists and not (one.end_requested or one.released or one is member)
+        ]
         return self.forker.listeners.closing(
             (member.slot, member.generation),
-            pool.generation,
-            pool.kept if pool.phase < Phase.STOPPING else None,
+            pool.generations.committed,
+            pool.departures.kept if pool.phase < Phase.STOPPING else None,
             [(one.slot, one.generation) for one in others],
-            back=pool.fallback is not None,
+            back=pool.generations.fallback is not None,
         )
 
     def _end_boot(self, child: Child) -> None:
@@ -168,7 +170,7 @@ class Children:
         if self.by_ident.get(child.member.ident) is not child or child.member.state is not State.DUMPING:
             return
         if child.answered:
-            self.pool.dumped(child.member.ident, time.monotonic())
+            self.pool.reports.dumped(child.member.ident, time.monotonic())
         else:
             child.dump_stacks()
 
@@ -187,7 +189,7 @@ class Children:
         deadline = self.pool.next_deadline()
         if deadline is not None and deadline <= time.monotonic():
             for child in self.by_ident.values():
-                self.pool.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
+                self.pool.reports.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
 
     def reap(self) -> None:
         """Take the exits of all children that have ended, also of those that are not workers."""
@@ -234,9 +236,9 @@ class Children:
 
     def _misbehaved(self, child: Child, how: str) -> None:
         if child.pid is not None:
-            self.pool.misbehaved(child.member.ident, how, time.monotonic())
+            self.pool.members.protocol_violation(child.member.ident, how, time.monotonic())
         elif self.by_ident.get(child.member.ident) is child:  # there is nobody to be killed
-            cold = not self.pool.preload and self.pool.phase < Phase.STOPPING
+            cold = not self.pool.members.preload and self.pool.phase < Phase.STOPPING
             if not cold:
                 self._fork_failed(child.member, how)
             self._forget(child)
@@ -251,13 +253,13 @@ class Children:
             case "forked":
                 self._came(child, message["pid"])
             case "ready" if child.id == MOLD:
-                self.pool.ready(ident, now)
+                self.pool.reports.ready(ident, now)
                 self._failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
             case "ready":
                 child.commands = message.get("commands", [])
-                self.pool.ready(ident, now)
+                self.pool.reports.ready(ident, now)
                 self._became_ready(child)
             case "loaded" | "outside" | "waits":
                 if self.development:  # a worker of before an upgrade may say it to a master without --reload
@@ -271,7 +273,7 @@ class Children:
             case "reply" | "free" | "call" | "noted":
                 self.owner.said(child, message)
             case unknown:
-                self.pool.misbehaved(ident, f"unknown message {unknown!r:.100}", now)
+                self.pool.members.protocol_violation(ident, f"unknown message {unknown!r:.100}", now)
 
     def _comes_to_its_end(self, child: Child, message: Message) -> None:
         ident = child.member.ident
@@ -281,30 +283,32 @@ class Children:
                 wait = 0.0 if self.pool.phase >= Phase.STOPPING else GROUP
                 self.poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
             case "draining":
-                self.pool.draining(ident, time.monotonic())
+                self.pool.reports.draining(ident, time.monotonic())
             case "released":
-                self.pool.released(ident)
+                self.pool.reports.released(ident)
                 self._admit(child)
             case "lingering":
-                self.pool.lingering(ident)
-            case "spent" if self.pool.spent(ident, full=message["full"]):
+                self.pool.reports.lingering(ident)
+            case "spent" if self.pool.reports.spent(ident, full=message["full"]):
                 logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, message["requests"])
 
     def _let_go(self, child: Child) -> None:
         """Answer a worker that got a TERM: it may drain. But if its slot goes, the pool orders that when its time has come."""
         if self.by_ident.get(child.member.ident) is not child or child.member.state is not State.READY:
             return
-        if self.pool.phase >= Phase.STOPPING or self.pool.is_held(child.member):
-            limits = self.pool.limits
-            longest = limits.delay + ((limits.graceful or LONGEST) if self.pool.advertised or self.pool.sought else 0.0)
+        if self.pool.phase >= Phase.STOPPING or self.pool.departures.is_held(child.member):
+            limits = self.pool.members.limits
+            longest = limits.delay + (
+                (limits.graceful or LONGEST) if self.pool.departures.advertised or self.pool.departures.advertised_before else 0.0
+            )
             self.send(child, {"type": "stay", "seconds": longest})
         else:
-            self.pool.draining(child.member.ident, time.monotonic())
+            self.pool.reports.draining(child.member.ident, time.monotonic())
             self._drain(child, booting=False)
 
     def _admit(self, child: Child) -> None:
         """It may have closed the queue, though its slot is wanted again meanwhile."""
-        if child.id in self.pool.kept:
+        if child.id in self.pool.departures.kept:
             self.forker.listeners.admit((child.id,))
 
     def _became_ready(self, child: Child) -> None:
@@ -323,7 +327,7 @@ class Children:
             how, words = describe_exit(status), child.last_words()
             logger.critical("%s: %s; it %s while its stacks were written\n%s", child, child.member.reason, how, words)
         code, signum = (status, None) if status >= 0 else (None, -status)
-        first_boot = self.pool.phase is Phase.FIRST_BOOT and not self.pool.limits.patient
+        first_boot = self.pool.phase is Phase.FIRST_BOOT and not self.pool.members.limits.patient
         why = self._failures.reason(child, status)
         failed = self.pool.exited(child.member.ident, time.monotonic(), code=code, signal=signum, why=why)
         if failed:
@@ -344,9 +348,9 @@ class Children:
 
     def register_slots(self) -> None:
         """Tell the hooks which slots have come and gone; called when a plan was made, before it is performed."""
-        slots = {member.slot for member in self.pool.members()}
+        slots = {member.slot for member in self.pool.members.workers()}
         for slot in sorted(slots - self._registered.keys()):
-            self._registered[slot] = self._handle_of(slot, self.pool.generation)
+            self._registered[slot] = self._handle_of(slot, self.pool.generations.committed)
             self._tell("on_register", self._registered[slot])
         for slot in sorted(self._registered.keys() - slots):
             self._tell("on_unregister", self._registered.pop(slot))
@@ -394,7 +398,7 @@ class Children:
 
     def adopt(self, found: Exported) -> None:
         """Go on with them in the new program, whose pool has adopted its members."""
-        members = {member.ident: member for member in [*self.pool.members(), *self.pool.molds()]}
+        members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found["processes"]:
             member = members[one["age"]]
             child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))
@@ -403,7 +407,7 @@ class Children:
             if child.pid is None and not member.ordered:  # it was to come from a base mold, which has ended
                 self.poller.at(time.monotonic(), functools.partial(self.lost, child))
         for slot, generation in found["slots"].items():
-            port = self.forker.listeners.port(int(slot), self.pool.generation)
+            port = self.forker.listeners.port(int(slot), self.pool.generations.committed)
             self._registered[int(slot)] = WorkerHandle(int(slot), port, generation)
 
     def _forget(self, child: Child) -> None:

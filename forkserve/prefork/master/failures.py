@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from forkserve.base import console
 from forkserve.base.errors import ExitCode
 from forkserve.base.logs import logger
-from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.policy.states import process_name
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.frames import Message
@@ -60,7 +60,7 @@ class Failures:
         message, traceback = why["message"], why.get("traceback")
         if first_boot:
             if why.get("code") != ExitCode.APP_LOAD:
-                message = f"{name_of(child.id)} failed to boot: {message}"
+                message = f"{process_name(child.id)} failed to boot: {message}"
             console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}")
         elif why == self._last.get(child.id):
             logger.error("%s failed to boot again: %s", child, message)

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkserve.prefork.ipc.pending import JSON, CommandError, Failure, Pending, Reply
+from forkserve.prefork.ipc.pending import JSON, Failure, Pending, Reply
 
 if TYPE_CHECKING:
+    from forkserve.base.errors import CommandError
     from forkserve.prefork.ipc.frames import Message
 
 OFFER: Message = {"type": "offer"}

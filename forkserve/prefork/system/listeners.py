@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 
 from forkserve.base.errors import ListenError
-from forkserve.base.handover import Exported, Kept, fields_of, made
+from forkserve.base.handover import Exported, InheritedFd, fields_of, made
 from forkserve.config.addresses import Address, parse_address
 from forkserve.prefork.system import acceptqueue
 from forkserve.prefork.system.binding import Listener, bind_tcp, bind_unix, resolve, same_file
@@ -304,7 +304,7 @@ class Listeners:
     def export(self) -> list[Exported]:
         """Describe them, for an upgrade."""
         return [
-            fields_of(one, "sock") | {"socket": Kept(one.sock.fileno()), "_file": one._file and list(one._file)}  # noqa: SLF001 - its own module
+            fields_of(one, "sock") | {"socket": InheritedFd(one.sock.fileno()), "_file": one._file and list(one._file)}  # noqa: SLF001 - its own module
             for one in self._all
         ]
 

@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any
 
+from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.hooks import call_hook
-from forkserve.prefork.ipc.pending import CommandError, Failure, Reply, WouldDeadlock
+from forkserve.prefork.ipc.pending import Failure, Reply, WouldDeadlock
 
 on_own_loop: ContextVar[bool] = ContextVar("on_own_loop", default=False)
 """Whether this runs in an async command for which the worker has made a loop, and waits: no reply is heard until it ends."""

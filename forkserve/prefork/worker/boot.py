@@ -26,7 +26,7 @@ from forkserve.config.settings import merge
 from forkserve.devreload.loaded import keep_no_fresh_bytecode
 from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.master import stacks
-from forkserve.prefork.policy.states import name_of
+from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.system import daemon, deadman, finish, forks
 from forkserve.prefork.system.scoreboard import LOST_LINES, UNSAID_LINES
 from forkserve.prefork.worker.classes import load_mixins
@@ -124,10 +124,10 @@ def become_own_process(
     for name in MASTERS_VARIABLES:
         os.environ.pop(name, None)
     os.environ["FORKSERVE_GENERATION"] = str(context.generation)
-    set_title(f"{name_of(context.id)} gen {context.generation}", context.settings.name)
+    set_title(f"{process_name(context.id)} gen {context.generation}", context.settings.name)
     faulthandler.enable(2)
     _answer_usr2(context)
-    logs.identify(name_of(context.id), context.generation)
+    logs.identify(process_name(context.id), context.generation)
 
 
 def _release(context: WorkerContext) -> None:
@@ -144,7 +144,7 @@ def _release(context: WorkerContext) -> None:
         own.update(worker.own_descriptors())
         worker.released_by_fork()
     forks.blank(own)
-    set_title(f"forked by the app in {name_of(context.id)}", context.settings.name)
+    set_title(f"forked by the app in {process_name(context.id)}", context.settings.name)
 
 
 def forget_signals() -> None:

@@ -20,10 +20,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve.base import logfile, logs
+from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.builtin import CALL_TIMEOUT
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
-from forkserve.prefork.ipc.pending import CommandError
 from forkserve.prefork.system import daemon, deadman, forks
 from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, LOST_LINES
 from forkserve.prefork.system.signals import SignalQueue

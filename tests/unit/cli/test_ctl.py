@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from forkserve.base.errors import CommandError
 from forkserve.cli import ctl
 from forkserve.cli import serve as cli
 from forkserve.cli.ctl_output import duration, show
 from forkserve.prefork.control.client import LateError, ServerGoneError, ask
 from forkserve.prefork.ipc.builtin import BUILTINS
-from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from tests.unit.prefork.control.control_helpers import Server, short_directory
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from forkserve.prefork.policy.calls import OFFER, Calls, Send, Target
 
 ONE, TWO, THREE = (Target(ident=10 + number, id=number, pid=100 + number, generation=1) for number in (1, 2, 3))

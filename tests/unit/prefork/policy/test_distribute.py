@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.ipc.pending import CommandError, Pending, Reply
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.pending import Pending, Reply
 from forkserve.prefork.policy.distribute import distribute
 
 
