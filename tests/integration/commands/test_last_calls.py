@@ -106,7 +106,7 @@ def test_one_that_does_not_boot_in_time_is_given_up(serve: Start, project: Path)
     with Client(command.ports[1]) as client:
         client.request("/")
         asked = end_it(project, command, "scale")
-        assert client.rest() == b"", "it is closed without an answer"
+        assert client.rest(reset=True) == b"", "it is closed without an answer"
         asked.join()
     assert refused(command.ports[1])
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.integration.client import Client, get
 from tests.integration.command import eventually
+from tests.integration.commands.test_worker_commands import ASGI, BETWEEN, EVERY_KIND, INLINE, THREADS, Kind, probe
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
-from tests.integration.test_worker_commands import ASGI, BETWEEN, EVERY_KIND, INLINE, THREADS, Kind, probe
 
 WAITING = pytest.mark.parametrize("kind", [ASGI, (*ASGI, "--loop", "asyncio"), THREADS], ids=["asgi", "asgi-asyncio", "threads"])
 
@@ -139,7 +139,9 @@ def test_a_worker_without_a_master(start: Start, tmp_path: Path) -> None:
 
 def test_replies_that_are_too_large_together(start: Start, tmp_path: Path) -> None:
     """Each fits, all do not: it is told so."""
-    server = Steered(start, tmp_path, *ASGI, "-w", 3, "--base-port", 0, "--mixin", "tests.integration.test_worker_calls:Much")
+    server = Steered(
+        start, tmp_path, *ASGI, "-w", 3, "--base-port", 0, "--mixin", "tests.integration.commands.test_worker_calls:Much"
+    )
 
     assert server.call("ask_much", to=1)[0]["value"] == "CommandError: the replies together are too large"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.integration.command import eventually, exists
+from tests.integration.commands.test_worker_commands import APPS, ASGI, EVERY_KIND, INLINE, Kind, probe
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 from tests.integration.steered import Remote
-from tests.integration.test_worker_commands import APPS, ASGI, EVERY_KIND, INLINE, Kind, probe
 
 
 def test_mixins_stand_in_front_in_their_order(start: Start, tmp_path: Path) -> None:

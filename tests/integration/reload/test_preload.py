@@ -14,8 +14,8 @@ from tests.integration.client import get
 from tests.integration.command import children, descriptors, eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.load import Load
+from tests.integration.reload.test_bad_reload import FAULTS, Fault
 from tests.integration.site import Site, source
-from tests.integration.test_bad_reload import FAULTS, Fault
 
 pytestmark = pytest.mark.heavy
 

@@ -231,7 +231,10 @@ def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_pa
     )
     fake.chmod(0o755)
     env = {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
-    short = ("-c", "from forkserve import cli; from forkserve.frontend import upstream; upstream.LONGEST = 3.0; cli.main()")
+    short = (
+        "-c",
+        "from forkserve.cli import serve; from forkserve.upstream import upstream; upstream.LONGEST = 3.0; serve.main()",
+    )
     server = shop("--workers", 1, reload=None, env=env, program=short, files={"forkserve.toml": "nginx_reload = '/none x'"})
     wait = server.command.wait_for
     wait("--nginx-reload: cannot run '/none': No such file or directory$")

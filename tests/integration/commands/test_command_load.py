@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.client import Client
+from tests.integration.commands.test_worker_commands import ASGI, INLINE, THREADS, Kind, probe
 from tests.integration.conftest import Start
-from tests.integration.test_worker_commands import ASGI, INLINE, THREADS, Kind, probe
 
 CALLS, TOGETHER, WORKERS = 1000, 25, 3
 

@@ -17,13 +17,13 @@ import pytest
 from tests.integration.command import children, eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.frontend import program
-from tests.integration.test_nginx_upstream import Shop
+from tests.integration.frontends.test_nginx_upstream import Shop
 
 pytestmark = pytest.mark.heavy
 
 GATE = "while [ ! -e {gate} ]; do sleep 0.02; done\n"
 # A run may take only so long.
-SHORT = ("-c", "from forkserve import cli; from forkserve.frontend import upstream; upstream.LONGEST = 1.5; cli.main()")
+SHORT = ("-c", "from forkserve.cli import serve; from forkserve.upstream import upstream; upstream.LONGEST = 1.5; serve.main()")
 
 
 class Nginx:

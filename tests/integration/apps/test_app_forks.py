@@ -18,7 +18,7 @@ import pytest
 
 from tests.integration.certificates import Authority
 from tests.integration.client import Client, dial
-from tests.integration.command import Command, after, descriptors, eventually, exists, run, title
+from tests.integration.command import ROOT, Command, after, descriptors, eventually, exists, run, title
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 from tests.ports import free_ports
@@ -143,7 +143,7 @@ def {name}(*_):
 def test_a_process_that_outlives_the_server_holds_nothing_of_it(start: Start, tmp_path: Path, notes: Path, place: str) -> None:
     where = place.partition(" ")[0]
     config = tmp_path / "forkserve.conf.py"
-    config.write_text(HOOK.format(root=str(Path(__file__).parents[2]), name=where) if where in HOOKS else "")
+    config.write_text(HOOK.format(root=str(ROOT), name=where) if where in HOOKS else "")
     port = free_ports()
     options = (f"--bind=127.0.0.1:{port}", "--config", config, "--pid", tmp_path / "pid")
     app, *more = PLACES[place]
@@ -280,7 +280,7 @@ def test_a_worker_hears_of_term_whatever_the_app_does_to_signals(
 
 def test_a_boot_that_forks_and_comes_back_makes_no_second_worker(start: Start, tmp_path: Path) -> None:
     (tmp_path / "twice.py").write_text("import os\nos.fork()\nfrom tests.integration.small_apps import who\n")
-    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {"PYTHONPATH": str(ROOT)}
     command = start("twice:who", "--bind", "127.0.0.1:0", "--timeout", 60, cwd=tmp_path, env=env).ready()
     (worker,) = command.workers
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.client import get
-from tests.integration.command import run
+from tests.integration.command import ROOT, run
 from tests.integration.conftest import Start
 from tests.integration.development import Project
 from tests.integration.site import Site, source
@@ -47,7 +47,7 @@ def test_at_the_start(tmp_path: Path, option: str, preload: tuple[str, ...], che
     (tmp_path / "classes.py").write_text(FAULT)
     app = ("app:wsgi",) if option == "--mixin" else ()
     options = ("--base-port", "0", "--control-socket", "none", *preload, *check)
-    done = run(*app, option, "classes:Says", *options, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parents[2])})
+    done = run(*app, option, "classes:Says", *options, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.splitlines()[-1] == f"forkserve: {option} classes:Says: {SAID}"
     check_traceback(done.stderr, tmp_path)

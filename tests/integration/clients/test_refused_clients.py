@@ -192,7 +192,7 @@ def test_without_tls(serve: Start, loop: str) -> None:
     for _ in range(2):
         with Client(("::1", proxy)) as client:
             client.send(GET)
-            assert client.rest() == b""
+            assert client.rest(reset=True) == b""
 
     wanted = [
         "connection from 127.0.0.1 refused: no request came in time (--header-timeout)",

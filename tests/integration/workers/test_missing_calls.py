@@ -22,7 +22,7 @@ from tests.integration.command import DEADLINE, ROOT, after, environment, run
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 
-WITHOUT = str(Path(__file__).with_name("without.py"))
+WITHOUT = str(ROOT / "tests/integration/without.py")
 APP = "tests.integration.small_apps:who"
 HINT = "see `ulimit -u`"
 
