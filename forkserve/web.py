@@ -123,7 +123,7 @@ class HTTPWorker(Worker):
         forks.end_returned()  # the application may have forked when it was imported
         self._run(app)
 
-    def stand_in(self, text: str) -> None:
+    def serve_error_page(self, text: str) -> None:
         """Serve a page that says why there is no application; under --reload."""
         self._fault = text
         self._run(LoadedApp(lambda environ, start_response: (), "wsgi", ""))  # never called
