@@ -3,19 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from forkserve.base import startup as _birth  # noqa: F401 - it notes how this process was started
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
-    from forkserve.prefork.ipc.pending import CommandError, Reply, WouldDeadlock
+    from forkserve.base.errors import CommandError
+    from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
     from forkserve.prefork.worker.worker import Worker, current_worker
     from forkserve.server import Server
     from forkserve.web import HTTPWorker
 
 __all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
 
-_WHERE = {
-    "CommandError": "forkserve.prefork.ipc.pending",
+_MODULES = {
+    "CommandError": "forkserve.base.errors",
     "HTTPWorker": "forkserve.web",
     "Reply": "forkserve.prefork.ipc.pending",
     "Server": "forkserve.server",
@@ -26,7 +26,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use, so that either half can be had without the other (PEP 562)."""
-    if name not in _WHERE:
+    """Import on first use (PEP 562), so that `import forkserve` has no side effects, and a client loads no server."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'forkserve' has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -26,6 +26,7 @@ from forkserve.http.app.threads import ThreadedExchange
 from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.service import SWEEP, Service
 from forkserve.prefork.ipc.hooks import run_hook
+from forkserve.prefork.ipc.messages import Spent
 from forkserve.prefork.system import acceptqueue, finish, forks
 from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
 from forkserve.prefork.system.signals import SignalQueue
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from forkserve.config.settings import Settings
     from forkserve.http.app.turns import Turns
-    from forkserve.prefork.ipc.frames import Message
+    from forkserve.prefork.ipc.messages import Message
 
 try:
     import uvloop
@@ -190,7 +191,7 @@ class HTTPWorker(Worker):
     def preload(cls, settings: Settings) -> LoadedApp:
         """Load the application: in the mold if there is one, else in each worker."""
         assert settings.app is not None
-        return apps.load(settings.app, interface=settings.interface, factory=settings.factory)
+        return apps.load_app(settings.app, interface=settings.interface, factory=settings.factory)
 
     def run(self) -> None:
         """Load the application, serve until told to drain, and drain."""
@@ -321,7 +322,7 @@ class HTTPWorker(Worker):
         """Ask for a successor after this number of requests; if `full`, no connection is accepted before it is ready."""
         if full:
             self.row.cells[ACCEPTING] = 0
-        self.send({"type": "spent", "requests": requests, "full": full})
+        self.send(Spent(requests, full))
 
     def serve_on(self) -> None:
         """Accept again: the successor failed."""

@@ -1,4 +1,4 @@
-"""For all tests: the servers that they start keep their control sockets to themselves, and compile nothing; chance is the same."""
+"""For all tests: how many processes run them, what chance is made of, and a runtime directory for the servers that they start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ settings.register_profile("same", SLOW, derandomize=True)
 settings.register_profile("explore", SLOW, derandomize=False)
 settings.load_profile("same")
 
+PROCESSES = 4  # more than the usual two cores: tests of servers mostly wait
 RUNTIME = pytest.StashKey[str]()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run directories in several processes; a file in this one, since the start of others takes longer than most files do."""
+    paths = {argument.partition("::")[0] for argument in config.args}
+    return PROCESSES if any(map(os.path.isdir, paths)) else min(PROCESSES, len(paths)) if len(paths) > 1 else 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNTIME] = tempfile.mkdtemp(prefix="fs")  # short enough for a socket's path
     os.environ["XDG_RUNTIME_DIR"] = config.stash[RUNTIME]
     os.environ.pop("RUNTIME_DIRECTORY", None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how to run the tests in the same order again; -q leaves out the header that does."""
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"random order: --randomly-seed={seed}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -78,6 +78,16 @@ class ListenError(ForkserveError):
     exit_code = ExitCode.LISTEN
 
 
+class CommandError(ForkserveError):
+    """A command was refused or has failed; `code` is one of CODES."""
+
+    CODES: ClassVar = ("failed", "refused", "unsupported", "usage", "unknown", "timeout")
+
+    def __init__(self, message: str, code: str = "failed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'X'?)` for the known name nearest to *name*, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)

@@ -23,7 +23,7 @@ Exported = dict[str, Any]
 T = TypeVar("T")
 
 
-class Kept(int):
+class InheritedFd(int):
     """A descriptor that goes along, under the same number."""
 
 
@@ -45,7 +45,7 @@ def decode(data: bytes) -> Exported:
 
 def descriptors(value: object) -> Iterator[int]:
     """Yield the descriptors in a state that has not been encoded yet."""
-    if isinstance(value, Kept):
+    if isinstance(value, InheritedFd):
         yield int(value)
     elif isinstance(value, Mapping):
         for one in value.values():

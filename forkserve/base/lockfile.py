@@ -12,7 +12,7 @@ import os
 from typing import Self
 
 from forkserve.base import files
-from forkserve.base.handover import Exported, Kept
+from forkserve.base.handover import Exported, InheritedFd
 
 
 class HeldError(Exception):
@@ -42,7 +42,7 @@ class LockFile:
 
     def export(self) -> Exported:
         """Describe it, for an upgrade: the lock goes with the descriptor, and the pid in the file stays right."""
-        return {"path": self.path, "lock": Kept(self._descriptor)}
+        return {"path": self.path, "lock": InheritedFd(self._descriptor)}
 
     @classmethod
     def adopt(cls, found: Exported) -> Self:

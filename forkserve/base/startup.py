@@ -1,7 +1,8 @@
-"""How this process was started, and what it was handed over then.
+"""How this process was started, and the state that it inherited then.
 
-Noted when the package is first imported, before anything can have changed it: neither the environment of the app nor what
-somebody starts gets to see it. So only what the interpreter has loaded anyway is imported here.
+Noted when this module is first imported, by the command or by `forkserve.server`, before anything can have changed it: neither
+the app's environment nor a program started later sees the inherited state. So only modules that the interpreter has loaded
+anyway are imported here. `import forkserve` alone does not import this module: it has no side effects.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ VARIABLE = "FORKSERVE_UPGRADE"
 FILE = "forkserve-upgrade"
 
 
-class Handed(NamedTuple):
-    """The state of a running master; with `confirm`, for a pre-flight alone, which says there that all is well.
+class InheritedState(NamedTuple):
+    """The state of a running master.
 
-    `judged` is where the pre-flight writes what it has judged (judged.py), if the master asks for that.
+    Attributes:
+        data: The encoded state (handover.py).
+        confirm: Only in a pre-flight: the descriptor that it confirms on.
+        judged: The descriptor that the pre-flight writes its results to (judged.py), if the master wants them.
     """
 
     data: bytes
@@ -30,32 +34,32 @@ class Handed(NamedTuple):
     judged: int | None = None
 
 
-def _take() -> Handed | None:
-    """Take what the variable leads to: `PID:DESCRIPTOR`; the pid is the master's.
+def _take() -> InheritedState | None:
+    """Take the state that the variable names: `PID:DESCRIPTOR`, with the pid of the master.
 
-    For a pre-flight it is `PID:DESCRIPTOR:check:DESCRIPTOR`; older masters leave out the last.
-    A pre-flight must not take itself for a start, whatever has forked before it came here: it knows the file.
+    In a pre-flight it is `PID:DESCRIPTOR:check:DESCRIPTOR`; older masters leave out the last. Something may have forked between
+    the master and a pre-flight, which must not be mistaken for a start: there the file is compared, not the pid.
     """
     pid, _, rest = os.environ.pop(VARIABLE, "").partition(":")
     number, _, rest = rest.partition(":")
     check, _, judged = rest.partition(":")
     if not number.isdigit() or not (_is_state(number) if check else pid == str(os.getpid())):
-        return None  # it was left in somebody's environment
+        return None  # the variable was left over in an environment
     descriptor = int(number)
     data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     if check:
         for one in (descriptor, *([int(judged)] if judged.isdigit() else [])):
             os.set_inheritable(one, False)
-        os.ftruncate(descriptor, 0)  # what clients have asked of the master is not for the app
+        os.ftruncate(descriptor, 0)  # the app must not see what clients have sent to the master
         if os.environ.get("LISTEN_PID") == pid:
             os.environ["LISTEN_PID"] = str(os.getpid())  # settings depend on it
-        return Handed(data, descriptor, int(judged) if judged.isdigit() else None)
+        return InheritedState(data, descriptor, int(judged) if judged.isdigit() else None)
     os.close(descriptor)
     import json  # noqa: PLC0415 - see above
 
     for one in json.loads(data)["descriptors"]:
         os.set_inheritable(one, False)
-    return Handed(data)
+    return InheritedState(data)
 
 
 def _is_state(descriptor: str) -> bool:
@@ -82,44 +86,45 @@ def _here() -> tuple[int, int] | None:
     return None
 
 
-began = time.time_ns()
+began_ns = time.time_ns()
 path = list(sys.path)
-goes_on_from: str | None = None  # the module that goes on from what a pre-flight has judged; None for a program of the user's own
-handed = _take()
+resume_module: str | None = None  # its `main` resumes with what a pre-flight has judged; None for a user's own program
+inherited = _take()
 directory = _directory()
 environ = dict(os.environ)
-_born_in = _here()
+_started_in = _here()
 _real = None if directory is None else os.path.realpath(directory)
 
 
 def working_directory(*, real: bool = False) -> str:
-    """Return the name of the working directory, as the shell had it unless this process has gone elsewhere since.
+    """Return the name of the working directory: the shell's name for it, unless this process has changed it since.
 
-    It may be a link that leads to another release by now; not with *real*. Raises OSError if there is none any more.
+    The name may be a link that leads to another release by now; with *real* it is the path without links. Raises OSError if
+    the directory is gone.
     """
-    if directory is None or _real is None or _here() != _born_in:
+    if directory is None or _real is None or _here() != _started_in:
         return os.getcwd()
     return _real if real else directory
 
 
-def started_in(name: str | None) -> None:
-    """Have that name of the working directory, which a pre-flight knew, if there is none any more: it may be made again."""
-    global directory, _real  # noqa: PLW0603 - as `handed`
+def adopt_directory(name: str | None) -> None:
+    """Use the name of the working directory that a pre-flight knew, if the directory is gone: it may be made again."""
+    global directory, _real  # noqa: PLW0603 - as `inherited`
     if directory is None:
         directory = _real = name
 
 
 def takes_over() -> bool:
-    """Whether this process is to go on where a master was, and not to rehearse that."""
-    return handed is not None and handed.confirm is None
+    """Whether this process takes the place of a master, and does not only rehearse it."""
+    return inherited is not None and inherited.confirm is None
 
 
-def before() -> Exported | None:
-    """Return the state that this process goes on from, if it has taken the place of a master; once. Raises ConfigError."""
-    global handed
-    if handed is None or handed.confirm is not None:
+def take_inherited_state() -> Exported | None:
+    """Return the state that this process resumes from, if it takes the place of a master; once. Raises ConfigError."""
+    global inherited
+    if inherited is None or inherited.confirm is not None:
         return None
     from forkserve.base.handover import decode  # noqa: PLC0415 - see above
 
-    found, handed = decode(handed.data), None
+    found, inherited = decode(inherited.data), None
     return found

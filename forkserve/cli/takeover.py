@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(judged: Mapping[str, Any]) -> int:
     """Serve with what was judged (prefork/master/upgrade/judged.py); return the exit code."""
-    startup.started_in(judged["directory"])
+    startup.adopt_directory(judged["directory"])
     config = configuration.judged(judged["settings"], judged["given"], os.environ)
     optional = {"uvloop": vars(web)["uvloop"], "httptools": vars(parsers)["httptools"]}
     gone = [name for name, module in optional.items() if module is None and find_spec(name)]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from forkserve.prefork.ipc.messages import ShowFault
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
@@ -100,7 +101,7 @@ class Faults:
         waiting, self._waiting = self._waiting, []
         for child in waiting:
             self._dropped.add(self._why(child))
-            self._master.pool.withdraw(child.member, time.monotonic())
+            self._master.pool.members.withdraw(child.member, time.monotonic())
 
     def at_rest(self, number: int) -> None:
         """The watcher's answer: all changes are told."""
@@ -118,7 +119,7 @@ class Faults:
 
     def _show(self, text: str, slot: int | None) -> None:
         """Have the workers show what is wrong, instead of what the app was before."""
-        self._shown = Shown(text, self._master.pool.generation, slot)
+        self._shown = Shown(text, self._master.pool.generations.committed, slot)
         for child in self._master.children:
             if child.member.state is State.READY:
                 self._send(child, text)
@@ -144,4 +145,4 @@ class Faults:
         return told(child.failure) if child.failure else ""
 
     def _send(self, child: Child, text: str) -> None:
-        self._master.children.send(child, {"type": "show_fault", "text": text})
+        self._master.children.send(child, ShowFault(text))

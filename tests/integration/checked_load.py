@@ -318,7 +318,7 @@ class Visitor:
                 silence = silence_ends - silent_since
                 may_end = silence >= (self._load.linger if used else UNUSED) or (self._load.front and used)
                 tries += 1
-                if answered or connection._read or not may_end or tries == TRIES:
+                if answered or connection.held or not may_end or tries == TRIES:
                     raise
                 self._leave()
             else:
@@ -338,32 +338,32 @@ class Visitor:
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         for _ in range(15):
             data = connection.sock.recv(8192)
-            assert data or connection._read, "end of connection before the answer"
-            connection._read += data
+            assert data or connection.held, "end of connection before the answer"
+            connection.held += data
             time.sleep(0.03)
 
     def _receive(self, connection: Connection, request: Request, *, more: bool) -> bool:
         """Read an answer and check it; return whether the connection has had its last one."""
-        if not connection._read:
-            connection._read = connection.sock.recv(65536)
-            assert connection._read, "end of connection before the answer"
+        if not connection.held:
+            connection.held = connection.sock.recv(65536)
+            assert connection.held, "end of connection before the answer"
         try:
             answer = connection.answer(request.method)
         except (ValueError, IndexError) as error:
-            raise Wrong(f"the answer to {request.target} is none: {error!r}; after it {connection._read[:200]!r}") from error
+            raise Wrong(f"the answer to {request.target} is none: {error!r}; after it {connection.held[:200]!r}") from error
         if self._load.front and answer.status == 502:
             raise Refused(f"502 for {request.method} {request.target}")
         if answer.status != 200 or (wrong := request.wrong(answer)):
             reason = wrong if answer.status == 200 else f"{answer.status} {answer.fields} {answer.body[:300]!r}"
             raise Wrong(f"{request.method} {request.target}: {reason}")
         last = request.close or any(name.lower() == "connection" and value.lower() == "close" for name, value in answer.fields)
-        if not connection._read and not more and select.select([connection.sock], [], [], 0)[0]:
-            connection._read = connection.sock.recv(1000)
-            if not connection._read and not last:
+        if not connection.held and not more and select.select([connection.sock], [], [], 0)[0]:
+            connection.held = connection.sock.recv(1000)
+            if not connection.held and not last:
                 assert time.monotonic() - self._began >= self._load.linger or self._load.front, "an end that was not announced"
                 last = True
-        if connection._read and (last or not more):
-            raise Wrong(f"{request.method} {request.target}: behind the answer comes {connection._read[:200]!r}")
+        if connection.held and (last or not more):
+            raise Wrong(f"{request.method} {request.target}: behind the answer comes {connection.held[:200]!r}")
         self._done(answer["x-version"], self._began, version=True)
         return last
 

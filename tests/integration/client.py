@@ -1,38 +1,66 @@
-"""A client that shows what came over the wire."""
+"""A client that shows what came over the wire, and takes nothing that RFC 9112 forbids."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import re
 import socket
 import ssl
-from collections.abc import Iterator
-from dataclasses import dataclass
+import struct
+import termios
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
-from tests.integration.command import DEADLINE
+from tests.integration.command import DEADLINE, eventually
 
 Where = int | str | tuple[str, int]
+FIELD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+
+
+class EndedError(AssertionError):
+    """The connection ended within an answer."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: status, fields in order, body."""
+    """One answer.
+
+    Attributes:
+        status: Of the final answer.
+        fields: In order, as they were sent.
+        body: Without its framing.
+        interim: The statuses of the answers before it.
+        whole: False if the connection ended within the body.
+    """
 
     status: int
     fields: list[tuple[str, str]]
-    body: bytes
+    body: bytes = b""
+    interim: list[int] = field(default_factory=list)
+    whole: bool = True
 
     def __getitem__(self, name: str) -> str:
         """Return the value of a field that occurs once."""
-        values = [value for key, value in self.fields if key.lower() == name.lower()]
+        values = self.get(name)
         assert len(values) == 1, f"{name} occurs {len(values)} times in {self.fields}"
         return values[0]
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a field of that name."""
-        return any(key.lower() == name.lower() for key, _ in self.fields)
+        return bool(self.get(name))
+
+    def get(self, name: str) -> list[str]:
+        """Return all values of a field."""
+        return [value for key, value in self.fields if key.lower() == name.lower()]
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the body is sent in chunks."""
+        return "transfer-encoding" in self
 
     @property
     def text(self) -> str:
@@ -45,18 +73,31 @@ class Answer:
         return json.loads(self.body)
 
 
-def dial(where: Where) -> socket.socket:
+def dial(where: Where, receive_buffer: int = 0) -> socket.socket:
     """Connect to a port of this machine, to (host, port), or to the path of a unix socket (`@` for an abstract one)."""
+    address: str | tuple[str, int]
     if isinstance(where, str):
-        sock = socket.socket(socket.AF_UNIX)
+        family, address = socket.AF_UNIX, "\0" + where[1:] if where.startswith("@") else where
+    else:
+        address = ("127.0.0.1", where) if isinstance(where, int) else where
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family)
+    try:
         sock.settimeout(DEADLINE)
-        try:
-            sock.connect("\0" + where[1:] if where.startswith("@") else where)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    return socket.create_connection(("127.0.0.1", where) if isinstance(where, int) else where, DEADLINE)
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect(address)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def unread(sock: socket.socket) -> int:
+    """Return how many bytes the peer of a unix socket has not read yet (SIOCOUTQ, unix(7))."""
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
 
 
 def refuses(port: int) -> bool:
@@ -69,17 +110,28 @@ def refuses(port: int) -> bool:
 
 
 class Client:
-    """One connection; a context manager."""
+    """One connection, which judges by RFC 9112 what it reads; a context manager. Every wait ends with an error after `DEADLINE`.
 
-    def __init__(self, where: Where, tls: ssl.SSLContext | None = None) -> None:
-        self.sock = dial(where)
+    Args:
+        where: As for `dial`.
+        tls: To speak TLS.
+        receive_buffer: Bytes that the kernel keeps for a slow reader; 0 for its default.
+        whole: Whether an answer that the connection's end cuts short is a failure; if not, `Answer.whole` says so.
+        dated: Whether an answer without Date is a failure, as it is for an origin server by default.
+    """
+
+    def __init__(
+        self, where: Where, tls: ssl.SSLContext | None = None, *, receive_buffer: int = 0, whole: bool = True, dated: bool = False
+    ) -> None:
+        self.sock = dial(where, receive_buffer)
         if tls is not None:
             try:
                 self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
             except BaseException:
                 self.sock.close()
                 raise
-        self._read = b""
+        self.held = b""
+        self._whole, self._dated = whole, dated
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -93,6 +145,25 @@ class Client:
         """Send bytes as they are."""
         self.sock.sendall(data)
 
+    def send_apart(self, pieces: Iterable[bytes]) -> None:
+        """Send pieces, each when the server has read the one before (unix sockets only)."""
+        for piece in pieces:
+            try:
+                self.sock.send(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the request is refused already; the answer can still be read
+            eventually(lambda: unread(self.sock) == 0, "the server reads")
+
+    def end(self) -> None:
+        """Send no more; still read."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close the connection at once, with a reset."""
+        if self.sock.family != socket.AF_UNIX:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
     def request(self, target: str = "/", *lines: str, method: str = "GET", body: bytes = b"") -> None:
         """Send a request, with further header lines."""
         head = [f"{method} {target} HTTP/1.1", "Host: localhost", *lines]
@@ -105,62 +176,104 @@ class Client:
         self.request(target, *lines, method=method, body=body)
         return self.answer(method=method)
 
-    def more(self) -> bytes:
-        """Return what comes next; empty at the end."""
-        if self._read:
-            data, self._read = self._read, b""
-            return data
-        return self.sock.recv(65536)
+    def receive(self) -> bytes:
+        """Return what is there or comes next; empty at the end."""
+        data, self.held = self.held, b""
+        return data or self.sock.recv(65536)
 
     def until(self, mark: bytes) -> bytes:
         """Read up to and including a mark."""
-        while mark not in self._read:
+        while mark not in self.held:
             data = self.sock.recv(65536)
-            assert data, f"end of connection before {mark!r}, after {self._read!r}"
-            self._read += data
-        found, _, self._read = self._read.partition(mark)
+            if not data:
+                raise EndedError(f"end of connection before {mark!r}, after {self.held!r}")
+            self.held += data
+        found, _, self.held = self.held.partition(mark)
         return found + mark
 
-    def rest(self) -> bytes:
-        """Read to the end of the connection."""
-        with contextlib.suppress(ConnectionResetError):
-            while data := self.sock.recv(65536):
-                self._read += data
-        data, self._read = self._read, b""
-        return data
+    def exactly(self, size: int) -> bytes:
+        """Read so many bytes, fewer if the connection ends before."""
+        pieces = [self.held[:size]]
+        self.held = self.held[size:]
+        left = size - len(pieces[0])
+        while left and (data := self.sock.recv(min(left, 1 << 20))):
+            pieces.append(data)
+            left -= len(data)
+        return b"".join(pieces)
+
+    def rest(self, *, reset: bool = False) -> bytes:
+        """Read to the end of the connection, which the server closes in order unless it may be `reset`."""
+        pieces = []
+        with contextlib.suppress(*[ConnectionResetError] * reset):
+            while data := self.receive():
+                pieces.append(data)
+        return b"".join(pieces)
 
     def head(self) -> Answer:
-        """Read the head of an answer only."""
-        first, *lines = self.until(b"\r\n\r\n").decode("latin-1").split("\r\n")
-        fields = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines if line)]
-        return Answer(int(first.split(" ", 2)[1]), fields, b"")
+        """Read the head of a final answer only."""
+        interim: list[int] = []
+        while True:
+            head = self.until(b"\r\n\r\n")
+            first, *lines = head[:-4].split(b"\r\n")
+            assert len(re.findall(rb"[\r\n]", head)) == 2 * len(lines) + 4, head
+            found = re.fullmatch(rb"HTTP/1\.1 ([1-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]*", first)
+            assert found, head
+            status = int(found[1])
+            if status >= 200 or status == 101:
+                break
+            interim.append(status)
+            assert not lines, head
+        fields = []
+        for line in lines:
+            assert FIELD.fullmatch(line), head
+            name, _, value = line.decode("latin-1").partition(":")
+            fields.append((name, value.strip(" \t")))
+        answer = Answer(status, fields, interim=interim)
+        assert self._dated <= len(answer.get("date")) <= 1, head
+        assert len(answer.get("content-length")) + len(answer.get("transfer-encoding")) <= 1, head
+        return answer
 
     def chunks(self) -> Iterator[bytes]:
         """Read the chunks of a body, as they come."""
-        while size := int(self.until(b"\r\n"), 16):
-            yield self._exactly(size + 2)[:-2]
-        self.until(b"\r\n")
+        while True:
+            line = self.until(b"\r\n")
+            assert re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line), line
+            size = int(line, 16)
+            piece = self.exactly(size + 2)
+            if size and piece[:size]:
+                yield piece[:size]
+            if len(piece) < size + 2:
+                raise EndedError("end of connection within a chunk")
+            assert piece.endswith(b"\r\n"), piece[-2:]
+            if not size:
+                return
 
     def answer(self, method: str = "GET") -> Answer:
         """Read a whole answer."""
-        head = self.head()
-        if method == "HEAD" or head.status in (204, 304):
-            body = b""
-        elif "transfer-encoding" in head:
-            body = b"".join(self.chunks())
-        elif "content-length" in head:
-            body = self._exactly(int(head["content-length"]))
-        else:
-            body = self.rest()
-        return Answer(head.status, head.fields, body)
+        head, pieces, whole = self.head(), list[bytes](), True
+        try:
+            pieces.extend(self._body(head, method))
+        except EndedError:
+            if self._whole:
+                raise
+            whole = False
+        return replace(head, body=b"".join(pieces), whole=whole)
 
-    def _exactly(self, size: int) -> bytes:
-        while len(self._read) < size:
-            data = self.sock.recv(65536)
-            assert data, f"end of connection {size - len(self._read)} bytes too early"
-            self._read += data
-        found, self._read = self._read[:size], self._read[size:]
-        return found
+    def _body(self, head: Answer, method: str) -> Iterator[bytes]:
+        if method == "HEAD" or head.status in (101, 204, 304):
+            assert not head.chunked or method == "HEAD", head
+        elif head.chunked:
+            assert head["transfer-encoding"] == "chunked", head
+            yield from self.chunks()
+        elif "content-length" in head:
+            size = int(head["content-length"])
+            body = self.exactly(size)
+            yield body
+            if len(body) < size:
+                raise EndedError(f"end of connection {size - len(body)} bytes too early")
+        else:
+            assert head["connection"] == "close", head
+            yield self.rest()
 
 
 def get(

@@ -1,6 +1,6 @@
-"""The command `forkserve` as a process: started as a user starts it, watched from outside, and cleaned up.
+"""Programs under test as processes: started as a user starts them, watched from outside, and cleaned up.
 
-Waiting is for events with a deadline, never for a time. A `Command` says at its end whether anything was left behind.
+Waiting is for events with a deadline, never for a time. A `Process` says at its end whether anything was left behind.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 DEADLINE = 60.0  # seconds; for a machine that is busy with other things
 ROOT = Path(__file__).parents[2]
@@ -27,11 +27,12 @@ T = TypeVar("T")
 
 
 def eventually(look: Callable[[], T], what: object = "", deadline: float = DEADLINE) -> T:
-    """Return what `look` returns as soon as it is true; fail when the deadline comes first."""
-    end = time.monotonic() + deadline
+    """Return what `look` returns as soon as it is true; fail when the deadline comes first. Looks less often as time passes."""
+    end, pause = time.monotonic() + deadline, 0.0
     while not (found := look()):
         assert time.monotonic() < end, f"not in {deadline} s: {what() if callable(what) else what}"
-        select.select([], [], [], 0.005)
+        time.sleep(pause)
+        pause = min(pause + 0.0002, 0.01)
     return found
 
 
@@ -126,48 +127,44 @@ class Listening(NamedTuple):
         return int(self.address.rpartition(":")[2])
 
 
-class Command:
-    """A running `forkserve`.
+class Process:
+    """A program under test: its output is kept in files, waits have a deadline, and it must leave no process behind.
 
     Args:
-        arguments: The command line.
-        directory: Where its output is kept.
-        cwd: Where it is started.
+        words: The command line.
+        directory: For its output; without one, a directory that is removed at the end.
+        cwd: Its working directory.
         env: Variables beside those of the tests' own environment.
-        prefix: A command that executes the rest of its arguments, as `env` does.
         pass_fds: Descriptors that it inherits.
-        program: What Python runs instead of the command: a script that uses the library.
+        stdin: As for `subprocess.Popen`.
     """
+
+    shown: ClassVar[list[Process]] = []
+    """Those whose log is shown if the present test fails."""
 
     def __init__(
         self,
-        arguments: Sequence[object],
-        directory: Path,
+        words: Sequence[str],
+        directory: Path | None = None,
         *,
         cwd: Path = ROOT,
         env: Mapping[str, str] | None = None,
-        prefix: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
-        program: Sequence[str] = ("-m", "forkserve"),
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
+        self._own = tempfile.TemporaryDirectory() if directory is None else None
+        directory = directory or Path(self._own.name)
         number = len(list(directory.glob("stderr*")))
         self._stdout, self._stderr = directory / f"stdout{number}", directory / f"stderr{number}"
-        self.arguments = [str(argument) for argument in arguments]
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, *program, *self.arguments],
-                cwd=cwd,
-                env=environment(env),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=pass_fds,
+                words, cwd=cwd, env=environment(env), stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds
             )
+        self.words = words
         self.pid = self.process.pid
-        self.traceback_expected = False
         self._seen: set[int] = set()
-        self._before: list[str] = []
-        self._sockets: dict[int, int] = {}
+        self._last: str | None = None  # all that it wrote, once its directory has gone
+        Process.shown.append(self)
 
     @property
     def stdout(self) -> str:
@@ -177,25 +174,105 @@ class Command:
     @property
     def stderr(self) -> str:
         """All that was written to stderr so far: start-up lines and error log."""
-        return self._stderr.read_text()
+        return self._stderr.read_text(errors="backslashreplace") if self._last is None else self._last
+
+    def find(self, pattern: str, times: int = 1, where: Path | None = None) -> list[re.Match[str]]:
+        """Wait until stderr, or another file, has lines that match, so many times at least; return the matches.
+
+        A program that ends before is a failure at once.
+        """
+
+        def text() -> str:
+            if where is None:
+                return self.stderr
+            return where.read_text() if where.exists() else ""
+
+        def look() -> list[re.Match[str]]:
+            ended = self.process.poll()
+            found = list(re.finditer(pattern, text(), re.MULTILINE))
+            assert ended is None or len(found) >= times, f"it ended with {ended} before {pattern!r}:\n{text()}"
+            return found if len(found) >= times else []
+
+        return eventually(look, lambda: f"{times} times {pattern!r} in:\n{text()}")
+
+    def ready(self) -> Self:
+        """Wait for the start-up lines."""
+        self.find("^Ready: ")
+        return self
+
+    def note_children(self) -> list[int]:
+        """Return the processes that it has forked, and remember them: they must be gone when it has ended."""
+        found = children(self.pid)
+        self._seen.update(found)
+        return found
+
+    def kill(self, signum: signal.Signals) -> None:
+        """Send it a signal."""
+        self.note_children()
+        self.process.send_signal(signum)
+        if signum == signal.SIGKILL:
+            self.process.wait(DEADLINE)  # its workers may notice before it is gone
+
+    def end(self) -> int:
+        """Wait for its end and that of the processes that were noted; return the exit code."""
+        try:
+            code = self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end: {self.words}\n{self.stderr}") from None
+        for pid in self._seen:
+            eventually(lambda pid=pid: not exists(pid), f"worker {pid} is gone")
+        return code
+
+    def close(self) -> None:
+        """Make sure that nothing is left, whatever the test found."""
+        self.note_children()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(DEADLINE)
+        for pid in self._seen:
+            # A pid may belong to another process by now. Workers are called forkserve; before that, as the program is.
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                if exists(pid) and b"fork" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+        if self._own is not None:
+            self._last = self.stderr
+            self._own.cleanup()
+            self._own = None
+
+
+class Command(Process):
+    """A running `forkserve`.
+
+    Args:
+        arguments: The command line.
+        directory: Where its output is kept.
+        prefix: A command that executes the rest of its arguments, as `env` does.
+        program: What Python runs instead of the command: a script that uses the library.
+        options: As for `Process`.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        directory: Path,
+        *,
+        prefix: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "forkserve"),
+        **options: Any,
+    ) -> None:
+        self.arguments = [str(argument) for argument in arguments]
+        super().__init__([*prefix, sys.executable, *program, *self.arguments], directory, **options)
+        self.traceback_expected = False
+        self._before: list[str] = []
+        self._sockets: dict[int, int] = {}
 
     def wait_for(self, pattern: str, where: Path | None = None) -> re.Match[str]:
         """Wait until stderr, or another file, has a line that matches; return the match."""
-        path = where or self._stderr
+        return self.find(pattern, where=where)[0]
 
-        def look() -> re.Match[str] | None:
-            text = path.read_text() if path.exists() else ""
-            found = re.search(pattern, text, re.MULTILINE)
-            assert found or self.process.poll() is None or re.search(pattern, path.read_text(), re.MULTILINE), (
-                f"it ended with {self.process.returncode} before {pattern!r}:\n{text}"
-            )
-            return found
-
-        return eventually(look, lambda: f"{pattern!r} in:\n{path.read_text() if path.exists() else ''}")
-
-    def ready(self) -> Command:
+    def ready(self) -> Self:
         """Wait for the start-up lines, and note what is open."""
-        self.wait_for("^Ready: ")
+        super().ready()
         self._before = self._opened()
         self._sockets = {pid: sockets(pid) for pid in self.workers}
         return self
@@ -230,31 +307,17 @@ class Command:
     @property
     def workers(self) -> list[int]:
         """The pids of its workers."""
-        found = children(self.pid)
-        self._seen.update(found)
-        return found
+        return self.note_children()
 
     @property
     def log(self) -> list[str]:
         """The lines of stderr that belong to the error log."""
         return [line for line in self.stderr.splitlines() if re.match(r"\d{4}-\d\d-\d\d ", line)]
 
-    def kill(self, signum: signal.Signals) -> None:
-        """Send the master a signal."""
-        self._seen.update(self.workers)
-        self.process.send_signal(signum)
-        if signum == signal.SIGKILL:
-            self.process.wait(DEADLINE)  # its workers may notice before it is gone
-
     def wait(self, code: int = 0) -> str:
         """Wait for its end, check that it left nothing behind, and return what it wrote to stderr."""
-        try:
-            ended = self.process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it does not end: {self.arguments}\n{self.stderr}") from None
+        ended = self.end()
         assert ended == code, f"exit code {ended}, not {code}:\n{self.stderr}"
-        for pid in self._seen:
-            eventually(lambda pid=pid: not exists(pid), f"worker {pid} is gone")
         assert self.traceback_expected == ("Traceback (most recent call last)" in self.stderr), self.stderr
         assert "ResourceWarning" not in self.stderr, self.stderr
         return self.stderr
@@ -274,14 +337,3 @@ class Command:
                 )
         self.kill(signal.SIGTERM)
         return self.wait(code)
-
-    def close(self) -> None:
-        """Make sure that nothing is left, whatever the test found."""
-        self._seen.update(children(self.pid))
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(DEADLINE)
-        for pid in self._seen:
-            with contextlib.suppress(ProcessLookupError):
-                if exists(pid) and b"forkserve" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.certificates import Authority
-from tests.integration.command import Command
+from tests.integration.command import Command, Process
 
 Start = Callable[..., Command]
 FAILED = pytest.StashKey[bool]()
@@ -18,9 +19,13 @@ FAILED = pytest.StashKey[bool]()
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let fixtures know whether the test has failed."""
+    """Let fixtures know whether the test has failed, and show what its servers wrote if it has."""
     report = yield
     item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    if report.failed:
+        report.sections += [(f"stderr of {shlex.join(map(str, one.words))}", one.stderr) for one in Process.shown]
+    if call.when == "teardown":
+        Process.shown[:] = [one for one in Process.shown if one.process.poll() is None]
     return report
 
 
@@ -41,8 +46,6 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
     finally:
         for command in commands:
             command.close()
-            if request.node.stash[FAILED]:
-                print(f"{command.arguments} wrote to stderr:\n{command.stderr}")
 
 
 @pytest.fixture

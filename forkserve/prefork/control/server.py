@@ -17,14 +17,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from forkserve.base.errors import ListenError
+from forkserve.base.errors import CommandError, ListenError
 from forkserve.base.logs import logger
 from forkserve.config import values
 from forkserve.prefork.control.session import Asked, Limits, Phase, Session, peer, turn_away
 from forkserve.prefork.control.socketfile import SocketFile, open_named, open_path
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
 from forkserve.prefork.ipc.builtin import BUILTINS
-from forkserve.prefork.ipc.pending import JSON, CommandError, Pending, answer
+from forkserve.prefork.ipc.pending import JSON, Pending, answer
 from forkserve.prefork.system.poller import READ, WRITE, Poller, Timer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from forkserve.base.handover import Exported, Kept, fields_of, made, pack, unpack
+from forkserve.base.handover import Exported, InheritedFd, fields_of, made, pack, unpack
 from forkserve.prefork.control.wire import MAX_LINE, LineDecoder, LineError, Request
 from forkserve.prefork.system.poller import READ, WRITE
 
@@ -72,7 +72,7 @@ class Session:
     def export(self) -> Exported:
         """Describe it, for an upgrade."""
         return {
-            "socket": Kept(self.descriptor),
+            "socket": InheritedFd(self.descriptor),
             "phase": self.phase.name,
             "rest": pack(self._decoder.rest),
             "unsent": pack(self._unsent),

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from forkserve.base import files
 from forkserve.base.errors import ConfigError, ListenError
-from forkserve.base.handover import Exported, Kept
+from forkserve.base.handover import Exported, InheritedFd
 from forkserve.base.lockfile import HeldError, LockFile
 from forkserve.prefork.control import runtime_dir
 
@@ -55,7 +55,7 @@ class SocketFile:
         """Describe it, for an upgrade."""
         return {
             "path": self.path,
-            "socket": Kept(self.sock.fileno()),
+            "socket": InheritedFd(self.sock.fileno()),
             "lock": self._lock.export(),
             "identity": self._identity,
         }

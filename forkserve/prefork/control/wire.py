@@ -11,12 +11,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from forkserve.base.errors import did_you_mean
+from forkserve.base.errors import CommandError, did_you_mean
 from forkserve.prefork.ipc.builtin import BUILTINS
-from forkserve.prefork.ipc.pending import JSON, CommandError
 from forkserve.prefork.worker.defined import unknown
+
+if TYPE_CHECKING:
+    from forkserve.prefork.ipc.pending import JSON
 
 VERSION: Final = 1
 MAX_LINE: Final = 1 << 20  # of a request; an answer may be longer

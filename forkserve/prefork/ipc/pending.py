@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-from forkserve.base.errors import ForkserveError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.hooks import call_hook
 
 JSON = Any
@@ -15,16 +15,6 @@ Everyone = str  # "all" or "any"
 
 WITHOUT_WORDS: Final = MappingProxyType({"timeout": "no answer in time", "died": "the worker died"})
 LONGEST_TEXT: Final = 16 * 1024  # of a traceback in a reply
-
-
-class CommandError(ForkserveError):
-    """A command that cannot be done, or was not: `code` is one of CODES and says in which way."""
-
-    CODES: ClassVar = ("failed", "refused", "unsupported", "usage", "unknown", "timeout")
-
-    def __init__(self, message: str, code: str = "failed") -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class WouldDeadlock(RuntimeError):  # noqa: N818 - the name is part of the contract

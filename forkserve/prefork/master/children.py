@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from forkserve.base import console, logs
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.frames import encode
+from forkserve.prefork.ipc import messages
+from forkserve.prefork.ipc.codec import Unreadable, encode
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.master import stacks
 from forkserve.prefork.master.child import Child, pass_logs
@@ -22,14 +23,13 @@ from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, Gi
 from forkserve.prefork.policy.calls import Target
 from forkserve.prefork.policy.drain_gate import LONGEST
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, name_of
+from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, process_name
 from forkserve.prefork.system.poller import READ, WRITE, Poller
 from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
 
 if TYPE_CHECKING:
     from forkserve.base.handover import Exported
     from forkserve.devreload.reloader import Development
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.master.forker import Forker
     from forkserve.prefork.policy.states import Member
 
@@ -43,7 +43,7 @@ class Owner(Protocol):
     def became_ready(self, child: Child) -> None:
         """A worker is ready."""
 
-    def said(self, child: Child, message: Message) -> None:
+    def said(self, child: Child, message: messages.Message) -> None:
         """A worker sent a message about commands."""
 
     def ended(self, child: Child) -> None:
@@ -103,7 +103,7 @@ class Children:
                 self._kill(self.by_ident[member.ident], dumped=dumped)
             case ServeOn(member):
                 logger.warning("worker %d serves on: its successor failed, and is tried again", member.slot)
-                self.send(self.by_ident[member.ident], {"type": "serve_on"})
+                self.send(self.by_ident[member.ident], messages.ServeOn())
             case GiveUp(member):
                 child = self.by_ident[member.ident]
                 logger.critical("%s cannot be %s", child, "killed" if child.pid else "had from its mold")
@@ -117,14 +117,14 @@ class Children:
             return
         self.by_ident[member.ident] = child
         if child.pid is not None:
-            self.pool.forked(member.ident, child.pid)
+            self.pool.reports.forked(member.ident, child.pid)
         self._watch(child)
 
     def _fork_failed(self, member: Member, why: str) -> None:
         if self.pool.phase is Phase.FIRST_BOOT:
             console.say(f"forkserve: cannot fork: {why}")
         elif self.pool.phase is Phase.SERVING:
-            logger.error("%s: cannot fork: %s", name_of(member.slot), why)
+            logger.error("%s: cannot fork: %s", process_name(member.slot), why)
         self.pool.fork_failed(member.ident, f"cannot fork: {why}", time.monotonic())
 
     def _came(self, child: Child, pid: int) -> None:
@@ -133,13 +133,11 @@ class Children:
             raise ValueError("it is known already")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         child.pid = pid
-        self.pool.forked(child.member.ident, pid)
+        self.pool.reports.forked(child.member.ident, pid)
 
     def _drain(self, child: Child, *, booting: bool) -> None:
         child.row.tell_to_drain()
-        heard = self.send(
-            child, {"type": "drain", "relieved": self.pool.relieved(child.member), "closing": self._closing(child.member)}
-        )
+        heard = self.send(child, messages.Drain(self.pool.is_relieved(child.member), self._closing(child.member)))
         if booting:
             self._end_boot(child)
         elif not heard:
@@ -148,13 +146,15 @@ class Children:
     def _closing(self, member: Member) -> list[int]:
         """Return the identities of the listeners that are closed when it accepts no more."""
         pool = self.pool
-        others = [one for one in pool.members() if one.exists and not (one.asked or one.released or one is member)]
+        others = [
+            one for one in pool.members.workers() if one.exists and not (one.end_requested or one.released or one is member)
+        ]
         return self.forker.listeners.closing(
             (member.slot, member.generation),
-            pool.generation,
-            pool.kept if pool.phase < Phase.STOPPING else None,
+            pool.generations.committed,
+            pool.departures.kept if pool.phase < Phase.STOPPING else None,
             [(one.slot, one.generation) for one in others],
-            back=pool.fallback is not None,
+            back=pool.generations.fallback is not None,
         )
 
     def _end_boot(self, child: Child) -> None:
@@ -168,7 +168,7 @@ class Children:
         if self.by_ident.get(child.member.ident) is not child or child.member.state is not State.DUMPING:
             return
         if child.answered:
-            self.pool.dumped(child.member.ident, time.monotonic())
+            self.pool.reports.dumped(child.member.ident, time.monotonic())
         else:
             child.dump_stacks()
 
@@ -187,7 +187,7 @@ class Children:
         deadline = self.pool.next_deadline()
         if deadline is not None and deadline <= time.monotonic():
             for child in self.by_ident.values():
-                self.pool.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
+                self.pool.reports.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
 
     def reap(self) -> None:
         """Take the exits of all children that have ended, also of those that are not workers."""
@@ -234,77 +234,82 @@ class Children:
 
     def _misbehaved(self, child: Child, how: str) -> None:
         if child.pid is not None:
-            self.pool.misbehaved(child.member.ident, how, time.monotonic())
+            self.pool.members.protocol_violation(child.member.ident, how, time.monotonic())
         elif self.by_ident.get(child.member.ident) is child:  # there is nobody to be killed
-            cold = not self.pool.preload and self.pool.phase < Phase.STOPPING
+            cold = not self.pool.members.preload and self.pool.phase < Phase.STOPPING
             if not cold:
                 self._fork_failed(child.member, how)
             self._forget(child)
             if cold:  # the base mold has gone, or did not want to
                 self._fork(child.member, cold=True)
 
-    def _obey(self, child: Child, message: Message) -> None:
+    def _obey(self, child: Child, message: messages.Message) -> None:
         ident, now = child.member.ident, time.monotonic()
-        if child.pid is None and message.get("type") != "forked":
+        if child.pid is None and not isinstance(message, messages.Forked):
             raise ValueError("it has not come yet")
-        match message.get("type"):
-            case "forked":
-                self._came(child, message["pid"])
-            case "ready" if child.id == MOLD:
-                self.pool.ready(ident, now)
+        match message:
+            case messages.Forked(pid):
+                self._came(child, pid)
+            case messages.Ready() if child.id == MOLD:
+                self.pool.reports.ready(ident, now)
                 self._failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
-            case "ready":
-                child.commands = message.get("commands", [])
-                self.pool.ready(ident, now)
+            case messages.Ready(commands):
+                child.commands = commands
+                self.pool.reports.ready(ident, now)
                 self._became_ready(child)
-            case "loaded" | "outside" | "waits":
+            case messages.Loaded() | messages.Outside() | messages.Waits():
                 if self.development:  # a worker of before an upgrade may say it to a master without --reload
                     self.development.heard(child, message)
-            case "terminated" | "draining" | "released" | "lingering" | "spent":
-                self._comes_to_its_end(child, message)
-            case "failed":
+            case messages.Failed():
                 child.failure = message
-            case "reopen_logs":
+            case messages.ReopenLogs():
                 self.pass_logs(child)
-            case "reply" | "free" | "call" | "noted":
+            case messages.Result() | messages.Free() | messages.Call() | messages.Noted():
                 self.owner.said(child, message)
-            case unknown:
-                self.pool.misbehaved(ident, f"unknown message {unknown!r:.100}", now)
+            case Unreadable(why):
+                self.pool.members.protocol_violation(ident, why, now)
+            case _:
+                self._comes_to_its_end(child, message)
 
-    def _comes_to_its_end(self, child: Child, message: Message) -> None:
+    def _comes_to_its_end(self, child: Child, message: messages.Message) -> None:
         ident = child.member.ident
-        match message["type"]:
-            case "terminated":
+        match message:
+            case messages.Terminated():
                 # The whole group may have got the signal, and ours be on its way.
                 wait = 0.0 if self.pool.phase >= Phase.STOPPING else GROUP
                 self.poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
-            case "draining":
-                self.pool.draining(ident, time.monotonic())
-            case "released":
-                self.pool.released(ident)
+            case messages.Draining():
+                self.pool.reports.draining(ident, time.monotonic())
+            case messages.Released():
+                self.pool.reports.released(ident)
                 self._admit(child)
-            case "lingering":
-                self.pool.lingering(ident)
-            case "spent" if self.pool.spent(ident, full=message["full"]):
-                logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, message["requests"])
+            case messages.Lingering():
+                self.pool.reports.lingering(ident)
+            case messages.Spent(requests, full):
+                if self.pool.reports.spent(ident, full=full):
+                    logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, requests)
+            case _:
+                self.pool.members.protocol_violation(ident, f"unexpected message {message!r:.100}", time.monotonic())
 
     def _let_go(self, child: Child) -> None:
         """Answer a worker that got a TERM: it may drain. But if its slot goes, the pool orders that when its time has come."""
         if self.by_ident.get(child.member.ident) is not child or child.member.state is not State.READY:
             return
-        if self.pool.phase >= Phase.STOPPING or self.pool.is_held(child.member):
-            limits = self.pool.limits
-            longest = limits.delay + ((limits.graceful or LONGEST) if self.pool.advertised or self.pool.sought else 0.0)
-            self.send(child, {"type": "stay", "seconds": longest})
+        if self.pool.phase >= Phase.STOPPING or self.pool.departures.is_held(child.member):
+            limits = self.pool.members.limits
+            longest = limits.delay + (
+                (limits.graceful or LONGEST) if self.pool.departures.advertised or self.pool.departures.advertised_before else 0.0
+            )
+            self.send(child, messages.Stay(longest))
         else:
-            self.pool.draining(child.member.ident, time.monotonic())
+            self.pool.reports.draining(child.member.ident, time.monotonic())
             self._drain(child, booting=False)
 
     def _admit(self, child: Child) -> None:
         """It may have closed the queue, though its slot is wanted again meanwhile."""
-        if child.id in self.pool.kept:
+        if child.id in self.pool.departures.kept:
             self.forker.listeners.admit((child.id,))
 
     def _became_ready(self, child: Child) -> None:
@@ -323,7 +328,7 @@ class Children:
             how, words = describe_exit(status), child.last_words()
             logger.critical("%s: %s; it %s while its stacks were written\n%s", child, child.member.reason, how, words)
         code, signum = (status, None) if status >= 0 else (None, -status)
-        first_boot = self.pool.phase is Phase.FIRST_BOOT and not self.pool.limits.patient
+        first_boot = self.pool.phase is Phase.FIRST_BOOT and not self.pool.members.limits.patient
         why = self._failures.reason(child, status)
         failed = self.pool.exited(child.member.ident, time.monotonic(), code=code, signal=signum, why=why)
         if failed:
@@ -344,9 +349,9 @@ class Children:
 
     def register_slots(self) -> None:
         """Tell the hooks which slots have come and gone; called when a plan was made, before it is performed."""
-        slots = {member.slot for member in self.pool.members()}
+        slots = {member.slot for member in self.pool.members.workers()}
         for slot in sorted(slots - self._registered.keys()):
-            self._registered[slot] = self._handle_of(slot, self.pool.generation)
+            self._registered[slot] = self._handle_of(slot, self.pool.generations.committed)
             self._tell("on_register", self._registered[slot])
         for slot in sorted(self._registered.keys() - slots):
             self._tell("on_unregister", self._registered.pop(slot))
@@ -368,7 +373,7 @@ class Children:
             pass_logs(child.channel, files)
         self._watch(child)
 
-    def send(self, child: Child, message: Message) -> bool:
+    def send(self, child: Child, message: messages.Message) -> bool:
         """Send a message; False if the worker has gone, or has long stopped reading. Raises FrameError if it cannot be sent."""
         return self.send_frame(child, encode(message))
 
@@ -394,7 +399,7 @@ class Children:
 
     def adopt(self, found: Exported) -> None:
         """Go on with them in the new program, whose pool has adopted its members."""
-        members = {member.ident: member for member in [*self.pool.members(), *self.pool.molds()]}
+        members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found["processes"]:
             member = members[one["age"]]
             child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))
@@ -403,7 +408,7 @@ class Children:
             if child.pid is None and not member.ordered:  # it was to come from a base mold, which has ended
                 self.poller.at(time.monotonic(), functools.partial(self.lost, child))
         for slot, generation in found["slots"].items():
-            port = self.forker.listeners.port(int(slot), self.pool.generation)
+            port = self.forker.listeners.port(int(slot), self.pool.generations.committed)
             self._registered[int(slot)] = WorkerHandle(int(slot), port, generation)
 
     def _forget(self, child: Child) -> None:

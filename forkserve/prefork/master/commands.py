@@ -13,18 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from forkserve.base import logfile, logs
-from forkserve.base.errors import ListenError
+from forkserve.base.errors import CommandError, ListenError
 from forkserve.config.values import LONGEST_SECONDS, shown
 from forkserve.prefork.ipc.builtin import BUILTINS, CALL_TIMEOUT
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master import stacks, status
 from forkserve.prefork.policy import completion
 from forkserve.prefork.policy.autoscale import Autoscaler
 from forkserve.prefork.policy.distribute import distribute
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.recycling import Recycler
-from forkserve.prefork.policy.states import State, limits
+from forkserve.prefork.policy.states import State, pool_limits
 from forkserve.prefork.system import acceptqueue
 from forkserve.prefork.system.poller import READ, Poller
 from forkserve.prefork.system.scoreboard import LOST_LINES
@@ -90,7 +90,7 @@ class Steering:
         self.started_at = time.monotonic()
         self.running = False
         self.poller = Poller()
-        self._goals: list[tuple[Pending, completion.Goal, Callable[[], Any]]] = []
+        self._goals: list[tuple[Pending, completion.Condition, Callable[[], Any]]] = []
         self._stops: list[Pending] = []
         self._warned = ""
         self.lost_before = 0  # lines of logs, before an upgrade
@@ -113,7 +113,7 @@ class Steering:
             return self.reloading.progress()
         if upgrade := self.upgrading.progress():
             return upgrade
-        ready = sum(member.state is State.READY for member in self.pool.members())
+        ready = sum(member.state is State.READY for member in self.pool.members.workers())
         return f"{ready} of {self.pool.wanted} workers ready"
 
     # The commands, as `forkserve ctl` knows them too: BUILTINS.
@@ -183,11 +183,11 @@ class Steering:
             raise CommandError("a reload replaces all workers just now", "refused")
         slot = self.slot(worker)
         before = completion.replaced(self.pool, slot)
-        self.pool.replace(slot)
+        self.pool.generations.replace(slot)
 
         def give_up(ended: Pending) -> None:
             if ended.error is not None:
-                self.pool.keep(slot, time.monotonic())
+                self.pool.generations.cancel_replace(slot, time.monotonic())
 
         return self._until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
 
@@ -299,7 +299,7 @@ class Steering:
     def take_over(self, settings: Settings, hooks: Hooks) -> None:
         """Go on with the settings that a reload brought."""
         self.settings, self.hooks = settings, hooks
-        self.pool.limits = limits(settings)
+        self.pool.members.limits = pool_limits(settings)
         self.children.forker = dataclasses.replace(self.children.forker, settings=settings, hooks=hooks)
         logs.set_level(settings.log_level)
 
@@ -332,7 +332,7 @@ class Steering:
 
     # How it is done.
 
-    def _until(self, goal: completion.Goal, value: Callable[[], Any]) -> Pending:
+    def _until(self, goal: completion.Condition, value: Callable[[], Any]) -> Pending:
         pending = Pending()
         self._goals.append((pending, goal, value))
         return pending
@@ -367,7 +367,7 @@ class Steering:
     def slot(self, worker: int | str) -> int:
         """The slot that somebody means. Raises CommandError if there is none."""
         slot = _number(worker, "a worker's id")
-        if slot not in {member.slot for member in self.pool.members()}:
+        if slot not in {member.slot for member in self.pool.members.workers()}:
             raise CommandError(f"there is no worker {shown(slot)}", "usage")
         return slot
 
@@ -383,7 +383,7 @@ class Steering:
         room = 0 if self.reloading.under_way else self.pool.room - (self.pool.wanted - len(ready))
         for slot, why in self._recycler.pick([status.served(one, settings) for one in ready], settings, room):
             self.log.info("worker %d is replaced: %s", slot, why)
-            self.pool.replace(slot)
+            self.pool.generations.replace(slot)
 
     def _look_at_socket_files(self) -> None:
         """Warn of a unix socket whose file was removed, or replaced by another server's."""

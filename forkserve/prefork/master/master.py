@@ -19,12 +19,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from forkserve.base import console, logfile, logs, privileges, startup
-from forkserve.base.errors import ConfigError
+from forkserve.base.errors import CommandError, ConfigError
 from forkserve.devreload.reloader import Development
 from forkserve.devreload.warm.base import possible
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.messages import Detach
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master import status
 from forkserve.prefork.master.call_router import Messenger
 from forkserve.prefork.master.children import Children
@@ -35,9 +36,10 @@ from forkserve.prefork.master.upgrade import address_change
 from forkserve.prefork.master.upgrade.rehearsal import rehearse
 from forkserve.prefork.master.upgrade.upgrading import Upgrading
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener
-from forkserve.prefork.policy.pool import MANY_MOLDS, Phase, Pool
+from forkserve.prefork.policy.molds import MANY_MOLDS
+from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.repeats import Repeats
-from forkserve.prefork.policy.states import limits
+from forkserve.prefork.policy.states import pool_limits
 from forkserve.prefork.system import daemon, forks
 from forkserve.prefork.system.listeners import Listeners
 from forkserve.prefork.system.notify import Notifier
@@ -91,7 +93,7 @@ class Master(Steering):
         settings = config.settings
         super().__init__(
             settings=settings,
-            pool=Pool(settings.workers, limits(settings), random.random, preload=settings.preload),
+            pool=Pool(settings.workers, pool_limits(settings), random.random, preload=settings.preload),
             listeners=Listeners(
                 bind=settings.bind,
                 host=settings.host,
@@ -122,8 +124,8 @@ class Master(Steering):
 
         Raises ListenError and ConfigError before the first fork.
         """
-        if startup.handed is not None and startup.handed.confirm is not None:
-            rehearse(startup.handed, self.worker_class, self._config, self.pool)
+        if startup.inherited is not None and startup.inherited.confirm is not None:
+            rehearse(startup.inherited, self.worker_class, self._config, self.pool)
         # Signals last: one that comes while all is closed, as from a runner that forwards late, must not end us half-way.
         with contextlib.ExitStack() as signals:
             with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
@@ -144,11 +146,11 @@ class Master(Steering):
         """Do what is to be done, then wait for what happens, and take note of it."""
         self.children.read_beats()
         if self.front is not None:
-            self.pool.advertised = self.front.advertised
+            self.pool.departures.advertised = self.front.advertised
         self.reloading.advance(time.monotonic())
         address_change.follow(self)
-        unattended = self.pool.unattended(time.monotonic())
-        self.pool.waiting = {slot for slot in unattended if self.listeners.last_look(slot)}
+        unattended = self.pool.departures.unattended(time.monotonic())
+        self.pool.departures.queued = {slot for slot in unattended if self.listeners.last_look(slot)}
         plan = self.pool.plan(time.monotonic())
         self.children.register_slots()
         for action in plan:
@@ -164,7 +166,7 @@ class Master(Steering):
     def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack, signals: contextlib.ExitStack) -> None:
         """Open everything, or take it over. `cleanup` closes it, `last` tells others that this was done, `signals` is the end."""
         self.pid = os.getpid()
-        before = startup.before()
+        before = startup.take_inherited_state()
         self._signals = SignalQueue((*self._obey, signal.SIGCHLD))
         signals.callback(self._signals.close)
         self._hangup_ignored = self._signals.inherited(signal.SIGHUP) == signal.SIG_IGN
@@ -205,8 +207,8 @@ class Master(Steering):
         self.running = True
         set_title("master", self.name)
         if before:
-            was, generations = before.get("addresses"), (self.pool.generation, self.pool.newest_generation + 1)
-            error = self.listeners.adopt(before["listeners"], self.pool.kept, generations, was)
+            was, generations = before.get("addresses"), (self.pool.generations.committed, self.pool.generations.newest + 1)
+            error = self.listeners.adopt(before["listeners"], self.pool.departures.kept, generations, was)
             self.children.adopt(before["children"])
             self.messenger.adopt(before["messenger"])
             daemon.ready()
@@ -244,7 +246,7 @@ class Master(Steering):
             except OSError as error:
                 raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None
         cleanup.callback(scoreboard.close)
-        self.pool.places = scoreboard.size - MANY_MOLDS
+        self.pool.capacity.rows = scoreboard.size - MANY_MOLDS
         has_base = self.development is not None and possible(self.settings) and become_subreaper()
         forker = Forker(
             outputs=outputs,
@@ -356,14 +358,14 @@ class Master(Steering):
         self._notifier.send(READY=1, MAINPID=self.pid, STATUS=status)
         daemon.ready()
         for mold in self.children.molds():
-            self.children.send(mold, {"type": "detach"})  # from the terminal, as we have just done
+            self.children.send(mold, Detach())  # from the terminal, as we have just done
         if self.name != self._asked_name:
             self.log.info("a server called %s was there already: this one is called %s", self._asked_name, self.name)
         run_hook(self.hooks, "when_ready", self)
 
     def _tell_front(self) -> None:
         """Tell it of what has come, gone or changed; what follows for it in time is its own."""
-        if self.front is None or not self.pool.public:
+        if self.front is None or not self.pool.departures.public:
             return
         told = status.listeners(self), self.settings
         if told != self._told:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs
-from forkserve.base.errors import ForkserveError
+from forkserve.base.errors import CommandError, ForkserveError
 from forkserve.config.settings import flag, merge, unchangeable
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.messages import Failed
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
@@ -102,7 +103,7 @@ class Reloading:
         """The failure of a reload that is done but for a worker that could not load the app, and its traceback."""
         for child in self._master.children:
             if (fault := child.fault) is not None and child.member.generation == generation:
-                return CommandError(f"the new worker {child.id} failed to boot: {fault['message']}"), fault.get("traceback")
+                return CommandError(f"the new worker {child.id} failed to boot: {fault.message}"), fault.traceback
         return None, None
 
     def _start(self, now: float) -> None:
@@ -146,7 +147,7 @@ class Reloading:
 
         def undo() -> None:
             master.take_over(before, hooks)
-            master.listeners.settle(master.pool.generation, master.pool.newest_generation)
+            master.listeners.settle(master.pool.generations.committed, master.pool.generations.newest)
             self._config = config
             if grown:
                 with contextlib.suppress(CommandError):  # somebody's hook refuses it
@@ -163,7 +164,7 @@ class Reloading:
             changed = self._master.inheritance.change(rollout.generation, before, settings)
         except (Exception, SystemExit) as error:
             raise CommandError(f"{error}; nothing was changed") from error
-        if changed and not self._master.pool.preload:
+        if changed and not self._master.pool.members.preload:
             rollout.renew_canary()  # it has made its own
 
     def _end(self, error: CommandError | None, traceback: str | None) -> None:
@@ -171,9 +172,9 @@ class Reloading:
         assert rollout is not None
         seconds = round(time.monotonic() - self._began, 3)
         running, self._running = self._running, []
-        self._master.listeners.settle_renewed(self._master.pool.generation)
+        self._master.listeners.settle_renewed(self._master.pool.generations.committed)
         self._master.reloads(begin=False)
-        self._master.inheritance.keep((self._master.pool.generation, self._master.pool.fallback))
+        self._master.inheritance.keep((self._master.pool.generations.committed, self._master.pool.generations.fallback))
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
         if error is None:
@@ -187,6 +188,6 @@ class Reloading:
             self._undo()
         logs.logger.error("reload failed: %s", error)
         if self._master.development:
-            self._master.development.reload_ended(told({"message": str(error), "traceback": traceback}))
+            self._master.development.reload_ended(told(Failed(str(error), traceback=traceback)))
         for pending in running:
             pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})

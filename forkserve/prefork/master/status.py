@@ -36,7 +36,7 @@ def describe(master: Steering) -> dict[str, Any]:
         "version": __version__,
         "app": master.settings.app,
         "state": "reloading" if master.reloading.under_way and pool.phase is Phase.SERVING else _state(master),
-        "generation": pool.generation,
+        "generation": pool.generations.committed,
         "uptime_s": round(now - master.started_at, 3),
         "wanted": pool.wanted,
         "listeners": listeners(master),
@@ -44,7 +44,7 @@ def describe(master: Steering) -> dict[str, Any]:
             name: None if (value := getattr(master.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
         },
         "workers": [_worker(master, member, now) for member in _shown(pool)],
-        "molds": [_mold(master, member, now) for member in pool.molds()],
+        "molds": [_mold(master, member, now) for member in pool.members.molds()],
         "last_reload": master.reloading.last,
         "log_lines_lost": master.lost_lines(),
     }
@@ -53,7 +53,7 @@ def describe(master: Steering) -> dict[str, Any]:
 def listeners(master: Steering) -> list[dict[str, Any]]:
     """The listeners; `down` if requests had better go elsewhere. For the master."""
     scheme, pool = master.worker_class.scheme(master.settings), master.pool
-    down, found = pool.down(), master.listeners.listed(pool.serving(), pool.generation)
+    down, found = pool.down_slots(), master.listeners.listed(pool.ready_generations(), pool.generations.committed)
     return [listener(one, scheme, down=one.slot in down) for one in found]
 
 
@@ -71,7 +71,7 @@ def served(child: Child, settings: Settings) -> Served:
 
 def _shown(pool: Pool) -> list[Member]:
     """Every process, and the places of slots that have none."""
-    members = pool.members()
+    members = pool.members.workers()
     served = {member.slot for member in members if member.exists}
     return [member for member in members if member.exists or member.slot not in served]
 
@@ -87,7 +87,7 @@ def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:
     child = master.children.by_ident.get(member.ident)
     state = State.KILLED if member.state is State.DUMPING else member.state
     memory = _memory(child.pid) if child is not None and child.pid is not None else {}
-    generation = member.generation if member.exists else master.pool.generation  # of which it will be forked
+    generation = member.generation if member.exists else master.pool.generations.committed  # of which it will be forked
     return {
         "id": member.slot,
         "pid": member.pid,
@@ -98,7 +98,7 @@ def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:
         **_counters(child),
         "pss_bytes": memory.get("Pss"),
         "rss_bytes": memory.get("Rss"),
-        "last_exit": _exit(master.pool.last_exit(member.slot), now),
+        "last_exit": _exit(master.pool.members.last_exit(member.slot), now),
     }
 
 
@@ -110,7 +110,7 @@ def _mold(master: Steering, member: Member, now: float) -> dict[str, Any]:
         "generation": member.generation,
         "state": state.value,
         "pss_bytes": memory.get("Pss"),
-        "last_exit": _exit(master.pool.last_exit(MOLD), now),
+        "last_exit": _exit(master.pool.members.last_exit(MOLD), now),
     }
 
 

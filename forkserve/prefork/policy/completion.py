@@ -1,31 +1,31 @@
-"""Goals: when a command that changes the pool is done, and when it has failed. Pure."""
+"""Completions: when a command that changes the pool is done, and when it has failed. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, Exit, Member, State
 
-Goal = Callable[[], bool]
+Condition = Callable[[], bool]
 """Whether it is done; raises CommandError if it never will be."""
 
 
-def scaled(pool: Pool, wanted: int) -> Goal:
+def scaled(pool: Pool, wanted: int) -> Condition:
     """Every wanted slot has a ready worker, and no other slot has a process but such as linger.
 
     A slot may have more than one: one that it had before may still drain, and another may be about to be replaced.
     """
-    failures = {slot: pool.last_exit(slot) for slot in range(1, wanted + 1)}
+    failures = {slot: pool.members.last_exit(slot) for slot in range(1, wanted + 1)}
     mold_failed = _failure_of_mold(pool)
 
     def reached() -> bool:
         if pool.wanted != wanted or pool.phase >= Phase.STOPPING:
             raise CommandError("something else was asked for meanwhile")
-        members = pool.members()
+        members = pool.members.workers()
         for member in members:
-            end = pool.last_exit(member.slot)
+            end = pool.members.last_exit(member.slot)
             if member.state is State.BACKOFF and end is not None and end.failed and end is not failures.get(member.slot):
                 raise CommandError(f"worker {member.slot} {_why(end)}; it is tried again")
             if member.state is State.BACKOFF and (why := mold_failed()):
@@ -36,10 +36,10 @@ def scaled(pool: Pool, wanted: int) -> Goal:
     return reached
 
 
-def replaced(pool: Pool, slot: int) -> Goal:
+def replaced(pool: Pool, slot: int) -> Condition:
     """A newer process of the slot is ready, and no older one is there but such as linger; call it before `Pool.replace`."""
     newest = max((member.ident for member in _of(pool, slot) if member.exists), default=0)
-    failure = pool.last_exit(slot)
+    failure = pool.members.last_exit(slot)
     tried = {member.ident for member in _of(pool, slot) if member.ready_at is None}
     mold_failed = _failure_of_mold(pool)
 
@@ -49,11 +49,11 @@ def replaced(pool: Pool, slot: int) -> Goal:
         members = _of(pool, slot)
         old = [member for member in members if member.ident <= newest and member.exists and not member.lingering]
         new = [member for member in members if member.ident > newest and member.state is State.READY]
-        end = pool.last_exit(slot)
+        end = pool.members.last_exit(slot)
         # The last end may be that of an old one which was drained: a new one has failed if it is there no more, or never was.
         failed = bool(tried - {member.ident for member in members}) or (end is not None and end.code is end.signal is None)
         tried.update(member.ident for member in members if member.ident > newest)
-        stays, waits = bool(old) and not any(one.asked for one in old), any(one.state is State.BACKOFF for one in members)
+        stays, waits = bool(old) and not any(one.end_requested for one in old), any(one.state is State.BACKOFF for one in members)
         if failed and not new and end is not None and end.failed and end is not failure:
             if stays:
                 raise CommandError(f"the new worker {slot} {_why(end)}; the old one stays")
@@ -66,17 +66,17 @@ def replaced(pool: Pool, slot: int) -> Goal:
     return reached
 
 
-def stopped(pool: Pool) -> Goal:
+def stopped(pool: Pool) -> Condition:
     """Nothing is left."""
     return lambda: pool.done
 
 
 def _failure_of_mold(pool: Pool) -> Callable[[], str | None]:
     """Return what tells why there is no mold to fork from, if one has failed from now on and another must wait."""
-    before = pool.last_exit(MOLD)
+    before = pool.members.last_exit(MOLD)
 
     def failed() -> str | None:
-        end, waits = pool.last_exit(MOLD), any(one.state is State.BACKOFF for one in pool.molds())
+        end, waits = pool.members.last_exit(MOLD), any(one.state is State.BACKOFF for one in pool.members.molds())
         return f"its mold {_why(end)}" if waits and end is not None and end is not before else None
 
     return failed
@@ -87,4 +87,4 @@ def _why(end: Exit) -> str:
 
 
 def _of(pool: Pool, slot: int) -> list[Member]:
-    return [member for member in pool.members() if member.slot == slot]
+    return [member for member in pool.members.workers() if member.slot == slot]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from forkserve.prefork.ipc.pending import JSON, CommandError, Pending, Reply
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.pending import JSON, Pending, Reply
 
 
 def distribute(ask: Callable[[JSON], Pending], items: Sequence[JSON], width: int, retries: int) -> Pending:

@@ -1,94 +1,104 @@
-"""Generations: which one workers are forked of, the next one while it is tried, and the way back. Pure."""
+"""Generations: which one workers are forked from, the next one while it is tried, and the way back. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from forkserve.prefork.policy.members import Members
-from forkserve.prefork.policy.states import MOLD, Event, Limits, Member, State
+from forkserve.prefork.policy.states import MOLD, Event, Member, State
 
 if TYPE_CHECKING:
     from forkserve.base.handover import Exported
+    from forkserve.prefork.policy.members import Members
 
 
-class Generations(Members):
-    """The members of a server, of more than one generation while it reloads."""
+class Generations:
+    """The generations of the members, of which there is more than one during a reload."""
 
-    def __init__(self, limits: Limits, random: Callable[[], float], *, preload: bool) -> None:
-        super().__init__(limits, random, preload=preload)
-        self.generation = 1  # the committed one
-        self.fallback: int | None = None  # the one before, while it can be gone back to: until all workers are replaced
-        self.newest_generation = 1  # that was ever tried
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self.committed = 1
+        self.fallback: int | None = None  # the one before, while a way back exists: until all workers are replaced
+        self.newest = 1  # that was ever tried
 
     def export(self) -> Exported:
-        """Describe them, for an upgrade."""
-        own = {"generation": self.generation, "fallback": self.fallback, "newest_generation": self.newest_generation}
-        return super().export() | own
+        """Return them for an upgrade."""
+        return {"generation": self.committed, "fallback": self.fallback, "newest_generation": self.newest}
 
-    def adopt(self, found: Exported, now: float) -> None:
-        """Go on with them in the new program."""
-        super().adopt(found, now)
-        self.generation, self.fallback = found["generation"], found["fallback"]
-        self.newest_generation = found["newest_generation"]
+    def adopt(self, found: Exported) -> None:
+        """Take them over in the new program."""
+        self.committed, self.fallback, self.newest = found["generation"], found["fallback"], found["newest_generation"]
 
-    def hurry(self) -> None:
-        """Try at once what is to be tried again: the reason why it failed may be gone."""
-        for slot in self._slots.values():
-            slot.failures, slot.retry_at = 0, float("-inf")
-        for member in self._members.values():
+    def try_worker(self, slot: int, generation: int, now: float) -> Member:
+        """Start a canary: a process of a new generation beside the slot's, which serves on. Return its member."""
+        for member in list(self._members.slots[slot].members):
             if member.state is State.BACKOFF:
-                member.limit = 0.0
-
-    def try_out(self, slot: int, generation: int, now: float) -> Member:
-        """Put a process of a new generation beside the slot's, which goes on serving. Return its member: the canary."""
-        for member in list(self._slots[slot].members):
-            if member.state is State.BACKOFF:
-                self._apply(member, Event.RETIRE, now)
-        self.newest_generation = generation
-        return self._add(slot, generation, now, canary=True)
+                self._members.apply(member, Event.RETIRE, now)
+        self.newest = generation
+        return self._members.add(slot, generation, now, canary=True)
 
     def try_mold(self, generation: int, now: float) -> Member:
-        """Make a mold of a new generation, to fork its canary from. Return its member."""
-        self.newest_generation = generation
-        return self._add(MOLD, generation, now, canary=True)
+        """Start a mold of a new generation, to fork its canary from. Return its member."""
+        self.newest = generation
+        return self._members.add(MOLD, generation, now, canary=True)
 
     def abandon(self, generation: int, now: float) -> None:
-        """The new generation is not good: let go of all that tries it out."""
-        for member in [one for one in self._members.values() if one.canary and one.generation == generation]:
-            self.forgo(member, now)
+        """Drop every process that tries the new generation: it has failed."""
+        for member in [one for one in self._members.by_ident.values() if one.canary and one.generation == generation]:
+            self.drop_canary(member, now)
 
-    def forgo(self, member: Member, now: float) -> None:
-        """Let go of one that tries a new generation out."""
+    def drop_canary(self, member: Member, now: float) -> None:
+        """Drop one process that tries a new generation. A mold goes when nothing needs it (`Molds.plan`)."""
         member.outdated = True
-        if member.state is State.BACKOFF:
-            self._apply(member, Event.RETIRE, now)
-        elif member.slot != MOLD:
-            self.withdraw(member, now)
+        if member.state is State.BACKOFF or member.slot != MOLD:
+            self._members.discard(member, now)
 
     def commit(self, generation: int) -> None:
-        """The new generation is good: everything older is replaced, and whatever is forked from now on is new."""
-        if self.preload and generation != self.generation:
-            self.fallback = self.generation
-        self.generation = generation
-        for member in self._members.values():
+        """Fork every worker from the new generation, which is good, and replace all older ones."""
+        if self._members.preload and generation != self.committed:
+            self.fallback = self.committed
+        self.committed = generation
+        for member in self._members.by_ident.values():
             member.canary = False
             member.outdated = member.slot != MOLD and member.exists and (member.spent or member.generation != generation)
 
     def settle(self) -> None:
-        """All workers are of the committed generation: there is nothing to go back to any more."""
+        """Give up the way back: all workers are of the committed generation."""
         self.fallback = None
 
     def roll_back(self, now: float) -> None:
-        """Go back to the generation before; with the mold that has been kept of it, it can be forked again."""
+        """Return to the generation before, from the mold that was kept of it."""
         assert self.fallback is not None
-        self.generation, self.fallback = self.fallback, None
-        for member in self.members():
-            member.outdated = member.exists and (member.spent or member.generation != self.generation)
-        for member in self.members():
-            stays = any(not (one.asked or one.outdated) and one.exists for one in self._slots[member.slot].members)
-            if stays and member.state is State.BACKOFF:
-                self._apply(member, Event.RETIRE, now)
-            elif stays and member.outdated:
-                self.withdraw(member, now)
-        self.hurry()
+        self.committed, self.fallback = self.fallback, None
+        workers = self._members.workers()
+        for member in workers:
+            member.outdated = member.exists and (member.spent or member.generation != self.committed)
+        for member in workers:
+            beside = self._members.slots[member.slot].members
+            stays = any(not (one.end_requested or one.outdated) and one.exists for one in beside)
+            if stays and (member.outdated or member.state is State.BACKOFF):
+                self._members.discard(member, now)
+        self.retry_now()
+
+    def retry_now(self) -> None:
+        """End every back-off: the reason of the failures may be gone."""
+        for slot in self._members.slots.values():
+            slot.failures, slot.retry_at = 0, float("-inf")
+        for member in self._members.by_ident.values():
+            if member.state is State.BACKOFF:
+                member.limit = 0.0
+
+    def replace(self, slot: int) -> None:
+        """Replace the slot's process by a new one; the old one serves until the new one is ready."""
+        for member in self._members.slots[slot].members:
+            member.outdated = member.exists
+
+    def cancel_replace(self, slot: int, now: float) -> None:
+        """Keep the slot's old process, as a new one failed, unless a successor is ready already."""
+        members = list(self._members.slots[slot].members)
+        ready = [member for member in members if member.state is State.READY]
+        if not ready or not all(member.outdated for member in ready):
+            return
+        for member in members:
+            if member.state is State.BACKOFF or (member.state is State.BOOTING and not member.outdated):
+                self._members.discard(member, now)
+            member.outdated = member.spent

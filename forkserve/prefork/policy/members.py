@@ -1,6 +1,6 @@
-"""Members: how one of them changes, whatever it is for, and what follows from that. Pure.
+"""Members: the table of all processes, and how one of them changes. Pure.
 
-The pool decides which should exist; what becomes of each is decided here, with TRANSITIONS (states.py).
+The pool decides which processes should exist. What happens to each of them is decided here, by TRANSITIONS (states.py).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Final
 
 from forkserve.base.handover import Exported, fields_of, made
 from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
-from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, TRANSITIONS, Event, Exit, Limits, Member, Slot, State
+from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Member, PoolLimits, Slot, State
 
 # Seconds.
-LATE: Final = 1.0  # a master that wakes up so much too late was itself suspended
-FIRST_DELAY: Final = 0.5  # before the second try; the first comes at once
+LATE: Final = 1.0  # a master that wakes up this long after a deadline was itself suspended
+FIRST_DELAY: Final = 0.5  # before the second try; the first follows at once
 LONGEST_DELAY: Final = 30.0
-HEALED: Final = 10.0  # a process that was ready for so long is no part of a crash loop
+HEALED: Final = 10.0  # a process that was ready for this long is no part of a crash loop
 ORDER_TIME: Final = 10.0  # for a mold to fork a worker, which takes it some milliseconds
 
 REASONS: Final = MappingProxyType(
@@ -33,154 +33,169 @@ REASONS: Final = MappingProxyType(
 
 
 class Members:
-    """Every process that there is, or is to be.
+    """All processes of the server, those that exist and those that are to be forked.
 
-    `random` returns numbers from 0 to 1, for the jitter of delays. With `preload` workers are ordered from a mold, so that
-    it takes a while until they are there.
+    Args:
+        limits: How long each state may last, and how many processes there may be.
+        random: Returns numbers from 0 to 1, for the jitter of delays.
+        preload: Workers are forked by a mold on the master's order, so a worker has no pid for a while.
     """
 
-    def __init__(self, limits: Limits, random: Callable[[], float], *, preload: bool) -> None:
+    def __init__(self, limits: PoolLimits, random: Callable[[], float], *, preload: bool) -> None:
         self.limits = limits
         self.preload = preload
+        self.slots: defaultdict[int, Slot] = defaultdict(Slot)
+        self.by_ident: dict[int, Member] = {}
+        self.actions: list[Action] = []  # decided, and not returned by `Pool.plan` yet
         self._random = random
         self._idents = itertools.count(1)
-        self._slots: defaultdict[int, Slot] = defaultdict(Slot)
-        self._members: dict[int, Member] = {}
-        self._owed: list[Action] = []
 
     def export(self) -> Exported:
-        """Describe them, for an upgrade, which comes when nothing is owed."""
-        assert not self._owed
+        """Return the table for an upgrade, which starts only when no action is pending."""
+        assert not self.actions
         return {
             "next": next(self._idents),
-            "members": [fields_of(member) for member in self._members.values()],
-            "slots": {str(number): fields_of(slot, "members") for number, slot in self._slots.items()},
+            "members": [fields_of(member) for member in self.by_ident.values()],
+            "slots": {str(number): fields_of(slot, "members") for number, slot in self.slots.items()},
         }
 
     def adopt(self, found: Exported, now: float) -> None:
-        """Go on with them in the new program; deadlines begin anew, as nobody has heard the workers meanwhile."""
+        """Take the table over in the new program. Deadlines start anew: meanwhile nobody has read what the workers sent."""
         self._idents = itertools.count(found["next"])
         for number, slot in found["slots"].items():
             end = slot["last_exit"]
-            self._slots[int(number)] = made(Slot, slot, last_exit=end and made(Exit, end))
+            self.slots[int(number)] = made(Slot, slot, last_exit=end and made(Exit, end))
         for one in found["members"]:
             member = made(Member, one, state=State(one["state"]))
             if member.state in REASONS:
                 member.since, member.renewed = now, False
-            self._slots[member.slot].members.append(member)
-            self._members[member.ident] = member
+            self.slots[member.slot].members.append(member)
+            self.by_ident[member.ident] = member
 
-    def members(self) -> list[Member]:
-        """Return the workers, in the order of their slots; for reading only."""
-        return sorted((one for one in self._members.values() if one.slot != MOLD), key=lambda one: (one.slot, one.ident))
+    # Questions.
+
+    def workers(self) -> list[Member]:
+        """Return the workers in the order of their slots; for reading only."""
+        return sorted((one for one in self.by_ident.values() if one.slot != MOLD), key=lambda one: (one.slot, one.ident))
 
     def molds(self) -> list[Member]:
         """Return the molds, the oldest first; for reading only."""
-        return [one for one in self._members.values() if one.slot == MOLD]
+        return [one for one in self.by_ident.values() if one.slot == MOLD]
 
     @property
     def processes(self) -> int:
-        """How many workers there are, in whatever state."""
-        return sum(member.exists and member.slot != MOLD for member in self._members.values())
+        """The number of worker processes, whatever their state."""
+        return sum(member.exists and member.slot != MOLD for member in self.by_ident.values())
 
     def last_exit(self, slot: int) -> Exit | None:
-        """Return how the slot's last process ended; that of MOLD is the last mold's end."""
-        return self._slots[slot].last_exit
+        """Return how the slot's last process ended; for MOLD, how the last mold ended."""
+        return self.slots[slot].last_exit
 
-    def withdraw(self, member: Member, now: float) -> None:
-        """Have a process end that is not wanted any more."""
-        if member.pid and member.state in (State.BOOTING, State.READY):
-            member.withdrawn = True
-            self._owed.append(Drain(member, booting=member.state is State.BOOTING))
-            self._apply(member, Event.DRAIN, now)
+    def is_vacant(self, slot: int) -> bool:
+        """Whether the slot has no process that takes requests or soon will."""
+        return not any(one.exists and not (one.end_requested or one.full) for one in self.slots[slot].members)
 
-    def misbehaved(self, ident: int, reason: str, now: float) -> None:
-        """A process did what it must not do: it is killed, and replaced as after a crash."""
-        member = self._members.get(ident)
-        if member and (member.state, Event.KILL) in TRANSITIONS:
-            member.reason = reason
-            self._apply(member, Event.KILL, now)
+    def is_served(self, slot: int, *, wanted: bool) -> bool:
+        """Whether a process of the slot is ready, or soon will be: one was ready, and the first retry follows at once."""
+        found = self.slots[slot]
+        return any(one.state is State.READY for one in found.members) or (wanted and found.was_ready and found.failures <= 1)
 
-    def dumped(self, ident: int, now: float) -> None:
-        """A process that is past its deadline has written down its stacks: it is killed without further delay.
+    def has_successor(self, member: Member) -> bool:
+        """Whether a newer process of its slot is ready, or an older one that stays. A canary does not count: it may yet fail.
 
-        One that drains keeps its second: its application's shutdown has a moment when requests have used up the graceful timeout.
+        A newer one may be outdated itself: two processes that wait for a third would leave no room for it.
         """
-        member = self._members.get(ident)
-        if member and member.state is State.DUMPING:
-            if member.asked:
-                member.limit = ANSWER_TIME
-            else:
-                self._apply(member, Event.KILL, now)
+        others = [one for one in self.slots[member.slot].members if one is not member]
+        ready = [one for one in others if one.state is State.READY and not one.canary]
+        return any(one.ident > member.ident or not one.outdated for one in ready)
 
-    def _answers(self, number: int, *, wanted: bool) -> bool:
-        """Whether a process of the slot is ready, or soon will be: it was, and if it failed, the next try comes at once."""
-        slot = self._slots[number]
-        return any(one.state is State.READY for one in slot.members) or (wanted and slot.was_ready and slot.failures <= 1)
+    # Changes.
 
-    def _add(self, slot: int, generation: int, now: float, *, limit: float = 0.0, canary: bool = False) -> Member:
+    def add(self, slot: int, generation: int, now: float, *, limit: float = 0.0, canary: bool = False) -> Member:
+        """Add a member without a process, to be forked in `limit` seconds."""
         member = Member(next(self._idents), slot, generation, State.BACKOFF, since=now, limit=limit, canary=canary)
-        self._slots[slot].members.append(member)
-        self._members[member.ident] = member
+        self.slots[slot].members.append(member)
+        self.by_ident[member.ident] = member
         return member
 
-    def _fork(self, member: Member, now: float) -> None:
-        taken = {one.row for one in self._members.values()}
+    def fork(self, member: Member, now: float) -> None:
+        """Have the process of a member forked, by the master or by the mold."""
+        taken = {one.row for one in self.by_ident.values()}
         member.row = next(row for row in itertools.count() if row not in taken)
         member.born = now
-        self._apply(member, Event.FORK, now)
+        self.apply(member, Event.FORK, now)
         if self.preload and member.slot != MOLD:
             member.ordered, member.limit = True, ORDER_TIME
-        self._owed.append(Fork(member))
+        self.actions.append(Fork(member))
 
-    def _forgive_lateness(self, now: float) -> None:
+    def withdraw(self, member: Member, now: float) -> None:
+        """End a process that is not wanted any more."""
+        if member.pid and member.state in (State.BOOTING, State.READY):
+            member.withdrawn = True
+            self.actions.append(Drain(member, booting=member.state is State.BOOTING))
+            self.apply(member, Event.DRAIN, now)
+
+    def discard(self, member: Member, now: float) -> None:
+        """End a member: without its process if there is none yet."""
+        if member.state is State.BACKOFF:
+            self.apply(member, Event.RETIRE, now)
+        else:
+            self.withdraw(member, now)
+
+    def protocol_violation(self, ident: int, reason: str, now: float) -> None:
+        """A process did what it must not do. It is killed, and replaced as after a crash."""
+        member = self.by_ident.get(ident)
+        if member and (member.state, Event.KILL) in TRANSITIONS:
+            member.reason = reason
+            self.apply(member, Event.KILL, now)
+
+    def forgive_lateness(self, now: float) -> None:
         """Renew every deadline, once, if the master comes much too late to one of them.
 
-        Then it was stopped, or the whole machine was, and the workers may have had no more chance
-        to move than it had.
+        Then the master was stopped, or the whole machine was, and the workers may have had no more chance to run.
         """
-        mortal = [one for one in self._members.values() if one.state in REASONS and one.limit and (one.pid or one.ordered)]
+        mortal = [one for one in self.by_ident.values() if one.state in REASONS and one.limit and (one.pid or one.ordered)]
         if any(now - one.since > one.limit + LATE and not one.renewed for one in mortal):
             for member in mortal:
                 if not member.renewed:
                     member.since, member.renewed = now, True
 
-    def _overdue(self, member: Member, now: float) -> None:
-        """Go on with a member whose deadline has come."""
+    def expire(self, member: Member, now: float) -> None:
+        """Take the next step with a member whose deadline has passed."""
         if member.state in REASONS:
             member.reason = REASONS[member.state].format(member.limit)
         if member.state is State.KILLED:
-            self._fail(member, Exit("could not be killed", None, None, now))
-        self._apply(member, Event.OVERDUE, now)
+            self.fail(member, Exit("could not be killed", None, None, now))
+        self.apply(member, Event.OVERDUE, now)
 
-    def _apply(self, member: Member, event: Event, now: float) -> None:
-        """Take a member through TRANSITIONS; what they do not hold is a bug, and its end."""
+    def apply(self, member: Member, event: Event, now: float) -> None:
+        """Take a member through TRANSITIONS. An event that they do not hold is a bug, and the process is killed."""
         before = member.state
         after = TRANSITIONS.get((before, event))
         if after is None:
-            self.misbehaved(member.ident, f"{event.value} while {before.value}", now)
+            self.protocol_violation(member.ident, f"{event.value} while {before.value}", now)
             return
         if event is Event.DRAIN:
-            member.asked = True
+            member.end_requested = True
         if after is before:
             return
         member.state, member.since, member.renewed = after, now, False
         member.limit = self.limits.of(after, member.slot)
         if after is State.DUMPING:
-            self._owed.append(DumpStacks(member))
+            self.actions.append(DumpStacks(member))
         elif after is State.KILLED:
-            self._owed.append(Kill(member, dumped=before is State.DUMPING))
+            self.actions.append(Kill(member, dumped=before is State.DUMPING))
         elif after is State.GONE:
             if before is State.KILLED and event is Event.OVERDUE:
-                self._owed.append(GiveUp(member))
-            del self._members[member.ident]
-            self._slots[member.slot].members.remove(member)
+                self.actions.append(GiveUp(member))
+            del self.by_ident[member.ident]
+            self.slots[member.slot].members.remove(member)
         elif after is State.BOOTING:
-            self._slots[member.slot].retry_at = float("-inf")
+            self.slots[member.slot].retry_at = float("-inf")
 
-    def _fail(self, member: Member, end: Exit) -> None:
-        """Remember a failure of a slot, and when to try again."""
-        slot = self._slots[member.slot]
+    def fail(self, member: Member, end: Exit) -> None:
+        """Record a failure of a slot, and the time of the next try."""
+        slot = self.slots[member.slot]
         slot.last_exit = replace(end, generation=member.generation, failed=True, booted=member.ready_at is not None)
         if member.canary:
             return
@@ -192,11 +207,11 @@ class Members:
         # Up to a quarter less, so that slots that failed together do not try again together.
         slot.retry_at = end.at + delay * (1 - self._random() / 4)
         if member.ready_at is None:
-            self._lift(member.slot)
+            self._lift_request_limits(member.slot)
 
-    def _lift(self, slot: int) -> None:
-        """Let those serve on that wait for a successor in the slot, or for a mold to fork it from."""
-        for one in self._members.values():
+    def _lift_request_limits(self, slot: int) -> None:
+        """Let workers serve on that wait for a successor in the slot, or for a mold that forks it."""
+        for one in self.by_ident.values():
             if one.spent and not one.lifted and one.state is State.READY and slot in (MOLD, one.slot):
                 one.lifted, one.full = True, False
-                self._owed.append(ServeOn(one))
+                self.actions.append(ServeOn(one))

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, Exit, Member, State
 
@@ -45,7 +45,7 @@ class Rollout:
 
     def __init__(self, pool: Pool, settle: float, before_commit: Callable[[], None]) -> None:
         self.pool = pool
-        self.generation = max(pool.generation, pool.newest_generation) + 1
+        self.generation = max(pool.generations.committed, pool.generations.newest) + 1
         self.step = Step.CANARY
         self.failed: Exit | None = None  # the end of the process that was its failure, if that is known
         self.failed_slot: int | None = None
@@ -53,7 +53,7 @@ class Rollout:
         self._settle = settle
         self._before_commit = before_commit
         self._mold: Member | None = None
-        self._mold_name = "mold" if pool.preload else "app"
+        self._mold_name = "mold" if pool.members.preload else "app"
         self._canary: Member | None = None
         self._renewed: Member | None = None  # the canary, if another one takes its place
         self._ends: dict[int, Exit | None] = {}
@@ -61,7 +61,9 @@ class Rollout:
     @property
     def replaced(self) -> int:
         """How many slots have a ready process of the new generation."""
-        ready = {one.slot for one in self.pool.members() if one.generation == self.generation and one.state is State.READY}
+        ready = {
+            one.slot for one in self.pool.members.workers() if one.generation == self.generation and one.state is State.READY
+        }
         return len(ready)
 
     @property
@@ -73,7 +75,7 @@ class Rollout:
         """Replace the canary, as it lacks what the other workers have in common; until that is done, the reload is not."""
         if self._canary is not None:
             self._renewed = self._canary
-            self.pool.spent(self._canary.ident, full=False)
+            self.pool.reports.spent(self._canary.ident, full=False)
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called if nothing happens before; None for never."""
@@ -98,7 +100,7 @@ class Rollout:
                 self._watch_mold()
                 self._watch_canary(now)
         except CommandError:
-            pool.abandon(self.generation, now)
+            pool.generations.abandon(self.generation, now)
             raise
         if self.step is Step.ROLLING:
             self._watch_others(now)
@@ -106,12 +108,12 @@ class Rollout:
 
     def _try_out(self, now: float) -> None:
         pool = self.pool
-        if (pool.preload or not pool.wanted) and self._mold is None:
-            self._mold = pool.try_mold(self.generation, now)  # without workers, only to see whether it loads
+        if (pool.members.preload or not pool.wanted) and self._mold is None:
+            self._mold = pool.generations.try_mold(self.generation, now)  # without workers, only to see whether it loads
         if self._canary is not None or (self._mold is not None and self._mold.state is not State.READY):
             return
         if pool.wanted:
-            self._canary = pool.try_out(self._slot(), self.generation, now)
+            self._canary = pool.generations.try_worker(self._slot(), self.generation, now)
         else:
             self._commit(now)
 
@@ -123,12 +125,12 @@ class Rollout:
         if not wanted:
             raise CommandError(f"the new worker {canary.slot} did not live: no workers are wanted any more; nothing was changed")
         if canary.state is not State.GONE:
-            self.pool.forgo(canary, now)
+            self.pool.generations.drop_canary(canary, now)
         self.step, self._canary = Step.CANARY, None
 
     def _slot(self) -> int:
         """A slot that has no ready process would gain most."""
-        ready = {one.slot for one in self.pool.members() if one.state is State.READY}
+        ready = {one.slot for one in self.pool.members.workers() if one.state is State.READY}
         return next((slot for slot in range(1, self.pool.wanted + 1) if slot not in ready), 1)
 
     def _watch_mold(self) -> None:
@@ -138,7 +140,7 @@ class Rollout:
     def _check(self, member: Member, what: str) -> None:
         if member.state in (State.DRAINING, State.DUMPING, State.KILLED, State.GONE):
             self.failed_slot = member.slot
-            self.failed = self.pool.last_exit(member.slot) if member.state is State.GONE else None
+            self.failed = self.pool.members.last_exit(member.slot) if member.state is State.GONE else None
             raise CommandError(f"the new {what} {_why(self.failed, member)}; nothing was changed")
 
     def _watch_canary(self, now: float) -> None:
@@ -155,20 +157,20 @@ class Rollout:
     def _commit(self, now: float) -> None:
         self._before_commit()
         self.step = Step.ROLLING
-        self.pool.commit(self.generation)
-        self.pool.hurry()  # what failed was older
+        self.pool.generations.commit(self.generation)
+        self.pool.generations.retry_now()  # what failed was older
         for member in (self._mold, self._canary):
             if member is not None:
                 # Its configuration is the new one, which the pool goes by only since it was taken over.
-                member.limit = self.pool.limits.of(member.state, member.slot)
-        self._ends = {slot: self.pool.last_exit(slot) for slot in range(self.pool.wanted + 1)}
+                member.limit = self.pool.members.limits.of(member.state, member.slot)
+        self._ends = {slot: self.pool.members.last_exit(slot) for slot in range(self.pool.wanted + 1)}
 
     def _watch_others(self, now: float) -> None:
         pool = self.pool
-        pool.commit(self.generation)  # again, as a `restart` from before may just have failed and kept its old one
-        members = pool.members()
+        pool.generations.commit(self.generation)  # again, as a `restart` from before may just have failed and kept its old one
+        members = pool.members.workers()
         for slot in range(pool.wanted + 1):
-            end = pool.last_exit(slot)
+            end = pool.members.last_exit(slot)
             if end is None or end is self._ends.get(slot) or not (end.failed and end.generation == self.generation):
                 continue
             self.failed, self.failed_slot = end, slot
@@ -179,21 +181,21 @@ class Rollout:
             return
         if not old and self.replaced >= pool.wanted and all(one.slot <= pool.wanted or one.lingering for one in members):
             self.step = Step.DONE
-            pool.settle()
+            pool.generations.settle()
 
     def _give_up(self, why: str, now: float) -> None:
         pool = self.pool
-        if pool.fallback is not None:
-            pool.roll_back(now)
+        if pool.generations.fallback is not None:
+            pool.generations.roll_back(now)
             self.rolled_back = True
             raise CommandError(f"{why}; the generation before is put back")
         for other in range(1, pool.wanted + 1):
-            pool.keep(other, now)
+            pool.generations.cancel_replace(other, now)
         raise CommandError(f"{why}; the old ones that are left stay")
 
 
 def _why(end: Exit | None, member: Member) -> str:
-    if end is None or member.asked:
+    if end is None or member.end_requested:
         return f"did not live: {member.reason or 'it was told to end'}"
     if member.ready_at is not None:
         return f"died: {end.how()}"

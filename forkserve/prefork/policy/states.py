@@ -1,7 +1,7 @@
-"""What a worker can be, and how it may change: the one table of its life. Pure.
+"""The states of a member, and the one table of transitions between them. Pure.
 
-A member is a process, or (BACKOFF) the place of one that is to be forked; a slot holds several while
-one replaces another or an old one drains.
+A member is a process, or (BACKOFF) the place of one that is to be forked. A slot holds several while one replaces another, or an
+old one drains.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """Where a member is in its life. The values are those that `status` shows."""
+    """The states of a member. `status` shows the values."""
 
     BACKOFF = "backoff"  # no process; one is forked when the deadline comes
     BOOTING = "booting"
     READY = "ready"
     DRAINING = "draining"
-    DUMPING = "dumping"  # past its deadline; it writes down its stacks (`status`: killed)
+    DUMPING = "dumping"  # past its deadline; it writes its stacks (`status`: killed)
     KILLED = "killed"
     GONE = "gone"
 
 
 class Event(Enum):
-    """What happens to a member."""
+    """The events that may change a member's state."""
 
     FORK = "fork"
     FORK_FAILED = "fork failed"
     RETIRE = "retire"  # its slot is not wanted any more
     READY = "ready"
-    DRAIN = "drain"  # we order it, or it says that somebody else did
+    DRAIN = "drain"  # on the pool's order, or on a signal from elsewhere
     OVERDUE = "overdue"
     KILL = "kill"
     EXIT = "exit"
@@ -54,12 +54,12 @@ TRANSITIONS: Final = MappingProxyType(
         (State.READY, Event.OVERDUE): State.DUMPING,
         (State.READY, Event.KILL): State.KILLED,
         (State.READY, Event.EXIT): State.GONE,
-        (State.DRAINING, Event.READY): State.DRAINING,  # it became ready while our order was under way
-        (State.DRAINING, Event.DRAIN): State.DRAINING,  # our order and somebody's TERM
+        (State.DRAINING, Event.READY): State.DRAINING,  # it became ready while the order was on its way
+        (State.DRAINING, Event.DRAIN): State.DRAINING,  # the pool's order, and a TERM from elsewhere
         (State.DRAINING, Event.OVERDUE): State.DUMPING,
         (State.DRAINING, Event.KILL): State.KILLED,
         (State.DRAINING, Event.EXIT): State.GONE,
-        (State.DUMPING, Event.READY): State.DUMPING,  # too late: what it says no longer counts
+        (State.DUMPING, Event.READY): State.DUMPING,  # too late to count
         (State.DUMPING, Event.DRAIN): State.DUMPING,
         (State.DUMPING, Event.OVERDUE): State.KILLED,
         (State.DUMPING, Event.KILL): State.KILLED,
@@ -72,23 +72,23 @@ TRANSITIONS: Final = MappingProxyType(
 )
 
 MOLD: Final = 0  # the slot of molds: the processes that workers are forked from under --preload
-MOLD_GRACE: Final = 5.0  # seconds for a mold to end, which has nothing in hand
-ANSWER_TIME: Final = 1.0  # seconds for a process to write its stacks by itself; then it is made to
+MOLD_GRACE: Final = 5.0  # seconds for a mold to end; it holds no requests
+ANSWER_TIME: Final = 1.0  # seconds for the Python handler to write the stacks; then faulthandler does it
 DUMP_TIME: Final = 2.0  # seconds for both, before SIGKILL
-KILL_PATIENCE: Final = 10.0  # seconds for SIGKILL to work, which the kernel may put off
+KILL_PATIENCE: Final = 10.0  # seconds for SIGKILL to work: the kernel may delay it
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a member may be in its state, in seconds; 0 is for ever."""
+class PoolLimits:
+    """How long a member may stay in each state, in seconds (0: for ever), and how many processes there may be."""
 
     boot: float = 60.0
     beat: float = 30.0
     graceful: float = 30.0
-    surge: int = 1
-    lingering: int | None = None  # processes that drain long answers and hold up no roll; None: as many as are wanted
-    patient: bool = False  # a failure of the first boot does not end the server, but is tried again
-    delay: float = 0.0  # for which a slot that is wanted no more goes on serving
+    surge: int = 1  # processes beside those wanted, while old ones are replaced
+    lingering: int | None = None  # processes that drain long answers and do not delay a reload; None: as many as are wanted
+    patient: bool = False  # a process that fails in the first boot is retried, and does not end the server
+    delay: float = 0.0  # seconds that a slot serves on when it is not wanted any more
 
     def of(self, state: State, slot: int) -> float:
         """Return the limit of one state."""
@@ -108,18 +108,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How the last process of a slot ended: `reason` in words, and code or signal if they are known."""
+    """How the last process of a slot ended: `reason` in words, code or signal if known, `at` in monotonic seconds."""
 
     reason: str
     code: int | None
     signal: int | None
     at: float
     generation: int = 0
-    failed: bool = False  # rather than asked to end
+    failed: bool = False  # no end had been requested
     booted: bool = False  # it had been ready
 
     def how(self) -> str:
-        """How it ended, in words; one that could not say why at least has a code or a signal."""
+        """Return how it ended, in words; a process that could not give a reason has at least a code or a signal."""
         if self.reason == "ended":
             return f"it exited with code {self.code}"
         return f"it was killed by signal {self.signal}" if self.reason == "killed" else self.reason
@@ -127,9 +127,9 @@ class Exit:
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """One process, or the place of one; a worker's, or with the slot MOLD a mold's.
+    """One process, or the place of one that is to be forked; in the slot MOLD a mold, else a worker.
 
-    `ident` is never used again; `row` is its scoreboard row.
+    `ident` is never used again. `row` is its row in the scoreboard.
     """
 
     ident: int
@@ -137,38 +137,38 @@ class Member:
     generation: int
     state: State
     since: float  # the deadline counts from here: the last change of state, beat or renewal
-    limit: float  # seconds; 0 is for ever
+    limit: float  # seconds; 0: for ever
     born: float = 0.0  # when it was forked
     row: int = -1
     pid: int | None = None
     ready_at: float | None = None
-    asked: bool = False  # somebody wanted it to end, so that its end is no failure
-    withdrawn: bool = False  # we ordered its end, so that it is no failure even before it is ready
+    end_requested: bool = False  # by the pool or by a signal, so that its end is no failure
+    withdrawn: bool = False  # the pool ordered its end, so that it is no failure even before it is ready
     reason: str = ""  # why it is being killed
-    canary: bool = False  # of a generation that is tried out: its failure is not its slot's
-    ordered: bool = False  # a mold was told to fork it, and has not said that it did
-    outdated: bool = False  # to be replaced: drained when its slot has another one that is ready
-    released: bool = False  # it accepts no more
-    lingering: bool = False  # it drains, and has nothing left but streams or threads
-    spent: bool = False  # it has answered as many requests as it should (--max-requests), and asked for a successor
-    full: bool = False  # it takes no request before the successor is ready
+    canary: bool = False  # of a generation that is being tried: its failure does not count against its slot
+    ordered: bool = False  # a mold has the order to fork it, and has not confirmed it
+    outdated: bool = False  # to be drained when its slot has another one that is ready
+    released: bool = False  # it accepts no more connections
+    lingering: bool = False  # it drains, and has only streams or threads left
+    spent: bool = False  # it has answered --max-requests requests, and needs a successor
+    full: bool = False  # it takes no request until the successor is ready
     lifted: bool = False  # its successor failed: it serves on, without that limit
-    renewed: bool = False  # its deadline was put off because the master itself was late
+    renewed: bool = False  # its deadline was renewed once because the master itself was late
 
     @property
     def deadline(self) -> float | None:
-        """When something must happen to it; None for never."""
+        """When it must have left its state, in monotonic seconds; None: never."""
         return self.since + self.limit if self.limit or not self.exists else None
 
     @property
     def exists(self) -> bool:
-        """Whether there is a process, or there will be in a moment."""
+        """Whether there is a process, or its fork has been ordered."""
         return self.state is not State.BACKOFF
 
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """A place for a worker, numbered from 1, and what is remembered of its processes."""
+    """A place for a worker, numbered from 1, and the history of its processes."""
 
     members: list[Member] = field(default_factory=list)
     failures: int = 0  # in a row
@@ -177,12 +177,12 @@ class Slot:
     last_exit: Exit | None = None
 
 
-def name_of(slot: int) -> str:
-    """Return what its processes are called."""
+def process_name(slot: int) -> str:
+    """Return the name of a slot's processes in logs and titles."""
     return "mold" if slot == MOLD else f"worker {slot}"
 
 
-def limits(settings: Settings) -> Limits:
-    """What the settings say of the states of workers."""
+def pool_limits(settings: Settings) -> PoolLimits:
+    """Return the limits that the settings give."""
     times = settings.boot_timeout, settings.timeout, settings.graceful_timeout
-    return Limits(*times, settings.reload_surge, settings.reload_lingering, settings.reload, settings.drain_delay)
+    return PoolLimits(*times, settings.reload_surge, settings.reload_lingering, settings.reload, settings.drain_delay)

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base import logs, privileges
 from forkserve.base.errors import ConfigError
-from forkserve.base.handover import Exported, Kept, pack, unpack
+from forkserve.base.handover import Exported, InheritedFd, pack, unpack
 from forkserve.base.logfile import LogFile
 from forkserve.base.logs import STDERR, STDOUT
-from forkserve.prefork.policy.states import name_of
 from forkserve.prefork.system.poller import READ
 from forkserve.prefork.system.sinks import ERR, INFO, FileSink, FunctionSink, Sink, drain, syslog_sink
 
@@ -95,14 +94,14 @@ class Outputs:
         return descriptor
 
     @contextlib.contextmanager
-    def for_worker(self, slot: int) -> Iterator[WorkerOutput]:
-        """Around the fork of a worker, or an order for one. Raises OSError where no pipe can be had."""
+    def for_process(self, name: str) -> Iterator[WorkerOutput]:
+        """Enter around the fork of a process, or an order for one; `name` is its prefix. Raises OSError if no pipe can be had."""
         with contextlib.ExitStack() as in_master:
             theirs: dict[Sink, int] = {}
             for sink in dict.fromkeys(self._sinks.values()):
                 ours, theirs[sink] = os.pipe()
                 in_master.callback(os.close, theirs[sink])
-                pipe = _Pipe(ours, f"{name_of(slot)}: ".encode() if self._prefix else b"", sink, self)
+                pipe = _Pipe(ours, f"{name}: ".encode() if self._prefix else b"", sink, self)
                 self._pipes.add(pipe)
                 pipe.go_on()
             pipes = {stream: LogFile(theirs[sink]) for stream, sink in self._sinks.items()}
@@ -210,7 +209,7 @@ class _Pipe:
 
     def export(self) -> Exported:
         """Describe it, for an upgrade."""
-        return {"pipe": Kept(self.descriptor), "prefix": pack(self._prefix), "rest": pack(self.rest)}
+        return {"pipe": InheritedFd(self.descriptor), "prefix": pack(self._prefix), "rest": pack(self.rest)}
 
     def read(self, _events: int = READ) -> None:
         """Read a piece, and pass it on."""

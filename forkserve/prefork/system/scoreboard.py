@@ -21,7 +21,7 @@ from struct import Struct
 from time import monotonic_ns
 from typing import Final
 
-from forkserve.base.handover import Exported, Kept
+from forkserve.base.handover import Exported, InheritedFd
 from forkserve.base.memory import nameless_file
 
 # Indexes into `Row.cells`.
@@ -187,7 +187,7 @@ class Scoreboard:
 
     def export(self) -> Exported:
         """Describe it, for an upgrade."""
-        return {"layout": LAYOUT, "rows": self.size, "memory": Kept(-1 if self._descriptor is None else self._descriptor)}
+        return {"layout": LAYOUT, "rows": self.size, "memory": InheritedFd(-1 if self._descriptor is None else self._descriptor)}
 
     def close(self) -> None:
         """Close the descriptor, which is for an upgrade; the memory stays. In a child just forked, and at the master's end."""

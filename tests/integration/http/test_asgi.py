@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.integration.http.harness import Client, Server, events, happened, serving
+from tests.integration.client import Client
+from tests.integration.http.harness import Server, events, happened, serving
 
 START: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
 BODY: dict[str, Any] = {"type": "http.response.body", "body": b"x"}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.http.harness import Client, Server, events, serving, settled
+from tests.integration.client import Client
+from tests.integration.http.harness import Server, events, serving, settled
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
@@ -72,16 +73,16 @@ def test_an_application_that_does_not_receive_stops_the_client(server: Server, f
         ask(client, "/wait", f"Content-Length: {total}" if framing == "length" else "Transfer-Encoding: chunked", method="POST")
         if framing == "chunked":
             client.send(b"%x\r\n" % total)
-        client.socket.settimeout(0.3)
+        client.sock.settimeout(0.3)
         sent = 0
         try:
             while sent < total:
-                sent += client.socket.send(b"x" * min(65536, total - sent))
+                sent += client.sock.send(b"x" * min(65536, total - sent))
         except TimeoutError:
             pass
         assert sent < 2_000_000
         assert server.memory() - before < 2 << 20
-        client.socket.settimeout(10)
+        client.sock.settimeout(10)
         server.get("/-/release")
         client.send(b"x" * (total - sent) + (b"\r\n0\r\n\r\n" if framing == "chunked" else b""))
         assert client.answer().body == b"%d %d" % (total, total * ord("x"))
@@ -128,10 +129,10 @@ def test_continue_at_the_first_receive(server: Server) -> None:
     with server.connect() as client:
         for _ in range(2):
             ask(client, "/wait", "Content-Length: 3", "Expect: 100-continue", method="POST")
-            client.socket.settimeout(0.2)
+            client.sock.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 client.receive()
-            client.socket.settimeout(10)
+            client.sock.settimeout(10)
             server.get("/-/release")
             assert client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             client.send(b"abc")
@@ -157,7 +158,7 @@ def test_no_continue_when_the_body_is_there(server: Server) -> None:
         assert client.rest() == b""
     with server.connect() as client:
         client.send(b"POST /body HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
-        client.socket.settimeout(0.2)
+        client.sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             client.receive()
 
@@ -178,7 +179,7 @@ def test_pipelining_is_bounded(server: Server) -> None:
     before = server.memory()
     with server.connect() as client:
         ask(client, "/wait")
-        client.socket.settimeout(0.3)
+        client.sock.settimeout(0.3)
         with pytest.raises(TimeoutError):
             client.send(request * 10_000)
         assert server.memory() - before < 2 << 20
@@ -193,7 +194,7 @@ def test_many_at_once(server: Server) -> None:
     for client in reversed(clients):
         client.send(b"a")
         assert client.answer().body == b"1 97"
-        client.socket.close()
+        client.sock.close()
 
 
 def test_half_closed_between_pipelined_requests(server: Server) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from websockets.sync.client import unix_connect
 
-from tests.integration.http.harness import Client, Server, events, serving
+from tests.integration.client import Client
+from tests.integration.http.harness import Server, events, serving
 
 UPLOAD = 3_000_000
 LONGER = 2.2
@@ -48,11 +49,11 @@ def ask(client: Client, path: str, *lines: str, method: str = "GET") -> None:
 
 def send_some(client: Client, total: int) -> int:
     """Send as much of ``total`` bytes as the server takes for now; how many are left."""
-    client.socket.settimeout(0.3)
+    client.sock.settimeout(0.3)
     left = total
     try:
         while left:
-            left -= client.socket.send(b"x" * min(65536, left))
+            left -= client.sock.send(b"x" * min(65536, left))
     except TimeoutError:
         return left
     raise AssertionError("the server has taken it all")
@@ -60,10 +61,10 @@ def send_some(client: Client, total: int) -> int:
 
 def hears_nothing(client: Client, seconds: float) -> None:
     """Nothing comes, not even the end."""
-    client.socket.settimeout(seconds)
+    client.sock.settimeout(seconds)
     with pytest.raises(TimeoutError):
         client.receive()
-    client.socket.settimeout(10)
+    client.sock.settimeout(10)
 
 
 def test_an_upload_waits_for_the_application(server: Server) -> None:
@@ -111,7 +112,7 @@ def test_refused_bodies_are_not_in_hand(tmp_path: Path, interface: str, framing:
         for _ in range(4):
             assert server.get("/x").status == 200
         for client in clients:
-            client.socket.close()
+            client.sock.close()
         assert server.get("/x").status == 200
 
 

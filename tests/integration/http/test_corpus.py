@@ -1,4 +1,4 @@
-"""Every case of the corpus: through the pure modules split everywhere, and over sockets to both interfaces, with both parsers."""
+"""Every case of the corpus: through the pure modules split everywhere, and over sockets to both interfaces; with both parsers."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.integration.client import Client
 from tests.integration.http.case import BEHIND, Case, Seen, Status
 from tests.integration.http.corpus import CASES
-from tests.integration.http.harness import Client, Server, serving
+from tests.integration.http.harness import Server, serving
 from tests.integration.http.talk import PARSERS, Outcome, Refusal, Request, Unfinished, converse
 
 APPS = {"wsgi": "tests.integration.http.apps:recorder", "asgi": "tests.integration.http.apps:recorder_asgi"}
@@ -84,9 +85,9 @@ def test_parsers_agree(case: Case) -> None:
     assert converse("httptools", [sent(case)]) == converse("h11", [sent(case)])
 
 
-@pytest.fixture(scope="module", params=[(interface, parser) for interface in APPS for parser in PARSERS], ids="-".join)
+@pytest.fixture(scope="module", params=list(zip(APPS, PARSERS, strict=True)), ids="-".join)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for each interface and parser."""
+    """A server for each interface, each with another parser; what the parsers make of a case does not depend on the interface."""
     interface, parser = request.param
     directory = tmp_path_factory.mktemp("s", numbered=True)
     with serving(APPS[interface], Path(os.path.relpath(directory)), http=parser) as server:

@@ -22,7 +22,9 @@ import pytest
 
 from forkserve.http.message.body import LINES, ChunkedBody
 from forkserve.http.message.fields import Fields, Line, valid_host
-from tests.integration.http.harness import Server, _unread, serving, wait_until
+from tests.integration.client import unread
+from tests.integration.command import eventually
+from tests.integration.http.harness import Server, serving
 from tests.integration.http.talk import LIMITS
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -94,8 +96,8 @@ def test_pipelined_requests_before_the_end(wsgi: Server) -> None:
         blocker.until(b"\r\n\r\n")
         client.send(GET % 1 * 40)
         client.end()
-        wait_until(lambda: _unread(client.socket) == 0)
-        blocker.socket.close()
+        eventually(lambda: unread(client.sock) == 0)
+        blocker.sock.close()
         for _ in range(40):
             assert client.answer().body == b"ok"
         assert client.rest() == b""
@@ -110,8 +112,8 @@ def test_waiting_calls_in_turns(wsgi: Server) -> None:
         clients = [stack.enter_context(wsgi.connect()) for _ in range(20)]
         for number, client in enumerate(clients):
             client.send(GET % number)
-            wait_until(lambda client=client: _unread(client.socket) == 0)
-        blocker.socket.close()
+            eventually(lambda client=client: unread(client.sock) == 0)
+        blocker.sock.close()
         for client in clients:
             assert client.answer().body == b"ok"
     seen = wsgi.json("/seen")
@@ -133,7 +135,7 @@ def test_pipelined_requests_that_nobody_reads(wsgi: Server) -> None:
     """Answers that are not read do not pile up."""
     before = wsgi.memory()
     with wsgi.connect() as client:
-        client.socket.settimeout(0.5)
+        client.sock.settimeout(0.5)
         with contextlib.suppress(TimeoutError):
             for _ in range(400):
                 client.send(GET % 1 * 10_000)

@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from tests.integration.client import Client, unread
+from tests.integration.command import eventually
 from tests.integration.http.flood_apps import LARGE, SHARED, large
-from tests.integration.http.harness import Client, Server, _unread, serving, wait_until
+from tests.integration.http.harness import Server, serving
 from tests.integration.http.test_timeouts import certificate, trusting  # noqa: F401 - pytest looks for fixtures here
 
 WSGI, ASGI = "tests.integration.http.flood_apps:application", "tests.integration.http.flood_apps:asgi"
@@ -50,7 +52,7 @@ def asking(server: Server, *paths: str) -> Iterator[list[Client]]:
         for client, path in zip(clients, paths, strict=True):
             ask(client, path)
         for client in clients:
-            client.socket.recv(1)  # of the status line
+            client.sock.recv(1)  # of the status line
         yield clients
 
 
@@ -88,7 +90,7 @@ def test_different_bodies_go_to_files(kind: str, tmp_path: Path) -> None:
                 assert client.answer().body == large(path)
                 ask(client, "/")
                 assert client.answer().body == b"ok"
-        wait_until(lambda: server.descriptors() <= files + 2, "files are left open")
+        eventually(lambda: server.descriptors() <= files + 2, "files are left open")
 
 
 def test_write_does_not_hold_the_worker(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_the_end_comes_behind_what_waits(kind: str, tmp_path: Path) -> None:
             with server.connect() as client:
                 for _ in range(count):
                     ask(client, "/large/x", *lines)
-                client.socket.recv(1)
+                client.sock.recv(1)
                 client.held = b"H"
                 if ends:
                     client.end()
@@ -182,7 +184,7 @@ def test_bodies_that_come_slowly(kind: str, tmp_path: Path) -> None:
                 for client in clients:
                     client.send(b"POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-1])
                 for client in clients:
-                    wait_until(lambda client=client: _unread(client.socket) == 0)
+                    eventually(lambda client=client: unread(client.sock) == 0)
                 assert server.get().status == 200
                 assert server.memory() - before < 16 * MB  # 24 in memory
                 for client in clients:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.http.harness import Server, serving, wait_until
+from tests.integration.command import eventually
+from tests.integration.http.harness import Server, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SMALL = {"header_timeout": 1, "body_timeout": 1, "keep_alive": 1, "write_timeout": 1}
@@ -71,14 +72,14 @@ def test_all_at_once(interface: str, hasty: Server) -> None:
     after_empty.rest()
     assert 0.9 < time.monotonic() - began < 4
     for client in clients:
-        client.socket.close()
+        client.sock.close()
 
 
 def test_a_trickle_does_not_renew_the_head(hasty: Server) -> None:
     """A head that comes byte by byte has to come in time all the same."""
     began = time.monotonic()
     with hasty.connect() as client:
-        client.socket.settimeout(0.1)
+        client.sock.settimeout(0.1)
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
         data = b""
         while not data:
@@ -105,13 +106,13 @@ def test_a_body_that_goes_on_is_waited_for(interface: str, hasty: Server) -> Non
     """The timeout is for no byte at all: a slow body is not cut."""
     with hasty.connect() as client:
         client.send(upload(interface, b"Content-Length: 6"))
-        client.socket.settimeout(0.5)
+        client.sock.settimeout(0.5)
         for byte in (b"a", b"b", b"c", b"d", b"e"):
             client.send(byte)
             with pytest.raises(TimeoutError):
                 client.receive()
         client.send(b"f")
-        client.socket.settimeout(10)
+        client.sock.settimeout(10)
         assert client.answer().body.startswith(b"6 597")
 
 
@@ -120,7 +121,7 @@ def test_an_application_that_takes_its_time_is_not_an_idle_client(hasty: Server,
     if interface == "asgi":
         with hasty.connect() as client:
             client.send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
-            client.socket.settimeout(2.5)
+            client.sock.settimeout(2.5)
             with pytest.raises(TimeoutError):
                 client.receive()
             hasty.get("/-/release")
@@ -140,7 +141,7 @@ def test_a_reader_that_stops(hasty: Server, interface: str, tmp_path: Path) -> N
         with hasty.connect(receive_buffer=4096) as client:
             client.send(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             client.head()
-            wait_until(lambda: "has read nothing" in hasty.log[said:])  # noqa: B023  # called at once
+            eventually(lambda: "has read nothing" in hasty.log[said:])  # noqa: B023  # called at once
             with contextlib.suppress(ConnectionResetError):
                 assert len(client.rest()) < 20_000_000
 
@@ -247,8 +248,8 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 def test_tls(secure: Server, interface: str, certificate: Path) -> None:
     """Requests, keep-alive, scheme and ALPN."""
     with secure.connect(tls=trusting(certificate)) as client:
-        assert isinstance(client.socket, ssl.SSLSocket)
-        assert client.socket.selected_alpn_protocol() == "http/1.1"
+        assert isinstance(client.sock, ssl.SSLSocket)
+        assert client.sock.selected_alpn_protocol() == "http/1.1"
         for _ in range(3):
             client.send(page(interface))
             assert client.answer().status == 200

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.integration.client import Answer, Client
 from tests.integration.http.case import Case, head
 from tests.integration.http.corpus import CASES
-from tests.integration.http.harness import Answer, Client, Server, serving
+from tests.integration.http.harness import Server, serving
 from tests.integration.http.test_corpus import allowed, sent
 
 APPS = {"wsgi-httptools": "recorder", "asgi-h11": "recorder_asgi"}
@@ -28,7 +29,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def shown(answer: Answer) -> tuple[Any, ...]:
     """All of an answer but its date."""
-    fields = [(name, value) for name, value in answer.headers if name != "date"]
+    fields = [(name, value) for name, value in answer.fields if name != "Date"]
     return answer.status, fields, answer.body, answer.interim, answer.whole
 
 

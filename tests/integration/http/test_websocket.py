@@ -15,21 +15,19 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import unix_connect
 
-from tests.integration.http.harness import Answer, Client, Server, events, serving, settled
+from tests.integration.client import Answer, Client
+from tests.integration.http.harness import Server, events, serving, settled
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 LIMIT = 1 << 20
 
 
-@pytest.fixture(scope="module", params=["httptools-uvloop", "h11-asyncio"])
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with each parser, on each loop."""
-    parser, loop = request.param.split("-")
+    """A server on each loop."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
-    with serving(
-        "tests.integration.http.ws_apps:app", directory, faults=True, http=parser, loop=loop, ws_max_size=LIMIT
-    ) as server:
+    with serving("tests.integration.http.ws_apps:app", directory, faults=True, loop=request.param, ws_max_size=LIMIT) as server:
         yield server
 
 
@@ -354,16 +352,16 @@ def test_an_application_that_does_not_receive_stops_the_client(server: Server) -
         data = frame(BINARY, b"x" * size) * count + frame(TEXT)
         with server.connect() as client:
             shake(client, "/wait")
-            client.socket.settimeout(0.3)
+            client.sock.settimeout(0.3)
             sent = 0
             try:
                 while sent < len(data):
-                    sent += client.socket.send(data[sent : sent + 65536])
+                    sent += client.sock.send(data[sent : sent + 65536])
             except TimeoutError:
                 pass
             assert sent < 2_500_000
             assert server.memory() - before < 8 << 20
-            client.socket.settimeout(10)
+            client.sock.settimeout(10)
             server.get("/-/release")
             client.send(data[sent:])
             assert received(client) == (TEXT, b"%d" % (size * count))

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.http.harness import Client, Server, events, happened, serving, settled, wait_until
+from tests.integration.client import Client
+from tests.integration.command import eventually
+from tests.integration.http.harness import Server, events, happened, serving, settled
 from tests.integration.http.test_websocket import BINARY, CLOSE, LIMIT, PING, PONG, TEXT, frame, handshake, received, shake
 
 STEPS, STEP, QUEUE, AHEAD, FRAGMENT = 16, 8192, 32, 1 << 18, 64
@@ -71,7 +73,7 @@ def inbox(server: Server) -> tuple[int, int]:
         found[:] = [counts for counts in server.json("/-/inboxes") if counts[0]]
         return len(found) == 1
 
-    wait_until(only, "there are others")
+    eventually(only, "there are others")
     return found[0][0], found[0][1]
 
 
@@ -106,10 +108,10 @@ def test_the_queue_toward_the_application_is_bounded(server: Server, size: int) 
     message = frame(BINARY, b"x" * size)
     with server.connect() as client:
         shake(client, "/wait")
-        client.socket.settimeout(0.3)
+        client.sock.settimeout(0.3)
         block = message * (1 + (4 << 20) // len(message))
         with pytest.raises(TimeoutError):
-            client.socket.sendall(block)
+            client.sock.sendall(block)
         count, memory = inbox(server)
     assert 1 < count <= QUEUE
     assert memory <= AHEAD + 2 * size + 100
@@ -182,7 +184,7 @@ def test_of_the_pongs_for_a_client_that_does_not_read_the_last_is_kept(server: S
     with server.connect(receive_buffer=4096) as client:
         shake(client)
         client.send(b"".join(b"\x89\xfd\0\0\0\0%0125d" % number for number in range(count)))
-        wait_until(lambda: server.get("/").body == b"plain")
+        eventually(lambda: server.get("/").body == b"plain")
         assert server.memory() - before < 2 << 20
         answers = [-1]
         while answers[-1] < count - 1:
@@ -211,7 +213,7 @@ def test_tasks_that_wait_for_a_client_end_when_it_leaves(server: Server) -> None
     with server.connect(receive_buffer=4096) as client:
         shake(client, "/crowd?count=300")
         sent = settled(lambda: int(server.json("/-/count")))
-    wait_until(lambda: server.json("/-/events") == ["crowd gone"])
+    eventually(lambda: server.json("/-/events") == ["crowd gone"])
     assert int(server.json("/-/count")) < sent + 5
 
 
@@ -298,9 +300,9 @@ def test_a_client_that_takes_nothing_is_given_up(strict: Server, path: str) -> N
     with strict.connect(receive_buffer=4096) as client:
         shake(client, path)
         if "echo" in path:
-            client.socket.settimeout(1)
+            client.sock.settimeout(1)
             with pytest.raises(TimeoutError):
-                client.socket.sendall(frame(BINARY, b"x" * 10_000) * 2000)
+                client.sock.sendall(frame(BINARY, b"x" * 10_000) * 2000)
         assert happened(strict, 1) == ["OSError"]
     strict.wait_for_log("the client has read nothing for too long")
 
@@ -321,6 +323,6 @@ def test_opens_and_closes(server: Server) -> None:
     before, descriptors = server.memory(), server.descriptors()
     for _ in range(3000):
         one()
-    wait_until(lambda: server.descriptors() <= descriptors)
-    wait_until(lambda: len(server.json("/-/inboxes")) <= others)
+    eventually(lambda: server.descriptors() <= descriptors)
+    eventually(lambda: len(server.json("/-/inboxes")) <= others)
     assert server.memory() - before < 2 << 20

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.http.harness import Server, events, happened, serving, wait_until
+from tests.integration.command import eventually
+from tests.integration.http.harness import Server, events, happened, serving
 from tests.integration.http.test_websocket import BINARY, CLOSE, LIMIT, PING, PONG, TEXT, frame, handshake, quiet, received, shake
 
 __all__ = ["quiet"]  # a fixture for here as well
 BEHIND = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with each parser."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
-    with serving("tests.integration.http.ws_apps:app", directory, http=request.param, ws_max_size=LIMIT) as server:
+    with serving("tests.integration.http.ws_apps:app", directory, ws_max_size=LIMIT) as server:
         yield server
 
 
@@ -229,4 +230,4 @@ def test_a_client_that_never_answers_close(server: Server) -> None:
         assert received(client)[0] == CLOSE
         assert client.rest() == b""
 
-        wait_until(lambda: server.descriptors() <= open_before)
+        eventually(lambda: server.descriptors() <= open_before)

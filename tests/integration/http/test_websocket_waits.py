@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.http.harness import Client, Server, events, serving
+from tests.integration.client import Client
+from tests.integration.http.harness import Server, events, serving
 from tests.integration.http.test_websocket import PING, PONG, TEXT, frame, handshake, received, shake
 
 BUSY = 4.2
@@ -34,7 +35,7 @@ def quiet(server: Server) -> None:
 
 def answer_pings(clients: Iterable[Client], seconds: float) -> None:
     """Be clients who live: answer pings for a while; nothing else comes."""
-    by_socket = {client.socket: client for client in clients}
+    by_socket = {client.sock: client for client in clients}
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         for ready in select.select(list(by_socket), [], [], left)[0]:
@@ -77,9 +78,9 @@ def test_a_client_that_takes_nothing_is_found_out_behind_a_full_queue(server: Se
     """The application cannot send, so it does not receive, so no answer to a ping could be seen: that the client reads nothing can."""
     with server.connect(receive_buffer=4096) as client:
         shake(client)
-        client.socket.settimeout(1)
+        client.sock.settimeout(1)
         with pytest.raises((TimeoutError, OSError)):
-            client.socket.sendall(frame(TEXT, b"x" * 10_000) * 2000)
+            client.sock.sendall(frame(TEXT, b"x" * 10_000) * 2000)
         events(server, "OSError")
 
 

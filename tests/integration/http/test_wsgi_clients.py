@@ -9,7 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.integration.http.harness import Client, Server, events, serving, wait_until
+from tests.integration.client import Client
+from tests.integration.command import eventually
+from tests.integration.http.harness import Server, events, serving
 
 APP = "tests.integration.http.wsgi_apps:application"
 
@@ -49,7 +51,7 @@ def opened(fifo: Path) -> int:
             descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         return descriptor >= 0
 
-    wait_until(look, "nobody reads the FIFO")
+    eventually(look, "nobody reads the FIFO")
     return descriptor
 
 
@@ -74,9 +76,9 @@ def test_a_file_for_a_client_that_went_during_the_call(big: Path, tmp_path: Path
                 ask(client, f"/file?path={big}&fifo={fifo}")
                 with open(opened(fifo), "wb"):
                     client.reset()
-                    wait_until(lambda: sockets(server) == before, "the reset is not noticed")
+                    eventually(lambda: sockets(server) == before, "the reset is not noticed")
             events(server, "closed")
-            wait_until(lambda: sockets(server) == before, "a connection is left")
+            eventually(lambda: sockets(server) == before, "a connection is left")
         assert server.get("/pieces?it=x").body == b"x"
 
 
@@ -133,5 +135,5 @@ def test_a_piece_that_is_no_bytes(server: Server, piece: object) -> None:
         ask(client, returning("'200 OK'", [], f"iter([b'a', {piece!r}, b'b'])"))
         answer = client.answer()
         assert (answer.status, answer.body, answer.whole) == (200, b"a", False)
-    wait_until(lambda: server.log[said:].count("the body must be bytes") >= 2, "it is not logged twice")
+    eventually(lambda: server.log[said:].count("the body must be bytes") >= 2, "it is not logged twice")
     assert server.get("/pieces?it=x").body == b"x"

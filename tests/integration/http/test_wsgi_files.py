@@ -23,9 +23,11 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from tests.integration.client import Answer, Client
+from tests.integration.command import eventually
 from tests.integration.http import file_apps
 from tests.integration.http.file_apps import AS_THEY_ARE, CONTENT, NOT_READ, READ
-from tests.integration.http.harness import Answer, Client, Server, serving, wait_until
+from tests.integration.http.harness import Server, serving
 
 WAYS = {
     "inline": {},
@@ -76,7 +78,7 @@ class Way:
             seen.extend(what for what, path in happened if path == str(self.path))
             return len(seen) >= len(expected)
 
-        wait_until(enough, f"only this has happened: {seen}")
+        eventually(enough, f"only this has happened: {seen}")
         assert seen == list(expected)
 
 
@@ -141,7 +143,7 @@ def test_files_that_cannot_be_read(way: Way, what: str, path: Path) -> None:
     said = len(way.server.log)
 
     assert (way.ask(what, path=path).status, path.read_bytes() == CONTENT) == (500, True)
-    wait_until(lambda: re.search("the body must be bytes, not str|closed file|UnsupportedOperation", way.server.log[said:]))
+    eventually(lambda: re.search("the body must be bytes, not str|closed file|UnsupportedOperation", way.server.log[said:]))
 
 
 def test_a_wrapper_that_decrypts(way: Way, path: Path) -> None:

@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.integration.http.harness import Client, Server, events, serving, settled, wait_until
+from tests.integration.client import Client
+from tests.integration.command import eventually
+from tests.integration.http.harness import Server, events, serving, settled
 
 
 @pytest.fixture(scope="module", params=["0", "4"], ids=["inline", "threads"])
@@ -102,7 +104,7 @@ def test_threads_run_together(server: Server, request: pytest.FixtureRequest) ->
         ask(client, "/barrier")
     for client in clients:
         assert client.answer().body == b"together"
-        client.socket.close()
+        client.sock.close()
 
 
 def test_pipelined_streams_are_in_order(server: Server) -> None:
@@ -217,7 +219,7 @@ def test_a_file_for_a_client_that_goes(server: Server, big_file: Path) -> None:
             client.exactly(100_000)
             client.reset()
     events(server, *["closed"] * 3)
-    wait_until(lambda: server.descriptors() <= open_before)
+    eventually(lambda: server.descriptors() <= open_before)
     assert "ERROR" not in server.log[said:]  # it is not the application's fault
 
 
@@ -335,5 +337,5 @@ def test_a_client_that_goes_within_its_body(server: Server) -> None:
             ask(client, "/order?it=never", f"Content-Length: {size + 1}", method="POST")
             client.send(b"x" * size)
             client.reset()
-    wait_until(lambda: server.descriptors() <= before)
+    eventually(lambda: server.descriptors() <= before)
     assert server.json("/-/events") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +11,12 @@ from tests.integration.prefork.prefork_helpers import Server
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers; whatever happens, nothing of them is left behind."""
     servers: list[Server] = []
 
     def start(worker: str = "Echo", **options: object) -> Server:
-        servers.append(Server(worker, **options))  # type: ignore[arg-type]
+        servers.append(Server(tmp_path, worker, **options))  # type: ignore[arg-type]
         return servers[-1]
 
     yield start

@@ -54,7 +54,7 @@ def test_one_worker_is_singular(serve: Serve) -> None:
         ("Leaves", 3, "forkserve: worker 1 failed to boot: it called sys.exit('enough')", ""),
     ],
 )
-def test_a_boot_that_fails(serve: Serve, worker: str, code: int, message: str, traceback: str) -> None:  # TP-18
+def test_a_boot_that_fails(serve: Serve, worker: str, code: int, message: str, traceback: str) -> None:
     server = serve(worker, workers=1)
 
     assert server.wait() == code
@@ -119,7 +119,7 @@ def test_a_port_that_is_taken(serve: Serve) -> None:
     assert not connects(("127.0.0.1", base))
 
 
-def test_children_of_the_caller_are_reaped_and_are_no_workers(serve: Serve) -> None:  # TP-14, IPC-13
+def test_children_of_the_caller_are_reaped_and_are_no_workers(serve: Serve) -> None:
     server = serve("HasChild", workers=1).ready()
     (worker,) = (pid for pid in server.workers(1))
 

@@ -25,7 +25,7 @@ def crash(server: Server, port: int, order: str = "exit 7") -> None:
     say(port, order)
 
 
-def test_a_crash_is_replaced_on_the_same_port(serve: Serve) -> None:  # TP-1
+def test_a_crash_is_replaced_on_the_same_port(serve: Serve) -> None:
     server = serve(workers=2, base_port=0).ready()
     first, second = server.ports()
     before = say(second, "pid")
@@ -98,7 +98,7 @@ def test_a_worker_that_misbehaves_is_replaced(serve: Serve, order: str, reason: 
     assert server.stop() == 0
 
 
-def test_a_stuck_worker_says_where_and_is_replaced(serve: Serve) -> None:  # PF-4, PF-5
+def test_a_stuck_worker_says_where_and_is_replaced(serve: Serve) -> None:
     server = serve(workers=1, base_port=0, timeout=1.2).ready()
     (port,) = server.ports()
     (worker,) = server.workers(1)
@@ -122,7 +122,7 @@ def test_a_stopped_worker_is_stuck_without_stacks(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:  # PF-7
+def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:
     server = serve(workers=2, min_workers=2, max_workers=2, base_port=0, timeout=1.0).ready()
     workers = server.workers(2)
     os.kill(server.pid, signal.SIGSTOP)
@@ -142,7 +142,7 @@ def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:  # PF-7
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 3.0), (signal.SIGSTOP, 9.0)])
-def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal.Signals, seconds: float) -> None:  # PF-7
+def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal.Signals, seconds: float) -> None:
     server = serve(workers=2, base_port=0, timeout=1.0, prefix=("setsid",)).ready()
     workers = server.workers(2)
     for pid in workers:
@@ -157,7 +157,7 @@ def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal
     assert server.stop() == 0
 
 
-def test_a_killed_master_leaves_nothing(serve: Serve, tmp_path: Path) -> None:  # TP-13, SV-11
+def test_a_killed_master_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
     # Not port 0: whom the system gives the port to next would answer.
     base = free_ports(4)
     server = serve(workers=3, base_port=base, bind=[f"127.0.0.1:{base + 3}"]).ready()
@@ -193,7 +193,7 @@ def test_a_killed_master_while_workers_boot(serve: Serve) -> None:
     assert server.wait() == -signal.SIGKILL
 
 
-def test_a_worker_holds_nothing_of_its_siblings_or_the_master(serve: Serve, tmp_path: Path) -> None:  # PF-24, TP-13, IPC-1
+def test_a_worker_holds_nothing_of_its_siblings_or_the_master(serve: Serve, tmp_path: Path) -> None:
     server = serve(workers=3, base_port=0, bind=["127.0.0.1:0"], pid=str(tmp_path / "pid")).ready()
     crash(server, server.ports()[0])
     server.wait_for("exited with code 7")
@@ -235,7 +235,7 @@ def kinds(pid: int) -> list[str]:
     return [name.partition(":")[0] for name in descriptors(pid).values()]
 
 
-def test_the_title_names_worker_and_generation(serve: Serve) -> None:  # PF-19, PF-20
+def test_the_title_names_worker_and_generation(serve: Serve) -> None:
     server = serve(workers=1, base_port=0, name="shop").ready()
     (worker,) = server.workers(1)
 
@@ -247,7 +247,7 @@ def test_the_title_names_worker_and_generation(serve: Serve) -> None:  # PF-19, 
     assert server.stop() == 0
 
 
-def test_as_process_1(serve: Serve) -> None:  # TP-14, IPC-13
+def test_as_process_1(serve: Serve) -> None:
     server = serve(workers=1, base_port=0, prefix=("unshare", *AS_ROOT, "--pid", "--fork", "--kill-child"))
     server.ready()
     (master,) = children(server.pid)

@@ -24,7 +24,7 @@ Serve = Callable[..., Server]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_stop(serve: Serve, signum: signal.Signals) -> None:  # TP-25, SV-9
+def test_a_stop(serve: Serve, signum: signal.Signals) -> None:
     server = serve(workers=2, base_port=free_ports(2)).ready()
     ports = server.ports()
     server.kill(signum)
@@ -36,7 +36,7 @@ def test_a_stop(serve: Serve, signum: signal.Signals) -> None:  # TP-25, SV-9
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_one_stops_at_once(serve: Serve, tmp_path: Path, signum: signal.Signals) -> None:  # PF-12, PF-13
+def test_a_second_one_stops_at_once(serve: Serve, tmp_path: Path, signum: signal.Signals) -> None:
     busy = tmp_path / "busy"
     busy.touch()
     server = serve("Lingers", workers=2, base_port=0, environ={"BUSY": str(busy)}).ready()
@@ -117,7 +117,7 @@ def test_what_cannot_be_done_is_said(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_hup_is_a_reload(serve: Serve) -> None:  # PF-14, TP-21
+def test_hup_is_a_reload(serve: Serve) -> None:
     server = serve(workers=2, base_port=0, reload_settle=0.0).ready()
     before = server.workers(2)
     server.kill(signal.SIGHUP)
@@ -127,7 +127,7 @@ def test_hup_is_a_reload(serve: Serve) -> None:  # PF-14, TP-21
     assert server.stop() == 0
 
 
-def test_usr1_reopens_the_logs_everywhere(serve: Serve, tmp_path: Path) -> None:  # PF-14, PF-21
+def test_usr1_reopens_the_logs_everywhere(serve: Serve, tmp_path: Path) -> None:
     log, old = tmp_path / "log", tmp_path / "log.1"
     server = serve(workers=1, base_port=0, error_logfile=str(log)).ready()
     (worker,) = server.workers(1)
@@ -170,7 +170,7 @@ def test_signals_that_do_nothing_to_a_worker(serve: Serve, signum: signal.Signal
     assert server.stop() == 0
 
 
-def test_a_service_manager_that_signals_the_whole_group(serve: Serve) -> None:  # PF-13
+def test_a_service_manager_that_signals_the_whole_group(serve: Serve) -> None:
     server = serve(workers=3, base_port=0, prefix=("setsid",)).ready()
     server.workers(3)
     os.killpg(server.pid, signal.SIGTERM)

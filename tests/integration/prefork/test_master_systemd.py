@@ -222,7 +222,7 @@ def test_an_upgrade_is_a_reload_on_the_same_socket(serve: Serve, tmp_path: Path)
     assert server.output.count("Listening on") == 1
 
 
-def test_the_pid_file(serve: Serve, tmp_path: Path) -> None:  # PF-17, TP-16
+def test_the_pid_file(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "server.pid"
     server = serve("Plain", pid=str(path)).ready()
     assert path.read_text() == f"{server.pid}\n"

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 from forkserve.base import handover, privileges
 from forkserve.base.errors import ConfigError
-from forkserve.base.handover import Kept
+from forkserve.base.handover import InheritedFd
 from forkserve.config.settings import Settings
 from forkserve.prefork.control.session import Asked, Limits, Session
 from forkserve.prefork.control.wire import Request
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.frames import encode
+from forkserve.prefork.ipc.codec import encode
+from forkserve.prefork.ipc.messages import Ready, ShowFault
 from forkserve.prefork.policy.actions import Fork, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import Limits as PoolLimits
-from forkserve.prefork.policy.states import Member, State
+from forkserve.prefork.policy.states import Member, PoolLimits, State
 from forkserve.prefork.system.listeners import Listeners
 
 
@@ -36,7 +36,7 @@ def handed_over(found: Any) -> Any:
 
 
 def test_descriptors_are_found_wherever_they_are() -> None:
-    data = handover.encode({"one": Kept(7), "more": [{"deep": [Kept(5), 3]}, None], "no": 8})
+    data = handover.encode({"one": InheritedFd(7), "more": [{"deep": [InheritedFd(5), 3]}, None], "no": 8})
     assert json.loads(data)["descriptors"] == [7, 5]
     assert handover.decode(data)["more"] == [{"deep": [5, 3]}, None]
 
@@ -69,32 +69,34 @@ def test_a_pool_goes_on_as_it_was(*, preload: bool) -> None:
         for _ in range(4):
             for action in one.plan(now):
                 if isinstance(action, Fork):
-                    one.forked(action.member.ident, next(pids))
-                    one.ready(action.member.ident, now)
+                    one.reports.forked(action.member.ident, next(pids))
+                    one.reports.ready(action.member.ident, now)
 
     settle(pool, 1.0)
     pool.want(3)
     settle(pool, 2.0)
-    pool.exited(pool.members()[0].ident, 3.0, code=1, signal=None, why="it fell over")
+    pool.exited(pool.members.workers()[0].ident, 3.0, code=1, signal=None, why="it fell over")
     settle(pool, 4.0)
-    pool.exited(pool.members()[0].ident, 5.0, code=1, signal=None)
+    pool.exited(pool.members.workers()[0].ident, 5.0, code=1, signal=None)
     pool.plan(5.0)
-    assert not pool.owes
+    assert not pool.has_pending_actions
 
     again = Pool(7, PoolLimits(), lambda: 0.0, preload=preload)
     again.adopt(handed_over(pool.export()), 5.2)
-    shown = [[handover.fields_of(member, "since") for member in one.members() + one.molds()] for one in (pool, again)]
+    shown = [
+        [handover.fields_of(member, "since") for member in one.members.workers() + one.members.molds()] for one in (pool, again)
+    ]
     assert shown[0] == shown[1]
-    assert (again.wanted, again.generation, again.phase, again.kept) == (3, 1, Phase.SERVING, range(1, 4))
-    assert [again.last_exit(slot) for slot in (1, 2)] == [pool.last_exit(slot) for slot in (1, 2)]
+    assert (again.wanted, again.generations.committed, again.phase, again.departures.kept) == (3, 1, Phase.SERVING, range(1, 4))
+    assert [again.members.last_exit(slot) for slot in (1, 2)] == [pool.members.last_exit(slot) for slot in (1, 2)]
     assert again.degraded
     assert again.plan(5.2) == again.plan(5.2) == []  # its turn to be tried again has not come
-    assert [member.since for member in again.members() if member.exists] == [5.2, 5.2]
+    assert [member.since for member in again.members.workers() if member.exists] == [5.2, 5.2]
     settle(again, 9.0)
-    assert all(member.state is State.READY for member in again.members())
+    assert all(member.state is State.READY for member in again.members.workers())
     again.want(4)
     settle(again, 9.0)
-    assert again.members()[-1].ident > max(member.ident for member in pool.members())
+    assert again.members.workers()[-1].ident > max(member.ident for member in pool.members.workers())
 
 
 def test_what_holds_up_nothing_still_holds_up_nothing_afterwards() -> None:
@@ -103,23 +105,23 @@ def test_what_holds_up_nothing_still_holds_up_nothing_afterwards() -> None:
     while pool.phase is Phase.FIRST_BOOT:
         for action in pool.plan(1.0):
             if isinstance(action, Fork):
-                pool.forked(action.member.ident, 100 + action.member.ident)
-                pool.ready(action.member.ident, 1.0)
-    first, *others = pool.members()
+                pool.reports.forked(action.member.ident, 100 + action.member.ident)
+                pool.reports.ready(action.member.ident, 1.0)
+    first, *others = pool.members.workers()
     pool.want(1)
     pool.plan(2.0)
     for member in others:
-        pool.lingering(member.ident)
-    assert pool.spent(first.ident, full=True)
+        pool.reports.lingering(member.ident)
+    assert pool.reports.spent(first.ident, full=True)
     forked = pool.plan(3.0)
     for action in forked:
         assert isinstance(action, Fork)
-        pool.forked(action.member.ident, 200)
+        pool.reports.forked(action.member.ident, 200)
 
     again = Pool(1, PoolLimits(surge=1, lingering=0), lambda: 0.0)
     again.adopt(handed_over(pool.export()), 4.0)
-    assert [one.lingering for one in again.members()] == [False, False, True, True]
-    old, booting = again.members()[:2]
+    assert [one.lingering for one in again.members.workers()] == [False, False, True, True]
+    old, booting = again.members.workers()[:2]
     assert (old.spent, old.full, old.lifted) == (True, True, False)
     again.exited(booting.ident, 5.0, code=3, signal=None)
     plan = again.plan(5.0)
@@ -130,25 +132,25 @@ def test_what_holds_up_nothing_still_holds_up_nothing_afterwards() -> None:
 
 def test_a_channel_goes_on_in_the_middle_of_a_frame() -> None:
     left, right = socket.socketpair()
-    frame = encode({"type": "ready"})
+    frame = encode(Ready())
     right.send(frame + frame[:5])
     before = Channel(left)
-    assert before.receive() == [{"type": "ready"}]
+    assert before.receive() == [Ready([])]
     right.setblocking(False)
     while not before.unsent:
-        before.send({"padding": "x" * 50000})
+        before.send(ShowFault("x" * 50000))
     found = handed_over(before.export())
     left.detach()
 
     after = Channel.adopt(found)
-    other = Channel(right)
+    other = Channel(right, of_child=True)
     right.send(frame[5:])
-    assert after.receive() == [{"type": "ready"}]
+    assert after.receive() == [Ready([])]
     received = other.receive()
     while after.unsent:
         after.flush()
         received += other.receive()
-    assert {len(one["padding"]) for one in received} == {50000}
+    assert received == [ShowFault("x" * 50000)] * len(received)
     after.close()
     other.close()
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from forkserve.base.errors import CommandError
 from forkserve.cli import ctl
 from forkserve.cli import serve as cli
 from forkserve.cli.ctl_output import duration, show
 from forkserve.prefork.control.client import LateError, ServerGoneError, ask
 from forkserve.prefork.ipc.builtin import BUILTINS
-from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from tests.unit.prefork.control.control_helpers import Server, short_directory
 
 ROOT = Path(__file__).parents[3]
@@ -168,7 +169,7 @@ def test_what_is_asked(run: Callable[[str], Printed], server: Answering, line: s
         ("status --timeout soon", "--timeout: 'soon' is not a duration (30, 0.5, 30s, 5m, 2h)"),
         ("status --timeout -5", "--timeout: '-5' is not a duration (30, 0.5, 30s, 5m, 2h)"),
         ("status --timeout 1000d", "--timeout: at most 1000000 seconds, or 0 for as long as it takes"),
-        ("status --name x", "--name and --socket are two ways to say which server: give one of them"),
+        ("status --name x", "--name and --socket both select the server: give one of them"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_2(

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def follow(master: Steering) -> None:
     """Tell the pool which slots move, and close what nobody accepts from any more; before each plan."""
     pool = master.pool
-    if not master.listeners.elsewhere(pool.generation):
-        pool.moved = pool.sought = frozenset()
+    if not master.listeners.elsewhere(pool.generations.committed):
+        pool.departures.moved = pool.departures.advertised_before = frozenset()
         return
     close_left(master)
-    left = master.listeners.elsewhere(pool.generation)
-    pool.moved = _slots(pool, left)
-    pool.sought = _slots(pool, [one for one in left if _sought(master, one)])
+    left = master.listeners.elsewhere(pool.generations.committed)
+    pool.departures.moved = _slots(pool, left)
+    pool.departures.advertised_before = _slots(pool, [one for one in left if _sought(master, one)])
 
 
 def _sought(master: Steering, one: Listener) -> bool:
@@ -34,7 +34,7 @@ def _sought(master: Steering, one: Listener) -> bool:
 
 
 def _slots(pool: Pool, listeners: list[Listener]) -> set[int]:
-    return {one.slot for one in pool.members() if any(there.accepted_by(one.slot, one.generation) for there in listeners)}
+    return {one.slot for one in pool.members.workers() if any(there.accepted_by(one.slot, one.generation) for there in listeners)}
 
 
 def close_left(master: Steering) -> None:
@@ -43,9 +43,11 @@ def close_left(master: Steering) -> None:
     A worker may have died, and the front end not know yet: it is told first, at most as long as a drain may take.
     """
     pool = master.pool
-    if pool.fallback is None:
-        workers = [(one.slot, one.generation) for one in pool.members() if one.exists and not one.released]
-        longest = pool.limits.graceful or LONGEST
-        due = master.listeners.close_unused(pool.generation, workers, partial(_sought, master), time.monotonic(), longest)
+    if pool.generations.fallback is None:
+        workers = [(one.slot, one.generation) for one in pool.members.workers() if one.exists and not one.released]
+        longest = pool.members.limits.graceful or LONGEST
+        due = master.listeners.close_unused(
+            pool.generations.committed, workers, partial(_sought, master), time.monotonic(), longest
+        )
         if due is not None:
             master.poller.at(due, int)  # so that it is asked again

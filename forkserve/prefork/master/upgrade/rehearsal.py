@@ -25,14 +25,14 @@ from forkserve.prefork.worker.classes import load_mixins
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
-    from forkserve.base.startup import Handed
+    from forkserve.base.startup import InheritedState
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.worker.worker import Worker
 
 
-def rehearse(handed: Handed, worker_class: type[Worker], config: Config, pool: Pool) -> NoReturn:
+def rehearse(handed: InheritedState, worker_class: type[Worker], config: Config, pool: Pool) -> NoReturn:
     """Read the state and load the app, as whom the workers run; confirm that, or say what is wrong; and exit.
 
     What it goes by is written down before the app is loaded, and out of its reach: the new program runs it with all rights.
@@ -70,7 +70,7 @@ def _understand(data: bytes, pool: Pool) -> int:
             "the memory that the running server shares with its workers is laid out differently: restart the server"
         )
     pool.adopt(found["pool"], time.monotonic())
-    return pool.newest_generation + 1
+    return pool.generations.newest + 1
 
 
 def _open_logs(settings: Settings, generation: int) -> None:
@@ -80,7 +80,7 @@ def _open_logs(settings: Settings, generation: int) -> None:
     Outputs(settings, Poller())
 
 
-def _write_down(handed: Handed, config: Config) -> None:
+def _write_down(handed: InheritedState, config: Config) -> None:
     """Write what has been judged so far, and which files it was read from. Raises what the files of modules raise."""
     if handed.judged is None:
         return
@@ -91,7 +91,7 @@ def _write_down(handed: Handed, config: Config) -> None:
     values = {one.name: getattr(config.settings, one.name) for one in dataclasses.fields(config.settings)}
     plain = {name: value for name, value in values.items() if judged.is_plain(value)}
     read += [path for path, _, _ in modules.values()]
-    stamps, fresh = judged.stamps(set(read), looked_for, startup.began)
+    stamps, fresh = judged.stamps(set(read), looked_for, startup.began_ns)
     flags = judged.python_flags(sys.orig_argv, sys.argv[1:])
     found = judged.Judged(
         hexversion=sys.hexversion,
@@ -101,7 +101,7 @@ def _write_down(handed: Handed, config: Config) -> None:
         argv=sys.argv,
         path=startup.path,
         directory=startup.directory,
-        start=None if config.given is None or flags is None else startup.goes_on_from,
+        start=None if config.given is None or flags is None else startup.resume_module,
         settings=plain,
         given=None if config.given is None else dict(config.given),
         unsaid=[*(values.keys() - plain.keys()), *config.hooks],
@@ -119,7 +119,7 @@ def _load(worker_class: type[Worker], settings: Settings, generation: int) -> No
         os.environ["FORKSERVE_WORKER_ID"] = "1"
     if privileges.drop(settings):
         prctl(PDEATHSIG, signal.SIGKILL)
-    apps.prepare(settings)
+    apps.prepare_process(settings)
     before = leftovers.Before.look() if settings.preload else None
     load_mixins(worker_class, settings.mixin).preload(settings)
     if before is not None:

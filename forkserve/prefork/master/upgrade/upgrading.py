@@ -6,9 +6,10 @@ import dataclasses
 import platform
 from typing import TYPE_CHECKING, Any, Final
 
+from forkserve.base.errors import CommandError
 from forkserve.base.handover import encode
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.pending import CommandError, Pending
+from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.upgrade import address_change, modules
 from forkserve.prefork.master.upgrade.preflight import Preflight
 from forkserve.prefork.master.upgrade.program import Program, missing
@@ -66,9 +67,9 @@ class Upgrading:
                 self._running, self._waiting = [], []
                 _fail(asked, CommandError("the server is stopping", "refused"))
         elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._master.reloading.under_way:
-            if pool.owes:
+            if pool.has_pending_actions:
                 self._master.poller.at(now, int)  # once more, when that is done too
-            elif not (pool.sees_off or (front is not None and front.busy)):
+            elif not (pool.departures.is_waiting_for_frontend or (front is not None and front.busy)):
                 self._go_on()
 
     def _go_on(self) -> None:
@@ -84,7 +85,7 @@ class Upgrading:
     def _start(self) -> None:
         master = self._master
         self._running, self._waiting = [*self._running, *self._waiting], []
-        self._began, self._count = master.pool.newest_generation, self._count + 1
+        self._began, self._count = master.pool.generations.newest, self._count + 1
         logger.info("upgrading: pre-flight of %s in %s", self._program.arguments[0], self._program.directory)
         try:
             self._preflight = Preflight(
@@ -106,7 +107,7 @@ class Upgrading:
         assert preflight is not None
         before, self._before = self._before, preflight.judged
         changed = preflight.judged.changed(before) if preflight.judged is not None else None
-        if changed is None and self._began == self._master.pool.newest_generation:
+        if changed is None and self._began == self._master.pool.generations.newest:
             return False
         if self._count >= PREFLIGHTS:
             self._failed(f"{changed or 'the workers'} changed during each of {PREFLIGHTS} pre-flights")
@@ -166,7 +167,7 @@ class Upgrading:
         logger.info("upgraded in place: forkserve %s, Python %s", __version__, platform.python_version())
 
         def ended(reload: Pending) -> None:
-            back = master.listeners.settle(master.pool.generation, master.pool.newest_generation)
+            back = master.listeners.settle(master.pool.generations.committed, master.pool.generations.newest)
             if back and reload.error is not None:
                 settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in was.items()}
                 master.take_over(dataclasses.replace(master.settings, **settings), master.hooks)

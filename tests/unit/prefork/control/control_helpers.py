@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from forkserve.base.errors import CommandError
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.control.session import Limits
-from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply
+from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from forkserve.prefork.system.poller import Poller
 
 DEADLINE = 20.0

@@ -30,7 +30,7 @@ def decode(pieces: list[bytes]) -> list[dict[str, Any]]:
 
 
 @given(MESSAGES, st.data())
-def test_messages_survive_however_they_are_cut(messages: list[dict[str, Any]], data: st.DataObject) -> None:  # SV-2, IPC-1
+def test_messages_survive_however_they_are_cut(messages: list[dict[str, Any]], data: st.DataObject) -> None:
     stream = b"".join(encode(message) for message in messages)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -74,7 +74,7 @@ def test_deep_nesting_is_refused() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"x"', b"null"])
-def test_only_objects_are_messages(body: bytes) -> None:  # IPC-5, IPC-6
+def test_only_objects_are_messages(body: bytes) -> None:
     with pytest.raises(FrameError, match="not an object"):
         decode([len(body).to_bytes(4, "big") + body])
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from forkserve.base.errors import ConfigError
+from forkserve.base.errors import CommandError, ConfigError
 from forkserve.prefork.ipc.builtin import BUILTINS
-from forkserve.prefork.ipc.pending import CommandError, Failure, Pending, Reply, answer
+from forkserve.prefork.ipc.pending import Failure, Pending, Reply, answer
 from forkserve.prefork.master.commands import Steering
 from forkserve.prefork.worker.defined import commands_of, describe, unknown
 from forkserve.prefork.worker.worker import Worker
@@ -54,7 +54,7 @@ class Cache(Base):
 
 
 def test_commands_of_a_class() -> None:
-    """TP-10: those of the bases, too; a notification alone is none."""
+    """Those of the bases, too; a notification alone is none."""
     assert set(commands_of(Cache)) == {"all", "class", "flush", "native", "old", "reopen_logs", "static"}
     assert commands_of(Cache)["flush"] is Cache.child_flush
 

@@ -1,4 +1,4 @@
-"""The autoscaler by values and times, and what it promises under any load (PF-22)."""
+"""The autoscaler by values and times, and what it promises under any load."""
 
 from __future__ import annotations
 

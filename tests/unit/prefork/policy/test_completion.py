@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.policy.actions import Fork
-from forkserve.prefork.policy.completion import Goal, replaced, scaled, stopped
+from forkserve.prefork.policy.completion import Condition, replaced, scaled, stopped
 from forkserve.prefork.policy.pool import Pool
-from forkserve.prefork.policy.states import Limits, Member, State
+from forkserve.prefork.policy.states import Member, PoolLimits, State
 
 SIGSEGV = 11
 
@@ -19,20 +19,20 @@ def fork(pool: Pool, now: float) -> list[Member]:
     """Plan, and have every fork succeed."""
     members = [one.member for one in pool.plan(now) if isinstance(one, Fork)]
     for member in members:
-        pool.forked(member.ident, 1000 + member.ident)
+        pool.reports.forked(member.ident, 1000 + member.ident)
     return members
 
 
 def serving(wanted: int, *, preload: bool = False, **limits: int) -> tuple[Pool, list[Member]]:
     """A pool after its first boot."""
-    pool = Pool(wanted, Limits(**limits), lambda: 0.0, preload=preload)
+    pool = Pool(wanted, PoolLimits(**limits), lambda: 0.0, preload=preload)
     for mold in fork(pool, 0.0) if preload else ():
-        pool.ready(mold.ident, 0.0)
-    while len(pool.members()) < wanted or any(one.state is not State.READY for one in pool.members()):
+        pool.reports.ready(mold.ident, 0.0)
+    while len(pool.members.workers()) < wanted or any(one.state is not State.READY for one in pool.members.workers()):
         for member in fork(pool, 0.0):
-            pool.ready(member.ident, 0.0)
+            pool.reports.ready(member.ident, 0.0)
     pool.plan(0.0)
-    return pool, pool.members()
+    return pool, pool.members.workers()
 
 
 def crash(pool: Pool, member: Member, now: float) -> None:
@@ -43,7 +43,7 @@ def drained(pool: Pool, member: Member, now: float) -> None:
     pool.exited(member.ident, now, code=0, signal=None)
 
 
-def error(goal: Goal) -> str:
+def error(goal: Condition) -> str:
     with pytest.raises(CommandError) as found:
         goal()
     return str(found.value)
@@ -62,7 +62,7 @@ def test_scale_up_is_done_when_the_new_ones_are_ready() -> None:
     while second:
         member = second.pop()
         assert not goal()
-        pool.ready(member.ident, 2.0)
+        pool.reports.ready(member.ident, 2.0)
         second += fork(pool, 2.0)
 
     assert goal()
@@ -120,7 +120,7 @@ def test_one_that_was_ready_and_died_did_not_fail_to_boot() -> None:
         assert not goal()
         crash(pool, first, now)
         for first in fork(pool, now):
-            pool.ready(first.ident, now)
+            pool.reports.ready(first.ident, now)
 
     assert error(goal) == "worker 1 died: it was killed by signal 11; it is tried again"
 
@@ -130,7 +130,7 @@ def test_a_failure_of_before_does_not_fail_the_scale() -> None:
     for now in (1.0, 1.1):
         crash(pool, member, now)
         fork(pool, now)
-        member = next(one for one in pool.members() if one.slot == 1)
+        member = next(one for one in pool.members.workers() if one.slot == 1)
     assert member.state is State.BACKOFF
     pool.want(3)
     goal = scaled(pool, 3)
@@ -156,13 +156,13 @@ def test_a_worker_that_ends_as_asked_is_no_failure_of_the_scale() -> None:
     pool.want(3)
     goal = scaled(pool, 3)
     (new,) = fork(pool, 1.0)
-    assert sum(member.state is State.BACKOFF for member in pool.members()) == 1
+    assert sum(member.state is State.BACKOFF for member in pool.members.workers()) == 1
     other = third if new.slot == second.slot else second
     drained(pool, other, 2.0)
     assert not goal()
     (last,) = fork(pool, 2.0)
     for member in (new, last):
-        pool.ready(member.ident, 3.0)
+        pool.reports.ready(member.ident, 3.0)
     assert goal(), "and one that still drains, of a slot that is wanted, does not matter"
 
 
@@ -187,17 +187,17 @@ def test_workers_that_linger_are_waited_for_by_no_command() -> None:
     down = scaled(pool, 1)
     pool.plan(1.0)
     assert not down()
-    pool.lingering(second.ident)
+    pool.reports.lingering(second.ident)
     assert down()
 
     again = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (new,) = fork(pool, 2.0)
-    pool.ready(new.ident, 2.0)
+    pool.reports.ready(new.ident, 2.0)
     pool.plan(2.0)
     assert first.state is State.DRAINING
     assert not again()
-    pool.lingering(first.ident)
+    pool.reports.lingering(first.ident)
     assert again()
 
 
@@ -207,10 +207,10 @@ def test_workers_that_linger_are_waited_for_by_no_command() -> None:
 def test_restart_is_done_when_the_new_one_is_ready_and_the_old_one_gone() -> None:
     pool, (old, _) = serving(2)
     goal = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (new,) = fork(pool, 1.0)
     assert not goal()
-    pool.ready(new.ident, 2.0)
+    pool.reports.ready(new.ident, 2.0)
     pool.plan(2.0)
     assert not goal()
     drained(pool, old, 3.0)
@@ -222,13 +222,13 @@ def test_restart_is_done_when_the_new_one_is_ready_and_the_old_one_gone() -> Non
 def test_a_restart_that_fails_says_so_and_the_old_one_stays() -> None:
     pool, (old,) = serving(1)
     goal = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (new,) = fork(pool, 1.0)
     assert not goal()
     pool.exited(new.ident, 2.0, code=3, signal=None)
 
     assert error(goal) == "the new worker 1 failed to boot: it exited with code 3; the old one stays"
-    pool.keep(1, 2.0)
+    pool.generations.cancel_replace(1, 2.0)
     assert pool.plan(2.0) == []
     assert old.state is State.READY
 
@@ -236,7 +236,7 @@ def test_a_restart_that_fails_says_so_and_the_old_one_stays() -> None:
 def test_a_restart_whose_fork_fails() -> None:
     pool, _ = serving(1)
     goal = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (action,) = pool.plan(1.0)
     assert isinstance(action, Fork)
     pool.fork_failed(action.member.ident, "cannot fork: no memory", 1.0)
@@ -248,11 +248,11 @@ def test_an_old_one_that_crashes_meanwhile_does_not_fail_the_restart() -> None:
     """The new one is on its way."""
     pool, (old,) = serving(1)
     goal = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (new,) = fork(pool, 1.0)
     crash(pool, old, 1.5)
     assert not goal()
-    pool.ready(new.ident, 2.0)
+    pool.reports.ready(new.ident, 2.0)
 
     assert goal()
 
@@ -261,14 +261,14 @@ def test_two_restarts_of_one_worker() -> None:
     """The end of the first old one, which was asked for, is no failure of the second new one."""
     pool, (old,) = serving(1)
     first = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (new,) = fork(pool, 1.0)
-    pool.ready(new.ident, 2.0)
+    pool.reports.ready(new.ident, 2.0)
     pool.plan(2.0)
     assert old.state is State.DRAINING
 
     second = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     assert fork(pool, 3.0) == []  # no room before the old one is gone
     assert not first()
     assert not second()
@@ -277,7 +277,7 @@ def test_two_restarts_of_one_worker() -> None:
     assert not second()
     (newest,) = fork(pool, 4.0)
     assert not second()
-    pool.ready(newest.ident, 5.0)
+    pool.reports.ready(newest.ident, 5.0)
     pool.plan(5.0)
     drained(pool, new, 6.0)
 
@@ -287,10 +287,10 @@ def test_two_restarts_of_one_worker() -> None:
 def test_a_restart_while_another_boots() -> None:
     """What was forked before it was asked for is not what was asked for; but if that fails, so has this."""
     pool, (old,) = serving(1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (new,) = fork(pool, 1.0)
     goal = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     pool.exited(new.ident, 2.0, code=3, signal=None)
 
     assert error(goal) == "the new worker 1 failed to boot: it exited with code 3; the old one stays"
@@ -303,14 +303,14 @@ def test_a_restart_of_a_worker_that_is_not_there() -> None:
     for now in (1.0, 1.1):
         crash(pool, member, now)
         fork(pool, now)
-        (member,) = pool.members()
+        (member,) = pool.members.workers()
     assert member.state is State.BACKOFF
     goal = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     assert not goal()
     (again,) = fork(pool, 5.0)
     assert not goal()
-    pool.ready(again.ident, 6.0)
+    pool.reports.ready(again.ident, 6.0)
 
     assert goal()
 
@@ -320,9 +320,9 @@ def test_a_restart_of_a_worker_that_is_not_there_and_fails_again() -> None:
     for now in (1.0, 1.1):
         crash(pool, member, now)
         fork(pool, now)
-        (member,) = pool.members()
+        (member,) = pool.members.workers()
     goal = replaced(pool, 1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (again,) = fork(pool, 5.0)
     assert not goal()
     crash(pool, again, 6.0)
@@ -335,7 +335,7 @@ def test_a_restart_of_a_worker_that_is_not_there_and_fails_again() -> None:
 def test_something_else_meanwhile_fails_the_restart(other: object) -> None:
     pool, _ = serving(2)
     goal = replaced(pool, 2)
-    pool.replace(2)
+    pool.generations.replace(2)
     other(pool)  # type: ignore[operator]
 
     assert error(goal) == "something else was asked for meanwhile"
@@ -344,11 +344,11 @@ def test_something_else_meanwhile_fails_the_restart(other: object) -> None:
 # With molds.
 
 
-def lose_the_mold(pool: Pool, goal: Goal | None = None) -> None:
+def lose_the_mold(pool: Pool, goal: Condition | None = None) -> None:
     """Its mold is killed, and the next one fails: what waits for one is not tried again at once."""
     for now in (1.0, 2.0):
         assert goal is None or not goal()
-        (mold,) = pool.molds()
+        (mold,) = pool.members.molds()
         pool.exited(mold.ident, now, code=None if now == 1.0 else 4, signal=9 if now == 1.0 else None, why="no module named x")
         fork(pool, now)
 
@@ -357,10 +357,10 @@ def lose_the_mold(pool: Pool, goal: Goal | None = None) -> None:
     ("goal_of", "end"),
     [
         (lambda pool: (pool.want(3), scaled(pool, 3))[1], "worker 3 {}; it is tried again"),
-        (lambda pool: (replaced(pool, 2), pool.replace(2))[0], "worker 2 {}; the old one stays"),
+        (lambda pool: (replaced(pool, 2), pool.generations.replace(2))[0], "worker 2 {}; the old one stays"),
     ],
 )
-def test_a_mold_that_fails_is_said(goal_of: Callable[[Pool], Goal], end: str) -> None:
+def test_a_mold_that_fails_is_said(goal_of: Callable[[Pool], Condition], end: str) -> None:
     pool, _ = serving(2, preload=True)
     goal = goal_of(pool)
     lose_the_mold(pool, goal)
@@ -372,16 +372,16 @@ def test_a_mold_that_failed_before_is_tried_again_first() -> None:
     pool, _ = serving(2, preload=True)
     lose_the_mold(pool)
     goal = replaced(pool, 2)
-    pool.replace(2)
+    pool.generations.replace(2)
     pool.plan(2.0)
     assert not goal()
     (mold,) = fork(pool, 4.0)
-    pool.ready(mold.ident, 4.0)
+    pool.reports.ready(mold.ident, 4.0)
     (new,) = fork(pool, 4.0)
-    pool.ready(new.ident, 4.0)
+    pool.reports.ready(new.ident, 4.0)
     pool.plan(4.0)
     assert not goal()
-    drained(pool, next(one for one in pool.members() if one.slot == 2), 5.0)
+    drained(pool, next(one for one in pool.members.workers() if one.slot == 2), 5.0)
 
     assert goal()
 

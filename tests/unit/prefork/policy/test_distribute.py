@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.ipc.pending import CommandError, Pending, Reply
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.pending import Pending, Reply
 from forkserve.prefork.policy.distribute import distribute
 
 
@@ -30,7 +31,6 @@ class Workers:
 
 
 def test_as_many_at_a_time_as_there_are_workers() -> None:
-    """IPC-4."""
     workers = Workers()
     whole = distribute(workers, ["a", "b", "c", "d"], width=2, retries=0)
     assert workers.all == ["a", "b"]

@@ -19,21 +19,21 @@ def booting(count: int = 2):
     pool, workers = serving(count, beat=0.0, graceful=20.0)
     crash(pool, workers[-1], 1.0)
     (fork,) = pool.plan(1.0)
-    pool.forked(fork.member.ident, 77)
+    pool.reports.forked(fork.member.ident, 77)
     return pool, fork.member
 
 
 def test_a_worker_that_boots_is_let_boot_if_somebody_waits_for_it() -> None:
     pool, member = booting()
     pool.want(1)
-    assert pool.unattended(2.0) == {2}
-    pool.waiting = {2}
+    assert pool.departures.unattended(2.0) == {2}
+    pool.departures.queued = {2}
 
     assert pool.plan(2.0) == []
-    pool.ready(member.ident, 5.0)
+    pool.reports.ready(member.ident, 5.0)
     assert pool.plan(5.0) == [Drain(member, booting=False)]
     assert member.limit == 17.0, "boot and drain together take no longer than a drain"
-    pool.waiting = set()
+    pool.departures.queued = set()
     gone(pool, member, 6.0)
     assert pool.plan(6.0) == [CloseListener(2)]
 
@@ -48,9 +48,9 @@ def test_if_nobody_waits_it_ends_at_once() -> None:
 def test_a_client_that_has_gone_is_not_waited_for() -> None:
     pool, member = booting()
     pool.want(1)
-    pool.waiting = {2}
+    pool.departures.queued = {2}
     assert pool.plan(2.0) == []
-    pool.waiting = set()
+    pool.departures.queued = set()
 
     assert pool.plan(3.0) == [Drain(member, booting=True)]
 
@@ -60,8 +60,8 @@ def test_a_worker_that_has_just_died_is_forked_once_more(stop: bool) -> None:  #
     pool, workers = serving(2, beat=0.0, graceful=20.0)
     crash(pool, workers[1], 1.0)
     pool.stop() if stop else pool.want(1)
-    assert 2 in pool.unattended(1.0)
-    pool.waiting = {2}
+    assert 2 in pool.departures.unattended(1.0)
+    pool.departures.queued = {2}
 
     forks = [one for one in pool.plan(1.0) if isinstance(one, Fork)]
     assert [one.member.slot for one in forks] == [2]
@@ -70,7 +70,7 @@ def test_a_worker_that_has_just_died_is_forked_once_more(stop: bool) -> None:  #
 def test_one_that_does_not_boot_is_given_up() -> None:
     pool, member = booting()
     pool.want(1)
-    pool.waiting = {2}
+    pool.departures.queued = {2}
     pool.plan(2.0)
     crash(pool, member, 3.0)
 
@@ -80,7 +80,7 @@ def test_one_that_does_not_boot_is_given_up() -> None:
 def test_one_that_boots_too_long_is_given_up() -> None:
     pool, member = booting()
     pool.want(1)
-    pool.waiting = {2}
+    pool.departures.queued = {2}
     pool.plan(2.0)
     assert pool.next_deadline() == 17.0
 
@@ -92,14 +92,14 @@ def test_no_more_than_so_many_come() -> None:
     """They may be of a kind that leaves what waits."""
     pool, member = booting()
     pool.want(1)
-    pool.waiting = {2}
+    pool.departures.queued = {2}
     for number in range(TRIES):
         plan = pool.plan(2.0)
         if number:
             (fork,) = plan
             member = fork.member
-            pool.forked(member.ident, 80)
-        pool.ready(member.ident, 2.0)
+            pool.reports.forked(member.ident, 80)
+        pool.reports.ready(member.ident, 2.0)
         assert pool.plan(2.0) == [Drain(member, booting=False)]
         gone(pool, member, 2.0)
     assert pool.plan(2.0) == [CloseListener(2)]
@@ -111,11 +111,11 @@ def test_whoever_waits_at_a_shared_address_of_a_server_without_workers_is_answer
     pool.plan(1.0)
     for member in workers:
         gone(pool, member, 1.0)
-    assert pool.unattended(1.0) == set(), "the listeners stay"
+    assert pool.departures.unattended(1.0) == set(), "the listeners stay"
     assert pool.plan(1.0) == []
     pool.stop()
-    assert pool.unattended(2.0) == {None, 1, 2}
-    pool.waiting = {None}
+    assert pool.departures.unattended(2.0) == {None, 1, 2}
+    pool.departures.queued = {None}
 
     fork, close = pool.plan(2.0)
     assert isinstance(fork, Fork)
@@ -125,12 +125,12 @@ def test_whoever_waits_at_a_shared_address_of_a_server_without_workers_is_answer
 def test_a_slot_that_is_wanted_again_is_no_last_call() -> None:
     pool, member = booting()
     pool.want(1)
-    pool.waiting = {2}
+    pool.departures.queued = {2}
     pool.plan(2.0)
     pool.want(2)
-    pool.waiting = set()
+    pool.departures.queued = set()
 
-    assert pool.unattended(3.0) == set()
+    assert pool.departures.unattended(3.0) == set()
     assert pool.plan(3.0) == []
     assert member.state is State.BOOTING
 
@@ -138,10 +138,10 @@ def test_a_slot_that_is_wanted_again_is_no_last_call() -> None:
 def test_it_is_over_at_once_if_it_is_to_stop_at_once() -> None:
     pool, member = booting()
     pool.want(1)
-    pool.waiting = {2}
+    pool.departures.queued = {2}
     pool.plan(2.0)
     pool.stop_at_once()
 
-    assert pool.unattended(3.0) == set()
+    assert pool.departures.unattended(3.0) == set()
     pool.plan(3.0)
     assert member.state is State.KILLED

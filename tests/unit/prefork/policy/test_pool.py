@@ -10,13 +10,13 @@ from forkserve.base.errors import ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.members import LATE, LONGEST_DELAY
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import DUMP_TIME, KILL_PATIENCE, TRANSITIONS, Event, Limits, Member, State
+from forkserve.prefork.policy.states import DUMP_TIME, KILL_PATIENCE, TRANSITIONS, Event, Member, PoolLimits, State
 
 SIGTERM, SIGSEGV = 15, 11
 
 
 def make(wanted: int = 2, **limits: float) -> Pool:
-    return Pool(wanted, Limits(**limits), lambda: 0.0)  # type: ignore[arg-type]
+    return Pool(wanted, PoolLimits(**limits), lambda: 0.0)  # type: ignore[arg-type]
 
 
 def forks(actions: list[Action]) -> list[Member]:
@@ -27,7 +27,7 @@ def fork(pool: Pool, now: float) -> list[Member]:
     """Plan, and have every fork succeed."""
     members = forks(pool.plan(now))
     for member in members:
-        pool.forked(member.ident, 1000 + member.ident)
+        pool.reports.forked(member.ident, 1000 + member.ident)
     return members
 
 
@@ -36,15 +36,15 @@ def serving(wanted: int = 2, now: float = 0.0, **limits: float) -> tuple[Pool, l
     pool = make(wanted, **limits)
     boot(pool, now)
     assert Announce(wanted) in pool.plan(now)
-    return pool, pool.members()
+    return pool, pool.members.workers()
 
 
 def boot(pool: Pool, now: float) -> None:
     """Have everything start that is due: the first alone, then the others."""
     while members := fork(pool, now):
         for member in members:
-            pool.ready(member.ident, now)
-        if pool.phase is Phase.FIRST_BOOT and all(one.state is State.READY for one in pool.members()):
+            pool.reports.ready(member.ident, now)
+        if pool.phase is Phase.FIRST_BOOT and all(one.state is State.READY for one in pool.members.workers()):
             return  # before the announcement
 
 
@@ -55,7 +55,7 @@ def crash(pool: Pool, member: Member, now: float) -> None:
 def test_forks_what_is_wanted_once() -> None:
     pool = make(3)
     first = fork(pool, 0.0)
-    pool.ready(first[0].ident, 1.0)
+    pool.reports.ready(first[0].ident, 1.0)
 
     assert [(one.slot, one.generation, one.row) for one in first + forks(pool.plan(1.0))] == [
         (1, 1, 0),
@@ -67,11 +67,11 @@ def test_forks_what_is_wanted_once() -> None:
 
 def test_no_more_are_forked_than_there_are_places_for() -> None:
     pool, _ = serving(2, surge=2)
-    pool.places = 2
-    pool.replace(1)
-    pool.replace(2)
+    pool.capacity.rows = 2
+    pool.generations.replace(1)
+    pool.generations.replace(2)
     assert fork(pool, 1.0) == []
-    pool.places = 3
+    pool.capacity.rows = 3
     assert len(fork(pool, 2.0)) == 1
 
 
@@ -84,7 +84,7 @@ def test_the_first_worker_boots_alone() -> None:
 
     assert fork(pool, 2.0) == []
     assert pool.next_deadline() == 60.0, "the others wait for it, not for a time"
-    pool.ready(first.ident, 3.0)
+    pool.reports.ready(first.ident, 3.0)
     assert [one.slot for one in fork(pool, 3.0)] == [2, 3, 4]
 
 
@@ -96,7 +96,7 @@ def test_the_first_of_those_that_come_back_boots_alone() -> None:
         pool.exited(member.ident, 1.0, code=0, signal=None)
     pool.want(3)
     (first,) = fork(pool, 2.0)
-    pool.ready(first.ident, 3.0)
+    pool.reports.ready(first.ident, 3.0)
 
     assert len(fork(pool, 3.0)) == 2
 
@@ -116,11 +116,11 @@ def test_a_first_worker_that_fails_does_not_hold_up_the_others_where_it_is_tried
 def test_announces_once_when_all_have_been_ready() -> None:
     pool = make(2)
     (first,) = fork(pool, 0.0)
-    pool.ready(first.ident, 1.0)
+    pool.reports.ready(first.ident, 1.0)
     (second,) = fork(pool, 1.0)
 
     assert pool.plan(1.0) == []
-    pool.ready(second.ident, 2.0)
+    pool.reports.ready(second.ident, 2.0)
     assert pool.plan(2.0) == [Announce(2)]
     assert pool.plan(2.0) == []
     assert pool.phase is Phase.SERVING
@@ -133,7 +133,7 @@ def test_announces_once_when_all_have_been_ready() -> None:
 def test_the_first_failure_of_the_first_boot_stops_all(code: int | None, signal: int | None, expected: ExitCode) -> None:
     pool = make(3)
     (first,) = fork(pool, 0.0)
-    pool.ready(first.ident, 1.0)
+    pool.reports.ready(first.ident, 1.0)
     second, third = fork(pool, 1.0)
 
     assert pool.exited(second.ident, 1.0, code=code, signal=signal)
@@ -148,7 +148,7 @@ def test_the_first_failure_of_the_first_boot_stops_all(code: int | None, signal:
 def test_a_second_failure_does_not_change_the_exit_code() -> None:
     pool = make(3)
     (zeroth,) = fork(pool, 0.0)
-    pool.ready(zeroth.ident, 0.5)
+    pool.reports.ready(zeroth.ident, 0.5)
     first, second = fork(pool, 0.5)
 
     pool.exited(first.ident, 1.0, code=4, signal=None)
@@ -212,9 +212,9 @@ def test_the_first_crash_is_replaced_at_once_and_then_ever_later() -> None:
 
 
 def test_jitter_shortens_a_delay_by_a_quarter_at_most() -> None:
-    pool = Pool(1, Limits(), lambda: 1.0)
+    pool = Pool(1, PoolLimits(), lambda: 1.0)
     (member,) = fork(pool, 0.0)
-    pool.ready(member.ident, 0.0)
+    pool.reports.ready(member.ident, 0.0)
     pool.plan(0.0)
     crash(pool, member, 1.0)
     (member,) = fork(pool, 1.0)
@@ -231,7 +231,7 @@ def test_a_slot_heals() -> None:
     crash(pool, member, 2.0)
     assert fork(pool, 2.0) == []
     (member,) = fork(pool, 2.5)
-    pool.ready(member.ident, 3.0)
+    pool.reports.ready(member.ident, 3.0)
     crash(pool, member, 30.0)
 
     assert [one.slot for one in fork(pool, 30.0)] == [1]
@@ -247,7 +247,7 @@ def test_degraded_while_a_slot_waits() -> None:
     assert pool.plan(1.2) == []
     assert pool.degraded
     assert pool.exit_code is ExitCode.OK
-    end = pool.last_exit(1)
+    end = pool.members.last_exit(1)
     assert end is not None
     assert (end.reason, end.code, end.signal, end.at) == ("ended", 3, None, 1.2)
     fork(pool, 1.7)
@@ -257,9 +257,9 @@ def test_degraded_while_a_slot_waits() -> None:
 def test_a_term_from_outside_is_replaced_without_delay_however_often() -> None:
     pool, (member,) = serving(1)
     for now in (1.0, 2.0, 3.0, 4.0):
-        pool.draining(member.ident, now)
+        pool.reports.draining(member.ident, now)
         (successor,) = fork(pool, now)  # by the surge, while the old one still drains
-        pool.ready(successor.ident, now)
+        pool.reports.ready(successor.ident, now)
         assert not pool.exited(member.ident, now + 0.5, code=0, signal=None)
         assert fork(pool, now + 0.5) == []
         member = successor
@@ -278,7 +278,7 @@ def test_a_fork_that_fails_later_is_tried_again_with_delay() -> None:
 
 def test_a_worker_without_a_beat_is_dumped_then_killed_then_replaced() -> None:
     pool, (member,) = serving(1, beat=30.0)
-    pool.beat(member.ident, 10.0)
+    pool.reports.beat(member.ident, 10.0)
 
     assert pool.next_deadline() == 40.0
     assert pool.plan(39.9) == []
@@ -286,7 +286,7 @@ def test_a_worker_without_a_beat_is_dumped_then_killed_then_replaced() -> None:
     assert pool.plan(41.9) == [], "a second for it to answer, and another one until the system has made it"
     assert pool.plan(42.0) == [Kill(member, dumped=True)]
     assert pool.exited(member.ident, 42.1, code=None, signal=9)
-    end = pool.last_exit(1)
+    end = pool.members.last_exit(1)
     assert end is not None
     assert end.reason == "stuck for 30 s (--timeout)"
     assert [one.slot for one in fork(pool, 42.1)] == [1]
@@ -294,18 +294,18 @@ def test_a_worker_without_a_beat_is_dumped_then_killed_then_replaced() -> None:
 
 def test_a_worker_that_has_written_its_stacks_is_killed_at_once() -> None:
     pool, (member,) = serving(1, beat=30.0)
-    pool.dumped(member.ident, 29.0)
+    pool.reports.dumped(member.ident, 29.0)
     assert pool.plan(29.0) == [], "nobody has asked it"
     assert pool.plan(30.0) == [DumpStacks(member)]
 
-    pool.dumped(member.ident, 30.1)
-    pool.dumped(member.ident, 30.2)
+    pool.reports.dumped(member.ident, 30.1)
+    pool.reports.dumped(member.ident, 30.2)
     assert pool.plan(30.2) == [Kill(member, dumped=True)]
 
 
 def test_a_beat_from_before_ready_does_not_count() -> None:
     pool, (member,) = serving(1, now=5.0, beat=30.0)
-    pool.beat(member.ident, 4.0)
+    pool.reports.beat(member.ident, 4.0)
 
     assert pool.next_deadline() == 35.0
 
@@ -342,7 +342,7 @@ def test_a_late_master_renews_all_deadlines_once() -> None:
 def test_a_beat_after_the_renewal_makes_a_new_one_possible() -> None:
     pool, (member,) = serving(1, beat=30.0)
     pool.plan(100.0)
-    pool.beat(member.ident, 110.0)
+    pool.reports.beat(member.ident, 110.0)
 
     assert pool.plan(200.0) == []
 
@@ -361,16 +361,16 @@ def test_scaling_up_and_down() -> None:
     pool, (first, second) = serving(2)
     pool.want(3)
     (third,) = fork(pool, 1.0)
-    pool.ready(third.ident, 1.0)
+    pool.reports.ready(third.ident, 1.0)
     assert third.slot == 3
     pool.want(1)
 
     assert pool.plan(2.0) == [Drain(second, booting=False), Drain(third, booting=False)]
-    pool.released(third.ident)
+    pool.reports.released(third.ident)
     assert pool.plan(2.1) == [CloseListener(3)]
     pool.exited(second.ident, 2.2, code=0, signal=None)
     assert pool.plan(2.2) == [CloseListener(2)]
-    assert pool.members() == [first, third]
+    assert pool.members.workers() == [first, third]
 
 
 def test_suspend_keeps_the_listeners_and_more_brings_workers_back() -> None:
@@ -392,34 +392,34 @@ def test_shared_listeners_close_when_the_last_worker_has_released_them() -> None
     pool, (first, second) = serving(2)
     pool.stop()
     pool.plan(1.0)
-    pool.released(first.ident)
+    pool.reports.released(first.ident)
     assert pool.plan(1.1) == [CloseListener(1)]
-    pool.released(second.ident)
+    pool.reports.released(second.ident)
 
     assert pool.plan(1.2) == [CloseListener(None), CloseListener(2)]
 
 
 def test_replacing_starts_before_it_drains() -> None:
     pool, (first, second) = serving(2)
-    pool.generation = 2
-    pool.replace(1)
+    pool.generations.committed = 2
+    pool.generations.replace(1)
     (successor,) = fork(pool, 1.0)
     assert (successor.slot, successor.generation) == (1, 2)
     assert successor.row not in (first.row, second.row)
-    pool.ready(successor.ident, 2.0)
+    pool.reports.ready(successor.ident, 2.0)
 
     assert pool.plan(2.0) == [Drain(first, booting=False)]
     pool.exited(first.ident, 3.0, code=0, signal=None)
     assert pool.plan(3.0) == []
-    assert pool.members() == [successor, second]
+    assert pool.members.workers() == [successor, second]
 
 
 def test_replacing_two_takes_turns_within_the_surge() -> None:
     pool, (first, _) = serving(2)
-    pool.replace(1)
-    pool.replace(2)
+    pool.generations.replace(1)
+    pool.generations.replace(2)
     (successor,) = fork(pool, 1.0)
-    pool.ready(successor.ident, 2.0)
+    pool.reports.ready(successor.ident, 2.0)
     assert pool.plan(2.0) == [Drain(first, booting=False)]
     pool.exited(first.ident, 3.0, code=0, signal=None)
 
@@ -429,7 +429,7 @@ def test_replacing_two_takes_turns_within_the_surge() -> None:
 
 def test_a_successor_that_fails_leaves_the_old_one_serving() -> None:
     pool, (first,) = serving(1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (successor,) = fork(pool, 1.0)
     pool.exited(successor.ident, 2.0, code=4, signal=None)
 
@@ -440,7 +440,7 @@ def test_a_successor_that_fails_leaves_the_old_one_serving() -> None:
 
 def test_what_the_table_does_not_hold_ends_the_worker() -> None:
     pool, (member,) = serving(1)
-    pool.ready(member.ident, 1.0)
+    pool.reports.ready(member.ident, 1.0)
 
     assert pool.plan(1.0) == [Kill(member, dumped=False)]
     assert member.reason == "ready while ready"
@@ -448,7 +448,7 @@ def test_what_the_table_does_not_hold_ends_the_worker() -> None:
 
 def test_an_order_for_a_process_that_has_ended_is_dropped() -> None:
     pool, (member,) = serving(1)
-    pool.misbehaved(member.ident, "broken channel", 1.0)
+    pool.members.protocol_violation(member.ident, "broken channel", 1.0)
     pool.exited(member.ident, 1.0, code=0, signal=None)
 
     assert [type(one) for one in pool.plan(1.0)] == [Fork]
@@ -458,11 +458,11 @@ def test_news_of_the_dead_is_ignored() -> None:
     pool, (member,) = serving(1)
     crash(pool, member, 1.0)
 
-    pool.ready(member.ident, 2.0)
-    pool.draining(member.ident, 2.0)
-    pool.released(member.ident)
-    pool.beat(member.ident, 2.0)
-    pool.misbehaved(member.ident, "late", 2.0)
+    pool.reports.ready(member.ident, 2.0)
+    pool.reports.draining(member.ident, 2.0)
+    pool.reports.released(member.ident)
+    pool.reports.beat(member.ident, 2.0)
+    pool.members.protocol_violation(member.ident, "late", 2.0)
     assert not pool.exited(member.ident, 2.0, code=0, signal=None)
     assert member.state is State.GONE
 
@@ -492,17 +492,17 @@ def test_a_crash_loop_of_hours_forks_rarely() -> None:
 
 def test_two_that_are_to_be_replaced_leave_room_for_the_third() -> None:
     pool, (first,) = serving(1, surge=1)
-    pool.replace(1)
+    pool.generations.replace(1)
     (second,) = fork(pool, 0.0)
-    pool.replace(1)
+    pool.generations.replace(1)
     assert fork(pool, 0.0) == []
 
-    pool.ready(second.ident, 1.0)
+    pool.reports.ready(second.ident, 1.0)
 
     assert [one.member for one in pool.plan(1.0) if isinstance(one, Drain)] == [first]
     pool.exited(first.ident, 2.0, code=0, signal=None)
     (third,) = fork(pool, 2.0)
-    pool.ready(third.ident, 3.0)
+    pool.reports.ready(third.ident, 3.0)
     assert [one.member for one in pool.plan(3.0) if isinstance(one, Drain)] == [second]
 
 
@@ -511,42 +511,42 @@ def test_two_that_are_to_be_replaced_leave_room_for_the_third() -> None:
 
 def test_one_that_is_spent_serves_until_its_successor_is_ready() -> None:
     pool, (first, _) = serving(2)
-    assert pool.spent(first.ident, full=False)
+    assert pool.reports.spent(first.ident, full=False)
     (new,) = fork(pool, 1.0)
-    assert not pool.spent(first.ident, full=True), "it is known already"
+    assert not pool.reports.spent(first.ident, full=True), "it is known already"
     assert pool.plan(1.0) == []
-    pool.ready(new.ident, 2.0)
+    pool.reports.ready(new.ident, 2.0)
 
     assert pool.plan(2.0) == [Drain(first, booting=False)]
-    assert pool.relieved(first)
+    assert pool.is_relieved(first)
     pool.stop()
-    assert not pool.relieved(first), "nobody accepts there any more"
+    assert not pool.is_relieved(first), "nobody accepts there any more"
 
 
 def test_those_that_take_no_more_have_more_room_than_those_that_serve() -> None:
     pool, members = serving(3, surge=1, lingering=1)
     for member in members:
-        pool.spent(member.ident, full=False)
+        pool.reports.spent(member.ident, full=False)
     assert len(fork(pool, 1.0)) == 1
     for member in members:
-        pool.spent(member.ident, full=True)
+        pool.reports.spent(member.ident, full=True)
     assert len(fork(pool, 1.0)) == 1, "never more than are wanted, the surge, and those that may linger"
 
 
 def test_a_successor_that_fails_lets_the_old_one_serve_on() -> None:
     pool, (first,) = serving(1)
-    pool.spent(first.ident, full=True)
+    pool.reports.spent(first.ident, full=True)
     (new,) = fork(pool, 1.0)
     pool.exited(new.ident, 2.0, code=4, signal=None)
     actions = pool.plan(2.0)
     (again,) = forks(actions)
     assert ServeOn(first) in actions
-    pool.forked(again.ident, 2000)
-    assert not pool.spent(first.ident, full=True), "it had said so before it was told"
+    pool.reports.forked(again.ident, 2000)
+    assert not pool.reports.spent(first.ident, full=True), "it had said so before it was told"
     pool.exited(again.ident, 3.0, code=4, signal=None)
     assert pool.plan(3.0) == [], "it is told once, and the next try waits"
     (healed,) = fork(pool, 4.0)
-    pool.ready(healed.ident, 5.0)
+    pool.reports.ready(healed.ident, 5.0)
 
     assert pool.plan(5.0) == [Drain(first, booting=False)]
 
@@ -554,11 +554,11 @@ def test_a_successor_that_fails_lets_the_old_one_serve_on() -> None:
 def test_a_successor_that_is_not_good_enough_is_no_failure_of_others() -> None:
     """`restart` of a slot that fails keeps its old one; if that is spent, it is replaced all the same."""
     pool, (first,) = serving(1)
-    pool.spent(first.ident, full=False)
+    pool.reports.spent(first.ident, full=False)
     (new,) = fork(pool, 1.0)
-    pool.keep(1, 1.5)
+    pool.generations.cancel_replace(1, 1.5)
     pool.plan(1.5)
-    assert new.asked
+    assert new.end_requested
     pool.exited(new.ident, 2.0, code=None, signal=SIGTERM)
     assert len(fork(pool, 2.0)) == 1
     assert first.outdated

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from forkserve.base.errors import ExitCode
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError, ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, Drain, Fork, GiveUp, Kill
 from forkserve.prefork.policy.members import ORDER_TIME
 from forkserve.prefork.policy.pool import Pool
 from forkserve.prefork.policy.rollout import Rollout
-from forkserve.prefork.policy.states import MOLD, MOLD_GRACE, Limits, Member, State
+from forkserve.prefork.policy.states import MOLD, MOLD_GRACE, Member, PoolLimits, State
 
 
 class Fleet:
@@ -18,7 +17,7 @@ class Fleet:
 
     def __init__(self, wanted: int, **limits: float) -> None:
         self.now = 100.0
-        self.pool = Pool(wanted, Limits(**limits), lambda: 0.0, preload=True)  # type: ignore[arg-type]
+        self.pool = Pool(wanted, PoolLimits(**limits), lambda: 0.0, preload=True)  # type: ignore[arg-type]
         self.rollout: Rollout | None = None
 
     def plan(self) -> list[Action]:
@@ -27,7 +26,7 @@ class Fleet:
         actions = self.pool.plan(self.now)
         for action in actions:
             if isinstance(action, Fork):
-                self.pool.forked(action.member.ident, 1000 + action.member.ident)
+                self.pool.reports.forked(action.member.ident, 1000 + action.member.ident)
         return actions
 
     def forks(self) -> list[tuple[int, int]]:
@@ -36,17 +35,17 @@ class Fleet:
 
     def ready(self, *members: Member) -> None:
         for member in members:
-            self.pool.ready(member.ident, self.now)
+            self.pool.reports.ready(member.ident, self.now)
 
     def ends(self, member: Member, code: int | None = 0) -> None:
         self.pool.exited(member.ident, self.now, code=code, signal=9 if code is None else None, why="its reason")
 
     def mold(self, generation: int = 1) -> Member:
-        (found,) = [one for one in self.pool.molds() if one.generation == generation]
+        (found,) = [one for one in self.pool.members.molds() if one.generation == generation]
         return found
 
     def workers(self, state: State, generation: int | None = None) -> list[Member]:
-        return [one for one in self.pool.members() if one.state is state and generation in (None, one.generation)]
+        return [one for one in self.pool.members.workers() if one.state is state and generation in (None, one.generation)]
 
     def reload(self) -> None:
         """Begin one, up to where its mold boots."""
@@ -85,8 +84,8 @@ def test_the_mold_comes_first() -> None:
     assert fleet.pool.next_deadline() == fleet.now + 60  # it boots, and nobody else waits for a time
     fleet.ready(fleet.mold())
     assert fleet.forks() == [(1, 1), (2, 1)]
-    assert fleet.pool.processes == 2
-    assert [one.row for one in [*fleet.pool.molds(), *fleet.pool.members()]] == [0, 1, 2]
+    assert fleet.pool.members.processes == 2
+    assert [one.row for one in [*fleet.pool.members.molds(), *fleet.pool.members.workers()]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("code", "expected"), [(4, ExitCode.APP_LOAD), (3, ExitCode.BOOT), (None, ExitCode.BOOT)])
@@ -127,7 +126,7 @@ def test_an_order_that_is_not_carried_out_in_time_is_the_end_of_its_mold(fleet: 
     fleet.now += ORDER_TIME
     mold = fleet.mold()
 
-    fleet.pool.beat(mold.ident, fleet.now)
+    fleet.pool.reports.beat(mold.ident, fleet.now)
     assert fleet.plan() == [Kill(mold, dumped=False), GiveUp(fork.member)]
     fleet.ends(mold, None)
     assert fleet.forks() == [(MOLD, 1)]
@@ -199,14 +198,19 @@ def test_a_failure_half_way_puts_the_old_generation_back(fleet: Fleet, who: str)
         fleet.plan()
     fleet.rollout = None
 
-    assert fleet.pool.generation == 1
+    assert fleet.pool.generations.committed == 1
     for _ in range(5):
         fleet.ready(*fleet.workers(State.BOOTING))
         fleet.plan()
         for member in fleet.workers(State.DRAINING):
             fleet.ends(member)
-    assert [(one.slot, one.generation, one.state) for one in fleet.pool.members()] == [(1, 1, State.READY), (2, 1, State.READY)]
-    assert [(one.generation, one.state) for one in fleet.pool.molds() if one.state is not State.DRAINING] == [(1, State.READY)]
+    assert [(one.slot, one.generation, one.state) for one in fleet.pool.members.workers()] == [
+        (1, 1, State.READY),
+        (2, 1, State.READY),
+    ]
+    assert [(one.generation, one.state) for one in fleet.pool.members.molds() if one.state is not State.DRAINING] == [
+        (1, State.READY)
+    ]
 
 
 def test_without_workers_the_new_one_alone_is_tried(fleet: Fleet) -> None:
@@ -215,7 +219,7 @@ def test_without_workers_the_new_one_alone_is_tried(fleet: Fleet) -> None:
     for member in fleet.workers(State.DRAINING):
         fleet.ends(member)
     fleet.reload()
-    assert fleet.pool.generation == 1
+    assert fleet.pool.generations.committed == 1
     fleet.ready(fleet.mold(2))
     assert fleet.plan() == [Drain(fleet.mold(1), booting=False)]
-    assert fleet.pool.generation == 2
+    assert fleet.pool.generations.committed == 2

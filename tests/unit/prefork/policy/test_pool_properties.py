@@ -16,9 +16,9 @@ from hypothesis.stateful import (
 
 from forkserve.prefork.policy.actions import Action, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import DUMP_TIME, KILL_PATIENCE, MOLD, Limits, Member, State
+from forkserve.prefork.policy.states import DUMP_TIME, KILL_PATIENCE, MOLD, Member, PoolLimits, State
 
-LIMITS = Limits(boot=60.0, beat=30.0, graceful=20.0)
+LIMITS = PoolLimits(boot=60.0, beat=30.0, graceful=20.0)
 LIVING = (State.BOOTING, State.READY, State.DRAINING)
 
 
@@ -57,7 +57,7 @@ class History(RuleBasedStateMachine):
         # A fork that fails is planned again at once, but only the first time.
         for _ in range(20):
             self.see_who_leaves()
-            self.was_public = self.pool.public
+            self.was_public = self.pool.departures.public
             actions = self.pool.plan(self.now)
             self.may_go = {slot for slot in self.open if self.has_left(slot)}
             self.see_who_leaves()  # the server may just have been announced, and the next plan goes by that
@@ -69,13 +69,13 @@ class History(RuleBasedStateMachine):
                 assert self.pool.phase < Phase.STOPPING or all(map(self.is_waited_for, forked))
                 for member in forked:
                     self.there_is_room_for(member)
-                assert sum(mold.exists for mold in self.pool.molds()) <= 2
+                assert sum(mold.exists for mold in self.pool.members.molds()) <= 2
             for action in actions:
                 self.perform(action)
-            serving = {one.slot for one in self.pool.members() if one.exists and not (one.asked or one.full)}
+            serving = {one.slot for one in self.pool.members.workers() if one.exists and not (one.end_requested or one.full)}
             vacant = {*range(1, self.pool.wanted + 1)} - serving
-            vacant |= {one.slot for one in self.pool.members() if one.slot > self.pool.wanted and not one.exists}
-            if self.pool.processes + len(vacant) <= self.most(self.pool.wanted):
+            vacant |= {one.slot for one in self.pool.members.workers() if one.slot > self.pool.wanted and not one.exists}
+            if self.pool.members.processes + len(vacant) <= self.most(self.pool.wanted):
                 self.peak = self.pool.wanted
             performed += actions
         else:
@@ -93,14 +93,14 @@ class History(RuleBasedStateMachine):
         """
         if member.slot == MOLD:
             return
-        members = [one for one in self.pool.members() if one.exists]
+        members = [one for one in self.pool.members.workers() if one.exists]
         assert len(members) <= self.most(self.peak)
-        if any(one.slot == member.slot and not one.asked and not one.full and one is not member for one in members):
+        if any(one.slot == member.slot and not one.end_requested and not one.full and one is not member for one in members):
             lingering = sum(one.lingering for one in members)
             bound = self.peak if self.lingering is None else self.lingering
             assert len(members) - min(lingering, bound) <= self.pool.wanted + self.surge
         if not (self.preload or member.canary or self.ever_ready):
-            assert [one for one in members if one.ready_at is None and not (one.asked or one.canary)] == [member]
+            assert [one for one in members if one.ready_at is None and not (one.end_requested or one.canary)] == [member]
 
     @property
     def ever_ready(self) -> bool:
@@ -108,7 +108,7 @@ class History(RuleBasedStateMachine):
         return bool(self.were_ready & {*range(1, self.pool.wanted + 1)})
 
     def become_ready(self, member: Member) -> None:
-        self.pool.ready(member.ident, self.now)
+        self.pool.reports.ready(member.ident, self.now)
         if member.state is State.READY:
             self.were_ready.add(member.slot)
 
@@ -117,14 +117,14 @@ class History(RuleBasedStateMachine):
             case Fork(member):
                 assert (
                     member.slot in self.open
-                    or None in self.pool.waiting
+                    or None in self.pool.departures.queued
                     or (member.slot == MOLD and (self.preload or member.canary))
                 )
                 if self.forks_fail:
                     self.ended(member)
                     self.pool.fork_failed(member.ident, "cannot fork", self.now)
                 elif self.preload and member.slot != MOLD:
-                    molds = self.pool.molds()
+                    molds = self.pool.members.molds()
                     assert any(mold.generation == member.generation and mold.state is State.READY for mold in molds)
                     self.ordered.append(member.ident)
                 else:
@@ -147,16 +147,18 @@ class History(RuleBasedStateMachine):
                 self.open.remove(slot)
                 assert self.may_close(slot)
                 assert slot in self.may_go
-                holders = [one for one in self.pool.members() if one.exists and not one.released]
+                holders = [one for one in self.pool.members.workers() if one.exists and not one.released]
                 assert not any(slot in (None, one.slot) for one in holders)
 
     def is_waited_for(self, member: Member) -> bool:
         """Whether connections wait in a queue that is to be closed, and this is the one who accepts there, or is forked from."""
-        return bool(self.pool.waiting) if member.slot == MOLD else bool({None, member.slot} & self.pool.waiting)
+        return (
+            bool(self.pool.departures.queued) if member.slot == MOLD else bool({None, member.slot} & self.pool.departures.queued)
+        )
 
     def may_close(self, slot: int | None) -> bool:
         """Nobody waits there; or time is over, or those who came for them have failed."""
-        if slot not in self.pool.waiting or not (self.was_public and self.pool.public):
+        if slot not in self.pool.departures.queued or not (self.was_public and self.pool.departures.public):
             return True
         known = self.leaving[slot][1]
         assert known is not None
@@ -171,10 +173,10 @@ class History(RuleBasedStateMachine):
 
     def fork(self, ident: int) -> None:
         self.pids += 1
-        self.pool.forked(ident, self.pids)
+        self.pool.reports.forked(ident, self.pids)
 
     def everybody(self) -> list[Member]:
-        return [*self.pool.members(), *self.pool.molds()]
+        return [*self.pool.members.workers(), *self.pool.members.molds()]
 
     def some(self, number: int, *states: State) -> Member | None:
         found = [one for one in self.everybody() if one.pid and one.state in states]
@@ -187,7 +189,7 @@ class History(RuleBasedStateMachine):
 
     def carry_out(self, *, fails: bool) -> None:
         ordered, self.ordered = self.ordered, []
-        for member in [one for one in self.pool.members() if one.ident in ordered]:
+        for member in [one for one in self.pool.members.workers() if one.ident in ordered]:
             if fails:
                 self.ended(member)
                 self.pool.fork_failed(member.ident, "the mold has died", self.now)
@@ -197,10 +199,12 @@ class History(RuleBasedStateMachine):
     def see_who_leaves(self) -> None:
         stopping = self.pool.phase >= Phase.STOPPING
         kept = 0 if stopping else self.kept
-        gone = {slot for slot in self.open if (stopping if slot is None else slot > kept)} if self.pool.public else set()
+        gone = (
+            {slot for slot in self.open if (stopping if slot is None else slot > kept)} if self.pool.departures.public else set()
+        )
         for slot in gone:
             since, known = self.leaving.get(slot, (self.now, None))
-            sent = slot in self.pool.advertised or (stopping and None in self.pool.advertised)
+            sent = slot in self.pool.departures.advertised or (stopping and None in self.pool.departures.advertised)
             if known is None and (not sent or self.now >= since + LIMITS.graceful):
                 known = self.now
             self.leaving[slot] = since, known
@@ -215,18 +219,18 @@ class History(RuleBasedStateMachine):
 
     @rule(slots=st.sets(st.sampled_from([None, 1, 2, 3, 4, 5])))
     def others_are_advertised(self, slots: set[int | None]) -> None:
-        self.pool.advertised = slots
+        self.pool.departures.advertised = slots
         self.reconcile()
 
     @rule(slots=st.sets(st.sampled_from([None, 1, 2, 3, 4, 5])))
     def connections_wait(self, slots: set[int | None]) -> None:
         """In queues where nobody accepts."""
-        self.pool.waiting = slots
+        self.pool.departures.queued = slots
         self.reconcile()
 
     @rule(moved=st.sets(st.integers(1, 5)), sought=st.sets(st.integers(1, 5)))
     def others_have_moved(self, moved: set[int], sought: set[int]) -> None:
-        self.pool.moved, self.pool.sought = moved, sought
+        self.pool.departures.moved, self.pool.departures.advertised_before = moved, sought
         self.reconcile()
 
     @rule(number=st.integers(0, 9))
@@ -247,26 +251,26 @@ class History(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9))
     def a_worker_is_terminated(self, number: int) -> None:
         if member := self.some(number, State.BOOTING, State.READY, State.DRAINING):
-            self.pool.draining(member.ident, self.now)
+            self.pool.reports.draining(member.ident, self.now)
         self.reconcile()
 
     @rule(number=st.integers(0, 9))
     def a_worker_says_ready_twice(self, number: int) -> None:
         if member := self.some(number, State.READY):
-            self.pool.ready(member.ident, self.now)
+            self.pool.reports.ready(member.ident, self.now)
             assert member.state is State.KILLED
         self.reconcile()
 
     @rule(number=st.integers(0, 9))
     def a_worker_releases(self, number: int) -> None:
         if member := self.some(number, State.DRAINING):
-            self.pool.released(member.ident)
+            self.pool.reports.released(member.ident)
         self.reconcile()
 
     @rule(number=st.integers(0, 9))
     def a_worker_lingers(self, number: int) -> None:
         if member := self.some(number, *LIVING):
-            self.pool.lingering(member.ident)
+            self.pool.reports.lingering(member.ident)
             assert member.lingering <= (member.state is State.DRAINING)
         self.reconcile()
 
@@ -274,14 +278,14 @@ class History(RuleBasedStateMachine):
     def a_worker_is_spent(self, number: int, full: bool) -> None:  # noqa: FBT001 - drawn
         if member := self.some(number, State.READY, State.DRAINING):
             self.spent.add(member.ident)
-            self.pool.spent(member.ident, full=full)
+            self.pool.reports.spent(member.ident, full=full)
         self.reconcile()
 
     @rule(which=st.integers(0, 255))
     def some_beat(self, which: int) -> None:
         for index, member in enumerate(self.everybody()):
             if which >> index % 8 & 1:
-                self.pool.beat(member.ident, self.now)
+                self.pool.reports.beat(member.ident, self.now)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 19.0, 31.0, 400.0]))
     def time_passes(self, seconds: float) -> None:
@@ -306,7 +310,7 @@ class History(RuleBasedStateMachine):
         if self.pool.phase < Phase.STOPPING:
             self.kept = max(self.kept, count) if count >= self.pool.wanted else count
             self.peak = max(self.peak, count)
-            ready = {one.slot for one in self.pool.members() if one.state is State.READY}
+            ready = {one.slot for one in self.pool.members.workers() if one.state is State.READY}
             self.were_ready -= {*range(self.pool.wanted + 1, count + 1)} - ready
             self.were_ready |= {*range(self.pool.wanted + 1, count + 1)} & ready
         self.pool.want(count)
@@ -319,7 +323,7 @@ class History(RuleBasedStateMachine):
 
     @rule(slot=st.integers(1, 5))
     def a_slot_is_to_be_replaced(self, slot: int) -> None:
-        self.pool.replace(slot)
+        self.pool.generations.replace(slot)
         self.reconcile()
 
     @rule(how=st.integers(0, 7))
@@ -339,7 +343,7 @@ class History(RuleBasedStateMachine):
             return
         assert deadline is None or deadline > self.now
         if self.pool.phase >= Phase.STOPPING:
-            assert deadline is not None or self.pool.processes or self.pool.molds()
+            assert deadline is not None or self.pool.members.processes or self.pool.members.molds()
         for member in self.everybody():
             assert member.state is State.BACKOFF or (member.deadline is not None and member.deadline > self.now)
 
@@ -350,22 +354,24 @@ class History(RuleBasedStateMachine):
         rows = [one.row for one in self.everybody() if one.exists]
         assert len(rows) == len(set(rows))
         for slot in range(1, self.pool.wanted + 1):
-            assert [one for one in self.pool.members() if one.slot == slot and not one.asked]
+            assert [one for one in self.pool.members.workers() if one.slot == slot and not one.end_requested]
             assert slot in self.open
-            mine = [one for one in self.pool.members() if one.slot == slot]
-            if any(one.exists and not one.asked and not one.full for one in mine) or self.preload or not self.ever_ready:
+            mine = [one for one in self.pool.members.workers() if one.slot == slot]
+            if any(one.exists and not one.end_requested and not one.full for one in mine) or self.preload or not self.ever_ready:
                 continue
             due = [one for one in mine if not one.exists and one.since + one.limit <= self.now]
-            assert not due or self.pool.processes >= self.most(self.pool.wanted), "a slot without a worker waits for others"
+            assert not due or self.pool.members.processes >= self.most(self.pool.wanted), (
+                "a slot without a worker waits for others"
+            )
 
     @invariant()
     def the_committed_generation_has_a_mold_or_waits_for_one(self) -> None:
         if not hasattr(self, "pool"):
             return
-        molds = self.pool.molds()
-        assert self.preload or all(one.canary or one.asked for one in molds), "one only tries whether the app loads"
+        molds = self.pool.members.molds()
+        assert self.preload or all(one.canary or one.end_requested for one in molds), "one only tries whether the app loads"
         if self.preload and self.pool.phase < Phase.STOPPING:
-            assert self.pool.generation in {mold.generation for mold in molds}
+            assert self.pool.generations.committed in {mold.generation for mold in molds}
 
     def teardown(self) -> None:
         """However the history went: it settles if all goes well, and after `stop` it ends."""
@@ -385,7 +391,7 @@ class History(RuleBasedStateMachine):
                         if member.pid:
                             self.become_ready(member)
                     case State.READY:
-                        self.pool.beat(member.ident, self.now)
+                        self.pool.reports.beat(member.ident, self.now)
                     case State.DRAINING | State.DUMPING:
                         self.ended(member)
                         self.pool.exited(member.ident, self.now, code=0, signal=None)
@@ -402,8 +408,8 @@ class History(RuleBasedStateMachine):
         else:
             raise AssertionError("it does not settle")
         assert self.pool.phase is Phase.SERVING
-        assert [one.slot for one in self.pool.members()] == list(range(1, self.pool.wanted + 1))
-        assert not any(one.outdated for one in self.pool.members())
+        assert [one.slot for one in self.pool.members.workers()] == list(range(1, self.pool.wanted + 1))
+        assert not any(one.outdated for one in self.pool.members.workers())
         assert not self.pool.degraded
 
     def let_nobody_obey_the_stop(self) -> None:
@@ -419,7 +425,7 @@ class History(RuleBasedStateMachine):
             self.reconcile()
         assert self.pool.done
         assert latest - begun <= 2 * LIMITS.graceful + self.delay + DUMP_TIME + KILL_PATIENCE + 0.001
-        assert None not in self.open or not self.pool.members()
+        assert None not in self.open or not self.pool.members.workers()
 
 
 TestHistory = History.TestCase

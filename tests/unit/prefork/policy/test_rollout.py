@@ -7,11 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from forkserve.prefork.ipc.pending import CommandError
+from forkserve.base.errors import CommandError
 from forkserve.prefork.policy.actions import Action, Drain, Fork
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.rollout import Rollout, Step
-from forkserve.prefork.policy.states import MOLD, Limits, Member, State
+from forkserve.prefork.policy.states import MOLD, Member, PoolLimits, State
 from tests.unit.prefork.policy.test_pool_properties import History
 
 SETTLE = 1.0
@@ -26,7 +26,7 @@ class Fleet:
 
     def __init__(self, wanted: int, surge: int = 1, lingering: int | None = None) -> None:
         self.now = 100.0
-        self.pool = Pool(wanted, Limits(surge=surge, lingering=lingering), lambda: 0.0)
+        self.pool = Pool(wanted, PoolLimits(surge=surge, lingering=lingering), lambda: 0.0)
         self.rollout: Rollout | None = None
         self.pids = 0
         while self.pool.phase is Phase.FIRST_BOOT:
@@ -41,11 +41,11 @@ class Fleet:
         for action in actions:
             if isinstance(action, Fork):
                 self.pids += 1
-                self.pool.forked(action.member.ident, self.pids)
+                self.pool.reports.forked(action.member.ident, self.pids)
         return actions
 
     def ready(self, member: Member) -> None:
-        self.pool.ready(member.ident, self.now)
+        self.pool.reports.ready(member.ident, self.now)
 
     def ends(self, member: Member, code: int = 0) -> None:
         self.pool.exited(member.ident, self.now, code=code, signal=None, why="its reason")
@@ -54,7 +54,7 @@ class Fleet:
         self.rollout = Rollout(self.pool, SETTLE, nothing)
 
     def some(self, state: State, generation: int | None = None) -> list[Member]:
-        return [one for one in self.pool.members() if one.state is state and generation in (None, one.generation)]
+        return [one for one in self.pool.members.workers() if one.state is state and generation in (None, one.generation)]
 
     def only(self, state: State) -> Member:
         (member,) = self.some(state)
@@ -66,7 +66,7 @@ def test_the_canary_must_live_before_anything_old_is_touched() -> None:
     fleet.reload()
     (fork,) = fleet.plan()
     assert isinstance(fork, Fork)
-    assert (fork.member.slot, fork.member.generation, fleet.pool.generation) == (1, 2, 1)
+    assert (fork.member.slot, fork.member.generation, fleet.pool.generations.committed) == (1, 2, 1)
     fleet.ready(fork.member)
     assert fleet.plan() == []
     assert fleet.rollout is not None
@@ -74,7 +74,7 @@ def test_the_canary_must_live_before_anything_old_is_touched() -> None:
     fleet.now += SETTLE
     (drain,) = fleet.plan()
     assert isinstance(drain, Drain)
-    assert (drain.member.slot, drain.member.generation, fleet.pool.generation) == (1, 1, 2)
+    assert (drain.member.slot, drain.member.generation, fleet.pool.generations.committed) == (1, 1, 2)
 
 
 def test_one_slot_at_a_time_each_ready_before_its_old_one_drains() -> None:
@@ -109,7 +109,7 @@ def test_surge_lets_several_start_at_once(surge: int) -> None:
     fleet.now += SETTLE
     fleet.plan()
     assert len(fleet.some(State.BOOTING)) == min(surge - 1, 3)
-    assert fleet.pool.processes == min(4 + surge, 8)
+    assert fleet.pool.members.processes == min(4 + surge, 8)
 
 
 @pytest.mark.parametrize("settled", [False, True], ids=["before ready", "before it has settled"])
@@ -128,7 +128,7 @@ def test_a_canary_that_dies_changes_nothing(settled: bool) -> None:  # noqa: FBT
     fleet.rollout = None
     fleet.now += 1000
     for member in fleet.some(State.READY):
-        fleet.pool.beat(member.ident, fleet.now)
+        fleet.pool.reports.beat(member.ident, fleet.now)
     assert fleet.plan() == []
     assert [(one.generation, one.outdated) for one in fleet.some(State.READY)] == [(1, False), (1, False)]
     assert not fleet.pool.degraded
@@ -154,13 +154,13 @@ def test_a_failure_after_the_canary_stops_the_roll_and_the_rest_stay() -> None:
         (2, 1, False),
         (3, 1, False),
     ]
-    assert len(fleet.pool.members()) == 3
+    assert len(fleet.pool.members.workers()) == 3
 
 
 def test_a_slot_that_cannot_start_is_tried_first() -> None:
     fleet = Fleet(3)
     for _ in range(3):
-        third = next(one for one in fleet.pool.members() if one.slot == 3)
+        third = next(one for one in fleet.pool.members.workers() if one.slot == 3)
         fleet.ends(third, code=1)
         fleet.plan()
     assert fleet.pool.degraded
@@ -173,8 +173,8 @@ def test_a_slot_that_cannot_start_is_tried_first() -> None:
 @pytest.mark.parametrize("settles", [False, True])
 def test_another_is_tried_if_the_slot_of_the_first_is_wanted_no_more(settles: bool) -> None:  # noqa: FBT001 - a parameter of the test
     fleet = Fleet(2)
-    fleet.ends(fleet.pool.members()[1], 3)
-    fleet.ends(next(one for one in (fleet.plan(), fleet.pool.members())[1] if one.slot == 2), 3)  # now it waits
+    fleet.ends(fleet.pool.members.workers()[1], 3)
+    fleet.ends(next(one for one in (fleet.plan(), fleet.pool.members.workers())[1] if one.slot == 2), 3)  # now it waits
     fleet.plan()
     fleet.reload()
     fleet.plan()
@@ -198,7 +198,7 @@ def test_another_is_tried_if_the_slot_of_the_first_is_wanted_no_more(settles: bo
     fleet.ends(drain.member)
     fleet.plan()
     assert fleet.rollout is None
-    assert [(one.slot, one.generation) for one in fleet.pool.members()] == [(1, 2)]
+    assert [(one.slot, one.generation) for one in fleet.pool.members.workers()] == [(1, 2)]
 
 
 def test_nothing_is_changed_if_no_workers_are_wanted_any_more() -> None:
@@ -208,7 +208,7 @@ def test_nothing_is_changed_if_no_workers_are_wanted_any_more() -> None:
     fleet.pool.suspend()
     with pytest.raises(CommandError, match="worker 1 did not live: no workers are wanted any more; nothing was changed"):
         fleet.plan()
-    assert fleet.pool.generation == 1
+    assert fleet.pool.generations.committed == 1
 
 
 def test_without_workers_there_is_nothing_to_try() -> None:
@@ -222,12 +222,12 @@ def test_without_workers_there_is_nothing_to_try() -> None:
         assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [MOLD], (
             "it loads the app, and serves nothing"
         )
-        (mold,) = fleet.pool.molds()
+        (mold,) = fleet.pool.members.molds()
         fleet.ready(mold)
         (drain,) = fleet.plan()
         assert isinstance(drain, Drain)
         assert fleet.rollout is None
-        assert fleet.pool.generation == generation
+        assert fleet.pool.generations.committed == generation
         fleet.ends(mold)
         fleet.plan()
 
@@ -239,20 +239,20 @@ def test_without_workers_code_that_does_not_load_is_an_error() -> None:
     fleet.ends(fleet.only(State.DRAINING))
     fleet.reload()
     fleet.plan()
-    (mold,) = fleet.pool.molds()
+    (mold,) = fleet.pool.members.molds()
     fleet.ends(mold, code=4)
     with pytest.raises(CommandError, match="the new app failed to boot: its reason; nothing was changed"):
         fleet.plan()
     fleet.rollout = None
     fleet.plan()
-    assert fleet.pool.generation == 1
-    assert fleet.pool.molds() == []
+    assert fleet.pool.generations.committed == 1
+    assert fleet.pool.members.molds() == []
 
 
 def lingers(fleet: Fleet) -> int:
     """Have all that drain linger; return how many there are now."""
     for member in fleet.some(State.DRAINING):
-        fleet.pool.lingering(member.ident)
+        fleet.pool.reports.lingering(member.ident)
     return len(fleet.some(State.DRAINING))
 
 
@@ -274,7 +274,7 @@ def test_a_roll_does_not_wait_for_workers_that_linger() -> None:
         assert lingers(fleet) == count, "one more drains in each step"
         fleet.plan()
     assert fleet.rollout is None
-    assert fleet.pool.processes == 8
+    assert fleet.pool.members.processes == 8
     assert {one.generation for one in fleet.some(State.READY)} == {2}
 
 
@@ -306,14 +306,14 @@ def test_a_second_reload_goes_on_while_those_of_the_first_linger() -> None:
         step(fleet)
         lingers(fleet)
     assert fleet.rollout is None
-    assert fleet.pool.processes == 4
+    assert fleet.pool.members.processes == 4
     first = fleet.some(State.DRAINING)
     fleet.reload()
     for _ in range(4):
         fleet.plan()
         step(fleet)
         lingers(fleet)
-    assert fleet.pool.processes == 5, "two linger, and one has the place of the surge"
+    assert fleet.pool.members.processes == 5, "two linger, and one has the place of the surge"
     assert fleet.rollout is not None
     for member in first:
         fleet.ends(member)
@@ -337,7 +337,7 @@ def test_a_worker_that_is_spent_during_a_reload_does_not_delay_its_end() -> None
     fleet.plan()
     fleet.ends(fleet.only(State.DRAINING))
     new = fleet.some(State.READY)[0]
-    assert fleet.pool.spent(new.ident, full=True)
+    assert fleet.pool.reports.spent(new.ident, full=True)
     fleet.plan()
     assert fleet.rollout is None
     assert new.outdated
@@ -350,7 +350,7 @@ def test_a_canary_that_is_spent_is_not_replaced_before_the_commit() -> None:
     fleet.plan()
     canary = fleet.only(State.BOOTING)
     fleet.ready(canary)
-    fleet.pool.spent(canary.ident, full=True)
+    fleet.pool.reports.spent(canary.ident, full=True)
     assert fleet.plan() == []
     fleet.now += SETTLE
     drained = fleet.plan()
@@ -364,7 +364,7 @@ def test_while_a_canary_settles_nothing_old_is_touched_though_it_is_spent() -> N
     fleet.plan()
     old, canary = fleet.only(State.READY), fleet.only(State.BOOTING)
     fleet.ready(canary)
-    fleet.pool.spent(old.ident, full=True)
+    fleet.pool.reports.spent(old.ident, full=True)
     assert fleet.plan() == []
     fleet.ends(canary, code=3)
     with pytest.raises(CommandError):
@@ -420,7 +420,7 @@ def test_a_canary_that_hangs_ends_the_reload_and_has_no_end_yet() -> None:
     rollout = fleet.rollout
     fleet.now += 61
     for member in fleet.some(State.READY):
-        fleet.pool.beat(member.ident, fleet.now)
+        fleet.pool.reports.beat(member.ident, fleet.now)
     fleet.pool.plan(fleet.now)
     with pytest.raises(CommandError, match="not ready after 60 s"):
         fleet.plan()
@@ -432,7 +432,7 @@ def test_the_canary_gets_the_limits_that_came_with_it() -> None:
     fleet = Fleet(2)
 
     def take_over() -> None:
-        fleet.pool.limits = Limits(beat=300.0)
+        fleet.pool.members.limits = PoolLimits(beat=300.0)
 
     fleet.rollout = Rollout(fleet.pool, 0.0, take_over)
     fleet.plan()
@@ -447,7 +447,7 @@ def test_the_canary_gets_the_limits_that_came_with_it() -> None:
 def test_slots_that_back_off_are_tried_at_once_after_the_commit() -> None:
     fleet = Fleet(3)
     for slot in (2, 3) * 2:
-        fleet.ends(next(one for one in fleet.pool.members() if one.slot == slot and one.exists), code=1)
+        fleet.ends(next(one for one in fleet.pool.members.workers() if one.slot == slot and one.exists), code=1)
         fleet.plan()
     assert len(fleet.some(State.BACKOFF)) == 2
     fleet.rollout = Rollout(fleet.pool, 0.0, nothing)  # before the half second in which they would be tried anyway
@@ -460,7 +460,7 @@ def test_slots_that_back_off_are_tried_at_once_after_the_commit() -> None:
 
 def test_a_restart_that_fails_meanwhile_keeps_nothing_old() -> None:
     fleet = Fleet(2, surge=2)
-    fleet.pool.replace(2)
+    fleet.pool.generations.replace(2)
     fleet.plan()
     restarted = fleet.only(State.BOOTING)
     fleet.reload()
@@ -470,7 +470,7 @@ def test_a_restart_that_fails_meanwhile_keeps_nothing_old() -> None:
     fleet.now += SETTLE
     fleet.plan()
     fleet.ends(restarted, code=1)
-    fleet.pool.keep(2, fleet.now)  # what `restart` does when it has failed
+    fleet.pool.generations.cancel_replace(2, fleet.now)  # what `restart` does when it has failed
     for _ in range(3):
         fleet.plan()
         for member in fleet.some(State.DRAINING):
@@ -480,7 +480,7 @@ def test_a_restart_that_fails_meanwhile_keeps_nothing_old() -> None:
         fleet.now += 1
     fleet.plan()
     assert fleet.rollout is None
-    assert [one.generation for one in fleet.pool.members()] == [2, 2]
+    assert [one.generation for one in fleet.pool.members.workers()] == [2, 2]
 
 
 class Reloads(History):
@@ -497,26 +497,28 @@ class Reloads(History):
     def advance(self) -> None:
         if self.rollout is None:
             return
-        step, generation = self.rollout.step, self.pool.generation
+        step, generation = self.rollout.step, self.pool.generations.committed
         try:
             if self.rollout.advance(self.now):
-                assert {one.generation for one in self.pool.members() if not one.lingering} <= {self.pool.generation}
-                ready = {one.slot for one in self.pool.members() if one.state is State.READY}
+                assert {one.generation for one in self.pool.members.workers() if not one.lingering} <= {
+                    self.pool.generations.committed
+                }
+                ready = {one.slot for one in self.pool.members.workers() if one.state is State.READY}
                 assert ready >= {*range(1, self.pool.wanted + 1)}
                 self.rollout = None
         except CommandError:
-            assert self.pool.generation in (generation, self.rollout.generation) or self.rollout.rolled_back
+            assert self.pool.generations.committed in (generation, self.rollout.generation) or self.rollout.rolled_back
             if self.rollout.rolled_back:
                 assert self.preload
-                assert self.pool.generation < self.rollout.generation
-                back = [one for one in self.pool.members() if one.generation == self.pool.generation]
+                assert self.pool.generations.committed < self.rollout.generation
+                back = [one for one in self.pool.members.workers() if one.generation == self.pool.generations.committed]
                 assert not any(one.outdated for one in back if one.ident not in self.spent)
-                whole = [one for one in self.pool.members() if one.generation != self.pool.generation]
+                whole = [one for one in self.pool.members.workers() if one.generation != self.pool.generations.committed]
                 assert all(one.outdated or not one.exists for one in whole)
             elif self.preload and self.pool.phase < Phase.STOPPING:
-                assert self.pool.generation == generation
-            if step is not Step.ROLLING and self.pool.generation == generation:
-                old = [one for one in self.pool.members() if one.generation <= generation and one.state is State.READY]
+                assert self.pool.generations.committed == generation
+            if step is not Step.ROLLING and self.pool.generations.committed == generation:
+                old = [one for one in self.pool.members.workers() if one.generation <= generation and one.state is State.READY]
                 others = [one for one in old if one.slot not in self.replaced_by_hand and one.ident not in self.spent]
                 assert not any(one.outdated for one in others)
             self.rollout = None
@@ -533,13 +535,13 @@ class Reloads(History):
     def a_slot_is_to_be_replaced(self, slot: int) -> None:
         if self.rollout is None:  # the master refuses it during a reload
             self.replaced_by_hand |= {slot}
-            self.pool.replace(slot)
+            self.pool.generations.replace(slot)
             self.reconcile()
 
     def perform(self, action: Action) -> None:
         worker = isinstance(action, Drain) and MOLD < action.member.slot <= self.pool.wanted
         if worker and action.member.ready_at is not None:
-            others = [one for one in self.pool.members() if one.slot == action.member.slot and one is not action.member]
+            others = [one for one in self.pool.members.workers() if one.slot == action.member.slot and one is not action.member]
             assert any(one.state is State.READY for one in others), "an old one drains before a new one is ready"
         super().perform(action)
 
@@ -556,7 +558,7 @@ class Reloads(History):
             self.now += SETTLE
             super().let_all_go_well()
         assert self.rollout is None
-        assert {one.generation for one in self.pool.members()} <= {self.pool.generation}
+        assert {one.generation for one in self.pool.members.workers()} <= {self.pool.generations.committed}
 
 
 TestReloads = Reloads.TestCase

@@ -13,7 +13,7 @@ from forkserve.base.errors import ConfigError
 from forkserve.prefork.system.pidfile import PidFile
 
 
-def test_it_has_exactly_that_name_and_our_pid(tmp_path: Path) -> None:  # PF-17, TP-16
+def test_it_has_exactly_that_name_and_our_pid(tmp_path: Path) -> None:
     path = tmp_path / "my server.pid"
     file = PidFile(str(path))
 
@@ -23,7 +23,7 @@ def test_it_has_exactly_that_name_and_our_pid(tmp_path: Path) -> None:  # PF-17,
     assert not path.exists()
 
 
-def test_a_stale_one_is_taken_even_if_its_pid_lives(tmp_path: Path) -> None:  # PF-17
+def test_a_stale_one_is_taken_even_if_its_pid_lives(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     path.write_text("1\n2222222222222222222222222\n")
     file = PidFile(str(path))
@@ -57,7 +57,7 @@ def test_a_live_one_is_refused_and_left_whole(tmp_path: Path) -> None:
         assert path.read_text() == f"{holder.pid}\n"
 
 
-def test_another_s_file_is_not_removed(tmp_path: Path) -> None:  # PF-17, SV-13
+def test_another_s_file_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     file = PidFile(str(path))
     path.unlink()

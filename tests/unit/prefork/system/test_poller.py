@@ -44,7 +44,7 @@ def until(poller: Poller, done: Callable[[], object]) -> None:
 
 
 def test_readable(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
-    """TP-17: the handler is told what has happened."""
+    """The handler is told what has happened."""
     one, other = pair
     seen: list[int] = []
     poller.watch(one, READ, seen.append)
@@ -56,7 +56,7 @@ def test_readable(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> 
 
 
 def test_readable_only_does_not_spin_on_a_writable_descriptor(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
-    """TP-17: the old gem selected every descriptor for writing, too."""
+    """The old gem selected every descriptor for writing, too."""
     poller.watch(pair[0], READ, lambda _: None)
 
     before = time.monotonic()
@@ -177,7 +177,6 @@ def test_at(poller: Poller) -> None:
 
 
 def test_every(poller: Poller) -> None:
-    """SV-12."""
     seen: list[float] = []
     began = time.monotonic()
     timer = poller.every(0.01, lambda: seen.append(time.monotonic() - began))

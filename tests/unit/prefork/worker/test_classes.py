@@ -36,7 +36,7 @@ def make(worker_class: type[Worker]) -> Worker:
 
 
 def test_mixins_stand_in_front_in_their_order() -> None:
-    """TP-10: composed by MRO, so that super() leads from each to the next."""
+    """Composed by MRO, so that super() leads from each to the next."""
     composed = compose(Base, [Left, Right])
 
     assert composed.__mro__[1:4] == (Left, Right, Base)

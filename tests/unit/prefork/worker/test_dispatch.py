@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from forkserve.prefork.ipc.frames import MAX_FRAME, encode
+from forkserve.prefork.ipc.codec import encode
+from forkserve.prefork.ipc.frames import MAX_FRAME
+from forkserve.prefork.ipc.messages import Command, Offer
+from forkserve.prefork.ipc.messages import Message as AnyMessage
 from forkserve.prefork.worker.dispatch import Dispatcher, run_to_end
 
 Message = dict[str, Any]
@@ -28,7 +31,7 @@ class Worker:
         self.later: list[Coroutine[Any, Any, None]] | None = None
         self.dispatcher = Dispatcher(self)  # type: ignore[arg-type]
 
-    def send(self, message: Message) -> bool:
+    def send(self, message: AnyMessage) -> bool:
         self.sent.append(json.loads(encode(message)[4:]))
         return True
 
@@ -39,7 +42,7 @@ class Worker:
             run_to_end(command, is_async=is_async)
 
     def take(self, name: str, *args: object, deadline: float | None = None, call: int = 7) -> None:
-        self.dispatcher.take({"type": "command", "call": call, "name": name, "args": list(args), "deadline": deadline})
+        self.dispatcher.take(Command(call, name, list(args), deadline))
 
     def ask(self, name: str, *args: object) -> Message:
         """Have it run one command; return the reply."""
@@ -155,12 +158,12 @@ def worker() -> Worker:
 
 
 def test_on_then_child_with_the_same_arguments(worker: Worker) -> None:
-    """TP-4: the notification first, then the implementation, whose value is the reply."""
+    """The notification first, then the implementation, whose value is the reply."""
     reply = worker.ask("flush", "users")
 
     assert worker.notes == [("on", "users"), ("child", "users")]
     assert (reply["status"], reply["value"]) == ("ok", ["users", 1])
-    assert "error" not in reply
+    assert reply["error"] is None
 
 
 def test_without_a_notification(worker: Worker) -> None:
@@ -179,7 +182,7 @@ def test_without_a_notification(worker: Worker) -> None:
     ],
 )
 def test_unknown(worker: Worker, name: str, text: str) -> None:
-    """TP-5: the worker lives, and nothing was run."""
+    """The worker lives, and nothing was run."""
     reply = worker.ask(name)
 
     assert reply["status"] == "unknown"
@@ -189,7 +192,7 @@ def test_unknown(worker: Worker, name: str, text: str) -> None:
 
 
 def test_an_exception(worker: Worker) -> None:
-    """TP-6: type, message and traceback, from the user's frames on."""
+    """Type, message and traceback, from the user's frames on."""
     error = worker.ask("boom")["error"]
 
     assert (error["type"], error["message"]) == ("ValueError", "no good")
@@ -200,7 +203,6 @@ def test_an_exception(worker: Worker) -> None:
 
 
 def test_an_exception_in_the_notification_stops_the_command(worker: Worker) -> None:
-    """TP-6."""
     reply = worker.ask("guarded")
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "PermissionError")
@@ -229,7 +231,7 @@ def test_a_value_that_cannot_be_sent(worker: Worker, name: str) -> None:
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
     assert reply["error"]["message"].startswith("what it returned cannot be sent: ")
-    assert "value" not in reply
+    assert reply["value"] is None
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_a_value_that_cannot_be_sent(worker: Worker, name: str) -> None:
     ],
 )
 def test_nothing_that_a_command_does_ends_the_worker(worker: Worker, name: str, kind: str) -> None:
-    """TP-6: the next command runs as if nothing had been."""
+    """The next command runs as if nothing had been."""
     reply = worker.ask(name)
 
     assert (reply["status"], reply["error"]["type"]) == ("error", kind)
@@ -253,7 +255,7 @@ def test_nothing_that_a_command_does_ends_the_worker(worker: Worker, name: str, 
 
 
 def test_async(worker: Worker) -> None:
-    """TP-3, TP-4: on a loop of its own, where there is none."""
+    """On a loop of its own, where there is none."""
     assert worker.ask("slow", 0.001)["value"] == "slept"
     assert worker.ask("mixed")["value"] == "both"
     assert worker.notes == ["on", "child", "on", "child"]
@@ -339,7 +341,7 @@ def test_commands_that_run_commands(worker: Worker) -> None:
 
 
 def test_an_offer_is_taken_up_when_nothing_is_left_to_do(worker: Worker) -> None:
-    worker.dispatcher.take({"type": "offer"})
+    worker.dispatcher.take(Offer())
     worker.take("plain")
     worker.dispatcher.run()
 
@@ -351,7 +353,7 @@ def test_an_offer_is_taken_up_when_nothing_is_left_to_do(worker: Worker) -> None
 def test_an_offer_is_not_taken_up_while_a_command_runs(worker: Worker) -> None:
     worker.later = []
     worker.take("mixed")
-    worker.dispatcher.take({"type": "offer"})
+    worker.dispatcher.take(Offer())
     worker.dispatcher.run()
     assert worker.sent == []
 
@@ -362,7 +364,7 @@ def test_an_offer_is_not_taken_up_while_a_command_runs(worker: Worker) -> None:
 
 def test_an_offer_is_taken_up_after_a_command_that_came_too_late(worker: Worker) -> None:
     worker.take("plain", deadline=0.0)
-    worker.dispatcher.take({"type": "offer"})
+    worker.dispatcher.take(Offer())
     worker.dispatcher.run()
 
     assert worker.sent == [{"type": "free"}]

@@ -1,0 +1,67 @@
+"""Capacity: how many more workers may be forked now. Pure."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from forkserve.prefork.policy.members import Members
+    from forkserve.prefork.policy.molds import Molds
+    from forkserve.prefork.policy.states import Member
+
+
+class Room(NamedTuple):
+    """How many more workers may be forked."""
+
+    replacements: int  # beside a process that serves
+    vacancies: int  # in a slot where none does
+
+
+class Capacity:
+    """Bounds the number of worker processes by what is wanted, `surge`, `lingering` and the rows of the scoreboard."""
+
+    def __init__(self, members: Members, molds: Molds, wanted: int) -> None:
+        self._members = members
+        self._molds = molds
+        self.rows = sys.maxsize  # of the scoreboard, for workers
+        self.peak = wanted  # the highest number wanted, while more processes exist than the present number allows
+
+    def room(self, wanted: int) -> Room:
+        """Return how many more workers there may be.
+
+        A slot that no process serves need not wait for others to drain: it may use the room of those that linger. And if
+        fewer are wanted than before, the room of the higher number.
+        """
+        there, surge = self._members.processes, self._members.limits.surge
+        most = self._most_lingering(self.peak)
+        lingering = min(most, sum(one.lingering for one in self._members.by_ident.values()))
+        free = self.rows - there
+        return Room(min(free, wanted + surge + lingering - there), min(free, self.peak + surge + most - there))
+
+    def may_fork(self, member: Member, room: Room, wanted: int) -> bool:
+        """Whether a member may be forked now, if `room` is left."""
+        if not self._molds.can_fork(member) or (self._first_boots(wanted) and not member.canary):
+            return False
+        return (room.vacancies if self._members.is_vacant(member.slot) else room.replacements) > 0
+
+    def update_peak(self, wanted: int, awaited: int) -> None:
+        """Forget the higher number as soon as the processes, with those that are yet to be forked, fit the present one.
+
+        Args:
+            wanted: The number of workers wanted.
+            awaited: The number of workers to be forked in slots that are not wanted, for connections that wait there.
+        """
+        vacant = sum(map(self._members.is_vacant, range(1, wanted + 1))) + awaited
+        if self._members.processes + vacant <= wanted + self._members.limits.surge + self._most_lingering(wanted):
+            self.peak = wanted
+
+    def _first_boots(self, wanted: int) -> bool:
+        """Whether a worker boots while none has been ready yet: an app may prepare its database at import, and lose a race."""
+        if self._members.preload or any(self._members.slots[slot].was_ready for slot in range(1, wanted + 1)):
+            return False
+        return any(one.exists and not one.end_requested and one.ready_at is None for one in self._members.workers())
+
+    def _most_lingering(self, wanted: int) -> int:
+        limit = self._members.limits.lingering
+        return wanted if limit is None else limit

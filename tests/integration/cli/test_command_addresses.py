@@ -1,0 +1,422 @@
+"""Where the command listens, and what it says of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import Client, get
+from tests.integration.command import Command, after, eventually, run
+from tests.integration.conftest import Start
+from tests.ports import free_ports
+
+WHO = "tests.integration.small_apps:who"
+HELLO = "example_apps.hello_wsgi:app"
+
+
+def worker_at(where: int | str | tuple[str, int]) -> str:
+    """Return the number of the worker that answers there."""
+    return str(get(where).json["worker"])
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    """Somebody else's listening socket."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def test_base_port_gives_each_worker_the_next_port(serve: Start) -> None:
+    first = free_ports(4)
+    command = serve(WHO, "--workers", 4, "--base-port", first)
+
+    assert command.startup == [
+        *(f"Listening on http://127.0.0.1:{first + number} (worker {number + 1})" for number in range(4)),
+        "Ready: 4 workers",
+    ]
+    assert [worker_at(first + number) for number in range(4)] == ["1", "2", "3", "4"]
+    assert len(command.workers) == 4
+
+
+def test_one_port_belongs_to_one_worker_only(serve: Start) -> None:
+    command = serve(WHO, "--workers", 2, "--base-port", 0)
+
+    for port, number in zip(command.ports, "12", strict=True):
+        assert {worker_at(port) for _ in range(20)} == {number}
+
+
+def test_base_port_0_gives_each_worker_a_free_port(serve: Start) -> None:
+    command = serve(WHO, "--workers", 3, "--base-port", 0)
+
+    assert len(set(command.ports)) == 3
+    assert 0 not in command.ports
+    assert [one.worker for one in command.listening] == [1, 2, 3]
+    assert [worker_at(port) for port in command.ports] == ["1", "2", "3"]
+
+
+def test_one_worker_is_announced_in_the_singular(serve: Start) -> None:
+    assert serve(WHO, "--base-port", 0).startup[-1] == "Ready: 1 worker"
+
+
+def test_start_up_lines_are_the_first_and_bare_and_on_stderr(serve: Start) -> None:
+    command = serve(HELLO, "--bind", "127.0.0.1:0", "--workers", 2)
+
+    assert command.stderr.splitlines()[:2] == [f"Listening on http://127.0.0.1:{command.port}", "Ready: 2 workers"]
+    assert command.stdout == ""
+
+
+def test_base_port_with_host(serve: Start) -> None:
+    command = serve(WHO, "--host", "127.0.0.2", "--base-port", 0)
+
+    assert command.startup[0] == f"Listening on http://127.0.0.2:{command.port} (worker 1)"
+    assert worker_at(("127.0.0.2", command.port)) == "1"
+    with pytest.raises(ConnectionRefusedError):
+        get(command.port)
+
+
+def test_bind_to_a_port(serve: Start) -> None:
+    port = free_ports(1)
+    command = serve(HELLO, "--bind", f"127.0.0.1:{port}")
+
+    assert command.startup == [f"Listening on http://127.0.0.1:{port}", "Ready: 1 worker"]
+    assert get(port).text == "Hello, World!"
+
+
+def test_port_is_short_for_bind(serve: Start) -> None:
+    port = free_ports(1)
+
+    assert serve(HELLO, "--port", port).startup[0] == f"Listening on http://127.0.0.1:{port}"
+
+
+def test_bind_to_port_0_tells_the_real_port(serve: Start) -> None:
+    command = serve(HELLO, "-b", "127.0.0.1:0", "-w", 2)
+
+    assert command.port
+    assert get(command.port).status == 200
+
+
+@pytest.mark.parametrize("bind", ["[::1]:0", "[::]:0"])
+def test_bind_to_ipv6(serve: Start, bind: str) -> None:
+    if not ipv6():
+        assert f"cannot listen on {bind}: " in run(HELLO, "--bind", bind).stderr
+        return
+    command = serve(HELLO, "--bind", bind)
+
+    assert command.startup[0] == f"Listening on http://{bind[:-2]}:{command.port}"
+    assert get(("::1", command.port)).status == 200
+    with pytest.raises(ConnectionRefusedError):
+        get(command.port)
+
+
+def ipv6() -> bool:
+    """Whether this machine has it."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_base_port_on_ipv6(serve: Start) -> None:
+    if not ipv6():
+        assert "cannot listen on [::1]:" in run(WHO, "--host", "::1", "--base-port", "0").stderr
+        return
+    command = serve(WHO, "--host", "::1", "--base-port", 0, "--workers", 2)
+
+    assert [one.address for one in command.listening] == [f"http://[::1]:{port}" for port in command.ports]
+    assert [worker_at(("::1", port)) for port in command.ports] == ["1", "2"]
+
+
+def test_bind_to_a_unix_socket(serve: Start, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    command = serve(HELLO, "--bind", f"unix:{path}", "--workers", 2)
+
+    assert command.startup == [f"Listening on unix:{path}", "Ready: 2 workers"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert get(str(path)).text == "Hello, World!"
+    command.stop()
+    assert not path.exists()
+
+
+def test_uds_and_socket_mode(serve: Start, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    serve(HELLO, "--uds", path, "--socket-mode", "0600")
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert get(str(path)).status == 200
+
+
+def test_a_relative_unix_socket_is_in_the_working_directory(serve: Start, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "here.py").write_text(APP)
+    serve("here:app", "--bind", "unix:web.sock", "--chdir", "elsewhere", cwd=tmp_path)
+
+    assert get(str(tmp_path / "web.sock")).status == 200
+
+
+APP = 'def app(environ, start_response):\n    start_response("200 OK", [("Content-Length", "2")])\n    return [b"ok"]\n'
+
+
+def test_a_stale_unix_socket_is_replaced(serve: Start, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    serve(HELLO, "--bind", f"unix:{path}")
+
+    assert get(str(path)).status == 200
+
+
+def test_a_live_unix_socket_is_refused(serve: Start, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    first = serve(HELLO, "--bind", f"unix:{path}")
+
+    second = run(HELLO, "--bind", f"unix:{path}")
+
+    assert second.returncode == 5
+    assert re.fullmatch(rf"forkserve: .*{re.escape(str(path))}.*\n", second.stderr)
+    assert get(str(path)).status == 200
+    assert first.process.poll() is None
+
+
+def test_somebody_elses_unix_socket_is_not_removed_at_the_end(serve: Start, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    command = serve(HELLO, "--bind", f"unix:{path}")
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        command.stop()
+    assert path.exists()
+
+
+def test_a_file_that_is_no_socket_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+
+    ended = run(HELLO, "--bind", f"unix:{path}")
+
+    assert ended.returncode == 5
+    assert len(ended.stderr.splitlines()) == 1
+    assert path.read_text() == "data"
+
+
+def test_bind_to_an_abstract_socket(serve: Start) -> None:
+    name = f"@forkserve-test-{os.getpid()}"
+    command = serve(HELLO, "--bind", f"unix:{name}")
+
+    assert command.startup[0] == f"Listening on unix:{name}"
+    assert get(name).status == 200
+
+
+@pytest.mark.parametrize("option", [("--bind", "fd://{}"), ("--fd", "{}")])
+def test_bind_to_an_inherited_descriptor(serve: Start, listening: socket.socket, option: tuple[str, str]) -> None:
+    port = listening.getsockname()[1]
+    fd = listening.fileno()
+    command = serve(HELLO, option[0], option[1].format(fd), "--workers", 2, pass_fds=[fd])
+
+    assert command.startup == [f"Listening on http://127.0.0.1:{port}", "Ready: 2 workers"]
+    assert get(port).status == 200
+
+
+@pytest.mark.parametrize("number", ["0", "777"])
+def test_a_descriptor_that_is_no_socket(number: str) -> None:
+    ended = run(HELLO, "--bind", f"fd://{number}")
+
+    assert ended.returncode == 5
+    assert re.fullmatch(rf"forkserve: .*{number}.*\n", ended.stderr)
+
+
+def test_several_addresses_at_once(serve: Start, tmp_path: Path, listening: socket.socket) -> None:
+    path, fd = tmp_path / "web.sock", listening.fileno()
+    command = serve(
+        WHO,
+        "--workers",
+        2,
+        "--bind",
+        "127.0.0.1:0",
+        "--bind",
+        f"unix:{path}",
+        "-b",
+        f"fd://{fd}",
+        "-b",
+        "127.0.0.2:0",
+        pass_fds=[fd],
+    )
+
+    first, inherited, last = command.ports
+    assert command.startup == [
+        f"Listening on http://127.0.0.1:{first}",
+        f"Listening on unix:{path}",
+        f"Listening on http://127.0.0.1:{inherited}",
+        f"Listening on http://127.0.0.2:{last}",
+        "Ready: 2 workers",
+    ]
+    assert inherited == listening.getsockname()[1]
+    for where in (first, str(path), inherited, ("127.0.0.2", last)):
+        assert worker_at(where) in "12"
+
+
+def test_port_0_twice_is_two_ports(serve: Start) -> None:
+    assert len(set(serve(HELLO, "--bind", "127.0.0.1:0", "--bind", "127.0.0.1:0").ports)) == 2
+
+
+def test_a_shared_address_and_a_port_for_each(serve: Start) -> None:
+    command = serve(WHO, "--workers", 2, "--base-port", 0, "--bind", "127.0.0.1:0")
+
+    assert sorted((one.worker or 0) for one in command.listening) == [0, 1, 2]
+    for one in command.listening:
+        assert worker_at(one.port) == str(one.worker) if one.worker else worker_at(one.port) in "12"
+
+
+def test_the_default_address(serve: Start) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if probe.connect_ex(("127.0.0.1", 8000)) == 0:
+            assert "cannot listen on 127.0.0.1:8000: " in run(HELLO).stderr  # somebody else does
+            return
+
+    assert serve(HELLO).startup == ["Listening on http://127.0.0.1:8000", "Ready: 1 worker"]
+
+
+def test_the_variable_port_is_for_all_interfaces(serve: Start) -> None:
+    port = free_ports(1)
+    command = serve(HELLO, env={"PORT": str(port)})
+
+    assert command.startup[0] == f"Listening on http://0.0.0.0:{port}"
+    assert get(("127.0.0.2", port)).status == 200
+
+
+def test_the_variable_port_gives_way_to_an_address(serve: Start) -> None:
+    command = serve(HELLO, "--bind", "127.0.0.1:0", env={"PORT": "1"})
+
+    assert [one.address for one in command.listening] == [f"http://127.0.0.1:{command.port}"]
+
+
+def activated(*sockets: socket.socket) -> dict[str, object]:
+    """Return what passes sockets as systemd does: from descriptor 3 on, with the process's own pid in LISTEN_PID."""
+    numbers = [sock.fileno() for sock in sockets]
+    code = (
+        f"copies = [os.dup(number) for number in {numbers}]\n"
+        "high = [os.dup2(copy, 200 + place) for place, copy in enumerate(copies)]\n"
+        "for place, one in enumerate(high): os.dup2(one, 3 + place); os.close(one)\n"
+        f"os.environ.update(LISTEN_FDS='{len(numbers)}', LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES='web')"
+    )
+    return {"prefix": after(code), "pass_fds": numbers}
+
+
+def test_socket_activation_shares_what_no_address_names(serve: Start, listening: socket.socket) -> None:
+    port = listening.getsockname()[1]
+    command = serve(WHO, "--workers", 2, **activated(listening))
+
+    assert command.startup == [f"Listening on http://127.0.0.1:{port}", "Ready: 2 workers"]
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"):
+        assert get(port, f"/?{name}").json["value"] is None
+
+
+def test_socket_activation_for_an_address_that_is_named(serve: Start, listening: socket.socket) -> None:
+    port = listening.getsockname()[1]
+    command = serve(WHO, "--base-port", port, **activated(listening))
+
+    assert command.startup == [f"Listening on http://127.0.0.1:{port} (worker 1)", "Ready: 1 worker"]
+
+
+def test_socket_activation_by_unix_socket(serve: Start, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        command = serve(HELLO, "--bind", f"unix:{path}", **activated(sock))
+        assert command.startup == [f"Listening on unix:{path}", "Ready: 1 worker"]
+        assert get(str(path)).status == 200
+        command.stop()
+    assert path.exists(), "systemd's socket file is systemd's"
+
+
+def test_sockets_for_another_process_are_left_alone(serve: Start, listening: socket.socket) -> None:
+    command = serve(HELLO, "--bind", "127.0.0.1:0", env={"LISTEN_FDS": "1", "LISTEN_PID": "1"})
+
+    assert len(command.listening) == 1
+
+
+def test_a_port_that_is_taken_is_told_with_its_holder(serve: Start) -> None:
+    first = serve(HELLO, "--bind", "127.0.0.1:0")
+
+    second = run(HELLO, "--bind", f"127.0.0.1:{first.port}")
+
+    assert second.returncode == 5
+    assert len(second.stderr.splitlines()) == 1
+    assert second.stderr.startswith("forkserve: ")
+    assert re.search(rf"\b{first.port}\b", second.stderr)
+    holders = [first.pid, *first.workers]
+    assert re.search(rf"\b({'|'.join(map(str, holders))})\b", second.stderr), (second.stderr, holders)
+    assert second.stdout == ""
+
+
+def test_a_base_port_that_is_taken_starts_nothing(serve: Start) -> None:
+    port = free_ports(3)
+    with socket.create_server(("127.0.0.1", port + 2)):
+        ended = run(HELLO, "--workers", "3", "--base-port", str(port))
+    assert ended.returncode == 5
+    assert f"{port + 2}" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_ports_end_at_65535() -> None:
+    ended = run(HELLO, "--workers", "3", "--base-port", "65534")
+
+    assert ended.returncode in (2, 5)
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_connections_wait_while_a_worker_is_replaced(serve: Start) -> None:
+    command = serve(WHO, "--base-port", 0)
+    (pid,) = command.workers
+    os.kill(pid, 9)
+    with Client(command.port) as client:
+        assert client.get().json["pid"] != pid
+    eventually(lambda: command.workers, "a new worker")
+    assert command.wait_for(rf"worker 1 \(pid {pid}\) was killed by SIGKILL")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("many", [1, 4])
+def test_a_restart_finds_its_ports_free(start: Start, many: int) -> None:
+    port = free_ports(many)
+    for _ in range(2):
+        command: Command = start(HELLO, "--workers", many, "--base-port", port).ready()
+        with Client(port) as idle:
+            assert idle.get().status == 200
+            command.kill(15)
+            idle.rest()
+        command.wait()
+
+
+@pytest.mark.parametrize("options", [("--bind", "[::ffff:127.0.0.1]:0"), ("--host", "::ffff:127.0.0.1", "--base-port", 0)])
+def test_an_ipv4_address_that_is_written_within_ipv6(serve: Start, options: tuple[object, ...]) -> None:
+    command = serve(WHO, *options)
+    assert command.startup[0].startswith("Listening on http://127.0.0.1:")
+    assert worker_at(command.port) == "1"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--bind", "[::1%lo]:0"), "leave %lo out"),
+        (("--bind", "[fe80::1]:0"), "write [fe80::1%eth0]"),
+        (("--bind", "[fe80::1%nope9]:0"), "there is no such interface"),
+        (("--bind", "224.0.0.1:0"), "nobody can listen on it"),
+        (("--bind", "192.0.2.1:0"), "no interface of this machine has this address"),
+        (("--host", "", "--base-port", "0"), "no host is named"),
+    ],
+)
+def test_addresses_that_cannot_be_had(options: tuple[str, ...], said: str) -> None:
+    """One line says which, and what to do."""
+    ended = run(HELLO, *options)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (5, 1), ended.stderr
+    assert ended.stderr.startswith("forkserve: cannot listen on ")
+    assert said in ended.stderr

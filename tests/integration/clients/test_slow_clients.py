@@ -1,0 +1,142 @@
+"""Clients that are slow, or that never read: the worker goes on, and is not taken for one that hangs."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import subprocess
+import time
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import Client, get
+from tests.integration.command import Command, eventually, sockets
+from tests.integration.conftest import Start
+
+TIMEOUT = 1.5
+STEADY = 4.0
+"""Seconds after which a worker that shows no life once a request has lasted for the timeout would be ended."""
+LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, signed by itself, with its key in the same file."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    key = path.with_name("key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", path],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    path.write_bytes(path.read_bytes() + key.read_bytes())
+    return path
+
+
+@pytest.fixture
+def trust(certificate: Path) -> ssl.SSLContext:
+    """A client's context that knows the certificate."""
+    return ssl.create_default_context(cafile=str(certificate))
+
+
+def secure(serve: Start, certificate: Path, *options: object) -> Command:
+    """Start an app behind TLS."""
+    return serve("tests.integration.small_apps:who_asgi", "--base-port", 0, "--certfile", certificate, *options)
+
+
+@pytest.mark.heavy
+def test_a_tls_client_that_never_reads_its_close(serve: Start, certificate: Path, trust: ssl.SSLContext) -> None:
+    """The connection is given up after all, and the worker's clock goes on (Date shows it), and with it its signs of life."""
+    command = secure(serve, certificate, "--keyfile", certificate, "--loop", "asyncio", "--keep-alive", 1, "--timeout", 4)
+    (worker,) = command.workers
+    before = sockets(worker)
+    with Client(command.port, trust) as client:
+        assert client.get().status == 200
+        eventually(lambda: sockets(worker) == before + 1)
+        eventually(lambda: sockets(worker) == before, "the worker lets go of the client")
+
+        def date() -> float:
+            answer = get(command.port, tls=trust)
+            assert answer.json["pid"] == worker
+            return parsedate_to_datetime(answer["date"]).timestamp()
+
+        began = date()
+        eventually(lambda: date() > began + 2, "the clock stands still")
+    assert command.workers == [worker]
+    assert "ERROR" not in command.stderr
+
+
+@pytest.mark.heavy
+@LOOPS
+def test_a_slow_reader_of_the_last_answer_over_tls(serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str) -> None:
+    """The transport below that of TLS holds the end of the answer when the one above has given all away."""
+    key = ("--certfile", certificate, "--keyfile", certificate)
+    command = serve("tests.integration.http.flood_apps:application", "--threads", 1, "--base-port", 0, "--loop", loop, *key)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sock.connect(("127.0.0.1", command.port))
+        with trust.wrap_socket(sock, server_hostname="localhost") as client:
+            client.sendall(b"GET /generated HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            count = 0
+            while data := client.recv(16384):
+                count += len(data)
+                if count > 200_000:
+                    select.select([], [], [], len(data) / 300_000)  # a slow reader is what is tested
+    assert count > 48 * 65536
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["file", "generator"])
+def test_a_slow_but_steady_reader_does_not_make_a_worker_hang(serve: Start, tmp_path: Path, kind: str) -> None:
+    """The only thread waits for the client, which says nothing about the application."""
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(1 << 30)
+    app = "tests.integration.http.wsgi_apps:application"
+    command = serve(app, "--bind", "127.0.0.1:0", "--workers", 1, "--threads", 1, "--timeout", TIMEOUT)
+    workers = command.workers
+    with Client(command.port) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.request(f"/file?path={big}" if kind == "file" else f"/endless?path={big}")
+        assert client.head().status == 200
+        end = time.monotonic() + STEADY
+        while time.monotonic() < end:
+            assert client.receive()
+            select.select([], [], [], 0.02)  # a slow reader is what is tested
+        assert command.workers == workers
+    assert get(command.port, "/pieces?it=x").text == "x"
+    assert command.workers == workers
+    assert not [line for line in command.log if "WARNING" in line or "ERROR" in line]
+
+
+@LOOPS
+def test_an_idle_tls_client_does_not_hold_a_drain(serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str) -> None:
+    """A keep-alive client that reads no close has been told all the same."""
+    command = secure(serve, certificate, "--keyfile", certificate, "--loop", loop, "--linger", 0.2, "--graceful-timeout", 60)
+    with Client(command.port, trust) as client:
+        assert client.get().status == 200
+        ended_within(command, 4)
+
+
+@LOOPS
+def test_a_client_that_never_shakes_hands_does_not_hold_a_drain(serve: Start, certificate: Path, loop: str) -> None:
+    """It has two seconds, as one that has connected and sent nothing has without TLS."""
+    command = secure(serve, certificate, "--keyfile", certificate, "--loop", loop, "--linger", 0.2, "--graceful-timeout", 60)
+    (worker,) = command.workers
+    before = sockets(worker)
+    with Client(command.port):
+        eventually(lambda: sockets(worker) == before + 1)
+        ended_within(command, 4)
+
+
+def ended_within(command: Command, seconds: float) -> None:
+    """Stop a command that ends in time, and with nothing to complain about."""
+    began = time.monotonic()
+    command.process.terminate()
+    command.wait()
+    assert time.monotonic() - began < seconds, command.stderr
+    assert "still open" not in command.stderr
+    assert "ERROR" not in command.stderr

@@ -1,0 +1,166 @@
+"""The hooks of a worker class, each in the process that its documentation names, and told what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.command import Command, eventually
+from tests.integration.conftest import Start
+from tests.integration.steered import Remote
+
+WORKER = "tests.integration.custom_workers:Hooked"
+
+
+def notes(directory: Path) -> list[list[Any]]:
+    """All that the hooks have noted: name, pid of the process, what they were told."""
+    path = directory / "hooks"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def named(directory: Path, name: str) -> list[list[Any]]:
+    """What the hooks of one name have noted, without it."""
+    return [note[1:] for note in notes(directory) if note[0] == name]
+
+
+def begin(start: Start, directory: Path, *options: object, raising: str = "") -> Command:
+    """Start a worker that notes its hooks."""
+    env = {"NOTES": str(directory), "RAISE": raising}
+    return start("--worker", WORKER, "--base-port", 0, *options, env=env)
+
+
+def test_a_whole_life(start: Start, tmp_path: Path) -> None:
+    """Each once, in this order, with the slot, its port, its generation and its process."""
+    command = begin(start, tmp_path).ready()
+    master, (worker,), port = command.pid, command.workers, command.port
+    command.stop()
+
+    assert notes(tmp_path) == [
+        ["register", master, 1, port, 1, None],
+        ["start", worker, 1, False],
+        ["ready", worker, 1],
+        ["stop", worker, 1],
+        ["exit", master, 1, port, 1, worker, 0],
+        ["unregister", master, 1, port, 1, None],
+    ]
+
+
+def test_ready_before_the_master_knows(start: Start, tmp_path: Path) -> None:
+    """on_ready has run when the start-up lines are written."""
+    begin(start, tmp_path, "--workers", 3).ready()
+
+    assert sorted(slot for _, slot in named(tmp_path, "ready")) == [1, 2, 3]
+
+
+def test_many_lives_of_one_slot(start: Start, tmp_path: Path) -> None:
+    """It is registered once; what belongs to the process happens for each. A killed process cannot run on_stop."""
+    command = begin(start, tmp_path).ready()
+    (first,) = command.workers
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: len(named(tmp_path, "ready")) == 2, "a second one")
+    (second,) = command.workers
+    os.kill(second, signal.SIGTERM)
+    eventually(lambda: len(named(tmp_path, "ready")) == 3, "a third one")
+    (third,) = set(command.workers) - {second}  # which may still be about to end
+    command.kill(signal.SIGTERM)
+    command.wait()
+
+    assert len(named(tmp_path, "register")) == len(named(tmp_path, "unregister")) == 1
+    assert [pid for pid, *_ in named(tmp_path, "start")] == [first, second, third]
+    assert [pid for pid, *_ in named(tmp_path, "stop")] == [second, third]
+    assert [note[-2:] for note in named(tmp_path, "exit")] == [[first, -signal.SIGKILL], [second, 0], [third, 0]]
+
+
+def test_slots_that_come_and_go(start: Start, tmp_path: Path) -> None:
+    """With its last process a slot is unregistered; when it is wanted again, it is registered again, before the fork."""
+    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)})
+    for wanted in (3, 1, 2):
+        remote.ask("scale", wanted)
+    names = [(name, told[0]) for name, _, *told in notes(tmp_path)]
+
+    assert [name for name, slot in names if slot == 3] == ["register", "start", "ready", "stop", "exit", "unregister"]
+    assert [name for name, slot in names if slot == 2] == [
+        *("register", "start", "ready", "stop", "exit", "unregister"),
+        *("register", "start", "ready"),
+    ]
+    assert [name for name, slot in names if slot == 1] == ["register", "start", "ready"]
+    remote.ask("scale", 1)
+
+
+def test_on_timeout(start: Start, tmp_path: Path) -> None:
+    """In the master, while the stuck process still exists; then on_exit."""
+    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)}, timeout=0.4)
+    command = remote.command
+    (stuck,) = command.workers
+    assert remote.call("stick")[0]["status"] == "died"
+    eventually(lambda: named(tmp_path, "exit"), "its end")
+
+    assert [name for name, *_ in notes(tmp_path)][:5] == ["register", "start", "ready", "timeout", "exit"]
+    assert named(tmp_path, "timeout") == [[command.pid, 1, None, 1, stuck]]
+    assert named(tmp_path, "exit") == [[command.pid, 1, None, 1, stuck, -signal.SIGKILL]]
+    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another one")
+
+
+@pytest.mark.parametrize("name", ["register", "ready", "stop", "exit", "unregister"])
+def test_one_that_raises(start: Start, tmp_path: Path, name: str) -> None:
+    """It is logged, and the server goes on as if it had not. The second process begins while the first one ends."""
+    command = begin(start, tmp_path, raising=name).ready()
+    (worker,) = command.workers
+    os.kill(worker, signal.SIGTERM)
+    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another one")
+    command.traceback_expected = True
+    command.kill(signal.SIGTERM)
+    log = command.wait()
+
+    assert f"RuntimeError: {name} does not work" in log
+    assert f"on_{name} failed" in log
+    names = [note[0] for note in notes(tmp_path)]
+    assert sorted(names[1:-1]) == sorted(2 * ["start", "ready", "stop", "exit"])
+    assert (names[0], names[-1]) == ("register", "unregister")
+
+
+def test_on_timeout_that_raises(start: Start, tmp_path: Path) -> None:
+    """The worker is killed and replaced all the same."""
+    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path), "RAISE": "timeout"}, timeout=0.4)
+    assert remote.call("stick")[0]["status"] == "died"
+    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another one")
+
+    remote.command.wait_for("hook on_timeout failed")
+    remote.command.traceback_expected = True
+
+
+def test_on_start_that_raises(start: Start, tmp_path: Path) -> None:
+    """That is a failure to boot."""
+    command = begin(start, tmp_path, raising="start")
+    command.traceback_expected = True
+    log = command.wait(3)
+
+    assert "RuntimeError: start does not work" in log
+    assert [note[0] for note in notes(tmp_path)] == ["register", "start", "stop", "exit", "unregister"]
+
+
+def test_a_mixin(start: Start, tmp_path: Path) -> None:
+    """Hooks and commands of a mixin go before the worker's own, which `super()` leads to."""
+    (tmp_path / "mine.py").write_text(
+        "import sys\nfrom forkserve import Server, Worker\n"
+        "class Plain(Worker):\n"
+        "    def run(self):\n        while self.alive():\n            self.wait()\n"
+        "    def on_ready(self):\n        print('plain', flush=True)\n"
+        "    def child_who(self):\n        return ['plain']\n"
+        "class Mixin:\n"
+        "    def on_ready(self):\n        super().on_ready()\n        print('mixin', flush=True)\n"
+        "    def child_who(self):\n        return ['mixin', *super().child_who()]\n"
+        "    @staticmethod\n    def on_register(worker):\n        print('slot', worker.id, flush=True)\n"
+        "def begin(server):\n    server.call('who').then(lambda replies: (print(replies[0].value), server.stop()))\n"
+        "sys.exit(Server(worker=Plain, mixins=[Mixin], when_ready=begin).run())\n"
+    )
+    command = start(program=("mine.py",), cwd=tmp_path)
+    command.wait()
+
+    assert command.stdout.splitlines() == ["slot 1", "plain", "mixin", "['mixin', 'plain']"]

@@ -1,0 +1,281 @@
+"""TLS, for both interfaces: certificates made by the program openssl, a real handshake."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+from websockets.sync.client import connect
+
+from tests.integration.certificates import Authority, openssl
+from tests.integration.client import Client, dial, get
+from tests.integration.command import DEADLINE, Command, eventually, run
+from tests.integration.conftest import Start
+
+APPS = pytest.mark.parametrize("app", ["who", "who_asgi"])
+LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+
+
+def secure(serve: Start, authority: Authority, app: str, *options: object) -> Command:
+    """Start one of the small apps behind TLS."""
+    return serve(
+        f"tests.integration.small_apps:{app}",
+        "--base-port",
+        0,
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        authority.server.key,
+        *options,
+    )
+
+
+@APPS
+@LOOPS
+def test_https(serve: Start, authority: Authority, app: str, loop: str) -> None:
+    command = secure(serve, authority, app, "--loop", loop)
+
+    assert command.startup[0] == f"Listening on https://127.0.0.1:{command.port} (worker 1)"
+    with Client(command.port, authority.trust()) as client:
+        for _ in range(3):
+            assert client.get().json["scheme"] == "https"
+
+
+@LOOPS
+def test_a_handshake_that_fails_is_no_request_of_max_requests(serve: Start, authority: Authority, loop: str) -> None:
+    """Nor does it leave a connection behind that might bring one: a worker is not replaced because of it."""
+    command = secure(serve, authority, "who", "--max-requests", 4, "--loop", loop)
+    for _ in range(20):
+        with Client(command.port) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            while client.receive():
+                pass
+    assert get(command.port, tls=authority.trust()).json["scheme"] == "https"
+    assert "is replaced" not in command.stderr
+    for _ in range(12):
+        assert get(command.port, tls=authority.trust()).status == 200
+    command.wait_for(r"worker 1 is replaced: \d requests \(--max-requests\)$")
+
+
+def test_https_with_threads(serve: Start, authority: Authority) -> None:
+    command = secure(serve, authority, "who", "--threads", 2)
+
+    assert get(command.port, tls=authority.trust()).json["scheme"] == "https"
+
+
+def test_uvicorns_names(serve: Start, authority: Authority) -> None:
+    command = serve(
+        "tests.integration.small_apps:who",
+        "--bind",
+        "127.0.0.1:0",
+        "--ssl-certfile",
+        authority.server.cert,
+        "--ssl-keyfile",
+        authority.server.key,
+    )
+
+    assert command.startup[0] == f"Listening on https://127.0.0.1:{command.port}"
+    assert get(command.port, tls=authority.trust()).status == 200
+
+
+def test_certificate_and_key_in_one_file(serve: Start, authority: Authority, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_text(Path(authority.server.cert).read_text() + Path(authority.server.key).read_text())
+    command = serve("tests.integration.small_apps:who", "--base-port", 0, "--certfile", both)
+
+    assert get(command.port, tls=authority.trust()).status == 200
+
+
+def test_a_key_with_a_password(serve: Start, authority: Authority, tmp_path: Path) -> None:
+    openssl(
+        "ec",
+        "-in",
+        authority.server.key,
+        "-aes256",
+        "-passout",
+        "pass:sesame",
+        "-out",
+        str(tmp_path / "locked.key"),
+        cwd=tmp_path,
+    )
+    arguments = [
+        "tests.integration.small_apps:who",
+        "--bind",
+        "127.0.0.1:0",
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        str(tmp_path / "locked.key"),
+    ]
+
+    assert get(serve(*arguments, "--keyfile-password", "sesame").port, tls=authority.trust()).status == 200
+    for password in ([], ["--keyfile-password", "wrong"]):
+        ended = run(*arguments, *password)
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+        assert "sesame" not in ended.stderr
+
+
+@LOOPS
+def test_alpn_is_http_1_1(serve: Start, authority: Authority, loop: str) -> None:
+    command = secure(serve, authority, "who", "--loop", loop)
+
+    with Client(command.port, authority.trust(None, "h2", "http/1.1")) as client:
+        assert isinstance(client.sock, ssl.SSLSocket)
+        assert client.sock.selected_alpn_protocol() == "http/1.1"
+        assert client.get().status == 200
+
+
+@APPS
+@LOOPS
+def test_client_certificates_that_are_required(serve: Start, authority: Authority, app: str, loop: str) -> None:
+    command = secure(serve, authority, app, "--loop", loop, "--cert-reqs", 2, "--ca-certs", authority.ca.cert)
+
+    assert get(command.port, tls=authority.trust(authority.client)).status == 200
+    for own in (None, authority.stranger):
+        with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
+            get(command.port, tls=authority.trust(own))
+    assert get(command.port, tls=authority.trust(authority.client)).status == 200
+
+
+def test_client_certificates_that_are_optional(serve: Start, authority: Authority) -> None:
+    command = secure(serve, authority, "who", "--cert-reqs", "optional", "--ca-certs", authority.ca.cert)
+
+    assert get(command.port, tls=authority.trust()).status == 200
+    assert get(command.port, tls=authority.trust(authority.client)).status == 200
+    with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
+        get(command.port, tls=authority.trust(authority.stranger))
+
+
+@LOOPS
+def test_wss(serve: Start, authority: Authority, loop: str) -> None:
+    command = serve(
+        "example_apps.echo:app",
+        "--base-port",
+        0,
+        "--loop",
+        loop,
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        authority.server.key,
+    )
+
+    with connect(
+        f"wss://localhost:{command.port}/", ssl=authority.trust(), sock=dial(command.port), open_timeout=DEADLINE
+    ) as client:
+        for size in (1, 70_000, 1_000_000):
+            client.send(b"x" * size)
+            assert client.recv(10) == b"x" * size
+
+
+@APPS
+def test_large_bodies_both_ways(serve: Start, authority: Authority, app: str) -> None:
+    name = "application" if app == "who" else "app"
+    command = serve(
+        f"example_apps.echo:{name}", "--base-port", 0, "--certfile", authority.server.cert, "--keyfile", authority.server.key
+    )
+    body = bytes(range(256)) * 4000
+
+    with Client(command.port, authority.trust()) as client:
+        for _ in range(2):
+            assert client.get("/", method="POST", body=body).json["body"].encode("latin-1") == body
+
+
+@LOOPS
+def test_a_client_that_speaks_no_tls(serve: Start, authority: Authority, loop: str) -> None:
+    command = secure(serve, authority, "who", "--loop", loop)
+    for junk in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"\x00" * 100, b"\x80\x2e\x01"):
+        with Client(command.port) as client:
+            client.send(junk)
+            client.sock.shutdown(socket.SHUT_WR)
+            assert b"200" not in client.rest()
+
+    assert get(command.port, tls=authority.trust()).status == 200
+    assert command.log == []
+
+
+def test_a_handshake_that_never_comes(serve: Start, authority: Authority) -> None:
+    command = secure(serve, authority, "who", "--header-timeout", "0.5")
+
+    with Client(command.port) as client:
+        assert client.rest() == b""
+    assert get(command.port, tls=authority.trust()).status == 200
+
+
+@LOOPS
+def test_a_tls_request_in_hand_is_answered_at_the_end(serve: Start, authority: Authority, tmp_path: Path, loop: str) -> None:
+    gate, notes = tmp_path / "gate", tmp_path / "notes"
+    command = serve(
+        "tests.integration.small_apps:gated_asgi",
+        "--base-port",
+        0,
+        "--loop",
+        loop,
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        authority.server.key,
+        env={"NOTES": str(notes)},
+    )
+    with Client(command.port, authority.trust()) as client:
+        client.request(f"/slow?{gate}")
+        command.wait_for("came /slow", notes)
+        command.kill(15)
+        command.wait_for("stopping")
+        gate.touch()
+        assert client.answer().text == "done\n"
+        assert client.rest() == b""
+    command.wait()
+
+
+def test_unix_socket_with_tls(serve: Start, authority: Authority, tmp_path: Path) -> None:
+    path = str(tmp_path / "web.sock")
+    serve(
+        "tests.integration.small_apps:who",
+        "--bind",
+        f"unix:{path}",
+        "--certfile",
+        authority.server.cert,
+        "--keyfile",
+        authority.server.key,
+    )
+
+    assert get(path, tls=authority.trust()).json["scheme"] == "https"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--certfile", "{junk}"], "--certfile"),
+        (["--certfile", "{cert}", "--keyfile", "{other}"], "--keyfile"),
+        (["--certfile", "{cert}"], "--keyfile|--certfile"),
+        (["--keyfile", "{key}"], "--certfile"),
+        (["--certfile", "{cert}", "--keyfile", "{key}", "--ciphers", "nonsense"], "--ciphers"),
+        (["--certfile", "{cert}", "--keyfile", "{key}", "--cert-reqs", "7"], "--cert-reqs"),
+        (["--certfile", "{cert}", "--keyfile", "{key}", "--cert-reqs", "2"], "--ca-certs"),
+        (["--certfile", "{cert}", "--keyfile", "{key}", "--ca-certs", "{junk}"], "--ca-certs"),
+    ],
+)
+def test_a_fault_in_the_settings(authority: Authority, tmp_path: Path, options: list[str], told: str) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_text("no certificate\n")
+    names = {"junk": junk, "cert": authority.server.cert, "key": authority.server.key, "other": authority.client.key}
+
+    for only_check in ((), ("--check-config",)):
+        ended = run(
+            "example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *(option.format(**names) for option in options), *only_check
+        )
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+        assert re.search(told, ended.stderr), ended.stderr
+
+
+def test_a_worker_of_tls_survives_clients_that_leave_at_once(serve: Start, authority: Authority) -> None:
+    command = secure(serve, authority, "who_asgi")
+    (pid,) = command.workers
+    for _ in range(20):
+        with Client(command.port, authority.trust()) as client:
+            client.request()
+    eventually(lambda: get(command.port, tls=authority.trust()).json["pid"] == pid)
