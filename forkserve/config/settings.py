@@ -345,10 +345,7 @@ class Settings:
         "Refuse a larger message, in bytes after decompression; a fragment counts as at least 64 bytes.",
     )
     ws_max_queue: int = setting(
-        32,
-        "WebSocket",
-        count(1),
-        "Stop reading from a client while this many messages, or 256 KiB, wait for the app.",
+        32, "WebSocket", count(1), "Stop reading from a client while this many messages, or 256 KiB, wait for the app."
     )
     ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Seconds between pings (0: no pings).")
     ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Seconds to wait for the answer to a ping.")
