@@ -14,7 +14,8 @@ from forkserve.devreload.loaded import LoadedFiles
 from forkserve.devreload.warm.process import become_base_mold
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.hooks import Hooks, run_hook
-from forkserve.prefork.ipc.orders import Order, OrderSocket
+from forkserve.prefork.ipc.messages import Facts, Order
+from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.master.child import Child, stacks_file
 from forkserve.prefork.policy.states import MOLD, Member, State, process_name
 from forkserve.prefork.system import forks
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.devreload.patterns import Rules
     from forkserve.devreload.warm.base import Base
-    from forkserve.devreload.warm.outside import Facts
     from forkserve.devreload.warm.trial import Loaded
     from forkserve.prefork.system.listeners import Listener, Listeners
     from forkserve.prefork.system.output import Outputs, WorkerOutput
