@@ -181,7 +181,7 @@ def test_one_that_fails_later_stops_the_rest(start: Start, tmp_path: Path) -> No
         rows = site.settled(3)
         assert done.returncode == 1
         assert (
-            "the new worker 2 failed: 'app' failed at import: ValueError: only here; the old ones that are left stay"
+            "the new worker 2 failed: 'app' failed at import: ValueError: only here; the remaining old workers stay"
             in done.stderr
         )
         assert done.stderr.endswith("  ValueError: only here\n")

@@ -108,7 +108,7 @@ def test_slots_that_are_wanted_again_do_not_wait_for_those_that_drain(start: Sta
     down = fleet.begin("scale", 1)
     eventually(lambda: fleet.states() == {"ready": 1, "draining": 3}, fleet.rows)
     up = fleet.begin("scale", 4)
-    assert not down.answer["ok"], "something else was asked for meanwhile"
+    assert not down.answer["ok"], "another command has changed this meanwhile"
     answer = up.answer
     assert answer["ok"], answer
     assert fleet.states() == {"ready": 4, "draining": 3}

@@ -166,7 +166,7 @@ def test_a_failure_half_way_puts_the_old_generation_back(start: Start, tmp_path:
         site.save("keep_alive = 5\nlifespan = 'on'", "forkserve.toml")
         answer = site.ask("reload")
         assert not answer["ok"]
-        assert re.match(r"the new worker 2 failed: .*half-way; the generation before is put back$", answer["error"]["message"])
+        assert re.match(r"the new worker 2 failed: .*half-way; the previous generation is restored$", answer["error"]["message"])
         eventually(lambda: [row[2] for row in site.settled(2)] == [1, 1], site.workers)
         rows = site.settled(2)
         assert mold(site) == first
