@@ -102,8 +102,8 @@ class Server(Master):
         if issubclass(self.worker_class, HTTPWorker):
             check_but_tls(self.settings)
             self.inheritance.make(self.pool.generations.committed, self.settings)
-        upstream.check(self.settings)
-        privileges.prepare(self.settings)
+        upstream.check_path(self.settings)
+        privileges.check_and_set_umask(self.settings)
         if handed is not None:
             upstream.rehearse(self.settings.nginx_upstream, decode(handed.data).get("front"))
             return super().run()  # which loads the app and ends, and opens no logs
@@ -122,7 +122,7 @@ class Server(Master):
     def _take_over(self, before: Exported) -> int:
         """Go on where the program before an upgrade was. The pre-flight has judged all; what fails now is logged, no more."""
         privileges.adopt(before.get("account"))
-        privileges.prepare(self.settings)
+        privileges.check_and_set_umask(self.settings)
 
         def go_on() -> int:
             self._troubles += logs.configure(self.settings, before.get("logs", {}))
@@ -173,7 +173,7 @@ def serve(server: Server) -> int:
     return code
 
 
-def check(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """Find out what every worker would trip over, TLS included. Imports no application.
 
     Raises:

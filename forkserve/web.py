@@ -28,6 +28,7 @@ from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.service import SWEEP, Service
 from forkserve.http.site import Site
 from forkserve.prefork.ipc.hooks import run_hook
+from forkserve.prefork.ipc.messages import Spent
 from forkserve.prefork.system import acceptqueue, finish, forks
 from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
 from forkserve.prefork.system.signals import SignalQueue
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from forkserve.config.settings import Settings
     from forkserve.http.app.wsgi import Turns
-    from forkserve.prefork.ipc.frames import Message
+    from forkserve.prefork.ipc.messages import Message
 
 try:
     import uvloop
@@ -113,7 +114,7 @@ class HTTPWorker(Worker):
     def preload(cls, settings: Settings) -> LoadedApp:
         """Load the application: in the mold if there is one, else in each worker."""
         assert settings.app is not None
-        return apps.load(settings.app, interface=settings.interface, factory=settings.factory)
+        return apps.load_app(settings.app, interface=settings.interface, factory=settings.factory)
 
     def run(self) -> None:
         """Load the application, serve until told to drain, and drain."""
@@ -255,7 +256,7 @@ class HTTPWorker(Worker):
         """Ask for a successor: so many requests have come; if `full`, no connection is accepted before that is there."""
         if full:
             self.row.cells[ACCEPTING] = 0
-        self.send({"type": "spent", "requests": requests, "full": full})
+        self.send(Spent(requests, full))
 
     def serve_on(self) -> None:
         """Accept again: the successor failed."""

@@ -128,7 +128,7 @@ def _understand(name: str, builtin: Builtin, context: click.Context) -> Order:
         texts = value if isinstance(value, tuple) else () if value is None else (value,)
         args += [READERS[word.strip("[.]")](text.removeprefix(MARK)) for text in texts]
     if option("name") is not None and option("socket") is not None:
-        raise click.UsageError("--name and --socket are two ways to say which server: give one of them")
+        raise click.UsageError("--name and --socket both select the server: give one of them")
     if option("to") is not None and name != "call":
         raise click.UsageError("--to belongs to `call`")
     return Order(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from forkserve.prefork.ipc.messages import ShowFault
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
@@ -144,4 +145,4 @@ class Faults:
         return told(child.failure) if child.failure else ""
 
     def _send(self, child: Child, text: str) -> None:
-        self._master.children.send(child, {"type": "show_fault", "text": text})
+        self._master.children.send(child, ShowFault(text))

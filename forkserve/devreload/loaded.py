@@ -10,12 +10,13 @@ from importlib.machinery import PathFinder, SourceFileLoader
 from typing import TYPE_CHECKING, Any
 
 from forkserve.devreload.warm.outside import Outside
+from forkserve.prefork.ipc.messages import Loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from forkserve.devreload.patterns import Rules
-    from forkserve.prefork.ipc.frames import Message
+    from forkserve.prefork.ipc.messages import Message
 
 FRESH = 2.0  # seconds; the dates of files on old file systems are as coarse as that
 MANY = 500  # paths in one message, so that it stays far below the largest frame
@@ -81,7 +82,7 @@ class LoadedFiles:
         first = self._count < 0
         if first:
             self.outside.end()
-        outside = [] if first else list(self.outside.news())  # which takes its time, while the worker is waited for
+        outside: list[Message] = [] if first else list(self.outside.news())  # takes its time, and the worker is waited for
         if len(sys.modules) == self._count and len(self._sought.names) == len(self._sought_seen):
             return outside
         self._count = len(sys.modules)
@@ -89,8 +90,7 @@ class LoadedFiles:
         files = list(self._new_files(folders))
         lists = [files, folders, list(self._new_sought(files))]
         return outside + [
-            {"type": "loaded", "since": since}
-            | {name: one[start : start + MANY] for name, one in zip(("files", "folders", "sought"), lists, strict=True)}
+            Loaded(since, *(one[start : start + MANY] for one in lists))
             for start in range(0, max(map(len, lists)) or int(first), MANY)
         ]
 

@@ -21,6 +21,7 @@ from forkserve.devreload.patterns import Rules, fixed_part
 from forkserve.devreload.warm.base import Base
 from forkserve.devreload.watcher import LONGEST_DELAY as LONGEST_WAIT
 from forkserve.devreload.watcher import MANY, Watch, become_watcher
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from forkserve.config.settings import Settings
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.commands import Steering
     from forkserve.prefork.system.poller import Timer
@@ -132,25 +132,23 @@ class Development:
         assert self._channel is not None
         for message in self._channel.receive():
             match message:
-                case {"type": "watching", "polls": polls}:
+                case messages.Watching(polls):
                     self._polls = polls
                     logger.debug("files are %s for changes", "polled" if polls else "watched")
                     self._tell_loaded(self._changes.loaded)
-                case {"type": "changed", "more": more, **lists}:
-                    for paths, name in zip(self._told, ("included", "others", "made"), strict=True):
-                        paths.extend(lists[name])
+                case messages.Changed(more, included, others, made):
+                    for paths, some in zip(self._told, (included, others, made), strict=True):
+                        paths.extend(some)
                     if not more:  # what has changed at once is one change
                         self._told_at = time.time()
                         told, self._told = self._told, ([], [], [])
                         self._changed(*told)
-                case {"type": "at_rest", "number": number}:
+                case messages.AtRest(number):
                     self._faults.at_rest(number)
-                case {"type": "warning", "text": text}:
-                    logger.warning("%s", text)
-                case {"type": "info", "text": text}:
-                    logger.info("%s", text)
-                case {"type": "failed", "traceback": text}:
-                    self._last_words = text
+                case messages.Log(level, text):
+                    logger.log(level, "%s", text)
+                case messages.Failed(traceback=text):
+                    self._last_words = text or ""
         if self._channel.closed:
             self._died()
 
@@ -169,7 +167,7 @@ class Development:
 
     def _ask_for_rest(self, number: int) -> bool:
         """Have the watcher answer when it has told all changes; return False if there is none."""
-        return self._channel is not None and self._channel.send({"type": "ask", "number": number})
+        return self._channel is not None and self._channel.send(messages.AskForRest(number))
 
     # What it tells, and what the workers tell.
 
@@ -177,7 +175,7 @@ class Development:
         """Tell a watcher that polls which files to look at often."""
         if self._channel is not None and self._polls:
             for start in range(0, len(files), MANY):
-                self._channel.send({"type": "loaded", "files": files[start : start + MANY]})
+                self._channel.send(messages.WatchFiles(files[start : start + MANY]))
 
     def _changed(self, included: list[str], others: list[str], made: list[str]) -> None:
         now = time.monotonic()
@@ -199,22 +197,22 @@ class Development:
     def _warn_of_own(self, path: str) -> None:
         logger.warning("%s changes whenever the app is loaded: that reloads it no more", printable(self._name(path)))
 
-    def heard(self, child: Child, message: Message) -> None:
+    def heard(self, child: Child, message: messages.Message) -> None:
         """A worker has told what it has loaded."""
-        match message["type"]:
-            case "loaded":
+        match message:
+            case messages.Loaded():
                 self._loads(child, message)
-            case "waits":
+            case messages.Waits():
                 self._faults.waits(child)
                 self._look_at_passed_over()
-            case _:
+            case messages.Outside():
                 self.base.heard(message)
 
-    def _loads(self, child: Child, message: Message) -> None:
+    def _loads(self, child: Child, message: messages.Loaded) -> None:
         """Remember the files that a worker has loaded; one that has changed since may have been loaded as it was before."""
-        self._tell_loaded(message["files"])
-        beside = {"folders": message.get("folders", ()), "sought": message.get("sought", ())}  # not from before an upgrade
-        if changed := self._changes.loads(child.member.ident, message["files"], message["since"], **beside):
+        self._tell_loaded(message.files)
+        beside = {"folders": message.folders, "sought": message.sought}
+        if changed := self._changes.loads(child.member.ident, message.files, message.since, **beside):
             self._reload(changed)
 
     def became_ready(self, child: Child) -> None:

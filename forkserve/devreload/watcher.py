@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import queue
 import select
@@ -25,6 +26,7 @@ from forkserve.devreload.filesystems import tells_too_little, type_of
 from forkserve.devreload.git import index_of, is_at_work
 from forkserve.devreload.polling import Polling
 from forkserve.devreload.tree import Seen, Tree
+from forkserve.prefork.ipc.messages import AskForRest, AtRest, Changed, Failed, Log, WatchFiles, Watching
 from forkserve.prefork.worker.boot import end_with, set_title
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def become_watcher(channel: Channel, watch: Watch, settings: Settings, master: i
         code = 0
     except BaseException:  # noqa: BLE001 - nothing may leave this process but its last words
         with contextlib.suppress(Exception):
-            channel.send({"type": "failed", "traceback": traceback.format_exc()})
+            channel.send(Failed("the watcher failed", traceback=traceback.format_exc()))
     finally:
         os._exit(code)
 
@@ -107,22 +109,20 @@ class Watcher:
         self._asked_at = inf
 
     def run(self) -> None:
-        """Watch until told to end."""
+        """Watch until the channel ends."""
         threading.excepthook = lambda found: self._put(found.exc_value or RuntimeError("a thread of watchdog has ended"))
         self._open()
         since = (self._watch.since - GRAIN) * 1e9
         # Whether they are new cannot be known; those that an app writes as it is loaded for the first time must not reload it.
         self._note((file, True) for file, stamp in self._tree.files() if stamp.ctime >= since)
-        self._channel.send({"type": "watching", "polls": self._polling is not None})
+        self._channel.send(Watching(polls=self._polling is not None))
         while not self._channel.closed:
             self._wait()
             for order in self._channel.receive():
                 match order:
-                    case {"type": "end"}:
-                        return
-                    case {"type": "loaded", "files": files} if self._polling:
+                    case WatchFiles(files) if self._polling:
                         self._polling.often.update(files)
-                    case {"type": "ask", "number": number}:
+                    case AskForRest(number):
                         self._asked, self._asked_at = number, time.monotonic()
             self._channel.flush()
             self._take()
@@ -130,7 +130,7 @@ class Watcher:
             if self._due() <= time.monotonic() and not self._is_busy():
                 self._tell()
             if self._rest_due() <= time.monotonic():
-                self._channel.send({"type": "at_rest", "number": self._asked})
+                self._channel.send(AtRest(self._asked))
                 self._asked_at = inf
 
     def _wait(self) -> None:
@@ -149,7 +149,7 @@ class Watcher:
         kind = self._shared() if self._watch.engine == "auto" else ""
         if kind:
             text = f"files are polled for changes: on {kind}, others may change them without this system's notice"
-            self._channel.send({"type": "info", "text": f"{text} (--reload-engine inotify: watch them all the same)"})
+            self._channel.send(Log(logging.INFO, f"{text} (--reload-engine inotify: watch them all the same)"))
         if kind or self._watch.engine == "poll":
             self._tree.open()
             self._polling = Polling(self._tree)
@@ -169,7 +169,7 @@ class Watcher:
         return ""
 
     def _poll_instead(self, error: OSError) -> None:
-        self._channel.send({"type": "warning", "text": f"files are polled for changes: {error.strerror or error}"})
+        self._channel.send(Log(logging.WARNING, f"files are polled for changes: {error.strerror or error}"))
         self._watches.close()
         self._polling = Polling(self._tree)
 
@@ -323,8 +323,8 @@ class Watcher:
         self._changed, self._gone, self._writing, self._first_at = {}, set(), set(), 0.0
         for start in range(0, len(others) or 1, MANY):
             some = others[start : start + MANY]
-            message = {"included": included[:MANY], "others": some, "made": sorted(made.intersection(some))}
-            self._channel.send({"type": "changed", "more": start + MANY < len(others), **message})
+            more = start + MANY < len(others)
+            self._channel.send(Changed(more, included[:MANY], some, sorted(made.intersection(some))))
             included = []
 
 

@@ -23,7 +23,7 @@ from forkserve.base.lockfile import HeldError, LockFile
 from forkserve.base.logs import logger, printable
 from forkserve.base.memory import nameless_file
 from forkserve.frontend.backends import from_listeners
-from forkserve.frontend.config import Front
+from forkserve.frontend.config import FrontendConfig
 from forkserve.frontend.nginx import render_upstream
 from forkserve.prefork.system.poller import READ
 from forkserve.prefork.worker.boot import MASTERS_VARIABLES
@@ -45,7 +45,7 @@ PROGRAM = "import sys; sys.path.append(sys.argv[1]); from forkserve.upstream.ref
 ROOT = str(Path(__file__).parents[2])
 
 
-def check(settings: Settings) -> None:
+def check_path(settings: Settings) -> None:
     """See that the file can be written, before anything is started. Raises ConfigError."""
     path = settings.nginx_upstream
     if path is None:
@@ -162,7 +162,7 @@ class Upstream:
             self.prepared = True
             self._complain(f"--nginx-upstream: {self._name} {error}")
             return
-        front = Front(name=self._name, settings=settings, backends=backends, scheme=scheme, live=True)
+        front = FrontendConfig(name=self._name, settings=settings, backends=backends, scheme=scheme, live=True)
         self._upkeep.changed(front, time.monotonic())
         self._go_on()
 
@@ -176,7 +176,7 @@ class Upstream:
         elif due is not None:
             self._timer = self._poller.at(due, self._go_on)
 
-    def _begin(self, front: Front) -> None:
+    def _begin(self, front: FrontendConfig) -> None:
         order = {"path": self._path, "reload": front.settings.nginx_reload, "limit": LONGEST, "master": os.getpid()}
         try:
             self._spawn(json.dumps({**order, "text": render_upstream(front)}).encode())

@@ -166,7 +166,7 @@ class Lingering(Idle):
     def run(self) -> None:
         super().run()
         if "SAYS" in os.environ:
-            self.send({"type": "lingering"})
+            self.lingering()
         while not Path(os.environ["NOTES"], "end").exists():
             time.sleep(0.01)
 

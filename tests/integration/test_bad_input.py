@@ -91,9 +91,9 @@ def test_any_value_of_any_setting(name: str, tmp_path: Path) -> None:
     many = name in TABLE and TABLE[name].kind.many
     for text in TEXTS:
         line = {**app, name: (text,) if many else text}
-        one_line(lambda line=line: config.load(line, environ={}, directory=str(tmp_path)))
+        one_line(lambda line=line: config.load_config(line, environ={}, directory=str(tmp_path)))
         one_line(
-            lambda text=text: config.load(
+            lambda text=text: config.load_config(
                 app, environ={f"FORKSERVE_{name.upper()}": text}, directory=str(tmp_path), needs_app=False
             )
         )
@@ -126,7 +126,7 @@ def test_a_configuration_file_that_cannot_be_read(tmp_path: Path, name: str, tex
     (tmp_path / name).write_text(text)
 
     with pytest.raises(ConfigError, match=name) as found:
-        config.load({"app": "x:y"}, environ={}, directory=str(tmp_path))
+        config.load_config({"app": "x:y"}, environ={}, directory=str(tmp_path))
     assert len(str(found.value)) < LONGEST
     assert "\n" not in str(found.value)
 

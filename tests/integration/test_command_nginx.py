@@ -101,7 +101,7 @@ def test_the_ready_configurations_are_accepted(name: str, certificate: Path) -> 
         "/etc/ssl/example.com.pem", f"{certificate}"
     )
 
-    check.check(kind, text)
+    check.check_configuration(kind, text)
 
 
 def test_ci_installs_the_programs() -> None:
@@ -146,7 +146,7 @@ def test_a_program_that_is_strange(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(check, "TIME", 0.5)
 
     with pytest.raises(check.CheckError) as raised:
-        check.check("nginx", "events {}")
+        check.check_configuration("nginx", "events {}")
     assert message in str(raised.value)
 
 
@@ -195,7 +195,7 @@ def checked(*options: object, kind: str = "nginx") -> tuple[int, str]:
 
 def accepted(kind: str, *untried: str) -> tuple[int, str]:
     """Return what is said of a configuration that is good as far as it was tried."""
-    return 0, f"forkserve: --check: {kind} accepts it, but for what this user may not try: {', '.join(untried)}\n"
+    return 0, f"forkserve: --check: {kind} accepts it, except for what this user may not try: {', '.join(untried)}\n"
 
 
 @pytest.fixture

@@ -294,7 +294,10 @@ def test_the_balancing_is_the_servers_and_a_reload_changes_it(shop: Live, tmp_pa
     assert f"include {server.upstream};" in run(*ask, "--balance", "ip_hash").stdout
     other = run(*ask, "--balance", "random")
     assert (other.returncode, other.stdout) == (2, "")
-    assert other.stderr == f"forkserve: --balance: {server.upstream} is kept by the server, with ip_hash: give it this instead\n"
+    assert (
+        other.stderr
+        == f"forkserve: --balance: {server.upstream} is kept by the server, with ip_hash: give the server this option instead\n"
+    )
     assert "    random two least_conn;" in run(*ask, "--balance", "random", "--upstream-only").stdout
 
     server.save("balance = 'hash $cookie_sid'", "forkserve.toml")

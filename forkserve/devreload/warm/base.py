@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from forkserve.base import logs
 from forkserve.base.logs import logger
 from forkserve.devreload.warm.trial import Loaded
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.master.child import pass_logs
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from forkserve.config.settings import Settings
-    from forkserve.devreload.warm.outside import Facts
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.ipc.hooks import Hooks
-    from forkserve.prefork.ipc.orders import Order
+    from forkserve.prefork.ipc.messages import Facts, Order
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.commands import Steering
     from forkserve.prefork.system.poller import Timer
@@ -63,14 +62,14 @@ class Base:
 
     # What workers have loaded.
 
-    def heard(self, message: Message) -> None:
+    def heard(self, message: messages.Outside) -> None:
         """A worker has told what it has loaded, and what its project has changed meanwhile."""
-        if self._given_up or (message["base"] is not None and message["base"] != self._number):
+        if self._given_up or message.base not in (None, self._number):
             return  # from one that is no more
-        facts = message["facts"]
-        if facts is not None and not self._judge(facts, based=message["base"] is not None, stale=message["stale"]):
+        facts = message.facts
+        if facts is not None and not self._judge(facts, based=message.base is not None, stale=message.stale):
             return
-        for name, origin, late in message["modules"]:
+        for name, origin, late in message.modules:
             if name not in self._modules or not self._modules[name].origin:
                 self._modules[name] = Loaded(name, origin, late)
         self._make_if_needed()
@@ -156,16 +155,16 @@ class Base:
         assert child is not None
         for message in child.channel.receive():
             match message:
-                case {"type": "ready"}:
+                case messages.Ready():
                     self._ready = True
-                case {"type": "cleared", "count": count, "left_out": left_out}:
+                case messages.Cleared(count, left_out):
                     self._ready = True  # it has loaded all: one that stops before it says so is found by an order, like any other
                     logger.debug("base mold: %d modules stay loaded, and not %s", count, left_out or "any other")
-                case {"type": "outdated"}:
+                case messages.Outdated():
                     logger.debug("base mold: files of modules outside the project have changed: it is made anew")
                     self._drop(forget=True)
                     return
-                case {"type": "failed", "message": why}:
+                case messages.Failed(why):
                     self._give_up(why)
                     return
         if child.channel.closed:

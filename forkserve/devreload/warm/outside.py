@@ -23,14 +23,15 @@ from importlib.machinery import (
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from forkserve.prefork.ipc import messages
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from forkserve.devreload.patterns import Rules
-    from forkserve.prefork.ipc.frames import Message
+    from forkserve.prefork.ipc.messages import Facts
 
 
-Facts = dict[str, list[str]]
 MAINS: Final = ("__main__", "__mp_main__")
 OFTEN_REPLACED: Final = ("sys", "warnings")  # what shows an error or a warning, which no import asks for
 MANY: Final = 500  # modules in one message
@@ -131,7 +132,7 @@ class Outside:
         self.end()
         self._environ = self._facts = None
 
-    def news(self) -> Iterator[Message]:
+    def news(self) -> Iterator[messages.Outside]:
         """Return what the master does not know yet; at first in any case a message, with the facts."""
         if self._facts is None or len(sys.modules) == self._count:
             return
@@ -140,7 +141,7 @@ class Outside:
         modules = list(self._modules())
         for start in range(0, len(modules) or 1, MANY):
             some = modules[start : start + MANY]
-            yield {"type": "outside", "modules": some, "facts": facts, "base": self.base, "stale": self._stale}
+            yield messages.Outside(some, facts, self.base, self._stale)
             facts = None
 
     def _modules(self) -> Iterator[tuple[str, str, bool]]:

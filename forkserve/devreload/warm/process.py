@@ -21,16 +21,17 @@ from forkserve.config import apps
 from forkserve.devreload.loaded import LoadedFiles, keep_no_fresh_bytecode
 from forkserve.devreload.warm import trial
 from forkserve.devreload.warm.outside import Surroundings, places, replaced
+from forkserve.prefork.ipc.messages import Cleared, Outdated
 from forkserve.prefork.worker.boot import set_title
 from forkserve.prefork.worker.leftovers import enumerated
 from forkserve.prefork.worker.mold import Mold
 
 if TYPE_CHECKING:
     from forkserve.devreload.patterns import Rules
-    from forkserve.devreload.warm.outside import Facts
     from forkserve.devreload.warm.trial import Loaded
     from forkserve.prefork.ipc.channel import Channel
-    from forkserve.prefork.ipc.orders import Order, OrderSocket
+    from forkserve.prefork.ipc.messages import Facts, Order
+    from forkserve.prefork.ipc.orders import OrderSocket
     from forkserve.prefork.system.output import WorkerOutput
     from forkserve.prefork.worker.context import WorkerContext
     from forkserve.prefork.worker.worker import Worker
@@ -86,7 +87,7 @@ class BaseMold(Mold):
         context = self._context
         set_title("base mold", context.settings.name)
         self._before = Surroundings.look()
-        apps.prepare(context.settings)
+        apps.prepare_process(context.settings)
         keep_no_fresh_bytecode()
         self._outside.given = Surroundings.look()
         self._outside.base = context.generation
@@ -100,7 +101,7 @@ class BaseMold(Mold):
         self._ignore_signals()
         gc.collect()
         gc.freeze()
-        context.channel.send({"type": "cleared", "count": sum(bool(one.origin) for one in cleared), "left_out": left_out})
+        context.channel.send(Cleared(sum(bool(one.origin) for one in cleared), left_out))
 
     def _explain(self) -> None:
         """See that what was replaced is the doing of these modules. Raises BootError: they may be those that must come later."""
@@ -119,7 +120,7 @@ class BaseMold(Mold):
 
     def _fork(self, order: Order) -> None:
         if self._look(self._cleared) != self._stamps:
-            self._context.channel.send({"type": "outdated"})
+            self._context.channel.send(Outdated())
             self._ended = True  # the order's channel ends with it, which is an answer
             return
         super()._fork(order)

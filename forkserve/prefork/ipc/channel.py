@@ -12,11 +12,15 @@ import socket
 import threading
 from array import array
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from forkserve.base.handover import Exported, InheritedFd, pack, unpack
-from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError, Message, encode
+from forkserve.prefork.ipc.codec import PASSED, MessageError, Unreadable, decode, encode
+from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError
+
+if TYPE_CHECKING:
+    from forkserve.prefork.ipc.messages import Message
 
 # A peer that has stopped reading must not make this end grow for ever.
 MAX_UNSENT = 8 * MAX_FRAME
@@ -24,7 +28,6 @@ READ_SIZE = 65536
 MANY_PASSED = 16  # descriptors in one read; a message brings a few
 MOST_PASSING = 4  # messages with descriptors that wait for a peer: each holds some open
 SPACE = socket.CMSG_SPACE(MANY_PASSED * array("i").itemsize)
-PASSED = "descriptors"
 
 
 class Channel:
@@ -35,15 +38,15 @@ class Channel:
 
     Args:
         sock: The socket.
-        takes_descriptors: Whether this end is a child's.
+        of_child: Whether this is a child's end, not the master's.
     """
 
-    def __init__(self, sock: socket.socket, *, takes_descriptors: bool = False) -> None:
+    def __init__(self, sock: socket.socket, *, of_child: bool = False) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._decoder = FrameDecoder()
         self._unsent = bytearray()
-        self._takes_descriptors = takes_descriptors
+        self._of_child = of_child
         self._passed: deque[int] = deque()  # that have come, in front of the message that says how many are its own
         self._passing: deque[tuple[int, list[int]]] = deque()  # that wait, each with where in `_unsent` its message begins
         self._sending = threading.Lock()  # an application's threads send as well
@@ -54,7 +57,7 @@ class Channel:
     def pair(cls) -> tuple[Channel, Channel]:
         """Make both ends; each process closes the one that it does not use."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        return cls(ours), cls(theirs, takes_descriptors=True)
+        return cls(ours), cls(theirs, of_child=True)
 
     def export(self) -> Exported:
         """Describe this end, for an upgrade: with what has been read in part, and what is to be sent."""
@@ -77,14 +80,14 @@ class Channel:
         """Whether bytes wait for the peer to read."""
         return bool(self._unsent) and not self.closed
 
-    def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> bool:
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
         """Send a message, or as much of it as fits now. False: the peer has gone, or has long stopped reading.
 
         Descriptors that are passed with it stay open here.
 
-        Raises FrameError for a message that is too large or is not JSON, OSError if a descriptor cannot be copied.
+        Raises FrameError for a message that is too large or holds what is not JSON, OSError if a descriptor cannot be copied.
         """
-        return self.send_frame(encode({**message, PASSED: len(descriptors)} if descriptors else message), descriptors)
+        return self.send_frame(encode(message, len(descriptors)), descriptors)
 
     def send_frame(self, frame: bytes, descriptors: Sequence[int] = ()) -> bool:
         """Send what `encode` made of a message: for one that goes to many."""
@@ -138,7 +141,7 @@ class Channel:
             _close_all(self._passing.popleft()[1])
 
     def receive(self) -> list[Message]:
-        """Return the messages that have come.
+        """Return the messages that have come; `Unreadable` for a frame that is none.
 
         At the peer's end of file, and after bytes that are not our framing (`fault`), `closed` is
         true. The descriptor stays open until `close`, so that a selector can let go of it.
@@ -154,16 +157,22 @@ class Channel:
             self.closed = not data
             self._decoder.feed(data)
             try:
-                while (message := self._decoder.next_message()) is not None:
-                    if self._takes_descriptors and PASSED in message:
-                        message[PASSED] = [self._passed.popleft() for _ in range(min(message[PASSED], len(self._passed)))]
-                    messages.append(message)
+                while (found := self._decoder.next_message()) is not None:
+                    messages.append(self._decoded(found))
             except FrameError as error:
                 self.closed, self.fault = True, str(error)
         return messages
 
+    def _decoded(self, found: dict[str, Any]) -> Message:
+        if self._of_child and isinstance(passed := found.get(PASSED), int):
+            found[PASSED] = [self._passed.popleft() for _ in range(min(passed, len(self._passed)))]
+        try:
+            return decode(found, to_master=not self._of_child)
+        except MessageError as error:
+            return Unreadable(str(error))
+
     def _read(self) -> bytes:
-        if not self._takes_descriptors:
+        if not self._of_child:
             return self._socket.recv(READ_SIZE)
         data, ancillary, _, _ = self._socket.recvmsg(READ_SIZE, SPACE, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
         for _, _, passed in ancillary:

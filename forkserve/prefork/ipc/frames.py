@@ -10,8 +10,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-Message = dict[str, Any]
-
 HEADER = 4
 MAX_FRAME = 1 << 20
 
@@ -49,7 +47,7 @@ class FrameDecoder:
         """What is stored and is no whole message yet."""
         return bytes(self._buffer)
 
-    def next_message(self) -> Message | None:
+    def next_message(self) -> dict[str, Any] | None:
         """Return the next whole message, or None if more bytes are needed.
 
         Raises FrameError for an over-long frame, as soon as its length is known, and for one that is not a JSON object.

@@ -1,4 +1,4 @@
-"""Hooks: gunicorn's functions, and what the hooks of a worker class that run in the master are told."""
+"""Hooks: how functions of the user are called, and what the hooks of a worker class get that run in the master. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 
-from forkserve.prefork.system import forks
+from forkserve.base.copies import end_returned
 
 Hooks = Mapping[str, Callable[..., object]]
 
@@ -46,4 +46,4 @@ def call_hook(what: str, hook: Callable[..., object], *arguments: object, keep: 
             copy_context().run(hook, *arguments)
     except Exception:
         logging.getLogger("forkserve").exception("%s failed", what)
-    forks.end_returned()
+    end_returned()

@@ -10,35 +10,13 @@ import json
 import os
 import socket
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+
+from forkserve.base.records import dump, load
+from forkserve.prefork.ipc.messages import Order
 
 MAX_PACKET = 64 * 1024
 SPACE = socket.CMSG_LEN(253 * array("i").itemsize)  # for as many descriptors as the kernel takes in one packet
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One worker to be forked. The descriptors are this process's own."""
-
-    id: int
-    age: int
-    generation: int
-    canary: bool
-    row: int
-    channel: int
-    stacks: int
-    listeners: Sequence[tuple[int | None, int]]  # slot and descriptor
-    outputs: Sequence[tuple[int, int]]  # stdout or stderr (1 or 2), and the descriptor of what it is to be
-
-    def descriptors(self) -> list[int]:
-        """Return all of them, in the order in which they are sent."""
-        return [self.channel, self.stacks, *(one for _, one in self.listeners), *(one for _, one in self.outputs)]
-
-    def close(self) -> None:
-        """Close this process's copies."""
-        for descriptor in self.descriptors():
-            os.close(descriptor)
 
 
 class OrderSocket:
@@ -65,16 +43,12 @@ class OrderSocket:
 
     def send(self, order: Order) -> None:
         """Send an order; the descriptors stay open here. Raises OSError if the mold does not take it, or has gone."""
-        words = {
-            "id": order.id,
-            "age": order.age,
-            "generation": order.generation,
-            "canary": order.canary,
-            "row": order.row,
+        fields = dump(order) | {
             "listeners": [slot for slot, _ in order.listeners],
             "outputs": [stream for stream, _ in order.outputs],
         }
-        socket.send_fds(self._socket, [json.dumps(words).encode()], order.descriptors())
+        del fields["channel"], fields["stacks"]
+        socket.send_fds(self._socket, [json.dumps(fields).encode()], order.descriptors())
 
     def receive(self) -> Order | None:
         """Return the next order; None if there is none, or if its descriptors could not be had."""
@@ -88,17 +62,22 @@ class OrderSocket:
             descriptors.frombytes(passed[: len(passed) - len(passed) % descriptors.itemsize])
         if not data:
             return None
-        words = json.loads(data)
-        slots, streams = words.pop("listeners"), words.pop("outputs")
+        fields = json.loads(data)
+        slots, streams = fields["listeners"], fields["outputs"]
         if len(descriptors) != 2 + len(slots) + len(streams):  # too many are open here
-            for descriptor in descriptors:
-                os.close(descriptor)
+            close_all(descriptors)
             return None
         channel, stacks, *others = descriptors
-        listeners = list(zip(slots, others[: len(slots)], strict=True))
-        outputs = list(zip(streams, others[len(slots) :], strict=True))
-        return Order(channel=channel, stacks=stacks, listeners=listeners, outputs=outputs, **words)
+        listeners = list(map(list, zip(slots, others[: len(slots)], strict=True)))
+        outputs = list(map(list, zip(streams, others[len(slots) :], strict=True)))
+        return load(Order, fields | {"channel": channel, "stacks": stacks, "listeners": listeners, "outputs": outputs})
 
     def close(self) -> None:
         """Close this end. Twice does no harm."""
         self._socket.close()
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close this process's copies."""
+    for descriptor in descriptors:
+        os.close(descriptor)

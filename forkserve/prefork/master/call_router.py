@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.frames import FrameError, Message, encode
+from forkserve.prefork.ipc import messages
+from forkserve.prefork.ipc.codec import encode
+from forkserve.prefork.ipc.frames import FrameError
+from forkserve.prefork.ipc.messages import Answer, CallError
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.policy.calls import Calls, Send, Target
 from forkserve.prefork.policy.pool import Phase
@@ -58,7 +60,7 @@ class Messenger:
         deadline = None if timeout is None else now + timeout
         targets = [target for target in self.children.targets() if target.ident != caller]
         try:
-            encode({"type": "command", "call": MANY_CALLS, "name": name, "args": args, "deadline": deadline})
+            encode(messages.Command(MANY_CALLS, name, args, deadline))
         except FrameError as error:
             raise CommandError(f"{name} cannot be asked for: {error}", "usage") from error
         if to == "any":
@@ -86,7 +88,7 @@ class Messenger:
         pending = Pending()
         missing = {target.ident for target in self.children.targets()}
         self._fresh.append((pending, missing))
-        self._send([Send(ident, {"type": "note"}) for ident in missing])
+        self._send([Send(ident, messages.Note()) for ident in missing])
         self.children.poller.at(time.monotonic() + BUSY, lambda: pending.resolve(None))
         self._noted(None)
         return pending
@@ -105,10 +107,10 @@ class Messenger:
     def adopt(self, found: Exported) -> None:
         """Go on in the new program. Who waits only hears that the upgrade came between."""
         self._calls.adopt(found["next"])
-        error = {"message": "the server was upgraded meanwhile: what was begun may have been done", "code": "failed"}
+        error = CallError("the server was upgraded meanwhile: what was begun may have been done", "failed")
         for ident, number in found["asked"]:
             if child := self.children.by_ident.get(ident):
-                self.children.send(child, {"type": "answer", "number": number, "error": error, "replies": []})
+                self.children.send(child, Answer(number, error, []))
 
     # What workers say.
 
@@ -116,45 +118,43 @@ class Messenger:
         """A worker can be asked from now on."""
         self._send(self._calls.offer(child.member.ident))
 
-    def said(self, child: Child, message: Message) -> None:
+    def said(self, child: Child, message: messages.Message) -> None:
         """A worker replies, is free for a command, or asks the others."""
-        ident, now, kind = child.member.ident, time.monotonic(), message["type"]
-        if kind == "call":
-            self._asked_by(child, message)
-            return
-        if kind == "noted":
-            self._noted(ident)
-            return
-        problem = self._calls.replied(ident, message, now) if kind == "reply" else None
-        if problem:
-            logger.warning("%s: %s", child, problem)
-        if child.member.state is State.READY and child.pid is not None:
-            target = Target(ident, child.id, child.pid, child.member.generation)
-            self._send(self._calls.free(target, now) if kind == "free" else self._calls.offer(ident))
+        ident, now = child.member.ident, time.monotonic()
+        match message:
+            case messages.Call():
+                self._asked_by(child, message)
+            case messages.Noted():
+                self._noted(ident)
+            case messages.Result():
+                if problem := self._calls.replied(ident, message, now):
+                    logger.warning("%s: %s", child, problem)
+                if child.member.state is State.READY:
+                    self._send(self._calls.offer(ident))
+            case messages.Free() if child.member.state is State.READY and child.pid is not None:
+                target = Target(ident, child.id, child.pid, child.member.generation)
+                self._send(self._calls.free(target, now))
 
     def ended(self, child: Child) -> None:
         """A worker can be asked no more."""
         self._calls.gone(child.member.ident, time.monotonic())
 
-    def _asked_by(self, child: Child, message: Message) -> None:
-        asked = child.member.ident, message["number"]
+    def _asked_by(self, child: Child, call: messages.Call) -> None:
+        asked = child.member.ident, call.number
         self._asked.add(asked)
 
         def answer(ended: Pending) -> None:
             self._asked.discard(asked)
-            error = ended.error and {"message": str(ended.error), "code": ended.error.code}
-            replies = [asdict(reply) for reply in ended.value or ()]
-            told = {"type": "answer", "number": message["number"], "error": error, "replies": replies}
+            error = None if ended.error is None else CallError(str(ended.error), ended.error.code)
             try:
-                self.children.send(child, told)
+                self.children.send(child, Answer(call.number, error, ended.value or []))
             except FrameError:
-                too_large = {"message": "the replies together are too large", "code": "failed"}
-                self.children.send(child, told | {"error": too_large, "replies": []})
+                too_large = CallError("the replies together are too large", "failed")
+                self.children.send(child, Answer(call.number, too_large, []))
 
         pending = Pending()
         try:
-            what = (message[key] for key in ("name", "args", "to", "timeout"))
-            pending = self._ask_for(*what, child.member.ident)
+            pending = self._ask_for(call.name, call.args, call.to, call.timeout, child.member.ident)
         except CommandError as error:
             pending.fail(error)
         except (TypeError, ValueError) as error:  # a name that is no text, say: the worker's mistake, but no reason to kill it

@@ -7,7 +7,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,13 @@ from forkserve.base.handover import Exported, InheritedFd, fields_of, made
 from forkserve.base.logs import printable
 from forkserve.base.memory import nameless_file
 from forkserve.prefork.ipc.channel import Channel
+from forkserve.prefork.ipc.messages import LogFiles
 from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.master import stacks
 from forkserve.prefork.policy.states import process_name
 
 if TYPE_CHECKING:
-    from forkserve.prefork.ipc.frames import Message
+    from forkserve.prefork.ipc.messages import Failed
     from forkserve.prefork.policy.states import Member
     from forkserve.prefork.system.scoreboard import Row
 
@@ -39,9 +40,9 @@ class Child:
     row: Row
     stacks: int
     pid: int | None = None
-    failure: Message | None = None  # what it said of why it could not boot
-    fault: Message | None = None  # as `failure`, if it is ready without the app and shows that instead; under --reload
-    commands: list[dict[str, str]] = field(default_factory=list)  # that it knows, besides the server's own
+    failure: Failed | None = None  # what it said of why it could not boot
+    fault: Failed | None = None  # as `failure`, if it is ready without the app and shows that instead; under --reload
+    commands: Sequence[Mapping[str, str]] = field(default_factory=list)  # that it knows, besides the server's own
     orders: OrderSocket | None = None  # a mold's
 
     def __str__(self) -> str:
@@ -106,10 +107,9 @@ class Child:
 
 
 def pass_logs(channel: Channel, files: Mapping[str, int]) -> None:
-    """Send a child the descriptors of log files, by path; a message that older programs understand as the order to open them."""
-    message = {"type": "reopen_logs", "files": list(files)}
+    """Send a child the descriptors of log files, by path."""
     with contextlib.suppress(OSError):  # no descriptor is left to copy one: it keeps what it has
-        channel.send(message, list(files.values()))
+        channel.send(LogFiles(list(files)), list(files.values()))
 
 
 def stacks_file() -> int:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from forkserve.base import console, logs
 from forkserve.base.logs import logger
-from forkserve.prefork.ipc.frames import encode
+from forkserve.prefork.ipc import messages
+from forkserve.prefork.ipc.codec import Unreadable, encode
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.master import stacks
 from forkserve.prefork.master.child import Child, pass_logs
@@ -29,7 +30,6 @@ from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
 if TYPE_CHECKING:
     from forkserve.base.handover import Exported
     from forkserve.devreload.reloader import Development
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.master.forker import Forker
     from forkserve.prefork.policy.states import Member
 
@@ -43,7 +43,7 @@ class Owner(Protocol):
     def became_ready(self, child: Child) -> None:
         """A worker is ready."""
 
-    def said(self, child: Child, message: Message) -> None:
+    def said(self, child: Child, message: messages.Message) -> None:
         """A worker sent a message about commands."""
 
     def ended(self, child: Child) -> None:
@@ -103,7 +103,7 @@ class Children:
                 self._kill(self.by_ident[member.ident], dumped=dumped)
             case ServeOn(member):
                 logger.warning("worker %d serves on: its successor failed, and is tried again", member.slot)
-                self.send(self.by_ident[member.ident], {"type": "serve_on"})
+                self.send(self.by_ident[member.ident], messages.ServeOn())
             case GiveUp(member):
                 child = self.by_ident[member.ident]
                 logger.critical("%s cannot be %s", child, "killed" if child.pid else "had from its mold")
@@ -137,9 +137,7 @@ class Children:
 
     def _drain(self, child: Child, *, booting: bool) -> None:
         child.row.tell_to_drain()
-        heard = self.send(
-            child, {"type": "drain", "relieved": self.pool.is_relieved(child.member), "closing": self._closing(child.member)}
-        )
+        heard = self.send(child, messages.Drain(self.pool.is_relieved(child.member), self._closing(child.member)))
         if booting:
             self._end_boot(child)
         elif not heard:
@@ -245,52 +243,55 @@ class Children:
             if cold:  # the base mold has gone, or did not want to
                 self._fork(child.member, cold=True)
 
-    def _obey(self, child: Child, message: Message) -> None:
+    def _obey(self, child: Child, message: messages.Message) -> None:
         ident, now = child.member.ident, time.monotonic()
-        if child.pid is None and message.get("type") != "forked":
+        if child.pid is None and not isinstance(message, messages.Forked):
             raise ValueError("it has not come yet")
-        match message.get("type"):
-            case "forked":
-                self._came(child, message["pid"])
-            case "ready" if child.id == MOLD:
+        match message:
+            case messages.Forked(pid):
+                self._came(child, pid)
+            case messages.Ready() if child.id == MOLD:
                 self.pool.reports.ready(ident, now)
                 self._failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
-            case "ready":
-                child.commands = message.get("commands", [])
+            case messages.Ready(commands):
+                child.commands = commands
                 self.pool.reports.ready(ident, now)
                 self._became_ready(child)
-            case "loaded" | "outside" | "waits":
+            case messages.Loaded() | messages.Outside() | messages.Waits():
                 if self.development:  # a worker of before an upgrade may say it to a master without --reload
                     self.development.heard(child, message)
-            case "terminated" | "draining" | "released" | "lingering" | "spent":
-                self._comes_to_its_end(child, message)
-            case "failed":
+            case messages.Failed():
                 child.failure = message
-            case "reopen_logs":
+            case messages.ReopenLogs():
                 self.pass_logs(child)
-            case "reply" | "free" | "call" | "noted":
+            case messages.Result() | messages.Free() | messages.Call() | messages.Noted():
                 self.owner.said(child, message)
-            case unknown:
-                self.pool.members.protocol_violation(ident, f"unknown message {unknown!r:.100}", now)
+            case Unreadable(why):
+                self.pool.members.protocol_violation(ident, why, now)
+            case _:
+                self._comes_to_its_end(child, message)
 
-    def _comes_to_its_end(self, child: Child, message: Message) -> None:
+    def _comes_to_its_end(self, child: Child, message: messages.Message) -> None:
         ident = child.member.ident
-        match message["type"]:
-            case "terminated":
+        match message:
+            case messages.Terminated():
                 # The whole group may have got the signal, and ours be on its way.
                 wait = 0.0 if self.pool.phase >= Phase.STOPPING else GROUP
                 self.poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
-            case "draining":
+            case messages.Draining():
                 self.pool.reports.draining(ident, time.monotonic())
-            case "released":
+            case messages.Released():
                 self.pool.reports.released(ident)
                 self._admit(child)
-            case "lingering":
+            case messages.Lingering():
                 self.pool.reports.lingering(ident)
-            case "spent" if self.pool.reports.spent(ident, full=message["full"]):
-                logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, message["requests"])
+            case messages.Spent(requests, full):
+                if self.pool.reports.spent(ident, full=full):
+                    logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, requests)
+            case _:
+                self.pool.members.protocol_violation(ident, f"unexpected message {message!r:.100}", time.monotonic())
 
     def _let_go(self, child: Child) -> None:
         """Answer a worker that got a TERM: it may drain. But if its slot goes, the pool orders that when its time has come."""
@@ -301,7 +302,7 @@ class Children:
             longest = limits.delay + (
                 (limits.graceful or LONGEST) if self.pool.departures.advertised or self.pool.departures.advertised_before else 0.0
             )
-            self.send(child, {"type": "stay", "seconds": longest})
+            self.send(child, messages.Stay(longest))
         else:
             self.pool.reports.draining(child.member.ident, time.monotonic())
             self._drain(child, booting=False)
@@ -372,7 +373,7 @@ class Children:
             pass_logs(child.channel, files)
         self._watch(child)
 
-    def send(self, child: Child, message: Message) -> bool:
+    def send(self, child: Child, message: messages.Message) -> bool:
         """Send a message; False if the worker has gone, or has long stopped reading. Raises FrameError if it cannot be sent."""
         return self.send_frame(child, encode(message))
 

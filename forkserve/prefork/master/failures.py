@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from forkserve.base import console
 from forkserve.base.errors import ExitCode
 from forkserve.base.logs import logger
+from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.policy.states import process_name
 
 if TYPE_CHECKING:
-    from forkserve.prefork.ipc.frames import Message
     from forkserve.prefork.master.child import Child
 
 
@@ -21,7 +21,7 @@ class Failures:
 
     def __init__(self, *, plain: bool) -> None:
         self._plain = plain  # tracebacks are printed as they are, for somebody who sits before the terminal
-        self._last: dict[int, Message] = {}  # by slot: how its boot failed, told in full once
+        self._last: dict[int, Failed] = {}  # by slot: how its boot failed, told in full once
         self._killed_for_memory = killed_for_memory()
 
     def booted(self, slot: int) -> None:
@@ -31,14 +31,14 @@ class Failures:
 
     def traceback(self, slot: int, reason: str) -> str | None:
         """The traceback that came with the slot's last failure, if that was for this reason."""
-        last = self._last.get(slot, {})
-        return last.get("traceback") if last.get("message") == reason else None
+        last = self._last.get(slot)
+        return last.traceback if last is not None and last.message == reason else None
 
     def reason(self, child: Child, status: int) -> str | None:
         """Why a worker ended, as far as its exit status alone does not say it."""
         by_system = self._killed_meanwhile()
         if child.failure:
-            return str(child.failure["message"])
+            return child.failure.message
         if status != -signal.SIGKILL or child.member.reason:
             return None
         # The system counts whom it kills, and does not say whom: a kill by somebody else may fall on the same moment.
@@ -56,10 +56,10 @@ class Failures:
             in_hand = [] if child.member.reason else child.in_hand()  # it was killed by us, who have said it then
             logger.error("%s", "\n".join([f"{child} {how}{f': {reason}' * bool(reason)}", *in_hand]))
             return
-        why = child.failure or {"message": child.member.reason or f"it {how} before it was ready"}
-        message, traceback = why["message"], why.get("traceback")
+        why = child.failure or Failed(child.member.reason or f"it {how} before it was ready")
+        message, traceback = why.message, why.traceback
         if first_boot:
-            if why.get("code") != ExitCode.APP_LOAD:
+            if why.code != ExitCode.APP_LOAD:
                 message = f"{process_name(child.id)} failed to boot: {message}"
             console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}")
         elif why == self._last.get(child.id):
@@ -71,19 +71,19 @@ class Failures:
             logger.error("%s failed to boot: %s\n%s", child, message, traceback or "")
         self._last[child.id] = why
 
-    def report_stand_in(self, child: Child) -> Message:
+    def report_stand_in(self, child: Child) -> Failed:
         """Report a worker that is ready without the app, once for all that say the same; return what it said."""
-        why = child.failure or {"message": "it did not say why"}
-        message, traceback = why["message"], why.get("traceback")
+        why = child.failure or Failed("it did not say why")
+        message, traceback = why.message, why.traceback
         if why not in self._last.values():
             console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}; the next save tries again (--reload)")
         self._last[child.id] = why
         return why
 
 
-def told(failure: Message) -> str:
+def told(failure: Failed) -> str:
     """Return what a worker said of why it could not boot, as one text: the line, and the app's traceback if there is one."""
-    return "\n\n".join(filter(None, (failure["message"], failure.get("traceback"))))
+    return "\n\n".join(filter(None, (failure.message, failure.traceback)))
 
 
 def killed_for_memory() -> int:

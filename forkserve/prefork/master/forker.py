@@ -14,9 +14,10 @@ from forkserve.devreload.loaded import LoadedFiles
 from forkserve.devreload.warm.process import become_base_mold
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.hooks import Hooks, run_hook
-from forkserve.prefork.ipc.orders import Order, OrderSocket
+from forkserve.prefork.ipc.messages import Facts, Order
+from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.master.child import Child, stacks_file
-from forkserve.prefork.policy.states import MOLD, Member, State
+from forkserve.prefork.policy.states import MOLD, Member, State, process_name
 from forkserve.prefork.system import forks
 from forkserve.prefork.system.scoreboard import unseen_row
 from forkserve.prefork.worker.boot import become_worker, signals_blocked
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.devreload.patterns import Rules
     from forkserve.devreload.warm.base import Base
-    from forkserve.devreload.warm.outside import Facts
     from forkserve.devreload.warm.trial import Loaded
     from forkserve.prefork.system.listeners import Listener, Listeners
     from forkserve.prefork.system.output import Outputs, WorkerOutput
@@ -73,7 +73,7 @@ class Forker:
             try:
                 if member.slot != MOLD:
                     run_hook(self.hooks, "pre_fork", self.server, child)
-                with self.outputs.for_worker(child.id) as output:
+                with self.outputs.for_process(process_name(child.id)) as output:
                     if member.slot == MOLD:
                         self._fork_mold(child, theirs, output)
                     elif self.settings.preload:
@@ -152,7 +152,7 @@ class Forker:
             undo.callback(child.orders.close)
             context = replace(self._context(child, theirs, self.inheritance.latest), again=self.again)
             try:
-                with self.outputs.for_worker(MOLD) as output, signals_blocked():
+                with self.outputs.for_process(process_name(MOLD)) as output, signals_blocked():
                     child.pid = forks.fork()
                     if child.pid == 0:
                         close = partial(self._close_in_child, child)

@@ -24,6 +24,7 @@ from forkserve.devreload.reloader import Development
 from forkserve.devreload.warm.base import possible
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.ipc.hooks import run_hook
+from forkserve.prefork.ipc.messages import Detach
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master import status
 from forkserve.prefork.master.call_router import Messenger
@@ -357,7 +358,7 @@ class Master(Steering):
         self._notifier.send(READY=1, MAINPID=self.pid, STATUS=status)
         daemon.ready()
         for mold in self.children.molds():
-            self.children.send(mold, {"type": "detach"})  # from the terminal, as we have just done
+            self.children.send(mold, Detach())  # from the terminal, as we have just done
         if self.name != self._asked_name:
             self.log.info("a server called %s was there already: this one is called %s", self._asked_name, self.name)
         run_hook(self.hooks, "when_ready", self)

@@ -12,6 +12,7 @@ from forkserve.base import logs
 from forkserve.base.errors import CommandError, ForkserveError
 from forkserve.config.settings import flag, merge, unchangeable
 from forkserve.prefork.ipc.hooks import run_hook
+from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.policy.pool import Phase
@@ -102,7 +103,7 @@ class Reloading:
         """The failure of a reload that is done but for a worker that could not load the app, and its traceback."""
         for child in self._master.children:
             if (fault := child.fault) is not None and child.member.generation == generation:
-                return CommandError(f"the new worker {child.id} failed to boot: {fault['message']}"), fault.get("traceback")
+                return CommandError(f"the new worker {child.id} failed to boot: {fault.message}"), fault.traceback
         return None, None
 
     def _start(self, now: float) -> None:
@@ -187,6 +188,6 @@ class Reloading:
             self._undo()
         logs.logger.error("reload failed: %s", error)
         if self._master.development:
-            self._master.development.reload_ended(told({"message": str(error), "traceback": traceback}))
+            self._master.development.reload_ended(told(Failed(str(error), traceback=traceback)))
         for pending in running:
             pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})

@@ -12,15 +12,15 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from forkserve.prefork.ipc.messages import Command, Message, Offer, Result
 from forkserve.prefork.ipc.pending import JSON, Failure, Pending, Reply
 
 if TYPE_CHECKING:
     from forkserve.base.errors import CommandError
-    from forkserve.prefork.ipc.frames import Message
 
-OFFER: Message = {"type": "offer"}
+OFFER: Final = Offer()
 STATUSES = ("ok", "error", "unknown")  # that a worker can give; the others are found out without it
 
 
@@ -53,8 +53,8 @@ class _Call:
     without: int | None = None  # the ident of who must not be asked
 
     @property
-    def message(self) -> Message:
-        return {"type": "command", "call": self.number, "name": self.name, "args": self.args, "deadline": self.deadline}
+    def message(self) -> Command:
+        return Command(self.number, self.name, self.args, self.deadline)
 
 
 class Calls:
@@ -124,17 +124,15 @@ class Calls:
                 return [Send(target.ident, call.message), *self.offer(target.ident)]
         return []
 
-    def replied(self, ident: int, message: Message, now: float) -> str | None:
+    def replied(self, ident: int, result: Result, now: float) -> str | None:
         """A worker answered. Return what is wrong with it, for the log, if it came too late or is no answer."""
-        call = self._open.get(message.get("call", 0))
+        call = self._open.get(result.call)
         if call is None or ident not in call.asked:
-            return f"a late reply to a command was dropped: {message.get('name')!r:.80}"
-        status, error = message.get("status"), message.get("error")
-        if status not in STATUSES:
-            return f"a reply without a status was dropped: {status!r:.80}"
-        failure = Failure(**error) if error else None  # may raise, and then it has not answered
+            return f"a late reply to a command was dropped: {result.name!r:.80}"
+        if result.status not in STATUSES:
+            return f"a reply without a status was dropped: {result.status!r:.80}"
         target, since = call.asked.pop(ident)
-        self._note(call, target, since, now, status, message.get("value"), failure)
+        self._note(call, target, since, now, result.status, result.value, result.error)
         return None
 
     def gone(self, ident: int, now: float) -> None:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, NoReturn
 
-from forkserve.base import exits, logfile, stdio
+from forkserve.base import copies, exits, logfile, stdio
 from forkserve.prefork.system import finish
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class _State:
 
 _own = _Own()
 _state = _State()
+end_returned = copies.end_returned
 
 
 def fork(*, same_exits: bool = False) -> int:
@@ -98,6 +99,7 @@ def _after_in_child() -> None:
         return
     release, _state.release = _state.release, None
     _state.inherited = exits.registered()
+    copies.end_by(end)
     try:
         if release is not None:
             release()
@@ -106,12 +108,6 @@ def _after_in_child() -> None:
 
 
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
-
-
-def end_returned(error: BaseException | None = None) -> None:
-    """End this process if the application has forked it. To be called where it may come back to the server's code."""
-    if _state.inherited is not None:
-        end(error)
 
 
 def end(error: BaseException | None = None) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Any
 
 from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.hooks import call_hook
-from forkserve.prefork.ipc.pending import Failure, Reply, WouldDeadlock
+from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
 
 on_own_loop: ContextVar[bool] = ContextVar("on_own_loop", default=False)
 """Whether this runs in an async command for which the worker has made a loop, and waits: no reply is heard until it ends."""
@@ -74,9 +74,9 @@ class Asked:
 
     # For the worker.
 
-    def resolve(self, replies: list[dict[str, Any]]) -> None:
-        """The replies have come, as the master sent them."""
-        self._replies.set_result([Reply(**{**one, "error": one["error"] and Failure(**one["error"])}) for one in replies])
+    def resolve(self, replies: list[Reply]) -> None:
+        """The replies have come."""
+        self._replies.set_result(replies)
 
     def fail(self, message: str, code: str) -> None:
         """They never will."""

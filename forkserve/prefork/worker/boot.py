@@ -24,6 +24,7 @@ from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.config import apps
 from forkserve.config.settings import merge
 from forkserve.devreload.loaded import keep_no_fresh_bytecode
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.master import stacks
 from forkserve.prefork.policy.states import process_name
@@ -318,7 +319,7 @@ def prepare(
         end_with_master()
     if context.loaded is not None:
         keep_no_fresh_bytecode()
-    apps.prepare(context.settings)
+    apps.prepare_process(context.settings)
     if context.loaded is not None:
         context.loaded.begin()
     return load_mixins(worker_class, context.settings.mixin), context
@@ -348,17 +349,21 @@ def _wait_for_word(context: WorkerContext) -> None:
 
     Raises EndOfBootError if it is told to end, which the app may not let it hear by a signal, or has no master any more.
     """
-    context.channel.send({"type": "waits"})
+    context.channel.send(messages.Waits())
     poll = select.poll()
     poll.register(context.channel, select.POLLIN)
-    told: set[object] = set()
-    while "show_fault" not in told:
+    decided = ended = False
+    while not decided:
         poll.poll()
         for message in context.channel.receive():
-            told.add(kind := message.get("type"))
-            if kind == "reopen_logs":
-                logs.take(message.get("files", ()), message.get("descriptors", ()))
-        if context.channel.closed or "drain" in told:
+            match message:
+                case messages.LogFiles(files, descriptors):
+                    logs.take(files, descriptors)
+                case messages.ShowFault():
+                    decided = True
+                case messages.Drain():
+                    ended = True
+        if context.channel.closed or ended:
             raise EndOfBootError
 
 
@@ -380,17 +385,10 @@ def _crashed(error: BaseException) -> int:
 def not_booted(error: BaseException, context: WorkerContext) -> int:
     """Tell the master why there is no worker; return the exit code that says the same."""
     if isinstance(error, EndOfBootError):
-        context.channel.send({"type": "draining"})
+        context.channel.send(messages.Draining())
         return ExitCode.OK
     code, message, text = why(error)
-    context.channel.send(
-        {
-            "type": "failed",
-            "code": code,
-            "message": message,
-            "traceback": text and text[-MAX_TRACEBACK:],
-        }
-    )
+    context.channel.send(messages.Failed(message, code, text and text[-MAX_TRACEBACK:]))
     return code
 
 

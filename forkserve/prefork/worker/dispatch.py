@@ -8,11 +8,12 @@ import inspect
 import time
 import traceback
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from forkserve.prefork.ipc.frames import FrameError, Message
-from forkserve.prefork.ipc.pending import LONGEST_TEXT
+from forkserve.prefork.ipc.frames import FrameError
+from forkserve.prefork.ipc.messages import Command, Free, Offer, Result
+from forkserve.prefork.ipc.pending import LONGEST_TEXT, Failure
 from forkserve.prefork.worker.asked import on_own_loop
 from forkserve.prefork.worker.defined import commands_of, unknown
 
@@ -27,13 +28,13 @@ class Dispatcher:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._known = commands_of(type(worker))
-        self._asked: deque[Message] = deque()
+        self._asked: deque[Command] = deque()
         self._offered = False
         self._busy = False
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Command | Offer) -> None:
         """Take a command, or the offer of one, from the master; `run` comes later."""
-        if message["type"] == "offer":
+        if isinstance(message, Offer):
             self._offered = True
         else:
             self._asked.append(message)
@@ -41,47 +42,46 @@ class Dispatcher:
     def run(self) -> None:
         """Run what was asked, and take up an offer if nothing is left to do. Called only where no request is in the middle."""
         while self._asked and not self._busy:
-            message = self._asked.popleft()
-            if message["deadline"] is not None and time.monotonic() >= message["deadline"]:
-                self._worker.log.warning("command %s was not started in time, and never will be", message["name"])
+            command = self._asked.popleft()
+            if command.deadline is not None and time.monotonic() >= command.deadline:
+                self._worker.log.warning("command %s was not started in time, and never will be", command.name)
                 continue
             self._busy = True
-            self._worker.run_command(self._perform(message), is_async=self._is_async(message["name"]))
+            self._worker.run_command(self._perform(command), is_async=self._is_async(command.name))
         if self._offered and not self._busy:
             self._offered = False
-            self._worker.send({"type": "free"})
+            self._worker.send(Free())
 
     def _is_async(self, name: str) -> bool:
         methods = (getattr(self._worker, prefix + name, None) for prefix in ("on_", "child_"))
         return any(inspect.iscoroutinefunction(method) for method in methods)
 
-    async def _perform(self, message: Message) -> None:
+    async def _perform(self, command: Command) -> None:
         """Run one command and reply; whatever it raises, the worker lives."""
         try:
-            await self._answer(message)
+            await self._answer(command)
         finally:
             self._busy = False
 
-    async def _answer(self, message: Message) -> None:
-        name = message["name"]
-        reply: Message = {"type": "reply", "call": message["call"], "name": name}
+    async def _answer(self, command: Command) -> None:
+        call, name = command.call, command.name
         if name not in self._known:
-            text = unknown(name, self._known)
-            reply |= {"status": "unknown", "error": {"type": "UnknownCommand", "message": text, "traceback": None}}
-        else:
-            try:
-                reply |= {"status": "ok", "value": await self._run(name, message["args"])}
-            except BaseException as error:  # not even SystemExit may end the worker
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                    raise  # by the worker, which ends; not by the command, of something of its own
-                reply |= self._failed(name, error)
+            failure = Failure("UnknownCommand", unknown(name, self._known))
+            self._worker.send(Result(call, name, "unknown", error=failure))
+            return
         try:
-            self._worker.send(reply)
+            result = Result(call, name, "ok", await self._run(name, command.args))
+        except BaseException as error:  # not even SystemExit may end the worker
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise  # by the worker, which ends; not by the command, of something of its own
+            result = Result(call, name, "error", error=self._failure(name, error))
+        try:
+            self._worker.send(result)
         except FrameError as error:
-            reply.pop("value", None)
-            self._worker.send(reply | self._failed(name, TypeError(f"what it returned cannot be sent: {error}")))
+            failure = self._failure(name, TypeError(f"what it returned cannot be sent: {error}"))
+            self._worker.send(Result(call, name, "error", error=failure))
 
-    async def _run(self, name: str, args: list[JSON]) -> JSON:
+    async def _run(self, name: str, args: Sequence[JSON]) -> JSON:
         notify, implementation = getattr(self._worker, f"on_{name}", None), getattr(self._worker, f"child_{name}")
         for method in filter(None, (notify, implementation)):  # both, before either runs
             inspect.signature(method).bind(*args)
@@ -92,7 +92,7 @@ class Dispatcher:
                 result = await result
         return result
 
-    def _failed(self, name: str, error: BaseException) -> Message:
+    def _failure(self, name: str, error: BaseException) -> Failure:
         try:
             message = str(error)[:LONGEST_TEXT]
         except Exception as fault:  # noqa: BLE001 - it is the user's
@@ -102,7 +102,7 @@ class Dispatcher:
         while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
             frames = frames.tb_next
         text = "".join(traceback.format_exception(type(error), error, frames))[-LONGEST_TEXT:] if frames else None
-        return {"status": "error", "error": {"type": type(error).__name__, "message": message, "traceback": text}}
+        return Failure(type(error).__name__, message, text)
 
 
 def run_to_end(command: Coroutine[Any, Any, None], *, is_async: bool) -> None:

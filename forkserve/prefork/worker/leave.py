@@ -16,6 +16,8 @@ import time
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from forkserve.prefork.ipc.messages import Draining, Terminated
+
 if TYPE_CHECKING:
     from forkserve.prefork.worker.worker import Worker
 
@@ -37,7 +39,7 @@ class Leave:
     def ask(self) -> None:
         """Ask the master, unless it was asked before."""
         if self._due is None:
-            self._due = time.monotonic() + ANSWER_LIMIT if self._worker.send({"type": "terminated"}) else -inf
+            self._due = time.monotonic() + ANSWER_LIMIT if self._worker.send(Terminated()) else -inf
             self.look()
 
     def stay(self, seconds: float) -> None:
@@ -54,5 +56,5 @@ class Leave:
             return
         self._worker.on_channel()  # the answer may be there already, as this process was busy
         if not self._worker.draining and time.monotonic() >= self._due:
-            self._worker.send({"type": "draining"})
+            self._worker.send(Draining())
             self._worker.drain()

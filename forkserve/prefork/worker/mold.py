@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from forkserve.base import logfile, logs, stdio
 from forkserve.base.errors import ExitCode
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.channel import Channel
+from forkserve.prefork.ipc.orders import close_all
 from forkserve.prefork.system import daemon, forks
 from forkserve.prefork.system.listeners import Listener
 from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES
@@ -43,7 +45,8 @@ from forkserve.prefork.worker.worker import BEAT_EVERY, WORKER_SIGNALS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkserve.prefork.ipc.orders import Order, OrderSocket
+    from forkserve.prefork.ipc.messages import Order
+    from forkserve.prefork.ipc.orders import OrderSocket
     from forkserve.prefork.system.output import WorkerOutput
     from forkserve.prefork.worker.context import WorkerContext
     from forkserve.prefork.worker.worker import Worker
@@ -95,7 +98,7 @@ class Mold:
             forks.end_returned(error)
             self._importing = False
             return not_booted(error, self._context)
-        self._context.channel.send({"type": "ready"})
+        self._context.channel.send(messages.Ready())
         self._run()
         return ExitCode.OK
 
@@ -146,12 +149,12 @@ class Mold:
     def _hear(self) -> None:
         channel = self._context.channel
         for message in channel.receive():
-            match message.get("type"):
-                case "drain":
+            match message:
+                case messages.Drain():
                     self._ended = True
-                case "reopen_logs":
-                    logs.take(message.get("files", ()), message.get("descriptors", ()))
-                case "detach":
+                case messages.LogFiles(files, descriptors):
+                    logs.take(files, descriptors)
+                case messages.Detach():
                     daemon.detach()
         self._ended = self._ended or channel.closed
         if self._ended and self._importing:
@@ -175,7 +178,7 @@ class Mold:
                 try:
                     self._fork(order)
                 finally:
-                    order.close()
+                    close_all(order.descriptors())
 
     def _fork(self, order: Order) -> None:
         with signals_blocked():
@@ -203,8 +206,8 @@ class Mold:
     def _become_worker(self, order: Order, between: int) -> NoReturn:
         while os.getppid() == between:
             time.sleep(MOMENT)  # nothing tells of it: a process's descriptors are closed before its children are given away
-        channel = Channel(socket.socket(fileno=order.channel), takes_descriptors=True)
-        channel.send({"type": "forked", "pid": os.getpid()})
+        channel = Channel(socket.socket(fileno=order.channel), of_child=True)
+        channel.send(messages.Forked(os.getpid()))
         become_worker(
             self._class, self._context_for(order, channel), self._close, partial(self._output.replace, dict(order.outputs))
         )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve.base import logfile, logs
 from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.builtin import CALL_TIMEOUT
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
@@ -35,7 +36,7 @@ from forkserve.prefork.worker.leave import Leave
 
 if TYPE_CHECKING:
     from forkserve.config.settings import Settings
-    from forkserve.prefork.ipc.frames import Message
+    from forkserve.prefork.ipc.messages import Message
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.system.listeners import Listener
     from forkserve.prefork.worker.context import WorkerContext
@@ -208,7 +209,7 @@ class Worker(Heir):
         self._clean_context = contextvars.copy_context()
         self.row.cells[ACCEPTING] = 1
         daemon.detach()
-        self.send({"type": "ready", "commands": describe(type(self), Worker)})
+        self.send(messages.Ready(describe(type(self), Worker)))
         for name in self.context.asked:
             getattr(self, name)()
 
@@ -233,7 +234,7 @@ class Worker(Heir):
 
         The master then closes its own copies of those that nobody wants any longer.
         """
-        self.send({"type": "released"})
+        self.send(messages.Released())
 
     def lingering(self) -> None:
         """Tell the master that nothing is left here but streams, executors or threads: a reload need not wait for this worker.
@@ -242,7 +243,7 @@ class Worker(Heir):
         """
         if not self._lingers:
             self._lingers = True
-            self.send({"type": "lingering"})
+            self.send(messages.Lingering())
 
     def time_left(self) -> float:
         """Return how many seconds are left of the graceful timeout; all of it if this worker was not told to drain."""
@@ -257,7 +258,7 @@ class Worker(Heir):
         """Be told, again and again, that the process ends as soon as the application's executors and threads have ended."""
         if self._drains_since is None:  # `run` has returned by itself
             self._drains_since = time.monotonic()
-            self.send({"type": "draining"})
+            self.send(messages.Draining())
         self.lingering()
         self.beat()
 
@@ -287,9 +288,8 @@ class Worker(Heir):
         asked = Asked(threading.main_thread().ident or 0)
         number = id(asked)
         self._asked[number] = asked
-        message = {"type": "call", "number": number, "name": name, "args": args, "to": to, "timeout": timeout}
         try:
-            sent = not self.orphan and self.send(message)
+            sent = not self.orphan and self.send(messages.Call(number, name, args, to, timeout))
         except FrameError as error:
             self._asked.pop(number)
             raise CommandError(f"the arguments of {name} cannot be sent: {error}", "usage") from error
@@ -309,41 +309,40 @@ class Worker(Heir):
         if self.channel.closed:
             return
         for message in self.channel.receive():
-            match message.get("type"):
-                case "command" | "offer":
+            match message:
+                case messages.Command() | messages.Offer():
                     self._dispatcher.take(message)
-                case "answer":
+                case messages.Answer():
                     self._answered(message)
-                case "note":
+                case messages.Note():
                     self.note()
-                    self.send({"type": "noted"})
-                case "show_fault":
-                    self.show_fault(message["text"])
-                case "reopen_logs":
-                    logs.take(message.get("files", ()), message.get("descriptors", ()))
-                case "drain":
+                    self.send(messages.Noted())
+                case messages.ShowFault(text):
+                    self.show_fault(text)
+                case messages.LogFiles(files, descriptors):
+                    logs.take(files, descriptors)
+                case messages.Drain(relieved, closing):
                     if not self.draining:
-                        self.relieved = bool(message.get("relieved"))
-                        self.closing = message.get("closing", ())
+                        self.relieved, self.closing = relieved, closing
                         self.drain()
-                case "stay":
-                    self._leave.stay(message["seconds"])
-                case "serve_on":
+                case messages.Stay(seconds):
+                    self._leave.stay(seconds)
+                case messages.ServeOn():
                     self.serve_on()
-                case unknown:
-                    self.log.error("unknown order %.100r", unknown)
+                case unexpected:
+                    self.log.error("unexpected message from the master: %.100r", unexpected)
         self.between_requests(self._dispatcher.run)
         if self.channel.closed:
             self.orphaned()
 
-    def _answered(self, message: Message) -> None:
-        asked = self._asked.pop(message["number"], None)
+    def _answered(self, answer: messages.Answer) -> None:
+        asked = self._asked.pop(answer.number, None)
         if asked is None:
             return
-        if message["error"] is None:
-            asked.resolve(message["replies"])
+        if answer.error is None:
+            asked.resolve(list(answer.replies))
         else:
-            asked.fail(**message["error"])
+            asked.fail(answer.error.message, answer.error.code)
 
     # Under --reload.
 
@@ -444,7 +443,7 @@ class Worker(Heir):
 
     def reopen_logs(self) -> None:
         """Have log files opened anew that were moved away: by the master, as this process may not be allowed to."""
-        if not logs.are_current() and (self.orphan or not self.send({"type": "reopen_logs"})):
+        if not logs.are_current() and (self.orphan or not self.send(messages.ReopenLogs())):
             logs.reopen()
 
     def child_reopen_logs(self) -> None:

@@ -12,13 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from forkserve.devreload.watcher import GRAIN
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.frames import Message
+from forkserve.prefork.ipc.messages import AskForRest, AtRest, Changed, Log, Message, Watching
 from tests.integration.command import eventually
+
+M = TypeVar("M", bound=Message)
 
 DEADLINE = 20.0
 PROGRAM = Path(__file__).with_name("watcher_program.py")
@@ -40,7 +43,7 @@ class Watcher:
         self.channel = Channel(ours)
         self._waiting: list[Message] = []
 
-    def any(self, what: str = "message", deadline: float = DEADLINE) -> Message:
+    def any(self, what: object = "message", deadline: float = DEADLINE) -> Message:
         """Wait for a message."""
         end = time.monotonic() + deadline
         while not self._waiting:
@@ -50,16 +53,16 @@ class Watcher:
             assert self._waiting or not self.channel.closed, f"it ended before {what!r}"
         return self._waiting.pop(0)
 
-    def next(self, kind: str, deadline: float = DEADLINE) -> Message:
+    def next(self, kind: type[M], deadline: float = DEADLINE) -> M:
         """Wait for a message; others before it would be a surprise."""
         message = self.any(kind, deadline)
-        assert message["type"] == kind, message
+        assert isinstance(message, kind), message
         return message
 
     def told(self) -> tuple[list[str], list[str]]:
         """Wait for a change; return what matters in any case, and what may have been loaded."""
-        message = self.next("changed")
-        return message["included"], message["others"]
+        message = self.next(Changed)
+        return list(message.included), list(message.others)
 
     def told_of(self, path: Path) -> None:
         """Wait until it has told of a path, perhaps after others."""
@@ -77,15 +80,15 @@ class Watcher:
         self.process.wait(DEADLINE)
 
 
-Watching = Callable[..., Watcher]
+Watch = Callable[..., Watcher]
 
 
 @pytest.fixture
-def watching() -> Iterator[Watching]:
+def watching() -> Iterator[Watch]:
     """Start watchers, and wait until each watches."""
     watchers: list[Watcher] = []
 
-    def start(folder: Path, *, first: str = "watching", **options: object) -> Watcher:
+    def start(folder: Path, *, first: type[Message] = Watching, **options: object) -> Watcher:
         watchers.append(Watcher(folder, **options))
         watchers[-1].next(first)
         return watchers[-1]
@@ -118,27 +121,27 @@ def save_as_editors_do(path: Path, text: str) -> None:
     beside.rename(path)
 
 
-def test_a_save_is_told(project: Path, watching: Watching, engine: str) -> None:
+def test_a_save_is_told(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     for name in ("app.py", "package/__init__.py", "package/inner/one.py"):
         (project / name).write_text("A = 22\n")
         assert watcher.told() == ([], [str(project / name)])
 
 
-def test_an_atomic_save_is_told_and_not_its_temporary_file(project: Path, watching: Watching, engine: str) -> None:
+def test_an_atomic_save_is_told_and_not_its_temporary_file(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     for name in ("app.py", "package/inner/one.py"):
         save_as_editors_do(project / name, "A = 22\n")
         assert watcher.told() == ([], [str(project / name)])
 
 
-def test_a_touch_is_told(project: Path, watching: Watching, engine: str) -> None:
+def test_a_touch_is_told(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "app.py").touch()
     assert watcher.told() == ([], [str(project / "app.py")])
 
 
-def test_new_files_and_files_in_new_directories_are_told(project: Path, watching: Watching, engine: str) -> None:
+def test_new_files_and_files_in_new_directories_are_told(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "new.py").write_text("")
     assert watcher.told() == ([], [str(project / "new.py")])
@@ -150,7 +153,7 @@ def test_new_files_and_files_in_new_directories_are_told(project: Path, watching
         watcher.told_of(project / folder / "newer.py")
 
 
-def test_what_is_removed_or_moved_is_told(project: Path, watching: Watching, engine: str) -> None:
+def test_what_is_removed_or_moved_is_told(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "app.py").unlink()
     assert watcher.told() == ([], [str(project / "app.py")])
@@ -161,7 +164,7 @@ def test_what_is_removed_or_moved_is_told(project: Path, watching: Watching, eng
     watcher.told_of(project / "renamed/inner/one.py")
 
 
-def test_what_is_excluded_is_not_told(project: Path, watching: Watching, engine: str) -> None:
+def test_what_is_excluded_is_not_told(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine, reload_exclude=["build", "package/inner/*_test.py"])
     for name in (
         *("package/__pycache__/app.py", "node_modules/left/pad.py", ".git/objects/x.py", "environment/lib/site.py"),
@@ -172,14 +175,14 @@ def test_what_is_excluded_is_not_told(project: Path, watching: Watching, engine:
     assert watcher.told() == ([], [str(project / "app.py")])
 
 
-def test_what_is_included_is_told_as_such(project: Path, watching: Watching, engine: str) -> None:
+def test_what_is_included_is_told_as_such(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine, reload_include=["package/**/*.yaml"])
     for name in ("index.html", "package/page.jinja2", ".env", "package/inner/some.yaml"):
         (project / name).write_text("1")
         assert watcher.told() == ([str(project / name)], [])
 
 
-def test_extra_files_are_told_wherever_they_are(project: Path, tmp_path: Path, watching: Watching, engine: str) -> None:
+def test_extra_files_are_told_wherever_they_are(project: Path, tmp_path: Path, watching: Watch, engine: str) -> None:
     (tmp_path / "elsewhere/deep").mkdir(parents=True)
     extra = [str(tmp_path / "one.toml"), str(tmp_path / "elsewhere/**/*.ini")]
     watcher = watching(project, reload_engine=engine, reload_extra_file=extra)
@@ -191,7 +194,7 @@ def test_extra_files_are_told_wherever_they_are(project: Path, tmp_path: Path, w
     watcher.told_of(project / "app.py")
 
 
-def test_what_comes_together_is_told_together(project: Path, watching: Watching) -> None:
+def test_what_comes_together_is_told_together(project: Path, watching: Watch) -> None:
     watcher = watching(project, reload_delay=0.3)
     files = [project / f"package/many{number}.py" for number in range(50)]
     for _ in range(3):
@@ -201,30 +204,30 @@ def test_what_comes_together_is_told_together(project: Path, watching: Watching)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
-def test_a_file_that_is_being_written_is_told_when_that_is_done(project: Path, watching: Watching) -> None:
+def test_a_file_that_is_being_written_is_told_when_that_is_done(project: Path, watching: Watch) -> None:
     watcher = watching(project)
     with (project / "app.py").open("w") as file:
         (project / "package/__init__.py").write_text("A = 22\n")
-        watcher.channel.send({"type": "ask", "number": 1})
+        watcher.channel.send(AskForRest(1))
         assert not select.select([watcher.channel], [], [], 0.5)[0]
         file.write("A = 22\n")
     assert watcher.told() == ([], [str(project / "app.py"), str(project / "package/__init__.py")])
-    assert watcher.next("at_rest")["number"] == 1
+    assert watcher.next(AtRest).number == 1
 
 
-def test_a_file_that_is_written_for_ever_is_told_all_the_same(project: Path, watching: Watching) -> None:
+def test_a_file_that_is_written_for_ever_is_told_all_the_same(project: Path, watching: Watch) -> None:
     watcher = watching(project)
     with (project / "app.py").open("w"):
         assert watcher.told() == ([], [str(project / "app.py")])
 
 
-def test_it_says_when_all_changes_are_told(project: Path, watching: Watching, engine: str) -> None:
+def test_it_says_when_all_changes_are_told(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
-    watcher.channel.send({"type": "ask", "number": 3})
-    assert watcher.next("at_rest")["number"] == 3
+    watcher.channel.send(AskForRest(3))
+    assert watcher.next(AtRest).number == 3
 
 
-def test_a_change_that_never_ends_is_told_all_the_same(project: Path, watching: Watching) -> None:
+def test_a_change_that_never_ends_is_told_all_the_same(project: Path, watching: Watch) -> None:
     watcher = watching(project, reload_delay=0.5)
     end = time.monotonic() + DEADLINE
     while not select.select([watcher.channel], [], [], 0.02)[0]:
@@ -233,14 +236,14 @@ def test_a_change_that_never_ends_is_told_all_the_same(project: Path, watching: 
     assert watcher.told() == ([], [str(project / "app.py")])
 
 
-def test_a_linked_project_is_watched_where_it_really_is(project: Path, tmp_path: Path, watching: Watching, engine: str) -> None:
+def test_a_linked_project_is_watched_where_it_really_is(project: Path, tmp_path: Path, watching: Watch, engine: str) -> None:
     (tmp_path / "link").symlink_to(project)
     watcher = watching(tmp_path / "link", reload_engine=engine)
     (tmp_path / "link/package/inner/one.py").write_text("A = 22\n")
     assert watcher.told() == ([], [str(project / "package/inner/one.py")])
 
 
-def test_a_linked_directory_belongs_to_the_project(project: Path, tmp_path: Path, watching: Watching, engine: str) -> None:
+def test_a_linked_directory_belongs_to_the_project(project: Path, tmp_path: Path, watching: Watch, engine: str) -> None:
     (tmp_path / "shared/deep").mkdir(parents=True)
     (project / "package/shared").symlink_to(tmp_path / "shared")
     (project / "package/itself").symlink_to(project)  # no reason to run in circles
@@ -249,7 +252,7 @@ def test_a_linked_directory_belongs_to_the_project(project: Path, tmp_path: Path
     watcher.told_of(tmp_path / "shared/deep/one.py")
 
 
-def test_what_changed_before_it_watched_is_told(project: Path, watching: Watching, engine: str) -> None:
+def test_what_changed_before_it_watched_is_told(project: Path, watching: Watch, engine: str) -> None:
     since = time.time() + 2 * GRAIN
     eventually(lambda: time.time() > since, "dates that are later than those of the project")
     (project / "package/inner/one.py").write_text("A = 22\n")
@@ -258,9 +261,7 @@ def test_what_changed_before_it_watched_is_told(project: Path, watching: Watchin
     assert watcher.told() == ([], [str(project / "package/inner/one.py")])
 
 
-def test_a_project_that_goes_and_comes_back_is_watched_again(
-    project: Path, tmp_path: Path, watching: Watching, engine: str
-) -> None:
+def test_a_project_that_goes_and_comes_back_is_watched_again(project: Path, tmp_path: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     shutil.copytree(project, tmp_path / "copy")
     shutil.rmtree(project)
@@ -272,26 +273,20 @@ def test_a_project_that_goes_and_comes_back_is_watched_again(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
-def test_without_inotify_it_polls_and_says_so_once(project: Path, watching: Watching) -> None:
-    watcher = watching(project, first="warning", descriptors=8)  # its channel, its bell, and too few for an inotify instance
-    assert watcher.next("watching")["polls"]
+def test_without_inotify_it_polls_and_says_so_once(project: Path, watching: Watch) -> None:
+    watcher = watching(project, first=Log, descriptors=8)  # its channel, its bell, and too few for an inotify instance
+    assert watcher.next(Watching).polls
     (project / "package/inner/one.py").write_text("A = 22\n")
     assert watcher.told() == ([], [str(project / "package/inner/one.py")])
 
 
-def test_it_ends_with_its_channel(project: Path, watching: Watching) -> None:
+def test_it_ends_with_its_channel(project: Path, watching: Watch) -> None:
     watcher = watching(project)
     watcher.channel.close()
     assert watcher.ended() == 0
 
 
-def test_it_ends_by_order(project: Path, watching: Watching) -> None:
-    watcher = watching(project)
-    watcher.channel.send({"type": "end"})
-    assert watcher.ended() == 0
-
-
-def test_signals_for_the_whole_group_do_nothing(project: Path, watching: Watching) -> None:
+def test_signals_for_the_whole_group_do_nothing(project: Path, watching: Watch) -> None:
     watcher = watching(project)
     for name in ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "WINCH", "TTIN", "TTOU", "TSTP"):
         watcher.process.send_signal(signal.Signals[f"SIG{name}"])

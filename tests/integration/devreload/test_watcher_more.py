@@ -24,8 +24,9 @@ from forkserve.devreload.filesystems import tells_too_little, type_of
 from forkserve.devreload.git import STALE, index_of, is_at_work
 from forkserve.devreload.polling import POLL_EVERY, SHARE, period
 from forkserve.devreload.tree import WHOLE, Stamp
+from forkserve.prefork.ipc.messages import Changed, Log, WatchFiles, Watching
 from tests.integration.command import eventually, state
-from tests.integration.devreload.test_watcher import Watcher, Watching, engine, project, watching
+from tests.integration.devreload.test_watcher import Watch, Watcher, engine, project, watching
 from tests.repository import git
 
 __all__ = ["engine", "project", "watching"]  # fixtures
@@ -106,26 +107,26 @@ def test_two_states_of_a_file_whose_file_system_knows_only_seconds() -> None:
 # What happens to files.
 
 
-def test_a_new_file_is_told_as_such_and_so_is_one_that_is_gone(project: Path, watching: Watching, engine: str) -> None:
+def test_a_new_file_is_told_as_such_and_so_is_one_that_is_gone(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "new.py").write_text("")
-    assert watcher.next("changed")["made"] == [str(project / "new.py")]
+    assert watcher.next(Changed).made == [str(project / "new.py")]
     (project / "new.py").write_text("A = 22\n")
-    message = watcher.next("changed")
-    assert (message["others"], message["made"]) == ([str(project / "new.py")], [])
+    message = watcher.next(Changed)
+    assert (message.others, message.made) == ([str(project / "new.py")], [])
     (project / "app.py").unlink()
-    assert watcher.next("changed")["made"] == [str(project / "app.py")]
+    assert watcher.next(Changed).made == [str(project / "app.py")]
 
 
 @pytest.mark.heavy
-def test_what_replaces_a_file_is_not_new(project: Path, watching: Watching, engine: str) -> None:
+def test_what_replaces_a_file_is_not_new(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine, reload_delay=0.3)
     (project / "app.py").rename(project / "app.py~")  # as vim does it
     (project / "4913").touch()
     (project / "4913").unlink()
     (project / "app.py").write_text("A = 22\n")
-    message = watcher.next("changed")
-    assert (message["others"], message["made"]) == ([str(project / "app.py")], [])
+    message = watcher.next(Changed)
+    assert (message.others, message.made) == ([str(project / "app.py")], [])
 
 
 def remake(project: Path) -> None:
@@ -150,7 +151,7 @@ def link(project: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize("happens", [remake, swap], ids=lambda one: one.__name__)
 def test_a_directory_that_is_another_one_is_watched_on(
-    project: Path, watching: Watching, engine: str, happens: Callable[[Path], None]
+    project: Path, watching: Watch, engine: str, happens: Callable[[Path], None]
 ) -> None:
     watcher = watching(project, reload_engine=engine)
     happens(project)
@@ -162,7 +163,7 @@ def test_a_directory_that_is_another_one_is_watched_on(
 
 
 @pytest.mark.heavy
-def test_a_directory_that_becomes_a_link_into_the_project(project: Path, watching: Watching, engine: str) -> None:
+def test_a_directory_that_becomes_a_link_into_the_project(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     link(project)
     watcher.told_of(project / "elsewhere/package/inner/one.py")
@@ -171,7 +172,7 @@ def test_a_directory_that_becomes_a_link_into_the_project(project: Path, watchin
 
 
 @pytest.mark.heavy
-def test_a_link_that_leads_elsewhere_now(project: Path, tmp_path: Path, watching: Watching, engine: str) -> None:
+def test_a_link_that_leads_elsewhere_now(project: Path, tmp_path: Path, watching: Watch, engine: str) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "linked.py").write_text("A = 1\n")
@@ -186,16 +187,16 @@ def test_a_link_that_leads_elsewhere_now(project: Path, tmp_path: Path, watching
 
 
 @pytest.mark.heavy
-def test_only_the_case_of_a_name_changes(project: Path, watching: Watching, engine: str) -> None:
+def test_only_the_case_of_a_name_changes(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine, reload_delay=0.3)
     (project / "app.py").rename(project / "App.py")
     made: set[str] = set()
     while made != {str(project / "App.py"), str(project / "app.py")}:
-        made |= set(watcher.next("changed")["made"])
+        made |= set(watcher.next(Changed).made)
 
 
 @pytest.mark.heavy
-def test_a_file_becomes_a_link(project: Path, watching: Watching, engine: str) -> None:
+def test_a_file_becomes_a_link(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "other.py").write_text("A = 22\n")
     watcher.told_of(project / "other.py")
@@ -206,7 +207,7 @@ def test_a_file_becomes_a_link(project: Path, watching: Watching, engine: str) -
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("seconds", [1, 2_000_000_000 - 1, 4_000_000_000], ids=["past", "near", "future"])
-def test_only_the_dates_of_a_file_change(project: Path, watching: Watching, engine: str, seconds: int) -> None:
+def test_only_the_dates_of_a_file_change(project: Path, watching: Watch, engine: str, seconds: int) -> None:
     watcher = watching(project, reload_engine=engine)
     os.utime(project / "app.py", (seconds, seconds))
     assert watcher.told() == ([], [str(project / "app.py")])
@@ -215,7 +216,7 @@ def test_only_the_dates_of_a_file_change(project: Path, watching: Watching, engi
 
 
 @pytest.mark.heavy
-def test_a_file_of_the_future_is_not_told_at_the_start(project: Path, watching: Watching, engine: str) -> None:
+def test_a_file_of_the_future_is_not_told_at_the_start(project: Path, watching: Watch, engine: str) -> None:
     os.utime(project / "app.py", (4_000_000_000, 4_000_000_000))
     watcher = watching(project, reload_engine=engine)
     (project / "package/__init__.py").write_text("B = 2\n")
@@ -229,7 +230,7 @@ def queue_length() -> int:
     return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
-def test_what_was_lost_as_too_much_happened_is_found(project: Path, watching: Watching) -> None:
+def test_what_was_lost_as_too_much_happened_is_found(project: Path, watching: Watch) -> None:
     """Files, new directories, and what is in them; and it is watched on."""
     watcher = watching(project)
     watcher.process.send_signal(signal.SIGSTOP)
@@ -249,9 +250,9 @@ def test_what_was_lost_as_too_much_happened_is_found(project: Path, watching: Wa
     seen: set[str] = set()
     made: set[str] = set()
     while not wanted <= seen:
-        message = watcher.next("changed")
-        seen.update(message["others"])
-        made.update(message["made"])
+        message = watcher.next(Changed)
+        seen.update(message.others)
+        made.update(message.made)
     assert made == {str(project / "fresh/deep/new.py"), str(project / "app.py")}
     for name in ("package/inner/one.py", "fresh/deep/new.py"):
         (project / name).write_text("A = 333\n")
@@ -266,11 +267,11 @@ def has_namespaces() -> bool:
 
 @pytest.mark.skipif(not has_namespaces(), reason="limits are tried in a user namespace")
 @pytest.mark.parametrize(("watches", "where"), [(1, "."), (9, "."), (9, "package")], ids=["start", "later", "later in a tree"])
-def test_with_too_few_watches_it_polls_and_says_so_once(project: Path, watching: Watching, watches: int, where: str) -> None:
+def test_with_too_few_watches_it_polls_and_says_so_once(project: Path, watching: Watch, watches: int, where: str) -> None:
     """At the start; or later, when directories come. What has happened meanwhile is told."""
-    watcher = watching(project, first="warning" if watches == 1 else "watching", watches=watches)
+    watcher = watching(project, first=Log if watches == 1 else Watching, watches=watches)
     if watches == 1:
-        assert watcher.next("watching")["polls"]
+        assert watcher.next(Watching).polls
     new = [project / where / f"fresh{number}/below/new.py" for number in range(5)]
     for file in new:
         file.parent.mkdir(parents=True)
@@ -278,11 +279,11 @@ def test_with_too_few_watches_it_polls_and_says_so_once(project: Path, watching:
     warnings, wanted = 0, set(map(str, new))
     while wanted or (watches > 1 and not warnings):
         message = watcher.any()
-        wanted.difference_update(message.get("others", ()))
-        warnings += message["type"] == "warning"
+        wanted.difference_update(getattr(message, "others", ()))
+        warnings += isinstance(message, Log)
     new[1].write_text("A = 22\n")
-    while str(new[1]) not in (message := watcher.any()).get("others", ()):
-        warnings += message["type"] == "warning"
+    while str(new[1]) not in getattr(message := watcher.any(), "others", ()):
+        warnings += isinstance(message, Log)
     assert warnings == (watches > 1)
 
 
@@ -290,14 +291,14 @@ def test_with_too_few_watches_it_polls_and_says_so_once(project: Path, watching:
 
 
 @pytest.mark.heavy
-def test_polling_many_files_costs_little(project: Path, watching: Watching) -> None:
+def test_polling_many_files_costs_little(project: Path, watching: Watch) -> None:
     """By the processor time that the kernel counts; the bound is far above a twentieth, and far below what it was."""
     for folder in range(180):
         (project / f"many/d{folder}").mkdir(parents=True)
         for file in range(100):
             (project / f"many/d{folder}/f{file}.py").touch()
     watcher = watching(project, reload_engine="poll")
-    watcher.channel.send({"type": "loaded", "files": [str(project / "package/inner/one.py")]})
+    watcher.channel.send(WatchFiles([str(project / "package/inner/one.py")]))
     (project / "package/inner/one.py").write_text("A = 22\n")
     watcher.told_of(project / "package/inner/one.py")
     before, began = cpu(watcher), time.monotonic()
@@ -320,7 +321,7 @@ def cpu(watcher: Watcher) -> float:
 # Git.
 
 
-def test_while_git_is_at_work_nothing_is_told(project: Path, watching: Watching, engine: str) -> None:
+def test_while_git_is_at_work_nothing_is_told(project: Path, watching: Watch, engine: str) -> None:
     shutil.rmtree(project / ".git")
     git(project, "init")
     git(project, "add", "app.py")
@@ -329,8 +330,8 @@ def test_while_git_is_at_work_nothing_is_told(project: Path, watching: Watching,
     lock = project / ".git/index.lock"
     lock.touch()
     (project / "package/__init__.py").write_text("A = 22\n")
-    with pytest.raises(AssertionError, match="no 'changed'"):
-        watcher.next("changed", deadline=2.0)  # twice as long as a change may take without git
+    with pytest.raises(AssertionError, match=r"no .*Changed"):
+        watcher.next(Changed, deadline=2.0)  # twice as long as a change may take without git
     (project / "package/inner/one.py").write_text("A = 22\n")
     lock.unlink()
     wanted, seen = {str(project / "package/__init__.py"), str(project / "package/inner/one.py")}, set()

@@ -29,4 +29,4 @@ if __name__ == "__main__":
         with open("/proc/sys/user/max_inotify_watches", "w") as file:
             file.write(str(watches))
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
-    become_watcher(Channel(socket.socket(fileno=3)), watch, settings, os.getppid())
+    become_watcher(Channel(socket.socket(fileno=3), of_child=True), watch, settings, os.getppid())

@@ -57,8 +57,8 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     """Serve until SIGTERM."""
     chosen = config.from_keywords(app=spec, bind=bind, **settings).settings
     logs.configure(chosen)
-    apps.prepare(chosen)
-    loaded = apps.load(spec, interface=chosen.interface)
+    apps.prepare_process(chosen)
+    loaded = apps.load_app(spec, interface=chosen.interface)
     access = logs.access_log()
     loop = asyncio.get_running_loop()
     write_access = access.write if access else None

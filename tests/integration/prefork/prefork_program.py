@@ -15,6 +15,8 @@ import time
 from forkserve.base import logs
 from forkserve.base.errors import AppLoadError, BootError, ForkserveError
 from forkserve.config import load as config
+from forkserve.prefork.ipc.frames import encode
+from forkserve.prefork.ipc.messages import Ready
 from forkserve.prefork.master.master import Master
 from forkserve.prefork.worker.worker import Worker
 
@@ -52,9 +54,9 @@ class Echo(Worker):
             case ["garbage"]:
                 os.write(self.channel.fileno(), b"\xff" * 100)
             case ["ready"]:
-                self.channel.send({"type": "ready"})
+                self.channel.send(Ready())
             case ["unknown"]:
-                self.channel.send({"type": "what?"})
+                self.channel.send_frame(encode({"type": "what?"}))
         return text
 
     def on_stop(self) -> None:

@@ -22,7 +22,8 @@ from forkserve.config.settings import Settings
 from forkserve.prefork.control.session import Asked, Limits, Session
 from forkserve.prefork.control.wire import Request
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.frames import encode
+from forkserve.prefork.ipc.codec import encode
+from forkserve.prefork.ipc.messages import Ready, ShowFault
 from forkserve.prefork.policy.actions import Fork, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import Member, PoolLimits, State
@@ -131,25 +132,25 @@ def test_what_holds_up_nothing_still_holds_up_nothing_afterwards() -> None:
 
 def test_a_channel_goes_on_in_the_middle_of_a_frame() -> None:
     left, right = socket.socketpair()
-    frame = encode({"type": "ready"})
+    frame = encode(Ready())
     right.send(frame + frame[:5])
     before = Channel(left)
-    assert before.receive() == [{"type": "ready"}]
+    assert before.receive() == [Ready([])]
     right.setblocking(False)
     while not before.unsent:
-        before.send({"padding": "x" * 50000})
+        before.send(ShowFault("x" * 50000))
     found = handed_over(before.export())
     left.detach()
 
     after = Channel.adopt(found)
-    other = Channel(right)
+    other = Channel(right, of_child=True)
     right.send(frame[5:])
-    assert after.receive() == [{"type": "ready"}]
+    assert after.receive() == [Ready([])]
     received = other.receive()
     while after.unsent:
         after.flush()
         received += other.receive()
-    assert {len(one["padding"]) for one in received} == {50000}
+    assert received == [ShowFault("x" * 50000)] * len(received)
     after.close()
     other.close()
 

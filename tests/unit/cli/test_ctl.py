@@ -169,7 +169,7 @@ def test_what_is_asked(run: Callable[[str], Printed], server: Answering, line: s
         ("status --timeout soon", "--timeout: 'soon' is not a duration (30, 0.5, 30s, 5m, 2h)"),
         ("status --timeout -5", "--timeout: '-5' is not a duration (30, 0.5, 30s, 5m, 2h)"),
         ("status --timeout 1000d", "--timeout: at most 1000000 seconds, or 0 for as long as it takes"),
-        ("status --name x", "--name and --socket are two ways to say which server: give one of them"),
+        ("status --name x", "--name and --socket both select the server: give one of them"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_2(

@@ -11,6 +11,7 @@ import pytest
 
 from forkserve.prefork.ipc.channel import MAX_UNSENT, Channel
 from forkserve.prefork.ipc.frames import MAX_FRAME
+from forkserve.prefork.ipc.messages import Drain, Failed, Forked, LogFiles, Noted, Offer, ShowFault, Stay
 
 
 @pytest.fixture
@@ -24,9 +25,9 @@ def pair() -> Iterator[tuple[Channel, Channel]]:
 def test_messages_arrive_in_order(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     for number in range(100):
-        assert ours.send({"number": number})
+        assert ours.send(Stay(number))
 
-    assert [one["number"] for one in theirs.receive()] == list(range(100))
+    assert theirs.receive() == [Stay(number) for number in range(100)]
     assert theirs.receive() == []
     assert not theirs.closed
 
@@ -35,7 +36,7 @@ def test_a_peer_that_does_not_read_blocks_nobody(pair: tuple[Channel, Channel]) 
     ours, theirs = pair
     text = "x" * (MAX_FRAME // 2)
     sent = 0
-    while ours.send({"text": text}):
+    while ours.send(ShowFault(text)):
         sent += 1
     assert ours.unsent
     assert sent * len(text) <= MAX_UNSENT + 2 * MAX_FRAME
@@ -49,19 +50,19 @@ def test_a_peer_that_does_not_read_blocks_nobody(pair: tuple[Channel, Channel]) 
 
 def test_the_end_comes_after_the_last_words(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
-    ours.send({"type": "failed"})
+    ours.send(Drain())
     ours.close()
 
-    assert theirs.receive() == [{"type": "failed"}]
+    assert theirs.receive() == [Drain(closing=[])]
     assert theirs.closed
     assert theirs.receive() == []
-    assert not theirs.send({"type": "drain"})
+    assert not theirs.send(Failed("late"))
 
 
 def test_a_send_to_the_dead_raises_nothing(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     theirs.close()
-    ours.send({"type": "drain"})
+    ours.send(Drain())
 
     assert ours.receive() == []
     assert ours.closed
@@ -70,9 +71,9 @@ def test_a_send_to_the_dead_raises_nothing(pair: tuple[Channel, Channel]) -> Non
 def test_garbage_closes_the_channel_after_what_was_whole() -> None:
     left, right = socket.socketpair()
     channel = Channel(right)
-    left.sendall(b'\x00\x00\x00\x08{"a": 1}' + b"\xff" * 8)
+    left.sendall(b'\x00\x00\x00\x11{"type": "noted"}' + b"\xff" * 8)
 
-    assert channel.receive() == [{"a": 1}]
+    assert channel.receive() == [Noted()]
     assert channel.closed
     left.close()
     channel.close()
@@ -99,23 +100,25 @@ def test_descriptors_come_with_their_message_however_it_is_cut(tmp_path: Path) -
     """And in order, also if the peer reads late; those of the sender stay open."""
     ours, theirs = Channel.pair()
     mine = opened(tmp_path, 4)
-    filler = {"filler": "x" * 1_000_000}
-    assert ours.send(filler)
-    assert ours.send({"type": "one"}, mine[:2])
-    assert ours.send({"type": "between"})
-    assert ours.send({"type": "two"}, mine[2:])
+    assert ours.send(ShowFault("x" * 1_000_000))
+    assert ours.send(LogFiles(["one"]), mine[:2])
+    assert ours.send(Offer())
+    assert ours.send(LogFiles(["two"]), mine[2:])
     assert ours.unsent
     found = []
     while len(found) < 4:
         found += theirs.receive()
         ours.flush()
 
-    assert [one.get("type") for one in found] == [None, "one", "between", "two"]
-    got = [*found[1]["descriptors"], *found[3]["descriptors"]]
-    assert [os.path.samestat(os.fstat(one), os.fstat(two)) for one, two in zip(got, mine, strict=True)] == [True] * 4
-    assert not any(os.get_inheritable(one) for one in got)
-    for one in (*got, *mine):
-        os.close(one)
+    _, one, between, two = found
+    assert isinstance(one, LogFiles)
+    assert isinstance(two, LogFiles)
+    assert (one.files, between, two.files) == (["one"], Offer(), ["two"])
+    got = [*one.descriptors, *two.descriptors]
+    assert [os.path.samestat(os.fstat(mine), os.fstat(its)) for mine, its in zip(got, mine, strict=True)] == [True] * 4
+    assert not any(os.get_inheritable(each) for each in got)
+    for each in (*got, *mine):
+        os.close(each)
     ours.close()
     theirs.close()
 
@@ -123,9 +126,9 @@ def test_descriptors_come_with_their_message_however_it_is_cut(tmp_path: Path) -
 def test_a_peer_that_does_not_read_has_few_descriptors_waiting(tmp_path: Path) -> None:
     ours, theirs = Channel.pair()
     mine = opened(tmp_path, 1)
-    assert ours.send({"filler": "x" * 400_000})
+    assert ours.send(ShowFault("x" * 400_000))
     before = len(os.listdir("/proc/self/fd"))
-    sent = [ours.send({"type": "files"}, mine) for _ in range(20)]
+    sent = [ours.send(LogFiles(), mine) for _ in range(20)]
     assert sent.count(True) == 4
     assert len(os.listdir("/proc/self/fd")) == before + 4
     ours.close()
@@ -137,8 +140,8 @@ def test_the_master_takes_no_descriptors(tmp_path: Path) -> None:
     ours, theirs = Channel.pair()
     mine = opened(tmp_path, 1)
     before = len(os.listdir("/proc/self/fd"))
-    theirs.send({"type": "have this"}, mine)
-    assert ours.receive() == [{"type": "have this", "descriptors": 1}]
+    theirs.send(Forked(7), mine)
+    assert ours.receive() == [Forked(7)]
     assert len(os.listdir("/proc/self/fd")) == before
     ours.close()
     theirs.close()

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from forkserve.prefork.ipc.orders import Order, OrderSocket
+from forkserve.prefork.ipc.messages import Order
+from forkserve.prefork.ipc.orders import OrderSocket, close_all
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_it_arrives_with_its_descriptors(ends: tuple[OrderSocket, OrderSocket]) 
     assert not any(os.get_inheritable(descriptor) for descriptor in found.descriptors())
     for number, descriptor in enumerate(found.descriptors()):
         os.write(descriptor, b"%d" % number)
-    found.close()
+    close_all(found.descriptors())
     assert os.read(read, 100) == b"01234"
     assert os.read(read, 100) == b""  # nobody else holds it
     os.close(read)
@@ -63,7 +64,7 @@ def test_each_is_one_packet(ends: tuple[OrderSocket, OrderSocket]) -> None:
     for _ in range(3):
         found = ends[1].receive()
         assert found is not None
-        found.close()
+        close_all(found.descriptors())
     assert ends[1].receive() is None
 
 

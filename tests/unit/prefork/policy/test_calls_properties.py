@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from forkserve.prefork.ipc.messages import Command, Message, Offer, Result
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.policy.calls import Calls, Send, Target
 
@@ -21,9 +22,9 @@ class Player:
     """A worker: what has come over its channel, and what it has done. `blocked` is in the middle of a request."""
 
     target: Target
-    inbox: deque[dict[str, object]] = field(default_factory=deque)
+    inbox: deque[Message] = field(default_factory=deque)
     offered: bool = False
-    running: dict[str, object] | None = None
+    running: Command | None = None
     blocked: bool = False
 
 
@@ -119,21 +120,21 @@ class History(RuleBasedStateMachine):
         if worker.blocked:
             return
         if worker.running is not None:
-            number = worker.running["call"]
+            number = worker.running.call
             worker.running = None
-            self.calls.replied(worker.target.ident, {"call": number, "name": "name", "status": "ok", "value": number}, self.now)
+            self.calls.replied(worker.target.ident, Result(number, "name", "ok", number), self.now)
             self.send(self.calls.offer(worker.target.ident))
         while worker.inbox and worker.running is None:
             message = worker.inbox.popleft()
-            if message["type"] == "offer":
+            if isinstance(message, Offer):
                 assert not worker.offered, "a second offer"
                 worker.offered = True
-            elif message["deadline"] is None or self.now < message["deadline"]:  # type: ignore[operator]
+                continue
+            assert isinstance(message, Command)
+            if message.deadline is None or self.now < message.deadline:
                 worker.running = message
-                number = message["call"]
-                assert isinstance(number, int)
-                self.started[number, worker.target.ident] += 1
-                self.order.setdefault(worker.target.ident, []).append(number)
+                self.started[message.call, worker.target.ident] += 1
+                self.order.setdefault(worker.target.ident, []).append(message.call)
         if worker.offered and worker.running is None:
             worker.offered = False
             self.send(self.calls.free(worker.target, self.now))

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from forkserve.prefork.ipc.frames import MAX_FRAME, encode
+from forkserve.prefork.ipc.codec import encode
+from forkserve.prefork.ipc.frames import MAX_FRAME
+from forkserve.prefork.ipc.messages import Command, Offer
+from forkserve.prefork.ipc.messages import Message as AnyMessage
 from forkserve.prefork.worker.dispatch import Dispatcher, run_to_end
 
 Message = dict[str, Any]
@@ -28,7 +31,7 @@ class Worker:
         self.later: list[Coroutine[Any, Any, None]] | None = None
         self.dispatcher = Dispatcher(self)  # type: ignore[arg-type]
 
-    def send(self, message: Message) -> bool:
+    def send(self, message: AnyMessage) -> bool:
         self.sent.append(json.loads(encode(message)[4:]))
         return True
 
@@ -39,7 +42,7 @@ class Worker:
             run_to_end(command, is_async=is_async)
 
     def take(self, name: str, *args: object, deadline: float | None = None, call: int = 7) -> None:
-        self.dispatcher.take({"type": "command", "call": call, "name": name, "args": list(args), "deadline": deadline})
+        self.dispatcher.take(Command(call, name, list(args), deadline))
 
     def ask(self, name: str, *args: object) -> Message:
         """Have it run one command; return the reply."""
@@ -160,7 +163,7 @@ def test_on_then_child_with_the_same_arguments(worker: Worker) -> None:
 
     assert worker.notes == [("on", "users"), ("child", "users")]
     assert (reply["status"], reply["value"]) == ("ok", ["users", 1])
-    assert "error" not in reply
+    assert reply["error"] is None
 
 
 def test_without_a_notification(worker: Worker) -> None:
@@ -228,7 +231,7 @@ def test_a_value_that_cannot_be_sent(worker: Worker, name: str) -> None:
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
     assert reply["error"]["message"].startswith("what it returned cannot be sent: ")
-    assert "value" not in reply
+    assert reply["value"] is None
 
 
 @pytest.mark.parametrize(
@@ -338,7 +341,7 @@ def test_commands_that_run_commands(worker: Worker) -> None:
 
 
 def test_an_offer_is_taken_up_when_nothing_is_left_to_do(worker: Worker) -> None:
-    worker.dispatcher.take({"type": "offer"})
+    worker.dispatcher.take(Offer())
     worker.take("plain")
     worker.dispatcher.run()
 
@@ -350,7 +353,7 @@ def test_an_offer_is_taken_up_when_nothing_is_left_to_do(worker: Worker) -> None
 def test_an_offer_is_not_taken_up_while_a_command_runs(worker: Worker) -> None:
     worker.later = []
     worker.take("mixed")
-    worker.dispatcher.take({"type": "offer"})
+    worker.dispatcher.take(Offer())
     worker.dispatcher.run()
     assert worker.sent == []
 
@@ -361,7 +364,7 @@ def test_an_offer_is_not_taken_up_while_a_command_runs(worker: Worker) -> None:
 
 def test_an_offer_is_taken_up_after_a_command_that_came_too_late(worker: Worker) -> None:
     worker.take("plain", deadline=0.0)
-    worker.dispatcher.take({"type": "offer"})
+    worker.dispatcher.take(Offer())
     worker.dispatcher.run()
 
     assert worker.sent == [{"type": "free"}]

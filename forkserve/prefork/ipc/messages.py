@@ -1,0 +1,485 @@
+"""Messages: the one list of everything that the processes of a server say to each other. Pure.
+
+Each message is a frozen dataclass: its docstring says when it is sent, and what its fields mean. Page and protocol are made
+from these definitions: `docs/internals/messages.md` is generated, and `codec` reads the annotations. A message travels as one
+JSON object in a frame (`frames`): the tag as `type`, and the fields by name.
+
+Versions: an upgrade puts a new master in place of one whose workers and molds live on, so it may receive messages of the program
+before, and they receive its messages. Both have the same `handover.VERSION`: else the upgrade is refused before it changes
+anything. Within one version a field may be added or dropped if it has a default, as unknown fields are ignored. Any other change
+needs a new version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, TypeVar, dataclass_transform
+
+from forkserve.base.errors import ExitCode
+from forkserve.prefork.ipc.pending import JSON, Failure, Reply  # noqa: TC001 - `records` reads the annotations
+
+Facts = Mapping[str, Sequence[str]]
+
+
+class Message:
+    """A message between two processes.
+
+    Attributes:
+        tag: Its name on the wire.
+        sender: The processes that send it: worker, mold, base mold, watcher, or master.
+        receiver: The processes that receive it.
+    """
+
+    __slots__ = ()
+    tag: ClassVar[str]
+    sender: ClassVar[str]
+    receiver: ClassVar[str]
+
+
+MESSAGES: Final[list[type[Message]]] = []
+"""Every class of messages, in the order of this file."""
+BY_TAG: Final[Mapping[bool, dict[str, type[Message]]]] = {True: {}, False: {}}  # for the master, and for its children
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass_transform(frozen_default=True)
+def _message(tag: str, sender: str, receiver: str) -> Callable[[type[M]], type[M]]:
+    """Make a class of messages; one without a tag travels by a way of its own (`orders`)."""
+
+    def register(cls: type[M]) -> type[M]:
+        made = dataclass(frozen=True, slots=True)(cls)
+        made.tag, made.sender, made.receiver = tag, sender, receiver
+        MESSAGES.append(made)
+        if tag:
+            assert BY_TAG[receiver == "master"].setdefault(tag, made) is made, f"two messages {tag}"
+        return made
+
+    return register
+
+
+# The life of a worker or mold: to the master.
+
+
+@_message("forked", "worker", "master")
+class Forked(Message):
+    """The first message of a worker that a mold has forked. The master knows only now which process it is.
+
+    Attributes:
+        pid: Its process id.
+    """
+
+    pid: int
+
+
+@_message("ready", "worker, mold, base mold", "master")
+class Ready(Message):
+    """A worker can take connections, or a mold can fork workers.
+
+    Attributes:
+        commands: The commands that the worker class adds to `Worker`: `name`, `usage` (parameters), `help` (one line) of each.
+    """
+
+    commands: Sequence[Mapping[str, str]] = ()
+
+
+@_message("failed", "worker, mold, base mold, watcher", "master")
+class Failed(Message):
+    """The last message of a process that could not start. A worker with the page of the error goes on (`Waits`).
+
+    Attributes:
+        message: The reason in one line.
+        code: The exit code that says the same.
+        traceback: The traceback of the application's own frames; null if the reason is not an exception there.
+    """
+
+    message: str
+    code: int = ExitCode.BOOT
+    traceback: str | None = None
+
+
+@_message("waits", "worker", "master")
+class Waits(Message):
+    """The application did not load, and the worker waits for `ShowFault`, or to be replaced. Only under --reload."""
+
+
+@_message("terminated", "worker", "master")
+class Terminated(Message):
+    """The worker got TERM or QUIT, and asks the master whether to drain now (`Drain`) or later (`Stay`)."""
+
+
+@_message("draining", "worker", "master")
+class Draining(Message):
+    """The worker drains without an order: its `run` has returned, its master was silent, or TERM came while it started."""
+
+
+@_message("released", "worker", "master")
+class Released(Message):
+    """The worker has closed its listeners. The master closes its own copies of those that no other worker needs."""
+
+
+@_message("lingering", "worker", "master")
+class Lingering(Message):
+    """Only streams, executors or threads are left in a draining worker: a reload need not wait for it. Sent once."""
+
+
+@_message("spent", "worker", "master")
+class Spent(Message):
+    """The worker has answered --max-requests requests, and asks for a successor.
+
+    Attributes:
+        requests: How many requests have come.
+        full: Whether it accepts no connection until the successor is ready.
+    """
+
+    requests: int
+    full: bool
+
+
+@_message("reopen_logs", "worker", "master")
+class ReopenLogs(Message):
+    """The log files of a worker were moved away. The master answers with `LogFiles`, as the worker may not open new ones."""
+
+
+# Commands: to the master.
+
+
+@_message("call", "worker", "master")
+class Call(Message):
+    """The application of a worker calls a command in other workers. The master answers with `Answer`.
+
+    The application's own values are not checked by their type: a wrong one is answered with an error.
+
+    Attributes:
+        number: The worker's number for the call.
+        name: The name of the command.
+        args: The arguments.
+        to: "all" ready workers, "any" one, or the id of one.
+        timeout: Seconds until the call ends without an answer; null for never.
+    """
+
+    number: int
+    name: JSON
+    args: Sequence[JSON]
+    to: JSON
+    timeout: JSON
+
+
+@_message("free", "worker", "master")
+class Free(Message):
+    """The worker takes up an `Offer`: it has no request and no command in hand."""
+
+
+@_message("reply", "worker", "master")
+class Result(Message):
+    """A command has ended.
+
+    Attributes:
+        call: The number of the call, from `Command`.
+        name: The name of the command.
+        status: "ok", "error" or "unknown" (there is no such command).
+        value: What the command returned.
+        error: What it raised; null if the status is "ok".
+    """
+
+    call: int
+    name: str
+    status: str
+    value: JSON = None
+    error: Failure | None = None
+
+
+@_message("noted", "worker", "master")
+class Noted(Message):
+    """The worker has done what `Note` asks for."""
+
+
+# What is loaded, under --reload: to the master.
+
+
+@_message("loaded", "worker", "master")
+class Loaded(Message):
+    """Files of the project that a worker has loaded since its last such message; at most 500 of each kind in one message.
+
+    Attributes:
+        since: When the files were not loaded yet, in seconds of the monotonic clock. A later change of a file may be newer than
+            what was loaded.
+        files: Paths of loaded files.
+        folders: Directories of namespace packages.
+        sought: Paths without a suffix at which imports have found nothing.
+    """
+
+    since: float
+    files: Sequence[str]
+    folders: Sequence[str] = ()
+    sought: Sequence[str] = ()
+
+
+@_message("outside", "worker", "master")
+class Outside(Message):
+    """Modules from outside the project that a worker has loaded, for the base mold; at most 500 in one message.
+
+    Attributes:
+        modules: Name, origin (empty: the import failed), and whether it was loaded after the project had changed the
+            environment, in the order of the imports.
+        facts: What the project's code has changed that imports may see; null after the first message.
+        base: The number of the base mold that the worker was forked from; null if it was forked from the master.
+        stale: Whether the environment was different from that of the base mold.
+    """
+
+    modules: Sequence[tuple[str, str, bool]]
+    facts: Facts | None
+    base: int | None
+    stale: bool
+
+
+@_message("cleared", "base mold", "master")
+class Cleared(Message):
+    """The base mold has imported its modules, and can fork workers.
+
+    Attributes:
+        count: How many modules stay loaded.
+        left_out: The reason, by name, for each module that cannot be imported before the project.
+    """
+
+    count: int
+    left_out: Mapping[str, str]
+
+
+@_message("outdated", "base mold", "master")
+class Outdated(Message):
+    """A file of the base mold's modules has changed: it forks no more workers, and ends."""
+
+
+# Changes of files, under --reload: from the watcher.
+
+
+@_message("watching", "watcher", "master")
+class Watching(Message):
+    """The watcher has begun: later changes are noticed.
+
+    Attributes:
+        polls: Whether it polls, so that it needs `WatchFiles`.
+    """
+
+    polls: bool
+
+
+@_message("changed", "watcher", "master")
+class Changed(Message):
+    """Files have changed. A change of more than 500 files is several messages.
+
+    Attributes:
+        more: Whether another message of the same change follows.
+        included: Files that cause a reload in any case (--reload-include, --reload-extra-file).
+        others: Files and directories that cause a reload if they were loaded.
+        made: Those of `others` that were created or removed.
+    """
+
+    more: bool
+    included: Sequence[str]
+    others: Sequence[str]
+    made: Sequence[str]
+
+
+@_message("at_rest", "watcher", "master")
+class AtRest(Message):
+    """All changes before `AskForRest` are reported.
+
+    Attributes:
+        number: The number in `AskForRest`.
+    """
+
+    number: int
+
+
+@_message("log", "watcher", "master")
+class Log(Message):
+    """A line for the master's log: the watcher has none.
+
+    Attributes:
+        level: The level, as in `logging`.
+        text: The line.
+    """
+
+    level: int
+    text: str
+
+
+# Orders from the master.
+
+
+@_message("drain", "master", "worker, mold, base mold")
+class Drain(Message):
+    """A worker must take no more connections, finish what it has, and end; a mold must end.
+
+    Attributes:
+        relieved: Whether a successor accepts from the same listeners, so that the connections in their queues are not lost.
+        closing: Identities of the listeners that are closed when this worker has stopped accepting.
+    """
+
+    relieved: bool = False
+    closing: Sequence[int] = ()
+
+
+@_message("stay", "master", "worker")
+class Stay(Message):
+    """The answer to `Terminated` while the server stops: serve on, `Drain` follows.
+
+    Attributes:
+        seconds: The longest time until `Drain`.
+    """
+
+    seconds: float
+
+
+@_message("serve_on", "master", "worker")
+class ServeOn(Message):
+    """The successor that a worker asked for (`Spent`) has failed: the worker accepts connections again."""
+
+
+@_message("reopen_logs", "master", "worker, mold, base mold")
+class LogFiles(Message):
+    """New log files in place of those that were moved away. The descriptors travel beside the message.
+
+    Attributes:
+        files: The paths.
+        descriptors: The open files, in the same order. The sender leaves it empty; in the frame it is their number.
+    """
+
+    files: Sequence[str] = ()
+    descriptors: Sequence[int] = ()
+
+
+@_message("detach", "master", "mold")
+class Detach(Message):
+    """The server has left its terminal (--daemon), and the mold must leave it, too."""
+
+
+@_message("show_fault", "master", "worker")
+class ShowFault(Message):
+    """The files on disk do not load: answer requests with a page that says so. Only under --reload.
+
+    Attributes:
+        text: The error; empty for a worker that knows it best, as it has failed itself.
+    """
+
+    text: str
+
+
+# Commands: from the master.
+
+
+@_message("command", "master", "worker")
+class Command(Message):
+    """Run a command, and answer with `Result`.
+
+    Attributes:
+        call: The number of the call.
+        name: The name of the command.
+        args: The arguments.
+        deadline: When the command must not be started any more, in seconds of the monotonic clock; null for never.
+    """
+
+    call: int
+    name: str
+    args: Sequence[JSON]
+    deadline: float | None
+
+
+@_message("offer", "master", "worker")
+class Offer(Message):
+    """A call waits for any worker. The first that answers with `Free` gets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallError:
+    """Why a call of a worker has failed as a whole.
+
+    Attributes:
+        message: The reason.
+        code: One of `CommandError.CODES`.
+    """
+
+    message: str
+    code: str
+
+
+@_message("answer", "master", "worker")
+class Answer(Message):
+    """The answer to a worker's `Call`.
+
+    Attributes:
+        number: The worker's number for the call.
+        error: Why there are no replies; null if there are.
+        replies: The replies of the workers.
+    """
+
+    number: int
+    error: CallError | None
+    replies: Sequence[Reply]
+
+
+@_message("note", "master", "worker")
+class Note(Message):
+    """Write the counters into the scoreboard, and answer with `Noted`: the status is about to be read."""
+
+
+# To the watcher.
+
+
+@_message("loaded", "master", "watcher")
+class WatchFiles(Message):
+    """Files that the workers have loaded: a watcher that polls looks at them often. At most 500 in one message.
+
+    Attributes:
+        files: Their paths.
+    """
+
+    files: Sequence[str]
+
+
+@_message("ask", "master", "watcher")
+class AskForRest(Message):
+    """Answer with `AtRest` when every change that was made until now is reported.
+
+    Attributes:
+        number: Comes back in the answer.
+    """
+
+    number: int
+
+
+# By a way of its own (`orders`).
+
+
+@_message("", "master", "mold, base mold")
+class Order(Message):
+    """Fork a worker. One packet of its own socket, without a tag; the descriptors travel beside it.
+
+    Attributes:
+        id: The slot of the worker.
+        age: How many workers were forked before it.
+        generation: Its generation.
+        canary: Whether it is the first of a reload.
+        row: The index of its row in the scoreboard.
+        channel: The descriptor of its end of the channel.
+        stacks: The descriptor of the file that its stacks are dumped into.
+        listeners: The slot (null: shared by all workers) and the descriptor of each listener.
+        outputs: 1 or 2 for stdout or stderr, and the descriptor that takes its place.
+    """
+
+    id: int
+    age: int
+    generation: int
+    canary: bool
+    row: int
+    channel: int
+    stacks: int
+    listeners: Sequence[tuple[int | None, int]]
+    outputs: Sequence[tuple[int, int]]
+
+    def descriptors(self) -> list[int]:
+        """Return all descriptors, in the order in which they are sent."""
+        return [self.channel, self.stacks, *(one for _, one in self.listeners), *(one for _, one in self.outputs)]
