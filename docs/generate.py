@@ -119,7 +119,7 @@ def signals(handled: Mapping[int, str], meanings: Mapping[str, str]) -> str:
 def exit_codes() -> str:
     """The exit codes, each with the error that ends in it."""
     causes = {kind.exit_code: summary(kind) for kind in ForkserveError.__subclasses__()}
-    fixed = {ExitCode.OK: "The server stopped as it was told to.", ExitCode.UNEXPECTED: "A fault that the server did not expect."}
+    fixed = {ExitCode.OK: "The server was stopped.", ExitCode.UNEXPECTED: "A fault that the server did not expect."}
     rows = (row(f"`{code.value}`", f"`{code.name}`", fixed.get(code) or causes[code]) for code in ExitCode)
     return table("code", "name", "meaning", rows=rows)
 
