@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "forkserve"
 LINES, METHODS, LENGTH = 500, 25, 60
 
-TOO_MANY_METHODS = {"Children", "Connection", "Development", "HTTPWorker", "Steering", "Worker"}
+TOO_MANY_METHODS = {"Children", "Development", "HTTPWorker", "Steering", "Worker"}
 """Classes that are over the limit still; each is divided."""
 
 
