@@ -40,7 +40,7 @@ STANDARD: Final = (1, 2)
 LAST_WAIT: Final = 1.0  # seconds, at the end of a process
 _MOMENT: Final = 0.01
 FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-NO_READING: Final = "it takes nothing"
+NO_READING: Final = "nothing can be written"
 
 
 class LineQueue:
