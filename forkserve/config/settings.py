@@ -85,11 +85,7 @@ class Settings:
     backlog: int = setting(2048, "Addresses", count(1), "Let this many connections wait to be accepted.", reloadable=False)
     socket_mode: int = setting(0o660, "Addresses", values.mode, "Create unix sockets with these permissions.", reloadable=False)
     nginx_upstream: str | None = setting(
-        None,
-        "Addresses",
-        values.path,
-        "Keep a file for nginx to include up to date with the workers' addresses.",
-        reloadable=False,
+        None, "Addresses", values.path, "Keep the workers' addresses in a file for nginx to include.", reloadable=False
     )
     nginx_reload: str | None = setting(
         None, "Addresses", values.command, "Run this command, without a shell, when that file has changed: 'nginx -s reload'."
@@ -158,22 +154,14 @@ class Settings:
         0.0, "Workers", values.seconds, "Replace a worker at this age, in seconds (0: never).", aliases="workers_lifetime"
     )
     max_memory: int = setting(
-        0,
-        "Workers",
-        values.size,
-        "Replace a worker whose memory (PSS) exceeds this many bytes (0: never).",
-        aliases="workers_max_rss",
+        0, "Workers", values.size, "Replace a worker with more memory (PSS), in bytes (0: never).", aliases="workers_max_rss"
     )
     mixin: tuple[str, ...] = setting(
         (), "Workers", many("CLASS"), "Add the commands and hooks of a class to every worker: module:Class; repeatable."
     )
     min_workers: int = setting(0, "Workers", count(0, 4096), "With --max-workers: run at least this many workers.")
     max_workers: int = setting(
-        0,
-        "Workers",
-        count(0, 4096),
-        "Scale the number of workers with the load, up to this many (0: no scaling).",
-        reloadable=False,
+        0, "Workers", count(0, 4096), "Scale workers with the load, up to this many (0: no scaling).", reloadable=False
     )
     min_spare: int = setting(1, "Workers", count(1, 4096), "With --max-workers: start workers while fewer are idle.")
     max_spare: int = setting(3, "Workers", count(1, 4096), "With --max-workers: retire workers while more are idle.")
@@ -279,10 +267,7 @@ class Settings:
         30.0, "Timeouts", values.seconds, "Seconds that a client may be silent within a request body (0: no limit)."
     )
     write_timeout: float = setting(
-        60.0,
-        "Timeouts",
-        values.seconds,
-        "Seconds that a client may read nothing of a response or of WebSocket messages (0: no limit).",
+        60.0, "Timeouts", values.seconds, "Seconds that a client may read nothing of a response or WebSocket (0: no limit)."
     )
 
     limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Refuse a longer request line, in bytes (414).")
@@ -345,10 +330,7 @@ class Settings:
         "Refuse a larger message, in bytes after decompression; a fragment counts as at least 64 bytes.",
     )
     ws_max_queue: int = setting(
-        32,
-        "WebSocket",
-        count(1),
-        "Stop reading from a client while this many messages, or 256 KiB, wait for the app.",
+        32, "WebSocket", count(1), "Stop reading from a client while this many messages, or 256 KiB, wait for the app."
     )
     ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Seconds between pings (0: no pings).")
     ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Seconds to wait for the answer to a ping.")
@@ -392,12 +374,7 @@ class Settings:
         None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.", reloadable=False
     )
     error_logfile: str = setting(
-        "-",
-        "Logging",
-        values.path,
-        "Write the error log to this file (-: stderr).",
-        aliases="log_file errorlog",
-        reloadable=False,
+        "-", "Logging", values.path, "Write the error log to a file (-: stderr).", aliases="log_file errorlog", reloadable=False
     )
     log_level: str = setting(
         "info",
@@ -418,18 +395,10 @@ class Settings:
         False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.", reloadable=False
     )
     worker_stdout: Any = setting(
-        None,
-        "Logging",
-        values.output,
-        "Send the workers' stdout to a path, - (as it is) or syslog:NAME[@SOCKET].",
-        reloadable=False,
+        None, "Logging", values.output, "Send workers' stdout to a path, - (as it is) or syslog:NAME[@SOCKET].", reloadable=False
     )
     worker_stderr: Any = setting(
-        None,
-        "Logging",
-        values.output,
-        "Send the workers' stderr to a path, - (as it is) or syslog:NAME[@SOCKET].",
-        reloadable=False,
+        None, "Logging", values.output, "Send workers' stderr to a path, - (as it is) or syslog:NAME[@SOCKET].", reloadable=False
     )
     worker_output_prefix: bool = setting(
         False, "Logging", values.switch, "Put `worker N: ` at the start of each line of that output.", reloadable=False
@@ -476,12 +445,7 @@ class Settings:
         True, "Process", values.switch, "Give workers the supplementary groups of --user too.", reloadable=False
     )
     umask: int | None = setting(
-        None,
-        "Process",
-        values.mode,
-        "Set the umask of the master and the workers. Default: as inherited.",
-        short="-m",
-        reloadable=False,
+        None, "Process", values.mode, "Set the umask of all processes. Default: as inherited.", short="-m", reloadable=False
     )
     control_socket: str | None = setting(
         None,

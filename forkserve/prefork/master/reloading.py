@@ -93,7 +93,7 @@ class Reloading:
             return "waiting for the workers' first start"
         if rollout.step is Step.ROLLING:
             return f"generation {rollout.generation}: {rollout.replaced} of {self._pool.wanted} workers replaced"
-        return f"generation {rollout.generation}: {rollout.step.value} the {rollout.first}"
+        return f"generation {rollout.generation}: {rollout.step.value} the {rollout.trial}"
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called; None for never."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve.base import logfile
 from forkserve.config.settings import TABLE
 from forkserve.prefork.policy.pool import Phase
-from forkserve.prefork.policy.recycling import Served
+from forkserve.prefork.policy.recycling import Usage
 from forkserve.prefork.policy.states import MOLD, State
 from forkserve.prefork.system.scoreboard import CONNECTIONS, HANDSHAKES_FAILED, LOST_LINES, REQUESTS
 from forkserve.version import __version__
@@ -123,11 +123,11 @@ def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any
     return {"address": one.address(scheme), "scheme": scheme, "slot": one.slot, "down": down, "lost": one.lost}
 
 
-def served(child: Child, settings: Settings) -> Served:
+def served(child: Child, settings: Settings) -> Usage:
     """How old a worker is, and its memory; that only where there is a limit for it, as it is dear to read."""
     age = time.monotonic() - child.member.born
     memory = _memory(child.pid).get("Pss") if settings.max_memory and child.pid else None
-    return Served(child.id, child.age, age, memory)
+    return Usage(child.id, child.age, age, memory)
 
 
 def _shown(pool: Pool) -> list[Member]:
