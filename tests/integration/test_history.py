@@ -28,7 +28,9 @@ def history(log: str) -> list[Event]:
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["fork", "preload"])
 def test_a_history_is_replayed(serve: Start, project: Path, options: tuple[str, ...]) -> None:
     """Boot, a crash, a reload, more workers, and the end."""
-    command = serve("site_app:app", "--base-port", 0, "--workers", 2, "--log-level", "trace", "--reload-settle", 0, *options, cwd=project)
+    command = serve(
+        "site_app:app", "--base-port", 0, "--workers", 2, "--log-level", "trace", "--reload-settle", 0, *options, cwd=project
+    )
     first = command.workers
     os.kill(first[0], signal.SIGKILL)
     eventually(lambda: len(set(command.workers) - {first[0]}) == 2, "a successor")
