@@ -44,7 +44,7 @@ class Master:
     """The master process of one server. It knows neither HTTP nor what its observers are.
 
     Args:
-        commands: What it can be told, with the parts that exist before it runs.
+        commands: Its commands, with the parts that exist before it runs.
         frontend: Keeps the configuration of a front end.
         observers: Make more observers, which are notified in this order.
     """
@@ -63,7 +63,9 @@ class Master:
         self._change = AddressChange(self._state, self._pool, self._listeners, self._frontend, self._poller)
 
     def run(self) -> int:
-        """Serve until told to stop; return the exit code. In the pre-flight of an upgrade, load the app and end the process.
+        """Serve until a command or signal stops the server; return the exit code.
+
+        In the pre-flight of an upgrade, load the app and end the process.
 
         Raises ListenError and ConfigError before the first fork.
         """
@@ -181,7 +183,7 @@ class Master:
         successor.reload(opened.upgrade, error, {**was, "workers": before["reloading"]["workers"]})
 
     def _release(self, forker: Forker) -> None:
-        """Let go of all that is the server's, in a process that a hook or a handler has just forked from the master."""
+        """Close all that is the server's, in a process that a hook or a handler has just forked from the master."""
         forget_signals()
         logfile.let_go()
         forker.close_in_child()

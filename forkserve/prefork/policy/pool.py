@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from forkserve.base.errors import ExitCode
 from forkserve.prefork.policy.actions import Action, Announce, Drain, DumpStacks, GiveUp, Kill, ServeOn
@@ -50,13 +50,6 @@ class Phase(IntEnum):
     QUITTING = 3  # stopping at once
 
 
-class PoolEvent(Protocol):
-    """What changes a pool, as a value (history.py)."""
-
-    def apply(self, pool: Pool) -> Any:
-        """Change the pool."""
-
-
 class Pool:
     """The processes of a server: how many are wanted, and the plan that leads there.
 
@@ -69,7 +62,7 @@ class Pool:
 
     def __init__(self, wanted: int, limits: PoolLimits, random: Callable[[], float], *, preload: bool = False) -> None:
         self.wanted = wanted
-        self.record: Callable[[PoolEvent], object] = lambda _: None
+        self.record: Callable[[object], object] = lambda _: None  # gets each event (history.py) before it is applied
         self.phase = Phase.FIRST_BOOT
         self.exit_code = ExitCode.OK
         self.members = Members(limits, random, preload=preload)
@@ -91,11 +84,6 @@ class Pool:
         self.wanted, self.phase = found["wanted"], Phase(found["phase"])
         self.departures.adopt(found, closing=self.phase >= Phase.STOPPING, public=self.phase >= Phase.SERVING)
         self.capacity.peak = found.get("peak", self.wanted)
-
-    def happened(self, event: PoolEvent) -> Any:
-        """Record an event and apply it; return what it returns."""
-        self.record(event)
-        return event.apply(self)
 
     # Questions of the master.
 
