@@ -22,6 +22,7 @@ from forkserve.http import access
 from forkserve.http.framing.tls import make_context
 from forkserve.http.message.parsers import new_parser
 from forkserve.prefork.master.master import Master
+from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.system import daemon
 from forkserve.prefork.worker.classes import compose, load_class
 from forkserve.prefork.worker.worker import Worker
@@ -31,7 +32,6 @@ from forkserve.web import HTTPWorker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkserve.base.handover import Exported
     from forkserve.base.lockfile import LockFile
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
@@ -98,14 +98,14 @@ class Server(Master):
         _check_place()
         handed = startup.inherited
         if startup.takes_over() and handed is not None:
-            return self._take_over(decode(handed.data))
+            return self._take_over(decode(handed.data, MasterState))
         if issubclass(self.worker_class, HTTPWorker):
             check_but_tls(self.settings)
             self.inheritance.make(self.pool.generations.committed, self.settings)
         upstream.check(self.settings)
         privileges.prepare(self.settings)
         if handed is not None:
-            upstream.rehearse(self.settings.nginx_upstream, decode(handed.data).get("front"))
+            upstream.rehearse(self.settings.nginx_upstream, decode(handed.data, MasterState).front)
             return super().run()  # which loads the app and ends, and opens no logs
         return daemon.run(self._start) if self.settings.daemon else self._start()
 
@@ -119,24 +119,24 @@ class Server(Master):
             self.front = upstream.Upstream(self.poller, self.name, path, lock)
         return super().run()
 
-    def _take_over(self, before: Exported) -> int:
+    def _take_over(self, before: MasterState) -> int:
         """Go on where the program before an upgrade was. The pre-flight has judged all; what fails now is logged, no more."""
-        privileges.adopt(before.get("account"))
+        privileges.adopt(before.account)
         privileges.prepare(self.settings)
 
         def go_on() -> int:
-            self._troubles += logs.configure(self.settings, before.get("logs", {}))
+            self._troubles += logs.configure(self.settings, before.logs)
             lock = None
             try:
-                lock = upstream.hold(self.settings.nginx_upstream, before.get("front"))
+                lock = upstream.hold(self.settings.nginx_upstream, before.front)
             except ConfigError as error:
                 self._troubles.append(str(error))
-            logs.adopt_waiting(before.get("log_lines", {}))
+            logs.adopt_waiting(before.log_lines)
             for trouble in self._troubles:
                 logs.logger.error("%s", trouble)
             return self._serve(lock)
 
-        if before["settings"]["daemon"]:
+        if before.settings.daemon:
             daemon.resume(go_on)
         return go_on()
 

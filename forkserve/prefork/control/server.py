@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from forkserve.base.errors import CommandError, ListenError
 from forkserve.base.logs import logger
+from forkserve.base.records import record
 from forkserve.config import values
-from forkserve.prefork.control.session import Asked, Limits, Phase, Session, peer, turn_away
-from forkserve.prefork.control.socketfile import SocketFile, open_named, open_path
+from forkserve.prefork.control.session import Asked, Limits, Phase, Session, SessionState, peer, turn_away
+from forkserve.prefork.control.socketfile import SocketFile, SocketFileState, open_named, open_path
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
 from forkserve.prefork.ipc.builtin import BUILTINS
 from forkserve.prefork.ipc.pending import JSON, Pending, answer
@@ -30,7 +31,6 @@ from forkserve.prefork.system.poller import READ, WRITE, Poller, Timer
 if TYPE_CHECKING:
     import socket
 
-    from forkserve.base.handover import Exported
     from forkserve.prefork.control.wire import Request
 
 ACCEPTS = 8  # in a turn
@@ -46,6 +46,14 @@ class Execute(Protocol):
 
     def __call__(self, name: str, args: Sequence[JSON], *, to: str | int = "all", timeout: float | None = None) -> Pending:
         """Begin the command."""
+
+
+@record
+class ControlState:
+    """The control socket and its clients in an upgrade."""
+
+    file: SocketFileState
+    sessions: Sequence[SessionState]
 
 
 class Control:
@@ -87,24 +95,24 @@ class Control:
         self._listen()
         return name
 
-    def export(self) -> Exported | None:
+    def export(self) -> ControlState | None:
         """Describe it and its clients, for an upgrade; None if it does not listen."""
         if self._file is None:
             return None
         sessions = [one.export() for one in self._sessions.values() if one.phase is not Phase.CLOSED]
-        return {"file": self._file.export(), "sessions": sessions}
+        return ControlState(self._file.export(), sessions)
 
-    def adopt(self, found: Exported | None, upgrade: Pending) -> None:
+    def adopt(self, found: ControlState | None, upgrade: Pending) -> None:
         """Go on in the new program. Clients that asked for the upgrade get its answer.
 
         A command that only tells something is begun again. Of others clients hear that the upgrade came between.
         """
         if found is None:
             return
-        self._file = SocketFile.adopt(found["file"])
+        self._file = SocketFile.adopt(found.file)
         self._listen()
         between = CommandError("the server was upgraded meanwhile: what was begun may have been done, or goes on")
-        for one in found["sessions"]:
+        for one in found.sessions:
             session = Session.adopt(one, self._limits)
             self._enter(session)
             for asked in list(session.open):

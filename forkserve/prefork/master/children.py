@@ -8,16 +8,17 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from forkserve.base import console, logs
 from forkserve.base.logs import logger
+from forkserve.base.records import record
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.codec import Unreadable, encode
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.master import stacks
-from forkserve.prefork.master.child import Child, pass_logs
+from forkserve.prefork.master.child import Child, ChildState, pass_logs
 from forkserve.prefork.master.failures import Failures, describe_exit
 from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.calls import Target
@@ -28,13 +29,20 @@ from forkserve.prefork.system.poller import READ, WRITE, Poller
 from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
 
 if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
     from forkserve.devreload.reloader import Development
     from forkserve.prefork.master.forker import Forker
     from forkserve.prefork.policy.states import Member
 
 TERM_AGAIN = 0.5  # seconds until a worker that boots is told again to end
 GROUP = 0.2  # seconds in which a TERM that a worker got comes to us too, if all processes were meant
+
+
+@record
+class ChildrenState:
+    """The children in an upgrade, and the generation of each slot that the hooks know of."""
+
+    processes: Sequence[ChildState]
+    slots: dict[int, int]
 
 
 class Owner(Protocol):
@@ -392,24 +400,24 @@ class Children:
             events = READ | (WRITE if channel.unsent else 0)
             self.poller.watch(channel, events, functools.partial(self._hear, child))
 
-    def export(self) -> Exported:
+    def export(self) -> ChildrenState:
         """Describe them, for an upgrade, and the slots that the hooks know of."""
-        slots = {str(slot): handle.generation for slot, handle in self._registered.items()}
-        return {"processes": [child.export() for child in self.by_ident.values()], "slots": slots}
+        slots = {slot: handle.generation for slot, handle in self._registered.items()}
+        return ChildrenState([child.export() for child in self.by_ident.values()], slots)
 
-    def adopt(self, found: Exported) -> None:
+    def adopt(self, found: ChildrenState) -> None:
         """Go on with them in the new program, whose pool has adopted its members."""
         members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
-        for one in found["processes"]:
-            member = members[one["age"]]
+        for one in found.processes:
+            member = members[one.age]
             child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))
             self.by_ident[member.ident] = child
             self._watch(child)
             if child.pid is None and not member.ordered:  # it was to come from a base mold, which has ended
                 self.poller.at(time.monotonic(), functools.partial(self.lost, child))
-        for slot, generation in found["slots"].items():
-            port = self.forker.listeners.port(int(slot), self.pool.generations.committed)
-            self._registered[int(slot)] = WorkerHandle(int(slot), port, generation)
+        for slot, generation in found.slots.items():
+            port = self.forker.listeners.port(slot, self.pool.generations.committed)
+            self._registered[slot] = WorkerHandle(slot, port, generation)
 
     def _forget(self, child: Child) -> None:
         """Let go of a child that is gone."""

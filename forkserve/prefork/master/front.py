@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
+    from forkserve.base.lockfile import LockState
     from forkserve.config.settings import Settings
 
 
@@ -32,7 +32,7 @@ class Front(Protocol):
     def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
         """Listeners have come or gone, or are up or down, or there are other settings; in the shape of `status`."""
 
-    def export(self) -> Exported:
+    def export(self) -> LockState:
         """Describe what goes along in an upgrade."""
 
     def close_in_child(self) -> None:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from forkserve.base import console, logfile, logs, privileges, startup
 from forkserve.base.errors import CommandError, ConfigError
+from forkserve.base.handover import copied
+from forkserve.base.records import dump
 from forkserve.devreload.reloader import Development
 from forkserve.devreload.warm.base import possible
 from forkserve.prefork.control.server import Control
@@ -34,6 +36,7 @@ from forkserve.prefork.master.forker import Forker
 from forkserve.prefork.master.reloading import Reloading
 from forkserve.prefork.master.upgrade import address_change
 from forkserve.prefork.master.upgrade.rehearsal import rehearse
+from forkserve.prefork.master.upgrade.state import Identity, MasterState, take_inherited_state
 from forkserve.prefork.master.upgrade.upgrading import Upgrading
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener
 from forkserve.prefork.policy.molds import MANY_MOLDS
@@ -41,7 +44,7 @@ from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.repeats import Repeats
 from forkserve.prefork.policy.states import pool_limits
 from forkserve.prefork.system import daemon, forks
-from forkserve.prefork.system.listeners import Listeners
+from forkserve.prefork.system.listeners import Addresses, Listeners
 from forkserve.prefork.system.notify import Notifier
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.pidfile import PidFile
@@ -56,13 +59,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
-    from forkserve.base.handover import Exported
     from forkserve.config.load import Config
     from forkserve.prefork.master.upgrade.judged import Judged
     from forkserve.prefork.master.upgrade.program import Program
     from forkserve.prefork.worker.worker import Worker
 
-ADDRESSES = ("bind", "base_port", "host", "port", "uds", "fd")
 MANY_WORKERS = 256  # how far TTIN can go, unless more were asked for at the start
 
 
@@ -166,7 +167,7 @@ class Master(Steering):
     def _set_up(self, cleanup: contextlib.ExitStack, last: contextlib.ExitStack, signals: contextlib.ExitStack) -> None:
         """Open everything, or take it over. `cleanup` closes it, `last` tells others that this was done, `signals` is the end."""
         self.pid = os.getpid()
-        before = startup.take_inherited_state()
+        before = take_inherited_state()
         self._signals = SignalQueue((*self._obey, signal.SIGCHLD))
         signals.callback(self._signals.close)
         self._hangup_ignored = self._signals.inherited(signal.SIGHUP) == signal.SIG_IGN
@@ -187,7 +188,7 @@ class Master(Steering):
         last.callback(self.say_stopped)
         asked = Pending()
         if before:
-            self._control.adopt(before["control"], asked)
+            self._control.adopt(before.control, asked)
         else:
             name = self._control.open(self.settings.control_socket, self.name, os.environ)
             self.settings = dataclasses.replace(self.settings, name=name)
@@ -207,13 +208,13 @@ class Master(Steering):
         self.running = True
         set_title("master", self.name)
         if before:
-            was, generations = before.get("addresses"), (self.pool.generations.committed, self.pool.generations.newest + 1)
-            error = self.listeners.adopt(before["listeners"], self.pool.departures.kept, generations, was)
-            self.children.adopt(before["children"])
-            self.messenger.adopt(before["messenger"])
+            was, generations = before.addresses, (self.pool.generations.committed, self.pool.generations.newest + 1)
+            error = self.listeners.adopt(before.listeners, self.pool.departures.kept, generations, was)
+            self.children.adopt(before.children)
+            self.messenger.adopt(before.messenger)
             daemon.ready()
             run_hook(self.hooks, "when_ready", self)
-            self.upgrading.follow(asked, error, {**(was or {}), "workers": before["reloading"]["workers"]})
+            self.upgrading.follow(asked, error, {**dump(was), "workers": before.reloading.workers})
 
     def _notify(self) -> Notifier:
         notifier = Notifier(os.environ, self.poller)
@@ -222,12 +223,12 @@ class Master(Steering):
             self.every(period, lambda: notifier.send(WATCHDOG=1))
         return notifier
 
-    def _lock(self, before: Exported | None) -> PidFile | None:
-        if before:
-            return before["pid_file"] and PidFile.adopt(before["pid_file"])
+    def _lock(self, before: MasterState | None) -> PidFile | None:
+        if before is not None:
+            return None if before.pid_file is None else PidFile.adopt(before.pid_file)
         return PidFile(self.settings.pid) if self.settings.pid else None
 
-    def _make_children(self, cleanup: contextlib.ExitStack, before: Exported | None) -> None:
+    def _make_children(self, cleanup: contextlib.ExitStack, before: MasterState | None) -> None:
         try:
             outputs = Outputs(self.settings, self.poller)
         except ConfigError as error:
@@ -237,8 +238,8 @@ class Master(Steering):
             outputs = Outputs(dataclasses.replace(self.settings, worker_stdout=None, worker_stderr=None), self.poller)
         cleanup.callback(outputs.close)
         if before:
-            outputs.adopt(before["outputs"])
-            scoreboard = Scoreboard(before["scoreboard"]["rows"], before["scoreboard"]["memory"])
+            outputs.adopt(before.outputs)
+            scoreboard = Scoreboard(before.scoreboard.rows, before.scoreboard.memory)
             self.most = min(self.most, scoreboard.size - 1 - MANY_MOLDS)
         else:
             try:
@@ -268,29 +269,30 @@ class Master(Steering):
 
     # Upgrade.
 
-    def export(self) -> Exported:
+    def export(self) -> MasterState:
         """Describe all that a program must know that takes the place of this one."""
-        return {
-            "settings": {name: getattr(self.settings, name) for name in ("name", "control_socket", "pid", "daemon")},
-            "started_at": self.started_at,
-            "logs": logs.export(self.settings),
-            "log_lines": logs.export_waiting(),
-            "lost_lines": self.lost_before + logfile.lost(unsaid=False) + self.children.lost_lines,
-            "account": privileges.export(self.settings),
-            "hangup_ignored": self._hangup_ignored,
-            "mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-            "pid_file": self._pid_file and self._pid_file.export(),
-            "front": self.front and self.front.export(),
-            "control": self._control.export(),
-            "outputs": self.children.forker.outputs.export(),
-            "scoreboard": self.children.forker.scoreboard.export(),
-            "addresses": {name: getattr(self.settings, name) for name in ADDRESSES},
-            "listeners": self.listeners.export(),
-            "pool": self.pool.export(),
-            "children": self.children.export(),
-            "messenger": self.messenger.export(),
-            "reloading": self.reloading.export(),
-        }
+        return MasterState(
+            settings=copied(self.settings, Identity),
+            started_at=self.started_at,
+            logs=logs.export(self.settings),
+            log_lines=logs.export_waiting(),
+            lost_lines=self.lost_before + logfile.lost(unsaid=False) + self.children.lost_lines,
+            account=privileges.export(self.settings),
+            hangup_ignored=self._hangup_ignored,
+            mask=list(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+            signals=(),
+            pid_file=None if self._pid_file is None else self._pid_file.export(),
+            front=None if self.front is None else self.front.export(),
+            control=self._control.export(),
+            outputs=self.children.forker.outputs.export(),
+            scoreboard=self.children.forker.scoreboard.export(),
+            addresses=copied(self.settings, Addresses),
+            listeners=self.listeners.export(),
+            pool=self.pool.export(),
+            children=self.children.export(),
+            messenger=self.messenger.export(),
+            reloading=self.reloading.export(),
+        )
 
     def hand_over(self, successor: Program, judged: tuple[int, Judged] | None) -> NoReturn:
         """Let another program take the place of this one, and go on from what its pre-flight has judged, if it can do that.
@@ -302,19 +304,19 @@ class Master(Steering):
         with signals_blocked():
             signals = self._signals.take()
             try:
-                successor.replace_process(state | {"signals": signals}, judged)
+                successor.replace_process(copied(state, MasterState, signals=signals), judged)
             finally:
                 self._signals.put(signals)
 
-    def _go_on_from(self, before: Exported) -> None:
+    def _go_on_from(self, before: MasterState) -> None:
         """Be what the program before was; what it has open is taken over one by one."""
-        self._hangup_ignored, self.started_at = before["hangup_ignored"], before["started_at"]
-        self.settings = dataclasses.replace(self.settings, **before["settings"])
-        self._signals.put([*before["signals"], signal.SIGCHLD])
-        signal.pthread_sigmask(signal.SIG_SETMASK, before["mask"])
-        self.lost_before = before.get("lost_lines", 0)
-        self.pool.adopt(before["pool"], time.monotonic())
-        self.reloading.adopt(before["reloading"])
+        self._hangup_ignored, self.started_at = before.hangup_ignored, before.started_at
+        self.settings = dataclasses.replace(self.settings, **dump(before.settings))
+        self._signals.put([*before.signals, signal.SIGCHLD])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+        self.lost_before = before.lost_lines
+        self.pool.adopt(before.pool, time.monotonic())
+        self.reloading.adopt(before.reloading)
 
     # The loop.
 

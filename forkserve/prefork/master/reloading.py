@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs
 from forkserve.base.errors import CommandError, ForkserveError
+from forkserve.base.records import record
 from forkserve.config.settings import flag, merge, unchangeable
 from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.ipc.messages import Failed
@@ -19,10 +20,17 @@ from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
 
 if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
     from forkserve.prefork.master.commands import Steering
+
+
+@record
+class ReloadingState:
+    """The reloads in an upgrade: the report of the last one, for the status, and the number of workers in the configuration."""
+
+    last: dict[str, Any] | None
+    workers: int
 
 
 class Reloading:
@@ -38,15 +46,15 @@ class Reloading:
         self._undo: Callable[[], None] | None = None  # of what was taken over, for a generation that is rolled back
         self.last: dict[str, Any] | None = None  # for the status
 
-    def export(self) -> Exported:
+    def export(self) -> ReloadingState:
         """Describe it, for an upgrade, which comes while none runs."""
-        return {"last": self.last, "workers": self._config.settings.workers}
+        return ReloadingState(self.last, self._config.settings.workers)
 
-    def adopt(self, found: Exported) -> None:
+    def adopt(self, found: ReloadingState) -> None:
         """Go on in the new program: what its configuration asks for is taken over by the reload that follows."""
-        self.last = found["last"]
+        self.last = found.last
         config = self._config
-        was = dataclasses.replace(config.settings, workers=found["workers"])
+        was = dataclasses.replace(config.settings, workers=found.workers)
         self._config = dataclasses.replace(config, settings=was, again=config.again or (lambda: config))
 
     @property

@@ -21,13 +21,42 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 
 from forkserve.base.errors import ListenError
-from forkserve.base.handover import Exported, InheritedFd, fields_of, made
+from forkserve.base.handover import InheritedFd, copied
+from forkserve.base.records import record
 from forkserve.config.addresses import Address, parse_address
 from forkserve.prefork.system import acceptqueue
 from forkserve.prefork.system.binding import Listener, bind_tcp, bind_unix, resolve, same_file
 from forkserve.prefork.system.inherited import adopt, inherit
 
 __all__ = ["Address", "Listener", "Listeners", "parse_address"]
+
+
+@record
+class Addresses:
+    """The settings of addresses of a program, in an upgrade."""
+
+    bind: tuple[str, ...] = ()
+    base_port: int | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    uds: str | None = None
+    fd: int | None = None
+
+
+@record
+class ListenerState:
+    """A listener in an upgrade; the fields are those of `Listener`."""
+
+    socket: InheritedFd
+    slot: int | None
+    adopted: bool
+    asked: str
+    first: int
+    last: int | None
+    without: int | None
+    left_at: float | None
+    lost: bool
+    file: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,15 +330,15 @@ class Listeners:
             if listener not in kept:
                 listener.close()
 
-    def export(self) -> list[Exported]:
+    def export(self) -> list[ListenerState]:
         """Describe them, for an upgrade."""
         return [
-            fields_of(one, "sock") | {"socket": InheritedFd(one.sock.fileno()), "_file": one._file and list(one._file)}  # noqa: SLF001 - its own module
+            copied(one, ListenerState, socket=InheritedFd(one.sock.fileno()), file=one._file)  # noqa: SLF001 - its own module
             for one in self._all
         ]
 
     def adopt(
-        self, found: Sequence[Exported], slots: Collection[int], generations: tuple[int, int], before: Exported | None
+        self, found: Sequence[ListenerState], slots: Collection[int], generations: tuple[int, int], before: Addresses
     ) -> ListenError | None:
         """Go on with them in the new program, whose settings may ask for others, until `settle`.
 
@@ -320,12 +349,12 @@ class Listeners:
             found: What the program before had.
             slots: Those that have listeners.
             generations: The committed one, and that of the reload that follows.
-            before: The settings of the program before, as far as they are known.
+            before: The settings of the program before.
         """
         committed, following = generations
         now, self._all = self._asked[-1], [_adopted(one) for one in found]
-        was = now if before is None else Asked(before["bind"], before["host"], before["base_port"])
-        self._asked = [replace(was, first=committed, last=following - 1), replace(now, first=following)]
+        was = Asked(before.bind, before.host, before.base_port, first=committed, last=following - 1)
+        self._asked = [was, replace(now, first=following)]
         old = list(self._all)
         try:
             both = [*((None, address) for address in self._bind), *now.of(slots)]
@@ -372,7 +401,7 @@ class Listeners:
         return True
 
 
-def _adopted(found: Exported) -> Listener:
-    sock = socket.socket(fileno=found["socket"])
+def _adopted(found: ListenerState) -> Listener:
+    sock = socket.socket(fileno=found.socket)
     sock.setblocking(False)
-    return made(Listener, found, sock=sock, _file=found["_file"] and tuple(found["_file"]))
+    return copied(found, Listener, sock=sock, _file=found.file)

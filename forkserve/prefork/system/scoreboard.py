@@ -21,8 +21,9 @@ from struct import Struct
 from time import monotonic_ns
 from typing import Final
 
-from forkserve.base.handover import Exported, InheritedFd
+from forkserve.base.handover import InheritedFd
 from forkserve.base.memory import nameless_file
+from forkserve.base.records import record
 
 # Indexes into `Row.cells`.
 BEAT: Final = 0  # time.monotonic_ns() of the last sign of life
@@ -172,6 +173,15 @@ def _entries(memory: memoryview) -> tuple[Callable[[], int], Callable[[bytes], i
     return next_number, enter, leave
 
 
+@record
+class ScoreboardState:
+    """A scoreboard in an upgrade."""
+
+    layout: str
+    rows: int
+    memory: InheritedFd
+
+
 class Scoreboard:
     """All the rows. Made by the master before its first fork; its size is for good, as each process maps it once."""
 
@@ -185,9 +195,9 @@ class Scoreboard:
         self._used = self._memory[:8].cast("Q")
         self._rows: dict[int, Row] = {}
 
-    def export(self) -> Exported:
+    def export(self) -> ScoreboardState:
         """Describe it, for an upgrade."""
-        return {"layout": LAYOUT, "rows": self.size, "memory": InheritedFd(-1 if self._descriptor is None else self._descriptor)}
+        return ScoreboardState(LAYOUT, self.size, InheritedFd(-1 if self._descriptor is None else self._descriptor))
 
     def close(self) -> None:
         """Close the descriptor, which is for an upgrade; the memory stays. In a child just forked, and at the master's end."""

@@ -169,8 +169,7 @@ class Upgrading:
         def ended(reload: Pending) -> None:
             back = master.listeners.settle(master.pool.generations.committed, master.pool.generations.newest)
             if back and reload.error is not None:
-                settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in was.items()}
-                master.take_over(dataclasses.replace(master.settings, **settings), master.hooks)
+                master.take_over(dataclasses.replace(master.settings, **was), master.hooks)
             address_change.close_left(master)
             if reload.error is None:
                 asked.resolve({**reload.value, "version": __version__})
