@@ -53,7 +53,7 @@ class Observer(Protocol):
     def connected(self, count: int) -> None:
         """So many connections are open now."""
 
-    def told_to_drain(self) -> bool:
+    def is_drain_ordered(self) -> bool:
         """Whether this process has been told to drain, perhaps without having had the time to notice."""
         ...
 

@@ -26,7 +26,7 @@ from forkserve.prefork.policy.drain_gate import LONGEST
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State, process_name
 from forkserve.prefork.system.poller import READ, WRITE, Poller
-from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
+from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNREPORTED_LINES
 
 if TYPE_CHECKING:
     from forkserve.devreload.reloader import Development
@@ -144,7 +144,7 @@ class Children:
         self.pool.reports.forked(child.member.ident, pid)
 
     def _drain(self, child: Child, *, booting: bool) -> None:
-        child.row.tell_to_drain()
+        child.row.order_drain()
         heard = self.send(child, messages.Drain(self.pool.is_relieved(child.member), self._closing(child.member)))
         if booting:
             self._end_boot(child)
@@ -424,7 +424,7 @@ class Children:
         self.poller.unwatch(child.channel)
         child.close()
         self.lost_lines += child.row.cells[LOST_LINES]
-        if unsaid := child.row.cells[UNSAID_LINES]:
+        if unsaid := child.row.cells[UNREPORTED_LINES]:
             logger.warning("%s has ended with %d line%s for its logs, which are lost", child, unsaid, "s" * (unsaid != 1))
         child.row.clear()
         del self.by_ident[child.member.ident]
