@@ -1,4 +1,4 @@
-"""Consumers of a work queue (beanstalkd) that lose no job: it is deleted when it is done, and given back when it fails.
+"""Consumers of a work queue (beanstalkd) that lose no job: a job is deleted when it is done and released when it fails.
 
 Run it: `python example_apps/beanstalk.py 127.0.0.1 11300`; a job says how many seconds of work it is.
 """
@@ -13,17 +13,17 @@ from forkserve import Server, Worker
 
 
 class Consumer(Worker):
-    """Does one job at a time. When a worker dies of it, or is killed, beanstalkd gives the job to another."""
+    """Does one job at a time. If the worker dies or is killed, beanstalkd gives the job to another one."""
 
     def run(self) -> None:
-        """Ask for a job, a second long: so late at most it hears that it is to end, and then it has none in hand."""
+        """Wait a second for a job, then look at `alive` again: an idle worker notices a stop within that second."""
         with greenstalk.Client((sys.argv[1], int(sys.argv[2]))) as queue:
             while self.alive():
                 with contextlib.suppress(greenstalk.TimedOutError):
                     self.consume(queue, queue.reserve(timeout=1))
 
     def consume(self, queue: greenstalk.Client[str], job: greenstalk.Job[str]) -> None:
-        """Try it, again a second later if that fails; at the fourth time put it aside, for somebody to look at."""
+        """Do the job; release it for another try if that fails; bury it at the fourth try, for a person to look at."""
         if queue.stats_job(job)["reserves"] > 3:
             return queue.bury(job)
         try:

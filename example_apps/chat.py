@@ -1,4 +1,4 @@
-"""A chat room: open the page in two windows and talk. ASGI, WebSocket.
+"""A chat room over WebSocket: open the page in two windows and talk. ASGI.
 
     forkserve example_apps.chat:app --base-port 9000
 
@@ -35,13 +35,13 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def chat(receive: Receive, send: Send) -> None:
-    """Let one visitor in, pass on what it says to everybody, until it leaves."""
+    """Accept one client and pass its messages to all clients, until it disconnects."""
     while (message := await receive())["type"] != "websocket.disconnect":
         if message["type"] == "websocket.connect":
             await send({"type": "websocket.accept"})
             room.add(send)
         else:
-            said = {"type": "websocket.send", "text": message.get("text") or "(not text)"}
-            # return_exceptions: a visitor who has just gone must not end the one who speaks.
-            await asyncio.gather(*(visitor(said) for visitor in room), return_exceptions=True)
+            message_to_all = {"type": "websocket.send", "text": message.get("text") or "(not text)"}
+            # return_exceptions: a client that has just disconnected must not end the sender's connection.
+            await asyncio.gather(*(client(message_to_all) for client in room), return_exceptions=True)
     room.discard(send)

@@ -1,4 +1,4 @@
-"""An app that cannot be loaded: its import raises, as with a missing setting or a database that is down.
+"""An app that does not load: its import raises, as with a missing setting or a database that is down.
 
     forkserve example_apps.crash_on_boot:app
 

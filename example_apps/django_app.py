@@ -52,7 +52,7 @@ settings.configure(
         },
     ],
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATABASE, "OPTIONS": {"timeout": 20}}},
-    LOGGING={  # Django's own default tells nobody about a 500
+    LOGGING={  # Django's default logs no 500
         "version": 1,
         "disable_existing_loggers": False,
         "handlers": {"stderr": {"class": "logging.StreamHandler", "level": "ERROR"}},
@@ -64,7 +64,7 @@ settings.configure(
 )
 django.setup()
 
-# Only now may anything be imported that looks at the settings or defines a model.
+# Modules that read the settings or define a model can be imported only now.
 from django.contrib import admin  # type: ignore[import-untyped]  # noqa: E402
 from django.contrib.auth.models import User  # type: ignore[import-untyped]  # noqa: E402
 from django.contrib.staticfiles.handlers import (  # type: ignore[import-untyped]  # noqa: E402
@@ -91,7 +91,7 @@ class Visit(models.Model):  # type: ignore[misc]
 
 
 def index(request: HttpRequest) -> HttpResponse:
-    """Sign the guest book and say how many have."""
+    """Add a visit and answer with the number of visits."""
     Visit.objects.create(name=request.GET.get("name", "World")[:50])
     return HttpResponse(f"{Visit.objects.count()} visits", content_type="text/plain")
 

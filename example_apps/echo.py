@@ -1,4 +1,4 @@
-"""Answer with what the server made of the request, as JSON; echo WebSocket messages.
+"""Answer with the request as the app sees it, in JSON; echo WebSocket messages.
 
     forkserve example_apps.echo:application --base-port 9000        WSGI
     forkserve example_apps.echo:app --base-port 9000                ASGI

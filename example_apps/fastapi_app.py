@@ -17,7 +17,7 @@ app = FastAPI(title="forkserve example")
 
 
 class Item(BaseModel):
-    """What a client may send; anything else is answered 422."""
+    """The body that a client may send; any other is answered with 422."""
 
     name: Annotated[str, Field(min_length=1, max_length=50)]
     price: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -61,7 +61,7 @@ async def echo(websocket: WebSocket) -> None:
         await websocket.send_text(text)
 
 
-if importlib.util.find_spec("python_multipart"):  # what FastAPI needs for forms
+if importlib.util.find_spec("python_multipart"):  # FastAPI needs it for forms
 
     @app.post("/files")
     async def files(file: UploadFile) -> dict[str, str | int | None]:

@@ -30,5 +30,5 @@ def greet() -> str:
 
 @app.get("/users/<int:number>")
 def user(number: int) -> dict[str, Any]:
-    """Answer JSON; a number that is none is a 404."""
+    """Answer JSON; a path without a number is a 404."""
     return {"id": number, "url": request.url, "args": request.args}

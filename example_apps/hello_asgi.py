@@ -15,7 +15,7 @@ HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(BOD
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer every HTTP request with the same greeting; refuse the rest as ASGI asks (by raising)."""
+    """Answer every HTTP request with the same greeting; refuse other scopes by raising, as ASGI demands."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})

@@ -1,4 +1,4 @@
-"""Many numbers at once, each in the worker that is free first: what the gem `parallel` does.
+"""Process many numbers in parallel, each in the first idle worker, like the Ruby gem `parallel`.
 
 Run it: `python example_apps/parallel_map.py 91 1001 1000000007`. If a worker dies, another one gets its number, once.
 """
@@ -10,20 +10,20 @@ from forkserve import Reply, Server, Worker
 
 
 class Divisors(Worker):
-    """Does nothing but what it is asked."""
+    """Does nothing but run commands."""
 
     def run(self) -> None:
-        """Wait for it."""
+        """Wait for commands."""
         while self.alive():
             self.wait()
 
     def child_divide(self, number: int) -> int:
-        """Return the smallest divisor; of a prime, that is the number itself."""
+        """Return the smallest divisor greater than 1; for a prime it is the number itself."""
         return next((one for one in range(2, math.isqrt(number) + 1) if number % one == 0), number)
 
 
 def begin(server: Server) -> None:
-    """Hand out the numbers when the workers are ready; the master does not wait for the answers."""
+    """Send out the numbers when the workers are ready; the master does not wait for the replies."""
     numbers = [int(word) for word in sys.argv[1:]]
 
     def show(replies: list[Reply]) -> None:

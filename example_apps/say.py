@@ -1,7 +1,7 @@
-"""Workers that say something each second: the first example of preforker.
+"""Workers that print a line each second.
 
-Run it: `python example_apps/say.py 4`. Then kill a worker, and see it replaced; or have all of them say
-something else, with `forkserve ctl call say "good bye"`.
+Run it: `python example_apps/say.py 4`. Then kill a worker and see it replaced, or change what all of
+them print: `forkserve ctl call say "good bye"`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import sys
 
 from forkserve import Server, Worker
 
-MASTER = os.getpid()  # what stands here runs once, in the master, and every worker has it
+MASTER = os.getpid()  # runs once, in the master; every worker inherits the value
 
 
 class Say(Worker):
-    """Says the same until it is told otherwise."""
+    """Prints the same words until a command changes them."""
 
     words = "hello"
 
     def run(self) -> None:
-        """Speak; `alive` shows that this worker is not stuck, and asks whether to go on."""
+        """Print; `alive` sends the heartbeat and says whether to go on."""
         while self.alive():
             print(f"worker {self.id} ({self.pid}), child of {MASTER}: {self.words}", flush=True)
-            self.wait(1)  # or until a command comes
+            self.wait(1)  # or until a command arrives
 
     def child_say(self, words: str) -> str:
-        """Say something else from now on."""
+        """Print other words from now on."""
         before, self.words = self.words, words
         return f"no more {before}"
 

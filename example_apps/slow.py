@@ -1,7 +1,7 @@
-"""Sleep for as long as the query says (`/?seconds=0.5`; 1 if it does not), then answer.
+"""Sleep for the seconds that the query gives (`/?seconds=0.5`; default 1), then answer.
 
-    forkserve example_apps.slow:application --workers 4 --base-port 9000    WSGI: the worker is busy meanwhile
-    forkserve example_apps.slow:app --base-port 9000                        ASGI: others are served meanwhile
+    forkserve example_apps.slow:application --workers 4 --base-port 9000    WSGI: the worker serves no other request meanwhile
+    forkserve example_apps.slow:app --base-port 9000                        ASGI: it serves others meanwhile
 
 One attribute for each interface: `application` is WSGI and `app` is ASGI, so name the one you want.
 """

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, list[str]]]:
-    """Make what all requests of this worker share."""
+    """Create the state that all requests of this worker share."""
     yield {"seen": []}
 
 
 async def index(request: Request) -> JSONResponse:
-    """Answer the paths asked for so far, and remember this one after the answer has gone out."""
+    """Answer with the URLs of earlier requests; store this one after the answer is sent."""
     seen: list[str] = request.state.seen
     return JSONResponse({"seen": seen}, background=BackgroundTask(seen.append, str(request.url)))
 

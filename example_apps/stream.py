@@ -1,10 +1,10 @@
 """Server-sent events, one a second: `curl -N http://127.0.0.1:9000/?count=5&interval=0.2`.
 
-    forkserve example_apps.stream:app --base-port 9000                          ASGI: until the client goes
+    forkserve example_apps.stream:app --base-port 9000                          ASGI: until the client disconnects
     forkserve example_apps.stream:application --threads 8 --base-port 9000      WSGI: each stream holds a thread
 
 One attribute for each interface: `application` is WSGI and `app` is ASGI, so name the one you want.
-`count` is 10 for WSGI and endless for ASGI if the query does not say.
+The default of `count` is 10 for WSGI and unlimited for ASGI.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Stream from a generator: its items go out as they are made."""
+    """Stream from a generator: each item is sent when it is made."""
     interval, numbers = _wanted(environ["QUERY_STRING"], "10")
     start_response("200 OK", [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")])
     for number in numbers:
@@ -32,7 +32,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stream until the count is reached or the client has gone."""
+    """Stream until the count is reached or the client disconnects."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
     interval, numbers = _wanted(scope["query_string"].decode("latin-1"), None)

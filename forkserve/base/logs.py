@@ -19,17 +19,48 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from forkserve.base import files, logfile, privileges
 from forkserve.base.errors import ConfigError
 from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
 from forkserve.base.records import record
-from forkserve.config.settings import Settings
 
 TRACE = 5
 STDOUT, STDERR = 1, 2
+
+
+class LogSettings(privileges.AccountSettings, Protocol):
+    """The settings of the logs, and of the account that their files belong to."""
+
+    @property
+    def error_logfile(self) -> str:
+        """A path; `-`: stderr."""
+
+    @property
+    def access_logfile(self) -> str | None:
+        """A path; `-`: stdout; None: no access log."""
+
+    @property
+    def worker_stdout(self) -> Any:
+        """A path, or another sink (prefork/system/sinks.py)."""
+
+    @property
+    def worker_stderr(self) -> Any:
+        """A path, or another sink."""
+
+    @property
+    def log_level(self) -> str:
+        """The lowest level that is logged."""
+
+    @property
+    def log_config(self) -> str | None:
+        """The path of a configuration for `logging`."""
+
+    @property
+    def capture_output(self) -> bool:
+        """Whether the output of workers goes to the error log."""
 
 
 class Logger(logging.Logger):
@@ -174,7 +205,7 @@ def say(text: str) -> None:
     _state.stderr.write(text.encode("utf-8", "backslashreplace"))
 
 
-def export(settings: Settings) -> dict[str, InheritedFd]:
+def export(settings: LogSettings) -> dict[str, InheritedFd]:
     """Return the descriptors of the log files by path, for an upgrade."""
     held = {one.path: InheritedFd(one.descriptor) for one in _all() if one.path}
     return {path: held[path] for path in _paths(settings) if path in held}
@@ -207,12 +238,12 @@ def adopt_waiting(found: Mapping[str, WaitingLines]) -> None:
             named[name].go_on_with(one.lines, one.lost)
 
 
-def _paths(settings: Settings) -> list[str]:
+def _paths(settings: LogSettings) -> list[str]:
     names = (settings.error_logfile, settings.access_logfile, settings.worker_stdout, settings.worker_stderr)
     return [name for name in names if isinstance(name, str)]
 
 
-def configure(settings: Settings, held: Mapping[str, int] | None = None) -> list[str]:
+def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> list[str]:
     """Open the logs and set up the logger `forkserve`; in the master, before the first fork.
 
     *held* are the files that the program before an upgrade has open, by path. They are gone on with; with them nothing is
@@ -241,7 +272,7 @@ def configure(settings: Settings, held: Mapping[str, int] | None = None) -> list
     return troubles
 
 
-def _open(settings: Settings, held: Mapping[str, int] | None) -> list[str]:
+def _open(settings: LogSettings, held: Mapping[str, int] | None) -> list[str]:
     """Open the logs; see `configure`."""
     troubles: list[str] = []
     owner = privileges.owner(settings)

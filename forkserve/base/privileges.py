@@ -13,14 +13,31 @@ import pwd
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from forkserve.base.errors import BootError, ConfigError
 from forkserve.base.libc import DUMPABLE, prctl
 from forkserve.base.records import record
 
-if TYPE_CHECKING:
-    from forkserve.config.settings import Settings
+
+class AccountSettings(Protocol):
+    """The settings that name the user and group of workers."""
+
+    @property
+    def user(self) -> str | None:
+        """A name or a number; None: the master's."""
+
+    @property
+    def group(self) -> str | None:
+        """A name or a number; None: the user's."""
+
+    @property
+    def initgroups(self) -> bool:
+        """Whether workers get the user's supplementary groups."""
+
+    @property
+    def umask(self) -> int | None:
+        """The umask of the master and all its processes; None: unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +62,7 @@ class KnownAccount:
 _known: dict[tuple[str | None, str | None, bool], Account] = {}  # by what was asked for, from the program before an upgrade
 
 
-def complaints(settings: Settings) -> Iterator[tuple[str, str]]:
+def complaints(settings: AccountSettings) -> Iterator[tuple[str, str]]:
     """Yield the setting and the complaint where --user or --group names nobody."""
     try:
         _account(settings.user, settings.group, settings.initgroups)
@@ -53,7 +70,7 @@ def complaints(settings: Settings) -> Iterator[tuple[str, str]]:
         yield error.setting, str(error)
 
 
-def prepare(settings: Settings) -> None:
+def check_and_set_umask(settings: AccountSettings) -> None:
     """Set the umask, and find out whether workers can become whom they shall. In the master, before it opens anything.
 
     Raises ConfigError where they cannot.
@@ -63,7 +80,7 @@ def prepare(settings: Settings) -> None:
         os.umask(settings.umask)
 
 
-def account(settings: Settings) -> Account | None:
+def account(settings: AccountSettings) -> Account | None:
     """Return whom workers become; None if that is who we are, or nobody asked.
 
     Raises ConfigError for one that does not exist, or that only root could become.
@@ -83,13 +100,13 @@ def account(settings: Settings) -> Account | None:
     return None
 
 
-def owner(settings: Settings) -> tuple[int, int] | None:
+def owner(settings: AccountSettings) -> tuple[int, int] | None:
     """Return the uid and gid that log and socket files shall belong to; None leaves them as they are made."""
     found = account(settings)
     return (found.uid, found.gid) if found else None
 
 
-def drop(settings: Settings) -> bool:
+def drop(settings: AccountSettings) -> bool:
     """Become whom --user and --group say, for good; return whether that changed anything. In a worker, before any app code.
 
     HOME, USER and LOGNAME become that user's, as a service manager would have set them: what looks for its files
@@ -132,7 +149,7 @@ class _NobodyError(Exception):
         self.setting = setting
 
 
-def export(settings: Settings) -> KnownAccount | None:
+def export(settings: AccountSettings) -> KnownAccount | None:
     """Describe the account, for an upgrade."""
     found = _account(settings.user, settings.group, settings.initgroups)
     return None if found is None else KnownAccount((settings.user, settings.group, settings.initgroups), found)

@@ -7,14 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-# sockaddr_un.sun_path holds 108 bytes with its closing NUL on Linux, 104 elsewhere; the smaller is refused at bind.
+# sockaddr_un.sun_path holds 108 bytes including the final NUL on Linux, 104 elsewhere; there, bind refuses the rest.
 MAX_UNIX_PATH = 107
 _DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a server listens on: `host` and `port`, or `path` (`@name` for the abstract namespace), or `fd`."""
+    """An address to listen on: `host` and `port`, `path` (`@name`: in the abstract namespace), or `fd`."""
 
     kind: Literal["tcp", "unix", "fd"]
     host: str = ""
@@ -46,7 +46,7 @@ def parse_address(text: str) -> Address:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if ":" not in host:
-            raise ValueError(f"{text!r}: only an IPv6 address stands in brackets")
+            raise ValueError(f"{text!r}: only an IPv6 address is written in brackets")
     elif ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, as [::1]:8000")
     if not host:
@@ -57,9 +57,9 @@ def parse_address(text: str) -> Address:
 
 
 def plain_host(host: str) -> str:
-    """Return a host as it is to be bound: an IPv4 address that is written within IPv6 (`::ffff:127.0.0.1`) as what it is.
+    """Return the host to bind; an IPv4 address in IPv6 form (`::ffff:127.0.0.1`) becomes plain IPv4.
 
-    Raises ValueError, with the reason, for what nobody can listen on.
+    Raises ValueError, with the reason, for an address that no server can listen on.
     """
     if not host:
         raise ValueError("no host is named: write 127.0.0.1, or 0.0.0.0 for every interface")
@@ -74,17 +74,17 @@ def plain_host(host: str) -> str:
         raise ValueError(f"a link-local address needs its interface: write [{host}%eth0], with the interface's name")
     mapped = getattr(address, "ipv4_mapped", None)
     if (mapped or address).is_multicast or str(mapped or address) == "255.255.255.255":
-        raise ValueError("this address stands for many machines, and nobody can listen on it")
+        raise ValueError("this address stands for many machines, and no server can listen on it")
     return str(mapped or host)
 
 
 def _unix(text: str) -> Address:
     path = text[5:]
-    path = path.removeprefix("//")  # unix:///run/x.sock, as some tools want it
+    path = path.removeprefix("//")  # unix:///run/x.sock, as some tools write it
     if path in ("", "@"):
         raise ValueError(f"{text!r} names no path")
     if "\0" in path:
-        raise ValueError(f"{text!r}: a path holds no NUL")
+        raise ValueError(f"{text!r}: a path cannot hold a NUL")
     if len(path.encode("utf-8", "surrogateescape")) > MAX_UNIX_PATH:
         raise ValueError(f"{text!r}: the path of a unix socket has at most {MAX_UNIX_PATH} bytes")
     return Address("unix", path=path)

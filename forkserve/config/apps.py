@@ -1,9 +1,8 @@
-"""From "module:attr" to the app.
+"""Apps: from "module:attr" to a callable.
 
-The text is parsed in the master (pure, so that a slip there is a usage error); the import happens
-in a worker, or in whatever else is thrown away when it fails, never in the master. What went wrong
-is told apart, since each has another remedy: there is no such module, the app fails while it is
-imported, the module has no such name, the name is not callable, the factory fails.
+The text is parsed in the master (pure, so that a mistake is a usage error). The import happens in a worker, or in another
+process that ends when it fails, never in the master. Each fault has its own message, because each has its own remedy: there is
+no such module, the app fails while it is imported, the module has no such name, the name is not callable, the factory fails.
 """
 
 import ast
@@ -25,7 +24,7 @@ from forkserve.base.errors import AppLoadError, ConfigError, NestedServerError, 
 from forkserve.config.settings import Settings
 
 OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
-USUAL_NAMES = ("application", "app")  # tried in this order where the spec names only a module
+USUAL_NAMES = ("application", "app")  # tried in this order if the spec names only a module
 ENV_LINE = re.compile(
     r"""(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*"""
     r"""(?:'([^']*)'|"([^"]*)"|([^'"\s#].*?)?)(?:\s+#.*)?"""
@@ -45,7 +44,7 @@ class AppSpec:
 
 @dataclass(frozen=True, slots=True)
 class LoadedApp:
-    """A callable ready to be served; `name` is `module:attr` as it was found."""
+    """A callable ready to serve; `name` is `module:attr` as found."""
 
     app: Callable[..., Any]
     interface: Literal["wsgi", "asgi"]
@@ -53,16 +52,16 @@ class LoadedApp:
 
 
 class _State:
-    """What this process is doing."""
+    """The state of this process."""
 
-    loading = False  # the app's module is imported, or its factory runs
+    loading = False  # the app's module is being imported, or its factory runs
 
 
 _state = _State()
 
 
 def is_loading() -> bool:
-    """Return whether this process is importing the app, so that what runs now was not meant to run in it."""
+    """Return whether this process is importing the app: then a server started now was not meant to run here."""
     return _state.loading
 
 
@@ -78,7 +77,7 @@ def _loading() -> Iterator[None]:
 def parse_app_spec(spec: str) -> AppSpec:
     """Parse `module`, `module:attr` or `module:factory(literals)`; pure.
 
-    Raises ConfigError where *spec* is none of them.
+    Raises ConfigError if *spec* is none of them.
     """
     module, colon, rest = spec.partition(":")
     if module.endswith(".py") or "/" in module:
@@ -90,7 +89,12 @@ def parse_app_spec(spec: str) -> AppSpec:
         return AppSpec(module)
     try:
         node = ast.parse(rest.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a NUL in the text; nested too deeply, which is either of two
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ):  # a NUL in the text; or nested too deeply, which may be either of the last two
         raise ConfigError(f"{spec!r} is not an app: {rest!r} is not a name or a call") from None
     if not isinstance(node, ast.Call):
         return AppSpec(module, _dotted(spec, node))
@@ -105,22 +109,22 @@ def parse_app_spec(spec: str) -> AppSpec:
 
 
 def _dotted(spec: str, node: ast.expr) -> str:
-    """Return the name `a.b` that *node* is. Raises ConfigError where it is another expression."""
+    """Return the dotted name of *node*. Raises ConfigError if it is another expression."""
     name = ast.unparse(node)
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{spec!r} is not an app: {name!r} is not a name")
     return name
 
 
-def prepare(settings: Settings) -> None:
-    """Give this process the environment that the app is to see: variables, directory, import path.
+def prepare_process(settings: Settings) -> None:
+    """Set the variables, working directory and import path of the app. In a worker, before `load_app`.
 
-    Runs in a worker before `load`. Raises ConfigError where the env file cannot be read.
+    Raises ConfigError if the env file cannot be read, or the directory cannot be entered.
     """
     os.environ.update({name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
     os.environ.update(settings.env)
     try:
-        # Under --reload the directories that are watched stay the same, too.
+        # With --reload, the watched directories stay the same as well.
         os.chdir(settings.chdir or startup.working_directory(real=settings.reload))
     except OSError as error:
         where = f"--chdir {settings.chdir}" if settings.chdir else f"the working directory {startup.directory}"
@@ -139,7 +143,7 @@ def extend_path(settings: Settings) -> None:
 def read_env_file(path: str | None) -> list[tuple[str, str]]:
     """Read NAME=VALUE lines (comments, `export` and quotes as in a shell; nothing is expanded).
 
-    Raises ConfigError, naming file and line, where a line is something else.
+    Raises ConfigError, with file and line, for any other line.
     """
     if path is None:
         return []
@@ -158,11 +162,17 @@ def read_env_file(path: str | None) -> list[tuple[str, str]]:
     return found
 
 
-def load(spec: str, *, interface: str = "auto", factory: bool = False) -> LoadedApp:
-    """Import the app that *spec* names and tell what it speaks.
+def load_app(spec: str, *, interface: str = "auto", factory: bool = False) -> LoadedApp:
+    """Import an app and detect its interface. Never in the master.
 
-    *interface* is `auto`, `wsgi` or `asgi`; with *factory* the attribute is called without
-    arguments. Raises AppLoadError, or ConfigError for a malformed *spec*. Never in the master.
+    Args:
+        spec: `module`, `module:attr` or `module:factory(literals)`.
+        interface: `auto`, `wsgi` or `asgi`.
+        factory: Call the attribute, without arguments, to get the app.
+
+    Raises:
+        AppLoadError: The app cannot be loaded.
+        ConfigError: The spec is malformed.
     """
     parsed = parse_app_spec(spec)
     with _loading():
@@ -204,7 +214,7 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
         if isinstance(error, ModuleNotFoundError) and _strip(error.__traceback__) is None:
             raise AppLoadError(
                 f"there is no module {spec.module!r} in {os.getcwd()} or on Python's path: check"
-                " the name, or say with --chdir where it is"
+                " the name, or give its directory with --chdir"
             ) from None
         raise AppLoadError(f"{spec.module!r} failed at import: {_line(error)}", own_traceback(error)) from error
     if spec.attr is None:
@@ -224,10 +234,10 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
 
 
 def speaks(app: Callable[..., Any]) -> Literal["wsgi", "asgi"]:
-    """Tell whether *app* is ASGI: a coroutine function, or one that takes what only ASGI gives.
+    """Return the interface of *app*: a coroutine function is ASGI, else the number of its arguments decides.
 
-    WSGI takes two arguments, ASGI three, and ASGI 2 one, to return a coroutine function. Where the
-    signature does not tell (`*args`), the app is WSGI.
+    WSGI takes two arguments, ASGI three, and ASGI 2 one (it returns a coroutine function). An app whose signature leaves the
+    number open (`*args`) is WSGI.
     """
     call = app if inspect.isclass(app) else getattr(app, "__call__", None)  # noqa: B004
     if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(call):
@@ -236,7 +246,7 @@ def speaks(app: Callable[..., Any]) -> Literal["wsgi", "asgi"]:
 
 
 def _takes(app: Callable[..., Any]) -> int | None:
-    """Return how many positional arguments *app* needs, None if that cannot be told."""
+    """Return how many positional arguments *app* needs; None if that is unknown."""
     try:
         parameters = inspect.signature(app).parameters.values()
     except (TypeError, ValueError):
@@ -266,7 +276,7 @@ def _line(error: BaseException) -> str:
 
 
 def _strip(trace: TracebackType | None) -> TracebackType | None:
-    """Return *trace* from the app's first own frame on: without ours and the import system's."""
+    """Return *trace* from the app's first frame on, without the frames of forkserve and of the import system before it."""
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if name != importlib.__file__ and not name.startswith((OURS, "<frozen importlib")):
@@ -276,7 +286,7 @@ def _strip(trace: TracebackType | None) -> TracebackType | None:
 
 
 def own_traceback(error: BaseException) -> str:
-    """Return the app's own traceback of *error*; the whole if it was raised by us."""
+    """Return the app's own traceback of *error*; the whole traceback if forkserve raised it."""
     frames = list(traceback.walk_tb(error.__traceback__))
     fault = bool(frames) and all(frame.f_code.co_filename.startswith(OURS) for frame, _ in frames)
     return "".join(traceback.format_exception(type(error), error, error.__traceback__ if fault else _strip(error.__traceback__)))

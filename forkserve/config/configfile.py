@@ -1,8 +1,7 @@
-"""The configuration file: which one, and what it says.
+"""The configuration file: finding it, and reading its settings.
 
-TOML (`forkserve.toml`, `[tool.forkserve]` of `pyproject.toml`) or Python (`forkserve.conf.py`),
-where lower-case names are settings and hooks. Whatever goes wrong in it is one line that names the
-file, and the line in it: a broken file is the user's fault, not ours.
+It is TOML (`forkserve.toml`, `[tool.forkserve]` of `pyproject.toml`) or Python (`forkserve.conf.py`, whose lower-case names are
+settings and hooks). Any error in it becomes one line that names the file and the line in the file.
 """
 
 import importlib
@@ -26,9 +25,12 @@ PYTHON_NAME = "__config__"  # the module name under which a Python file runs
 def read_file(where: str | None, directory: str) -> tuple[str, Mapping[str, object]]:
     """Read the configuration file and return its name for messages, and its keys and values.
 
-    *where* is PATH, `file:PATH` or `python:MODULE`; None looks for one of the usual files in
-    *directory*, and finding none gives nothing. Raises ConfigError, also where there are two, since
-    no order between them would be obvious.
+    Args:
+        where: PATH, `file:PATH` or `python:MODULE`; None: one of the usual files, if there is one.
+        directory: Where the usual files are looked for, and what relative paths start from.
+
+    Raises:
+        ConfigError: The file cannot be read, or there are two usual files: no order between them would be obvious.
     """
     if where is not None:
         scheme, colon, rest = where.partition(":")
@@ -48,7 +50,7 @@ def read_file(where: str | None, directory: str) -> tuple[str, Mapping[str, obje
 
 
 def candidates(where: str | None, directory: str) -> list[str]:
-    """Return the files that `read_file` looks at, whether or not they are there."""
+    """Return the files that `read_file` looks at, whether or not they exist."""
     if where is None:
         return [os.path.join(directory, name) for name in USUAL_FILES]
     scheme, colon, rest = where.partition(":")
@@ -58,13 +60,13 @@ def candidates(where: str | None, directory: str) -> list[str]:
 
 
 def _read(path: str, directory: str) -> Mapping[str, object] | None:
-    """Read one file; None for a pyproject.toml that says nothing about us."""
+    """Read one file; None for a pyproject.toml without a table for forkserve."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:  # a NUL, or what no file name can hold
+    except ValueError:  # a NUL, or a character that no file name can hold
         raise ConfigError(f"cannot read {path!r}: this is no path") from None
     if path.endswith(".py"):
         return _run(content, path, directory)
@@ -127,10 +129,10 @@ def _file_of(error: BaseException) -> str | None:
 
 
 def _at(error: BaseException, path: str) -> str:
-    """Return *path*, the line in it where *error* was raised if that is known, and the error."""
+    """Return *path*, the line in it that raised *error* if that is known, and the error."""
     if isinstance(error, SyntaxError) and error.filename == path:
         line, what = error.lineno, error.msg
-    else:  # also where what it imports has the slip, whose file the text names
+    else:  # also if a module that it imports has the error: the text names that file
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line, what = (lines or [None])[-1], _text(error)
     return f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {' '.join(what.split())}"
@@ -140,13 +142,13 @@ def _text(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - it is the user's
-        return "its text cannot be had"
+        return "its text cannot be shown"
 
 
 def _public(namespace: Mapping[str, object], module: str) -> Mapping[str, object]:
-    """Return what a Python file sets: lower-case names, but not what it only imported.
+    """Return the lower-case names that a Python file sets, but not those that it only imports.
 
-    A setting that may be a function is taken wherever that function comes from.
+    If a setting may be a function, an imported function counts too.
     """
     return {
         name: value

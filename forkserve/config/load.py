@@ -1,9 +1,8 @@
-"""From everywhere that a setting may be given to one `Config`.
+"""Load: combine all sources of settings into one `Config`.
 
-Strongest first: command line, FORKSERVE_CMD_ARGS, FORKSERVE_<NAME>, the well-known variables
-(WEB_CONCURRENCY, PORT, ...), the configuration file, the default. A source is a list of `Given`,
-one for each key, which remembers how messages name it; all sources then go through the same few
-steps, so that a fault is told in the same way wherever it was made.
+The sources, strongest first: command line, FORKSERVE_CMD_ARGS, FORKSERVE_<NAME>, the well-known variables (WEB_CONCURRENCY, PORT,
+...), the configuration file, the default. A source is a list of `Given`, one per key, with the key's name in messages. All
+sources go through the same steps, so that a fault gives the same message whichever source has it.
 """
 
 import dataclasses
@@ -31,14 +30,14 @@ from forkserve.config.validation import REFUSED, validate
 Hook = Callable[..., object]
 
 PREFIX = "FORKSERVE_"
-# Variables with our prefix that are no settings: what workers are told, what is parsed as a command
-# line, and what Kubernetes sets for the pods beside a service that is called forkserve.
+# Variables with the prefix that are no settings: those set for workers, the one parsed as a command line, and those that
+# Kubernetes sets in pods beside a service named forkserve.
 FOREIGN = re.compile("FORKSERVE_(CMD_ARGS|WORKER_ID|GENERATION|SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)")
 
-DEVELOPMENT_GRACE = 1.0  # seconds that --reload leaves to an old worker
-LAST_WORDS = 2.0  # seconds of the graceful timeout in which a stream that was cut off may end
+DEVELOPMENT_GRACE = 1.0  # seconds that an old worker gets with --reload
+LAST_WORDS = 2.0  # seconds of the graceful timeout that a stream gets to end after its http.disconnect
 
-# gunicorn's hook functions with its parameters.
+# gunicorn's hook functions with their parameters.
 HOOKS: Mapping[str, tuple[str, ...]] = {
     "on_starting": ("server",),
     "on_reload": ("server",),
@@ -58,12 +57,14 @@ HOOKS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All that a server was told.
+    """The configuration of a server.
 
-    `origins` says for each setting where its value came from; `hooks` are gunicorn's hook functions
-    by name, called in the process that gunicorn calls them in. `again` reads all sources once more, and
-    `given` is what `load` was called with, for a program that is to do the same; None where there are no
-    sources but the program itself.
+    Attributes:
+        settings: The final values.
+        origins: The origin of each value, by setting.
+        hooks: gunicorn's hook functions by name, called in the process in which gunicorn calls them.
+        again: Reads all sources once more; None: the program itself is the only source.
+        given: The arguments of `load_config`, for a program that must repeat the call; None as above.
     """
 
     settings: Settings
@@ -73,7 +74,7 @@ class Config:
     given: Mapping[str, Any] | None = None
 
     def files(self) -> tuple[list[str], list[str]]:
-        """Return the files that these settings were read from or that they name, and those that were looked for."""
+        """Return the files that these settings were read from or name, and those that were looked for."""
         settings = self.settings
         named = (settings.env_file, settings.log_config, settings.certfile, settings.keyfile, settings.ca_certs)
         origins = {origin for origin in self.origins.values() if os.path.isabs(origin)}
@@ -83,7 +84,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One key that a source gives: *label* names it in messages, *origin* says where it is from."""
+    """One key that a source gives, its name in messages (*label*), and its *origin* in `forkserve config`."""
 
     key: str
     value: object
@@ -92,7 +93,7 @@ class Given:
     rank: int = 0
 
 
-def load(
+def load_config(
     command_line: Mapping[str, object],
     *,
     environ: Mapping[str, str],
@@ -100,12 +101,17 @@ def load(
     cmd_args: Mapping[str, object] = MappingProxyType({}),
     needs_app: bool = True,
 ) -> Config:
-    """Put all sources together, for the command.
+    """Combine all sources, for the command. In the process that becomes the master.
 
-    *command_line* and *cmd_args* are options by setting name, as parsed from the arguments and from
-    FORKSERVE_CMD_ARGS; *directory* is where a configuration file is looked for and what relative
-    paths start from. Without *needs_app* no app is asked for. Raises ConfigError; runs in the
-    process that is to be the master.
+    Args:
+        command_line: The options given, by setting name.
+        environ: The environment.
+        directory: Where a configuration file is looked for, and what relative paths start from.
+        cmd_args: The options of FORKSERVE_CMD_ARGS, by setting name.
+        needs_app: An app must be given.
+
+    Raises:
+        ConfigError: A source or a value is wrong.
     """
     sources = [
         list(_well_known(environ)),
@@ -119,27 +125,34 @@ def load(
     for one in file:
         if one.key == "config":
             raise ConfigError(f"{one.label}: a configuration file cannot name another")
-    again = partial(load, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
+    again = partial(load_config, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
     given = {"command_line": dict(command_line), "directory": directory, "cmd_args": dict(cmd_args)}
     return replace(_combine([file, *sources], environ, directory, needs_app=needs_app, http=True), again=again, given=given)
 
 
 def judged(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
-    """Make a `Config` of settings as they were judged, in JSON; only `again` reads any source. In a program that takes over."""
+    """Return the `Config` of settings that a pre-flight has checked, as JSON values. In a program that takes over.
+
+    Only `again` reads any source.
+    """
     known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE}
-    return Config(Settings(**known), {}, {}, partial(load, environ=dict(environ), **given), given)
+    return Config(Settings(**known), {}, {}, partial(load_config, environ=dict(environ), **given), given)
 
 
 def _as_it_was(value: Any) -> Any:
-    """Return what JSON has made a list of as the tuple that it was."""
+    """Return tuples for lists, which JSON has made of them."""
     return tuple(map(_as_it_was, value)) if isinstance(value, list) else value
 
 
 def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:
-    """Make a `Config` of the keywords of `Server(...)`: settings and hooks; nothing else is read.
+    """Return the `Config` of the keywords of `Server(...)`: settings and hooks. No other source is read.
 
-    Without *needs_app* the worker is the caller's own class: no app is asked for, and no address is
-    assumed. Raises ConfigError, naming the keyword.
+    Args:
+        needs_app: An app must be given; without it, the worker is the caller's own class, and there is no default address.
+        keywords: Settings and hooks by name.
+
+    Raises:
+        ConfigError: A keyword is wrong; the message names it.
     """
     given = [Given(key, value, key, "keyword") for key, value in keywords.items()]
     return _combine([given], os.environ, os.getcwd(), needs_app=needs_app, http=needs_app)
@@ -168,7 +181,7 @@ def _combine(
 ) -> Config:
     """Combine *sources*, the weakest first, into the final settings.
 
-    *http*: the worker speaks HTTP unless --worker says otherwise, so there is a default address.
+    With *http* the worker serves HTTP unless --worker is given, so there is a default address.
     """
     given: dict[str, Given] = {}
     hooks: dict[str, Hook] = {}
@@ -176,7 +189,7 @@ def _combine(
         for one in source:
             if one.key in HOOKS:
                 hooks[one.key] = _hook(one)
-            elif one.value is not None:  # None in a Python file: not set here
+            elif one.value is not None:  # None in a Python file: not set
                 given[_setting_name(one)] = dataclasses.replace(one, rank=rank)
     final = {name: spec.default for name, spec in TABLE.items()}
     final.update({name: _read(name, one, directory) for name, one in given.items()})
@@ -196,7 +209,7 @@ def _combine(
 
 
 def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, str]]:
-    """Yield the setting and the complaint for all that is wrong beyond the single values."""
+    """Yield setting and message for everything that is wrong beyond single values."""
     try:
         if settings.app is not None:
             parse_app_spec(settings.app)
@@ -210,14 +223,14 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
     except ValueError as error:
         yield "bind", str(error)
     try:
-        read_env_file(settings.env_file)  # workers read it; a slip in it is a usage error now
+        read_env_file(settings.env_file)  # workers read it; a mistake in it is a usage error now
     except ConfigError as error:
         yield "env_file", str(error)
     for folder in settings.reload_dir:
         if not os.path.isdir(folder):
             yield "reload_dir", f"there is no directory {folder}"
     if settings.preload and sys.platform != "linux":
-        yield "preload", "needs Linux: no other system lets a process adopt the workers that another one forked; leave it out"
+        yield "preload", "needs Linux: no other system lets a process adopt workers that another process has forked; leave it out"
     if settings.reload and importlib.util.find_spec("watchdog") is None:
         yield "reload", "needs the package watchdog: pip install watchdog"
     if needs_app and settings.app is None and settings.worker is None:
@@ -225,7 +238,7 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
 
 
 def _setting_name(one: Given) -> str:
-    """Return the setting that *one* gives. Raises ConfigError for an unknown key."""
+    """Return the name of the setting. Raises ConfigError for an unknown key."""
     if one.key in REFUSED:
         raise ConfigError(f"{one.label}: {REFUSED[one.key]}")
     if one.key not in NAMES:
@@ -239,7 +252,7 @@ def _setting_name(one: Given) -> str:
 
 
 def _hook(one: Given) -> Hook:
-    """Return the hook function that *one* gives, if it can be called with gunicorn's parameters."""
+    """Return the hook function. Raises ConfigError if it cannot be called with gunicorn's parameters."""
     if not callable(one.value):
         raise ConfigError(f"{one.label}: a hook is a function, not {values.shown(one.value)}")
     parameters = HOOKS[one.key]
@@ -248,12 +261,12 @@ def _hook(one: Given) -> Hook:
     except TypeError:
         raise ConfigError(f"{one.label}: the hook must take ({', '.join(parameters)})") from None
     except ValueError:
-        pass  # a callable of C code that does not tell its parameters
+        pass  # a callable in C without a signature
     return one.value
 
 
 def _read(name: str, one: Given, directory: str) -> object:
-    """Read the value of *one*; paths become absolute, since workers may change directory."""
+    """Read the value. Paths become absolute, since workers may change their directory."""
     kind = TABLE[name].kind
     try:
         value = kind.read(one.value)
@@ -278,7 +291,7 @@ def _read(name: str, one: Given, directory: str) -> object:
 
 
 def _is_file(path: str) -> bool:
-    """Whether there is such a file; where this user may not look it may be, and what opens it says so if it cannot."""
+    """Whether the file exists. In a place that this user may not see it may exist: opening it later gives the error."""
     try:
         return not stat.S_ISDIR(os.stat(path).st_mode)
     except PermissionError:
@@ -296,9 +309,8 @@ def _settle_addresses(
 ) -> None:
     """Turn --port, --uds and --fd into addresses of --bind, and fill in the default address.
 
-    They are four spellings of one thing, so the strongest source that uses any of them decides.
-    The variable PORT is an address for all interfaces, and gives way where a stronger source asks
-    for --base-port; a weaker one's --base-port gives way to it.
+    They are four spellings of one thing, so the strongest source that uses any of them decides. The variable PORT means an
+    address on all interfaces. A stronger source's --base-port wins over it, and it wins over a weaker source's.
     """
     host = final["host"] = final["host"].strip("[]")
     if origins["port"] == "PORT":
@@ -307,7 +319,7 @@ def _settle_addresses(
             loser = "port"
         given.pop(loser, None)
         final[loser], origins[loser] = None, "default"
-        host = host if "host" in given else "0.0.0.0"  # noqa: S104 - what PORT asks for
+        host = host if "host" in given else "0.0.0.0"  # noqa: S104 - the meaning of PORT
     host = f"[{host}]" if ":" in host else host
     spellings = {
         "bind": final["bind"],
@@ -330,7 +342,7 @@ def _settle_addresses(
 
 
 def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
-    """Give their final values to the settings whose value follows from others or the machine."""
+    """Set the final values that depend on other settings or on the machine."""
     final["workers"] = final["workers"] or usable_cores()
     if final["stream_grace"] is None and final["graceful_timeout"]:
         final["stream_grace"] = max(0.0, final["graceful_timeout"] - LAST_WORDS)
@@ -346,23 +358,23 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
 
 
 def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
-    """Let nothing delay a development reload: neither an old worker, nor the wait for one worker after the other.
+    """Speed up development reloads, and let no timeout kill a worker that is in a debugger.
 
-    And let no clock kill a worker that stands in a debugger. What was given wins, but for --graceful-timeout and --preload,
-    which are likely to come from a file written for production.
+    A reload waits neither for old workers nor for one new worker after the other. Values that were given win, except those of
+    --graceful-timeout and --preload, which are likely to be from a file written for production.
     """
     defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"], "timeout": 0.0}
     quicker = {name: value for name, value in defaults.items() if origins[name] == "default"}
     if not 0 < final["graceful_timeout"] <= DEVELOPMENT_GRACE:
         quicker["graceful_timeout"] = DEVELOPMENT_GRACE
     if final["preload"]:
-        quicker["preload"] = False  # what is loaded once is what every save makes out of date
+        quicker["preload"] = False  # every save makes outdated what is loaded only once
     final.update(quicker)
     origins.update(dict.fromkeys(quicker, "--reload"))
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity, and its container's quota."""
+    """Return how many cores this process may use, by its affinity and its container's quota."""
     if sys.platform == "linux":
         cores = len(os.sched_getaffinity(0))
     else:
@@ -372,5 +384,5 @@ def usable_cores() -> int:
             quota, period = file.read().split()
         cores = min(cores, -(-int(quota) // int(period)))
     except (OSError, ValueError):
-        pass  # no such limit: no file, or the word "max"
+        pass  # no limit: no file, or the word "max"
     return max(1, cores)

@@ -1,4 +1,4 @@
-"""The table of settings for people: `forkserve config`, and the reference for the README."""
+"""The settings as text: `forkserve config`, and the reference table in Markdown."""
 
 from forkserve.base.logs import printable
 from forkserve.config import values
@@ -6,8 +6,8 @@ from forkserve.config.load import HOOKS, Config
 from forkserve.config.settings import TABLE, Spec
 
 
-def describe(config: Config) -> str:
-    """Return a line for each setting and hook: its name, value, and where that came from."""
+def setting_lines(config: Config) -> str:
+    """Return a line for each setting and hook: its name, its value and the origin of the value."""
     rows = [(name, _shown(spec, getattr(config.settings, name)), config.origins[name]) for name, spec in TABLE.items()]
     rows += [(name, f"{name}({', '.join(HOOKS[name])})", "hook") for name in config.hooks]
     wide = max(len(name) for name, _, _ in rows)

@@ -1,11 +1,10 @@
 """The table of settings: every setting is one field of `Settings`, declared here and nowhere else.
 
-Pure. From a field and its `Spec` come the command line's flag, the environment variable, the key in
-a configuration file, the keyword of `Server`, validation, `forkserve config`, the reference table,
-and whether a reload may change it. Names follow gunicorn's and uvicorn's, as their users write
-them; an alias is a second name for the same thing in each of those places.
+Pure. These are derived from a field and its `Spec`: the command line's flag, the environment variable, the key in a
+configuration file, the keyword of `Server`, validation, `forkserve config`, the reference table, and whether a reload may
+change it. Names follow gunicorn and uvicorn; an alias is a second name for the same setting in each of these places.
 
-Durations are seconds (float), sizes bytes (int); 0 turns a timeout or a limit off.
+Durations are in seconds (float), sizes in bytes (int); 0 turns a timeout or a limit off.
 """
 
 from collections.abc import Mapping
@@ -25,31 +24,41 @@ LOCAL_PEERS = ("127.0.0.0/8", "::1", "unix")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The final value of every setting; made by `forkserve.config.load`, read by both halves."""
+    """The final value of every setting, made by `forkserve.config.load`."""
 
-    app: str | None = setting(None, "App", values.text, "The app: module:attr, module:factory(), or module.", aliases="wsgi_app")
-    interface: str = setting("auto", "App", choice("auto", "wsgi", "asgi", asgi3="asgi", asgi2="asgi"), "What the app speaks.")
-    factory: bool = setting(False, "App", values.switch, "APP is a function without arguments that returns the app.")
-    chdir: str | None = setting(
-        None, "App", values.folder, "Directory that workers change to and import from.", aliases="app_dir"
+    app: str | None = setting(
+        None, "App", values.text, "App to serve: module:attr, module:factory(), or module.", aliases="wsgi_app"
     )
-    pythonpath: tuple[str, ...] = setting((), "App", values.folders, "More directories to import from, with commas between them.")
+    interface: str = setting("auto", "App", choice("auto", "wsgi", "asgi", asgi3="asgi", asgi2="asgi"), "Interface of the app.")
+    factory: bool = setting(False, "App", values.switch, "Call APP, a function without arguments, to get the app.")
+    chdir: str | None = setting(
+        None, "App", values.folder, "Change to this directory in workers, and import from it.", aliases="app_dir"
+    )
+    pythonpath: tuple[str, ...] = setting((), "App", values.folders, "Import from these directories too, separated by commas.")
     env: Pairs = setting(
-        (), "App", values.variables, "Variable in the workers' environment; repeatable.", short="-e", aliases="raw_env"
+        (), "App", values.variables, "Set a variable in the workers' environment; repeatable.", short="-e", aliases="raw_env"
     )
     env_file: str | None = setting(
-        None, "App", values.file, "File of NAME=VALUE lines for the workers' environment; variables that are set already win."
+        None,
+        "App",
+        values.file,
+        "Read NAME=VALUE lines for the workers' environment from a file; variables that are already set win.",
     )
     config: str | None = setting(
-        None, "App", values.text, "Configuration: PATH, file:PATH (.toml or .py) or python:MODULE.", short="-c", reloadable=False
+        None,
+        "App",
+        values.text,
+        "Read the configuration from PATH, file:PATH (.toml or .py) or python:MODULE.",
+        short="-c",
+        reloadable=False,
     )
 
     bind: tuple[str, ...] = setting(
         (),
         "Addresses",
         many("ADDRESS"),
-        "Address shared by all workers: HOST:PORT, [::1]:PORT,"
-        " unix:PATH, unix:@NAME, fd://N; repeatable. Without any address: 127.0.0.1:8000.",
+        "Listen on an address that all workers share: HOST:PORT, [::1]:PORT,"
+        " unix:PATH, unix:@NAME, fd://N; repeatable. Default without any address: 127.0.0.1:8000.",
         short="-b",
         reloadable=False,
     )
@@ -57,10 +66,12 @@ class Settings:
         None,
         "Addresses",
         count(0, LAST_PORT),
-        "Worker i listens on --host, port N+i-1; 0 gives each a free port.",
+        "Give each worker a port of its own: worker i listens on --host, port N+i-1 (0: a free port).",
         reloadable=False,
     )
-    host: str = setting("127.0.0.1", "Addresses", values.text, "Host for --base-port and --port.", reloadable=False)
+    host: str = setting(
+        "127.0.0.1", "Addresses", values.text, "Listen on this host with --base-port and --port.", reloadable=False
+    )
     port: int | None = setting(
         None,
         "Addresses",
@@ -71,103 +82,106 @@ class Settings:
     )
     uds: str | None = setting(None, "Addresses", values.text, "Short for --bind unix:TEXT.", reloadable=False)
     fd: int | None = setting(None, "Addresses", count(), "Short for --bind fd://N.", reloadable=False)
-    backlog: int = setting(2048, "Addresses", count(1), "Connections that may wait to be accepted.", reloadable=False)
-    socket_mode: int = setting(0o660, "Addresses", values.mode, "Permissions of unix sockets.", reloadable=False)
+    backlog: int = setting(2048, "Addresses", count(1), "Let this many connections wait to be accepted.", reloadable=False)
+    socket_mode: int = setting(0o660, "Addresses", values.mode, "Create unix sockets with these permissions.", reloadable=False)
     nginx_upstream: str | None = setting(
-        None,
-        "Addresses",
-        values.path,
-        "File that nginx includes: the workers' addresses, kept up to date while they come and go.",
-        reloadable=False,
+        None, "Addresses", values.path, "Keep the workers' addresses in a file for nginx to include.", reloadable=False
     )
     nginx_reload: str | None = setting(
-        None, "Addresses", values.command, "What to run when that file has changed: 'nginx -s reload'; without a shell."
+        None, "Addresses", values.command, "Run this command, without a shell, when that file has changed: 'nginx -s reload'."
     )
     balance: str = setting(
         "least_conn",
         "Addresses",
         values.balance,
-        "How a front end chooses a worker, for --nginx-upstream and `forkserve nginx`; KEY is nginx's, as $cookie_session.",
+        "Set how a front end selects a worker, for --nginx-upstream and `forkserve nginx`; KEY is nginx's, as $cookie_session.",
     )
 
     workers: int = setting(
         1,
         "Workers",
         count(1, 4096, auto=True),
-        "Number of workers; auto is one for each usable core.",
+        "Run this many workers (auto: one per usable core).",
         short="-w",
         variable="WEB_CONCURRENCY",
     )
     threads: int = setting(
-        0, "Workers", count(0, 4096), "Threads in which a worker runs a WSGI app; 0 runs it inline, one request at a time."
+        0, "Workers", count(0, 4096), "Run a WSGI app in this many threads per worker (0: inline, one request at a time)."
     )
     worker: str | None = setting(
-        None, "Workers", values.text, "Worker class to run instead of the HTTP worker: module:Class.", reloadable=False
+        None, "Workers", values.text, "Run a worker class of your own instead of the HTTP worker: module:Class.", reloadable=False
     )
-    reload_surge: int = setting(1, "Workers", count(1, 4096), "Workers that a reload may start before as many old ones are gone.")
+    reload_surge: int = setting(
+        1, "Workers", count(1, 4096), "Start at most this many new workers in a reload before as many old ones are gone."
+    )
     reload_lingering: int | None = setting(
         None,
         "Workers",
         count(0, 4096),
-        "Workers with nothing left but streams or threads that a reload does not wait for; default: the number of workers.",
+        "Do not delay a reload for up to this many old workers with only streams or threads left; default: all of them.",
     )
     reload_settle: float = setting(
-        1.0, "Workers", values.seconds, "How long the first new worker must live before a reload touches an old one."
+        1.0, "Workers", values.seconds, "Seconds that the first new worker must live before a reload replaces an old one."
     )
     warmup: str | None = setting(
-        None, "Workers", values.text, "Path of a request that a new worker must answer with 2xx or 3xx before it is ready."
+        None, "Workers", values.text, "Request this path from each new worker; it must answer with 2xx or 3xx before it is ready."
     )
     preload: bool = setting(
         False,
         "Workers",
         values.switch,
-        "Load the app once, in a process that workers are forked from, and share its memory; Linux, and not under --reload.",
+        "Load the app once, in a process that workers are forked from, to share its memory; Linux only, not with --reload.",
         aliases="preload_app",
         reloadable=False,
     )
     preload_allow_threads: bool = setting(
-        False, "Workers", values.switch, "With --preload: let the app start threads at import, though workers do not have them."
+        False,
+        "Workers",
+        values.switch,
+        "With --preload: allow threads that the app starts at import, although workers do not have them.",
     )
     max_requests: int = setting(
-        0, "Workers", count(), "Requests after which a worker is replaced; 0 is never.", aliases="limit_max_requests"
+        0, "Workers", count(), "Replace a worker after this many requests (0: never).", aliases="limit_max_requests"
     )
     max_requests_jitter: int = setting(
-        0, "Workers", count(), "Up to so many more, so that not all are replaced together.", aliases="limit_max_requests_jitter"
+        0,
+        "Workers",
+        count(),
+        "Add up to this many requests at random, so that workers are not replaced together.",
+        aliases="limit_max_requests_jitter",
     )
     max_lifetime: float = setting(
-        0.0, "Workers", values.seconds, "Age at which a worker is replaced; 0 is never.", aliases="workers_lifetime"
+        0.0, "Workers", values.seconds, "Replace a worker at this age, in seconds (0: never).", aliases="workers_lifetime"
     )
     max_memory: int = setting(
-        0, "Workers", values.size, "Memory (PSS) above which a worker is replaced; 0 is never.", aliases="workers_max_rss"
+        0, "Workers", values.size, "Replace a worker with more memory (PSS), in bytes (0: never).", aliases="workers_max_rss"
     )
     mixin: tuple[str, ...] = setting(
-        (), "Workers", many("CLASS"), "Class whose commands and hooks every worker gets: module:Class; repeatable."
+        (), "Workers", many("CLASS"), "Add the commands and hooks of a class to every worker: module:Class; repeatable."
     )
-    min_workers: int = setting(
-        0, "Workers", count(0, 4096), "Fewest workers; with --max-workers, spare ones decide how many run."
-    )
+    min_workers: int = setting(0, "Workers", count(0, 4096), "With --max-workers: run at least this many workers.")
     max_workers: int = setting(
-        0, "Workers", count(0, 4096), "Most workers that may run as load asks for them; 0 is no such scaling.", reloadable=False
+        0, "Workers", count(0, 4096), "Scale workers with the load, up to this many (0: no scaling).", reloadable=False
     )
     min_spare: int = setting(1, "Workers", count(1, 4096), "With --max-workers: start workers while fewer are idle.")
     max_spare: int = setting(3, "Workers", count(1, 4096), "With --max-workers: retire workers while more are idle.")
     limit_concurrency: int = setting(
-        0, "Workers", count(), "Requests that a worker has in hand before it answers 503; 0 is no limit."
+        0, "Workers", count(), "Answer 503 while a worker has this many requests in hand (0: no limit)."
     )
 
     reload: bool = setting(
         False,
         "Development",
         values.switch,
-        "Reload when a file that the app has loaded is saved; what does not load is shown as a page."
-        " Requests in hand then get a second, idle connections 0.2, and all workers are replaced at once.",
+        "Reload when a file that the app has loaded is saved; show code that does not load as an error page."
+        " Requests in hand then get 1 s, idle connections 0.2 s, and all workers are replaced at once.",
         reloadable=False,
     )
     reload_dir: tuple[str, ...] = setting(
         (),
         "Development",
         values.folders,
-        "Directory of the project that --reload watches; repeatable. The app's own unless given.",
+        "Watch this directory with --reload; repeatable. Default: the app's own directory.",
         aliases="reload_dirs",
         reloadable=False,
     )
@@ -175,7 +189,7 @@ class Settings:
         (),
         "Development",
         many("GLOB"),
-        "Files to reload for though no module was loaded from them, besides *.html, *.jinja* and .env; repeatable.",
+        "Reload for these files too, besides loaded modules, *.html, *.jinja* and .env; repeatable.",
         aliases="reload_includes",
         reloadable=False,
     )
@@ -183,7 +197,7 @@ class Settings:
         (),
         "Development",
         many("GLOB"),
-        "Files and directories never to reload for, besides caches, .git, virtual environments and node_modules; repeatable.",
+        "Never reload for these files and directories, nor for caches, .git, virtual environments and node_modules; repeatable.",
         aliases="reload_excludes",
         reloadable=False,
     )
@@ -191,18 +205,18 @@ class Settings:
         (),
         "Development",
         many("GLOB"),
-        "Files outside of those directories to reload for; repeatable.",
+        "Reload for these files outside of those directories; repeatable.",
         aliases="reload_extra_files",
         reloadable=False,
     )
     reload_delay: float = setting(
-        0.05, "Development", values.seconds, "How long no file must have changed before a reload begins.", reloadable=False
+        0.05, "Development", values.seconds, "Seconds without a change to a file before a reload starts.", reloadable=False
     )
     reload_engine: str = setting(
         "auto",
         "Development",
         choice("auto", "poll", "inotify"),
-        "How changes are noticed; auto polls on network and shared folders.",
+        "Choose how changes are noticed (auto: poll only on network and shared folders).",
         reloadable=False,
     )
 
@@ -210,143 +224,170 @@ class Settings:
         30.0,
         "Timeouts",
         values.seconds,
-        "A worker that shows no life for so long is replaced; 0 is never, which is the default under --reload.",
+        "Kill and replace a worker that has sent no heartbeat for this many seconds (0: never, the default with --reload).",
         short="-t",
     )
-    boot_timeout: float = setting(60.0, "Timeouts", values.seconds, "Time in which a new worker must become ready.")
+    boot_timeout: float = setting(
+        60.0, "Timeouts", values.seconds, "Kill a new worker that is not ready after this many seconds (0: never)."
+    )
     graceful_timeout: float = setting(
         30.0,
         "Timeouts",
         values.seconds,
-        "Time in which a stopping worker must have finished its requests.",
+        "Seconds that a stopping worker gets to finish its requests (0: no limit).",
         aliases="timeout_graceful_shutdown",
     )
     keep_alive: float = setting(
         75.0,
         "Timeouts",
         values.seconds,
-        "How long an idle connection is kept; 0 closes after every answer.",
+        "Keep an idle connection open for this many seconds (0: close after every response).",
         aliases="timeout_keep_alive keepalive",
     )
     stream_grace: float | None = setting(
         None,
         "Timeouts",
         values.seconds,
-        "Time that a stopping worker leaves to answers without Content-Length before it ends them;"
-        " --graceful-timeout less 2 s unless given.",
+        "Seconds that a stopping worker gives responses without Content-Length before it ends them."
+        " Default: --graceful-timeout less 2 s.",
     )
     linger: float = setting(
-        2.0, "Timeouts", values.seconds, "How long a draining worker waits for one more request on an idle connection."
+        2.0, "Timeouts", values.seconds, "Seconds that a draining worker waits for one more request on an idle connection."
     )
     drain_delay: float = setting(
-        0.0, "Timeouts", values.seconds, "How long a worker goes on accepting that stops or is scaled away."
-    )
-    header_timeout: float = setting(10.0, "Timeouts", values.seconds, "Time in which a request's head must have come.")
-    body_timeout: float = setting(30.0, "Timeouts", values.seconds, "Longest silence within a request's body.")
-    write_timeout: float = setting(
-        60.0,
+        0.0,
         "Timeouts",
         values.seconds,
-        "Longest time in which a client takes nothing of its answer, or of a WebSocket's messages.",
+        "Seconds a stopping worker keeps accepting connections, so that load balancers can notice.",
+    )
+    header_timeout: float = setting(
+        10.0, "Timeouts", values.seconds, "Seconds to wait for a complete request head (0: no limit)."
+    )
+    body_timeout: float = setting(
+        30.0, "Timeouts", values.seconds, "Seconds that a client may be silent within a request body (0: no limit)."
+    )
+    write_timeout: float = setting(
+        60.0, "Timeouts", values.seconds, "Seconds that a client may read nothing of a response or WebSocket (0: no limit)."
     )
 
-    limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Size of the request line (414).")
-    limit_request_fields: int = setting(128, "Limits", count(), "Number of header fields (431).")
+    limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Refuse a longer request line, in bytes (414).")
+    limit_request_fields: int = setting(128, "Limits", count(), "Refuse a request with more header fields (431).")
     limit_request_field_size: int = setting(
-        0, "Limits", values.size, "Size of one header field (431); 0 leaves it to the head's."
+        0, "Limits", values.size, "Refuse a request with a larger header field, in bytes (431; 0: as --limit-request-head)."
     )
-    limit_request_head: int = setting(64 * KIB, "Limits", values.size, "Size of request line and fields together (431).")
-    limit_request_body: int = setting(GIB, "Limits", values.size, "Size of the body (413); above 512k it is spooled to disk.")
+    limit_request_head: int = setting(
+        64 * KIB, "Limits", values.size, "Refuse a request whose line and fields together are larger, in bytes (431)."
+    )
+    limit_request_body: int = setting(
+        GIB, "Limits", values.size, "Refuse a larger request body, in bytes (413); above 512k it is stored on disk."
+    )
     limit_buffered: int = setting(
         64 * MIB,
         "Limits",
         values.size,
-        "Memory of a worker for bodies that wait for slow clients; what is more goes to temporary files.",
+        "Bytes of memory per worker for bodies that wait for slow clients; the rest goes to temporary files.",
     )
 
-    http: str = setting("auto", "HTTP", choice("auto", "httptools", "h11"), "Parser; auto is httptools where it is installed.")
-    loop: str = setting("auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Event loop; auto is uvloop where it is installed.")
+    http: str = setting("auto", "HTTP", choice("auto", "httptools", "h11"), "Choose the parser (auto: httptools if installed).")
+    loop: str = setting("auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Choose the event loop (auto: uvloop if installed).")
     half_close: str = setting(
         "disconnect",
         "HTTP",
         choice("disconnect", "answer"),
-        "What it means to ASGI apps if a client sends no more: it has left (http.disconnect), or waits for its answer.",
+        "Set what a half-closed connection means to ASGI apps: the client has left (disconnect), or still reads (answer).",
     )
     lifespan: str = setting(
-        "auto", "HTTP", choice("auto", "on", "off"), "ASGI lifespan events; auto goes on without where the app refuses them."
+        "auto", "HTTP", choice("auto", "on", "off"), "Send ASGI lifespan events (auto: unless the app refuses them)."
     )
-    root_path: str = setting("", "HTTP", values.prefix, "Path under which a proxy mounts the app.", variable="SCRIPT_NAME")
+    root_path: str = setting("", "HTTP", values.prefix, "Mount the app below this path, as a proxy does.", variable="SCRIPT_NAME")
     server_header: bool = setting(True, "HTTP", values.switch, "Send a Server header.")
     date_header: bool = setting(True, "HTTP", values.switch, "Send a Date header.")
-    header: Pairs = setting((), "HTTP", values.headers, "Header added to every response; repeatable.")
+    header: Pairs = setting((), "HTTP", values.headers, "Add a header to every response; repeatable.")
     forwarded_allow_ips: tuple[str, ...] = setting(
         LOCAL_PEERS,
         "HTTP",
         values.peers,
-        "Peers whose forwarded headers count: addresses, networks, unix, or * for all.",
+        "Trust forwarded headers of these peers: addresses, networks, unix, or * for all.",
         variable="FORWARDED_ALLOW_IPS",
     )
-    proxy_headers: bool = setting(True, "HTTP", values.switch, "Believe forwarded headers of those peers.")
+    proxy_headers: bool = setting(True, "HTTP", values.switch, "Use the forwarded headers of trusted peers.")
     proxy_protocol: str = setting(
-        "off", "HTTP", values.proxy_protocol, "PROXY header with which connections of --proxy-allow-from must begin."
+        "off", "HTTP", values.proxy_protocol, "Require a PROXY header at the start of connections from --proxy-allow-from."
     )
     proxy_allow_from: tuple[str, ...] = setting(
-        LOCAL_PEERS, "HTTP", values.peers, "Peers that must send one; others must not.", aliases="proxy_allow_ips"
+        LOCAL_PEERS,
+        "HTTP",
+        values.peers,
+        "Require the PROXY header of these peers, and refuse it from all others.",
+        aliases="proxy_allow_ips",
     )
-    sendfile: bool = setting(True, "HTTP", values.switch, "Let the system send files of wsgi.file_wrapper.", variable="SENDFILE")
+    sendfile: bool = setting(True, "HTTP", values.switch, "Send files of wsgi.file_wrapper with sendfile().", variable="SENDFILE")
 
     ws_max_size: int = setting(
-        16 * MIB, "WebSocket", values.size, "Size of one message, inflated; each of its fragments counts as 64 bytes at least."
+        16 * MIB,
+        "WebSocket",
+        values.size,
+        "Refuse a larger message, in bytes after decompression; a fragment counts as at least 64 bytes.",
     )
     ws_max_queue: int = setting(
-        32,
-        "WebSocket",
-        count(1),
-        "Messages that wait for the app before reading from their client pauses; 256 KiB of them do so, too.",
+        32, "WebSocket", count(1), "Stop reading from a client while this many messages, or 256 KiB, wait for the app."
     )
-    ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Time between pings; 0 sends none.")
-    ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Time in which a ping must be answered.")
-    ws_per_message_deflate: bool = setting(True, "WebSocket", values.switch, "Agree to compression.")
+    ws_ping_interval: float = setting(20.0, "WebSocket", values.seconds, "Seconds between pings (0: no pings).")
+    ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Seconds to wait for the answer to a ping.")
+    ws_per_message_deflate: bool = setting(True, "WebSocket", values.switch, "Accept compression.")
 
-    certfile: str | None = setting(None, "TLS", values.file, "Certificate chain (PEM); turns TLS on.", aliases="ssl_certfile")
+    certfile: str | None = setting(
+        None, "TLS", values.file, "Serve TLS with this certificate chain (PEM).", aliases="ssl_certfile"
+    )
     keyfile: str | None = setting(
-        None, "TLS", values.file, "Private key (PEM), where it is not in the certificate's file.", aliases="ssl_keyfile"
+        None, "TLS", values.file, "Private key (PEM), if it is not in the certificate's file.", aliases="ssl_keyfile"
     )
     keyfile_password: str | None = setting(
         None, "TLS", values.secret, "Password of the private key.", aliases="ssl_keyfile_password"
     )
     ca_certs: str | None = setting(
-        None, "TLS", values.file, "Authorities that client certificates are checked against (PEM).", aliases="ssl_ca_certs"
+        None, "TLS", values.file, "Check client certificates against these authorities (PEM).", aliases="ssl_ca_certs"
     )
     cert_reqs: int = setting(
-        0, "TLS", values.cert_reqs, "Client certificates: none, optional or required (0, 1, 2).", aliases="ssl_cert_reqs"
+        0, "TLS", values.cert_reqs, "Ask for client certificates: none, optional or required (0, 1, 2).", aliases="ssl_cert_reqs"
     )
-    ciphers: str | None = setting(None, "TLS", values.text, "Ciphers for TLS 1.2, in OpenSSL's notation.", aliases="ssl_ciphers")
+    ciphers: str | None = setting(
+        None, "TLS", values.text, "Offer these ciphers with TLS 1.2, in OpenSSL's notation.", aliases="ssl_ciphers"
+    )
 
     access_logfile: str | None = setting(
-        None, "Logging", values.path, "Access log; - is stdout. Off unless given.", aliases="accesslog", reloadable=False
+        None,
+        "Logging",
+        values.path,
+        "Write an access log to this file (-: stdout). Default: no access log.",
+        aliases="accesslog",
+        reloadable=False,
     )
     access_logformat: str = setting(
-        "combined", "Logging", values.text, "combined, json, or a format of gunicorn's atoms.", aliases="access_log_format"
+        "combined",
+        "Logging",
+        values.text,
+        "Format of the access log: combined, json, or a format of gunicorn's atoms.",
+        aliases="access_log_format",
     )
     access_log: bool | None = setting(
         None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.", reloadable=False
     )
     error_logfile: str = setting(
-        "-", "Logging", values.path, "Error log; - is stderr.", aliases="log_file errorlog", reloadable=False
+        "-", "Logging", values.path, "Write the error log to a file (-: stderr).", aliases="log_file errorlog", reloadable=False
     )
     log_level: str = setting(
         "info",
         "Logging",
         choice("critical", "error", "warning", "info", "debug", "trace", warn="warning"),
-        "Least severity that is logged.",
+        "Log this severity and above.",
         aliases="loglevel",
     )
     log_config: str | None = setting(
         None,
         "Logging",
         values.file,
-        "Configuration of the logging module (.ini, .json, .yaml).",
+        "Configure Python's logging from this file (.ini, .json, .yaml).",
         aliases="logconfig",
         reloadable=False,
     )
@@ -354,30 +395,32 @@ class Settings:
         False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.", reloadable=False
     )
     worker_stdout: Any = setting(
-        None, "Logging", values.output, "Where the workers' stdout goes: a path, - or syslog:NAME[@SOCKET].", reloadable=False
+        None, "Logging", values.output, "Send workers' stdout to a path, - (as it is) or syslog:NAME[@SOCKET].", reloadable=False
     )
     worker_stderr: Any = setting(
-        None, "Logging", values.output, "Where the workers' stderr goes: a path, - or syslog:NAME[@SOCKET].", reloadable=False
+        None, "Logging", values.output, "Send workers' stderr to a path, - (as it is) or syslog:NAME[@SOCKET].", reloadable=False
     )
     worker_output_prefix: bool = setting(
-        False, "Logging", values.switch, "Put `worker N: ` in front of each line of that output.", reloadable=False
+        False, "Logging", values.switch, "Put `worker N: ` at the start of each line of that output.", reloadable=False
     )
 
     name: str | None = setting(
         None,
         "Process",
         values.text,
-        "Name of this server; the app's module unless given.",
+        "Name this server. Default: the app's module.",
         short="-n",
         aliases="proc_name",
         reloadable=False,
     )
-    pid: str | None = setting(None, "Process", values.path, "Pid file.", short="-p", aliases="pidfile", reloadable=False)
+    pid: str | None = setting(
+        None, "Process", values.path, "Write the master's pid to this file.", short="-p", aliases="pidfile", reloadable=False
+    )
     daemon: bool = setting(
         False,
         "Process",
         values.switch,
-        "Run in the background; the launcher ends when the workers are ready.",
+        "Run in the background; the launching process ends when the workers are ready.",
         short="-D",
         reloadable=False,
     )
@@ -385,8 +428,8 @@ class Settings:
         None,
         "Process",
         values.text,
-        "User that workers run as, by name or number; HOME, USER and LOGNAME follow."
-        " Logs and unix sockets are given to them; certificates and env files they must be able to read.",
+        "Run workers as this user, by name or number, with its HOME, USER and LOGNAME."
+        " Log files and unix sockets belong to it; it must be able to read certificates and env files.",
         short="-u",
         reloadable=False,
     )
@@ -394,32 +437,27 @@ class Settings:
         None,
         "Process",
         values.text,
-        "Group that workers run as, by name or number; the user's unless given.",
+        "Run workers as this group, by name or number. Default: the user's group.",
         short="-g",
         reloadable=False,
     )
     initgroups: bool = setting(
-        True, "Process", values.switch, "Give workers the other groups of --user as well.", reloadable=False
+        True, "Process", values.switch, "Give workers the supplementary groups of --user too.", reloadable=False
     )
     umask: int | None = setting(
-        None,
-        "Process",
-        values.mode,
-        "Umask of the master and the workers; as inherited unless given.",
-        short="-m",
-        reloadable=False,
+        None, "Process", values.mode, "Set the umask of all processes. Default: as inherited.", short="-m", reloadable=False
     )
     control_socket: str | None = setting(
         None,
         "Process",
         values.socket,
-        "Unix socket for `forkserve ctl`; none to have none. NAME.sock in the runtime directory unless given.",
+        "Listen for `forkserve ctl` on this unix socket (none: no socket). Default: NAME.sock in the runtime directory.",
         reloadable=False,
     )
     worker_tmp_dir: str | None = setting(None, "Process", values.text, "Accepted and ignored: no files are used for heartbeats.")
 
 
-# Every setting's `Spec` by name, in the order of declaration; and the name for each name and alias.
+# The `Spec` of each setting by name, in the order of declaration; and the setting's name by name and alias.
 TABLE: Mapping[str, Spec] = {
     one.name: replace(one.metadata["spec"], name=one.name, default=one.default) for one in fields(Settings)
 }
@@ -427,10 +465,10 @@ NAMES: Mapping[str, str] = {alias: name for name, spec in TABLE.items() for alia
 
 
 def unchangeable(before: Settings, fresh: Settings) -> list[str]:
-    """Name the settings that differ, though a reload may not change them."""
+    """Return the names of settings that differ although a reload may not change them."""
     return [name for name, spec in TABLE.items() if not spec.reloadable and getattr(before, name) != getattr(fresh, name)]
 
 
 def merge(before: Settings, fresh: Settings) -> Settings:
-    """Return the settings after a reload: the fresh ones, except what only a restart can change."""
+    """Return the settings after a reload: the fresh ones, except those that only a restart can change."""
     return replace(fresh, **{name: getattr(before, name) for name, spec in TABLE.items() if not spec.reloadable})

@@ -1,4 +1,4 @@
-"""How a setting is declared: what is known of one besides its type, and the names that follow from it. Pure."""
+"""The declaration of a setting: its properties besides the type, and the names derived from its name. Pure."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What is known of one setting besides its type; see `setting`."""
+    """The properties of one setting besides its type; see `setting`."""
 
     group: str
     kind: Kind[Any]
@@ -24,7 +24,7 @@ class Spec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The setting's name and its aliases, as keys in files and keywords are written."""
+        """The setting's name and its aliases, as written in files and keywords."""
         return (self.name, *self.aliases)
 
     @property
@@ -34,12 +34,12 @@ class Spec:
         return (flag(self.name), *short, *map(flag, self.aliases))
 
     def show(self, value: object) -> str:
-        """Write *value* as it could be given; an unset one is the empty string."""
+        """Write *value* as it could be given; None is the empty string."""
         return "" if value is None else self.kind.show(value)
 
 
 def flag(name: str) -> str:
-    """Return the flag of the setting or alias *name*; the app has none, it is the argument APP."""
+    """Return the flag of the setting or alias *name*; the app is the argument APP instead."""
     return "APP" if name == "app" else "--" + name.replace("_", "-")
 
 
@@ -56,9 +56,15 @@ def setting(
 ) -> T:
     """Declare one setting.
 
-    *group* is its heading in `--help`, *short* its one-letter flag, *aliases* other names separated
-    by blanks, *variable* a well-known environment variable besides FORKSERVE_<NAME> and weaker than
-    that, *reloadable* whether a reload may change it while the master runs.
+    Args:
+        default: The value if no source gives one.
+        group: The heading in `--help`.
+        kind: How a value is read and shown.
+        help: What it does: an imperative, with the unit and the meaning of 0.
+        short: The one-letter flag.
+        aliases: Other names, separated by blanks.
+        variable: A well-known environment variable besides FORKSERVE_<NAME>, which is stronger.
+        reloadable: Whether a reload may change it while the master runs.
     """
     spec = Spec(group, kind, help, short, tuple(aliases.split()), variable, reloadable)
     return field(default=default, metadata={"spec": spec})

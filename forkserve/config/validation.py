@@ -1,10 +1,10 @@
-"""Settings that do not fit together, and names that are none. Pure; what concerns one value alone is its `Kind`'s."""
+"""Settings that contradict each other, and names that are no settings. Pure. A single value is checked by its `Kind`."""
 
 from collections.abc import Iterator, Mapping
 
 from forkserve.config.settings import LAST_PORT, Settings, flag
 
-# Names that people will try and that have no setting, with what to do instead.
+# Names of other servers' settings that forkserve does not have, with what to do instead.
 REFUSED: Mapping[str, str] = {
     "worker_class": "there are no worker classes: WSGI or ASGI is detected (--interface forces it),"
     " and --threads N runs a WSGI app in threads; leave it out",
@@ -18,7 +18,7 @@ NEEDS = (
 
 
 def validate(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield the setting and the complaint for each pair of settings that do not fit together."""
+    """Yield setting and message for each contradiction between settings."""
     most = max(settings.workers, settings.max_workers)
     if settings.base_port and settings.base_port + most - 1 > LAST_PORT:
         yield "base_port", f"{most} workers would need ports above {LAST_PORT}"
@@ -29,7 +29,7 @@ def validate(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "cert_reqs", "needs --ca-certs, which client certificates are checked against"
     for name in ("limit_request_line", "limit_request_fields", "limit_request_head"):
         if getattr(settings, name) == 0:
-            yield name, "must be more than 0: no request would be let in"
+            yield name, "must be more than 0: every request would be refused"
     if settings.limit_request_head < settings.limit_request_line:
         yield "limit_request_head", "is less than --limit-request-line, which is part of it"
     if settings.max_workers and not max(1, settings.min_workers) <= settings.workers <= settings.max_workers:
@@ -51,6 +51,6 @@ def validate(settings: Settings) -> Iterator[tuple[str, str]]:
 def _validate_output(settings: Settings) -> Iterator[tuple[str, str]]:
     outputs = [name for name in ("worker_stdout", "worker_stderr") if getattr(settings, name) is not None]
     if outputs and settings.capture_output:
-        yield outputs[0], "goes to one place: leave out this or --capture-output"
+        yield outputs[0], "contradicts --capture-output: leave out one of them"
     if settings.worker_output_prefix and not outputs:
-        yield "worker_output_prefix", "needs --worker-stdout or --worker-stderr (- keeps them where they go)"
+        yield "worker_output_prefix", "needs --worker-stdout or --worker-stderr (- leaves them as they are)"

@@ -1,9 +1,8 @@
-"""How a value is written and read: one `Kind` for each sort of setting.
+"""Kinds: how the values of settings are read and shown.
 
-Pure. A kind reads what a person wrote (a word on the command line or in the environment, or a typed
-value from TOML or Python) and shows a value so that reading it again gives the same value. A value
-that it cannot read is a ValueError whose text is the whole complaint; who calls adds where the
-value was set.
+Pure. A kind reads text (from the command line or the environment) or a typed value (from TOML or Python), and shows a value in
+a form that it reads again as the same value. A value that it cannot read is a ValueError with the whole message; the caller adds
+where the value was set.
 """
 
 import ipaddress
@@ -19,7 +18,7 @@ Pairs = tuple[tuple[str, str], ...]
 UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token (RFC 9110, section 5.6.2)
-FIELD_VALUE = r"[ -~\xa0-\xff]*"  # what latin-1 can say, without control characters
+FIELD_VALUE = r"[ -~\xa0-\xff]*"  # latin-1 without control characters
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
 NONE = "none"  # instead of the path of a socket
 BALANCES = ("least_conn", "round_robin", "ip_hash", "random")
@@ -31,10 +30,13 @@ LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system c
 class Kind(Generic[T]):
     """One sort of value.
 
-    `metavar` stands for it in help texts, `read` turns text or a typed value into the value (or
-    raises ValueError), `show` is the inverse. `many`: the flag may be repeated, and `read` takes
-    all occurrences at once. `switch`: the flag takes no value and has a `--no-` twin. `alone`: what the
-    flag means without a value, if it may do without.
+    Attributes:
+        metavar: The name of a value in help texts.
+        read: Turns text or a typed value into the value, or raises ValueError.
+        show: The inverse of `read`.
+        many: The flag may be repeated, and `read` takes all occurrences at once.
+        switch: The flag takes no value and has a `--no-` twin.
+        alone: The value of a flag without one; None: it must have a value.
     """
 
     metavar: str
@@ -46,7 +48,7 @@ class Kind(Generic[T]):
 
 
 def shown(value: object) -> str:
-    """Return *value* as a message shows it: one line of at most LONGEST_SHOWN characters, whatever its `repr` does."""
+    """Return *value* for a message: one line of at most LONGEST_SHOWN characters, whatever its `repr` does."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # noqa: BLE001 - the user's object, one nested too deeply, or a number of too many digits
@@ -55,19 +57,19 @@ def shown(value: object) -> str:
 
 
 def refuse(value: object, wanted: str) -> NoReturn:
-    """Raise the ValueError that says that *value* is not *wanted*."""
+    """Raise a ValueError: *value* is not *wanted*."""
     raise ValueError(f"{shown(value)} is not {wanted}")
 
 
 def read_text(value: object) -> str:
-    """Read a string as it is; control characters but the tab, and numbers, are refused."""
+    """Read a string. Control characters other than the tab, and numbers, are refused."""
     if not isinstance(value, str) or any(not c.isprintable() and c != "\t" for c in value):
         refuse(value, "a plain text")
     return value
 
 
 def number(value: object, wanted: str, *, low: int, high: int) -> int:
-    """Read a whole number between *low* and *high*, in ASCII digits where it is text."""
+    """Read a whole number from *low* to *high*, in ASCII digits if it is text."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -76,7 +78,7 @@ def number(value: object, wanted: str, *, low: int, high: int) -> int:
 
 
 def count(low: int = 0, high: int = 2**31 - 1, *, auto: bool = False) -> Kind[int]:
-    """Build a whole number of at least *low*; with *auto* that word is read as 0."""
+    """Build the kind of whole numbers of at least *low*; with *auto*, that word is read as 0."""
     wanted = f"a whole number from {low} to {high}" if high < 2**31 - 1 else (f"a whole number of at least {low}")
     wanted += ", or auto" if auto else ""
 
@@ -101,7 +103,7 @@ def read_seconds(value: object) -> float:
 
 
 def show_seconds(value: float) -> str:
-    """Show a duration in seconds, without a fraction where there is none."""
+    """Show a duration in seconds, without the fraction if it is zero."""
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
@@ -115,7 +117,7 @@ def read_bytes(value: object) -> int:
 
 
 def show_bytes(value: int) -> str:
-    """Show a size with the largest unit that leaves it whole."""
+    """Show a size in the largest unit that makes it a whole number."""
     for unit in ("g", "m", "k"):
         if value and value % UNIT_BYTES[unit] == 0:
             return f"{value // UNIT_BYTES[unit]}{unit}"
@@ -123,7 +125,7 @@ def show_bytes(value: int) -> str:
 
 
 def read_switch(value: object) -> bool:
-    """Read a truth value; in text as people write it in environments."""
+    """Read a truth value: a boolean, or text as usual in environment variables."""
     word = value.lower() if isinstance(value, str) else value
     if word is True or word in ("true", "yes", "y", "on", "1"):
         return True
@@ -133,7 +135,7 @@ def read_switch(value: object) -> bool:
 
 
 def read_mode(value: object) -> int:
-    """Read file permissions: octal in text ("660", "0660"), a number as it is (0o660)."""
+    """Read file permissions: octal text ("660", "0660") or a number (0o660)."""
     wanted = 'octal permissions such as "0660"'
     if isinstance(value, str):
         value = int(value, 8) if re.fullmatch(r"(0o)?[0-7]{1,4}", value) else refuse(value, wanted)
@@ -141,7 +143,7 @@ def read_mode(value: object) -> int:
 
 
 def choice(*words: str, alone: str | None = None, **also: str) -> Kind[str]:
-    """Build one of *words*, in any case; *also* maps other spellings to them, `true` and `false` for truth values."""
+    """Build the kind of *words*, in any case; *also* maps other spellings to them, and `true` and `false` for booleans."""
 
     def read(value: object) -> str:
         word = str(value).lower() if isinstance(value, str | bool) else ""
@@ -152,7 +154,7 @@ def choice(*words: str, alone: str | None = None, **also: str) -> Kind[str]:
 
 
 def items(value: object, separator: str) -> list[object]:
-    """Split what was given once (text), or several times (a list), at *separator*."""
+    """Split at *separator* what was given once (text) or several times (a list)."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(separator) if part.strip()]
     if isinstance(value, Iterable):
@@ -161,7 +163,7 @@ def items(value: object, separator: str) -> list[object]:
 
 
 def many(metavar: str, read_one: Callable[[object], str] = read_text) -> Kind[tuple[str, ...]]:
-    """Build a list of texts, with commas between them where they share one text."""
+    """Build the kind of lists of texts; one text may hold several, separated by commas."""
 
     def read(value: object) -> tuple[str, ...]:
         return tuple(read_one(item) for item in items(value, ","))
@@ -182,9 +184,9 @@ def read_network(value: object) -> str:
 
 
 def pairs(separator: str, name: str, wanted: str, value: str = ".*") -> Kind[Pairs]:
-    """Build name and value pairs, one to a line of text; *name* and *value* are their patterns.
+    """Build the kind of name and value pairs, one per line of text; *name* and *value* are their patterns.
 
-    Lines, since a comma is part of many values. A table (TOML, Python dict) is taken as well.
+    Lines, because a comma is part of many values. A table (TOML, Python dict) is accepted too.
     """
     name_pattern, value_pattern = re.compile(name), re.compile(value)
 
@@ -208,13 +210,13 @@ def pairs(separator: str, name: str, wanted: str, value: str = ".*") -> Kind[Pai
 
 
 def read_prefix(value: object) -> str:
-    """Read the path under which an app is mounted: empty, or with a slash before and none after."""
+    """Read the path that an app is mounted below: empty, or with a leading slash and no trailing one."""
     prefix = read_text(value).rstrip("/")
     return prefix if prefix == "" or prefix.startswith("/") else refuse(value, "a path (/api)")
 
 
 def read_cert_reqs(value: object) -> int:
-    """Read the demand for client certificates, as a word or as ssl's number."""
+    """Read whether client certificates are required, as a word or as the number of the module ssl."""
     words = ("none", "optional", "required")
     if isinstance(value, str) and value.lower() in words:
         return words.index(value.lower())
@@ -222,7 +224,7 @@ def read_cert_reqs(value: object) -> int:
 
 
 def read_command(value: object) -> str:
-    """Read a program and its arguments, as a shell would split them."""
+    """Read a program and its arguments, split as a shell does."""
     try:
         found = shlex.split(command := read_text(value))
     except ValueError as error:
@@ -231,17 +233,17 @@ def read_command(value: object) -> str:
 
 
 def read_balance(value: object) -> str:
-    """Read how a front end chooses a worker: one of BALANCES, or `hash KEY`, whose key is made of nginx's variables."""
+    """Read how a front end selects a worker: one of BALANCES, or `hash KEY` with a key of nginx variables."""
     way, _, key = read_text(value).strip().partition(" ")
     if way == "hash":
         if not re.fullmatch(r"(?:\$[a-z0-9_]+|[A-Za-z0-9_.:/-])+", key := key.strip()):
-            refuse(value, "a hash with a key of nginx's variables, as in 'hash $cookie_session'")
+            refuse(value, "a hash with a key of nginx variables, as in 'hash $cookie_session'")
         return f"hash {key}"
     return way if way in BALANCES and not key else refuse(value, f"one of {', '.join(BALANCES)}, or 'hash KEY'")
 
 
 def read_output(value: object) -> object:
-    """Read where output goes: a path, - or `syslog:NAME`; from Python also a file object, or a function that gets each line."""
+    """Read a destination of output: a path, - or `syslog:NAME`; from Python also a file object, or a function called per line."""
     if hasattr(value, "fileno"):
         try:
             value.fileno()
@@ -256,10 +258,10 @@ def read_output(value: object) -> object:
 
 
 text = Kind("TEXT", read_text)
-output = Kind("PATH", read_output)  # made absolute as well, where it is one
-path = Kind("PATH", read_text)  # the kinds of path are made absolute where they are loaded;
-file = Kind("FILE", read_text)  # a file must exist there,
-folder = Kind("DIR", read_text)  # and so must a folder
+output = Kind("PATH", read_output)  # made absolute too if it is a path
+path = Kind("PATH", read_text)  # `load` makes all kinds of path absolute;
+file = Kind("FILE", read_text)  # it checks that a file exists,
+folder = Kind("DIR", read_text)  # and a folder
 socket = Kind("PATH|none", read_text)
 folders = many("DIR")
 secret = Kind("SECRET", read_text)  # never shown

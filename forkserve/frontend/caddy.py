@@ -10,7 +10,7 @@ What was rejected: `read_timeout`, which also counts while a connection is idle 
 import re
 
 from forkserve.config.addresses import Address
-from forkserve.frontend.config import EDGE, HEALTH, Front
+from forkserve.frontend.config import EDGE, HEALTH, FrontendConfig
 from forkserve.frontend.page import Page, quoted, seconds
 
 ROOT = re.compile("[A-Za-z0-9._~/-]+")
@@ -22,7 +22,7 @@ BALANCES = {
 }
 
 
-def render(front: Front) -> str:
+def render(front: FrontendConfig) -> str:
     """Return the whole configuration. Raises ValueError for what Caddy cannot do."""
     page, limits, given = _page(), front.terms, front.given
     page.note(
@@ -51,7 +51,7 @@ def render(front: Front) -> str:
     return page.text
 
 
-def render_upstream(front: Front) -> str:
+def render_upstream(front: FrontendConfig) -> str:
     """Return `reverse_proxy` only, to be imported within a site."""
     page = _page()
     page.note(
@@ -65,7 +65,7 @@ def _page() -> Page:
     return Page(indent="\t", end="", aligned=False)
 
 
-def _sites(front: Front) -> str:
+def _sites(front: FrontendConfig) -> str:
     scheme = "https" if front.certificate else "http"
     names = [name for name in front.server_names if name != "_"] or [""]
     if any(name.endswith(".*") for name in names):
@@ -76,7 +76,7 @@ def _sites(front: Front) -> str:
     return ", ".join(f"{scheme}://{name}:{one.port}" for one in listen for name in names)
 
 
-def _site(front: Front, page: Page) -> None:
+def _site(front: FrontendConfig, page: Page) -> None:
     if front.listen and front.listen[0].host:
         page.say(f"bind {front.listen[0].host}", "where clients come")
     if front.certificate:
@@ -112,7 +112,7 @@ def _site(front: Front, page: Page) -> None:
             page.say("respond 404", "nothing else is here")
 
 
-def _proxy(front: Front, page: Page) -> None:
+def _proxy(front: FrontendConfig, page: Page) -> None:
     limits = front.terms
     up = [one for one in front.backends if not one.down]
     if not up:

@@ -59,7 +59,7 @@ def _arrange(kind: str, text: str, directory: str, *, whole: bool) -> Trial:
     return Trial(_caddy(program, text, directory, whole=whole), environ)
 
 
-def check(kind: str, text: str, *, whole: bool = True) -> list[str]:
+def check_configuration(kind: str, text: str, *, whole: bool = True) -> list[str]:
     """Have a configuration judged by nginx, haproxy or caddy; if it is not *whole*, the backends, by haproxy or caddy.
 
     Returns the addresses on which this user may not listen. A front end is started by root, so they are no fault of the

@@ -77,7 +77,7 @@ def _lasting(value: float) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Front:
+class FrontendConfig:
     """All that a configuration is made from.
 
     Attributes:

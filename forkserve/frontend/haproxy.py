@@ -7,7 +7,7 @@ import re
 
 from forkserve.config.addresses import Address
 from forkserve.config.values import show_bytes
-from forkserve.frontend.config import EDGE, HEALTH, Front
+from forkserve.frontend.config import EDGE, HEALTH, FrontendConfig
 from forkserve.frontend.page import Page, quoted, seconds
 
 BALANCES = {
@@ -29,7 +29,7 @@ KEYS = {  # nginx's variables, and what they are called here
 }
 
 
-def render(front: Front) -> str:
+def render(front: FrontendConfig) -> str:
     """Return the whole configuration. Raises ValueError for what HAProxy cannot do."""
     if front.static:
         raise ValueError("HAProxy serves no files: leave out --static, or have nginx or Caddy")
@@ -51,7 +51,7 @@ def render(front: Front) -> str:
     return page.text
 
 
-def render_upstream(front: Front) -> str:
+def render_upstream(front: FrontendConfig) -> str:
     """Return the section `backend` only, for a file of its own beside the others."""
     page = _page()
     page.note(
@@ -67,7 +67,7 @@ def _page() -> Page:
     return Page(end="")
 
 
-def _global(front: Front, page: Page) -> None:
+def _global(front: FrontendConfig, page: Page) -> None:
     with page.section("global"):
         page.say("maxconn 4096", "connections to clients")
         size = front.terms.head_limit + EDGE
@@ -82,7 +82,7 @@ def _global(front: Front, page: Page) -> None:
             page.note("stats socket /run/haproxy/admin.sock mode 660 level admin")
 
 
-def _defaults(front: Front, page: Page) -> None:
+def _defaults(front: FrontendConfig, page: Page) -> None:
     limits, given = front.terms, front.given
     with page.section("defaults"):
         page.say("mode http", "requests are balanced, not connections")
@@ -109,7 +109,7 @@ def _defaults(front: Front, page: Page) -> None:
         page.say(f"retry-on conn-failure empty-response{again}", why)
 
 
-def _frontend(front: Front, page: Page) -> None:
+def _frontend(front: FrontendConfig, page: Page) -> None:
     with page.section(f"frontend {front.ident}-in"):
         _bind(front, page)
         page.say(
@@ -142,7 +142,7 @@ def _frontend(front: Front, page: Page) -> None:
         page.say(f"default_backend {front.ident}", "the workers")
 
 
-def _bind(front: Front, page: Page) -> None:
+def _bind(front: FrontendConfig, page: Page) -> None:
     secure = ""
     if front.certificate:
         certificate, key = front.certificate
@@ -156,7 +156,7 @@ def _bind(front: Front, page: Page) -> None:
         page.say(f"bind {where}{secure}", "where clients come")
 
 
-def _backend(front: Front, page: Page) -> None:
+def _backend(front: FrontendConfig, page: Page) -> None:
     with page.section(f"backend {front.ident}"):
         way, why = BALANCES.get(front.balance.way) or (_key(front.balance.key), "requests with the same key stay with one worker")
         page.say(f"balance {way}", why)

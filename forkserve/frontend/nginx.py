@@ -12,7 +12,7 @@ from urllib.parse import quote
 from forkserve.config.addresses import Address
 from forkserve.config.settings import KIB
 from forkserve.config.values import show_bytes
-from forkserve.frontend.config import EDGE, HEALTH, Front
+from forkserve.frontend.config import EDGE, HEALTH, FrontendConfig
 from forkserve.frontend.page import Page, quoted, seconds
 
 BALANCES = {
@@ -49,7 +49,7 @@ TYPES = (
 )
 
 
-def render(front: Front) -> str:
+def render(front: FrontendConfig) -> str:
     """Return the whole configuration. Raises ValueError for a path that it cannot hold."""
     page = Page()
     page.note(
@@ -81,7 +81,7 @@ def render(front: Front) -> str:
     return page.text
 
 
-def render_upstream(front: Front) -> str:
+def render_upstream(front: FrontendConfig) -> str:
     """Return the upstream only, to be included within `http`."""
     page = Page()
     made = "Kept up to date by the server while it runs" if front.live else "Made by `forkserve nginx --upstream-only`"
@@ -91,7 +91,7 @@ def render_upstream(front: Front) -> str:
     return page.text
 
 
-def _room(front: Front, page: Page) -> None:
+def _room(front: FrontendConfig, page: Page) -> None:
     """Make nginx's tables of names wide enough, where what they usually hold (a cache line) is not."""
     longest = (
         ("variables", len(f"{front.field}_connection"), "so long are names of variables, which the server's name is part of"),
@@ -112,14 +112,14 @@ def _bucket(length: int) -> int:
     return size
 
 
-def _backends(front: Front, page: Page) -> None:
+def _backends(front: FrontendConfig, page: Page) -> None:
     if front.upstream_file is None:
         _upstream(front, page)
     else:
         page.say(f"include {quoted(front.upstream_file)}", f"the upstream {front.ident}: a port for each worker")
 
 
-def _upstream(front: Front, page: Page) -> None:
+def _upstream(front: FrontendConfig, page: Page) -> None:
     limits, number = front.terms, len(front.backends)
     with page.block(f"upstream {front.ident}"):
         zone = -(-max(64, 2 * number) // 64) * 64
@@ -148,7 +148,7 @@ def _upstream(front: Front, page: Page) -> None:
             page.say(f"keepalive_timeout {seconds(limits.idle)}", why)
 
 
-def _maps(front: Front, page: Page) -> None:
+def _maps(front: FrontendConfig, page: Page) -> None:
     with page.block(f"map $http_upgrade ${front.field}_upgrade", "only WebSockets are let through, no h2c"):
         page.say("~*^websocket$ websocket", "the client asks for one")
         page.say("default ''", "an empty field is not sent")
@@ -169,7 +169,7 @@ def _maps(front: Front, page: Page) -> None:
         _heard(front, page)
 
 
-def _heard(front: Front, page: Page) -> None:
+def _heard(front: FrontendConfig, page: Page) -> None:
     """Whom a request is from: one that came by a unix socket has no address, but another proxy before us that tells it."""
     if front.trusts_all:
         with page.block(f"map $http_x_forwarded_for ${front.field}_last", "whom the proxy before us names, not what clients say"):
@@ -189,7 +189,7 @@ def _types(page: Page) -> None:
     page.say("default_type application/octet-stream", "of all others")
 
 
-def _to_https(front: Front, page: Page) -> None:
+def _to_https(front: FrontendConfig, page: Page) -> None:
     with page.block("server"):
         page.say("listen 80", "clients that come without TLS")
         page.say(f"server_name {_names(front)}", "whom this is for")
@@ -197,7 +197,7 @@ def _to_https(front: Front, page: Page) -> None:
         page.say("return 301 https://$host$request_uri", "are sent to where there is TLS")
 
 
-def _server(front: Front, page: Page) -> None:
+def _server(front: FrontendConfig, page: Page) -> None:
     _listen(front, page)
     page.say("server_tokens off", "clients need not know nginx's version")
     page.say("absolute_redirect off", "to a path with a slash at its end a client is sent by the address that it knows")
@@ -226,7 +226,7 @@ def _server(front: Front, page: Page) -> None:
             page.say(f"proxy_pass {front.scheme}://{front.ident}", "to the workers, with the path as it came")
 
 
-def _mounted(front: Front, page: Page) -> None:
+def _mounted(front: FrontendConfig, page: Page) -> None:
     """Pass what is below --root-path without it. By `proxy_pass` with a path nginx would write the rest anew (%2F as a slash)."""
     root, where = front.settings.root_path, f"{front.scheme}://{front.ident}"
     page.say("merge_slashes off", "for the app they are as the client wrote them")
@@ -240,11 +240,11 @@ def _mounted(front: Front, page: Page) -> None:
         page.say("return 404", "nothing else is here")
 
 
-def _names(front: Front) -> str:
+def _names(front: FrontendConfig) -> str:
     return " ".join(front.server_names) or "_"
 
 
-def _listen(front: Front, page: Page) -> None:
+def _listen(front: FrontendConfig, page: Page) -> None:
     usual = (Address("tcp", port=443 if front.certificate else 80),)
     for address in front.listen or usual:
         where = str(address.port) if address.kind == "tcp" and not address.host else quoted(str(address))
@@ -260,7 +260,7 @@ def _listen(front: Front, page: Page) -> None:
         page.say("ssl_session_tickets off", "their keys would have to be changed by hand")
 
 
-def _limits(front: Front, page: Page) -> None:
+def _limits(front: FrontendConfig, page: Page) -> None:
     limits, given = front.terms, front.given
     body = show_bytes(limits.body_limit) if limits.body_limit else "0"
     page.say(f"client_max_body_size {body}", given("limit_request_body"))
@@ -274,7 +274,7 @@ def _limits(front: Front, page: Page) -> None:
     page.say(f"keepalive_timeout {seconds(limits.client_idle)}", given("keep_alive"))
 
 
-def _forwarding(front: Front, page: Page) -> None:
+def _forwarding(front: FrontendConfig, page: Page) -> None:
     if front.remote:
         page.note("The workers believe these fields if their --forwarded-allow-ips names this machine.")
     elif not front.settings.proxy_headers:
@@ -296,7 +296,7 @@ def _forwarding(front: Front, page: Page) -> None:
         page.say("proxy_ssl_session_reuse on", "the workers speak TLS; their certificate is not checked here")
 
 
-def _waiting(front: Front, page: Page) -> None:
+def _waiting(front: FrontendConfig, page: Page) -> None:
     limits, settings = front.terms, front.settings
     page.say(f"proxy_connect_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
     page.say(f"proxy_read_timeout {seconds(limits.read)}", front.silence)

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 
 from forkserve.config.settings import Settings
 from forkserve.frontend.backends import Backend
-from forkserve.frontend.config import Front
+from forkserve.frontend.config import FrontendConfig
 
 # Seconds.
 DEBOUNCE = 0.1
@@ -20,9 +20,9 @@ class Upkeep:
     """What is known of one front end."""
 
     def __init__(self) -> None:
-        self._told: Front | None = None  # what it goes by, as far as one can know
-        self._running: Front | None = None  # what it is being told
-        self._wanted: Front | None = None
+        self._told: FrontendConfig | None = None  # what it goes by, as far as one can know
+        self._running: FrontendConfig | None = None  # what it is being told
+        self._wanted: FrontendConfig | None = None
         self._failed = False
         self._due: float | None = None
 
@@ -45,7 +45,7 @@ class Upkeep:
         """The backends that it may send requests to."""
         return {one for front in (self._told, self._running) if front is not None for one in _up(front)}
 
-    def changed(self, wanted: Front, now: float) -> None:
+    def changed(self, wanted: FrontendConfig, now: float) -> None:
         """Tell it this from now on."""
         self._wanted = wanted
         latest = self._told if self._running is None else self._running
@@ -56,7 +56,7 @@ class Upkeep:
             soon = now if latest is None else now + DEBOUNCE
             self._due = soon if self._due is None else min(soon, self._due)
 
-    def begin(self) -> Front:
+    def begin(self) -> FrontendConfig:
         """A run begins; return what it has to tell."""
         assert self._wanted is not None
         self._due, self._running = None, self._wanted
@@ -69,9 +69,9 @@ class Upkeep:
             self._due = now + RETRY
 
 
-def _up(front: Front) -> tuple[Backend, ...]:
+def _up(front: FrontendConfig) -> tuple[Backend, ...]:
     return tuple(one for one in front.backends if not one.down)
 
 
-def _matters(front: Front) -> tuple[str, str, Settings, tuple[Backend, ...]]:
+def _matters(front: FrontendConfig) -> tuple[str, str, Settings, tuple[Backend, ...]]:
     return front.name, front.scheme, front.settings, _up(front)

@@ -23,8 +23,9 @@ from forkserve.base.lockfile import HeldError, LockFile, LockState
 from forkserve.base.logs import logger, printable
 from forkserve.base.memory import nameless_file
 from forkserve.frontend.backends import from_listeners
-from forkserve.frontend.config import Front
+from forkserve.frontend.config import FrontendConfig
 from forkserve.frontend.nginx import render_upstream
+from forkserve.prefork.master.observers import FrontendObserver
 from forkserve.prefork.system.poller import READ
 from forkserve.prefork.worker.boot import MASTERS_VARIABLES
 from forkserve.upstream.upkeep import Upkeep
@@ -44,7 +45,7 @@ PROGRAM = "import sys; sys.path.append(sys.argv[1]); from forkserve.upstream.ref
 ROOT = str(Path(__file__).parents[2])
 
 
-def check(settings: Settings) -> None:
+def check_path(settings: Settings) -> None:
     """See that the file can be written, before anything is started. Raises ConfigError."""
     path = settings.nginx_upstream
     if path is None:
@@ -107,8 +108,8 @@ def _take(path: str) -> LockFile:
         raise ConfigError(f"--nginx-upstream: cannot make {lock}: {error.strerror}") from None
 
 
-class Upstream:
-    """A `Front` (prefork/master/front.py) that keeps one file.
+class Upstream(FrontendObserver):
+    """Keeps one file.
 
     Args:
         poller: The master's.
@@ -126,7 +127,7 @@ class Upstream:
         self._said = b""
         self._silent = ""  # what became of it, if it does not say that itself
         self._complaint = ""
-        self.prepared = False  # the file was written, or could not be
+        self._prepared = False
 
     @property
     def advertised(self) -> AbstractSet[int | None]:
@@ -141,6 +142,11 @@ class Upstream:
             return False
         return backend in self._upkeep.backends
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the file was written, or could not be."""
+        return self._prepared
+
     def export(self) -> LockState:
         """Describe its lock, for an upgrade; the rest is found out anew."""
         return self._lock.export()
@@ -150,18 +156,18 @@ class Upstream:
         """Whether a run goes on."""
         return self._pid is not None
 
-    def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
-        """Tell nginx: these are the listeners now, as `status` lists them."""
+    def listeners_changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
+        """Write these listeners, which are as `status` lists them, and have nginx read them."""
         if not listeners:
-            self.prepared = True
+            self._prepared = True
             return  # they were down before they were closed
         try:
             scheme, backends = from_listeners(listeners)
         except ValueError as error:
-            self.prepared = True
+            self._prepared = True
             self._complain(f"--nginx-upstream: {self._name} {error}")
             return
-        front = Front(name=self._name, settings=settings, backends=backends, scheme=scheme, live=True)
+        front = FrontendConfig(name=self._name, settings=settings, backends=backends, scheme=scheme, live=True)
         self._upkeep.changed(front, time.monotonic())
         self._go_on()
 
@@ -175,7 +181,7 @@ class Upstream:
         elif due is not None:
             self._timer = self._poller.at(due, self._go_on)
 
-    def _begin(self, front: Front) -> None:
+    def _begin(self, front: FrontendConfig) -> None:
         order = {"path": self._path, "reload": front.settings.nginx_reload, "limit": LONGEST, "master": os.getpid()}
         try:
             self._spawn(json.dumps({**order, "text": render_upstream(front)}).encode())
@@ -216,7 +222,7 @@ class Upstream:
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, 65536):
                 self._said += data
-                self.prepared = self.prepared or self._said.isspace()
+                self._prepared = self._prepared or self._said.isspace()
             return True
         return False
 
@@ -239,7 +245,7 @@ class Upstream:
             self._timer.cancel()
 
     def _ended(self, complaint: str | None) -> None:
-        self.prepared = True
+        self._prepared = True
         self._upkeep.ended(time.monotonic(), failed=complaint is not None)
         if complaint is None:
             logger.log(logging.INFO if self._complaint else logging.DEBUG, "%s is written, and nginx told", self._path)

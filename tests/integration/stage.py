@@ -31,7 +31,7 @@ APP = Path(echo_app.__file__).read_text()
 CONFIG = "keep_alive = 30\nreload_settle = 0.1\n"
 BROKEN_CONFIG = "keep_alive = [\n"
 UPGRADED = "the server was upgraded meanwhile"
-OTHERWISE = "something else was asked for meanwhile"
+OTHERWISE = "another command has changed this meanwhile"
 FAULTS = {
     "a syntax error": "def broken(:\n",
     "an error at import": f"{APP}\nraise OSError('{PURPOSE}')\n",

@@ -18,8 +18,8 @@ from forkserve.base.records import record
 from forkserve.prefork.ipc.channel import Channel, ChannelState
 from forkserve.prefork.ipc.messages import Failed, LogFiles
 from forkserve.prefork.ipc.orders import OrderSocket
-from forkserve.prefork.master import stacks
 from forkserve.prefork.policy.states import process_name
+from forkserve.prefork.worker import stacks
 
 if TYPE_CHECKING:
     from forkserve.prefork.policy.states import Member

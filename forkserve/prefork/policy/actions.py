@@ -1,4 +1,4 @@
-"""What the pool wants done: the master does it, and tells the pool what came of it. Pure."""
+"""Actions: what the pool decides. The master does them, and reports the results to the pool. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Fork a worker; the answer is `forked` or `fork_failed`."""
+    """Fork a process; the result is `Reports.forked` or `Pool.fork_failed`."""
 
     member: Member
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Order a worker to finish; one that still boots does not read orders and needs a signal."""
+    """Order a process to finish; one that still boots reads no messages, and needs a signal."""
 
     member: Member
     booting: bool
@@ -26,7 +26,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class DumpStacks:
-    """Have a worker that is past its deadline write down where it is."""
+    """Have a process past its deadline write its stacks."""
 
     member: Member
 
@@ -41,28 +41,28 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Forget a process that SIGKILL did not end."""
+    """Forget a process that did not end by SIGKILL, or was not forked in time."""
 
     member: Member
 
 
 @dataclass(frozen=True, slots=True)
 class ServeOn:
-    """Have a worker that waits for its successor take requests again: the successor failed."""
+    """Let a worker that waits for its successor take requests again: the successor failed."""
 
     member: Member
 
 
 @dataclass(frozen=True, slots=True)
 class CloseListener:
-    """Close the listener of a slot, or the shared ones (None): nobody accepts there any more."""
+    """Close the listener of a slot, or the shared ones (None): no worker accepts there any more."""
 
     slot: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """The first boot is over: say so."""
+    """Announce that the first boot is over."""
 
     workers: int
 

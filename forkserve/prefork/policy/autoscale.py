@@ -1,22 +1,22 @@
-"""How many workers the load asks for, between two bounds: Apache prefork's spare servers. Pure.
+"""Autoscale: how many workers the load needs, between two bounds, by the rule of Apache prefork's spare servers. Pure.
 
-The master asks once a second, and wants so many workers from then on. What it is told follows from how many would be
-spare if all that are wanted stood: those wanted, less those that are busy.
+The master asks for advice once a second, and sets the number of workers by it. The advice depends on how many workers would be
+spare if all wanted ones were ready: the number wanted, less the busy ones.
 
-- Whoever boots counts as spare-to-be, or each second of a slow boot would ask for more. So does a slot whose process
-  failed: more of what does not start helps nobody. And a reload's replacement is not counted beside what it replaces.
-- Connections that wait in a queue are requests that nobody can begin: more than the idle ones will take now are so many
-  workers lacking. Those that are known to lack are started at once, however steep that is; but for those that boot already.
-- Too few: start 1, then 2, 4, 8 ... a second, until enough are idle in truth, not only booting. While all are busy nobody
-  can know how many are lacking. Apache starts up to 32 whatever the shortage is; here no start brings the spare ones
-  above `max_spare`, so what was started in vain need not be retired again. It is `max_spare` that says how steep a rise may be.
-- Too many: retire one a second, but only after they were too many each time in HOLD seconds. A worker too many costs
-  some memory, one too few makes people wait, and a start costs more than either: so up at once, down late and slowly.
-  A load that comes back within HOLD retires nobody, and nobody is retired within HOLD of a start. The other way
-  round there is no wait: retiring leaves `max_spare`, so what then runs short does so because load came.
-- It comes to rest, as any number from `min_spare` to `max_spare` will do, and neither way goes beyond them.
+- A booting worker counts as spare, or each second of a slow boot would start more. So does a slot whose process failed: more
+  processes that do not start are of no use. The replacement in a reload is not counted beside the worker that it replaces.
+- A connection that waits in a queue, beyond those that the idle workers will take now, shows that one worker is lacking. Workers
+  known to be lacking are started at once, however many they are, less those that boot already.
+- Too few are spare: start 1, then 2, 4, 8 ... a second, until enough are idle, not only booting. While all are busy, the number
+  lacking is unknown. Apache starts up to 32 whatever the shortage is. Here no start raises the spare workers above `max_spare`,
+  so that workers started in vain need not be retired again: `max_spare` limits how steep a rise may be.
+- Too many are spare: retire one a second, but only after they were too many at each look for HOLD seconds. A worker too many
+  costs some memory, one too few makes clients wait, and a start costs more than either. So scale up at once, and down late and
+  slowly. If the load returns within HOLD, no worker is retired; and none is retired within HOLD of a start. After retiring, a
+  start need not wait: `max_spare` workers were left, so a shortage is due to new load.
+- It settles, since any number from `min_spare` to `max_spare` will do, and neither direction goes beyond them.
 
-What somebody else wanted meanwhile (`scale`, TTIN) is where it goes on from, after another HOLD if that is down.
+If the number was set otherwise meanwhile (`scale`, TTIN), the advice goes on from there, downwards after another HOLD.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from __future__ import annotations
 from typing import Final
 
 # Seconds.
-HOLD: Final = 10.0  # so long too many are spare before the first is retired
-PACE: Final = 0.9  # between two steps: one second, for a timer that comes a little early
-GAP: Final = 3.0  # not asked for so long, it does not know what was in between
+HOLD: Final = 10.0  # before the first is retired, while too many are spare
+PACE: Final = 0.9  # between two steps: one second, less the error of a timer
+GAP: Final = 3.0  # without a call, after which the past is unknown
 
-BURST: Final = 32  # most to start at once, as in Apache
+BURST: Final = 32  # the most to start at once, as in Apache
 
 
 class Autoscaler:
     """Advises how many workers to want.
 
     Args:
-        min_workers: Never fewer. 0 is as good as 1, for a last worker is not more than `max_spare`.
+        min_workers: Never fewer. 0 is the same as 1, since a single worker is not more than `max_spare`.
         max_workers: Never more.
         min_spare: Start workers while fewer are spare.
         max_spare: Retire workers while more are spare; above `min_spare`.
@@ -44,8 +44,8 @@ class Autoscaler:
     def __init__(self, min_workers: int, max_workers: int, min_spare: int, max_spare: int) -> None:
         self._fewest, self._most = min_workers, max_workers
         self._min_spare, self._max_spare = min_spare, max_spare
-        self._answer = -1
-        self._asked_at = self._start_at = float("-inf")
+        self._advice = -1
+        self._called_at = self._start_at = float("-inf")
         self._retire_at: float | None = None  # while too many are spare
         self._step = 1
 
@@ -54,16 +54,16 @@ class Autoscaler:
 
         Args:
             now: Monotonic seconds.
-            wanted: How many are wanted now. None at all is somebody's order (WINCH), and stays.
-            ready: How many are READY.
-            idle: How many of those have nothing in hand.
+            wanted: How many are wanted now. 0 was ordered (WINCH), and stays.
+            ready: How many are ready.
+            idle: How many of those have no request.
             waiting: How many connections wait to be accepted.
         """
-        if wanted != self._answer or now - self._asked_at > GAP:
+        if wanted != self._advice or now - self._called_at > GAP:
             self._retire_at, self._step = None, 1
-        self._asked_at = now
-        self._answer = self._decide(now, wanted, ready, idle, max(0, waiting - idle))
-        return self._answer
+        self._called_at = now
+        self._advice = self._decide(now, wanted, ready, idle, max(0, waiting - idle))
+        return self._advice
 
     def _decide(self, now: float, wanted: int, ready: int, idle: int, waiting: int) -> int:
         if wanted == 0:
@@ -73,7 +73,7 @@ class Autoscaler:
         spare = wanted - (ready - idle) - waiting
         if idle >= self._min_spare:
             self._step = 1
-        if min(spare, idle) <= self._max_spare:  # who boots may be what the load needs
+        if min(spare, idle) <= self._max_spare:  # the booting ones may be what the load needs
             self._retire_at = None
         elif self._retire_at is None:
             self._retire_at = now + HOLD

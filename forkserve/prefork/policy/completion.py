@@ -1,4 +1,4 @@
-"""Completions: when a command that changes the pool is done, and when it has failed. Pure."""
+"""Completion: when a command that changes the pool is done, and when it has failed. Pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, Exit, Member, State
 
 Condition = Callable[[], bool]
-"""Whether it is done; raises CommandError if it never will be."""
+"""Returns whether the command is done; raises CommandError if it never will be."""
 
 
 def scaled(pool: Pool, wanted: int) -> Condition:
-    """Every wanted slot has a ready worker, and no other slot has a process but such as linger.
+    """Every wanted slot has a ready worker, and the processes of other slots have ended or linger.
 
-    A slot may have more than one: one that it had before may still drain, and another may be about to be replaced.
+    A slot may have several processes: an old one may still drain, and another may be about to be replaced.
     """
     failures = {slot: pool.members.last_exit(slot) for slot in range(1, wanted + 1)}
     mold_failed = _failure_of_mold(pool)
 
     def reached() -> bool:
         if pool.wanted != wanted or pool.phase >= Phase.STOPPING:
-            raise CommandError("something else was asked for meanwhile")
+            raise CommandError("another command has changed this meanwhile")
         members = pool.members.workers()
         for member in members:
             end = pool.members.last_exit(member.slot)
@@ -37,7 +37,7 @@ def scaled(pool: Pool, wanted: int) -> Condition:
 
 
 def replaced(pool: Pool, slot: int) -> Condition:
-    """A newer process of the slot is ready, and no older one is there but such as linger; call it before `Pool.replace`."""
+    """A newer process of the slot is ready, and the older ones have ended or linger; call this before `Generations.replace`."""
     newest = max((member.ident for member in _of(pool, slot) if member.exists), default=0)
     failure = pool.members.last_exit(slot)
     tried = {member.ident for member in _of(pool, slot) if member.ready_at is None}
@@ -45,12 +45,12 @@ def replaced(pool: Pool, slot: int) -> Condition:
 
     def reached() -> bool:
         if slot > pool.wanted:
-            raise CommandError("something else was asked for meanwhile")
+            raise CommandError("another command has changed this meanwhile")
         members = _of(pool, slot)
         old = [member for member in members if member.ident <= newest and member.exists and not member.lingering]
         new = [member for member in members if member.ident > newest and member.state is State.READY]
         end = pool.members.last_exit(slot)
-        # The last end may be that of an old one which was drained: a new one has failed if it is there no more, or never was.
+        # The last exit may be that of a drained old one. A new one has failed if it is gone, or was never forked.
         failed = bool(tried - {member.ident for member in members}) or (end is not None and end.code is end.signal is None)
         tried.update(member.ident for member in members if member.ident > newest)
         stays, waits = bool(old) and not any(one.end_requested for one in old), any(one.state is State.BACKOFF for one in members)
@@ -67,12 +67,12 @@ def replaced(pool: Pool, slot: int) -> Condition:
 
 
 def stopped(pool: Pool) -> Condition:
-    """Nothing is left."""
+    """The server has stopped."""
     return lambda: pool.done
 
 
 def _failure_of_mold(pool: Pool) -> Callable[[], str | None]:
-    """Return what tells why there is no mold to fork from, if one has failed from now on and another must wait."""
+    """Return a function for why there is no mold to fork from: one has failed since now, and the next must wait."""
     before = pool.members.last_exit(MOLD)
 
     def failed() -> str | None:

@@ -1,7 +1,6 @@
-"""Recycling: which workers have grown too old or too large. Pure.
+"""Recycling: which workers have become too old or too large. Pure.
 
-How many requests it answers is counted by the worker itself, which says when it wants a successor (`Pool.spent`): once a
-second would be too late for that.
+A worker counts its requests itself and reports when it needs a successor (`Reports.spent`): a check once a second would be late.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forkserve.config.settings import Settings
 
-YOUNG = 10.0  # seconds in which a worker's memory is nobody's concern
+YOUNG = 10.0  # seconds for which a worker's memory is not checked
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """One ready worker: how old it is in seconds, and its memory (PSS) in bytes if that is known."""
+class Usage:
+    """One ready worker: its age in seconds, and its memory (PSS) in bytes if that is known."""
 
     slot: int
     ident: int
@@ -29,7 +28,7 @@ class Served:
 class Recycler:
     """Picks the workers to be replaced.
 
-    Each process gets limits of its own, up to the jitter higher, so that workers that started together do not all end
+    Each process gets limits of its own, raised by up to the jitter, so that workers that started together do not all end
     together. `random` returns numbers from 0 to 1.
     """
 
@@ -37,17 +36,17 @@ class Recycler:
         self._random = random
         self._shares: dict[int, float] = {}  # of the jitter, by ident
 
-    def pick(self, workers: Iterable[Served], settings: Settings, room: int) -> list[tuple[int, str]]:
-        """The slots to be replaced now, with the reason; the first `room` of those that are due, the oldest first."""
+    def pick(self, workers: Iterable[Usage], settings: Settings, room: int) -> list[tuple[int, str]]:
+        """Return the slots to be replaced now, each with the reason: at most `room` of those that are due, the oldest first."""
         workers = list(workers)
         self._shares = {one.ident: self._shares.get(one.ident, self._random()) for one in workers}
         due = [(one, why) for one in workers if (why := self._reason(one, settings))]
         due.sort(key=lambda pair: -pair[0].age)
         return [(one.slot, why) for one, why in due[: max(0, room)]]
 
-    def _reason(self, worker: Served, settings: Settings) -> str | None:
+    def _reason(self, worker: Usage, settings: Settings) -> str | None:
         share = self._shares[worker.ident]
-        # A tenth, since those that a reload started have nearly the same age.
+        # A tenth, since the workers that a reload started have nearly the same age.
         if settings.max_lifetime and worker.age >= settings.max_lifetime * (1 + share / 10):
             return f"{worker.age:.0f} s old (--max-lifetime)"
         # An app that needs more from the start must not be replaced every second.

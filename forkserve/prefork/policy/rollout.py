@@ -1,18 +1,17 @@
 """Rollout: one reload, from the canary to the last worker. Pure.
 
-A new process beside one slot's old one is the canary: until it is ready and has lived for a while,
-nothing old is touched, so code that does not load or start changes nothing. Then the generation is
-committed, and the pool replaces the other processes, as many at a time as its surge allows, each
-new one ready before its old one drains. A process that fails on the way ends the rollout: those that
-are not replaced yet stay.
+The canary is a new process beside one slot's old one. Until it is ready and has lived for a while, no old process is touched, so
+code that does not load or start changes nothing. Then the generation is committed, and the pool replaces the other processes, as
+many at a time as its surge allows; each new one is ready before its old one drains. A process that fails on the way ends the
+rollout: old processes that are not replaced yet stay.
 
-Without any workers wanted, a mold is the only trial: it loads the app, and accepts nothing.
+If no workers are wanted, a mold is the only trial: it loads the app, and accepts nothing.
 
-A reload is done when every slot has a ready worker of the new generation, and each old process has gone or lingers: what
-drains a stream may take as long as a drain may, and nobody waits for that.
+A reload is done when every slot has a ready worker of the new generation, and each old process has ended or lingers: draining a
+stream may take as long as any drain, and the reload does not wait for it.
 
-With molds it is all or nothing. The new mold comes first, and the canary is forked from it; the old mold
-lives until no old process is left, so that a failure on the way forks the old ones again.
+With molds it is all or nothing. The new mold comes first, and the canary is forked from it. The old mold lives until no old
+process is left, so that the old workers can be forked again after a failure on the way.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from forkserve.prefork.policy.states import MOLD, Exit, Member, State
 
 
 class Step(Enum):
-    """How far a rollout is."""
+    """The steps of a rollout."""
 
     CANARY = "starting"
     SETTLING = "settling"
@@ -38,16 +37,16 @@ class Rollout:
     """One rollout over a pool; `advance` is called before each plan.
 
     Args:
-        pool: Whose processes are replaced.
-        settle: Seconds that the canary must live before anything old is touched.
-        before_commit: Called just before the generation is committed; raises CommandError if it must not be.
+        pool: The pool whose processes are replaced.
+        settle: Seconds that the canary must live before an old process is touched.
+        before_commit: Called just before the generation is committed; raises CommandError to prevent it.
     """
 
     def __init__(self, pool: Pool, settle: float, before_commit: Callable[[], None]) -> None:
         self.pool = pool
         self.generation = max(pool.generations.committed, pool.generations.newest) + 1
         self.step = Step.CANARY
-        self.failed: Exit | None = None  # the end of the process that was its failure, if that is known
+        self.failed: Exit | None = None  # the exit of the process that failed, if it is known
         self.failed_slot: int | None = None
         self.rolled_back = False
         self._settle = settle
@@ -55,7 +54,7 @@ class Rollout:
         self._mold: Member | None = None
         self._mold_name = "mold" if pool.members.preload else "app"
         self._canary: Member | None = None
-        self._renewed: Member | None = None  # the canary, if another one takes its place
+        self._renewed: Member | None = None  # the canary, while it is replaced by another process
         self._ends: dict[int, Exit | None] = {}
 
     @property
@@ -67,18 +66,18 @@ class Rollout:
         return len(ready)
 
     @property
-    def first(self) -> str:
-        """What is started or settling, while nothing old is touched."""
+    def trial(self) -> str:
+        """The name of the process that is tried, while no old one is touched."""
         return self._mold_name if self._mold is not None and self._canary is None else "first worker"
 
     def renew_canary(self) -> None:
-        """Replace the canary, as it lacks what the other workers have in common; until that is done, the reload is not."""
+        """Replace the canary, which lacks what the other workers share; the reload is not done before."""
         if self._canary is not None:
             self._renewed = self._canary
             self.pool.reports.spent(self._canary.ident, full=False)
 
     def next_deadline(self) -> float | None:
-        """When `advance` must be called if nothing happens before; None for never."""
+        """Return when `advance` must be called if nothing happens before; None for never."""
         if self.step is Step.SETTLING and self._canary is not None and self._canary.ready_at is not None:
             return self._canary.ready_at + self._settle
         return None
@@ -86,7 +85,7 @@ class Rollout:
     def advance(self, now: float) -> bool:
         """Go on as far as possible; return whether the rollout is done.
 
-        Raises CommandError when it has failed; what was not replaced by then stays.
+        Raises CommandError when it has failed; processes that were not replaced by then stay.
         """
         pool = self.pool
         if pool.phase >= Phase.STOPPING:
@@ -109,7 +108,7 @@ class Rollout:
     def _try_out(self, now: float) -> None:
         pool = self.pool
         if (pool.members.preload or not pool.wanted) and self._mold is None:
-            self._mold = pool.generations.try_mold(self.generation, now)  # without workers, only to see whether it loads
+            self._mold = pool.generations.try_mold(self.generation, now)  # without workers, only to see whether the app loads
         if self._canary is not None or (self._mold is not None and self._mold.state is not State.READY):
             return
         if pool.wanted:
@@ -118,18 +117,18 @@ class Rollout:
             self._commit(now)
 
     def _choose_again(self, now: float) -> None:
-        """Let another be the canary if the slot of the first is not wanted any more."""
+        """Start another canary if the slot of the first is not wanted any more."""
         canary, wanted = self._canary, self.pool.wanted
         if canary is None or canary.slot <= wanted:
             return
         if not wanted:
-            raise CommandError(f"the new worker {canary.slot} did not live: no workers are wanted any more; nothing was changed")
+            raise CommandError(f"the new worker {canary.slot} was given up: no workers are wanted any more; nothing was changed")
         if canary.state is not State.GONE:
             self.pool.generations.drop_canary(canary, now)
         self.step, self._canary = Step.CANARY, None
 
     def _slot(self) -> int:
-        """A slot that has no ready process would gain most."""
+        """Return the canary's slot: one without a ready process gains most."""
         ready = {one.slot for one in self.pool.members.workers() if one.state is State.READY}
         return next((slot for slot in range(1, self.pool.wanted + 1) if slot not in ready), 1)
 
@@ -158,16 +157,16 @@ class Rollout:
         self._before_commit()
         self.step = Step.ROLLING
         self.pool.generations.commit(self.generation)
-        self.pool.generations.retry_now()  # what failed was older
+        self.pool.generations.retry_now()  # older code has failed
         for member in (self._mold, self._canary):
             if member is not None:
-                # Its configuration is the new one, which the pool goes by only since it was taken over.
+                # It has had the new configuration from the start; the pool has it only now.
                 member.limit = self.pool.members.limits.of(member.state, member.slot)
         self._ends = {slot: self.pool.members.last_exit(slot) for slot in range(self.pool.wanted + 1)}
 
     def _watch_others(self, now: float) -> None:
         pool = self.pool
-        pool.generations.commit(self.generation)  # again, as a `restart` from before may just have failed and kept its old one
+        pool.generations.commit(self.generation)  # again, as an earlier `restart` may just have failed and kept its old one
         members = pool.members.workers()
         for slot in range(pool.wanted + 1):
             end = pool.members.last_exit(slot)
@@ -175,7 +174,7 @@ class Rollout:
                 continue
             self.failed, self.failed_slot = end, slot
             self._give_up(f"the new {f'worker {slot}' if slot != MOLD else 'mold'} failed: {end.how()}", now)
-        # Whoever drains long answers is waited for by nobody. Recycling may replace new ones at any time.
+        # Lingering processes are not waited for. Recycling may replace new ones at any time.
         old = [one for one in members if one.generation != self.generation and not one.lingering]
         if self._renewed is not None and self._renewed.state is State.READY:
             return
@@ -188,15 +187,15 @@ class Rollout:
         if pool.generations.fallback is not None:
             pool.generations.roll_back(now)
             self.rolled_back = True
-            raise CommandError(f"{why}; the generation before is put back")
+            raise CommandError(f"{why}; the previous generation is restored")
         for other in range(1, pool.wanted + 1):
             pool.generations.cancel_replace(other, now)
-        raise CommandError(f"{why}; the old ones that are left stay")
+        raise CommandError(f"{why}; the remaining old workers stay")
 
 
 def _why(end: Exit | None, member: Member) -> str:
     if end is None or member.end_requested:
-        return f"did not live: {member.reason or 'it was told to end'}"
+        return f"did not live: {member.reason or 'its end was requested'}"
     if member.ready_at is not None:
         return f"died: {end.how()}"
     return f"failed to boot: {end.how()}"

@@ -25,8 +25,8 @@ from forkserve.base.handover import InheritedFd, copied
 from forkserve.base.records import record
 from forkserve.config.addresses import Address, parse_address
 from forkserve.prefork.system import acceptqueue
-from forkserve.prefork.system.binding import Listener, bind_tcp, bind_unix, resolve, same_file
-from forkserve.prefork.system.inherited import adopt, inherit
+from forkserve.prefork.system.binding import Listener
+from forkserve.prefork.system.opener import Opener
 
 __all__ = ["Address", "Listener", "Listeners", "parse_address"]
 
@@ -60,8 +60,8 @@ class ListenerState:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What addresses are asked for, for workers of the generations from `first` to `last`; None is for ever."""
+class AddressSet:
+    """The addresses of workers of the generations from `first` to `last`; None: of all later ones."""
 
     bind: Sequence[str]
     host: str
@@ -93,12 +93,9 @@ class Listeners:
         socket_mode: int = 0o660,
         owner: tuple[int, int] | None = None,
     ) -> None:
-        self._asked = [Asked(bind, host, base_port)]  # before those of an upgrade whose reload goes on, what was before it
+        self._address_sets = [AddressSet(bind, host, base_port)]  # while an upgrade's reload runs, the old ones and the new ones
         self._bind = [parse_address(text) for text in bind]
-        self._backlog = backlog
-        self._mode = socket_mode
-        self._owner = owner
-        self._inherited: list[Listener] = []  # those that are open already, for the addresses that they match
+        self._opener = Opener(backlog, socket_mode, owner)
         self._all: list[Listener] = []
         self._leaving: list[Listener] = []  # which only workers of before the upgrade have, until its reload has ended
         self._renewed: list[tuple[Listener, Listener]] = []  # lost by the file, and bound anew for a reload that runs
@@ -115,12 +112,11 @@ class Listeners:
         Raises ListenError; what was opened before is closed then.
         """
         try:
-            self._inherited = [Listener(sock, adopted=True) for sock in inherit(environ)]
+            self._opener.inherit(environ)
             for address in self._bind:
-                self._open_for(address, None, self._asked[-1])
+                self._open_for(address, None, self._address_sets[-1])
             self.open_slots(range(1, slots + 1))
-            self._all += self._inherited
-            self._inherited = []
+            self._all += self._opener.unclaimed()
         except ListenError:
             self.close_all()
             raise
@@ -133,44 +129,20 @@ class Listeners:
         before = list(self._all)
         self.admit(slots)
         try:
-            for asked in self._asked[-1:] if self._turned else self._asked:
-                there = {one.slot for one in self._all if one.serves(asked.first)}
-                for slot, address in asked.of(slot for slot in slots if slot not in there):
-                    self._open_for(address, slot, asked)
+            for wanted in self._address_sets[-1:] if self._turned else self._address_sets:
+                there = {one.slot for one in self._all if one.serves(wanted.first)}
+                for slot, address in wanted.of(slot for slot in slots if slot not in there):
+                    self._open_for(address, slot, wanted)
         except ListenError:
             self._close(lambda one: one not in before)
             raise
 
-    def _open_for(self, address: Address, slot: int | None, asked: Asked) -> None:
-        listener = self._open(address, asked.first)
-        listener.slot, listener.asked, listener.first, listener.last = slot, str(address), asked.first, asked.last
+    def _open_for(self, address: Address, slot: int | None, wanted: AddressSet) -> None:
+        listener = self._opener.open(address, self._all, wanted.first)
+        listener.slot, listener.asked, listener.first, listener.last = slot, str(address), wanted.first, wanted.last
         self._all.append(listener)
-        if asked.last is not None:
+        if wanted.last is not None:
             self._leaving.append(listener)
-
-    def _open(self, address: Address, generation: int) -> Listener:
-        match address.kind:
-            case "fd":
-                for listener in self._inherited:
-                    if listener.sock.fileno() == address.fd:
-                        self._inherited.remove(listener)
-                        return listener
-                return Listener(adopt(address.fd), adopted=True)
-            case "unix":
-                there = self._take(socket.AF_UNIX, same_file(address.path), generation)
-                return there or bind_unix(address, self._mode, self._backlog, self._owner)
-        family, name = resolve(address)
-        there = self._take(family, name[:2], generation) if name[1] else None
-        return there or Listener(bind_tcp(address, family, name, self._backlog))
-
-    def _take(self, family: int, name: object, generation: int) -> Listener | None:
-        """Return one that is bound to the address already: it was inherited, or workers of other generations have it."""
-        for listener in self._inherited:
-            if listener.bound_to(family, name):
-                self._inherited.remove(listener)
-                return listener
-        there = [one for one in self._all if one.bound_to(family, name)]
-        return there[0].again() if there and not any(one.serves(generation) for one in there) else None
 
     def for_slot(self, slot: int, generation: int) -> list[Listener]:
         """Return what a worker inherits: its slot's own listener, then the shared ones."""
@@ -210,7 +182,7 @@ class Listeners:
         errors = []
         for old in [one for one in self._all if one.lost]:
             try:
-                fresh = bind_unix(parse_address(old.asked), self._mode, self._backlog, self._owner)
+                fresh = self._opener.renew(parse_address(old.asked))
             except ListenError as error:
                 errors.append(error)
                 continue
@@ -245,7 +217,7 @@ class Listeners:
             others: Slots and generations of the workers that stay.
             back: Whether there may be workers of generations before again.
         """
-        back = back or (len(self._asked) > 1 and committed < self._asked[-1].first)
+        back = back or (len(self._address_sets) > 1 and committed < self._address_sets[-1].first)
 
         def stays(one: Listener) -> bool:
             if one.adopted:
@@ -289,7 +261,7 @@ class Listeners:
 
     def close_all(self) -> None:
         """Close everything, for the master at its end."""
-        for listener in self._inherited:
+        for listener in self._opener.unclaimed():
             listener.close()
         self._close(lambda _: True)
 
@@ -307,7 +279,7 @@ class Listeners:
 
         Return when this must be done again for those that are kept from now on; None for never.
         """
-        if len(self._asked) > 1 and committed < self._asked[-1].first:
+        if len(self._address_sets) > 1 and committed < self._address_sets[-1].first:
             return None  # it is about to be committed
         if any(committed < fresh.first for _, fresh in self._renewed):
             return None  # as above
@@ -352,9 +324,9 @@ class Listeners:
             before: The settings of the program before.
         """
         committed, following = generations
-        now, self._all = self._asked[-1], [_adopted(one) for one in found]
-        was = Asked(before.bind, before.host, before.base_port, first=committed, last=following - 1)
-        self._asked = [was, replace(now, first=following)]
+        now, self._all = self._address_sets[-1], [_adopted(one) for one in found]
+        was = AddressSet(before.bind, before.host, before.base_port, first=committed, last=following - 1)
+        self._address_sets = [was, replace(now, first=following)]
         old = list(self._all)
         try:
             both = [*((None, address) for address in self._bind), *now.of(slots)]
@@ -366,7 +338,7 @@ class Listeners:
                     self._leaving.append(listener)
                     listener.last = following - 1
             for (slot, _), address in wanted.items():
-                self._open_for(address, slot, self._asked[-1])
+                self._open_for(address, slot, self._address_sets[-1])
         except ListenError as error:
             self._close(lambda one: one not in old)
             self.settle(committed, following - 1)
@@ -384,14 +356,14 @@ class Listeners:
             committed: The generation of new workers.
             newest: The last that was tried: if that is not the upgrade's, the next reload will be of that generation.
         """
-        if len(self._asked) == 1:
+        if len(self._address_sets) == 1:
             return True
-        (was, now), leaving = self._asked, self._leaving
+        (was, now), leaving = self._address_sets, self._leaving
         self._leaving, self._turned = [], False
         if committed >= now.first:
-            self._asked = [now]
+            self._address_sets = [now]
             return False
-        self._asked = [replace(was, last=None)]
+        self._address_sets = [replace(was, last=None)]
         for listener in self._all:
             if listener.first == now.first:
                 listener.last = min(now.first, newest)

@@ -21,7 +21,6 @@ from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
 from forkserve.base.logs import STDERR, STDOUT
 from forkserve.base.records import record
-from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.system.poller import READ
 from forkserve.prefork.system.sinks import ERR, INFO, FileSink, FunctionSink, Sink, drain, syslog_sink
 
@@ -114,14 +113,14 @@ class Outputs:
         return descriptor
 
     @contextlib.contextmanager
-    def for_worker(self, slot: int) -> Iterator[WorkerOutput]:
-        """Around the fork of a worker, or an order for one. Raises OSError where no pipe can be had."""
+    def for_process(self, name: str) -> Iterator[WorkerOutput]:
+        """Enter around the fork of a process, or an order for one; `name` is its prefix. Raises OSError if no pipe can be had."""
         with contextlib.ExitStack() as in_master:
             theirs: dict[Sink, int] = {}
             for sink in dict.fromkeys(self._sinks.values()):
                 ours, theirs[sink] = os.pipe()
                 in_master.callback(os.close, theirs[sink])
-                pipe = _Pipe(ours, f"{process_name(slot)}: ".encode() if self._prefix else b"", sink, self)
+                pipe = _Pipe(ours, f"{name}: ".encode() if self._prefix else b"", sink, self)
                 self._pipes.add(pipe)
                 pipe.go_on()
             pipes = {stream: LogFile(theirs[sink]) for stream, sink in self._sinks.items()}

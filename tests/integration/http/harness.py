@@ -57,8 +57,8 @@ class Server(Process):
         self.find(re.escape(text))
 
     def connect(self, **options: Any) -> Client:
-        """Another client, which takes answers that are cut short."""
-        return Client(self.address, whole=False, **options)
+        """Another client, which takes answers that are cut short, but none without Date."""
+        return Client(self.address, whole=False, dated=True, **options)
 
     def get(self, path: str = "/", **options: Any) -> Answer:
         """The answer to a plain GET on a connection of its own."""

@@ -14,7 +14,6 @@ from forkserve.config import apps
 from forkserve.config import load as config
 from forkserve.http.framing.tls import make_context
 from forkserve.http.service import SWEEP, Service
-from forkserve.http.site import Site
 
 
 class Nobody:
@@ -57,14 +56,12 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     """Serve until SIGTERM."""
     chosen = config.from_keywords(app=spec, bind=bind, **settings).settings
     logs.configure(chosen)
-    apps.prepare(chosen)
-    loaded = apps.load(spec, interface=chosen.interface)
+    apps.prepare_process(chosen)
+    loaded = apps.load_app(spec, interface=chosen.interface)
     access = logs.access_log()
     loop = asyncio.get_running_loop()
     write_access = access.write if access else None
-    site = Site(chosen, loaded.app, loaded.interface, loop, Nobody(), logs.printable, write_access)
-    site.tls = make_context(chosen)
-    service = Service(site)
+    service = Service(chosen, loaded.app, loaded.interface, loop, Nobody(), write_access, make_context(chosen))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await service.startup()

@@ -63,7 +63,7 @@ def listen(path: Path) -> None:
 
 
 def keep_upstream(path: Path) -> None:
-    upstream.check(Settings(nginx_upstream=str(path)))
+    upstream.check_path(Settings(nginx_upstream=str(path)))
     lock = upstream.hold(str(path), None)
     assert lock is not None
     lock.remove()

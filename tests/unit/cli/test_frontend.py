@@ -13,7 +13,7 @@ from forkserve.config.addresses import parse_address
 from forkserve.config.settings import TABLE, Settings
 from forkserve.frontend import backends
 from forkserve.frontend.backends import Backend
-from forkserve.frontend.config import Front, terms
+from forkserve.frontend.config import FrontendConfig, terms
 from forkserve.frontend.nginx import render_upstream
 from forkserve.prefork.master import status
 
@@ -303,7 +303,7 @@ def test_json_has_the_same_in_values(printed) -> None:
 def test_names_become_what_front_ends_take() -> None:
     backends = (Backend(parse_address("127.0.0.1:1"), 1),)
     for name, ident in (("my.shop-2", "my_shop_2"), ("ü", "forkserve"), ("x", "x")):
-        assert f"upstream {ident} {{" in render_upstream(Front(name=name, settings=settings(), backends=backends))
+        assert f"upstream {ident} {{" in render_upstream(FrontendConfig(name=name, settings=settings(), backends=backends))
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_names_become_what_front_ends_take() -> None:
         (
             f"{SHOP} --balance hash '$x;}}'",
             2,
-            "--balance: 'hash $x;}' is not a hash with a key of nginx's variables, as in 'hash $cookie_session'",
+            "--balance: 'hash $x;}' is not a hash with a key of nginx variables, as in 'hash $cookie_session'",
         ),
         (f"{SHOP} --listen 0", 2, "--listen: a front end listens on a port from 1 to 65535"),
         (f"{SHOP} --listen fd://3", 2, "--listen: 'fd://3': a front end listens on PORT, HOST:PORT or unix:PATH"),
@@ -349,7 +349,7 @@ def test_names_become_what_front_ends_take() -> None:
         ),
         (f"{SHOP} --tls-key k", 2, "--tls-key: needs --tls-cert"),
         (f"{SHOP} --workers x", 2, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
-        (f"{SHOP} --format json --check", 2, "--check: there is no program that json is for"),
+        (f"{SHOP} --format json --check", 2, "--check: no program reads this json"),
         (
             f"{SHOP} --format haproxy --static /s=/s",
             2,
@@ -375,7 +375,7 @@ def test_names_become_what_front_ends_take() -> None:
             2,
             "--hosts: a unix socket is not reached from another machine: give the hosts --base-port or --bind HOST:PORT",
         ),
-        ("--name shop --socket x", 2, "--name and --socket are two ways to say which server: give one of them"),
+        ("--name shop --socket x", 2, "--name and --socket both select the server: give one of them"),
         ("--socket no.sock", 1, "no server is running at no.sock: No such file or directory"),
         (f"{SHOP} --output no/such", 1, "--output: cannot write no/such: No such file or directory"),
         (f"{SHOP} --output .", 1, "--output: cannot write .: Is a directory"),
@@ -397,7 +397,7 @@ def test_what_keeps_front_ends_from_the_workers_is_refused(
 ) -> None:
     (tmp_path / "c").touch()
     for options, message in (
-        ("--proxy-protocol auto", f"--proxy-protocol auto: {kind} takes HTTP apart and sends no PROXY header here"),
+        ("--proxy-protocol auto", f"--proxy-protocol auto: {kind} works on HTTP here and sends no PROXY header"),
         ("--certfile c --ca-certs c --cert-reqs 2", f"--cert-reqs required: {kind} presents no certificate to the workers here"),
     ):
         assert cli.main(["nginx", *shlex.split(f"{SHOP} {options} {part} --format {kind}")]) == 2

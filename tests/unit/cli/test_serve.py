@@ -87,7 +87,7 @@ def test_markdown_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert report.markdown_table() == printed
     assert len(TABLE) + 2 == len(printed.splitlines())
-    assert "| `--workers N`, `-w` | `1` | Number of workers" in printed
+    assert "| `--workers N`, `-w` | `1` | Run this many workers" in printed
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

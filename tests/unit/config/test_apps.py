@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forkserve.base.errors import AppLoadError, ConfigError
-from forkserve.config.apps import AppSpec, load, parse_app_spec, prepare, read_env_file, speaks
+from forkserve.config.apps import AppSpec, load_app, parse_app_spec, prepare_process, read_env_file, speaks
 from forkserve.config.settings import Settings
 
 SOURCE = """
@@ -73,25 +73,25 @@ def test_a_file_name_is_answered_with_the_module() -> None:
     ],
 )
 def test_an_app_is_loaded(module: str, spec: str, name: str) -> None:
-    loaded = load(spec.format(module))
+    loaded = load_app(spec.format(module))
 
     assert ("wsgi", name.format(module)) == (loaded.interface, loaded.name)
     assert loaded.app({}, None) == []
 
 
 def test_a_factory_is_given_its_arguments(module: str) -> None:
-    load(f"{module}:make('x', debug=True)")
-    load(f"{module}:make", factory=True)
+    load_app(f"{module}:make('x', debug=True)")
+    load_app(f"{module}:make", factory=True)
 
     assert sys.modules[module].calls == [("x", True), ("wsgi", False)]
 
 
 def test_an_asgi_app_is_detected(module: str) -> None:
-    assert load(f"{module}:modern").interface == "asgi"
+    assert load_app(f"{module}:modern").interface == "asgi"
 
 
 def test_the_interface_can_be_forced(module: str) -> None:
-    assert load(f"{module}:app", interface="asgi").interface == "asgi"
+    assert load_app(f"{module}:app", interface="asgi").interface == "asgi"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_interface_can_be_forced(module: str) -> None:
 )
 def test_each_fault_has_its_own_message(module: str, spec: str, message: str) -> None:
     with pytest.raises(AppLoadError) as caught:
-        load(spec.format(module))
+        load_app(spec.format(module))
 
     assert str(caught.value).startswith(message.format(module))
     assert caught.value.exit_code == 4
@@ -118,7 +118,7 @@ def test_a_module_without_an_app_says_what_was_tried(tmp_path: Path, module: str
     (tmp_path / "empty_of_apps.py").touch()
 
     with pytest.raises(AppLoadError, match="has neither 'application' nor 'app'"):
-        load("empty_of_apps")
+        load_app("empty_of_apps")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_fault_inside_the_app_comes_with_its_own_traceback(
     sys.path_importer_cache.clear()
 
     with pytest.raises(AppLoadError) as caught:
-        load("faulty:app")
+        load_app("faulty:app")
 
     assert str(caught.value).startswith("'faulty' failed at import: ")
     assert message in str(caught.value)
@@ -153,7 +153,7 @@ def test_a_fault_inside_the_app_comes_with_its_own_traceback(
 
 def test_a_factory_that_raises(module: str) -> None:
     with pytest.raises(AppLoadError, match=r"make_trouble' failed: KeyError: 'no such thing'") as caught:
-        load(f"{module}:make_trouble()")
+        load_app(f"{module}:make_trouble()")
 
     assert "in make_trouble" in (caught.value.traceback_text or "")
 
@@ -211,7 +211,7 @@ def test_an_asgi_2_app_is_served_as_asgi_3(monkeypatch: pytest.MonkeyPatch) -> N
     async def send(message: object) -> None:
         sent.append(message)
 
-    asyncio.run(load("older:app").app({"type": "http"}, receive, send))
+    asyncio.run(load_app("older:app").app({"type": "http"}, receive, send))
 
     assert sent == [({"type": "http"}, "event")]
 
@@ -236,7 +236,7 @@ def test_a_process_is_prepared_for_its_app(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "environ", os.environ.copy())
     (tmp_path / "env").write_text("SET=file\nNEW=file\nBOTH=file\n")
 
-    prepare(Settings(chdir=str(tmp_path), pythonpath=("/a",), env=(("BOTH", "option"),), env_file=str(tmp_path / "env")))
+    prepare_process(Settings(chdir=str(tmp_path), pythonpath=("/a",), env=(("BOTH", "option"),), env_file=str(tmp_path / "env")))
 
     assert tuple(os.environ[name] for name in ("SET", "NEW", "BOTH")) == ("before", "file", "option")
     assert str(tmp_path) == os.getcwd()

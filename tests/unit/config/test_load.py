@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from forkserve.base.errors import ConfigError
-from forkserve.cli import serve as cli
+from forkserve.cli import options
 from forkserve.config import load as config
 from forkserve.config.load import Config
 from forkserve.config.settings import TABLE
@@ -116,11 +116,11 @@ SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users k
 
 def read(line: str = "", directory: Path = Path("/"), **environ: str) -> Config:
     """Load the configuration as the command does, with these arguments and variables."""
-    return config.load(
-        cli.parse(["app:app", *line.split()]),
+    return config.load_config(
+        options.parse(["app:app", *line.split()]),
         environ=environ,
         directory=str(directory),
-        cmd_args=cli.parse(environ.get("FORKSERVE_CMD_ARGS", "").split()),
+        cmd_args=options.parse(environ.get("FORKSERVE_CMD_ARGS", "").split()),
     )
 
 
@@ -228,7 +228,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
     if spec.name == "worker_output_prefix":
         environ["FORKSERVE_WORKER_STDOUT"] = "-"
 
-    loaded = config.load({} if spec.name == "app" else {"app": "app:app"}, environ=environ, directory=str(tmp_path))
+    loaded = config.load_config({} if spec.name == "app" else {"app": "app:app"}, environ=environ, directory=str(tmp_path))
 
     assert "FORKSERVE_" + spec.name.upper() == loaded.origins[spec.name]
 
@@ -296,7 +296,7 @@ def test_inherited_sockets_leave_no_default_address() -> None:
 
 
 def test_a_worker_of_ones_own_has_no_default_address() -> None:
-    loaded = config.load({"worker": "m:Say"}, environ={}, directory="/").settings
+    loaded = config.load_config({"worker": "m:Say"}, environ={}, directory="/").settings
 
     assert (loaded.bind, loaded.name) == ((), "m")
 
@@ -352,8 +352,8 @@ ONE_LINE = [
     ("--umask u=rw", {}, "--umask: 'u=rw' is not octal permissions"),
     ("--worker-stdout syslog:", {}, "--worker-stdout: 'syslog:' is not of the form syslog:NAME"),
     ("--worker-stderr syslog:a@b", {}, "--worker-stderr: 'syslog:a@b' is not of the form syslog:NAME"),
-    ("--worker-stdout x --capture-output", {}, "--worker-stdout: goes to one place"),
-    ("--worker-stderr x --capture-output", {}, "--worker-stderr: goes to one place"),
+    ("--worker-stdout x --capture-output", {}, "--worker-stdout: contradicts --capture-output"),
+    ("--worker-stderr x --capture-output", {}, "--worker-stderr: contradicts --capture-output"),
     ("--worker-output-prefix", {}, "--worker-output-prefix: needs --worker-stdout or --worker-stderr"),
     ("--daemon=yes", {}, "Option '--daemon' does not take a value"),
     ("--name a/b", {}, "--name: must not contain a slash"),
@@ -398,12 +398,12 @@ def test_a_fault_is_told_with_where_it_was_made(
 )
 def test_an_app_that_is_none_is_a_usage_error(app: str) -> None:
     with pytest.raises(ConfigError, match="APP"):
-        config.load({"app": app}, environ={}, directory="/")
+        config.load_config({"app": app}, environ={}, directory="/")
 
 
 def test_an_app_is_needed_to_serve() -> None:
     with pytest.raises(ConfigError, match="APP: is missing: write forkserve module:attr"):
-        config.load({}, environ={}, directory="/")
+        config.load_config({}, environ={}, directory="/")
 
 
 class TestFiles:
@@ -415,7 +415,7 @@ class TestFiles:
             'bind = ["a:1", "b:2"]\n[env]\nA = "x"\n[header]\nX-A = "1"\n'
         )
 
-        loaded = config.load({}, environ={}, directory=str(tmp_path)).settings
+        loaded = config.load_config({}, environ={}, directory=str(tmp_path)).settings
 
         assert (loaded.app, loaded.base_port, loaded.keep_alive, loaded.timeout, loaded.access_logfile) == (
             "m:a",
@@ -560,7 +560,7 @@ class TestFiles:
         (tmp_path / "forkserve.toml").write_text("app = 'a b'")
 
         with pytest.raises(ConfigError, match=r"app in .*forkserve.toml: 'a b' is not an app"):
-            config.load({}, environ={}, directory=str(tmp_path))
+            config.load_config({}, environ={}, directory=str(tmp_path))
 
     def test_two_files_are_one_too_many(self, tmp_path: Path) -> None:
         (tmp_path / "forkserve.toml").touch()

@@ -14,7 +14,7 @@ from forkserve.config import load as config
 from forkserve.config.addresses import parse_address
 from forkserve.config.settings import TABLE, Settings
 from forkserve.frontend.backends import Backend, from_settings, from_status, on_machines, with_spare
-from forkserve.frontend.config import Front
+from forkserve.frontend.config import FrontendConfig
 from forkserve.frontend.nginx import render_upstream
 
 
@@ -60,7 +60,7 @@ def test_a_slot_that_is_down_here_need_not_be_so_elsewhere() -> None:
     here = (Backend(parse_address("127.0.0.1:9000"), 1, down=True),)
 
     assert not on_machines(here, ["a"])[0].down
-    text = render_upstream(Front(name="x", settings=settings(), backends=(*here, *here)))
+    text = render_upstream(FrontendConfig(name="x", settings=settings(), backends=(*here, *here)))
     assert text.count("server 127.0.0.1:9000 max_fails=0 down;") == 2
 
 

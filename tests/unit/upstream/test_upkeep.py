@@ -10,7 +10,7 @@ from forkserve.config.addresses import parse_address
 from forkserve.config.settings import Settings
 from forkserve.frontend import check, trial
 from forkserve.frontend.backends import Backend
-from forkserve.frontend.config import Front
+from forkserve.frontend.config import FrontendConfig
 from forkserve.frontend.nginx import render_upstream
 from forkserve.upstream import refresh
 from forkserve.upstream.upkeep import DEBOUNCE, RETRY, Upkeep
@@ -18,12 +18,12 @@ from forkserve.upstream.upkeep import DEBOUNCE, RETRY, Upkeep
 SETTINGS = config.from_keywords(app="shop:app", base_port=9000).settings
 
 
-def front(text: str, settings: Settings = SETTINGS) -> Front:
+def front(text: str, settings: Settings = SETTINGS) -> FrontendConfig:
     """Slots from 1 on: `+` is up, `-` down; a `*` is the shared address."""
     backends = [
         Backend(parse_address(f"127.0.0.1:{9000 + i}"), None if mark == "*" else i, mark == "-") for i, mark in enumerate(text, 1)
     ]
-    return Front(name="shop", settings=settings, backends=tuple(backends), live=True)
+    return FrontendConfig(name="shop", settings=settings, backends=tuple(backends), live=True)
 
 
 def told(text: str) -> Upkeep:

@@ -119,7 +119,7 @@ def _load(worker_class: type[Worker], settings: Settings, generation: int) -> No
         os.environ["FORKSERVE_WORKER_ID"] = "1"
     if privileges.drop(settings):
         prctl(PDEATHSIG, signal.SIGKILL)
-    apps.prepare(settings)
+    apps.prepare_process(settings)
     before = leftovers.Before.look() if settings.preload else None
     load_mixins(worker_class, settings.mixin).preload(settings)
     if before is not None:

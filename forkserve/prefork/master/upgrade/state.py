@@ -12,7 +12,7 @@ from forkserve.base.privileges import KnownAccount
 from forkserve.base.records import record
 from forkserve.prefork.control.server import ControlState
 from forkserve.prefork.master.call_router import CallsState
-from forkserve.prefork.master.children import ChildrenState
+from forkserve.prefork.master.child import ChildState
 from forkserve.prefork.master.reloading import ReloadingState
 from forkserve.prefork.policy.pool import PoolState
 from forkserve.prefork.system.listeners import Addresses, ListenerState
@@ -45,7 +45,7 @@ class MasterState:
         mask: The blocked signals.
         signals: Signals that were received and not obeyed yet.
         pid_file: The locked pid file.
-        front: The lock of what observes the workers for a front end.
+        frontend: The lock of what observes the workers for a front end.
         control: The control socket and its clients.
         outputs: What workers have printed and was not passed on yet.
         scoreboard: The shared memory.
@@ -53,7 +53,8 @@ class MasterState:
         listeners: The listening sockets.
         pool: The members and slots.
         children: What the master holds of each process.
-        messenger: The calls.
+        slots: The generation of each slot that the hooks know of.
+        calls: The calls that workers wait for.
         reloading: The last reload.
     """
 
@@ -67,15 +68,16 @@ class MasterState:
     mask: Sequence[int]
     signals: Sequence[int]
     pid_file: LockState | None
-    front: LockState | None
+    frontend: LockState | None
     control: ControlState | None
     outputs: OutputsState
     scoreboard: ScoreboardState
     addresses: Addresses
     listeners: Sequence[ListenerState]
     pool: PoolState
-    children: ChildrenState
-    messenger: CallsState
+    children: Sequence[ChildState]
+    slots: Mapping[int, int]
+    calls: CallsState
     reloading: ReloadingState
 
 

@@ -145,7 +145,7 @@ def test_something_else_meanwhile_fails_the_scale(other: object) -> None:
     goal = scaled(pool, 3)
     other(pool)  # type: ignore[operator]
 
-    assert error(goal) == "something else was asked for meanwhile"
+    assert error(goal) == "another command has changed this meanwhile"
 
 
 def test_a_worker_that_ends_as_asked_is_no_failure_of_the_scale() -> None:
@@ -338,7 +338,7 @@ def test_something_else_meanwhile_fails_the_restart(other: object) -> None:
     pool.generations.replace(2)
     other(pool)  # type: ignore[operator]
 
-    assert error(goal) == "something else was asked for meanwhile"
+    assert error(goal) == "another command has changed this meanwhile"
 
 
 # With molds.

@@ -194,7 +194,7 @@ def test_a_failure_half_way_puts_the_old_generation_back(fleet: Fleet, who: str)
     fleet.roll()
     assert fleet.forks() == [(2, 2)]
     fleet.ends(fleet.workers(State.BOOTING)[0] if who == "worker" else fleet.mold(2), 1)
-    with pytest.raises(CommandError, match=f"the new {who}.* failed: its reason; the generation before is put back"):
+    with pytest.raises(CommandError, match=f"the new {who}.* failed: its reason; the previous generation is restored"):
         fleet.plan()
     fleet.rollout = None
 

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkserve.config.settings import Settings
-from forkserve.prefork.policy.recycling import Recycler, Served
+from forkserve.prefork.policy.recycling import Recycler, Usage
 
 MIB = 1 << 20
 
 
-def served(ident: int, *, age: float = 0.0, memory: int | None = None) -> Served:
-    return Served(ident, ident, age, memory)
+def served(ident: int, *, age: float = 0.0, memory: int | None = None) -> Usage:
+    return Usage(ident, ident, age, memory)
 
 
 def test_nobody_without_a_limit() -> None:

@@ -145,7 +145,7 @@ def test_a_failure_after_the_canary_stops_the_roll_and_the_rest_stay() -> None:
     fleet.ends(fleet.only(State.DRAINING))
     fleet.plan()
     fleet.ends(fleet.only(State.BOOTING), code=1)
-    with pytest.raises(CommandError, match="the new worker 2 failed: its reason; the old ones that are left stay"):
+    with pytest.raises(CommandError, match="the new worker 2 failed: its reason; the remaining old workers stay"):
         fleet.plan()
     fleet.rollout = None
     fleet.plan()
@@ -206,7 +206,7 @@ def test_nothing_is_changed_if_no_workers_are_wanted_any_more() -> None:
     fleet.reload()
     fleet.plan()
     fleet.pool.suspend()
-    with pytest.raises(CommandError, match="worker 1 did not live: no workers are wanted any more; nothing was changed"):
+    with pytest.raises(CommandError, match="worker 1 was given up: no workers are wanted any more; nothing was changed"):
         fleet.plan()
     assert fleet.pool.generations.committed == 1
 

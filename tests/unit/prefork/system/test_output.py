@@ -40,7 +40,7 @@ class Loop:
     @contextlib.contextmanager
     def printing(self, slot: int = 1) -> Iterator[Callable[[int, bytes], None]]:
         """Give what a worker writes with; its end is the worker's."""
-        with self.outputs.for_worker(slot) as output:
+        with self.outputs.for_process(f"worker {slot}") as output:
             files = {**output._files, **output._pipes}
             streams = {stream: os.dup(file.descriptor) for stream, file in files.items()}
         try:

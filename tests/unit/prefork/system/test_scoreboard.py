@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import os
 
-from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, IN_FLIGHT, LAYOUT, LINE_SIZE, LINES, REQUESTS, RESPONSES, TABLE, Scoreboard
+from forkserve.prefork.system.scoreboard import (
+    ACCEPTING,
+    BEAT,
+    IN_FLIGHT,
+    LAYOUT,
+    LINE_SIZE,
+    LINES,
+    REQUESTS,
+    RESPONSES,
+    TABLE,
+    Scoreboard,
+)
 
 
 def test_a_child_writes_and_the_parent_reads() -> None:

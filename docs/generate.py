@@ -1,0 +1,223 @@
+"""Write what the pages repeat of the code: tables of settings, commands, signals, exit codes and hooks, and the drawing.
+
+Run it as `python docs/generate.py`. It replaces what stands between `<!-- generated: NAME -->` and `<!-- /generated -->`
+on every page and leaves the rest alone. A test fails while a page is stale. To add a table, write a function and name it in
+`TABLES`.
+"""  # noqa: INP001 - a script beside the pages
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import re
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import forkserve
+from forkserve.base.errors import ExitCode, ForkserveError
+from forkserve.config.load import HOOKS
+from forkserve.config.report import markdown_table
+from forkserve.config.settings import TABLE
+from forkserve.prefork.control.command import commands_of, signals_of
+from forkserve.prefork.master.commands import MasterCommands
+from forkserve.prefork.master.reactions import SignalReactions
+from forkserve.prefork.worker import worker
+
+PAGES = Path(__file__).parent
+PACKAGE = Path(forkserve.__path__[0])
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
+INNER = ("config", "http", "prefork")
+"""Packages that are drawn by their parts."""
+
+
+def row(*cells: object) -> str:
+    """Return one row of a table."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+# What the pages say of a signal, by the method that answers it. A signal of the code that is missing here is an error.
+MASTER_SIGNALS = {
+    "terminate": "Stop gracefully. A second one stops at once, unless it follows within a second: runners such as npm and honcho"
+    " forward the signal that the terminal has sent to the whole process group.",
+    "stop": "Stop gracefully.",
+    "hangup": "Reload. If the terminal from which the server was started has been closed, stop gracefully.",
+    "reopen_logs": "Reopen the log files, for log rotation.",
+    "upgrade": "Upgrade in place: run the new program under the same pid, then reload.",
+    "more": "Add one worker.",
+    "less": "Remove one worker. The last one stays; `forkserve ctl scale 0` removes it.",
+    "resize": "Stop all workers and keep the listeners, so that connections wait. `TTIN` starts workers again.",
+}
+WORKER_SIGNALS = {
+    "terminated": "Finish the requests in hand and exit; the master forks a replacement.",
+    "interrupted": "The same; the hook `worker_int` runs first.",
+    "reopen_logs": "Reopen the log files of this worker.",
+    "suspend": "Suspend the process, as Ctrl-Z does.",
+    "nothing": "No effect. A terminal or service manager sends these to the whole process group; they are for the master.",
+}
+
+HOOK_TIMES = {
+    "on_starting": ("master", "before the first fork"),
+    "on_reload": ("master", "when a reload begins"),
+    "when_ready": ("master", "when all workers are ready, and after an upgrade"),
+    "pre_fork": ("master", "before a worker is forked"),
+    "post_fork": ("worker", "after the fork, before the app is loaded (with `--preload`: after it)"),
+    "post_worker_init": ("worker", "when the app is loaded"),
+    "worker_int": ("worker", "on SIGQUIT"),
+    "worker_exit": ("worker", "before the process exits"),
+    "child_exit": ("master", "after a worker has ended"),
+    "nworkers_changed": ("master", "when the number of wanted workers changes"),
+    "pre_request": ("worker", "before the app is called"),
+    "post_request": ("worker", "after the answer"),
+    "on_exit": ("master", "when everything is closed"),
+}
+
+
+def table(*heads: str, rows: Iterator[str]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join([row(*heads), "|" + "---|" * len(heads), *rows])
+
+
+def summary(documented: object) -> str:
+    """Return the first sentence of a docstring."""
+    text = " ".join((inspect.getdoc(documented) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=[.])\s", text)[0]
+
+
+def commands() -> Iterator[tuple[str, str, str, float | None]]:
+    """Return the commands of the master: name, usage, help and the seconds that `ctl` waits. The only place that reads them."""
+    for name, one in commands_of(MasterCommands).items():
+        yield name, one.usage, one.help, one.timeout
+
+
+def settings_table() -> str:
+    """The settings, under a heading for each group."""
+    head, rule, *rows = markdown_table().splitlines()
+    grouped = itertools.groupby(zip(TABLE.values(), rows, strict=True), key=lambda pair: pair[0].group)
+    return "\n\n".join("\n".join([f"## {group}\n", head, rule, *(line for _, line in pairs)]) for group, pairs in grouped)
+
+
+def ctl_table() -> str:
+    """The commands of `forkserve ctl`."""
+    rows = (
+        row(f"`{f'{name} {usage}'.strip()}`", about, "no limit" if seconds is None else f"{seconds:g} s")
+        for name, usage, about, seconds in commands()
+    )
+    return table("command", "meaning", "waits for at most", rows=rows)
+
+
+def signals(handled: Mapping[int, str], meanings: Mapping[str, str]) -> str:
+    """The signals that are answered in the same way, in one row each."""
+    together: dict[str, list[str]] = defaultdict(list)
+    for number, name in handled.items():
+        together[name].append(f"`{signal.Signals(number).name.removeprefix('SIG')}`")
+    return table("signal", "effect", rows=(row(", ".join(names), meanings[name]) for name, names in together.items()))
+
+
+def exit_codes() -> str:
+    """The exit codes, each with the error that ends in it."""
+    causes = {kind.exit_code: summary(kind) for kind in ForkserveError.__subclasses__()}
+    fixed = {ExitCode.OK: "The server was stopped.", ExitCode.UNEXPECTED: "A fault that the server did not expect."}
+    rows = (row(f"`{code.value}`", f"`{code.name}`", fixed.get(code) or causes[code]) for code in ExitCode)
+    return table("code", "name", "meaning", rows=rows)
+
+
+def hook_table() -> str:
+    """The functions that a configuration file may define."""
+    rows = (row(f"`{name}({', '.join(parameters)})`", *HOOK_TIMES[name]) for name, parameters in HOOKS.items())
+    return table("function", "process", "called", rows=rows)
+
+
+def packages() -> str:
+    """The packages and which imports which, from the code; an arrow that follows from others is left out."""
+    arrows = _reduced(_imports())
+    names = sorted({name for pair in arrows for name in pair})
+    nodes = [f'    {name.replace(".", "_")}["{name}"]' for name in names]
+    lines = [f"    {one.replace('.', '_')} --> {other.replace('.', '_')}" for one, other in sorted(arrows)]
+    return "\n".join(["```mermaid", "flowchart TD", *nodes, *lines, "```"])
+
+
+def _imports() -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            for name in _named(node):
+                one, other = _part(module), _part(name)
+                if one and other and one != other:
+                    found.add((one, other))
+    return found
+
+
+def _named(node: ast.AST) -> Iterator[str]:
+    """Return the modules of ours that a statement may import."""
+    if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "forkserve":
+        for alias in node.names:
+            yield f"{node.module}.{alias.name}".partition(".")[2]
+    elif isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.name.startswith("forkserve."):
+                yield alias.name.partition(".")[2]
+
+
+def _part(module: str) -> str | None:
+    """Return the box that a module is drawn in; None for the face of the package, which imports everything."""
+    first, *others = module.split(".")
+    if not (PACKAGE / first).is_dir():
+        return first if first in ("server", "web") else None
+    if first in INNER and others and (PACKAGE / first / others[0]).is_dir():
+        return f"{first}.{others[0]}"
+    return first
+
+
+def _reduced(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    after: dict[str, set[str]] = defaultdict(set)
+    for one, other in arrows:
+        after[one].add(other)
+
+    def reach(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for name in after[waiting.pop()] - found:
+                found.add(name)
+                waiting.append(name)
+        return found
+
+    beyond = {name: reach(name) for name in {name for pair in arrows for name in pair}}
+    return {
+        (one, other)
+        for one, other in arrows
+        # Within a circle nothing follows from anything, so only a package outside of it makes an arrow superfluous.
+        if not any(other in beyond[via] and one not in beyond[via] and via not in beyond[other] for via in after[one])
+    }
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "ctl": ctl_table,
+    "master-signals": lambda: signals({**signals_of(MasterCommands), **signals_of(SignalReactions)}, MASTER_SIGNALS),
+    "worker-signals": lambda: signals(worker.WORKER_SIGNALS, WORKER_SIGNALS),
+    "exit-codes": exit_codes,
+    "hooks": hook_table,
+    "packages": packages,
+}
+
+
+def fresh(text: str) -> str:
+    """Return a page with its generated parts made anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
+
+
+def main() -> None:
+    """Bring all pages up to date."""
+    for path in sorted(PAGES.rglob("*.md")):
+        text = path.read_text()
+        if (made := fresh(text)) != text:
+            path.write_text(made)
+
+
+if __name__ == "__main__":
+    main()

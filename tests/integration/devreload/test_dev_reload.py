@@ -1,0 +1,413 @@
+"""`forkserve --reload`: a save, and the new answer is there; what does not load is shown, and mended by the next save."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.integration.client import Client
+from tests.integration.command import descriptors, eventually, exists, run
+from tests.integration.conftest import Start
+from tests.integration.development import WSGI, Project, polled
+
+pytestmark = pytest.mark.heavy
+
+ASGI = """\
+import helper
+V = {version}
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("HTTP only")
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": b"version %d" % V}})
+"""
+STREAMS = """\
+import asyncio
+V = {version}
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise RuntimeError("no lifespan")
+    if scope["type"] == "websocket":
+        await receive()
+        await send({{"type": "websocket.accept"}})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        return
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    if scope["path"] == "/":
+        await send({{"type": "http.response.body", "body": b"version %d" % V}})
+        return
+    await send({{"type": "http.response.body", "body": b"first", "more_body": True}})
+    if scope["path"] == "/deaf":
+        await asyncio.sleep(60)
+    while (await receive())["type"] != "http.disconnect":
+        pass
+"""
+BROKEN = "V = {version}\nraise ValueError('<b>out of order</b>')\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, start: Start) -> Project:
+    return Project.new(tmp_path, start)
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments"),
+    [
+        (WSGI, ("--workers", 2)),
+        (WSGI, ("--threads", 2)),
+        (ASGI, ()),
+        (ASGI, ("--base-port", 0, "--workers", 2)),
+    ],
+    ids=["wsgi", "threads", "asgi", "ports"],
+)
+def test_saves_bring_new_answers_and_lose_no_request(project: Project, app: str, arguments: tuple[object, ...]) -> None:
+    project.save("myapp.py", app, version=1)
+    project.serve(*arguments)
+    with polled(project):
+        for version in range(2, 6):  # several in a second, of as many bytes: stale bytecode would show
+            project.save("myapp.py", app, version=version)
+            for port in project.command.ports:
+                project.until(f"version {version}", port=port)
+
+
+def test_a_file_is_loaded_when_it_is_written_to_its_end(project: Project) -> None:
+    """It has nothing in it when somebody begins to write it."""
+    project.serve("--reload-delay", 0.01)
+    with polled(project):
+        with (project.folder / "myapp.py").open("w") as file:
+            for _ in range(100):
+                assert project.get().text == "version 1"
+            file.write(WSGI.format(version=2))
+        project.until("version 2")
+    assert "no attribute" not in project.command.stderr
+
+
+@pytest.mark.parametrize("slow", [1, 2])
+def test_what_fails_when_a_newer_save_is_there_is_no_fault(project: Project, tmp_path: Path, slow: int) -> None:
+    """Neither of the first worker that tries the new code, nor of another."""
+    project.serve("--workers", 2).command.traceback_expected = slow == 1
+    here = "import os, pathlib, time\nfolder = pathlib.Path({folder!r})\n(folder / str(os.getpid())).touch()\n"
+    fails = "if len(list(folder.iterdir())) == {slow}:\n    (folder / 'go').write_text('')\n"
+    fails += "    while (folder / 'go').exists(): time.sleep(0.01)\n    raise ValueError('out of date')\n"
+    folder = tmp_path / "seen"
+    folder.mkdir()
+    with polled(project):
+        project.save("myapp.py", here + fails + WSGI, folder=str(folder), slow=slow, version=2)
+        eventually((folder / "go").exists, "its import")
+        project.save("myapp.py", WSGI, version=3)
+        project.command.wait_for("(?s)(myapp.py changed.*){2}")
+        (folder / "go").unlink()
+        project.until("version 3")
+        project.command.wait_for("reloaded: generation 3")
+    assert "tries again" not in project.command.stderr
+
+
+def test_a_save_while_workers_boot_is_not_missed(project: Project) -> None:
+    project.save("helper.py", "import time; time.sleep(0.5)\n")
+    project.serve(ready=False)
+    project.save("myapp.py", WSGI, version=2)
+    project.command.ready()
+    project.until("version 2")
+    project.save("myapp.py", WSGI, version=3)
+    project.command.wait_for("reloading: generation")
+    project.save("myapp.py", WSGI, version=4)
+    project.until("version 4")
+
+
+def test_only_a_file_that_was_loaded_or_is_included_matters(project: Project) -> None:
+    project.save("other.py", "")  # a new one may be a module that the app looks for
+    project.serve("--reload-include", "*.yaml", "--reload-exclude", "static")
+    for name in ("other.py", "static/index.html", "notes.txt", "node_modules/pad.html", "sub/__pycache__/x.py"):
+        project.save(name, "A = 1\n")
+    for number, name in enumerate(("helper.py", "templates/index.html", ".env", "deep/er/some.yaml", "page.jinja2"), 2):
+        project.save(name, "A = 2\n")
+        project.command.wait_for(f"master: {re.escape(name)} changed")
+        project.command.wait_for(f"reloaded: generation {number} ")
+    assert len(project.reloads) == 5
+    assert not re.search("other|static|notes|node_modules|__pycache__", project.command.stderr)
+
+
+def test_a_module_that_is_loaded_later_matters_from_then_on(project: Project) -> None:
+    lazy = "V = 1\ndef app(environ, start_response):\n    import lazy\n"
+    lazy += "    start_response('200 OK', [])\n    return [lazy.TEXT]\n"
+    project.save("lazy.py", "TEXT = b'one'\n")
+    project.save("myapp.py", lazy)
+    project.serve()
+    project.save("lazy.py", "TEXT = b'two'\n")
+    project.until("two")
+    project.save("lazy.py", "TEXT = b'three'\n")  # before or after the master knows that it was loaded
+    project.until("three")
+    assert len(project.reloads) <= 2
+
+
+def test_a_linked_project_and_chdir(project: Project, tmp_path: Path, start: Start) -> None:
+    (tmp_path / "link").symlink_to(project.folder)
+    project.command = start(
+        *("myapp:app", "--reload", "--chdir", tmp_path / "link", "--bind", "127.0.0.1:0", "--control-socket", "none"),
+        cwd=tmp_path,
+    ).ready()
+    project.save("myapp.py", WSGI, version=2)
+    project.until("version 2")
+
+
+def test_a_project_that_is_put_in_place_of_another(project: Project, tmp_path: Path) -> None:
+    """Its directory is another one then, and a worker has the old one as its own."""
+    project.serve()
+    (tmp_path / "away").mkdir()
+    for version, go in enumerate(
+        (lambda: project.folder.rename(tmp_path / "away/old"), lambda: shutil.rmtree(project.folder)), 2
+    ):
+        go()
+        project.save("helper.py", "")
+        project.save("myapp.py", WSGI, version=version)
+        project.until(f"version {version}")
+        project.save("myapp.py", WSGI, version=version * 10)
+        project.until(f"version {version * 10}")
+    project.command.traceback_expected = "Traceback" in project.command.stderr  # if it was seen half made
+
+
+def test_what_does_not_load_is_shown_and_mended(project: Project) -> None:
+    project.serve("--workers", 2)
+    with Client(project.command.port) as kept:
+        kept.get()
+        project.save("myapp.py", BROKEN, version=2)
+        page = project.until("ValueError", status=500)
+        assert "<pre" in page.text
+        assert "&lt;b&gt;out of order&lt;/b&gt;" in page.text
+        assert "<b>out" not in page.text
+        assert 'File "' in page.text
+        assert page["Content-Type"] == "text/html; charset=utf-8"
+        assert page["Cache-Control"] == "no-store"
+        eventually(lambda: kept.get().status == 500, "the worker of this connection shows it, too")
+        answers = [project.get(method="POST", body=b"x" * 1000), project.get(method="HEAD")]
+        assert [answer.status for answer in answers] == [500, 500]
+    assert project.state == "degraded"
+    project.command.traceback_expected = True
+    lines = project.command.stderr.splitlines()
+    assert lines.count("Traceback (most recent call last):") == 1  # as it is, and once
+    assert lines.count("ValueError: <b>out of order</b>") == 1
+    project.save("myapp.py", "import missing\n" + WSGI, version=3)
+    project.until("No module named 'missing'", status=500)
+    project.save("missing.py", "A = 1\n")
+    project.until("version 3")
+    eventually(lambda: project.state == "running", lambda: project.state)
+
+
+def test_websockets_are_refused_with_the_page(project: Project) -> None:
+    project.save("myapp.py", STREAMS, version=1)
+    project.serve()
+    project.save("myapp.py", "V = (\n")
+    project.until("SyntaxError: '(' was never closed", status=500)
+    with pytest.raises(Exception, match="HTTP 500"), connect(f"ws://127.0.0.1:{project.command.port}/"):
+        pass
+    project.save("myapp.py", STREAMS, version=2)
+    project.until("version 2")
+
+
+LIFESPAN = "async def app(scope, receive, send):\n    await receive()\n    await send({'type': 'lifespan.startup.failed', 'message': 'no db'})\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "arguments"),
+    [
+        ("V = (\n", "SyntaxError: '(' was never closed", ("--workers", 2)),
+        ("import missing\n", "No module named 'missing'", ("--threads", 2)),
+        ("V = 1\n", "has no attribute 'app'", ()),
+        (LIFESPAN, "no db", ("--workers", 2)),
+        ("raise SystemExit('enough')\n", "enough", ("--base-port", 0, "--workers", 2)),
+        ("def app(environ, start_response):\n    1 / 0\n", "--warmup /: the app answered 500", ("--warmup", "/")),
+    ],
+    ids=["syntax", "import", "attribute", "lifespan", "exit", "warmup"],
+)
+def test_a_first_boot_that_fails_is_shown_and_mended(
+    project: Project, text: str, says: str, arguments: tuple[object, ...]
+) -> None:
+    project.save("myapp.py", text)
+    project.serve(*arguments)
+    for port in project.command.ports:
+        project.until(says, status=500, port=port)
+    assert project.command.stderr.count("the next save tries again") == 1
+    project.command.traceback_expected = "Traceback" in project.command.stderr
+    project.save("myapp.py", BROKEN, version=1)
+    for port in project.command.ports:
+        project.until("out of order", status=500, port=port)
+    project.command.traceback_expected = True
+    project.save("myapp.py", WSGI, version=2)
+    for port in project.command.ports:
+        project.until("version 2", port=port)
+
+
+def test_a_mixin_that_does_not_load_is_shown_and_mended(project: Project) -> None:
+    project.save("extra.py", "1 / 0\n")
+    project.serve("--mixin", "extra:Extra")
+    project.command.traceback_expected = True
+    project.until("ZeroDivisionError", status=500)
+    project.save("extra.py", "class Extra:\n    def child_extra(self): ...\n")
+    project.until("version 1")
+
+
+def test_an_app_that_dies_at_the_first_boot_is_tried_again(project: Project) -> None:
+    project.save("myapp.py", "import os\nos._exit(7)\n")
+    project.serve("--bind", "unix:app.sock", ready=False)
+    project.command.wait_for("failed to boot again: it exited with code 7")
+    project.save("myapp.py", WSGI, version=2)
+    project.command.ready()
+    with Client(str(project.folder / "app.sock")) as client:
+        assert client.get().text == "version 2"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first boot", "reload"])
+def test_an_endless_loop_at_import_is_not_waited_for(project: Project, *, first: bool) -> None:
+    endless = "open('looping', 'w').close()\nwhile True:\n    pass\n"
+    if first:
+        project.save("myapp.py", endless)
+    project.serve("--bind", "unix:app.sock", ready=not first)
+    if not first:
+        project.save("myapp.py", endless)
+    eventually((project.folder / "looping").exists, "the endless loop")
+    project.save("myapp.py", WSGI, version=2)
+    if first:
+        project.command.ready()
+
+    def answers() -> bool:
+        with Client(str(project.folder / "app.sock")) as client:
+            return client.get().text == "version 2"
+
+    eventually(answers, lambda: project.command.stderr)
+
+
+@pytest.mark.parametrize(
+    "lines", [("X-Forwarded-For: 203.0.113.9",), ("X-Forwarded-For: 127.0.0.1, 203.0.113.9",), ("X-Forwarded-For: unknown",)]
+)
+def test_peers_elsewhere_do_not_see_the_traceback(project: Project, lines: tuple[str, ...]) -> None:
+    project.save("myapp.py", BROKEN, version=1)
+    project.serve("--bind", "127.0.0.1:0", "--bind", "unix:app.sock")
+    assert "out of order" in project.get("X-Forwarded-For: 127.0.0.1").text
+    with Client(str(project.folder / "app.sock")) as client:
+        assert "out of order" in client.get().text
+        assert "out of order" not in client.get("/", *lines).text
+    page = project.get(*lines)
+    assert page.status == 500
+    assert "out of order" not in page.text
+    assert "terminal" in page.text
+    project.command.traceback_expected = True
+
+
+def own_address() -> str | None:
+    """An address of this machine that is not loopback, if it has one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("203.0.113.9", 9))  # nothing is sent
+        except OSError:
+            return None
+        return str(sock.getsockname()[0])
+
+
+def test_a_peer_on_another_address_does_not_see_the_traceback(project: Project) -> None:
+    address = own_address()
+    project.save("myapp.py", BROKEN, version=1)
+    project.serve("--bind", "0.0.0.0:0", "--forwarded-allow-ips", "*")
+    assert "out of order" in project.get().text
+    project.command.traceback_expected = True
+    if address is not None:
+        with Client((address, project.command.port)) as client:
+            assert "out of order" not in client.get().text
+            assert "out of order" not in client.get("/", "X-Forwarded-For: 127.0.0.1").text
+
+
+def test_open_streams_delay_nothing(project: Project) -> None:
+    project.save("myapp.py", STREAMS, version=1)
+    project.serve("--graceful-timeout", 30)
+    port = project.command.port
+    with Client(port) as listening, Client(port) as deaf, connect(f"ws://127.0.0.1:{port}/") as websocket:
+        for client, path in ((listening, "/sse"), (deaf, "/deaf")):
+            client.request(path)
+            assert client.head().status == 200
+        began = time.monotonic()
+        project.save("myapp.py", STREAMS, version=2)
+        with pytest.raises(ConnectionClosed) as closed:
+            websocket.recv(timeout=20)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+        listening.rest()
+        project.until("version 2")
+        project.command.wait_for("reloaded: generation 2")
+        assert time.monotonic() - began < 15.0  # of the 30 that the deaf one would have without --reload
+
+
+def test_the_watcher_holds_nothing_and_is_started_again(project: Project) -> None:
+    project.serve("--workers", 2)
+    watcher = project.watcher
+    opened = set(descriptors(project.command.pid).values())
+    eventually(lambda: any("inotify" in name for name in descriptors(watcher).values()), "inotify")
+    assert not {name for name in descriptors(watcher).values() if name in opened and name != "/dev/null"}
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
+        os.kill(watcher, signum)
+    project.save("myapp.py", WSGI, version=2)
+    project.until("version 2")
+    assert project.watcher == watcher
+    os.kill(watcher, signal.SIGKILL)
+    project.command.wait_for("the watcher died, and is started again in 0.5 s")
+    project.save("myapp.py", WSGI, version=3)  # while there is none
+    project.until("version 3")
+    project.save("myapp.py", WSGI, version=4)
+    project.until("version 4")
+
+
+def test_the_watcher_ends_with_its_master(project: Project) -> None:
+    project.serve()
+    watcher = project.watcher
+    project.command.kill(signal.SIGKILL)
+    eventually(lambda: not exists(watcher), "the watcher's end", deadline=1.5)
+
+
+def test_it_stops_as_always(project: Project) -> None:
+    project.serve("--workers", 2)
+    watcher = project.watcher
+    project.command.stop()
+    assert not exists(watcher)
+    assert "died" not in project.command.stderr
+
+
+def test_without_watchdog_it_says_so(project: Project) -> None:
+    hide = "import sys; sys.modules['watchdog'] = None; from forkserve.cli.serve import main; sys.exit(main())"
+    project.serve(ready=False, program=("-c", hide))
+    assert project.command.wait(2) == "forkserve: --reload: needs the package watchdog: pip install watchdog\n"
+
+
+def test_a_directory_that_is_not_there_is_an_error(project: Project) -> None:
+    project.serve("--reload-dir", "nowhere", ready=False)
+    assert project.command.wait(2) == f"forkserve: --reload-dir: there is no directory {project.folder}/nowhere\n"
+
+
+Shown = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def shown(project: Project) -> Shown:
+    """Return the settings as `forkserve config` shows them."""
+
+    def show(*arguments: str) -> dict[str, str]:
+        lines = run("config", "myapp:app", *arguments, cwd=project.folder).stdout.splitlines()
+        return {line.split()[0]: line.split()[1] for line in lines}
+
+    return show
+
+
+def test_under_reload_nothing_waits_unless_that_was_asked_for(shown: Shown) -> None:
+    names = ("linger", "reload_settle", "graceful_timeout", "reload_surge")
+    assert [shown("--workers", "3")[name] for name in names] == ["2", "1", "30", "1"]
+    assert [shown("--workers", "3", "--reload")[name] for name in names] == ["0.2", "0", "1", "3"]
+    asked = ("--linger", "3", "--reload-settle", "2", "--graceful-timeout", "0.5", "--reload-surge", "1")
+    assert [shown("--workers", "3", "--reload", *asked)[name] for name in names] == ["3", "2", "0.5", "1"]

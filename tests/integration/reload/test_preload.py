@@ -1,0 +1,438 @@
+"""--preload: the app is loaded once, in a mold, and what workers are forked from is never what is broken on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import get
+from tests.integration.command import children, descriptors, eventually, exists
+from tests.integration.conftest import Start
+from tests.integration.load import Load
+from tests.integration.reload.test_bad_reload import FAULTS, Fault
+from tests.integration.site import Site, source
+
+pytestmark = pytest.mark.heavy
+
+PORTS = ("--base-port", 0, "-w", 2)
+QUICK = (*PORTS, "--preload", "--reload-settle", 0.2, "--linger", 1)
+BROKEN = "def app(:"
+
+# Each import and each call of the factory leaves a line.
+COUNTED = """
+def counted(text):
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(f"{text} {GENERATION}\\n")
+counted("import")
+def make():
+    counted("factory")
+    return wsgi
+def make_asgi():
+    counted("factory")
+    return asgi
+"""
+# The second worker of a new generation does not start.
+HALF_WAY = 'assert GENERATION == "1" or os.environ["FORKSERVE_WORKER_ID"] == "1", "half-way"'
+FROZEN = """
+import gc
+class Frozen:
+    def child_frozen(self):
+        return gc.get_freeze_count()
+"""
+
+
+def mold(site: Site, generation: int = 1) -> int:
+    """Wait until the only mold is one of that generation and ready; return its pid."""
+
+    def look() -> int:
+        rows = site.status()["molds"]
+        ready = [(row["generation"], row["state"]) for row in rows] == [(generation, "ready")]
+        return rows[0]["pid"] if ready else 0
+
+    return eventually(look, lambda: f"the mold of generation {generation}: {site.status()['molds']}")
+
+
+def kill(site: Site, pid: int) -> list[tuple[int, int, int, str]]:
+    """Kill a worker, and return all when another one has come."""
+    count = len(site.workers())
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: pid not in site.pids() and not exists(pid), "its end")
+    return site.settled(count)
+
+
+@pytest.mark.parametrize("app", ["app:make()", "app:make_asgi()"])
+def test_the_app_is_loaded_once_for_each_generation(start: Start, tmp_path: Path, app: str) -> None:
+    site = Site(start, tmp_path, app, *QUICK, code=source(prologue=COUNTED))
+    first = mold(site)
+
+    assert site.noted() == ["import 1", "factory 1"]
+    assert site.ask("reload")["ok"]
+    assert mold(site, 2) != first
+    assert site.noted() == ["import 1", "factory 1", "import 2", "factory 2"]
+    assert {row[2] for row in site.settled(2)} == {2}
+    assert {get(port).json["generation"] for port in site.command.ports} == {"2"}
+    assert set(children(site.command.pid)) == {mold(site, 2), *site.pids()}  # the workers are the master's own
+
+
+def test_what_is_on_disk_does_not_matter_for_a_worker(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=COUNTED))
+    site.save(BROKEN)
+    before = site.settled(2)
+
+    after = kill(site, before[0][1])
+    assert after[1:] == before[1:]
+    assert site.ask("scale", 4)["ok"]
+    assert [row[::2] for row in site.settled(4)] == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    assert site.ask("restart", 2)["ok"]
+    assert site.ask("scale", 2)["ok"]
+    assert {get(port).json["version"] for port in site.command.ports} == {"good"}
+    assert site.noted() == ["import 1"]
+
+
+@pytest.mark.parametrize("options", [("app:wsgi",), ("app:wsgi", "--threads", 2), ("app:asgi",)], ids=["wsgi", "threads", "asgi"])
+@pytest.mark.parametrize("address", [("--base-port", 0), ("--bind", "127.0.0.1:0")], ids=["ports", "shared"])
+def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[object, ...], address: tuple[object, ...]) -> None:
+    site = Site(start, tmp_path, *options, *address, "-w", 3, "--preload", "--reload-settle", 0.2, "--linger", 1)
+    site.settled(3)
+    with Load(site.command.ports) as load:
+        for generation, version in ((2, "second"), (3, "third")):
+            site.save(source(version))
+            assert site.ctl("reload").returncode == 0
+            assert {row[2] for row in site.settled(3)} == {generation}
+            eventually(lambda version=version: load.versions[version] > 50, "load")
+            mold(site, generation)
+    load.check()
+    assert "WARNING" not in site.command.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_bad_reload_changes_nothing_nor_does_a_crash_after_it(start: Start, tmp_path: Path, fault: Fault) -> None:
+    site = Site(start, tmp_path, fault.app, *QUICK, *fault.options, files={"forkserve.toml": ""})
+    old, first = site.settled(2), mold(site)
+    with Load(site.command.ports, fresh=2, kept=2) as load:
+        if fault.code:
+            site.save(fault.code)
+        site.save(fault.toml, "forkserve.toml")
+        done = site.ctl("reload")
+        error, *lines = done.stderr.splitlines()
+        assert done.returncode == 1
+        assert re.match(r"forkserve ctl: the new (mold|worker 1) .*; nothing was changed$", error)
+        assert fault.said in error
+        assert bool(lines) == bool(fault.traceback)
+        if fault.traceback:
+            assert lines[-1] == f"  {fault.traceback}"
+        assert eventually(lambda: site.workers() == old)
+        assert mold(site) == first
+        eventually(lambda: load.answered > 50, "load")
+    load.check()
+
+    new = kill(site, old[1][1])
+    assert [row[2] for row in new] == [1, 1]
+    assert get(site.command.ports[1]).json["version"] == "good"
+    site.save(source("mended"))
+    site.save("", "forkserve.toml")
+    assert site.ctl("reload").returncode == 0
+    assert [row[2] for row in site.settled(2)] == [3, 3]
+    site.command.traceback_expected = "Traceback" in site.command.stderr
+
+
+def test_one_that_dies_when_it_is_ready(start: Start, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--reload-settle", 10, "--mixin", "app:Dies", code=source() + "class Dies: pass\n", env={"GATE": str(gate)})  # fmt: skip
+    old = site.settled(2)
+    dies = "import threading\ndef die():\n    while not os.path.exists(os.environ['GATE']):\n        time.sleep(0.001)\n    os._exit(3)\nclass Dies:\n    def on_start(self):\n        threading.Thread(target=die, daemon=True).start()\n"
+    site.save(source("dies") + dies)
+    pending = site.begin("reload")
+    eventually(lambda: (1, 2, "ready") in [(row[0], *row[2:]) for row in site.workers()], "the new one")
+    gate.touch()
+
+    assert pending.answer["error"]["message"] == "the new worker 1 died: it exited with code 3; nothing was changed"
+    assert site.settled(2) == old
+    mold(site)
+    assert [row[2] for row in kill(site, old[0][1])] == [1, 1]
+    assert get(site.command.port).json["version"] == "good"
+
+
+def test_a_failure_half_way_puts_the_old_generation_back(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:asgi", *QUICK, files={"forkserve.toml": ""})
+    old, first = site.settled(2), mold(site)
+    with Load(site.command.ports) as load:
+        site.save(source("half", startup=HALF_WAY))
+        site.save("keep_alive = 5\nlifespan = 'on'", "forkserve.toml")
+        answer = site.ask("reload")
+        assert not answer["ok"]
+        assert re.match(r"the new worker 2 failed: .*half-way; the previous generation is restored$", answer["error"]["message"])
+        eventually(lambda: [row[2] for row in site.settled(2)] == [1, 1], site.workers)
+        rows = site.settled(2)
+        assert mold(site) == first
+        assert rows[1] == old[1]  # it was never replaced
+        assert load.versions["half"] > 0
+        answered = load.versions["good"]
+        eventually(lambda: load.versions["good"] > answered + 50, "load")
+    load.check()
+    assert site.status()["generation"] == 1
+    site.command.traceback_expected = True
+
+
+def test_a_reload_reads_the_configuration_in_the_mold(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, files={"forkserve.toml": ""})
+    assert get(site.command.port)["server"]
+    site.save("header = ['X-New: yes']\nworkers = 3", "forkserve.toml")
+    assert site.ctl("reload").returncode == 0
+    assert get(site.command.port)["x-new"] == "yes"
+    kill(site, site.workers()[0][1])
+    assert get(site.command.port)["x-new"] == "yes"
+
+
+THREAD = "import threading\nthreading.Thread(target=time.sleep, args=(600,), name='poller', daemon=True).start()"
+
+
+def test_threads_are_refused_by_name(start: Start, tmp_path: Path) -> None:
+    home = tmp_path / "site"
+    home.mkdir()
+    (home / "app.py").write_text(source(prologue=THREAD))
+    command = start("app:wsgi", *QUICK, cwd=home)
+
+    assert re.search(r"^forkserve: mold failed to boot: --preload: the app has started threads at import.*: poller; start them", command.wait(3), re.MULTILINE)  # fmt: skip
+
+
+def test_threads_are_allowed_if_asked_for(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--preload-allow-threads", code=source(prologue=THREAD))
+    assert get(site.command.port).status == 200
+    assert "WARNING" not in site.command.stderr
+
+
+def test_what_was_left_open_is_one_warning(start: Start, tmp_path: Path) -> None:
+    left = (
+        "import asyncio, socket\nLOOP = asyncio.new_event_loop()\nSERVER = socket.create_server(('127.0.0.1', 0))\n"
+        "CLIENT = socket.create_connection(SERVER.getsockname())"
+    )
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=left))
+    (line,) = [line for line in site.command.log if "WARNING" in line]
+    assert "mold gen 1: the app has left open at import" in line
+    assert re.search(
+        r"event loop \(descriptor \d+\), socket on 127.0.0.1:\d+ \(descriptor \d+\), connection to 127.0.0.1:\d+", line
+    )
+    assert "open it in the start-up hook (lifespan, post_fork or on_start)" in line
+
+
+def test_a_mold_that_is_killed_comes_back(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=COUNTED))
+    before, first = site.settled(2), mold(site)
+    with Load(site.command.ports, fresh=2, kept=2) as load:
+        os.kill(first, signal.SIGKILL)
+        site.command.wait_for(
+            r"WARNING. master: mold \(pid \d+\) stands in for one that died: workers are forked from what is on disk now$"
+        )
+        eventually(lambda: not exists(first), "its end")
+        assert mold(site) != first
+        answered = load.answered
+        eventually(lambda: load.answered > answered + 100, "load")
+    load.check()
+    assert site.settled(2) == before
+    assert site.noted() == ["import 1", "import 1"]
+    assert site.status()["molds"][0]["last_exit"]["signal"] == signal.SIGKILL
+    kill(site, before[0][1])
+
+
+def test_a_mold_that_is_stopped_is_replaced(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--timeout", 2)
+    before, first = site.settled(2), mold(site)
+    os.kill(first, signal.SIGSTOP)
+    os.kill(before[0][1], signal.SIGKILL)
+    site.command.wait_for("CRITICAL.*mold .* is killed: stuck for 2 s")
+    assert mold(site) != first
+    assert {row[1] for row in site.settled(2)} != {row[1] for row in before}
+
+
+def test_signals_to_the_group_do_nothing_to_a_mold(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK)
+    first = mold(site)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH, signal.SIGUSR2):
+        os.kill(first, signum)
+        eventually(lambda: re.search(r"^ShdPnd:\s0+$", Path(f"/proc/{first}/status").read_text(), re.MULTILINE), "it is taken")
+    rows = kill(site, site.workers()[0][1])  # it still does its work
+    assert mold(site) == first
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_the_end_during_an_import(start: Start, tmp_path: Path, signum: signal.Signals) -> None:
+    slow = 'os.kill(os.getpid(), 15)\nopen(os.environ["NOTES"], "w").close()\ntime.sleep(600)'  # TERM alone does not end it
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=slow), ready=False)
+    eventually(site.notes.exists, "the import")
+    (found,) = children(site.command.pid)
+    site.command.kill(signum)
+    if signum == signal.SIGTERM:
+        assert site.command.wait(0) == site.command.stderr
+    else:
+        site.command.process.wait()
+    eventually(lambda: not exists(found), "the mold is gone")
+
+
+def test_nobody_outlives_the_master(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK)
+    everybody = [mold(site), *site.pids()]
+    site.command.kill(signal.SIGKILL)
+    site.command.process.wait()
+    eventually(lambda: not any(map(exists, everybody)), "nobody is left", 5.0)
+
+
+def test_descriptors_do_not_leak(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--worker-stdout", tmp_path / "out", "--worker-output-prefix")
+    first = mold(site)
+    of_worker, of_mold = sorted(descriptors(site.workers()[0][1]).values()), len(descriptors(first))
+    kinds = [re.sub(r"\d+", "", name) for name in of_worker]
+    for _ in range(3):
+        rows = kill(site, site.workers()[0][1])
+        assert sorted(re.sub(r"\d+", "", name) for name in descriptors(rows[0][1]).values()) == sorted(kinds)
+    assert len(descriptors(first)) == of_mold
+    assert site.ask("reload")["ok"]
+    assert len(descriptors(mold(site, 2))) == of_mold
+    # No other process of the server has the socket that a worker listens on, but for the master.
+    (port,) = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{site.command.port:04X} 00000000:0000 0A" in line}  # fmt: skip
+    holders = [pid for pid in (mold(site, 2), *sorted(site.pids())) if f"socket:[{port}]" in descriptors(pid).values()]
+    assert holders == [site.workers()[0][1]]
+
+
+def test_stacks_are_those_of_each_worker(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK)
+    found = site.ask("stacks")["result"]
+    assert [(one["id"], one["pid"]) for one in found] == [(row[0], row[1]) for row in site.workers()]
+    assert all("most recent call first" in one["stacks"] for one in found)
+    assert all("web.py" in one["stacks"] for one in found)
+
+
+def test_what_is_loaded_is_frozen(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--mixin", "app:Frozen", code=source() + FROZEN)
+    assert all(reply["value"] > 1000 for reply in site.call("frozen"))
+
+
+def test_output_goes_where_it_belongs(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    talks = 'print("at import")\nclass Talks:\n    def on_start(self):\n        print("at start")\n'
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--worker-stdout", out, "--worker-output-prefix", "--mixin", "app:Talks", code=source(prologue=talks))  # fmt: skip
+    said = eventually(lambda: lines if len(lines := out.read_text().splitlines()) == 3 else [], out.read_text)
+    assert sorted(said) == ["mold: at import", "worker 1: at start", "worker 2: at start"]
+    assert {get(port).status for port in site.command.ports} == {200}
+
+
+def test_titles(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--name", "shop")
+    title = Path(f"/proc/{mold(site)}/cmdline").read_bytes().rstrip(b"\0")
+    assert title == b"forkserve: mold gen 1 [shop]"
+
+
+def test_in_development_it_is_left_out(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--reload")
+    assert site.status()["molds"] == []
+
+
+def test_it_is_refused_where_it_cannot_work(start: Start, tmp_path: Path) -> None:
+    elsewhere = "import sys; sys.platform = 'freebsd14'; from forkserve.cli.serve import main; sys.exit(main())"
+    command = start("app:wsgi", "--preload", program=("-c", elsewhere))
+    assert command.wait(2).startswith("forkserve: --preload: needs Linux: ")
+
+
+def test_the_mold_is_the_user_before_the_app_is_imported(start: Start) -> None:
+    code = source(
+        prologue="USER = os.getresuid()\nclass Whoami:\n    def child_users(self):\n        return [USER, os.getresuid()]"
+    )
+    with tempfile.TemporaryDirectory(prefix="forkserve-") as name:
+        os.chmod(name, 0o755)
+        user = 65534 if os.geteuid() == 0 else os.geteuid()  # only root can become somebody else
+        site = Site(start, Path(name), "app:wsgi", *QUICK, "--user", user, "--mixin", "app:Whoami", code=code)
+        assert [reply["value"] for reply in site.call("users")] == [[[user] * 3] * 2] * 2
+        assert Path(f"/proc/{mold(site)}").stat().st_uid == user
+        kill(site, site.workers()[0][1])
+        assert site.ask("reload")["ok"]
+        site.command.stop()
+
+
+LIBRARY = """
+import gc, os, sys
+from forkserve import Server, Worker
+class Own(Worker):
+    @classmethod
+    def preload(cls, settings):
+        return {"pid": os.getpid(), "by": cls.__name__}
+    def run(self):
+        while self.alive():
+            self.wait()
+    def child_loaded(self):
+        return self.context.preloaded
+sys.exit(Server(worker=Own, workers=2, preload=True, control_socket=sys.argv[-1]).run())
+"""
+
+
+def test_a_worker_of_ones_own_preloads_what_it_likes(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, program=("-c", LIBRARY))
+    assert [reply["value"] for reply in site.call("loaded")] == [{"pid": mold(site), "by": "Own"}] * 2
+
+
+def test_logs_that_were_moved_away_are_left_by_all(start: Start, tmp_path: Path) -> None:
+    log, moved = tmp_path / "log", tmp_path / "log.1"
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, "--access-logfile", log)
+    first = mold(site)
+    log.rename(moved)
+    assert site.ask("reopen-logs")["ok"]
+    kill(site, site.workers()[0][1])
+    assert get(site.command.port, "/after").status == 200
+    eventually(lambda: "/after" in log.read_text(), "the line")
+    for pid in (first, *site.pids()):
+        eventually(lambda pid=pid: str(moved) not in descriptors(pid).values(), "the old file")
+
+
+def test_in_the_background_nothing_keeps_the_terminal(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "app.py").write_text(source())
+    pid_file = tmp_path / "pid"
+    launcher = start("app:wsgi", *QUICK, "--daemon", "--pid", pid_file, "--control-socket", "none", cwd=tmp_path / "site")
+    assert launcher.process.wait(20) == 0
+    master = int(pid_file.read_text())
+    try:
+        everybody = [master, *children(master)]
+        assert len(everybody) == 4
+        for pid in everybody:
+            eventually(lambda pid=pid: not any("stderr0" in name for name in descriptors(pid).values()), f"{pid} lets go of it")
+    finally:
+        os.kill(master, signal.SIGTERM)
+    eventually(lambda: not any(map(exists, everybody)), "their end")
+
+
+AGENT = """
+import os, threading, time
+def work():
+    while True:
+        time.sleep(1)
+def start():
+    threading.Thread(target=work, name="agent", daemon=True).start()
+start()
+os.register_at_fork(after_in_child=start)
+"""
+
+
+def test_threads_of_an_agent_do_not_hinder(start: Start, tmp_path: Path) -> None:
+    files = {"sitecustomize.py": AGENT}
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, files=files, env={"PYTHONPATH": str(tmp_path / "site")})
+    mold(site)
+
+    lines = [line for line in site.command.log if "agent" in line]
+    assert len(lines) == 1
+    assert "[INFO] mold gen 1: these threads were there before the app was imported" in lines[0]
+
+
+def test_threads_that_the_import_starts_beside_an_agent_are_refused(start: Start, tmp_path: Path) -> None:
+    files = {"sitecustomize.py": AGENT}
+    code = source(prologue="import threading\nthreading.Thread(target=time.sleep, args=(60,), name='mine', daemon=True).start()")
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    site = Site(start, tmp_path, "app:wsgi", *QUICK, files=files, env=env, code=code, ready=False)
+
+    said = site.command.wait(3)
+
+    assert "the app has started threads at import, which workers would not have: mine;" in said

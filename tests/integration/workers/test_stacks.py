@@ -1,0 +1,180 @@
+"""Stacks of workers: asking for them never harms a worker, and one that is killed shows them whatever it does.
+
+Who asks, and what answers:
+
+- `forkserve ctl stacks`, and USR2 sent by hand: the worker's Python handler, never native code;
+- the master, about a worker past its deadline (not ready, stuck, not drained), and about a mold: the same handler; if that
+  does not answer within a second, native code, and then SIGKILL;
+- the death of the master, which is a USR2 too: test_stuck_workers.py.
+
+What a worker may be doing: Python code in many threads, a wait for a lock, a sleep, native code that looks for signals now and then
+(a regular expression), native code that does not and holds the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forkserve.prefork.master.stacks import NO_ANSWER
+from forkserve.prefork.worker.stacks import MAX_STACKS, NATIVE
+from tests.integration.client import Client, get
+from tests.integration.command import children, descriptors, eventually, exists
+from tests.integration.conftest import Start
+from tests.integration.load import Load
+from tests.integration.site import Site
+from tests.integration.steer import Steered
+
+Stuck = Callable[..., Steered]
+HEAVY = pytest.mark.heavy
+
+
+@pytest.fixture
+def stuck(start: Start, tmp_path: Path) -> Stuck:
+    """Start a server whose app gets stuck when it is asked to; without a deadline, unless one is given."""
+    return lambda app, *options: Steered(
+        start, tmp_path, f"tests.integration.stuck_apps:{app}", "--bind", "127.0.0.1:0", "--timeout", 0, *options
+    )
+
+
+def stacks(server: Steered) -> list[dict[str, Any]]:
+    """What `ctl stacks` says."""
+    answer = server.begin("stacks").answer
+    assert answer["ok"], answer
+    found: list[dict[str, Any]] = answer["result"]
+    return found
+
+
+def begin(server: Steered, target: str) -> Client:
+    """Send a request, and wait until the app has it."""
+    client = Client(server.command.port)
+    client.request(target)
+    server.command.wait_for(f"^{target}$", server.notes)
+    return client
+
+
+def catches(pid: int, signum: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = re.findall(r"(?m)^SigCgt:\s*(\w+)$", text)
+    return bool(int(mask, 16) >> (signum - 1) & 1)
+
+
+@pytest.mark.parametrize("times", [40, pytest.param(300, marks=HEAVY)])
+@pytest.mark.parametrize("options", [(), ("--threads", 4)], ids=["inline", "threads"])
+def test_a_busy_worker_is_asked_again_and_again(stuck: Stuck, times: int, options: tuple[object, ...]) -> None:
+    """With faulthandler about one call in a hundred was the end of the worker, by SIGSEGV."""
+    server = stuck("busy", *options)
+    workers = server.command.workers
+    assert get(server.command.port).status == 200
+    with Load([server.command.port], fresh=1, kept=2, idle=0.1) as load:
+        found = [stacks(server)[0] for _ in range(times)]
+    assert load.failures == []
+    assert server.command.workers == workers
+    answered = [one["stacks"] for one in found if NO_ANSWER not in one["stacks"]]
+    assert all("(MainThread, most recent call first)" in one for one in answered)
+    busy = r"\(busy_recurse, most recent call first\):\n  File .*stuck_apps"
+    assert any(re.search(busy, one) for one in answered), (
+        "its threads want the interpreter all the time, so an answer may be late"
+    )
+
+
+@pytest.mark.parametrize(("target", "where"), [("/lock", "wait_for_ever"), ("/sleep", "wsgi"), ("/regex", "wsgi")])
+def test_a_worker_that_waits(stuck: Stuck, target: str, where: str) -> None:
+    server = stuck("wsgi")
+    workers = server.command.workers
+    with begin(server, target):
+        for _ in range(3):
+            (one,) = stacks(server)
+            assert one["pid"] == workers[0]
+            assert re.search(rf'(?m)^  File ".*stuck_apps\.py", line \d+ in {where}$', one["stacks"]), one
+            assert re.search(rf"(?m)^in hand for \d+ s: GET {target}$", one["stacks"]), one
+        assert server.command.workers == workers
+        server.begin("quit").abandon()
+        server.command.wait()
+
+
+def test_a_worker_that_cannot_answer(stuck: Stuck) -> None:
+    """It is said so, with its request, and the worker goes on: the signal that it would answer may be the end of it."""
+    server = stuck("wsgi", "-w", 2)
+    workers = server.command.workers
+    with begin(server, "/native"):
+        found = stacks(server)
+        assert sorted(NO_ANSWER in one["stacks"] for one in found) == [False, True]
+        (one,) = [one["stacks"] for one in found if NO_ANSWER in one["stacks"]]
+        assert re.fullmatch(rf"in hand for \d+ s: GET /native\n{NO_ANSWER}", one)
+        assert server.command.workers == workers
+        server.begin("quit").abandon()
+        server.command.wait()
+
+
+@pytest.mark.parametrize("target", ["/native", "/regex", "/lock"])
+def test_a_stuck_worker_shows_its_request_and_its_stacks(stuck: Stuck, target: str) -> None:
+    server = stuck("wsgi", "--timeout", 1.2)
+    with begin(server, target):
+        killed = r"worker 1 \(pid \d+\) is killed: stuck for 1.2 s \(--timeout\)"
+        server.command.wait_for(rf"{killed}\n.*  in hand for \d+ s: GET {target}\n")
+        server.command.wait_for(r'^(.* )?  File ".*stuck_apps\.py", line \d+ in wsgi$')
+
+
+def test_a_worker_that_ends_while_it_writes_its_stacks(stuck: Stuck) -> None:
+    """What is known of it is said all the same."""
+    server = stuck("wsgi", "--timeout", 1.2)
+    with begin(server, "/unanswered"):
+        how = rf"it was killed by (SIGRT\w+|signal {NATIVE}) while its stacks were written"
+        server.command.wait_for(
+            rf"worker 1 \(pid \d+\): stuck for 1.2 s \(--timeout\); {how}\n.*  in hand for \d+ s: GET /unanswered\n"
+        )
+    eventually(lambda: len(server.command.workers) == 1, "its successor")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["worker", "mold"])
+@pytest.mark.parametrize(
+    "code", ["import time; time.sleep(600)", "import collections, itertools as i; collections.deque(i.repeat(0), 0)"]
+)
+def test_a_boot_that_takes_too_long(start: Start, tmp_path: Path, code: str, options: tuple[str, ...]) -> None:
+    site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", "--boot-timeout", 1.5, *options, code=code, ready=False)
+    said = site.command.wait(3)
+    assert "is killed: not ready after 1.5 s (--boot-timeout)" in said
+    assert re.search(r'(?m)  File ".*app\.py", line 1 in <module>$', said), said
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["forked", "molded"])
+def test_what_the_app_starts_or_forks_has_no_part_in_it(stuck: Stuck, options: tuple[str, ...]) -> None:
+    server = stuck("wsgi", *options)
+    with Client(server.command.port) as client:
+        assert client.get("/forks").status == 200
+    started, forked = map(int, server.command.wait_for(r"^(\d+) (\d+)$", server.notes).groups())
+    try:
+        (worker,) = [pid for pid in server.command.workers if {started, forked} <= set(children(pid))]
+        assert catches(worker, NATIVE)
+        for pid in (started, forked):
+            eventually(lambda pid=pid: not catches(pid, NATIVE), f"{pid} has no handler any more")
+        assert not catches(server.command.pid, NATIVE)
+    finally:
+        for pid in (started, forked):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_signal_from_outside_is_answered_in_bounded_room(stuck: Stuck) -> None:
+    server = stuck("wsgi")
+    (worker,) = server.command.workers
+    (file,) = [Path(f"/proc/{worker}/fd/{number}") for number, name in descriptors(worker).items() if "forkserve-stacks" in name]
+    sizes = set()
+    for _ in range(5):
+        os.kill(worker, signal.SIGUSR2)
+        eventually(lambda: file.stat().st_size and file.read_bytes().endswith(b"\0"), "its answer")
+        sizes.add(file.stat().st_size)
+        os.truncate(file, 0)
+        os.kill(worker, signal.SIGUSR2)
+        os.kill(worker, signal.SIGUSR2)
+        eventually(lambda: file.read_bytes().count(b"\0") == 1, "one answer is there, and not two")
+    assert max(sizes) < MAX_STACKS
+    assert exists(worker)
