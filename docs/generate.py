@@ -21,8 +21,9 @@ from forkserve.base.errors import ExitCode, ForkserveError
 from forkserve.config.load import HOOKS
 from forkserve.config.report import markdown_table
 from forkserve.config.settings import TABLE
-from forkserve.prefork.ipc.builtin import BUILTINS
-from forkserve.prefork.master.master import Master
+from forkserve.prefork.control.command import commands_of, signals_of
+from forkserve.prefork.master.commands import MasterCommands
+from forkserve.prefork.master.reactions import SignalReactions
 from forkserve.prefork.worker import worker
 
 PAGES = Path(__file__).parent
@@ -87,7 +88,7 @@ def summary(documented: object) -> str:
 
 def commands() -> Iterator[tuple[str, str, str, float | None]]:
     """Return the commands of the master: name, usage, help and the seconds that `ctl` waits. The only place that reads them."""
-    for name, one in BUILTINS.items():
+    for name, one in commands_of(MasterCommands).items():
         yield name, one.usage, one.help, one.timeout
 
 
@@ -107,18 +108,18 @@ def ctl_table() -> str:
     return table("command", "meaning", "waits for at most", rows=rows)
 
 
-def signals(handled: Mapping[signal.Signals, str], meanings: Mapping[str, str]) -> str:
+def signals(handled: Mapping[int, str], meanings: Mapping[str, str]) -> str:
     """The signals that are answered in the same way, in one row each."""
     together: dict[str, list[str]] = defaultdict(list)
     for number, name in handled.items():
-        together[name].append(f"`{number.name.removeprefix('SIG')}`")
+        together[name].append(f"`{signal.Signals(number).name.removeprefix('SIG')}`")
     return table("signal", "effect", rows=(row(", ".join(names), meanings[name]) for name, names in together.items()))
 
 
 def exit_codes() -> str:
     """The exit codes, each with the error that ends in it."""
     causes = {kind.exit_code: summary(kind) for kind in ForkserveError.__subclasses__()}
-    fixed = {ExitCode.OK: "The server stopped as it was told to.", ExitCode.UNEXPECTED: "A fault that the server did not expect."}
+    fixed = {ExitCode.OK: "The server was stopped.", ExitCode.UNEXPECTED: "A fault that the server did not expect."}
     rows = (row(f"`{code.value}`", f"`{code.name}`", fixed.get(code) or causes[code]) for code in ExitCode)
     return table("code", "name", "meaning", rows=rows)
 
@@ -197,7 +198,7 @@ def _reduced(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
 TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings_table,
     "ctl": ctl_table,
-    "master-signals": lambda: signals(Master.SIGNALS, MASTER_SIGNALS),
+    "master-signals": lambda: signals({**signals_of(MasterCommands), **signals_of(SignalReactions)}, MASTER_SIGNALS),
     "worker-signals": lambda: signals(worker.WORKER_SIGNALS, WORKER_SIGNALS),
     "exit-codes": exit_codes,
     "hooks": hook_table,

@@ -1,6 +1,6 @@
 """Sleep for the seconds that the query gives (`/?seconds=0.5`; default 1), then answer.
 
-    forkserve example_apps.slow:application --workers 4 --base-port 9000    WSGI: the worker serves nobody else meanwhile
+    forkserve example_apps.slow:application --workers 4 --base-port 9000    WSGI: the worker serves no other request meanwhile
     forkserve example_apps.slow:app --base-port 9000                        ASGI: it serves others meanwhile
 
 One attribute for each interface: `application` is WSGI and `app` is ASGI, so name the one you want.

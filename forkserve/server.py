@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs, privileges, startup
 from forkserve.base.errors import ConfigError, ForkserveError, NestedServerError
@@ -21,24 +21,31 @@ from forkserve.config.values import shown
 from forkserve.http import access
 from forkserve.http.framing.tls import make_context
 from forkserve.http.message.parsers import new_parser
+from forkserve.prefork.ipc.pending import CALL_TIMEOUT
+from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.master import Master
+from forkserve.prefork.policy.distribute import distribute
 from forkserve.prefork.system import daemon
+from forkserve.prefork.system.poller import READ
 from forkserve.prefork.worker.classes import compose, load_class
 from forkserve.prefork.worker.worker import Worker
 from forkserve.upstream import upstream
 from forkserve.web import HTTPWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from forkserve.base.handover import Exported
     from forkserve.base.lockfile import LockFile
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
+    from forkserve.prefork.ipc.pending import JSON, Pending
+    from forkserve.prefork.master.services import ObserverFactory
+    from forkserve.prefork.system.poller import Timer
 
 
-class Server(Master):
-    """A master with its workers, for an app or for a worker class of your own.
+class Server(MasterCommands):
+    """A server, for an app or for a worker class of your own. Its methods are the commands of the master that `run` becomes.
 
     Args:
         app: ``module:attr``, ``module:factory()`` or ``module``; not needed for a worker class of your own.
@@ -85,7 +92,7 @@ class Server(Master):
                 raise
             runs = _not_there(error)
             self._troubles.append(str(error))
-        Master.__init__(self, runs, _checked(config) if issubclass(runs, HTTPWorker) else config)
+        MasterCommands.__init__(self, runs, _checked(config) if issubclass(runs, HTTPWorker) else config)
         return self
 
     def run(self) -> int:
@@ -96,39 +103,50 @@ class Server(Master):
             ListenError: An address cannot be listened on.
         """
         _check_place()
+        settings = self.state.settings
         handed = startup.inherited
         if startup.takes_over() and handed is not None:
             return self._take_over(decode(handed.data))
-        if issubclass(self.worker_class, HTTPWorker):
-            check_but_tls(self.settings)
-            self.inheritance.make(self.pool.generations.committed, self.settings)
-        upstream.check_path(self.settings)
-        privileges.check_and_set_umask(self.settings)
+        if issubclass(self.state.worker_class, HTTPWorker):
+            check_but_tls(settings)
+            self.state.inheritance.make(self.pool.generations.committed, settings)
+        upstream.check_path(settings)
+        privileges.check_and_set_umask(settings)
         if handed is not None:
-            upstream.rehearse(self.settings.nginx_upstream, decode(handed.data).get("front"))
-            return super().run()  # which loads the app and ends, and opens no logs
-        return daemon.run(self._start) if self.settings.daemon else self._start()
+            upstream.rehearse(settings.nginx_upstream, decode(handed.data).get("front"))
+            return Master(self).run()  # which loads the app and ends, and opens no logs
+        return daemon.run(self._start) if settings.daemon else self._start()
 
     def _start(self) -> int:
-        logs.configure(self.settings)
-        return self._serve(upstream.hold(self.settings.nginx_upstream, None))
+        logs.configure(self.state.settings)
+        return self._serve(upstream.hold(self.state.settings.nginx_upstream, None))
 
     def _serve(self, lock: LockFile | None) -> int:
-        path = self.settings.nginx_upstream
-        if path is not None and lock is not None:
-            self.front = upstream.Upstream(self.poller, self.name, path, lock)
-        return super().run()
+        """Run the master, with the observers that the settings ask for."""
+        settings = self.state.settings
+        frontend = None
+        if settings.nginx_upstream is not None and lock is not None:
+            frontend = upstream.Upstream(self.poller, self.state.name, settings.nginx_upstream, lock)
+        return Master(self, frontend=frontend, observers=self.observer_factories()).run()
+
+    def observer_factories(self) -> Sequence[ObserverFactory]:
+        """Return what makes observers of the master, in the order in which they are notified. A subclass may add its own."""
+        if not self.state.settings.reload:
+            return ()
+        from forkserve.devreload.reloader import DevReloader  # noqa: PLC0415 - production does without its modules
+
+        return (DevReloader,)
 
     def _take_over(self, before: Exported) -> int:
         """Go on where the program before an upgrade was. The pre-flight has judged all; what fails now is logged, no more."""
         privileges.adopt(before.get("account"))
-        privileges.check_and_set_umask(self.settings)
+        privileges.check_and_set_umask(self.state.settings)
 
         def go_on() -> int:
-            self._troubles += logs.configure(self.settings, before.get("logs", {}))
+            self._troubles += logs.configure(self.state.settings, before.get("logs", {}))
             lock = None
             try:
-                lock = upstream.hold(self.settings.nginx_upstream, before.get("front"))
+                lock = upstream.hold(self.state.settings.nginx_upstream, before.get("front"))
             except ConfigError as error:
                 self._troubles.append(str(error))
             logs.adopt_waiting(before.get("log_lines", {}))
@@ -139,6 +157,37 @@ class Server(Master):
         if before["settings"]["daemon"]:
             daemon.resume(go_on)
         return go_on()
+
+    # What Python code adds to the master's loop.
+
+    def map(self, name: str, items: Sequence[JSON], *, timeout: float | None = CALL_TIMEOUT, retries: int = 0) -> Pending:
+        """Have the workers run a command for each of the items, each in the worker that is idle first.
+
+        Args:
+            name: The command; it gets the item as its only argument.
+            items: JSON values.
+            timeout: Seconds for one item, from when its turn has come.
+            retries: How often an item is given to another worker when one died of it; it may then be done twice.
+
+        The value is the list of replies, in the order of the items.
+        """
+        return distribute(lambda item: self.call(name, item, to="any", timeout=timeout), items, max(1, self.pool.wanted), retries)
+
+    def add_io_handler(self, fileobj: Any, call: Callable[[Any, int], object], events: int = READ) -> None:
+        """Call `call(fileobj, event)` when a descriptor, or an object with `fileno()`, is ready. It must not block."""
+        self.poller.watch(fileobj, events, lambda event: call(fileobj, event))
+
+    def remove_io_handler(self, fileobj: Any) -> None:
+        """Take it back, before the object is closed."""
+        self.poller.unwatch(fileobj)
+
+    def every(self, seconds: float, call: Callable[[], object]) -> Timer:
+        """Call again and again in the master, for the first time in that many seconds; it must not block. `cancel` ends it."""
+        return self.poller.every(seconds, call)
+
+    def on_signal(self, signum: signal.Signals, call: Callable[[], object]) -> None:
+        """Call when the master gets a signal, instead of what it would have done. Before or after `run` has begun."""
+        self.set_handler(signal.Signals(signum), call)
 
 
 def _not_a_name(app: object) -> str:

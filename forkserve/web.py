@@ -1,4 +1,4 @@
-"""The HTTP worker: the place where a forked process meets the HTTP service."""
+"""The HTTP worker: runs the HTTP service in a forked process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from forkserve.base import logfile, logs
 from forkserve.base.errors import BootError
 from forkserve.config import apps
 from forkserve.config.apps import LoadedApp
-from forkserve.http.app import faultpage
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.lifespan import LifespanError
 from forkserve.http.app.threads import ThreadedExchange
 from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.service import SWEEP, Service
-from forkserve.http.site import Site
 from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.ipc.messages import Spent
 from forkserve.prefork.system import acceptqueue, finish, forks
@@ -36,11 +34,13 @@ from forkserve.prefork.worker.boot import EndOfBootError
 from forkserve.prefork.worker.worker import ENDING, WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
+    import logging
+    import threading
     from collections.abc import Callable, Collection, Coroutine, Iterator
     from typing import Any
 
     from forkserve.config.settings import Settings
-    from forkserve.http.app.wsgi import Turns
+    from forkserve.http.app.turns import Turns
     from forkserve.prefork.ipc.messages import Message
 
 try:
@@ -49,16 +49,16 @@ except Exception:  # noqa: BLE001 - not CPython, or not Unix; or half installed,
     uvloop = None  # type: ignore[assignment, unused-ignore]  # the name must exist
 
 PULSE = 0.11
-"""Seconds between two signs of life on a shared address, where siblings want to know who is free to take a connection."""
+"""Seconds between two heartbeats on a shared address, where siblings look which worker can take a connection."""
 HANDSHAKE = 1.0
-"""Seconds for which the handshakes that have begun are waited for, when a listener is closed; longer than most of them take."""
+"""Seconds to wait for TCP handshakes that have begun when a listener is closed; longer than most of them take."""
 SILENT = 130_000_000
-"""Nanoseconds without a sign of life after which a worker counts as busy: a pulse, and what a timer may be late."""
+"""Nanoseconds without a heartbeat after which a worker counts as busy: a pulse, and the delay of a timer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What the hooks ``pre_request`` and ``post_request`` get as ``req``: gunicorn's names."""
+class HookRequest:
+    """The argument ``req`` of the hooks ``pre_request`` and ``post_request``, with gunicorn's names."""
 
     method: str
     uri: str
@@ -68,8 +68,8 @@ class Request:
     headers: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, exchange: Exchange) -> Request:
-        """The request of an exchange."""
+    def of(cls, exchange: Exchange) -> HookRequest:
+        """Return the request of an exchange."""
         target, fields = exchange.target, exchange.fields
         return cls(
             method=target.method,
@@ -82,32 +82,109 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
-    """What the hook ``post_request`` gets as ``resp``: gunicorn's names; ``sent`` is in bytes of body."""
+class HookResponse:
+    """The argument ``resp`` of the hook ``post_request``, with gunicorn's names; ``sent`` is in bytes of the body."""
 
     status: str
     status_code: int
     sent: int
+
+    @classmethod
+    def of(cls, exchange: Exchange) -> HookResponse:
+        """Return the response of an exchange; 500 without a head."""
+        head = exchange.head
+        if head is None:
+            return cls("", 500, exchange.sent)
+        return cls(f"{head.code} {head.phrase.decode('latin-1')}".strip(), head.code, exchange.sent)
+
+
+class RequestHooks:
+    """Calls the hooks ``pre_request`` and ``post_request``.
+
+    Args:
+        worker: The hooks' first argument.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def before(self, exchange: Exchange) -> None:
+        """Call ``pre_request``."""
+        run_hook(self._worker.hooks, "pre_request", self._worker, HookRequest.of(exchange), keep=True)
+
+    def after(self, exchange: Exchange) -> None:
+        """Call ``post_request``."""
+        arguments = HookRequest.of(exchange), exchange.scope_or_environ or {}, HookResponse.of(exchange)
+        run_hook(self._worker.hooks, "post_request", self._worker, *arguments, keep=True)
+
+
+class DefaultExecutor:
+    """The loop's default executor, as the application may have set it; uvloop does not say which it is.
+
+    Args:
+        loop: The loop. From now on it notifies this object of a new executor.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._set = loop.set_default_executor
+        loop.set_default_executor = self._follow  # type: ignore[method-assign, assignment]  # of this loop
+        self._follow(ThreadPoolExecutor(thread_name_prefix="asyncio"))
+
+    def _follow(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
+        self._set(executor)
+
+    def shut_down(self) -> frozenset[threading.Thread]:
+        """Take no more work; return the threads that may still be at work."""
+        self._executor.shutdown(wait=False)
+        return frozenset(self._executor._threads)  # noqa: SLF001 - nothing public tells whether they have ended
+
+
+class LogFlusher:
+    """Writes log lines that had to wait for room in a pipe, by the loop.
+
+    Args:
+        loop: The loop of this process.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due = False
+        logfile.when_waiting(self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        """Have the loop write what waits; called in any thread."""
+        if not self._due and not self._loop.is_closed():
+            self._due = True
+            with contextlib.suppress(RuntimeError):  # it is just being closed
+                self._loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        pause = logfile.flush()
+        self._due = pause is not None
+        if pause is not None:
+            self._loop.call_later(pause, self._flush)
+        elif logfile.next_flush() is not None:  # a thread has added a line and seen that a flush was due
+            self._flush_soon()
 
 
 class HTTPWorker(Worker):
     """Serves a WSGI or ASGI application on the worker's listeners. Everything here runs in the worker process."""
 
     _loop: asyncio.AbstractEventLoop | None = None
-    _executor: ThreadPoolExecutor | None = None  # the loop's default one, as the application may have set it
     _names: Collection[Any] = ()  # of the listeners
     _turns: Turns | None = None  # for an application that is called inline
-    _fault: str | None = None  # why there is no application
+    _fault: str | None = None  # the text to show if there is no application
     INHERITED_FROM = MADE_FROM
 
     @classmethod
     def scheme(cls, settings: Settings) -> str:
-        """What its addresses begin with in the start-up lines."""
+        """Return the scheme of its addresses in the start-up lines."""
         return "http" if settings.certfile is None else "https"
 
     @classmethod
     def before_fork(cls, settings: Settings, last: object) -> object:
-        """Make the TLS context. A subclass that has more to make makes that in its `preload`."""
+        """Make the TLS context. A subclass makes other things in its `preload`."""
         return inherit(settings, last)
 
     @classmethod
@@ -123,22 +200,22 @@ class HTTPWorker(Worker):
         forks.end_returned()  # the application may have forked when it was imported
         self._run(app)
 
-    def stand_in(self, text: str) -> None:
+    def serve_error_page(self, text: str) -> None:
         """Serve a page that says why there is no application; under --reload."""
         self._fault = text
         self._run(LoadedApp(lambda environ, start_response: (), "wsgi", ""))  # never called
 
     def _run(self, app: LoadedApp) -> None:
-        # What start-up made lives on: keep the collector from looking through it again and again. After a mold has done
-        # that, one more collection would write into every page that this worker shares with the others.
+        # The objects of start-up stay: the collector need not look through them again and again. In a worker of a mold, which has
+        # done this, one more collection would write into every page that this worker shares with the others.
         if not self.context.molded:
             gc.collect()
         gc.freeze()
         self.initialized()
-        with asyncio.Runner(loop_factory=self._new_loop) as runner:
+        with asyncio.Runner(loop_factory=partial(_new_loop, self.settings.loop)) as runner:
             self._loop = loop = runner.get_loop()
-            loop.set_exception_handler(self._loop_failed)
-            self._follow_executor(loop)
+            loop.set_exception_handler(partial(_log_loop_error, self.log))
+            self._executor = DefaultExecutor(loop)
             try:
                 runner.run(self._serve(app))
             except BaseException as error:
@@ -146,89 +223,32 @@ class HTTPWorker(Worker):
                 raise
             finally:
                 signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first, and a signal would meet it
-                # The loop's end would wait for its executor without a limit, in a thread, which it may not get.
+                # The loop would wait for its executor without a limit, and in a thread that perhaps cannot be started.
                 setattr(loop, "shutdown_default_executor", _nothing)  # noqa: B010 - of this loop
 
-    def _follow_executor(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Know what the loop's default executor is, which uvloop does not say."""
-        set_default_executor = loop.set_default_executor
-
-        def follow(executor: ThreadPoolExecutor) -> None:
-            self._executor = executor
-            set_default_executor(executor)
-
-        loop.set_default_executor = follow  # type: ignore[method-assign, assignment]  # of this loop
-        follow(ThreadPoolExecutor(thread_name_prefix="asyncio"))
-
     async def _finish_executor(self) -> None:
-        """Wait for what the application has handed to the loop's default executor, with the loop running, while time is left."""
-        assert self._executor is not None
-        self._executor.shutdown(wait=False)
-        threads = self._executor._threads  # noqa: SLF001 - asked for nothing else would tell whether they have ended
+        """Wait, with the loop running and while time is left, for work that the application has given to the default executor."""
+        threads = self._executor.shut_down()
         moment = time.monotonic() + finish.MOMENT
-        while any(thread.is_alive() for thread in tuple(threads)) and self.time_left():
+        while any(thread.is_alive() for thread in threads) and self.time_left():
             if time.monotonic() > moment:
                 self.wait_for_threads()
             await self._service.pause(finish.MOMENT / 2)
 
-    def _new_loop(self) -> asyncio.AbstractEventLoop:
-        choice = self.settings.loop
-        if choice == "asyncio" or (choice == "auto" and uvloop is None):
-            return asyncio.new_event_loop()
-        if uvloop is None:
-            raise BootError("uvloop is not installed: pip install uvloop, or use --loop asyncio")
-        return uvloop.new_event_loop()
-
-    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        self.log.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
-
     async def _serve(self, app: LoadedApp) -> None:
         loop = asyncio.get_running_loop()
         self._stop = loop.create_future()
-        access = logs.access_log()
-        write_access = None if access is None else access.write
-        site = Site(self.settings, app.app, app.interface, loop, self.row, logs.printable, write_access)
-        inherited = self.context.inherited
-        # Not without where a certificate is asked for, whatever a subclass has made.
-        site.tls = inherited.context if isinstance(inherited, TLS) else make_context(self.settings)
-        try:
-            self._service = service = Service(site)
-        except RuntimeError as error:
-            raise BootError(f"--threads {self.settings.threads}: no thread can be started (see `ulimit -u`): {error}") from None
-        self._logs_wait = False
-        logfile.when_waiting(self._flush_logs_soon)
+        self._service = service = self._make_service(app, loop)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
-        self._turns = service.turns
-        if "pre_request" in self.hooks or "post_request" in self.hooks:
-            service.tell(self._pre_request, self._post_request)
         loop.add_reader(self.channel.fileno(), self.on_channel)
-        try:
-            await service.startup()
-        except LifespanError as error:
-            raise BootError(str(error)) from error.__cause__
-        service.hide_loop()
-        if self._fault is not None:
-            self.show_fault(self._fault)
-        elif self.settings.warmup is not None:
-            status = await service.ask(self.settings.warmup)
-            if not 200 <= status < 400:
-                raise BootError(f"--warmup {self.settings.warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
+        await self._start_up(service)
         if not self.draining:
-            shared = any(listener.slot is None for listener in self.listeners)
-            sockets = [(one.sock, None if one.slot is not None else self._least_busy) for one in self.listeners]
-            period = min(PULSE if shared else SWEEP, self.settings.timeout / 3 or SWEEP)  # a beat comes well before it is due
-            self.row.refresh = partial(self._note_in_hand, stuck=True)
+            self.row.refresh = partial(self._note_running, stuck=True)
             # The end of the boot may have been lost, or this may run on while the loop is closed for it: take no connection then.
             if ENDING.intersection(self.context.asked):
                 raise EndOfBootError
             self.ready()
-            site.freeze_context()
-            service.accept(sockets, self._note, period, self._note_in_hand)
-            if self.settings.max_requests:
-                # Not from `random`, whose state workers of one mold share, and which belongs to the app.
-                jitter = SystemRandom().randint(0, self.settings.max_requests_jitter)
-                service.limit_requests(self.settings.max_requests + jitter, self._spent)
+            self._accept(service)
             await self._stop
         await self._close_queues()
         service.stop_accepting(relieved=self.relieved)
@@ -238,10 +258,56 @@ class HTTPWorker(Worker):
         await service.drain(self.settings.graceful_timeout or inf, self.lingering)
         await self._finish_executor()
 
-    async def _close_queues(self) -> None:
-        """See that nothing is left in the queues of listeners that are closed when this worker accepts no more.
+    def _make_service(self, app: LoadedApp, loop: asyncio.AbstractEventLoop) -> Service:
+        access = logs.access_log()
+        inherited = self.context.inherited
+        # Never plain HTTP where a certificate is configured, whatever a subclass inherits.
+        tls = inherited.context if isinstance(inherited, TLS) else make_context(self.settings)
+        write_access = None if access is None else access.write
+        try:
+            service = Service(self.settings, app.app, app.interface, loop, self.row, write_access, tls)
+        except RuntimeError as error:
+            raise BootError(f"--threads {self.settings.threads}: no thread can be started (see `ulimit -u`): {error}") from None
+        self._turns = service.turns
+        self._log_flusher = LogFlusher(loop)
+        if "pre_request" in self.hooks or "post_request" in self.hooks:
+            hooks = RequestHooks(self)
+            service.call_back(hooks.before, hooks.after)
+        return service
 
-        If others accept there, the last of them sees to that.
+    async def _start_up(self, service: Service) -> None:
+        """Run the application's start-up, and warm it up.
+
+        Raises:
+            BootError: It failed.
+        """
+        try:
+            await service.startup()
+        except LifespanError as error:
+            raise BootError(str(error)) from error.__cause__
+        service.hide_loop()
+        if self._fault is not None:
+            self.show_fault(self._fault)
+        elif self.settings.warmup is not None:
+            status = await service.request_status(self.settings.warmup)
+            if not 200 <= status < 400:
+                raise BootError(f"--warmup {self.settings.warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
+
+    def _accept(self, service: Service) -> None:
+        shared = any(listener.slot is None for listener in self.listeners)
+        sockets = [(one.sock, None if one.slot is not None else self._least_busy) for one in self.listeners]
+        period = min(PULSE if shared else SWEEP, self.settings.timeout / 3 or SWEEP)  # a heartbeat comes well before it is due
+        service.site.freeze_context()
+        service.accept(sockets, self._note, period, self._note_running)
+        if self.settings.max_requests:
+            # Not from `random`, whose state workers of one mold share, and which belongs to the app.
+            jitter = SystemRandom().randint(0, self.settings.max_requests_jitter)
+            service.limit_requests(self.settings.max_requests + jitter, self._spent)
+
+    async def _close_queues(self) -> None:
+        """Refuse new connections to listeners that are closed with this worker, so that nothing is left in their queues.
+
+        If other workers accept there, the last of them does this.
         """
         alone = not self.scoreboard.siblings(self.row)
         mine = [one.sock for one in self.listeners if one.slot is not None or alone]
@@ -253,7 +319,7 @@ class HTTPWorker(Worker):
             await self._service.pause(HANDSHAKE / 100)
 
     def _spent(self, requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
-        """Ask for a successor: so many requests have come; if `full`, no connection is accepted before that is there."""
+        """Ask for a successor after this number of requests; if `full`, no connection is accepted before it is ready."""
         if full:
             self.row.cells[ACCEPTING] = 0
         self.send(Spent(requests, full))
@@ -266,18 +332,10 @@ class HTTPWorker(Worker):
 
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that says what does not load."""
-        self._service.site.new_exchange = faultpage.exchange(text)
-
-    def _pre_request(self, exchange: Exchange) -> None:
-        run_hook(self.hooks, "pre_request", self, Request.of(exchange), keep=True)
-
-    def _post_request(self, exchange: Exchange) -> None:
-        code, line = (500, b"") if exchange.head is None else (exchange.head.code, exchange.head.lines[0])
-        response = Response(line[9:].strip().decode("latin-1"), code, exchange.sent)
-        run_hook(self.hooks, "post_request", self, Request.of(exchange), exchange.given or {}, response, keep=True)
+        self._service.show_fault(text)
 
     def _least_busy(self) -> float | None:
-        """How many connections that sibling has that has the fewest, and time for more; None if there is no sibling."""
+        """Return the smallest number of connections of a sibling that can take more; None if there is no sibling."""
         siblings = self.scoreboard.siblings(self.row)
         if not siblings:
             return None
@@ -286,26 +344,26 @@ class HTTPWorker(Worker):
         return min(free, default=inf)
 
     def _note(self) -> None:
-        """Write down how things stand."""
+        """Update the scoreboard, and send a heartbeat unless all threads are stuck."""
         self.keep_signals()
         self._leave.look()
-        self.row.cells[REQUESTS] = self._service.site.requests
-        self.row.cells[HANDSHAKES_FAILED] = self._service.site.handshakes_failed
+        self.row.cells[REQUESTS] = self._service.server.requests
+        self.row.cells[HANDSHAKES_FAILED] = self._service.server.handshakes_failed
         pool = self._service.pool
         if pool is None or not self.settings.timeout or not pool.stuck(self.settings.timeout):
             self.beat()
 
     def note(self) -> None:
-        """Write down how things stand, in full."""
+        """Update the scoreboard with the running requests."""
         self._note()
-        self._note_in_hand()
+        self._note_running()
 
-    def _note_in_hand(self, *, stuck: bool = False) -> None:
-        """Write down which requests are in hand, for the log line of a stuck worker, and how many, for the status."""
-        self.row.note(*self._service.in_hand.look(stuck=stuck))
+    def _note_running(self, *, stuck: bool = False) -> None:
+        """Write the running requests into the scoreboard: for the log line of a stuck worker, and their number for the status."""
+        self.row.note(*self._service.running.look(stuck=stuck))
 
     def send(self, message: Message) -> bool:
-        """Send the master a message, from any thread; what it does not take at once, when it does."""
+        """Send the master a message, from any thread; the loop sends later what the channel does not take at once."""
         sent = super().send(message)
         if self.channel.unsent and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._loop.add_writer, self.channel.fileno(), self._flush)
@@ -316,30 +374,15 @@ class HTTPWorker(Worker):
         if not self.channel.unsent and self._loop is not None:
             self._loop.remove_writer(self.channel.fileno())
 
-    def _flush_logs_soon(self) -> None:
-        """Have the loop write what waits for room in the logs; called in any thread."""
-        if not self._logs_wait and self._loop is not None and not self._loop.is_closed():
-            self._logs_wait = True
-            with contextlib.suppress(RuntimeError):  # it is just being closed
-                self._loop.call_soon_threadsafe(self._flush_logs)
-
-    def _flush_logs(self) -> None:
-        pause = logfile.flush()
-        self._logs_wait = pause is not None
-        if pause is None and logfile.next_flush() is not None:  # of a thread that has just seen that somebody looks after them
-            self._flush_logs_soon()
-        if pause is not None and self._loop is not None:
-            self._loop.call_later(pause, self._flush_logs)
-
     def between_requests(self, call: Callable[[], None]) -> None:
-        """Call it when no inline request is in the middle; ASGI and threads have none."""
+        """Call back when no application call holds the loop's thread; with ASGI and threads that is now."""
         if self._turns is None:
             call()
         else:
             self._turns.between(call)
 
     def run_command(self, command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
-        """Run a command on the loop; where that is hidden, beside it."""
+        """Run a command on the loop, or beside it where the loop is hidden."""
         if self._turns is not None:
             super().run_command(command, is_async=is_async)
             return
@@ -354,13 +397,13 @@ class HTTPWorker(Worker):
         task.add_done_callback(done)
 
     def install_signals(self) -> None:
-        """Obey signals on the loop, never inside a request."""
+        """Handle signals on the loop, never inside a request."""
         assert self._loop is not None
         self._signals = SignalQueue(WORKER_SIGNALS, beside_loop=True)
         self._loop.add_reader(self._signals.fileno(), self.on_signals)
 
     def own_descriptors(self) -> Iterator[int]:
-        """Return, besides, the descriptors of clients' connections: they have a listener's address. In a forked process."""
+        """Yield also the descriptors of clients' connections, which have a listener's address. Called in a forked process."""
         yield from super().own_descriptors()
         for descriptor in forks.open_descriptors():
             with contextlib.suppress(OSError), _borrowed(descriptor) as sock:
@@ -368,23 +411,36 @@ class HTTPWorker(Worker):
                     yield descriptor
 
     def released_by_fork(self) -> None:
-        """See that a process that the application has forked ends where it comes back. In that process."""
+        """End a process that the application has forked where it returns from the application. Called in that process."""
         super().released_by_fork()
         if self._loop is None:
             return
         epoll = getattr(self._loop, "_get_backend_id", None) or getattr(getattr(self._loop, "_selector", None), "fileno", None)
         if epoll is not None:
             forks.separate_epoll(epoll())
-        # Out of the application's call: an exception, or what a thread has to say; or back to the loop.
+        # It leaves the application's call with an exception, or with a result for the loop, or by returning to the loop.
         setattr(Exchange, "fail", lambda exchange, error, what: forks.end(error))  # noqa: B010 - of a class, in this process alone
         setattr(ThreadedExchange, "_hand_over", _end_thread)  # noqa: B010 - as above
         self._loop.call_soon(forks.end)
 
     def drain(self) -> None:
-        """Answer what is in hand, then end."""
+        """Answer the running requests, then end."""
         super().drain()
         if not self._stop.done():
             self._stop.set_result(None)
+
+
+def _new_loop(choice: str) -> asyncio.AbstractEventLoop:
+    if choice == "asyncio" or (choice == "auto" and uvloop is None):
+        return asyncio.new_event_loop()
+    if uvloop is None:
+        raise BootError("uvloop is not installed: pip install uvloop, or use --loop asyncio")
+    return uvloop.new_event_loop()
+
+
+def _log_loop_error(log: logging.Logger, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    error = context.get("exception")
+    log.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
 
 
 async def _nothing(*_: object) -> None:
@@ -397,7 +453,7 @@ def _end_thread(exchange: Exchange, call: object, *arguments: object) -> None:
 
 @contextlib.contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Look at a descriptor as a socket. Raises OSError if it is none."""
+    """Use a descriptor as a socket for a moment. Raises OSError if it is none."""
     sock = socket.socket(fileno=descriptor)
     try:
         yield sock
@@ -406,7 +462,7 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
 
 
 def _is_accepted_by(listener: Any, name: Any) -> bool:
-    """Whether a socket with this name is, or was accepted by, a listener with that one."""
+    """Return whether a socket with address `name` is a listener with address `listener`, or was accepted by it."""
     if not (isinstance(listener, tuple) and isinstance(name, tuple)):
         return bool(name) and name == listener
     return len(name) == len(listener) and name[1] == listener[1] and listener[0] in (name[0], "0.0.0.0", "::")  # noqa: S104

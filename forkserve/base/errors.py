@@ -92,3 +92,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'X'?)` for the known name nearest to *name*, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def unknown_command(name: object, known: Iterable[str]) -> str:
+    """Return what to say of a command that does not exist."""
+    return f"there is no command {name!r:.80}{did_you_mean(str(name)[:80], known)}"

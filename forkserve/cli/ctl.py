@@ -1,6 +1,7 @@
 """The command `forkserve ctl`: arguments in, a request to a running server, its answer out, exit code.
 
-The sub-commands are those of the table BUILTINS. Options are taken before and after the command's
+The sub-commands are those that the master's methods declare; one that only the running server has is described by that server.
+Options are taken before and after the command's
 name. Whatever happens becomes an answer as the server gives them, `ok`, `error` and `result`, so that
 there is one way to print it and one table of exit codes.
 """
@@ -16,16 +17,16 @@ from typing import Any
 import click
 
 from forkserve.base import stdio
-from forkserve.base.errors import ExitCode
+from forkserve.base.errors import ExitCode, unknown_command
 from forkserve.base.logs import printable
 from forkserve.cli.ctl_output import reasons, show
 from forkserve.config.values import read_seconds
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.control.client import Answer, LateError, NoServerError, ServerGoneError, ask
+from forkserve.prefork.control.command import Command, commands_of
 from forkserve.prefork.control.wire import MAX_TIMEOUT, read_json
-from forkserve.prefork.ipc.builtin import BUILTINS, Builtin
 from forkserve.prefork.ipc.pending import JSON
-from forkserve.prefork.worker.defined import unknown
+from forkserve.prefork.master.commands import MasterCommands
 
 ABOUT = """Steer a running server.
 
@@ -70,18 +71,39 @@ class CtlError(Exception):
 
 
 class _Ctl(click.Group):
-    """A group whose commands are those of the table."""
+    """A group whose commands are those of the master."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._known = commands_of(MasterCommands)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(BUILTINS)
+        return list(self._known)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return _command(cmd_name, BUILTINS[cmd_name]) if cmd_name in BUILTINS else None
+        return _command(self._known[cmd_name]) if cmd_name in self._known else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in BUILTINS:
-            raise click.UsageError(unknown(args[0], BUILTINS))
+        if args[0] not in self._known:
+            self._known |= _commands_of_server(ctx.params, args)
+        if args[0] not in self._known:
+            raise click.UsageError(unknown_command(args[0], self._known))
         return super().resolve_command(ctx, args)
+
+
+def _commands_of_server(before: dict[str, Any], args: list[str]) -> dict[str, Command]:
+    """Return the commands that the server declares which the command line means; none if there is no such server."""
+    options = {f"--{key}": before.get(key) for key in ("socket", "name")}
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option in options:
+            options[option] = value if equals else following
+    try:
+        path = options["--socket"] or choose(runtime_dir.running(os.environ), options["--name"])
+        found = ask(path, {"command": "commands"}, wait=GRACE)["result"]["builtin"]
+        return {one["name"]: Command(**one) for one in found}
+    except (CtlError, LateError, NoServerError, ServerGoneError, KeyError, TypeError):
+        return {}
 
 
 def _options(default: str, *, to: bool, hidden: bool = False) -> list[click.Parameter]:
@@ -97,23 +119,23 @@ def _options(default: str, *, to: bool, hidden: bool = False) -> list[click.Para
     return options
 
 
-def _command(name: str, builtin: Builtin) -> click.Command:
+def _command(command: Command) -> click.Command:
     arguments: list[click.Parameter] = [
         click.Argument([f"arg{i}"], metavar=word, required=word[0] != "[", nargs=-1 if "..." in word else 1)
-        for i, word in enumerate(builtin.usage.split())
+        for i, word in enumerate(command.usage.split())
     ]
-    timeout = "as long as it takes" if builtin.timeout is None else f"{builtin.timeout:g}"
+    timeout = "as long as it takes" if command.timeout is None else f"{command.timeout:g}"
     return click.Command(
-        name,
-        params=[*arguments, *_options(timeout, to=name == "call")],
-        callback=lambda **_: _understand(name, builtin, click.get_current_context()),
-        help=builtin.help + (CALL_ABOUT if name == "call" else ""),
-        short_help=builtin.help,
+        command.name,
+        params=[*arguments, *_options(timeout, to=command.targets)],
+        callback=lambda **_: _understand(command, click.get_current_context()),
+        help=command.help + (CALL_ABOUT if command.targets else ""),
+        short_help=command.help,
         options_metavar="[OPTIONS]",
     )
 
 
-def _understand(name: str, builtin: Builtin, context: click.Context) -> Order:
+def _understand(command: Command, context: click.Context) -> Order:
     assert context.parent is not None
     before = context.parent.params
 
@@ -123,20 +145,20 @@ def _understand(name: str, builtin: Builtin, context: click.Context) -> Order:
         return value.replace(MARK, "") if isinstance(value, str) else value
 
     args: list[JSON] = []
-    for i, word in enumerate(builtin.usage.split()):
+    for i, word in enumerate(command.usage.split()):
         value = context.params[f"arg{i}"]
         texts = value if isinstance(value, tuple) else () if value is None else (value,)
-        args += [READERS[word.strip("[.]")](text.removeprefix(MARK)) for text in texts]
+        args += [READERS.get(word.strip("[.]"), _value)(text.removeprefix(MARK)) for text in texts]
     if option("name") is not None and option("socket") is not None:
         raise click.UsageError("--name and --socket both select the server: give one of them")
-    if option("to") is not None and name != "call":
+    if option("to") is not None and not command.targets:
         raise click.UsageError("--to belongs to `call`")
     return Order(
-        name,
+        command.name,
         args,
         option("name"),
         option("socket"),
-        builtin.timeout if option("timeout") is None else _seconds(option("timeout")),
+        command.timeout if option("timeout") is None else _seconds(option("timeout")),
         None if option("to") is None else _target(option("to")),
         context.params["as_json"] or before["as_json"],
     )
@@ -180,7 +202,7 @@ def _value(text: str) -> JSON:
         return text
 
 
-READERS: dict[str, Callable[[str], JSON]] = {"ID": _worker_id, "N|+N|-N": _amount, "NAME": str, "ARG": _value}
+READERS: dict[str, Callable[[str], JSON]] = {"ID": _worker_id, "N|+N|-N": _amount, "NAME": str}  # any other word: _value
 
 
 def parse(arguments: Sequence[str]) -> Order | None:

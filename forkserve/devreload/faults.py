@@ -8,7 +8,6 @@ nothing has changed since is shown; or what fails in the same way a second time,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from forkserve.prefork.ipc.messages import ShowFault
@@ -17,8 +16,10 @@ from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.commands import Steering
+    from forkserve.prefork.master.services import Services
 
 LONGEST_DOUBT: Final = 1.0  # seconds to wait for the watcher's answer, besides its own delay
 
@@ -35,12 +36,13 @@ class Faults:
     """The fault that is shown, and what may be one.
 
     Args:
-        master: Whose workers show it.
+        services: Give the workers that show it.
         ask: Has the watcher answer, with this number, when all changes are told; returns whether there is a watcher.
     """
 
-    def __init__(self, master: Steering, ask: Callable[[int], bool]) -> None:
-        self._master = master
+    def __init__(self, services: Services, ask: Callable[[int], bool]) -> None:
+        self._state, self._pool, self._poller = services.state, services.pool, services.poller
+        self._children, self._is_reloading = services.children, services.is_reloading
         self._ask = ask
         self._shown: Shown | None = None
         self._failed: str | None = None  # what a reload failed with
@@ -85,8 +87,8 @@ class Faults:
     def _doubt(self) -> None:
         self._number = number = self._number + 1
         asked = self._ask(number)
-        longest = LONGEST_DOUBT + self._master.settings.reload_delay if asked else 0.0
-        self._master.poller.at(time.monotonic() + longest, lambda: self.at_rest(number))
+        longest = LONGEST_DOUBT + self._state.settings.reload_delay if asked else 0.0
+        self._poller.at(time.monotonic() + longest, lambda: self.at_rest(number))
 
     def changed(self) -> None:
         """The app has changed, and will be reloaded: what failed before that is no fault."""
@@ -101,7 +103,7 @@ class Faults:
         waiting, self._waiting = self._waiting, []
         for child in waiting:
             self._dropped.add(self._why(child))
-            self._master.pool.members.withdraw(child.member, time.monotonic())
+            self._pool.members.withdraw(child.member, time.monotonic())
 
     def at_rest(self, number: int) -> None:
         """The watcher's answer: all changes are told."""
@@ -114,13 +116,13 @@ class Faults:
         for child in waiting:
             self._send(child, "")  # it knows best why
         text, self._failed = self._failed, None
-        if text is not None and not self._master.reloading.under_way and self._master.pool.phase < Phase.STOPPING:
+        if text is not None and not self._is_reloading() and self._pool.phase < Phase.STOPPING:
             self._show(text, None)
 
     def _show(self, text: str, slot: int | None) -> None:
         """Have the workers show what is wrong, instead of what the app was before."""
-        self._shown = Shown(text, self._master.pool.generations.committed, slot)
-        for child in self._master.children:
+        self._shown = Shown(text, self._pool.generations.committed, slot)
+        for child in self._children:
             if child.member.state is State.READY:
                 self._send(child, text)
 
@@ -133,7 +135,7 @@ class Faults:
             self._show(told(child.fault), child.id)
         elif self._shown and child.member.generation <= self._shown.generation and not child.member.canary:
             self._send(child, self._shown.text)
-            return self._shown.slot in (None, child.id) and not self._master.reloading.under_way
+            return self._shown.slot in (None, child.id) and not self._is_reloading()
         return False
 
     def ended(self, child: Child) -> None:
@@ -145,4 +147,4 @@ class Faults:
         return told(child.failure) if child.failure else ""
 
     def _send(self, child: Child, text: str) -> None:
-        self._master.children.send(child, ShowFault(text))
+        self._children.send(child, ShowFault(text))

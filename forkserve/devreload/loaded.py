@@ -9,7 +9,7 @@ import time
 from importlib.machinery import PathFinder, SourceFileLoader
 from typing import TYPE_CHECKING, Any
 
-from forkserve.devreload.warm.outside import Outside
+from forkserve.devreload.outside import Outside
 from forkserve.prefork.ipc.messages import Loaded
 
 if TYPE_CHECKING:
@@ -65,6 +65,14 @@ class LoadedFiles:
         self._folders: dict[str, str | None] = {}  # to where it really is, or None if it is not the project's
         self._sought = _Sought()
         self._sought_seen: set[str] = set()
+
+    def prepare(self) -> None:
+        """Have Python keep no bytecode of files that were saved just now."""
+        keep_no_fresh_bytecode()
+
+    def forget(self) -> None:
+        """Report nothing from outside the project: the app could not be loaded."""
+        self.outside.forget()
 
     def begin(self) -> None:
         """Look from now on: the app is about to be loaded."""

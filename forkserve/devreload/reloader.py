@@ -1,4 +1,4 @@
-"""Development: reloads when the project's files change, and shows what does not load. In the master, under --reload.
+"""Development reloader: reloads when the project's files change, and shows what does not load. In the master, under --reload.
 
 Which changes matter is decided here, where it is known which files the workers have loaded; the watcher only leaves out
 what never matters.
@@ -6,10 +6,7 @@ what never matters.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
-import signal
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -17,29 +14,23 @@ from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger, printable
 from forkserve.devreload.changes import REMEMBERED, Changes
 from forkserve.devreload.faults import Faults
+from forkserve.devreload.loaded import LoadedFiles
 from forkserve.devreload.patterns import Rules, fixed_part
-from forkserve.devreload.warm.base import Base
-from forkserve.devreload.watcher import LONGEST_DELAY as LONGEST_WAIT
-from forkserve.devreload.watcher import MANY, Watch, become_watcher
+from forkserve.devreload.warm.imports import WarmImports
+from forkserve.devreload.watcher import Watch
+from forkserve.devreload.watcher_process import WatcherProcess
 from forkserve.prefork.ipc import messages
-from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.policy.pool import Phase
+from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.states import State
-from forkserve.prefork.system import forks
-from forkserve.prefork.system.poller import READ
-from forkserve.prefork.worker.boot import signals_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from forkserve.config.settings import Settings
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.commands import Steering
+    from forkserve.prefork.master.services import Services
     from forkserve.prefork.system.poller import Timer
 
-FIRST_DELAY: Final = 0.5  # seconds before a watcher that died is started again; twice that after each other try
-LONGEST_DELAY: Final = 30.0
-HEALED: Final = 10.0  # seconds after which its end is a new misfortune
 # Seconds in which a worker should have loaded the app. If it has not, and the app has changed since, it is not waited for:
 # the change may well be what ends an endless loop. Not at once, as an app may write files while it is loaded.
 PATIENCE: Final = 2.0
@@ -48,139 +39,67 @@ LOADING: Final = 0.5  # seconds after the load of the app, in which a change may
 NAMED: Final = 3  # files in a log line
 
 
-class Development:
-    """The watcher of one master, and what comes of its news."""
+class DevReloader(Observer):
+    """Reloads when files change, and has workers show what does not load.
 
-    def __init__(self, master: Steering) -> None:
-        self._master = master
-        settings = master.settings
-        self.rules = make_rules(settings)
-        self.base = Base(master, self._reload_cold)
-        self._watch = Watch(real_folders(settings), self.rules, settings.reload_delay, settings.reload_engine, time.time())
-        self._channel: Channel | None = None
-        self._polls = False  # the watcher does, so it has to be told what is loaded
-        self._pid: int | None = None
-        self._born = 0.0
-        self._delay = FIRST_DELAY
-        self._last_words = ""
+    Args:
+        services: What of the master it acts on.
+    """
+
+    RECEIVES = (messages.Loaded, messages.Waits, messages.Outside)
+
+    def __init__(self, services: Services) -> None:
+        self._pool, self._poller, self._request_reload = services.pool, services.poller, services.reload
+        settings = services.state.settings
+        rules = make_rules(settings)
+        watch = Watch(real_folders(settings), rules, settings.reload_delay, settings.reload_engine, time.time())
+        self._rules, self._delay = rules, settings.reload_delay
+        services.children.forker.observe_imports = lambda: LoadedFiles(rules)
+        self._warm = WarmImports(services, self._reload_cold)
         self._changes = Changes(self._warn_of_own)
-        self._faults = Faults(master, self._ask_for_rest)
+        self._watcher = WatcherProcess(services, watch, lambda: self._changes.loaded, self._changed, self._at_rest)
+        self._faults = Faults(services, self._watcher.ask_for_rest)
         self._passed_over: list[str] = []  # what changed as the app was loaded, and did not matter as long as that was good
         self._outdated: Timer | None = None
         self._superseded = False
         self._matter_at = self._loaded_at = 0.0
         self._guesses = 0
-        self._told_at = time.time()
-        self._told: tuple[list[str], list[str], list[str]] = ([], [], [])  # by the watcher, that has more to tell
 
-    # The watcher.
+    # What the master notifies.
 
-    def start(self) -> None:
+    def started(self) -> None:
         """Start the watcher."""
-        master = self._master
-        if master.pool.phase >= Phase.STOPPING:
-            return
-        ours, theirs = Channel.pair()
-        try:
-            with signals_blocked():
-                self._pid = forks.fork()
-                if self._pid == 0:
-                    become_watcher(theirs, self._watch, master.settings, master.pid)
-        except OSError as error:
-            ours.close()
-            logger.error("cannot start the watcher: %s", error.strerror)
-            self._start_later()
-            return
-        finally:
-            theirs.close()
-        self._channel, self._born = ours, time.monotonic()
-        master.poller.watch(ours, READ, self._hear)
+        self._watcher.start()
 
-    def _start_later(self) -> None:
-        delay, self._delay = self._delay, min(2 * self._delay, LONGEST_DELAY)
-        self._master.poller.at(time.monotonic() + delay, self.start)
-
-    def stop(self) -> None:
-        """Have the watcher and the base mold end."""
-        self.base.end()
-        self._stop_watcher()
-
-    def _stop_watcher(self) -> None:
-        if self._channel is not None:
-            self._master.poller.unwatch(self._channel)
-            self._close_channel()
-
-    def end(self) -> None:
-        """See that it has ended: it leaves nothing undone."""
-        self.stop()
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            if self._pid is not None and os.waitpid(self._pid, os.WNOHANG) == (0, 0):
-                os.kill(self._pid, signal.SIGKILL)
-                os.waitpid(self._pid, 0)
+    def stopping(self) -> None:
+        """Have the watcher and the warm process end."""
+        self._warm.end()
+        self._watcher.stop()
 
     def close(self) -> None:
-        """Close the master's ends of channels, in a child just forked."""
-        self.base.close()
-        self._close_channel()
+        """See that they have ended: they leave nothing undone."""
+        self._warm.end()
+        self._watcher.end()
 
-    def _close_channel(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+    def close_in_child(self) -> None:
+        """Close the master's ends of channels."""
+        self._warm.close()
+        self._watcher.close()
 
-    def _hear(self, _events: int = READ) -> None:
-        assert self._channel is not None
-        for message in self._channel.receive():
-            match message:
-                case messages.Watching(polls):
-                    self._polls = polls
-                    logger.debug("files are %s for changes", "polled" if polls else "watched")
-                    self._tell_loaded(self._changes.loaded)
-                case messages.Changed(more, included, others, made):
-                    for paths, some in zip(self._told, (included, others, made), strict=True):
-                        paths.extend(some)
-                    if not more:  # what has changed at once is one change
-                        self._told_at = time.time()
-                        told, self._told = self._told, ([], [], [])
-                        self._changed(*told)
-                case messages.AtRest(number):
-                    self._faults.at_rest(number)
-                case messages.Log(level, text):
-                    logger.log(level, "%s", text)
-                case messages.Failed(traceback=text):
-                    self._last_words = text or ""
-        if self._channel.closed:
-            self._died()
+    def reopen_logs(self) -> None:
+        """Have the warm process open its log files anew."""
+        self._warm.reopen_logs()
 
-    def _died(self) -> None:
-        self._stop_watcher()
-        now = time.monotonic()
-        if now - self._born > HEALED:
-            self._delay = FIRST_DELAY
-        self._told = ([], [], [])
-        logger.error("the watcher died, and is started again in %g s\n%s", self._delay, self._last_words)
-        self._last_words = ""
-        # What was saved since it told something, or while it waited for more, the next one finds by its date.
-        since = max(self._watch.since, self._told_at - max(LONGEST_WAIT, self._watch.delay))
-        self._watch = dataclasses.replace(self._watch, since=since)
-        self._start_later()
+    def upgrading(self) -> None:
+        """End the warm process: the next program cannot know of it."""
+        self._warm.renew()
 
-    def _ask_for_rest(self, number: int) -> bool:
-        """Have the watcher answer when it has told all changes; return False if there is none."""
-        return self._channel is not None and self._channel.send(messages.AskForRest(number))
-
-    # What it tells, and what the workers tell.
-
-    def _tell_loaded(self, files: Sequence[str]) -> None:
-        """Tell a watcher that polls which files to look at often."""
-        if self._channel is not None and self._polls:
-            for start in range(0, len(files), MANY):
-                self._channel.send(messages.WatchFiles(files[start : start + MANY]))
+    # What the watcher and the workers report.
 
     def _changed(self, included: list[str], others: list[str], made: list[str]) -> None:
         now = time.monotonic()
-        boots = any(member.state is State.BOOTING for member in self._master.pool.members.workers())
-        loading = boots or now < self._loaded_at + LOADING + self._watch.delay
+        boots = any(member.state is State.BOOTING for member in self._pool.members.workers())
+        loading = boots or now < self._loaded_at + LOADING + self._delay
         if matter := self._changes.told(included, others, made, now, suspected=self._faults.suspected, loading=loading):
             self._matter_at = now
             self._reload(matter)
@@ -197,8 +116,8 @@ class Development:
     def _warn_of_own(self, path: str) -> None:
         logger.warning("%s changes whenever the app is loaded: that reloads it no more", printable(self._name(path)))
 
-    def heard(self, child: Child, message: messages.Message) -> None:
-        """A worker has told what it has loaded."""
+    def received(self, child: Child, message: messages.Message) -> None:
+        """A worker reports what it has loaded, or that the app does not load."""
         match message:
             case messages.Loaded():
                 self._loads(child, message)
@@ -206,17 +125,17 @@ class Development:
                 self._faults.waits(child)
                 self._look_at_passed_over()
             case messages.Outside():
-                self.base.heard(message)
+                self._warm.received(message)
 
     def _loads(self, child: Child, message: messages.Loaded) -> None:
         """Remember the files that a worker has loaded; one that has changed since may have been loaded as it was before."""
-        self._tell_loaded(message.files)
+        self._watcher.report_loaded(message.files)
         beside = {"folders": message.folders, "sought": message.sought}
         if changed := self._changes.loads(child.member.ident, message.files, message.since, **beside):
             self._reload(changed)
 
     def became_ready(self, child: Child) -> None:
-        """A worker is ready, or at least stands in for one."""
+        """A worker is ready, or at least shows an error page."""
         self._loaded_at, self._guesses, self._passed_over = time.monotonic(), 0, []
         if self._faults.became_ready(child):
             logger.info("what did not load does now")
@@ -242,7 +161,7 @@ class Development:
 
     def _reload_now(self) -> None:
         try:
-            self._master.reload()
+            self._request_reload()
         except CommandError as error:
             logger.info("not reloaded: %s", error)
             return
@@ -250,38 +169,39 @@ class Development:
 
     def _hasten(self) -> None:
         """Do not let a worker that boots with something older, or waits to be tried again, take its time."""
-        pool = self._master.pool
+        pool = self._pool
         pool.generations.retry_now()
         born = [member.since for member in pool.members.workers() if member.state is State.BOOTING]
         if born and self._outdated is None:
-            self._outdated = self._master.poller.at(max(time.monotonic(), min(born) + PATIENCE), self._give_up_outdated)
+            self._outdated = self._poller.at(max(time.monotonic(), min(born) + PATIENCE), self._give_up_outdated)
 
     def _name(self, path: str) -> str:
-        return self.rules.below(path) or path
+        return self._rules.below(path) or path
 
     def _give_up_outdated(self) -> None:
         """Do not wait for workers that boot with what has changed since: others are started in their place."""
         self._outdated = None
         now = time.monotonic()
         newest = self._changes.newest
-        slow = [
-            member for member in self._master.pool.members.workers() if member.state is State.BOOTING and member.since < newest
-        ]
+        slow = [member for member in self._pool.members.workers() if member.state is State.BOOTING and member.since < newest]
         slow = [member for member in slow if now - member.since >= PATIENCE]
         if slow and self._matter_at < min(member.since for member in slow):
             self._guesses += 1
             if self._guesses > GUESSES:
                 return
         for member in slow:
-            self._master.pool.members.withdraw(member, now)
+            self._pool.members.withdraw(member, now)
         if any(member.canary for member in slow):
             self._superseded = True
             self._reload_now()
 
     # What does not load.
 
+    def _at_rest(self, number: int) -> None:
+        self._faults.at_rest(number)
+
     @property
-    def shows_fault(self) -> bool:
+    def degraded(self) -> bool:
         """Whether the workers show what is wrong with the app, instead of the app."""
         return self._faults.shown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from forkserve.http.app.environ import environ_template
 
 if TYPE_CHECKING:
     from forkserve.http.app.exchange import Exchange
-    from forkserve.http.framing.connection import Connection
+    from forkserve.http.framing.writer import ClientConnection
     from forkserve.http.message.errors import RequestError
     from forkserve.http.message.http1 import Target
 
@@ -30,12 +30,20 @@ def escaped(text: str) -> str:
 
 
 class Record:
-    """What one line can tell about a request and its answer; the attributes are gunicorn's atoms by a longer name."""
+    """The values of one line about a request and its response; the attributes are gunicorn's atoms by a longer name.
 
-    def __init__(self, connection: Connection, exchange: Exchange | None, status: int, sent: int, began: float) -> None:
+    Args:
+        connection: Where the request came from.
+        exchange: The request, if its head could be read.
+        status: The status of the response.
+        sent: The bytes of its body.
+    """
+
+    def __init__(self, connection: ClientConnection, exchange: Exchange | None, status: int, sent: int) -> None:
         client = connection.endpoints.client
         if exchange is not None:
-            client, _ = connection.endpoints.seen_through(exchange.fields, connection.site.trusted)
+            client, _ = connection.endpoints.seen_through(exchange.fields, exchange.site.trusted)
+        began = 0.0 if exchange is None else exchange.began
         self.client: str = client[0] if client else "-"
         self.status: int = status
         self.sent: int = sent
@@ -44,31 +52,29 @@ class Record:
         self.version: str = "1.1" if exchange is None else exchange.fields.version
         self.request_headers = [] if exchange is None else exchange.fields.headers
         self._exchange = exchange
-        self.response_lines = [] if exchange is None or exchange.head is None else exchange.head.lines
 
     def request_header(self, name: str) -> str:
-        """The value of a request header, or ``-``."""
-        wanted = name.lower().encode("latin-1", "replace")
-        values = [value.decode("latin-1") for key, value in self.request_headers if key == wanted]
-        return ", ".join(values) or "-"
+        """Return the value of a request header, or ``-``."""
+        return _values(self.request_headers, name)
 
     def response_header(self, name: str) -> str:
-        """The value of a header of the answer, or ``-``."""
-        prefix = name.lower().encode("latin-1", "replace") + b": "
-        lines = [line for line in b"".join(self.response_lines).split(b"\r\n") if line.lower().startswith(prefix)]
-        return ", ".join(line[len(prefix) :].decode("latin-1") for line in lines) or "-"
+        """Return the value of a header of the response, or ``-``."""
+        exchange = self._exchange
+        if exchange is None or exchange.head is None:
+            return "-"
+        return _values([*exchange.head.fields, *exchange.writer.added_fields(exchange.head)], name)
 
     def variable(self, name: str) -> object:
-        """A variable of the WSGI environ, also what the application has put there, or ``-``; upper and lower case are one.
+        """Return a variable of the WSGI environ, also one that the application has put there, or ``-``. Case does not matter.
 
-        For ASGI it is the environ that a WSGI application would have got, without what the application does.
+        For ASGI it is a variable of the environ that a WSGI application would have got.
         """
         exchange = self._exchange
         if exchange is None:
             return "-"
-        environ = exchange.given if exchange.site.interface == "wsgi" else None
+        environ = exchange.scope_or_environ if exchange.site.interface == "wsgi" else None
         if environ is None:
-            environ = environ_template(exchange.connection, exchange.fields) | exchange.target.environ
+            environ = environ_template(exchange.site, exchange.writer.connection, exchange.fields) | exchange.target.environ
         if name in environ:
             return environ[name]
         return next((value for key, value in environ.items() if key.lower() == name.lower()), "-")
@@ -79,9 +85,14 @@ class Record:
         return "-" if self.target is None else f"{self.target.line.decode('ascii')} HTTP/{self.version}"
 
 
+def _values(fields: Iterable[tuple[bytes, bytes]], name: str) -> str:
+    wanted = name.lower().encode("latin-1", "replace")
+    return ", ".join(value.decode("latin-1") for key, value in fields if key.lower() == wanted) or "-"
+
+
 def _user(record: Record) -> str:
     """The name in a Basic authorization, as gunicorn shows it."""
-    from werkzeug.datastructures import Authorization  # noqa: PLC0415 - only who logs pays for it
+    from werkzeug.datastructures import Authorization  # noqa: PLC0415 - imported only where a log uses it
 
     try:
         authorization = Authorization.from_header(record.request_header("authorization"))
@@ -114,18 +125,18 @@ _ATOMS: Mapping[str, Callable[[Record], object]] = {
 
 
 def import_early() -> None:
-    """Import what users' names are read with: in the master, where its rights are all there, and not in the first request."""
-    import werkzeug.datastructures  # noqa: F401, PLC0415 - only who logs pays for it
+    """Import what reads users' names: in the master, which has all its rights, and not in the first request."""
+    import werkzeug.datastructures  # noqa: F401, PLC0415 - imported only where a log uses it
 
 
 def compile_format(text: str) -> Callable[[Record], str]:
-    """A function that writes the line of a record.
+    """Return a function that makes the line of a record.
 
     Args:
         text: gunicorn's atoms such as ``%(h)s``, ``%({user-agent}i)s`` and ``%({REMOTE_PORT}e)s``, or ``combined``, or ``json``.
 
     Raises:
-        ValueError: There is an atom that is not known; the message names it.
+        ValueError: An atom is unknown; the message names it.
     """
     if text == "json":
         return _json_line
@@ -142,7 +153,7 @@ def compile_format(text: str) -> Callable[[Record], str]:
 def _shown(atom: Callable[[Record], object], record: Record) -> str:
     try:
         return escaped(str(atom(record)))
-    except Exception:  # noqa: BLE001 - an application can put into its environ what fails when it is shown
+    except Exception:  # noqa: BLE001 - an application can put objects into its environ that raise when they are shown
         return "-"
 
 
@@ -183,7 +194,7 @@ class AccessLog:
     """Gathers lines and writes them in batches.
 
     Args:
-        write: Appends bytes to wherever the log goes.
+        write: Appends bytes to the log.
         text: The format, as for `compile_format`.
 
     Raises:
@@ -198,11 +209,15 @@ class AccessLog:
     def write(self, exchange: Exchange) -> None:
         """Log an exchange that is complete, or as complete as it will be."""
         code = exchange.head.code if exchange.head is not None else 500
-        self._add(Record(exchange.connection, exchange, code, exchange.sent, exchange.began))
+        self._add(Record(exchange.writer.connection, exchange, code, exchange.sent))
 
-    def refused(self, connection: Connection, error: RequestError, exchange: Exchange | None) -> None:
-        """Log a request that was refused before an application saw it."""
-        self._add(Record(connection, exchange, error.status, 0, exchange.began if exchange is not None else 0.0))
+    def write_refused(self, exchange: Exchange, error: RequestError) -> None:
+        """Log a request whose body could not be read."""
+        self._add(Record(exchange.writer.connection, exchange, error.status, 0))
+
+    def write_unread(self, connection: ClientConnection, error: RequestError) -> None:
+        """Log a request whose head could not be read, or was refused before anything was made of it."""
+        self._add(Record(connection, None, error.status, 0))
 
     def _add(self, record: Record) -> None:
         self._lines.append(self._line(record) + "\n")

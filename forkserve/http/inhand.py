@@ -1,7 +1,7 @@
-"""Which requests are in hand and since when, for the log line of a process that is stuck.
+"""Which requests are running and since when, for the log line of a process that is stuck.
 
-Nothing is written per request, which would be too dear: all connections are looked at once a second, and once more when
-somebody asks while the process is stuck.
+Nothing is recorded per request, which would cost too much: all connections are looked at once a second, and once more when the
+master asks while the process is stuck.
 """
 
 from __future__ import annotations
@@ -11,76 +11,75 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from forkserve.http.app.exchange import Exchange
-from forkserve.http.app.websocket import WebSocket
+from forkserve.http.websocket.connection import WebSocketConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import FrameType
 
-    from forkserve.http.framing.connection import Connection
-    from forkserve.http.site import Site
+    from forkserve.http.framing.state import ServerState
+    from forkserve.http.framing.writer import RequestHandler
 
 RUNNING, WAITING, WEBSOCKET = range(3)
 
 
-class InHand:
-    """What a site has in hand.
+class RunningRequests:
+    """Finds the requests that are running on the connections of this process.
 
     Args:
-        site: Whose connections.
+        server: Knows the connections.
     """
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        # When each was seen first; a connection and how many requests it has had are one request.
-        self._since: dict[tuple[Connection | WebSocket, int], int] = {}
+    def __init__(self, server: ServerState) -> None:
+        self._server = server
+        # When each was seen first; a connection and the number of its requests identify a request.
+        self._since: dict[tuple[object, int], int] = {}
         self._looked = monotonic_ns()
 
     def look(self, *, stuck: bool = False) -> tuple[list[tuple[int, bytes]], int]:
         """Look at all connections. It may interrupt anything on the loop's thread, even itself.
 
         Args:
-            stuck: The loop may stand still, and this be a signal handler: what was not seen before has come soon after the last
-                look, and what runs now matters most. It is found although its client may have gone, or have its answer.
+            stuck: The loop may stand still, and the caller be a signal handler. A request not seen before came soon after the
+                last look then. Calls that run now matter most: they are found even if the client is gone or has its response.
 
         Returns:
-            (since when in monotonic nanoseconds, to a second; request line) of each request, first those whose application is
-            running now, then from the oldest on, then those that have become WebSockets and most of the time wait. And how many
-            are being answered; a WebSocket has been.
+            For each request the time since when, in monotonic nanoseconds, exact to a second, and its request line: first the
+            requests whose application is running now, then from the oldest on, then WebSockets, which wait most of the time. And
+            the number of requests without a whole response; a WebSocket has one.
         """
         now = monotonic_ns()
         unseen = self._looked + 1 if stuck else now
         running = _running() if stuck else []
-        answering = {exchange.connection: exchange for exchange in running if not exchange.complete}
-        since: dict[tuple[Connection | WebSocket, int], int] = {}
+        since: dict[tuple[object, int], int] = {}
         found: list[tuple[int, int, bytes]] = []
         in_flight = 0
-        for connection in tuple(self._site.connections):
-            line = connection.in_hand
-            if line is None:
+        for connection in tuple(self._server.connections):
+            exchange = connection.exchange
+            if exchange is None:
                 continue
-            if isinstance(connection, WebSocket):
-                origin, rank = connection.connection, WEBSOCKET
+            if isinstance(connection, WebSocketConnection):
+                rank = WEBSOCKET
             else:
-                origin, rank = connection, WAITING
+                rank = WAITING
                 in_flight += 1
-            key = connection, origin.requests
-            if origin in answering:
-                running.remove(answering[origin])
+            if exchange in running:
+                running.remove(exchange)
                 rank = RUNNING
-            since[key] = began = self._since.get(key, unseen + (rank == RUNNING))  # it runs, so it came last, for all we know
-            found.append((rank, began, line.encode()))
+            key = connection, connection.requests
+            since[key] = began = self._since.get(key, unseen + (rank == RUNNING))  # it runs, so it probably came last
+            found.append((rank, began, exchange.describe().encode()))
         found += [(RUNNING, unseen + 1, exchange.describe().encode()) for exchange in running]
         self._since, self._looked = since, now
         return [(began, line) for _, began, line in sorted(found)], in_flight
 
 
-def _running() -> list[Exchange]:
-    """The exchanges whose application runs now, in this thread or another, read off the stacks.
+def _running() -> list[RequestHandler]:
+    """Return the exchanges whose application runs now, in this thread or another, found on the stacks.
 
-    A task or thread of the application's own does not lead to one.
+    The stack of a task or thread that the application has started leads to none.
     """
-    found: list[Exchange] = []
+    found: list[RequestHandler] = []
     stacks: Iterable[FrameType] = sys._current_frames().values()  # noqa: SLF001 - documented, for debugging
     for stack in stacks:
         frame: FrameType | None = stack

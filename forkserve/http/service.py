@@ -1,4 +1,7 @@
-"""HTTP on given sockets, in this process: start, sweep, drain, stop. No forking here; the worker is a thin shell around it."""
+"""HTTP on given sockets, in this process: start, sweep, drain, stop. Application, framing and log are put together here.
+
+Nothing here forks; the worker is a thin shell around it.
+"""
 
 from __future__ import annotations
 
@@ -6,76 +9,133 @@ import asyncio
 import logging
 import socket
 from contextvars import ContextVar
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
+from forkserve.base import logs
 from forkserve.http.acceptor import Acceptor
+from forkserve.http.access import AccessLog
 from forkserve.http.app.asgi import ASGIExchange
+from forkserve.http.app.exchange import Exchange
+from forkserve.http.app.faultpage import fault_exchange
 from forkserve.http.app.lifespan import Lifespan
-from forkserve.http.app.threads import ThreadedExchange, ThreadPool
-from forkserve.http.app.websocket import WebSocket
-from forkserve.http.app.wsgi import Turns, WSGIExchange
-from forkserve.http.framing.connection import Connection
-from forkserve.http.inhand import InHand
+from forkserve.http.app.site import Site
+from forkserve.http.app.threadpool import ThreadPool
+from forkserve.http.app.threads import ThreadedExchange
+from forkserve.http.app.turns import Turns
+from forkserve.http.app.websocket import WebSocketExchange
+from forkserve.http.app.wsgi import WSGIExchange
+from forkserve.http.framing.h1 import NEWCOMER_TIME, H1Connection
+from forkserve.http.framing.state import ServerState
+from forkserve.http.inhand import RunningRequests
 from forkserve.http.quota import Quota
 from forkserve.http.sharedqueue import SharedAcceptor
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable
+    from typing import Any, Literal
 
-    from forkserve.http.app.exchange import Exchange
+    from forkserve.config.settings import Settings
+    from forkserve.http.app.calls import Observer
+    from forkserve.http.framing.writer import Client, RequestHandler, UpgradeWriter
     from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
-    from forkserve.http.site import Site
 
 SWEEP = 1.0
 """Seconds between two looks at all connections."""
-NEWCOMERS = 2.0
-"""Seconds that a draining process waits for a connection that has sent no request, or has not finished its TLS handshake."""
 DRAIN_SWEEP = 0.05
-"""The same as `SWEEP` while draining, when there are few connections and everyone is waiting."""
+"""The same as `SWEEP` while draining, when there are few connections and the master waits."""
 LEAST_SHUTDOWN = 0.5
-"""Seconds that the application's shutdown gets even when requests have used up the graceful timeout; whoever waits for this
-process to end then has not much more patience."""
+"""Seconds that the application's shutdown gets even when requests have used up the graceful timeout. The master kills the process
+soon after that timeout, so it cannot be much."""
 
 _handled: ContextVar[Exchange | None] = ContextVar("forkserve_handled", default=None)
-"""The exchange in whose context this is; only where somebody is called back for each request."""
+"""The exchange that the context belongs to; set only if there are callbacks for each request."""
 
 
 class Service:
     """One application served on given sockets by the running loop.
 
     Args:
-        site: Which application, and how.
+        settings: The settings.
+        app: The WSGI or ASGI application.
+        interface: Which of the two it is.
+        loop: The loop that everything here runs on.
+        observer: Is notified of application calls and of the number of connections.
+        write_access: Appends to the access log; None to have none.
+        tls: The TLS context; None to speak plain HTTP.
+
+    Raises:
+        ValueError: The format of the access log is not valid.
+        RuntimeError: No thread can be started for the application.
+
+    Attributes:
+        server: What all connections share.
+        site: What all requests share.
+        turns: The queue in front of an application that is called on the loop's thread.
+        pool: The threads of an application that is called in threads.
+        running: Finds the running requests.
     """
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.loop = site.loop
+    def __init__(
+        self,
+        settings: Settings,
+        app: Callable[..., Any],
+        interface: Literal["wsgi", "asgi"],
+        loop: asyncio.AbstractEventLoop,
+        observer: Observer,
+        write_access: Callable[[bytes], None] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.loop = loop
+        self.server = server = ServerState(settings, loop, observer.connected)
+        server.tls = tls
+        self.site = Site(server, app, interface, observer, logs.printable)
+        self.running = RunningRequests(server)
         self.pool: ThreadPool | None = None
-        self.turns: Turns | None = None  # for an application that is called inline
-        self.in_hand = InHand(site)
+        self.turns: Turns | None = None
+        self._access_log: AccessLog | None = None
         self._lifespan: Lifespan | None = None
+        self._quota: Quota | None = None
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._ended: set[Connection | WebSocket] = set()  # streams that a drain has cut off
+        self._cut_off: set[Client] = set()  # streams that a drain has ended
+        if write_access is not None:
+            self._log_access(AccessLog(write_access, settings.access_logformat))
+        self._choose_exchange()
+
+    def _log_access(self, log: AccessLog) -> None:
+        self._access_log = log
+        self.site.on_answer, self.site.on_refused, self.server.on_refused = log.write, log.write_refused, log.write_unread
+
+    def _choose_exchange(self) -> None:
+        site, server, settings = self.site, self.server, self.server.settings
         if site.interface == "asgi":
-            site.new_exchange = _asgi_exchange
-            self._lifespan = Lifespan(site, site.settings.lifespan)
-        elif site.settings.threads:
-            site.pool = self.pool = ThreadPool(site, site.settings.threads)
-            site.new_exchange = ThreadedExchange
+            server.new_exchange = partial(_asgi_exchange, site)
+            self._lifespan = Lifespan(site, settings.lifespan)
+            if settings.half_close == "disconnect":
+                server.half_close_timeout = server.write_timeout
+        elif settings.threads:
+            site.pool = self.pool = ThreadPool(site.observer, site.log, settings.threads)
+            server.new_exchange = partial(ThreadedExchange, site)
         else:
-            site.inline = self.turns = Turns(site)
-            site.rest = self.turns.rest
-            site.new_exchange = WSGIExchange
+            site.turns = self.turns = Turns(self.loop, site.observer)
+            server.rest = self.turns.rest
+            server.new_exchange = partial(WSGIExchange, site)
 
-    def tell(self, on_request: Callable[[Exchange], None] | None, on_answer: Callable[[Exchange], None] | None) -> None:
-        """Call back for each request before the application gets it, and when its answer has been written; in its context."""
-        new_exchange, log = self.site.new_exchange, self.site.on_answer
+    def show_fault(self, text: str) -> None:
+        """Answer every request from now on with a page that shows `text` instead of calling the application."""
+        self.server.new_exchange = fault_exchange(self.site, text)
 
-        def announce(connection: Connection, target: Target, fields: Fields) -> Exchange:
-            exchange = new_exchange(connection, target, fields)
+    def call_back(self, on_request: Callable[[Exchange], None] | None, on_answer: Callable[[Exchange], None] | None) -> None:
+        """Call back for each request before the application gets it, and when its response has ended; in its context."""
+        new_exchange, log = self.server.new_exchange, self.site.on_answer
+
+        def announce(writer: UpgradeWriter, target: Target, fields: Fields) -> RequestHandler:
+            exchange = new_exchange(writer, target, fields)
+            assert isinstance(exchange, Exchange)
             exchange.context.run(_handled.set, exchange)
             if on_request is not None:
                 exchange.context.run(on_request, exchange)
@@ -87,7 +147,7 @@ class Service:
             if on_answer is not None:
                 _in_its_context(on_answer, exchange)
 
-        self.site.new_exchange, self.site.on_answer = announce, report
+        self.server.new_exchange, self.site.on_answer = announce, report
 
     async def startup(self) -> None:
         """Run the application's own start-up.
@@ -108,13 +168,13 @@ class Service:
         """Accept connections from now on.
 
         Args:
-            sockets: Listening sockets; with each, for one that others share, how much those have to do (`SharedAcceptor`).
+            sockets: Listening sockets; with each that other processes share, a function for their load (`SharedAcceptor`).
             on_tick: Called every ``period`` seconds.
             period: At most `SWEEP`.
             on_sweep: Called after each look at all connections, every `SWEEP` seconds.
         """
         self._acceptors = [
-            Acceptor(self.site, sock) if least_busy is None else SharedAcceptor(self.site, sock, least_busy, self.turns)
+            Acceptor(self.server, sock) if least_busy is None else SharedAcceptor(self.server, sock, least_busy, self.turns)
             for sock, least_busy in sockets
         ]
         for acceptor in self._acceptors:
@@ -125,35 +185,38 @@ class Service:
 
     def _tick(self) -> None:
         now = self.loop.time()
-        self._timer = self.loop.call_later(DRAIN_SWEEP if self.site.draining else self._period, self._tick)
+        self._timer = self.loop.call_later(DRAIN_SWEEP if self.server.draining else self._period, self._tick)
         self._on_tick()
         since = now - self._swept
-        if since > SWEEP - self._period / 2 or self.site.draining:
+        if since > SWEEP - self._period / 2 or self.server.draining:
             self._swept = now
             # An overdue sweep: an application held the thread.
-            self.site.sweep(late=since - SWEEP if since > SWEEP * 1.5 else 0.0)
+            self.server.sweep(late=since - SWEEP if since > SWEEP * 1.5 else 0.0)
+            if self._access_log is not None:
+                self._access_log.flush()
             self._on_sweep()
 
     def hide_loop(self) -> None:
-        """Let inline WSGI applications not see that a loop runs on their thread; call this before the first request.
+        """Hide from WSGI applications called on the loop's thread that a loop runs there; call this before the first request.
 
-        Django's ORM refuses to work where one runs, and ``asyncio.run()`` does. Hidden once and for all: to do it around every
-        call would cost half a microsecond, and nothing here asks asyncio which loop is running.
+        Django's ORM refuses to work where a loop runs, and so does ``asyncio.run()``. The loop is hidden for good: to hide it
+        around every call would cost half a microsecond, and nothing here needs asyncio to know the running loop.
         """
         if self.turns is not None:
-            asyncio._set_running_loop(None)  # noqa: SLF001 - asyncio's own means for whoever runs a loop
+            asyncio._set_running_loop(None)  # noqa: SLF001 - made for those that run a loop
 
-    async def ask(self, path: str) -> int:
-        """Have the application answer a GET request of our own; the status of its answer, or 0 if there was none.
+    async def request_status(self, path: str) -> int:
+        """Send the application a GET request; return the status of its response, or 0 if there was none.
 
-        It comes over a connection of this process with itself, as every other request comes over one.
+        The request is sent over a connection of this process with itself, to be like every other request.
         """
         loop, answer = self.loop, b""
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
             theirs.setblocking(False)
-            await loop.connect_accepted_socket(lambda: Connection(self.site), theirs)
+            self.server.coming += 1
+            await loop.connect_accepted_socket(lambda: H1Connection(self.server), theirs)
             request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: forkserve\r\nConnection: close\r\n\r\n"
             await loop.sock_sendall(ours, request.encode("latin-1"))
             while data := await loop.sock_recv(ours, 65536):
@@ -162,21 +225,22 @@ class Service:
         return int(status) if status.isdigit() else 0
 
     def limit_requests(self, number: int, on_spent: Callable[[int, bool], None]) -> None:
-        """Answer only so many requests, and a few more until a successor is there (`Quota`). Call `accept` before."""
-        Quota(self.site, number, self._acceptors, on_spent)
+        """Limit the number of requests, with a few more until a successor is ready (`Quota`). Call `accept` before."""
+        self._quota = Quota(self.server, number, self._acceptors, on_spent)
 
     def serve_on(self) -> None:
-        """Answer whatever comes after all."""
-        if self.site.quota is not None:
-            self.site.quota.lift()
+        """Lift the limit of requests."""
+        if self._quota is not None:
+            self._quota.lift()
+            self._quota = None
 
     def stop_accepting(self, *, relieved: bool = False) -> None:
-        """Take what waits in the queues, then accept no more.
+        """Accept what waits in the queues, then accept no more.
 
         Args:
-            relieved: Another process accepts there: if requests are limited, what waits is left to that.
+            relieved: Whether another process accepts there; if requests are limited, the queue is left to that process.
         """
-        leave = relieved and self.site.quota is not None
+        leave = relieved and self._quota is not None
         if not leave:
             self.serve_on()
         for acceptor in self._acceptors:
@@ -184,35 +248,35 @@ class Service:
         self._acceptors.clear()
 
     async def pause(self, seconds: float) -> None:
-        """Sleep; unlike asyncio's, without asking for the running loop, which may be hidden."""
+        """Sleep; unlike asyncio's `sleep`, this does not need the running loop, which may be hidden."""
         over = self.loop.create_future()
         self.loop.call_later(seconds, over.set_result, None)
         await over
 
     async def drain(self, grace: float, on_lingering: Callable[[], object] = lambda: None) -> None:
-        """Let every client have its answer, then run the application's shutdown. Call `stop_accepting` before.
+        """Answer the requests that are running, then run the application's shutdown. Call `stop_accepting` before.
 
         Args:
-            grace: Seconds after which what is still open is logged and left; the shutdown gets what remains of them.
+            grace: Seconds after which connections that are still open are logged and closed; the shutdown gets the rest of them.
             on_lingering: Called once if nothing is left but streams, which may take all of that time.
         """
-        site, began = self.site, self.loop.time()
-        end, stream_grace = began + grace, site.settings.stream_grace
+        server, began = self.server, self.loop.time()
+        end, stream_grace = began + grace, server.settings.stream_grace
         streams_end = inf if stream_grace is None else began + stream_grace
-        site.draining = site.closing = True
-        # For connections whose answer had begun before, and did not say that it is the last: they get one that does.
-        site.keep_alive = min(site.keep_alive, site.settings.linger)
+        server.draining = server.closing = True
+        # A connection whose response had begun before, without Connection: close, gets another request whose response has it.
+        server.keep_alive = min(server.keep_alive, server.settings.linger)
         if self._timer is not None:
             self._timer.cancel()
             self._tick()
-        drained: set[Connection | WebSocket] = set()
+        drained: set[Client] = set()
         lingers = False
         while self._has_work() and (now := self.loop.time()) < end:
-            for connection in site.connections - drained:
-                connection.drain(now, site.settings.linger)
-            drained |= site.connections
-            if now > began + NEWCOMERS:
-                for task in site.handshakes:
+            for connection in server.connections - drained:
+                connection.drain(now, server.settings.linger)
+            drained |= server.connections
+            if now > began + NEWCOMER_TIME:
+                for task in server.handshakes:
                     task.cancel()
             if now >= streams_end:
                 self._end_streams()
@@ -225,56 +289,61 @@ class Service:
             await self._lifespan.shutdown(max(LEAST_SHUTDOWN, end - self.loop.time()))
         if self._timer is not None:
             self._timer.cancel()
-        if site.access_log is not None:
-            site.access_log.flush()
+        if self._access_log is not None:
+            self._access_log.flush()
 
     def _has_work(self) -> bool:
-        site = self.site
-        return bool(site.connections or site.tasks or site.handshakes or (self.pool and self.pool.in_hand))
+        server = self.server
+        return bool(server.connections or self.site.tasks or server.handshakes or (self.pool and self.pool.in_progress))
 
     def _has_only_streams(self) -> bool:
-        """Whether all that is left are answers whose end nobody knows, and WebSockets."""
-        site = self.site
-        streams = sum(connection.is_stream for connection in site.connections)
-        calls = len(site.tasks) + (self.pool.in_hand if self.pool else 0)  # also those whose client has left
-        return 0 < streams == len(site.connections) and calls <= streams and not site.handshakes
+        """Return whether nothing is left but responses of unknown length and WebSockets."""
+        server = self.server
+        streams = sum(_is_stream(connection) for connection in server.connections)
+        calls = len(self.site.tasks) + (self.pool.in_progress if self.pool else 0)  # also those whose client has left
+        return 0 < streams == len(server.connections) and calls <= streams and not server.handshakes
 
     def _end_streams(self) -> None:
-        """Let streams know that the time is over for them, each with a line in the log."""
-        site = self.site
-        site.ending_streams = True
-        level = logging.DEBUG if site.settings.reload else logging.WARNING
-        for connection in site.connections - self._ended:
-            if connection.is_stream and connection.in_hand is not None:
-                site.log.log(
-                    level, "a stream is cut off, %g s after the drain began: %s", site.settings.stream_grace, connection.in_hand
-                )
-                self._ended.add(connection)
-                connection.end_stream()
+        """End streams, each with a line in the log: their time is over."""
+        server, settings = self.server, self.server.settings
+        self.site.ending_streams = True
+        level = logging.DEBUG if settings.reload else logging.WARNING
+        for connection in server.connections - self._cut_off:
+            exchange = connection.exchange
+            if exchange is not None and exchange.is_stream:
+                line = exchange.describe()
+                server.log.log(level, "a stream is cut off, %g s after the drain began: %s", settings.stream_grace, line)
+                self._cut_off.add(connection)
+                exchange.end_stream()
 
     def _give_up(self) -> None:
-        """Log what is still open, and leave it."""
-        site = self.site
-        for line in sorted(filter(None, (connection.in_hand for connection in site.connections - self._ended))):
-            site.log.warning("still open after the graceful timeout: %s", line)
-        for connection in tuple(site.connections):
+        """Log the requests that are still running, and close their connections."""
+        server = self.server
+        left = (connection.exchange for connection in server.connections - self._cut_off)
+        for line in sorted(exchange.describe() for exchange in left if exchange is not None):
+            server.log.warning("still open after the graceful timeout: %s", line)
+        for connection in tuple(server.connections):
             connection.abandon()
-        for task in site.tasks | site.handshakes:
+        for task in self.site.tasks | server.handshakes:
             task.cancel()
 
 
+def _is_stream(connection: Client) -> bool:
+    return connection.exchange is not None and connection.exchange.is_stream
+
+
 def _in_its_context(call: Callable[[Exchange], None], exchange: Exchange) -> None:
-    """Call in the context of the exchange, or in a copy while the application runs in it in a thread."""
+    """Call in the context of the exchange, or in a copy of it while the application runs there in a thread."""
     if _handled.get() is exchange:
-        call(exchange)  # the application itself has led here, from `send`
+        call(exchange)  # the application has called `send`, in this context
         return
     try:
         exchange.context.run(call, exchange)
-    except RuntimeError:  # the hooks that are called here let none out
+    except RuntimeError:  # the context is in use; hooks raise nothing
         exchange.context.copy().run(call, exchange)
 
 
-def _asgi_exchange(connection: Connection, target: Target, fields: Fields) -> Exchange:
+def _asgi_exchange(site: Site, writer: UpgradeWriter, target: Target, fields: Fields) -> Exchange:
     if fields.upgrade == b"websocket" and b"upgrade" in fields.connection:
-        return WebSocket(connection, target, fields)
-    return ASGIExchange(connection, target, fields)
+        return WebSocketExchange(site, writer, target, fields)
+    return ASGIExchange(site, writer, target, fields)

@@ -25,6 +25,7 @@ from forkserve.base.memory import nameless_file
 from forkserve.frontend.backends import from_listeners
 from forkserve.frontend.config import FrontendConfig
 from forkserve.frontend.nginx import render_upstream
+from forkserve.prefork.master.observers import FrontendObserver
 from forkserve.prefork.system.poller import READ
 from forkserve.prefork.worker.boot import MASTERS_VARIABLES
 from forkserve.upstream.upkeep import Upkeep
@@ -108,8 +109,8 @@ def _take(path: str) -> LockFile:
         raise ConfigError(f"--nginx-upstream: cannot make {lock}: {error.strerror}") from None
 
 
-class Upstream:
-    """A `Front` (prefork/master/front.py) that keeps one file.
+class Upstream(FrontendObserver):
+    """Keeps one file.
 
     Args:
         poller: The master's.
@@ -127,7 +128,7 @@ class Upstream:
         self._said = b""
         self._silent = ""  # what became of it, if it does not say that itself
         self._complaint = ""
-        self.prepared = False  # the file was written, or could not be
+        self._prepared = False
 
     @property
     def advertised(self) -> AbstractSet[int | None]:
@@ -142,6 +143,11 @@ class Upstream:
             return False
         return backend in self._upkeep.backends
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the file was written, or could not be."""
+        return self._prepared
+
     def export(self) -> Exported:
         """Describe its lock, for an upgrade; the rest is found out anew."""
         return self._lock.export()
@@ -151,15 +157,15 @@ class Upstream:
         """Whether a run goes on."""
         return self._pid is not None
 
-    def changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
-        """Tell nginx: these are the listeners now, as `status` lists them."""
+    def listeners_changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
+        """Write these listeners, which are as `status` lists them, and have nginx read them."""
         if not listeners:
-            self.prepared = True
+            self._prepared = True
             return  # they were down before they were closed
         try:
             scheme, backends = from_listeners(listeners)
         except ValueError as error:
-            self.prepared = True
+            self._prepared = True
             self._complain(f"--nginx-upstream: {self._name} {error}")
             return
         front = FrontendConfig(name=self._name, settings=settings, backends=backends, scheme=scheme, live=True)
@@ -217,7 +223,7 @@ class Upstream:
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, 65536):
                 self._said += data
-                self.prepared = self.prepared or self._said.isspace()
+                self._prepared = self._prepared or self._said.isspace()
             return True
         return False
 
@@ -240,7 +246,7 @@ class Upstream:
             self._timer.cancel()
 
     def _ended(self, complaint: str | None) -> None:
-        self.prepared = True
+        self._prepared = True
         self._upkeep.ended(time.monotonic(), failed=complaint is not None)
         if complaint is None:
             logger.log(logging.INFO if self._complaint else logging.DEBUG, "%s is written, and nginx told", self._path)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from forkserve.prefork.master.stacks import NATIVE
+from forkserve.prefork.worker.stacks import NATIVE
 
 BUSY: list[threading.Thread] = []
 

@@ -1,4 +1,4 @@
-"""Base mold: a process that keeps loaded what workers import from outside the project. Under --reload.
+"""Warm process: it keeps loaded what workers import from outside the project. Under --reload.
 
 It is a mold without an app, and of no generation: a worker forked from it does all that another one does, but finds those
 modules loaded. It forks nothing any more once a file of theirs has changed; then workers are forked from the master, as
@@ -11,7 +11,6 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,14 +18,16 @@ from forkserve.base import logfile, stdio
 from forkserve.base.errors import BootError, ExitCode
 from forkserve.config import apps
 from forkserve.devreload.loaded import LoadedFiles, keep_no_fresh_bytecode
+from forkserve.devreload.outside import Surroundings, places, replaced
 from forkserve.devreload.warm import trial
-from forkserve.devreload.warm.outside import Surroundings, places, replaced
 from forkserve.prefork.ipc.messages import Cleared, Outdated
 from forkserve.prefork.worker.boot import set_title
 from forkserve.prefork.worker.leftovers import enumerated
 from forkserve.prefork.worker.mold import Mold
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from forkserve.devreload.patterns import Rules
     from forkserve.devreload.warm.trial import Loaded
     from forkserve.prefork.ipc.channel import Channel
@@ -39,23 +40,23 @@ if TYPE_CHECKING:
 Stamp = tuple[int, ...] | None
 
 
-def become_base_mold(
+def become_warm_process(
+    modules: Sequence[Loaded],
+    facts: Facts,
     worker_class: type[Worker],
     context: WorkerContext,
     orders: OrderSocket,
     close: Callable[[], None],
     output: WorkerOutput,
-    modules: Sequence[Loaded],
-    facts: Facts,
 ) -> NoReturn:
-    """Run a base mold in this process, which was just forked with all signals blocked, and exit.
+    """Run a warm process in this process, which was just forked with all signals blocked, and exit.
 
     `close` closes what is the master's alone; `modules` is what a worker has loaded, and `facts` what its project's code
     has changed meanwhile.
     """
     code: int = ExitCode.UNEXPECTED
     try:
-        code = BaseMold(worker_class, context, orders, output, modules, facts).live(close)
+        code = WarmProcess(worker_class, context, orders, output, modules, facts).live(close)
     except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
         traceback.print_exc()
     finally:
@@ -64,7 +65,7 @@ def become_base_mold(
         os._exit(code)
 
 
-class BaseMold(Mold):
+class WarmProcess(Mold):
     """What its process knows."""
 
     def __init__(
@@ -77,15 +78,15 @@ class BaseMold(Mold):
         facts: Facts,
     ) -> None:
         super().__init__(worker_class, context, orders, output)
-        assert context.loaded is not None
-        self._outside = context.loaded.outside
-        self._rules = context.loaded.rules
+        assert isinstance(context.imports, LoadedFiles)
+        self._outside = context.imports.outside
+        self._rules = context.imports.rules
         self._modules = modules
         self._facts = facts
 
     def _load(self) -> None:
         context = self._context
-        set_title("base mold", context.settings.name)
+        set_title("warm process", context.settings.name)
         self._before = Surroundings.look()
         apps.prepare_process(context.settings)
         keep_no_fresh_bytecode()
@@ -133,8 +134,8 @@ class BaseMold(Mold):
             context,
             generation=order.generation,
             again=context.again if order.canary else None,
-            loaded=LoadedFiles(self._rules, self._outside),
-            stands_in=not order.canary,
+            imports=LoadedFiles(self._rules, self._outside),
+            serves_error_page=not order.canary,
         )
 
 

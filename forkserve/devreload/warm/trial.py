@@ -23,7 +23,7 @@ from importlib.machinery import ExtensionFileLoader, SourceFileLoader
 from typing import Any, Final, NamedTuple
 
 from forkserve.base.libc import PDEATHSIG, prctl
-from forkserve.devreload.warm.outside import origin_of
+from forkserve.devreload.outside import origin_of
 from forkserve.prefork.system import forks
 from forkserve.prefork.worker.leftovers import stop_native_threads
 

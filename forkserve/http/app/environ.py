@@ -1,25 +1,26 @@
-"""The environ of PEP 3333, but for what the request line and the body contribute."""
+"""The environ of PEP 3333, except for the keys that the request line and the body contribute."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forkserve.http.app.sendfile import FileWrapper
+from forkserve.http.app.filewrapper import FileWrapper
 
 if TYPE_CHECKING:
-    from forkserve.http.framing.connection import Connection
+    from forkserve.http.app.site import Site
+    from forkserve.http.framing.writer import ClientConnection
     from forkserve.http.message.fields import Fields
 
 Environ = dict[str, Any]
 
 
-def environ_template(connection: Connection, fields: Fields) -> Environ:
-    """The part of the environ that follows from connection and field section; copied for each request."""
+def environ_template(site: Site, connection: ClientConnection, fields: Fields) -> Environ:
+    """Return the part of the environ that follows from connection and field section; copied for each request."""
     base, server, lines = connection.base, connection.endpoints.server, fields.lines
     if base is None or fields.forwarded:
-        base = _environ_base(connection, fields)
-        if not fields.forwarded and server is not None and server[1] is not None:  # then no field had a say in it
+        base = _environ_base(site, connection, fields)
+        if not fields.forwarded and server is not None and server[1] is not None:  # then no field changes it
             connection.base = base
     environ: Environ = base | {line.key: line.text for line in lines}
     if "" in environ or len(environ) != len(base) + len(lines):
@@ -34,8 +35,8 @@ def environ_template(connection: Connection, fields: Fields) -> Environ:
     return environ
 
 
-def _environ_base(connection: Connection, fields: Fields) -> Environ:
-    site, endpoints = connection.site, connection.endpoints
+def _environ_base(site: Site, connection: ClientConnection, fields: Fields) -> Environ:
+    endpoints = connection.endpoints
     client, scheme = endpoints.seen_through(fields, site.trusted)
     host, port = endpoints.server or ("", None)
     if port is None:  # a unix socket has no name that a client could use
@@ -60,7 +61,7 @@ def _environ_base(connection: Connection, fields: Fields) -> Environ:
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper,
-        # The places of what others fill in: a copy of a dict is cheap, but its growing is not.
+        # Keys that are filled in later: to copy a dict is cheap, to let it grow is not.
         **dict.fromkeys(
             ("SERVER_PROTOCOL", "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "wsgi.input")
         ),

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from forkserve.http.app.exchange import Exchange
+from forkserve.http.framing.endpoints import hops
 from forkserve.http.message.response import ResponseHead, read_code
-from forkserve.http.proxy import Endpoints, hops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkserve.http.framing.connection import Connection
+    from forkserve.http.app.site import Site
+    from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.message.fields import Fields
-    from forkserve.http.message.http1 import Target
 
-# No script, whatever the text; and what a proxy or browser keeps would still be shown when the fault is mended.
+# No script may run, whatever the text is. A copy kept by a proxy or browser would still be shown when the fault is repaired.
 HEADERS = (
     ("Content-Type", "text/html; charset=utf-8"),
     ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
@@ -39,45 +40,47 @@ HIDDEN = "What is wrong is shown on the server's terminal, and here to browsers 
 
 
 class FaultExchange(Exchange):
-    """Answers a request with the page, whatever the application would have spoken; a WebSocket's handshake as well."""
+    """Answers a request with the page, for WSGI, ASGI and the handshake of a WebSocket alike."""
 
     __slots__ = ()
 
     text = ""
 
     def start(self) -> None:
-        """Answer when the body has been read, which a client may not be able to stop sending."""
-        if self.connection.body is None:
-            self._answer()
+        """Answer when the body has been read: a client may not be able to stop sending it."""
+        if self.fields.has_body:
+            self.writer.want_body()
         else:
-            self.connection.send_continue()
+            self._answer()
 
     def body_data(self, data: bytes) -> None:
-        """Drop it."""
+        """Drop the bytes."""
 
     def body_end(self) -> None:
         """Answer."""
         self._answer()
 
     def _answer(self) -> None:
-        local = _is_local(self.connection, self.fields)
+        local = _is_local(self.writer.connection.endpoints, self.fields)
         page = PAGE.format(ADVICE, escape(self.text, quote=False)) if local else PAGE.format(HIDDEN, "")
         self.head = ResponseHead(*read_code(500), str)
         self.head.add(HEADERS)
         self.write(page.encode("utf-8", "backslashreplace"), more=False)
 
 
-def exchange(text: str) -> Callable[[Connection, Target, Fields], FaultExchange]:
-    """Return what makes the exchanges that show a text."""
-    return type("FaultExchange", (FaultExchange,), {"__slots__": (), "text": text})
+def fault_exchange(site: Site, text: str) -> Callable[..., FaultExchange]:
+    """Return a function that makes exchanges of `site` which show a text."""
+    return partial(type("FaultExchange", (FaultExchange,), {"__slots__": (), "text": text}), site)
 
 
-def _is_local(connection: Connection, fields: Fields) -> bool:
-    """Whether both who sent the request and whom a proxy names, in a PROXY header or a field, are this machine."""
-    socket = Endpoints()
-    socket.read(connection.transport)
-    named = connection.endpoints.client, *((hop,) for hop in hops(fields))  # by whomever: here nobody needs to be believed
-    return (not socket.peer or _is_loopback(socket.peer)) and all(one is None or _is_loopback(one[0]) for one in named)
+def _is_local(endpoints: Endpoints, fields: Fields) -> bool:
+    """Return whether the sender and every address that a proxy names, in a PROXY header or a field, are of this machine.
+
+    A proxy need not be trusted here: a lie can only hide the text.
+    """
+    named = endpoints.client, *((hop,) for hop in hops(fields))
+    peer = endpoints.socket_peer
+    return (not peer or _is_loopback(peer)) and all(one is None or _is_loopback(one[0]) for one in named)
 
 
 def _is_loopback(host: str) -> bool:

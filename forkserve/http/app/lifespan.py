@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve.http.app.asgi import VERSIONS
 
 if TYPE_CHECKING:
-    from forkserve.http.site import Site
+    from forkserve.http.app.site import Site
 
 
 class LifespanError(Exception):
@@ -21,7 +21,7 @@ class Lifespan:
     """Runs an application's lifespan in a task of its own.
 
     Args:
-        site: Whose application; its ``state`` is filled by the start-up.
+        site: The application; its ``state`` is filled by the start-up.
         mode: ``on`` (an application without lifespan is an error), ``auto`` (it is taken as it is) or ``off``.
     """
 

@@ -1,14 +1,12 @@
-"""WSGI in a pool of threads: the application runs beside the loop, which alone touches connections."""
+"""WSGI calls in a pool of threads: the application runs beside the loop, and only the loop's thread touches connections."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from queue import SimpleQueue
-from time import monotonic
 from typing import TYPE_CHECKING
 
-from forkserve.http.app.sendfile import FileWrapper, file_to_send
+from forkserve.http.app.filewrapper import FileWrapper, file_to_send
 from forkserve.http.app.wsgi import WSGICall, grouped
 from forkserve.http.framing.outgoing import PIECE
 from forkserve.http.message.errors import ClientGoneError, is_departure
@@ -17,89 +15,13 @@ from forkserve.http.message.response import BODILESS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from forkserve.http.site import Site
-
 PIECES_AHEAD = 16
 """Pieces of one body that an application may be ahead of the loop; a large one counts as several."""
 
 
 def _weight(data: bytes) -> int:
-    """As how many pieces it counts; what is no bytes fails later."""
+    """Return the number of pieces that it counts as; an object that is no bytes raises an error later."""
     return min(PIECES_AHEAD, 1 + len(data) // PIECE) if data.__class__ is bytes else 1
-
-
-class _Thread(threading.Thread):
-    """One that nobody waits for at the end of the process."""
-
-    is_servers = True
-
-    def run(self) -> None:
-        """Do the work. What is started here takes after this thread, for which it is too late to be waited for."""
-        self._daemonic = False
-        super().run()
-
-
-class ThreadPool:
-    """Threads that call the application; first come, first served.
-
-    Args:
-        site: Whose application.
-        count: How many threads. One that hangs cannot keep a worker from ending, but threads that the application starts in
-            them are no daemons, as they would not be in a main thread.
-    """
-
-    def __init__(self, site: Site, count: int) -> None:
-        self._observer = site.observer
-        self._queue: SimpleQueue[ThreadedExchange] = SimpleQueue()
-        self._own = threading.local()  # the number of this thread
-        self._began: list[float | None] = []  # when each thread called the application it is in
-        self._busy: list[bool] = []
-        for number in range(count):
-            self._began.append(None)
-            self._busy.append(False)
-            try:
-                _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True).start()
-            except RuntimeError:  # the limit of processes is reached
-                del self._began[number], self._busy[number]
-                if not number:
-                    raise
-                site.log.warning("only %d of %d threads can be started (see `ulimit -u`)", number, count)
-                break
-
-    def take(self, exchange: ThreadedExchange) -> None:
-        """Have a thread call the application."""
-        self._queue.put(exchange)
-
-    @property
-    def in_hand(self) -> int:
-        """How many exchanges are under way or waiting."""
-        return sum(self._busy) + self._queue.qsize()
-
-    def stuck(self, seconds: float) -> bool:
-        """Whether every thread has been in one request of the application for longer than ``seconds``."""
-        limit = monotonic() - seconds
-        return all(began is not None and began < limit for began in tuple(self._began))
-
-    def waiting(self, wait: Callable[[], object]) -> None:
-        """Wait for a client, which is no sign that the application is stuck. Called in a thread of the pool."""
-        number = self._own.number
-        self._began[number] = None
-        wait()
-        self._began[number] = monotonic()
-
-    def _work(self, number: int) -> None:
-        self._own.number = number
-        while True:
-            exchange = self._queue.get()
-            self._busy[number] = True
-            self._began[number] = monotonic()
-            if not exchange.gone:
-                entered = self._observer.enter(exchange.target.line)
-                exchange.context.run(exchange.call)
-                self._observer.leave(entered)
-            exchange.discard_input()
-            self._began[number] = None
-            self._busy[number] = False
 
 
 class ThreadedExchange(WSGICall):
@@ -126,7 +48,7 @@ class ThreadedExchange(WSGICall):
     # In the thread
 
     def call(self) -> None:
-        """Call the application and hand the loop what it gives. Runs in a thread of the pool."""
+        """Call the application and hand its response to the loop. Runs in a thread of the pool."""
         self._called = True
         result: Iterable[bytes] | None = None
         try:
@@ -155,14 +77,14 @@ class ThreadedExchange(WSGICall):
         if len(pieces) == 1 and len(pieces[0]) <= PIECE:
             self._hand_over(self.answer_pieces, pieces)
             return
-        # Were it not waited for, threads could pile up large bodies in front of a busy loop.
+        # Wait until the loop has taken it: else threads could pile up large bodies in front of a busy loop.
         taken = threading.Event()
         self._hand_over(self._answer_large, pieces, taken)
         self.site.pool.waiting(taken.wait)
 
     @property
     def committed(self) -> bool:
-        """Whether headers can no longer be replaced."""
+        """Whether it is too late to replace the headers."""
         return self._handed_over
 
     def write_now(self, data: bytes) -> None:
@@ -175,7 +97,7 @@ class ThreadedExchange(WSGICall):
         self._hand_over(self._write_piece, data)
 
     def _hand_over(self, call: Callable[..., object], *arguments: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended: the process does so now
+        with suppress(RuntimeError):  # the loop has ended, and the process ends now
             self.site.loop.call_soon_threadsafe(self._on_loop, call, *arguments)
 
     # On the loop
@@ -185,7 +107,7 @@ class ThreadedExchange(WSGICall):
             call(*arguments)
         except ClientGoneError:
             self.client_gone()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must be let go
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must go on
             self.fail(error, "the answer cannot be sent")
             self.client_gone()
 
@@ -201,7 +123,7 @@ class ThreadedExchange(WSGICall):
     def _write_piece(self, data: bytes) -> None:
         self.write(data, more=True)
         self._due += _weight(data)
-        if not self.connection.write_paused:
+        if not self.writer.paused:
             self.writable()
 
     def writable(self) -> None:
@@ -211,7 +133,7 @@ class ThreadedExchange(WSGICall):
             self._ahead.release(due)
 
     def client_gone(self) -> None:
-        """Let the thread go on, to find out that nobody listens."""
+        """Let the thread go on; it finds `gone` set."""
         self.gone = True
         self._ahead.release(PIECES_AHEAD)
         if not self._called:

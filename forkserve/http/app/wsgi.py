@@ -1,9 +1,8 @@
-"""WSGI (PEP 3333): the environ, start_response, and the inline way to call an application; the other one is in `threads`.
+"""WSGI (PEP 3333): the environ, start_response, and calls on the loop's thread; calls in a pool of threads are in `threads`.
 
-Inline, one application call at a time holds the loop's thread, from the call to the ``close()`` of its iterator, as
-in thin. Lists, files and small generators are closed at once and sent later; a larger generator is asked for its next
-piece when the client has taken what it was given. While it lasts no other call starts; `Turns` is the queue in front
-of it.
+On the loop's thread, one application call at a time holds it, from the call to the ``close()`` of its iterator, as in thin.
+Lists, files and small generators are closed at once and sent later; a larger generator gives its next piece when the client has
+taken the pieces before. During a call no other call starts; `Turns` is the queue in front.
 """
 
 from __future__ import annotations
@@ -11,143 +10,31 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from forkserve.http.app.environ import Environ, environ_template
 from forkserve.http.app.exchange import Exchange
-from forkserve.http.app.sendfile import FileWrapper, SendFile, file_to_send
+from forkserve.http.app.filewrapper import FileWrapper, file_to_send
 from forkserve.http.framing.outgoing import PIECE
 from forkserve.http.message.errors import ClientGoneError, RequestError, ResponseError, is_departure
 from forkserve.http.message.response import BODILESS, read_head
-
-if TYPE_CHECKING:
-    from forkserve.http.site import Site
 
 ExcInfo = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
 
 BODY_IN_MEMORY = 512 * 1024
 """Bytes of a request body that are kept in memory; more goes to a temporary file."""
 SURPLUS = 8
-"""How often an iterator is asked whether it ends, once its Content-Length is there, before others get a turn on the loop."""
+"""Pieces that an iterator may give beyond its Content-Length before other requests get a turn on the loop."""
 OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which an iterator has to wait for the client."""
-LONG = 5_000_000
-"""Nanoseconds after which a call is so long that the loop must have a turn before the next one."""
-RESTS = 4
-"""Turns in a row that the loop may have between two calls, to end connections."""
 _END: Any = object()
-"""What an iterator gives that has ended."""
-
-
-class Turns:
-    """Who may call the application: one exchange at a time, in the order of arrival."""
-
-    __slots__ = ("_asked", "_began", "_begin", "_end", "_ended", "_holder", "_loop", "_rested", "_scheduled", "_waiting")
-
-    def __init__(self, site: Site) -> None:
-        self._loop = site.loop
-        self._begin = site.observer.begin
-        self._end = self._ended = site.observer.end
-        self._holder: WSGIExchange | None = None
-        self._waiting: deque[WSGIExchange | Callable[[], None]] = deque()
-        self._scheduled = False  # whether the first of them is about to get its turn
-        self._asked: dict[Callable[[], None], None] = {}  # who is to be told when a call has ended
-        self._rested = 0  # turns that the loop has had since the last call
-
-    @property
-    def held(self) -> bool:
-        """Whether an application call is under way."""
-        return self._holder is not None
-
-    def take(self, exchange: WSGIExchange) -> None:
-        """Call the application now, or when those in front have ended."""
-        if self._holder is None and not self._waiting:
-            self._call(exchange)
-        else:
-            self._waiting.append(exchange)
-
-    def _call(self, exchange: WSGIExchange) -> None:
-        """Call the application; it ends with `leave`."""
-        self._holder = exchange
-        self._began = monotonic_ns()
-        self._rested = 0
-        self._begin(exchange.target.line)
-        exchange.call()
-
-    def between(self, call: Callable[[], None]) -> None:
-        """Call it now, or when the application call under way, and those that wait in front, have ended."""
-        if self._holder is None and not self._waiting:
-            call()
-        else:
-            self._waiting.append(call)
-
-    def when_one_has_ended(self, call: Callable[[], None]) -> None:
-        """Call it when the application call under way, or else the next one, has ended."""
-        self._asked[call] = None
-        self._end = self._tell_ended
-
-    def _tell_ended(self) -> None:
-        self._end = self._ended
-        self._ended()
-        asked, self._asked = self._asked, {}
-        for call in asked:
-            call()
-
-    def rest(self) -> None:
-        """Let the loop have a turn before the next call: to end a connection that is closed, or see that its client has.
-
-        uvloop sends an end only when it comes round again, and both close only then what its client has closed; that would be
-        after the calls for all the requests that have come meanwhile.
-        """
-        if self._rested < RESTS and not (self._waiting and self._waiting[0] is _nothing):
-            self._rested += 1  # clients that come and go all the time must not keep the application from all others
-            self._waiting.appendleft(_nothing)
-            if self._holder is None:
-                self._schedule()
-
-    def leave(self) -> None:
-        """The call has ended."""
-        self._holder = None
-        if self._waiting:
-            self._schedule()
-        if monotonic_ns() - self._began > LONG:
-            self.rest()
-        self._end()
-
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._next)
-
-    def _next(self) -> None:
-        """Call what is first in the queue: one in a turn of the loop."""
-        self._scheduled = False
-        if self._holder is not None or not self._waiting:
-            return
-        first = self._waiting.popleft()
-        if not isinstance(first, WSGIExchange):
-            first()
-        elif first.gone:  # the client did not wait: spare the application the call
-            first.discard_input()
-        else:
-            self._call(first)
-            return
-        if self._waiting:
-            self._schedule()
-        else:
-            self._rested = 0
-
-
-def _nothing() -> None:
-    """Have nothing to call."""
+"""Marks the end of an iterator."""
 
 
 class WSGICall(Exchange):
-    """One request answered by a WSGI application: what is the same wherever the application is called.
+    """One request answered by a WSGI application, in whatever thread it is called.
 
     The request body is spooled, to memory first and then to disk, so that a slow client never holds the application; `ready` is
     called when it is whole.
@@ -156,7 +43,7 @@ class WSGICall(Exchange):
     __slots__ = ("_counted", "_length", "input")
 
     def ready(self) -> None:
-        """The request is whole: have the application called."""
+        """Have the application called: the request is whole."""
         raise NotImplementedError
 
     def spool(self) -> None:
@@ -164,10 +51,10 @@ class WSGICall(Exchange):
         self._length = 0
         self._counted: int | None = 0  # bytes of it that are counted as memory; None if it is on disk
         self.input: BinaryIO | None = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115 - lives as long as the exchange
-        self.connection.send_continue()
+        self.writer.want_body()
 
     def body_data(self, data: bytes) -> None:
-        """Keep it, in memory or on disk."""
+        """Keep the bytes, in memory or on disk."""
         assert self.input is not None
         self._length += len(data)
         try:
@@ -183,7 +70,7 @@ class WSGICall(Exchange):
 
     def _count_input(self) -> None:
         """See whether more of the body may be kept in memory."""
-        buffered = self.site.buffered
+        buffered = self.site.server.buffered
         assert self._counted is not None
         if self._length > BODY_IN_MEMORY or buffered.full:
             self.input.rollover()  # type: ignore[union-attr]  # a SpooledTemporaryFile
@@ -194,7 +81,7 @@ class WSGICall(Exchange):
             self._counted = self._length
 
     def body_end(self) -> None:
-        """The body is whole: now the application may be called."""
+        """Have the application called: the body is whole."""
         assert self.input is not None
         try:
             self.input.seek(0)  # which writes what is in its buffer
@@ -208,15 +95,15 @@ class WSGICall(Exchange):
             with suppress(OSError):  # the disk is full, and it would have written the rest
                 self.input.close()
             if self._counted:
-                self.site.buffered.returned.append(self._counted)
+                self.site.server.buffered.returned.append(self._counted)
                 self._counted = None
 
     def environ(self) -> Environ:
-        """What the application gets."""
-        connection = self.connection
+        """Return what the application is called with."""
+        connection = self.writer.connection
         template = connection.template
         if template is None:
-            template = connection.template = environ_template(connection, self.fields)
+            template = connection.template = environ_template(self.site, connection, self.fields)
         environ: Environ = template | self.target.environ
         if self.input is None:
             environ["wsgi.input"] = io.BytesIO()
@@ -227,13 +114,13 @@ class WSGICall(Exchange):
             path = environ["PATH_INFO"]
             if path == script or path.startswith(script + "/"):
                 environ["PATH_INFO"] = path[len(script) :]
-        self.given = environ
+        self.scope_or_environ = environ
         return environ
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], None]:
-        """PEP 3333: the application says how its answer begins. Nothing is sent before the first piece of the body."""
+        """Take status and headers (PEP 3333). Nothing is sent before the first piece of the body."""
         if self.head is not None:
             if exc_info is None:
                 raise ResponseError("start_response was called twice without exc_info")
@@ -244,7 +131,7 @@ class WSGICall(Exchange):
 
     @property
     def committed(self) -> bool:
-        """Whether headers can no longer be replaced."""
+        """Whether it is too late to replace the headers."""
         return self.started
 
     def write_now(self, data: bytes) -> None:
@@ -270,7 +157,7 @@ class WSGICall(Exchange):
             self.site.log.exception("%s: close() of the response raised an exception", self.describe())
 
     def start_file(self, file: int, offset: int, rest: int) -> None:
-        """Send ``rest`` bytes of a file from ``offset`` on; the descriptor is ours from here on."""
+        """Send ``rest`` bytes of a file from ``offset`` on; the descriptor is closed in any case."""
         try:
             self.add_length(rest)
             self.write(b"", more=True)
@@ -279,13 +166,13 @@ class WSGICall(Exchange):
             raise
         assert self.head is not None
         size = 0 if self.bodiless else min(rest, self.head.content_length or 0)
-        SendFile(self.connection, file, offset, size, self._file_sent).start()
+        self.writer.send_file(file, offset, size, self._file_sent)
 
-    def _file_sent(self, count: int) -> None:
+    def _file_sent(self, count: int, gone: bool) -> None:  # noqa: FBT001 - a callback
         if self.left is not None:
             self.left -= count
         self.sent += count
-        self.gone = self.gone or self.connection.transport.is_closing()
+        self.gone |= gone
         with suppress(ClientGoneError):
             self.write(b"", more=False)
 
@@ -303,33 +190,33 @@ class WSGIExchange(WSGICall):
             self.spool()
         else:
             self.input = None
-            self.site.inline.take(self)
+            self.site.turns.take(self)
 
     def ready(self) -> None:
-        """Call the application when it is its turn."""
-        self.site.inline.take(self)
+        """Call the application when its turn comes."""
+        self.site.turns.take(self)
 
     def client_gone(self) -> None:
-        """Nobody will read the answer: end what is under way."""
+        """End the call under way: its response cannot be sent."""
         self.gone = True
         if self._iterable is not None:
             self._close()
-        elif self.given is None:  # not called yet
+        elif self.scope_or_environ is None:  # not called yet
             self.discard_input()
 
     def writable(self) -> None:
-        """Ask the iterator for more, if it waits for the client."""
+        """Take the next piece from the iterator, if it waits for the client."""
         if self._waits:
             self._waits = False
             self.site.loop.call_soon(self._go_on)
 
     def call(self) -> None:
-        """Call the application and send what it gives."""
+        """Call the application and send its response."""
         site = self.site
         try:
             result = self.context.run(site.app, self.environ(), self.start_response)
             if site.observer.told_to_drain():
-                site.closing = True
+                site.server.closing = True
             if type(result) is list:
                 # Everything is there: one write, and done.
                 if len(result) == 1:
@@ -344,7 +231,7 @@ class WSGIExchange(WSGICall):
             self._failed(error)
 
     def write_now(self, data: bytes) -> None:
-        """PEP 3333's ``write()``: called by the application during its call, so it can neither wait nor be asked again."""
+        """PEP 3333's ``write()``: the application calls it on the loop's thread, so it cannot wait for the client."""
         self.write(data, more=True)
 
     def _iterate(self, result: Iterable[bytes]) -> None:
@@ -370,7 +257,7 @@ class WSGIExchange(WSGICall):
         self._step()
 
     def _step(self) -> None:
-        """Send pieces while the client takes them; after each, let the loop write it out, for the next may take its time."""
+        """Send pieces while the client takes them; after each, let the loop write it, as the next may take long."""
         surplus = 0
         run, iterator = self.context.run, self._iterator
         try:
@@ -384,9 +271,8 @@ class WSGIExchange(WSGICall):
                     break  # it may never end
                 surplus += 1
                 if self.left == 0 and surplus < SURPLUS:
-                    continue  # all that will be sent is there; hear the iterator to its end
-                outgoing = self.connection.outgoing
-                self._waits = outgoing is not None and outgoing.size > OUTPUT_IN_MEMORY
+                    continue  # the whole body is there; run the iterator to its end
+                self._waits = self.writer.unsent > OUTPUT_IN_MEMORY
                 if not self._waits:
                     self.site.loop.call_soon(self._go_on)
                 return
@@ -421,12 +307,12 @@ class WSGIExchange(WSGICall):
     def _leave(self) -> None:
         if self.input is not None:
             self.discard_input()
-        self.site.inline.leave()
+        self.site.turns.leave()
 
 
 def _length_hint(result: object) -> int | None:
     try:
-        return len(result)  # type: ignore[arg-type]  # asked, not assumed
+        return len(result)  # type: ignore[arg-type]  # it may have no length
     except TypeError:
         return None
 
@@ -436,7 +322,7 @@ def _first(result: Iterable[bytes]) -> bytes:
 
 
 def grouped(pieces: list[bytes]) -> list[bytes]:
-    """The same body: large pieces as they are, and what is between them in one."""
+    """Return the same body: large pieces as they are, and the small ones between them joined."""
     if not pieces or max(map(len, pieces)) <= PIECE:
         return [b"".join(pieces)]
     found: list[bytes] = []

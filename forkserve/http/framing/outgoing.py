@@ -1,32 +1,29 @@
-"""What is written faster than a client takes it: kept without a copy, up to a bound, and beyond it in temporary files.
+"""Response bytes that a client has not taken yet: kept without a copy up to a bound, and beyond it in temporary files.
 
-A transport copies what it cannot send at once, so it is given an answer in small pieces, each when the one before is gone. What
-waits is the application's own bytes: many clients that are sent the same object share it, and it counts once. Bodies that differ
-are what a bound is for: past ``--limit-buffered`` in all of a process's connections, what comes goes to temporary files.
+A transport copies what it cannot send at once, so it gets a response in small pieces, each when the one before is gone. The bytes
+that wait are the application's own objects: clients that are sent the same object share it, and it counts once. The bound is for
+bodies that differ: when the connections of a process hold ``--limit-buffered`` bytes, further bytes go to temporary files.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
 from collections import deque
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from forkserve.http.framing.output import Output
 
 PIECE = 65536
-"""Bytes that a transport is given at a time; what is no longer is written at once, in one with its head."""
-AT_ONCE = 16 * PIECE
-"""Bytes after which others have their turn on the loop, if the client takes them that fast."""
+"""Bytes that a transport is given at a time; a body of at most this size is written together with its head."""
 
 
 class Buffered:
-    """How much of this process's memory is taken by bodies that wait for their clients.
+    """Counts the memory of this process that is taken by bodies waiting for their clients.
 
     Args:
-        limit: Bytes; more may be taken by one body, but then no further one is kept in memory.
+        limit: Bytes. One body may go beyond it, but then no further one is kept in memory.
+
+    Attributes:
+        total: The bytes that are taken.
+        returned: Numbers of bytes that are free again; threads may append.
     """
 
     def __init__(self, limit: int) -> None:
@@ -34,7 +31,6 @@ class Buffered:
         self._shared: dict[int, int] = {}  # by identity: in how many places an object waits
         self.total = 0
         self.returned: deque[int] = deque()
-        """Bytes that are not taken any more; threads may append."""
 
     @property
     def full(self) -> bool:
@@ -44,14 +40,14 @@ class Buffered:
         return self.total >= self._limit
 
     def add(self, data: bytes | bytearray) -> None:
-        """An object is kept, perhaps once more."""
+        """Count an object that waits for one more client."""
         count = self._shared.get(id(data), 0)
         self._shared[id(data)] = count + 1
         if not count:
             self.total += len(data)
 
     def remove(self, data: bytes | bytearray) -> None:
-        """It has been sent to one client."""
+        """Count an object no more for one client."""
         count = self._shared.pop(id(data)) - 1
         if count:
             self._shared[id(data)] = count
@@ -60,21 +56,22 @@ class Buffered:
 
 
 class Outgoing:
-    """What waits for one client, in order. There is one only while something waits.
+    """The bytes that wait for one client, in order. There is one only while something waits.
 
     Args:
-        connection: The client's.
+        buffered: Counts what is kept in memory.
+        most: The largest piece that `take` returns, in bytes.
+
+    Attributes:
+        size: The number of bytes that wait.
     """
 
-    __slots__ = ("_at", "_buffered", "_connection", "_end", "_file", "_last", "_most", "_pieces", "_small", "_start", "size")
+    __slots__ = ("_at", "_buffered", "_end", "_file", "_last", "_most", "_pieces", "_small", "_start", "size")
 
-    def __init__(self, connection: Output) -> None:
-        self.size = 0  # bytes that wait
-        self._connection = connection
-        self._buffered = connection.site.buffered
-        # uvloop's transport refers to what it is given; others copy it.
-        copies = connection.endpoints.tls or isinstance(connection.transport, asyncio.Transport)
-        self._most = PIECE if copies else AT_ONCE
+    def __init__(self, buffered: Buffered, most: int) -> None:
+        self.size = 0
+        self._buffered = buffered
+        self._most = most
         self._pieces: deque[bytes] = deque()
         self._last: bytes | None = None  # the transport may still have a part of it
         self._at = 0  # where the first piece goes on
@@ -83,11 +80,11 @@ class Outgoing:
         self._start = self._end = 0  # of what waits in it
 
     def add(self, data: bytes, *, spill: bool) -> None:
-        """Put ``data`` behind what waits.
+        """Add ``data`` at the end.
 
         Args:
             data: Kept as it is, or written to a file.
-            spill: Whether a file would free memory, since nobody else keeps ``data``.
+            spill: Whether a file would free memory, since nothing else keeps ``data``.
 
         Raises:
             OSError: There is no room for the file.
@@ -124,7 +121,7 @@ class Outgoing:
             view = view[count:]
 
     def take(self) -> bytes | memoryview:
-        """The next piece; empty if nothing waits. The one before must have been sent.
+        """Return the next piece; empty if nothing waits. The piece before must have been sent.
 
         Raises:
             OSError: The file cannot be read.
@@ -155,30 +152,8 @@ class Outgoing:
         self.size -= len(piece)
         return piece
 
-    def pump(self) -> None:
-        """Write as much as the transport takes, and a bounded part of it in one turn of the loop."""
-        connection = self._connection
-        if connection.outgoing is not self or connection.clogged:
-            return
-        transport = connection.transport
-        left = AT_ONCE
-        try:
-            while left > 0 and not connection.clogged:
-                piece = self.take()
-                if not piece:
-                    self.discard()
-                    connection.all_sent()
-                    return
-                transport.write(piece)
-                left -= len(piece)
-        except OSError as error:
-            connection.cannot_store(error)
-            return
-        if not connection.clogged:
-            connection.site.loop.call_soon(connection.go_on_sending)
-
     def discard(self) -> None:
-        """Forget what waits."""
+        """Drop what waits."""
         if self._last is not None:
             self._buffered.remove(self._last)
             self._last = None

@@ -1,4 +1,4 @@
-"""The writing half of a client connection. It keeps what the client has not taken, and tells the exchange when it has."""
+"""The writing half of a client connection. It keeps what the client has not taken, and notifies the exchange when it has."""
 
 from __future__ import annotations
 
@@ -6,50 +6,57 @@ import asyncio
 import tempfile
 from typing import TYPE_CHECKING, Any
 
+from forkserve.http.framing.endpoints import Endpoints
 from forkserve.http.framing.outgoing import PIECE, Outgoing
-from forkserve.http.proxy import Endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkserve.http.app.exchange import Exchange
-    from forkserve.http.app.sendfile import SendFile
-    from forkserve.http.site import Site
+    from forkserve.http.framing.sendfile import SendFile
+    from forkserve.http.framing.state import ServerState
+    from forkserve.http.framing.writer import RequestHandler
 
-GO_ON = 1 << 19
-"""Bytes that wait for a client at which an application that was held back is told that it may go on."""
+AT_ONCE = 16 * PIECE
+"""Bytes after which other connections have their turn on the loop, even if the client takes more."""
+LOW_WATER = 1 << 19
+"""When fewer bytes wait for a client, an application that had to wait for it goes on."""
 
 
 class Output(asyncio.Protocol):
-    """One client, as it is written to.
+    """The writing half of a client connection.
 
     Args:
-        site: What all connections share.
+        state: What all connections share.
+
+    Attributes:
+        exchange: The request that is being served.
+        clogged: Whether the transport holds enough.
+        write_paused: Whether the transport holds enough, or more waits behind it.
     """
 
     __slots__ = (
-        "_exchange", "_on_drained", "_when_sent", "clogged", "endpoints", "outgoing", "sending", "site", "transport",
+        "_on_drained", "_when_sent", "clogged", "endpoints", "exchange", "outgoing", "sending", "state", "transport",
         "write_paused",
     )  # fmt: skip
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
         self.transport: Any = None  # asyncio.Transport, or uvloop's, which is no subclass
         self.endpoints = Endpoints()
         self.outgoing: Outgoing | None = None  # what waits for the client, besides what the transport holds
-        self.clogged = False  # the transport holds enough
-        self.write_paused = False  # one of the two
+        self.clogged = False
+        self.write_paused = False
         self.sending: SendFile | None = None
-        self._exchange: Exchange | None = None
+        self.exchange: RequestHandler | None = None
         self._on_drained: Callable[[], None] | None = None
         self._when_sent: Callable[[], None] | None = None
 
     def send(self, data: bytes, *, spill: bool = True) -> None:
-        """Write now, or as soon as the client takes more. All of an answer comes this way but files and the smallest bodies.
+        """Write now, or as soon as the client takes more. All of a response but files and the smallest bodies is sent here.
 
         Args:
             data: The bytes; many of them are not copied.
-            spill: Whether they may go to a temporary file, since nobody else keeps them.
+            spill: Whether they may go to a temporary file, since nothing else keeps them.
         """
         outgoing, fresh = self.outgoing, False
         if outgoing is None:
@@ -58,7 +65,9 @@ class Output(asyncio.Protocol):
                 return
             if self.transport.is_closing():
                 return
-            outgoing, fresh = Outgoing(self), True
+            # uvloop's transport refers to what it is given; others copy it.
+            copies = self.endpoints.tls or isinstance(self.transport, asyncio.Transport)
+            outgoing, fresh = Outgoing(self.state.buffered, PIECE if copies else AT_ONCE), True
             self.outgoing = outgoing
             self.write_paused = True
             # From here on the transport is given a piece when it has none. One byte: for TLS of asyncio 0 is always reached.
@@ -69,30 +78,48 @@ class Output(asyncio.Protocol):
             self.cannot_store(error)
             return
         if fresh:
-            outgoing.pump()  # whoever has to wait will see so
+            self._pump(outgoing)  # the caller looks at write_paused next
         elif not self.clogged:
             self.go_on_sending()
 
     def go_on_sending(self) -> None:
-        """Write more of what waits, and tell the exchange if there is room for more."""
+        """Write more of what waits, and notify the exchange if there is room for more."""
         outgoing = self.outgoing
         if outgoing is None:
             return
         waited = outgoing.size
-        outgoing.pump()
+        self._pump(outgoing)
         if self.outgoing is None:
-            self.site.loop.call_soon(self._caught_up)
-        elif waited > GO_ON >= outgoing.size and self._exchange is not None:
-            self._exchange.writable()
+            self.state.loop.call_soon(self._caught_up)
+        elif waited > LOW_WATER >= outgoing.size and self.exchange is not None:
+            self.exchange.writable()
 
-    def all_sent(self) -> None:
-        """Nothing waits any more besides what the transport holds."""
+    def _pump(self, outgoing: Outgoing) -> None:
+        """Write as much as the transport takes, and a bounded part of it in one turn of the loop."""
+        left = AT_ONCE
+        try:
+            while left > 0 and not self.clogged and self.outgoing is outgoing:
+                piece = outgoing.take()
+                if not piece:
+                    outgoing.discard()
+                    self._all_given()
+                    return
+                self.transport.write(piece)
+                left -= len(piece)
+        except OSError as error:
+            self.cannot_store(error)
+            return
+        if not self.clogged:
+            self.state.loop.call_soon(self.go_on_sending)
+
+    def _all_given(self) -> None:
+        """Take note that the transport has everything."""
         self.outgoing = None
         self.write_paused = self.clogged
         if self._on_drained is None:
             self.limit_output()
         if self._when_sent is not None:
-            self.site.loop.call_soon(self._everything_sent)
+            self.state.loop.call_soon(self._everything_sent)
 
     def _everything_sent(self) -> None:
         call, self._when_sent = self._when_sent, None
@@ -100,14 +127,14 @@ class Output(asyncio.Protocol):
             call()
 
     def when_sent(self, call: Callable[[], None]) -> None:
-        """Call it when the transport has got everything; only the last that was asked for."""
+        """Call back when the transport has everything; a later call replaces an earlier one."""
         if self.outgoing is None:
             call()
         else:
             self._when_sent = call
 
     def when_drained(self, call: Callable[[], None]) -> None:
-        """Call back when nothing that was written is left to send; until then write nothing more."""
+        """Call back when the kernel has everything; until then write nothing more."""
         self._on_drained = call
         self.transport.set_write_buffer_limits(high=0)
         if not self.write_paused:
@@ -118,16 +145,16 @@ class Output(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=PIECE)
 
     def cannot_store(self, error: OSError) -> None:
-        """What waits does not fit into a file, and should not be in memory: the client loses its answer."""
-        exchange = self._exchange
-        self.site.log.error(
+        """Abort the connection: the bytes that wait do not fit into a file, and must not stay in memory."""
+        exchange = self.exchange
+        self.state.log.error(
             "%s: what the client has not taken cannot be stored in %s: %s. Make room there, or raise --limit-buffered",
             "an answer" if exchange is None else exchange.describe(), tempfile.gettempdir(), error.strerror or error,
         )  # fmt: skip
         self.transport.abort()
 
     def discard_output(self) -> None:
-        """The client has gone."""
+        """Drop what waits: the client is gone."""
         self._on_drained = self._when_sent = None
         if self.outgoing is not None:
             self.outgoing.discard()
@@ -135,24 +162,24 @@ class Output(asyncio.Protocol):
 
     @property
     def unsent(self) -> int:
-        """Bytes that the kernel has not got yet."""
+        """The bytes that the kernel does not have yet."""
         waiting: int = self.transport.get_write_buffer_size()
         return waiting if self.outgoing is None else waiting + self.outgoing.size
 
-    # What the transport tells
+    # Called by the transport
 
     def pause_writing(self) -> None:
-        """The client is slow to read (asyncio)."""
+        """Take note that the client reads slowly (asyncio)."""
         self.clogged = self.write_paused = True
 
     def resume_writing(self) -> None:
-        """The client has caught up (asyncio)."""
+        """Write on: the client has caught up (asyncio)."""
         self.clogged = False
         if self.outgoing is not None:
             self.go_on_sending()
         else:
             self.write_paused = False
-            self.site.loop.call_soon(self._caught_up)
+            self.state.loop.call_soon(self._caught_up)
 
     # Called by the loop: asyncio's transports call connection_lost twice if they are closed within resume_writing.
     def _caught_up(self) -> None:
@@ -162,10 +189,10 @@ class Output(asyncio.Protocol):
             call, self._on_drained = self._on_drained, None
             self.limit_output()
             call()
-        elif self._exchange is not None:
-            self._exchange.writable()
+        elif self.exchange is not None:
+            self.exchange.writable()
         else:
             self.go_on()
 
     def go_on(self) -> None:
-        """Nothing that was answered waits for the client any more."""
+        """Continue with the next request: no response waits for the client any more."""

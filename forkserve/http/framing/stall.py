@@ -1,4 +1,4 @@
-"""Whether a client takes what it is sent, found out once a second and not at every write."""
+"""Whether a client takes what is sent to it: measured once a second, and not at every write."""
 
 from __future__ import annotations
 
@@ -6,46 +6,64 @@ import fcntl
 import sys
 import termios
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkserve.http.framing.transports import descriptor
 
+if TYPE_CHECKING:
+    import logging
+
 
 class Stall:
-    """How long a client has taken nothing.
+    """Measures for how long a client has taken nothing.
 
-    What it has taken is what was written, less what still waits, in the transport and in the kernel. The kernel's part matters:
+    The bytes taken are those written, less those that still wait in the transport and in the kernel. The kernel's part matters:
     its buffer can drain for many seconds before the socket becomes writable again.
     """
 
-    __slots__ = ("_answer", "_since", "_taken")
+    __slots__ = ("_since", "_subject", "_taken")
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Nothing is waiting to be sent."""
-        self._answer: object = None
+        """Begin anew: nothing waits to be sent."""
+        self._subject: object = None
         self._taken = -inf
         self._since = 0.0
 
-    def seconds(self, now: float, answer: object, written: int, waiting: int) -> float:
-        """For how long nothing has been taken.
+    def seconds(self, now: float, subject: object, written: int, waiting: int) -> float:
+        """Return for how many seconds nothing has been taken.
 
         Args:
             now: The loop's time.
-            answer: Whatever ``written`` counts from the beginning of.
-            written: Bytes of it that have been written.
-            waiting: Bytes that have not been taken.
+            subject: The response, or anything else from whose beginning `written` counts.
+            written: The bytes of it that have been written.
+            waiting: The bytes that have not been taken; with none the measure begins anew.
         """
+        if not waiting:
+            self.clear()
+            return 0.0
         taken = written - waiting
-        if taken > self._taken or answer is not self._answer:
-            self._answer, self._taken, self._since = answer, taken, now
+        if taken > self._taken or subject is not self._subject:
+            self._subject, self._taken, self._since = subject, taken, now
         return now - self._since
+
+    @staticmethod
+    def give_up(log: logging.Logger, transport: Any, what: str) -> None:
+        """Close the connection of a client that has taken nothing for too long.
+
+        Args:
+            log: Where a line says so.
+            transport: The client's.
+            what: What it does not take.
+        """
+        log.info("%s: the client has read nothing for too long", what)
+        transport.abort()
 
 
 def waiting_in_kernel(transport: Any) -> int:
-    """Bytes that the kernel has not got rid of (tcp(7) and unix(7), SIOCOUTQ)."""
+    """Return the bytes that the kernel has not delivered (tcp(7) and unix(7), SIOCOUTQ)."""
     try:
         answer = fcntl.ioctl(descriptor(transport), termios.TIOCOUTQ, b"\0\0\0\0")
     except (OSError, ValueError):  # it is closed already

@@ -1,4 +1,4 @@
-"""The beginning of a connection where TLS is spoken: a handshake that fails is counted, and plain HTTP is answered."""
+"""The start of a TLS connection: a handshake that fails is counted, and plain HTTP is answered."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from collections.abc import Awaitable, Callable
 from math import inf
 from typing import TYPE_CHECKING
 
-from forkserve.http.framing.connection import Connection
+from forkserve.http.framing.h1 import H1Connection
 from forkserve.http.message.errors import RequestError
 
 if TYPE_CHECKING:
-    from forkserve.http.proxy import Endpoints
-    from forkserve.http.site import Site
+    from forkserve.http.framing.endpoints import Endpoints
+    from forkserve.http.framing.state import ServerState
 
 Readable = Callable[[socket.socket, float], Awaitable[None]]
 LONGEST_SHUTDOWN = 3600.0
-"""Seconds; it must be a number."""
+"""Seconds; asyncio takes no infinity."""
 LEAST_TIME = 0.1
-"""Seconds that a handshake has, however late its first byte was."""
+"""Seconds that a handshake has at least, however late its first byte was."""
 
 
-class PlainConnection(Connection):
-    """A client that speaks no TLS. It gets a 400 in plain HTTP. Nothing that it sends is read as a request."""
+class PlainConnection(H1Connection):
+    """A client that speaks no TLS. It gets a 400 in plain HTTP. None of its bytes are read as a request."""
 
     __slots__ = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is connected (asyncio)."""
+        """Answer at once (asyncio)."""
         super().connection_made(transport)
-        self.site.handshakes_failed += 1
-        self._refuse(RequestError(400, "plain HTTP was sent where TLS is spoken: use https"))
+        self.state.handshakes_failed += 1
+        self.refuse(RequestError(400, "plain HTTP was sent where TLS is spoken: use https"))
 
 
-async def connect_tls(site: Site, client: socket.socket, host: str, endpoints: Endpoints, readable: Readable) -> None:
-    """Make a connection of a socket whose client is to speak TLS.
+async def connect_tls(state: ServerState, client: socket.socket, host: str, endpoints: Endpoints, readable: Readable) -> None:
+    """Start TLS on an accepted socket, and make a connection of it.
 
     Args:
-        site: What all connections share.
-        client: Accepted, non-blocking; what a PROXY header was has been read.
+        state: What all connections share.
+        client: Accepted and non-blocking; a PROXY header has been read.
         host: The address of its peer, for the log.
-        endpoints: For the connection.
-        readable: Waits until the socket can be read, or the loop's clock says so much.
+        endpoints: The endpoints of the new connection.
+        readable: Waits until the socket can be read, or until a time on the loop's clock.
 
     Raises:
         OSError: There is no connection. The reason is logged.
-        EOFError: The client has left without a word. It may only have looked whether anybody listens.
+        EOFError: The client has left without sending a byte. Perhaps it checked only whether the port is open.
     """
-    loop, until = site.loop, site.loop.time() + site.header_timeout
+    loop, until = state.loop, state.loop.time() + state.header_timeout
     try:
         plain = await _speaks_http(loop, client, until, readable)
-        connection = PlainConnection(site) if plain else Connection(site)
+        connection = PlainConnection(state) if plain else H1Connection(state)
         connection.endpoints = endpoints
         if plain:
             await loop.connect_accepted_socket(lambda: connection, client)
@@ -59,22 +59,22 @@ async def connect_tls(site: Site, client: socket.socket, host: str, endpoints: E
         await loop.connect_accepted_socket(
             lambda: connection,
             client,
-            ssl=site.tls,
+            ssl=state.tls,
             ssl_handshake_timeout=None if until == inf else max(LEAST_TIME, until - loop.time()),
-            ssl_shutdown_timeout=min(site.write_timeout, LONGEST_SHUTDOWN),  # `Connection.sweep` has the last word
+            ssl_shutdown_timeout=min(state.write_timeout, LONGEST_SHUTDOWN),  # the sweep aborts it before
         )
     except OSError as error:
-        site.handshakes_failed += 1
-        site.refusals.note("TLS handshake", host, _reason(error))
+        state.handshakes_failed += 1
+        state.refusals.note("TLS handshake", host, _reason(error))
         raise
 
 
 async def _speaks_http(loop: asyncio.AbstractEventLoop, client: socket.socket, until: float, readable: Readable) -> bool:
-    """Look at the first byte, and leave it there: text is no TLS, whatever else it is; all that is not text is TLS's to judge.
+    """Look at the first byte, and leave it there. Text is no TLS; anything else is left to the TLS handshake.
 
     Raises:
-        TimeoutError: None has come in time.
-        EOFError: None comes.
+        TimeoutError: No byte has come in time.
+        EOFError: The client sends none.
     """
     while True:
         try:
@@ -92,6 +92,6 @@ async def _speaks_http(loop: asyncio.AbstractEventLoop, client: socket.socket, u
 
 
 def _reason(error: OSError) -> str:
-    """Why a handshake has failed: OpenSSL's reason, or the system's, in one line."""
+    """Return why a handshake has failed: OpenSSL's reason, or the system's, in one line."""
     reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or error.strerror or str(error)
     return " ".join(str(reason).split()) or "the client has left"

@@ -4,7 +4,7 @@ import re
 
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.fields import TOKEN
-from forkserve.http.message.http1 import Limits
+from forkserve.http.message.http1 import RequestLimits
 
 _SIZE = rb"([0-9A-Fa-f]{1,16})"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
@@ -63,7 +63,7 @@ class ChunkedBody:
 
     left = None
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
         self._held = b""  # part of a line, or of the CR LF behind a chunk
         self._left = -1  # bytes of the current chunk to come, with the two of its CR LF; -1: its size line comes first

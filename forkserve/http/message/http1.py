@@ -8,12 +8,19 @@ Two things repeat so often that they are kept: a connection keeps its last head,
 (`HeadReader`), and the process keeps the request lines seen last (`TARGETS`).
 """
 
+from __future__ import annotations
+
 import re
+import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.fields import TOKEN, Fields, LineReader, ParseLines
+
+if TYPE_CHECKING:
+    from forkserve.config.settings import Settings
 
 _TOKEN = re.compile(TOKEN + rb"++")
 _TARGET = re.compile(rb"[\x21\x22\x24-\x7e]++")  # visible ASCII without "#"
@@ -31,14 +38,33 @@ METHODS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How much of a request is accepted; sizes in bytes. ``field`` 0 means that only ``head`` bounds a field."""
+class RequestLimits:
+    """How much of a request is accepted.
+
+    Attributes:
+        line: Bytes of the request line.
+        fields: The number of header fields.
+        head: Bytes of the whole head.
+        body: Bytes of the body.
+        field: Bytes of a header field; 0 means that only `head` limits it.
+    """
 
     line: int
     fields: int
     head: int
     body: int
     field: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> RequestLimits:
+        """Return the limits that the settings give."""
+        return cls(
+            line=settings.limit_request_line,
+            fields=settings.limit_request_fields,
+            head=settings.limit_request_head,
+            body=settings.limit_request_body or sys.maxsize,
+            field=settings.limit_request_field_size,
+        )
 
 
 class Target:
@@ -91,7 +117,7 @@ class HeadReader:
 
     __slots__ = ("_fields", "_limits", "_lines", "_scanned", "_section", "_tail", "buffer")
 
-    def __init__(self, limits: Limits, parse: ParseLines) -> None:
+    def __init__(self, limits: RequestLimits, parse: ParseLines) -> None:
         self._limits = limits
         self._section = LineReader(parse)
         self._tail = b""

@@ -1,9 +1,9 @@
-"""Response heads: what an application gave, checked and framed (RFC 9110 section 6 and 8, RFC 9112 section 6). Pure.
+"""Response heads as values: what an application gave, checked (RFC 9110 sections 6 and 8). Pure.
 
-Applications send the same few header lines again and again, so a line is checked and written out once and then kept
-(`_LINES`); what cannot be sent never gets in there. Most send even the same few heads again and again: one whose lines were all
-known is kept as a whole (`_HEADS`). A head with a line of its own, such as a fresh cookie, has no reason to come again, and would
-only push out those that do.
+A framing makes bytes of them. Applications send the same few fields again and again, so a field is checked once and then kept
+(`_FIELDS`); a field that cannot be sent is never kept. Most applications even send the same few heads again and again: a head
+whose fields were all known is kept as a whole (`_HEADS`). A head with a field of its own, such as a fresh cookie, is unlikely to
+come again, and would only push out heads that do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from forkserve.http.message.errors import PHRASES, RequestError, ResponseError
+from forkserve.http.message.errors import PHRASES, ResponseError
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++")
 _VALUE = re.compile(r"[^\r\n\0]*+")
@@ -20,12 +20,16 @@ _STATUS = re.compile(r"[2-5][0-9]{2} [\t\x20-\x7e\x80-\xff]*+")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 Header = tuple[str, str] | tuple[bytes, bytes]
+"""A field as an application gives it."""
+Field = tuple[bytes, bytes]
+"""A field that may be sent: its name as the application writes it, and its value."""
 Kind = type[str] | type[bytes]
 
-Known = bytes | tuple[int, bytes]
-_LINES: dict[Kind, dict[Header, Known]] = {str: {}, bytes: {}}
-"""By kind: header to its line, ready to be sent; a Content-Length to its number and its line."""
-_LINES_KEPT = 2048
+_FIELDS: dict[Kind, dict[Header, Field]] = {str: {}, bytes: {}}
+"""By kind: header to its field."""
+_LENGTHS: dict[Kind, dict[Header, tuple[int, Field]]] = {str: {}, bytes: {}}
+"""By kind: Content-Length to its number and its field."""
+_FIELDS_KEPT = 2048
 _LONGEST_KEPT = 256
 _STATUSES: dict[str, tuple[int, bytes]] = {}
 _CODES: dict[int, tuple[int, bytes]] = {}
@@ -41,7 +45,7 @@ _DROPPED = frozenset(("keep-alive", "proxy-connection", "te", "trailer", "transf
 
 
 def read_status(status: str) -> tuple[int, bytes]:
-    """The code and the status line of WSGI's status, such as ``200 OK``.
+    """Return the code and the phrase of WSGI's status, such as ``200 OK``.
 
     Raises:
         ResponseError: It is not three digits from 200 on, a blank and a phrase.
@@ -50,14 +54,14 @@ def read_status(status: str) -> tuple[int, bytes]:
     if known is None:
         if not isinstance(status, str) or _STATUS.fullmatch(status) is None:
             raise ResponseError("the status must be three digits from 200 on, a blank, and a phrase without control characters")
-        known = int(status[:3]), f"HTTP/1.1 {status}\r\n".encode("latin-1")
-        if len(_STATUSES) < _LINES_KEPT:
+        known = int(status[:3]), status[4:].encode("latin-1")
+        if len(_STATUSES) < _FIELDS_KEPT:
             _STATUSES[status] = known
     return known
 
 
 def read_code(code: int) -> tuple[int, bytes]:
-    """The code and the status line of ASGI's status, such as 200.
+    """Return the code and the phrase of ASGI's status, such as 200.
 
     Raises:
         ResponseError: It is no number from 200 to 599.
@@ -66,76 +70,84 @@ def read_code(code: int) -> tuple[int, bytes]:
     if known is None:
         if not isinstance(code, int) or not 200 <= code <= 599:
             raise ResponseError("the status must be a number from 200 to 599")
-        known = _CODES[int(code)] = int(code), f"HTTP/1.1 {int(code)} {PHRASES.get(code, '')}\r\n".encode()
+        known = _CODES[int(code)] = int(code), PHRASES.get(code, "").encode()
     return known
 
 
 class ResponseHead:
-    """A response head: the application's fields, and what they say about the framing.
+    """A response head: status and fields of the application, and what they mean for the framing.
 
     Args:
         code: The status code.
-        line: The status line, with its CR LF.
-        kind: What names and values are: strings in latin-1 (WSGI) or bytes (ASGI).
+        phrase: The reason phrase, which HTTP/1.1 sends.
+        kind: The type of names and values: strings in latin-1 (WSGI) or bytes (ASGI).
 
     Attributes:
-        block: All lines in one, if the head is shared by all answers that repeat it; it is never changed then.
-        plain: Whether there is a body, and nothing against another request on the connection.
+        fields: The fields in the order given, without those that only the server may send.
+        content_length: The length of the body in bytes, if the application gave it.
+        close: Whether the application sent ``Connection: close``.
+        own_date: Whether there is a Date among the fields; `own_server` is the same for Server.
+        plain: Whether there is a body, and no ``Connection: close``.
+        shared: Whether all responses that repeat it have this object. It is never changed then.
+        encoded: What HTTP/1.1 makes of a shared head, kept here by that framing.
     """
 
-    __slots__ = ("_kind", "block", "close", "code", "content_length", "lines", "own_date", "own_server", "plain")
+    __slots__ = (
+        "_kind", "close", "code", "content_length", "encoded", "fields", "own_date", "own_server", "phrase", "plain", "shared",
+    )  # fmt: skip
 
-    def __init__(self, code: int, line: bytes, kind: Kind) -> None:
+    def __init__(self, code: int, phrase: bytes, kind: Kind) -> None:
         self.code = code
+        self.phrase = phrase
         self._kind = kind
-        self.lines = [line]
-        self.block = b""
+        self.fields: list[Field] = []
         self.content_length: int | None = None
         self.close = False
         self.own_date = False
         self.own_server = False
         self.plain = code not in BODILESS
+        self.shared = False
+        self.encoded = b""
 
     def add(self, headers: Iterable[Header]) -> bool:
-        """Take the application's headers; tells whether all of them were known before.
+        """Add the application's headers; return whether all of them were known before.
 
         Raises:
             ResponseError: They are no pairs of the right kind, a name is no token, a value holds CR, LF, NUL or something outside
                 latin-1, or there is more than one length.
         """
-        lines, known = self.lines, _LINES[self._kind]
+        fields, known, lengths = self.fields, _FIELDS[self._kind], _LENGTHS[self._kind]
         all_known = True
         for header in headers:
             try:
-                line = known.get(header)
+                field = known.get(header)
+                if field is None and header in lengths:
+                    self._take_length(*lengths[header])
+                    continue
             except TypeError:  # a list instead of a tuple
-                line = None
-            if line.__class__ is bytes:
-                lines.append(line)
-            elif line is None:
+                field = None
+            if field is None:
                 all_known = False
                 self._read(header)
             else:
-                self._take_length(*line)
+                fields.append(field)
         return all_known
 
-    def share(self) -> None:
-        """From here on other answers have this head too."""
-        self.block = b"".join(self.lines)
-
-    def own(self) -> ResponseHead:
-        """This head, or if others have it too a copy: one that may be changed."""
-        if not self.block:
-            return self
-        head = ResponseHead(self.code, b"", self._kind)
-        head.lines = self.lines.copy()
-        head.content_length = self.content_length
-        return head  # the rest is as it was: what is not never gets shared
+    def with_length(self, length: int) -> ResponseHead:
+        """Return a copy that also has a Content-Length; this head may be shared."""
+        head = ResponseHead(self.code, self.phrase, self._kind)
+        head.fields = [*self.fields, (b"Content-Length", b"%d" % length)]
+        head.content_length = length
+        head.close = self.close
+        head.own_date = self.own_date
+        head.own_server = self.own_server
+        head.plain = self.plain
+        return head
 
     def _read(self, header: Header) -> None:
         try:
             name, value = (_as_text(part, self._kind) for part in header)
-            line = f"{name}: {value}\r\n".encode("latin-1")
+            field = name.encode("latin-1"), value.encode("latin-1")
         except (TypeError, ValueError) as error:
             kinds = "bytes" if self._kind is bytes else "strings in latin-1"
             raise ResponseError(f"a header is not a pair of {kinds}") from error
@@ -147,55 +159,37 @@ class ResponseHead:
         if lower == "content-length":
             if _NUMBER.fullmatch(value) is None:
                 raise ResponseError("Content-Length is not a number")
-            self._take_length(int(value), line)
-            self._keep(header, (int(value), line), line)
+            self._take_length(int(value), field)
+            _keep(_LENGTHS[self._kind], header, field, (int(value), field))
         elif lower == "connection":
             self.close |= "close" in value.lower()
             self.plain &= not self.close
         elif lower not in _DROPPED:
-            self.lines.append(line)
+            self.fields.append(field)
             if lower == "date":
                 self.own_date = True
             elif lower == "server":
                 self.own_server = True
             else:
-                self._keep(header, line, line)
+                _keep(_FIELDS[self._kind], header, field, field)
 
-    def _keep(self, header: Header, known: Known, line: bytes) -> None:
-        if len(line) <= _LONGEST_KEPT and header.__class__ is tuple:
-            lines = _LINES[self._kind]
-            if len(lines) >= _LINES_KEPT:
-                lines.clear()
-            lines[header] = known
-
-    def _take_length(self, length: int, line: bytes) -> None:
+    def _take_length(self, length: int, field: Field) -> None:
         if self.content_length is not None:
             raise ResponseError("more than one Content-Length")
         self.content_length = length
         if self.code != 204:  # RFC 9110 8.6
-            self.lines.append(line)
+            self.fields.append(field)
 
-    def add_length(self, length: int) -> None:
-        """Say how long the body is, where the application did not."""
-        self.content_length = length
-        self.lines.append(b"Content-Length: %d\r\n" % length)
 
-    def finish(self, hop: bytes, ending: Ending) -> bytes:
-        """The whole head, with its empty line.
-
-        Args:
-            hop: The lines about this connection: Connection and Transfer-Encoding.
-            ending: The lines that every answer has.
-        """
-        self.lines.append(hop)
-        self.lines.append(
-            ending.without(date=self.own_date, server=self.own_server) if self.own_date or self.own_server else ending.whole
-        )
-        return b"".join(self.lines)
+def _keep(kept: dict[Header, Any], header: Header, field: Field, known: object) -> None:
+    if len(field[0]) + len(field[1]) <= _LONGEST_KEPT and header.__class__ is tuple:
+        if len(kept) >= _FIELDS_KEPT:
+            kept.clear()
+        kept[header] = known
 
 
 def read_head(status: Any, headers: Iterable[Header], kind: Kind) -> ResponseHead:
-    """The head that an application tells, perhaps shared.
+    """Return the head that an application gave, perhaps a shared one.
 
     Args:
         status: WSGI's or ASGI's status.
@@ -216,7 +210,7 @@ def read_head(status: Any, headers: Iterable[Header], kind: Kind) -> ResponseHea
             kept = _HEADS[kind]
             if len(kept) >= _HEADS_KEPT:
                 kept.clear()
-            head.share()
+            head.shared = True
             kept[key] = head
     return head
 
@@ -225,48 +219,3 @@ def _as_text(part: str | bytes, kind: Kind) -> str:
     if not isinstance(part, kind):
         raise TypeError(type(part))
     return part if isinstance(part, str) else part.decode("latin-1")
-
-
-class Ending:
-    """The end of every response head: configured headers, Date and Server, and the empty line. Made anew each second.
-
-    Args:
-        common: Configured header lines.
-        date: The Date line, or nothing.
-        server: The Server line, or nothing.
-    """
-
-    __slots__ = ("_common", "_date", "_server", "whole")
-
-    def __init__(self, common: bytes, date: bytes, server: bytes) -> None:
-        self._common, self._date, self._server = common, date, server
-        self.whole = self.without(date=False, server=False)
-
-    def without(self, *, date: bool, server: bool) -> bytes:
-        """The same for an application that gives its own Date or Server."""
-        return b"".join((self._common, b"" if date else self._date, b"" if server else self._server, b"\r\n"))
-
-
-HOP_LINES = {
-    ("1.1", True): b"",
-    ("1.0", True): b"Connection: keep-alive\r\n",
-    ("1.1", False): b"Connection: close\r\n",
-    ("1.0", False): b"Connection: close\r\n",
-}
-"""By the client's version and whether the connection stays open."""
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
-
-
-def error_answer(error: RequestError, method: str, ending: Ending) -> bytes:
-    """The whole answer to a request that cannot be served: plain text, and the connection closes.
-
-    Args:
-        error: What is wrong.
-        method: The method, if it is known, else an empty string; HEAD gets no body.
-        ending: The lines that every answer has.
-    """
-    body = f"{error.status} {PHRASES.get(error.status, '')}: {error.detail}\n".encode("ascii")
-    head = ResponseHead(*read_code(error.status), str)
-    head.add((("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *error.headers))
-    data = head.finish(HOP_LINES["1.1", False], ending)
-    return data if method == "HEAD" else data + body

@@ -10,27 +10,26 @@ goes on. No thread and no asyncio, either of which would have to survive each fo
 from __future__ import annotations
 
 import functools
-import os
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from forkserve.base.errors import CommandError, ListenError
+from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
-from forkserve.config import values
-from forkserve.prefork.control.session import Asked, Limits, Phase, Session, peer, turn_away
-from forkserve.prefork.control.socketfile import SocketFile, open_named, open_path
+from forkserve.prefork.control.session import Asked, Limits, Phase, Session, turn_away
+from forkserve.prefork.control.socketfile import SocketFile
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
-from forkserve.prefork.ipc.builtin import BUILTINS
 from forkserve.prefork.ipc.pending import JSON, Pending, answer
 from forkserve.prefork.system.poller import READ, WRITE, Poller, Timer
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from forkserve.base.handover import Exported
+    from forkserve.prefork.control.command import Command
+    from forkserve.prefork.control.endpoint import Endpoint
     from forkserve.prefork.control.wire import Request
 
 ACCEPTS = 8  # in a turn
@@ -53,46 +52,42 @@ class Control:
 
     Args:
         poller: Waits for the clients.
+        commands: What clients may request.
         execute: Begins a command.
         progress: Says how far the server is in what it does, in a few words for people.
         limits: What a client may do.
     """
 
-    def __init__(self, poller: Poller, execute: Execute, progress: Callable[[], str], limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        poller: Poller,
+        commands: Mapping[str, Command],
+        execute: Execute,
+        progress: Callable[[], str],
+        limits: Limits | None = None,
+    ) -> None:
         self._poller = poller
+        self._commands = commands
         self._execute = execute
         self._progress = progress
         self._limits = limits or Limits()
-        self._file: SocketFile | None = None
+        self._endpoint: Endpoint | None = None
         self._sessions: dict[int, Session] = {}  # by descriptor
         self._waiting: deque[Session] = deque()  # those with a request to be taken, in turn
         self._turns: Timer | None = None
         self._ticks: Timer | None = None
 
-    def open(self, setting: str | None, name: str, environ: Mapping[str, str]) -> str:
-        """Listen where `--control-socket` says; return the server's name, which has a number if that name is taken.
-
-        Raises ConfigError and ListenError for a path that was asked for and cannot be had.
-        """
-        if setting == values.NONE:
-            return name
-        if setting is not None:
-            self._file = open_path(setting)
-        else:
-            try:
-                name, self._file = open_named(name, environ)
-            except ListenError as error:
-                logger.info("no control socket: %s", error)
-                return name
-        self._listen()
-        return name
+    def listen(self, endpoint: Endpoint) -> None:
+        """Take clients from now on."""
+        self._endpoint = endpoint
+        self._watch_endpoint()
 
     def export(self) -> Exported | None:
         """Describe it and its clients, for an upgrade; None if it does not listen."""
-        if self._file is None:
+        if self._endpoint is None:
             return None
         sessions = [one.export() for one in self._sessions.values() if one.phase is not Phase.CLOSED]
-        return {"file": self._file.export(), "sessions": sessions}
+        return {"file": self._endpoint.export(), "sessions": sessions}
 
     def adopt(self, found: Exported | None, upgrade: Pending) -> None:
         """Go on in the new program. Clients that asked for the upgrade get its answer.
@@ -101,75 +96,66 @@ class Control:
         """
         if found is None:
             return
-        self._file = SocketFile.adopt(found["file"])
-        self._listen()
+        self.listen(SocketFile.adopt(found["file"]))
         between = CommandError("the server was upgraded meanwhile: what was begun may have been done, or goes on")
         for one in found["sessions"]:
             session = Session.adopt(one, self._limits)
             self._enter(session)
             for asked in list(session.open):
                 command = asked.request.command
-                if command in BUILTINS and BUILTINS[command].tells:
+                if command in self._commands and self._commands[command].repeatable:
                     self._poller.at(0.0, functools.partial(self._run, session, asked))
                     continue
                 pending = upgrade if command == "upgrade" else _failed(between)
                 pending.finally_(functools.partial(self._answer, session, asked))
 
-    @property
-    def path(self) -> str | None:
-        """Where it listens, if it does."""
-        return self._file.path if self._file else None
-
     def close(self) -> None:
         """Send what is unsent, for a moment; then close everything, and remove the socket. Twice does no harm."""
-        if self._file is None:
+        if self._endpoint is None:
             return
-        self._poller.unwatch(self._file.sock.fileno())
+        self._poller.unwatch(self._endpoint.sock.fileno())
         gone = CommandError("the server has stopped")
         for session in list(self._sessions.values()):
             for asked in list(session.open):
                 self._answer(session, asked, _failed(gone))
         _flush(self._sessions.values(), time.monotonic() + LAST_WORDS)
         # A client may take the end of its connection as the sign that all is over.
-        self._file.remove()
-        self._file = None
+        self._endpoint.remove()
+        self._endpoint = None
         for session in list(self._sessions.values()):
             self._close(session)
 
     def close_in_child(self) -> None:
         """Close the copies that a child has; it must hold neither the lock nor a client's connection."""
-        if self._file is not None:
-            self._file.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
         for session in self._sessions.values():
             session.close()
 
     # Clients come.
 
-    def _listen(self) -> None:
-        if self._file is not None:
-            self._poller.watch(self._file.sock.fileno(), READ, self._accept)
+    def _watch_endpoint(self) -> None:
+        if self._endpoint is not None:
+            self._poller.watch(self._endpoint.sock.fileno(), READ, self._accept)
 
     def _accept(self, _events: int) -> None:
-        assert self._file is not None
+        assert self._endpoint is not None
         for _ in range(ACCEPTS):
             try:
-                sock, _address = self._file.sock.accept()
+                sock, _address = self._endpoint.sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # no descriptor is left; the connection waits, and would wake us again at once
                 logger.warning("control socket: cannot accept: %s", error.strerror)
-                self._poller.unwatch(self._file.sock.fileno())
-                self._poller.at(time.monotonic() + BREATH, self._listen)
+                self._poller.unwatch(self._endpoint.sock.fileno())
+                self._poller.at(time.monotonic() + BREATH, self._watch_endpoint)
                 return
             self._admit(sock)
 
     def _admit(self, sock: socket.socket) -> None:
-        try:
-            _, uid = peer(sock)
-        except OSError:
-            uid = -1
-        if uid not in (0, os.geteuid()):
-            refusal = CommandError(f"only root and the user {os.geteuid()} may steer this server", "refused")
+        assert self._endpoint is not None
+        if why := self._endpoint.refusal(sock):
+            refusal = CommandError(why, "refused")
         elif len(self._sessions) >= self._limits.clients:
             refusal = CommandError(f"busy: {self._limits.clients} clients are connected already", "busy")
         else:
@@ -226,7 +212,7 @@ class Control:
         try:
             line = session.next_line()
             if line and not line.isspace():
-                self._begin(session, read_request(line), len(line))
+                self._begin(session, read_request(line, self._commands), len(line))
         except LineError as error:
             session.send_last(_last_line(None, _failed(CommandError(str(error), "usage"))))
         except RequestError as error:

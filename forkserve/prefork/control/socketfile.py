@@ -13,13 +13,19 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from forkserve.base import files
 from forkserve.base.errors import ConfigError, ListenError
 from forkserve.base.handover import Exported, InheritedFd
 from forkserve.base.lockfile import HeldError, LockFile
+from forkserve.base.logs import logger
+from forkserve.config import values
 from forkserve.prefork.control import runtime_dir
+from forkserve.prefork.control.session import peer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103  # bytes in sun_path, without the NUL at its end
 BACKLOG = 128
@@ -69,6 +75,14 @@ class SocketFile:
         self.sock.setblocking(False)
         return self
 
+    def refusal(self, client: socket.socket) -> str | None:
+        """Let in only root and our own user: their commands run with our rights."""
+        try:
+            _, uid = peer(client)
+        except OSError:
+            uid = -1
+        return None if uid in (0, os.geteuid()) else f"only root and the user {os.geteuid()} may steer this server"
+
     def remove(self) -> None:
         """Stop listening; remove the file, unless somebody put another one there."""
         files.remove(self.path, self._identity, follow=False)
@@ -93,6 +107,22 @@ def _remove_stale(path: str, place: files.Place) -> None:
     if found.st_uid != os.geteuid():
         raise OSError(0, "there is a socket of another user")
     place.unlink()
+
+
+def open_endpoint(setting: str | None, name: str, environ: Mapping[str, str]) -> tuple[str, SocketFile | None]:
+    """Listen where `--control-socket` says; return the server's name, which has a number if that name is taken.
+
+    Raises ConfigError and ListenError for a path that the user gave and that cannot be used.
+    """
+    if setting == values.NONE:
+        return name, None
+    if setting is not None:
+        return name, open_path(setting)
+    try:
+        return open_named(name, environ)
+    except ListenError as error:
+        logger.info("no control socket: %s", error)
+        return name, None
 
 
 def open_path(path: str) -> SocketFile:

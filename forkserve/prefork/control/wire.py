@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from forkserve.base.errors import CommandError, did_you_mean
-from forkserve.prefork.ipc.builtin import BUILTINS
-from forkserve.prefork.worker.defined import unknown
+from forkserve.base.errors import CommandError, did_you_mean, unknown_command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from forkserve.prefork.control.command import Command
     from forkserve.prefork.ipc.pending import JSON
 
 VERSION: Final = 1
@@ -93,8 +93,8 @@ class Request:
     id: JSON = None
 
 
-def read_request(line: bytes) -> Request:
-    """Read a request.
+def read_request(line: bytes, commands: Mapping[str, Command]) -> Request:
+    """Read a request for one of these commands.
 
     Raises LineError for what is no JSON object, RequestError for one that says something else than it may.
     """
@@ -112,15 +112,16 @@ def read_request(line: bytes) -> Request:
     command, args, to = message.get("command"), message.get("args", []), message.get("to", "all")
     if not isinstance(command, str):
         refuse('"command" must be a string')
-    if command not in BUILTINS:
-        refuse(unknown(command, BUILTINS), "unknown")
+    if command not in commands:
+        refuse(unknown_command(command, commands), "unknown")
     if not isinstance(args, list):
         refuse('"args" must be an array')
     if to not in ("all", "any") and not _is_number(to, int):
         refuse('"to" must be "all", "any" or the number of a worker')
-    if "to" in message and command != "call":
-        refuse('"to" belongs to "call" only')
-    timeout = message.get("timeout", BUILTINS[command].timeout)
+    if "to" in message and not commands[command].targets:
+        takers = " and ".join(f'"{name}"' for name, one in commands.items() if one.targets)
+        refuse(f'"to" belongs to {takers} only')
+    timeout = message.get("timeout", commands[command].timeout)
     if timeout is not None and not (_is_number(timeout, int, float) and 0 < timeout <= MAX_TIMEOUT):
         refuse(f'"timeout" must be null or a number of seconds, more than 0 and at most {MAX_TIMEOUT}')
     if not isinstance(message.get("progress", False), bool):

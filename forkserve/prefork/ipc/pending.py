@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.hooks import call_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 JSON = Any
 Everyone = str  # "all" or "any"
 
 WITHOUT_WORDS: Final = MappingProxyType({"timeout": "no answer in time", "died": "the worker died"})
+CALL_TIMEOUT: Final = 60.0  # seconds to wait for a command, if the caller names no other time
 LONGEST_TEXT: Final = 16 * 1024  # of a traceback in a reply
 
 

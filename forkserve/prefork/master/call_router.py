@@ -1,9 +1,8 @@
-"""Messenger: carries commands to the workers and their replies back; and those that one worker has for the others."""
+"""Call router: takes commands to the workers and their replies back, also those that one worker sends to the others."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from forkserve.base.errors import CommandError
@@ -13,31 +12,42 @@ from forkserve.prefork.ipc.codec import encode
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import Answer, CallError
 from forkserve.prefork.ipc.pending import Pending
+from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.calls import Calls, Send, Target
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from forkserve.base.handover import Exported
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
+    from forkserve.prefork.system.poller import Poller
 
 MANY_CALLS = 1 << 63  # a number as long as any
 
 BUSY = 0.1  # seconds in which a worker that is not busy has written its counters down
 
 
-class Messenger:
-    """Asks workers to run commands. In the master.
+class CallRouter(Observer):
+    """Has workers run commands. In the master.
 
     Args:
+        children: The workers.
+        poller: Rings when a wait is over.
         ask_for: Asks on behalf of a worker: gets the arguments of `ask`; may raise CommandError.
-        slot: Which slot somebody means by a word or number; may raise CommandError.
+        slot: Gives the slot that a word or number names; may raise CommandError.
     """
 
-    def __init__(self, ask_for: Callable[..., Pending], slot: Callable[[int | str], int]) -> None:
-        self.children: Children  # given by the master
+    RECEIVES = (messages.Result, messages.Free, messages.Call, messages.Noted)
+
+    def __init__(
+        self, children: Children, poller: Poller, ask_for: Callable[..., Pending], slot: Callable[[int | str], int]
+    ) -> None:
+        self.children = children
+        self._poller = poller
         self._ask_for = ask_for
         self._slot = slot
         self._calls = Calls()
@@ -89,7 +99,7 @@ class Messenger:
         missing = {target.ident for target in self.children.targets()}
         self._fresh.append((pending, missing))
         self._send([Send(ident, messages.Note()) for ident in missing])
-        self.children.poller.at(time.monotonic() + BUSY, lambda: pending.resolve(None))
+        self._poller.at(time.monotonic() + BUSY, lambda: pending.resolve(None))
         self._noted(None)
         return pending
 
@@ -118,7 +128,7 @@ class Messenger:
         """A worker can be asked from now on."""
         self._send(self._calls.offer(child.member.ident))
 
-    def said(self, child: Child, message: messages.Message) -> None:
+    def received(self, child: Child, message: messages.Message) -> None:
         """A worker replies, is free for a command, or asks the others."""
         ident, now = child.member.ident, time.monotonic()
         match message:

@@ -17,8 +17,8 @@ from forkserve.base.memory import nameless_file
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.messages import LogFiles
 from forkserve.prefork.ipc.orders import OrderSocket
-from forkserve.prefork.master import stacks
 from forkserve.prefork.policy.states import process_name
+from forkserve.prefork.worker import stacks
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.messages import Failed

@@ -71,7 +71,7 @@ class Failures:
             logger.error("%s failed to boot: %s\n%s", child, message, traceback or "")
         self._last[child.id] = why
 
-    def report_stand_in(self, child: Child) -> Failed:
+    def report_error_page(self, child: Child) -> Failed:
         """Report a worker that is ready without the app, once for all that say the same; return what it said."""
         why = child.failure or Failed("it did not say why")
         message, traceback = why.message, why.traceback

@@ -1,187 +1,185 @@
-"""Forker: makes a worker of the master, and of the worker's what is the worker's; or a mold, or has a mold make a worker."""
+"""Forker: forks workers, directly or from a mold, and keeps each child's descriptors apart. In the master."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from forkserve.devreload.loaded import LoadedFiles
-from forkserve.devreload.warm.process import become_base_mold
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.hooks import Hooks, run_hook
-from forkserve.prefork.ipc.messages import Facts, Order
+from forkserve.prefork.ipc.messages import Order
 from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.master.child import Child, stacks_file
-from forkserve.prefork.policy.states import MOLD, Member, State, process_name
+from forkserve.prefork.master.observers import Observer
+from forkserve.prefork.policy.states import MOLD, Member, process_name
 from forkserve.prefork.system import forks
-from forkserve.prefork.system.scoreboard import unseen_row
 from forkserve.prefork.worker.boot import become_worker, signals_blocked
 from forkserve.prefork.worker.context import WorkerContext
 from forkserve.prefork.worker.mold import become_mold
 
 if TYPE_CHECKING:
     from forkserve.config.load import Config
-    from forkserve.config.settings import Settings
-    from forkserve.devreload.patterns import Rules
-    from forkserve.devreload.warm.base import Base
-    from forkserve.devreload.warm.trial import Loaded
+    from forkserve.prefork.master.handle import ServerHandle
+    from forkserve.prefork.master.observers import Observers
+    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.system.listeners import Listener, Listeners
     from forkserve.prefork.system.output import Outputs, WorkerOutput
-    from forkserve.prefork.system.scoreboard import Scoreboard
-    from forkserve.prefork.worker.inheritance import Inheritance
+    from forkserve.prefork.system.scoreboard import Row, Scoreboard
+    from forkserve.prefork.worker.context import ImportObserver
     from forkserve.prefork.worker.worker import Worker
+
+BecomeMold = Callable[["type[Worker]", WorkerContext, OrderSocket, Callable[[], None], "WorkerOutput"], NoReturn]
 
 
 @dataclass(frozen=True, slots=True)
-class Forker:
-    """Forks workers and molds. For the master.
+class NewWorker:
+    """A worker, or a mold, that is about to exist: its end of the channel, and what its stdout and stderr become."""
 
-    `close_masters` closes, in a child, what is the master's alone; `children` are all that exist, by their member's ident.
+    child: Child
+    channel: Channel
+    output: WorkerOutput
+
+
+class WorkerSource(Protocol):
+    """Starts the processes of workers. One of another kind is given to the forker (`Forker.source`)."""
+
+    @property
+    def fallback(self) -> WorkerSource | None:
+        """What to take for a worker that this source accepted and did not deliver; None: that is a failure to fork."""
+
+    def start(self, new: NewWorker, forker: Forker) -> None:
+        """Start a worker's process, or order it: then its `forked` message brings the pid.
+
+        Raises OSError if the system has no room for it, or there is nothing to fork from.
+        """
+
+
+@dataclass(slots=True)
+class Forker:
+    """Forks workers and molds.
+
+    Attributes:
+        state: The settings and hooks in force.
+        server: What users' hooks get; a copy without the master goes to each worker.
+        observers: Notified before a fork.
+        listeners: The addresses.
+        scoreboard: The rows.
+        outputs: What becomes of the workers' stdout and stderr.
+        again: Reads the configuration anew, for a canary.
+        close_masters: Each closes, in a child, some of what is the master's alone.
+        source: Where workers come from.
+        children: All that exist, by their member's ident.
+        observe_imports: Makes what observes a worker's imports (--reload).
     """
 
-    server: object
-    worker_class: type[Worker]
-    settings: Settings
-    hooks: Hooks
-    inheritance: Inheritance
+    state: ServerState
+    server: ServerHandle
+    observers: Observers
     listeners: Listeners
     scoreboard: Scoreboard
-    close_masters: Callable[[], None]
     outputs: Outputs
-    again: Callable[[], Config] | None  # reads the configuration anew, for a canary
+    again: Callable[[], Config] | None
+    close_masters: Sequence[Callable[[], object]]
+    source: WorkerSource
     children: dict[int, Child] = field(default_factory=dict)
-    rules: Rules | None = None  # under --reload: which files are the project's
-    base: Base | None = None
+    observe_imports: Callable[[], ImportObserver | None] = lambda: None
 
-    def fork(self, member: Member, *, cold: bool = False) -> Child:
-        """Fork a worker or a mold and return what the master holds of it; does not return in that process.
+    def fork(self, member: Member, source: WorkerSource | None = None) -> Child:
+        """Start a worker or a mold and return what the master holds of it; does not return in that process.
 
-        With a mold a worker is only ordered, and has no pid yet; also with a base mold, unless `cold`. Raises
-        OSError where the system has no room for it, or the mold does not take the order; nothing is left behind then.
+        A worker that is only ordered has no pid yet. Raises OSError where the system has no room for it, or the mold does not
+        take the order; nothing is left behind then.
         """
+        with self.new(member, self.scoreboard.assign(member.row)) as (child, channel):
+            if member.slot != MOLD:
+                self.observers.notify(Observer.forking, child)
+            with self.outputs.for_process(process_name(child.id)) as output:
+                new = NewWorker(child, channel, output)
+                if member.slot == MOLD:
+                    self.fork_mold(new, become_mold, self.context(new, self._inherited(member)))
+                else:
+                    (source or self.source).start(new, self)
+        return child
+
+    @contextlib.contextmanager
+    def new(self, member: Member, row: Row) -> Iterator[tuple[Child, Channel]]:
+        """Give what the master holds of a process, and the process's end of its channel; close both if it is not started."""
         with contextlib.ExitStack() as undo:
             stacks = stacks_file()
             undo.callback(os.close, stacks)
             ours, theirs = Channel.pair()
             undo.callback(ours.close)
-            child = Child(member.slot, member.ident, member, ours, self.scoreboard.assign(member.row), stacks)
             try:
-                if member.slot != MOLD:
-                    run_hook(self.hooks, "pre_fork", self.server, child)
-                with self.outputs.for_process(process_name(child.id)) as output:
-                    if member.slot == MOLD:
-                        self._fork_mold(child, theirs, output)
-                    elif self.settings.preload:
-                        self._order(child, theirs, output)
-                    elif cold or not self._order_from_base(child, theirs, output):
-                        self._fork_worker(child, theirs, output)
+                yield Child(member.slot, member.ident, member, ours, row, stacks), theirs
             finally:
                 theirs.close()
             undo.pop_all()
-        return child
 
-    def _fork_worker(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
-        context = self._context(child, channel, self.inheritance.of(child.member.generation, self.settings))
+    def fork_worker(self, new: NewWorker) -> None:
+        """Fork a worker from this process. Does not return in the worker. Raises OSError."""
+        context = self.context(new, self._inherited(new.child.member))
         with signals_blocked():
-            child.pid = forks.fork()
-            if child.pid == 0:
-                become_worker(self.worker_class, context, lambda: self._close_in_child(child), output.install)
+            new.child.pid = forks.fork()
+            if new.child.pid == 0:
+                become_worker(self.state.worker_class, context, partial(self._close_in_child, new.child), new.output.install)
 
-    def _fork_mold(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
-        context = self._context(child, channel, self.inheritance.of(child.member.generation, self.settings))
+    def fork_mold(self, new: NewWorker, become: BecomeMold, context: WorkerContext) -> None:
+        """Fork a process that forks workers when it is ordered to. Does not return in it. Raises OSError."""
+        child = new.child
         child.orders, orders = OrderSocket.pair()
         try:
             with signals_blocked():
                 child.pid = forks.fork()
                 if child.pid == 0:
-                    become_mold(self.worker_class, context, orders, lambda: self._close_in_child(child), output)
+                    become(self.state.worker_class, context, orders, partial(self._close_in_child, child), new.output)
         except OSError:
             child.orders.close()
             raise
         finally:
             orders.close()
 
-    def _order(self, child: Child, channel: Channel, output: WorkerOutput) -> None:
-        molds = [one for one in self.children.values() if one.orders and one.member.generation == child.member.generation]
-        for mold in molds:
-            if mold.orders and mold.member.state is State.READY:
-                mold.orders.send(self._order_for(child, channel, output))
-                return
-        raise OSError(errno.ESRCH, "its mold has gone")
-
-    def _order_from_base(self, child: Child, channel: Channel, output: WorkerOutput) -> bool:
-        if self.base is None or self.inheritance.of(child.member.generation, self.settings) is not self.inheritance.latest:
-            return False
-        return self.base.order(self._order_for(child, channel, output), child)
-
-    def _order_for(self, child: Child, channel: Channel, output: WorkerOutput) -> Order:
+    def order(self, new: NewWorker) -> Order:
+        """Return the order for a worker that another process forks."""
+        child = new.child
         return Order(
             id=child.id,
             age=child.age,
             generation=child.member.generation,
             canary=child.member.canary,
             row=child.row.index,
-            channel=channel.fileno(),
+            channel=new.channel.fileno(),
             stacks=child.stacks,
             listeners=[(one.slot, one.sock.fileno()) for one in self._listeners(child)],
-            outputs=output.descriptors(),
+            outputs=new.output.descriptors(),
         )
 
-    def fork_base_mold(self, number: int, modules: Sequence[Loaded], facts: Facts) -> Child:
-        """Fork a base mold, which is no member of the pool; does not return in that process. Raises OSError.
-
-        Args:
-            number: What it is known by.
-            modules: What a worker has loaded from outside the project.
-            facts: What its project's code has changed.
-        """
-        assert self.rules is not None
-        with contextlib.ExitStack() as undo:
-            stacks = stacks_file()
-            undo.callback(os.close, stacks)
-            ours, theirs = Channel.pair()
-            undo.callback(ours.close)
-            member = Member(0, MOLD, number, State.BOOTING, since=0.0, limit=0.0)
-            child = Child(MOLD, 0, member, ours, unseen_row(), stacks)
-            child.orders, orders = OrderSocket.pair()
-            undo.callback(child.orders.close)
-            context = replace(self._context(child, theirs, self.inheritance.latest), again=self.again)
-            try:
-                with self.outputs.for_process(process_name(MOLD)) as output, signals_blocked():
-                    child.pid = forks.fork()
-                    if child.pid == 0:
-                        close = partial(self._close_in_child, child)
-                        become_base_mold(self.worker_class, context, orders, close, output, modules, facts)
-            finally:
-                theirs.close()
-                orders.close()
-            undo.pop_all()
-        return child
-
-    def _context(self, child: Child, channel: Channel, inherited: object) -> WorkerContext:
+    def context(self, new: NewWorker, inherited: object) -> WorkerContext:
+        """Return what a process gets that is forked now."""
+        state, child, canary = self.state, new.child, new.child.member.canary
         return WorkerContext(
             id=child.id,
             generation=child.member.generation,
             age=child.age,
             master_pid=os.getpid(),
-            settings=self.settings,
-            hooks=self.hooks,
+            settings=state.settings,
+            hooks=state.hooks,
             listeners=self._listeners(child),
-            channel=channel,
+            channel=new.channel,
             row=child.row,
             scoreboard=self.scoreboard,
             stacks=child.stacks,
-            server=self.server,
-            again=self.again if child.member.canary else None,
-            loaded=LoadedFiles(self.rules) if self.rules else None,
-            stands_in=self.rules is not None and not child.member.canary,
+            server=self.server.for_worker(),
+            again=self.again if canary else None,
+            imports=self.observe_imports(),
+            serves_error_page=state.settings.reload and not canary,
             inherited=inherited,
         )
+
+    def _inherited(self, member: Member) -> object:
+        return self.state.inheritance.of(member.generation, self.state.settings)
 
     def _listeners(self, child: Child) -> list[Listener]:
         return [] if child.id == MOLD else self.listeners.for_slot(child.id, child.member.generation)
@@ -194,8 +192,9 @@ class Forker:
         self.close_in_child(self._listeners(own))
 
     def close_in_child(self, kept: Sequence[Listener] = ()) -> None:
-        """Close what the master has, but for these listeners, in a child just forked, be that a worker or an app's own."""
-        self.close_masters()
+        """Close what the master has, except for these listeners, in a child just forked; also in one that the app forks."""
+        for close in self.close_masters:
+            close()
         self.scoreboard.close()
         self.listeners.close_in_child(kept)
         for child in self.children.values():

@@ -5,31 +5,57 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs
 from forkserve.base.errors import CommandError, ForkserveError
 from forkserve.config.settings import flag, merge, unchangeable
-from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import told
+from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
+from forkserve.prefork.policy.states import pool_limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from forkserve.base.handover import Exported
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
-    from forkserve.prefork.master.commands import Steering
+    from forkserve.prefork.ipc.hooks import Hooks
+    from forkserve.prefork.master.children import Children
+    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.system.listeners import Listeners
 
 
 class Reloading:
-    """The reload that runs, and those who wait for the next: one runs, and all others are one."""
+    """The reload that runs, and the requests for the next. Requests received while one runs are merged into one further reload.
 
-    def __init__(self, master: Steering, config: Config) -> None:
-        self._master = master
+    Args:
+        state: The settings and hooks in force; a reload replaces them.
+        pool: The workers.
+        listeners: The addresses.
+        children: The processes.
+        observers: Notified when a reload begins and ends.
+        scale: The command, for a changed number of workers; may raise CommandError.
+        config: The settings as they were read last, and how to read them again.
+    """
+
+    def __init__(
+        self,
+        state: ServerState,
+        pool: Pool,
+        listeners: Listeners,
+        children: Children,
+        observers: Observers,
+        scale: Callable[[int | str], Pending],
+        config: Config,
+    ) -> None:
+        self._state, self._pool, self._listeners = state, pool, listeners
+        self._children, self._observers, self._scale = children, observers, scale
         self._config = config
         self._rollout: Rollout | None = None
         self._running: list[Pending] = []
@@ -54,18 +80,18 @@ class Reloading:
         """Whether one runs."""
         return self._rollout is not None
 
-    def ask(self) -> Pending:
-        """Reload as soon as the one that runs has ended; its code and configuration may be older than this wish."""
+    def request(self) -> Pending:
+        """Reload as soon as the reload that runs has ended: that one may have read older code and settings than this means."""
         self._waiting.append(Pending())
         return self._waiting[-1]
 
     def progress(self) -> str:
-        """How far it is, in a few words."""
+        """Return how far the reload is, in a few words."""
         rollout = self._rollout
         if rollout is None:
             return "waiting for the workers' first start"
         if rollout.step is Step.ROLLING:
-            return f"generation {rollout.generation}: {rollout.replaced} of {self._master.pool.wanted} workers replaced"
+            return f"generation {rollout.generation}: {rollout.replaced} of {self._pool.wanted} workers replaced"
         return f"generation {rollout.generation}: {rollout.step.value} the {rollout.trial}"
 
     def next_deadline(self) -> float | None:
@@ -74,7 +100,7 @@ class Reloading:
 
     def advance(self, now: float) -> None:
         """Go on as far as possible; before each plan."""
-        phase = self._master.pool.phase
+        phase = self._pool.phase
         if phase >= Phase.STOPPING:
             waiting, self._waiting = self._waiting, []
             for pending in waiting:
@@ -93,7 +119,7 @@ class Reloading:
         except CommandError as error:
             slot, end = self._rollout.failed_slot, self._rollout.failed
             # Without its end there is none of its own either: what the slot is remembered for is an older failure.
-            self._end(error, None if slot is None or end is None else self._master.children.traceback(slot, end.reason))
+            self._end(error, None if slot is None or end is None else self._children.failures.traceback(slot, end.reason))
             return True
         if done:
             self._end(*self._not_loaded(self._rollout.generation))
@@ -101,22 +127,26 @@ class Reloading:
 
     def _not_loaded(self, generation: int) -> tuple[CommandError | None, str | None]:
         """The failure of a reload that is done but for a worker that could not load the app, and its traceback."""
-        for child in self._master.children:
+        for child in self._children:
             if (fault := child.fault) is not None and child.member.generation == generation:
                 return CommandError(f"the new worker {child.id} failed to boot: {fault.message}"), fault.traceback
         return None, None
 
     def _start(self, now: float) -> None:
-        master = self._master
         self._running, self._waiting = self._waiting, []
         self._undo = None
-        self._rollout = Rollout(master.pool, master.settings.reload_settle, self._take_over)
+        self._rollout = Rollout(self._pool, self._state.settings.reload_settle, self._take_over)
         self._began = now
         logs.logger.info("reloading: generation %d", self._rollout.generation)
-        for error in master.listeners.renew(self._rollout.generation):
+        for error in self._listeners.renew(self._rollout.generation):
             logs.logger.warning("%s", error)
-        master.reloads(begin=True)
-        run_hook(master.hooks, "on_reload", master)
+        self._observers.notify(Observer.reload_began, self._rollout.generation)
+
+    def take_over(self, settings: Settings, hooks: Hooks) -> None:
+        """Put other settings and hooks in force."""
+        self._state.settings, self._state.hooks = settings, hooks
+        self._pool.members.limits = pool_limits(settings)
+        logs.set_level(settings.log_level)
 
     def _take_over(self) -> None:
         """Read the configuration in the master too, when the canary has shown that it is good. Raises CommandError."""
@@ -126,32 +156,31 @@ class Reloading:
             fresh = self._config.again()
         except ForkserveError as error:
             raise CommandError(f"{error}; nothing was changed") from error
-        master = self._master
-        before, workers = master.settings, fresh.settings.workers
+        before, workers = self._state.settings, fresh.settings.workers
         settings = merge(before, fresh.settings)
-        # The name is what this server came to be called, whatever it was asked to be.
+        # The name is the one that this server got, whatever the setting says.
         for name in unchangeable(before, dataclasses.replace(fresh.settings, name=before.name)):
             logs.logger.warning("%s cannot be changed by a reload: restart the server for that", flag(name))
         self._inherit(before, settings)
         grown = workers != self._config.settings.workers
-        hooks, config, wanted = master.hooks, self._config, master.pool.wanted
-        master.take_over(settings, fresh.hooks)
-        master.listeners.turn(committed=True)
+        hooks, config, wanted = self._state.hooks, self._config, self._pool.wanted
+        self.take_over(settings, fresh.hooks)
+        self._listeners.turn(committed=True)
         try:
             if grown:
-                master.scale(workers)
+                self._scale(workers)
         except CommandError as error:
-            master.take_over(before, hooks)
-            master.listeners.turn(committed=False)
+            self.take_over(before, hooks)
+            self._listeners.turn(committed=False)
             raise CommandError(f"{error}; nothing was changed") from error
 
         def undo() -> None:
-            master.take_over(before, hooks)
-            master.listeners.settle(master.pool.generations.committed, master.pool.generations.newest)
+            self.take_over(before, hooks)
+            self._listeners.settle(self._pool.generations.committed, self._pool.generations.newest)
             self._config = config
             if grown:
-                with contextlib.suppress(CommandError):  # somebody's hook refuses it
-                    master.scale(wanted)
+                with contextlib.suppress(CommandError):  # a user's hook refuses it
+                    self._scale(wanted)
 
         self._undo = undo
         self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
@@ -161,10 +190,10 @@ class Reloading:
         rollout = self._rollout
         assert rollout is not None
         try:
-            changed = self._master.inheritance.change(rollout.generation, before, settings)
+            changed = self._state.inheritance.change(rollout.generation, before, settings)
         except (Exception, SystemExit) as error:
             raise CommandError(f"{error}; nothing was changed") from error
-        if changed and not self._master.pool.members.preload:
+        if changed and not self._pool.members.preload:
             rollout.renew_canary()  # it has made its own
 
     def _end(self, error: CommandError | None, traceback: str | None) -> None:
@@ -172,22 +201,19 @@ class Reloading:
         assert rollout is not None
         seconds = round(time.monotonic() - self._began, 3)
         running, self._running = self._running, []
-        self._master.listeners.settle_renewed(self._master.pool.generations.committed)
-        self._master.reloads(begin=False)
-        self._master.inheritance.keep((self._master.pool.generations.committed, self._master.pool.generations.fallback))
+        self._listeners.settle_renewed(self._pool.generations.committed)
+        self._state.inheritance.keep((self._pool.generations.committed, self._pool.generations.fallback))
         said = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
         if error is None:
             logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
-            if self._master.development:
-                self._master.development.reload_ended(None)
+            self._observers.notify(Observer.reload_ended, None)
             for pending in running:
                 pending.resolve({"generation": rollout.generation, "seconds": seconds})
             return
         if rollout.rolled_back and self._undo is not None:
             self._undo()
         logs.logger.error("reload failed: %s", error)
-        if self._master.development:
-            self._master.development.reload_ended(told(Failed(str(error), traceback=traceback)))
+        self._observers.notify(Observer.reload_ended, told(Failed(str(error), traceback=traceback)))
         for pending in running:
             pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from forkserve.base import logfile
 from forkserve.config.settings import TABLE
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Usage
 from forkserve.prefork.policy.states import MOLD, State
-from forkserve.prefork.system.scoreboard import CONNECTIONS, HANDSHAKES_FAILED, REQUESTS
+from forkserve.prefork.system.scoreboard import CONNECTIONS, HANDSHAKES_FAILED, LOST_LINES, REQUESTS
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.commands import Steering
+    from forkserve.prefork.master.children import Children
+    from forkserve.prefork.master.observers import Observers
+    from forkserve.prefork.master.reloading import Reloading
+    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.policy.states import Exit, Member
-    from forkserve.prefork.system.listeners import Listener
+    from forkserve.prefork.system.listeners import Listener, Listeners
 
 KIB = 1024
 # The settings that tell a front end how to talk to us; without those that may hold secrets.
@@ -27,34 +32,90 @@ _GROUPS = ("Addresses", "Workers", "Timeouts", "Limits", "HTTP", "WebSocket")
 _PUBLIC = [(name, spec) for name, spec in TABLE.items() if spec.group in _GROUPS or name == "cert_reqs"]
 
 
-def describe(master: Steering) -> dict[str, Any]:
-    """The server, its listeners and one row for each process, and for each slot that has none. For the master."""
-    pool, now = master.pool, time.monotonic()
-    return {
-        "name": master.name,
-        "pid": master.pid,
-        "version": __version__,
-        "app": master.settings.app,
-        "state": "reloading" if master.reloading.under_way and pool.phase is Phase.SERVING else _state(master),
-        "generation": pool.generations.committed,
-        "uptime_s": round(now - master.started_at, 3),
-        "wanted": pool.wanted,
-        "listeners": listeners(master),
-        "settings": {
-            name: None if (value := getattr(master.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
-        },
-        "workers": [_worker(master, member, now) for member in _shown(pool)],
-        "molds": [_mold(master, member, now) for member in pool.members.molds()],
-        "last_reload": master.reloading.last,
-        "log_lines_lost": master.lost_lines(),
-    }
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Describes the server from its parts. In the master."""
+
+    state: ServerState
+    pool: Pool
+    listeners: Listeners
+    children: Children
+    reloading: Reloading
+    observers: Observers
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the server, its listeners and one row for each process, and for each slot that has none."""
+        state, pool, now = self.state, self.pool, time.monotonic()
+        return {
+            "name": state.name,
+            "pid": state.pid,
+            "version": __version__,
+            "app": state.settings.app,
+            "state": self._condition(),
+            "generation": pool.generations.committed,
+            "uptime_s": round(now - state.started_at, 3),
+            "wanted": pool.wanted,
+            "listeners": self.list_listeners(),
+            "settings": {
+                name: None if (value := getattr(state.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
+            },
+            "workers": [self._worker(member, now) for member in _shown(pool)],
+            "molds": [self._mold(member, now) for member in pool.members.molds()],
+            "last_reload": self.reloading.last,
+            "log_lines_lost": self.lost_lines(),
+        }
+
+    def list_listeners(self) -> list[dict[str, Any]]:
+        """Return the listeners; `down` if requests should go elsewhere."""
+        scheme, pool = self.state.scheme, self.pool
+        down, found = pool.down_slots(), self.listeners.listed(pool.ready_generations(), pool.generations.committed)
+        return [listener(one, scheme, down=one.slot in down) for one in found]
+
+    def lost_lines(self) -> int:
+        """Return how many lines of the logs the server has lost so far, in all its processes."""
+        running = sum(child.row.cells[LOST_LINES] for child in self.children.by_ident.values())
+        return self.state.lost_lines + logfile.lost() + self.children.lost_lines + running
+
+    def _condition(self) -> str:
+        if self.pool.phase >= Phase.STOPPING:
+            return "stopping"
+        if self.reloading.under_way and self.pool.phase is Phase.SERVING:
+            return "reloading"
+        return "degraded" if self.pool.degraded or any(one.degraded for one in self.observers) else "running"
+
+    def _worker(self, member: Member, now: float) -> dict[str, Any]:
+        child = self.children.by_ident.get(member.ident)
+        state = State.KILLED if member.state is State.DUMPING else member.state
+        memory = _memory(child.pid) if child is not None and child.pid is not None else {}
+        generation = member.generation if member.exists else self.pool.generations.committed  # of which it will be forked
+        return {
+            "id": member.slot,
+            "pid": member.pid,
+            "port": self.listeners.port(member.slot, generation),
+            "generation": member.generation,
+            "state": state.value,
+            "age_s": round(now - member.born, 3) if member.exists else 0.0,
+            **_counters(child),
+            "pss_bytes": memory.get("Pss"),
+            "rss_bytes": memory.get("Rss"),
+            "last_exit": _exit(self.pool.members.last_exit(member.slot), now),
+        }
+
+    def _mold(self, member: Member, now: float) -> dict[str, Any]:
+        state = State.KILLED if member.state is State.DUMPING else member.state
+        memory = _memory(member.pid) if member.pid is not None else {}
+        return {
+            "pid": member.pid,
+            "generation": member.generation,
+            "state": state.value,
+            "pss_bytes": memory.get("Pss"),
+            "last_exit": _exit(self.pool.members.last_exit(MOLD), now),
+        }
 
 
-def listeners(master: Steering) -> list[dict[str, Any]]:
-    """The listeners; `down` if requests had better go elsewhere. For the master."""
-    scheme, pool = master.worker_class.scheme(master.settings), master.pool
-    down, found = pool.down_slots(), master.listeners.listed(pool.ready_generations(), pool.generations.committed)
-    return [listener(one, scheme, down=one.slot in down) for one in found]
+def workers_ready(pool: Pool) -> str:
+    """Return in a few words how many workers are ready."""
+    return f"{sum(member.state is State.READY for member in pool.members.workers())} of {pool.wanted} workers ready"
 
 
 def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any]:
@@ -74,44 +135,6 @@ def _shown(pool: Pool) -> list[Member]:
     members = pool.members.workers()
     served = {member.slot for member in members if member.exists}
     return [member for member in members if member.exists or member.slot not in served]
-
-
-def _state(master: Steering) -> str:
-    if master.pool.phase >= Phase.STOPPING:
-        return "stopping"
-    shows_fault = master.development is not None and master.development.shows_fault
-    return "degraded" if master.pool.degraded or shows_fault else "running"
-
-
-def _worker(master: Steering, member: Member, now: float) -> dict[str, Any]:
-    child = master.children.by_ident.get(member.ident)
-    state = State.KILLED if member.state is State.DUMPING else member.state
-    memory = _memory(child.pid) if child is not None and child.pid is not None else {}
-    generation = member.generation if member.exists else master.pool.generations.committed  # of which it will be forked
-    return {
-        "id": member.slot,
-        "pid": member.pid,
-        "port": master.listeners.port(member.slot, generation),
-        "generation": member.generation,
-        "state": state.value,
-        "age_s": round(now - member.born, 3) if member.exists else 0.0,
-        **_counters(child),
-        "pss_bytes": memory.get("Pss"),
-        "rss_bytes": memory.get("Rss"),
-        "last_exit": _exit(master.pool.members.last_exit(member.slot), now),
-    }
-
-
-def _mold(master: Steering, member: Member, now: float) -> dict[str, Any]:
-    state = State.KILLED if member.state is State.DUMPING else member.state
-    memory = _memory(member.pid) if member.pid is not None else {}
-    return {
-        "pid": member.pid,
-        "generation": member.generation,
-        "state": state.value,
-        "pss_bytes": memory.get("Pss"),
-        "last_exit": _exit(master.pool.members.last_exit(MOLD), now),
-    }
 
 
 def _counters(child: Child | None) -> dict[str, int]:

@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
@@ -23,18 +22,18 @@ from forkserve.base.errors import BootError, ExitCode, ForkserveError
 from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.config import apps
 from forkserve.config.settings import merge
-from forkserve.devreload.loaded import keep_no_fresh_bytecode
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.master import stacks
 from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.system import daemon, deadman, finish, forks
 from forkserve.prefork.system.scoreboard import LOST_LINES, UNSAID_LINES
+from forkserve.prefork.worker import stacks
 from forkserve.prefork.worker.classes import load_mixins
 from forkserve.prefork.worker.inheritance import settle
 from forkserve.prefork.worker.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from forkserve.prefork.worker.context import WorkerContext
@@ -278,8 +277,8 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
         # The end of the boot may come in the middle of becoming ready.
         booted = worker is not None and worker.booted and not isinstance(error, EndOfBootError)
         code = _crashed(error) if booted else not_booted(error, context)
-        if context.stands_in and not booted and code != ExitCode.OK:
-            worker, code = _stand_in(worker_class, context, boot, error)
+        if context.serves_error_page and not booted and code != ExitCode.OK:
+            worker, code = _serve_error_page(worker_class, context, boot, error)
     if worker is not None:
         with _logged("on_stop"):
             worker.new_context().run(worker.on_stop)
@@ -317,27 +316,27 @@ def prepare(
     context = replace(context, inherited=settle(worker_class, context.inherited, before, context.settings))
     if privileges.drop(context.settings):
         end_with_master()
-    if context.loaded is not None:
-        keep_no_fresh_bytecode()
+    if context.imports is not None:
+        context.imports.prepare()
     apps.prepare_process(context.settings)
-    if context.loaded is not None:
-        context.loaded.begin()
+    if context.imports is not None:
+        context.imports.begin()
     return load_mixins(worker_class, context.settings.mixin), context
 
 
-def _stand_in(
+def _serve_error_page(
     worker_class: type[Worker], context: WorkerContext, boot: _BootSignals, error: BaseException
 ) -> tuple[Worker | None, int]:
     """Run a worker without the app, which shows why that is not there; return the worker and its exit code."""
     worker: Worker | None = None
-    if context.loaded is not None:
-        context.loaded.outside.forget()
+    if context.imports is not None:
+        context.imports.forget()
     try:
         with boot:
             _wait_for_word(context)
             worker = worker_class(context)
             _, message, text = why(error)
-            worker.stand_in("\n\n".join(filter(None, (message, text))))
+            worker.serve_error_page("\n\n".join(filter(None, (message, text))))
     except BaseException as fault:  # noqa: BLE001 - as in `_live`
         booted = worker is not None and worker.booted
         return worker, _crashed(fault) if booted else not_booted(fault, context)

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
-    from forkserve.devreload.loaded import LoadedFiles
     from forkserve.prefork.ipc.channel import Channel
     from forkserve.prefork.ipc.hooks import Hooks
+    from forkserve.prefork.ipc.messages import Message
     from forkserve.prefork.system.listeners import Listener
     from forkserve.prefork.system.scoreboard import Row, Scoreboard
+
+
+class ImportObserver(Protocol):
+    """Observes what a worker imports, and reports it to the master. In the worker, under --reload."""
+
+    def prepare(self) -> None:
+        """The process is a worker's from now on; nothing of the app has been imported."""
+
+    def begin(self) -> None:
+        """The app is about to be loaded."""
+
+    def forget(self) -> None:
+        """The app could not be loaded: report nothing of it."""
+
+    def news(self) -> list[Message]:
+        """Return what the master does not know yet. Called with every heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +48,12 @@ class WorkerContext:
     row: Row
     scoreboard: Scoreboard
     stacks: int  # descriptor of the file that the stacks are dumped into when the master asks
-    server: object  # the Master, as gunicorn's hooks get it
+    server: object  # a ServerHandle without the master, as gunicorn's hooks get it
     again: Callable[[], Config] | None = None  # reads the configuration anew; where it must be done first, in a canary
-    loaded: LoadedFiles | None = None  # under --reload
+    imports: ImportObserver | None = None  # under --reload
     molded: bool = False  # forked from a mold, which has done all that comes before the app, and has loaded it
     preloaded: object = None  # what `Worker.preload` returned there
     inherited: object = None  # what `Worker.before_fork` returned in the master, or has raised there
-    stands_in: bool = False  # if the app does not load, be there all the same, and show why; under --reload
+    serves_error_page: bool = False  # if the app does not load, be there all the same, and show why; under --reload
     # Methods that signals asked for while the worker booted, to be called when it is ready.
     asked: list[str] = field(default_factory=list)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from forkserve.base.errors import ConfigError, did_you_mean
+from forkserve.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
-# What is called `on_<name>` without being a command: the hooks of `Worker`, and `Master.on_signal`.
+# What is called `on_<name>` without being a command: the hooks of `Worker`, and `Server.on_signal`.
 HOOKS: Final = ("register", "start", "ready", "stop", "unregister", "timeout", "exit", "signal")
 
 
@@ -59,8 +61,3 @@ def _parameters(worker_class: type, name: str) -> str:
         elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             shown.append(word if parameter.default is parameter.empty else f"[{word}]")
     return " ".join(shown)
-
-
-def unknown(name: object, known: Iterable[str]) -> str:
-    """What to say of a command that does not exist."""
-    return f"there is no command {name!r:.80}{did_you_mean(str(name)[:80], known)}"

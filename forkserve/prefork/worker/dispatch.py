@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from forkserve.base.errors import unknown_command
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import Command, Free, Offer, Result
 from forkserve.prefork.ipc.pending import LONGEST_TEXT, Failure
 from forkserve.prefork.worker.asked import on_own_loop
-from forkserve.prefork.worker.defined import commands_of, unknown
+from forkserve.prefork.worker.defined import commands_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.pending import JSON
@@ -66,7 +67,7 @@ class Dispatcher:
     async def _answer(self, command: Command) -> None:
         call, name = command.call, command.name
         if name not in self._known:
-            failure = Failure("UnknownCommand", unknown(name, self._known))
+            failure = Failure("UnknownCommand", unknown_command(name, self._known))
             self._worker.send(Result(call, name, "unknown", error=failure))
             return
         try:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextvars
 import faulthandler
-import logging
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -22,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from forkserve.base import logfile, logs
 from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc import messages
-from forkserve.prefork.ipc.builtin import CALL_TIMEOUT
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
+from forkserve.prefork.ipc.pending import CALL_TIMEOUT
 from forkserve.prefork.system import daemon, deadman, forks
 from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, LOST_LINES
 from forkserve.prefork.system.signals import SignalQueue
@@ -35,6 +33,9 @@ from forkserve.prefork.worker.inheritance import Heir
 from forkserve.prefork.worker.leave import Leave
 
 if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.messages import Message
     from forkserve.prefork.ipc.pending import JSON
@@ -275,8 +276,8 @@ class Worker(Heir):
         if now >= self._arm_again and self.settings.timeout and os.getppid() == self.context.master_pid:
             self._arm_again = now + int(BEAT_EVERY * 1e9)
             deadman.wind_up(self.settings.timeout + DEAD_MAN_MARGIN)
-        if self.context.loaded is not None and self.booted:
-            for message in self.context.loaded.news():
+        if self.context.imports is not None and self.booted:
+            for message in self.context.imports.news():
                 self.send(message)
 
     def call(self, name: str, *args: JSON, to: str | int = "all", timeout: float | None = CALL_TIMEOUT) -> Asked:
@@ -349,7 +350,7 @@ class Worker(Heir):
     def show_fault(self, text: str) -> None:
         """What is on disk does not load: let whoever asks for the app see that instead."""
 
-    def stand_in(self, text: str) -> None:
+    def serve_error_page(self, text: str) -> None:
         """Run instead of `run` if that could not; `text` is why. Whoever connects waits for code that loads."""
         self.listeners = []
         while self.alive():

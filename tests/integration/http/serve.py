@@ -14,7 +14,6 @@ from forkserve.config import apps
 from forkserve.config import load as config
 from forkserve.http.framing.tls import make_context
 from forkserve.http.service import SWEEP, Service
-from forkserve.http.site import Site
 
 
 class Nobody:
@@ -62,9 +61,7 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     access = logs.access_log()
     loop = asyncio.get_running_loop()
     write_access = access.write if access else None
-    site = Site(chosen, loaded.app, loaded.interface, loop, Nobody(), logs.printable, write_access)
-    site.tls = make_context(chosen)
-    service = Service(site)
+    service = Service(chosen, loaded.app, loaded.interface, loop, Nobody(), write_access, make_context(chosen))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await service.startup()

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from forkserve.http.message.body import ChunkedBody, LengthBody
 from forkserve.http.message.errors import RequestError
-from forkserve.http.message.http1 import HeadReader, Limits, Target
+from forkserve.http.message.http1 import HeadReader, RequestLimits, Target
 from forkserve.http.message.parsers import new_parser
 
 if TYPE_CHECKING:
     from forkserve.http.message.fields import Fields
 
 PARSERS = ("httptools", "h11")
-LIMITS = Limits(line=16384, fields=128, head=65536, body=1 << 30)
+LIMITS = RequestLimits(line=16384, fields=128, head=65536, body=1 << 30)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Unfinished:
 Outcome = list[Request | Refusal | Unfinished]
 
 
-def converse(parser: str, pieces: Iterable[bytes], limits: Limits = LIMITS) -> Outcome:
+def converse(parser: str, pieces: Iterable[bytes], limits: RequestLimits = LIMITS) -> Outcome:
     """Read requests from pieces of bytes until they end, one is refused, or one is the last of its connection."""
     return Conversation(parser, limits).run(pieces)
 
@@ -56,7 +56,7 @@ def converse(parser: str, pieces: Iterable[bytes], limits: Limits = LIMITS) -> O
 class Conversation:
     """One connection without a connection."""
 
-    def __init__(self, parser: str, limits: Limits) -> None:
+    def __init__(self, parser: str, limits: RequestLimits) -> None:
         self.outcome: Outcome = []
         self.reader = HeadReader(limits, new_parser(parser))
         self.limits = limits

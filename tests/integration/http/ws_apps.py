@@ -11,7 +11,7 @@ from sys import getsizeof
 from typing import Any
 from urllib.parse import parse_qs
 
-from forkserve.http.app.inbox import Inbox
+from forkserve.http.websocket.inbox import Inbox
 from tests.integration.http import asgi_apps
 from tests.integration.http.asgi_apps import COUNT, EVENTS, RELEASE, IntendedError, Receive, Scope, Send
 

@@ -17,6 +17,7 @@ from forkserve.base.errors import AppLoadError, BootError, ForkserveError
 from forkserve.config import load as config
 from forkserve.prefork.ipc.frames import encode
 from forkserve.prefork.ipc.messages import Ready
+from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.master import Master
 from forkserve.prefork.worker.worker import Worker
 
@@ -181,7 +182,7 @@ def main() -> int:
     try:
         made = config.from_keywords(needs_app=False, worker=f"program:{worker}", **settings)
         logs.configure(made.settings)
-        return Master(globals()[worker], made).run()
+        return Master(MasterCommands(globals()[worker], made)).run()
     except ForkserveError as error:
         print(f"forkserve: {error}", file=sys.stderr)
         return error.exit_code

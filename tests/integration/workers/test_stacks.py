@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from forkserve.prefork.master.stacks import MAX_STACKS, NATIVE, NO_ANSWER
+from forkserve.prefork.master.stacks import NO_ANSWER
+from forkserve.prefork.worker.stacks import MAX_STACKS, NATIVE
 from tests.integration.client import Client, get
 from tests.integration.command import children, descriptors, eventually, exists
 from tests.integration.conftest import Start

@@ -6,26 +6,26 @@ from time import monotonic_ns
 from types import SimpleNamespace
 from typing import Any
 
-from forkserve.http.inhand import InHand
+from forkserve.http.inhand import RunningRequests
 
 
 class Client:
     """As much of a connection as is looked at."""
 
     def __init__(self) -> None:
-        self.in_hand: str | None = None
+        self.exchange: Any = None
         self.requests = 0
 
     def ask(self, line: str) -> None:
         """Another request."""
-        self.in_hand = line
+        self.exchange = SimpleNamespace(describe=lambda: line)
         self.requests += 1
 
 
-def make(count: int) -> tuple[InHand, list[Client]]:
+def make(count: int) -> tuple[RunningRequests, list[Client]]:
     clients = [Client() for _ in range(count)]
-    site: Any = SimpleNamespace(connections=set(clients))
-    return InHand(site), clients
+    server: Any = SimpleNamespace(connections=set(clients))
+    return RunningRequests(server), clients
 
 
 def test_nothing_is_in_hand() -> None:

@@ -1,53 +1,65 @@
-"""Moving: workers go from the addresses of before an upgrade to those of its program, one after the other. In the master."""
+"""Address change: workers go from the addresses of before an upgrade to those of its program, one after the other."""
 
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 from forkserve.prefork.master import status
 from forkserve.prefork.policy.drain_gate import LONGEST
 
 if TYPE_CHECKING:
-    from forkserve.prefork.master.commands import Steering
+    from forkserve.prefork.master.observers import FrontendObserver
+    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.policy.pool import Pool
-    from forkserve.prefork.system.listeners import Listener
+    from forkserve.prefork.system.listeners import Listener, Listeners
+    from forkserve.prefork.system.poller import Poller
 
 
-def follow(master: Steering) -> None:
-    """Tell the pool which slots move, and close what nobody accepts from any more; before each plan."""
-    pool = master.pool
-    if not master.listeners.elsewhere(pool.generations.committed):
-        pool.departures.moved = pool.departures.advertised_before = frozenset()
-        return
-    close_left(master)
-    left = master.listeners.elsewhere(pool.generations.committed)
-    pool.departures.moved = _slots(pool, left)
-    pool.departures.advertised_before = _slots(pool, [one for one in left if _sought(master, one)])
+class AddressChange:
+    """The change of one master, which most of the time has none under way. In the master.
 
-
-def _sought(master: Steering, one: Listener) -> bool:
-    """Whether a front end may send requests there."""
-    front = master.front
-    return front is not None and front.sends_to(status.listener(one, master.worker_class.scheme(master.settings)))
-
-
-def _slots(pool: Pool, listeners: list[Listener]) -> set[int]:
-    return {one.slot for one in pool.members.workers() if any(there.accepted_by(one.slot, one.generation) for there in listeners)}
-
-
-def close_left(master: Steering) -> None:
-    """Close the addresses of other generations that no worker accepts from, unless the pool may go back to such a one.
-
-    A worker may have died, and the front end not know yet: it is told first, at most as long as a drain may take.
+    Args:
+        state: Gives the scheme of the addresses.
+        pool: The workers.
+        listeners: The addresses, old and new.
+        frontend: Says where a front end may still send requests.
+        poller: Rings when an old address must be looked at again.
     """
-    pool = master.pool
-    if pool.generations.fallback is None:
-        workers = [(one.slot, one.generation) for one in pool.members.workers() if one.exists and not one.released]
-        longest = pool.members.limits.graceful or LONGEST
-        due = master.listeners.close_unused(
-            pool.generations.committed, workers, partial(_sought, master), time.monotonic(), longest
-        )
-        if due is not None:
-            master.poller.at(due, int)  # so that it is asked again
+
+    def __init__(self, state: ServerState, pool: Pool, listeners: Listeners, frontend: FrontendObserver, poller: Poller) -> None:
+        self._state, self._pool, self._listeners, self._frontend, self._poller = state, pool, listeners, frontend, poller
+
+    def follow(self) -> None:
+        """Give the pool the slots that move, and close what no worker accepts from any more; before each plan."""
+        pool = self._pool
+        if not self._listeners.elsewhere(pool.generations.committed):
+            pool.departures.moved = pool.departures.advertised_before = frozenset()
+            return
+        self.close_left()
+        left = self._listeners.elsewhere(pool.generations.committed)
+        pool.departures.moved = self._slots(left)
+        pool.departures.advertised_before = self._slots([one for one in left if self._is_sought(one)])
+
+    def _is_sought(self, one: Listener) -> bool:
+        """Whether a front end may send requests there."""
+        return self._frontend.sends_to(status.listener(one, self._state.scheme))
+
+    def _slots(self, left: list[Listener]) -> set[int]:
+        return {
+            one.slot for one in self._pool.members.workers() if any(there.accepted_by(one.slot, one.generation) for there in left)
+        }
+
+    def close_left(self) -> None:
+        """Close the addresses of other generations that no worker accepts from, unless the pool may go back to such a one.
+
+        A worker may have died without the front end knowing: the front end is reconfigured first, for at most as long as a
+        drain may take.
+        """
+        pool = self._pool
+        if pool.generations.fallback is None:
+            workers = [(one.slot, one.generation) for one in pool.members.workers() if one.exists and not one.released]
+            longest = pool.members.limits.graceful or LONGEST
+            due = self._listeners.close_unused(pool.generations.committed, workers, self._is_sought, time.monotonic(), longest)
+            if due is not None:
+                self._poller.at(due, int)  # wakes the loop

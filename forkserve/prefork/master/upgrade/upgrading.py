@@ -10,7 +10,8 @@ from forkserve.base.errors import CommandError
 from forkserve.base.handover import encode
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc.pending import Pending
-from forkserve.prefork.master.upgrade import address_change, modules
+from forkserve.prefork.master.observers import Observer, Observers
+from forkserve.prefork.master.upgrade import modules
 from forkserve.prefork.master.upgrade.preflight import Preflight
 from forkserve.prefork.master.upgrade.program import Program, missing
 from forkserve.prefork.policy.pool import Phase
@@ -20,23 +21,38 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from forkserve.base.errors import ListenError
-    from forkserve.prefork.master.master import Master
+    from forkserve.prefork.master.exits import OtherProcesses
+    from forkserve.prefork.master.reloading import Reloading
+    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.master.upgrade.address_change import AddressChange
+    from forkserve.prefork.master.upgrade.handover import Handover
     from forkserve.prefork.master.upgrade.judged import Judged
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.system.listeners import Listeners
+    from forkserve.prefork.system.poller import Poller
 
 
 PREFLIGHTS: Final = 3  # how often one is made for files that change again and again
 
 
 class Upgrading:
-    """The upgrade that is under way, and those who asked for it.
+    """The upgrade that is under way, and the requests for one.
 
-    It waits for the end of the first boot, and while a reload runs. Who asks during a pre-flight may mean a newer program:
-    if that one fails, there is another. If it is good they all mean the same, as the exec is yet to come. If a reload has run
-    since it began, or a file has changed that it has read, what it has judged may not be what would take over: another one.
+    It waits for the end of the first boot, and while a reload runs. A request received during a pre-flight may mean a newer
+    program: if that pre-flight fails, there is another one. If it is good, all requests mean the same program, as the exec is
+    yet to come. If a reload has run since the pre-flight began, or a file has changed that it has read, what it has judged may
+    not be what would take over: another one.
+
+    Args:
+        handover: What an upgrade keeps, and how another program takes over.
+        poller: Waits for the pre-flight.
+        processes: Its exit.
+        observers: Notified before another program takes over.
     """
 
-    def __init__(self, master: Master) -> None:
-        self._master = master
+    def __init__(self, handover: Handover, poller: Poller, processes: OtherProcesses, observers: Observers) -> None:
+        self._handover, self._poller, self._processes, self._observers = handover, poller, processes, observers
+        self._pool = handover.pool
         self._program = Program.of_this_process()
         self._waiting: list[Pending] = []
         self._running: list[Pending] = []
@@ -45,7 +61,7 @@ class Upgrading:
         self._count = 0
         self._before: Judged | None = None  # what the pre-flight before has judged
 
-    def ask(self) -> Pending:
+    def request(self) -> Pending:
         """Upgrade as soon as possible. Raises CommandError where that is never possible."""
         if lacks := missing():
             raise CommandError(f"upgrade in place needs {lacks}: nothing was changed", "unsupported")
@@ -60,16 +76,16 @@ class Upgrading:
 
     def advance(self, now: float) -> None:
         """Go on as far as possible; when what was planned has been done."""
-        pool, front = self._master.pool, self._master.front
+        pool = self._pool
         if pool.phase >= Phase.STOPPING:
             self.close()
-            while asked := [*self._running, *self._waiting]:
+            while requests := [*self._running, *self._waiting]:
                 self._running, self._waiting = [], []
-                _fail(asked, CommandError("the server is stopping", "refused"))
-        elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._master.reloading.under_way:
+                _fail(requests, CommandError("the server is stopping", "refused"))
+        elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._handover.reloading.under_way:
             if pool.has_pending_actions:
-                self._master.poller.at(now, int)  # once more, when that is done too
-            elif not (pool.departures.is_waiting_for_frontend or (front is not None and front.busy)):
+                self._poller.at(now, int)  # once more, when that is done too
+            elif not (pool.departures.is_waiting_for_frontend or self._handover.frontend.busy):
                 self._go_on()
 
     def _go_on(self) -> None:
@@ -83,18 +99,21 @@ class Upgrading:
             self._failed("fault in the master: see its log")
 
     def _start(self) -> None:
-        master = self._master
         self._running, self._waiting = [*self._running, *self._waiting], []
-        self._began, self._count = master.pool.generations.newest, self._count + 1
+        self._began, self._count = self._pool.generations.newest, self._count + 1
         logger.info("upgrading: pre-flight of %s in %s", self._program.arguments[0], self._program.directory)
         try:
             self._preflight = Preflight(
-                master.poller, self._program, encode(master.export()), master.settings.boot_timeout, self._judge
+                self._poller,
+                self._program,
+                encode(self._handover.export()),
+                self._handover.state.settings.boot_timeout,
+                self._judge,
             )
         except OSError as error:
             self._failed(f"cannot run {error.filename or self._program.arguments[0]}: {error.strerror}")
             return
-        master.children.others[self._preflight.pid] = self._preflight.ended
+        self._processes.expect(self._preflight.pid, self._preflight.ended)
 
     def _judge(self) -> None:
         assert self._preflight is not None
@@ -107,7 +126,7 @@ class Upgrading:
         assert preflight is not None
         before, self._before = self._before, preflight.judged
         changed = preflight.judged.changed(before) if preflight.judged is not None else None
-        if changed is None and self._began == self._master.pool.generations.newest:
+        if changed is None and self._began == self._pool.generations.newest:
             return False
         if self._count >= PREFLIGHTS:
             self._failed(f"{changed or 'the workers'} changed during each of {PREFLIGHTS} pre-flights")
@@ -122,10 +141,9 @@ class Upgrading:
         assert self._preflight is not None
         found = self._preflight.judged
         logger.info("upgrading: %s takes over", word)
-        if self._master.development:
-            self._master.development.base.renew()  # what the new program cannot know must not outlive this one
+        self._observers.notify(Observer.upgrading)
         try:
-            self._master.hand_over(self._program, (self._preflight.file, found) if found and found.start else None)
+            self._handover.replace(self._program, (self._preflight.file, found) if found and found.start else None)
         except OSError as error:
             self._failed(f"cannot execute {error.filename or self._program.arguments[0]}: {error.strerror}")
 
@@ -144,9 +162,7 @@ class Upgrading:
 
     def close(self) -> None:
         """End the pre-flight, if there is one; its process is reaped as any other."""
-        others = self._master.children.others
-        if self._preflight is not None and self._preflight.pid in others:
-            del others[self._preflight.pid]
+        if self._preflight is not None and self._processes.forget(self._preflight.pid):
             self._preflight.kill()
         self._forget_preflight()
 
@@ -155,39 +171,52 @@ class Upgrading:
         if preflight is not None:
             preflight.close()
 
-    # In the new program.
 
-    def follow(self, asked: Pending, error: ListenError | None, was: Mapping[str, Any]) -> None:
-        """Reload, as another program has just taken over, and answer to who asked for it; not if it has met with an error.
+class Successor:
+    """The reload that follows an upgrade. In the program that has taken over.
+
+    Args:
+        state: The settings in force.
+        pool: The workers, which are those of the program before.
+        listeners: The addresses, old and new.
+        reloading: Reloads.
+        change: Closes the addresses that are left.
+    """
+
+    def __init__(self, state: ServerState, pool: Pool, listeners: Listeners, reloading: Reloading, change: AddressChange) -> None:
+        self._state, self._pool, self._listeners, self._reloading, self._change = state, pool, listeners, reloading, change
+
+    def reload(self, requested: Pending, error: ListenError | None, was: Mapping[str, Any]) -> None:
+        """Reload and answer the requests for the upgrade; not if the program has met with an error.
 
         Of the settings, *was* is what goes with the old workers, if they stay.
         """
-        master = self._master
+        state, pool = self._state, self._pool
         modules.forget()
         logger.info("upgraded in place: forkserve %s, Python %s", __version__, platform.python_version())
 
         def ended(reload: Pending) -> None:
-            back = master.listeners.settle(master.pool.generations.committed, master.pool.generations.newest)
+            back = self._listeners.settle(pool.generations.committed, pool.generations.newest)
             if back and reload.error is not None:
                 settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in was.items()}
-                master.take_over(dataclasses.replace(master.settings, **settings), master.hooks)
-            address_change.close_left(master)
+                self._reloading.take_over(dataclasses.replace(state.settings, **settings), state.hooks)
+            self._change.close_left()
             if reload.error is None:
-                asked.resolve({**reload.value, "version": __version__})
+                requested.resolve({**reload.value, "version": __version__})
                 return
             why = str(reload.error).removesuffix("; nothing was changed")
-            stay = "" if master.pool.phase >= Phase.STOPPING else "; old workers stay"
-            asked.fail(CommandError(f"the new program has taken over, but did not reload: {why}{stay}"), reload.value)
+            stay = "" if pool.phase >= Phase.STOPPING else "; old workers stay"
+            requested.fail(CommandError(f"the new program has taken over, but did not reload: {why}{stay}"), reload.value)
 
         reload = Pending()
         if error is None:
-            reload = master.reloading.ask()
+            reload = self._reloading.request()
         else:
             logger.error("not reloaded: %s; workers and listeners stay as they are", error)
             reload.fail(CommandError(str(error)))
         reload.finally_(ended)
 
 
-def _fail(asked: list[Pending], error: CommandError, value: Any = None) -> None:
-    for one in asked:
+def _fail(requests: list[Pending], error: CommandError, value: Any = None) -> None:
+    for one in requests:
         one.fail(error, value)

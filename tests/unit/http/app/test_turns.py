@@ -6,12 +6,12 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from forkserve.http.app.wsgi import RESTS, Turns
+from forkserve.http.app.turns import RESTS, Turns
 
 
 def make(loop: asyncio.AbstractEventLoop) -> Turns:
-    site: Any = SimpleNamespace(loop=loop, observer=SimpleNamespace(begin=lambda _: None, end=lambda: None))
-    return Turns(site)
+    observer: Any = SimpleNamespace(begin=lambda _: None, end=lambda: None)
+    return Turns(loop, observer)
 
 
 def test_connections_that_end_all_the_time_do_not_keep_a_call_waiting() -> None:
@@ -35,13 +35,13 @@ def test_connections_that_end_all_the_time_do_not_keep_a_call_waiting() -> None:
     assert asyncio.run(run()) <= RESTS + 2
 
 
-def test_all_that_asked_are_told_when_a_call_has_ended() -> None:
+def test_all_callbacks_are_called_once_when_a_call_has_ended() -> None:
     async def run() -> list[int]:
-        turns, told = make(asyncio.get_running_loop()), []
+        turns, called = make(asyncio.get_running_loop()), []
         for number in (1, 2):
-            turns.when_one_has_ended(lambda number=number: told.append(number))  # type: ignore[misc]
+            turns.when_one_has_ended(lambda number=number: called.append(number))  # type: ignore[misc]
         turns._end()
         turns._end()
-        return told
+        return called
 
     assert asyncio.run(run()) == [1, 2]

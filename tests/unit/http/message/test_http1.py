@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.fields import Fields
-from forkserve.http.message.http1 import HeadReader, Limits, Target
+from forkserve.http.message.http1 import HeadReader, RequestLimits, Target
 from forkserve.http.message.parsers import new_parser
 from tests.integration.http.talk import LIMITS, PARSERS, Refusal, Request, Unfinished, converse
 
 both = pytest.mark.parametrize("parser", PARSERS)
 
 
-def read(head: bytes, parser: str = "httptools", limits: Limits = LIMITS) -> tuple[Target, Fields]:
+def read(head: bytes, parser: str = "httptools", limits: RequestLimits = LIMITS) -> tuple[Target, Fields]:
     """What a whole head means."""
     return HeadReader(limits, new_parser(parser)).read(head)
 
@@ -117,7 +117,7 @@ def test_a_refusal_leaves_nothing_behind(parser: str) -> None:
             assert error.value.status == 400
 
 
-SMALL = Limits(line=40, fields=3, head=100, body=10, field=30)
+SMALL = RequestLimits(line=40, fields=3, head=100, body=10, field=30)
 
 
 @both

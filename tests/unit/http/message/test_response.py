@@ -4,26 +4,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forkserve.http.framing.h1head import PERSISTENCE, CommonFields, encode_head, error_answer
 from forkserve.http.message.errors import RequestError, ResponseError
-from forkserve.http.message.response import HOP_LINES, Ending, ResponseHead, error_answer, read_code, read_head, read_status
+from forkserve.http.message.response import ResponseHead, read_code, read_head, read_status
 
-ENDING = Ending(b"", b"Date: D\r\n", b"Server: S\r\n")
+COMMON = CommonFields((), b"D", b"S")
 
 
 def finished(*fields: tuple[str, str], status: str = "200 OK", version: str = "1.1", keep_alive: bool = True) -> bytes:
     """A whole head with these fields."""
     head = ResponseHead(*read_status(status), str)
     head.add(fields)
-    whole = head.finish(HOP_LINES[version, keep_alive], ENDING)
+    whole = encode_head(head, PERSISTENCE[version, keep_alive], COMMON)
     for _ in range(3):  # new, then of known lines, then known as a whole
-        again = read_head(status, list(fields), str).own()
+        again = read_head(status, list(fields), str)
         assert (again.code, again.content_length, again.close, again.plain) == (
             head.code,
             head.content_length,
             head.close,
             head.plain,
         )
-        assert again.finish(HOP_LINES[version, keep_alive], ENDING) == whole
+        assert encode_head(again, PERSISTENCE[version, keep_alive], COMMON) == whole
     return whole
 
 
@@ -50,7 +51,7 @@ def test_no_hop_by_hop(name: str) -> None:
     assert name.lower().encode() + b": x" not in finished((name, "x"), (name.lower(), "x")).lower()
 
 
-def test_connection_close_is_heard() -> None:
+def test_connection_close_is_noticed() -> None:
     """An application may ask for the connection to be closed."""
     head = ResponseHead(*read_code(200), str)
     head.add([("connection", "x, Close")])
@@ -128,17 +129,16 @@ def test_repeated_heads_are_shared() -> None:
     second = read_head("200 OK", fields, str)
     third = read_head("200 OK", [("X-Repeated", "1"), ("X-Again", "2")], str)
 
-    assert not first.block
-    assert first.own() is first
+    assert not first.shared
     assert second is third
-    assert second.block == b"HTTP/1.1 200 OK\r\nX-Repeated: 1\r\nX-Again: 2\r\n"
-    own = second.own()
-    own.add_length(5)
-    own.finish(b"", ENDING)
-    assert read_head("200 OK", fields, str).content_length is None
-    assert b"".join(third.lines) == third.block
+    assert second.shared
+    assert second.fields == [(b"X-Repeated", b"1"), (b"X-Again", b"2")]
+    assert second.with_length(5).fields == [*second.fields, (b"Content-Length", b"5")]
+    assert second.content_length is None
+    encode_head(second, (), COMMON)
+    assert second.encoded == b"HTTP/1.1 200 OK\r\nX-Repeated: 1\r\nX-Again: 2\r\n"
     assert read_head("201 Created", fields, str).code == 201
-    assert read_head("200 OK", fields[::-1], str).block != second.block
+    assert read_head("200 OK", fields[::-1], str).fields == second.fields[::-1]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_heads_that_are_not_shared(field: tuple[str, str]) -> None:
     """What needs a look each time, or is too long to be kept, is read each time."""
     heads = [read_head("200 OK", [field], str) for _ in range(3)]
 
-    assert not any(head.block for head in heads)
+    assert not any(head.shared for head in heads)
     assert len({id(head) for head in heads}) == 3
 
 
@@ -164,22 +164,22 @@ def test_kinds_are_kept_apart() -> None:
 
 def test_statuses() -> None:
     """Phrases may be anything printable; unknown codes have a line too."""
-    assert read_status("404 Nicht da") == (404, b"HTTP/1.1 404 Nicht da\r\n")
-    assert read_status("299 \xe9") == (299, b"HTTP/1.1 299 \xe9\r\n")
-    assert read_code(404) == (404, b"HTTP/1.1 404 Not Found\r\n")
-    assert read_code(299) == (299, b"HTTP/1.1 299 \r\n")
+    assert read_status("404 Nicht da") == (404, b"Nicht da")
+    assert read_status("299 \xe9") == (299, b"\xe9")
+    assert read_code(404) == (404, b"Not Found")
+    assert read_code(299) == (299, b"")
 
 
 def test_error_answer() -> None:
     """Says what is wrong, has a Date, closes; none of it is the request's own text."""
-    answer = error_answer(RequestError(426, "no", (("Sec-WebSocket-Version", "13"),)), "GET", ENDING)
+    answer = error_answer(RequestError(426, "no", (("Sec-WebSocket-Version", "13"),)), "GET", COMMON)
 
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
     assert {b"Date: D", b"Connection: close", b"Sec-WebSocket-Version: 13", b"Content-Length: %d" % len(body)} <= set(
         head.split(b"\r\n")
     )
-    assert error_answer(RequestError(400, "no"), "HEAD", ENDING).endswith(b"\r\n\r\n")
+    assert error_answer(RequestError(400, "no"), "HEAD", COMMON).endswith(b"\r\n\r\n")
 
 
 field_text = st.text(st.characters(max_codepoint=0x2FF), max_size=10)

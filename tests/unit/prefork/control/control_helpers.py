@@ -9,14 +9,19 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkserve.base.errors import CommandError
+from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.control.session import Limits
+from forkserve.prefork.control.socketfile import SocketFile
 from forkserve.prefork.ipc.pending import Failure, Pending, Reply
+from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.system.poller import Poller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 DEADLINE = 20.0
 
@@ -100,8 +105,8 @@ class Server:
     def __init__(self, directory: str, **limits: Any) -> None:
         self.poller = Poller()
         self.path = os.path.join(directory, "s.sock")
-        self.control = Control(self.poller, self.execute, lambda: self.text, Limits(**limits))
-        self.control.open(self.path, "name", {})
+        self.control = Control(self.poller, commands_of(MasterCommands), self.execute, lambda: self.text, Limits(**limits))
+        self.control.listen(SocketFile(self.path))
         self.text = "at work"
         self.asked: list[tuple[Any, ...]] = []
         self.pending: list[Pending] = []  # of reload and stop

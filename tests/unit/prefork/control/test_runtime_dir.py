@@ -7,18 +7,19 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from forkserve.base.errors import ConfigError, ListenError
 from forkserve.base.lockfile import HeldError
 from forkserve.prefork.control import runtime_dir
-from forkserve.prefork.control.server import Control
-from forkserve.prefork.control.socketfile import LONGEST_PATH, SocketFile, open_named, open_path
-from forkserve.prefork.system.poller import Poller
+from forkserve.prefork.control.socketfile import LONGEST_PATH, SocketFile, open_endpoint, open_named, open_path
 from tests.unit.prefork.control.control_helpers import short_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -220,16 +221,8 @@ def test_a_name_is_taken_in_whichever_directory(place: Path) -> None:
 
 
 def test_none_usable_is_a_line_in_the_log_and_no_more(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    poller = Poller()
-    control = Control(poller, lambda *_, **__: pytest.fail("nobody asks"), str)
-
-    assert control.open(None, "n" * 200, environ(place)) == "n" * 200
-    assert control.path is None
-    assert control.open("none", "app", environ(place)) == "app"
-    assert control.path is None
-    control.close_in_child()
-    control.close()
-    poller.close()
+    assert open_endpoint(None, "n" * 200, environ(place)) == ("n" * 200, None)
+    assert open_endpoint("none", "app", environ(place)) == ("app", None)
 
 
 def test_a_lock_is_let_go_with_its_last_copy_only(place: Path) -> None:

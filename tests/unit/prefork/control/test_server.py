@@ -391,7 +391,7 @@ def test_a_child_lets_go_of_everything(start: Start) -> None:
     server = start()
     client = server.client(request("reload"))
     server.until(lambda: server.pending)
-    file = server.control._file
+    file = server.control._endpoint
     assert file is not None
     descriptors = [file.sock.fileno(), file._lock._descriptor, *server.control._sessions]
     child = os.fork()

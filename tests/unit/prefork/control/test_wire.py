@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.control.wire import MAX_TIMEOUT, LineDecoder, LineError, Request, RequestError, read_request, write_line
+from forkserve.prefork.master.commands import MasterCommands
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -21,6 +23,7 @@ NEARLY = st.fixed_dictionaries(
     {"v": st.just(1) | VALUES, "command": st.sampled_from(["status", "call", "scale"]) | VALUES},
     optional={"id": VALUES, "args": VALUES, "to": VALUES | st.just("any"), "timeout": VALUES, "progress": VALUES, "more": VALUES},
 )
+COMMANDS = commands_of(MasterCommands)
 JUNK = st.binary() | VALUES.map(lambda value: json.dumps(value).encode()) | NEARLY.map(lambda value: json.dumps(value).encode())
 
 
@@ -48,7 +51,7 @@ def test_no_input_raises_out_of_the_decoder(pieces: list[bytes], data: st.DataOb
     assert too_long or lines == whole[:-1]
     for line in lines:
         with contextlib.suppress(LineError, RequestError):
-            assert isinstance(read_request(line), Request)
+            assert isinstance(read_request(line, COMMANDS), Request)
 
 
 @given(st.binary(min_size=1))
@@ -64,9 +67,9 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
 
 
 def test_what_is_left_out_has_its_usual_value() -> None:
-    assert read_request(b'{"v":1,"command":"status"}') == Request("status", [], "all", 60.0, progress=False, id=None)
-    assert read_request(b'{"v":1,"command":"reload"}').timeout is None
-    assert read_request(b'{"v":1,"command":"status","timeout":null}').timeout is None
+    assert read_request(b'{"v":1,"command":"status"}', COMMANDS) == Request("status", [], "all", 60.0, progress=False, id=None)
+    assert read_request(b'{"v":1,"command":"reload"}', COMMANDS).timeout is None
+    assert read_request(b'{"v":1,"command":"status","timeout":null}', COMMANDS).timeout is None
 
 
 def test_everything_can_be_said() -> None:
@@ -75,7 +78,7 @@ def test_everything_can_be_said() -> None:
     )
 
     assert line.isascii()
-    assert read_request(line[:-1]) == Request("call", ["flush", {"a": "é"}], 3, 0.5, progress=True, id=[7])
+    assert read_request(line[:-1], COMMANDS) == Request("call", ["flush", {"a": "é"}], 3, 0.5, progress=True, id=[7])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_a_wrong_request_says_what_is_wrong_and_whose_it_is(change: dict[str, An
     line = json.dumps({"v": 1, "id": "mine", "command": "call", **change}).encode()
 
     with pytest.raises(RequestError) as caught:
-        read_request(line)
+        read_request(line, COMMANDS)
 
     assert str(caught.value).startswith(message)
     assert caught.value.id == "mine"
@@ -132,4 +135,4 @@ def test_a_wrong_request_says_what_is_wrong_and_whose_it_is(change: dict[str, An
 )
 def test_what_is_no_json_object_is_no_line_of_ours(line: bytes) -> None:
     with pytest.raises(LineError):
-        read_request(line)
+        read_request(line, COMMANDS)

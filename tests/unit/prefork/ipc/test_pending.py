@@ -6,11 +6,9 @@ import json
 
 import pytest
 
-from forkserve.base.errors import CommandError, ConfigError
-from forkserve.prefork.ipc.builtin import BUILTINS
+from forkserve.base.errors import CommandError, ConfigError, unknown_command
 from forkserve.prefork.ipc.pending import Failure, Pending, Reply, answer
-from forkserve.prefork.master.commands import Steering
-from forkserve.prefork.worker.defined import commands_of, describe, unknown
+from forkserve.prefork.worker.defined import commands_of, describe
 from forkserve.prefork.worker.worker import Worker
 
 
@@ -88,15 +86,10 @@ def test_describe_what_is_defined_anew() -> None:
     assert describe(New, Base) == [{"name": "old", "usage": "HOW", "help": "Do it otherwise."}]
 
 
-def test_the_masters_commands_are_methods() -> None:
-    for name in BUILTINS:
-        assert callable(getattr(Steering, name.replace("-", "_")))
-
-
 def test_unknown() -> None:
-    assert unknown("flusch", ["flush"]) == "there is no command 'flusch' (did you mean 'flush'?)"
-    assert unknown(None, []) == "there is no command None"
-    assert len(unknown("x" * 1000, ["flush"])) < 200
+    assert unknown_command("flusch", ["flush"]) == "there is no command 'flusch' (did you mean 'flush'?)"
+    assert unknown_command(None, []) == "there is no command None"
+    assert len(unknown_command("x" * 1000, ["flush"])) < 200
 
 
 # Pending.

@@ -1,4 +1,4 @@
-"""The handshake of a WebSocket (RFC 6455 4.2, RFC 7692 5): what a client asks for, and what is agreed on."""
+"""The handshake of a WebSocket (RFC 6455 4.2, RFC 7692 5): the client's request, and the extensions that are agreed on."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from websockets.http11 import Request
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from forkserve.http.app.asgi import VERSIONS, Message, Scope, root, scope_template
-from forkserve.http.app.frames import FrameReader
 from forkserve.http.message.errors import RequestError
-from forkserve.http.message.response import Ending, ResponseHead
+from forkserve.http.message.response import ResponseHead
+from forkserve.http.websocket.frames import FrameReader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from forkserve.config.settings import Settings
-    from forkserve.http.framing.connection import Connection
     from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
 
-_VERSIONS = VERSIONS | {"spec_version": "2.5"}
 _log = logging.getLogger("forkserve.websocket")
 _log.setLevel(logging.WARNING)  # the library reports each connection at INFO
 
@@ -49,13 +48,17 @@ class Handshake:
     Args:
         settings: Whether to agree to compression.
         target: The request line.
-        fields: The header section; that it asks for a WebSocket is known.
+        fields: The header section, whose Upgrade field names WebSocket.
 
     Raises:
         RequestError: 400, 426 or 431: it is malformed, asks for another version, or offers too much.
+
+    Attributes:
+        protocol: The websockets library's protocol with the extensions that are agreed on.
+        subprotocols: The subprotocols that the client offers.
     """
 
-    __slots__ = ("_accept", "_extensions", "_subprotocols", "protocol")
+    __slots__ = ("_accept", "_extensions", "protocol", "subprotocols")
 
     def __init__(self, settings: Settings, target: Target, fields: Fields) -> None:
         if target.method != "GET" or fields.version != "1.1" or fields.has_body:
@@ -67,8 +70,8 @@ class Handshake:
                 (("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")),
             )
         offers = ",".join(_values(fields, b"sec-websocket-protocol")).split(",")
-        self._subprotocols = [offer.strip(" \t") for offer in offers if offer.strip(" \t")]
-        if len(self._subprotocols) > OFFERS:
+        self.subprotocols = [offer.strip(" \t") for offer in offers if offer.strip(" \t")]
+        if len(self.subprotocols) > OFFERS:
             raise RequestError(431, "too many subprotocols are offered")
         # Upgrade and Connection have been looked at; the library would take 50 ms for a long Connection.
         headers = Headers([("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Version", "13")])
@@ -85,47 +88,31 @@ class Handshake:
         except InvalidHandshake as error:
             raise RequestError(400, "the WebSocket handshake is malformed") from error
 
-    def scope(self, connection: Connection, target: Target, fields: Fields) -> Scope:
-        """What the application is called with (asgi.readthedocs.io, WebSocket, version 2.5)."""
-        scope = scope_template(connection, fields, "websocket")
-        scope |= target.scope
-        del scope["method"]
-        if scope["root_path"]:
-            root(scope)
-        scope["asgi"] = _VERSIONS.copy()
-        scope["headers"] = fields.headers.copy()
-        scope["subprotocols"] = self._subprotocols
-        scope["extensions"] = {"websocket.http.response": {}}
-        scope["state"] = connection.site.state.copy()
-        return scope
-
-    def answer(self, message: Message, ending: Ending) -> tuple[ResponseHead, bytes]:
-        """The answer that accepts.
+    def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]]) -> ResponseHead:
+        """Return the head of the response that accepts, without the fields of the connection itself (RFC 6455 4.2.2).
 
         Args:
-            message: ``websocket.accept``.
-            ending: The fields that every answer has.
-
-        Returns:
-            The head, for the access log, and its bytes.
+            subprotocol: The subprotocol that the application has chosen.
+            headers: Its headers; those that belong to the handshake are left out.
 
         Raises:
-            ResponseError: The application's fields are not valid.
+            ResponseError: A header is not valid.
         """
-        lines = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {self._accept}\r\n"
+        head = ResponseHead(101, b"Switching Protocols", bytes)
+        # Not by `add`, which keeps the fields that it has seen: this one never comes again.
+        head.fields.append((b"Sec-WebSocket-Accept", self._accept.encode("ascii")))
         if self._extensions is not None:
-            lines += f"Sec-WebSocket-Extensions: {self._extensions}\r\n"
-        head = ResponseHead(101, b"HTTP/1.1 101 Switching Protocols\r\n", bytes)
-        if (subprotocol := message.get("subprotocol")) is not None:
+            head.fields.append((b"Sec-WebSocket-Extensions", self._extensions.encode("ascii")))
+        if subprotocol is not None:
             head.add(((b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1")),))
-        head.add([pair for pair in message.get("headers", ()) if pair[0].lower() not in _OWN_FIELDS])
-        return head, head.finish(lines.encode("ascii"), ending)
+        head.add([pair for pair in headers if pair[0].lower() not in _OWN_FIELDS])
+        return head
 
     def reader(self, limit: int) -> FrameReader:
-        """What reads the client's frames.
+        """Return a reader for the client's frames.
 
         Args:
-            limit: Bytes of a message; 0 for any number.
+            limit: The bytes that a message may have; 0 for any number.
         """
         deflate = next((extension for extension in self.protocol.extensions if isinstance(extension, PerMessageDeflate)), None)
         return FrameReader(limit, deflate)

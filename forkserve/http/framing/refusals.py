@@ -1,6 +1,6 @@
 """Refusals: why a connection or a request was turned away, in one line each, at debug level.
 
-Clients decide how many there are, so a second has a limited number of lines. Nothing is done on the way of what is not refused.
+Clients decide how many there are, so the number of lines in a second is limited. Other requests cost nothing here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Refusals:
     """The lines of one process. On the loop's thread.
 
     Args:
-        log: Where they go.
+        log: Where the lines go.
         time: The loop's clock, in seconds.
     """
 
@@ -31,9 +31,9 @@ class Refusals:
         """Write a line, if debug lines are written.
 
         Args:
-            what: What is refused: ``request``, ``connection``.
+            what: The thing refused: ``request``, ``connection``.
             peer: Its address; empty on a unix socket.
-            why: The reason; holds nothing of what the peer has sent.
+            why: The reason; contains no bytes that the peer has sent.
         """
         if not self._log.isEnabledFor(logging.DEBUG):
             return
@@ -48,7 +48,7 @@ class Refusals:
         self._log.debug("%s from %s refused: %s", what, peer or "a unix socket", why)
 
     def sum_up(self) -> None:
-        """Say how many had no line; when the second is over."""
+        """Log how many refusals had no line, when the second is over."""
         if self._left_out and int(self._time()) != self._second:
             self._log.debug("%d more were refused in a second", self._left_out)
             self._left_out = 0

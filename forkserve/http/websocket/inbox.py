@@ -1,4 +1,4 @@
-"""What a WebSocket client has sent and the application has not received: bounded in number, memory, and work per loop turn.
+"""Messages that a WebSocket client has sent and the application has not received: bounded in number, memory and work.
 
 A turn handles `STEPS_A_TURN` steps of one client's input. The rest is left for the next turn, and until then no more is read from
 that client. While the messages that wait for the application are too many, nothing is read, unmasked or inflated.
@@ -10,13 +10,15 @@ from collections import deque
 from sys import getsizeof
 from typing import TYPE_CHECKING
 
-from forkserve.http.app.frames import BINARY, TEXT
+from forkserve.http.websocket.frames import BINARY, TEXT
 
 if TYPE_CHECKING:
+    import asyncio
+    import contextvars
     from collections.abc import Callable, Iterator
 
-    from forkserve.http.app.frames import Event, FrameReader
-    from forkserve.http.framing.connection import Connection
+    from forkserve.http.framing.writer import RawConnection
+    from forkserve.http.websocket.frames import Event, FrameReader
 
 STEPS_A_TURN = 16
 """Steps of the frame reader that a client gets in one turn of the loop: a frame each, or a piece of a large one."""
@@ -29,20 +31,34 @@ BYTES_AHEAD = 1 << 18
 class Inbox:
     """The input of one client, from the accept on.
 
-    Args:
-        connection: Is told to pause and resume reading.
-        reader: Reads the frames.
-        queue: Messages that may wait for the application.
+    Methods that may have to continue in the loop's next turn take the function ``turn`` to be called then; it calls `work` and
+    `go_on`. It is not kept here: owner and inbox would refer to each other, and wait for the collector when the connection ends.
 
-    Methods that may have to go on in the loop's next turn are given what is to be called then, which calls `work` and `go_on`. It
-    is not kept here: owner and inbox would refer to each other, and what short connections leave would wait for the collector.
+    Args:
+        connection: Its reading is paused and resumed.
+        reader: Reads the frames.
+        queue: The number of messages that may wait for the application.
+        loop: The loop whose turns the work is divided into.
+        context: The context for callbacks.
+
+    Attributes:
+        messages: The messages that wait.
     """
 
-    __slots__ = ("_connection", "_ignore", "_memory", "_queue", "_reader", "_turn_due", "messages")
+    __slots__ = ("_connection", "_context", "_ignore", "_loop", "_memory", "_queue", "_reader", "_turn_due", "messages")
 
-    def __init__(self, connection: Connection, reader: FrameReader, queue: int) -> None:
+    def __init__(
+        self,
+        connection: RawConnection,
+        reader: FrameReader,
+        queue: int,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+    ) -> None:
         self.messages: deque[bytes | str] = deque()
         self._connection = connection
+        self._loop = loop
+        self._context = context
         self._reader: FrameReader | None = reader
         self._queue = queue
         self._turn_due = False
@@ -50,7 +66,7 @@ class Inbox:
         self._ignore = False
 
     def feed(self, data: bytes, turn: Callable[[], None]) -> None:
-        """Take what has come."""
+        """Take bytes from the client."""
         if self._reader is None:
             return
         self._reader.feed(data)
@@ -60,7 +76,7 @@ class Inbox:
                 self._pause(turn)
 
     def work(self) -> Iterator[Event]:
-        """Do a turn's share of the work: queue messages, and give control frames as they come.
+        """Do a turn's share of the work: queue messages, and yield control frames.
 
         Raises:
             FrameError: No more can be read from this client.
@@ -80,18 +96,18 @@ class Inbox:
                 yield event
 
     def take(self, turn: Callable[[], None]) -> bytes | str:
-        """The oldest message; there must be one. Its place is free for another."""
+        """Return the oldest message; there must be one. Its place is free for another."""
         data = self.messages.popleft()
         self._memory -= getsizeof(data)
         self.go_on(turn)
         return data
 
     def close(self) -> None:
-        """Nothing that comes from here on counts (RFC 6455 7.1.7); what has come before may still be received."""
+        """Ignore all further bytes (RFC 6455 7.1.7); messages that have come before may still be received."""
         self._reader = None
 
     def ignore_messages(self, turn: Callable[[], None]) -> None:
-        """Read on to the client's Close, and drop the messages in front of it, which nobody will receive."""
+        """Read on to the client's Close, and drop the messages in front of it: the application receives no more."""
         self._ignore = True
         self.go_on(turn)
 
@@ -102,16 +118,16 @@ class Inbox:
 
     @property
     def behind(self) -> bool:
-        """Whether there is something to do before the client's next bytes."""
+        """Whether there is work to do before the client's next bytes are read."""
         return self._reader is not None and not self._reader.hungry
 
     @property
-    def has_news(self) -> bool:
-        """Whether there may be messages in what has not been read yet."""
+    def may_have_messages(self) -> bool:
+        """Whether there may be messages in the bytes that are not read yet."""
         return self.behind and not self._ignore
 
     def go_on(self, turn: Callable[[], None]) -> None:
-        """Read from the client, or go on with what has been read, or wait for the application."""
+        """Read from the client, or continue with the bytes that are there, or wait for the application."""
         if self._reader is not None and self.full:
             self._pause(None)
         elif self.behind:
@@ -120,10 +136,10 @@ class Inbox:
             self._connection.resume_reading()
 
     def _pause(self, turn: Callable[[], None] | None) -> None:
-        """Read nothing from the client until that is called or, if it is None, until the application has received."""
+        """Read nothing from the client until ``turn`` is called or, if it is None, until the application has received."""
         connection = self._connection
         if not connection.transport.is_closing():
             connection.pause_reading()
         if turn is not None and not self._turn_due:
             self._turn_due = True
-            connection.site.loop.call_soon(turn, context=connection.site.context)
+            self._loop.call_soon(turn, context=self._context)

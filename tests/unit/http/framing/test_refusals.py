@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from forkserve.http.refusals import AT_MOST, Refusals
+from forkserve.http.framing.refusals import AT_MOST, Refusals
 
 
 def logger(level: int) -> tuple[logging.Logger, list[str]]:

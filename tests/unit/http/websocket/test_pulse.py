@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.http.app.pulse import Pulse
+from forkserve.http.websocket.pulse import Pulse
 
 LIVES = {"unsent": 0, "stalled": 0.0, "writable": True, "deaf": False}
 
@@ -14,7 +14,7 @@ def history(*, heard: tuple[int, ...] = (), until: int = 200, **facts: Any) -> l
     pulse, found = Pulse(20.0, 10.0), []
     for now in range(until):
         if now in heard:
-            pulse.heard()
+            pulse.received()
         stalled = float(max(0, now - facts["since"])) if "since" in facts else 0.0
         given = LIVES | {name: value for name, value in facts.items() if name != "since"} | {"stalled": stalled}
         due = pulse.due(float(now), **given)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from forkserve.http.app.frames import BINARY, CLOSE, CONT, FRAGMENT, PING, STEP, TEXT, FrameError, FrameReader
+from forkserve.http.websocket.frames import BINARY, CLOSE, CONT, FRAGMENT, PING, STEP, TEXT, FrameError, FrameReader
 from tests.integration.http.test_websocket import frame
 
 LIMIT = 1 << 20

@@ -1,4 +1,4 @@
-"""Who the client is: the socket's word, or a trusted proxy's (X-Forwarded-For and X-Forwarded-Proto, or a PROXY header)."""
+"""The client of a request: the socket's peer, or what a trusted proxy says (X-Forwarded-For and -Proto, or a PROXY header)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HOP = re.compile(
 
 
 class TrustedPeers:
-    """Whose forwarded headers count.
+    """The peers whose forwarded headers are believed.
 
     Args:
         allowed: Addresses, networks in CIDR form, ``unix`` for peers on unix sockets, or ``*`` for all.
@@ -55,11 +55,11 @@ class TrustedPeers:
         return self._all or any(address in network for network in self._networks)
 
     def client(self, fields: Fields, peer: tuple[str, int] | None) -> tuple[str, int] | None:
-        """Address and port of the client, as far as proxies can be believed; the port is 0 where none is named.
+        """Return address and port of the client, as far as proxies can be believed; the port is 0 where none is named.
 
-        From the right, where the nearest proxy has written, to the first hop that is not trusted: that is the client. At one that
-        is no address, such as ``unknown``, the client is the hop to its right, or at last the peer: whoever has written that
-        does not say where it is from, and what is further left may be a client's own words.
+        X-Forwarded-For is read from the right, where the nearest proxy has written. The first hop that is not trusted is the
+        client. If a hop is no address, such as ``unknown``, the client is the hop to its right, or else the peer: the proxy that
+        wrote it hides its peer, and the hops further left may be invented by a client.
 
         Args:
             fields: The header section of a trusted peer.
@@ -83,16 +83,18 @@ class Endpoints:
         client: Address and port of the peer; None on a unix socket.
         server: Address and port of our end; the path and None on a unix socket.
         scheme: ``http`` or ``https``.
-        tls: Whether the bytes are encrypted by this process.
+        tls: Whether this process encrypts the bytes.
+        socket_peer: The address of the socket's peer, whatever a PROXY header says; empty on a unix socket.
     """
 
-    __slots__ = ("client", "scheme", "server", "tls")
+    __slots__ = ("client", "scheme", "server", "socket_peer", "tls")
 
     def __init__(self) -> None:
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int | None] | None = None
         self.scheme = "http"
         self.tls = False
+        self.socket_peer = ""
 
     def read(self, transport: Any) -> None:
         """Take the addresses from a transport."""
@@ -107,17 +109,18 @@ class Endpoints:
         if transport.get_extra_info("sslcontext") is not None:
             self.scheme = "https"
             self.tls = True
+        self.socket_peer = self.peer
 
     @property
     def peer(self) -> str:
-        """The address of the client of this connection, which trust goes by; empty on a unix socket."""
+        """The address of the client of this connection, which decides about trust; empty on a unix socket."""
         if self.client is not None:
             return self.client[0]
-        # Without an address it is a unix socket's, or one that had gone before we could ask.
+        # Without an address it is a unix socket's, or the client left before its address was read.
         return "" if self.server is not None and self.server[1] is None else "unknown"
 
     def seen_through(self, fields: Fields, trusted: TrustedPeers) -> tuple[tuple[str, int] | None, str]:
-        """Client and scheme of a request: as a trusted proxy tells, else as the socket does."""
+        """Return client and scheme of a request: those that a trusted proxy forwards, else those of the connection."""
         if not fields.forwarded or self.peer not in trusted:
             return self.client, self.scheme
         proto = b""
@@ -129,32 +132,32 @@ class Endpoints:
 
 
 class ProxiedEndpoints(Endpoints):
-    """The two ends of a connection whose bytes a proxy passes on, as the proxy has told them.
+    """The two ends of a connection whose bytes a proxy passes on, as its PROXY header names them.
 
-    Whatever goes by the peer goes by the client that was told, as if it had connected itself. Forwarded fields, too: a proxy that
-    sends a PROXY header does so because it does not look into what it passes on, so they are the client's, who could be lying.
+    The address in the PROXY header replaces the peer address everywhere. Forwarded headers are then trusted only if that address
+    is trusted: a proxy that sends a PROXY header does not look into the bytes, so the headers are the client's and may lie.
 
     Args:
-        told: The header.
+        header: The PROXY header.
     """
 
-    __slots__ = ("_told",)
+    __slots__ = ("_header",)
 
-    def __init__(self, told: ProxyHeader) -> None:
+    def __init__(self, header: ProxyHeader) -> None:
         super().__init__()
-        self._told = told
+        self._header = header
 
     def read(self, transport: Any) -> None:
-        """Take from a transport what was not told."""
+        """Take the addresses from the header, and those that it lacks from the transport."""
         super().read(transport)
-        if self._told.ends is not None:
-            self.client, self.server = self._told.ends
-        if self._told.tls:
+        if self._header.ends is not None:
+            self.client, self.server = self._header.ends
+        if self._header.tls:
             self.scheme = "https"
 
 
 def hops(fields: Fields) -> Iterator[str]:
-    """The elements of all X-Forwarded-For fields, from right to left; not more than `MOST_HOPS`, and none that is empty."""
+    """Yield the elements of all X-Forwarded-For fields from right to left: at most `MOST_HOPS`, and no empty ones."""
     left = MOST_HOPS
     for name, value in reversed(fields.headers):
         if name == b"x-forwarded-for":
@@ -164,7 +167,7 @@ def hops(fields: Fields) -> Iterator[str]:
 
 
 def _read_hop(hop: str) -> tuple[Address | None, int]:
-    """Address and port (0 if there is none) of a hop; None if it is no address. A zone means nothing here, and is left out."""
+    """Return address and port (0 if there is none) of a hop; None if it is no address. A zone is dropped."""
     found = _HOP.fullmatch(hop)
     port = int((found and found["port"]) or 0)
     if found is None or port > 65535:
@@ -179,6 +182,6 @@ def _read_hop(hop: str) -> tuple[Address | None, int]:
 
 
 def _plain(network: Network) -> Network:
-    """A network of version 4 that is written within version 6 (``::ffff:10.0.0.0/104``) as what it is."""
+    """Return an IPv4 network that is written as IPv6 (``::ffff:10.0.0.0/104``) as IPv4; others as they are."""
     mapped = getattr(network.network_address, "ipv4_mapped", None)
     return network if mapped is None or network.prefixlen < 96 else ipaddress.IPv4Network((mapped, network.prefixlen - 96))

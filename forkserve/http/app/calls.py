@@ -1,0 +1,57 @@
+"""Calls of the application: who counts them, and what the queues in front of them need to know of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import contextvars
+
+    from forkserve.http.message.http1 import Target
+
+
+class Observer(Protocol):
+    """Is notified when calls of the application begin and end, to find a process that is stuck."""
+
+    def begin(self, line: bytes) -> None:
+        """Take note that a call on the loop's thread begins; ``line`` is the request line."""
+
+    def end(self) -> None:
+        """Take note that it has ended."""
+
+    def enter(self, line: bytes) -> int:
+        """Take note that a call begins that runs beside others; return a number for `leave`. Called in any thread."""
+        ...
+
+    def leave(self, number: int) -> None:
+        """Take note that it has ended."""
+
+    def connected(self, count: int) -> None:
+        """Take note of the number of open connections."""
+
+    def told_to_drain(self) -> bool:
+        """Return whether this process is to drain; it may not have had the time to notice."""
+        ...
+
+
+class Call(Protocol):
+    """One call of the application, for one request.
+
+    Attributes:
+        gone: The client can no longer be reached.
+        context: The context that the call runs in.
+    """
+
+    gone: bool
+    context: contextvars.Context
+
+    @property
+    def target(self) -> Target:
+        """The request line."""
+        ...
+
+    def call(self) -> None:
+        """Call the application."""
+
+    def discard_input(self) -> None:
+        """Close the request body."""

@@ -1,0 +1,72 @@
+"""What all requests of one process share: the application, the context that it runs in, and the queue in front of it."""
+
+from __future__ import annotations
+
+import contextvars
+from typing import TYPE_CHECKING, Any, Literal
+
+from forkserve.http.framing.endpoints import TrustedPeers
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from forkserve.http.app.calls import Observer
+    from forkserve.http.app.exchange import Exchange
+    from forkserve.http.app.threadpool import ThreadPool
+    from forkserve.http.app.turns import Turns
+    from forkserve.http.framing.state import ServerState
+    from forkserve.http.message.errors import RequestError
+
+
+class Site:
+    """What all requests of one process share. On the loop's thread.
+
+    Args:
+        server: What all connections share.
+        app: The WSGI or ASGI application.
+        interface: Which of the two it is.
+        observer: Is notified of application calls.
+        printable: Escapes control characters for log lines.
+
+    Attributes:
+        turns: The queue in front of a WSGI application that is called on the loop's thread.
+        pool: The threads that call a WSGI application beside the loop.
+        on_answer: Called when a response has ended, or is as complete as it will be.
+        on_refused: Called when a request is refused that has an exchange already.
+        tasks: Tasks of requests and commands. asyncio refers to tasks only weakly: one that waits for something that nothing
+            else refers to would be collected half-way.
+        context: Requests run in copies of it.
+        state: The state of the lifespan.
+        ending_streams: Whether the drain has no more time for responses of unknown length.
+    """
+
+    def __init__(
+        self,
+        server: ServerState,
+        app: Callable[..., Any],
+        interface: Literal["wsgi", "asgi"],
+        observer: Observer,
+        printable: Callable[[str], str],
+    ) -> None:
+        self.server = server
+        self.settings = server.settings
+        self.loop = server.loop
+        self.log = server.log
+        self.app = app
+        self.interface = interface
+        self.observer = observer
+        self.printable = printable
+        self.turns: Turns
+        self.pool: ThreadPool
+        self.on_answer: Callable[[Exchange], None] | None = None
+        self.on_refused: Callable[[Exchange, RequestError], None] | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.context = contextvars.copy_context()
+        self.trusted = TrustedPeers(self.settings.forwarded_allow_ips if self.settings.proxy_headers else ())
+        self.state: dict[str, Any] = {}
+        self.ending_streams = False
+
+    def freeze_context(self) -> None:
+        """Let requests see the context variables as they are now, in the context of the caller: start-up is over."""
+        self.context = contextvars.copy_context()

@@ -1,0 +1,30 @@
+"""Endpoint: what clients of the control connect to. The sessions need only a stream socket, so it may be of any kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import socket
+
+    from forkserve.base.handover import Exported
+
+
+class Endpoint(Protocol):
+    """A listening socket that does not block, and who may use it. For the master."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """The listening socket."""
+
+    def refusal(self, client: socket.socket) -> str | None:
+        """Return why a client that has connected may not send commands; None: it may."""
+
+    def export(self) -> Exported:
+        """Describe it, for an upgrade."""
+
+    def remove(self) -> None:
+        """Stop listening, and remove what others find it by."""
+
+    def close(self) -> None:
+        """Close this process's copies alone, in a child."""

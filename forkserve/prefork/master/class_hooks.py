@@ -1,0 +1,67 @@
+"""The hooks of the worker class that run in the master: on_register, on_unregister, on_timeout and on_exit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook
+
+if TYPE_CHECKING:
+    from forkserve.prefork.master.child import Child
+    from forkserve.prefork.master.children import Children
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.system.listeners import Listeners
+    from forkserve.prefork.worker.worker import Worker
+
+
+class ClassHooks:
+    """Calls them, and knows which slots were registered. What a hook raises is logged.
+
+    Args:
+        worker_class: Has the hooks.
+        pool: Has the slots.
+        listeners: Give the port of a slot.
+        children: The processes.
+    """
+
+    def __init__(self, worker_class: type[Worker], pool: Pool, listeners: Listeners, children: Children) -> None:
+        self._class, self._pool, self._listeners, self._children = worker_class, pool, listeners, children
+        self._registered: dict[int, WorkerHandle] = {}
+
+    def register_slots(self) -> None:
+        """Call the hooks for slots that have come and gone; after a plan was made, before it is carried out."""
+        slots = {member.slot for member in self._pool.members.workers()}
+        for slot in sorted(slots - self._registered.keys()):
+            self._registered[slot] = self._handle_of(slot, self._pool.generations.committed)
+            self._call("on_register", self._registered[slot])
+        for slot in sorted(self._registered.keys() - slots):
+            self._call("on_unregister", self._registered.pop(slot))
+
+    def unregister_all(self) -> None:
+        """Call the hook for every slot: the server has ended, and none is wanted any more."""
+        while self._registered:
+            self._call("on_unregister", self._registered.pop(min(self._registered)))
+
+    def timed_out(self, child: Child) -> None:
+        """Call the hook for a worker that has passed a deadline."""
+        self._call("on_timeout", self._children.handle(child))
+
+    def exited(self, worker: WorkerHandle, status: int) -> None:
+        """Call the hook for a worker that has exited."""
+        self._call("on_exit", worker, status)
+
+    def export(self) -> dict[str, int]:
+        """Describe the registered slots, for an upgrade: the generation of each."""
+        return {str(slot): handle.generation for slot, handle in self._registered.items()}
+
+    def adopt(self, found: dict[str, int]) -> None:
+        """Go on with them in the new program: they are not registered again."""
+        for slot, generation in found.items():
+            port = self._listeners.port(int(slot), self._pool.generations.committed)
+            self._registered[int(slot)] = WorkerHandle(int(slot), port, generation)
+
+    def _handle_of(self, slot: int, generation: int) -> WorkerHandle:
+        return WorkerHandle(slot, self._listeners.port(slot, generation), generation)
+
+    def _call(self, hook: str, *arguments: object) -> None:
+        call_hook(f"hook {hook}", getattr(self._class, hook), *arguments)

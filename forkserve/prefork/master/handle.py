@@ -1,0 +1,206 @@
+"""What users' hooks get: a façade of the server. gunicorn's names, as its documented hooks and public configurations use them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from forkserve.base import logs
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.hooks import WorkerHandle, run_hook
+from forkserve.prefork.master.observers import Observer
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Mapping
+
+    from forkserve.config.settings import Settings
+    from forkserve.prefork.master.child import Child
+    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.system.listeners import Listeners
+
+# What a hook may call: the commands, and what adds handlers to the master's loop.
+METHODS: Final = (
+    *("call", "commands", "map", "quit", "reload", "reopen_logs", "restart", "scale", "stacks", "status", "stop", "upgrade"),
+    *("add_io_handler", "every", "on_signal", "remove_io_handler"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerHandle:
+    """A listener as a hook sees it: `str()` gives the address with its scheme, `getsockname()` what the system calls it."""
+
+    address: str
+    name: Any
+
+    def __str__(self) -> str:
+        return self.address
+
+    def getsockname(self) -> Any:
+        """Return the address as `socket.getsockname` does."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class ServerValues:
+    """The values of a server at one moment."""
+
+    settings: Settings
+    pid: int
+    name: str
+    num_workers: int
+    listeners: list[ListenerHandle]
+    workers: Mapping[int, WorkerHandle]
+
+
+class ServerHandle:
+    """The server, as users' hooks get it.
+
+    In the master the attributes show the present, and the methods of `METHODS` do what they do on `Server`. In a forked worker
+    the attributes show the moment of the fork, nothing refers to the master, and the methods raise CommandError. Attributes
+    that a hook sets stay, also for the hooks of workers that are forked later.
+
+    Attributes:
+        log: The server's logger, as `server.log.info("%s", ...)`.
+        cfg, settings: The settings in force, by their names.
+        pid: The master's process.
+        name, proc_name: The server's name.
+        app: The app as it was named; None for a worker class of one's own.
+        num_workers: How many workers are wanted.
+        address: Of each listener, `(host, port)` or the path of a unix socket.
+        LISTENERS: The listeners.
+        WORKERS: The workers by pid.
+    """
+
+    def __init__(self, look: Callable[[], ServerValues], methods: object | None) -> None:
+        """*look* returns the values; *methods* has the methods, in the master."""
+        self._look = look
+        self._methods = methods
+
+    def for_worker(self) -> ServerHandle:
+        """Return a handle for a worker that is about to be forked."""
+        values = self._look()
+        handle = ServerHandle(lambda: values, None)
+        vars(handle).update({name: value for name, value in vars(self).items() if name not in vars(handle)})
+        return handle
+
+    @property
+    def log(self) -> logging.Logger:
+        """The server's logger."""
+        return logs.logger
+
+    @property
+    def cfg(self) -> Settings:
+        """The settings in force."""
+        return self._look().settings
+
+    settings = cfg
+
+    @property
+    def pid(self) -> int:
+        """The master's process."""
+        return self._look().pid
+
+    @property
+    def name(self) -> str:
+        """The server's name."""
+        return self._look().name
+
+    proc_name = name
+
+    @property
+    def app(self) -> str | None:
+        """The app as it was named."""
+        return self.cfg.app
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers are wanted."""
+        return self._look().num_workers
+
+    @property
+    def address(self) -> list[Any]:
+        """Of each listener, what the system calls it."""
+        return [one.name for one in self._look().listeners]
+
+    @property
+    def LISTENERS(self) -> list[ListenerHandle]:  # noqa: N802 - gunicorn's name
+        """The listeners."""
+        return self._look().listeners
+
+    @property
+    def WORKERS(self) -> Mapping[int, WorkerHandle]:  # noqa: N802 - gunicorn's name
+        """The workers by pid."""
+        return self._look().workers
+
+    def __getattr__(self, name: str) -> Any:
+        """Return one of METHODS."""
+        if name not in METHODS:
+            raise AttributeError(f"the server has no attribute {name!r} for hooks")
+        if self._methods is None:
+            raise CommandError(f"server.{name} can be called in the master only, and this is a worker", "refused")
+        return getattr(self._methods, name)
+
+
+class Present:
+    """Looks up the present values of a server for its handle. In the master."""
+
+    def __init__(self, state: ServerState, pool: Pool, listeners: Listeners) -> None:
+        self._state, self._pool, self._listeners = state, pool, listeners
+
+    def __call__(self) -> ServerValues:
+        """Return the values."""
+        state, scheme, port = self._state, self._state.scheme, self._listeners.port
+        return ServerValues(
+            settings=state.settings,
+            pid=state.pid,
+            name=state.name,
+            num_workers=self._pool.wanted,
+            listeners=[ListenerHandle(one.address(scheme), one.sock.getsockname()) for one in self._listeners],
+            workers={
+                one.pid: WorkerHandle(one.slot, port(one.slot, one.generation), one.generation, one.pid)
+                for one in self._pool.members.workers()
+                if one.pid is not None
+            },
+        )
+
+
+class UserHooks(Observer):
+    """Runs the functions of a user's configuration that gunicorn calls in the master. What one raises is logged."""
+
+    def __init__(self, state: ServerState, server: ServerHandle) -> None:
+        self._state, self._server = state, server
+
+    def _run(self, name: str, *arguments: object, keep: bool = False) -> None:
+        run_hook(self._state.hooks, name, self._server, *arguments, keep=keep)
+
+    def starting(self) -> None:
+        """Run on_starting."""
+        self._run("on_starting", keep=True)
+
+    def announced(self) -> None:
+        """Run when_ready."""
+        self._run("when_ready")
+
+    took_over = announced
+
+    def forking(self, child: Child) -> None:
+        """Run pre_fork."""
+        self._run("pre_fork", child)
+
+    def worker_exited(self, child: Child, status: int) -> None:
+        """Run child_exit."""
+        self._run("child_exit", child)
+
+    def scaled(self, wanted: int, before: int) -> None:
+        """Run nworkers_changed."""
+        self._run("nworkers_changed", wanted, before)
+
+    def reload_began(self, generation: int) -> None:
+        """Run on_reload."""
+        self._run("on_reload")
+
+    def stopped(self) -> None:
+        """Run on_exit."""
+        self._run("on_exit")

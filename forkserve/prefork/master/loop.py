@@ -1,0 +1,180 @@
+"""The master's loop: reconcile, then wait. One thread, and no app code.
+
+Signals, messages of workers, exits and commands become calls of the pool; what is to be done about them comes back as its plan.
+Nothing here blocks but `Poller.wait`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from forkserve.base import console, logfile
+from forkserve.base.errors import CommandError
+from forkserve.base.logs import logger
+from forkserve.prefork.ipc import messages
+from forkserve.prefork.master.observers import FrontendObserver, Observer, Observers
+from forkserve.prefork.master.service_manager import ready_status
+from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.system import daemon, forks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from forkserve.prefork.master.call_router import CallRouter
+    from forkserve.prefork.master.children import Children
+    from forkserve.prefork.master.class_hooks import ClassHooks
+    from forkserve.prefork.master.endings import Endings
+    from forkserve.prefork.master.goals import Goals
+    from forkserve.prefork.master.reaper import Reaper
+    from forkserve.prefork.master.reloading import Reloading
+    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.master.status import Status
+    from forkserve.prefork.master.upgrade.address_change import AddressChange
+    from forkserve.prefork.master.upgrade.upgrading import Upgrading
+    from forkserve.prefork.system.listeners import Listeners
+    from forkserve.prefork.system.poller import Poller
+    from forkserve.prefork.system.signals import SignalQueue
+
+
+@dataclass(slots=True)
+class MasterLoop:
+    """The loop, and the parts that it drives.
+
+    Attributes:
+        handlers: What each signal does.
+        requested_name: The server's name, before a number was added because another server has it.
+    """
+
+    state: ServerState
+    pool: Pool
+    poller: Poller
+    listeners: Listeners
+    signals: SignalQueue
+    handlers: dict[signal.Signals, Callable[[], object]]
+    children: Children
+    endings: Endings
+    reaper: Reaper
+    class_hooks: ClassHooks
+    router: CallRouter
+    reloading: Reloading
+    upgrading: Upgrading
+    change: AddressChange
+    goals: Goals
+    frontend: FrontendObserver
+    observers: Observers
+    status: Status
+    requested_name: str
+    _unannounced: bool = False  # all workers have been ready, and that was not announced yet
+    _listeners: object = None  # as the observers know them, with the settings
+    _deadlines: Sequence[Callable[[], float | None]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Name all sources of deadlines; the poller adds its timers."""
+        self._deadlines = (
+            *(self.pool.next_deadline, self.router.next_deadline, self.reloading.next_deadline),
+            logfile.next_flush,
+        )
+
+    def run(self) -> None:
+        """Run until the server has stopped."""
+        while not self.pool.done:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Carry out what is to be done, then wait for events and handle them."""
+        self.children.read_beats()
+        self.pool.departures.advertised = self.frontend.advertised
+        self.reloading.advance(time.monotonic())
+        self.change.follow()
+        unattended = self.pool.departures.unattended(time.monotonic())
+        self.pool.departures.queued = {slot for slot in unattended if self.listeners.last_look(slot)}
+        plan = self.pool.plan(time.monotonic())
+        self.class_hooks.register_slots()
+        for action in plan:
+            self._perform(action)
+        self._show_listeners()
+        self._announce()
+        self.upgrading.advance(time.monotonic())
+        if self.goals.check():
+            return  # a callback may have changed what is wanted
+        for event in self._wait():
+            self.handle(event)
+
+    def _wait(self) -> list[Callable[[], object]]:
+        """Wait for events, until the first deadline; the only call that blocks."""
+        due = [one for one in (deadline() for deadline in self._deadlines) if one is not None]
+        events = self.poller.wait(min(due, default=None))
+        # Signals first, and those too that came just now: a TERM for the whole group reaches the workers as well, and what
+        # they say of it must not be read before we know of ours.
+        return [self.obey_signals, *events, self.router.expire, logfile.flush]
+
+    def handle(self, event: Callable[[], object]) -> None:
+        """Handle an event. A fault in one handler is logged; neither that nor a context variable gets to another."""
+        try:
+            contextvars.copy_context().run(event)
+        except CommandError as error:
+            logger.warning("%s", error)
+        except Exception:  # noqa: BLE001 - logged; the other handlers must not notice
+            logger.exception("fault in the master")
+        forks.end_returned()
+
+    def obey_signals(self, *_: Any) -> None:
+        """Handle the signals that were received."""
+        for signum in self.signals.take():
+            if signum in self.handlers:
+                self.handle(self.handlers[signum])
+            if signum == signal.SIGCHLD:
+                self.handle(self.reaper.reap)
+
+    def _perform(self, action: Action) -> None:
+        """Carry out what the pool planned."""
+        by_ident = self.children.by_ident
+        match action:
+            case Fork(member):
+                self.children.fork(member)
+            case Drain(member, booting):
+                self.endings.drain(by_ident[member.ident], booting=booting)
+            case DumpStacks(member):
+                self.endings.dump_stacks(by_ident[member.ident])
+            case Kill(member, dumped):
+                self.endings.kill(by_ident[member.ident], dumped=dumped)
+            case ServeOn(member):
+                logger.warning("worker %d serves on: its successor failed, and is tried again", member.slot)
+                self.children.send(by_ident[member.ident], messages.ServeOn())
+            case GiveUp(member):
+                child = by_ident[member.ident]
+                logger.critical("%s cannot be %s", child, "killed" if child.pid else "had from its mold")
+                self.children.forget(child)
+            case CloseListener(slot):
+                self.listeners.close(slot)
+            case Announce():
+                self._unannounced = True
+
+    def _announce(self) -> None:
+        """Announce once that the server is ready: when a unit that is ordered after ours, such as nginx, finds what it needs."""
+        if not (self._unannounced and self.frontend.prepared and self.pool.phase is Phase.SERVING):
+            return
+        self._unannounced = False
+        scheme = self.state.scheme
+        console.say(*(f"Listening on {one.describe(scheme)}" for one in self.listeners), ready_status(self.pool))
+        daemon.ready()
+        for mold in self.children.molds():
+            self.children.send(mold, messages.Detach())  # from the terminal, as the master has just done
+        if self.state.name != self.requested_name:
+            text = "a server called %s was there already: this one is called %s"
+            logger.info(text, self.requested_name, self.state.name)
+        self.observers.notify(Observer.announced)
+
+    def _show_listeners(self) -> None:
+        """Notify the observers if listeners have come, gone or changed; what they do about it takes its own time."""
+        if not self.pool.departures.public:
+            return
+        shown = self.status.list_listeners(), self.state.settings
+        if shown != self._listeners:
+            self._listeners = shown
+            self.observers.notify(Observer.listeners_changed, *shown)

@@ -1,0 +1,150 @@
+"""What the master opens before it assembles its parts, or takes over from the program before an upgrade."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forkserve.base import logs, startup
+from forkserve.base.errors import ConfigError
+from forkserve.prefork.control.command import commands_of, execute, signals_of
+from forkserve.prefork.control.server import Control
+from forkserve.prefork.control.socketfile import open_endpoint
+from forkserve.prefork.ipc.pending import Pending
+from forkserve.prefork.master.reactions import SignalReactions
+from forkserve.prefork.policy.molds import MANY_MOLDS
+from forkserve.prefork.system.output import Outputs
+from forkserve.prefork.system.pidfile import PidFile
+from forkserve.prefork.system.scoreboard import Scoreboard
+from forkserve.prefork.system.signals import SignalQueue
+from forkserve.prefork.system.terminal import Terminal
+from forkserve.prefork.worker.boot import become_subreaper, raise_descriptor_limit
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable
+
+    from forkserve.base.handover import Exported
+    from forkserve.prefork.master.commands import MasterCommands
+    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.system.poller import Poller
+
+
+@dataclass(frozen=True, slots=True)
+class Stacks:
+    """What is called at the end, in this order: everything is closed, then that is made known, then the signals are let go."""
+
+    cleanup: contextlib.ExitStack
+    last: contextlib.ExitStack
+    signals: contextlib.ExitStack
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is open.
+
+    Attributes:
+        before: The state of the program before an upgrade; None at a start.
+        close_in_child: Each closes some of the master's descriptors in a child just forked.
+        upgrade: Answers the clients that requested the upgrade.
+    """
+
+    before: Exported | None
+    signals: SignalQueue
+    hangup_ignored: bool
+    pid_file: PidFile | None
+    control: Control
+    upgrade: Pending
+    outputs: Outputs
+    scoreboard: Scoreboard
+    close_in_child: list[Callable[[], object]]
+
+
+def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
+    """Open everything but the addresses, or take it over. Raises ListenError and ConfigError."""
+    state, poller = commands.state, commands.poller
+    state.pid = os.getpid()
+    before = startup.take_inherited_state()
+    signals = SignalQueue((*commands.handlers, *map(signal.Signals, signals_of(SignalReactions)), signal.SIGCHLD))
+    stacks.signals.callback(signals.close)
+    hangup_ignored = before["hangup_ignored"] if before else signals.inherited(signal.SIGHUP) == signal.SIG_IGN
+    if before:
+        signals.put([*before["signals"], signal.SIGCHLD])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before["mask"])
+        _resume(commands, before)
+    reactions = SignalReactions(commands, commands.pool, Terminal(), hangup_ignored=hangup_ignored)
+    for signum, method in signals_of(SignalReactions).items():
+        commands.handlers.setdefault(signal.Signals(signum), getattr(reactions, method))
+    pid_file = _lock(state, before)
+    if pid_file:
+        stacks.cleanup.callback(pid_file.remove)
+    raise_descriptor_limit()
+    if state.settings.preload and not become_subreaper():
+        raise ConfigError("--preload: this system does not let workers forked by a mold become the master's: leave it out")
+    stacks.last.callback(poller.close)
+    control, upgrade = _open_control(commands, before, stacks)
+    outputs = _open_outputs(state, poller, before)
+    stacks.cleanup.callback(outputs.close)
+    scoreboard = _open_scoreboard(state, before)
+    stacks.cleanup.callback(scoreboard.close)
+    commands.pool.capacity.rows = scoreboard.size - MANY_MOLDS
+    in_child = [poller.close, signals.close_in_child, control.close_in_child, *([pid_file.close] if pid_file else ())]
+    return Opened(before, signals, hangup_ignored, pid_file, control, upgrade, outputs, scoreboard, in_child)
+
+
+def _resume(commands: MasterCommands, before: Exported) -> None:
+    """Be what the program before was."""
+    state = commands.state
+    state.started_at, state.lost_lines = before["started_at"], before.get("lost_lines", 0)
+    state.settings = dataclasses.replace(state.settings, **before["settings"])
+    commands.pool.adopt(before["pool"], time.monotonic())
+
+
+def _lock(state: ServerState, before: Exported | None) -> PidFile | None:
+    if before:
+        return before["pid_file"] and PidFile.adopt(before["pid_file"])
+    return PidFile(state.settings.pid) if state.settings.pid else None
+
+
+def _open_control(commands: MasterCommands, before: Exported | None, stacks: Stacks) -> tuple[Control, Pending]:
+    state, upgrade = commands.state, Pending()
+    control = Control(commands.poller, commands_of(type(commands)), functools.partial(execute, commands), commands.progress)
+    stacks.last.callback(control.close)
+    stacks.last.callback(commands.resolve_stops)
+    if before:
+        control.adopt(before["control"], upgrade)
+        return control, upgrade
+    name, endpoint = open_endpoint(state.settings.control_socket, state.name, os.environ)
+    state.settings = dataclasses.replace(state.settings, name=name)
+    if endpoint is not None:
+        control.listen(endpoint)
+    return control, upgrade
+
+
+def _open_outputs(state: ServerState, poller: Poller, before: Exported | None) -> Outputs:
+    try:
+        outputs = Outputs(state.settings, poller)
+    except ConfigError as error:
+        if not before:
+            raise
+        logs.logger.error("%s; the workers' output is as the server's", error)
+        outputs = Outputs(dataclasses.replace(state.settings, worker_stdout=None, worker_stderr=None), poller)
+    if before:
+        outputs.adopt(before["outputs"])
+    return outputs
+
+
+def _open_scoreboard(state: ServerState, before: Exported | None) -> Scoreboard:
+    if before:
+        scoreboard = Scoreboard(before["scoreboard"]["rows"], before["scoreboard"]["memory"])
+        state.most = min(state.most, scoreboard.size - 1 - MANY_MOLDS)
+        return scoreboard
+    try:
+        return Scoreboard(state.most + 1 + MANY_MOLDS)  # an upgrade may bring molds
+    except OSError as error:
+        raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None

@@ -1,0 +1,89 @@
+"""Reaper: takes the exits of the master's children. In the master."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from forkserve.base.logs import logger
+from forkserve.prefork.master.failures import describe_exit
+from forkserve.prefork.master.observers import Observer, Observers
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.states import MOLD, State
+
+if TYPE_CHECKING:
+    from forkserve.prefork.master.child import Child
+    from forkserve.prefork.master.children import Children
+    from forkserve.prefork.master.class_hooks import ClassHooks
+    from forkserve.prefork.master.endings import Endings
+    from forkserve.prefork.master.exits import OtherProcesses
+
+
+class Reaper:
+    """Reaps processes and reports their ends.
+
+    Args:
+        pool: Judges the end.
+        children: The workers and molds.
+        processes: The other children of the master.
+        endings: Reopens the queue of a slot.
+        observers: Notified of the end of a worker.
+        class_hooks: The worker class's hooks.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        children: Children,
+        processes: OtherProcesses,
+        endings: Endings,
+        observers: Observers,
+        class_hooks: ClassHooks,
+    ) -> None:
+        self._pool, self._children, self._processes = pool, children, processes
+        self._endings, self._observers, self._class_hooks = endings, observers, class_hooks
+
+    def reap(self) -> None:
+        """Take the exits of all children that have ended, also of those that are not workers."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := self._wait()) != (0, 0):
+                pid, status = ended[0], os.waitstatus_to_exitcode(ended[1])
+                for child in [one for one in self._children.by_ident.values() if one.pid == pid]:
+                    self._ended(child, status)
+                self._processes.reaped(pid, status)
+
+    def _wait(self) -> tuple[int, int]:
+        if all(child.pid is not None for child in self._children.by_ident.values()):
+            return os.waitpid(-1, os.WNOHANG)
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return 0, 0
+        if not any(child.pid == ended.si_pid for child in self._children.by_ident.values()):
+            # Its mold may have forked it just now, and its message not be read yet; once it is reaped, that is too late.
+            for child in [one for one in self._children.by_ident.values() if one.pid is None]:
+                self._children.hear(child)
+        return os.waitpid(ended.si_pid, 0)
+
+    def _ended(self, child: Child, status: int) -> None:
+        self._children.hear(child)  # what it sent last comes before its end
+        if child.member.state is State.DUMPING and status:
+            how, words = describe_exit(status), child.last_words()
+            logger.critical("%s: %s; it %s while its stacks were written\n%s", child, child.member.reason, how, words)
+        code, signum = (status, None) if status >= 0 else (None, -status)
+        first_boot = self._pool.phase is Phase.FIRST_BOOT and not self._pool.members.limits.patient
+        why = self._children.failures.reason(child, status)
+        failed = self._pool.exited(child.member.ident, time.monotonic(), code=code, signal=signum, why=why)
+        if failed:
+            self._children.failures.report(child, status, why, first_boot=first_boot)
+        else:
+            # After a first boot that failed, its reason is the last line.
+            logger.log(logging.DEBUG if self._pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
+        handle = self._children.handle(child)
+        self._endings.admit(child)
+        self._children.forget(child)
+        if child.id != MOLD:
+            self._class_hooks.exited(handle, status)
+            self._observers.notify(Observer.worker_exited, child, status)

@@ -1,0 +1,84 @@
+"""Handover: describes the server for the program that takes its place, and executes that program. In the master."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from forkserve.base import logfile, logs, privileges
+from forkserve.prefork.worker.boot import signals_blocked
+
+if TYPE_CHECKING:
+    from forkserve.base.handover import Exported
+    from forkserve.prefork.control.server import Control
+    from forkserve.prefork.master.call_router import CallRouter
+    from forkserve.prefork.master.children import Children
+    from forkserve.prefork.master.class_hooks import ClassHooks
+    from forkserve.prefork.master.observers import FrontendObserver
+    from forkserve.prefork.master.reloading import Reloading
+    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.master.upgrade.judged import Judged
+    from forkserve.prefork.master.upgrade.program import Program
+    from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.system.pidfile import PidFile
+    from forkserve.prefork.system.signals import SignalQueue
+
+SETTINGS = ("name", "control_socket", "pid", "daemon")  # that stay as they were, whatever the new program's settings say
+ADDRESSES = ("bind", "base_port", "host", "port", "uds", "fd")
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """All that has a state which an upgrade keeps."""
+
+    state: ServerState
+    pool: Pool
+    signals: SignalQueue
+    pid_file: PidFile | None
+    frontend: FrontendObserver
+    control: Control
+    children: Children
+    class_hooks: ClassHooks
+    router: CallRouter
+    reloading: Reloading
+    hangup_ignored: bool
+
+    def export(self) -> Exported:
+        """Describe all that a program must know to take the place of this one."""
+        settings, forker = self.state.settings, self.children.forker
+        return {
+            "settings": {name: getattr(settings, name) for name in SETTINGS},
+            "started_at": self.state.started_at,
+            "logs": logs.export(settings),
+            "log_lines": logs.export_waiting(),
+            "lost_lines": self.state.lost_lines + logfile.lost(unsaid=False) + self.children.lost_lines,
+            "account": privileges.export(settings),
+            "hangup_ignored": self.hangup_ignored,
+            "mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+            "pid_file": self.pid_file and self.pid_file.export(),
+            "front": self.frontend.export(),
+            "control": self.control.export(),
+            "outputs": forker.outputs.export(),
+            "scoreboard": forker.scoreboard.export(),
+            "addresses": {name: getattr(settings, name) for name in ADDRESSES},
+            "listeners": forker.listeners.export(),
+            "pool": self.pool.export(),
+            "children": {"processes": self.children.export(), "slots": self.class_hooks.export()},
+            "messenger": self.router.export(),
+            "reloading": self.reloading.export(),
+        }
+
+    def replace(self, successor: Program, judged: tuple[int, Judged] | None) -> NoReturn:
+        """Execute another program in this process; it goes on from what its pre-flight has judged, if it can do that.
+
+        Raises OSError, with everything as it was, if that cannot be. All signals stay blocked until its handlers stand. Signals
+        that were received and not obeyed yet go along.
+        """
+        state = self.export()
+        with signals_blocked():
+            signals = self.signals.take()
+            try:
+                successor.replace_process(state | {"signals": signals}, judged)
+            finally:
+                self.signals.put(signals)
