@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, TypeVar, dataclass_transform
 
 from forkserve.base.errors import ExitCode
-from forkserve.prefork.ipc.pending import JSON, Failure, Reply  # noqa: TC001 - `records` reads the annotations
+from forkserve.prefork.ipc.pending import JSON, Failure, Reply
 
 Facts = Mapping[str, Sequence[str]]
 

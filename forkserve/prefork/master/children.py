@@ -12,19 +12,18 @@ from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.codec import Unreadable, encode
 from forkserve.prefork.ipc.hooks import WorkerHandle
-from forkserve.prefork.master.child import Child, pass_logs
+from forkserve.prefork.master.child import Child, ChildState, pass_logs
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.calls import Target
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, State, process_name
 from forkserve.prefork.system.poller import READ, WRITE, Poller
-from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
+from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNREPORTED_LINES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from forkserve.base.handover import Exported
     from forkserve.prefork.master.failures import Failures
     from forkserve.prefork.master.forker import Forker, WorkerSource
     from forkserve.prefork.policy.states import Member
@@ -202,15 +201,15 @@ class Children:
             events = READ | (WRITE if channel.unsent else 0)
             self._poller.watch(channel, events, functools.partial(self.hear, child))
 
-    def export(self) -> list[Exported]:
+    def export(self) -> list[ChildState]:
         """Describe them, for an upgrade."""
         return [child.export() for child in self.by_ident.values()]
 
-    def adopt(self, found: list[Exported]) -> None:
+    def adopt(self, found: Sequence[ChildState]) -> None:
         """Go on with them in the new program, whose pool has adopted its members."""
         members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found:
-            member = members[one["age"]]
+            member = members[one.age]
             child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))
             self.by_ident[member.ident] = child
             self._watch(child)
@@ -222,7 +221,7 @@ class Children:
         self._poller.unwatch(child.channel)
         child.close()
         self.lost_lines += child.row.cells[LOST_LINES]
-        if unsaid := child.row.cells[UNSAID_LINES]:
+        if unsaid := child.row.cells[UNREPORTED_LINES]:
             logger.warning("%s has ended with %d line%s for its logs, which are lost", child, unsaid, "s" * (unsaid != 1))
         child.row.clear()
         del self.by_ident[child.member.ident]

@@ -88,7 +88,7 @@ class Endings(Observer):
 
     def drain(self, child: Child, *, booting: bool) -> None:
         """Have a worker or a mold end when its work is done."""
-        child.row.tell_to_drain()
+        child.row.order_drain()
         drain = messages.Drain(self._pool.is_relieved(child.member), self._closing(child.member))
         received = self._children.send(child, drain)
         if booting:

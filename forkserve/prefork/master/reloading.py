@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs
 from forkserve.base.errors import CommandError, ForkserveError
+from forkserve.base.records import record
 from forkserve.config.settings import flag, merge, unchangeable
 from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
@@ -22,7 +23,6 @@ from forkserve.prefork.policy.states import pool_limits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkserve.base.handover import Exported
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.hooks import Hooks
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.listeners import Listeners
+
+
+@record
+class ReloadingState:
+    """The reloads in an upgrade: the report of the last one, for the status, and the number of workers in the configuration."""
+
+    last: dict[str, Any] | None
+    workers: int
 
 
 class Reloading:
@@ -65,15 +73,15 @@ class Reloading:
         self._undo: Callable[[], None] | None = None  # of what was taken over, for a generation that is rolled back
         self.last: dict[str, Any] | None = None  # for the status
 
-    def export(self) -> Exported:
+    def export(self) -> ReloadingState:
         """Describe it, for an upgrade, which comes while none runs."""
-        return {"last": self.last, "workers": self._config.settings.workers}
+        return ReloadingState(self.last, self._config.settings.workers)
 
-    def adopt(self, found: Exported) -> None:
+    def adopt(self, found: ReloadingState) -> None:
         """Go on in the new program: its configuration is taken over by the reload that follows."""
-        self.last = found["last"]
+        self.last = found.last
         config = self._config
-        was = dataclasses.replace(config.settings, workers=found["workers"])
+        was = dataclasses.replace(config.settings, workers=found.workers)
         self._config = dataclasses.replace(config, settings=was, again=config.again or (lambda: config))
 
     @property
