@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import logfile, startup
 from forkserve.base.records import dump
+from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.master.call_router import CallRouter
 from forkserve.prefork.master.children import Children
 from forkserve.prefork.master.class_hooks import ClassHooks
@@ -17,7 +18,7 @@ from forkserve.prefork.master.endings import Endings
 from forkserve.prefork.master.exits import OtherProcesses
 from forkserve.prefork.master.failures import Failures
 from forkserve.prefork.master.forker import Forker
-from forkserve.prefork.master.handle import Present, ServerHandle, UserHooks
+from forkserve.prefork.master.handle import HANDLERS, Present, ServerHandle, UserHooks
 from forkserve.prefork.master.loop import MasterLoop
 from forkserve.prefork.master.observers import FrontendObserver, Observer
 from forkserve.prefork.master.opening import Opened, Stacks, open_all
@@ -111,9 +112,10 @@ class Master:
     def _make_children(self, opened: Opened) -> Children:
         """Make what forks workers, and what users' hooks see of it."""
         state = self._state
+        methods = [*(name.replace("-", "_") for name in commands_of(type(self._commands))), *HANDLERS]
         forker = Forker(
             state=state,
-            server=ServerHandle(Present(state, self._pool, self._listeners), self._commands),
+            server=ServerHandle(Present(state, self._pool, self._listeners), methods, self._commands),
             observers=self._observers,
             listeners=self._listeners,
             scoreboard=opened.scoreboard,
