@@ -59,9 +59,12 @@ class Recorded:
             self.pool.record(history.RolloutAdvanced(self.now))
             rollout.advance(self.now)
             self.boot()
-            drained = [one.ident for one in self.pool.members.workers() if one.end_requested and one.pid]
-            self.happen(*(history.Exited(ident, self.now, 0, None, None) for ident in drained))
+            self.end_drained()
         return rollout
+
+    def end_drained(self) -> None:
+        drained = [one.ident for one in self.pool.members.workers() if one.end_requested and one.pid]
+        self.happen(*(history.Exited(ident, self.now, 0, None, None) for ident in drained))
 
     def replay(self) -> Replay:
         replay = Replay(map(read_event, self.lines))
@@ -94,14 +97,22 @@ def test_the_life_of_a_server() -> None:
     ]
     one.boot()
     one.happen(history.Replaced(2), history.ReplaceCancelled(2, one.now), history.ProtocolViolated(first, "nonsense", one.now))
-    (late,) = one.plan() or [0]
-    one.happen(history.ForkFailed(late, "no room", one.now) if late else history.RetriedNow(), history.RetriedNow())
+    one.happen(history.Exited(first, one.now, 1, None, None), history.Wanted(4))
+    one.boot()
+    one.happen(history.Wanted(5))
+    one.now += 1
+    (plan,) = one.happen(history.Planned(one.now, NOWHERE, NOWHERE, NOWHERE, NOWHERE))
+    assert isinstance(plan, list)
+    one.pool.record(history.Decided.of(plan))
+    failed = [action.member.ident for action in plan if isinstance(action, Fork)]
+    assert failed
+    one.happen(*(history.ForkFailed(ident, "no room", one.now) for ident in failed), history.RetriedNow())
     one.now += 100  # every beat is late
     one.plan()
     one.plan()
     for member in one.pool.members.workers():
         one.happen(history.StacksDumped(member.ident, one.now))
-    one.happen(history.Withdrawn(12345, one.now), history.LimitsChanged(PoolLimits(surge=2)), history.Wanted(5))
+    one.happen(history.Withdrawn(12345, one.now), history.LimitsChanged(PoolLimits(surge=2)), history.Wanted(6))
     one.plan(frozenset((1, None)))
     for member in one.pool.members.workers():
         one.happen(history.Withdrawn(member.ident, one.now))
@@ -128,8 +139,16 @@ def test_a_reload_with_other_settings() -> None:
         return rollout.step.value == "done"
 
     one.roll(commit, done)
+    one.happen(history.Wanted(1))
+    for _ in range(3):
+        one.plan()
+        one.end_drained()
 
-    assert one.replay().pool.generations.committed == 2
+    replay = one.replay()
+    assert replay.pool.generations.committed == 2
+    for end in range(1, len(one.lines)):  # a history may end anywhere, also while a generation is committed
+        Replay(map(read_event, one.lines[:end])).run()
+    assert "CloseListener 3" in {action for decided in replay.recorded for action in decided.actions}
 
 
 def test_a_reload_whose_settings_are_refused() -> None:
