@@ -260,13 +260,12 @@ class H1Connection(Output):
         """Answer a request that cannot be served, and close."""
         state = self.state
         state.refusals.note("request", self.endpoints.peer, f"{error.status}, {error}")
-        exchange, self.exchange = self.exchange, None
-        response, self.response = self.response, None
-        self.body = None
+        exchange, response = self.exchange, self.response
         if exchange is not None and response is not None and exchange.started:
-            exchange.client_gone()
             response.abort()
+            exchange.client_gone()
             return
+        self.exchange = self.response = self.body = None
         self.send(error_answer(error, error.method if exchange is None else exchange.target.method, state.common))
         if exchange is not None:
             exchange.refused(error)
@@ -283,11 +282,13 @@ class H1Connection(Output):
         self.exchange = self.response = None
         if not response.keep_alive:
             self.close(unread=self.body is not None)
-        elif self.body is None:
-            self._idle()
-        else:
+        elif self.body is not None:
             self.wait_for_body()
             self.resume_reading()
+        elif self.reading and not (self._held.data or self.eof):
+            self.deadline = self.state.now + self.state.keep_alive  # the usual case of `_idle`, without the call
+        else:
+            self._idle()
 
     def go_on(self) -> None:
         """Continue with what is held: no response waits for the client any more."""

@@ -40,9 +40,10 @@ class H1Response:
         self.keep_alive = fields.keep_alive
         self._version = fields.version
         self._added: tuple[Field, ...] = ()
-        self._head = b""  # waits for the first piece of the body
-        self._chunked = False
-        self._delimited = False  # the client knows where the body ends without the end of the connection
+        # The rest is set by `start`: most responses are sent by `respond`.
+        self._head: bytes  # waits for the first piece of the body
+        self._chunked: bool
+        self._delimited: bool  # the client knows where the body ends without the end of the connection
 
     # The response
 
@@ -66,11 +67,11 @@ class H1Response:
         state = self.connection.state
         if head.close or state.closing or not self._rest_is_short():
             self.keep_alive = False
-        if not bodiless:
-            self._delimited = True
-            if head.content_length is None:
-                self._chunked = self._delimited = self._version == "1.1"
-                self.keep_alive &= self._chunked
+        sized = head.content_length is not None
+        self._chunked = not (bodiless or sized) and self._version == "1.1"
+        self._delimited = self._chunked or (sized and not bodiless)
+        if not (bodiless or self._delimited):
+            self.keep_alive = False
         self._added = PERSISTENCE[self._version, self.keep_alive]
         if self._chunked:
             self._added += CHUNKED
@@ -108,7 +109,8 @@ class H1Response:
 
         A client that reads the body up to the end of the connection would take it for whole: it gets a reset.
         """
-        self.connection.break_off(reset=not self._delimited)
+        exchange = self.connection.exchange
+        self.connection.break_off(reset=exchange is None or not exchange.started or not self._delimited)
 
     def close_after(self) -> None:
         """Close the connection when the response has ended."""
