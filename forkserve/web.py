@@ -35,8 +35,7 @@ from forkserve.prefork.worker.worker import ENDING, WORKER_SIGNALS, Worker
 
 if TYPE_CHECKING:
     import logging
-    import threading
-    from collections.abc import Callable, Collection, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
     from typing import Any
 
     from forkserve.config.settings import Settings
@@ -134,10 +133,20 @@ class DefaultExecutor:
         self._executor = executor
         self._set(executor)
 
-    def shut_down(self) -> frozenset[threading.Thread]:
-        """Take no more work; return the threads that may still be at work."""
+    async def finish(self, worker: Worker, pause: Callable[[float], Awaitable[None]]) -> None:
+        """Wait, with the loop running and while the worker has time left, for work that the application has given to it.
+
+        Args:
+            worker: Knows how much time is left.
+            pause: Sleeps for a number of seconds.
+        """
         self._executor.shutdown(wait=False)
-        return frozenset(self._executor._threads)  # noqa: SLF001 - nothing public tells whether they have ended
+        threads = self._executor._threads  # noqa: SLF001 - nothing public tells whether they have ended
+        moment = time.monotonic() + finish.MOMENT
+        while any(thread.is_alive() for thread in tuple(threads)) and worker.time_left():
+            if time.monotonic() > moment:
+                worker.wait_for_threads()
+            await pause(finish.MOMENT / 2)
 
 
 class LogFlusher:
@@ -226,15 +235,6 @@ class HTTPWorker(Worker):
                 # The loop would wait for its executor without a limit, and in a thread that perhaps cannot be started.
                 setattr(loop, "shutdown_default_executor", _nothing)  # noqa: B010 - of this loop
 
-    async def _finish_executor(self) -> None:
-        """Wait, with the loop running and while time is left, for work that the application has given to the default executor."""
-        threads = self._executor.shut_down()
-        moment = time.monotonic() + finish.MOMENT
-        while any(thread.is_alive() for thread in threads) and self.time_left():
-            if time.monotonic() > moment:
-                self.wait_for_threads()
-            await self._service.pause(finish.MOMENT / 2)
-
     async def _serve(self, app: LoadedApp) -> None:
         loop = asyncio.get_running_loop()
         self._stop = loop.create_future()
@@ -250,13 +250,13 @@ class HTTPWorker(Worker):
             self.ready()
             self._accept(service)
             await self._stop
-        await self._close_queues()
+        await _close_queues(self, service)
         service.stop_accepting(relieved=self.relieved)
         for listener in self.listeners:
             listener.sock.close()
         self.released()
         await service.drain(self.settings.graceful_timeout or inf, self.lingering)
-        await self._finish_executor()
+        await self._executor.finish(self, service.pause)
 
     def _make_service(self, app: LoadedApp, loop: asyncio.AbstractEventLoop) -> Service:
         access = logs.access_log()
@@ -295,7 +295,7 @@ class HTTPWorker(Worker):
 
     def _accept(self, service: Service) -> None:
         shared = any(listener.slot is None for listener in self.listeners)
-        sockets = [(one.sock, None if one.slot is not None else self._least_busy) for one in self.listeners]
+        sockets = [(one.sock, None if one.slot is not None else partial(_least_busy, self)) for one in self.listeners]
         period = min(PULSE if shared else SWEEP, self.settings.timeout / 3 or SWEEP)  # a heartbeat comes well before it is due
         service.site.freeze_context()
         service.accept(sockets, self._note, period, self._note_running)
@@ -303,20 +303,6 @@ class HTTPWorker(Worker):
             # Not from `random`, whose state workers of one mold share, and which belongs to the app.
             jitter = SystemRandom().randint(0, self.settings.max_requests_jitter)
             service.limit_requests(self.settings.max_requests + jitter, self._spent)
-
-    async def _close_queues(self) -> None:
-        """Refuse new connections to listeners that are closed with this worker, so that nothing is left in their queues.
-
-        If other workers accept there, the last of them does this.
-        """
-        alone = not self.scoreboard.siblings(self.row)
-        mine = [one.sock for one in self.listeners if one.slot is not None or alone]
-        closing = [sock for sock in mine if acceptqueue.identity(sock) in self.closing]
-        for sock in closing:
-            acceptqueue.refuse(sock)
-        until = time.monotonic() + HANDSHAKE
-        while any(map(acceptqueue.has_handshakes, closing)) and time.monotonic() < until:
-            await self._service.pause(HANDSHAKE / 100)
 
     def _spent(self, requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
         """Ask for a successor after this number of requests; if `full`, no connection is accepted before it is ready."""
@@ -333,15 +319,6 @@ class HTTPWorker(Worker):
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that says what does not load."""
         self._service.show_fault(text)
-
-    def _least_busy(self) -> float | None:
-        """Return the smallest number of connections of a sibling that can take more; None if there is no sibling."""
-        siblings = self.scoreboard.siblings(self.row)
-        if not siblings:
-            return None
-        since = monotonic_ns() - SILENT
-        free = (row.cells[CONNECTIONS] for row in siblings if not row.cells[STARTED] and row.cells[BEAT] > since)
-        return min(free, default=inf)
 
     def _note(self) -> None:
         """Update the scoreboard, and send a heartbeat unless all threads are stuck."""
@@ -428,6 +405,31 @@ class HTTPWorker(Worker):
         super().drain()
         if not self._stop.done():
             self._stop.set_result(None)
+
+
+def _least_busy(worker: Worker) -> float | None:
+    """Return the smallest number of connections of a sibling that can take more; None if there is no sibling."""
+    siblings = worker.scoreboard.siblings(worker.row)
+    if not siblings:
+        return None
+    since = monotonic_ns() - SILENT
+    free = (row.cells[CONNECTIONS] for row in siblings if not row.cells[STARTED] and row.cells[BEAT] > since)
+    return min(free, default=inf)
+
+
+async def _close_queues(worker: Worker, service: Service) -> None:
+    """Refuse new connections to listeners that are closed with this worker, so that nothing is left in their queues.
+
+    If other workers accept there, the last of them does this.
+    """
+    alone = not worker.scoreboard.siblings(worker.row)
+    mine = [one.sock for one in worker.listeners if one.slot is not None or alone]
+    closing = [sock for sock in mine if acceptqueue.identity(sock) in worker.closing]
+    for sock in closing:
+        acceptqueue.refuse(sock)
+    until = time.monotonic() + HANDSHAKE
+    while any(map(acceptqueue.has_handshakes, closing)) and time.monotonic() < until:
+        await service.pause(HANDSHAKE / 100)
 
 
 def _new_loop(choice: str) -> asyncio.AbstractEventLoop:
