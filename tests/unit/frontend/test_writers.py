@@ -52,11 +52,11 @@ def test_addresses_for_clients() -> None:
     [
         (caddy.render, {"server_names": ("a.*",)}, "Caddy knows no names that end with .*"),
         (caddy.render, {"listen": (parse_address("unix:/x"),)}, "--listen: give Caddy ports only"),
-        (caddy.render, {"given": {"root_path": "/a b"}}, "Caddy cannot cut off --root-path"),
+        (caddy.render, {"given": {"root_path": "/a b"}}, "Caddy cannot remove --root-path"),
         (caddy.render, {"backends": (DOWN,)}, "no worker is up, and Caddy needs at least one"),
         (haproxy.render, {"static": (("/s/", "/srv/"),)}, "HAProxy serves no files"),
         (haproxy.render, {"upstream_file": "f"}, "HAProxy includes no files"),
-        (haproxy.render, {"given": {"root_path": "/a.b"}}, "HAProxy cannot cut off --root-path"),
+        (haproxy.render, {"given": {"root_path": "/a.b"}}, "HAProxy cannot remove --root-path"),
         (haproxy.render, {"certificate": ("c", "k")}, "HAProxy reads the key from the certificate's own file"),
     ],
 )
