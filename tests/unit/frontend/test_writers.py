@@ -12,19 +12,19 @@ from forkserve.config.addresses import Address, parse_address
 from forkserve.config.settings import Settings
 from forkserve.frontend import caddy, haproxy, nginx
 from forkserve.frontend.backends import Backend, from_settings, is_host
-from forkserve.frontend.config import Front
+from forkserve.frontend.config import FrontendConfig
 
 UP = Backend(parse_address("127.0.0.1:9000"), 1)
 DOWN = Backend(parse_address("127.0.0.1:9001"), 2, down=True)
 
 
-def front(*, backends: tuple[Backend, ...] = (UP,), given: dict[str, object] | None = None, **more: Any) -> Front:
+def front(*, backends: tuple[Backend, ...] = (UP,), given: dict[str, object] | None = None, **more: Any) -> FrontendConfig:
     settings = config.from_keywords(app="shop:app", **{"base_port": 9000, **(given or {})}).settings
-    return Front(name="shop", settings=settings, backends=backends, **more)
+    return FrontendConfig(name="shop", settings=settings, backends=backends, **more)
 
 
 @pytest.mark.parametrize("writer", [caddy.render, caddy.render_upstream, haproxy.render, haproxy.render_upstream])
-def test_a_worker_that_is_down_is_not_used(writer: Callable[[Front], str]) -> None:
+def test_a_worker_that_is_down_is_not_used(writer: Callable[[FrontendConfig], str]) -> None:
     text = writer(front(backends=(UP, DOWN)))
 
     assert "127.0.0.1:9000" in text
@@ -60,18 +60,18 @@ def test_addresses_for_clients() -> None:
         (haproxy.render, {"certificate": ("c", "k")}, "HAProxy reads the key from the certificate's own file"),
     ],
 )
-def test_what_it_cannot_do_is_refused(writer: Callable[[Front], str], more: dict[str, Any], message: str) -> None:
+def test_what_it_cannot_do_is_refused(writer: Callable[[FrontendConfig], str], more: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="^" + message.replace(".*", r"\.\*").replace("(", r"\(")):
         writer(front(**more))
 
 
 @pytest.mark.parametrize("writer", [nginx.render, haproxy.render])
-def test_workers_that_believe_no_fields(writer: Callable[[Front], str]) -> None:
+def test_workers_that_believe_no_fields(writer: Callable[[FrontendConfig], str]) -> None:
     assert "do not believe these fields: --no-proxy-headers." in writer(front(given={"proxy_headers": False}))
 
 
 @pytest.mark.parametrize("writer", [nginx.render, haproxy.render, caddy.render])
-def test_a_request_may_take_as_long_as_it_likes(writer: Callable[[Front], str]) -> None:
+def test_a_request_may_take_as_long_as_it_likes(writer: Callable[[FrontendConfig], str]) -> None:
     assert "--timeout 0: a request may take as long as it likes" in writer(front(given={"timeout": 0}))
 
 
