@@ -134,11 +134,6 @@ class Pool:
         waiting = (member.slot for member in self.members.by_ident.values() if member.state is State.BACKOFF)
         return self.phase is Phase.SERVING and any(self.members.slots[slot].failures for slot in waiting)
 
-    @property
-    def room(self) -> int:
-        """How many processes may be started to replace others."""
-        return self.capacity.room(self.wanted).replacements
-
     def down_slots(self) -> AbstractSet[int | None]:
         """Return the slots that requests should not be sent to; None among them stands for the shared addresses.
 
