@@ -361,7 +361,7 @@ def descriptors() -> frozenset[int]:
 
 
 def reopen() -> None:
-    """Reopen each rotated log file, whose path leads to another file now. In any process."""
+    """Reopen each log file that was rotated: its path leads to another file now. In any process."""
     _state.kept.clear()
     for one in _all():
         _reopen(one)

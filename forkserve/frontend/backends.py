@@ -35,7 +35,7 @@ class Backend:
 
     @property
     def ident(self) -> str:
-        """A unique name, for front ends whose servers have names."""
+        """A unique name, for front ends that name their servers."""
         worker = "workers" if self.slot is None else f"worker{self.slot}"
         return f"{self.machine.replace(':', '.')}-{worker}" if self.machine else worker
 

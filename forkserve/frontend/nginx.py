@@ -134,8 +134,8 @@ def _upstream(front: FrontendConfig, page: Page) -> None:
         if number > len(front.doubtful) and number > 1:
             page.note(f"{sure}: never left out after a failure, since the port stays open while a worker is replaced.")
         if front.doubtful:
-            whose = "on a machine that is gone" if front.remote else "of a worker that is not needed for the load"
-            page.note(f"{unsure}: left out for a while, since the port may be {whose}.")
+            where = "on a machine that is gone" if front.remote else "of a worker that is not needed for the load"
+            page.note(f"{unsure}: left out for a while, since the port may be {where}.")
         for one in front.backends:
             line = f"server {quoted(str(one.address))} {unsure if one in front.doubtful else sure}{' down' if one.down else ''}"
             page.say(line, one.label)

@@ -102,8 +102,8 @@ def _take(path: str) -> LockFile:
     try:
         return LockFile(lock)
     except HeldError as error:
-        whose = "another server" if error.pid is None else f"another server (pid {error.pid})"
-        raise ConfigError(f"--nginx-upstream: {path} is kept by {whose}: give each server a file of its own") from None
+        holder = "another server" if error.pid is None else f"another server (pid {error.pid})"
+        raise ConfigError(f"--nginx-upstream: {path} is kept by {holder}: give each server a file of its own") from None
     except OSError as error:
         raise ConfigError(f"--nginx-upstream: cannot make {lock}: {error.strerror}") from None
 

@@ -98,7 +98,7 @@ class Listeners:
         self._opener = Opener(backlog, socket_mode, owner)
         self._all: list[Listener] = []
         self._leaving: list[Listener] = []  # of old workers only, until the reload after an upgrade has ended
-        self._renewed: list[tuple[Listener, Listener]] = []  # whose file was lost, and their replacements for a reload that runs
+        self._renewed: list[tuple[Listener, Listener]] = []  # listeners that lost their file, with their replacements
         self._turned = False  # new slots get only the new addresses
 
     def __iter__(self) -> Iterator[Listener]:
@@ -167,14 +167,14 @@ class Listeners:
         return [one for one in self._all if not one.serves(committed)]
 
     def look(self) -> list[Listener]:
-        """Look for lost socket files; return the listeners whose file was there at the last look. For the master."""
+        """Look for lost socket files; return the listeners that had their file at the last look. For the master."""
         before = {id(one) for one in self._all if one.lost}
         for one in self._all:
             one.lost = one.last is None and one.has_lost_its_file()
         return [one for one in self._all if one.lost and id(one) not in before]
 
     def renew(self, generation: int) -> list[ListenError]:
-        """Replace listeners whose socket file is lost, for workers from this generation on. Return the errors."""
+        """Replace listeners with a lost socket file, for workers from this generation on. Return the errors."""
         self.look()
         errors = []
         for old in [one for one in self._all if one.lost]:
@@ -314,9 +314,9 @@ class Listeners:
     def adopt(
         self, found: Sequence[ListenerState], slots: Collection[int], generations: tuple[int, int], before: Addresses
     ) -> ListenError | None:
-        """Take them over in the new program, whose settings may have other addresses, until `settle`.
+        """Take them over in the new program, which may have other addresses in its settings, until `settle`.
 
-        An address is matched as it was written, or else by what it is bound to. If a new one cannot be opened, all are kept as
+        An address is matched as it was written, or else by the bound address. If a new one cannot be opened, all are kept as
         they were, and the error is returned.
 
         Args:

@@ -89,7 +89,7 @@ def differs(heir: type[Heir], before: Settings, settings: Settings) -> bool:
 
 
 def settle(heir: type[Heir], inherited: object, before: Settings, settings: Settings) -> object:
-    """Return the object for a process whose settings have changed since its fork. In a canary or a mold.
+    """Return the object for a process after a change of its settings since the fork. In a canary or a mold.
 
     Raises the exceptions of the worker class, whether raised here or, for the same settings, in the master.
     """
