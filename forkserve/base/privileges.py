@@ -36,9 +36,9 @@ class Account:
 
 @record
 class KnownAccount:
-    """An account in an upgrade. `asked` are the settings `user`, `group` and `initgroups` that named it."""
+    """An account in an upgrade. `settings` are the values of `user`, `group` and `initgroups` that named it."""
 
-    asked: tuple[str | None, str | None, bool]
+    settings: tuple[str | None, str | None, bool]
     account: Account
 
 
@@ -142,7 +142,7 @@ def export(settings: AccountSettings) -> KnownAccount | None:
 def adopt(found: KnownAccount | None) -> None:
     """Know the account from the program before, if it cannot be looked up any more."""
     if found is not None:
-        _known[found.asked] = found.account
+        _known[found.settings] = found.account
 
 
 @functools.lru_cache(maxsize=8)

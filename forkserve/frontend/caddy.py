@@ -24,7 +24,7 @@ BALANCES = {
 
 def render(front: FrontendConfig) -> str:
     """Return the whole configuration. Raises ValueError for what Caddy cannot do."""
-    page, limits, given = _page(), front.terms, front.given
+    page, limits, option = _page(), front.terms, front.option
     page.note(
         f"Caddy for {front.title}.",
         "Made by `forkserve nginx --format caddy`. Timeouts and limits are the server's: make this anew when they change.",
@@ -40,11 +40,11 @@ def render(front: FrontendConfig) -> str:
             page.say(f"auto_https {how}", why)
         with page.block("servers"):
             page.say(
-                f"max_header_size {limits.head_limit + EDGE}", f"a head of {given('limit_request_head')} fits, and some more"
+                f"max_header_size {limits.head_limit + EDGE}", f"a head of {option('limit_request_head')} fits, and some more"
             )
             with page.block("timeouts"):
-                page.say(f"read_header {seconds(limits.header)}", given("header_timeout"))
-                page.say(f"idle {seconds(limits.client_idle or 0.001)}", given("keep_alive"))
+                page.say(f"read_header {seconds(limits.header)}", option("header_timeout"))
+                page.say(f"idle {seconds(limits.client_idle or 0.001)}", option("keep_alive"))
     page.gap()
     with page.block(_sites(front)):
         _site(front, page)
@@ -84,7 +84,7 @@ def _site(front: FrontendConfig, page: Page) -> None:
         page.say(f"tls {quoted(certificate)} {quoted(key)}", "the certificate with its chain, and its key")
     if front.terms.body_limit:
         with page.block("request_body"):
-            page.say(f"max_size {front.terms.body_limit}", front.given("limit_request_body"))
+            page.say(f"max_size {front.terms.body_limit}", front.option("limit_request_body"))
     page.say("@plain not header_regexp Upgrade (?i)^websocket$", "requests for no WebSocket")
     page.say("request_header @plain -Upgrade", "request no other upgrade either, no h2c")
     with page.block(f"handle {HEALTH}"):
@@ -95,10 +95,10 @@ def _site(front: FrontendConfig, page: Page) -> None:
             page.say("file_server", "as they are")
     root = front.settings.root_path
     if root and not ROOT.fullmatch(root):
-        raise ValueError(f"Caddy cannot remove {front.given('root_path')}: it has more than letters, digits, _, -, ., ~ and /")
+        raise ValueError(f"Caddy cannot remove {front.option('root_path')}: it has more than letters, digits, _, -, ., ~ and /")
     begin = "^" + root.replace(".", r"\.")
     if root:  # by the path as the client wrote it: `path` matches it decoded, with slashes merged, case-insensitively
-        why = f"the app is mounted here: {front.given('root_path')}"
+        why = f"the app is mounted here: {front.option('root_path')}"
         page.say(rf"@app vars_regexp {{http.request.uri}} {begin}(/|\?|$)", why)
     with page.block("handle @app" if root else "handle"):
         if root:
@@ -131,12 +131,12 @@ def _proxy(front: FrontendConfig, page: Page) -> None:
         with page.block("transport http"):
             page.say("versions 1.1", "the protocol of the workers")
             page.say(f"dial_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-            page.say(f"response_header_timeout {seconds(limits.read)}", f"until a response begins; {front.silence}")
+            page.say(f"response_header_timeout {seconds(limits.read)}", f"until a response begins; {front.silence_reason}")
             if limits.idle:
-                page.say(f"keepalive {seconds(limits.idle)}", f"less than {front.given('keep_alive')}: Caddy closes first")
+                page.say(f"keepalive {seconds(limits.idle)}", f"less than {front.option('keep_alive')}: Caddy closes first")
                 page.say("keepalive_idle_conns_per_host 32", "idle connections to each worker, to save handshakes")
             else:
-                page.say("keepalive off", front.alone)
+                page.say("keepalive off", front.no_keepalive_reason)
             if front.scheme == "https":
                 page.say("tls_insecure_skip_verify", "the workers use TLS; their certificate is not verified")
 

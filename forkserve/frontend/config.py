@@ -157,21 +157,23 @@ class FrontendConfig:
         return terms(self.settings, remote=self.remote, shared=self.shared)
 
     @property
-    def alone(self) -> str:
+    def no_keepalive_reason(self) -> str:
         """The reason why no connection to a worker is kept."""
-        return "one request per connection: each goes to the least busy worker" if self.shared else self.given("keep_alive")
+        return "one request per connection: each goes to the least busy worker" if self.shared else self.option("keep_alive")
 
     @property
-    def silence(self) -> str:
+    def silence_reason(self) -> str:
         """The reason for the limit of a worker's silence, and its effect on requests."""
         if not self.settings.timeout:
             return "--timeout 0: a request may take any time"
         if not self.settings.ws_ping_interval:
-            return f"{self.given('ws_ping_interval')}: nothing keeps a silent WebSocket alive, so none is ended"
+            return f"{self.option('ws_ping_interval')}: nothing keeps a silent WebSocket alive, so none is ended"
         if self.terms.read > _until_replaced(self.settings):
-            why = f"{self.given('ws_ping_interval')} and {self.given('ws_ping_timeout')}: a WebSocket may be silent for this long"
+            why = (
+                f"{self.option('ws_ping_interval')} and {self.option('ws_ping_timeout')}: a WebSocket may be silent for this long"
+            )
         else:
-            why = f"{self.given('timeout')} and {self.given('boot_timeout')}: by then a stuck worker is replaced"
+            why = f"{self.option('timeout')} and {self.option('boot_timeout')}: by then a stuck worker is replaced"
         return f"{why}; longer silence ends any request, ASGI and threads too"
 
     @property
@@ -179,7 +181,7 @@ class FrontendConfig:
         """Whether the server trusts every peer, so that forwarded fields of clients must not reach it."""
         return "*" in self.settings.forwarded_allow_ips
 
-    def given(self, name: str) -> str:
+    def option(self, name: str) -> str:
         """Return a setting as an option: `--keep-alive 75`."""
         return f"{flag(name)} {TABLE[name].show(getattr(self.settings, name))}"
 

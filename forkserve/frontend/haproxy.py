@@ -74,33 +74,33 @@ def _global(front: FrontendConfig, page: Page) -> None:
         size = front.terms.head_limit + EDGE
         if size > MOST_BYTES:
             raise ValueError(f"HAProxy takes no head of {show_bytes(front.terms.head_limit)}: limit it to 255m or less")
-        page.say(f"tune.bufsize {size}", f"a head of {front.given('limit_request_head')} fits, and some more")
+        page.say(f"tune.bufsize {size}", f"a head of {front.option('limit_request_head')} fits, and some more")
         number = max(front.settings.limit_request_fields + 16, 101)
         more = "and some more: the server checks them" if number <= MOST_FIELDS else "but HAProxy passes no more"
-        page.say(f"tune.http.maxhdr {min(number, MOST_FIELDS)}", f"{front.given('limit_request_fields')}, {more}")
+        page.say(f"tune.http.maxhdr {min(number, MOST_FIELDS)}", f"{front.option('limit_request_fields')}, {more}")
         if front.remote:
             page.note("To drain a machine by hand, send `set server BACKEND/SERVER state drain` to this socket.")
             page.note("stats socket /run/haproxy/admin.sock mode 660 level admin")
 
 
 def _defaults(front: FrontendConfig, page: Page) -> None:
-    limits, given = front.terms, front.given
+    limits, option = front.terms, front.option
     with page.section("defaults"):
         page.say("mode http", "requests are balanced, not connections")
         page.say(f"timeout connect {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
         # A worker is also silent while the client that sends a body is; HAProxy does not extend the timeout for that.
         if limits.body > limits.read:
-            why = f"{given('body_timeout')}: the worker is silent while the client is, within a body"
+            why = f"{option('body_timeout')}: the worker is silent while the client is, within a body"
         else:
-            why = front.silence
+            why = front.silence_reason
         page.say(f"timeout server {seconds(max(limits.read, limits.body))}", why)
         why = "a client is silent while the worker is, and may be within a body or while it reads a response"
         page.say(f"timeout client {seconds(max(limits.read, limits.body, limits.write))}", why)
-        pings = given("ws_ping_interval")
+        pings = option("ws_ping_interval")
         why = f"WebSockets are kept alive by {pings}" if front.settings.ws_ping_interval else f"{pings}: nothing keeps them alive"
         page.say(f"timeout tunnel {seconds(limits.read)}", why)
-        page.say(f"timeout http-request {seconds(limits.header)}", given("header_timeout"))
-        page.say(f"timeout http-keep-alive {seconds(limits.client_idle or 0.001)}", given("keep_alive"))
+        page.say(f"timeout http-request {seconds(limits.header)}", option("header_timeout"))
+        page.say(f"timeout http-keep-alive {seconds(limits.client_idle or 0.001)}", option("keep_alive"))
         # One more for machines: requests of a dead machine may find each of its ports closed, the first one twice.
         retries = front.tries if front.remote else front.tries - 1
         page.say(f"retries {retries}", "a request that kills workers does not reach them all")
@@ -120,7 +120,7 @@ def _frontend(front: FrontendConfig, page: Page) -> None:
             page.say("http-request redirect scheme https code 301 unless { ssl_fc }", "clients without TLS")
         if front.terms.body_limit:
             test = f"{{ req.hdr_val(content-length) gt {front.terms.body_limit} }}"
-            page.say(f"http-request deny deny_status 413 if {test}", front.given("limit_request_body"))
+            page.say(f"http-request deny deny_status 413 if {test}", front.option("limit_request_body"))
         page.say("http-request del-header Upgrade unless { req.hdr(upgrade) -i websocket }", "WebSockets pass, no h2c")
         if front.remote:
             page.note("The workers trust these fields if their --forwarded-allow-ips has this machine.")
@@ -136,10 +136,12 @@ def _frontend(front: FrontendConfig, page: Page) -> None:
         if root := front.settings.root_path:
             if not ROOT.fullmatch(root):
                 raise ValueError(
-                    f"HAProxy cannot remove {front.given('root_path')}: it has more than letters, digits, _, - and /"
+                    f"HAProxy cannot remove {front.option('root_path')}: it has more than letters, digits, _, - and /"
                 )
             page.say(f"http-request return status 404 unless {{ path {root} }} || {{ path_beg {root}/ }}", "nothing else is here")
-            page.say(f"http-request set-path %[path,regsub(^{root}/?,/)]", f"workers know the prefix: {front.given('root_path')}")
+            page.say(
+                f"http-request set-path %[path,regsub(^{root}/?,/)]", f"workers know the prefix: {front.option('root_path')}"
+            )
         page.say(f"default_backend {front.ident}", "the workers")
 
 
@@ -165,7 +167,7 @@ def _backend(front: FrontendConfig, page: Page) -> None:
             page.say("hash-type consistent", "even when workers come and go")
         page.say("http-request disable-l7-retry unless METH_GET", "a POST that was sent may have been processed")
         if not front.terms.idle:
-            page.say("option http-server-close", front.alone)
+            page.say("option http-server-close", front.no_keepalive_reason)
         options = ""
         if front.doubtful:
             # Checks alone are not enough: a port that refuses has the fewest requests, so all would go there until the checks

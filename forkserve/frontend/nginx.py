@@ -144,7 +144,7 @@ def _upstream(front: FrontendConfig, page: Page) -> None:
         if limits.idle:
             page.gap()
             page.say(f"keepalive {max(32, 4 * number)}", "idle connections kept per nginx process, to save handshakes")
-            why = f"less than {front.given('keep_alive')}, so that no request meets a connection that is being closed"
+            why = f"less than {front.option('keep_alive')}, so that no request meets a connection that is being closed"
             page.say(f"keepalive_timeout {seconds(limits.idle)}", why)
 
 
@@ -158,7 +158,7 @@ def _maps(front: FrontendConfig, page: Page) -> None:
         if front.terms.idle:
             page.say("default ''", "the client's field is about its own connection")
         else:
-            page.say("default close", front.alone)
+            page.say("default close", front.no_keepalive_reason)
     page.gap()
     with page.block(f"map $http_host ${front.field}_host", "the name that the client used"):
         named = front.server_names and not set(front.server_names[0]) & set("*_")
@@ -232,7 +232,7 @@ def _mounted(front: FrontendConfig, page: Page) -> None:
     """Pass paths below --root-path without it. `proxy_pass` with a path would rewrite the rest (%2F as a slash)."""
     root, where = front.settings.root_path, f"{front.scheme}://{front.ident}"
     page.say("merge_slashes off", "the app gets slashes as the client wrote them")
-    with page.block(f"location {quoted(root + '/')}", f"the app is mounted here: {front.given('root_path')}"):
+    with page.block(f"location {quoted(root + '/')}", f"the app is mounted here: {front.option('root_path')}"):
         begin = quote(root).replace(".", r"\.")
         with page.block(f'if ($request_uri ~ "^{begin}(?<as_written>/.*)$")', "the client wrote the prefix literally"):
             page.say(f"proxy_pass {where}$as_written", "to the workers, without the prefix, which they know")
@@ -263,17 +263,17 @@ def _listen(front: FrontendConfig, page: Page) -> None:
 
 
 def _limits(front: FrontendConfig, page: Page) -> None:
-    limits, given = front.terms, front.given
+    limits, option = front.terms, front.option
     body = show_bytes(limits.body_limit) if limits.body_limit else "0"
-    page.say(f"client_max_body_size {body}", given("limit_request_body"))
+    page.say(f"client_max_body_size {body}", option("limit_request_body"))
     page.say("client_body_buffer_size 512k", "as in the server: larger bodies are stored on disk")
     size = limits.head_limit
-    why = f"{given('limit_request_head')}: nginx passes what the server accepts"
+    why = f"{option('limit_request_head')}: nginx passes what the server accepts"
     page.say(f"large_client_header_buffers 4 {size // KIB}k" if size % KIB == 0 else f"large_client_header_buffers 4 {size}", why)
-    page.say(f"client_header_timeout {seconds(limits.header)}", given("header_timeout"))
-    page.say(f"client_body_timeout {seconds(limits.body)}", given("body_timeout"))
-    page.say(f"send_timeout {seconds(limits.write)}", given("write_timeout"))
-    page.say(f"keepalive_timeout {seconds(limits.client_idle)}", given("keep_alive"))
+    page.say(f"client_header_timeout {seconds(limits.header)}", option("header_timeout"))
+    page.say(f"client_body_timeout {seconds(limits.body)}", option("body_timeout"))
+    page.say(f"send_timeout {seconds(limits.write)}", option("write_timeout"))
+    page.say(f"keepalive_timeout {seconds(limits.client_idle)}", option("keep_alive"))
 
 
 def _forwarding(front: FrontendConfig, page: Page) -> None:
@@ -301,7 +301,7 @@ def _forwarding(front: FrontendConfig, page: Page) -> None:
 def _waiting(front: FrontendConfig, page: Page) -> None:
     limits, settings = front.terms, front.settings
     page.say(f"proxy_connect_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-    page.say(f"proxy_read_timeout {seconds(limits.read)}", front.silence)
+    page.say(f"proxy_read_timeout {seconds(limits.read)}", front.silence_reason)
     page.say(f"proxy_send_timeout {seconds(limits.read)}", "a busy worker reads nothing meanwhile")
     again = " http_503" if settings.limit_concurrency and len(front.backends) > 1 else ""
     why = "a request that a worker lost goes to another one; but no POST that was sent" + ("; 503: it is full" if again else "")
@@ -309,7 +309,9 @@ def _waiting(front: FrontendConfig, page: Page) -> None:
     why = "new connections for a request that kills workers; each broken idle one allows one more"
     page.say(f"proxy_next_upstream_tries {front.tries}", why)
     why = (
-        f"later, it may be what a worker was stuck in: {front.given('timeout')}" if settings.timeout else "then the request fails"
+        f"later, it may be what a worker was stuck in: {front.option('timeout')}"
+        if settings.timeout
+        else "then the request fails"
     )
     page.say(f"proxy_next_upstream_timeout {seconds(limits.retry)}", why)
     why = f"response heads of up to {EDGE // KIB}k fit, such as large cookies; larger ones become a 502"

@@ -50,7 +50,7 @@ class ListenerState:
     socket: InheritedFd
     slot: int | None
     adopted: bool
-    asked: str
+    opened_for: str
     first: int
     last: int | None
     without: int | None
@@ -136,7 +136,7 @@ class Listeners:
 
     def _open_for(self, address: Address, slot: int | None, wanted: AddressSet) -> None:
         listener = self._opener.open(address, self._all, wanted.first)
-        listener.slot, listener.asked, listener.first, listener.last = slot, str(address), wanted.first, wanted.last
+        listener.slot, listener.opened_for, listener.first, listener.last = slot, str(address), wanted.first, wanted.last
         self._all.append(listener)
         if wanted.last is not None:
             self._leaving.append(listener)
@@ -179,11 +179,11 @@ class Listeners:
         errors = []
         for old in [one for one in self._all if one.lost]:
             try:
-                fresh = self._opener.renew(parse_address(old.asked))
+                fresh = self._opener.renew(parse_address(old.opened_for))
             except ListenError as error:
                 errors.append(error)
                 continue
-            fresh.slot, fresh.asked, fresh.first, old.last = old.slot, old.asked, generation, generation - 1
+            fresh.slot, fresh.opened_for, fresh.first, old.last = old.slot, old.opened_for, generation, generation - 1
             self._all.append(fresh)
             self._renewed.append((old, fresh))
         return errors
@@ -334,9 +334,9 @@ class Listeners:
             both = [*((None, address) for address in self._bind), *now.of(slots)]
             wanted = {(slot, str(address)): address for slot, address in both}
             for listener in (one for one in old if one.last is None):
-                if wanted.pop((listener.slot, listener.asked), None):
+                if wanted.pop((listener.slot, listener.opened_for), None):
                     continue
-                if listener.asked and (listener.slot is None or listener.slot in slots):
+                if listener.opened_for and (listener.slot is None or listener.slot in slots):
                     self._leaving.append(listener)
                     listener.last = following - 1
             for (slot, _), address in wanted.items():
