@@ -24,6 +24,7 @@ from forkserve.http.message.parsers import new_parser
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.master import Master
+from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.policy.distribute import distribute
 from forkserve.prefork.system import daemon
 from forkserve.prefork.system.poller import READ
@@ -35,7 +36,6 @@ from forkserve.web import HTTPWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from forkserve.base.handover import Exported
     from forkserve.base.lockfile import LockFile
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
@@ -106,14 +106,14 @@ class Server(MasterCommands):
         settings = self.state.settings
         handed = startup.inherited
         if startup.takes_over() and handed is not None:
-            return self._take_over(decode(handed.data))
+            return self._take_over(decode(handed.data, MasterState))
         if issubclass(self.state.worker_class, HTTPWorker):
             check_but_tls(settings)
             self.state.inheritance.make(self.pool.generations.committed, settings)
         upstream.check_path(settings)
         privileges.check_and_set_umask(settings)
         if handed is not None:
-            upstream.rehearse(settings.nginx_upstream, decode(handed.data).get("front"))
+            upstream.rehearse(settings.nginx_upstream, decode(handed.data, MasterState).frontend)
             return Master(self).run()  # which loads the app and ends, and opens no logs
         return daemon.run(self._start) if settings.daemon else self._start()
 
@@ -137,24 +137,24 @@ class Server(MasterCommands):
 
         return (DevReloader,)
 
-    def _take_over(self, before: Exported) -> int:
+    def _take_over(self, before: MasterState) -> int:
         """Go on where the program before an upgrade was. The pre-flight has judged all; what fails now is logged, no more."""
-        privileges.adopt(before.get("account"))
+        privileges.adopt(before.account)
         privileges.check_and_set_umask(self.state.settings)
 
         def go_on() -> int:
-            self._troubles += logs.configure(self.state.settings, before.get("logs", {}))
+            self._troubles += logs.configure(self.state.settings, before.logs)
             lock = None
             try:
-                lock = upstream.hold(self.state.settings.nginx_upstream, before.get("front"))
+                lock = upstream.hold(self.state.settings.nginx_upstream, before.frontend)
             except ConfigError as error:
                 self._troubles.append(str(error))
-            logs.adopt_waiting(before.get("log_lines", {}))
+            logs.adopt_waiting(before.log_lines)
             for trouble in self._troubles:
                 logs.logger.error("%s", trouble)
             return self._serve(lock)
 
-        if before["settings"]["daemon"]:
+        if before.settings.daemon:
             daemon.resume(go_on)
         return go_on()
 

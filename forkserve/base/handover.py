@@ -1,8 +1,8 @@
-"""What a master hands over to the program that takes its place, as JSON with a version. Pure.
+"""What a master hands over to the program that takes its place: records as JSON, with a version. Pure.
 
-Each owner of a part describes it (`export`) as JSON values, and makes it again of them (`adopt`). Fields that a version
-does not know are left out, and those that it misses have their defaults: an old program may hand over to a newer one, or
-the other way round.
+Each owner of a part describes it with a record of its own (`export`), and goes on from it in the new program (`adopt`); the whole
+is `prefork.master.upgrade.state.MasterState`. The records are checked when they are read: in the pre-flight, before anything has
+changed.
 """
 
 from __future__ import annotations
@@ -10,41 +10,48 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from enum import Enum
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from forkserve.base.errors import ConfigError
+from forkserve.base.records import RecordError, dump, load
 
-# To be raised with a change that the other program, or an old worker, would understand differently: of this state, the
-# frames and messages of channels, the orders to molds.
-VERSION: Final = 1
+VERSION: Final = 2
+"""The version of everything that programs before and after an upgrade share: the state, messages, orders, and the scoreboard.
 
-Exported = dict[str, Any]
+It is raised with a change that the other program, or a worker of it, would understand differently: a field without a default that
+comes, goes or changes; another meaning; a new message. The upgrade is then refused in the pre-flight, before it changes anything.
+A field with a default may come or go, as unknown fields are ignored.
+"""
+
 T = TypeVar("T")
 
 
 class InheritedFd(int):
-    """A descriptor that goes along, under the same number."""
+    """A descriptor that the new program inherits under the same number."""
 
 
-def encode(state: Mapping[str, Any]) -> bytes:
-    """Return the state as bytes, with its version and a list of the descriptors in it."""
-    return json.dumps({"version": VERSION, "descriptors": list(descriptors(state)), **state}).encode("ascii")
+def encode(state: Any) -> bytes:
+    """Return the state as bytes, with the version and a list of the descriptors in it."""
+    record = dump(state)
+    return json.dumps({"version": VERSION, "descriptors": list(descriptors(record)), **record}).encode("ascii")
 
 
-def decode(data: bytes) -> Exported:
-    """Read what `encode` wrote. Raises ConfigError for what this version does not know."""
-    state = json.loads(data)
-    if state["version"] != VERSION:
+def decode(data: bytes, kind: type[T]) -> T:
+    """Read what `encode` wrote. Raises ConfigError for another version, and for a state that is not complete."""
+    found = json.loads(data)
+    if found["version"] != VERSION:
         raise ConfigError(
-            f"the running server hands over in version {state['version']} of its state, and this forkserve takes version"
+            f"the running server hands over in version {found['version']} of its state, and this forkserve takes version"
             f" {VERSION}: restart the server instead"
         )
-    return dict(state)
+    try:
+        return load(kind, found)
+    except RecordError as error:
+        raise ConfigError(f"the running server hands over what cannot be read: {error}: restart the server instead") from None
 
 
 def descriptors(value: object) -> Iterator[int]:
-    """Yield the descriptors in a state that has not been encoded yet."""
+    """Yield the descriptors in a record that was not encoded yet."""
     if isinstance(value, InheritedFd):
         yield int(value)
     elif isinstance(value, Mapping):
@@ -55,29 +62,8 @@ def descriptors(value: object) -> Iterator[int]:
             yield from descriptors(one)
 
 
-def fields_of(value: Any, *without: str) -> Exported:
-    """Return the fields of a dataclass but those; enums by their value, other dataclasses as dicts."""
-    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in without}
-    return {name: _plain(one) for name, one in found.items()}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return fields_of(value)
-    return value.value if isinstance(value, Enum) else value
-
-
-def made(kind: type[T], found: Mapping[str, Any], **others: Any) -> T:
-    """Make a dataclass of fields as they were exported; `others` stand in for some of them, or for those left out."""
-    known = {field.name for field in dataclasses.fields(cast("Any", kind))}
-    return kind(**{name: value for name, value in found.items() if name in known} | others)
-
-
-def pack(data: bytes | bytearray) -> str:
-    """Return bytes as text."""
-    return data.decode("latin-1")
-
-
-def unpack(text: str) -> bytes:
-    """Return the bytes that `pack` was given."""
-    return text.encode("latin-1")
+def copied(source: object, kind: type[T], **others: object) -> T:
+    """Make a dataclass of the attributes that another object has under the same names; `others` stand in for some of them."""
+    dataclass: Any = kind
+    values = {one.name: getattr(source, one.name) for one in dataclasses.fields(dataclass) if hasattr(source, one.name)}
+    return kind(**{**values, **others})

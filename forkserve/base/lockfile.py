@@ -12,7 +12,8 @@ import os
 from typing import Self
 
 from forkserve.base import files
-from forkserve.base.handover import Exported, InheritedFd
+from forkserve.base.handover import InheritedFd
+from forkserve.base.records import record
 
 
 class HeldError(Exception):
@@ -21,6 +22,14 @@ class HeldError(Exception):
     def __init__(self, pid: int | None) -> None:
         super().__init__("another server holds this file" if pid is None else f"another server (pid {pid}) holds this file")
         self.pid = pid
+
+
+@record
+class LockState:
+    """A lock in an upgrade: it goes with the descriptor, and the pid in the file stays right."""
+
+    path: str
+    lock: InheritedFd
 
 
 class LockFile:
@@ -40,15 +49,15 @@ class LockFile:
                 return
         raise OSError(errno.EAGAIN, "another process keeps making and removing it")
 
-    def export(self) -> Exported:
-        """Return it for an upgrade: the lock belongs to the descriptor, and the pid in the file stays right."""
-        return {"path": self.path, "lock": InheritedFd(self._descriptor)}
+    def export(self) -> LockState:
+        """Describe it, for an upgrade."""
+        return LockState(self.path, InheritedFd(self._descriptor))
 
     @classmethod
-    def adopt(cls, found: Exported) -> Self:
-        """Take the lock over in the new program."""
+    def adopt(cls, found: LockState) -> Self:
+        """Go on holding it in the new program."""
         self = cls.__new__(cls)
-        self.path, self._descriptor = found["path"], found["lock"]
+        self.path, self._descriptor = found.path, found.lock
         return self
 
     def _take(self, descriptor: int) -> bool:

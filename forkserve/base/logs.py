@@ -23,8 +23,9 @@ from typing import Any, Protocol
 
 from forkserve.base import files, logfile, privileges
 from forkserve.base.errors import ConfigError
-from forkserve.base.handover import Exported, InheritedFd, pack, unpack
+from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
+from forkserve.base.records import record
 
 TRACE = 5
 STDOUT, STDERR = 1, 2
@@ -204,7 +205,7 @@ def say(text: str) -> None:
     _state.stderr.write(text.encode("utf-8", "backslashreplace"))
 
 
-def export(settings: LogSettings) -> dict[str, int]:
+def export(settings: LogSettings) -> dict[str, InheritedFd]:
     """Return the descriptors of the log files by path, for an upgrade."""
     held = {one.path: InheritedFd(one.descriptor) for one in _all() if one.path}
     return {path: held[path] for path in _paths(settings) if path in held}
@@ -215,18 +216,26 @@ def _all() -> list[LogFile]:
     return [one for one in (_state.error, _state.access, *_state.files.values()) if one is not None]
 
 
-def export_waiting() -> Exported:
-    """Return the lines that wait for room, for an upgrade."""
+@record
+class WaitingLines:
+    """Lines of one log that wait for room, in an upgrade, and how many were lost and not reported."""
+
+    lines: bytes
+    lost: int
+
+
+def export_waiting() -> dict[str, WaitingLines]:
+    """Describe the lines that wait for room, for an upgrade, by the log: stderr, error or access."""
     named = {"stderr": _state.stderr, "error": _state.error, "access": _state.access}
-    return {name: {"lines": pack(one.waiting()), "lost": one.unsaid} for name, one in named.items() if one is not None}
+    return {name: WaitingLines(one.waiting(), one.unsaid) for name, one in named.items() if one is not None}
 
 
-def adopt_waiting(found: Exported) -> None:
-    """Take them over in the new program."""
+def adopt_waiting(found: Mapping[str, WaitingLines]) -> None:
+    """Go on with them in the new program."""
     named = {"stderr": _state.stderr, "error": _state.error, "access": _state.access or _state.error}
     for name, one in found.items():
         if name != "stderr" or _state.stderr is not _state.error:
-            named[name].go_on_with(unpack(one["lines"]), one["lost"])
+            named[name].go_on_with(one.lines, one.lost)
 
 
 def _paths(settings: LogSettings) -> list[str]:

@@ -6,7 +6,6 @@ service that is slow or gone must not delay a respawn.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import grp
 import os
@@ -14,10 +13,11 @@ import pwd
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from forkserve.base.errors import BootError, ConfigError
 from forkserve.base.libc import DUMPABLE, prctl
+from forkserve.base.records import record
 
 
 class AccountSettings(Protocol):
@@ -51,7 +51,15 @@ class Account:
     home: str | None
 
 
-_known: dict[tuple[object, ...], Account] = {}  # by user, group and initgroups; from the program before an upgrade
+@record
+class KnownAccount:
+    """An account in an upgrade. `asked` are the settings `user`, `group` and `initgroups` that it was looked up for."""
+
+    asked: tuple[str | None, str | None, bool]
+    account: Account
+
+
+_known: dict[tuple[str | None, str | None, bool], Account] = {}  # by what was asked for, from the program before an upgrade
 
 
 def complaints(settings: AccountSettings) -> Iterator[tuple[str, str]]:
@@ -142,17 +150,16 @@ class _UnknownAccountError(Exception):
         self.setting = setting
 
 
-def export(settings: AccountSettings) -> dict[str, object] | None:
-    """Return the account for an upgrade."""
+def export(settings: AccountSettings) -> KnownAccount | None:
+    """Describe the account, for an upgrade."""
     found = _account(settings.user, settings.group, settings.initgroups)
-    return None if found is None else {"asked": [settings.user, settings.group, settings.initgroups], **dataclasses.asdict(found)}
+    return None if found is None else KnownAccount((settings.user, settings.group, settings.initgroups), found)
 
 
-def adopt(found: dict[str, Any] | None) -> None:
-    """Use the account from the program before, if it cannot be looked up any more."""
+def adopt(found: KnownAccount | None) -> None:
+    """Know the account from the program before, if it cannot be looked up any more."""
     if found is not None:
-        asked, known = found.pop("asked"), Account(**found | {"groups": tuple(found["groups"])})
-        _known[tuple(asked)] = known
+        _known[found.asked] = found.account
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,9 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache, partial
 from types import NoneType, UnionType
-from typing import Any, Final, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, NamedTuple, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def record(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass whose annotations are evaluated, so that what they name is imported."""
+    return dataclasses.dataclass(frozen=True, slots=True)(cls)
 
 
 class RecordError(ValueError):

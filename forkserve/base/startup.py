@@ -11,10 +11,7 @@ import contextlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
+from typing import NamedTuple
 
 VARIABLE = "FORKSERVE_UPGRADE"
 FILE = "forkserve-upgrade"
@@ -119,12 +116,10 @@ def takes_over() -> bool:
     return inherited is not None and inherited.confirm is None
 
 
-def take_inherited_state() -> Exported | None:
-    """Return the state that this process resumes from, if it takes the place of a master; once. Raises ConfigError."""
+def take_inherited_state() -> bytes | None:
+    """Return the state that this process resumes from, if it takes the place of a master; once."""
     global inherited
     if inherited is None or inherited.confirm is not None:
         return None
-    from forkserve.base.handover import decode  # noqa: PLC0415 - see above
-
-    found, inherited = decode(inherited.data), None
+    found, inherited = inherited.data, None
     return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.base import files
 from forkserve.base.errors import ConfigError
-from forkserve.base.lockfile import HeldError, LockFile
+from forkserve.base.lockfile import HeldError, LockFile, LockState
 from forkserve.base.logs import logger, printable
 from forkserve.base.memory import nameless_file
 from forkserve.frontend.backends import from_listeners
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from forkserve.base.handover import Exported
     from forkserve.config.settings import Settings
     from forkserve.prefork.system.poller import Poller, Timer
 
@@ -68,7 +67,7 @@ def check_path(settings: Settings) -> None:
         raise ConfigError(f"--nginx-upstream: nginx knows no abstract sockets ({', '.join(settings.bind)}): give --base-port")
 
 
-def hold(path: str | None, before: Exported | None) -> LockFile | None:
+def hold(path: str | None, before: LockState | None) -> LockFile | None:
     """Keep other servers from the same file, for as long as this one runs. Raises ConfigError.
 
     *before* is what the program before an upgrade held, which is let go if it is another one.
@@ -82,9 +81,9 @@ def hold(path: str | None, before: Exported | None) -> LockFile | None:
     return None if path is None else _take(path)
 
 
-def rehearse(path: str | None, held: Exported | None) -> None:
+def rehearse(path: str | None, held: LockState | None) -> None:
     """See that `hold` would succeed, beside the server that holds that. In a pre-flight. Raises ConfigError."""
-    if path is not None and (held is None or held["path"] != _lock_of(path)):
+    if path is not None and (held is None or held.path != _lock_of(path)):
         _take(path).remove()
 
 
@@ -148,7 +147,7 @@ class Upstream(FrontendObserver):
         """Whether the file was written, or could not be."""
         return self._prepared
 
-    def export(self) -> Exported:
+    def export(self) -> LockState:
         """Describe its lock, for an upgrade; the rest is found out anew."""
         return self._lock.export()
 

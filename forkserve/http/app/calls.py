@@ -29,7 +29,7 @@ class Observer(Protocol):
     def connected(self, count: int) -> None:
         """Take note of the number of open connections."""
 
-    def told_to_drain(self) -> bool:
+    def is_drain_ordered(self) -> bool:
         """Return whether this process is to drain; it may not have had the time to notice."""
         ...
 

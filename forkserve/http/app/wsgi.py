@@ -218,7 +218,7 @@ class WSGIExchange(WSGICall):
         site = self.site
         try:
             result = self.context.run(site.app, self.environ(), self.start_response)
-            if site.observer.told_to_drain():
+            if site.observer.is_drain_ordered():
                 site.server.closing = True
             if type(result) is list:
                 # Everything is there: one write, and done.

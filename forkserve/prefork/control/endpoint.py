@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import socket
 
-    from forkserve.base.handover import Exported
+    from forkserve.prefork.control.socketfile import SocketFileState
 
 
 class Endpoint(Protocol):
@@ -20,7 +20,7 @@ class Endpoint(Protocol):
     def refusal(self, client: socket.socket) -> str | None:
         """Return why a client that has connected may not send commands; None: it may."""
 
-    def export(self) -> Exported:
+    def export(self) -> SocketFileState:
         """Describe it, for an upgrade."""
 
     def remove(self) -> None:

@@ -13,21 +13,22 @@ import functools
 import select
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
-from forkserve.prefork.control.session import Asked, Limits, Phase, Session, turn_away
-from forkserve.prefork.control.socketfile import SocketFile
+from forkserve.base.records import record
+from forkserve.prefork.control.session import Asked, Limits, Phase, Session, SessionState, turn_away
+from forkserve.prefork.control.socketfile import SocketFile, SocketFileState
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
 from forkserve.prefork.ipc.pending import JSON, Pending, answer
 from forkserve.prefork.system.poller import READ, WRITE, Poller, Timer
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
-    from forkserve.base.handover import Exported
     from forkserve.prefork.control.command import Command
     from forkserve.prefork.control.endpoint import Endpoint
     from forkserve.prefork.control.wire import Request
@@ -45,6 +46,14 @@ class Execute(Protocol):
 
     def __call__(self, name: str, args: Sequence[JSON], *, to: str | int = "all", timeout: float | None = None) -> Pending:
         """Begin the command."""
+
+
+@record
+class ControlState:
+    """The control socket and its clients in an upgrade."""
+
+    file: SocketFileState
+    sessions: Sequence[SessionState]
 
 
 class Control:
@@ -82,23 +91,23 @@ class Control:
         self._endpoint = endpoint
         self._watch_endpoint()
 
-    def export(self) -> Exported | None:
+    def export(self) -> ControlState | None:
         """Describe it and its clients, for an upgrade; None if it does not listen."""
         if self._endpoint is None:
             return None
         sessions = [one.export() for one in self._sessions.values() if one.phase is not Phase.CLOSED]
-        return {"file": self._endpoint.export(), "sessions": sessions}
+        return ControlState(self._endpoint.export(), sessions)
 
-    def adopt(self, found: Exported | None, upgrade: Pending) -> None:
+    def adopt(self, found: ControlState | None, upgrade: Pending) -> None:
         """Go on in the new program. Clients that asked for the upgrade get its answer.
 
         A command that only tells something is begun again. Of others clients hear that the upgrade came between.
         """
         if found is None:
             return
-        self.listen(SocketFile.adopt(found["file"]))
+        self.listen(SocketFile.adopt(found.file))
         between = CommandError("the server was upgraded meanwhile: what was begun may have been done, or goes on")
-        for one in found["sessions"]:
+        for one in found.sessions:
             session = Session.adopt(one, self._limits)
             self._enter(session)
             for asked in list(session.open):

@@ -9,9 +9,11 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forkserve.base.handover import Exported, InheritedFd, fields_of, made, pack, unpack
+from forkserve.base.handover import InheritedFd
+from forkserve.base.records import record
 from forkserve.prefork.control.wire import MAX_LINE, LineDecoder, LineError, Request
 from forkserve.prefork.system.poller import READ, WRITE
 
@@ -54,6 +56,17 @@ class Asked:
     size: int = 0  # of its line; a line may take 25 times as much memory when it is read
 
 
+@record
+class SessionState:
+    """A client in an upgrade: with what was read in part, what is still to be sent, and its requests under way."""
+
+    socket: InheritedFd
+    phase: Phase
+    rest: bytes
+    unsent: bytes
+    open: Sequence[Asked]
+
+
 class Session:
     """One client. `descriptor` stays the same after the end, so that it can still be taken out of a table."""
 
@@ -69,24 +82,19 @@ class Session:
         self._decoder = LineDecoder(limits.line)
         self._unsent = bytearray()
 
-    def export(self) -> Exported:
+    def export(self) -> SessionState:
         """Describe it, for an upgrade."""
-        return {
-            "socket": InheritedFd(self.descriptor),
-            "phase": self.phase.name,
-            "rest": pack(self._decoder.rest),
-            "unsent": pack(self._unsent),
-            "open": [fields_of(one) for one in self.open],
-        }
+        unsent = bytes(self._unsent)
+        return SessionState(InheritedFd(self.descriptor), self.phase, self._decoder.rest, unsent, list(self.open))
 
     @classmethod
-    def adopt(cls, found: Exported, limits: Limits) -> Session:
+    def adopt(cls, found: SessionState, limits: Limits) -> Session:
         """Make it again in the new program."""
-        session = cls(socket.socket(fileno=found["socket"]), limits)
-        session.phase = Phase[found["phase"]]
-        session._decoder.feed(unpack(found["rest"]))
-        session._unsent += unpack(found["unsent"])
-        session.open = {made(Asked, one, request=made(Request, one["request"])) for one in found["open"]}
+        session = cls(socket.socket(fileno=found.socket), limits)
+        session.phase = found.phase
+        session._decoder.feed(found.rest)
+        session._unsent += found.unsent
+        session.open = set(found.open)
         return session
 
     @property

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import files
 from forkserve.base.errors import ConfigError, ListenError
-from forkserve.base.handover import Exported, InheritedFd
-from forkserve.base.lockfile import HeldError, LockFile
+from forkserve.base.handover import InheritedFd
+from forkserve.base.lockfile import HeldError, LockFile, LockState
 from forkserve.base.logs import logger
+from forkserve.base.records import record
 from forkserve.config import values
 from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.control.session import peer
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103  # bytes in sun_path, without the NUL at its end
 BACKLOG = 128
+
+
+@record
+class SocketFileState:
+    """The control socket in an upgrade. `identity` is device and inode of its file."""
+
+    path: str
+    socket: InheritedFd
+    lock: LockState
+    identity: tuple[int, int]
 
 
 class SocketFile:
@@ -57,21 +68,16 @@ class SocketFile:
             self._lock.remove()
             raise
 
-    def export(self) -> Exported:
+    def export(self) -> SocketFileState:
         """Describe it, for an upgrade."""
-        return {
-            "path": self.path,
-            "socket": InheritedFd(self.sock.fileno()),
-            "lock": self._lock.export(),
-            "identity": self._identity,
-        }
+        return SocketFileState(self.path, InheritedFd(self.sock.fileno()), self._lock.export(), self._identity)
 
     @classmethod
-    def adopt(cls, found: Exported) -> SocketFile:
+    def adopt(cls, found: SocketFileState) -> SocketFile:
         """Go on listening in the new program."""
         self = cls.__new__(cls)
-        self.path, self._lock, self._identity = found["path"], LockFile.adopt(found["lock"]), tuple(found["identity"])
-        self.sock = socket.socket(fileno=found["socket"])
+        self.path, self._lock, self._identity = found.path, LockFile.adopt(found.lock), found.identity
+        self.sock = socket.socket(fileno=found.socket)
         self.sock.setblocking(False)
         return self
 

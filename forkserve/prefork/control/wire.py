@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve.base.errors import CommandError, did_you_mean, unknown_command
+from forkserve.base.records import record
+from forkserve.prefork.ipc.pending import JSON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from forkserve.prefork.control.command import Command
-    from forkserve.prefork.ipc.pending import JSON
 
 VERSION: Final = 1
 MAX_LINE: Final = 1 << 20  # of a request; an answer may be longer
@@ -81,7 +82,7 @@ class LineDecoder:
         return line
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Request:
     """One request; `id` is what the client calls it, and `timeout` None means for as long as it takes."""
 

@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from forkserve.base.handover import Exported, InheritedFd, pack, unpack
+from forkserve.base.handover import InheritedFd
+from forkserve.base.records import record
 from forkserve.prefork.ipc.codec import PASSED, MessageError, Unreadable, decode, encode
 from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError
 
@@ -28,6 +29,15 @@ READ_SIZE = 65536
 MANY_PASSED = 16  # descriptors in one read; a message brings a few
 MOST_PASSING = 4  # messages with descriptors that wait for a peer: each holds some open
 SPACE = socket.CMSG_SPACE(MANY_PASSED * array("i").itemsize)
+
+
+@record
+class ChannelState:
+    """The master's end of a channel in an upgrade: with what was read in part, and what is still to be sent."""
+
+    socket: InheritedFd
+    rest: bytes
+    unsent: bytes
 
 
 class Channel:
@@ -59,16 +69,16 @@ class Channel:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         return cls(ours), cls(theirs, of_child=True)
 
-    def export(self) -> Exported:
-        """Describe this end, for an upgrade: with what has been read in part, and what is to be sent."""
-        return {"socket": InheritedFd(self.fileno()), "rest": pack(self._decoder.rest), "unsent": pack(self._unsent)}
+    def export(self) -> ChannelState:
+        """Describe this end, for an upgrade."""
+        return ChannelState(InheritedFd(self.fileno()), self._decoder.rest, bytes(self._unsent))
 
     @classmethod
-    def adopt(cls, found: Exported) -> Channel:
+    def adopt(cls, found: ChannelState) -> Channel:
         """Make it again in the new program."""
-        channel = cls(socket.socket(fileno=found["socket"]))
-        channel._decoder.feed(unpack(found["rest"]))
-        channel._unsent += unpack(found["unsent"])
+        channel = cls(socket.socket(fileno=found.socket))
+        channel._decoder.feed(found.rest)
+        channel._unsent += found.unsent
         return channel
 
     def fileno(self) -> int:

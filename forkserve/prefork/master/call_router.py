@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
+from forkserve.base.records import record
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.codec import encode
 from forkserve.prefork.ipc.frames import FrameError
@@ -18,9 +20,8 @@ from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from forkserve.base.handover import Exported
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 MANY_CALLS = 1 << 63  # a number as long as any
 
 BUSY = 0.1  # seconds in which a worker that is not busy has written its counters down
+
+
+@record
+class CallsState:
+    """The calls in an upgrade: the number of the next one, and the ident and number of each call that a worker waits for."""
+
+    next: int
+    asked: Sequence[tuple[int, int]]
 
 
 class CallRouter(Observer):
@@ -110,15 +119,15 @@ class CallRouter(Observer):
                 pending.resolve(None)
         self._fresh = [one for one in self._fresh if not one[0].done]
 
-    def export(self) -> Exported:
+    def export(self) -> CallsState:
         """Describe the workers that wait for an answer, for an upgrade."""
-        return {"next": self._calls.export(), "asked": list(self._asked)}
+        return CallsState(self._calls.export(), list(self._asked))
 
-    def adopt(self, found: Exported) -> None:
+    def adopt(self, found: CallsState) -> None:
         """Go on in the new program. Who waits only hears that the upgrade came between."""
-        self._calls.adopt(found["next"])
+        self._calls.adopt(found.next)
         error = CallError("the server was upgraded meanwhile: what was begun may have been done", "failed")
-        for ident, number in found["asked"]:
+        for ident, number in found.asked:
             if child := self.children.by_ident.get(ident):
                 self.children.send(child, Answer(number, error, []))
 

@@ -11,19 +11,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from forkserve.base.handover import Exported, InheritedFd, fields_of, made
+from forkserve.base.handover import InheritedFd, copied
 from forkserve.base.logs import printable
 from forkserve.base.memory import nameless_file
-from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.messages import LogFiles
+from forkserve.base.records import record
+from forkserve.prefork.ipc.channel import Channel, ChannelState
+from forkserve.prefork.ipc.messages import Failed, LogFiles
 from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.worker import stacks
 
 if TYPE_CHECKING:
-    from forkserve.prefork.ipc.messages import Failed
     from forkserve.prefork.policy.states import Member
     from forkserve.prefork.system.scoreboard import Row
+
+
+@record
+class ChildState:
+    """A worker or mold in an upgrade; the fields are those of `Child`. Its row is its member's, which goes with the pool."""
+
+    id: int
+    age: int
+    channel: ChannelState
+    stacks: InheritedFd
+    pid: int | None
+    failure: Failed | None
+    fault: Failed | None
+    commands: Sequence[Mapping[str, str]]
+    orders: InheritedFd | None
 
 
 @dataclass(eq=False, slots=True)
@@ -48,20 +63,17 @@ class Child:
     def __str__(self) -> str:
         return f"{process_name(self.id)} (pid {self.pid})"
 
-    def export(self) -> Exported:
-        """Describe it, for an upgrade; its row and more are its member's, which goes along with the pool."""
-        return {
-            **fields_of(self, "member", "channel", "row", "stacks", "orders"),
-            "channel": self.channel.export(),
-            "stacks": InheritedFd(self.stacks),
-            "orders": self.orders and InheritedFd(self.orders.fileno()),
-        }
+    def export(self) -> ChildState:
+        """Describe it, for an upgrade."""
+        channel, stacks = self.channel.export(), InheritedFd(self.stacks)
+        orders = None if self.orders is None else InheritedFd(self.orders.fileno())
+        return copied(self, ChildState, channel=channel, stacks=stacks, orders=orders)
 
     @classmethod
-    def adopt(cls, found: Exported, member: Member, row: Row) -> Child:
+    def adopt(cls, found: ChildState, member: Member, row: Row) -> Child:
         """Make it again in the new program."""
-        orders = None if found["orders"] is None else OrderSocket.adopt(found["orders"])
-        return made(cls, found, member=member, row=row, channel=Channel.adopt(found["channel"]), orders=orders)
+        orders = None if found.orders is None else OrderSocket.adopt(found.orders)
+        return copied(found, cls, member=member, row=row, channel=Channel.adopt(found.channel), orders=orders)
 
     def signal(self, signum: int) -> None:
         """Send it a signal."""

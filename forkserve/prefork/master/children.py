@@ -12,18 +12,18 @@ from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.codec import Unreadable, encode
 from forkserve.prefork.ipc.hooks import WorkerHandle
-from forkserve.prefork.master.child import Child, pass_logs
+from forkserve.prefork.master.child import Child, ChildState, pass_logs
 from forkserve.prefork.master.observers import Observer, Observers
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.calls import Target
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, State, process_name
 from forkserve.prefork.system.poller import READ, WRITE, Poller
-from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNSAID_LINES
+from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES, UNREPORTED_LINES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from forkserve.base.handover import Exported
     from forkserve.prefork.master.failures import Failures
     from forkserve.prefork.master.forker import Forker, WorkerSource
     from forkserve.prefork.policy.states import Member
@@ -72,7 +72,7 @@ class Children:
         deadline = self.pool.next_deadline()
         if deadline is not None and deadline <= time.monotonic():
             for child in self.by_ident.values():
-                self.pool.reports.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
+                self.pool.happened(history.Beat(child.member.ident, child.row.cells[BEAT] / 1e9))
 
     # How they come.
 
@@ -85,7 +85,7 @@ class Children:
             return
         self.by_ident[member.ident] = child
         if child.pid is not None:
-            self.pool.reports.forked(member.ident, child.pid)
+            self.pool.happened(history.Forked(member.ident, child.pid))
         self._watch(child)
 
     def _fork_failed(self, member: Member, why: str) -> None:
@@ -93,7 +93,7 @@ class Children:
             console.say(f"forkserve: cannot fork: {why}")
         elif self.pool.phase is Phase.SERVING:
             logger.error("%s: cannot fork: %s", process_name(member.slot), why)
-        self.pool.fork_failed(member.ident, f"cannot fork: {why}", time.monotonic())
+        self.pool.happened(history.ForkFailed(member.ident, f"cannot fork: {why}", time.monotonic()))
 
     def _came(self, child: Child, pid: int) -> None:
         """A worker that was ordered is there. Only if it is a child of ours is its pid what it says."""
@@ -101,7 +101,7 @@ class Children:
             raise ValueError("it is known already")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         child.pid = pid
-        self.pool.reports.forked(child.member.ident, pid)
+        self.pool.happened(history.Forked(child.member.ident, pid))
 
     def lost(self, child: Child) -> None:
         """Do without a worker that was ordered long ago, if it has not come."""
@@ -110,7 +110,7 @@ class Children:
 
     def _misbehaved(self, child: Child, how: str) -> None:
         if child.pid is not None:
-            self.pool.members.protocol_violation(child.member.ident, how, time.monotonic())
+            self.pool.happened(history.ProtocolViolated(child.member.ident, how, time.monotonic()))
         elif self.by_ident.get(child.member.ident) is child:  # there is no process to kill
             fallback = self.forker.source.fallback if self.pool.phase < Phase.STOPPING else None
             if fallback is None:
@@ -146,26 +146,26 @@ class Children:
             case messages.Forked(pid):
                 self._came(child, pid)
             case messages.Ready() if child.id == MOLD:
-                self.pool.reports.ready(ident, now)
+                self.pool.happened(history.BecameReady(ident, now))
                 self.failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
             case messages.Ready(commands):
                 child.commands = commands
-                self.pool.reports.ready(ident, now)
+                self.pool.happened(history.BecameReady(ident, now))
                 self._became_ready(child)
             case messages.Failed():
                 child.failure = message
             case messages.ReopenLogs():
                 self.pass_logs(child)
             case Unreadable(why):
-                self.pool.members.protocol_violation(ident, why, now)
+                self.pool.happened(history.ProtocolViolated(ident, why, now))
             case _ if self._observers.received(child, message):
                 pass
             case messages.Loaded() | messages.Outside() | messages.Waits():
                 pass  # of a worker from before an upgrade, whose master had --reload
             case _:
-                self.pool.members.protocol_violation(ident, f"unexpected message {message!r:.100}", now)
+                self.pool.happened(history.ProtocolViolated(ident, f"unexpected message {message!r:.100}", now))
 
     def _became_ready(self, child: Child) -> None:
         if child.failure is None:
@@ -201,15 +201,15 @@ class Children:
             events = READ | (WRITE if channel.unsent else 0)
             self._poller.watch(channel, events, functools.partial(self.hear, child))
 
-    def export(self) -> list[Exported]:
+    def export(self) -> list[ChildState]:
         """Describe them, for an upgrade."""
         return [child.export() for child in self.by_ident.values()]
 
-    def adopt(self, found: list[Exported]) -> None:
+    def adopt(self, found: Sequence[ChildState]) -> None:
         """Go on with them in the new program, whose pool has adopted its members."""
         members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found:
-            member = members[one["age"]]
+            member = members[one.age]
             child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))
             self.by_ident[member.ident] = child
             self._watch(child)
@@ -221,7 +221,7 @@ class Children:
         self._poller.unwatch(child.channel)
         child.close()
         self.lost_lines += child.row.cells[LOST_LINES]
-        if unsaid := child.row.cells[UNSAID_LINES]:
+        if unsaid := child.row.cells[UNREPORTED_LINES]:
             logger.warning("%s has ended with %d line%s for its logs, which are lost", child, unsaid, "s" * (unsaid != 1))
         child.row.clear()
         del self.by_ident[child.member.ident]

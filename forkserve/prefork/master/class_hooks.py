@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.policy.pool import Pool
@@ -50,15 +52,15 @@ class ClassHooks:
         """Call the hook for a worker that has exited."""
         self._call("on_exit", worker, status)
 
-    def export(self) -> dict[str, int]:
+    def export(self) -> dict[int, int]:
         """Describe the registered slots, for an upgrade: the generation of each."""
-        return {str(slot): handle.generation for slot, handle in self._registered.items()}
+        return {slot: handle.generation for slot, handle in self._registered.items()}
 
-    def adopt(self, found: dict[str, int]) -> None:
+    def adopt(self, found: Mapping[int, int]) -> None:
         """Go on with them in the new program: they are not registered again."""
         for slot, generation in found.items():
-            port = self._listeners.port(int(slot), self._pool.generations.committed)
-            self._registered[int(slot)] = WorkerHandle(int(slot), port, generation)
+            port = self._listeners.port(slot, self._pool.generations.committed)
+            self._registered[slot] = WorkerHandle(slot, port, generation)
 
     def _handle_of(self, slot: int, generation: int) -> WorkerHandle:
         return WorkerHandle(slot, self._listeners.port(slot, generation), generation)

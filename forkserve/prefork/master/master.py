@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forkserve.base import logfile, startup
+from forkserve.base.records import dump
 from forkserve.prefork.master.call_router import CallRouter
 from forkserve.prefork.master.children import Children
 from forkserve.prefork.master.class_hooks import ClassHooks
@@ -37,7 +38,7 @@ from forkserve.prefork.worker.boot import forget_signals, set_title
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkserve.base.handover import Exported
+    from forkserve.prefork.master.upgrade.state import MasterState
 
 
 class Master:
@@ -165,20 +166,19 @@ class Master:
             requested_name=self._requested_name,
         )
 
-    def _take_over(self, before: Exported, opened: Opened, loop: MasterLoop) -> None:
+    def _take_over(self, before: MasterState, opened: Opened, loop: MasterLoop) -> None:
         """Go on with the addresses and the workers of the program before."""
         pool = self._pool
-        was: dict[str, Any] = before.get("addresses") or {}
         generations = pool.generations.committed, pool.generations.newest + 1
-        loop.reloading.adopt(before["reloading"])
-        error = self._listeners.adopt(before["listeners"], pool.departures.kept, generations, before.get("addresses"))
-        loop.children.adopt(before["children"]["processes"])
-        loop.class_hooks.adopt(before["children"]["slots"])
-        loop.router.adopt(before["messenger"])
+        loop.reloading.adopt(before.reloading)
+        error = self._listeners.adopt(before.listeners, pool.departures.kept, generations, before.addresses)
+        loop.children.adopt(before.children)
+        loop.class_hooks.adopt(before.slots)
+        loop.router.adopt(before.calls)
         daemon.ready()
         self._observers.notify(Observer.took_over)
         successor = Successor(self._state, pool, self._listeners, loop.reloading, self._change)
-        successor.reload(opened.upgrade, error, {**was, "workers": before["reloading"]["workers"]})
+        successor.reload(opened.upgrade, error, {**dump(before.addresses), "workers": before.reloading.workers})
 
     def _release(self, forker: Forker) -> None:
         """Let go of all that is the server's, in a process that a hook or a handler has just forked from the master."""

@@ -15,7 +15,7 @@ from forkserve.base.logs import logger
 from forkserve.prefork.system import forks
 
 if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
+    from forkserve.base.lockfile import LockState
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.messages import Message
     from forkserve.prefork.master.child import Child
@@ -150,6 +150,6 @@ class FrontendObserver(Observer):
         """Whether the front end is being reconfigured, so that nobody can say which configuration it uses."""
         return False
 
-    def export(self) -> Exported | None:
+    def export(self) -> LockState | None:
         """Describe what goes along in an upgrade."""
         return None

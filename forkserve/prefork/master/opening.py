@@ -10,13 +10,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forkserve.base import logs, startup
+from forkserve.base import logs
 from forkserve.base.errors import ConfigError
+from forkserve.base.records import dump
 from forkserve.prefork.control.command import commands_of, execute, signals_of
 from forkserve.prefork.control.server import Control
 from forkserve.prefork.control.socketfile import open_endpoint
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.reactions import SignalReactions
+from forkserve.prefork.master.upgrade.state import take_inherited_state
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.molds import MANY_MOLDS
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.pidfile import PidFile
@@ -29,9 +32,10 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable
 
-    from forkserve.base.handover import Exported
     from forkserve.prefork.master.commands import MasterCommands
     from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.master.upgrade.state import MasterState
+    from forkserve.prefork.policy.pool import PoolEvent
     from forkserve.prefork.system.poller import Poller
 
 
@@ -54,7 +58,7 @@ class Opened:
         upgrade: Answers the clients that requested the upgrade.
     """
 
-    before: Exported | None
+    before: MasterState | None
     signals: SignalQueue
     hangup_ignored: bool
     pid_file: PidFile | None
@@ -69,13 +73,14 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     """Open everything but the addresses, or take it over. Raises ListenError and ConfigError."""
     state, poller = commands.state, commands.poller
     state.pid = os.getpid()
-    before = startup.take_inherited_state()
+    commands.pool.record = _log_event
+    before = take_inherited_state()
     signals = SignalQueue((*commands.handlers, *map(signal.Signals, signals_of(SignalReactions)), signal.SIGCHLD))
     stacks.signals.callback(signals.close)
-    hangup_ignored = before["hangup_ignored"] if before else signals.inherited(signal.SIGHUP) == signal.SIG_IGN
+    hangup_ignored = before.hangup_ignored if before else signals.inherited(signal.SIGHUP) == signal.SIG_IGN
     if before:
-        signals.put([*before["signals"], signal.SIGCHLD])
-        signal.pthread_sigmask(signal.SIG_SETMASK, before["mask"])
+        signals.put([*before.signals, signal.SIGCHLD])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
         _resume(commands, before)
     reactions = SignalReactions(commands, commands.pool, Terminal(), hangup_ignored=hangup_ignored)
     for signum, method in signals_of(SignalReactions).items():
@@ -92,32 +97,41 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     stacks.cleanup.callback(outputs.close)
     scoreboard = _open_scoreboard(state, before)
     stacks.cleanup.callback(scoreboard.close)
-    commands.pool.capacity.rows = scoreboard.size - MANY_MOLDS
+    rows = commands.pool.capacity.rows = scoreboard.size - MANY_MOLDS
+    if before is None:
+        limits, preload = commands.pool.members.limits, commands.pool.members.preload
+        commands.pool.record(history.Started(commands.pool.wanted, limits, preload, rows, commands.seed))
     in_child = [poller.close, signals.close_in_child, control.close_in_child, *([pid_file.close] if pid_file else ())]
     return Opened(before, signals, hangup_ignored, pid_file, control, upgrade, outputs, scoreboard, in_child)
 
 
-def _resume(commands: MasterCommands, before: Exported) -> None:
+def _log_event(event: PoolEvent) -> None:
+    """Log an event of the pool, one JSON line each (`history.read_event`), at the level trace."""
+    if logs.logger.isEnabledFor(logs.TRACE):
+        logs.logger.log(logs.TRACE, "%s", history.write_event(event))
+
+
+def _resume(commands: MasterCommands, before: MasterState) -> None:
     """Be what the program before was."""
     state = commands.state
-    state.started_at, state.lost_lines = before["started_at"], before.get("lost_lines", 0)
-    state.settings = dataclasses.replace(state.settings, **before["settings"])
-    commands.pool.adopt(before["pool"], time.monotonic())
+    state.started_at, state.lost_lines = before.started_at, before.lost_lines
+    state.settings = dataclasses.replace(state.settings, **dump(before.settings))
+    commands.pool.adopt(before.pool, time.monotonic())
 
 
-def _lock(state: ServerState, before: Exported | None) -> PidFile | None:
-    if before:
-        return before["pid_file"] and PidFile.adopt(before["pid_file"])
+def _lock(state: ServerState, before: MasterState | None) -> PidFile | None:
+    if before is not None:
+        return None if before.pid_file is None else PidFile.adopt(before.pid_file)
     return PidFile(state.settings.pid) if state.settings.pid else None
 
 
-def _open_control(commands: MasterCommands, before: Exported | None, stacks: Stacks) -> tuple[Control, Pending]:
+def _open_control(commands: MasterCommands, before: MasterState | None, stacks: Stacks) -> tuple[Control, Pending]:
     state, upgrade = commands.state, Pending()
     control = Control(commands.poller, commands_of(type(commands)), functools.partial(execute, commands), commands.progress)
     stacks.last.callback(control.close)
     stacks.last.callback(commands.resolve_stops)
     if before:
-        control.adopt(before["control"], upgrade)
+        control.adopt(before.control, upgrade)
         return control, upgrade
     name, endpoint = open_endpoint(state.settings.control_socket, state.name, os.environ)
     state.settings = dataclasses.replace(state.settings, name=name)
@@ -126,7 +140,7 @@ def _open_control(commands: MasterCommands, before: Exported | None, stacks: Sta
     return control, upgrade
 
 
-def _open_outputs(state: ServerState, poller: Poller, before: Exported | None) -> Outputs:
+def _open_outputs(state: ServerState, poller: Poller, before: MasterState | None) -> Outputs:
     try:
         outputs = Outputs(state.settings, poller)
     except ConfigError as error:
@@ -135,13 +149,13 @@ def _open_outputs(state: ServerState, poller: Poller, before: Exported | None) -
         logs.logger.error("%s; the workers' output is as the server's", error)
         outputs = Outputs(dataclasses.replace(state.settings, worker_stdout=None, worker_stderr=None), poller)
     if before:
-        outputs.adopt(before["outputs"])
+        outputs.adopt(before.outputs)
     return outputs
 
 
-def _open_scoreboard(state: ServerState, before: Exported | None) -> Scoreboard:
+def _open_scoreboard(state: ServerState, before: MasterState | None) -> Scoreboard:
     if before:
-        scoreboard = Scoreboard(before["scoreboard"]["rows"], before["scoreboard"]["memory"])
+        scoreboard = Scoreboard(before.scoreboard.rows, before.scoreboard.memory)
         state.most = min(state.most, scoreboard.size - 1 - MANY_MOLDS)
         return scoreboard
     try:

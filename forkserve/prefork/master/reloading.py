@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logs
 from forkserve.base.errors import CommandError, ForkserveError
+from forkserve.base.records import record
 from forkserve.config.settings import flag, merge, unchangeable
 from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.master.observers import Observer, Observers
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
 from forkserve.prefork.policy.states import pool_limits
@@ -21,7 +23,6 @@ from forkserve.prefork.policy.states import pool_limits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkserve.base.handover import Exported
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.hooks import Hooks
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.listeners import Listeners
+
+
+@record
+class ReloadingState:
+    """The reloads in an upgrade: the report of the last one, for the status, and the number of workers in the configuration."""
+
+    last: dict[str, Any] | None
+    workers: int
 
 
 class Reloading:
@@ -64,15 +73,15 @@ class Reloading:
         self._undo: Callable[[], None] | None = None  # of what was taken over, for a generation that is rolled back
         self.last: dict[str, Any] | None = None  # for the status
 
-    def export(self) -> Exported:
+    def export(self) -> ReloadingState:
         """Describe it, for an upgrade, which comes while none runs."""
-        return {"last": self.last, "workers": self._config.settings.workers}
+        return ReloadingState(self.last, self._config.settings.workers)
 
-    def adopt(self, found: Exported) -> None:
+    def adopt(self, found: ReloadingState) -> None:
         """Go on in the new program: what its configuration asks for is taken over by the reload that follows."""
-        self.last = found["last"]
+        self.last = found.last
         config = self._config
-        was = dataclasses.replace(config.settings, workers=found["workers"])
+        was = dataclasses.replace(config.settings, workers=found.workers)
         self._config = dataclasses.replace(config, settings=was, again=config.again or (lambda: config))
 
     @property
@@ -115,6 +124,7 @@ class Reloading:
         """Return whether the one that runs has ended."""
         assert self._rollout is not None
         try:
+            self._pool.record(history.RolloutAdvanced(now))
             done = self._rollout.advance(now)
         except CommandError as error:
             slot, end = self._rollout.failed_slot, self._rollout.failed
@@ -135,7 +145,9 @@ class Reloading:
     def _start(self, now: float) -> None:
         self._running, self._waiting = self._waiting, []
         self._undo = None
-        self._rollout = Rollout(self._pool, self._state.settings.reload_settle, self._take_over)
+        settle = self._state.settings.reload_settle
+        self._pool.record(history.RolloutBegan(settle))
+        self._rollout = Rollout(self._pool, settle, self._before_commit)
         self._began = now
         logs.logger.info("reloading: generation %d", self._rollout.generation)
         for error in self._listeners.renew(self._rollout.generation):
@@ -145,8 +157,17 @@ class Reloading:
     def take_over(self, settings: Settings, hooks: Hooks) -> None:
         """Put other settings and hooks in force."""
         self._state.settings, self._state.hooks = settings, hooks
-        self._pool.members.limits = pool_limits(settings)
+        self._pool.happened(history.LimitsChanged(pool_limits(settings)))
         logs.set_level(settings.log_level)
+
+    def _before_commit(self) -> None:
+        """Take the settings over. Raises CommandError if they cannot be: nothing has changed then."""
+        try:
+            self._take_over()
+        except CommandError as error:
+            self._pool.record(history.CommitEnded(str(error)))
+            raise
+        self._pool.record(history.CommitEnded(None))
 
     def _take_over(self) -> None:
         """Read the configuration in the master too, when the canary has shown that it is good. Raises CommandError."""
@@ -194,6 +215,7 @@ class Reloading:
         except (Exception, SystemExit) as error:
             raise CommandError(f"{error}; nothing was changed") from error
         if changed and not self._pool.members.preload:
+            self._pool.record(history.CanaryRenewed())
             rollout.renew_canary()  # it has made its own
 
     def _end(self, error: CommandError | None, traceback: str | None) -> None:

@@ -6,17 +6,26 @@ connections wait in its queue, unless no worker could be started for them in tim
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
+from forkserve.base.records import record
 from forkserve.prefork.policy.actions import CloseListener
 from forkserve.prefork.policy.drain_gate import LONGEST, DrainGate
 from forkserve.prefork.policy.lastcall import LastCalls, first_ready
 from forkserve.prefork.policy.states import Member, State
 
 if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
     from forkserve.prefork.policy.members import Members
+
+
+@record
+class DeparturesState:
+    """The listeners in an upgrade: the slots that have open ones (null: the shared), and how many slots keep theirs."""
+
+    open: Sequence[int | None]
+    kept: int
 
 
 class Departures:
@@ -37,14 +46,14 @@ class Departures:
         self._leaving = DrainGate()
         self._moving = DrainGate()  # the old workers of slots that have a ready one elsewhere
 
-    def export(self) -> Exported:
+    def export(self) -> DeparturesState:
         """Return the open and the kept listeners for an upgrade."""
-        return {"listening": list(self.open), "kept": len(self.kept)}
+        return DeparturesState(list(self.open), len(self.kept))
 
-    def adopt(self, found: Exported, *, closing: bool, public: bool) -> None:
+    def adopt(self, found: DeparturesState, *, closing: bool, public: bool) -> None:
         """Take them over in the new program."""
-        self.open = set(found["listening"])
-        self.keep(found["kept"])
+        self.open = set(found.open)
+        self.keep(found.kept)
         self.closing, self.public = closing, public
 
     def keep(self, count: int) -> None:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from forkserve.base.records import record
 from forkserve.prefork.policy.states import MOLD, Event, Member, State
 
 if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
     from forkserve.prefork.policy.members import Members
+
+
+@record
+class GenerationsState:
+    """The generations in an upgrade; the fields are those of `Generations`."""
+
+    committed: int
+    fallback: int | None
+    newest: int
 
 
 class Generations:
@@ -20,13 +29,13 @@ class Generations:
         self.fallback: int | None = None  # the one before, while a way back exists: until all workers are replaced
         self.newest = 1  # that was ever tried
 
-    def export(self) -> Exported:
+    def export(self) -> GenerationsState:
         """Return them for an upgrade."""
-        return {"generation": self.committed, "fallback": self.fallback, "newest_generation": self.newest}
+        return GenerationsState(self.committed, self.fallback, self.newest)
 
-    def adopt(self, found: Exported) -> None:
+    def adopt(self, found: GenerationsState) -> None:
         """Take them over in the new program."""
-        self.committed, self.fallback, self.newest = found["generation"], found["fallback"], found["newest_generation"]
+        self.committed, self.fallback, self.newest = found.committed, found.fallback, found.newest
 
     def try_worker(self, slot: int, generation: int, now: float) -> Member:
         """Start a canary: a process of a new generation beside the slot's, which serves on. Return its member."""

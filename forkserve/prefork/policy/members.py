@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from forkserve.base.handover import Exported, fields_of, made
+from forkserve.base.handover import copied
+from forkserve.base.records import record
 from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Member, PoolLimits, Slot, State
 
@@ -30,6 +31,25 @@ REASONS: Final = MappingProxyType(
         State.DRAINING: "not drained after {:g} s (--graceful-timeout)",
     }
 )
+
+
+@record
+class SlotState:
+    """A slot in an upgrade; the fields are those of `Slot`."""
+
+    failures: int
+    retry_at: float
+    was_ready: bool
+    last_exit: Exit | None
+
+
+@record
+class MembersState:
+    """The table of members in an upgrade: the next ident, the members, and the history of each slot."""
+
+    next: int
+    members: Sequence[Member]
+    slots: dict[int, SlotState]
 
 
 class Members:
@@ -50,23 +70,17 @@ class Members:
         self._random = random
         self._idents = itertools.count(1)
 
-    def export(self) -> Exported:
+    def export(self) -> MembersState:
         """Return the table for an upgrade, which starts only when no action is pending."""
         assert not self.actions
-        return {
-            "next": next(self._idents),
-            "members": [fields_of(member) for member in self.by_ident.values()],
-            "slots": {str(number): fields_of(slot, "members") for number, slot in self.slots.items()},
-        }
+        slots = {number: copied(slot, SlotState) for number, slot in self.slots.items()}
+        return MembersState(next(self._idents), list(self.by_ident.values()), slots)
 
-    def adopt(self, found: Exported, now: float) -> None:
+    def adopt(self, found: MembersState, now: float) -> None:
         """Take the table over in the new program. Deadlines start anew: meanwhile nobody has read what the workers sent."""
-        self._idents = itertools.count(found["next"])
-        for number, slot in found["slots"].items():
-            end = slot["last_exit"]
-            self.slots[int(number)] = made(Slot, slot, last_exit=end and made(Exit, end))
-        for one in found["members"]:
-            member = made(Member, one, state=State(one["state"]))
+        self._idents = itertools.count(found.next)
+        self.slots |= {number: copied(slot, Slot) for number, slot in found.slots.items()}
+        for member in found.members:
             if member.state in REASONS:
                 member.since, member.renewed = now, False
             self.slots[member.slot].members.append(member)

@@ -22,20 +22,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 from forkserve.base.errors import ExitCode
+from forkserve.base.records import record
 from forkserve.prefork.policy.actions import Action, Announce, Drain, DumpStacks, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.capacity import Capacity
-from forkserve.prefork.policy.departures import Departures
-from forkserve.prefork.policy.generations import Generations
-from forkserve.prefork.policy.members import ORDER_TIME, Members
+from forkserve.prefork.policy.departures import Departures, DeparturesState
+from forkserve.prefork.policy.generations import Generations, GenerationsState
+from forkserve.prefork.policy.members import ORDER_TIME, Members, MembersState
 from forkserve.prefork.policy.molds import Molds
 from forkserve.prefork.policy.reports import Reports
 from forkserve.prefork.policy.states import TRANSITIONS, Event, Exit, Member, PoolLimits, State
-
-if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
 
 _SIGTERM: Final = 15
 LEAST: Final = 0.001  # seconds: a limit of 0 means none
@@ -50,6 +48,34 @@ class Phase(IntEnum):
     QUITTING = 3  # stopping at once
 
 
+@record
+class PoolState:
+    """A pool in an upgrade.
+
+    Attributes:
+        members: The processes and the slots.
+        generations: The generations.
+        departures: The listeners that are open or kept.
+        wanted: How many workers are wanted.
+        phase: How far the server has got.
+        peak: The highest number of workers.
+    """
+
+    members: MembersState
+    generations: GenerationsState
+    departures: DeparturesState
+    wanted: int
+    phase: Phase
+    peak: int
+
+
+class PoolEvent(Protocol):
+    """What changes a pool, as a value (history.py)."""
+
+    def apply(self, pool: Pool) -> Any:
+        """Change the pool."""
+
+
 class Pool:
     """The processes of a server: how many are wanted, and the plan that leads there.
 
@@ -62,6 +88,7 @@ class Pool:
 
     def __init__(self, wanted: int, limits: PoolLimits, random: Callable[[], float], *, preload: bool = False) -> None:
         self.wanted = wanted
+        self.record: Callable[[PoolEvent], object] = lambda _: None
         self.phase = Phase.FIRST_BOOT
         self.exit_code = ExitCode.OK
         self.members = Members(limits, random, preload=preload)
@@ -71,18 +98,23 @@ class Pool:
         self._molds = Molds(self.members, self.generations)
         self.capacity = Capacity(self.members, self._molds, wanted)
 
-    def export(self) -> Exported:
+    def export(self) -> PoolState:
         """Return the state for an upgrade."""
-        own = {"wanted": self.wanted, "phase": self.phase, "peak": self.capacity.peak}
-        return self.members.export() | self.generations.export() | self.departures.export() | own
+        members, generations, departures = self.members.export(), self.generations.export(), self.departures.export()
+        return PoolState(members, generations, departures, self.wanted, self.phase, self.capacity.peak)
 
-    def adopt(self, found: Exported, now: float) -> None:
+    def adopt(self, found: PoolState, now: float) -> None:
         """Take the state over in the new program."""
-        self.members.adopt(found, now)
-        self.generations.adopt(found)
-        self.wanted, self.phase = found["wanted"], Phase(found["phase"])
-        self.departures.adopt(found, closing=self.phase >= Phase.STOPPING, public=self.phase >= Phase.SERVING)
-        self.capacity.peak = found.get("peak", self.wanted)
+        self.members.adopt(found.members, now)
+        self.generations.adopt(found.generations)
+        self.wanted, self.phase = found.wanted, found.phase
+        self.departures.adopt(found.departures, closing=self.phase >= Phase.STOPPING, public=self.phase >= Phase.SERVING)
+        self.capacity.peak = found.peak
+
+    def happened(self, event: PoolEvent) -> Any:
+        """Record an event and apply it; return what it returns."""
+        self.record(event)
+        return event.apply(self)
 
     # Questions of the master.
 

@@ -21,13 +21,42 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 
 from forkserve.base.errors import ListenError
-from forkserve.base.handover import Exported, InheritedFd, fields_of, made
+from forkserve.base.handover import InheritedFd, copied
+from forkserve.base.records import record
 from forkserve.config.addresses import Address, parse_address
 from forkserve.prefork.system import acceptqueue
 from forkserve.prefork.system.binding import Listener
 from forkserve.prefork.system.opener import Opener
 
 __all__ = ["Address", "Listener", "Listeners", "parse_address"]
+
+
+@record
+class Addresses:
+    """The settings of addresses of a program, in an upgrade."""
+
+    bind: tuple[str, ...] = ()
+    base_port: int | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    uds: str | None = None
+    fd: int | None = None
+
+
+@record
+class ListenerState:
+    """A listener in an upgrade; the fields are those of `Listener`."""
+
+    socket: InheritedFd
+    slot: int | None
+    adopted: bool
+    asked: str
+    first: int
+    last: int | None
+    without: int | None
+    left_at: float | None
+    lost: bool
+    file: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,15 +304,15 @@ class Listeners:
             if listener not in kept:
                 listener.close()
 
-    def export(self) -> list[Exported]:
-        """Return the listeners for an upgrade."""
+    def export(self) -> list[ListenerState]:
+        """Describe them, for an upgrade."""
         return [
-            fields_of(one, "sock") | {"socket": InheritedFd(one.sock.fileno()), "_file": one._file and list(one._file)}  # noqa: SLF001 - its own module
+            copied(one, ListenerState, socket=InheritedFd(one.sock.fileno()), file=one._file)  # noqa: SLF001 - its own module
             for one in self._all
         ]
 
     def adopt(
-        self, found: Sequence[Exported], slots: Collection[int], generations: tuple[int, int], before: Exported | None
+        self, found: Sequence[ListenerState], slots: Collection[int], generations: tuple[int, int], before: Addresses
     ) -> ListenError | None:
         """Take them over in the new program, whose settings may have other addresses, until `settle`.
 
@@ -291,15 +320,15 @@ class Listeners:
         they were, and the error is returned.
 
         Args:
-            found: The listeners of the old program.
-            slots: The slots that have listeners.
-            generations: The committed one, and the one of the reload that follows.
-            before: The address settings of the old program, if they are known.
+            found: What the program before had.
+            slots: Those that have listeners.
+            generations: The committed one, and that of the reload that follows.
+            before: The settings of the program before.
         """
         committed, following = generations
         now, self._all = self._address_sets[-1], [_adopted(one) for one in found]
-        was = now if before is None else AddressSet(before["bind"], before["host"], before["base_port"])
-        self._address_sets = [replace(was, first=committed, last=following - 1), replace(now, first=following)]
+        was = AddressSet(before.bind, before.host, before.base_port, first=committed, last=following - 1)
+        self._address_sets = [was, replace(now, first=following)]
         old = list(self._all)
         try:
             both = [*((None, address) for address in self._bind), *now.of(slots)]
@@ -346,7 +375,7 @@ class Listeners:
         return True
 
 
-def _adopted(found: Exported) -> Listener:
-    sock = socket.socket(fileno=found["socket"])
+def _adopted(found: ListenerState) -> Listener:
+    sock = socket.socket(fileno=found.socket)
     sock.setblocking(False)
-    return made(Listener, found, sock=sock, _file=found["_file"] and tuple(found["_file"]))
+    return copied(found, Listener, sock=sock, _file=found.file)

@@ -12,14 +12,15 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base import logs, privileges
 from forkserve.base.errors import ConfigError
-from forkserve.base.handover import Exported, InheritedFd, pack, unpack
+from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
 from forkserve.base.logs import STDERR, STDOUT
+from forkserve.base.records import record
 from forkserve.prefork.system.poller import READ
 from forkserve.prefork.system.sinks import ERR, INFO, FileSink, FunctionSink, Sink, drain, syslog_sink
 
@@ -31,6 +32,24 @@ STREAMS: Final = {STDOUT: "stdout", STDERR: "stderr"}
 PIECE: Final = 8 * 1024  # bytes to read from one worker before the next one
 LONGEST_LINE: Final = 64 * 1024
 LAST_PIECES: Final = 1024 * 1024
+
+
+@record
+class PipeState:
+    """The master's end of a worker's pipe in an upgrade, with the start of a line, and the stream that it goes to."""
+
+    pipe: InheritedFd
+    prefix: bytes
+    rest: bytes
+    stream: int
+
+
+@record
+class OutputsState:
+    """What workers have printed in an upgrade: their pipes, and the pieces by stream that were not passed on yet."""
+
+    pipes: Sequence[PipeState]
+    unsent: dict[int, Sequence[bytes]]
 
 
 class Outputs:
@@ -114,23 +133,23 @@ class Outputs:
         for sink in self._sinks.values():
             sink.close()
 
-    def export(self) -> Exported:
-        """Return the pipes and the lines that wait here, for an upgrade."""
+    def export(self) -> OutputsState:
+        """Describe what waits here to be passed on, for an upgrade."""
         streams = {id(sink): stream for stream, sink in reversed(self._sinks.items())}
-        return {
-            "pipes": [pipe.export() | {"stream": streams.get(id(pipe.sink), STDERR)} for pipe in self._pipes],
-            "unsent": {str(stream): sink.export() for stream, sink in self._sinks.items() if streams[id(sink)] == stream},
-        }
+        return OutputsState(
+            [pipe.export(streams.get(id(pipe.sink), STDERR)) for pipe in self._pipes],
+            {stream: sink.export() for stream, sink in self._sinks.items() if streams[id(sink)] == stream},
+        )
 
-    def adopt(self, found: Exported) -> None:
-        """Take them over in the new program; lines whose destination is gone go to stderr."""
+    def adopt(self, found: OutputsState) -> None:
+        """Go on in the new program; what has no other place any more goes to stderr."""
         left = FileSink("stderr", LogFile(STDERR))
-        for stream, pieces in found["unsent"].items():
-            self._sinks.get(int(stream), left).adopt(pieces)
+        for stream, pieces in found.unsent.items():
+            self._sinks.get(stream, left).adopt(pieces)
         left.flush()
-        for one in found["pipes"]:
-            pipe = _Pipe(one["pipe"], unpack(one["prefix"]), self._sinks.get(one["stream"], left), self)
-            pipe.rest = unpack(one["rest"])
+        for one in found.pipes:
+            pipe = _Pipe(one.pipe, one.prefix, self._sinks.get(one.stream, left), self)
+            pipe.rest = one.rest
             self._pipes.add(pipe)
             pipe.go_on()
 
@@ -207,9 +226,9 @@ class _Pipe:
         self._watched = False
         self._closed = False
 
-    def export(self) -> Exported:
-        """Return it for an upgrade."""
-        return {"pipe": InheritedFd(self.descriptor), "prefix": pack(self._prefix), "rest": pack(self.rest)}
+    def export(self, stream: int) -> PipeState:
+        """Describe it, for an upgrade."""
+        return PipeState(InheritedFd(self.descriptor), self._prefix, self.rest, stream)
 
     def read(self, _events: int = READ) -> None:
         """Read a piece, and give it to the sink."""

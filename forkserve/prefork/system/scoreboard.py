@@ -1,13 +1,17 @@
 """Shared memory that every process of a server can read: one row per process, written by that process alone.
 
-A row is a few 64-bit numbers and the request lines in hand. Nothing is locked: each number is one aligned store, and
-a request line that is read while it is written is only ever a line in a log. The master reads it also when a worker
-is stuck, which is when no message could be answered.
+A row holds some 64-bit numbers (`TABLE`) and the request lines of the requests in hand. Nothing is locked. Each number is one
+aligned store, and a request line that is read while it is written is at worst a wrong line in a log. The master reads a row also
+when its worker is stuck, which is when the worker could not answer a message.
 
-A line is written when its work is about to hold the whole process (`begin`): nothing could be written later. Of requests
-that are answered side by side, those in hand are noted once a second, and when the master asks for the stacks, if Python
-code can still run (`refresh`). So that one is named as well that begins just before native code keeps the interpreter's lock,
-each writes its line when it enters the application, into one of a few places that are used in turn (`enter`): a single call of C.
+A line is written when its work is about to hold the whole process (`begin`), as nothing could be written later. Of requests that
+run side by side, those in hand are noted once a second, and when the master asks for the stacks, if Python code can still run
+(`refresh`). A request may begin just before native code keeps the interpreter's lock: so each request writes its line when it
+enters the application, into one of a few places that are used in turn (`enter`), which is a single call of C.
+
+Counters for metrics (`RESPONSES`, `LATENCIES`) are declared but not filled yet. They must not turn off the fast path of a
+response: a worker counts in a list of its own (`counts[status // 100] += 1`), where status and start are known anyway, and copies
+the list into the cells once a second, as it does with `REQUESTS`. So a response costs no store here, no hook and no object.
 """
 
 from __future__ import annotations
@@ -19,40 +23,77 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from struct import Struct
 from time import monotonic_ns
-from typing import Final
+from typing import Final, Literal
 
-from forkserve.base.handover import Exported, InheritedFd
+from forkserve.base.handover import InheritedFd
 from forkserve.base.memory import nameless_file
+from forkserve.base.records import record
 
-# Indexes into `Row.cells`.
-BEAT: Final = 0  # time.monotonic_ns() of the last sign of life
-REQUESTS: Final = 1  # begun since the process started
-IN_FLIGHT: Final = 2  # being answered when last noted; `Row.in_flight` knows better
-CONNECTIONS: Final = 3  # open now
+Kind = Literal["counter", "gauge", "stamp"]
+"""A counter grows from 0 at the start of the process. A gauge is a present value. A stamp is `time.monotonic_ns()`, or 0."""
 
-DRAIN: Final = 4  # 1 when the master has ordered it to drain
-ACCEPTING: Final = 5  # 1 from READY until it drains
-NOTED_AT: Final = 6  # time.monotonic_ns() of the last `note`
-LAST_NOTED: Final = 7  # numbers above have entered since
+
+@record
+class Cells:
+    """The declaration of one or several 64-bit numbers in a row; `index` is that of the first."""
+
+    name: str
+    index: int
+    count: int
+    kind: Kind
+    unit: str
+    meaning: str
+
+
+TABLE: Final[list[Cells]] = []
+"""Every number in a row, in order."""
+
+
+def _cells(name: str, kind: Kind, unit: str, meaning: str, count: int = 1) -> int:
+    """Declare numbers behind those declared so far. Return the index of the first in `Row.cells`."""
+    index = TABLE[-1].index + TABLE[-1].count if TABLE else 0
+    TABLE.append(Cells(name, index, count, kind, unit, meaning))
+    return index
+
 
 LINES: Final = 8
-"""So many lines are noted, and shown. A power of two."""
+"""How many request lines are noted and shown. A power of two."""
 LINE_SIZE: Final = 200
 _PLACES: Final = 1 + LINES  # the first is for the work that holds the process
-STARTED: Final = 8  # first of _PLACES cells: when the work began, 0 if the place is free
-_LENGTHS: Final = STARTED + _PLACES  # first of _PLACES cells: bytes of the line
-HANDSHAKES_FAILED: Final = _LENGTHS + _PLACES  # with TLS, since the process started
-_CELLS: Final = HANDSHAKES_FAILED + 1
-_TEXT: Final = _CELLS * 8
-_ENTERED: Final = 2048  # first of LINES places: a number, 0 if what has entered has left, and the line
+
+BEAT: Final = _cells("beat", "stamp", "ns", "The last sign of life.")
+REQUESTS: Final = _cells("requests", "counter", "requests", "Requests that have begun.")
+IN_FLIGHT: Final = _cells("in_flight", "gauge", "requests", "Requests in hand at the last note; `Row.in_flight` is more recent.")
+CONNECTIONS: Final = _cells("connections", "gauge", "connections", "Open connections.")
+DRAIN: Final = _cells("drain", "gauge", "0 or 1", "Whether the master has ordered the worker to drain.")
+ACCEPTING: Final = _cells("accepting", "gauge", "0 or 1", "Whether the worker accepts connections.")
+NOTED_AT: Final = _cells("noted_at", "stamp", "ns", "The last note of the requests in hand.")
+LAST_NOTED: Final = _cells("last_noted", "counter", "entries", "Entries into the application until the last note.")
+STARTED: Final = _cells("started", "stamp", "ns", "Starts of the work that holds the process, and of noted requests.", _PLACES)
+_LENGTHS: Final = _cells("lengths", "gauge", "bytes", "The lengths of their request lines.", _PLACES)
+HANDSHAKES_FAILED: Final = _cells("handshakes_failed", "counter", "handshakes", "TLS handshakes that failed.")
+LOST_LINES: Final = _cells("lost_lines", "counter", "lines", "Lines of logs that were lost.")
+UNREPORTED_LINES: Final = _cells("unreported_lines", "gauge", "lines", "Lost lines that the process had not reported at its end.")
+RESPONSES: Final = _cells("responses", "counter", "responses", "Responses by status class, 1xx to 5xx. Not filled yet.", 5)
+LATENCIES: Final = _cells(
+    "latencies",
+    "counter",
+    "responses",
+    "Responses by duration: below 0.1 ms, 0.2 ms, 0.4 ms and so on; the last counts all longer ones. Not filled yet.",
+    20,
+)
+LATENCY_SUM: Final = _cells("latency_sum", "counter", "ns", "The sum of the durations of all responses. Not filled yet.")
+
+_TEXT: Final = (TABLE[-1].index + TABLE[-1].count) * 8
+_ENTERED: Final = _TEXT + _PLACES * LINE_SIZE  # first of LINES places: a number, 0 if the request has left, and the line
 _ENTRY: Final = Struct(f"=Q{LINE_SIZE + 1}p")
 _ENTRY_SIZE: Final = 216  # in whole cells
-LOST_LINES: Final = (_ENTERED + _ENTRY_SIZE * LINES) // 8  # of its logs, since the process started
-UNSAID_LINES: Final = LOST_LINES + 1  # of those, what it has not told of at its end
 _ROW_SIZE: Final = 4096
+assert _ENTERED % 8 == 0
+assert _ENTERED + _ENTRY_SIZE * LINES <= _ROW_SIZE
 
-LAYOUT: Final = f"rows of {_ROW_SIZE} bytes, {_CELLS} cells, {_PLACES} lines of {LINE_SIZE}, {LINES} entered"
-"""What all processes of a server must agree on; the meaning of a cell as well, so it changes with that."""
+LAYOUT: Final = " ".join(f"{one.name}:{one.index}" for one in TABLE) + f" {_PLACES} lines of {LINE_SIZE}, rows of {_ROW_SIZE}"
+"""What all processes of a server must agree on: a new program with another layout refuses the upgrade."""
 
 
 class Row:
@@ -67,13 +108,13 @@ class Row:
         self._memory = memory
         self._number, self.enter, self.leave = _entries(memory)
         self._last = b""
-        # What its own process calls before somebody looks; it may be called in a signal handler.
+        # Its own process calls it before the row is read. It may be called in a signal handler.
         self.refresh: Callable[[], None] = _nothing
 
     def begin(self, line: bytes) -> None:
-        """Note that work which holds the process begins, and beat. Its first LINE_SIZE bytes are kept; on the hot path."""
+        """Note that work begins that holds the process, and beat. The first LINE_SIZE bytes of its line are kept. Hot path."""
         now = monotonic_ns()
-        if line is not self._last:  # the same object says the same
+        if line is not self._last:  # the same object has the same text
             self._last = line
             kept = line[:LINE_SIZE]
             self._text[: len(kept)] = kept
@@ -81,27 +122,27 @@ class Row:
         self.cells[BEAT] = self.cells[STARTED] = now
 
     def end(self) -> None:
-        """Note that it has ended. No beat: what follows on the loop beats by itself."""
+        """Note that this work has ended. It does not beat: the event loop beats by itself."""
         self.cells[STARTED] = 0
 
     def connected(self, count: int) -> None:
         """Note how many connections are open."""
         self.cells[CONNECTIONS] = count
 
-    def tell_to_drain(self) -> None:
-        """Let a worker know that the order to drain is on its way, though it may be busy. For the master."""
+    def order_drain(self) -> None:
+        """Let a busy worker know that the order to drain is on its way. For the master."""
         self.cells[DRAIN] = 1
 
-    def told_to_drain(self) -> bool:
+    def is_drain_ordered(self) -> bool:
         """Return whether the master has ordered this worker to drain."""
         return self.cells[DRAIN] == 1
 
     def note(self, requests: Sequence[tuple[int, bytes]], in_flight: int) -> None:
-        """Note the requests in hand, instead of those noted before.
+        """Note the requests in hand, in place of those noted before.
 
         Args:
-            requests: (start in monotonic nanoseconds, line) of those that matter most; the first LINES are kept.
-            in_flight: How many there are in all.
+            requests: (start in monotonic nanoseconds, line) of the most important ones; the first LINES are kept.
+            in_flight: How many requests are in hand in all.
         """
         cells = self.cells
         cells[IN_FLIGHT] = in_flight
@@ -122,7 +163,7 @@ class Row:
     def lines(self) -> list[tuple[int, bytes]]:
         """Return (start in monotonic nanoseconds, line) of at most LINES requests in hand, oldest first.
 
-        The bytes are the client's. What holds the process is always among them.
+        The bytes come from the client. The work that holds the process is always among them.
         """
         found = [(self.cells[STARTED + place], self._line(place)) for place in range(_PLACES)]
         holds, noted = found[0], [one for one in found[1:] if one[0]]
@@ -131,11 +172,11 @@ class Row:
             first = [holds]
             same = next((one for one in noted if one[1] == holds[1]), None)
             if same is not None:
-                noted.remove(same)  # it was noted, too, while it waited for its turn
+                noted.remove(same)  # it was also noted while it waited
         return sorted([*first, *noted[: LINES - len(first)]])
 
     def _entered(self) -> list[tuple[int, bytes]]:
-        """Return those that have entered since the last note, which does not have them; they began not long after that."""
+        """Return the requests that have entered since the last note; their start is near that of the note."""
         last, since = self.cells[LAST_NOTED], self.cells[NOTED_AT] or self.cells[BEAT]
         entries = (_ENTRY.unpack_from(self._memory, _ENTERED + _ENTRY_SIZE * place) for place in range(LINES))
         return [(since + number - last, line) for number, line in entries if number > last]
@@ -145,15 +186,15 @@ class Row:
         return bytes(self._text[start : start + min(self.cells[_LENGTHS + place], LINE_SIZE)])
 
     def clear(self) -> None:
-        """Make the row a free one. For the master, when its process is gone."""
+        """Clear the row. For the master, when its process is gone."""
         self._memory[:] = bytes(_ROW_SIZE)
 
 
 def _entries(memory: memoryview) -> tuple[Callable[[], int], Callable[[bytes], int], Callable[[int], None]]:
-    """Return what gives the next number, and a row's `enter` and `leave`: functions of local variables, for the hot path.
+    """Return the function that gives the next number, and a row's `enter` and `leave`: closures, for the hot path.
 
-    `enter` notes that the application is called for a request, beside others, and returns a number for `leave`, which notes
-    that the application has ended. From any thread.
+    `enter` notes that the application is called for a request, and returns a number. `leave` takes the number when the
+    application has returned. From any thread.
     """
     next_number, pack, cells, last = count(1).__next__, _ENTRY.pack_into, memory.cast("Q"), LINES - 1
     places = tuple(_ENTERED + _ENTRY_SIZE * place for place in range(LINES))
@@ -172,25 +213,34 @@ def _entries(memory: memoryview) -> tuple[Callable[[], int], Callable[[bytes], i
     return next_number, enter, leave
 
 
+@record
+class ScoreboardState:
+    """A scoreboard in an upgrade."""
+
+    layout: str
+    rows: int
+    memory: InheritedFd
+
+
 class Scoreboard:
-    """All the rows. Made by the master before its first fork; its size is for good, as each process maps it once."""
+    """All rows. The master makes it before its first fork. Its size never changes, as each process maps it once."""
 
     def __init__(self, rows: int, descriptor: int | None = None) -> None:
-        """Make it; or map one that is there, in the program that an upgrade has put in place of the master."""
+        """Make it, or map the one with this descriptor: in the new program of an upgrade."""
         self.size = rows
         size = (rows + 1) * _ROW_SIZE
         self._descriptor = _memory_file(size) if descriptor is None else descriptor
         self._memory = memoryview(mmap.mmap(-1 if self._descriptor is None else self._descriptor, size))
-        # A row's worth in front holds how many rows were ever used, so that nobody looks at all.
+        # The space of one row in front holds how many rows were ever used, so that no process reads all of them.
         self._used = self._memory[:8].cast("Q")
         self._rows: dict[int, Row] = {}
 
-    def export(self) -> Exported:
+    def export(self) -> ScoreboardState:
         """Describe it, for an upgrade."""
-        return {"layout": LAYOUT, "rows": self.size, "memory": InheritedFd(-1 if self._descriptor is None else self._descriptor)}
+        return ScoreboardState(LAYOUT, self.size, InheritedFd(-1 if self._descriptor is None else self._descriptor))
 
     def close(self) -> None:
-        """Close the descriptor, which is for an upgrade; the memory stays. In a child just forked, and at the master's end."""
+        """Close the descriptor, which only an upgrade needs. In a new child, and at the end of the master."""
         if self._descriptor is not None:
             os.close(self._descriptor)
 
@@ -202,7 +252,7 @@ class Scoreboard:
         return self._rows[index]
 
     def assign(self, index: int) -> Row:
-        """Clear a row for the process that is about to be forked. For the master."""
+        """Return a row, cleared for the process that is about to be forked. For the master."""
         self._used[0] = max(self._used[0], index + 1)
         row = self.row(index)
         row.clear()
@@ -215,16 +265,16 @@ class Scoreboard:
 
 
 def unseen_row() -> Row:
-    """Return a row of no scoreboard, for a process that nobody looks at."""
+    """Return a row of no scoreboard, for a process that no other process reads about."""
     return Row(0, memoryview(bytearray(_ROW_SIZE)))
 
 
 def _nothing() -> None:
-    """Have nothing to add to what is noted."""
+    """Add nothing to the noted requests."""
 
 
 def _memory_file(size: int) -> int | None:
-    """Return a file: an anonymous mapping, all that is needed where there are no upgrades, could not be handed over an exec."""
+    """Return the descriptor of the memory, which an upgrade hands over; None where there are no upgrades."""
     if sys.platform != "linux":
         return None
     descriptor = nameless_file("forkserve-scoreboard")

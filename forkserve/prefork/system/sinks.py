@@ -19,7 +19,6 @@ from typing import Final
 
 from forkserve.base import logfile, logs
 from forkserve.base.errors import ConfigError
-from forkserve.base.handover import pack, unpack
 from forkserve.base.logfile import LineQueue, LogFile
 from forkserve.config.values import SYSLOG_FORM
 
@@ -60,12 +59,12 @@ class Sink:
         """Drop the waiting lines; return their number."""
         return 0
 
-    def export(self) -> list[str]:
-        """Return the waiting lines for an upgrade."""
+    def export(self) -> list[bytes]:
+        """Describe what waits, for an upgrade."""
         return []
 
-    def adopt(self, pieces: Iterable[str]) -> None:
-        """Take them over in the new program."""
+    def adopt(self, pieces: Iterable[bytes]) -> None:
+        """Go on with it in the new program."""
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for room, at most `seconds`."""
@@ -154,13 +153,13 @@ class FileSink(Sink):
         self._queue.lose()
         return self._queue.lost - before
 
-    def export(self) -> list[str]:
-        """Return the waiting lines for an upgrade."""
-        return [pack(self._queue.piece(sys.maxsize))]
+    def export(self) -> list[bytes]:
+        """Describe what waits, for an upgrade."""
+        return [self._queue.piece(sys.maxsize)]
 
-    def adopt(self, pieces: Iterable[str]) -> None:
-        """Take them over in the new program."""
-        self._queue.put(b"".join(map(unpack, pieces)))
+    def adopt(self, pieces: Iterable[bytes]) -> None:
+        """Go on with it in the new program."""
+        self._queue.put(b"".join(pieces))
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for room, at most `seconds`."""
@@ -206,13 +205,13 @@ class SyslogSink(Sink):
         self._unsent.clear()
         return lost
 
-    def export(self) -> list[str]:
-        """Return the waiting lines for an upgrade."""
-        return list(map(pack, self._unsent))
+    def export(self) -> list[bytes]:
+        """Describe what waits, for an upgrade."""
+        return list(self._unsent)
 
-    def adopt(self, pieces: Iterable[str]) -> None:
-        """Take them over in the new program."""
-        self._unsent.extend(map(unpack, pieces))
+    def adopt(self, pieces: Iterable[bytes]) -> None:
+        """Go on with it in the new program."""
+        self._unsent.extend(pieces)
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for room, at most `seconds`."""

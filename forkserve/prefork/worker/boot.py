@@ -26,7 +26,7 @@ from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.system import daemon, deadman, finish, forks
-from forkserve.prefork.system.scoreboard import LOST_LINES, UNSAID_LINES
+from forkserve.prefork.system.scoreboard import LOST_LINES, UNREPORTED_LINES
 from forkserve.prefork.worker import stacks
 from forkserve.prefork.worker.classes import load_mixins
 from forkserve.prefork.worker.inheritance import settle
@@ -104,7 +104,7 @@ def become_worker(
         traceback.print_exc()
     finally:
         stdio.flush()
-        context.row.cells[UNSAID_LINES] = logfile.finish()
+        context.row.cells[UNREPORTED_LINES] = logfile.finish()
         context.row.cells[LOST_LINES] = logfile.lost()
         # Not sys.exit: the frames below this one are the master's, and must not be left into.
         os._exit(code)

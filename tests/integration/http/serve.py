@@ -34,7 +34,7 @@ class Nobody:
     def leave(self, number: int) -> None:
         """Nobody looks."""
 
-    def told_to_drain(self) -> bool:
+    def is_drain_ordered(self) -> bool:
         """Never."""
         return False
 

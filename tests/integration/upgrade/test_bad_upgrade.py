@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from forkserve.base.handover import VERSION
 from tests.integration.client import get
 from tests.integration.command import eventually, exists
 from tests.integration.conftest import Start
@@ -68,7 +69,7 @@ def spoil_log(releases: Releases) -> None:
 def spoil_state(releases: Releases) -> None:
     release = releases.make("state", source())
     module = release / "lib/forkserve/base/handover.py"
-    module.write_text(module.read_text().replace("VERSION: Final = 1", "VERSION: Final = 7"))
+    module.write_text(module.read_text().replace(f"VERSION: Final = {VERSION}", "VERSION: Final = 99"))
 
 
 def spoil_memory(releases: Releases) -> None:
@@ -94,7 +95,7 @@ REASONS: dict[Callable[[Releases], None], str] = {
     spoil_config: "the pre-flight failed: unknown setting wrkers in {directory}/current/forkserve.toml (did you mean 'workers'?)",
     spoil_log: "the pre-flight failed: cannot write the log file /no/such/directory/log: No such file or directory",
     spoil_package: "the pre-flight failed: SyntaxError: invalid syntax",
-    spoil_state: "the pre-flight failed: the running server hands over in version 1 of its state, and this forkserve takes version 7: restart the server instead",
+    spoil_state: "the pre-flight failed: the running server hands over in version {version} of its state, and this forkserve takes version 99: restart the server instead",
     spoil_memory: "the pre-flight failed: the memory that the running server shares with its workers is laid out differently: restart the server",
     spoil_python: "cannot run {python}: No such file or directory",
     spoil_main: "the pre-flight failed: it ended with code 0, and has never come to run()",
@@ -123,7 +124,10 @@ def test_what_would_not_start_changes_nothing(start: Start, tmp_path: Path, rele
             spoil(releases)
             releases.switch(spoil.__name__.removeprefix("spoil_"))
             answer = site.ask("upgrade")
-            expected = reason.format(directory=tmp_path, python=releases.current / "venv/bin/python") + "; nothing was changed"
+            expected = (
+                reason.format(directory=tmp_path, version=VERSION, python=releases.current / "venv/bin/python")
+                + "; nothing was changed"
+            )
             assert lines(answer) == expected
             site.command.wait_for(rf"\[ERROR\] master: upgrade failed: {re.escape(expected)}")
         assert "no_such_module" in site.command.stderr

@@ -18,7 +18,7 @@ def test_the_defaults_fit_together() -> None:
         ({"base_port": 65535, "workers": 2}, "base_port", "2 workers would need ports above 65535"),
         ({"certfile": None, "keyfile": "k"}, "keyfile", "needs --certfile"),
         ({"cert_reqs": 1, "certfile": "c"}, "cert_reqs", "needs --ca-certs, which client certificates are checked against"),
-        ({"limit_request_fields": 0}, "limit_request_fields", "must be more than 0: no request would be let in"),
+        ({"limit_request_fields": 0}, "limit_request_fields", "must be more than 0: every request would be refused"),
         ({"limit_request_head": 10, "limit_request_line": 20}, "limit_request_head", "is less than --limit-request-line"),
         ({"workers": 5, "max_workers": 4}, "max_workers", "needs --workers between --min-workers (or 1) and itself"),
         ({"min_workers": 1}, "min_workers", "needs --max-workers"),
@@ -26,7 +26,7 @@ def test_the_defaults_fit_together() -> None:
         ({"bind": (" ",)}, "bind", "names no address"),
         ({"bind": ("h:1", "h:1")}, "bind", "names one address twice"),
         ({"name": "a/b"}, "name", "must not contain a slash"),
-        ({"worker_stdout": "-", "capture_output": True}, "worker_stdout", "leave out this or --capture-output"),
+        ({"worker_stdout": "-", "capture_output": True}, "worker_stdout", "contradicts --capture-output"),
         ({"worker_output_prefix": True}, "worker_output_prefix", "needs --worker-stdout or --worker-stderr"),
     ],
 )

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from forkserve.base import logfile, logs, privileges
+from forkserve.base.handover import copied
+from forkserve.prefork.master.upgrade.state import Identity, MasterState
+from forkserve.prefork.system.listeners import Addresses
 from forkserve.prefork.worker.boot import signals_blocked
 
 if TYPE_CHECKING:
-    from forkserve.base.handover import Exported
     from forkserve.prefork.control.server import Control
     from forkserve.prefork.master.call_router import CallRouter
     from forkserve.prefork.master.children import Children
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.pidfile import PidFile
     from forkserve.prefork.system.signals import SignalQueue
-
-SETTINGS = ("name", "control_socket", "pid", "daemon")  # that stay as they were, whatever the new program's settings say
-ADDRESSES = ("bind", "base_port", "host", "port", "uds", "fd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +43,32 @@ class Handover:
     reloading: Reloading
     hangup_ignored: bool
 
-    def export(self) -> Exported:
+    def export(self) -> MasterState:
         """Describe all that a program must know to take the place of this one."""
         settings, forker = self.state.settings, self.children.forker
-        return {
-            "settings": {name: getattr(settings, name) for name in SETTINGS},
-            "started_at": self.state.started_at,
-            "logs": logs.export(settings),
-            "log_lines": logs.export_waiting(),
-            "lost_lines": self.state.lost_lines + logfile.lost(unsaid=False) + self.children.lost_lines,
-            "account": privileges.export(settings),
-            "hangup_ignored": self.hangup_ignored,
-            "mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-            "pid_file": self.pid_file and self.pid_file.export(),
-            "front": self.frontend.export(),
-            "control": self.control.export(),
-            "outputs": forker.outputs.export(),
-            "scoreboard": forker.scoreboard.export(),
-            "addresses": {name: getattr(settings, name) for name in ADDRESSES},
-            "listeners": forker.listeners.export(),
-            "pool": self.pool.export(),
-            "children": {"processes": self.children.export(), "slots": self.class_hooks.export()},
-            "messenger": self.router.export(),
-            "reloading": self.reloading.export(),
-        }
+        return MasterState(
+            settings=copied(settings, Identity),
+            started_at=self.state.started_at,
+            logs=logs.export(settings),
+            log_lines=logs.export_waiting(),
+            lost_lines=self.state.lost_lines + logfile.lost(unsaid=False) + self.children.lost_lines,
+            account=privileges.export(settings),
+            hangup_ignored=self.hangup_ignored,
+            mask=list(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+            signals=(),
+            pid_file=None if self.pid_file is None else self.pid_file.export(),
+            frontend=self.frontend.export(),
+            control=self.control.export(),
+            outputs=forker.outputs.export(),
+            scoreboard=forker.scoreboard.export(),
+            addresses=copied(settings, Addresses),
+            listeners=forker.listeners.export(),
+            pool=self.pool.export(),
+            children=self.children.export(),
+            slots=self.class_hooks.export(),
+            calls=self.router.export(),
+            reloading=self.reloading.export(),
+        )
 
     def replace(self, successor: Program, judged: tuple[int, Judged] | None) -> NoReturn:
         """Execute another program in this process; it goes on from what its pre-flight has judged, if it can do that.
@@ -79,6 +80,6 @@ class Handover:
         with signals_blocked():
             signals = self.signals.take()
             try:
-                successor.replace_process(state | {"signals": signals}, judged)
+                successor.replace_process(copied(state, MasterState, signals=signals), judged)
             finally:
                 self.signals.put(signals)

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from forkserve.base import startup, stdio
-from forkserve.base.handover import Exported, descriptors, encode
+from forkserve.base.handover import descriptors, encode
+from forkserve.base.records import dump
 
 if TYPE_CHECKING:
     from forkserve.prefork.master.upgrade.judged import Judged
+    from forkserve.prefork.master.upgrade.state import MasterState
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,13 @@ class Program:
             environ["LISTEN_PID"] = os.environ["LISTEN_PID"]  # under --daemon not what it was
         return environ
 
-    def replace_process(self, state: Exported, judged: tuple[int, Judged] | None) -> NoReturn:
+    def replace_process(self, state: MasterState, judged: tuple[int, Judged] | None) -> NoReturn:
         """Become it, with the state and all descriptors in it. Raises OSError, with everything as it was, if that cannot be.
 
         `judged` is what its pre-flight has written, and where, if it can go on from that.
         """
         descriptor = state_file(encode(state))
-        inherited = (descriptor, *descriptors(state), *((judged[0],) if judged else ()))
+        inherited = (descriptor, *descriptors(dump(state)), *((judged[0],) if judged else ()))
         arguments = judged[1].arguments(judged[0]) if judged else self.arguments
         stdio.flush()
         try:

@@ -16,6 +16,7 @@ from forkserve.base.errors import ConfigError, ExitCode
 from forkserve.base.libc import PDEATHSIG, prctl
 from forkserve.config import apps
 from forkserve.prefork.master.upgrade import judged
+from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.poller import Poller
 from forkserve.prefork.system.scoreboard import LAYOUT
@@ -63,13 +64,12 @@ def rehearse(handed: InheritedState, worker_class: type[Worker], config: Config,
 
 def _understand(data: bytes, pool: Pool) -> int:
     """Read the state; return the generation that would come next. Raises ConfigError."""
-    found = handover.decode(data)
-    layout = found["scoreboard"]["layout"]
-    if layout != LAYOUT:
+    found = handover.decode(data, MasterState)
+    if found.scoreboard.layout != LAYOUT:
         raise ConfigError(
             "the memory that the running server shares with its workers is laid out differently: restart the server"
         )
-    pool.adopt(found["pool"], time.monotonic())
+    pool.adopt(found.pool, time.monotonic())
     return pool.generations.newest + 1
 
 

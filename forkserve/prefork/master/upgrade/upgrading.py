@@ -198,8 +198,7 @@ class Successor:
         def ended(reload: Pending) -> None:
             back = self._listeners.settle(pool.generations.committed, pool.generations.newest)
             if back and reload.error is not None:
-                settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in was.items()}
-                self._reloading.take_over(dataclasses.replace(state.settings, **settings), state.hooks)
+                self._reloading.take_over(dataclasses.replace(state.settings, **was), state.hooks)
             self._change.close_left()
             if reload.error is None:
                 requested.resolve({**reload.value, "version": __version__})

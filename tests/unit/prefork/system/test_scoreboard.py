@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import os
 
-from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, IN_FLIGHT, LINE_SIZE, LINES, REQUESTS, Scoreboard
+from forkserve.prefork.system.scoreboard import (
+    ACCEPTING,
+    BEAT,
+    IN_FLIGHT,
+    LAYOUT,
+    LINE_SIZE,
+    LINES,
+    REQUESTS,
+    RESPONSES,
+    TABLE,
+    Scoreboard,
+)
 
 
 def test_a_child_writes_and_the_parent_reads() -> None:
@@ -86,3 +97,27 @@ def test_siblings_are_those_that_accept() -> None:
     assert board.siblings(own) == [other]
     idle.cells[ACCEPTING] = 1
     assert board.siblings(own) == [idle, other]
+
+
+def test_the_table_has_no_gaps_and_its_layout_names_each_cell() -> None:
+    end = 0
+    for one in TABLE:
+        assert one.index == end
+        assert one.count > 0
+        assert one.meaning.endswith(".")
+        assert f"{one.name}:{one.index}" in LAYOUT.split()
+        end += one.count
+    assert len({one.name for one in TABLE}) == len(TABLE)
+
+
+def test_no_cell_touches_another() -> None:
+    """Every number is its own, beside the lines of requests in hand and of those that have entered."""
+    row = Scoreboard(1).row(0)
+    row.note([(10 + number, b"n" * LINE_SIZE) for number in range(LINES)], LINES)
+    row.begin(b"b" * LINE_SIZE)
+    for _ in range(LINES):
+        row.enter(b"e" * LINE_SIZE)
+    before = row.lines()
+    for index in range(RESPONSES, TABLE[-1].index + TABLE[-1].count):  # no worker fills these yet
+        row.cells[index] = 2**64 - 1
+    assert row.lines() == before

@@ -1,0 +1,87 @@
+"""State: all that a master hands over to the program that takes its place. Each part is declared beside its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from forkserve.base import startup
+from forkserve.base.handover import InheritedFd, decode
+from forkserve.base.lockfile import LockState
+from forkserve.base.logs import WaitingLines
+from forkserve.base.privileges import KnownAccount
+from forkserve.base.records import record
+from forkserve.prefork.control.server import ControlState
+from forkserve.prefork.master.call_router import CallsState
+from forkserve.prefork.master.child import ChildState
+from forkserve.prefork.master.reloading import ReloadingState
+from forkserve.prefork.policy.pool import PoolState
+from forkserve.prefork.system.listeners import Addresses, ListenerState
+from forkserve.prefork.system.output import OutputsState
+from forkserve.prefork.system.scoreboard import ScoreboardState
+
+
+@record
+class Identity:
+    """Settings that stay as they are: what other programs know the server by."""
+
+    name: str | None
+    control_socket: str | None
+    pid: str | None
+    daemon: bool
+
+
+@record
+class MasterState:
+    """A master in an upgrade.
+
+    Attributes:
+        settings: Its identity.
+        started_at: When the server was started, in seconds of the clock.
+        logs: The descriptors of the log files, by path.
+        log_lines: Lines that wait for room, by the log.
+        lost_lines: Lines of logs that were lost and reported, also by children that are gone.
+        account: The account of the workers; null if they have the master's.
+        hangup_ignored: Whether HUP was ignored when the server was started (`nohup`).
+        mask: The blocked signals.
+        signals: Signals that were received and not obeyed yet.
+        pid_file: The locked pid file.
+        frontend: The lock of what observes the workers for a front end.
+        control: The control socket and its clients.
+        outputs: What workers have printed and was not passed on yet.
+        scoreboard: The shared memory.
+        addresses: The settings of addresses.
+        listeners: The listening sockets.
+        pool: The members and slots.
+        children: What the master holds of each process.
+        slots: The generation of each slot that the hooks know of.
+        calls: The calls that workers wait for.
+        reloading: The last reload.
+    """
+
+    settings: Identity
+    started_at: float
+    logs: Mapping[str, InheritedFd]
+    log_lines: Mapping[str, WaitingLines]
+    lost_lines: int
+    account: KnownAccount | None
+    hangup_ignored: bool
+    mask: Sequence[int]
+    signals: Sequence[int]
+    pid_file: LockState | None
+    frontend: LockState | None
+    control: ControlState | None
+    outputs: OutputsState
+    scoreboard: ScoreboardState
+    addresses: Addresses
+    listeners: Sequence[ListenerState]
+    pool: PoolState
+    children: Sequence[ChildState]
+    slots: Mapping[int, int]
+    calls: CallsState
+    reloading: ReloadingState
+
+
+def take_inherited_state() -> MasterState | None:
+    """Return the state that this process resumes from, if it takes the place of a master; once. Raises ConfigError."""
+    data = startup.take_inherited_state()
+    return None if data is None else decode(data, MasterState)
