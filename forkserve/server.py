@@ -127,12 +127,15 @@ class Server(MasterCommands):
         frontend = None
         if settings.nginx_upstream is not None and lock is not None:
             frontend = upstream.Upstream(self.poller, self.state.name, settings.nginx_upstream, lock)
-        observers: list[ObserverFactory] = []
-        if settings.reload:
-            from forkserve.devreload.reloader import DevReloader  # noqa: PLC0415 - production does without its modules
+        return Master(self, frontend=frontend, observers=self.observer_factories()).run()
 
-            observers.append(DevReloader)
-        return Master(self, frontend=frontend, observers=observers).run()
+    def observer_factories(self) -> Sequence[ObserverFactory]:
+        """Return what makes observers of the master, in the order in which they are notified. A subclass may add its own."""
+        if not self.state.settings.reload:
+            return ()
+        from forkserve.devreload.reloader import DevReloader  # noqa: PLC0415 - production does without its modules
+
+        return (DevReloader,)
 
     def _take_over(self, before: MasterState) -> int:
         """Go on where the program before an upgrade was. The pre-flight has judged all; what fails now is logged, no more."""

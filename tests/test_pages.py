@@ -65,6 +65,14 @@ def test_the_readme_is_short_and_has_the_lines_that_ci_reads() -> None:
         assert line[1].endswith(end)
 
 
+def test_every_package_of_the_drawing_is_described(generate: ModuleType) -> None:
+    page = (DOCS / "internals" / "architecture.md").read_text()
+    drawn = set(re.findall(r'\["([\w.]+)"\]', generate.packages()))
+    described = set(re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))))
+
+    assert drawn == described
+
+
 # Links.
 
 
@@ -86,6 +94,13 @@ def test_links_lead_somewhere(path: Path) -> None:
         target = path.parent / name if name else path
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("path", [ROOT / "CONTRIBUTING.md", *sorted((DOCS / "internals").glob("*.md"))], ids=named)
+def test_files_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"`?((?:forkserve|tests|docs|nginx|benchmarks)/[\w/.-]*\w)", path.read_text())
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 # Log lines.

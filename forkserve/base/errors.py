@@ -1,7 +1,7 @@
-"""What can go wrong for a user, each with the exit code that says so.
+"""Errors that a user sees, each with its exit code.
 
-The exception carries the answer: whoever catches a `ForkserveError` prints `str(error)`, one line,
-and ends with `error.exit_code`. Nobody maps exception types to codes.
+The exception carries the answer: code that catches a `ForkserveError` prints `str(error)`, one line, and exits with
+`error.exit_code`. Nothing maps exception types to codes.
 """
 
 import difflib
@@ -13,7 +13,7 @@ LONGEST_MESSAGE = 1000
 
 
 class ExitCode(IntEnum):
-    """How the `forkserve` process ends (contract: exit codes)."""
+    """The exit codes of the `forkserve` process."""
 
     OK = 0
     UNEXPECTED = 1
@@ -24,15 +24,15 @@ class ExitCode(IntEnum):
 
 
 class ForkserveError(Exception):
-    """A fault that is told to the user in one line; `exit_code` is how the process then ends."""
+    """A fault that is shown to the user in one line; the process then ends with `exit_code`."""
 
     exit_code: ClassVar[int] = ExitCode.UNEXPECTED
 
 
 class ConfigError(ForkserveError):
-    """The command line, the environment or a configuration file asks for something impossible.
+    """The command line, the environment or a configuration file has a wrong value.
 
-    A message longer than LONGEST_MESSAGE characters, as it quotes something long, is cut in its middle.
+    A message longer than LONGEST_MESSAGE characters, because it quotes a long text, is cut in the middle.
     """
 
     exit_code = ExitCode.USAGE
@@ -43,7 +43,7 @@ class ConfigError(ForkserveError):
 
 
 class NestedServerError(ConfigError):
-    """A server was to run while the app is imported: the module that starts the server does it without a `__main__` guard."""
+    """`Server.run` is called while the app is imported: the program calls it without a `__main__` guard."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -61,8 +61,8 @@ class BootError(ForkserveError):
 class AppLoadError(ForkserveError):
     """The app could not be loaded.
 
-    `traceback_text` is the app's own traceback, without our frames or the import system's; None
-    where the app did not raise (no such module or attribute, not callable).
+    `traceback_text` is the app's own traceback, without the frames of forkserve or the import system; None if the app raised
+    nothing (no such module or attribute, not callable).
     """
 
     exit_code = ExitCode.APP_LOAD
@@ -73,7 +73,7 @@ class AppLoadError(ForkserveError):
 
 
 class ListenError(ForkserveError):
-    """An address could not be listened on."""
+    """The server cannot listen on an address."""
 
     exit_code = ExitCode.LISTEN
 

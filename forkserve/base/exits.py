@@ -1,15 +1,14 @@
-"""atexit functions and finalizers across a fork: which of them are whose.
+"""atexit functions and finalizers across a fork: which ones run in which process.
 
-A process runs at its end what was registered in it. A fork copies what was registered before, and only part of that is
-for the copy as well:
+A process runs at its end the functions that were registered in it. A fork copies the earlier ones, of which only some are for the
+copy too:
 
-- under the command, what was there before the configuration was read: agents that the interpreter or a launcher has
-  started (opentelemetry-instrument, ddtrace-run, coverage, sitecustomize, `.pth` files), which flush what they collected
-  in this process;
-- functions of the standard library that flush or join what belongs to each process.
+- with the command, those registered before the configuration is read: agents that the interpreter or a launcher has started
+  (opentelemetry-instrument, ddtrace-run, coverage, sitecustomize, `.pth` files), which flush the data of their process;
+- functions of the standard library that flush or join the resources of each process.
 
-What the configuration file or a program that calls `run` has registered stays with the process in which that was done.
-So do `weakref.finalize` objects, as those of `tempfile.TemporaryDirectory`: a copy that ran them would delete what the
+Functions that the configuration file or a program that calls `run` registers stay with the process that registered them. So do
+`weakref.finalize` objects, such as those of `tempfile.TemporaryDirectory`: a copy that ran them would delete files that the
 original still uses.
 """
 
@@ -24,14 +23,14 @@ from typing import Final, cast
 
 Function = Callable[..., object]
 
-# Module and name; they touch nothing that belongs to another process (see `_forget_processes`).
+# Module and name; they touch nothing of another process (see `drop_finalizers`).
 EACH_PROCESS: Final = (("logging", "shutdown"), ("multiprocessing.util", "_exit_function"))
 
 _agents: list[Function] | None = None
 
 
 class _Each:
-    """Equal to those of the registered functions that `judge` says: `atexit.unregister` asks with `==`, as it documents."""
+    """Equal to each registered function that `judge` selects: `atexit.unregister` compares with `==`, as documented."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -51,21 +50,21 @@ def registered() -> list[Function]:
 
 
 def mark_agents() -> None:
-    """Note that what is registered now is there for every process of the server. By the command, before it reads settings."""
+    """Record that the functions registered now are for every process of the server. By the command, before it reads settings."""
     global _agents  # noqa: PLW0603 - one list for the process, as `atexit` has
     _agents = registered()
 
 
 def are_marked() -> bool:
-    """Whether that was done: this is the command, and no program that calls `run`."""
+    """Whether `mark_agents` was called: this is the command, not a program that calls `run`."""
     return _agents is not None
 
 
 def drop_inherited(inherited: list[Function]) -> None:
-    """Unregister what is not for this process. Those of agents stay, and what was registered after `inherited` was noted.
+    """Unregister the functions that are not for this process. Those of agents stay, and those registered after `inherited`.
 
     Args:
-        inherited: What `registered` returned before the fork.
+        inherited: The result of `registered` before the fork.
     """
     kept, earlier = list(_agents or ()), list(inherited)
     for module, name in EACH_PROCESS:
@@ -75,14 +74,14 @@ def drop_inherited(inherited: list[Function]) -> None:
 
 
 def drop_finalizers() -> None:
-    """Let nothing that another process has made be removed at the end of this one.
+    """Keep this process from removing at its end what another process has made.
 
-    That is what `weakref.finalize` objects of before would do, and multiprocessing with daemonic processes. Those that are
-    made from now on are this process's.
+    Earlier `weakref.finalize` objects would do that, and multiprocessing with its daemonic processes. Later ones belong to this
+    process.
     """
     for one in list(weakref.finalize._registry):  # type: ignore[attr-defined]  # noqa: SLF001 - no other list of them
         one.atexit = False
-    # Registered with the first of them, once, and so again with the next.
+    # Registered once, with the first of them; now again with the next.
     atexit.unregister(weakref.finalize._exitfunc)  # type: ignore[attr-defined]  # noqa: SLF001
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # noqa: SLF001
     if processes := sys.modules.get("multiprocessing.process"):
@@ -90,18 +89,18 @@ def drop_finalizers() -> None:
 
 
 def run(since: list[Function] | None = None) -> None:
-    """Call the registered functions, which `os._exit` does not. With `since`, only those that `registered` did not have then."""
+    """Call the registered functions, as `os._exit` does not. With `since`, only those that are not in that list."""
     if since is not None:
         earlier = list(since)
         _drop(lambda function: _take(earlier, function))
-    atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way
+    atexit._run_exitfuncs()  # noqa: SLF001 - the only way
 
 
 @contextlib.contextmanager
 def coverage_saved() -> Iterator[None]:
-    """Write down what `coverage run` has measured in this process, to the end of the `with`.
+    """Save the data of `coverage run` in this process, at the end of the `with`.
 
-    It does so by itself when the program returns to it, which only the first process does.
+    coverage does so by itself when the program returns to it, which only the first process does.
     """
     module = sys.modules.get("coverage")
     current = module.Coverage.current() if module is not None and hasattr(module, "Coverage") else None
@@ -112,7 +111,7 @@ def coverage_saved() -> Iterator[None]:
 
 
 def _drop(judge: Callable[[Function], bool]) -> None:
-    """Unregister those of which the judge, asked for the oldest first, says so."""
+    """Unregister the functions that the judge selects; it sees the oldest first."""
     verdicts = [judge(function) for function in registered()]
     if _newest_first():
         verdicts.reverse()
@@ -121,7 +120,7 @@ def _drop(judge: Callable[[Function], bool]) -> None:
 
 
 def _in_turn() -> list[Function]:
-    """Return the registered functions in the order in which `atexit` goes through them."""
+    """Return the registered functions in the order of `atexit.unregister`."""
     found: list[Function] = []
 
     def note(function: Function) -> bool:
@@ -133,13 +132,13 @@ def _in_turn() -> list[Function]:
 
 
 def _newest_first() -> bool:
-    """Whether that order begins with the newest, which depends on Python's version."""
+    """Whether that order starts with the newest one, which depends on the version of Python."""
 
     def newest() -> None:
-        """Be the newest."""
+        """The newest."""
 
     def oldest() -> None:
-        """Be one before it."""
+        """The one before it."""
 
     atexit.register(oldest)
     atexit.register(newest)
@@ -150,7 +149,7 @@ def _newest_first() -> bool:
 
 
 def _take(functions: list[Function], function: Function) -> bool:
-    """Remove the first that is this very object; return whether there was one."""
+    """Remove the first item that is this object; return whether there was one."""
     for index, one in enumerate(functions):
         if one is function:
             del functions[index]

@@ -1,28 +1,27 @@
-"""Files: what the master does to files, all of it by descriptor and never by a name that another user may change meanwhile.
+"""Files: file operations by descriptor, never by a name that another user may change meanwhile.
 
-The master may be root, and what it opens, makes, gives away and removes may stand in a directory of the user that workers
-run as. That user can put a symbolic link in the place of a file, or of a directory above it, between any two system calls.
-So a path is walked once, one component at a time (`find`). What follows is done to a name in a directory that is held open,
-and does not follow a link there; or it is done to what was opened.
+The master may be root, and the files that it opens, makes, gives away and removes may be in a directory of the user that workers
+run as. That user can replace a file, or a directory above it, by a symbolic link between any two system calls. So a path is
+walked once, one component at a time (`find`). Then all operations apply to a name in a directory that is held open, without
+following a link there, or to an open descriptor.
 
-A symbolic link on the way is followed if only root and this process's user can replace it. It is refused if it, or the
-directory that holds it, belongs to somebody else or can be written by somebody else. In a directory with the sticky bit, such
-as /tmp, users can replace only what is their own, so there the link's owner counts. The same is asked of the
-links in parent directories. What /proc/self/fd/N (and so /dev/stdout) leads to is decided by the process alone: it means that
-descriptor.
+A symbolic link on the way is followed if only root and this process's user can replace it. It is refused if it, or its directory,
+belongs to another user or can be written by one. In a directory with the sticky bit, such as /tmp, users can replace only their
+own entries, so there the owner of the link counts. The same rule applies to links in parent directories. The target of
+/proc/self/fd/N (and so of /dev/stdout) is chosen by this process alone: it means that descriptor.
 
-A file belongs to the user that it is made for only if it was made here; what was there before is never given away. Where
-others can make files, one that has a second name is refused, since that may be a hard link to somebody's file; so is another
-user's file in a sticky directory. A pipe that no process reads is refused everywhere: to open it would hold up the master.
+A file is given to a user only if it was made here; a file that existed before keeps its owner. In a place where other users can
+make files, a file with a second name is refused, since it may be a hard link to a file of another user; so is another user's file
+in a sticky directory. A pipe that no process reads is refused everywhere: opening it would block the master.
 
-One thing has to be done by name: a unix socket is bound to a path, as no system call takes a directory's descriptor for that.
-Where it was really made is checked afterwards; a socket that was made elsewhere is given to nobody, and its start fails.
+One operation needs a name: a unix socket is bound to a path, as no system call takes the descriptor of a directory for that. The
+result is checked afterwards; a socket that was made elsewhere is given to no user, and the start fails.
 
-Linux opens a socket file with O_PATH, and changes the owner and the mode of just that inode. Other systems, such as macOS,
-have no O_PATH: there the entry is looked at with lstat, and changed by its name in the open directory without following a
-link. Between these two calls another user can still replace the socket by a hard link.
+Linux opens a socket file with O_PATH, and changes the owner and the mode of exactly that inode. Other systems, such as macOS,
+have no O_PATH: there the entry is examined with lstat, and changed by its name in the open directory without following a link.
+Between these two calls another user can still replace the socket by a hard link.
 
-Any process may call this. It raises OSError, whose `strerror` is a text for the user.
+Any process may call these functions. They raise OSError, whose `strerror` is a text for the user.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 Identity = tuple[int, int]  # device and inode
 Owner = tuple[int, int] | None  # uid and gid
 
-TRIES: Final = 100  # of what another process can undo each time
+TRIES: Final = 100  # of operations that another process can undo each time
 MOST_LINKS: Final = 40  # as in Linux
 OWN_DESCRIPTORS: Final = "/proc/self/fd"
 HANDLE: Final[int | None] = getattr(os, "O_PATH", None)
@@ -56,14 +55,14 @@ DIRECTORY: Final[int] = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A name in a directory that is held open. There may be a file of that name, or none.
+    """A name in a directory that is held open; a file of that name need not exist.
 
     Attributes:
         directory: The directory's descriptor.
         name: The name in it.
-        path: The path to it without symbolic links; relative if it was given so.
-        exposed: Whether a user who is neither root nor us could put something else there, or in the place of a directory above.
-        opened: Whether it is a link of /proc to a file that a process has open.
+        path: Its path without symbolic links; relative if it was given so.
+        exposed: Whether a user other than root and this process's can replace it, or a directory above it.
+        opened: Whether it is a link in /proc to an open file of a process.
     """
 
     directory: int
@@ -73,28 +72,28 @@ class Place:
     opened: bool
 
     def status(self) -> os.stat_result | None:
-        """Return what is there; None if nothing is. A symbolic link is not followed."""
+        """Return the status of the file; None if there is none. A symbolic link is not followed."""
         try:
             return os.stat(self.name, dir_fd=self.directory, follow_symlinks=self.opened)
         except FileNotFoundError:
             return None
 
     def identity(self) -> Identity | None:
-        """Return which file is there."""
+        """Return the identity of the file; None if there is none."""
         found = self.status()
         return None if found is None else identity(found)
 
     def open(self, flags: int, mode: int = 0o644, owner: Owner = None) -> int:
-        """Open what is there, and return its descriptor.
+        """Open the file, and return its descriptor.
 
         Args:
-            flags: As for `os.open`. With O_CREAT, a regular file is made if nothing is there.
-            mode: The permissions of a file that is made, less the umask.
-            owner: Whose a file becomes that is made. One that was there keeps its owner.
+            flags: As for `os.open`. With O_CREAT, a regular file is made if there is none.
+            mode: The permissions of a new file, less the umask.
+            owner: The owner of a new file. An existing file keeps its owner.
         """
         if self.opened:
             return self._open_again(flags & ~os.O_CREAT)
-        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a pipe that nobody reads must not stop us
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # opening a pipe without a reader must not block
         made = flags & os.O_CREAT
         for _ in range(TRIES):
             try:
@@ -106,16 +105,16 @@ class Place:
                 descriptor = os.open(self.name, flags | os.O_EXCL, mode, dir_fd=self.directory)
                 os.set_blocking(descriptor, True)
                 if owner is not None:
-                    with contextlib.suppress(OSError):  # only root may, and others need not
+                    with contextlib.suppress(OSError):  # only root may do that, and others need not
                         os.fchown(descriptor, *owner)
                 return descriptor
-        raise OSError(errno.EAGAIN, f"another process makes and removes {self.path} all the time")
+        raise OSError(errno.EAGAIN, f"another process keeps making and removing {self.path}")
 
     def _open_existing(self, flags: int, owner: Owner) -> int:
         try:
             descriptor = os.open(self.name, flags, dir_fd=self.directory)
         except OSError as error:
-            if error.errno == errno.ELOOP and self.exposed:  # it was put there since we looked
+            if error.errno == errno.ELOOP and self.exposed:  # a link was put there since the walk
                 raise _refusal(self.path) from None
             if error.errno == errno.ENXIO:
                 raise OSError(errno.ENXIO, "it is a socket, or a pipe that no process reads") from None
@@ -129,7 +128,7 @@ class Place:
         return descriptor
 
     def _check(self, found: os.stat_result, owner: Owner) -> None:
-        """See that a file is not another's that was put here: by a hard link, or before we came. Raises OSError."""
+        """Raise OSError if another user may have put the file here: by a hard link, or before the first start."""
         if not self.exposed or stat.S_ISDIR(found.st_mode):
             return
         if found.st_nlink > 1:
@@ -139,17 +138,17 @@ class Place:
             raise OSError(errno.EPERM, f"{self.path} belongs to another user (uid {found.st_uid})")
 
     def own_descriptor(self) -> int | None:
-        """Return which descriptor of this process is meant (`/dev/stdout`, `/proc/self/fd/N`); None if it is no such link."""
+        """Return the own descriptor that the link means (`/dev/stdout`, `/proc/self/fd/N`); None if it is no such link."""
         own = self.opened and self.name.isdigit() and _same(os.fstat(self.directory), OWN_DESCRIPTORS)
         return int(self.name) if own else None
 
     def _open_again(self, flags: int) -> int:
         if (number := self.own_descriptor()) is not None:
-            return os.dup(number)  # and no second opening of the same file, which would have a position of its own
+            return os.dup(number)  # a second opening of the file would have a position of its own
         return os.open(self.name, flags | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=self.directory)
 
     def unlink(self) -> None:
-        """Remove the name; a symbolic link is removed itself."""
+        """Remove the name; of a symbolic link, the link itself."""
         os.unlink(self.name, dir_fd=self.directory)
 
     def make_directory(self, mode: int) -> None:
@@ -179,7 +178,7 @@ class Place:
 
     @contextlib.contextmanager
     def _handle(self) -> Iterator[tuple[os.stat_result, dict[str, Any]]]:
-        """Look at what is there, and say how chmod and chown reach just that; without O_PATH, by its name (see above)."""
+        """Yield the status of the file, and the arguments with which chmod and chown reach exactly that file (see above)."""
         by_name: dict[str, Any] = {"path": self.name, "dir_fd": self.directory, "follow_symlinks": False}
         if HANDLE is None or not os.path.exists(OWN_DESCRIPTORS):
             yield os.lstat(self.name, dir_fd=self.directory), by_name
@@ -191,7 +190,7 @@ class Place:
             os.close(handle)
 
     def _settle(self, found: os.stat_result, target: dict[str, Any], mode: int, owner: Owner) -> None:
-        """Give our socket its mode, if the umask has not (a default ACL of the directory overrules it), and its owner."""
+        """Set the owner of a new socket, and its mode if the umask has not (a default ACL of the directory overrules it)."""
         chmod = stat.S_IMODE(found.st_mode) != mode
         ours = found.st_uid == os.geteuid() and found.st_nlink == 1
         if not stat.S_ISSOCK(found.st_mode) or ((chmod or owner is not None) and not ours):
@@ -205,7 +204,7 @@ class Place:
         return OSError(errno.EBUSY, f"another process has removed or replaced {self.path}, which was just made")
 
     def replace(self, data: bytes, mode: int) -> None:
-        """Put a new file there, so that a reader sees the old one or the new one."""
+        """Replace the file, so that a reader sees either the old one or the new one."""
         temporary = f".{self.name}.{secrets.token_hex(8)}"
         descriptor, has_name = self._new(temporary)
         with open(descriptor, "wb") as file:
@@ -214,7 +213,7 @@ class Place:
                 file.flush()
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
-                if not has_name:  # a file that is there can be replaced by one with a name only
+                if not has_name:  # only a file with a name can replace another one
                     os.link(f"{OWN_DESCRIPTORS}/{file.fileno()}", temporary, dst_dir_fd=self.directory)
                     has_name = True
                 os.replace(temporary, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
@@ -226,7 +225,7 @@ class Place:
     def _new(self, name: str) -> tuple[int, bool]:
         """Open a new file for writing; return its descriptor, and whether it has that name.
 
-        Without a name, where the file system has such files, it goes with a process that is killed.
+        A file without a name, if the file system has such files, disappears with a process that is killed.
         """
         flags = os.O_WRONLY | os.O_CLOEXEC
         if hasattr(os, "O_TMPFILE"):
@@ -240,11 +239,11 @@ class Place:
 
 @contextlib.contextmanager
 def find(path: str, *, follow: bool = True) -> Iterator[Place]:
-    """Walk to a path, and hold its directory open for as long as the context lasts.
+    """Walk to a path, and hold its directory open within the context.
 
     Args:
-        path: Of a file, which need not be there. Its directory must be there.
-        follow: Whether a symbolic link at its very end is followed too.
+        path: The path of a file, which need not exist. Its directory must exist.
+        follow: Whether a symbolic link at its end is followed too.
     """
     place = _walk(path, follow=follow)
     try:
@@ -269,7 +268,7 @@ def _walk(path: str, *, follow: bool) -> Place:
 
 
 class _Walk:
-    """The directory that has been reached on the way along a path, and the names that are left, the last one first."""
+    """The directory reached so far on the walk along a path, and the remaining names, the last one first."""
 
     def __init__(self, path: str) -> None:
         self.left = _components(path)
@@ -280,7 +279,7 @@ class _Walk:
         self._links = 0
 
     def step(self, *, follow: bool) -> Place | None:
-        """Go on by one name; return the place if that is the end."""
+        """Go on by one name; return the place if that was the last one."""
         name = self.left.pop()
         path = os.path.join(self._path, name)
         if name == "..":
@@ -322,7 +321,7 @@ def _components(path: str) -> list[str]:
 
 
 def _leads_to_open_file(directory: int, name: str) -> bool:
-    """Whether a link is one of those in /proc whose text is no path: /proc/self/fd/1."""
+    """Whether a link is one of those in /proc whose text is no path, such as /proc/self/fd/1."""
     return name.isdigit() and _same_device(directory, OWN_DESCRIPTORS)
 
 
@@ -351,14 +350,14 @@ def _root_uids() -> frozenset[int]:
 
 
 def root_uids(uid_map: str, overflow: int) -> frozenset[int]:
-    """Return which owners of files may be root.
+    """Return the uids of file owners that may be root.
 
-    In a user namespace that has no number for the root outside, such as an ordinary user's sandbox, root's files are shown as
-    those of the overflow uid. That counts only if nobody inside can have that uid.
+    In a user namespace that has no number for the root outside, such as an ordinary user's sandbox, root's files appear as files
+    of the overflow uid. That counts only if no user inside can have that uid.
 
     Args:
-        uid_map: What /proc/self/uid_map says: the first number inside, the first outside, and how many.
-        overflow: The uid that stands for all that have no number.
+        uid_map: The text of /proc/self/uid_map: per line, the first uid inside, the first one outside, and the count.
+        overflow: The uid that stands for all uids without a number inside.
     """
     ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines()]
     knows_root = any(outside == 0 for _, outside, _ in ranges)
@@ -372,7 +371,7 @@ def _text(path: str) -> str:
 
 
 def _replaceable(directory: int, entry: os.stat_result | None) -> bool:
-    """Whether a user who is neither root nor us can put something else in the place of an entry, or make it."""
+    """Whether a user other than root and this process's can replace an entry, or make it."""
     found = os.fstat(directory)
     if not _trusted(found.st_uid):
         return True
@@ -380,7 +379,7 @@ def _replaceable(directory: int, entry: os.stat_result | None) -> bool:
         return False
     if entry is None or not found.st_mode & stat.S_ISVTX or not _trusted(entry.st_uid):
         return True
-    return entry.st_nlink > 1 and not stat.S_ISDIR(entry.st_mode)  # another user may have linked one of ours to there
+    return entry.st_nlink > 1 and not stat.S_ISDIR(entry.st_mode)  # another user may have made a hard link to it there
 
 
 def _others_write(directory: int, found: os.stat_result) -> bool:
@@ -388,18 +387,18 @@ def _others_write(directory: int, found: os.stat_result) -> bool:
         return True
     if not found.st_mode & stat.S_IWGRP:
         return False
-    # With an ACL these bits are the most that any user or group of it may do.
+    # With an ACL these bits are the maximum for all its users and groups.
     return _has_acl(directory) or not (found.st_gid == 0 or (found.st_gid == os.getegid() and _is_private(found.st_gid)))
 
 
 def _has_acl(directory: int) -> bool:
-    with contextlib.suppress(OSError, AttributeError):  # it has none; or the system has no such call
+    with contextlib.suppress(OSError, AttributeError):  # there is none, or the system has no such call
         return bool(os.getxattr(f"{OWN_DESCRIPTORS}/{directory}", "system.posix_acl_access"))
     return False
 
 
 def _is_private(gid: int) -> bool:
-    """Whether nobody but us is in the group, as where each user has one with the user's own name."""
+    """Whether this process's user is the group's only member, as with one group per user."""
     try:
         group, user = grp.getgrgid(gid), pwd.getpwuid(os.geteuid())
     except KeyError:
@@ -416,7 +415,7 @@ def _refusal(path: str) -> OSError:
 
 
 def identity(found: os.stat_result) -> Identity:
-    """Return which file that is."""
+    """Return the identity of the file."""
     return found.st_dev, found.st_ino
 
 
@@ -427,17 +426,17 @@ def open_file(path: str, flags: int, mode: int = 0o644, *, owner: Owner = None, 
 
 
 def remove(path: str, which: Identity, *, follow: bool = True) -> None:
-    """Remove a file, if it is still that one; whatever hinders it, no error is raised."""
+    """Remove a file, if it is still that one. Raises nothing."""
     with contextlib.suppress(OSError), find(path, follow=follow) as place:
         if place.identity() == which:
             place.unlink()
 
 
 def write_whole(path: str, text: str) -> bool:
-    """Put text into a file so that a reader sees the old text or the new one; return whether it has changed.
+    """Write text to a file so that a reader sees either the old text or the new one; return whether it has changed.
 
-    The permissions of a file that is there stay, but for those that give whoever runs it the rights of its owner. A symbolic
-    link to it stays too. A device or a pipe is written to.
+    An existing file keeps its permissions, except setuid and setgid. A symbolic link to it stays. To a device or a pipe, the text
+    is written directly.
     """
     data = text.encode()
     with find(path) as place:

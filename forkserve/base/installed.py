@@ -1,8 +1,8 @@
-"""What has been installed, or uninstalled, since the interpreter started.
+"""Packages that were installed or uninstalled since the interpreter started.
 
-`site` reads `.pth` files once, at the start; `pip install -e` writes one. A worker is forked from a process that may have
-started long ago, and must find what a fresh interpreter would find, so what `site` has done is done again for the files
-that have changed. Modules that the master has loaded for itself (click, say) are not touched: an upgrade changes those.
+`site` reads `.pth` files once, at the start; `pip install -e` writes one. A worker is forked from a process that may have started
+long ago, and must find what a fresh interpreter would find. So the work of `site` is repeated for the files that have changed.
+Modules that the master has loaded for itself (such as click) are not touched: an upgrade replaces those.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Pth(NamedTuple):
     modules: tuple[tuple[str, int, int], ...]
 
     def paths(self, folder: str) -> list[str]:
-        """Return what it adds to the path."""
+        """Return the directories that it adds to the path."""
         found = (line.rstrip() for line in self.lines if line.strip() and not line.startswith(("#", "import ", "import\t")))
         return [os.path.abspath(os.path.join(folder, line)) for line in found]
 
@@ -35,14 +35,14 @@ _Files = dict[tuple[str, str], _Pth]  # by directory and name
 
 
 def refresh() -> None:
-    """Let this process import what a fresh interpreter could. In a worker or mold, before the app is loaded.
+    """Let this process import what a fresh interpreter could import. In a worker or mold, before the app is loaded.
 
-    It may be done again: what it compares with is always the start of the interpreter.
+    It may be called again: it always compares with the start of the interpreter.
     """
     importlib.invalidate_caches()
     folders = _folders()
     for number, folder in enumerate(folders):
-        if folder not in sys.path and os.path.isdir(folder):  # it came with the first thing that was installed for this user
+        if folder not in sys.path and os.path.isdir(folder):  # made by the first installation for this user
             places = [sys.path.index(later) for later in folders[number:] if later in sys.path]
             sys.path.insert(min(places, default=len(sys.path)), folder)
     now = _look()
@@ -63,7 +63,7 @@ def refresh() -> None:
 
 
 def _sort(folder: str, paths: list[str]) -> None:
-    """Let what a directory's `.pth` files have added come behind it, in their order, as with a fresh interpreter."""
+    """Move the entries that a directory's `.pth` files add behind it, in their order, as in a fresh interpreter."""
     place = sys.path.index(folder) + 1
     rest = sys.path[place:]
     added = list(dict.fromkeys(path for path in paths if path in rest))
@@ -77,7 +77,7 @@ def _remove_finders(modules: set[str]) -> None:
     hooks = [hook for hook in sys.path_hooks if getattr(hook, "__module__", None) in modules]
     sys.meta_path[:] = [one for one in sys.meta_path if getattr(one, "__module__", None) not in modules]
     sys.path_hooks[:] = [one for one in sys.path_hooks if one not in hooks]
-    if hooks:  # a name on the path that stands for such a finder
+    if hooks:  # a name on the path may stand for such a finder
         sys.path_importer_cache.clear()
     for name in modules:
         sys.modules.pop(name, None)
@@ -90,7 +90,7 @@ def _look() -> _Files:
             names = sorted(os.listdir(folder))
         except FileNotFoundError:
             continue
-        except OSError:  # not for this user to read: as far as can be known it is as it was
+        except OSError:  # not readable for this user: assume that nothing has changed
             found.update({place: one for place, one in _at_start.items() if place[0] == folder})
             continue
         for name in names:

@@ -1,4 +1,4 @@
-"""What Python does not have of Linux's C library. Loaded once, in the master: a child should not need to."""
+"""Functions of the C library that Python lacks. Loaded once, in the master, so that a child need not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import sys
 from typing import Final
 
-PDEATHSIG: Final = 1  # which signal the parent's death is
+PDEATHSIG: Final = 1  # the signal on the parent's death
 DUMPABLE: Final = 4
 CHILD_SUBREAPER: Final = 36
 
@@ -14,5 +14,5 @@ libc: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else 
 
 
 def prctl(option: int, value: int) -> bool:
-    """Set one of the options of this process; False where the system has none or refuses."""
+    """Set an option of this process; return False if the system has no such option or refuses."""
     return libc is not None and libc.prctl(option, value, 0, 0, 0) == 0

@@ -1,7 +1,7 @@
-"""A file that is locked for as long as its process lives, so that a stale one is known for sure.
+"""A file that is locked as long as its process lives, so that a stale file is recognized for sure.
 
-A pid in a file proves nothing, as pids are used again; the lock goes when its process does. The file
-is made under its own name and not renamed into place, because the lock belongs to the inode.
+A pid in a file proves nothing, as pids are reused; a lock ends with its process. The file is made under its final name, not
+renamed into place, because the lock belongs to the inode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from forkserve.base.records import record
 
 
 class HeldError(Exception):
-    """Another process holds the file; `pid` says which, if it is known."""
+    """Another process holds the file; `pid` is that process, if it is known."""
 
     def __init__(self, pid: int | None) -> None:
         super().__init__("another server holds this file" if pid is None else f"another server (pid {pid}) holds this file")
@@ -33,21 +33,21 @@ class LockState:
 
 
 class LockFile:
-    """Holds the file, with our pid in it, from construction to `remove`. For the master."""
+    """Holds the file, with the pid of this process, from construction to `remove`. For the master."""
 
     def __init__(self, path: str, mode: int = 0o644, *, follow: bool = True) -> None:
-        """Lock it and write our pid. Raises HeldError, or OSError for what cannot be such a file.
+        """Lock the file and write the pid. Raises HeldError, or OSError for a file that cannot be used.
 
         Args:
-            path: Of the file, which is made if it is not there.
-            mode: The permissions of a file that is made.
+            path: The file, which is made if it does not exist.
+            mode: The permissions of a new file.
             follow: Whether it may be a symbolic link to the file.
         """
         self.path = path
         for _ in range(files.TRIES):
             if self._take(files.open_file(path, os.O_RDWR | os.O_CREAT, mode, follow=follow)):
                 return
-        raise OSError(errno.EAGAIN, "another process makes and removes it all the time")
+        raise OSError(errno.EAGAIN, "another process keeps making and removing it")
 
     def export(self) -> LockState:
         """Describe it, for an upgrade."""
@@ -61,13 +61,13 @@ class LockFile:
         return self
 
     def _take(self, descriptor: int) -> bool:
-        """Lock the file and write to it; False if its holder removed it between our calls."""
+        """Lock the file and write to it; return False if its holder has removed it meanwhile."""
         self._descriptor = descriptor
         try:
             self._lock()
-            if self._ours():
+            if self._is_current():
                 if os.pread(descriptor, 64, 0).strip(b" \n0123456789"):
-                    raise OSError(0, f"{os.path.basename(self.path)} is no pid file, and would be overwritten")  # noqa: TRY301 - told as the others are
+                    raise OSError(0, f"{os.path.basename(self.path)} is no pid file, and would be overwritten")  # noqa: TRY301 - handled as the others
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
                 return True
@@ -84,7 +84,7 @@ class LockFile:
             holder = os.pread(self._descriptor, 20, 0).strip()
             raise HeldError(int(holder) if holder.isdigit() else None) from None
 
-    def _ours(self) -> bool:
+    def _is_current(self) -> bool:
         try:
             with files.find(self.path) as place:
                 return place.identity() == files.identity(os.fstat(self._descriptor))
@@ -92,10 +92,10 @@ class LockFile:
             return False
 
     def remove(self) -> None:
-        """Remove the file, unless somebody put another one there, and let go of it."""
+        """Remove the file, unless another one is there now, and close it."""
         files.remove(self.path, files.identity(os.fstat(self._descriptor)))
         self.close()
 
     def close(self) -> None:
-        """Let go of the descriptor alone; a child closes its copy so, and the lock stays."""
+        """Close the descriptor only: a child closes its copy, and the lock stays."""
         os.close(self._descriptor)

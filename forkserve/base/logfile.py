@@ -1,16 +1,16 @@
-"""LogFile: the one way in which every process of a server writes to a log. It never waits, and no line is torn.
+"""LogFile: how every process of a server writes to a log. It never blocks, and no line is torn.
 
-What a file, pipe, terminal or socket does not take at once waits in a queue of bounded size (`LineQueue`); what finds no room
-there is lost and counted. When there is room again, the count is said. Whoever owns a loop calls `flush` when `next_flush` says.
+Lines that a file, pipe, terminal or socket does not take at once wait in a queue of bounded size (`LineQueue`). Lines that do not
+fit there are lost and counted, and the count is logged when there is room again. The owner of each event loop calls `flush` at
+the time of `next_flush`.
 
-A pipe is often shared with programs that know nothing of us, so its O_NONBLOCK is not ours to set, and between a look
-whether there is room and a write that other process may have filled it. So a pipe or terminal is opened once more, where the
-system allows that: that opening is ours alone and does not block. Pieces for a pipe are whole lines of at most PIPE_BUF bytes,
-which the system writes whole or not at all (POSIX write). Only a line that is longer than that can be mixed with another
-process's.
+A pipe is often shared with other programs, so its O_NONBLOCK must not be set here; and after a check for room, another process
+may fill it before the write. So a pipe or terminal is opened once more, if the system allows that: the new opening is not shared,
+and does not block. Pieces for a pipe are whole lines of at most PIPE_BUF bytes, which the system writes whole or not at all
+(POSIX write). Only a longer line can be mixed with lines of other processes.
 
-A full disk may take a part of a line. That part is taken back, if nobody has written behind it; else the rest of the line is
-kept, whatever is lost, and comes first when there is room.
+A full disk may take a part of a line. That part is removed again, if no process has written behind it. Otherwise the rest of the
+line is kept in any case, and written first when there is room.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from forkserve.base import files
 from forkserve.base.errors import ConfigError
 
 APPENDING: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-MOST_WAITING: Final = 1 << 20  # bytes, of one log of one process
+MOST_WAITING: Final = 1 << 20  # bytes, per log and process
 SHORTEST_PAUSE: Final = 0.001
 LONGEST_PAUSE: Final = 0.1
 STANDARD: Final = (1, 2)
 LAST_WAIT: Final = 1.0  # seconds, at the end of a process
 _MOMENT: Final = 0.01
 FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-NO_READING: Final = "it takes nothing"
+NO_READING: Final = "nothing can be written"
 
 
 class LineQueue:
-    """Lines that wait for room. It reads and writes nothing.
+    """Lines that wait for room. It does no input or output.
 
     Attributes:
-        lost: How many lines were lost; set it to 0 when that was said.
+        lost: The number of lost lines; set to 0 when it has been logged.
     """
 
     def __init__(self, most: int = MOST_WAITING) -> None:
         self._most = most
         self._data = bytearray()
-        self._torn = False  # a part of the first line has gone
+        self._torn = False  # a part of the first line is written
         self.lost = 0
 
     def __bool__(self) -> bool:
         return bool(self._data)
 
     def put(self, data: bytes) -> None:
-        """Add whole lines. If they have no room, the last ones of them are lost; a single piece has room in an empty queue."""
+        """Add whole lines. If they do not fit, the last ones are lost; an empty queue takes one piece of any size."""
         if self._data and len(self._data) + len(data) > self._most:
             end = data.rfind(b"\n", 0, max(0, self._most - len(self._data))) + 1
             self.lost += data.count(b"\n", end)
@@ -68,26 +68,26 @@ class LineQueue:
         self._data += data
 
     def piece(self, most: int) -> bytes:
-        """Return what to write next: as many whole lines as fit in `most` bytes, or the beginning of one that is longer."""
+        """Return the next piece to write: as many whole lines as fit in `most` bytes, or the start of a longer one."""
         if len(self._data) <= most:
             return bytes(self._data)
         return bytes(self._data[: self._data.rfind(b"\n", 0, most) + 1 or most])
 
     def went(self, count: int) -> None:
-        """Take out what was written."""
+        """Remove `count` bytes, which were written."""
         if count:
             self._torn = self._data[count - 1] != ord("\n")
             del self._data[:count]
 
     def lose(self, *, all_of_it: bool = False) -> None:
-        """Empty it; but the rest of a line that has begun to go out is kept, if not `all_of_it`."""
+        """Drop the lines; the rest of a partly written line only with `all_of_it`."""
         kept = self._data.find(b"\n") + 1 if self._torn and not all_of_it else 0
         self.lost += self._data.count(b"\n", kept)
         del self._data[kept:]
         self._torn = bool(self._data)
 
     def lose_rest(self) -> None:
-        """Lose the rest of a line that has begun to go out, if there is one."""
+        """Drop the rest of a partly written line, if there is one."""
         if self._torn:
             self.lost += 1
             del self._data[: self._data.find(b"\n") + 1]
@@ -95,7 +95,7 @@ class LineQueue:
 
 
 class _State:
-    """What this process knows of all its logs."""
+    """The state of all logs of this process."""
 
     def __init__(self) -> None:
         self.files: weakref.WeakSet[LogFile] = weakref.WeakSet()
@@ -110,35 +110,35 @@ _state = _State()
 
 
 class LogFile:
-    """A file opened for appending, or a descriptor that was there (`path` None); the descriptor keeps its number.
+    """A file opened for appending, or an inherited descriptor (`path` None); the descriptor keeps its number.
 
-    With an *owner* (uid and gid) a file that is made here becomes theirs. One that was there keeps its owner.
+    With an *owner* (uid and gid), a file that is made here is given to it. An existing file keeps its owner.
     """
 
     def __init__(self, descriptor: int, path: str | None = None, owner: files.Owner = None, name: str = "") -> None:
         self.descriptor = descriptor
         self.path = path
         self.owner = owner
-        self.name = name  # in a line that says what was lost; empty for the error log, which cannot say it before it has room
+        self.name = name  # in messages about lost lines; empty for the error log, which needs room for them first
         self._queue = LineQueue()
         self._lock = threading.RLock()
         self._flushing = False
-        self._own: int | socket.socket | None = None  # opened or made for us alone
+        self._own: int | socket.socket | None = None  # an opening of the same file that is not shared
         self._send: Callable[[bytes], int] | None = None
         self._most = select.PIPE_BUF
         self._pause = 0.0
         self._retry_at = 0.0
         self._why = ""
-        self._broken = False  # what is written now is lost
-        self._said = False  # that lines are lost
+        self._broken = False  # lines written now are lost
+        self._said = False  # it is logged that lines are lost
         _state.files.add(self)
 
     @classmethod
     def open(cls, path: str, owner: files.Owner = None, name: str = "") -> LogFile:
-        """Open what *path* leads to. Raises ConfigError where it cannot be written.
+        """Open the file of *path*. Raises ConfigError if it cannot be written.
 
-        `/dev/stdout`, `/dev/fd/N` and links to them mean the descriptor: a second opening of the same file would have a position
-        of its own, and a socket has none.
+        `/dev/stdout`, `/dev/fd/N` and links to them mean the descriptor: another opening of the same file would have a position
+        of its own, and a socket cannot be opened.
         """
         try:
             with files.find(path) as place:
@@ -153,19 +153,19 @@ class LogFile:
     # Writing.
 
     def write(self, data: bytes) -> None:
-        """Append *data*, which is whole lines: now, or when there is room. Never waits; no error leaves it. Any thread."""
+        """Append *data*, whole lines: now, or when there is room. Never blocks, and raises nothing. Any thread."""
         with self._lock:
             self._queue.put(data)
-            if not self._flushing:  # else a signal came in the middle of it, and what it has interrupted goes on with this
+            if not self._flushing:  # else this is a signal handler, and the interrupted call goes on with the queue
                 self._flush()
-        self._tell()
+        self._report_lost()
 
     def flush(self) -> bool:
-        """Write what waits, if it may go now; return whether nothing is left. Any thread."""
+        """Write the waiting lines, as far as possible; return whether none is left. Any thread."""
         with self._lock:
             if not self._flushing and self._queue:
                 self._flush()
-        self._tell()
+        self._report_lost()
         return not self._queue
 
     def _flush(self) -> None:
@@ -178,7 +178,7 @@ class LogFile:
             self._pause = self._retry_at = 0.0
             self._broken = False
         except OSError as error:
-            # The reader of a named pipe may come back, and finds what waits.
+            # A named pipe may get another reader, which then gets the waiting lines.
             if error.errno in FULL or (error.errno == errno.EPIPE and self.path is not None):
                 self._wait(error.strerror or str(error))
             else:
@@ -195,8 +195,8 @@ class LogFile:
         if _state.waiting is not None:
             _state.waiting()
 
-    def _tell(self) -> None:
-        """Say that lines are lost, and how many were when there is room again. Without our lock: it is a line in a log, too."""
+    def _report_lost(self) -> None:
+        """Log that lines are lost, and their number once there is room. Without the lock: that is a line in a log too."""
         if not self._queue.lost or self._flushing:
             return
         with self._lock:
@@ -213,19 +213,19 @@ class LogFile:
         _state.complain(text)
 
     def give_up(self) -> None:
-        """Lose what waits."""
+        """Drop the waiting lines."""
         with self._lock:
             self._queue.lose(all_of_it=True)
 
     @property
     def unsaid(self) -> int:
-        """How many lines were lost that no line has told of."""
+        """The number of lost lines that has not been logged."""
         return self._queue.lost
 
-    # How a piece is written, by what it is written to.
+    # How a piece is written, by the kind of file.
 
     def send_from(self, queue: LineQueue) -> int:
-        """Write as much of a piece of a queue as goes without waiting; return how many bytes that was. Raises OSError."""
+        """Write as much of a piece of the queue as possible without blocking; return the number of bytes. Raises OSError."""
         if self._send is None:
             self.prepare()
         assert self._send is not None
@@ -237,12 +237,12 @@ class LogFile:
         return count
 
     def prepare(self) -> None:
-        """Find out what the descriptor is, and how to write to it without waiting; while we have the rights for that."""
+        """Find out how to write to the descriptor without blocking, while this process has the privileges for that."""
         self.let_go()
         self._most, self._send = select.PIPE_BUF, self._write_if_ready
         try:
             found = os.fstat(self.descriptor).st_mode
-        except OSError:  # it is closed, as each write will find
+        except OSError:  # closed, as each write will report
             return
         if stat.S_ISREG(found) or (stat.S_ISCHR(found) and not os.isatty(self.descriptor)):
             self._most, self._send = MOST_WAITING, self._write_to_file
@@ -258,7 +258,7 @@ class LogFile:
             self._send = lambda piece: os.write(own, piece)
 
     def let_go(self) -> None:
-        """Close what was opened for us alone, so that the descriptor is all there is. It is prepared again when it is needed."""
+        """Close the second opening, so that only the descriptor itself is left. It is prepared again when it is needed."""
         own, self._own, self._send = self._own, None, None
         if isinstance(own, socket.socket):
             own.close()
@@ -266,7 +266,7 @@ class LogFile:
             os.close(own)
 
     def close(self) -> None:
-        """Close it, descriptor and all."""
+        """Close the file and its descriptor."""
         self.let_go()
         os.close(self.descriptor)
 
@@ -274,7 +274,7 @@ class LogFile:
         if not self.wait_until_ready(0):
             return 0
         if hasattr(os, "pwritev") and hasattr(os, "RWF_NOWAIT"):
-            try:  # somebody else may have been faster; newer Linux can be told not to wait then
+            try:  # another process may have filled it; newer Linux can write without waiting
                 return os.pwritev(self.descriptor, [piece], -1, os.RWF_NOWAIT)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ESPIPE):
@@ -282,7 +282,7 @@ class LogFile:
         return os.write(self.descriptor, piece)
 
     def wait_until_ready(self, timeout: float) -> bool:
-        """Wait so many seconds for room; a file always seems to have some."""
+        """Wait up to `timeout` seconds for room; a regular file always seems to have some."""
         return wait_for_room(self.descriptor, timeout)
 
     def _write_to_file(self, piece: bytes) -> int:
@@ -292,10 +292,10 @@ class LogFile:
         return count
 
     def _taken_back(self, torn: int) -> int:
-        """Take back the part of a line that has just been written; return how many bytes that was, 0 if that cannot be."""
+        """Remove the part of a line that was just written; return its number of bytes, 0 if that is impossible."""
         with contextlib.suppress(OSError):
             size = os.fstat(self.descriptor).st_size
-            if torn and os.lseek(self.descriptor, 0, os.SEEK_CUR) == size:  # nobody else has written since
+            if torn and os.lseek(self.descriptor, 0, os.SEEK_CUR) == size:  # no other process has written since
                 os.ftruncate(self.descriptor, size - torn)
                 return torn
         return 0
@@ -303,16 +303,16 @@ class LogFile:
     # Rotation.
 
     def reopen(self) -> None:
-        """Open the path anew if the file was moved away.
+        """Reopen the path if the file was moved away.
 
-        Raises OSError where the path cannot be opened; the old file is kept then.
+        Raises OSError if the path cannot be opened; the old file is kept then.
         """
         if (new := self.opened_anew()) is not None:
             self.become(new)
             os.close(new)
 
     def opened_anew(self) -> int | None:
-        """Open the path anew and return that descriptor; None if this is still what the path leads to. Raises OSError."""
+        """Open the path again and return the descriptor; None if the path still leads to this file. Raises OSError."""
         if self.path is None:
             return None
         with files.find(self.path) as place:
@@ -321,7 +321,7 @@ class LogFile:
             return place.open(APPENDING, owner=self.owner)
 
     def is_current(self) -> bool:
-        """Whether the path still leads to this file, as far as this process may look."""
+        """Return whether the path still leads to this file, as far as this process can see."""
         if self.path is None:
             return True
         try:
@@ -331,7 +331,7 @@ class LogFile:
             return False
 
     def become(self, descriptor: int) -> None:
-        """Go on in what another descriptor has open; the caller closes that. Lines that wait go there, but not half of one."""
+        """Continue in the file of another descriptor, which the caller closes. Waiting lines go there, but not half a line."""
         if os.path.samestat(os.fstat(descriptor), os.fstat(self.descriptor)):
             return
         self.flush()
@@ -343,33 +343,33 @@ class LogFile:
     # Upgrades and forks.
 
     def waiting(self) -> bytes:
-        """Return what waits to be written."""
+        """Return the waiting lines."""
         return self._queue.piece(sys.maxsize)
 
     def go_on_with(self, data: bytes, lost: int) -> None:
-        """Go on with what waited in the program before an upgrade."""
+        """Take over the waiting lines of the program before an upgrade."""
         self._queue.put(data)
         self._queue.lost += lost
 
     def forget(self) -> None:
-        """Let what waits be the parent's, in a child just forked; a lock may be held by a thread that is not there."""
+        """Leave the waiting lines to the parent, in a child just forked. A thread that is not in the child may hold the lock."""
         self._queue, self._lock, self._flushing, self._said = LineQueue(), threading.RLock(), False, False
 
     @property
     def retry_at(self) -> float | None:
-        """When to `flush`, on the monotonic clock; None if nothing waits."""
+        """When to `flush`, in monotonic seconds; None if no lines wait."""
         return self._retry_at if self._queue else None
 
 
 def wait_for_room(descriptor: int, seconds: float) -> bool:
-    """Wait until a descriptor takes more, at most so long; return whether it does."""
+    """Wait until a descriptor takes more, at most `seconds`; return whether it does."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(seconds * 1000))
 
 
 def append(descriptor: int) -> None:
-    """Have writes to a regular file go to its end, wherever that is by then: logrotate's copytruncate cuts it to nothing."""
+    """Let writes to a regular file always go to its end, which logrotate's copytruncate moves."""
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and may_write(descriptor):
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
@@ -377,12 +377,12 @@ def append(descriptor: int) -> None:
 
 
 def may_write(descriptor: int) -> bool:
-    """Whether a descriptor is open for writing. Raises OSError if it is not open."""
+    """Return whether a descriptor is open for writing. Raises OSError if it is not open."""
     return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _opened_again(descriptor: int) -> int | None:
-    """Return another opening of the same pipe or terminal, which does not block; None if it is not for us to open."""
+    """Open the same pipe or terminal again, without blocking; None if that is not allowed."""
     if sys.platform == "linux":
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         with contextlib.suppress(OSError):
@@ -393,7 +393,7 @@ def _opened_again(descriptor: int) -> int | None:
 def _as_socket(descriptor: int) -> socket.socket:
     blocking = os.get_blocking(descriptor)
     sock = socket.socket(fileno=os.dup(descriptor))
-    os.set_blocking(descriptor, blocking)  # a default timeout would have changed what others share
+    os.set_blocking(descriptor, blocking)  # a default timeout changes the flag, which is shared
     return sock
 
 
@@ -401,17 +401,17 @@ def _as_socket(descriptor: int) -> socket.socket:
 
 
 def complain_by(complain: Callable[[str], object]) -> None:
-    """Have it called with a line that says what was lost."""
+    """Set the function that is called with a message about lost lines."""
     _state.complain = complain
 
 
 def when_waiting(call: Callable[[], object] | None) -> None:
-    """Have it called whenever lines begin, or go on, to wait: in any thread, also in a signal handler."""
+    """Set the function that is called whenever lines have to wait: in any thread, also in a signal handler."""
     _state.waiting = call
 
 
 def flush() -> float | None:
-    """Write what waits and is due; return in how many seconds to come again, None if nothing waits."""
+    """Write the waiting lines that are due; return the seconds until the next call, None if no lines wait."""
     now = time.monotonic()
     for one in list(_state.files):
         if (at := one.retry_at) is not None and at <= now:
@@ -420,50 +420,50 @@ def flush() -> float | None:
 
 
 def needs_care() -> bool:
-    """Whether lines wait, or were lost, since `look_after` was called last."""
+    """Return whether lines wait, or were lost, since the last `look_after`."""
     return _state.needs_care
 
 
 def look_after() -> int:
-    """Flush, and return how many lines this process has lost so far."""
+    """Flush, and return the number of lines that this process has lost so far."""
     _state.needs_care = False
     _state.needs_care |= flush() is not None
     return lost()
 
 
 def next_flush() -> float | None:
-    """Return when to call `flush`, on the monotonic clock; None if nothing waits."""
+    """Return when to call `flush`, in monotonic seconds; None if no lines wait."""
     return min((at for one in list(_state.files) if (at := one.retry_at) is not None), default=None)
 
 
 def lost(*, unsaid: bool = True) -> int:
-    """Return how many lines this process has lost so far; or only those that a line has told of."""
+    """Return the number of lines that this process has lost so far; without *unsaid*, only those that were logged."""
     return _state.lost + (sum(one.unsaid for one in list(_state.files)) if unsaid else 0)
 
 
 def count_lost(lines: int) -> None:
-    """Count lines that were lost elsewhere than in a `LogFile`."""
+    """Count lines that were lost outside of a `LogFile`."""
     _state.lost += lines
 
 
 def finish(limit: float = LAST_WAIT) -> int:
-    """Write the rest, and wait a little for that if need be; the process is about to end.
+    """Write the rest, waiting up to *limit* seconds in all; the process is about to end.
 
-    Return how many lines were lost that no line has told of.
+    Returns the number of lost lines that was not logged.
     """
     end = time.monotonic() + limit
     for one in list(_state.files):
         while not one.flush() and (left := end - time.monotonic()) > 0:
             one.wait_until_ready(left)
-            time.sleep(min(_MOMENT, left))  # a full disk and a broken pipe always seem ready
+            time.sleep(min(_MOMENT, left))  # a full disk and a broken pipe always seem to have room
         one.give_up()
     return sum(one.unsaid for one in list(_state.files))
 
 
 def let_go() -> None:
-    """Have nothing open but the descriptors themselves, from now on. In a process that the application has forked.
+    """Keep nothing open but the descriptors themselves, from now on. In a process that the application has forked.
 
-    It may outlive the server, and must not keep open what the server's stdout and stderr lead to.
+    It may outlive the server, and must not keep the files of the server's stdout and stderr open.
     """
     _state.opens_own = False
     for one in list(_state.files):
@@ -471,7 +471,7 @@ def let_go() -> None:
 
 
 def has_moved(descriptor: int) -> None:
-    """A descriptor leads elsewhere now: whatever was opened to write to where it led before is closed."""
+    """Note that a descriptor leads to another file now: second openings of the former one are closed."""
     for one in list(_state.files):
         if one.descriptor == descriptor:
             one.let_go()

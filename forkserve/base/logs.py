@@ -1,13 +1,13 @@
-"""The logs: one writer for each file, one form of line, and nothing raw from outside in it.
+"""The logs: one writer per file, one form of line, and no unescaped text from outside.
 
-The master opens the files (so that one that cannot be written is a start-up error), workers inherit them, and get new ones from
-the master when they were rotated (`take`): a worker that is no longer root may not be able to open them. Records are
-whole lines appended by `LogFile`, so that lines of several processes never mix. Every line of a record, those of a traceback too,
-begins with time, process, level and who speaks: `master`, or `worker 1 gen 1`. Continuation lines are indented below their
-first, so that text which somebody smuggled a newline into cannot pass for a record of its own.
+The master opens the files, so that a file that cannot be written is a start-up error. Workers inherit them, and get new ones from
+the master after a rotation (`take`): a worker that is no longer root may not be able to open them. Records are whole lines
+appended by `LogFile`, so that lines of several processes never mix. Every line of a record, also of a traceback, begins with
+time, process, level and the process's name: `master`, or `worker 1 gen 1`. Continuation lines are indented below the first, so
+that text with a smuggled newline does not look like another record.
 
-A log that cannot be written must not stop a server: after start-up no error leaves this module. And no application can turn the
-server's diagnostics off by what it does to all loggers of its process (`Logger`).
+A log that cannot be written must not stop a server: after start-up, this module raises nothing. And an application cannot silence
+the server's log by changing all loggers of its process (`Logger`).
 """
 
 import contextlib
@@ -64,21 +64,21 @@ class LogSettings(privileges.AccountSettings, Protocol):
 
 
 class Logger(logging.Logger):
-    """A logger of the server's, which an application cannot silence by what it does to all loggers of its process.
+    """A logger of the server, which an application cannot silence by changing all loggers of its process.
 
-    Such are `logging.config.dictConfig` with its default `disable_existing_loggers`, `logging.disable`, a record factory that
-    fails. Handlers and levels that somebody gives to just this logger count, in --log-config or in code. A record that
-    no handler would take any more, as all were removed, goes to the error log.
+    Such changes are `logging.config.dictConfig` with its default `disable_existing_loggers`, `logging.disable`, and a record
+    factory that fails. Handlers and levels of this logger itself count, whether set in --log-config or in code. A record that no
+    handler takes, because all were removed, goes to the error log.
     """
 
-    off = False  # --log-config wants nothing of this
+    off = False  # --log-config turns this logger off
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
-        """Whether records of the level are logged: `disabled` and `logging.disable` do not count."""
+        """Return whether records of the level are logged: `disabled` and `logging.disable` do not count."""
         return level >= self.getEffectiveLevel()
 
     def makeRecord(self, *args: Any, **options: Any) -> logging.LogRecord:  # noqa: N802 - logging's name
-        """Make a record; without the application's factory if that fails."""
+        """Make a record, without the application's factory if it fails."""
         with contextlib.suppress(Exception):
             record: object = super().makeRecord(*args, **options)
             if isinstance(record, logging.LogRecord):
@@ -86,25 +86,25 @@ class Logger(logging.Logger):
         return logging.LogRecord(*args[:7])
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Give the record to the handlers, or to the error log if none takes it."""
+        """Pass the record to the handlers, or to the error log if none takes it."""
         if self.off:
             super().handle(record)
             return
-        heard = False
+        handled = False
         with contextlib.suppress(Exception):  # of a handler or a filter of the application's
             kept: object = self.filter(record)
             if not kept:
                 return
             if isinstance(kept, logging.LogRecord):  # Python 3.12
                 record = kept
-            if self.is_heard(record.levelno):
+            if self.has_handler(record.levelno):
                 self.callHandlers(record)
-                heard = True
-        if not heard:
+                handled = True
+        if not handled:
             _default.handle(record)
 
-    def is_heard(self, level: int) -> bool:
-        """Whether a handler takes records of a level."""
+    def has_handler(self, level: int) -> bool:
+        """Return whether a handler takes records of a level."""
         one: logging.Logger | None = self
         while one is not None:
             if any(level >= handler.level and not isinstance(handler, logging.NullHandler) for handler in one.handlers):
@@ -115,7 +115,7 @@ class Logger(logging.Logger):
 
 def _logger(name: str) -> Logger:
     found = logging.getLogger(name)
-    found.__class__ = Logger  # there may be one already, which others refer to
+    found.__class__ = Logger  # it may exist already, with references to it
     assert isinstance(found, Logger)
     return found
 
@@ -125,9 +125,9 @@ _loggers = (logger, _logger("forkserve.websocket"))
 
 
 def printable(text: str | bytes) -> str:
-    r"""Return *text* with everything escaped that could drive a terminal or forge a line.
+    r"""Return *text* with all characters escaped that could control a terminal or forge a line.
 
-    Control and formatting characters of all kinds, and bytes outside ASCII: `\x1b`, `\n`, `\u202e`.
+    These are control and formatting characters, and bytes outside ASCII: `\x1b`, `\n`, `\u202e`.
     """
     if isinstance(text, bytes):
         text = text.decode("ascii", "backslashreplace")
@@ -137,26 +137,26 @@ def printable(text: str | bytes) -> str:
 
 
 class _State:
-    """What this process logs to, and as whom."""
+    """The log files of this process, and its name in them."""
 
     def __init__(self) -> None:
         self.who = "master"
         self.stderr = self.error = LogFile(STDERR)
         self.access: LogFile | None = None
         self.capture = False
-        self.files: dict[str, LogFile] = {}  # opened for the workers' output, by path
-        self.streams: dict[int, LogFile] = {}  # what stdout and stderr were made copies of
-        self.kept: set[str | None] = set()  # paths that could not be opened anew, as was said
+        self.files: dict[str, LogFile] = {}  # for the workers' output, by path
+        self.streams: dict[int, LogFile] = {}  # the files that stdout and stderr are redirected to
+        self.kept: set[str | None] = set()  # paths that could not be reopened, and were logged
 
 
 _state = _State()
 
 
 class Identity(logging.Filter):
-    """Give each record `who`: `master`, or `worker 1 gen 1`; for use in a --log-config."""
+    """Give each record the attribute `who`: `master`, or `worker 1 gen 1`; for use in a --log-config."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass."""
+        """Accept every record."""
         record.who = _state.who
         return True
 
@@ -165,7 +165,7 @@ class LineFormatter(logging.Formatter):
     """`2026-11-21 00:43:00.123 +0000 [PID] [INFO] worker 1 gen 1: message`, on every line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format *record*, ending in a newline; wrong arguments are shown, not raised."""
+        """Format *record*, ending in a newline. Wrong arguments are shown, not raised."""
         try:
             text = record.getMessage()
         except Exception:  # noqa: BLE001 - any __str__ may fail
@@ -185,12 +185,12 @@ class LineFormatter(logging.Formatter):
 
 
 class _Handler(logging.Handler):
-    """Write each record to the error log of the moment."""
+    """Writes each record to the current error log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             data = self.format(record).encode("utf-8", "backslashreplace")
-        except Exception:  # noqa: BLE001 - a record that cannot be shown must not stop a worker
+        except Exception:  # noqa: BLE001 - a broken record must not stop a worker
             data = b"a log record could not be formatted\n"
         _state.error.write(data)
 
@@ -212,7 +212,7 @@ def export(settings: LogSettings) -> dict[str, InheritedFd]:
 
 
 def _all() -> list[LogFile]:
-    """Return all that this process has for its logs, and for its workers' output."""
+    """Return all files of this process for logs and for the workers' output."""
     return [one for one in (_state.error, _state.access, *_state.files.values()) if one is not None]
 
 
@@ -246,10 +246,13 @@ def _paths(settings: LogSettings) -> list[str]:
 def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> list[str]:
     """Open the logs and set up the logger `forkserve`; in the master, before the first fork.
 
-    *held* are the files that the program before an upgrade has open, by path. They are gone on with; with them nothing is
-    raised: what cannot be opened is stderr, and the list returned says so.
+    Args:
+        settings: The settings.
+        held: In a program that takes over: the open files of the program before, by path, which stay in use. Then nothing is
+            raised: stderr replaces a log that cannot be opened, and the errors are returned.
 
-    Raises ConfigError where a file cannot be written or --log-config cannot be used.
+    Raises:
+        ConfigError: A file cannot be written, or --log-config cannot be used.
     """
     logging.addLevelName(TRACE, "TRACE")
     _state.who = "master"
@@ -265,7 +268,7 @@ def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> l
                 raise
             troubles.append(str(error))
     for one in _loggers:
-        one.off = one.disabled or not one.is_heard(logging.CRITICAL)
+        one.off = one.disabled or not one.has_handler(logging.CRITICAL)
     logfile.complain_by(lambda text: logger.warning("%s", text))
     if held:
         reopen()
@@ -310,12 +313,12 @@ def _open(settings: LogSettings, held: Mapping[str, int] | None) -> list[str]:
 
 
 def set_level(name: str) -> None:
-    """Log from the level *name* (`info`, `trace`) on; any process."""
+    """Log records of the level *name* (`info`, `trace`) and above; any process."""
     logger.setLevel(TRACE if name == "trace" else name.upper())
 
 
 def identify(name: str, generation: int) -> None:
-    """Log as that process (`worker 1`) from now on, and capture its output if that was asked for.
+    """Log under the name of this process (`worker 1`) from now on, and apply --capture-output.
 
     Once, in the child, after the fork.
     """
@@ -326,9 +329,9 @@ def identify(name: str, generation: int) -> None:
 
 
 def open_file(path: str, owner: files.Owner) -> LogFile:
-    """Open a file for the workers' output, once for each path; it is reopened as the logs are. In the master.
+    """Open a file for the workers' output, once per path; it is reopened with the logs. In the master.
 
-    Raises ConfigError where it cannot be written.
+    Raises ConfigError if it cannot be written.
     """
     if path not in _state.files:
         _state.files[path] = LogFile.open(path, owner)
@@ -336,15 +339,15 @@ def open_file(path: str, owner: files.Owner) -> LogFile:
 
 
 def close_files() -> None:
-    """Close the files for the workers' output. In the master, when there are no workers any more."""
+    """Close the files for the workers' output. In the master, after the last worker."""
     while _state.files:
         _state.files.popitem()[1].close()
 
 
 def redirect(stream: int, file: LogFile) -> None:
-    """Let stdout or stderr (1 or 2) be the file, also when that is opened anew; any process.
+    """Redirect stdout or stderr (1 or 2) to the file, also after a reopening; any process.
 
-    What this process logs to that stream still goes to where the stream went before.
+    Logs that go to that stream still go to its former destination.
     """
     for log in {_state.stderr, _state.error, _state.access} - {None}:
         if log is not None and log is not file and log.descriptor == stream:
@@ -355,9 +358,9 @@ def redirect(stream: int, file: LogFile) -> None:
 
 
 def detach() -> None:
-    """Let go of the stdout and stderr that we were started with: take the error log's file, or else /dev/null.
+    """Release the stdout and stderr that the process was started with: use the error log's file, or else /dev/null.
 
-    What was redirected before stays as it is.
+    A stream that was redirected before stays as it is.
     """
     logfile.flush()
     null = LogFile(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
@@ -384,12 +387,12 @@ def access_log() -> LogFile | None:
 
 
 def descriptors() -> frozenset[int]:
-    """Return the descriptors of the logs: those that a child of the master must keep."""
+    """Return the descriptors of the logs, which a child of the master must keep."""
     return frozenset(one.descriptor for one in _all())
 
 
 def reopen() -> None:
-    """Open each log file anew that was rotated: its path leads to another file now. In any process."""
+    """Reopen each rotated log file, whose path leads to another file now. In any process."""
     _state.kept.clear()
     for one in _all():
         _reopen(one)
@@ -404,26 +407,26 @@ def _reopen(one: LogFile) -> None:
 
 
 def _warn(one: LogFile, error: OSError) -> None:
-    """Say that the old file is kept; once for each `reopen`, however many processes ask for the new one."""
+    """Log that the old file is kept; once per `reopen`, however many processes need the new one."""
     if one.path not in _state.kept:
         _state.kept.add(one.path)
         logger.warning("cannot reopen the log file %s: %s", one.path, error.strerror)
 
 
 def _follow() -> None:
-    """Let stdout and stderr be what the files that they were redirected to are now."""
+    """Point stdout and stderr to the present descriptors of the files that they are redirected to."""
     for stream, file in _state.streams.items():
         os.dup2(file.descriptor, stream)
 
 
 def are_current() -> bool:
-    """Whether each path still leads to the log file that this process has open, as far as it may look."""
+    """Return whether each path still leads to this process's open log file, as far as it can see."""
     return all(one.is_current() for one in _all())
 
 
 @contextlib.contextmanager
 def opened_anew() -> Iterator[dict[str, int]]:
-    """Yield the descriptors of the log files by path, for a child to take. Rotated files are opened anew. In the master."""
+    """Yield the descriptors of the log files by path, for a child to take. Rotated files are reopened. In the master."""
     found: dict[str, int] = {}
     new: list[int] = []
     try:
@@ -444,7 +447,7 @@ def opened_anew() -> Iterator[dict[str, int]]:
 
 
 def take(paths: Iterable[str], descriptors: Iterable[int]) -> None:
-    """Log to the files that the master has opened, and close its descriptors. Other files are opened anew. In a child."""
+    """Log to the files that the master has opened, and close its descriptors. Other files are reopened. In a child."""
     taken = dict(zip(paths, descriptors, strict=False))
     for one in _all():
         if one.path is not None and one.path in taken:
@@ -457,7 +460,7 @@ def take(paths: Iterable[str], descriptors: Iterable[int]) -> None:
 
 
 def _apply(path: str) -> None:
-    """Configure logging from *path*. Raises ConfigError, whatever is wrong with it."""
+    """Configure logging from *path*. Raises ConfigError for anything wrong in it."""
     import logging.config  # noqa: PLC0415 - slow to import, and seldom needed
 
     try:
@@ -471,7 +474,7 @@ def _apply(path: str) -> None:
         raise
     except OSError as error:
         raise ConfigError(f"--log-config {path}: {error.strerror or error}") from None
-    except KeyError as error:  # what fileConfig raises
+    except KeyError as error:  # raised by fileConfig
         raise ConfigError(
             f"--log-config {path}: it has no {error}, which logging.config.fileConfig needs; or name a .json or .yaml file"
         ) from None
@@ -494,7 +497,7 @@ def _mapping(path: str) -> dict[str, Any]:
 
 def _yaml(content: str) -> Any:
     try:
-        yaml: Any = importlib.import_module("yaml")  # no dependency of ours, only of this option
+        yaml: Any = importlib.import_module("yaml")  # only this option depends on it
     except ImportError:
         raise ConfigError("--log-config needs PyYAML for a .yaml file: pip install PyYAML, or write it as .json") from None
     return yaml.safe_load(content)

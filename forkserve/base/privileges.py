@@ -1,7 +1,7 @@
-"""Privileges: which user and group workers run as, and how a worker becomes them for good.
+"""Privileges: the user and group of workers, and how a worker drops to them for good.
 
-The master keeps what it has, to bind low ports and to open its logs. Who the user is gets looked up once, in
-the master: a directory service that is slow or gone must not hold up a respawn.
+The master keeps its privileges, to bind low ports and to open its logs. The user is looked up once, in the master: a directory
+service that is slow or gone must not delay a respawn.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class AccountSettings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom workers run as. `name` and `home` are None where only a number was given that no user has."""
+    """The account that workers run as. `name` and `home` are None for a number that no user has."""
 
     uid: int
     gid: int
@@ -63,17 +63,17 @@ _known: dict[tuple[str | None, str | None, bool], Account] = {}  # by what was a
 
 
 def complaints(settings: AccountSettings) -> Iterator[tuple[str, str]]:
-    """Yield the setting and the complaint where --user or --group names nobody."""
+    """Yield setting and message if --user or --group does not exist."""
     try:
         _account(settings.user, settings.group, settings.initgroups)
-    except _NobodyError as error:
+    except _UnknownAccountError as error:
         yield error.setting, str(error)
 
 
 def check_and_set_umask(settings: AccountSettings) -> None:
-    """Set the umask, and find out whether workers can become whom they shall. In the master, before it opens anything.
+    """Set the umask, and check that workers can switch to their account. In the master, before it opens any file.
 
-    Raises ConfigError where they cannot.
+    Raises ConfigError if they cannot.
     """
     account(settings)
     if settings.umask is not None:
@@ -81,13 +81,13 @@ def check_and_set_umask(settings: AccountSettings) -> None:
 
 
 def account(settings: AccountSettings) -> Account | None:
-    """Return whom workers become; None if that is who we are, or nobody asked.
+    """Return the account that workers switch to; None if they keep the master's.
 
-    Raises ConfigError for one that does not exist, or that only root could become.
+    Raises ConfigError for an account that does not exist, or that only root can switch to.
     """
     try:
         found = _account(settings.user, settings.group, settings.initgroups)
-    except _NobodyError as error:
+    except _UnknownAccountError as error:
         raise ConfigError(f"--{error.setting}: {error}") from None
     if found is None or os.geteuid() == 0:
         return found
@@ -101,18 +101,18 @@ def account(settings: AccountSettings) -> Account | None:
 
 
 def owner(settings: AccountSettings) -> tuple[int, int] | None:
-    """Return the uid and gid that log and socket files shall belong to; None leaves them as they are made."""
+    """Return the uid and gid of log and socket files; None: those of the master."""
     found = account(settings)
     return (found.uid, found.gid) if found else None
 
 
 def drop(settings: AccountSettings) -> bool:
-    """Become whom --user and --group say, for good; return whether that changed anything. In a worker, before any app code.
+    """Switch to the account of --user and --group, for good; return whether that changed anything. In a worker, before app code.
 
-    HOME, USER and LOGNAME become that user's, as a service manager would have set them: what looks for its files
-    below root's home could not read them. --env, which comes later, still wins.
+    HOME, USER and LOGNAME become those of the user, as a service manager sets them: files below root's home cannot be read any
+    more. --env, which is applied later, still wins.
 
-    Raises BootError where the system does not let us.
+    Raises BootError if the system refuses.
     """
     found = account(settings)
     if found is None:
@@ -120,13 +120,14 @@ def drop(settings: AccountSettings) -> bool:
     try:
         os.setgroups(found.groups)
         os.setgid(found.gid)
-        os.setuid(found.uid)  # all three of each, since we are root
-    except OSError as error:  # a container without that user's range of ids
-        who = found.name or found.uid
-        raise BootError(f"cannot become user {who} (uid {found.uid}, gid {found.gid}): {error.strerror}") from None
+        os.setuid(found.uid)  # all three of each, as root
+    except OSError as error:  # such as a container without that range of ids
+        raise BootError(
+            f"cannot become user {found.name or found.uid} (uid {found.uid}, gid {found.gid}): {error.strerror}"
+        ) from None
     if found.uid != 0:
         _check_no_way_back()
-    prctl(DUMPABLE, 1)  # /proc/self is that user's again, and so /dev/stderr can be opened
+    prctl(DUMPABLE, 1)  # gives /proc/self to that user, so that /dev/stderr can be opened
     if settings.user is not None and found.name is not None and found.home is not None:
         os.environ.update(HOME=found.home, USER=found.name, LOGNAME=found.name)
     return True
@@ -141,8 +142,8 @@ def _check_no_way_back() -> None:
         raise BootError("the worker could become root again, so it does not run")
 
 
-class _NobodyError(Exception):
-    """Nobody has that name; `setting` is where it was given."""
+class _UnknownAccountError(Exception):
+    """There is no such account; `setting` is the setting that names it."""
 
     def __init__(self, setting: str, message: str) -> None:
         super().__init__(message)
@@ -165,7 +166,7 @@ def adopt(found: KnownAccount | None) -> None:
 def _account(user: str | None, group: str | None, initgroups: bool) -> Account | None:  # noqa: FBT001 - a key of the cache
     try:
         return _look_up(user, group, initgroups=initgroups)
-    except _NobodyError:
+    except _UnknownAccountError:
         if (user, group, initgroups) not in _known:
             raise
         return _known[user, group, initgroups]
@@ -180,7 +181,7 @@ def _look_up(user: str | None, group: str | None, *, initgroups: bool) -> Accoun
     elif entry is not None:
         gid = entry.pw_gid
     else:
-        raise _NobodyError("user", f"no user has the number {user}, so --group must be given too")
+        raise _UnknownAccountError("user", f"no user has the number {user}, so --group must be given too")
     uid = entry.pw_uid if entry else int(user or 0)
     name = entry.pw_name if entry else None
     groups = tuple(os.getgrouplist(name, gid)) if name and user is not None and initgroups else (gid,)
@@ -188,13 +189,13 @@ def _look_up(user: str | None, group: str | None, *, initgroups: bool) -> Accoun
 
 
 def _find_user(user: str | None) -> pwd.struct_passwd | None:
-    """Find the user by name or number, ourselves unless one is given; None for a number that nobody has."""
+    """Find the user by name or number (default: this process's); None for a number that no user has."""
     number = os.geteuid() if user is None else _number(user)
     try:
         return pwd.getpwnam(user or "") if number is None else pwd.getpwuid(number)
     except (KeyError, ValueError):
         if number is None:
-            raise _NobodyError("user", f"there is no user {user!r}") from None
+            raise _UnknownAccountError("user", f"there is no user {user!r}") from None
         return None
 
 
@@ -203,9 +204,9 @@ def _find_group(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid if number is None else number
     except (KeyError, ValueError):
-        raise _NobodyError("group", f"there is no group {group!r}") from None
+        raise _UnknownAccountError("group", f"there is no group {group!r}") from None
 
 
 def _number(text: str) -> int | None:
-    """Read a uid or gid; the last one means "as it is" to the system, and is none."""
+    """Read a uid or gid. The highest number means "unchanged" to the system, and is not one."""
     return int(text) if re.fullmatch("[0-9]{1,10}", text) and int(text) < 2**32 - 1 else None

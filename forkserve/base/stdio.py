@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr of a process, where something is to be done to all programs alike."""
+"""Operations on stdin, stdout and stderr of a process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 
 
 def flush() -> None:
-    """Write out what was printed: before a fork, since both processes would write it, and before `os._exit`, which does not."""
+    """Flush Python's buffers: before a fork, or both processes would write them; before `os._exit`, which does not flush."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # closed, or never there, or the app's own and broken
+        with contextlib.suppress(Exception):  # closed, or missing, or a broken one of the app's own
             stream.flush()
 
 
 def read_nothing() -> None:
-    """Let stdin be /dev/null."""
+    """Point stdin to /dev/null."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -24,7 +24,7 @@ def read_nothing() -> None:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Let stdout and stderr be /dev/null meanwhile."""
+    """Point stdout and stderr to /dev/null within the context."""
     flush()
     kept = [os.dup(descriptor) for descriptor in (1, 2)]
     null = os.open(os.devnull, os.O_WRONLY)
@@ -41,5 +41,5 @@ def silenced() -> Iterator[None]:
 
 
 def print_nowhere() -> None:
-    """Let stdout be /dev/null: its reader has gone (`| head`), and the interpreter would complain at its end."""
+    """Point stdout to /dev/null: its reader is gone (`| head`), and the interpreter would report that at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from forkserve.prefork.ipc.messages import ShowFault
 from forkserve.prefork.master.failures import told
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
@@ -103,7 +104,7 @@ class Faults:
         waiting, self._waiting = self._waiting, []
         for child in waiting:
             self._dropped.add(self._why(child))
-            self._pool.members.withdraw(child.member, time.monotonic())
+            self._pool.happened(history.Withdrawn(child.member.ident, time.monotonic()))
 
     def at_rest(self, number: int) -> None:
         """The watcher's answer: all changes are told."""

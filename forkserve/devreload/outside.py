@@ -1,4 +1,4 @@
-"""Outside: which modules a worker has loaded from outside the project, for the base mold. In the worker, under --reload.
+"""Outside: which modules a worker has loaded from outside the project, for the warm process. In the worker, under --reload.
 
 Also what the project's code did that might make them others if they had been loaded before it: that cannot all be known,
 so what can be seen of it is compared (`facts`) between workers that loaded them anew and those that did not.
@@ -98,7 +98,7 @@ class Outside:
         self._asked: set[str] = set()  # names of all modules that somebody tried to import
         self._early: set[str] | None = None  # what was loaded when the project changed the environment
         self._told = False
-        self.base: int | None = None  # the number of the base mold that this worker was forked from
+        self.base: int | None = None  # the number of the warm process that this worker was forked from
         self.given: Surroundings | None = None  # what was given to that
         self._stale = False
 

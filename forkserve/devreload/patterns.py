@@ -109,7 +109,7 @@ def _translate(glob: str) -> str:
 
 
 def _letters(whole: str, letters: str, *, negated: bool) -> str:
-    pattern = f"[{'^' if negated else ''}{re.escape(letters).replace(re.escape('-'), '-')}]"
+    pattern = f"[{'^/' if negated else ''}{re.escape(letters).replace(re.escape('-'), '-')}]"
     try:
         re.compile(pattern)
     except re.error:  # [z-a]

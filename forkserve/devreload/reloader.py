@@ -21,6 +21,7 @@ from forkserve.devreload.watcher import Watch
 from forkserve.devreload.watcher_process import WatcherProcess
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.master.observers import Observer
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class DevReloader(Observer):
     def _hasten(self) -> None:
         """Do not let a worker that boots with something older, or waits to be tried again, take its time."""
         pool = self._pool
-        pool.generations.retry_now()
+        pool.happened(history.RetriedNow())
         born = [member.since for member in pool.members.workers() if member.state is State.BOOTING]
         if born and self._outdated is None:
             self._outdated = self._poller.at(max(time.monotonic(), min(born) + PATIENCE), self._give_up_outdated)
@@ -190,7 +191,7 @@ class DevReloader(Observer):
             if self._guesses > GUESSES:
                 return
         for member in slow:
-            self._pool.members.withdraw(member, now)
+            self._pool.happened(history.Withdrawn(member.ident, now))
         if any(member.canary for member in slow):
             self._superseded = True
             self._reload_now()

@@ -278,8 +278,8 @@ class Command(Process):
         return self
 
     def _opened(self) -> list[str]:
-        """What the master has open, without what it has for a base mold, which is made and ended at any time."""
-        molds = [pid for pid in self.workers if "base mold" in title(pid)]
+        """What the master has open, without what it has for a warm process, which is made and ended at any time."""
+        molds = [pid for pid in self.workers if "warm process" in title(pid)]
         opened = sorted(descriptors(self.pid).values())
         return opened[: len(opened) - 3 * len(molds)]
 

@@ -1,4 +1,4 @@
-"""Trial: finds out which modules can be imported in the base mold, by doing it in a fork of it that is thrown away.
+"""Trial: finds out which modules can be imported in the warm process, by doing it in a fork of it that is thrown away.
 
 A module is left out if its import raises, loads what is not on the list, starts a thread, leaves something open, or changes
 or asks for what is another thing in each worker. With it those that import it. What is changed in this process to see that

@@ -125,7 +125,7 @@ class ResponseWriter(Protocol):
         """Let a client that waits for 100 (Continue) send the body (RFC 9110 10.1.1)."""
 
     def pause_body(self) -> None:
-        """Read no more of the body from the client."""
+        """Read no more of the body from the client, until `resume_body` or the end of the response."""
 
     def resume_body(self) -> None:
         """Read on."""

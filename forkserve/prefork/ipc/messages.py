@@ -27,7 +27,7 @@ class Message:
 
     Attributes:
         tag: Its name on the wire.
-        sender: The processes that send it: worker, mold, base mold, watcher, or master.
+        sender: The processes that send it: worker, mold, warm process, watcher, or master.
         receiver: The processes that receive it.
     """
 
@@ -73,7 +73,7 @@ class Forked(Message):
     pid: int
 
 
-@_message("ready", "worker, mold, base mold", "master")
+@_message("ready", "worker, mold, warm process", "master")
 class Ready(Message):
     """A worker can take connections, or a mold can fork workers.
 
@@ -84,7 +84,7 @@ class Ready(Message):
     commands: Sequence[Mapping[str, str]] = ()
 
 
-@_message("failed", "worker, mold, base mold, watcher", "master")
+@_message("failed", "worker, mold, warm process, watcher", "master")
 class Failed(Message):
     """The last message of a process that could not start. A worker with the page of the error goes on (`Waits`).
 
@@ -218,14 +218,14 @@ class Loaded(Message):
 
 @_message("outside", "worker", "master")
 class Outside(Message):
-    """Modules from outside the project that a worker has loaded, for the base mold; at most 500 in one message.
+    """Modules from outside the project that a worker has loaded, for the warm process; at most 500 in one message.
 
     Attributes:
         modules: Name, origin (empty: the import failed), and whether it was loaded after the project had changed the
             environment, in the order of the imports.
         facts: What the project's code has changed that imports may see; null after the first message.
-        base: The number of the base mold that the worker was forked from; null if it was forked from the master.
-        stale: Whether the environment was different from that of the base mold.
+        base: The number of the warm process that the worker was forked from; null if it was forked from the master.
+        stale: Whether the environment was different from that of the warm process.
     """
 
     modules: Sequence[tuple[str, str, bool]]
@@ -234,9 +234,9 @@ class Outside(Message):
     stale: bool
 
 
-@_message("cleared", "base mold", "master")
+@_message("cleared", "warm process", "master")
 class Cleared(Message):
-    """The base mold has imported its modules, and can fork workers.
+    """The warm process has imported its modules, and can fork workers.
 
     Attributes:
         count: How many modules stay loaded.
@@ -247,9 +247,9 @@ class Cleared(Message):
     left_out: Mapping[str, str]
 
 
-@_message("outdated", "base mold", "master")
+@_message("outdated", "warm process", "master")
 class Outdated(Message):
-    """A file of the base mold's modules has changed: it forks no more workers, and ends."""
+    """A file of the warm process's modules has changed: it forks no more workers, and ends."""
 
 
 # Changes of files, under --reload: from the watcher.
@@ -310,7 +310,7 @@ class Log(Message):
 # Orders from the master.
 
 
-@_message("drain", "master", "worker, mold, base mold")
+@_message("drain", "master", "worker, mold, warm process")
 class Drain(Message):
     """A worker must take no more connections, finish what it has, and end; a mold must end.
 
@@ -339,7 +339,7 @@ class ServeOn(Message):
     """The successor that a worker asked for (`Spent`) has failed: the worker accepts connections again."""
 
 
-@_message("reopen_logs", "master", "worker, mold, base mold")
+@_message("reopen_logs", "master", "worker, mold, warm process")
 class LogFiles(Message):
     """New log files in place of those that were moved away. The descriptors travel beside the message.
 
@@ -454,7 +454,7 @@ class AskForRest(Message):
 # By a way of its own (`orders`).
 
 
-@_message("", "master", "mold, base mold")
+@_message("", "master", "mold, warm process")
 class Order(Message):
     """Fork a worker. One packet of its own socket, without a tag; the descriptors travel beside it.
 

@@ -14,6 +14,7 @@ from forkserve.prefork.ipc.codec import Unreadable, encode
 from forkserve.prefork.ipc.hooks import WorkerHandle
 from forkserve.prefork.master.child import Child, ChildState, pass_logs
 from forkserve.prefork.master.observers import Observer, Observers
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.calls import Target
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, State, process_name
@@ -71,7 +72,7 @@ class Children:
         deadline = self.pool.next_deadline()
         if deadline is not None and deadline <= time.monotonic():
             for child in self.by_ident.values():
-                self.pool.reports.beat(child.member.ident, child.row.cells[BEAT] / 1e9)
+                self.pool.happened(history.Beat(child.member.ident, child.row.cells[BEAT] / 1e9))
 
     # How they come.
 
@@ -84,7 +85,7 @@ class Children:
             return
         self.by_ident[member.ident] = child
         if child.pid is not None:
-            self.pool.reports.forked(member.ident, child.pid)
+            self.pool.happened(history.Forked(member.ident, child.pid))
         self._watch(child)
 
     def _fork_failed(self, member: Member, why: str) -> None:
@@ -92,7 +93,7 @@ class Children:
             console.say(f"forkserve: cannot fork: {why}")
         elif self.pool.phase is Phase.SERVING:
             logger.error("%s: cannot fork: %s", process_name(member.slot), why)
-        self.pool.fork_failed(member.ident, f"cannot fork: {why}", time.monotonic())
+        self.pool.happened(history.ForkFailed(member.ident, f"cannot fork: {why}", time.monotonic()))
 
     def _came(self, child: Child, pid: int) -> None:
         """A worker that was ordered is there. Only if it is a child of ours is its pid what it says."""
@@ -100,7 +101,7 @@ class Children:
             raise ValueError("it is known already")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         child.pid = pid
-        self.pool.reports.forked(child.member.ident, pid)
+        self.pool.happened(history.Forked(child.member.ident, pid))
 
     def lost(self, child: Child) -> None:
         """Do without a worker that was ordered long ago, if it has not come."""
@@ -109,7 +110,7 @@ class Children:
 
     def _misbehaved(self, child: Child, how: str) -> None:
         if child.pid is not None:
-            self.pool.members.protocol_violation(child.member.ident, how, time.monotonic())
+            self.pool.happened(history.ProtocolViolated(child.member.ident, how, time.monotonic()))
         elif self.by_ident.get(child.member.ident) is child:  # there is no process to kill
             fallback = self.forker.source.fallback if self.pool.phase < Phase.STOPPING else None
             if fallback is None:
@@ -145,26 +146,26 @@ class Children:
             case messages.Forked(pid):
                 self._came(child, pid)
             case messages.Ready() if child.id == MOLD:
-                self.pool.reports.ready(ident, now)
+                self.pool.happened(history.BecameReady(ident, now))
                 self.failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
             case messages.Ready(commands):
                 child.commands = commands
-                self.pool.reports.ready(ident, now)
+                self.pool.happened(history.BecameReady(ident, now))
                 self._became_ready(child)
             case messages.Failed():
                 child.failure = message
             case messages.ReopenLogs():
                 self.pass_logs(child)
             case Unreadable(why):
-                self.pool.members.protocol_violation(ident, why, now)
+                self.pool.happened(history.ProtocolViolated(ident, why, now))
             case _ if self._observers.received(child, message):
                 pass
             case messages.Loaded() | messages.Outside() | messages.Waits():
                 pass  # of a worker from before an upgrade, whose master had --reload
             case _:
-                self.pool.members.protocol_violation(ident, f"unexpected message {message!r:.100}", now)
+                self.pool.happened(history.ProtocolViolated(ident, f"unexpected message {message!r:.100}", now))
 
     def _became_ready(self, child: Child) -> None:
         if child.failure is None:

@@ -19,7 +19,7 @@ from forkserve.prefork.master.goals import Goals
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.master.state import ServerState
 from forkserve.prefork.master.status import workers_ready
-from forkserve.prefork.policy import completion
+from forkserve.prefork.policy import completion, history
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import State, pool_limits
 from forkserve.prefork.system.listeners import Listeners
@@ -73,7 +73,9 @@ class MasterCommands:
         self.state = ServerState(worker_class, settings, config.hooks, Inheritance(worker_class), most)
         self.config = config
         self.poller = Poller()
-        self.pool = Pool(settings.workers, pool_limits(settings), random.random, preload=settings.preload)
+        self.seed = time.time_ns()  # of the jitter of delays, so that a recorded history can be replayed
+        chance = random.Random(self.seed).random  # noqa: S311
+        self.pool = Pool(settings.workers, pool_limits(settings), chance, preload=settings.preload)
         self.listeners = Listeners(
             bind=settings.bind,
             host=settings.host,
@@ -136,11 +138,11 @@ class MasterCommands:
             raise CommandError("a reload replaces all workers just now", "refused")
         slot = self.slot(worker)
         before = completion.replaced(self.pool, slot)
-        self.pool.generations.replace(slot)
+        self.pool.happened(history.Replaced(slot))
 
         def give_up(ended: Pending) -> None:
             if ended.error is not None:
-                self.pool.generations.cancel_replace(slot, time.monotonic())
+                self.pool.happened(history.ReplaceCancelled(slot, time.monotonic()))
 
         return self.goals.until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
 
@@ -160,7 +162,7 @@ class MasterCommands:
                 self.listeners.open_slots(range(1, wanted + 1))
             except ListenError as error:
                 raise CommandError(f"cannot have {wanted} workers: {error}") from error
-            self.pool.want(wanted)
+            self.pool.happened(history.Wanted(wanted))
             self.log.info("%d worker%s wanted", wanted, "s" * (wanted != 1))
             self.observers.notify(Observer.scaled, wanted, before)
         return self.goals.until(completion.scaled(self.pool, wanted), lambda: {"workers": wanted})
@@ -182,14 +184,14 @@ class MasterCommands:
     def quit(self) -> Pending:
         """Stop at once, whatever is in hand."""
         pending = self._stop()
-        self.pool.stop_at_once()
+        self.pool.happened(history.Stopped(at_once=True))
         return pending
 
     def _stop(self) -> Pending:
         if self.pool.phase < Phase.STOPPING:
             self.log.info("stopping")
             self.observers.notify(Observer.stopping)
-        self.pool.stop()
+        self.pool.happened(history.Stopped(at_once=False))
         self._stops.append(Pending())
         return self._stops[-1]
 

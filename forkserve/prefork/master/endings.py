@@ -11,6 +11,7 @@ from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.master import stacks
 from forkserve.prefork.master.observers import Observer
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.drain_gate import LONGEST
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import ANSWER_TIME, MOLD, State
@@ -53,13 +54,13 @@ class Endings(Observer):
                 wait = 0.0 if self._pool.phase >= Phase.STOPPING else GROUP
                 self._poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
             case messages.Draining():
-                self._pool.reports.draining(ident, time.monotonic())
+                self._pool.happened(history.Draining(ident, time.monotonic()))
             case messages.Released():
-                self._pool.reports.released(ident)
+                self._pool.happened(history.Released(ident))
                 self.admit(child)
             case messages.Lingering():
-                self._pool.reports.lingering(ident)
-            case messages.Spent(requests, full) if self._pool.reports.spent(ident, full=full):
+                self._pool.happened(history.Lingering(ident))
+            case messages.Spent(requests, full) if self._pool.happened(history.Spent(ident, full)):
                 logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, requests)
 
     def _let_go(self, child: Child) -> None:
@@ -75,7 +76,7 @@ class Endings(Observer):
             )
             self._children.send(child, messages.Stay(longest))
         else:
-            self._pool.reports.draining(child.member.ident, time.monotonic())
+            self._pool.happened(history.Draining(child.member.ident, time.monotonic()))
             self.drain(child, booting=False)
 
     def admit(self, child: Child) -> None:
@@ -126,7 +127,7 @@ class Endings(Observer):
         if self._children.by_ident.get(child.member.ident) is not child or child.member.state is not State.DUMPING:
             return
         if child.answered:
-            self._pool.reports.dumped(child.member.ident, time.monotonic())
+            self._pool.happened(history.StacksDumped(child.member.ident, time.monotonic()))
         else:
             child.dump_stacks()
 

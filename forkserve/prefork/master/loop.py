@@ -18,6 +18,7 @@ from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.master.observers import FrontendObserver, Observer, Observers
 from forkserve.prefork.master.service_manager import ready_status
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.system import daemon, forks
@@ -91,9 +92,7 @@ class MasterLoop:
         self.pool.departures.advertised = self.frontend.advertised
         self.reloading.advance(time.monotonic())
         self.change.follow()
-        unattended = self.pool.departures.unattended(time.monotonic())
-        self.pool.departures.queued = {slot for slot in unattended if self.listeners.last_look(slot)}
-        plan = self.pool.plan(time.monotonic())
+        plan = self._plan()
         self.class_hooks.register_slots()
         for action in plan:
             self._perform(action)
@@ -104,6 +103,16 @@ class MasterLoop:
             return  # a callback may have changed what is wanted
         for event in self._wait():
             self.handle(event)
+
+    def _plan(self) -> list[Action]:
+        """Have the pool make a plan."""
+        now, pool, departures = time.monotonic(), self.pool, self.pool.departures
+        queued = {slot for slot in departures.unattended(now) if self.listeners.last_look(slot)}
+        places = departures.advertised, departures.moved, departures.advertised_before
+        plan: list[Action] = pool.happened(history.Planned(now, *places, queued))
+        if plan:
+            pool.record(history.Decided.of(plan))
+        return plan
 
     def _wait(self) -> list[Callable[[], object]]:
         """Wait for events, until the first deadline; the only call that blocks."""

@@ -19,6 +19,7 @@ from forkserve.prefork.control.socketfile import open_endpoint
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.reactions import SignalReactions
 from forkserve.prefork.master.upgrade.state import take_inherited_state
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.molds import MANY_MOLDS
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.pidfile import PidFile
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.commands import MasterCommands
     from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.master.upgrade.state import MasterState
+    from forkserve.prefork.policy.pool import PoolEvent
     from forkserve.prefork.system.poller import Poller
 
 
@@ -71,6 +73,7 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     """Open everything but the addresses, or take it over. Raises ListenError and ConfigError."""
     state, poller = commands.state, commands.poller
     state.pid = os.getpid()
+    commands.pool.record = _log_event
     before = take_inherited_state()
     signals = SignalQueue((*commands.handlers, *map(signal.Signals, signals_of(SignalReactions)), signal.SIGCHLD))
     stacks.signals.callback(signals.close)
@@ -94,9 +97,18 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     stacks.cleanup.callback(outputs.close)
     scoreboard = _open_scoreboard(state, before)
     stacks.cleanup.callback(scoreboard.close)
-    commands.pool.capacity.rows = scoreboard.size - MANY_MOLDS
+    rows = commands.pool.capacity.rows = scoreboard.size - MANY_MOLDS
+    if before is None:
+        limits, preload = commands.pool.members.limits, commands.pool.members.preload
+        commands.pool.record(history.Started(commands.pool.wanted, limits, preload, rows, commands.seed))
     in_child = [poller.close, signals.close_in_child, control.close_in_child, *([pid_file.close] if pid_file else ())]
     return Opened(before, signals, hangup_ignored, pid_file, control, upgrade, outputs, scoreboard, in_child)
+
+
+def _log_event(event: PoolEvent) -> None:
+    """Log an event of the pool, one JSON line each (`history.read_event`), at the level trace."""
+    if logs.logger.isEnabledFor(logs.TRACE):
+        logs.logger.log(logs.TRACE, "%s", history.write_event(event))
 
 
 def _resume(commands: MasterCommands, before: MasterState) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.master.status import served
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.autoscale import Autoscaler
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.recycling import Recycler
@@ -73,7 +74,7 @@ class PeriodicChecks:
         room = 0 if self._reloading.under_way else pool.room - (pool.wanted - len(ready))
         for slot, why in self._recycler.pick([served(one, settings) for one in ready], settings, room):
             logger.info("worker %d is replaced: %s", slot, why)
-            pool.generations.replace(slot)
+            pool.happened(history.Replaced(slot))
 
     def _check_socket_files(self) -> None:
         """Warn of a unix socket whose file was removed, or replaced by another server's."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from forkserve.base.logs import logger
 from forkserve.prefork.control.command import for_signals
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.repeats import Repeats
 
 if TYPE_CHECKING:
@@ -64,4 +65,4 @@ class SignalReactions:
         """Have no workers, until TTIN; but not because a terminal window was resized."""
         if not self._terminal.resized():
             logger.info("no workers wanted; connections wait")
-            self._pool.suspend()
+            self._pool.happened(history.Suspended())

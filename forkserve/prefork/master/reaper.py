@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from forkserve.base.logs import logger
 from forkserve.prefork.master.failures import describe_exit
 from forkserve.prefork.master.observers import Observer, Observers
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, State
 
@@ -75,7 +76,7 @@ class Reaper:
         code, signum = (status, None) if status >= 0 else (None, -status)
         first_boot = self._pool.phase is Phase.FIRST_BOOT and not self._pool.members.limits.patient
         why = self._children.failures.reason(child, status)
-        failed = self._pool.exited(child.member.ident, time.monotonic(), code=code, signal=signum, why=why)
+        failed = self._pool.happened(history.Exited(child.member.ident, time.monotonic(), code, signum, why))
         if failed:
             self._children.failures.report(child, status, why, first_boot=first_boot)
         else:

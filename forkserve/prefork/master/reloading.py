@@ -15,6 +15,7 @@ from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import told
 from forkserve.prefork.master.observers import Observer, Observers
+from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
 from forkserve.prefork.policy.states import pool_limits
@@ -123,6 +124,7 @@ class Reloading:
         """Return whether the one that runs has ended."""
         assert self._rollout is not None
         try:
+            self._pool.record(history.RolloutAdvanced(now))
             done = self._rollout.advance(now)
         except CommandError as error:
             slot, end = self._rollout.failed_slot, self._rollout.failed
@@ -143,7 +145,9 @@ class Reloading:
     def _start(self, now: float) -> None:
         self._running, self._waiting = self._waiting, []
         self._undo = None
-        self._rollout = Rollout(self._pool, self._state.settings.reload_settle, self._take_over)
+        settle = self._state.settings.reload_settle
+        self._pool.record(history.RolloutBegan(settle))
+        self._rollout = Rollout(self._pool, settle, self._before_commit)
         self._began = now
         logs.logger.info("reloading: generation %d", self._rollout.generation)
         for error in self._listeners.renew(self._rollout.generation):
@@ -153,8 +157,17 @@ class Reloading:
     def take_over(self, settings: Settings, hooks: Hooks) -> None:
         """Put other settings and hooks in force."""
         self._state.settings, self._state.hooks = settings, hooks
-        self._pool.members.limits = pool_limits(settings)
+        self._pool.happened(history.LimitsChanged(pool_limits(settings)))
         logs.set_level(settings.log_level)
+
+    def _before_commit(self) -> None:
+        """Take the settings over. Raises CommandError if they cannot be: nothing has changed then."""
+        try:
+            self._take_over()
+        except CommandError as error:
+            self._pool.record(history.CommitEnded(str(error)))
+            raise
+        self._pool.record(history.CommitEnded(None))
 
     def _take_over(self) -> None:
         """Read the configuration in the master too, when the canary has shown that it is good. Raises CommandError."""
@@ -202,6 +215,7 @@ class Reloading:
         except (Exception, SystemExit) as error:
             raise CommandError(f"{error}; nothing was changed") from error
         if changed and not self._pool.members.preload:
+            self._pool.record(history.CanaryRenewed())
             rollout.renew_canary()  # it has made its own
 
     def _end(self, error: CommandError | None, traceback: str | None) -> None:

@@ -47,9 +47,7 @@ class _Call:
     began: float
     deadline: float | None
     pending: Pending = field(default_factory=Pending)
-    asked: dict[int, tuple[Target, float]] = field(
-        default_factory=dict
-    )  # by ident: no reply yet, and since when
+    asked: dict[int, tuple[Target, float]] = field(default_factory=dict)  # by ident: no reply yet, and since when
     replies: list[Reply] = field(default_factory=list)
     without: int | None = None  # the ident of the worker that must not get it
 

@@ -1,17 +1,17 @@
 """The accept queue of a listening socket: how many connections wait in it, and how it is closed without a reset.
 
-A connection that is in the queue at the last `close` of its listener is reset: its client has connected and may have sent its
-request. So first the kernel is told to let no more in (`refuse`), then handshakes under way are waited for (`has_handshakes`),
-then what is there is accepted, then it is closed. What was measured (Linux 6.18; loopback and unix sockets):
+A connection in the queue at the last `close` of its listener is reset, although its client has connected and may have sent a
+request. So a listener is closed in four steps: the kernel lets no more connections in (`refuse`), handshakes under way end
+(`has_handshakes`), the queued connections are accepted, and the socket is closed. Measured on Linux 6.18, loopback and unix:
 
-- `listen(fd, 0)` does not do: the queue still takes one connection whenever it is empty, and a client whose handshake ends when
-  it is full believes that it is connected, sends, and is reset at the close. A unix socket takes one as well.
-- `shutdown(SHUT_RD)` on a TCP listener resets all that is queued. On a unix socket it does: new connections are refused at
-  once, and those in the queue can be accepted. It cannot be taken back.
-- net.ipv4.tcp_abort_on_overflow and net.ipv4.tcp_migrate_req are for the whole machine, or for SO_REUSEPORT.
-- A socket filter that drops SYNs does it for TCP: handshakes that have begun are completed, and no other begins. The client's
-  kernel sends its SYN again after a second, and is refused then, as the port is closed; or gets through, if it was opened
-  again. Connections inherit the filter, and receive no SYN.
+- `listen(fd, 0)` does not work: the queue still takes one connection whenever it is empty, and a client whose handshake ends
+  while it is full seems to be connected, sends, and is reset at the close. A unix socket also takes one.
+- `shutdown(SHUT_RD)` on a TCP listener resets all queued connections. On a unix socket it works: new connections are refused at
+  once, and those in the queue can be accepted. It cannot be undone.
+- net.ipv4.tcp_abort_on_overflow and net.ipv4.tcp_migrate_req apply to the whole machine, or to SO_REUSEPORT only.
+- A socket filter that drops SYNs works for TCP: handshakes that have begun are completed, and no other begins. The client's
+  kernel sends its SYN again after a second. It is refused then, as the port is closed; or accepted, if the port was opened again.
+  Connections inherit the filter, but they receive no SYN.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ _RDHUP: Final = getattr(select, "POLLRDHUP", 0)
 
 
 def identity(sock: socket.socket) -> int:
-    """Return what is the same for all descriptors of a socket, in whatever process, and for no other socket."""
+    """Return a number that all descriptors of the socket share, in all processes, and no other socket has."""
     return os.fstat(sock.fileno()).st_ino
 
 
 def refuse(sock: socket.socket) -> None:
-    """Let no more connections into the queue; what is there can still be accepted. Where the system cannot, do nothing.
+    """Let no more connections into the queue; queued ones can still be accepted. On other systems than Linux, do nothing.
 
-    It holds for all processes that have the socket, until `admit` for TCP, and for good for a unix socket.
+    It applies to all processes that have the socket: until `admit` for TCP, for good for a unix socket.
     """
     if not _LINUX:
         return
@@ -69,14 +69,14 @@ def refuse(sock: socket.socket) -> None:
 
 
 def admit(sock: socket.socket) -> None:
-    """Take `refuse` back, for TCP."""
+    """Undo `refuse`, for TCP."""
     if _LINUX and sock.family != socket.AF_UNIX:
-        with contextlib.suppress(OSError):  # there is none
+        with contextlib.suppress(OSError):  # there is no filter
             sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 def length(sock: socket.socket) -> int:
-    """Return how many connections wait in the queue; where the system does not tell, 1 if there are any."""
+    """Return how many connections wait in the queue; if the system does not say, 1 if there are any."""
     if _LINUX:
         try:
             if sock.family == socket.AF_UNIX:
@@ -86,43 +86,43 @@ def length(sock: socket.socket) -> int:
             pass
     poll = select.poll()
     poll.register(sock, select.POLLIN | _RDHUP)
-    # A unix socket that takes no more is always readable.
+    # A unix socket after `refuse` is always readable.
     return sum(events & (select.POLLIN | _RDHUP) == select.POLLIN for _, events in poll.poll(0))
 
 
 def has_handshakes(sock: socket.socket) -> bool:
-    """Whether clients have begun to connect, so that they are about to be in the queue. False where the system does not tell.
+    """Return whether handshakes are under way, whose connections will be in the queue; False if the system does not say.
 
-    It looks at all connections of the machine, which takes milliseconds.
+    The kernel looks through all connections of the machine, which takes milliseconds.
     """
     if not _LINUX or sock.family == socket.AF_UNIX:
         return False
     port: int = sock.getsockname()[1]
-    # inet_diag_req_v2: all sockets in that state with this port of ours.
-    asked = struct.pack("=BBBxI", sock.family, socket.IPPROTO_TCP, 0, _SYN_RECV) + struct.pack(">HH", port, 0) + bytes(44)
+    # inet_diag_req_v2: all sockets in that state with this local port.
+    query = struct.pack("=BBBxI", sock.family, socket.IPPROTO_TCP, 0, _SYN_RECV) + struct.pack(">HH", port, 0) + bytes(44)
     try:
-        return bool(_diagnose(asked, _NLM_F_REQUEST | _NLM_F_DUMP))
+        return bool(_diagnose(query, _NLM_F_REQUEST | _NLM_F_DUMP))
     except (OSError, struct.error):
         return False
 
 
 def _length_of_unix(sock: socket.socket) -> int:
     # unix_diag_req, for one socket; unix_diag_msg, then attributes, each in a multiple of four bytes.
-    asked = struct.pack("=BBHIIIII", sock.family, 0, 0, 0xFFFFFFFF, identity(sock), _UDIAG_SHOW_RQLEN, 0xFFFFFFFF, 0xFFFFFFFF)
-    found, at = _diagnose(asked, _NLM_F_REQUEST), 16
+    query = struct.pack("=BBHIIIII", sock.family, 0, 0, 0xFFFFFFFF, identity(sock), _UDIAG_SHOW_RQLEN, 0xFFFFFFFF, 0xFFFFFFFF)
+    found, at = _diagnose(query, _NLM_F_REQUEST), 16
     while at < len(found):
         size, kind = struct.unpack_from("=HH", found, at)
         if kind == _UNIX_DIAG_RQLEN:
             return int(struct.unpack_from("=I", found, at + 4)[0])
         at += max(4, size + 3 & ~3)
-    raise OSError(errno.ENOENT, "nothing was said of its queue")
+    raise OSError(errno.ENOENT, "the kernel does not report its queue")
 
 
-def _diagnose(asked: bytes, flags: int) -> bytes:
-    """Ask the kernel about sockets (sock_diag(7)); return what it says of the first that it finds, empty if it finds none."""
+def _diagnose(query: bytes, flags: int) -> bytes:
+    """Query the kernel about sockets (sock_diag(7)); return its reply on the first one found, empty if there is none."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(0.1)
-        netlink.send(struct.pack("=IHHII", 16 + len(asked), _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + asked)
+        netlink.send(struct.pack("=IHHII", 16 + len(query), _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + query)
         answer = netlink.recv(65536)
     size, kind = struct.unpack_from("=IH", answer)
     return answer[16:size] if kind == _SOCK_DIAG_BY_FAMILY else b""

@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 class Listener:
     """One listening socket, non-blocking.
 
-    `slot` is the worker it belongs to, None if all workers share it; `adopted` says that somebody
-    else bound it; `asked` is the address that it was opened for, empty if for none. Workers of the
-    generations from `first` to `last` accept from it, None being for ever; but not those of
-    `without`, which had other addresses and was rolled back.
+    Attributes:
+        sock: The socket.
+        slot: The worker that it belongs to; None: all workers share it.
+        adopted: Another process has bound it.
+        asked: The address that it was opened for; empty: none.
+        first: Workers from this generation on accept from it,
+        last: up to this one (None: all later ones),
+        without: but not those of this one, which had other addresses and was rolled back.
+        left_at: When its last worker stopped accepting from it. For the master, after an upgrade.
+        lost: Its socket file was gone at the last look (`Listeners.look`), so that no client can connect.
     """
 
     sock: socket.socket
@@ -38,14 +44,14 @@ class Listener:
     first: int = 0
     last: int | None = None
     without: int | None = None
-    left_at: float | None = None  # when nobody accepted from it any more; for the master, after an upgrade
-    lost: bool = False  # its socket file has gone, so that nobody can connect; as of the last look (`Listeners.look`)
-    # The socket file as we made it (device, inode): another server may have replaced it since.
+    left_at: float | None = None
+    lost: bool = False
+    # The socket file as it was made here (device, inode): another server may have replaced it since.
     _file: files.Identity | None = field(default=None, repr=False)
 
     @property
     def port(self) -> int | None:
-        """The TCP port that is really bound; None for a unix socket."""
+        """The TCP port that is bound; None for a unix socket."""
         return None if self.sock.family == socket.AF_UNIX else int(self.sock.getsockname()[1])
 
     def serves(self, generation: int) -> bool:
@@ -61,11 +67,11 @@ class Listener:
         return self.sock.family == family and _comparable(self.sock) == name
 
     def again(self) -> Listener:
-        """Return another one with the same queue, for other workers."""
+        """Return another listener with the same queue, for other workers."""
         return Listener(self.sock.dup(), adopted=self.adopted, _file=self._file)
 
     def describe(self, scheme: str) -> str:
-        """Return it for a reader: `http://127.0.0.1:9000 (worker 1)`, or `unix:/path`."""
+        """Return it for a log line: `http://127.0.0.1:9000 (worker 1)`, or `unix:/path`."""
         return self.address(scheme) + ("" if self.slot is None else f" (worker {self.slot})")
 
     def address(self, scheme: str) -> str:
@@ -73,21 +79,21 @@ class Listener:
         name = self.sock.getsockname()
         if self.sock.family == socket.AF_UNIX:
             path = _unix_name(name)
-            with contextlib.suppress(OSError):  # there is no working directory any more
+            with contextlib.suppress(OSError):  # the working directory is gone
                 path = path if path.startswith("@") else os.path.abspath(path)
             return f"unix:{path}"
         host = f"[{name[0]}]" if self.sock.family == socket.AF_INET6 else name[0]
         return f"{scheme}://{host}:{name[1]}"
 
     def has_lost_its_file(self) -> bool:
-        """Return whether the socket file that we made is not there any more. For the master."""
+        """Return whether the socket file made here is gone. For the master."""
         if self._file is None:
             return False
         try:
             return files.identity(os.lstat(self.sock.getsockname())) != self._file
         except (FileNotFoundError, NotADirectoryError):
             return True
-        except OSError:  # nobody can tell
+        except OSError:  # unknown
             return False
 
     def close(self) -> None:
@@ -95,7 +101,7 @@ class Listener:
         self.sock.close()
 
     def unlink(self, others: Iterable[Listener]) -> None:
-        """Remove the socket file, if it is still the one that we made, and not that of others too. For the master."""
+        """Remove the socket file, if it is still the one made here, and no other listener uses it. For the master."""
         if self._file is None or any(one._file == self._file for one in others):  # noqa: SLF001 - its own class
             return
         files.remove(self.sock.getsockname(), self._file, follow=False)
@@ -118,12 +124,12 @@ def resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
 def _new_socket(family: int, address: Address) -> socket.socket:
     try:
         return socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:  # no descriptor is left, or the kernel has no such family
+    except OSError as error:  # no descriptor is left, or the kernel lacks the family
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
 
 
 def bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int) -> socket.socket:
-    """Open it. Raises ListenError."""
+    """Return a listening TCP socket. Raises ListenError."""
     sock = _new_socket(family, address)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -140,7 +146,7 @@ def bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int)
         elif error.errno == errno.EADDRNOTAVAIL:
             reason = "no interface of this machine has this address"
         elif error.errno == errno.EACCES:
-            reason = f"port {address.port} needs privileges that this process has not"
+            reason = f"port {address.port} needs privileges that this process does not have"
         else:
             reason = error.strerror or str(error)
         raise ListenError(f"cannot listen on {address}: {reason}") from None
@@ -149,7 +155,7 @@ def bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int)
 
 
 def bind_unix(address: Address, mode: int, backlog: int, owner: files.Owner) -> Listener:
-    """Open it, in the place of a file that nobody listens on. Raises ListenError."""
+    """Return a listening unix socket, which may replace the file of a server that is gone. Raises ListenError."""
     path = address.path
     file = None
     sock = _new_socket(socket.AF_UNIX, address)
@@ -173,7 +179,7 @@ def bind_unix(address: Address, mode: int, backlog: int, owner: files.Owner) -> 
 
 
 def _remove_stale(address: Address, place: files.Place) -> None:
-    """Remove a socket file that nobody listens on. Raises ListenError for anything else."""
+    """Remove a socket file that no server listens on. Raises ListenError for any other file."""
     found = place.status()
     if found is None:
         return
@@ -189,7 +195,7 @@ def _remove_stale(address: Address, place: files.Place) -> None:
         except FileNotFoundError:
             return
         except BlockingIOError:
-            pass  # its queue is full, so it lives
+            pass  # its queue is full, so a server listens
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
     raise ListenError(f"cannot listen on {address}: another server is listening there")
@@ -202,7 +208,7 @@ def _comparable(sock: socket.socket) -> object:
 
 def same_file(path: str) -> str:
     """Return the one way to write a socket's path: `s` is `/run/s` in `/run`, and so may be `/var/run/s`."""
-    with contextlib.suppress(OSError):  # there is no working directory any more
+    with contextlib.suppress(OSError):  # the working directory is gone
         return path if path.startswith("@") else os.path.realpath(path)
     return path
 

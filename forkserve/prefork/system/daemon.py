@@ -1,12 +1,12 @@
-"""--daemon: the server in the background, and a launcher that stays until it is known how the start went.
+"""--daemon: the server in the background, and a launcher that waits for the result of the start.
 
-fork, setsid, fork. Until the workers are ready, server and workers keep the launcher's stdout and stderr, so that
-whatever they say while they start is read where a foreground start would have shown it; then each lets go of them
-(`detach`). What the launcher ends with comes down a pipe, one JSON object to a line: the server's pid; that it is
-ready; the exit code or the error that it has ended with instead. End of file without any of these is a death.
+fork, setsid, fork. Until the workers are ready, server and workers keep the launcher's stdout and stderr, so that their messages
+during the start appear where a foreground start would show them; then each releases them (`detach`). The server reports the
+result through a pipe, one JSON object per line: its pid; that it is ready; or the exit code or the error that it has ended with.
+End of file without any of these means that the server died.
 
-Everything that takes part runs in one of three processes: the launcher, which is who called and who returns; the
-server, which never returns to the caller's code; its workers.
+Three kinds of process take part: the launcher, which is the caller's process and returns to its code; the server, which never
+returns to the caller's code; the workers.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ERRORS: Final = {int(kind.exit_code): kind for kind in (ConfigError, BootError, 
 
 
 class _State:
-    """What this process still has of its launcher."""
+    """The ties of this process to its launcher."""
 
     def __init__(self) -> None:
         self.pipe: int | None = None  # the server's end
-        self.attached = False  # our stdout and stderr are the launcher's
+        self.attached = False  # stdout and stderr are the launcher's
 
 
 _state = _State()
@@ -40,14 +40,14 @@ _state = _State()
 def run(serve: Callable[[], int]) -> int:
     """Call `serve` in a background process, which ends with it; return 0 as soon as it is `ready`. For the launcher.
 
-    The caller's code goes on here, in the launcher; functions registered with atexit until now are the launcher's,
-    too, but under the command those of the configuration file are the server's. If the start fails, that is as if it had
-    been called here: its ForkserveError is raised, or the exit code returned. TERM, INT, QUIT and HUP to the launcher until
-    then end the server: BootError.
+    The caller's code goes on here, in the launcher. Functions registered with atexit so far also stay here, but with the command
+    those of the configuration file belong to the server. A failed start has the same result as a call in this process: its
+    ForkserveError is raised, or its exit code returned. TERM, INT, QUIT and HUP to the launcher during the start end the server,
+    and raise BootError.
     """
     if os.environ.get("NOTIFY_SOCKET"):
         raise ConfigError(
-            "--daemon is not for servers that a service manager started and watches (NOTIFY_SOCKET is set): leave it out"
+            "--daemon cannot be used below a service manager that supervises the server (NOTIFY_SOCKET is set): leave it out"
         )
     stdio.flush()
     read, write = os.pipe()
@@ -67,12 +67,12 @@ def run(serve: Callable[[], int]) -> int:
         os.waitpid(child, 0)
         with open(read, encoding="utf-8") as lines:
             for line in lines:
-                launcher.hear(json.loads(line))
+                launcher.receive(json.loads(line))
     return launcher.result()
 
 
 class _Launcher:
-    """What the launcher knows of the server that it started."""
+    """The launcher's view of the server that it started."""
 
     def __init__(self) -> None:
         self._pid: int | None = None
@@ -82,11 +82,11 @@ class _Launcher:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Pass on the signals that end."""
+        """Forward the signals that stop a server."""
         for signum in ENDING:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 self._before[signum] = signal.signal(signum, self._end)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # whoever started us may have blocked them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # the parent may have blocked them
         try:
             yield
         finally:
@@ -101,10 +101,10 @@ class _Launcher:
         self._interrupted = True
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGTERM)  # a second time, it ends at once
+                os.kill(self._pid, signal.SIGTERM)  # a second signal stops it at once
 
-    def hear(self, message: Mapping[str, Any]) -> None:
-        """Take what the server says."""
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """Take a report of the server."""
         self._last = message
         if "pid" in message:
             self._pid = message["pid"]
@@ -112,7 +112,7 @@ class _Launcher:
                 self._end()
 
     def result(self) -> int:
-        """Return the exit code of the launcher, or raise what the server has raised."""
+        """Return the exit code of the launcher, or raise the error of the server."""
         if self._interrupted or self._last.get("code") == 0:
             raise BootError("stopped before the workers were ready")
         if "error" in self._last:
@@ -139,12 +139,12 @@ def _become_server(
         launcher = os.getppid()
         os.setsid()
         if os.fork():
-            os._exit(ExitCode.OK)  # so that the server leads no session, and no terminal can become its own
+            os._exit(ExitCode.OK)  # so that the server leads no session, and cannot get a controlling terminal
         _state.pipe, _state.attached = pipe, True
-        _tell(pid=os.getpid())
+        _report(pid=os.getpid())
         stdio.read_nothing()
         if os.environ.get("LISTEN_PID") == str(launcher):
-            os.environ["LISTEN_PID"] = str(os.getpid())  # whom the sockets were meant for
+            os.environ["LISTEN_PID"] = str(os.getpid())  # the sockets are meant for this process
         if not exits.are_marked():
             exits.drop_inherited(registered)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -154,19 +154,19 @@ def _become_server(
 
 
 def _live(serve: Callable[[], int]) -> NoReturn:
-    """Serve, and end with it: the caller's code goes on in the launcher alone."""
+    """Serve, and end this process: only the launcher returns to the caller's code."""
     code: int = ExitCode.UNEXPECTED
     try:
         try:
             code = serve()
         finally:
             exits.run()
-        _tell(code=code)
+        _report(code=code)
     except ForkserveError as error:
-        _tell(error={"code": error.exit_code, "message": str(error), "traceback_text": getattr(error, "traceback_text", None)})
-    except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
+        _report(error={"code": error.exit_code, "message": str(error), "traceback_text": getattr(error, "traceback_text", None)})
+    except BaseException:  # noqa: BLE001 - only an exit code may leave this process
         traceback.print_exc()
-        _tell(code=code)
+        _report(code=code)
     finally:
         stdio.flush()
         logfile.finish()
@@ -174,33 +174,33 @@ def _live(serve: Callable[[], int]) -> NoReturn:
 
 
 def resume(serve: Callable[[], int]) -> NoReturn:
-    """Do what `run` does in the server's process, in the program that an upgrade has put in its place."""
+    """Do the server's part of `run` in the program that took its place by an upgrade."""
     _state.attached = True
     _live(serve)
 
 
 def ready() -> None:
-    """Let the launcher end, and let go of its stdout and stderr. In the server, when the pid file and all else stand."""
+    """Let the launcher end, and release its stdout and stderr. In the server, when everything is set up."""
     detach()
-    _tell(ready=True)
+    _report(ready=True)
     close_in_child()
 
 
 def detach() -> None:
-    """Let stdout and stderr be the error log's file, or /dev/null, if they are still the launcher's. In any process."""
+    """Point stdout and stderr to the error log's file, or /dev/null, if they are still the launcher's. In any process."""
     if _state.attached:
         _state.attached = False
         logs.detach()
 
 
 def close_in_child() -> None:
-    """Let go of the pipe to the launcher, so that it sees if the server dies."""
+    """Close the pipe to the launcher, which then notices if the server dies."""
     pipe, _state.pipe = _state.pipe, None
     if pipe is not None:
         os.close(pipe)
 
 
-def _tell(**message: object) -> None:
+def _report(**message: object) -> None:
     if _state.pipe is not None:
-        with contextlib.suppress(OSError):  # the launcher was killed, and nobody listens
+        with contextlib.suppress(OSError):  # the launcher was killed
             os.write(_state.pipe, json.dumps(message).encode() + b"\n")

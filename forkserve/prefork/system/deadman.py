@@ -1,7 +1,7 @@
 """The dead-man's switch: a thread in C that ends this process, with its stacks on stderr, unless it is wound up again in time.
 
-It is for a worker that is stuck where nothing else reaches it, when no master is left to kill it. Where no thread can be
-started, as an ordinary user's process limit is reached, the worker lives without it.
+It ends a worker that is stuck in native code when no master is left to kill it. If no thread can be started, because the process
+limit of a user is reached, the worker runs without it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _complained: list[bool] = []
 
 
 def wind_up(seconds: float, *, silent: bool = False) -> None:
-    """End this process in so many seconds, instead of when it was said before.
+    """End this process in `seconds`, instead of at the time set before.
 
-    The first time that this is impossible is a line in the log; not if `silent`, as in a signal handler.
+    If that is impossible, the first failure is logged; not if `silent`, as in a signal handler.
     """
     try:
         faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)

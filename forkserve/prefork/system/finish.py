@@ -1,8 +1,8 @@
-"""Finish: what an application has handed to threads and executors is done before its process ends, within a time.
+"""Finish: complete the work of an application's threads and executors before its process ends, within a time limit.
 
-Python does this at the end of a program, without a limit. The server's processes end by `os._exit`, and their time is what
-is left of the graceful timeout. Executors come first: an idle thread of one never ends by itself, and one that is told to end
-works its queue off before.
+Python does this at the end of a program, without a limit. The server's processes end by `os._exit`, and the limit is the rest of
+the graceful timeout. Executors are shut down first: an idle thread of an executor never ends by itself, and a busy one completes
+its queue before it ends.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from types import FrameType
 
-MOMENT: Final = 0.02  # seconds in which the threads of idle executors end
-SLICE: Final = 0.1  # seconds between two signs of life
-# Modules whose frames say nothing of what a thread does.
+MOMENT: Final = 0.02  # seconds that threads of idle executors take to end
+SLICE: Final = 0.1  # seconds between two heartbeats
+# Modules whose frames do not show what a thread does.
 MACHINERY: Final = ("threading", "concurrent.futures.", "anyio.", "asyncio.", "contextvars")
 
 
 def dismiss_executors() -> None:
-    """Have every executor of `concurrent.futures` end when its queue is empty; it takes no more work. Does not wait.
+    """Shut down every executor of `concurrent.futures`: it takes no more work, and ends when its queue is empty. Does not wait.
 
-    The functions that do it are those that Python calls before it joins threads. They wait as well, so each runs in a thread.
+    The functions for this are those that Python calls before it joins threads. They wait, so each runs in a thread.
     """
     for call in reversed(getattr(threading, "_threading_atexits", ())):
-        with contextlib.suppress(RuntimeError):  # no thread can be had: what is idle is cut off, and named
+        with contextlib.suppress(RuntimeError):  # no thread can be started: idle threads are cut off, and named
             threading.Thread(target=call, name="forkserve-finish", daemon=True).start()
 
 
 def unfinished() -> list[threading.Thread]:
-    """Return the threads that a program waits for at its end: those that are no daemons, and those of executors."""
+    """Return the threads that a program joins at its end: those that are no daemons, and those of executors."""
     here = (threading.current_thread(), threading.main_thread())
     executors = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
     return [
@@ -45,11 +45,11 @@ def unfinished() -> list[threading.Thread]:
 
 
 def wait_for_threads(until: float, tick: Callable[[], object] = lambda: None) -> list[threading.Thread]:
-    """Wait for them; return those that still run.
+    """Wait for the unfinished threads; return those that still run.
 
     Args:
         until: When to give up, on the monotonic clock; `math.inf` for never.
-        tick: Called again and again meanwhile, but not if there is nothing to wait for.
+        tick: Called repeatedly meanwhile; not if there is nothing to wait for.
     """
     moment = min(time.monotonic() + MOMENT, until)
     while (left := unfinished()) and (now := time.monotonic()) < until:
@@ -60,8 +60,8 @@ def wait_for_threads(until: float, tick: Callable[[], object] = lambda: None) ->
 
 
 def describe(thread: threading.Thread) -> str:
-    """Return its name, and in which function it is."""
-    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - documented, for such a case
+    """Return the thread's name and the function that it runs."""
+    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - documented for this purpose
     target = getattr(thread, "_target", None)
     found = f" (target {getattr(target, '__qualname__', None) or target!r:.100})" if target is not None else ""
     while frame is not None:

@@ -1,14 +1,14 @@
-"""Forks: the server's own, and those of the application, which must have nothing of the server's.
+"""Forks: those of the server, and those of the application, which must not keep anything of the server's.
 
-What an application forks (`os.fork`, `multiprocessing`, `pty.fork`) is a copy of a worker, of a mold or of the master. It
-would have that process's signal handlers, which keep TERM from ending it; its listening sockets, which keep the port taken
-when the server has gone; its clients' connections, which then do not close; and its channel. Each process of the server says
-with `release_by` how to let go of all that, and this is done in the copy before any other code runs there.
+A process that an application forks (`os.fork`, `multiprocessing`, `pty.fork`) is a copy of a worker, of a mold or of the master.
+It would inherit that process's signal handlers, so that TERM would not end it; its listening sockets, so that the port would stay
+taken after the server; its clients' connections, which would not close; and its channel. Each process of the server sets with
+`release_by` how a copy releases all of that, which happens before any other code runs in the copy.
 
-A copy may also come back: out of the view, the hook or the import that forked it. It is no worker, so the server's code calls
-`end_returned` where it can come back to, and it ends there.
+A copy may also return from the view, the hook or the import that forked it. It is no worker, so the server's code calls
+`end_returned` wherever it may return to, and the copy ends there.
 
-Programs that are executed (`subprocess`, multiprocessing's spawn and forkserver) come by no hook. They get nothing because
+Programs that are executed (`subprocess`, multiprocessing's spawn and forkserver) run no such hook. They inherit nothing because
 every descriptor closes on exec, and because no signal is blocked or ignored here.
 """
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from forkserve.base.exits import Function
 
 
-MANY = 4096  # descriptors that are tried one by one, where the system does not list them
+MANY = 4096  # descriptors to try one by one, if the system does not list them
 
 
 class _Own(threading.local):
-    """What this thread is doing."""
+    """The state of this thread."""
 
-    forking = False  # for the server
-    mask: set[signal.Signals] | set[int] | None = None  # that was there before the application forked
+    forking = False  # the server forks, not the application
+    mask: set[signal.Signals] | set[int] | None = None  # the signal mask before the application forked
 
 
 class _State:
-    """What this process knows."""
+    """The state of this process."""
 
     def __init__(self) -> None:
         self.release: Callable[[], None] | None = None
-        self.inherited: list[Function] | None = None  # atexit functions; not None in a process that the application forked
+        self.inherited: list[Function] | None = None  # the parent's atexit functions, after a fork by the application
 
 
 _own = _Own()
@@ -57,10 +57,9 @@ end_returned = copies.end_returned
 
 
 def fork(*, same_exits: bool = False) -> int:
-    """Fork for the server itself; what `os.fork` returns. Raises OSError.
+    """Fork a process of the server; return what `os.fork` returns. Raises OSError.
 
-    In the child, atexit functions that are not for it are dropped; with `same_exits` it has those of this process, as what was
-    forked from a mold has.
+    The child drops this process's atexit functions; with `same_exits` it keeps them, as a worker keeps those of its mold.
     """
     inherited = exits.registered()
     _own.forking = True
@@ -78,12 +77,12 @@ def fork(*, same_exits: bool = False) -> int:
 
 
 def release_by(release: Callable[[], None] | None) -> None:
-    """Have it called in what the application forks from now on, before anything else; None if there is nothing to let go of."""
+    """Set what a process that the application forks calls before anything else; None: nothing is to be released."""
     _state.release = release
 
 
 def _before() -> None:
-    # A signal that comes to the child before it has let go would be lost: the handler in C belongs to the server.
+    # A signal that reaches the child before the release would be lost: the handler in C belongs to the server.
     if _state.release is not None and not _own.forking:
         _own.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
@@ -111,10 +110,10 @@ os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_c
 
 
 def end(error: BaseException | None = None) -> NoReturn:
-    """End a process that the application has forked, as Python ends one, but for what its parent has registered with atexit.
+    """End a process that the application has forked, as Python does, but without the atexit functions of its parent.
 
     Args:
-        error: What it came back with: SystemExit, or another exception, which is printed.
+        error: The exception that it returned with: SystemExit, or another one, which is printed.
     """
     code = 0
     try:
@@ -136,7 +135,7 @@ def end(error: BaseException | None = None) -> NoReturn:
 
 @contextlib.contextmanager
 def boundary() -> Iterator[None]:
-    """Let nothing that the application has forked go on behind the `with`."""
+    """End any process that the application forked within the `with`, where it leaves it."""
     try:
         yield
     except BaseException as error:
@@ -145,12 +144,12 @@ def boundary() -> Iterator[None]:
     end_returned()
 
 
-# What a copy does with the descriptors that it has. It puts something harmless in their place instead of closing them: objects
-# that know the numbers are still there, and when the collector comes to them they would close what has the number by then.
+# A copy replaces the descriptors that it inherits by harmless ones instead of closing them: objects that hold the numbers still
+# exist, and when they are collected they would close whatever has the number by then.
 
 
 def blank(descriptors: Iterable[int]) -> None:
-    """Let these be /dev/null."""
+    """Replace these descriptors by /dev/null."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         for descriptor in descriptors:
@@ -161,14 +160,14 @@ def blank(descriptors: Iterable[int]) -> None:
 
 
 def separate_epoll(descriptor: int) -> None:
-    """Let an epoll set be an empty one. The parent's is shared by all copies: what is taken out in one is out for all."""
+    """Replace an epoll set by an empty one. Copies share the parent's: removing a descriptor in one removes it in all."""
     if hasattr(select, "epoll"):  # a kqueue is not inherited
         with select.epoll() as empty:
             os.dup2(empty.fileno(), descriptor, inheritable=False)
 
 
 def open_descriptors() -> list[int]:
-    """Return the descriptors of this process; one of them was for looking, and is closed."""
+    """Return the descriptors of this process; one of them was used for listing, and is closed."""
     for directory in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             return [int(name) for name in os.listdir(directory)]

@@ -1,4 +1,4 @@
-"""Listening sockets that this process was given by whoever started it."""
+"""Listening sockets that this process inherits from its parent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ LISTEN_FDS_START = 3
 
 
 def inherit(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Adopt what systemd passed (sd_listen_fds(3)): LISTEN_FDS sockets, if LISTEN_PID is us."""
+    """Adopt the sockets that systemd passes (sd_listen_fds(3)): LISTEN_FDS of them, if LISTEN_PID is this process.
+
+    Raises ListenError.
+    """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     try:
@@ -25,7 +28,7 @@ def inherit(environ: Mapping[str, str]) -> list[socket.socket]:
 
 
 def adopt(descriptor: int) -> socket.socket:
-    """Take over a listening socket that somebody else has opened. Raises ListenError."""
+    """Adopt a listening socket that another process has opened. Raises ListenError."""
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError as error:

@@ -1,17 +1,17 @@
 """The sockets that a server listens on: opened, inherited, handed to workers, closed.
 
-The master opens each before the first fork that needs it and keeps its own copy as long as the
-address is wanted, so that an accept queue outlives any worker.
+The master opens each one before the first fork that needs it, and keeps its own copy as long as the address is wanted, so that
+an accept queue outlives any worker.
 
-An upgrade may bring other addresses. They belong to generations: a worker accepts from those of its own, whenever it is
-forked, so that
+An upgrade may bring other addresses. Addresses belong to generations: a worker accepts from those of its own generation,
+whenever it is forked. So
 
-- the addresses of before stay open and are used for new workers until the new generation is committed, and again if it is
-  rolled back; those of the new program, which nobody was told of, are closed if it never is;
-- once it is committed, whatever becomes of the reload, new workers have the new ones, and an old address is open for as long
-  as there are workers that accept from it, or may be again;
-- what is listed for a slot is where its ready worker accepts from: the old address until the new worker is ready and its
-  generation committed.
+- the old addresses stay open and are used for new workers until the new generation is committed, and again if it is rolled back;
+  the new ones, which have not been announced, are closed if the generation is never committed;
+- once it is committed, whatever happens to the reload, new workers have the new addresses, and an old address stays open as long
+  as workers accept from it, or may do so again;
+- the listed address of a slot is the one that its ready worker accepts from: the old address until the new worker is ready and
+  its generation is committed.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ class Listeners:
         self._bind = [parse_address(text) for text in bind]
         self._opener = Opener(backlog, socket_mode, owner)
         self._all: list[Listener] = []
-        self._leaving: list[Listener] = []  # which only workers of before the upgrade have, until its reload has ended
-        self._renewed: list[tuple[Listener, Listener]] = []  # lost by the file, and bound anew for a reload that runs
-        self._turned = False  # the addresses of before are for no new slots any more
+        self._leaving: list[Listener] = []  # of old workers only, until the reload after an upgrade has ended
+        self._renewed: list[tuple[Listener, Listener]] = []  # whose file was lost, and their replacements for a reload that runs
+        self._turned = False  # new slots get only the new addresses
 
     def __iter__(self) -> Iterator[Listener]:
         """Iterate over the open listeners, the slots' first, in the order of their slots."""
@@ -109,7 +109,7 @@ class Listeners:
         """Open the shared addresses and those of slots 1 to `slots`; adopt LISTEN_FDS sockets.
 
         An inherited socket serves the address that it matches, else it is shared by all workers.
-        Raises ListenError; what was opened before is closed then.
+        Raises ListenError, after closing everything that it has opened.
         """
         try:
             self._opener.inherit(environ)
@@ -122,10 +122,7 @@ class Listeners:
             raise
 
     def open_slots(self, slots: Collection[int]) -> None:
-        """Open what is not open yet of the slots' own addresses: all of them, or none.
-
-        Raises ListenError.
-        """
+        """Open the slots' own addresses that are not open yet: all of them, or none. Raises ListenError."""
         before = list(self._all)
         self.admit(slots)
         try:
@@ -145,19 +142,19 @@ class Listeners:
             self._leaving.append(listener)
 
     def for_slot(self, slot: int, generation: int) -> list[Listener]:
-        """Return what a worker inherits: its slot's own listener, then the shared ones."""
+        """Return the listeners of a worker: its slot's own one, then the shared ones."""
         return [one for one in self if one.accepted_by(slot, generation)]
 
     def port(self, slot: int, generation: int) -> int | None:
-        """Return the TCP port that is the slot's own, if it has one."""
+        """Return the slot's own TCP port, if it has one."""
         return next((one.port for one in self if one.slot == slot and one.serves(generation)), None)
 
     def listed(self, serving: Mapping[int, int], committed: int) -> list[Listener]:
-        """Return those that requests may be sent to: a slot's own, and then the shared ones, first those to be preferred.
+        """Return the listeners that requests may be sent to: the slots' own ones, then the shared ones, the preferred first.
 
         Args:
             serving: The generations of ready workers, by their slots.
-            committed: The generation of those that will be.
+            committed: The generation of workers that are not ready yet.
         """
         ready = {*serving.values()}
         own = [one for one in self if one.slot is not None and one.serves(serving.get(one.slot, committed))]
@@ -166,18 +163,18 @@ class Listeners:
         return own + shared
 
     def elsewhere(self, committed: int) -> list[Listener]:
-        """Return those that no worker of the committed generation has."""
+        """Return the listeners that no worker of the committed generation has."""
         return [one for one in self._all if not one.serves(committed)]
 
     def look(self) -> list[Listener]:
-        """See which socket files have gone; return the listeners whose file was there at the last look. For the master."""
+        """Look for lost socket files; return the listeners whose file was there at the last look. For the master."""
         before = {id(one) for one in self._all if one.lost}
         for one in self._all:
             one.lost = one.last is None and one.has_lost_its_file()
         return [one for one in self._all if one.lost and id(one) not in before]
 
     def renew(self, generation: int) -> list[ListenError]:
-        """Bind anew, for workers from this generation on, what nobody can connect to. Return why that was not possible."""
+        """Replace listeners whose socket file is lost, for workers from this generation on. Return the errors."""
         self.look()
         errors = []
         for old in [one for one in self._all if one.lost]:
@@ -192,7 +189,7 @@ class Listeners:
         return errors
 
     def settle_renewed(self, committed: int) -> None:
-        """The reload has ended: give up what was bound for it, if its generation is not the committed one."""
+        """Close the replacements of a reload that has ended, unless its generation is the committed one."""
         renewed, self._renewed = self._renewed, []
         for old, fresh in renewed:
             if committed < fresh.first:
@@ -208,20 +205,20 @@ class Listeners:
         *,
         back: bool,
     ) -> list[int]:
-        """Return the identities (`acceptqueue`) of what will be closed when a worker that drains accepts no more.
+        """Return the identities (`acceptqueue`) of the listeners that are closed when a draining worker accepts no more.
 
         Args:
             worker: Its slot and generation.
             committed: The generation of new workers.
             kept: The slots that keep their listeners; None if everything is closed.
             others: Slots and generations of the workers that stay.
-            back: Whether there may be workers of generations before again.
+            back: Whether workers of earlier generations may be forked again.
         """
         back = back or (len(self._address_sets) > 1 and committed < self._address_sets[-1].first)
 
         def stays(one: Listener) -> bool:
             if one.adopted:
-                return True  # somebody else has it as well, such as a service manager, for whoever comes after us
+                return True  # another process has it too, such as a service manager, for the next server
             if kept is None:
                 return False
             wanted = (one.slot is None or one.slot in kept) and (back or one.serves(committed))
@@ -231,15 +228,15 @@ class Listeners:
         return [mine for one in self.for_slot(*worker) if (mine := acceptqueue.identity(one.sock)) not in used]
 
     def admit(self, slots: Collection[int]) -> None:
-        """Let connections come to these slots' own listeners again: they are not closed after all."""
+        """Let connections into the queues of these slots' own listeners again: they are not closed after all."""
         for one in self._all:
             if one.slot in slots and not one.adopted:
                 acceptqueue.admit(one.sock)
 
     def last_look(self, slot: int | None) -> bool:
-        """Let no more connections come to a slot's own listener, or with None to the shared ones; whether some wait there.
+        """Let no more connections into the queue of a slot's own listener (None: the shared ones); return whether some wait.
 
-        Adopted listeners are left alone: another process has them as well, and may accept.
+        Adopted listeners are left alone: another process has them too, and may accept.
         """
         mine = [one for one in self._all if one.slot == slot and not one.adopted]
         for one in mine:
@@ -247,7 +244,7 @@ class Listeners:
         return any(acceptqueue.length(one.sock) for one in mine)
 
     def close(self, slot: int | None) -> None:
-        """Close a slot's own listener, or with None the shared ones; remove a socket file of ours.
+        """Close a slot's own listener (None: the shared ones), and remove its socket file if it was made here.
 
         For the master, when no worker accepts from it any more.
         """
@@ -260,24 +257,29 @@ class Listeners:
             listener.close()
 
     def close_all(self) -> None:
-        """Close everything, for the master at its end."""
+        """Close all listeners, for the master at its end."""
         for listener in self._opener.unclaimed():
             listener.close()
         self._close(lambda _: True)
 
     def close_unused(
-        self, committed: int, workers: Collection[tuple[int, int]], sought: Callable[[Listener], bool], now: float, longest: float
+        self,
+        committed: int,
+        workers: Collection[tuple[int, int]],
+        advertised: Callable[[Listener], bool],
+        now: float,
+        longest: float,
     ) -> float | None:
-        """Close what is for no new worker, and none of these accepts from it. For the master.
+        """Close the listeners that no new worker gets, and that none of these workers accepts from. For the master.
 
         Args:
             committed: The generation of new workers.
             workers: Slots and generations.
-            sought: Whether a front end may send requests to one: then it is kept meanwhile, as a worker may have died.
+            advertised: Whether a front end may send requests to one: then it is kept, as its worker may have died.
             now: The time.
             longest: Seconds for which it is kept at most.
 
-        Return when this must be done again for those that are kept from now on; None for never.
+        Returns when this must be called again for those that are kept from now on; None for never.
         """
         if len(self._address_sets) > 1 and committed < self._address_sets[-1].first:
             return None  # it is about to be committed
@@ -288,7 +290,7 @@ class Listeners:
             if any(listener.accepted_by(*worker) for worker in workers):
                 listener.left_at = None
                 continue
-            kept = now < (now if listener.left_at is None else listener.left_at) + longest and sought(listener)
+            kept = now < (now if listener.left_at is None else listener.left_at) + longest and advertised(listener)
             if not kept:
                 self._close(lambda one, gone=listener: one is gone)  # type: ignore[misc]
             elif listener.left_at is None:
@@ -297,7 +299,7 @@ class Listeners:
         return min(due, default=None)
 
     def close_in_child(self, kept: Collection[Listener]) -> None:
-        """Close the copies that a process must not hold, which inherits just these. For the child, after a fork."""
+        """Close the copies that a child must not hold: all but those that it inherits. For the child, after a fork."""
         for listener in self._all:
             if listener not in kept:
                 listener.close()
@@ -312,9 +314,9 @@ class Listeners:
     def adopt(
         self, found: Sequence[ListenerState], slots: Collection[int], generations: tuple[int, int], before: Addresses
     ) -> ListenError | None:
-        """Go on with them in the new program, whose settings may ask for others, until `settle`.
+        """Take them over in the new program, whose settings may have other addresses, until `settle`.
 
-        An address is kept by how it was written, or else by what it is bound to. If a new one cannot be had, all are kept as
+        An address is matched as it was written, or else by what it is bound to. If a new one cannot be opened, all are kept as
         they were, and the error is returned.
 
         Args:
@@ -346,15 +348,15 @@ class Listeners:
         return None
 
     def turn(self, *, committed: bool) -> None:
-        """An upgrade is about to be committed, so that new slots need its addresses only; or is not, after all."""
+        """Set whether new slots get only the new addresses: the upgrade is about to be committed, or is not, after all."""
         self._turned = committed
 
     def settle(self, committed: int, newest: int) -> bool:
-        """The reload after the upgrade has ended. Return whether the addresses of before are back, or have never left.
+        """End the transition of an upgrade, after its reload. Return whether the old addresses are in use (again).
 
         Args:
             committed: The generation of new workers.
-            newest: The last that was tried: if that is not the upgrade's, the next reload will be of that generation.
+            newest: The last one tried: if the upgrade's was not tried, the next reload gets that generation.
         """
         if len(self._address_sets) == 1:
             return True

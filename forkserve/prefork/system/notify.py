@@ -1,8 +1,8 @@
-"""Tell the service manager how the server is: sd_notify(3), without its library.
+"""Report the server's state to the service manager: sd_notify(3), without its library.
 
-What is sent is a state, and the latest one counts. If the manager's queue is full just then (an unconnected datagram socket
-holds `net.unix.max_dgram_qlen` messages), or its socket is gone for a moment, the state is kept and sent when there is room: a
-READY=1 that got lost would leave the unit `activating` until systemd kills it.
+Only the latest state counts. If the manager's queue is full (an unconnected datagram socket holds `net.unix.max_dgram_qlen`
+messages), or its socket is gone for a moment, the state is kept and sent later: without READY=1 the unit would stay `activating`
+until systemd kills it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from forkserve.base.logs import logger
 if TYPE_CHECKING:
     from forkserve.prefork.system.poller import Poller, Timer
 
-FIRST_RETRY: Final = 0.05  # seconds; each further one comes after twice as many
+FIRST_RETRY: Final = 0.05  # seconds; each further delay is twice as long
 LAST_RETRY: Final = 1.0
-# Of these only the latest holds, with what was said with it.
+# Only the latest of these counts, with the variables sent along.
 STATES: Final = frozenset(("READY", "RELOADING", "STOPPING", "MONOTONIC_USEC"))
 FULL: Final = (errno.EAGAIN, errno.ENOBUFS)
 
@@ -33,7 +33,7 @@ class Notifier:
 
     Args:
         environ: The environment.
-        poller: Rings when what could not be sent is to be tried again.
+        poller: Calls when a failed message is to be sent again.
     """
 
     def __init__(self, environ: Mapping[str, str], poller: Poller) -> None:
@@ -46,10 +46,10 @@ class Notifier:
         self._unsent: dict[str, object] = {}
         self._retry: Timer | None = None
         self._delay = FIRST_RETRY
-        self._told = False
+        self._warned = False
 
     def watchdog(self, environ: Mapping[str, str]) -> float | None:
-        """How often the manager wants a WATCHDOG=1, in seconds: half of WATCHDOG_USEC, as it advises; None for never."""
+        """Return the seconds between two WATCHDOG=1: half of WATCHDOG_USEC, as systemd advises; None for never."""
         text = environ.get("WATCHDOG_USEC", "")
         if not self._address or not text or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
             return None
@@ -59,9 +59,9 @@ class Notifier:
         return int(text) / 2e6
 
     def send(self, **variables: object) -> None:
-        """Send assignments such as READY=1, with all that is still unsent; never block.
+        """Send assignments such as READY=1, with all that are still unsent; never block.
 
-        A manager that does not listen is one line in the log, until it listens again.
+        A failure is logged once, until sending works again.
         """
         if not self._address:
             return
@@ -81,11 +81,11 @@ class Notifier:
                 sock.setblocking(False)
                 sock.sendto(state.encode("utf-8", "backslashreplace"), self._address)
         except OSError as error:
-            if not self._told and error.errno not in FULL:
-                self._told = True
-                logger.warning("cannot notify the service manager: %s; it is tried again", error.strerror or error)
+            if not self._warned and error.errno not in FULL:
+                self._warned = True
+                logger.warning("cannot notify the service manager: %s; retrying", error.strerror or error)
             self._retry = self._poller.at(time.monotonic() + self._delay, self._try)
             self._delay = min(2 * self._delay, LAST_RETRY)
         else:
             self._unsent.clear()
-            self._told, self._delay = False, FIRST_RETRY
+            self._warned, self._delay = False, FIRST_RETRY

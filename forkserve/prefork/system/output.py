@@ -1,8 +1,8 @@
-"""Output: what workers write to their stdout and stderr, and where it goes.
+"""Output: the stdout and stderr of workers, and their destinations.
 
-A file is simply theirs to write to. What must be looked at line by line (for a prefix, syslog, or a function) goes
-through a pipe to the master, one for each worker and sink, which reads a small piece at a time between its other work. A
-worker whose pipe is full waits, as with any pipe. When the master is gone, writing fails.
+Workers write to a file directly. Output that must be handled line by line (for a prefix, syslog or a function) goes to the master
+through a pipe, one per worker and sink; the master reads a small piece at a time between its other work. A worker whose pipe is
+full waits, as with any pipe. After the master's death, writing fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.system.poller import Poller
 
 STREAMS: Final = {STDOUT: "stdout", STDERR: "stderr"}
-PIECE: Final = 8 * 1024  # what is read from one worker before others have their turn
+PIECE: Final = 8 * 1024  # bytes to read from one worker before the next one
 LONGEST_LINE: Final = 64 * 1024
 LAST_PIECES: Final = 1024 * 1024
 
@@ -53,10 +53,10 @@ class OutputsState:
 
 
 class Outputs:
-    """The output of all workers. For the master, but for what `for_worker` gives."""
+    """The output of all workers. For the master, except for the results of `for_process`."""
 
     def __init__(self, settings: Settings, poller: Poller) -> None:
-        """Open what the settings name. Raises ConfigError where it cannot be written."""
+        """Open the destinations in the settings. Raises ConfigError if one cannot be written."""
         self._poller = poller
         self._prefix = settings.worker_output_prefix
         self._files: dict[int, LogFile] = {}  # by stream
@@ -84,7 +84,7 @@ class Outputs:
             return
         if value == "-":
             if not self._prefix:
-                return  # it is that already
+                return  # as inherited
             file = LogFile(stream)
         elif isinstance(value, str):
             file = logs.open_file(value, self._owner)
@@ -96,7 +96,7 @@ class Outputs:
             self._sinks[stream] = FileSink(file.path or name, file)
 
     def _share(self) -> None:
-        """Let stderr go where stdout goes, in the order in which it was written."""
+        """Send stderr to the destination of stdout, so that both stay in order."""
         if STDOUT in self._files:
             self._files[STDERR] = self._files[STDOUT]
         if STDOUT in self._sinks:
@@ -104,7 +104,7 @@ class Outputs:
 
     def _dup(self, name: str, file: Any) -> int:
         try:
-            getattr(file, "flush", int)()  # else each worker would inherit what waits in it, and write it
+            getattr(file, "flush", int)()  # or each worker would inherit its buffer, and write it
             descriptor = os.dup(file.fileno())
             self._dups.append(descriptor)
             os.write(descriptor, b"")
@@ -127,9 +127,9 @@ class Outputs:
             yield WorkerOutput(pipes, self._files, self.close_in_child)
 
     def close_in_child(self) -> None:
-        """Close what is the master's, in a child just forked."""
+        """Close the master's descriptors, in a child just forked."""
         for pipe in self._pipes:
-            os.close(pipe.descriptor)  # and no more: what it is registered with is shared with the master
+            os.close(pipe.descriptor)  # and no more: the poller is shared with the master
         for sink in self._sinks.values():
             sink.close()
 
@@ -154,22 +154,22 @@ class Outputs:
             pipe.go_on()
 
     def forget(self, pipe: _Pipe) -> None:
-        """Let go of a pipe that has ended."""
+        """Close a pipe that has ended."""
         self._pipes.discard(pipe)
         self._poller.unwatch(pipe.descriptor)
         os.close(pipe.descriptor)
 
     def watch(self, pipe: _Pipe) -> None:
-        """Have the pipe read when it is readable."""
+        """Read the pipe whenever it is readable."""
         self._poller.watch(pipe.descriptor, READ, pipe.read)
 
     def pause(self, pipe: _Pipe, seconds: float) -> None:
-        """Leave the pipe unread for so long, then have it try to go on."""
+        """Leave the pipe unread for `seconds`, then let it try again."""
         self._poller.unwatch(pipe.descriptor)
         self._poller.at(time.monotonic() + seconds, pipe.go_on)
 
     def close(self) -> None:
-        """Pass on what the workers have left in their pipes, and close everything. When they have gone."""
+        """Read the rest of the pipes, and close everything. When the workers have ended."""
         for pipe in list(self._pipes):
             pipe.finish()
         for sink in dict.fromkeys(self._sinks.values()):
@@ -180,7 +180,7 @@ class Outputs:
 
 
 class WorkerOutput:
-    """What stdout and stderr of one process are to be: pipes of its own, and files."""
+    """The destinations of stdout and stderr of one process: pipes of its own, and files."""
 
     def __init__(self, pipes: Mapping[int, LogFile], files: Mapping[int, LogFile], close_masters: Callable[[], None]) -> None:
         self._pipes = pipes
@@ -188,17 +188,17 @@ class WorkerOutput:
         self._close_masters = close_masters
 
     def descriptors(self) -> list[tuple[int, int]]:
-        """Return the stream and the descriptor of each pipe, to be passed on with an order."""
+        """Return the stream and the descriptor of each pipe, to be sent with an order."""
         return [(stream, file.descriptor) for stream, file in self._pipes.items()]
 
     def install(self) -> None:
-        """Let them be these, in a child that the master has just forked."""
+        """Redirect stdout and stderr there, in a child that the master has just forked."""
         self._close_masters()
         for stream, file in {**self._files, **self._pipes}.items():
             _redirect(stream, file)
 
     def replace(self, pipes: Mapping[int, int]) -> None:
-        """Let them be other pipes, in a worker just forked from the mold whose these are."""
+        """Redirect them to other pipes, in a worker just forked from the mold that has these."""
         for stream, descriptor in pipes.items():
             _redirect(stream, LogFile(descriptor))
         for descriptor in {file.descriptor for file in self._pipes.values()}:
@@ -209,11 +209,11 @@ def _redirect(stream: int, file: LogFile) -> None:
     python = getattr(sys, STREAMS[stream])
     logs.redirect(stream, file)
     if isinstance(python, io.TextIOWrapper):
-        python.reconfigure(line_buffering=True)  # it is no terminal, but is read like one
+        python.reconfigure(line_buffering=True)  # read line by line, like a terminal
 
 
 class _Pipe:
-    """The master's end of a pipe that a worker prints into."""
+    """The master's end of a pipe that a worker writes to."""
 
     def __init__(self, descriptor: int, prefix: bytes, sink: Sink, owner: Outputs) -> None:
         os.set_blocking(descriptor, False)
@@ -221,7 +221,7 @@ class _Pipe:
         self._prefix = prefix
         self.sink = sink
         self._owner = owner
-        self.rest = b""  # of a line that has not ended
+        self.rest = b""  # the start of an incomplete line
         self._ended = False
         self._watched = False
         self._closed = False
@@ -231,7 +231,7 @@ class _Pipe:
         return PipeState(InheritedFd(self.descriptor), self._prefix, self.rest, stream)
 
     def read(self, _events: int = READ) -> None:
-        """Read a piece, and pass it on."""
+        """Read a piece, and give it to the sink."""
         try:
             data = os.read(self.descriptor, PIECE)
         except BlockingIOError:
@@ -241,7 +241,7 @@ class _Pipe:
         self.go_on()
 
     def go_on(self) -> None:
-        """Go on with whatever is next, if the sink has taken what was read."""
+        """Read on, or close, if the sink has taken everything so far; else pause."""
         if self._closed:
             return
         if not self.sink.flush():
@@ -254,7 +254,7 @@ class _Pipe:
             self._owner.watch(self)
 
     def finish(self) -> None:
-        """Read all that is there, and close."""
+        """Read the rest, and close."""
         if not self._ended:
             for data in drain(self.descriptor, LAST_PIECES):
                 self._put(data)
@@ -266,7 +266,7 @@ class _Pipe:
         self._owner.forget(self)
 
     def _put(self, data: bytes) -> None:
-        """Give the sink the lines that are complete; at the end of file, also the last that is not."""
+        """Give the sink the complete lines; at the end of file, also an incomplete last one."""
         *lines, rest = (self.rest + data).split(b"\n")
         if len(rest) >= LONGEST_LINE or (rest and not data):
             lines.append(rest)

@@ -1,4 +1,4 @@
-"""The pid file: exactly the name that was given, and locked."""
+"""The pid file: locked, under exactly the given name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class PidFile(LockFile):
     """Holds the file from construction to `remove`. For the master."""
 
     def __init__(self, path: str) -> None:
-        """Write our pid. Raises ConfigError if another server holds the file, or on any OSError."""
+        """Write the pid of this process. Raises ConfigError if another server holds the file, or on any OSError."""
         try:
             super().__init__(path)
         except HeldError as error:

@@ -1,4 +1,4 @@
-"""Poller: what the master's loop waits for: descriptors and times."""
+"""Poller: descriptors and timers, which the master's loop waits for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-LONGEST = 3600.0  # seconds in one go: epoll takes no more than 24 days, and none that are not finite
+LONGEST = 3600.0  # seconds of one wait: epoll takes at most 24 days, and only finite numbers
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
 
 @dataclass(order=True, slots=True)
 class Timer:
-    """Something to do at a time; `cancel` it, and it will not be done."""
+    """A call at a time, until it is cancelled."""
 
     when: float
     order: int
@@ -27,17 +27,17 @@ class Timer:
     every: float | None = field(default=None, compare=False)
 
     def cancel(self) -> None:
-        """Do not do it, or not again."""
+        """Do not call, or not again."""
         self.call = None
 
     def ring(self) -> None:
-        """Do it, unless what was called just before has cancelled it."""
+        """Call, unless a call just before has cancelled it."""
         if self.call is not None:
             self.call()
 
 
 class Poller:
-    """Descriptors and timers, each with what to call. For the master; nothing in it blocks but `wait`."""
+    """Descriptors and timers, each with its callback. For the master; only `wait` blocks."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -45,9 +45,9 @@ class Poller:
         self._order = itertools.count()
 
     def watch(self, fileobj: Any, events: int, call: Callable[[int], object]) -> None:
-        """Call with the events (READ, WRITE or both) when they come; instead of what was asked for this object before.
+        """Call with the events (READ, WRITE or both) when they occur; replaces an earlier `watch` of this object.
 
-        Raises ValueError or OSError for an object that cannot be waited for.
+        Raises ValueError or OSError for an object that cannot be watched.
         """
         try:
             known = self._selector.get_key(fileobj)
@@ -56,23 +56,23 @@ class Poller:
             return
         if known.fileobj == fileobj:
             self._selector.modify(fileobj, events, call)
-        else:  # another one had this descriptor, and was closed without a word
+        else:  # an object with this descriptor was closed without `unwatch`
             self._selector.unregister(known.fileobj)
             self._selector.register(fileobj, events, call)
 
     def unwatch(self, fileobj: Any) -> None:
-        """Wait for it no longer. Twice does no harm; before it is closed."""
+        """Stop watching an object, before it is closed. Doing it twice is harmless."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(fileobj)
 
     def at(self, when: float, call: Callable[[], object]) -> Timer:
-        """Call once, when the monotonic clock says so."""
+        """Call once, at a time of the monotonic clock."""
         timer = Timer(when, next(self._order), call)
         heapq.heappush(self._timers, timer)
         return timer
 
     def every(self, seconds: float, call: Callable[[], object]) -> Timer:
-        """Call again and again; what a late master missed is not made up for. Raises ValueError for 0 seconds or less."""
+        """Call every `seconds`; missed calls of a late master are skipped. Raises ValueError for 0 seconds or less."""
         if not seconds > 0:
             raise ValueError(f"every {seconds} seconds: a number above 0 is needed")
         timer = Timer(time.monotonic() + seconds, next(self._order), call, seconds)
@@ -80,14 +80,14 @@ class Poller:
         return timer
 
     def wait(self, deadline: float | None) -> list[Callable[[], object]]:
-        """Wait for something to happen, until the deadline at most; return what to call."""
+        """Wait for events, until the deadline at most; return the callbacks."""
         while self._timers and self._timers[0].call is None:
             heapq.heappop(self._timers)
         if self._timers:
             deadline = min(self._timers[0].when, deadline if deadline is not None else self._timers[0].when)
         timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST)
         ready = self._selector.select(timeout)
-        # Looked at again when its turn comes: what is called before it may have closed it.
+        # Checked again when its turn comes: an earlier callback may have closed it.
         return [functools.partial(self._dispatch, key, events) for key, events in ready] + self._due(time.monotonic())
 
     def _dispatch(self, key: selectors.SelectorKey, events: int) -> None:
@@ -113,5 +113,5 @@ class Poller:
         return calls
 
     def close(self) -> None:
-        """Close what belongs to the poller itself; a child does so just after the fork."""
+        """Close the poller's own descriptor; a child does so just after the fork."""
         self._selector.close()

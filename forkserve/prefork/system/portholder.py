@@ -1,4 +1,4 @@
-"""Who holds a TCP port: for the message that says that it is taken. Linux only, and only a guess."""
+"""The process that holds a TCP port, for the message that the port is taken. Linux only, and only a guess."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LISTENING = "0A"
 def describe_holder(port: int) -> str:
     """Return ` by NAME (pid N)` for a process that listens on the port, or an empty string.
 
-    What another user's process holds cannot be seen without privileges.
+    Processes of other users cannot be seen without privileges.
     """
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for pid in _processes() if sockets else ():
@@ -34,7 +34,7 @@ def _listening_inodes(port: int) -> Iterator[str]:
 
 
 def _processes() -> list[str]:
-    # The newest first: a port is more often held by what was just started than by the system.
+    # The newest first: a port is more often held by a recently started process than by the system.
     return sorted((name for name in os.listdir("/proc") if name.isdigit()), key=int, reverse=True)
 
 

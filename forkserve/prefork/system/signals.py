@@ -1,9 +1,8 @@
 """Signals as events: a handler only queues the signal, and a byte on a socket wakes the loop.
 
-The byte is written by the interpreter's own C handler (`set_wakeup_fd`), so a signal that comes just
-before the loop blocks wakes it all the same; and once more by the handler in Python, as somebody else may
-have taken the wakeup descriptor away. What came is in the queue and not in the bytes: a full socket loses
-bytes, and TERM must never be lost in a flood of others.
+The byte is written by the interpreter's own C handler (`set_wakeup_fd`), so that a signal just before the loop blocks wakes it
+too; and again by the handler in Python, as other code may have replaced the wakeup descriptor. The signals are in the queue, not
+in the bytes: a full socket loses bytes, and TERM must never be lost in a flood of others.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from collections.abc import Callable, Iterable
 
 
 class SignalQueue:
-    """Takes the signals over from construction to `close`, and unblocks them. On the main thread of any process.
+    """Handles signals from construction to `close`, and unblocks them. On the main thread of any process.
 
     Args:
-        signals: Which.
-        beside_loop: An event loop that runs on this thread has a wakeup descriptor of its own, and keeps it.
+        signals: The signals to handle.
+        beside_loop: An event loop on this thread keeps its own wakeup descriptor.
     """
 
     def __init__(self, signals: Iterable[signal.Signals], *, beside_loop: bool = False) -> None:
@@ -32,28 +31,28 @@ class SignalQueue:
         if beside_loop and self._old_fd != -1:
             signal.set_wakeup_fd(self._old_fd, warn_on_full_buffer=False)
         self._old = {signum: signal.signal(signum, self._note) for signum in signals}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old)  # whoever started this process may have blocked them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old)  # the parent process may have blocked them
 
     def _note(self, signum: int, _frame: object) -> None:
         self._queue.append(signum)
-        with contextlib.suppress(OSError):  # full, which wakes as well
+        with contextlib.suppress(OSError):  # full, so that the loop wakes anyway
             self._writer.send(b"\0")
 
     def fileno(self) -> int:
-        """Return the descriptor that becomes readable when a signal has come."""
+        """Return the descriptor that becomes readable when a signal has arrived."""
         return self._reader.fileno()
 
     def inherited(self, signum: signal.Signals) -> object:
-        """Return the handler that the signal had before."""
+        """Return the previous handler of the signal."""
         return self._old[signum]
 
     def add(self, signum: signal.Signals) -> None:
-        """Take over one more signal."""
+        """Handle one more signal."""
         if signum not in self._old:
             self._old[signum] = signal.signal(signum, self._note)
 
     def take(self) -> list[signal.Signals]:
-        """Return the signals that have come, in order, and forget them."""
+        """Return the signals that have arrived since the last call, in order."""
         with contextlib.suppress(BlockingIOError):
             self._reader.recv(4096)
         taken = []
@@ -62,9 +61,9 @@ class SignalQueue:
         return taken
 
     def take_back(self, matters: Callable[[signal.Signals, object], bool]) -> list[signal.Signals]:
-        """Take over again the signals for which somebody else has set a handler, if that `matters`; return which.
+        """Handle the signals again whose handler other code has replaced, if that `matters`; return them.
 
-        Also be what wakes this thread, if nobody is.
+        Also restore the wakeup descriptor, if there is none.
         """
         taken = []
         for signum in self._old:
@@ -82,19 +81,19 @@ class SignalQueue:
         return self._reader.fileno(), self._writer.fileno()
 
     def put(self, signals: Iterable[int]) -> None:
-        """Have it as if these had come just now."""
+        """Add signals as if they had just arrived."""
         self._queue.extend(signals)
         with contextlib.suppress(BlockingIOError):
             self._writer.send(b"\0")
 
     def close(self) -> None:
-        """Give the signals back to whom they belonged."""
+        """Restore the previous handlers."""
         for signum, handler in self._old.items():
             signal.signal(signum, handler or signal.SIG_DFL)
         signal.set_wakeup_fd(self._old_fd)
         self.close_in_child()
 
     def close_in_child(self) -> None:
-        """Close the sockets alone, for a child, which has handlers of its own."""
+        """Close only the sockets, in a child, which has handlers of its own."""
         self._reader.close()
         self._writer.close()

@@ -1,8 +1,8 @@
-"""Sinks: where the master sends the lines that workers print: a file, syslog, or a function.
+"""Sinks: destinations of the lines that workers write: a file, syslog, or a function.
 
-Nothing here waits in the master's loop. What a sink cannot take at once it keeps, and asks for no more (`flush`);
-one that takes nothing for long loses what it has, since a worker must not stand still for ever because a log does. So that the
-worker may wait that long, a sink keeps what it was given in a queue of its own, and writes by `LogFile.send`.
+Nothing here blocks the master's loop. A sink keeps lines that it cannot write at once, and `flush` reports that it can take no
+more; then the worker waits. If nothing can be written for PATIENCE seconds, the lines are dropped: a worker must not stop for
+ever because a log does.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from forkserve.base.errors import ConfigError
 from forkserve.base.logfile import LineQueue, LogFile
 from forkserve.config.values import SYSLOG_FORM
 
-PATIENCE: Final = 5.0  # how long a sink may take nothing
-LAST_WAIT: Final = 1.0  # and how long at the end, when nobody is kept from anything else
+PATIENCE: Final = 5.0  # seconds to wait for a sink before its lines are dropped
+LAST_WAIT: Final = 1.0  # the same at the end of the master
 COMPLAIN_EVERY: Final = 60.0
 SHORTEST_PAUSE: Final = 0.001
 LONGEST_PAUSE: Final = 0.05
 SYSLOG: Final = "/var/run/syslog" if sys.platform == "darwin" else "/dev/log"
 DAEMON: Final = 3 << 3  # the facility
 INFO, ERR = 6, 3
-MAX_DATAGRAM: Final = 8000  # what syslog daemons take in one message
+MAX_DATAGRAM: Final = 8000  # bytes that syslog daemons take in one message
 
 
 class Sink:
-    """What all have in common: what to do when lines do not go out. The lines wait in the subclass."""
+    """The base of all sinks: what happens when lines cannot be written. The subclass holds the lines."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._lost = 0  # lines, that no line has told of
+        self._lost = 0  # lines that the log has not reported yet
         self._stuck_since: float | None = None
         self._complained = -COMPLAIN_EVERY
 
     def put(self, lines: Iterable[bytes]) -> None:
-        """Take lines, without their ends."""
+        """Take lines, without their newlines."""
         raise NotImplementedError
 
     def send(self) -> bool:
-        """Write a piece of what waits, if it can be written at once; return whether any of it went. Raises OSError."""
+        """Write a piece of the waiting lines if that is possible at once; return whether it was. Raises OSError."""
         raise NotImplementedError
 
     @property
     def waits(self) -> bool:
-        """Whether there is something to be sent."""
+        """Whether lines wait."""
         return False
 
     def lose(self) -> int:
-        """Forget what waits; return how many lines that was."""
+        """Drop the waiting lines; return their number."""
         return 0
 
     def export(self) -> list[bytes]:
@@ -67,10 +67,10 @@ class Sink:
         """Go on with it in the new program."""
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Wait for room, at most so long."""
+        """Wait for room, at most `seconds`."""
 
     def flush(self) -> bool:
-        """Write what can be written now; return whether more may be put."""
+        """Write as much as possible now; return whether the sink takes more."""
         went = False
         try:
             while self.waits:
@@ -78,7 +78,7 @@ class Sink:
                     return self._stuck(time.monotonic())
                 self._stuck_since, went = None, True
         except OSError as error:
-            self._lose(error.strerror or str(error))
+            self._drop(error.strerror or str(error))
         else:
             if went and self._lost:
                 lost, self._lost = self._lost, 0
@@ -86,31 +86,31 @@ class Sink:
         return True
 
     def pause(self) -> float:
-        """How long to leave it alone after a `flush` that said no: as long as it has taken nothing, within limits."""
+        """Return the seconds to wait after a failed `flush`: as long as it has been stuck, within limits."""
         stuck = 0.0 if self._stuck_since is None else time.monotonic() - self._stuck_since
         return min(max(stuck, SHORTEST_PAUSE), LONGEST_PAUSE)
 
     def finish(self) -> None:
-        """Write the rest, and wait a little for that if need be; the master is about to end."""
+        """Write the rest, waiting up to LAST_WAIT; the master is about to end."""
         end = time.monotonic() + LAST_WAIT
         while not self.flush() and (left := end - time.monotonic()) > 0:
             self.wait_until_ready(left)
         if self.waits:
-            self._lose("it takes nothing")
+            self._drop("nothing can be written")
         self.close()
 
     def close(self) -> None:
-        """Close what the sink has opened for itself."""
+        """Close the sink's own descriptors."""
 
     def _stuck(self, now: float) -> bool:
         if self._stuck_since is None:
             self._stuck_since = now
         if now - self._stuck_since < PATIENCE:
             return False
-        self._lose("it takes nothing")
+        self._drop("nothing can be written")
         return True
 
-    def _lose(self, why: str) -> None:
+    def _drop(self, why: str) -> None:
         lines = self.lose()
         self._lost += lines
         logfile.count_lost(lines)
@@ -126,29 +126,29 @@ class Sink:
 
 
 class FileSink(Sink):
-    """Appends to a file, or to whatever else has a descriptor."""
+    """Appends to a file, or to any other descriptor."""
 
     def __init__(self, name: str, file: LogFile) -> None:
         super().__init__(name)
         self._file = file
-        self._queue = LineQueue(sys.maxsize)  # no more is put than what was read of the workers in one go
+        self._queue = LineQueue(sys.maxsize)  # never more than was read from the workers at once
 
     def put(self, lines: Iterable[bytes]) -> None:
         """Take lines."""
         self._queue.put(b"".join(line + b"\n" for line in lines))
 
     def send(self) -> bool:
-        """Write a piece, unless the reader of a pipe or terminal is behind."""
+        """Write a piece, unless a pipe or terminal is full."""
         count = self._file.send_from(self._queue)
         return count > 0
 
     @property
     def waits(self) -> bool:
-        """Whether there is something to be sent."""
+        """Whether lines wait."""
         return bool(self._queue)
 
     def lose(self) -> int:
-        """Forget what waits, but not the rest of a line that has begun to go out."""
+        """Drop the waiting lines, except the rest of a line that is partly written."""
         before, self._queue.lost = self._queue.lost, 0
         self._queue.lose()
         return self._queue.lost - before
@@ -162,11 +162,11 @@ class FileSink(Sink):
         self._queue.put(b"".join(pieces))
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Wait for room, at most so long."""
+        """Wait for room, at most `seconds`."""
         self._file.wait_until_ready(seconds)
 
     def close(self) -> None:
-        """Close what the file has opened to write without waiting; the file itself is its owner's."""
+        """Close the descriptor that the file has opened for writing without blocking; the file belongs to its owner."""
         self._file.let_go()
 
 
@@ -174,7 +174,7 @@ class SyslogSink(Sink):
     """Sends each line to the syslog daemon of this machine, as facility `daemon`."""
 
     def __init__(self, name: str, *, tag: str, path: str, severity: int) -> None:
-        """Connect. Raises ConfigError where nobody listens."""
+        """Connect. Raises ConfigError if there is no syslog daemon."""
         super().__init__(name)
         self._unsent: deque[bytes] = deque()
         self._path = path
@@ -196,7 +196,7 @@ class SyslogSink(Sink):
 
     @property
     def waits(self) -> bool:
-        """Whether there is something to be sent."""
+        """Whether lines wait."""
         return bool(self._unsent)
 
     def lose(self) -> int:
@@ -214,11 +214,11 @@ class SyslogSink(Sink):
         self._unsent.extend(pieces)
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Wait for room, at most so long."""
+        """Wait for room, at most `seconds`."""
         logfile.wait_for_room(self._socket.fileno(), seconds)
 
     def put(self, lines: Iterable[bytes]) -> None:
-        """Make each line a message, or several if it is too long for one."""
+        """Make each line one message, or several if it is too long."""
         priority, tag = self._head
         head = priority + time.strftime("%b %d %H:%M:%S").encode() + tag
         for line in lines:
@@ -227,7 +227,7 @@ class SyslogSink(Sink):
                 self._unsent.append(head + text[start : start + MAX_DATAGRAM])
 
     def send(self) -> bool:
-        """Send a message; once more to a daemon that was started anew."""
+        """Send a message; once more if the daemon was restarted."""
         piece = self._unsent[0]
         try:
             try:
@@ -250,14 +250,14 @@ class SyslogSink(Sink):
 
 
 class FunctionSink(Sink):
-    """Calls a function of the user's with each line as text. It runs in the master's loop and must not wait."""
+    """Calls a function of the user with each line as text. It runs in the master's loop and must not block."""
 
     def __init__(self, name: str, function: Callable[[str], object]) -> None:
         super().__init__(name)
         self._function = function
 
     def put(self, lines: Iterable[bytes]) -> None:
-        """Call it; if it raises, that line is lost, and the first such error in a while is logged."""
+        """Call the function. If it raises, the line is lost; one such error per minute is logged."""
         for line in lines:
             try:
                 self._function(line.decode("utf-8", "backslashreplace"))
@@ -267,14 +267,14 @@ class FunctionSink(Sink):
 
 
 def syslog_sink(name: str, value: str, severity: int) -> SyslogSink:
-    """Connect to what `syslog:NAME` or `syslog:NAME@/path/of/its/socket` says. Raises ConfigError."""
+    """Return the sink of `syslog:NAME` or `syslog:NAME@/path/of/its/socket`. Raises ConfigError."""
     match = re.fullmatch(SYSLOG_FORM, value)
-    assert match  # or it had not become a setting
+    assert match  # validated as a setting
     return SyslogSink(name, tag=match[1], path=match[2] or SYSLOG, severity=severity)
 
 
 def drain(descriptor: int, most: int) -> Iterable[bytes]:
-    """Yield what is in a pipe now, at most so many bytes."""
+    """Yield the data in a pipe now, at most `most` bytes."""
     with contextlib.suppress(OSError):
         while most > 0 and (data := os.read(descriptor, min(most, 1 << 16))):
             most -= len(data)

@@ -1,6 +1,6 @@
-"""The controlling terminal, which sends HUP when it goes and WINCH when it is resized.
+"""The controlling terminal, which sends HUP when it disappears and WINCH when it is resized.
 
-Both signals mean something else when a person sends them, so the master asks here which it was.
+Both signals mean something else when a user sends them; the master finds out here which it was.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import os
 
 
 class Terminal:
-    """Our controlling terminal, if we have one. For the master."""
+    """The controlling terminal of this process, if it has one. For the master."""
 
     def __init__(self) -> None:
         self._size = _size()
 
     def gone(self) -> bool:
-        """Whether there was a terminal, and it is there no more."""
+        """Return whether there was a terminal, and it is gone."""
         return self._size is not None and _size() is None
 
     def resized(self) -> bool:
-        """Whether the terminal has another size than when this was last asked."""
+        """Return whether the size of the terminal has changed since the last call."""
         before, self._size = self._size, _size() or self._size
         return before != self._size
 

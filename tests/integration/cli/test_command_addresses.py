@@ -409,7 +409,7 @@ def test_an_ipv4_address_that_is_written_within_ipv6(serve: Start, options: tupl
         (("--bind", "[::1%lo]:0"), "leave %lo out"),
         (("--bind", "[fe80::1]:0"), "write [fe80::1%eth0]"),
         (("--bind", "[fe80::1%nope9]:0"), "there is no such interface"),
-        (("--bind", "224.0.0.1:0"), "nobody can listen on it"),
+        (("--bind", "224.0.0.1:0"), "no server can listen on it"),
         (("--bind", "192.0.2.1:0"), "no interface of this machine has this address"),
         (("--host", "", "--base-port", "0"), "no host is named"),
     ],

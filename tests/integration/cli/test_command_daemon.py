@@ -302,7 +302,7 @@ def test_a_service_manager_wants_no_daemon(project: Project) -> None:
 
     assert launcher.returncode == 2
     assert stderr.count("\n") == 1
-    assert stderr.startswith("forkserve: --daemon is not for servers that a service manager")
+    assert stderr.startswith("forkserve: --daemon cannot be used below a service manager")
 
 
 def test_the_pid_file_is_held_by_the_daemon(project: Project) -> None:

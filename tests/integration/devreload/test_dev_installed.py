@@ -3,7 +3,7 @@
 Places where something that was known at the start could stand in the way, each with its test here: `sys.path`, made from
 `.pth` files at the start (`pip install -e`, by a path); finders that a `.pth` file puts on `sys.meta_path` and
 `sys.path_hooks` (by a finder; a mapping that has changed; uninstalled); what the import system keeps of directories; the
-base mold of `--reload`, which keeps modules loaded (`pip install -U`); a first package for the user. With `--reload`, and by `ctl reload`,
+warm process of `--reload`, which keeps modules loaded (`pip install -U`); a first package for the user. With `--reload`, and by `ctl reload`,
 with a mold and without. What the master has loaded for itself is changed only by an upgrade.
 """
 

@@ -284,7 +284,7 @@ def test_an_upstream_file_that_only_root_reads_is_no_fault(short: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        ("--bind 127.0.0.1:{low}", 5, "port {low} needs privileges that this process has not"),
+        ("--bind 127.0.0.1:{low}", 5, "port {low} needs privileges that this process does not have"),
         ("--bind unix:{forbidden}/socket", 5, "Permission denied"),
         ("--pid {forbidden}/pid", 2, "Permission denied"),
         ("--access-logfile {forbidden}/log", 2, "Permission denied"),

@@ -79,3 +79,21 @@ def post(*lines: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
 def chunks(body: bytes, *lines: bytes) -> bytes:
     """A POST whose chunked body is ``body`` to the letter."""
     return post(b"Transfer-Encoding: chunked", *lines, body=body)
+
+
+def allowed(status: int, expected: Status) -> bool:
+    """Whether a status is (one of) the expected."""
+    return status in expected if isinstance(expected, frozenset) else status == expected
+
+
+def sent(case: Case) -> bytes:
+    """The bytes of a case, with a request behind them that must never be answered."""
+    return case.data + BEHIND if case.closed else case.data
+
+
+def check_fields(seen: Seen, headers: list[Any]) -> None:
+    """Judge the header section that the application gets."""
+    for name, value in seen.fields:
+        assert [each for key, each in headers if key == name] == [value], headers
+    assert not {name for name, _ in headers} & set(seen.absent), headers
+    assert not {f"{name}: {value}" for name, value in headers} & set(seen.absent), headers

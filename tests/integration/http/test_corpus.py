@@ -1,4 +1,4 @@
-"""Every case of the corpus: through the pure modules split everywhere, and over sockets to both interfaces; with both parsers."""
+"""Every case of the corpus over sockets, to both interfaces, each with another parser."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,81 +8,15 @@ from typing import Any
 import pytest
 
 from tests.integration.client import Client
-from tests.integration.http.case import BEHIND, Case, Seen, Status
+from tests.integration.http.case import Case, allowed, check_fields, sent
 from tests.integration.http.corpus import CASES
 from tests.integration.http.harness import Server, serving
-from tests.integration.http.talk import PARSERS, Outcome, Refusal, Request, Unfinished, converse
+from tests.integration.http.talk import PARSERS
 
 APPS = {"wsgi": "tests.integration.http.apps:recorder", "asgi": "tests.integration.http.apps:recorder_asgi"}
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 SPLIT_EVERYWHERE = 1500
-"""Bytes up to which a case is split at every position; a longer one at its ends and at every 499th."""
-
-
-def allowed(status: int, expected: Status) -> bool:
-    """Whether a status is (one of) the expected."""
-    return status in expected if isinstance(expected, frozenset) else status == expected
-
-
-def sent(case: Case) -> bytes:
-    """The bytes of a case, with a request behind them that must never be answered."""
-    return case.data + BEHIND if case.closed else case.data
-
-
-def cuts(data: bytes) -> Iterator[int]:
-    """Where to cut ``data`` in two."""
-    for position in range(1, len(data)):
-        if len(data) <= SPLIT_EVERYWHERE or position < 100 or position > len(data) - 200 or position % 499 == 0:
-            yield position
-
-
-def check_pure(case: Case, outcome: Outcome) -> None:
-    """Judge what the pure modules made of a case."""
-    requests = [item for item in outcome if isinstance(item, Request)]
-    refusals = [item.status for item in outcome if isinstance(item, Refusal)]
-    if refusals:
-        assert allowed(refusals[0], case.statuses[len(requests)]), outcome
-    elif case.ends and any(isinstance(item, Unfinished) for item in outcome):
-        pass  # judged at the end of the connection, which the pure modules do not see
-    else:
-        assert len(requests) == len(case.statuses) - case.statuses.count(0), outcome
-    for request, seen in zip(requests, case.seen, strict=False):
-        assert (request.method, request.path, request.query, request.body) == (
-            seen.method, seen.path.encode(), seen.query.encode(), seen.body,
-        )  # fmt: skip
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers]
-        check_fields(seen, headers)
-    if not any(isinstance(status, frozenset) for status in case.statuses):
-        assert len(requests) == len(case.seen)
-    if case.opens is not None and requests and not refusals and not case.ends:
-        assert requests[-1].keep_alive is case.opens
-
-
-def check_fields(seen: Seen, headers: list[Any]) -> None:
-    """Judge the header section that the application gets."""
-    for name, value in seen.fields:
-        assert [each for key, each in headers if key == name] == [value], headers
-    assert not {name for name, _ in headers} & set(seen.absent), headers
-    assert not {f"{name}: {value}" for name, value in headers} & set(seen.absent), headers
-
-
-@pytest.mark.parametrize("parser", PARSERS)
-@every_case
-def test_split_everywhere(case: Case, parser: str) -> None:
-    """The outcome is as named, whole and in any two pieces and byte by byte."""
-    data = sent(case)
-    whole = converse(parser, [data])
-    check_pure(case, whole)
-
-    assert whole == converse(parser, (data[i : i + 1] for i in range(len(data))))
-    for cut in cuts(data):
-        assert whole == converse(parser, [data[:cut], data[cut:]]), cut
-
-
-@every_case
-def test_parsers_agree(case: Case) -> None:
-    """Both parsers give the same requests, to the last field."""
-    assert converse("httptools", [sent(case)]) == converse("h11", [sent(case)])
+"""Bytes up to which a case is sent byte by byte as well."""
 
 
 @pytest.fixture(scope="module", params=list(zip(APPS, PARSERS, strict=True)), ids="-".join)

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from tests.integration.client import Answer, Client
-from tests.integration.http.case import Case, head
+from tests.integration.http.case import Case, allowed, head, sent
 from tests.integration.http.corpus import CASES
 from tests.integration.http.harness import Server, serving
-from tests.integration.http.test_corpus import allowed, sent
 
 APPS = {"wsgi-httptools": "recorder", "asgi-h11": "recorder_asgi"}
 GET = head()

@@ -1,7 +1,7 @@
 """Which descriptor a log is: rotation where workers may not open it, `/dev/stdout` and its like, files at stdout, pipes.
 
 Where log files come to a process: the master opens them (start, USR1, `ctl reopen-logs`, an upgrade); workers and molds inherit
-them, and get new ones over their channel (workers that serve, boot or drain; molds; the base mold; one worker after USR1).
+them, and get new ones over their channel (workers that serve, boot or drain; molds; the warm process; one worker after USR1).
 """
 
 from __future__ import annotations

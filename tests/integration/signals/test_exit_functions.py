@@ -2,7 +2,7 @@
 
 Where they are registered: by what was there before the configuration (sitecustomize, `.pth`, a launcher: agents), in the
 configuration file, in a program before `run`, at import of the app in a worker or in a mold, in hooks. Where a process of the
-server is forked: worker, mold, worker of a mold, base mold, watcher, daemon.
+server is forked: worker, mold, worker of a mold, warm process, watcher, daemon.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Who gets a TERM besides the master, and what it does (`prefork.leave`):
 - a custom worker with `alive`;
 - a worker while the master is frozen, or has died;
 - a worker alone, while the server goes on: it is replaced;
-- a mold, a watcher, a base mold: nothing;
+- a mold, a watcher, a warm process: nothing;
 - a worker that boots: it ends at once (test_master_life), as it has no client;
 - QUIT as TERM. INT does nothing to a worker.
 

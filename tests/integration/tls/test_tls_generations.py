@@ -1,7 +1,7 @@
 """TLS contexts are made by the master, once for each generation, and inherited: whatever is forked later has what was accepted.
 
 Where a process comes to its context, each of which is covered here: the first workers; a respawn; a reload's canary and what is
-replaced after it; a mold, one that stands in for it, and what is forked from either; a base mold (`--reload`) and what is forked from
+replaced after it; a mold, one that stands in for it, and what is forked from either; a warm process (`--reload`) and what is forked from
 that; an upgrade's pre-flight and the new program; a reload that changes the settings themselves. Files are replaced, in
 two steps and while a worker dies, readable by root alone, or no regular files.
 """

@@ -4,7 +4,7 @@ Where threads are started: the dead-man's switch (`faulthandler.dump_traceback_l
 the master's death); `--threads`; the end of an event loop (`shutdown_default_executor`); executors that are told to end
 (`finish.dismiss_executors`); the watcher. Where memory files are made: the scoreboard, each process's stacks, the order for
 nginx's upstream, and an upgrade's state, which only a memfd can be. Where /proc is read: what a mold's app has left open, an
-upgrade's state, the descriptors that a process forked by the app lets go of, memory for the status, who holds a port, base molds.
+upgrade's state, the descriptors that a process forked by the app lets go of, memory for the status, who holds a port, warm processes.
 Where prctl is needed: `--preload`; without it, a worker that does not read its channel is told of the master's death by nobody.
 """
 

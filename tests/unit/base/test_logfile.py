@@ -95,7 +95,7 @@ def test_a_full_one_is_not_waited_for(said: list[str], kind: str, alone: bool, m
     for number in range(30_000):
         log.write(b"%d %b\n" % (number, b"x" * 99))
     assert os.get_blocking(writer)
-    assert said == ["lines of the access log are lost: it takes nothing"]
+    assert said == ["lines of the access log are lost: nothing can be written"]
     assert len(log.waiting()) <= logfile.MOST_WAITING
     assert log.retry_at is not None
     got = b""
@@ -105,7 +105,7 @@ def test_a_full_one_is_not_waited_for(said: list[str], kind: str, alone: bool, m
     lines = [line for line in (got + os.read(reader, 1 << 20)).split(b"\n") if line]
     lost = 30_000 - len(lines)
     assert lines == [b"%d %b" % (number, b"x" * 99) for number in range(len(lines))]
-    assert said[1:] == [f"{lost} lines of the access log were lost: it takes nothing"]
+    assert said[1:] == [f"{lost} lines of the access log were lost: nothing can be written"]
     log.let_go()
     os.close(reader)
     os.close(writer)
@@ -213,4 +213,4 @@ def test_half_of_a_line_does_not_go_to_another_file(tmp_path: Path, said: list[s
     os.close(reader)
 
     assert (tmp_path / "log").read_bytes() == b"two\n"
-    assert said[-1:] == ["1 line of the access log was lost: it takes nothing"]
+    assert said[-1:] == ["1 line of the access log was lost: nothing can be written"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.devreload.changes import OWN, Changes
+from forkserve.devreload.changes import OWN, REMEMBERED, Changes
 
 
 def made() -> tuple[Changes, list[str]]:
@@ -97,3 +97,21 @@ def test_what_came_before_it_was_known_that_it_was_sought() -> None:
         changes.loads(4, [], 9.0)
     assert changes.loads(5, [], 9.0) == []
     assert own == ["/p/lib/local.py"]
+
+
+def test_a_server_knows_what_all_workers_have_loaded_and_when_something_changed_last() -> None:
+    changes, _ = made()
+    assert changes.newest == 0.0
+    changes.loads(2, ["/p/two.py"], 0.0)
+    assert sorted(changes.loaded) == ["/p/app.py", "/p/sub/one.py", "/p/two.py"]
+    told(changes, "/p/app.py")
+    assert changes.newest == 10.0
+
+
+def test_not_more_changes_are_remembered_than_have_a_use() -> None:
+    changes, _ = made()
+    many = [f"/p/{number}.py" for number in range(REMEMBERED + 1)]
+    told(changes, *many, made=many)
+    told(changes, "/p/last.py")
+    assert changes.loads(2, many, 9.0) == []
+    assert changes.loads(3, ["/p/last.py"], 9.0) == ["/p/last.py"]

@@ -1,4 +1,4 @@
-"""Which modules a base mold may keep loaded: a list of them is tried out, in a process of its own."""
+"""Which modules a warm process may keep loaded: a list of them is tried out, in a process of its own."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from forkserve.prefork.ipc.messages import BY_TAG, MESSAGES, Call, Drain, Loaded
 from forkserve.prefork.ipc.pending import Failure, Reply
 
 TAGGED = [kind for kind in MESSAGES if kind.tag]
-PROCESSES = {"worker", "mold", "base mold", "watcher", "master"}
+PROCESSES = {"worker", "mold", "warm process", "watcher", "master"}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

@@ -303,7 +303,7 @@ def test_what_takes_nothing_for_long_loses_its_lines(make: Make, tmp_path: Path,
     os.close(read)
 
     line, *others = (tmp_path / "log").read_text().splitlines()
-    assert re.search(r"\[WARNING\] master: output of workers to --worker-stdout is lost: it takes nothing", line)
+    assert re.search(r"\[WARNING\] master: output of workers to --worker-stdout is lost: nothing can be written", line)
     assert all("lines of workers' output to --worker-stdout were lost: " in one for one in others)  # a short piece found room
 
 

@@ -1,4 +1,4 @@
-"""The base mold of `--reload`: modules from outside the project stay loaded, and the answers are the same as without it."""
+"""The warm process of `--reload`: modules from outside the project stay loaded, and the answers are the same as without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"version {{V}} {{[({values}), os.readlink('/proc/self')]}}".encode()]
 """
-MADE = r"base mold: (\d+) modules stay loaded, and not (.*)$"
+MADE = r"warm process: (\d+) modules stay loaded, and not (.*)$"
 
 
 class Site:
@@ -56,19 +56,19 @@ class Site:
         self.project.serve("--log-level", "debug", *arguments, env={"PYTHONPATH": str(self.outside)})
 
     def made(self, count: int = 1) -> re.Match[str]:
-        """Wait until so many base molds have been made; return what the log says of the last."""
+        """Wait until so many warm processes have been made; return what the log says of the last."""
 
         def look() -> list[re.Match[str]]:
             return list(re.finditer(MADE, self.project.command.stderr, re.MULTILINE))
 
-        eventually(lambda: len(look()) >= count, lambda: f"base mold {count}: {self.project.command.stderr}")
+        eventually(lambda: len(look()) >= count, lambda: f"warm process {count}: {self.project.command.stderr}")
         eventually(lambda: self.base is not None, "its process")
         return look()[count - 1]
 
     @property
     def base(self) -> int | None:
-        """The pid of the base mold."""
-        return next((pid for pid in self.project.command.workers if "base mold" in title(pid)), None)
+        """The pid of the warm process."""
+        return next((pid for pid in self.project.command.workers if "warm process" in title(pid)), None)
 
     def imports(self, name: str) -> list[int]:
         """The processes that have imported a module."""
@@ -210,5 +210,5 @@ def test_it_is_replaced_when_it_dies_and_holds_nothing_of_the_masters(site: Site
         assert f"['{base}'" in site.until("version 4 ")
     assert "Traceback" not in site.project.command.stderr
     site.project.command.kill(signal.SIGKILL)
-    eventually(lambda: not exists(base or 0), "the base mold's end", deadline=1.5)
+    eventually(lambda: not exists(base or 0), "the warm process's end", deadline=1.5)
     site.project.command.process.wait()

@@ -1,0 +1,418 @@
+"""History: every event that changes a pool, as a value. A recorded history can be replayed without a process. Pure.
+
+The times in it are those of the recorded server's clock. `Decided` and `CommitEnded` change nothing: the first is what the
+pool planned, for comparison, the second ends the events that happened while a generation was about to be committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from forkserve.base.errors import CommandError
+from forkserve.prefork.policy.actions import Announce, CloseListener
+from forkserve.prefork.policy.pool import Pool
+from forkserve.prefork.policy.rollout import Rollout
+from forkserve.prefork.policy.states import PoolLimits
+
+if TYPE_CHECKING:
+    from forkserve.prefork.policy.actions import Action
+
+Slots = AbstractSet[int | None]
+
+
+class Event:
+    """An event. `at` is always the time, in seconds of a monotonic clock; `ident` is that of a member."""
+
+    def apply(self, pool: Pool) -> Any:
+        """Change the pool; return what its method returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """The server started with this pool; `seed` is that of its random numbers."""
+
+    wanted: int
+    limits: PoolLimits
+    preload: bool
+    rows: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forked(Event):
+    """A process was forked."""
+
+    ident: int
+    pid: int
+
+    def apply(self, pool: Pool) -> None:
+        """Note the pid."""
+        pool.reports.forked(self.ident, self.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailed(Event):
+    """A process could not be forked."""
+
+    ident: int
+    reason: str
+    at: float
+
+    def apply(self, pool: Pool) -> None:
+        """Have it tried again later."""
+        pool.fork_failed(self.ident, self.reason, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class BecameReady(Event):
+    """A process reported that it is ready."""
+
+    ident: int
+    at: float
+
+    def apply(self, pool: Pool) -> None:
+        """Count on it."""
+        pool.reports.ready(self.ident, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat(Event):
+    """A worker showed a sign of life."""
+
+    ident: int
+    at: float
+
+    def apply(self, pool: Pool) -> None:
+        """Renew its deadline."""
+        pool.reports.beat(self.ident, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent(Event):
+    """A worker reported that it has answered as many requests as it should; `full`: it accepts no more."""
+
+    ident: int
+    full: bool
+
+    def apply(self, pool: Pool) -> bool:
+        """Have it replaced; return whether that is new."""
+        return pool.reports.spent(self.ident, full=self.full)
+
+
+@dataclass(frozen=True, slots=True)
+class Draining(Event):
+    """A worker drains, which the pool did not order."""
+
+    ident: int
+    at: float
+
+    def apply(self, pool: Pool) -> None:
+        """Expect its end."""
+        pool.reports.draining(self.ident, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Event):
+    """A worker has closed its listeners."""
+
+    ident: int
+
+    def apply(self, pool: Pool) -> None:
+        """Have the master close its own."""
+        pool.reports.released(self.ident)
+
+
+@dataclass(frozen=True, slots=True)
+class Lingering(Event):
+    """Only long answers are left in a worker that drains."""
+
+    ident: int
+
+    def apply(self, pool: Pool) -> None:
+        """Have nothing wait for it."""
+        pool.reports.lingering(self.ident)
+
+
+@dataclass(frozen=True, slots=True)
+class StacksDumped(Event):
+    """A process that has passed its deadline has written its stacks."""
+
+    ident: int
+    at: float
+
+    def apply(self, pool: Pool) -> None:
+        """Have it killed."""
+        pool.reports.dumped(self.ident, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolViolated(Event):
+    """A process broke the protocol of its channel."""
+
+    ident: int
+    reason: str
+    at: float
+
+    def apply(self, pool: Pool) -> None:
+        """Have it killed."""
+        pool.members.protocol_violation(self.ident, self.reason, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(Event):
+    """A process has exited."""
+
+    ident: int
+    at: float
+    code: int | None
+    signal: int | None
+    why: str | None
+
+    def apply(self, pool: Pool) -> bool:
+        """Judge its end; return whether that was a failure."""
+        return pool.exited(self.ident, self.at, code=self.code, signal=self.signal, why=self.why)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn(Event):
+    """A process is not waited for any more, as its code has changed."""
+
+    ident: int
+    at: float
+
+    def apply(self, pool: Pool) -> None:
+        """Have it end."""
+        if member := pool.members.by_ident.get(self.ident):
+            pool.members.withdraw(member, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted(Event):
+    """Another number of workers is wanted."""
+
+    workers: int
+
+    def apply(self, pool: Pool) -> None:
+        """Want it."""
+        pool.want(self.workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended(Event):
+    """No workers are wanted, and all listeners kept."""
+
+    def apply(self, pool: Pool) -> None:
+        """Suspend."""
+        pool.suspend()
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped(Event):
+    """The server is to stop; `at_once`: whatever is in hand."""
+
+    at_once: bool
+
+    def apply(self, pool: Pool) -> None:
+        """Stop."""
+        if self.at_once:
+            pool.stop_at_once()
+        else:
+            pool.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced(Event):
+    """The process of a slot is to be replaced."""
+
+    slot: int
+
+    def apply(self, pool: Pool) -> None:
+        """Replace it."""
+        pool.generations.replace(self.slot)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceCancelled(Event):
+    """The process of a slot is to stay, as its successor failed."""
+
+    slot: int
+    at: float
+
+    def apply(self, pool: Pool) -> None:
+        """Keep it."""
+        pool.generations.cancel_replace(self.slot, self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class RetriedNow(Event):
+    """What failed is to be tried again at once, as the code has changed."""
+
+    def apply(self, pool: Pool) -> None:
+        """Wait no longer."""
+        pool.generations.retry_now()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsChanged(Event):
+    """A reload brought other limits."""
+
+    limits: PoolLimits
+
+    def apply(self, pool: Pool) -> None:
+        """Put them in force."""
+        pool.members.limits = self.limits
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBegan(Event):
+    """A reload began."""
+
+    settle: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutAdvanced(Event):
+    """A reload goes on as far as possible."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryRenewed(Event):
+    """The canary of a reload is replaced, as it lacks what the other workers inherit."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitEnded(Event):
+    """The settings of a reload were taken over, or could not be."""
+
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Event):
+    """The pool makes a plan.
+
+    Attributes:
+        at: The time.
+        advertised: The slots that a front end may send requests to.
+        moved: The slots whose new workers listen elsewhere.
+        advertised_before: Those of them whose old address a front end may send requests to.
+        queued: The unattended slots in whose queues connections wait.
+    """
+
+    at: float
+    advertised: Slots
+    moved: Slots
+    advertised_before: Slots
+    queued: Slots
+
+    def apply(self, pool: Pool) -> list[Action]:
+        """Return the plan."""
+        departures = pool.departures
+        departures.advertised, departures.moved = self.advertised, _numbers(self.moved)
+        departures.advertised_before = _numbers(self.advertised_before)
+        departures.unattended(self.at)
+        departures.queued = self.queued
+        return pool.plan(self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided(Event):
+    """The plan that was made."""
+
+    actions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, plan: Iterable[Action]) -> Decided:
+        """Describe a plan."""
+        return cls(tuple(f"{type(one).__name__} {_subject(one)}" for one in plan))
+
+
+EVENTS: Final = {kind.__name__: kind for kind in Event.__subclasses__()}
+
+
+def _numbers(slots: Slots) -> set[int]:
+    return {slot for slot in slots if slot is not None}
+
+
+def _subject(action: Action) -> object:
+    match action:
+        case Announce(workers):
+            return workers
+        case CloseListener(slot):
+            return slot
+    return action.member.ident
+
+
+def write_event(event: Any) -> str:
+    """Return an event as one line of JSON."""
+    fields: dict[str, Any] = asdict(event)
+    return json.dumps({"event": type(event).__name__, **fields}, default=list)
+
+
+def read_event(line: str) -> Event:
+    """Read what `write_event` wrote. Raises KeyError, TypeError and ValueError for anything else."""
+    fields = json.loads(line)
+    kind = EVENTS[fields.pop("event")]
+    if "limits" in fields:
+        fields["limits"] = PoolLimits(**fields["limits"])
+    container = tuple if kind is Decided else frozenset
+    event: Event = kind(**{name: container(value) if isinstance(value, list) else value for name, value in fields.items()})
+    return event
+
+
+class Replay:
+    """Applies a history to a pool of its own.
+
+    `pool` is the pool; `recorded` and `planned` are the plans that were recorded and those that this pool made.
+    """
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        """Take a history; its first event is `Started`."""
+        self._events: Iterator[Event] = iter(events)
+        first = next(self._events)
+        assert isinstance(first, Started)
+        chance = random.Random(first.seed)  # noqa: S311 - the jitter of delays
+        self.pool = Pool(first.wanted, first.limits, chance.random, preload=first.preload)
+        self.pool.capacity.rows = first.rows
+        self.recorded: list[Decided] = []
+        self.planned: list[Decided] = []
+        self._rollout: Rollout | None = None
+
+    def run(self) -> Pool:
+        """Apply all events."""
+        for event in self._events:
+            self._apply(event)
+        return self.pool
+
+    def _apply(self, event: Event) -> None:
+        match event:
+            case Decided():
+                self.recorded.append(event)
+            case Planned():
+                if plan := event.apply(self.pool):
+                    self.planned.append(Decided.of(plan))
+            case RolloutBegan(settle):
+                self._rollout = Rollout(self.pool, settle, self._before_commit)
+            case RolloutAdvanced(at) if self._rollout is not None:
+                with contextlib.suppress(CommandError):
+                    self._rollout.advance(at)
+            case CanaryRenewed() if self._rollout is not None:
+                self._rollout.renew_canary()
+            case _:
+                event.apply(self.pool)
+
+    def _before_commit(self) -> None:
+        for event in self._events:
+            if isinstance(event, CommitEnded):
+                if event.error is not None:
+                    raise CommandError(event.error)
+                return
+            self._apply(event)

@@ -1,0 +1,51 @@
+"""What the master logs at the level trace can be replayed without a process: the pure pool makes the same plans."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from forkserve.prefork.policy.history import Event, Exited, Replay, read_event, write_event
+from forkserve.prefork.policy.pool import Phase
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+
+APP = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+MARK = '{"event": '
+
+
+def history(log: str) -> list[Event]:
+    return [read_event(line[line.index(MARK) :]) for line in log.splitlines() if MARK in line]
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["fork", "preload"])
+def test_a_history_is_replayed(serve: Start, project: Path, options: tuple[str, ...]) -> None:
+    """Boot, a crash, a reload, more workers, and the end."""
+    command = serve(
+        "site_app:app", "--base-port", 0, "--workers", 2, "--log-level", "trace", "--reload-settle", 0, *options, cwd=project
+    )
+    first = command.workers
+    os.kill(first[0], signal.SIGKILL)
+    eventually(lambda: len(set(command.workers) - {first[0]}) == 2, "a successor")
+    command.kill(signal.SIGHUP)
+    command.wait_for("reloaded: generation 2")
+    command.kill(signal.SIGTTIN)
+    eventually(lambda: len(command.workers) == 3, "a third worker")
+    command.kill(signal.SIGTERM)
+    command.wait()
+
+    events = history(command.stderr)
+    replay = Replay(events)
+    pool = replay.run()
+
+    assert replay.planned == replay.recorded
+    assert any(isinstance(one, Exited) and one.signal == signal.SIGKILL for one in events)
+    assert (pool.done, pool.phase, pool.generations.committed) == (True, Phase.STOPPING, 2)
+    assert [read_event(write_event(one)) for one in events] == events

@@ -1,0 +1,14 @@
+"""Settings before and after a reload."""
+
+from __future__ import annotations
+
+from forkserve.config.settings import Settings, merge, unchangeable
+
+
+def test_a_reload_changes_what_it_may() -> None:
+    before, fresh = Settings(app="a:b", bind=("h:1",), keep_alive=5), Settings(app="a:b", bind=("h:2",), keep_alive=9)
+
+    assert unchangeable(before, fresh) == ["bind"]
+    merged = merge(before, fresh)
+    assert (merged.bind, merged.keep_alive) == (("h:1",), 9)
+    assert unchangeable(before, merged) == []

@@ -1,0 +1,41 @@
+"""Settings that do not fit together."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkserve.config.settings import Settings
+from forkserve.config.validation import validate
+
+
+def test_the_defaults_fit_together() -> None:
+    assert list(validate(Settings(app="a:b"))) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "complaint"),
+    [
+        ({"base_port": 65535, "workers": 2}, "base_port", "2 workers would need ports above 65535"),
+        ({"certfile": None, "keyfile": "k"}, "keyfile", "needs --certfile"),
+        ({"cert_reqs": 1, "certfile": "c"}, "cert_reqs", "needs --ca-certs, which client certificates are checked against"),
+        ({"limit_request_fields": 0}, "limit_request_fields", "must be more than 0: every request would be refused"),
+        ({"limit_request_head": 10, "limit_request_line": 20}, "limit_request_head", "is less than --limit-request-line"),
+        ({"workers": 5, "max_workers": 4}, "max_workers", "needs --workers between --min-workers (or 1) and itself"),
+        ({"min_workers": 1}, "min_workers", "needs --max-workers"),
+        ({"min_spare": 9, "max_spare": 9}, "min_spare", "must be less than --max-spare"),
+        ({"bind": (" ",)}, "bind", "names no address"),
+        ({"bind": ("h:1", "h:1")}, "bind", "names one address twice"),
+        ({"name": "a/b"}, "name", "must not contain a slash"),
+        ({"worker_stdout": "-", "capture_output": True}, "worker_stdout", "contradicts --capture-output"),
+        ({"worker_output_prefix": True}, "worker_output_prefix", "needs --worker-stdout or --worker-stderr"),
+    ],
+)
+def test_a_complaint_names_the_setting(given: dict[str, object], name: str, complaint: str) -> None:
+    found = list(validate(Settings(app="a:b", **given)))  # type: ignore[arg-type]
+
+    assert [one for one, _ in found] == [name]
+    assert complaint in found[0][1]
+
+
+def test_port_0_may_be_given_more_than_once() -> None:
+    assert list(validate(Settings(app="a:b", bind=("h:0", "h:0")))) == []

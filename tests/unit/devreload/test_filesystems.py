@@ -1,0 +1,44 @@
+"""File systems on which the kernel does not know of all changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkserve.devreload.filesystems import tells_too_little, type_of
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 22 0:35 / /mnt/c rw - 9p drvfs rw,aname=drvfs
+41 22 0:36 / /mnt/with\040blank rw - nfs4 host:/x rw
+42 22 0:37 / /mnt/c/local rw - tmpfs tmpfs rw
+43 22 0:38 / /mnt/c/local rw - fuse.sshfs host:/y rw
+44 22 0:39 /
+a line of another kind
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/a/app.py", "ext4"),
+        ("/mnt/c", "9p"),
+        ("/mnt/c/app.py", "9p"),
+        ("/mnt/cd/app.py", "ext4"),
+        ("/mnt/with blank/app.py", "nfs4"),
+        ("/mnt/c/local/app.py", "fuse.sshfs"),
+    ],
+)
+def test_a_path_is_on_the_mount_that_is_nearest_and_latest(path: str, kind: str) -> None:
+    assert type_of(path, MOUNTS) == kind
+
+
+def test_a_type_that_is_not_known() -> None:
+    assert type_of("/home", "") == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "too_little"),
+    [("ext4", False), ("9p", True), ("nfs4", True), ("fuse.sshfs", True), ("fuseblk", False), ("fuse.fuse-overlayfs", False)],
+)
+def test_shared_ones_tell_too_little(kind: str, too_little: bool) -> None:  # noqa: FBT001
+    assert tells_too_little(kind) is too_little

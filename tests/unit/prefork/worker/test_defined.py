@@ -1,0 +1,37 @@
+"""The commands of a worker class, as people are shown them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forkserve.prefork.worker.defined import describe
+
+
+class Base:
+    def child_ping(self) -> None:
+        """Say that it lives."""
+
+
+class Shop(Base):
+    child_length = len  # written in C; the only argument is the worker
+    child_min = min  # written in C, without a signature
+
+    def child_put(self, key: str, value: int = 0, *rest: str, flag: bool = False, **more: str) -> None:
+        """Put it somewhere.
+
+        More about it.
+        """
+
+    @staticmethod
+    def child_count(what: str) -> None:
+        pass
+
+
+def test_parameters_and_the_first_line() -> None:
+    found: dict[str, Any] = {one["name"]: one for one in describe(Shop, Base)}
+
+    assert "ping" not in found
+    assert found["put"]["help"] == "Put it somewhere."
+    assert found["put"]["usage"].startswith("KEY [VALUE] [REST...]")
+    assert (found["count"]["usage"], found["count"]["help"]) == ("WHAT", "")
+    assert found["min"]["usage"] == "[ARG...]"
