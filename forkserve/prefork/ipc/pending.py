@@ -100,7 +100,7 @@ class Pending:
 
 
 def answer(ended: Pending) -> dict[str, JSON]:
-    """What a client is told of a command that has ended: `ok`, `error` and `result`."""
+    """Return the answer to a client about a command that has ended: `ok`, `error` and `result`."""
     error, result = ended.error, ended.value
     if _are_replies(result):
         error = error or _judge(result)

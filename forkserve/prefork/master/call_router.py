@@ -34,10 +34,10 @@ BUSY = 0.1  # seconds in which an idle worker writes its counters down
 
 @record
 class CallsState:
-    """The calls in an upgrade: the number of the next one, and the ident and number of each call that a worker waits for."""
+    """The calls in an upgrade: the number of the next one, and the calling worker's ident and number of each open call."""
 
     next: int
-    asked: Sequence[tuple[int, int]]
+    callers: Sequence[tuple[int, int]]
 
 
 class CallRouter(Observer):
@@ -61,7 +61,7 @@ class CallRouter(Observer):
         self._slot = slot
         self._calls = Calls()
         self._fresh: list[tuple[Pending, set[int]]] = []
-        self._asked: set[tuple[int, int]] = set()  # calls of workers: the worker's ident, and its number for the call
+        self._callers: set[tuple[int, int]] = set()  # calls of workers: the worker's ident, and its number for the call
 
     def next_deadline(self) -> float | None:
         """When `expire` must be called; None for never."""
@@ -121,13 +121,13 @@ class CallRouter(Observer):
 
     def export(self) -> CallsState:
         """Describe the calls that workers wait for, for an upgrade."""
-        return CallsState(self._calls.export(), list(self._asked))
+        return CallsState(self._calls.export(), list(self._callers))
 
     def adopt(self, found: CallsState) -> None:
         """Go on in the new program. Calls that were under way end with an error."""
         self._calls.adopt(found.next)
         error = CallError("the server was upgraded meanwhile: what was begun may have been done", "failed")
-        for ident, number in found.asked:
+        for ident, number in found.callers:
             if child := self.children.by_ident.get(ident):
                 self.children.send(child, Answer(number, error, []))
 
@@ -159,11 +159,11 @@ class CallRouter(Observer):
         self._calls.gone(child.member.ident, time.monotonic())
 
     def _called_by(self, child: Child, call: messages.Call) -> None:
-        asked = child.member.ident, call.number
-        self._asked.add(asked)
+        caller = child.member.ident, call.number
+        self._callers.add(caller)
 
         def answer(ended: Pending) -> None:
-            self._asked.discard(asked)
+            self._callers.discard(caller)
             error = None if ended.error is None else CallError(str(ended.error), ended.error.code)
             try:
                 self.children.send(child, Answer(call.number, error, ended.value or []))

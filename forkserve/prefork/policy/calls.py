@@ -47,7 +47,7 @@ class _Call:
     began: float
     deadline: float | None
     pending: Pending = field(default_factory=Pending)
-    asked: dict[int, tuple[Target, float]] = field(default_factory=dict)  # by ident: no reply yet, and since when
+    open: dict[int, tuple[Target, float]] = field(default_factory=dict)  # by ident: no reply yet, and since when
     replies: list[Reply] = field(default_factory=list)
     without: int | None = None  # the ident of the worker that must not get it
 
@@ -82,9 +82,9 @@ class Calls:
     ) -> tuple[Pending, list[Send]]:
         """Send it to each of the targets. The value will be their replies, in the order of their ids."""
         call = self._new(name, args, now, deadline)
-        call.asked = {target.ident: (target, now) for target in targets}
+        call.open = {target.ident: (target, now) for target in targets}
         message = call.message
-        sends = [Send(ident, message) for ident in call.asked]
+        sends = [Send(ident, message) for ident in call.open]
         self._finish_if_complete(call)
         return call.pending, sends
 
@@ -119,27 +119,27 @@ class Calls:
         for call in self._waiting:
             if call.without != target.ident and (call.deadline is None or now < call.deadline):
                 self._waiting.remove(call)
-                call.asked[target.ident] = target, now
+                call.open[target.ident] = target, now
                 return [Send(target.ident, call.message), *self.offer(target.ident)]
         return []
 
     def replied(self, ident: int, result: Result, now: float) -> str | None:
         """A worker has replied. Return what is wrong with the reply, for the log, if it is late or has an impossible status."""
         call = self._open.get(result.call)
-        if call is None or ident not in call.asked:
+        if call is None or ident not in call.open:
             return f"a late reply to a command was dropped: {result.name!r:.80}"
         if result.status not in STATUSES:
             return f"a reply without a status was dropped: {result.status!r:.80}"
-        target, since = call.asked.pop(ident)
+        target, since = call.open.pop(ident)
         self._note(call, target, since, now, result.status, result.value, result.error)
         return None
 
     def gone(self, ident: int, now: float) -> None:
         """A worker has died, or cannot be reached."""
         self._offered.discard(ident)
-        for call in [one for one in self._open.values() if ident in one.asked]:
-            if ident in call.asked:  # a callback at the end of one call may have come here, too
-                target, since = call.asked.pop(ident)
+        for call in [one for one in self._open.values() if ident in one.open]:
+            if ident in call.open:  # a callback at the end of one call may have come here, too
+                target, since = call.open.pop(ident)
                 self._note(call, target, since, now, "died")
 
     def expire(self, now: float) -> None:
@@ -147,8 +147,8 @@ class Calls:
         for call in [one for one in self._open.values() if one.deadline is not None and one.deadline <= now]:
             if call.pending.done:
                 continue  # a callback at the end of one call may end another
-            asked, call.asked = call.asked, {}
-            call.replies += [self._reply(target, since, now, "timeout") for target, since in asked.values()]
+            late, call.open = call.open, {}
+            call.replies += [self._reply(target, since, now, "timeout") for target, since in late.values()]
             if call in self._waiting:
                 self._waiting.remove(call)
                 call.replies.append(Reply(0, None, 0, "timeout", seconds=now - call.began))
@@ -175,6 +175,6 @@ class Calls:
         return Reply(target.id, target.pid, target.generation, status, value, error, round(now - since, 6))
 
     def _finish_if_complete(self, call: _Call) -> None:
-        if not call.asked and call not in self._waiting:
+        if not call.open and call not in self._waiting:
             del self._open[call.number]
             call.pending.resolve(sorted(call.replies, key=lambda reply: reply.id))

@@ -24,12 +24,12 @@ def distribute(ask: Callable[[JSON], Pending], items: Sequence[JSON], width: int
             return
         index, item, left = todo.popleft()
 
-        def ended(asked: Pending) -> None:
+        def ended(call: Pending) -> None:
             nonlocal missing
-            if asked.error is not None:
-                whole.fail(asked.error)
+            if call.error is not None:
+                whole.fail(call.error)
                 return
-            (reply,) = asked.value
+            (reply,) = call.value
             if reply.status == "died" and left:
                 todo.appendleft((index, item, left - 1))
             else:

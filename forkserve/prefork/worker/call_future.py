@@ -17,7 +17,7 @@ from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.messages import Answer
     from forkserve.prefork.ipc.pending import JSON
-    from forkserve.prefork.worker.worker import Worker
+    from forkserve.prefork.worker.running import RunningWorker
 
 on_own_loop: ContextVar[bool] = ContextVar("on_own_loop", default=False)
 """Whether this runs in an async command on a loop that the worker has made for it: no reply is received until it ends."""
@@ -93,7 +93,7 @@ class CallFuture:
 class OpenCalls:
     """The calls of one worker that the master has not answered yet. From any thread of the worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: RunningWorker) -> None:
         self._worker = worker
         self._futures: dict[int, CallFuture] = {}
 

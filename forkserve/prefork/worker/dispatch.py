@@ -20,13 +20,13 @@ from forkserve.prefork.worker.defined import commands_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.pending import JSON
-    from forkserve.prefork.worker.worker import Worker
+    from forkserve.prefork.worker.running import RunningWorker
 
 
 class Dispatcher:
     """Runs the commands of one worker, one at a time and in the order in which they came. In the worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: RunningWorker) -> None:
         self._worker = worker
         self._known = commands_of(type(worker))
         self._waiting: deque[Command] = deque()

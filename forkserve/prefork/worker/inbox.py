@@ -12,17 +12,17 @@ from forkserve.prefork.worker.leave import Leave
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.messages import Message
-    from forkserve.prefork.worker.worker import Worker
+    from forkserve.prefork.worker.running import RunningWorker
 
 
 class Inbox:
     """Receives the messages for one worker. In its process, on the main thread."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: RunningWorker) -> None:
         self._worker = worker
         self._dispatcher = Dispatcher(worker)
         self.calls = OpenCalls(worker)
-        self.leave = Leave(worker, self)
+        self.leave = Leave(worker, self.receive, self.calls.fail_all)
 
     def receive(self) -> None:
         """Obey the messages that have come, and run commands. An event loop calls it when the channel is readable."""

@@ -21,8 +21,9 @@ from forkserve.prefork.ipc.messages import Draining, Terminated
 from forkserve.prefork.system import deadman
 
 if TYPE_CHECKING:
-    from forkserve.prefork.worker.inbox import Inbox
-    from forkserve.prefork.worker.worker import Worker
+    from collections.abc import Callable
+
+    from forkserve.prefork.worker.running import RunningWorker
 
 ANSWER_LIMIT: Final = 1.0
 ORPHAN_LIMIT: Final = 30.0
@@ -30,10 +31,16 @@ ORPHAN_LIMIT: Final = 30.0
 
 
 class Leave:
-    """The end of one worker. In its process, on the main thread."""
+    """The end of one worker. In its process, on the main thread.
 
-    def __init__(self, worker: Worker, inbox: Inbox) -> None:
-        self._worker, self._inbox = worker, inbox
+    Args:
+        worker: The worker.
+        receive: Obeys the messages that have come.
+        fail_calls: Ends its calls for this reason, as the master will not answer.
+    """
+
+    def __init__(self, worker: RunningWorker, receive: Callable[[], None], fail_calls: Callable[[str], None]) -> None:
+        self._worker, self._receive, self._fail_calls = worker, receive, fail_calls
         self._due: float | None = None  # when to drain without the master's order
         self.since: float | None = None  # when the drain began (monotonic seconds)
 
@@ -60,7 +67,7 @@ class Leave:
         """Drain if the master has not answered in time. Called about once a second."""
         if self._due is None or self._worker.draining or time.monotonic() < self._due:
             return
-        self._inbox.receive()  # the answer may be there already, as this process was busy
+        self._receive()  # the answer may be there already, as this process was busy
         if not self._worker.draining and time.monotonic() >= self._due:
             self._worker.send(Draining())
             self._worker.drain()
@@ -72,7 +79,7 @@ class Leave:
             return
         worker.orphan = True
         worker.log.warning("the master is gone: ending")
-        self._inbox.calls.fail_all("the master is gone")
+        self._fail_calls("the master is gone")
         deadman.wind_up(worker.settings.graceful_timeout or ORPHAN_LIMIT)
         if not worker.draining:
             worker.drain()

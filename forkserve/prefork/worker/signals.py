@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from forkserve.prefork.worker.leave import Leave
-    from forkserve.prefork.worker.worker import Worker
+    from forkserve.prefork.worker.running import RunningWorker
 
 # Signal to method. The signals that do nothing have a handler, too, and are not ignored: an ignored signal would stay ignored in
 # the programs that the app starts.
@@ -48,7 +48,7 @@ CHECK_EVERY: Final = 1.0  # seconds
 class WorkerSignals:
     """The signals of one worker. In its process, on the main thread."""
 
-    def __init__(self, worker: Worker, leave: Leave) -> None:
+    def __init__(self, worker: RunningWorker, leave: Leave) -> None:
         self._worker, self._leave = worker, leave
         self._checked = 0.0
         self.queue: SignalQueue | None = None  # readable when a signal has come; None before `install`

@@ -195,7 +195,7 @@ class Worker(Heir):
         """Write the present counters into the row: the master is about to read it."""
 
     def serve_on(self) -> None:
-        """Take work again: the successor that this worker has asked for has failed. For workers that ask for one (`Spent`)."""
+        """Take work again: the successor that this worker has requested has failed. For workers that request one (`Spent`)."""
 
     def lingering(self) -> None:
         """Report that only streams, executors or threads are left: a reload need not wait for this worker. Sent once."""

@@ -25,7 +25,7 @@ class Orphan:
 
 def test_a_worker_that_drains_waits_for_no_answer() -> None:
     worker = Orphan()
-    leave = Leave(cast("Any", worker), cast("Any", worker))
+    leave = Leave(cast("Any", worker), worker.receive, lambda _: None)
     assert leave.time_left() == inf
     leave.request()
 
