@@ -1,6 +1,6 @@
 """Which processes should exist, and what to do next about those that do. Pure.
 
-The master reports to the pool what has happened, and calls `plan(now)` for what to do. A plan is the difference between what is
+The master reports events to the pool, and calls `plan(now)` for the next actions. A plan is the difference between what is
 wanted and what exists: after a plan was made, and as long as nothing happens, the next plan is empty. Only values go in and come
 out, and the time is one of them. So the pool's promises are tested over random histories, without a process:
 
@@ -9,7 +9,7 @@ out, and the time is one of them. So the pool's promises are tested over random 
 - the first worker of all boots alone, as apps prepare their database at import; the others follow when it is ready;
 - every state that a process can be stuck in has a deadline, and every deadline leads on: to the stacks, to SIGKILL, and to
   giving the process up (members.py);
-- a slot whose processes fail is retried ever more slowly, and heals;
+- a slot with failing processes is retried ever more slowly, and heals;
 - after `stop` the server ends, whatever the processes do, and whether or not a front end notices;
 - no listener is closed while connections wait in its queue, unless no worker could be started for them in time (departures.py);
 - with `preload` there are at most two molds, and every worker is forked from a ready mold of its generation (molds.py).
@@ -121,11 +121,6 @@ class Pool:
         """Whether a slot that failed, or the mold, waits for its next try."""
         waiting = (member.slot for member in self.members.by_ident.values() if member.state is State.BACKOFF)
         return self.phase is Phase.SERVING and any(self.members.slots[slot].failures for slot in waiting)
-
-    @property
-    def room(self) -> int:
-        """How many processes may be started to replace others."""
-        return self.capacity.room(self.wanted).replacements
 
     def down_slots(self) -> AbstractSet[int | None]:
         """Return the slots that requests should not be sent to; None among them stands for the shared addresses.
@@ -276,7 +271,7 @@ class Pool:
         """End a member that its slot does not need any more, unless it is held."""
         superfluous = member.outdated and self.members.has_successor(member)
         if member.state is State.BACKOFF and not member.canary:
-            # It was to serve beside a canary that listens elsewhere, whose generation has been committed meanwhile.
+            # It was to serve beside a canary that listens elsewhere; the canary's generation has been committed meanwhile.
             others = [one for one in self.members.slots[member.slot].members if one is not member]
             superfluous = any(one.exists and not (one.end_requested or one.outdated or one.canary) for one in others)
         if (member.slot <= self.wanted and not superfluous) or self.departures.last_calls.keeps(member):

@@ -30,7 +30,9 @@ from forkserve.prefork.system.scoreboard import LOST_LINES, UNREPORTED_LINES
 from forkserve.prefork.worker import stacks
 from forkserve.prefork.worker.classes import load_mixins
 from forkserve.prefork.worker.inheritance import settle
-from forkserve.prefork.worker.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker
+from forkserve.prefork.worker.leave import ORPHAN_LIMIT
+from forkserve.prefork.worker.signals import ENDING, WORKER_SIGNALS
+from forkserve.prefork.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +96,7 @@ def become_worker(
     """
     code: int = ExitCode.UNEXPECTED
     try:
-        boot = _BootSignals(context.asked)
+        boot = _BootSignals(context.early_signals)
         become_own_process(context, partial(boot.install, reset=not context.molded), partial(_end_with_master, context), close)
         os.environ["FORKSERVE_WORKER_ID"] = str(context.id)
         install_output()
