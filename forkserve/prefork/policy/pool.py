@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
-from typing import Any, Final, Protocol
+from typing import Final
 
 from forkserve.base.errors import ExitCode
 from forkserve.base.records import record
@@ -69,13 +69,6 @@ class PoolState:
     peak: int
 
 
-class PoolEvent(Protocol):
-    """What changes a pool, as a value (history.py)."""
-
-    def apply(self, pool: Pool) -> Any:
-        """Change the pool."""
-
-
 class Pool:
     """The processes of a server: how many are wanted, and the plan that leads there.
 
@@ -88,7 +81,7 @@ class Pool:
 
     def __init__(self, wanted: int, limits: PoolLimits, random: Callable[[], float], *, preload: bool = False) -> None:
         self.wanted = wanted
-        self.record: Callable[[PoolEvent], object] = lambda _: None
+        self.record: Callable[[object], object] = lambda _: None  # gets each event (history.py) before it is applied
         self.phase = Phase.FIRST_BOOT
         self.exit_code = ExitCode.OK
         self.members = Members(limits, random, preload=preload)
@@ -110,11 +103,6 @@ class Pool:
         self.wanted, self.phase = found.wanted, found.phase
         self.departures.adopt(found.departures, closing=self.phase >= Phase.STOPPING, public=self.phase >= Phase.SERVING)
         self.capacity.peak = found.peak
-
-    def happened(self, event: PoolEvent) -> Any:
-        """Record an event and apply it; return what it returns."""
-        self.record(event)
-        return event.apply(self)
 
     # Questions of the master.
 
