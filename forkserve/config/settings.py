@@ -154,7 +154,7 @@ class Settings:
         0.0, "Workers", values.seconds, "Replace a worker at this age, in seconds (0: never).", aliases="workers_lifetime"
     )
     max_memory: int = setting(
-        0, "Workers", values.size, "Replace a worker with more memory (PSS), in bytes (0: never).", aliases="workers_max_rss"
+        0, "Workers", values.size, "Replace a worker above this many bytes of memory (PSS; 0: never).", aliases="workers_max_rss"
     )
     mixin: tuple[str, ...] = setting(
         (), "Workers", many("CLASS"), "Add the commands and hooks of a class to every worker: module:Class; repeatable."
@@ -270,16 +270,16 @@ class Settings:
         60.0, "Timeouts", values.seconds, "Seconds that a client may read nothing of a response or WebSocket (0: no limit)."
     )
 
-    limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Refuse a longer request line, in bytes (414).")
-    limit_request_fields: int = setting(128, "Limits", count(), "Refuse a request with more header fields (431).")
+    limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Refuse a request line above this many bytes (414).")
+    limit_request_fields: int = setting(128, "Limits", count(), "Refuse a request with more than this many header fields (431).")
     limit_request_field_size: int = setting(
-        0, "Limits", values.size, "Refuse a request with a larger header field, in bytes (431; 0: as --limit-request-head)."
+        0, "Limits", values.size, "Refuse a header field above this many bytes (431; 0: as --limit-request-head)."
     )
     limit_request_head: int = setting(
-        64 * KIB, "Limits", values.size, "Refuse a request with a larger head, line and fields together, in bytes (431)."
+        64 * KIB, "Limits", values.size, "Refuse a request line and fields above this many bytes together (431)."
     )
     limit_request_body: int = setting(
-        GIB, "Limits", values.size, "Refuse a larger request body, in bytes (413); above 512k it is stored on disk."
+        GIB, "Limits", values.size, "Refuse a request body above this many bytes (413); above 512k it is stored on disk."
     )
     limit_buffered: int = setting(
         64 * MIB,
@@ -327,7 +327,7 @@ class Settings:
         16 * MIB,
         "WebSocket",
         values.size,
-        "Refuse a larger message, in bytes after decompression; a fragment counts as at least 64 bytes.",
+        "Refuse a message above this many bytes, decompressed; a fragment counts as at least 64 bytes.",
     )
     ws_max_queue: int = setting(
         32, "WebSocket", count(1), "Stop reading from a client while this many messages, or 256 KiB, wait for the app."

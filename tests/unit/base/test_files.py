@@ -206,7 +206,7 @@ def test_a_hard_link_is_refused_where_others_could_have_made_it(other: Hostile, 
     use(other.ours / "second")
 
 
-def test_permissions_of_another_s_file_give_nobody_our_rights(other: Hostile) -> None:
+def test_permissions_of_another_users_file_pass_on_no_privileges(other: Hostile) -> None:
     path = other.theirs / "upstream.conf"
     path.write_text("theirs")
     if IS_ROOT:
@@ -452,7 +452,7 @@ def test_systems_without_handles(other: Hostile, monkeypatch: pytest.MonkeyPatch
     assert other.state() == before
 
 
-def test_whose_files_are_root_s() -> None:
+def test_uids_of_roots_files() -> None:
     for uid_map, overflow_too in {
         "         0          0 4294967295\n": False,
         "0 1000 1\n1 100000 65536\n": False,  # a container of an ordinary user, in which there is a user nobody

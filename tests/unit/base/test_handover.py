@@ -203,7 +203,7 @@ def test_a_client_goes_on_in_the_middle_of_a_line() -> None:
 
 
 @pytest.mark.parametrize("committed", [True, False])
-def test_listeners_are_kept_by_what_they_were_asked_for_or_are_bound_to(tmp_path: Path, *, committed: bool) -> None:
+def test_listeners_are_kept_by_their_written_or_bound_address(tmp_path: Path, *, committed: bool) -> None:
     one, two, three = (f"unix:{tmp_path / name}" for name in ("one", "two", "three"))
     before = Listeners(bind=[one, "127.0.0.1:0", two], base_port=0)
     asked = Addresses(bind=(one, "127.0.0.1:0", two), base_port=0)

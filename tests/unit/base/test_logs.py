@@ -42,7 +42,7 @@ def lines(path: Path) -> list[tuple[str, ...]]:
     return [match.groups() for match in matches if match]
 
 
-def test_a_line_says_when_who_and_what(log: Path) -> None:
+def test_a_line_has_time_process_and_message(log: Path) -> None:
     logger.info("hello %s", "there")
     logger.debug("not logged")
     logs.identify("worker 3", 7)
@@ -51,7 +51,7 @@ def test_a_line_says_when_who_and_what(log: Path) -> None:
     assert lines(log) == [("INFO", "master", "hello there"), ("WARNING", "worker 3 gen 7", "from a worker")]
 
 
-def test_every_line_of_a_traceback_says_who(log: Path) -> None:
+def test_every_line_of_a_traceback_names_the_process(log: Path) -> None:
     logs.identify("worker 1", 1)
     error = RuntimeError("one\ntwo \x1b[31m")
     try:
@@ -105,7 +105,7 @@ def test_a_wrong_call_is_logged_and_not_raised(log: Path) -> None:
     assert "a log record could not be formatted" in log.read_text()
 
 
-def test_a_log_that_cannot_be_written_stops_nobody(log: Path) -> None:
+def test_a_log_that_cannot_be_written_stops_no_process(log: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     for descriptor in logs.descriptors():
         os.dup2(full, descriptor, inheritable=False)

@@ -325,7 +325,7 @@ def test_stop_waits_until_the_server_has_closed_everything(run: Callable[[str], 
     assert time.monotonic() >= closed[0]
 
 
-def test_an_over_long_command_line_is_told(server: Answering, run: Callable[[str], Printed]) -> None:
+def test_an_over_long_command_line_is_an_error(server: Answering, run: Callable[[str], Printed]) -> None:
     code, out, err = run("call x " + "y" * 1_100_000)
 
     assert (code, out) == (2, "")

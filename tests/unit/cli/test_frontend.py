@@ -126,7 +126,7 @@ def test_the_file_that_the_server_keeps_is_included(printed, tmp_path: Path) -> 
     assert f"include {tmp_path}/up.conf;" in directives(printed(f"{kept} --balance ip_hash")), "the server is given it too"
 
 
-def test_a_running_server_tells_each_setting_that_front_ends_are_told() -> None:
+def test_a_status_has_each_setting_that_front_ends_need() -> None:
     used = set()
     for path in Path(backends.__file__).parent.glob("*.py"):
         used |= set(re.findall(r"\bsettings\.([a-z_]+)|\bgiven\(['\"]([a-z_]+)['\"]\)", path.read_text()))
@@ -193,7 +193,7 @@ def test_a_worker_may_be_silent_for_as_long_as_it_may(given: dict[str, float]) -
     assert read >= fixed.ws_ping_interval + fixed.ws_ping_timeout
 
 
-def test_who_trusts_all_hears_nothing_that_clients_say_of_themselves(printed) -> None:
+def test_a_server_that_trusts_all_peers_gets_no_forwarded_fields_of_clients(printed) -> None:
     assert "X-Forwarded-For $proxy_add_x_forwarded_for;" in printed(SHOP)
     assert "X-Forwarded-For $remote_addr;" in printed(f"{SHOP} --forwarded-allow-ips '*'")
     assert "set-header X-Forwarded-For %[src]" in printed(f"{SHOP} --forwarded-allow-ips '*' --format haproxy")
@@ -247,7 +247,7 @@ def test_workers_that_speak_tls(printed, tmp_path: Path) -> None:
     assert "tls_insecure_skip_verify" in printed(f"{SHOP} --certfile cert --format caddy")
 
 
-def test_a_mounted_app_is_asked_without_its_prefix(printed) -> None:
+def test_a_mounted_app_gets_paths_without_its_prefix(printed) -> None:
     lines = directives(printed(f"{SHOP} --root-path /api"))
 
     assert "proxy_pass http://shop/;" in lines[lines.index("location /api/ {") :]
@@ -434,13 +434,13 @@ def test_a_client_may_pause_for_as_long_as_the_server_lets_it(printed) -> None:
     assert not [line for line in directives(printed(f"{told} --format caddy")) if line.startswith(("read_t", "write_t"))]
 
 
-def test_a_mounted_app_whose_path_is_special_to_regular_expressions(printed) -> None:
+def test_a_mounted_app_with_a_path_special_to_regular_expressions(printed) -> None:
     assert r'if ($request_uri ~ "^/my\.api(?<as_written>/.*)$") {' in directives(printed(f"{SHOP} --root-path /my.api"))
     assert r'if ($request_uri ~ "^/a%20b%2B(?<as_written>/.*)$") {' in directives(printed(f"{SHOP} --root-path '/a b+'"))
     assert r"@app vars_regexp {http.request.uri} ^/my\.api(/|\?|$)" in printed(f"{SHOP} --root-path /my.api --format caddy")
 
 
-def test_who_comes_by_a_unix_socket_is_told_of_by_the_proxy_there(printed) -> None:
+def test_the_client_of_a_unix_socket_is_named_by_the_proxy_there(printed) -> None:
     lines = directives(printed(f"{SHOP} --listen unix:/x --listen 80"))
 
     assert "proxy_set_header X-Forwarded-For $to_shop_for;" in lines

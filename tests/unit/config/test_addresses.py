@@ -116,7 +116,7 @@ def test_the_host_that_is_bound(host: str, bound: str) -> None:
         ("255.255.255.255", "many machines"),
     ],
 )
-def test_hosts_that_nobody_can_listen_on(host: str, part: str) -> None:
+def test_hosts_that_no_server_can_listen_on(host: str, part: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         plain_host(host)
     assert part in str(caught.value)

@@ -257,7 +257,7 @@ def test_port_is_for_all_interfaces() -> None:
         ("--host 127.0.0.2", ("127.0.0.2:5000",), None),
     ],
 )
-def test_port_gives_way_to_what_is_asked_for(
+def test_the_variable_port_gives_way_to_stronger_sources(
     line: str,
     bind: tuple[str, ...],
     base_port: int | None,
@@ -364,7 +364,7 @@ ONE_LINE = [
 
 
 @pytest.mark.parametrize(("line", "environ", "message"), ONE_LINE, ids=lambda value: str(value)[:40])
-def test_a_fault_is_told_with_where_it_was_made(
+def test_a_fault_is_reported_with_its_source(
     line: str,
     environ: dict[str, str],
     message: str,
@@ -522,7 +522,7 @@ class TestFiles:
         ],
     )
     @pytest.mark.parametrize("by_name", [False, True], ids=["file", "module"])
-    def test_a_file_that_fails_is_told_with_its_line(
+    def test_a_file_that_fails_is_reported_with_its_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: str, message: str, *, by_name: bool
     ) -> None:
         """The line of the file itself, also if what it imports is to blame, and if it is given as a module."""

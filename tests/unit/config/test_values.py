@@ -143,7 +143,7 @@ def test_sizes_read_as_they_are_shown(value: int) -> None:
     | st.booleans()
     | st.none(),
 )
-def test_nothing_but_value_error_comes_out_of_reading(name: str, value: object) -> None:
+def test_reading_raises_only_value_error(name: str, value: object) -> None:
     kind = TABLE[name].kind
     try:
         read = kind.read(value)

@@ -51,7 +51,7 @@ def test_the_shared_address_of_a_running_server() -> None:
         from_status(status(listeners=listeners[:1]))
 
 
-def test_what_listens_everywhere_is_asked_on_loopback() -> None:
+def test_a_server_on_all_interfaces_is_reached_on_loopback() -> None:
     assert str(from_settings(settings(bind="0.0.0.0:8000"))[0].address) == "127.0.0.1:8000"
     assert str(from_settings(settings(host="::", base_port=9000))[0].address) == "[::1]:9000"
 

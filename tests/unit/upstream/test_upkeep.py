@@ -115,7 +115,7 @@ def test_a_slot_is_advertised_until_the_run_that_takes_it_away_has_ended() -> No
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_a_front_end_that_cannot_be_told_holds_nobody(failed: bool) -> None:  # noqa: FBT001 - a parameter
+def test_a_front_end_that_cannot_be_updated_holds_no_worker(failed: bool) -> None:  # noqa: FBT001 - a parameter
     upkeep = told("*")
     assert upkeep.advertised == {None}
     upkeep.changed(front("-"), 1.0)

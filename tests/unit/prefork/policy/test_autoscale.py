@@ -79,7 +79,7 @@ def test_it_starts_with_one_again_after_enough_were_idle() -> None:
     assert one.seconds(100, 2) == [9, 11]
 
 
-def test_asked_more_often_than_once_a_second_it_goes_no_faster() -> None:
+def test_calls_more_often_than_once_a_second_start_no_faster() -> None:
     scaler = Autoscaler(1, 100, 1, 20)
     wanted, answers = 1, []
     for tenth in range(21):
@@ -89,7 +89,7 @@ def test_asked_more_often_than_once_a_second_it_goes_no_faster() -> None:
     assert sorted(set(answers)) == [2, 4, 8]
 
 
-def test_asked_more_often_than_once_a_second_it_retires_no_faster() -> None:
+def test_calls_more_often_than_once_a_second_retire_no_faster() -> None:
     scaler = Autoscaler(1, 100, 1, 3)
     wanted, answers = 9, []
     for tenth in range(int(HOLD) * 10 + 17):
@@ -99,7 +99,7 @@ def test_asked_more_often_than_once_a_second_it_retires_no_faster() -> None:
     assert sorted(set(answers)) == [7, 8, 9]
 
 
-def test_slots_whose_processes_fail_do_not_make_it_start_more() -> None:
+def test_slots_with_failing_processes_do_not_start_more() -> None:
     scaler = Autoscaler(1, 100, 1, 3)
 
     assert [scaler.advise(now, 4, 0, 0) for now in range(60)] == [4] * 60
@@ -143,7 +143,7 @@ def test_a_moment_of_load_begins_the_wait_anew() -> None:
     assert one.second(0) == 7
 
 
-def test_load_that_comes_while_it_retires_ends_that_at_once() -> None:
+def test_load_during_retirement_ends_the_retirement_at_once() -> None:
     one = server(8)
     one.seconds(0, int(HOLD))
     assert one.seconds(0, 2) == [7, 6]
@@ -152,7 +152,7 @@ def test_load_that_comes_while_it_retires_ends_that_at_once() -> None:
     assert one.seconds(0, int(HOLD)) == [7] * int(HOLD)
 
 
-def test_whoever_still_boots_is_not_retired_as_idle() -> None:
+def test_a_booting_worker_is_not_retired_as_idle() -> None:
     scaler = Autoscaler(1, 100, 1, 3)
 
     assert [scaler.advise(now, 20, 2, 2) for now in range(60)] == [20] * 60
@@ -189,7 +189,7 @@ def test_a_timer_that_comes_a_little_early_or_late_makes_no_difference() -> None
 # Somebody else.
 
 
-def test_scaled_by_hand_it_goes_on_from_there() -> None:
+def test_it_continues_from_a_number_set_by_hand() -> None:
     one = server(4, spare=(1, 8))
     one.seconds(3, 5)
     one.wanted = 6
@@ -290,7 +290,7 @@ def test_it_keeps_within_bounds_and_never_retires_soon_after_a_start(given_serve
     servers(),
     st.lists(st.tuples(st.integers(0, 80), st.integers(1, int(HOLD)), st.integers(1, 5)), max_size=10),
 )
-def test_a_load_that_comes_back_within_the_wait_retires_nobody(given_server, waves) -> None:
+def test_a_load_that_returns_within_the_wait_retires_no_worker(given_server, waves) -> None:
     one, *_, high = given_server
     for low_load, lull, crest in waves:
         one.seconds(low_load, lull)
@@ -304,7 +304,7 @@ def test_a_load_that_comes_back_within_the_wait_retires_nobody(given_server, wav
     st.integers(0, 20),
     st.lists(st.tuples(st.floats(0, 20), st.integers(0, 40), st.integers(0, 60), st.integers(0, 60)), max_size=40),
 )
-def test_whatever_it_is_told_it_answers_within_bounds(fewest: int, more: int, told) -> None:
+def test_its_advice_is_always_within_bounds(fewest: int, more: int, told) -> None:
     scaler = Autoscaler(fewest, max(1, fewest + more), 1, 3)
     now = 0.0
     for passed, wanted, ready, idle in told:

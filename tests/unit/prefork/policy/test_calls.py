@@ -122,7 +122,7 @@ def test_a_worker_cannot_claim_what_only_the_master_knows(status: str) -> None:
     assert not pending.done
 
 
-def test_who_dies_has_died_in_all_calls() -> None:
+def test_a_dead_worker_has_died_in_all_calls() -> None:
     calls = Calls()
     first, _ = calls.ask("flush", (), (ONE, TWO), 0.0, None)
     second, _ = calls.ask("other", (), (ONE,), 1.0, None)

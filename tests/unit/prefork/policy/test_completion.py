@@ -233,7 +233,7 @@ def test_a_restart_that_fails_says_so_and_the_old_one_stays() -> None:
     assert old.state is State.READY
 
 
-def test_a_restart_whose_fork_fails() -> None:
+def test_a_restart_with_a_failed_fork() -> None:
     pool, _ = serving(1)
     goal = replaced(pool, 1)
     pool.generations.replace(1)

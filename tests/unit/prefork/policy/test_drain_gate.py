@@ -99,7 +99,7 @@ def test_without_a_front_end_there_is_only_the_delay() -> None:
     assert pool.plan(8.0) == [Drain(first, booting=False)]
 
 
-def test_who_is_wanted_again_has_never_left() -> None:
+def test_a_slot_that_is_wanted_again_has_never_left() -> None:
     pool, (_, second) = serving(2, delay=5.0)
     pool.want(1)
     pool.plan(1.0)
@@ -162,7 +162,7 @@ def test_what_is_to_end_at_once_does() -> None:
     assert pool.done
 
 
-def test_nobody_was_told_of_the_workers_of_a_first_boot() -> None:
+def test_workers_of_a_first_boot_have_not_been_announced() -> None:
     pool = Pool(2, PoolLimits(delay=60.0), lambda: 0.0)
     (first,) = fork(pool, 0.0)
     pool.reports.ready(first.ident, 1.0)
@@ -172,7 +172,7 @@ def test_nobody_was_told_of_the_workers_of_a_first_boot() -> None:
     assert pool.plan(1.0)[0] == Drain(first, booting=False)
 
 
-def test_whoever_is_only_replaced_or_suspended_waits_for_nothing() -> None:
+def test_a_replaced_or_suspended_worker_waits_for_nothing() -> None:
     pool, (first,) = serving(1, delay=60.0)
     pool.departures.advertised = {1}
     pool.generations.replace(1)
@@ -187,7 +187,7 @@ def test_whoever_is_only_replaced_or_suspended_waits_for_nothing() -> None:
 # Who is down.
 
 
-def test_nobody_is_down_before_the_announcement() -> None:
+def test_no_slot_is_down_before_the_announcement() -> None:
     pool = Pool(2, PoolLimits(), lambda: 0.0)
     (first,) = fork(pool, 0.0)
     pool.reports.ready(first.ident, 1.0)
@@ -225,7 +225,7 @@ def test_a_slot_that_fails_again_and_again_is_down_until_it_is_ready() -> None:
     assert pool.down_slots() == set()
 
 
-def test_where_nobody_is_ready_connections_wait_for_all() -> None:
+def test_without_a_ready_worker_connections_may_wait_anywhere() -> None:
     pool, members = serving(2)
     for now in (1.0, 2.0):
         for member in members:
@@ -251,7 +251,7 @@ def test_after_a_suspension_only_the_wanted_are_up() -> None:
     assert pool.down_slots() == {2, 3}
 
 
-def test_who_leaves_is_down() -> None:
+def test_a_slot_on_its_way_out_is_down() -> None:
     pool, _ = serving(2)
     pool.departures.advertised = {1, 2}
     pool.want(1)
@@ -262,7 +262,7 @@ def test_who_leaves_is_down() -> None:
     assert pool.down_slots() == {None, 1, 2}
 
 
-def test_who_asks_at_the_address_of_before_is_answered_though_the_canary_that_boots_listens_elsewhere() -> None:
+def test_requests_to_the_old_address_are_answered_while_a_canary_elsewhere_boots() -> None:
     pool, (first, _) = serving(2, beat=0.0)
     pool.generations.try_worker(1, 2, 1.0)
     (canary,) = fork(pool, 1.0)
@@ -281,7 +281,7 @@ def test_who_asks_at_the_address_of_before_is_answered_though_the_canary_that_bo
     assert Drain(again, booting=False) in pool.plan(7.0)
 
 
-def test_none_comes_beside_a_canary_that_is_to_stay() -> None:
+def test_no_worker_is_forked_beside_a_canary_that_stays() -> None:
     """While it is tried, a slot that moves has another process as well; not any more when its generation is committed."""
     pool, (first,) = serving(1, beat=0.0)
     pool.departures.moved = {1}

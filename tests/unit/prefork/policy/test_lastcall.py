@@ -23,7 +23,7 @@ def booting(count: int = 2):
     return pool, fork.member
 
 
-def test_a_worker_that_boots_is_let_boot_if_somebody_waits_for_it() -> None:
+def test_a_worker_may_finish_its_boot_if_connections_wait_for_it() -> None:
     pool, member = booting()
     pool.want(1)
     assert pool.departures.unattended(2.0) == {2}
@@ -105,7 +105,7 @@ def test_no_more_than_so_many_come() -> None:
     assert pool.plan(2.0) == [CloseListener(2)]
 
 
-def test_whoever_waits_at_a_shared_address_of_a_server_without_workers_is_answered_before_it_stops() -> None:
+def test_connections_queued_at_a_shared_address_without_workers_are_answered_before_the_stop() -> None:
     pool, workers = serving(2, beat=0.0, graceful=20.0)
     pool.suspend()
     pool.plan(1.0)

@@ -16,7 +16,7 @@ def served(ident: int, *, age: float = 0.0, memory: int | None = None) -> Usage:
     return Usage(ident, ident, age, memory)
 
 
-def test_nobody_without_a_limit() -> None:
+def test_no_worker_is_picked_without_a_limit() -> None:
     assert Recycler(lambda: 0.5).pick([served(1, age=1e9, memory=10**12)], Settings(), 5) == []
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from forkserve.prefork.policy.repeats import SAME, Repeats
 
 
-def test_all_that_comes_within_a_second_of_the_first_is_one_request() -> None:
+def test_signals_within_a_second_of_the_first_are_one_request() -> None:
     repeats = Repeats()
 
     assert not any(repeats.repeated(now) for now in (10.0, 10.0, 10.001, 10.5, 10.0 + SAME))
     assert repeats.repeated(10.001 + SAME)
 
 
-def test_what_comes_later_is_a_second_one_each_time() -> None:
+def test_each_later_signal_is_a_second_request() -> None:
     repeats = Repeats()
     assert not repeats.repeated(0.0)
 

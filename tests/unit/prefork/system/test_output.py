@@ -262,7 +262,7 @@ def test_what_cannot_be_written_is_a_fault_at_the_start(make: Make, tmp_path: Pa
         make(worker_stdout=str(tmp_path / "no/such"), worker_output_prefix=prefix)
 
 
-def test_a_pipe_that_nobody_reads_holds_up_the_worker_and_not_the_loop(make: Make) -> None:
+def test_a_pipe_without_a_reader_blocks_the_worker_and_not_the_loop(make: Make) -> None:
     read, write_end = os.pipe()
     with open(write_end, "wb") as file:
         loop = make(worker_stdout=file, worker_output_prefix=True)

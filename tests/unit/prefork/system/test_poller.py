@@ -110,7 +110,7 @@ def test_unwatch(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> N
     assert turn(poller, deadline=0.0) == 0
 
 
-def test_unwatched_by_who_was_called_just_before(poller: Poller) -> None:
+def test_an_object_unwatched_by_the_callback_before_is_not_called(poller: Poller) -> None:
     """Both are readable in the same turn, and each takes the other away: only one is called."""
     pairs = [socket.socketpair() for _ in range(2)]
     seen: list[int] = []
