@@ -26,17 +26,16 @@ from forkserve.http.app.threads import ThreadedExchange
 from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.service import SWEEP, Service
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.ipc.messages import Spent
+from forkserve.prefork.ipc.messages import Released, Spent
 from forkserve.prefork.system import acceptqueue, finish, forks
 from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
-from forkserve.prefork.system.signals import SignalQueue
 from forkserve.prefork.worker.boot import EndOfBootError
-from forkserve.prefork.worker.worker import ENDING, WORKER_SIGNALS, Worker
+from forkserve.prefork.worker.signals import ENDING
+from forkserve.prefork.worker.worker import Worker
 
 if TYPE_CHECKING:
     import logging
-    import threading
-    from collections.abc import Callable, Collection, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
     from typing import Any
 
     from forkserve.config.settings import Settings
@@ -134,10 +133,20 @@ class DefaultExecutor:
         self._executor = executor
         self._set(executor)
 
-    def shut_down(self) -> frozenset[threading.Thread]:
-        """Take no more work; return the threads that may still be at work."""
+    async def finish(self, worker: Worker, pause: Callable[[float], Awaitable[None]]) -> None:
+        """Wait, with the loop running and while the worker has time left, for work that the application has given to it.
+
+        Args:
+            worker: Knows how much time is left.
+            pause: Sleeps for a number of seconds.
+        """
         self._executor.shutdown(wait=False)
-        return frozenset(self._executor._threads)  # noqa: SLF001 - nothing public tells whether they have ended
+        threads = self._executor._threads  # noqa: SLF001 - nothing public tells whether they have ended
+        moment = time.monotonic() + finish.MOMENT
+        while any(thread.is_alive() for thread in tuple(threads)) and worker.time_left():
+            if time.monotonic() > moment:
+                worker.wait_for_threads()
+            await pause(finish.MOMENT / 2)
 
 
 class LogFlusher:
@@ -226,37 +235,28 @@ class HTTPWorker(Worker):
                 # The loop would wait for its executor without a limit, and in a thread that perhaps cannot be started.
                 setattr(loop, "shutdown_default_executor", _nothing)  # noqa: B010 - of this loop
 
-    async def _finish_executor(self) -> None:
-        """Wait, with the loop running and while time is left, for work that the application has given to the default executor."""
-        threads = self._executor.shut_down()
-        moment = time.monotonic() + finish.MOMENT
-        while any(thread.is_alive() for thread in threads) and self.time_left():
-            if time.monotonic() > moment:
-                self.wait_for_threads()
-            await self._service.pause(finish.MOMENT / 2)
-
     async def _serve(self, app: LoadedApp) -> None:
         loop = asyncio.get_running_loop()
         self._stop = loop.create_future()
         self._service = service = self._make_service(app, loop)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
-        loop.add_reader(self.channel.fileno(), self.on_channel)
+        loop.add_reader(self.channel.fileno(), self._inbox.receive)
         await self._start_up(service)
         if not self.draining:
             self.row.refresh = partial(self._note_running, stuck=True)
             # The end of the boot may have been lost, or this may run on while the loop is closed for it: take no connection then.
-            if ENDING.intersection(self.context.asked):
+            if ENDING.intersection(self.context.early_signals):
                 raise EndOfBootError
             self.ready()
             self._accept(service)
             await self._stop
-        await self._close_queues()
+        await _close_queues(self, service)
         service.stop_accepting(relieved=self.relieved)
         for listener in self.listeners:
             listener.sock.close()
-        self.released()
+        self.send(Released())
         await service.drain(self.settings.graceful_timeout or inf, self.lingering)
-        await self._finish_executor()
+        await self._executor.finish(self, service.pause)
 
     def _make_service(self, app: LoadedApp, loop: asyncio.AbstractEventLoop) -> Service:
         access = logs.access_log()
@@ -295,7 +295,7 @@ class HTTPWorker(Worker):
 
     def _accept(self, service: Service) -> None:
         shared = any(listener.slot is None for listener in self.listeners)
-        sockets = [(one.sock, None if one.slot is not None else self._least_busy) for one in self.listeners]
+        sockets = [(one.sock, None if one.slot is not None else partial(_least_busy, self)) for one in self.listeners]
         period = min(PULSE if shared else SWEEP, self.settings.timeout / 3 or SWEEP)  # a heartbeat comes well before it is due
         service.site.freeze_context()
         service.accept(sockets, self._note, period, self._note_running)
@@ -303,20 +303,6 @@ class HTTPWorker(Worker):
             # Not from `random`, whose state workers of one mold share, and which belongs to the app.
             jitter = SystemRandom().randint(0, self.settings.max_requests_jitter)
             service.limit_requests(self.settings.max_requests + jitter, self._spent)
-
-    async def _close_queues(self) -> None:
-        """Refuse new connections to listeners that are closed with this worker, so that nothing is left in their queues.
-
-        If other workers accept there, the last of them does this.
-        """
-        alone = not self.scoreboard.siblings(self.row)
-        mine = [one.sock for one in self.listeners if one.slot is not None or alone]
-        closing = [sock for sock in mine if acceptqueue.identity(sock) in self.closing]
-        for sock in closing:
-            acceptqueue.refuse(sock)
-        until = time.monotonic() + HANDSHAKE
-        while any(map(acceptqueue.has_handshakes, closing)) and time.monotonic() < until:
-            await self._service.pause(HANDSHAKE / 100)
 
     def _spent(self, requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
         """Ask for a successor after this number of requests; if `full`, no connection is accepted before it is ready."""
@@ -334,18 +320,9 @@ class HTTPWorker(Worker):
         """Answer every request from now on with a page that says what does not load."""
         self._service.show_fault(text)
 
-    def _least_busy(self) -> float | None:
-        """Return the smallest number of connections of a sibling that can take more; None if there is no sibling."""
-        siblings = self.scoreboard.siblings(self.row)
-        if not siblings:
-            return None
-        since = monotonic_ns() - SILENT
-        free = (row.cells[CONNECTIONS] for row in siblings if not row.cells[STARTED] and row.cells[BEAT] > since)
-        return min(free, default=inf)
-
     def _note(self) -> None:
         """Update the scoreboard, and send a heartbeat unless all threads are stuck."""
-        self.keep_signals()
+        self._signals.check()
         self._leave.look()
         self.row.cells[REQUESTS] = self._service.server.requests
         self.row.cells[HANDSHAKES_FAILED] = self._service.server.handshakes_failed
@@ -392,15 +369,14 @@ class HTTPWorker(Worker):
 
         def done(ended: asyncio.Task[None]) -> None:
             tasks.discard(ended)
-            self.on_channel()
+            self._inbox.receive()
 
         task.add_done_callback(done)
 
     def install_signals(self) -> None:
         """Handle signals on the loop, never inside a request."""
         assert self._loop is not None
-        self._signals = SignalQueue(WORKER_SIGNALS, beside_loop=True)
-        self._loop.add_reader(self._signals.fileno(), self.on_signals)
+        self._loop.add_reader(self._signals.install(beside_loop=True).fileno(), self._signals.obey)
 
     def own_descriptors(self) -> Iterator[int]:
         """Yield also the descriptors of clients' connections, which have a listener's address. Called in a forked process."""
@@ -428,6 +404,31 @@ class HTTPWorker(Worker):
         super().drain()
         if not self._stop.done():
             self._stop.set_result(None)
+
+
+def _least_busy(worker: Worker) -> float | None:
+    """Return the smallest number of connections of a sibling that can take more; None if there is no sibling."""
+    siblings = worker.scoreboard.siblings(worker.row)
+    if not siblings:
+        return None
+    since = monotonic_ns() - SILENT
+    free = (row.cells[CONNECTIONS] for row in siblings if not row.cells[STARTED] and row.cells[BEAT] > since)
+    return min(free, default=inf)
+
+
+async def _close_queues(worker: Worker, service: Service) -> None:
+    """Refuse new connections to listeners that are closed with this worker, so that nothing is left in their queues.
+
+    If other workers accept there, the last of them does this.
+    """
+    alone = not worker.scoreboard.siblings(worker.row)
+    mine = [one.sock for one in worker.listeners if one.slot is not None or alone]
+    closing = [sock for sock in mine if acceptqueue.identity(sock) in worker.closing]
+    for sock in closing:
+        acceptqueue.refuse(sock)
+    until = time.monotonic() + HANDSHAKE
+    while any(map(acceptqueue.has_handshakes, closing)) and time.monotonic() < until:
+        await service.pause(HANDSHAKE / 100)
 
 
 def _new_loop(choice: str) -> asyncio.AbstractEventLoop:

@@ -37,7 +37,7 @@ class Exchange:
         bodiless: The response has no body, whatever its head says.
         left: The bytes of the body that are still to come by Content-Length.
         sent: The bytes of the body so far.
-        began: The time (`monotonic`) at which the request began, if it is logged.
+        began: The time (`monotonic`) at which the request began, set only with `Site.on_answer`.
         scope_or_environ: What the application was called with.
     """
 
@@ -60,8 +60,9 @@ class Exchange:
         self.bodiless = False
         self.left: int | None = None
         self.sent = 0
-        self.began = monotonic() if site.on_answer is not None else 0.0
         self.scope_or_environ: dict[str, Any] | None = None
+        if site.on_answer is not None:
+            self.began = monotonic()
 
     keeps_pieces = False
     """Whether the application keeps a piece that is not the last until the client has taken it."""

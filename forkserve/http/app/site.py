@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from forkserve.http.app.calls import Observer
-    from forkserve.http.app.exchange import Exchange
     from forkserve.http.app.threadpool import ThreadPool
     from forkserve.http.app.turns import Turns
     from forkserve.http.framing.state import ServerState
@@ -32,8 +31,8 @@ class Site:
     Attributes:
         turns: The queue in front of a WSGI application that is called on the loop's thread.
         pool: The threads that call a WSGI application beside the loop.
-        on_answer: Called when a response has ended, or is as complete as it will be.
-        on_refused: Called when a request is refused that has an exchange already.
+        on_answer: Called with the `Exchange` when a response has ended, or is as complete as it will be.
+        on_refused: Called with the `Exchange` when a request is refused that has one already.
         tasks: Tasks of requests and commands. asyncio refers to tasks only weakly: one that waits for something that nothing
             else refers to would be collected half-way.
         context: Requests run in copies of it.
@@ -59,8 +58,9 @@ class Site:
         self.printable = printable
         self.turns: Turns
         self.pool: ThreadPool
-        self.on_answer: Callable[[Exchange], None] | None = None
-        self.on_refused: Callable[[Exchange, RequestError], None] | None = None
+        # An exchange knows its site, so its class cannot be named here.
+        self.on_answer: Callable[[Any], None] | None = None
+        self.on_refused: Callable[[Any, RequestError], None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.context = contextvars.copy_context()
         self.trusted = TrustedPeers(self.settings.forwarded_allow_ips if self.settings.proxy_headers else ())

@@ -44,7 +44,7 @@ class H1Connection(Output):
 
     Attributes:
         requests: The number of requests that have come over it.
-        response: The response to the request that is being served.
+        response: The response to the request that is being served, or to the last one.
         body: The rest of a request body that is being read.
         reader: Reads request heads.
         reading: Whether the transport reads.
@@ -66,7 +66,7 @@ class H1Connection(Output):
         self.base: Any = None  # see `ClientConnection`
         self.template: Any = None
         self.requests = 0
-        self.response: H1Response | None = None
+        self.response = H1Response(self)
         self.reader = HeadReader(state.limits, state.parse_lines)
         self._fields: Fields | None = None
         self.body: LengthBody | ChunkedBody | None = None
@@ -118,7 +118,8 @@ class H1Connection(Output):
         self.closing = True
         self._held.clear()
         self.discard_output()
-        exchange, self.exchange, self.response = self.exchange, None, None
+        del self.response  # it refers to this object
+        exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.gone = True
             if self.sending is not None:
@@ -185,8 +186,8 @@ class H1Connection(Output):
             except RequestError as error:
                 error.method = target.method
                 raise
-        self.response = response = H1Response(self, fields)
-        self.exchange = exchange = state.new_exchange(response, target, fields)
+        self.response.prepare(fields)
+        self.exchange = exchange = state.new_exchange(self.response, target, fields)
         if state.in_progress is not None:
             state.in_progress.add(exchange)
         if requests >= state.spent_at:
@@ -230,7 +231,7 @@ class H1Connection(Output):
 
     def _hold(self, data: bytes) -> None:
         """Hold bytes for later, behind those that are held already."""
-        if self.closing or (self.body is None and self.response is not None and not self.response.keep_alive):
+        if self.closing or (self.body is None and self.exchange is not None and not self.response.keep_alive):
             self._held.clear()  # RFC 9112 9.6: what follows a request with Connection: close is not read
             return
         if data:
@@ -260,13 +261,12 @@ class H1Connection(Output):
         """Answer a request that cannot be served, and close."""
         state = self.state
         state.refusals.note("request", self.endpoints.peer, f"{error.status}, {error}")
-        exchange, self.exchange = self.exchange, None
-        response, self.response = self.response, None
-        self.body = None
-        if exchange is not None and response is not None and exchange.started:
+        exchange = self.exchange
+        if exchange is not None and exchange.started:
+            self.response.abort()
             exchange.client_gone()
-            response.abort()
             return
+        self.exchange = self.body = None
         self.send(error_answer(error, error.method if exchange is None else exchange.target.method, state.common))
         if exchange is not None:
             exchange.refused(error)
@@ -276,18 +276,20 @@ class H1Connection(Output):
 
     # From one request to the next
 
-    def finished(self, response: H1Response) -> None:
+    def finished(self) -> None:
         """Go on: the last byte of a response has been written."""
-        if self.response is not response:
+        if self.exchange is None:
             return
-        self.exchange = self.response = None
-        if not response.keep_alive:
+        self.exchange = None
+        if not self.response.keep_alive:
             self.close(unread=self.body is not None)
-        elif self.body is None:
-            self._idle()
-        else:
+        elif self.body is not None:
             self.wait_for_body()
             self.resume_reading()
+        elif self.reading and not (self._held.data or self.eof):
+            self.deadline = self.state.now + self.state.keep_alive  # the usual case of `_idle`, without the call
+        else:
+            self._idle()
 
     def go_on(self) -> None:
         """Continue with what is held: no response waits for the client any more."""
@@ -323,14 +325,13 @@ class H1Connection(Output):
 
     def may_bring_request(self, *, last: bool) -> bool:
         """Return whether another request may come; see `Client`."""
-        exchange, response = self.exchange, self.response
-        if exchange is None or response is None:
-            return not self.closing
-        return not self.closing and response.keep_alive and (exchange.started or not last)
+        exchange = self.exchange
+        return not self.closing and (exchange is None or (self.response.keep_alive and (exchange.started or not last)))
 
     def hand_over(self, successor: Successor) -> None:
         """Let the connection speak another protocol from here on; bytes that are held are its first."""
-        self.exchange = self.response = None
+        self.exchange = None
+        del self.response  # it refers to this object
         self.state.connections.discard(self)
         self.state.connections.add(successor)
         self.transport.set_protocol(successor)
@@ -365,7 +366,7 @@ class H1Connection(Output):
 
     def break_off(self, *, reset: bool) -> None:
         """End a connection in the middle of a response, so that the client sees that it is not whole."""
-        self.exchange = self.response = self.body = None
+        self.exchange = self.body = None
         self.closing = True
         self.state.rest()  # as in `_close_transport`
         if reset:

@@ -1,7 +1,8 @@
-"""The PROXY header of HAProxy's proxy protocol, versions 1 and 2: whom a proxy that passes bytes on was connected with.
+"""The PROXY header of HAProxy's proxy protocol, versions 1 and 2: the client of a proxy that passes bytes on.
 
-Pure. It is read as it comes, and whatever is no header, or not the beginning of one, is an error as soon as that is certain. What
-follows it is never looked at. Addresses that are not TCP's (unix sockets, UDP) are allowed and, as the protocol has it, ignored.
+Pure. The header is read as it comes. Bytes that are not a header, or not the beginning of one, are an error as soon as that is
+certain; bytes behind it are never looked at. Addresses other than TCP's (unix sockets, UDP) are accepted and ignored, as the
+protocol says.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 LONGEST = 4096
-"""Bytes of the longest header: version 2 may carry much that nobody here asks for, such as a client's certificate."""
+"""Bytes of the longest header: version 2 may carry much that is not used here, such as a client's certificate."""
 _LONGEST_V1 = 107  # its line end included
 _BEGIN_V1 = b"PROXY "
 _V1 = re.compile(
@@ -31,16 +32,16 @@ Address = tuple[str, int]
 
 
 class ProxyHeaderError(Exception):
-    """What came is no header that is allowed here; the text quotes nothing of it."""
+    """There is no header that is allowed here; the text quotes no byte of the client's."""
 
 
 class ProxyHeader(NamedTuple):
     """A whole header.
 
     Attributes:
-        size: How many bytes it took.
-        ends: The addresses of client and server; None where those of the socket count.
-        tls: Whether it tells that the client has spoken TLS to the proxy, which only version 2 can.
+        size: The number of its bytes.
+        ends: The addresses of client and server; None if those of the socket are to be used.
+        tls: Whether the client uses TLS with the proxy; only version 2 can say that.
     """
 
     size: int
@@ -49,10 +50,10 @@ class ProxyHeader(NamedTuple):
 
 
 def read_proxy_header(data: bytes, allowed: str) -> ProxyHeader | None:
-    """Read the header that a connection begins with; None if all of `data` belongs to it, and more.
+    """Read the header that a connection begins with; return None if more of it must come.
 
     Args:
-        data: What has come so far.
+        data: The bytes that have come.
         allowed: ``v1``, ``v2``, or ``auto`` for both.
 
     Raises:
@@ -98,7 +99,7 @@ def _read_v2(data: bytes) -> ProxyHeader | None:
         raise ProxyHeaderError("is of a version or command that is not known")
     if size > LONGEST:
         raise ProxyHeaderError("is too long")
-    # What the proxy asks for itself (a health check) has no addresses, whatever it fills in.
+    # A connection of the proxy's own (a health check) has no addresses, even if there are some in the header.
     if command == _PROXY:
         if family not in _ADDRESSES_V2:
             raise ProxyHeaderError("is of a family that is not known")
@@ -108,7 +109,7 @@ def _read_v2(data: bytes) -> ProxyHeader | None:
         return None
     if command == _PROXY and family in (_TCP4, _TCP6):
         ends = _addresses_v2(data, IPv4Address, 4) if family == _TCP4 else _addresses_v2(data, IPv6Address, 16)
-        return ProxyHeader(size, ends, _tells_of_tls(data[_HEAD_V2 + _ADDRESSES_V2[family] : size]))
+        return ProxyHeader(size, ends, _says_tls(data[_HEAD_V2 + _ADDRESSES_V2[family] : size]))
     return ProxyHeader(size)
 
 
@@ -118,8 +119,8 @@ def _addresses_v2(data: bytes, kind: type[IPv4Address | IPv6Address], width: int
     return (client, int.from_bytes(data[ports : ports + 2], "big")), (server, int.from_bytes(data[ports + 2 : ports + 4], "big"))
 
 
-def _tells_of_tls(more: bytes) -> bool:
-    """Whether what follows the addresses, each with its type and length before it, has PP2_CLIENT_SSL in a PP2_TYPE_SSL."""
+def _says_tls(more: bytes) -> bool:
+    """Return whether the values behind the addresses, each with type and length, have PP2_CLIENT_SSL in a PP2_TYPE_SSL."""
     while len(more) > 3:
         end = 3 + int.from_bytes(more[1:3], "big")
         if more[0] == _SSL and 3 < end <= len(more):
@@ -129,5 +130,5 @@ def _tells_of_tls(more: bytes) -> bool:
 
 
 def _text(address: IPv4Address | IPv6Address) -> str:
-    """The address as a socket would write it; one of version 4 within version 6 (``::ffff:192.0.2.1``) as what it is."""
+    """Return an address as a socket shows it; IPv4 written as IPv6 (``::ffff:192.0.2.1``) as IPv4."""
     return str(getattr(address, "ipv4_mapped", None) or address)

@@ -1,9 +1,9 @@
 """The TLS context of a server, from the settings.
 
-The master makes it, once for each generation of workers, before they are forked. So a key that only root reads stays readable for
-a respawn; a key and a certificate that are replaced one after the other are a pair or no reload; and a session ticket
-of one worker is taken by all others, as the key for tickets is in the context. As long as the files say the same, a reload goes
-on with the same context, and tickets outlive it.
+The master makes it, once for each generation of workers, before they are forked. So a worker can be respawned though only root
+reads the key; a reload fails if key and certificate do not match, as while one of the two is replaced; and all workers accept
+each other's session tickets, as the key for tickets is in the context. If the files are the same, a reload keeps the context,
+and tickets outlive it.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _ONCE: Final = "read once"
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """A context, and what it was made from: settings, and digests of files."""
+    """A context, with the settings and the digests of the files that it was made from."""
 
     context: ssl.SSLContext
     made_from: tuple[object, ...]
 
 
 def inherit(settings: Settings, last: object) -> TLS | None:
-    """Make the context of a generation, or go on with the last one if nothing has changed; None without a certificate.
+    """Make the context of a generation, or keep the last one if nothing has changed; None without a certificate.
 
-    What is no regular file, such as a pipe (``--certfile <(...)``), is read once, at the start.
+    A file that is not regular, such as a pipe (``--certfile <(...)``), is read once, at the start.
 
     Args:
         settings: The settings.
-        last: What this has returned for the generation before; anything else at the start.
+        last: The return value for the generation before; anything else at the start.
 
     Raises:
-        ConfigError: A file cannot be used; names it.
+        ConfigError: A file cannot be used; the message names it.
     """
     if settings.certfile is None:
         return None
-    # Looked at first: if a file changes before it is loaded, it is loaded once more by the next reload, and no change is missed.
+    # Digests first: a file that changes before it is loaded is loaded again by the next reload, so no change is missed.
     contents = {name: _content(getattr(settings, name)) for name in _FILES}
     made_from = (*(getattr(settings, name) for name in MADE_FROM), *contents.values())
     if isinstance(last, TLS):
@@ -65,7 +65,7 @@ def inherit(settings: Settings, last: object) -> TLS | None:
 
 
 def _content(path: str | None) -> str | None:
-    """What is in a file, in short; None if it cannot be read, which whoever loads it will say better."""
+    """Return a digest of a file; None if it cannot be read, as loading it gives a better error."""
     if path is None:
         return None
     try:
@@ -83,14 +83,14 @@ def make_context(settings: Settings) -> ssl.SSLContext | None:
     TLS 1.2 or newer; ALPN offers http/1.1, which WebSocket clients want to see as well.
 
     Raises:
-        ConfigError: One of them cannot be used; names it.
+        ConfigError: One of them cannot be used; the message names it.
     """
     if settings.certfile is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     with _naming(f"--certfile {settings.certfile}" + (f" --keyfile {settings.keyfile}" if settings.keyfile else "")):
-        # Without a password a key that needs one must be an error, not a prompt on the terminal.
+        # If a key needs a password and there is none, that must be an error, not a prompt on the terminal.
         context.load_cert_chain(settings.certfile, settings.keyfile, settings.keyfile_password or (lambda: ""))
     if settings.ca_certs is not None:
         with _naming(f"--ca-certs {settings.ca_certs}"):

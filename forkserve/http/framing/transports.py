@@ -1,4 +1,4 @@
-"""What the transports of the two loops, TCP and TLS do not do alike."""
+"""Differences between the transports of asyncio and uvloop, of TCP and TLS."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 
 TLS_AT_ONCE = 65536
 """Encrypted bytes that are read at a time."""
-# Half of the connection: the other side sends no more. Not everywhere; without it such an end is seen when the socket is read.
+# The peer sends no more. Not every system has it; without it this is noticed when the socket is read.
 _HALF = getattr(select, "POLLRDHUP", 0)
 
 
 def descriptor(transport: Any) -> int:
-    """The descriptor of the socket; -1 if it is closed, when a transport of TLS has none any more."""
+    """Return the descriptor of the socket; -1 if it is closed, as a TLS transport has none then."""
     sock = transport.get_extra_info("socket")
     return -1 if sock is None else sock.fileno()
 
 
 def half_close(transport: Any) -> bool:
-    """Send what is written, and then no more; whether that can be without closing, which with TLS it cannot."""
+    """Send what is written and then the end; return whether that is possible without closing, which it is not with TLS."""
     if not transport.can_write_eof():
         return False
-    # asyncio raises it if the client has reset the connection since we read last, which the next read will tell.
+    # asyncio raises OSError if the client has reset the connection since the last read; the next read handles that.
     with suppress(OSError):
         transport.write_eof()
     return True
 
 
 def read_less(transport: Any) -> None:
-    """Let a transport of TLS take fewer bytes at a time: decrypting records of a single byte takes long, and holds the loop."""
+    """Let a TLS transport read fewer bytes at a time: to decrypt records of a single byte takes long, and holds the loop."""
     _keep_large_blocks()
     transport.set_read_buffer_limits(high=TLS_AT_ONCE)
-    # asyncio's reads into a buffer of 256 KiB, and has no other way to say less; uvloop's is of 64 KiB.
+    # asyncio reads into a buffer of 256 KiB, which nothing public makes smaller; uvloop's buffer has 64 KiB.
     protocol: Any = getattr(transport, "_ssl_protocol", None)
     if getattr(protocol, "_ssl_buffer_view", None) is not None:
         protocol.max_size = TLS_AT_ONCE
@@ -45,14 +45,14 @@ def read_less(transport: Any) -> None:
 def _keep_large_blocks() -> None:
     """Let the C library keep blocks as large as the one that is allocated for each TLS record (mallopt(3), M_MMAP_THRESHOLD).
 
-    Both loops ask for 256 KiB and shrink that to what was in the record: 60 us if the system is asked each time, and 3 if not.
-    The GNU library keeps what is as large as the largest block that was given back.
+    Both loops allocate 256 KiB and shrink that to the size of the record: that takes 60 us if the memory comes from the system
+    each time, and 3 us if not. The GNU library keeps blocks up to the size of the largest one that was freed.
     """
     bytes(1 << 20)
 
 
 def look_at_peer(transport: Any) -> tuple[bool, bool]:
-    """Look at a connection that is not being read: whether the peer is gone for good, and whether it sends no more.
+    """Look at a connection that is not read; return whether the peer is gone, and whether it sends no more.
 
     A TCP peer that has closed looks like one that sends no more, until a write is answered with a reset.
     """

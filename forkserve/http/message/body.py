@@ -1,4 +1,4 @@
-"""Request bodies: how many bytes of what comes belong to this message (RFC 9112 section 6 and 7). Pure."""
+"""Request bodies: which of the client's bytes belong to this message (RFC 9112 sections 6 and 7). Pure."""
 
 import re
 
@@ -9,7 +9,7 @@ from forkserve.http.message.http1 import RequestLimits
 _SIZE = rb"([0-9A-Fa-f]{1,16})"
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 _BLANK = rb"[\t\x20]*+"
-# RFC 9112 7.1.1; the blanks that it calls bad must be read, but stand only before what they belong to.
+# RFC 9112 7.1.1. Bad whitespace (BWS) must be accepted, but only in front of a delimiter or a value.
 _CHUNK_LINE = re.compile(
     _SIZE
     + rb"((?:" + _BLANK + rb";" + _BLANK + TOKEN + rb"++"
@@ -19,7 +19,7 @@ _TRAILER = re.compile(TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+")
 _LONGEST_CHUNK_LINE = 4096
 _EXTENSIONS_IN_ALL = 65536
 LINES = 32
-"""Lines of a chunked body that are read at a time: so much costs little, however small the chunks are."""
+"""Lines of a chunked body that are read at a time: that takes little time, however small the chunks are."""
 
 
 class LengthBody:
@@ -32,21 +32,24 @@ class LengthBody:
 
     @property
     def done(self) -> bool:
-        """Whether the last byte has come."""
+        """Whether the last byte has been read."""
         return not self.left
 
     def feed(self, data: bytes, start: int) -> tuple[bytes, int]:
-        """The bytes of the body in ``data`` from ``start`` on, and where they end."""
+        """Return the bytes of the body in ``data`` from ``start`` on, and where they end."""
         end = min(len(data), start + self.left)
         self.left -= end - start
         return (data if end - start == len(data) else data[start:end]), end
 
 
 class ChunkedBody:
-    """A chunked body. Strict: whatever two readers could read in two ways is refused.
+    """A chunked body. Strict: anything that two servers could read in two ways is refused.
 
-    Chunk extensions are ignored but counted; trailers are judged, counted, and dropped: they are never merged into
-    the headers that the application already holds (RFC 9110 6.5.1).
+    Chunk extensions are ignored but counted. Trailers are checked, counted and dropped: they are never merged into
+    the headers that the application already has (RFC 9110 6.5.1).
+
+    Args:
+        limits: The limits of body and trailers.
     """
 
     __slots__ = (
@@ -72,9 +75,9 @@ class ChunkedBody:
         self.done = False
 
     def feed(self, data: bytes, start: int) -> tuple[bytes, int]:
-        """The decoded bytes in ``data`` from ``start`` on, and where what was read ends.
+        """Return the decoded bytes in ``data`` from ``start`` on, and the position up to which ``data`` has been read.
 
-        That is before the end of ``data``, though the body goes on, where it holds more than `LINES` lines: call it again.
+        If ``data`` contains more than `LINES` lines, the position is before its end though the body continues: call this again.
 
         Raises:
             RequestError: 400, 413 or 431.

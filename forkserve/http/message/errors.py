@@ -1,22 +1,25 @@
-"""What can go wrong between a client, this server and an application."""
+"""Errors of clients and of applications."""
 
 import re
 from http import HTTPStatus
 
-# Starlette's, Litestar's, Falcon's; not aiohttp's ServerDisconnectedError, which is about a server that the application asked.
+# Of Starlette, Litestar and Falcon. Not aiohttp's ServerDisconnectedError: that is about a server which the application calls.
 _DEPARTURES = re.compile("(Client|WebSocket)Disconnect")
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 class RequestError(Exception):
-    """The client's fault (or its size): answered with ``status``, then the connection closes.
+    """A request that cannot be served: it is answered with ``status``, then the connection closes.
 
-    The exception carries the answer, so that no driver has to map exceptions to statuses.
+    The exception carries the response, so that no caller maps exceptions to statuses.
 
     Args:
         status: The HTTP status to answer with.
-        detail: One line that says what is wrong; goes into the body of the answer. Never holds bytes of the request.
-        headers: Further fields of the answer.
+        detail: One line that says what is wrong, for the body of the response. It never contains bytes of the request.
+        headers: Further fields of the response.
+
+    Attributes:
+        method: The method of the request, where it is known already.
     """
 
     def __init__(self, status: int, detail: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
@@ -24,11 +27,11 @@ class RequestError(Exception):
         self.status = status
         self.detail = detail
         self.headers = headers
-        self.method = ""  # of the request, where it is known already
+        self.method = ""
 
 
 class ResponseError(RuntimeError):
-    """The application's fault: it broke WSGI, ASGI or HTTP in what it gave us. Raised into the application."""
+    """The application has broken the rules of WSGI, ASGI or HTTP. Raised into the application."""
 
 
 class ClientGoneError(OSError):
@@ -39,14 +42,14 @@ class ClientGoneError(OSError):
 
 
 def is_departure(error: BaseException) -> bool:
-    """Whether an application raised this only because its client has left, which is no fault of anybody.
+    """Return whether an application raised this only because its client has left, which is no error of the application.
 
     Frameworks wrap a `ClientGoneError`, or raise an exception of their own in its place, which then has it in its chain; for
     ``http.disconnect`` and ``websocket.disconnect`` they have an exception such as Starlette's ``ClientDisconnect`` and
     ``WebSocketDisconnect``. A group counts if all in it do.
 
     Args:
-        error: What was raised for a client that has left.
+        error: The exception that was raised for a client that has left.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

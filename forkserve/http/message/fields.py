@@ -1,8 +1,8 @@
-"""The field section of a request: from lines to what they mean (RFC 9110, RFC 9112). Pure.
+"""The field section of a request: its lines and their meaning (RFC 9110, RFC 9112). Pure.
 
-Whether a line is sound depends on the line alone, for folded lines are refused, and clients send the same lines again and again.
-So a line is judged and taken apart once and then kept; only lines not seen before are given to a parser. What the lines mean
-together is worked out for every section anew.
+Whether a line is valid depends on the line alone, as folded lines are refused, and clients send the same lines again and again.
+So a line is checked and split once and then kept; only lines not seen before are given to a parser. The meaning of the lines
+together is computed for every section.
 """
 
 import re
@@ -13,10 +13,10 @@ from forkserve.http.message.errors import RequestError
 
 Headers = list[tuple[bytes, bytes]]
 ParseLines = Callable[[list[bytes]], Headers]
-"""A parser: takes sound header lines apart, in order, names in lower case; raises ``ValueError`` if it disagrees."""
+"""A parser: splits valid header lines, in order, names in lower case; raises ``ValueError`` if it refuses a line."""
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-# Possessive quantifiers: nothing to go back to, so the time is linear whatever is sent.
+# Possessive quantifiers: there is no backtracking, so the time is linear for any input.
 _FIELD = re.compile(TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+")
 _WHOLE_TOKEN = re.compile(TOKEN + rb"++")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&()*+;=]|%[0-9A-Fa-f]{2})*+)(?::([0-9]{0,5}))?")
@@ -24,45 +24,45 @@ _DIGITS = re.compile(rb"[0-9]{1,19}")
 
 # A second one of these changes the meaning of the message, or of the application's reading of it.
 _ONLY_ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type"))
-# The options of a Connection field that mean something here; there may be thousands of others.
+# The options of a Connection field that have a meaning here; there may be thousands of others.
 _OPTIONS = re.compile(rb"(?:^|,)[\t ]*+(close|keep-alive|upgrade)[\t ]*+(?=,|$)")
 _SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))
-# PEP 3333 and RFC 3875: two names without the prefix; and two that never get into an environ: HTTP_PROXY would be taken for a
-# setting by libraries, and the transfer coding is gone when the application reads the body.
+# PEP 3333 and RFC 3875: two names have no prefix. Two names never get into an environ: libraries would take HTTP_PROXY for a
+# setting, and the transfer coding is removed before the application reads the body.
 _CGI_NAMES = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH", b"proxy": "", b"transfer-encoding": ""}
 
 
 class Line:
-    """A header line taken apart. Shared by all requests that have it; never changed.
+    """A header line, split into name and value. Shared by all requests that have it; never changed.
 
     Attributes:
         pair: The name in lower case, and the value.
-        heed: What the field means to us; None if it is the application's business alone.
-        key: The name as an environ has it (PEP 3333); empty if it does not belong there.
-        text: The value as an environ has it.
+        interpret: Applies the field to `Fields`; None if the field has a meaning for the application only.
+        key: The name in an environ (PEP 3333); empty if the field does not belong there.
+        text: The value in an environ.
     """
 
-    __slots__ = ("heed", "key", "pair", "text")
+    __slots__ = ("interpret", "key", "pair", "text")
 
     def __init__(self, name: bytes, value: bytes) -> None:
         self.pair = (name, value)
-        self.heed, self.key = _NAMES.get(name) or _read_name(name)
+        self.interpret, self.key = _NAMES.get(name) or _read_name(name)
         self.text = value.decode("latin-1")
 
 
-Heed = Callable[["Fields", bytes], None]
+Interpret = Callable[["Fields", bytes], None]
 
-_NAMES: dict[bytes, tuple[Heed | None, str]] = {}
-"""Names to what `Line` says of them: values change more often."""
+_NAMES: dict[bytes, tuple[Interpret | None, str]] = {}
+"""By name: the attributes of `Line` that depend on the name alone, as values change more often."""
 _NAMES_KEPT = 1024
 
 
-def _read_name(name: bytes) -> tuple[Heed | None, str]:
-    heed = _drop if b"_" in name else _MEANINGS.get(name)
+def _read_name(name: bytes) -> tuple[Interpret | None, str]:
+    interpret = _drop if b"_" in name else _MEANINGS.get(name)
     key = _CGI_NAMES.get(name, "HTTP_" + name.decode("ascii").upper().replace("-", "_"))
     if len(_NAMES) < _NAMES_KEPT and len(name) <= _LONGEST_KEPT:
-        _NAMES[name] = heed, key
-    return heed, key
+        _NAMES[name] = interpret, key
+    return interpret, key
 
 
 _LINES: dict[bytes, Line] = {}
@@ -71,9 +71,9 @@ _LONGEST_KEPT = 256
 
 
 class LineReader:
-    """Takes the header lines of one connection apart.
+    """Splits the header lines of one connection.
 
-    Lines are kept for all connections, but those that hold secrets only until the connection sends its next section.
+    Lines are kept for all connections. A line with a secret is kept only until the connection sends its next section.
 
     Args:
         parse: Reads lines that are not known yet.
@@ -86,7 +86,7 @@ class LineReader:
         self._secrets: dict[bytes, Line] = {}
 
     def read(self, section: bytes) -> list[Line]:
-        """The lines of a field section; ``section`` has no line end behind its last line.
+        """Return the lines of a field section; ``section`` has no line end behind its last line.
 
         Raises:
             RequestError: 400, a line is malformed.
@@ -127,20 +127,20 @@ class LineReader:
 
 
 class Fields:
-    """The field section of a request and what follows from it. Shared by requests that repeat it; never changed.
+    """The field section of a request and its meaning. Shared by requests that repeat it; never changed.
 
-    Names that hold an underscore are dropped: a CGI-style environ cannot tell ``x_user`` from ``x-user``, and a proxy that guards
-    one does not guard the other.
+    Names that contain an underscore are dropped: a CGI-style environ cannot tell ``x_user`` from ``x-user``, and a proxy that
+    removes one does not remove the other.
 
     Args:
         version: The HTTP version, ``1.0`` or ``1.1``.
         lines: The header lines.
 
     Raises:
-        RequestError: 400, on anything that two readers could read in two ways.
+        RequestError: 400, the section is ambiguous: two servers could read it in two ways.
 
     Attributes:
-        refusal: Why a sound request cannot be served: 417 or 501. It is raised last, so that 400 wins wherever it stands.
+        refusal: Why a valid request cannot be served: 417 or 501. It is raised last, so that 400 has precedence.
     """
 
     __slots__ = (
@@ -161,14 +161,14 @@ class Fields:
         self.connection: frozenset[bytes] = frozenset()
         seen: set[bytes] = set()
         for line in lines:
-            heed = line.heed
-            if heed is not None:
+            interpret = line.interpret
+            if interpret is not None:
                 name, value = line.pair
                 if name in _ONLY_ONCE:
                     if name in seen:
                         raise RequestError(400, f"more than one {name.decode()} field")
                     seen.add(name)
-                heed(self, value)
+                interpret(self, value)
         self.headers: Headers = [line.pair for line in self.lines]
         # An Upgrade that is not taken changes nothing (RFC 9110 7.8): its client sends the other protocol only after a 101.
         self.keep_alive = b"close" not in self.connection and (version == "1.1" or b"keep-alive" in self.connection)
@@ -179,11 +179,11 @@ class Fields:
         self.has_body = self.chunked or bool(self.content_length)  # bytes of it follow the head
 
     def with_authority(self, authority: bytes) -> "Fields":
-        """RFC 9112 3.2.2: the authority of an absolute target stands for the Host field.
+        """Return the fields with the authority of an absolute target in place of the Host field (RFC 9112 3.2.2).
 
         Raises:
-            RequestError: 400, it is malformed, or it names another host than the Host field: one of the two would be believed by
-                somebody in front of us, and we cannot know which.
+            RequestError: 400, the authority is malformed, or it names another host than the Host field: a proxy in front of this
+                server would believe one of the two, and it is unknown which.
         """
         if not valid_host(authority) or not authority.partition(b":")[0]:
             raise RequestError(400, "the request target is malformed")
@@ -193,7 +193,7 @@ class Fields:
 
 
 def valid_host(value: bytes) -> bool:
-    """Whether a Host value is ``host[:port]`` or empty (RFC 9112 3.2, RFC 3986 3.2.2; but no comma and no quote in a name)."""
+    """Return whether a Host value is ``host[:port]`` or empty (RFC 9112 3.2, RFC 3986 3.2.2; no comma or quote in a name)."""
     return (_known_host if len(value) <= _LONGEST_KEPT else _known_host.__wrapped__)(value)
 
 
@@ -212,19 +212,19 @@ def _options(value: bytes) -> frozenset[bytes]:
     return frozenset(_OPTIONS.findall(value.lower()))
 
 
-def _heed_host(fields: Fields, value: bytes) -> None:
+def _interpret_host(fields: Fields, value: bytes) -> None:
     if not valid_host(value):
         raise RequestError(400, "the Host field is malformed")
     fields.host = value
 
 
-def _heed_content_length(fields: Fields, value: bytes) -> None:
+def _interpret_content_length(fields: Fields, value: bytes) -> None:
     if _DIGITS.fullmatch(value) is None:
         raise RequestError(400, "the Content-Length field is malformed")
     fields.content_length = int(value)
 
 
-def _heed_transfer_encoding(fields: Fields, value: bytes) -> None:
+def _interpret_transfer_encoding(fields: Fields, value: bytes) -> None:
     if fields.version == "1.0":
         raise RequestError(400, "Transfer-Encoding in an HTTP/1.0 request")
     if value.lower() != b"chunked":
@@ -240,27 +240,27 @@ def _heed_transfer_encoding(fields: Fields, value: bytes) -> None:
     fields.chunked = True
 
 
-def _heed_connection(fields: Fields, value: bytes) -> None:
+def _interpret_connection(fields: Fields, value: bytes) -> None:
     fields.connection |= (_options if len(value) <= _LONGEST_KEPT else _options.__wrapped__)(value)
 
 
-def _heed_expect(fields: Fields, value: bytes) -> None:
+def _interpret_expect(fields: Fields, value: bytes) -> None:
     if value.lower() != b"100-continue":
         fields.refusal = fields.refusal or RequestError(417, "only 100-continue can be expected")
     # RFC 9110 10.1.1: an expectation in an HTTP/1.0 request is ignored.
     fields.expect_continue = fields.version == "1.1"
 
 
-def _heed_upgrade(fields: Fields, value: bytes) -> None:
+def _interpret_upgrade(fields: Fields, value: bytes) -> None:
     fields.upgrade = value.lower()
 
 
-def _heed_forwarded(fields: Fields, value: bytes) -> None:
+def _interpret_forwarded(fields: Fields, value: bytes) -> None:
     fields.forwarded = True
 
 
-def _heed_nothing(fields: Fields, value: bytes) -> None:
-    """For a field that only has to be there once."""
+def _interpret_nothing(fields: Fields, value: bytes) -> None:
+    """Do nothing, for a field that may only not be repeated."""
 
 
 def _drop(fields: Fields, value: bytes) -> None:
@@ -268,13 +268,13 @@ def _drop(fields: Fields, value: bytes) -> None:
 
 
 _MEANINGS = {
-    b"host": _heed_host,
-    b"content-length": _heed_content_length,
-    b"content-type": _heed_nothing,
-    b"transfer-encoding": _heed_transfer_encoding,
-    b"connection": _heed_connection,
-    b"expect": _heed_expect,
-    b"upgrade": _heed_upgrade,
-    b"x-forwarded-for": _heed_forwarded,
-    b"x-forwarded-proto": _heed_forwarded,
+    b"host": _interpret_host,
+    b"content-length": _interpret_content_length,
+    b"content-type": _interpret_nothing,
+    b"transfer-encoding": _interpret_transfer_encoding,
+    b"connection": _interpret_connection,
+    b"expect": _interpret_expect,
+    b"upgrade": _interpret_upgrade,
+    b"x-forwarded-for": _interpret_forwarded,
+    b"x-forwarded-proto": _interpret_forwarded,
 }

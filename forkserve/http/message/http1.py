@@ -1,11 +1,11 @@
-"""HTTP/1 request heads: where one ends, and what its request line means (RFC 9112). The other lines are in `fields`.
+"""HTTP/1 request heads: where a head ends, and the meaning of its request line (RFC 9112). The other lines are in `fields`.
 
-Pure: bytes in, values out. Policy is judged here, on the raw bytes, before a parser sees them, because parsers differ (llhttp
-lets through what h11 refuses and the other way round) and because both must get the same answer. A parser then only takes apart
-what has already been found sound; should it refuse after all, the answer is 400.
+Pure: bytes in, values out. The raw bytes are checked here, before a parser sees them: parsers differ (each of llhttp and h11
+accepts heads that the other refuses), and with both the response must be the same. A parser only splits lines that have been
+found valid; if it refuses one nevertheless, the response is 400.
 
-Two things repeat so often that they are kept: a connection keeps its last head, for clients mostly send the same fields again
-(`HeadReader`), and the process keeps the request lines seen last (`TARGETS`).
+Two things repeat so often that they are kept: a connection keeps its last head, as clients mostly send the same fields again
+(`HeadReader`), and the process keeps recent request lines (`TARGETS`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 
 VERSIONS = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0"}
 LONGEST_METHOD = 32
-# What llhttp knows. Both parsers answer 501 to anything else, so that an application never depends on which one is installed.
+# The methods that llhttp knows. With both parsers the response to others is 501: the installed parser must not matter to apps.
 METHODS = frozenset(
     b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND "
     b"UNBIND ACL REPORT MKACTIVITY CHECKOUT "
@@ -68,10 +68,17 @@ class RequestLimits:
 
 
 class Target:
-    """A request line taken apart: method and where to. Shared by all requests with the same line; never changed.
+    """A request line: method and target. Shared by all requests with the same line; never changed.
 
-    ``path`` is percent-decoded bytes; ``query`` excludes the question mark; ``authority`` is set for the absolute form only.
-    ``environ`` and ``scope`` are what the request line contributes to a WSGI environ and to an ASGI scope.
+    Attributes:
+        method: The method.
+        line: Method and target as they were sent.
+        path: The path, percent-decoded.
+        raw_path: The path as it was sent.
+        query: The query without the question mark.
+        authority: The authority; None unless the target has the absolute form.
+        environ: The keys that the request line contributes to a WSGI environ.
+        scope: The keys that it contributes to an ASGI scope.
     """
 
     __slots__ = ("authority", "environ", "line", "method", "path", "query", "raw_path", "scope")
@@ -83,7 +90,7 @@ class Target:
         self.raw_path, _, self.query = path_and_query.partition(b"?")
         self.path = unquote_to_bytes(self.raw_path) if b"%" in self.raw_path else self.raw_path
         uri = raw.decode("ascii")
-        # PEP 3333: a path begins with a slash or is empty; RAW_URI tells that the request is about the whole server.
+        # PEP 3333: a path begins with a slash or is empty; RAW_URI shows that the request is about the whole server.
         path = b"" if raw == b"*" else self.path
         # PEP 3333: environ strings are bytes decoded as latin-1.
         self.environ = {
@@ -108,11 +115,14 @@ _LONGEST_KEPT = 256
 
 
 class HeadReader:
-    """Reads the heads of one connection: finds the end of each, judges it, and remembers the last one.
+    """Reads the heads of one connection: finds the end of each, checks it, and keeps the last one.
 
     Args:
-        limits: What is accepted.
-        parse: Takes header lines apart.
+        limits: How much is accepted.
+        parse: Splits header lines.
+
+    Attributes:
+        buffer: The part of a head that has come.
     """
 
     __slots__ = ("_fields", "_limits", "_lines", "_scanned", "_section", "_tail", "buffer")
@@ -122,15 +132,15 @@ class HeadReader:
         self._section = LineReader(parse)
         self._tail = b""
         self._fields: Fields | None = None
-        self.buffer = bytearray()  # part of a head that waits for its end
+        self.buffer = bytearray()
         self._scanned = 0
         self._lines = 0
 
     def feed(self, data: bytes) -> tuple[bytes | None, bytes]:
-        """Take bytes of a head that comes in pieces; gives the whole head, or None, and what came behind it.
+        """Take bytes of a head that comes in pieces; return the whole head, or None, and the bytes behind it.
 
-        Every byte is looked at once, however small the pieces are, and a head is refused as soon as it is too large
-        or holds a bare CR or LF, not when (or if) its end comes.
+        Every byte is scanned once, however small the pieces are. A head that is too large, or contains a bare CR or LF, is
+        refused at once: its end may never come.
 
         Raises:
             RequestError: 400, 414 or 431.
@@ -159,13 +169,13 @@ class HeadReader:
         return None, b""
 
     def read(self, head: bytes) -> tuple[Target, Fields]:
-        """What a whole head, with its empty line, means.
+        """Return the request line and the fields of a whole head, which ends with its empty line.
 
         Raises:
-            RequestError: It is not sound, or it is larger than the limits allow, or it asks for what we do not do.
+            RequestError: The head is invalid or larger than the limits, or asks for something that is not supported.
         """
-        # From the version on: what a client that repeats itself sends again to the letter. In front of it is the request line,
-        # and not more, if that is a known one.
+        # Many clients send everything from the version on again to the letter. The rest in front of it is the request line, and
+        # nothing more, if that is a known one.
         if self._fields is not None and head.endswith(self._tail):
             target = TARGETS.get(head[: -len(self._tail)])
             if target is not None:
@@ -187,7 +197,7 @@ class HeadReader:
             version, target = _read_request_line(head[:line_end])
         if tail == self._tail and self._fields is not None and target.authority is None:
             return target, self._fields
-        self._judge_size(head)
+        self._check_size(head)
         fields = Fields(version, self._section.read(head[line_end + 2 : -4]))
         if target.authority is not None:
             fields = fields.with_authority(target.authority)
@@ -196,7 +206,7 @@ class HeadReader:
         self._tail, self._fields = tail, fields if target.authority is None else None
         return target, fields
 
-    def _judge_size(self, head: bytes) -> None:
+    def _check_size(self, head: bytes) -> None:
         limits = self._limits
         if len(head) > limits.head:
             raise RequestError(431, "the request head is too large")
@@ -219,10 +229,10 @@ def _read_request_line(line: bytes) -> tuple[str, Target]:
 
 
 def read_target(start: bytes) -> Target:
-    """Take apart ``METHOD TARGET`` and the blank behind them (RFC 9112 section 3).
+    """Split ``METHOD TARGET`` and the blank behind them (RFC 9112 section 3).
 
     Raises:
-        RequestError: 400 if a part is malformed or the form of the target does not fit the method, 501 for methods not spoken.
+        RequestError: 400: a part is malformed, or the form of the target does not fit the method. 501: an unsupported method.
     """
     method, _, raw = start[:-1].partition(b" ")
     if len(method) > LONGEST_METHOD or _TOKEN.fullmatch(method) is None:
@@ -245,7 +255,7 @@ def read_target(start: bytes) -> Target:
     if method not in METHODS:
         raise RequestError(501, "this method is not supported")
     target = Target(method, raw, path, authority)
-    if len(start) <= _LONGEST_KEPT and authority is None:  # an authority must be held against the Host field each time
+    if len(start) <= _LONGEST_KEPT and authority is None:  # an authority must be compared with the Host field each time
         if len(TARGETS) >= _TARGETS_KEPT:
             TARGETS.clear()
         TARGETS[start] = target

@@ -1,28 +1,28 @@
-"""httptools (llhttp, in C) and h11 (pure Python) behind one small interface: sound header lines in, names and values out.
+"""httptools (llhttp, in C) and h11 (pure Python) behind one small interface: valid header lines in, names and values out.
 
-No policy: `http1` and `fields` judge what comes in and what comes out. Neither parser sees a request line, a body or what frames
-a body: llhttp does not say where in a buffer a message ended and knows no tab in front of "chunked", h11 folds two lengths into
-one, each accepts chunk sizes that must be refused, and both must get the same answer.
+No policy: `http1` and `fields` check the lines before, and the values behind. Neither parser sees a request line, a body or the
+fields that frame a body: llhttp does not say where in a buffer a message ended and refuses a tab in front of "chunked", h11 folds
+two lengths into one, each accepts chunk sizes that must be refused, and with both the response must be the same.
 """
 
 from forkserve.http.message.fields import Headers, ParseLines
 
 try:
     import httptools
-except Exception:  # noqa: BLE001 - no wheel and no compiler, or half installed: h11 alone serves, more slowly
+except Exception:  # noqa: BLE001 - no wheel and no compiler, or half installed: h11 is used alone, which is slower
     httptools = None  # type: ignore[assignment, unused-ignore]  # the name must exist
 
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
 def new_parser(choice: str) -> ParseLines:
-    """The parser to use.
+    """Return the parser to use.
 
     Args:
         choice: ``auto``, ``httptools`` or ``h11``.
 
     Raises:
-        ModuleNotFoundError: httptools was asked for and is not installed.
+        ModuleNotFoundError: httptools is chosen and not installed.
     """
     if choice == "httptools" and httptools is None:
         raise ModuleNotFoundError("httptools is not installed: pip install httptools, or use --http h11")
@@ -30,7 +30,7 @@ def new_parser(choice: str) -> ParseLines:
 
 
 class _Collector:
-    """What httptools calls back."""
+    """The callbacks of httptools."""
 
     __slots__ = ("headers",)
 
@@ -43,12 +43,12 @@ class _Collector:
 
 def parse_with_httptools(lines: list[bytes]) -> Headers:
     """Implements `ParseLines` with httptools."""
-    return _without_framing(lines, _ask_httptools)
+    return _without_framing(lines, _run_httptools)
 
 
 def parse_with_h11(lines: list[bytes]) -> Headers:
     """Implements `ParseLines` with h11."""
-    return _without_framing(lines, _ask_h11)
+    return _without_framing(lines, _run_h11)
 
 
 def _without_framing(lines: list[bytes], parse: ParseLines) -> Headers:
@@ -68,7 +68,7 @@ def _without_framing(lines: list[bytes], parse: ParseLines) -> Headers:
     return [pair if pair[0] in _FRAMING else next(read) for pair in headers]
 
 
-def _ask_httptools(lines: list[bytes]) -> Headers:
+def _run_httptools(lines: list[bytes]) -> Headers:
     collector = _Collector()
     try:
         httptools.HttpRequestParser(collector).feed_data(b"GET / HTTP/1.1\r\n%b\r\n\r\n" % b"\r\n".join(lines))
@@ -79,7 +79,7 @@ def _ask_httptools(lines: list[bytes]) -> Headers:
     return collector.headers
 
 
-def _ask_h11(lines: list[bytes]) -> Headers:
+def _run_h11(lines: list[bytes]) -> Headers:
     import h11  # noqa: PLC0415 - slow to import, and seldom needed
 
     head = b"\r\n".join((b"GET / HTTP/1.0", *lines, b"", b""))
