@@ -22,9 +22,12 @@ from forkserve.config.load import HOOKS
 from forkserve.config.report import markdown_table
 from forkserve.config.settings import TABLE
 from forkserve.prefork.control.command import commands_of, signals_of
+from forkserve.prefork.ipc.messages import MESSAGES
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.reactions import SignalReactions
-from forkserve.prefork.worker import worker
+from forkserve.prefork.master.upgrade.state import MasterState
+from forkserve.prefork.system.scoreboard import TABLE as SCOREBOARD
+from forkserve.prefork.worker.signals import WORKER_SIGNALS as OF_WORKERS
 
 PAGES = Path(__file__).parent
 PACKAGE = Path(forkserve.__path__[0])
@@ -195,11 +198,56 @@ def _reduced(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
     }
 
 
+def meanings(documented: type) -> dict[str, str]:
+    """What the docstring of a class says of its attributes, by name."""
+    text = inspect.cleandoc(documented.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for name, meaning in found}
+
+
+def fields(documented: type) -> Iterator[tuple[str, str, str]]:
+    """Return name, type and meaning of each field of a record. Raises KeyError for a field without a meaning."""
+    known = meanings(documented)
+    for name, kind in inspect.get_annotations(documented).items():
+        yield name, kind, known[name]
+
+
+def messages(*, to_master: bool) -> str:
+    """The messages in one direction, in one row each."""
+    rows = (
+        row(
+            f"**{one.__name__}**<br>{f'`{one.tag}`' if one.tag else 'no tag'}",
+            one.sender if to_master else one.receiver,
+            " ".join(inspect.cleandoc(one.__doc__ or "").partition("Attributes:")[0].split()),
+            "<br>".join(f"`{name}: {kind}` {meaning}" for name, kind, meaning in fields(one)),
+        )
+        for one in MESSAGES
+        if (one.receiver == "master") is to_master
+    )
+    return table("message", "from" if to_master else "to", "when", "fields", rows=rows)
+
+
+def scoreboard() -> str:
+    """The numbers in a row of the scoreboard."""
+    rows = (row(one.index, one.count, f"`{one.name}`", one.kind, one.unit, one.meaning) for one in SCOREBOARD)
+    return table("index", "count", "name", "kind", "unit", "meaning", rows=rows)
+
+
+def handed_over() -> str:
+    """The parts of the state that an upgrade hands over."""
+    rows = (row(f"`{name}`", f"`{kind}`", meaning) for name, kind, meaning in fields(MasterState))
+    return table("part", "type", "meaning", rows=rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "messages-to-master": lambda: messages(to_master=True),
+    "messages-from-master": lambda: messages(to_master=False),
+    "scoreboard": scoreboard,
+    "handed-over": handed_over,
     "settings": settings_table,
     "ctl": ctl_table,
     "master-signals": lambda: signals({**signals_of(MasterCommands), **signals_of(SignalReactions)}, MASTER_SIGNALS),
-    "worker-signals": lambda: signals(worker.WORKER_SIGNALS, WORKER_SIGNALS),
+    "worker-signals": lambda: signals(OF_WORKERS, WORKER_SIGNALS),
     "exit-codes": exit_codes,
     "hooks": hook_table,
     "packages": packages,

@@ -96,7 +96,7 @@ class Server(MasterCommands):
         return self
 
     def run(self) -> int:
-        """Serve until told to stop; the exit code of the process (design: exit codes).
+        """Serve until a command or signal stops the server; return the exit code of the process.
 
         Raises:
             ConfigError: A setting cannot work on this machine, or this is no place to run a server.
@@ -122,7 +122,7 @@ class Server(MasterCommands):
         return self._serve(upstream.hold(self.state.settings.nginx_upstream, None))
 
     def _serve(self, lock: LockFile | None) -> int:
-        """Run the master, with the observers that the settings ask for."""
+        """Run the master, with the observers that the settings need."""
         settings = self.state.settings
         frontend = None
         if settings.nginx_upstream is not None and lock is not None:
@@ -191,7 +191,7 @@ class Server(MasterCommands):
 
 
 def _not_a_name(app: object) -> str:
-    """Return what to do for somebody who gives the app itself instead of its name."""
+    """Return the message for a caller that gives the app itself instead of its name."""
     module = getattr(app, "__module__", None)
     name = getattr(app, "__qualname__", None) or "app"
     if not callable(app) or not isinstance(module, str) or "<" in name:

@@ -26,12 +26,12 @@ from forkserve.http.app.threads import ThreadedExchange
 from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.service import SWEEP, Service
 from forkserve.prefork.ipc.hooks import run_hook
-from forkserve.prefork.ipc.messages import Spent
+from forkserve.prefork.ipc.messages import Released, Spent
 from forkserve.prefork.system import acceptqueue, finish, forks
 from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
-from forkserve.prefork.system.signals import SignalQueue
 from forkserve.prefork.worker.boot import EndOfBootError
-from forkserve.prefork.worker.worker import ENDING, WORKER_SIGNALS, Worker
+from forkserve.prefork.worker.signals import ENDING
+from forkserve.prefork.worker.worker import Worker
 
 if TYPE_CHECKING:
     import logging
@@ -240,12 +240,12 @@ class HTTPWorker(Worker):
         self._stop = loop.create_future()
         self._service = service = self._make_service(app, loop)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
-        loop.add_reader(self.channel.fileno(), self.on_channel)
+        loop.add_reader(self.channel.fileno(), self._inbox.receive)
         await self._start_up(service)
         if not self.draining:
             self.row.refresh = partial(self._note_running, stuck=True)
             # The end of the boot may have been lost, or this may run on while the loop is closed for it: take no connection then.
-            if ENDING.intersection(self.context.asked):
+            if ENDING.intersection(self.context.early_signals):
                 raise EndOfBootError
             self.ready()
             self._accept(service)
@@ -254,7 +254,7 @@ class HTTPWorker(Worker):
         service.stop_accepting(relieved=self.relieved)
         for listener in self.listeners:
             listener.sock.close()
-        self.released()
+        self.send(Released())
         await service.drain(self.settings.graceful_timeout or inf, self.lingering)
         await self._executor.finish(self, service.pause)
 
@@ -322,7 +322,7 @@ class HTTPWorker(Worker):
 
     def _note(self) -> None:
         """Update the scoreboard, and send a heartbeat unless all threads are stuck."""
-        self.keep_signals()
+        self._signals.check()
         self._leave.look()
         self.row.cells[REQUESTS] = self._service.server.requests
         self.row.cells[HANDSHAKES_FAILED] = self._service.server.handshakes_failed
@@ -369,15 +369,14 @@ class HTTPWorker(Worker):
 
         def done(ended: asyncio.Task[None]) -> None:
             tasks.discard(ended)
-            self.on_channel()
+            self._inbox.receive()
 
         task.add_done_callback(done)
 
     def install_signals(self) -> None:
         """Handle signals on the loop, never inside a request."""
         assert self._loop is not None
-        self._signals = SignalQueue(WORKER_SIGNALS, beside_loop=True)
-        self._loop.add_reader(self._signals.fileno(), self.on_signals)
+        self._loop.add_reader(self._signals.install(beside_loop=True).fileno(), self._signals.obey)
 
     def own_descriptors(self) -> Iterator[int]:
         """Yield also the descriptors of clients' connections, which have a listener's address. Called in a forked process."""

@@ -16,7 +16,7 @@ import forkserve
 # How fast the machine is decides nothing. "same" is as each run of the tests; `--hypothesis-profile explore` looks elsewhere each time.
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", SLOW, derandomize=True)
-settings.register_profile("explore", SLOW, derandomize=False)
+settings.register_profile("explore", SLOW, derandomize=False, max_examples=400, print_blob=True)
 settings.load_profile("same")
 
 PROCESSES = 4  # more than the usual two cores: tests of servers mostly wait

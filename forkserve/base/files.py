@@ -21,7 +21,7 @@ Linux opens a socket file with O_PATH, and changes the owner and the mode of exa
 have no O_PATH: there the entry is examined with lstat, and changed by its name in the open directory without following a link.
 Between these two calls another user can still replace the socket by a hard link.
 
-Any process may call these functions. They raise OSError, whose `strerror` is a text for the user.
+Any process may call these functions. They raise OSError with a text for the user in `strerror`.
 """
 
 from __future__ import annotations
@@ -152,17 +152,17 @@ class Place:
         os.unlink(self.name, dir_fd=self.directory)
 
     def make_directory(self, mode: int) -> None:
-        """Make a directory there."""
+        """Make a directory with this name."""
         os.mkdir(self.name, mode, dir_fd=self.directory)
 
     def bind(self, sock: socket.socket, path: str, mode: int, owner: Owner = None) -> Identity:
-        """Bind a unix socket there, and return which file it is.
+        """Bind a unix socket to this name, and return the identity of the file.
 
         Args:
-            sock: It is not bound yet.
-            path: How `getsockname` shall tell it: the path that was given to `find`, without following a link at its end.
-            mode: The permissions, from the first moment: between bind and chmod anybody could connect.
-            owner: Whose it becomes.
+            sock: The socket, not bound yet.
+            path: The path for `getsockname`: the one given to `find`, without following a link at its end.
+            mode: The permissions from the start: between bind and chmod any user could connect.
+            owner: The owner of the file.
         """
         mask = os.umask(0o777 & ~mode)
         try:
@@ -321,7 +321,7 @@ def _components(path: str) -> list[str]:
 
 
 def _leads_to_open_file(directory: int, name: str) -> bool:
-    """Whether a link is one of those in /proc whose text is no path, such as /proc/self/fd/1."""
+    """Whether a link is one of those in /proc that have no path as text, such as /proc/self/fd/1."""
     return name.isdigit() and _same_device(directory, OWN_DESCRIPTORS)
 
 

@@ -19,48 +19,17 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from forkserve.base import files, logfile, privileges
 from forkserve.base.errors import ConfigError
 from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
 from forkserve.base.records import record
+from forkserve.base.settings import LogSettings
 
 TRACE = 5
 STDOUT, STDERR = 1, 2
-
-
-class LogSettings(privileges.AccountSettings, Protocol):
-    """The settings of the logs, and of the account that their files belong to."""
-
-    @property
-    def error_logfile(self) -> str:
-        """A path; `-`: stderr."""
-
-    @property
-    def access_logfile(self) -> str | None:
-        """A path; `-`: stdout; None: no access log."""
-
-    @property
-    def worker_stdout(self) -> Any:
-        """A path, or another sink (prefork/system/sinks.py)."""
-
-    @property
-    def worker_stderr(self) -> Any:
-        """A path, or another sink."""
-
-    @property
-    def log_level(self) -> str:
-        """The lowest level that is logged."""
-
-    @property
-    def log_config(self) -> str | None:
-        """The path of a configuration for `logging`."""
-
-    @property
-    def capture_output(self) -> bool:
-        """Whether the output of workers goes to the error log."""
 
 
 class Logger(logging.Logger):
@@ -392,7 +361,7 @@ def descriptors() -> frozenset[int]:
 
 
 def reopen() -> None:
-    """Reopen each rotated log file, whose path leads to another file now. In any process."""
+    """Reopen each log file that was rotated: its path leads to another file now. In any process."""
     _state.kept.clear()
     for one in _all():
         _reopen(one)

@@ -13,31 +13,14 @@ import pwd
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from forkserve.base.errors import BootError, ConfigError
 from forkserve.base.libc import DUMPABLE, prctl
 from forkserve.base.records import record
 
-
-class AccountSettings(Protocol):
-    """The settings that name the user and group of workers."""
-
-    @property
-    def user(self) -> str | None:
-        """A name or a number; None: the master's."""
-
-    @property
-    def group(self) -> str | None:
-        """A name or a number; None: the user's."""
-
-    @property
-    def initgroups(self) -> bool:
-        """Whether workers get the user's supplementary groups."""
-
-    @property
-    def umask(self) -> int | None:
-        """The umask of the master and all its processes; None: unchanged."""
+if TYPE_CHECKING:
+    from forkserve.base.settings import AccountSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +36,13 @@ class Account:
 
 @record
 class KnownAccount:
-    """An account in an upgrade. `asked` are the settings `user`, `group` and `initgroups` that it was looked up for."""
+    """An account in an upgrade. `settings` are the values of `user`, `group` and `initgroups` that named it."""
 
-    asked: tuple[str | None, str | None, bool]
+    settings: tuple[str | None, str | None, bool]
     account: Account
 
 
-_known: dict[tuple[str | None, str | None, bool], Account] = {}  # by what was asked for, from the program before an upgrade
+_known: dict[tuple[str | None, str | None, bool], Account] = {}  # from the program before an upgrade
 
 
 def complaints(settings: AccountSettings) -> Iterator[tuple[str, str]]:
@@ -159,7 +142,7 @@ def export(settings: AccountSettings) -> KnownAccount | None:
 def adopt(found: KnownAccount | None) -> None:
     """Know the account from the program before, if it cannot be looked up any more."""
     if found is not None:
-        _known[found.asked] = found.account
+        _known[found.settings] = found.account
 
 
 @functools.lru_cache(maxsize=8)

@@ -85,7 +85,7 @@ def _here() -> tuple[int, int] | None:
 
 began_ns = time.time_ns()
 path = list(sys.path)
-resume_module: str | None = None  # its `main` resumes with what a pre-flight has judged; None for a user's own program
+resume_module: str | None = None  # resumes with the settings that a pre-flight has checked; None: a user's own program
 inherited = _take()
 directory = _directory()
 environ = dict(os.environ)

@@ -1,8 +1,8 @@
-"""The command `forkserve ctl`: arguments in, a request to a running server, its answer out, exit code.
+"""The command `forkserve ctl`: arguments in, a request to a running server, its reply out, exit code.
 
 The sub-commands are those that the master's methods declare; one that only the running server has is described by that server.
 Options are taken before and after the command's
-name. Whatever happens becomes an answer as the server gives them, `ok`, `error` and `result`, so that
+name. Every outcome has the form of a server's reply, `ok`, `error` and `result`, so that
 there is one way to print it and one table of exit codes.
 """
 
@@ -28,7 +28,7 @@ from forkserve.prefork.control.wire import MAX_TIMEOUT, read_json
 from forkserve.prefork.ipc.pending import JSON
 from forkserve.prefork.master.commands import MasterCommands
 
-ABOUT = """Steer a running server.
+ABOUT = """Control a running server.
 
 With one server of this user running, it is found without --name.
 
@@ -36,19 +36,19 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no such server is running; 4 not 
 """
 CALL_ABOUT = """
 
-An ARG that is valid JSON is passed as that value, any other as a string. The exit code is 0 if every worker that was
-asked has done it.
+An ARG that is valid JSON is passed as that value, any other as a string. The exit code is 0 if every worker
+has done it.
 """
 EXITS = {"usage": 2, "no_server": 3, "timeout": 4}  # by the error's code; 1 for any other
-GRACE = 2.0  # seconds beyond the deadline in which the server may still say who was late
-LAST = ("stop", "quit")  # after these there is no server
+GRACE = 2.0  # seconds after the deadline for the server to report which workers were late
+LAST = ("stop", "quit")  # after these the server is gone
 NUMBER = re.compile(r"-(\d|\.\d)")
-MARK = "\0"  # cannot be in an argument; put before negative numbers, so that click does not take them for options
+MARK = "\0"  # no argument has it; put before negative numbers, so that click does not read them as options
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A command line that has been understood."""
+    """A parsed command line."""
 
     command: str
     args: list[JSON]
@@ -60,7 +60,7 @@ class Order:
 
 
 class CtlError(Exception):
-    """What is told instead of a server's answer."""
+    """An error that is printed instead of a server's reply."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -108,13 +108,13 @@ def _commands_of_server(before: dict[str, Any], args: list[str]) -> dict[str, Co
 
 def _options(default: str, *, to: bool, hidden: bool = False) -> list[click.Parameter]:
     options: list[click.Parameter] = [
-        click.Option(["--name"], metavar="NAME", help="The server's name; needed if several run."),
-        click.Option(["--socket"], metavar="PATH", help="The server's control socket, wherever it is."),
+        click.Option(["--name"], metavar="NAME", help="Name of the server; required if several run."),
+        click.Option(["--socket"], metavar="PATH", help="Path of the server's control socket."),
         click.Option(["--json", "as_json"], is_flag=True, help='Print one JSON object: {"ok", "error", "result"}.'),
-        click.Option(["--timeout"], metavar="SECONDS", help=f"How long to wait; 0 is for as long as it takes. [{default}]"),
+        click.Option(["--timeout"], metavar="SECONDS", help=f"Seconds to wait (0: no limit). [{default}]"),
     ]
     if to:
-        about = "Which workers: all that are ready, any one that is idle, or the one with that ID. [all]"
+        about = "Call all ready workers, any idle one, or the one with this ID. [all]"
         options.append(click.Option(["--to"], metavar="all|any|ID", help=about, hidden=hidden))
     return options
 
@@ -124,18 +124,18 @@ def _command(command: Command) -> click.Command:
         click.Argument([f"arg{i}"], metavar=word, required=word[0] != "[", nargs=-1 if "..." in word else 1)
         for i, word in enumerate(command.usage.split())
     ]
-    timeout = "as long as it takes" if command.timeout is None else f"{command.timeout:g}"
+    timeout = "no limit" if command.timeout is None else f"{command.timeout:g}"
     return click.Command(
         command.name,
         params=[*arguments, *_options(timeout, to=command.targets)],
-        callback=lambda **_: _understand(command, click.get_current_context()),
+        callback=lambda **_: _order(command, click.get_current_context()),
         help=command.help + (CALL_ABOUT if command.targets else ""),
         short_help=command.help,
         options_metavar="[OPTIONS]",
     )
 
 
-def _understand(command: Command, context: click.Context) -> Order:
+def _order(command: Command, context: click.Context) -> Order:
     assert context.parent is not None
     before = context.parent.params
 
@@ -170,7 +170,7 @@ def _seconds(text: str) -> float | None:
     except ValueError as error:
         raise click.UsageError(f"--timeout: {error}") from None
     if seconds > MAX_TIMEOUT:
-        raise click.UsageError(f"--timeout: at most {MAX_TIMEOUT} seconds, or 0 for as long as it takes")
+        raise click.UsageError(f"--timeout: at most {MAX_TIMEOUT} seconds, or 0 for no limit")
     return seconds or None
 
 
@@ -189,7 +189,7 @@ def _worker_id(text: str) -> int:
 
 
 def _amount(text: str) -> int | str:
-    """A number stays one; with a sign it is text, since -2 means two fewer."""
+    """Read a number; with a sign it stays text, since -2 means two fewer."""
     if not re.fullmatch("[+-]?[0-9]{1,9}", text):
         raise click.UsageError(f"{text!r} is not a number of workers: write N, +N or -N")
     return int(text) if text.isdigit() else text
@@ -206,10 +206,10 @@ READERS: dict[str, Callable[[str], JSON]] = {"ID": _worker_id, "N|+N|-N": _amoun
 
 
 def parse(arguments: Sequence[str]) -> Order | None:
-    """Understand a command line; None if it was help that was asked for. Raises CtlError."""
+    """Parse a command line; return None after --help. Raises CtlError."""
     group = _Ctl(
         "ctl",
-        params=_options("60; reload, upgrade: as long as it takes", to=True, hidden=True),
+        params=_options("60; reload, upgrade: no limit", to=True, hidden=True),
         help=ABOUT,
         no_args_is_help=False,
         subcommand_metavar="COMMAND ...",
@@ -236,18 +236,18 @@ def choose(running: Iterable[tuple[str, str]], name: str | None) -> str:
     names = ", ".join(servers)
     if name is not None:
         others = f": there is {names}" if servers else ""
-        raise CtlError(f"no server called {name!r} is running{others}", "no_server")
+        raise CtlError(f"no server named {name!r} is running{others}", "no_server")
     if not servers:
         raise CtlError(
             "no server of this user is running, unless with a --control-socket: give its path with --socket", "no_server"
         )
     if len(servers) > 1:
-        raise CtlError(f"several servers are running: say which with --name: {names}", "usage")
+        raise CtlError(f"several servers are running: select one with --name: {names}", "usage")
     return servers.popitem()[1]
 
 
 def obey(order: Order) -> Answer:
-    """Have a server do it, and return its answer. Raises CtlError if there is none."""
+    """Send the order to a server, and return its reply. Raises CtlError if there is none."""
     path = order.socket or choose(runtime_dir.running(os.environ), order.name)
     line = _StatusLine(shown=not order.as_json and sys.stderr.isatty())
     request = {"command": order.command, "args": order.args, "timeout": order.timeout, "progress": line.shown}
@@ -267,7 +267,7 @@ def obey(order: Order) -> Answer:
 
 
 class _StatusLine:
-    """One line on stderr that is written again and again. Without escape sequences, so that it needs nothing of a terminal."""
+    """One line on stderr that is overwritten. It uses no escape sequences, so that any terminal will do."""
 
     def __init__(self, *, shown: bool) -> None:
         self.shown = shown
@@ -300,7 +300,11 @@ def main(arguments: Sequence[str]) -> int:
     except CtlError as error:
         answer = {"ok": False, "error": {"code": error.code, "message": str(error)}, "result": None}
     except KeyboardInterrupt:
-        answer = {"ok": False, "error": {"code": "failed", "message": "interrupted; what was begun goes on"}, "result": None}
+        answer = {
+            "ok": False,
+            "error": {"code": "failed", "message": "interrupted; the command goes on"},
+            "result": None,
+        }
     _print(command, answer, as_json=as_json)
     return 0 if answer["ok"] else EXITS.get(str(answer["error"].get("code")), 1)
 
@@ -309,7 +313,7 @@ def _print(command: str, answer: Answer, *, as_json: bool) -> None:
     if as_json:
         _write(json.dumps(answer) + "\n")
         return
-    if answer["ok"] or isinstance(answer["result"], list):  # what each worker answered
+    if answer["ok"] or isinstance(answer["result"], list):  # the reply of each worker
         _write(show(command, answer["result"]))
     if not answer["ok"]:
         lines = [f"forkserve ctl: {printable(str(answer['error'].get('message')))}", *reasons(answer["result"])]
@@ -320,5 +324,5 @@ def _write(text: str) -> None:
     try:
         sys.stdout.write(text.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii"))
         sys.stdout.flush()
-    except BrokenPipeError:  # `forkserve ctl status | head -1` has all that it wants
+    except BrokenPipeError:  # `forkserve ctl status | head -1`
         stdio.print_nowhere()

@@ -1,7 +1,7 @@
-"""What `forkserve ctl` prints for people: the results of its commands as text.
+"""The output of `forkserve ctl`: the results of its commands as text.
 
-Everything in a result may come from an app or from a stranger's request, so that every piece of it
-is escaped; and every piece may be missing, since the server may be of another version.
+Any part of a result may be from an app or from a request, so every part is escaped. Any part may be missing, since the server may
+have another version.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def show(command: str, result: Any) -> str:
 
 
 def reasons(result: Any) -> list[str]:
-    """Return the app's own traceback, if it came with the result of a command that failed, as lines to follow the error."""
+    """Return the app's own traceback in the result of a failed command, as lines to print after the error."""
     traceback = result.get("traceback") if isinstance(result, dict) else None
     return _text(traceback) if isinstance(traceback, str) else []
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return rows under their heads, each column as wide as it must be."""
+    """Return rows below their heads, in columns."""
     cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
@@ -44,7 +44,7 @@ def _cell(value: object) -> str:
 
 
 def duration(seconds: float | None) -> str | None:
-    """Show seconds in at most two units: `45s`, `3m 20s`, `2h 5m`, `4d 3h`."""
+    """Return seconds in at most two units: `45s`, `3m 20s`, `2h 5m`, `4d 3h`."""
     if seconds is None:
         return None
     if seconds < 10:
@@ -80,7 +80,7 @@ def _status(result: Row) -> list[str]:
         lines.append(f"log lines lost: {_cell(lost)}")
     for listener in _rows(result.get("listeners")):
         owner = "all workers" if listener.get("slot") is None else f"worker {_cell(listener['slot'])}"
-        notes = "".join(text for key, text in (("down", ", down"), ("lost", ", its file has gone")) if listener.get(key))
+        notes = "".join(text for key, text in (("down", ", down"), ("lost", ", its file is gone")) if listener.get(key))
         lines.append(f"listening on {_cell(listener.get('address'))} ({owner}{notes})")
     molds = ([row.get("pid"), row.get("generation"), row.get("state"), *_ends(row)] for row in _rows(result.get("molds")))
     shown = table(MOLD_HEADS, molds)
@@ -94,7 +94,7 @@ def _worker(row: Row) -> list[object]:
 
 
 def _ends(row: Row) -> list[object]:
-    """The last columns: the memory, and how the one before ended."""
+    """Return the last columns: the memory, and the last exit."""
     memory = row.get("pss_bytes") if row.get("pss_bytes") is not None else row.get("rss_bytes")
     return [_size(memory), _last_exit(row.get("last_exit"))]
 
@@ -111,13 +111,13 @@ def _call(replies: Any) -> list[str]:
     rows, tracebacks = [], []
     for reply in _rows(replies):
         error = reply.get("error")
-        told = f"{error.get('type')}: {error.get('message')}" if error else _cell(reply.get("value"))
+        shown = f"{error.get('type')}: {error.get('message')}" if error else _cell(reply.get("value"))
         if not error and reply.get("status") == "ok":
-            told = json.dumps(reply.get("value"), ensure_ascii=False)
-        rows.append([reply.get("id") or None, reply.get("status"), told])
+            shown = json.dumps(reply.get("value"), ensure_ascii=False)
+        rows.append([reply.get("id") or None, reply.get("status"), shown])
         if error and error.get("traceback"):
             tracebacks += ["", f"worker {_cell(reply.get('id'))} (pid {_cell(reply.get('pid'))}):", *_text(error["traceback"])]
-    return [*table(("ID", "STATUS", "ANSWER"), rows), *tracebacks] if rows else ["no worker was asked"]
+    return [*table(("ID", "STATUS", "ANSWER"), rows), *tracebacks] if rows else ["there was no ready worker"]
 
 
 def _commands(result: Any) -> list[str]:

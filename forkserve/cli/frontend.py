@@ -33,7 +33,7 @@ T = TypeVar("T")
 ABOUT = """Print the configuration of a front end for these workers, or for those of a running server.
 
 Give the options that you serve with: `forkserve nginx main:app --workers 4 --base-port 9000`. Or name a running
-server, whose addresses and settings are used then: `forkserve nginx --name shop`. Timeouts and limits are those of the
+server, to use its addresses and settings: `forkserve nginx --name shop`. Timeouts and limits are those of the
 server, so that the two agree; `forkserve --help` lists them.
 """
 WRITERS: Mapping[str, Writer] = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}

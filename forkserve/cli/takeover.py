@@ -1,7 +1,7 @@
-"""Take over: what the command is in the program that an upgrade has put in a master's place.
+"""Take over: the command in a program that takes the place of a master by an upgrade.
 
-It goes on from the settings that the pre-flight has judged, and needs nothing that may have changed since: no file of the
-configuration, and no parser of command lines. What fails here must not end the server.
+It uses the settings that the pre-flight has checked, and needs nothing that may have changed since: no configuration file, and no
+parser of command lines. A failure here must not end the server.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 def main(judged: Mapping[str, Any]) -> int:
-    """Serve with what was judged (prefork/master/upgrade/judged.py); return the exit code."""
+    """Serve with the checked settings (prefork/master/upgrade/judged.py); return the exit code."""
     startup.adopt_directory(judged["directory"])
     config = configuration.judged(judged["settings"], judged["given"], os.environ)
     optional = {"uvloop": vars(web)["uvloop"], "httptools": vars(parsers)["httptools"]}
     gone = [name for name, module in optional.items() if module is None and find_spec(name)]
-    troubles = [f"{name} cannot be imported any more: it is done without" for name in gone]
-    if judged["unsaid"]:  # Python objects, which only the file can make
+    troubles = [f"{name} cannot be imported any more: the server runs without it" for name in gone]
+    if judged["unsaid"]:  # Python objects, which only the configuration file can make
         try:
             fresh = config.again() if config.again else config
             objects = {name: getattr(fresh.settings, name) for name in judged["unsaid"] if hasattr(fresh.settings, name)}
             config = replace(config, settings=replace(config.settings, **objects), hooks=fresh.hooks)
         except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
-            troubles.append(f"{error}; until a reload the server goes on without {', '.join(judged['unsaid'])}")
+            troubles.append(f"{error}; until a reload the server runs without {', '.join(judged['unsaid'])}")
     try:
         return serve(Server.from_config(config, troubles=troubles))
     except ForkserveError as error:

@@ -236,8 +236,8 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
 def speaks(app: Callable[..., Any]) -> Literal["wsgi", "asgi"]:
     """Return the interface of *app*: a coroutine function is ASGI, else the number of its arguments decides.
 
-    WSGI takes two arguments, ASGI three, and ASGI 2 one (it returns a coroutine function). An app whose signature leaves the
-    number open (`*args`) is WSGI.
+    WSGI takes two arguments, ASGI three, and ASGI 2 one (it returns a coroutine function). An app with a signature that leaves
+    the number open (`*args`) is WSGI.
     """
     call = app if inspect.isclass(app) else getattr(app, "__call__", None)  # noqa: B004
     if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(call):

@@ -1,7 +1,7 @@
 """The configuration file: finding it, and reading its settings.
 
-It is TOML (`forkserve.toml`, `[tool.forkserve]` of `pyproject.toml`) or Python (`forkserve.conf.py`, whose lower-case names are
-settings and hooks). Any error in it becomes one line that names the file and the line in the file.
+It is TOML (`forkserve.toml`, `[tool.forkserve]` of `pyproject.toml`) or Python (`forkserve.conf.py`, with settings and hooks
+as lower-case names). Any error in it becomes one line that names the file and the line in the file.
 """
 
 import importlib
@@ -94,7 +94,7 @@ def _run(content: bytes, path: str, directory: str) -> Mapping[str, object]:
     namespace: dict[str, object] = {"__name__": PYTHON_NAME, "__file__": path}
     try:
         code: CodeType = compile(content, path, "exec")
-        exec(code, namespace)  # noqa: S102 - this is what a Python configuration is
+        exec(code, namespace)  # noqa: S102 - a Python configuration is code
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - its code may raise anything

@@ -276,7 +276,7 @@ class Settings:
         0, "Limits", values.size, "Refuse a request with a larger header field, in bytes (431; 0: as --limit-request-head)."
     )
     limit_request_head: int = setting(
-        64 * KIB, "Limits", values.size, "Refuse a request whose line and fields together are larger, in bytes (431)."
+        64 * KIB, "Limits", values.size, "Refuse a request with a larger head, line and fields together, in bytes (431)."
     )
     limit_request_body: int = setting(
         GIB, "Limits", values.size, "Refuse a larger request body, in bytes (413); above 512k it is stored on disk."

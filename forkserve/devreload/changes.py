@@ -27,7 +27,7 @@ class Changes:
 
     @property
     def newest(self) -> float:
-        """When the last one was told."""
+        """When the last one was reported."""
         return max(self._changed_at.values(), default=0.0)
 
     @property
@@ -35,7 +35,7 @@ class Changes:
         """All files that some worker has loaded."""
         return list(set().union(*self._loaded.values()))
 
-    def told(
+    def reported(
         self,
         included: Collection[str],
         others: Sequence[str],
@@ -77,7 +77,7 @@ class Changes:
         return any(file.startswith(path + "/") for files in self._loaded.values() for file in files)
 
     def _is_sought(self, path: str) -> bool:
-        """Whether a file is a module that an import has sought in vain: then it is new, even if nobody has seen it come."""
+        """Whether a file is a module that an import has sought in vain: then it is new, even if its creation was not seen."""
         folder, _, name = path.rpartition("/")
         stem = folder if name == "__init__.py" else f"{folder}/{name.partition('.')[0]}"
         return path.endswith(MODULES) and stem in self._sought

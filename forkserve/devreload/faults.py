@@ -1,8 +1,8 @@
 """Faults: what of the app does not load, shown instead of the app. In the master, under --reload.
 
-What fails while files are being saved may be no fault: a file has nothing in it when somebody begins to write it, and one
-of two that belong together is saved first. So the watcher is asked whether all changes are told, and only what fails when
-nothing has changed since is shown; or what fails in the same way a second time, as files may change for ever.
+What fails while files are being saved may be no fault: a file is empty when an editor begins to write it, and one of two files
+that belong together is saved first. So the watcher confirms that it has reported all changes, and only a failure that no change
+follows is shown; or one that occurs a second time, as files may change for ever.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from forkserve.prefork.ipc.messages import ShowFault
-from forkserve.prefork.master.failures import told
+from forkserve.prefork.master.failures import failure_text
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
@@ -38,7 +38,7 @@ class Faults:
 
     Args:
         services: Give the workers that show it.
-        ask: Has the watcher answer, with this number, when all changes are told; returns whether there is a watcher.
+        ask: Has the watcher answer, with this number, when it has reported all changes; returns whether there is a watcher.
     """
 
     def __init__(self, services: Services, ask: Callable[[int], bool]) -> None:
@@ -47,7 +47,7 @@ class Faults:
         self._ask = ask
         self._shown: Shown | None = None
         self._failed: str | None = None  # what a reload failed with
-        self._waiting: list[Child] = []  # workers that could not load the app, and wait for word
+        self._waiting: list[Child] = []  # workers that could not load the app, and wait for an order
         self._number = 0
         self._changed_at = 0.0
         self._dropped: set[str] = set()  # what was not shown, as a change came
@@ -66,7 +66,7 @@ class Faults:
         """A reload failed with this."""
         self._failed = text
         if text in self._dropped:
-            self._tell()
+            self._order_page()
         else:
             self._doubt()
 
@@ -76,10 +76,10 @@ class Faults:
         self._dropped.clear()
 
     def waits(self, child: Child) -> None:
-        """A worker could not load the app, and waits for word whether to show that."""
+        """A worker could not load the app, and waits for the order to show that."""
         self._waiting.append(child)
         if self._why(child) in self._dropped:
-            self._tell()
+            self._order_page()
         elif child.member.born < self._changed_at:
             self._start_others()
         else:
@@ -87,8 +87,8 @@ class Faults:
 
     def _doubt(self) -> None:
         self._number = number = self._number + 1
-        asked = self._ask(number)
-        longest = LONGEST_DOUBT + self._state.settings.reload_delay if asked else 0.0
+        watched = self._ask(number)
+        longest = LONGEST_DOUBT + self._state.settings.reload_delay if watched else 0.0
         self._poller.at(time.monotonic() + longest, lambda: self.at_rest(number))
 
     def changed(self) -> None:
@@ -104,14 +104,14 @@ class Faults:
         waiting, self._waiting = self._waiting, []
         for child in waiting:
             self._dropped.add(self._why(child))
-            self._pool.happened(history.Withdrawn(child.member.ident, time.monotonic()))
+            history.Withdrawn(child.member.ident, time.monotonic()).happen(self._pool)
 
     def at_rest(self, number: int) -> None:
-        """The watcher's answer: all changes are told."""
-        if number == self._number:  # else something has failed since it was asked
-            self._tell()
+        """The watcher's answer: it has reported all changes."""
+        if number == self._number:  # else something has failed since the request
+            self._order_page()
 
-    def _tell(self) -> None:
+    def _order_page(self) -> None:
         """Have what failed be shown."""
         waiting, self._waiting = self._waiting, []
         for child in waiting:
@@ -133,7 +133,7 @@ class Faults:
         One of a generation whose successor does not load must not look as if all were well.
         """
         if child.fault is not None:
-            self._show(told(child.fault), child.id)
+            self._show(failure_text(child.fault), child.id)
         elif self._shown and child.member.generation <= self._shown.generation and not child.member.canary:
             self._send(child, self._shown.text)
             return self._shown.slot in (None, child.id) and not self._is_reloading()
@@ -145,7 +145,7 @@ class Faults:
 
     @staticmethod
     def _why(child: Child) -> str:
-        return told(child.failure) if child.failure else ""
+        return failure_text(child.failure) if child.failure else ""
 
     def _send(self, child: Child, text: str) -> None:
         self._children.send(child, ShowFault(text))

@@ -40,13 +40,13 @@ def keep_no_fresh_bytecode() -> None:
 
 
 class _Sought:
-    """A finder that is asked first: it finds nothing, but knows what is sought."""
+    """A finder in front of the others: it finds nothing, but notes what is sought."""
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {}  # to where it is sought: None is the path, else that of its package
 
     def find_spec(self, name: str, path: Any = None, _target: Any = None) -> None:
-        """Note what is sought. Called in any thread, by whoever imports what is not loaded."""
+        """Note what is sought. Called in any thread that imports a module which is not loaded."""
         self.names[name] = path
 
 
@@ -129,7 +129,7 @@ class LoadedFiles:
         try:
             if getattr(module, "__file__", None) is None:
                 return [one for one in getattr(module, "__path__", ()) if isinstance(one, str)]
-        except Exception:  # noqa: BLE001, S110 - whatever somebody has put among the modules
+        except Exception:  # noqa: BLE001, S110 - anything may be among the modules
             pass
         return []
 
@@ -141,7 +141,7 @@ class LoadedFiles:
             self._sought_seen.add(name)
             if name in sys.modules:
                 continue
-            with contextlib.suppress(Exception):  # whatever somebody has for a path
+            with contextlib.suppress(Exception):  # anything may be on the path
                 spec = PathFinder.find_spec(name, path)
                 if spec is not None and spec.origin is not None:
                     files += self._projects(spec.origin)

@@ -95,7 +95,7 @@ class Outside:
         self._facts: Facts | None = None
         self._environ: Any = None
         self._finders: list[Any] = []
-        self._asked: set[str] = set()  # names of all modules that somebody tried to import
+        self._asked: set[str] = set()  # names of all modules that an import tried
         self._early: set[str] | None = None  # what was loaded when the project changed the environment
         self._told = False
         self.base: int | None = None  # the number of the warm process that this worker was forked from
@@ -110,7 +110,7 @@ class Outside:
         sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, *_: object) -> None:
-        """Find nothing, but note who is looked for, and that the environment is no longer as it was."""
+        """Find nothing, but note the name, and whether the environment has changed."""
         self._asked.add(name)
         self._note_environ()
 
@@ -128,7 +128,7 @@ class Outside:
         self._facts = self._compare()
 
     def forget(self) -> None:
-        """Tell nothing: the app could not be loaded."""
+        """Report nothing: the app could not be loaded."""
         self.end()
         self._environ = self._facts = None
 
@@ -147,7 +147,7 @@ class Outside:
     def _modules(self) -> Iterator[tuple[str, str, bool]]:
         """Name, origin, and whether it was loaded when the project had changed the environment; in the order of loading.
 
-        The origin is empty for those that are there, but cannot be imported: whoever tries goes on without them.
+        The origin is empty for those that are there, but cannot be imported: the importing code does without them.
         """
         names = [name for name in list(sys.modules) if name not in self._seen]
         self._seen.update(names)

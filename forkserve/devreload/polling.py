@@ -26,7 +26,7 @@ def period(cpu: float, wall: float) -> float:
 
     Args:
         cpu: Seconds of a processor that the last look took.
-        wall: Seconds that it took; much more than that if the file system is slow, which then is not asked all the time.
+        wall: Seconds that it took; much more than that if the file system is slow, which then is not polled all the time.
     """
     return max(POLL_EVERY, cpu / SHARE, wall)
 

@@ -101,7 +101,7 @@ class DevReloader(Observer):
         now = time.monotonic()
         boots = any(member.state is State.BOOTING for member in self._pool.members.workers())
         loading = boots or now < self._loaded_at + LOADING + self._delay
-        if matter := self._changes.told(included, others, made, now, suspected=self._faults.suspected, loading=loading):
+        if matter := self._changes.reported(included, others, made, now, suspected=self._faults.suspected, loading=loading):
             self._matter_at = now
             self._reload(matter)
         else:
@@ -171,7 +171,7 @@ class DevReloader(Observer):
     def _hasten(self) -> None:
         """Do not let a worker that boots with something older, or waits to be tried again, take its time."""
         pool = self._pool
-        pool.happened(history.RetriedNow())
+        history.RetriedNow().happen(pool)
         born = [member.since for member in pool.members.workers() if member.state is State.BOOTING]
         if born and self._outdated is None:
             self._outdated = self._poller.at(max(time.monotonic(), min(born) + PATIENCE), self._give_up_outdated)
@@ -191,7 +191,7 @@ class DevReloader(Observer):
             if self._guesses > GUESSES:
                 return
         for member in slow:
-            self._pool.happened(history.Withdrawn(member.ident, now))
+            history.Withdrawn(member.ident, now).happen(self._pool)
         if any(member.canary for member in slow):
             self._superseded = True
             self._reload_now()

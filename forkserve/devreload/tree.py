@@ -27,13 +27,13 @@ LARGE: Final = 1 << 20  # bytes; no more of a file is read
 
 
 class Stamp(NamedTuple):
-    """What tells one state of a file or directory from another."""
+    """What distinguishes one state of a file or directory from another."""
 
     mtime: int
     ctime: int  # the kernel's; `cp -p`, `rsync -t` and `mv` bring an old mtime along
     size: int
     inode: int
-    checksum: int | None = None  # of the content, while its date tells too little
+    checksum: int | None = None  # of the content, while its date is too coarse
 
     def differs(self, other: Stamp) -> bool:
         """Whether it is another state; a checksum counts if both have one."""

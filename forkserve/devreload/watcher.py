@@ -1,4 +1,4 @@
-"""Watcher: a process that tells the master which of the project's files have changed. For --reload.
+"""Watcher: a process that reports to the master which of the project's files have changed. For --reload.
 
 A process of its own, because watchdog works with threads, which one that forks must not have. It ends with its channel,
 by order, or with the master; signals that hit the whole group do nothing to it, as they are blocked here for good.
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from forkserve.prefork.ipc.channel import Channel
 
 LOOK_EVERY: Final = 0.3  # seconds between two looks whether the project is where it was
-LONGEST_CHECKOUT: Final = 10.0  # seconds after which a change is told although git is still at work in the project
-LONGEST_DELAY: Final = 1.0  # seconds after which a change is told although more come, or the file is still being written
+LONGEST_CHECKOUT: Final = 10.0  # seconds after which a change is reported although git is still at work in the project
+LONGEST_DELAY: Final = 1.0  # seconds after which a change is reported although more follow, or the file is still being written
 AT_REST: Final = 0.05  # seconds in which news of a change that was made already come here
 GRAIN: Final = 0.02  # seconds by which the times of files may be behind the clock
 MANY: Final = 500  # paths in one message
 STANDARD: Final = 3  # descriptors
-_LOST: Final = object()  # an event: there were others that nobody will tell of
+_LOST: Final = object()  # an event: others were lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def become_watcher(channel: Channel, watch: Watch, settings: Settings, master: i
         os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(STANDARD):
-            os.dup2(null, descriptor)  # somebody may wait for the end of what was here
+            os.dup2(null, descriptor)  # a process may wait for the end of what was here
         os.close(null)
         set_title("watcher", settings.name)
         privileges.drop(settings)
@@ -83,7 +83,7 @@ def become_watcher(channel: Channel, watch: Watch, settings: Settings, master: i
 
 
 class Watcher:
-    """Looks, collects, and tells."""
+    """Looks, collects, and reports."""
 
     def __init__(self, channel: Channel, watch: Watch) -> None:
         from forkserve.devreload.watches import Watches  # noqa: PLC0415 - and with it watchdog, which the master never needs
@@ -105,7 +105,7 @@ class Watcher:
         self._writing: set[str] = set()  # files that are open for that
         self._lost = False  # inotify has lost events
         self._first_at = self._last_at = self._busy_until = 0.0
-        self._asked = 0  # the number of the master's question whether all changes are told
+        self._asked = 0  # the number of the master's request to confirm that all changes are reported
         self._asked_at = inf
 
     def run(self) -> None:
@@ -143,7 +143,7 @@ class Watcher:
     # What is watched.
 
     def _open(self) -> None:
-        """Watch, or poll: where that was asked for, where the kernel does not know of all changes, or can do no more."""
+        """Watch, or poll: where the setting says so, where the kernel does not know of all changes, or can do no more."""
         from forkserve.devreload.watches import on_overflow  # noqa: PLC0415 - as above
 
         kind = self._shared() if self._watch.engine == "auto" else ""
@@ -255,7 +255,7 @@ class Watcher:
     def _look(self) -> None:
         """Poll, or see whether the project's directories are still those that are watched.
 
-        The system does not tell when one is moved away, or removed while it is somebody's working directory.
+        The system does not report that one is moved away, or removed while it is a process's working directory.
         """
         if self._polling is not None:
             self._note_seen(self._polling.look())
@@ -275,7 +275,7 @@ class Watcher:
             self._note([(path, was)] if path not in self._gone else [], happened=True)
 
     def _note(self, files: Iterable[Seen], *, happened: bool = False) -> None:
-        """Remember what has changed, to tell of it when nothing more comes."""
+        """Remember what has changed, to report it when nothing more follows."""
         for path, was in files:
             self._changed.setdefault(path, was)
             happened = True
@@ -310,7 +310,7 @@ class Watcher:
         return inf if self._first_at else self._asked_at + AT_REST + self._period
 
     def _tell(self) -> None:
-        """Tell the master all files that modules may have been loaded from; of those that matter in any case, a few."""
+        """Report all files that modules may have been loaded from; of those that matter in any case, a few."""
         if self._lost:
             self._lost = False
             self._watch_anew()

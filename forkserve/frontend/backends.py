@@ -1,4 +1,4 @@
-"""The backends: what a front end connects to, from the settings or from a running server's status. Pure."""
+"""Backends: the addresses that a front end connects to, from the settings or from a running server's status. Pure."""
 
 import ipaddress
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from forkserve.config.addresses import Address, parse_address
 from forkserve.config.settings import Settings
 
-# What listens everywhere is asked here. And of the two addresses that localhost has, the server takes this one.
+# Where to connect to a server that listens on all interfaces. Of the two addresses of localhost, the server uses this one.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}  # noqa: S104
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 ASK = "ask the running server, with --name or --socket"
@@ -17,9 +17,9 @@ ASK = "ask the running server, with --name or --socket"
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One address that answers: a worker's own (`slot`), or one that all share (None).
+    """One address: a worker's own (`slot`), or one that all workers share (None).
 
-    A backend that is `down` keeps its line, so that a front end's numbers stay with the same worker, but gets no request.
+    A backend that is `down` gets no requests, but keeps its line, so that a front end's numbers stay with the same workers.
     """
 
     address: Address
@@ -29,13 +29,13 @@ class Backend:
 
     @property
     def label(self) -> str:
-        """What it is, for a reader."""
+        """A description for comments."""
         worker = "all workers" if self.slot is None else f"worker {self.slot}"
         return f"{self.machine}, {worker}" if self.machine else worker
 
     @property
     def ident(self) -> str:
-        """A name of its own, for front ends whose servers have names."""
+        """A unique name, for front ends that name their servers."""
         worker = "workers" if self.slot is None else f"worker{self.slot}"
         return f"{self.machine.replace(':', '.')}-{worker}" if self.machine else worker
 
@@ -43,11 +43,11 @@ class Backend:
 def from_settings(settings: Settings) -> tuple[Backend, ...]:
     """Return the backends of a server with these settings. Raises ValueError if they cannot be known before it runs.
 
-    Where workers have ports of their own, the shared addresses lead to the same workers and are left out; of several
-    shared ones, the first that a front end can reach is taken.
+    If workers have ports of their own, the shared addresses lead to the same workers and are left out. Of several shared ones,
+    the first that a front end can reach is used.
     """
     if settings.base_port == 0:
-        raise ValueError(f"--base-port 0 takes other ports at each start: {ASK}")
+        raise ValueError(f"--base-port 0 uses other ports at each start: {ASK}")
     if settings.base_port is not None:
         most = max(settings.workers, settings.max_workers)
         return tuple(Backend(_reached(settings.host, settings.base_port + i), i + 1) for i in range(most))
@@ -55,7 +55,7 @@ def from_settings(settings: Settings) -> tuple[Backend, ...]:
     if shared:
         return (Backend(_reached(shared[0].host, shared[0].port) if shared[0].kind == "tcp" else shared[0]),)
     if settings.bind:
-        raise ValueError(f"{', '.join(settings.bind)} tells no address to connect to: {ASK}")
+        raise ValueError(f"{', '.join(settings.bind)} is no address to connect to: {ASK}")
     raise ValueError("there is no address: give --base-port or --bind")
 
 
@@ -68,12 +68,12 @@ def from_status(status: Mapping[str, Any]) -> tuple[str, tuple[Backend, ...]]:
 
 
 def from_listeners(listeners: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[Backend, ...]]:
-    """Return the scheme and the backends, from what `status` tells of the listeners. Raises ValueError if none can be reached."""
+    """Return the scheme and the backends of the listeners in a `status`. Raises ValueError if none can be reached."""
     scheme, own, shared = "http", [], []
     for listener in listeners:
         text, slot = str(listener["address"]), listener["slot"]
         if text.startswith("unix:"):
-            scheme = "https" if listener.get("scheme") == "https" else scheme  # which older servers do not tell
+            scheme = "https" if listener.get("scheme") == "https" else scheme  # older servers have no scheme here
         else:
             scheme, _, text = text.partition("://")
         address = parse_address(text)
@@ -91,7 +91,7 @@ def from_listeners(listeners: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[B
 
 
 def with_spare(found: Sequence[Backend], settings: Settings) -> tuple[Backend, ...]:
-    """Return the backends of a running server, and those of workers that load may call for (`--max-workers`)."""
+    """Return the backends of a running server, and those of workers that load may start (`--max-workers`)."""
     if not settings.base_port or not settings.max_workers:
         return tuple(found)
     there = {one.slot for one in found}
@@ -99,9 +99,9 @@ def with_spare(found: Sequence[Backend], settings: Settings) -> tuple[Backend, .
 
 
 def on_machines(backends: Sequence[Backend], machines: Sequence[str]) -> tuple[Backend, ...]:
-    """Return the same backends on each of several machines. Raises ValueError where that cannot be."""
+    """Return the same backends on each of several machines. Raises ValueError for unix sockets."""
     if any(one.address.kind != "tcp" for one in backends):
-        raise ValueError("a unix socket is not reached from another machine: give the hosts --base-port or --bind HOST:PORT")
+        raise ValueError("a unix socket cannot be reached from another machine: give the hosts --base-port or --bind HOST:PORT")
     return tuple(
         replace(one, address=replace(one.address, host=machine), machine=machine, down=False)
         for machine in machines
@@ -110,7 +110,7 @@ def on_machines(backends: Sequence[Backend], machines: Sequence[str]) -> tuple[B
 
 
 def read_machines(text: str) -> tuple[str, ...]:
-    """Read names or addresses of machines, with commas between them. Raises ValueError."""
+    """Read names or addresses of machines, separated by commas. Raises ValueError."""
     found = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         bare = word.removeprefix("[").removesuffix("]")
@@ -123,7 +123,7 @@ def read_machines(text: str) -> tuple[str, ...]:
 
 
 def is_host(text: str) -> bool:
-    """Whether it is an address or a name that every front end takes. No scope (`fe80::1%eth0`): nginx knows none."""
+    """Return whether it is an address or a name that every front end accepts. No scope (`fe80::1%eth0`): nginx has none."""
     if ":" not in text:
         return HOST.fullmatch(text) is not None
     try:
@@ -133,7 +133,7 @@ def is_host(text: str) -> bool:
 
 
 def _usable(address: Address) -> bool:
-    """Whether a front end can connect to it: descriptors and port 0 are no addresses, abstract sockets nginx does not know."""
+    """Whether a front end can connect: descriptors and port 0 are no addresses, and nginx has no abstract sockets."""
     if address.kind == "tcp":
         return bool(address.port)
     return address.kind == "unix" and not address.path.startswith("@")

@@ -1,10 +1,10 @@
 """The configuration of Caddy. Pure.
 
-Caddy tells the workers of the client by itself (X-Forwarded-For, X-Forwarded-Proto), without what the client says of
-itself, and passes WebSockets and event streams as they come.
+Caddy sets X-Forwarded-For and X-Forwarded-Proto by itself, without the values that the client sends, and passes WebSockets and
+event streams at once.
 
-What was rejected: `read_timeout`, which also counts while a connection is idle and while a request is sent, and
-`write_timeout`, which a whole upload must not exceed (Caddy 2.6): both ended uploads that took longer than they.
+Rejected: `read_timeout`, which also counts while a connection is idle and while a request is sent, and `write_timeout`, which
+limits a whole upload (Caddy 2.6): both ended uploads that took longer.
 """
 
 import re
@@ -17,14 +17,14 @@ ROOT = re.compile("[A-Za-z0-9._~/-]+")
 BALANCES = {
     "least_conn": ("least_conn", "the worker with the fewest requests in hand: none waits behind a slow one"),
     "round_robin": ("round_robin", "one worker after the other"),
-    "ip_hash": ("ip_hash", "a client stays with its worker; found by its address"),
+    "ip_hash": ("ip_hash", "a client stays with its worker; chosen by its address"),
     "random": ("random_choose 2", "of two workers at random, the one with fewer requests in hand"),
 }
 
 
 def render(front: FrontendConfig) -> str:
     """Return the whole configuration. Raises ValueError for what Caddy cannot do."""
-    page, limits, given = _page(), front.terms, front.given
+    page, limits, option = _page(), front.terms, front.option
     page.note(
         f"Caddy for {front.title}.",
         "Made by `forkserve nginx --format caddy`. Timeouts and limits are the server's: make this anew when they change.",
@@ -33,18 +33,18 @@ def render(front: FrontendConfig) -> str:
         if front.listen or not front.certificate:
             how = "disable_redirects" if front.certificate else "off"
             why = (
-                "the addresses below are all that there is"
+                "no other addresses than those below"
                 if front.certificate
-                else "for a name without http:// Caddy gets a certificate"
+                else "for a name without http://, Caddy would get a certificate"
             )
             page.say(f"auto_https {how}", why)
         with page.block("servers"):
             page.say(
-                f"max_header_size {limits.head_limit + EDGE}", f"a head of {given('limit_request_head')} fits, and some more"
+                f"max_header_size {limits.head_limit + EDGE}", f"a head of {option('limit_request_head')} fits, and some more"
             )
             with page.block("timeouts"):
-                page.say(f"read_header {seconds(limits.header)}", given("header_timeout"))
-                page.say(f"idle {seconds(limits.client_idle or 0.001)}", given("keep_alive"))
+                page.say(f"read_header {seconds(limits.header)}", option("header_timeout"))
+                page.say(f"idle {seconds(limits.client_idle or 0.001)}", option("keep_alive"))
     page.gap()
     with page.block(_sites(front)):
         _site(front, page)
@@ -55,7 +55,7 @@ def render_upstream(front: FrontendConfig) -> str:
     """Return `reverse_proxy` only, to be imported within a site."""
     page = _page()
     page.note(
-        f"Caddy's way to {front.title}.", "Made by `forkserve nginx --format caddy --upstream-only`; import it within a site."
+        f"Caddy's proxy for {front.title}.", "Made by `forkserve nginx --format caddy --upstream-only`; import it within a site."
     )
     _proxy(front, page)
     return page.text
@@ -78,33 +78,33 @@ def _sites(front: FrontendConfig) -> str:
 
 def _site(front: FrontendConfig, page: Page) -> None:
     if front.listen and front.listen[0].host:
-        page.say(f"bind {front.listen[0].host}", "where clients come")
+        page.say(f"bind {front.listen[0].host}", "address for clients")
     if front.certificate:
         certificate, key = front.certificate
         page.say(f"tls {quoted(certificate)} {quoted(key)}", "the certificate with its chain, and its key")
     if front.terms.body_limit:
         with page.block("request_body"):
-            page.say(f"max_size {front.terms.body_limit}", front.given("limit_request_body"))
-    page.say("@plain not header_regexp Upgrade (?i)^websocket$", "what asks for no WebSocket")
-    page.say("request_header @plain -Upgrade", "asks for nothing else either, no h2c")
+            page.say(f"max_size {front.terms.body_limit}", front.option("limit_request_body"))
+    page.say("@plain not header_regexp Upgrade (?i)^websocket$", "requests for no WebSocket")
+    page.say("request_header @plain -Upgrade", "request no other upgrade either, no h2c")
     with page.block(f"handle {HEALTH}"):
-        page.say('respond "ok"', "by Caddy itself; ask the app's own page for the rest")
+        page.say('respond "ok"', "by Caddy itself; for the app, use a page of its own")
     for url, directory in front.static:
         with page.block(f"handle_path {url}*"):
-            page.say(f"root * {quoted(directory)}", "files; no worker is asked")
+            page.say(f"root * {quoted(directory)}", "files; no worker is involved")
             page.say("file_server", "as they are")
     root = front.settings.root_path
     if root and not ROOT.fullmatch(root):
-        raise ValueError(f"Caddy cannot cut off {front.given('root_path')}: it has more than letters, digits, _, -, ., ~ and /")
+        raise ValueError(f"Caddy cannot remove {front.option('root_path')}: it has more than letters, digits, _, -, ., ~ and /")
     begin = "^" + root.replace(".", r"\.")
-    if root:  # by the path as the client wrote it: `path` would match it decoded, with slashes merged and in any case
-        why = f"the app is mounted here: {front.given('root_path')}"
+    if root:  # by the path as the client wrote it: `path` matches it decoded, with slashes merged, case-insensitively
+        why = f"the app is mounted here: {front.option('root_path')}"
         page.say(rf"@app vars_regexp {{http.request.uri}} {begin}(/|\?|$)", why)
     with page.block("handle @app" if root else "handle"):
         if root:
-            page.say(f"uri path_regexp {begin}/? /", "workers know the prefix, and get the rest as the client wrote it")
+            page.say(f"uri path_regexp {begin}/? /", "workers know the prefix, and get the rest unchanged")
         if front.upstream_file is not None:
-            page.say(f"import {quoted(front.upstream_file)}", "the way to the workers")
+            page.say(f"import {quoted(front.upstream_file)}", "the workers")
         else:
             _proxy(front, page)
     if root:
@@ -124,21 +124,21 @@ def _proxy(front: FrontendConfig, page: Page) -> None:
     with page.block(f"reverse_proxy {where}"):
         way, why = BALANCES.get(front.balance.way) or (_key(front.balance.key), "requests with the same key stay with one worker")
         page.say(f"lb_policy {way}", why)
-        page.say(f"lb_retries {front.tries - 1}", "what a worker lost, another one may answer; but no POST that was sent")
-        page.say(f"lb_try_duration {seconds(limits.retry)}", "later it may be what a worker was stuck in")
+        page.say(f"lb_retries {front.tries - 1}", "a request that a worker lost goes to another one; but no POST that was sent")
+        page.say(f"lb_try_duration {seconds(limits.retry)}", "later the request may be the one that a worker was stuck in")
         if front.doubtful:
-            page.say("fail_duration 5s", "a port that does not answer is left out for so long")
+            page.say("fail_duration 5s", "how long a port that does not answer is left out")
         with page.block("transport http"):
-            page.say("versions 1.1", "what the workers speak")
+            page.say("versions 1.1", "the protocol of the workers")
             page.say(f"dial_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-            page.say(f"response_header_timeout {seconds(limits.read)}", f"until an answer begins; {front.silence}")
+            page.say(f"response_header_timeout {seconds(limits.read)}", f"until a response begins; {front.silence_reason}")
             if limits.idle:
-                page.say(f"keepalive {seconds(limits.idle)}", f"less than {front.given('keep_alive')}: Caddy closes first")
+                page.say(f"keepalive {seconds(limits.idle)}", f"less than {front.option('keep_alive')}: Caddy closes first")
                 page.say("keepalive_idle_conns_per_host 32", "idle connections to each worker, to save handshakes")
             else:
-                page.say("keepalive off", front.alone)
+                page.say("keepalive off", front.no_keepalive_reason)
             if front.scheme == "https":
-                page.say("tls_insecure_skip_verify", "the workers speak TLS; their certificate is not checked here")
+                page.say("tls_insecure_skip_verify", "the workers use TLS; their certificate is not verified")
 
 
 def _key(key: str) -> str:

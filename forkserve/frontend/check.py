@@ -1,6 +1,6 @@
-"""Whether a front end would take a configuration: its own program is asked, in a directory that is thrown away.
+"""Checks of a configuration by the front end's own program, in a temporary directory.
 
-What nginx says of the backends alone is in `trial`.
+The check of an upstream file by nginx is in `trial`.
 """
 
 import grp
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-TIME = 30.0
+TIME = 30.0  # seconds
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every user's PATH
 LOGGED = re.compile(r"^(?:nginx: |[0-9/]+ [0-9:]+ (?=\[)|\[(?:ALERT|NOTICE|WARNING)\]\s+\(\d+\) : (?:config : )?|Error: )")
 SILENT = "it does not say why"
@@ -22,12 +22,12 @@ FORBIDDEN = re.compile(r"(?:bind\(\) to|socket\(\)) (.+) failed \((?:1|13): ")  
 
 
 class CheckError(Exception):
-    """The program refuses the configuration, or is not there; the text is one line."""
+    """The program refuses the configuration, or is missing; the text is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What to run in the directory: it ends with 0 if the configuration is good."""
+    """A command to run in the directory; it exits with 0 if the configuration is good."""
 
     command: list[str]
     environ: Mapping[str, str]
@@ -43,11 +43,10 @@ def find(program: str) -> str:
 
 
 def _arrange(kind: str, text: str, directory: str, *, whole: bool) -> Trial:
-    """Write a configuration to a directory, and return how to have it judged.
+    """Write a configuration to a directory, and return the command that checks it. Raises CheckError if the program is missing.
 
-    All is named from there: the directory's own name may have blanks, or be too long for a unix socket.
-
-    *whole*: it is all of it; else the backends only, to which the rest is added. Raises CheckError if the program is missing.
+    All names are relative: the directory's own name may have blanks, or be too long for a unix socket. Unless *whole*, the text
+    has only the backends, and the rest is added.
     """
     program = find(kind)
     environ = {**os.environ, "LC_ALL": "C"}
@@ -55,15 +54,15 @@ def _arrange(kind: str, text: str, directory: str, *, whole: bool) -> Trial:
         return Trial(_nginx(program, text, directory), environ)
     if kind == "haproxy":
         return Trial(_haproxy(program, text, directory, whole=whole), environ)
-    environ |= {"HOME": directory, "XDG_DATA_HOME": directory, "XDG_CONFIG_HOME": directory}  # it keeps things there
+    environ |= {"HOME": directory, "XDG_DATA_HOME": directory, "XDG_CONFIG_HOME": directory}  # it stores files there
     return Trial(_caddy(program, text, directory, whole=whole), environ)
 
 
 def check_configuration(kind: str, text: str, *, whole: bool = True) -> list[str]:
-    """Have a configuration judged by nginx, haproxy or caddy; if it is not *whole*, the backends, by haproxy or caddy.
+    """Check a configuration with nginx, haproxy or caddy; unless *whole*, only the backends, with haproxy or caddy.
 
-    Returns the addresses on which this user may not listen. A front end is started by root, so they are no fault of the
-    configuration. Raises CheckError with what the program said.
+    Returns the addresses that this user may not listen on. A front end is started by root, so they are no fault of the
+    configuration. Raises CheckError with the message of the program.
     """
     forbidden: list[str] = []
     with tempfile.TemporaryDirectory(prefix="forkserve-") as directory:
@@ -75,12 +74,12 @@ def check_configuration(kind: str, text: str, *, whole: bool = True) -> list[str
             forbidden.append(address[1])
             before, text = text, _elsewhere(text, address[1], f"unix:elsewhere{len(forbidden)}")
             if text == before:
-                break  # all but the addresses behind it has been judged by then
+                break  # everything but the addresses after it has been checked by then
     return forbidden
 
 
 def _elsewhere(text: str, address: str, instead: str) -> str:
-    """Return nginx's configuration with another address to listen on, instead of one that is given as nginx prints it."""
+    """Return nginx's configuration with another address to listen on in place of *address*, as nginx prints it."""
     port = address.removeprefix("0.0.0.0:")
     words = {address, port, f"*:{port}"}
     return re.sub(
@@ -92,7 +91,7 @@ def _elsewhere(text: str, address: str, instead: str) -> str:
 
 
 def unreadable(path: str) -> bool:
-    """Whether this user may not read a file, or may not look for it."""
+    """Return whether this user may not read a file, or may not see it."""
     try:
         with open(path, "rb"):
             return False
@@ -113,19 +112,19 @@ def refused(
     directory: str | None = None,
     stdin: IO[str] | int = subprocess.DEVNULL,
 ) -> str | None:
-    """Run a front end's own program, to judge a configuration; return all that it has printed if it refuses that.
+    """Run a front end's own program to check a configuration; return its output if it refuses it, else None.
 
     Args:
-        kind: What it is called.
-        command: What to run, with its arguments.
+        kind: The name of the front end.
+        command: The program with its arguments.
         environ: Its environment.
-        directory: Where to run it; this process's own unless given.
-        stdin: What it can read.
+        directory: Its working directory; default: this process's.
+        stdin: Its input.
 
-    Raises CheckError if it cannot be run, or says nothing within TIME seconds.
+    Raises CheckError if it cannot be run, or does not end within TIME seconds.
     """
     try:
-        done = subprocess.run(  # noqa: S603 - the program that it is for
+        done = subprocess.run(  # noqa: S603 - the front end's own program
             command,
             env=environ,
             cwd=directory,
@@ -138,31 +137,31 @@ def refused(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise CheckError(f"{kind} did not say within {TIME:g} s whether the configuration is good") from None
+        raise CheckError(f"{kind} has not finished its check within {TIME:g} s") from None
     except OSError as error:
         raise CheckError(f"cannot run {command[0]}: {error.strerror}") from None
     return None if done.returncode == 0 else done.stdout or SILENT
 
 
 def complaint(output: str, directory: str) -> str:
-    """Return the line that says what is wrong, of all that a program has printed."""
+    """Return the line of a program's output that states the error."""
     lines = [line for line in output.splitlines() if line.strip()] or [SILENT]
     found = next((line for line in lines if any(mark in line for mark in MARKS)), lines[-1])
-    return told(found.replace(f"{os.path.realpath(directory)}/", "").replace(f"{directory}/", ""))
+    return without_prefix(found.replace(f"{os.path.realpath(directory)}/", "").replace(f"{directory}/", ""))
 
 
-def told(line: str) -> str:
-    """Return a program's line without what differs each time: when, and which process."""
+def without_prefix(line: str) -> str:
+    """Return a line of output without its time and process."""
     return re.sub(r"\] [0-9]+#[0-9]+: ", "] ", LOGGED.sub("", line.strip())).strip()
 
 
 def _nginx(program: str, text: str, directory: str) -> list[str]:
-    """Nginx would open its logs and make its directories even for a test, which only root could do where they are."""
+    """Keep logs and directories here: even for a test, nginx opens and makes them, where only root may."""
     temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     own = "access_log off;" + "".join(f" {name}_temp_path {name};" for name in temporary)
     text = re.sub(r"^http \{", lambda found: f"{found[0]} {own}", text, count=1, flags=re.MULTILINE)
     _write(directory, "nginx.conf", text)
-    # As root it would give those directories to another user, which root may not do in every container.
+    # As root, nginx gives these directories to another user, which root may not do in every container.
     user = f" user root {grp.getgrgid(0).gr_name};" if os.geteuid() == 0 else ""
     return [program, "-t", "-q", "-p", directory, "-c", "nginx.conf", "-g", f"pid pid; error_log stderr;{user}"]
 

@@ -1,7 +1,7 @@
-"""What a front end is told, in values; the three writers make text of it. Pure.
+"""The values that a front end's configuration is made from; the three writers turn them into text. Pure.
 
-Timeouts and limits come from the settings of the server behind it, so that the two cannot disagree: whatever the server
-would take must come through, and no connection may be closed at the server's end first.
+Timeouts and limits are derived from the settings of the server, so that both agree: the front end must pass everything that the
+server accepts, and the server must not be the first to close a connection.
 """
 
 import re
@@ -12,16 +12,16 @@ from forkserve.config.addresses import Address, parse_address
 from forkserve.config.settings import KIB, TABLE, Settings, flag
 from forkserve.frontend.backends import Backend, is_host
 
-NEVER = 20 * 86400.0  # a timeout that is off; more overflows the timers of some
+NEVER = 20 * 86400.0  # seconds: a timeout that is off; more overflows the timers of some front ends
 HEALTH = "/front-health"
 SERVER_NAME = re.compile(r"_|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(\.\*)?")
 URL = re.compile(r"/[A-Za-z0-9._~/-]*")
-EDGE = 16 * KIB  # what a front end adds to a request's head
+EDGE = 16 * KIB  # bytes that a front end may add to a request's head
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """How a worker is chosen: one of `values.BALANCES`, or `hash` over a key in nginx's variables."""
+    """How a worker is selected: one of `values.BALANCES`, or `hash` over a key in nginx's variables."""
 
     way: str
     key: str
@@ -29,28 +29,27 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Seconds after which a front end gives up, and sizes in bytes; a `None` is off, NEVER very long."""
+    """Timeouts in seconds (NEVER: off), and sizes in bytes (None: no limit)."""
 
-    connect: float  # until a worker's port has answered
-    read: float  # of a worker's silence
-    retry: float  # since a request began, in which it may be given to another worker
+    connect: float  # until a worker's port answers
+    read: float  # that a worker may be silent
+    retry: float  # after the start of a request, for sending it to another worker
     header: float  # for a client's request head
-    body: float  # of a client's silence within a body
-    write: float  # in which a client takes nothing
-    client_idle: float  # of a client's connection without a request; 0 is none
-    idle: float  # of a connection to a worker; 0 is none
+    body: float  # that a client may be silent within a body
+    write: float  # that a client may read nothing
+    client_idle: float  # that a client's idle connection is kept; 0: not at all
+    idle: float  # that an idle connection to a worker is kept; 0: not at all
     head_limit: int
     body_limit: int | None
 
 
 def terms(settings: Settings, *, remote: bool = False, shared: bool = False) -> Terms:
-    """Derive what a front end must keep to.
+    """Derive the timeouts and limits of a front end.
 
-    A worker may be silent for as long as it takes to find that it is stuck and to start its successor, which then answers
-    what waited in the queue; and for as long as a WebSocket goes without a ping, which is for ever if none is sent. A
-    request that was lost within --timeout is tried again; after it, it may be what the worker was stuck in. To an address
-    that workers share no connection is kept: it would tie requests to one worker, busy or even dead, where a new one goes
-    to whoever has least to do.
+    A worker may be silent until it is found to be stuck and its successor has started, which then answers the queued requests;
+    and as long as a WebSocket goes without a ping, which is for ever if none is sent. A request that was lost within --timeout is
+    tried again; a later one may be the request that the worker was stuck in. Connections to an address that workers share are not
+    kept: a kept one would tie requests to one worker, busy or even dead, while a new one goes to the least busy worker.
     """
     pings = settings.ws_ping_interval + settings.ws_ping_timeout if settings.ws_ping_interval else NEVER
     return Terms(
@@ -68,7 +67,7 @@ def terms(settings: Settings, *, remote: bool = False, shared: bool = False) -> 
 
 
 def _until_replaced(settings: Settings) -> float:
-    """Seconds until a stuck worker's successor answers."""
+    """Return the seconds until a stuck worker's successor answers."""
     return settings.timeout + (settings.boot_timeout or 60.0) if settings.timeout else NEVER
 
 
@@ -78,17 +77,18 @@ def _lasting(value: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendConfig:
-    """All that a configuration is made from.
+    """The values of a configuration.
 
     Attributes:
-        name: What the server is called.
-        backends: What is connected to; `remote` if on several machines.
-        scheme: What the backends speak, `http` or `https`.
-        listen: Where clients come; empty for the usual port.
-        certificate: Files of the certificate and its key, where clients come with TLS.
-        static: Pairs of URL and directory, both with a slash at their ends.
-        upstream_file: Where the backends are listed, instead of in the configuration itself.
-        live: The backends are kept in step with the workers, so that all that are not down are there.
+        name: The name of the server.
+        backends: The addresses of workers; `remote` if on several machines.
+        scheme: Of the backends, `http` or `https`.
+        listen: The addresses for clients; empty: the usual port.
+        server_names: The host names that clients use; empty: any.
+        certificate: The files of the certificate and its key, for TLS with clients; None: no TLS.
+        static: Pairs of URL and directory, both with a final slash.
+        upstream_file: A file with the backends, which the configuration includes; None: they are in it.
+        live: The server updates the backends, so that all are reachable that are not down.
     """
 
     name: str
@@ -104,43 +104,43 @@ class FrontendConfig:
 
     @property
     def ident(self) -> str:
-        """The name, as front ends take names and variables."""
+        """The name, with the characters that front ends allow."""
         return re.sub("[^A-Za-z0-9_]+", "_", self.name).strip("_") or "forkserve"
 
     @property
     def balance(self) -> Balance:
-        """How a worker is chosen."""
+        """How a worker is selected."""
         way, _, key = self.settings.balance.partition(" ")
         return Balance(way, key)
 
     @property
     def field(self) -> str:
-        """What the names of nginx's variables for fields sent to it begin with; never one of nginx's own, nor with a digit."""
+        """The prefix of the nginx variables made here; it is not a name of nginx, and does not start with a digit."""
         return f"to_{self.ident}"
 
     @property
     def machines(self) -> int:
-        """On how many machines the backends are."""
+        """The number of machines."""
         return len({one.machine for one in self.backends})
 
     @property
     def remote(self) -> bool:
-        """Whether they are on machines that may be gone."""
+        """Whether the backends are on other machines, which may be gone."""
         return any(one.machine for one in self.backends)
 
     @property
     def by_socket(self) -> bool:
-        """Whether clients, which are proxies then, come by a unix socket."""
+        """Whether clients, which are proxies then, connect by a unix socket."""
         return any(one.kind == "unix" for one in self.listen)
 
     @property
     def shared(self) -> bool:
-        """Whether the workers have no addresses of their own."""
+        """Whether all workers share one address."""
         return self.backends[0].slot is None
 
     @property
     def doubtful(self) -> frozenset[Backend]:
-        """The backends that may not be there: all that are on other machines, and workers that come and go with the load."""
+        """The backends that may be unreachable: all on other machines, and workers that run only under load."""
         if len(self.backends) == 1 or self.live:
             return frozenset()
         always = max(1, self.settings.min_workers) if self.settings.max_workers else len(self.backends)
@@ -148,7 +148,7 @@ class FrontendConfig:
 
     @property
     def tries(self) -> int:
-        """How many backends a request may be given to: enough to leave a machine that is gone, not enough to harm them all."""
+        """How many backends may get a request: enough to get past a dead machine, too few to harm them all."""
         return max(3, len(self.backends) // self.machines + 1) if self.remote else 3
 
     @property
@@ -157,41 +157,43 @@ class FrontendConfig:
         return terms(self.settings, remote=self.remote, shared=self.shared)
 
     @property
-    def alone(self) -> str:
-        """Why no connection to a worker is kept, where that is so."""
-        return "one request each: each goes to the worker with least to do" if self.shared else self.given("keep_alive")
+    def no_keepalive_reason(self) -> str:
+        """The reason why no connection to a worker is kept."""
+        return "one request per connection: each goes to the least busy worker" if self.shared else self.option("keep_alive")
 
     @property
-    def silence(self) -> str:
-        """Why a worker may be silent for as long as it may, and what becomes of a request that is so for longer."""
+    def silence_reason(self) -> str:
+        """The reason for the limit of a worker's silence, and its effect on requests."""
         if not self.settings.timeout:
-            return "--timeout 0: a request may take as long as it likes"
+            return "--timeout 0: a request may take any time"
         if not self.settings.ws_ping_interval:
-            return f"{self.given('ws_ping_interval')}: nothing keeps a silent WebSocket alive, so none is ended"
+            return f"{self.option('ws_ping_interval')}: nothing keeps a silent WebSocket alive, so none is ended"
         if self.terms.read > _until_replaced(self.settings):
-            why = f"{self.given('ws_ping_interval')} and {self.given('ws_ping_timeout')}: so long a WebSocket may be silent"
+            why = (
+                f"{self.option('ws_ping_interval')} and {self.option('ws_ping_timeout')}: a WebSocket may be silent for this long"
+            )
         else:
-            why = f"{self.given('timeout')} and {self.given('boot_timeout')}: by then a stuck worker is replaced"
+            why = f"{self.option('timeout')} and {self.option('boot_timeout')}: by then a stuck worker is replaced"
         return f"{why}; longer silence ends any request, ASGI and threads too"
 
     @property
     def trusts_all(self) -> bool:
-        """Whether the server believes whoever connects, so that what clients say of themselves must not reach it."""
+        """Whether the server trusts every peer, so that forwarded fields of clients must not reach it."""
         return "*" in self.settings.forwarded_allow_ips
 
-    def given(self, name: str) -> str:
-        """Write a setting as it could be given: `--keep-alive 75`."""
+    def option(self, name: str) -> str:
+        """Return a setting as an option: `--keep-alive 75`."""
         return f"{flag(name)} {TABLE[name].show(getattr(self.settings, name))}"
 
     @property
     def title(self) -> str:
-        """What is behind the front end, in half a line."""
+        """A short description of the workers."""
         number = len(self.backends)
         if self.shared:
             where = f"on {self.machines} machines" if self.remote else f"all on {self.backends[0].address}"
             return f"{self.name}: forkserve's workers, {where}"
         each = number // self.machines
-        workers = f"{each} worker{'s' if each > 1 else ''}, a port each"
+        workers = f"{each} worker{'s' if each > 1 else ''}, one port each"
         return f"{self.name}: forkserve's {workers}" + (f", on {self.machines} machines" if self.remote else "")
 
 
@@ -225,9 +227,9 @@ def read_static(text: str) -> tuple[str, str]:
 
 
 def read_server_names(texts: Sequence[str]) -> tuple[str, ...]:
-    """Read names with commas or blanks between them. Raises ValueError."""
+    """Read names separated by commas or blanks. Raises ValueError."""
     names = tuple(name for text in texts for name in text.replace(",", " ").split())
     for name in names:
         if not SERVER_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a server's name")
+            raise ValueError(f"{name!r} is not a host name")
     return names

@@ -1,6 +1,7 @@
 """The configuration of HAProxy. Pure.
 
-What it cannot say it refuses: HAProxy serves no files, and takes a certificate's key from the same file or from one beside it.
+Unsupported options are refused: HAProxy serves no files, and reads a certificate's key only from the same file or from one
+beside it.
 """
 
 import re
@@ -13,13 +14,13 @@ from forkserve.frontend.page import Page, quoted, seconds
 BALANCES = {
     "least_conn": ("leastconn", "next is the worker with the fewest requests in hand: none waits behind a slow one"),
     "round_robin": ("roundrobin", "one worker after the other"),
-    "ip_hash": ("source", "a client stays with its worker; found by its address"),
+    "ip_hash": ("source", "a client stays with its worker; chosen by its address"),
     "random": ("random(2)", "of two workers at random, the one with fewer requests in hand"),
 }
-MOST_BYTES = (256 << 20) - 16  # that a buffer may have
+MOST_BYTES = (256 << 20) - 16  # of a buffer
 MOST_FIELDS = 32767
 ROOT = re.compile("[A-Za-z0-9_/-]+")
-KEYS = {  # nginx's variables, and what they are called here
+KEYS = {  # nginx's variables, and their names here
     r"\$cookie_([A-Za-z0-9_]+)": r"hash req.cook(\1)",
     r"\$http_([A-Za-z0-9_]+)": r"hdr(\1)",
     r"\$arg_([A-Za-z0-9_]+)": r"url_param \1",
@@ -52,7 +53,7 @@ def render(front: FrontendConfig) -> str:
 
 
 def render_upstream(front: FrontendConfig) -> str:
-    """Return the section `backend` only, for a file of its own beside the others."""
+    """Return the section `backend` only, for a separate file."""
     page = _page()
     page.note(
         f"HAProxy's backend for {front.title}.",
@@ -73,39 +74,39 @@ def _global(front: FrontendConfig, page: Page) -> None:
         size = front.terms.head_limit + EDGE
         if size > MOST_BYTES:
             raise ValueError(f"HAProxy takes no head of {show_bytes(front.terms.head_limit)}: limit it to 255m or less")
-        page.say(f"tune.bufsize {size}", f"a head of {front.given('limit_request_head')} fits, and some more")
+        page.say(f"tune.bufsize {size}", f"a head of {front.option('limit_request_head')} fits, and some more")
         number = max(front.settings.limit_request_fields + 16, 101)
-        more = "and some more: the server judges them" if number <= MOST_FIELDS else "of which HAProxy lets no more through"
-        page.say(f"tune.http.maxhdr {min(number, MOST_FIELDS)}", f"{front.given('limit_request_fields')}, {more}")
+        more = "and some more: the server checks them" if number <= MOST_FIELDS else "but HAProxy passes no more"
+        page.say(f"tune.http.maxhdr {min(number, MOST_FIELDS)}", f"{front.option('limit_request_fields')}, {more}")
         if front.remote:
-            page.note("To drain a machine by hand: `set server BACKEND/SERVER state drain`, said to this socket.")
+            page.note("To drain a machine by hand, send `set server BACKEND/SERVER state drain` to this socket.")
             page.note("stats socket /run/haproxy/admin.sock mode 660 level admin")
 
 
 def _defaults(front: FrontendConfig, page: Page) -> None:
-    limits, given = front.terms, front.given
+    limits, option = front.terms, front.option
     with page.section("defaults"):
         page.say("mode http", "requests are balanced, not connections")
         page.say(f"timeout connect {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-        # A worker is silent, too, while the client that sends a body is: HAProxy gives it no more time for that.
+        # A worker is also silent while the client that sends a body is; HAProxy does not extend the timeout for that.
         if limits.body > limits.read:
-            why = f"{given('body_timeout')}: the worker is silent while the client is, within a body"
+            why = f"{option('body_timeout')}: the worker is silent while the client is, within a body"
         else:
-            why = front.silence
+            why = front.silence_reason
         page.say(f"timeout server {seconds(max(limits.read, limits.body))}", why)
-        why = "the client is silent meanwhile; and it may be, within a body and in taking an answer"
+        why = "a client is silent while the worker is, and may be within a body or while it reads a response"
         page.say(f"timeout client {seconds(max(limits.read, limits.body, limits.write))}", why)
-        pings = given("ws_ping_interval")
+        pings = option("ws_ping_interval")
         why = f"WebSockets are kept alive by {pings}" if front.settings.ws_ping_interval else f"{pings}: nothing keeps them alive"
         page.say(f"timeout tunnel {seconds(limits.read)}", why)
-        page.say(f"timeout http-request {seconds(limits.header)}", given("header_timeout"))
-        page.say(f"timeout http-keep-alive {seconds(limits.client_idle or 0.001)}", given("keep_alive"))
-        # One more for machines: what was in hand as one died may then find each of its ports closed, the first one again too.
+        page.say(f"timeout http-request {seconds(limits.header)}", option("header_timeout"))
+        page.say(f"timeout http-keep-alive {seconds(limits.client_idle or 0.001)}", option("keep_alive"))
+        # One more for machines: requests of a dead machine may find each of its ports closed, the first one twice.
         retries = front.tries if front.remote else front.tries - 1
         page.say(f"retries {retries}", "a request that kills workers does not reach them all")
-        page.say("option redispatch 1", "each further attempt is another worker's")
+        page.say("option redispatch 1", "each further attempt goes to another worker")
         again = " 503" if front.settings.limit_concurrency and len(front.backends) > 1 else ""
-        why = "what a worker lost, another one may answer" + ("; 503: it is full" if again else "")
+        why = "a request that a worker lost goes to another one" + ("; 503: it is full" if again else "")
         page.say(f"retry-on conn-failure empty-response{again}", why)
 
 
@@ -116,29 +117,31 @@ def _frontend(front: FrontendConfig, page: Page) -> None:
             f'http-request return status 200 content-type text/plain string "ok" if {{ path {HEALTH} }}', "by HAProxy itself"
         )
         if front.certificate and not front.listen:
-            page.say("http-request redirect scheme https code 301 unless { ssl_fc }", "those who came without TLS")
+            page.say("http-request redirect scheme https code 301 unless { ssl_fc }", "clients without TLS")
         if front.terms.body_limit:
             test = f"{{ req.hdr_val(content-length) gt {front.terms.body_limit} }}"
-            page.say(f"http-request deny deny_status 413 if {test}", front.given("limit_request_body"))
-        page.say("http-request del-header Upgrade unless { req.hdr(upgrade) -i websocket }", "WebSockets are let through, no h2c")
+            page.say(f"http-request deny deny_status 413 if {test}", front.option("limit_request_body"))
+        page.say("http-request del-header Upgrade unless { req.hdr(upgrade) -i websocket }", "WebSockets pass, no h2c")
         if front.remote:
-            page.note("The workers believe these fields if their --forwarded-allow-ips names this machine.")
+            page.note("The workers trust these fields if their --forwarded-allow-ips has this machine.")
         elif not front.settings.proxy_headers:
-            page.note("The workers do not believe these fields: --no-proxy-headers.")
+            page.note("The workers ignore these fields: --no-proxy-headers.")
         if front.trusts_all:
-            why = "all that the workers hear, as they trust every peer (--forwarded-allow-ips *)"
+            why = "only the peer's address, as the workers trust every peer (--forwarded-allow-ips *)"
             page.say("http-request set-header X-Forwarded-For %[src]", why)
         else:
-            page.say("option forwardfor", "X-Forwarded-For: workers take the last that no trusted proxy vouches for")
-        page.say("http-request set-header X-Forwarded-Proto https if { ssl_fc }", "the app sees https where the client does")
-        page.say("http-request set-header X-Forwarded-Proto http unless { ssl_fc }", "whatever the client says")
+            page.say("option forwardfor", "X-Forwarded-For: workers use the last address that is not a trusted proxy's")
+        page.say("http-request set-header X-Forwarded-Proto https if { ssl_fc }", "the app sees the scheme that the client sees")
+        page.say("http-request set-header X-Forwarded-Proto http unless { ssl_fc }", "whatever the client sent")
         if root := front.settings.root_path:
             if not ROOT.fullmatch(root):
                 raise ValueError(
-                    f"HAProxy cannot cut off {front.given('root_path')}: it has more than letters, digits, _, - and /"
+                    f"HAProxy cannot remove {front.option('root_path')}: it has more than letters, digits, _, - and /"
                 )
             page.say(f"http-request return status 404 unless {{ path {root} }} || {{ path_beg {root}/ }}", "nothing else is here")
-            page.say(f"http-request set-path %[path,regsub(^{root}/?,/)]", f"workers know the prefix: {front.given('root_path')}")
+            page.say(
+                f"http-request set-path %[path,regsub(^{root}/?,/)]", f"workers know the prefix: {front.option('root_path')}"
+            )
         page.say(f"default_backend {front.ident}", "the workers")
 
 
@@ -150,10 +153,10 @@ def _bind(front: FrontendConfig, page: Page) -> None:
             raise ValueError(f"HAProxy reads the key from the certificate's own file, or from {certificate}.key: put it there")
         secure = f" ssl crt {quoted(certificate)} alpn h2,http/1.1"
         if not front.listen:
-            page.say("bind :80", "clients that come without TLS")
+            page.say("bind :80", "clients without TLS")
     for address in front.listen or (Address("tcp", port=443 if front.certificate else 80),):
         where = f"unix@{quoted(address.path)}" if address.kind == "unix" else str(address)
-        page.say(f"bind {where}{secure}", "where clients come")
+        page.say(f"bind {where}{secure}", "address for clients")
 
 
 def _backend(front: FrontendConfig, page: Page) -> None:
@@ -162,12 +165,13 @@ def _backend(front: FrontendConfig, page: Page) -> None:
         page.say(f"balance {way}", why)
         if front.balance.way in ("hash", "ip_hash"):
             page.say("hash-type consistent", "even when workers come and go")
-        page.say("http-request disable-l7-retry unless METH_GET", "a POST that was sent may have been done")
+        page.say("http-request disable-l7-retry unless METH_GET", "a POST that was sent may have been processed")
         if not front.terms.idle:
-            page.say("option http-server-close", front.alone)
+            page.say("option http-server-close", front.no_keepalive_reason)
         options = ""
         if front.doubtful:
-            # Not by checks alone: a port that refuses has the fewest requests in hand, so all would go there until they fail.
+            # Checks alone are not enough: a port that refuses has the fewest requests, so all would go there until the checks
+            # fail.
             options = " check inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
             page.note("check: a port that does not answer is left out until it does; observe: from the first request on.")
         if front.scheme == "https":

@@ -1,10 +1,10 @@
 """The configuration of nginx. Pure.
 
-What was rejected: `max_fails=1` for workers of one machine, since their master keeps each port open while it replaces a
-worker, so that leaving a port out would only lose what waits in its queue; `proxy_next_upstream` for POST, which may have
-been done; `http_503` there unless the server itself says 503, or each page of an app in maintenance would be asked for from
-every worker; `proxy_buffering off`: answers without a known length pass nginx as they come, and for the others a worker
-shall not wait for a slow client.
+Rejected: `max_fails=1` for workers of one machine, since their master keeps each port open while it replaces a worker, and
+leaving the port out would only lose the connections in its queue; `proxy_next_upstream` for POST, which may have been processed;
+`http_503` there unless the server itself answers 503, or each page of an app in maintenance would be requested from every worker;
+`proxy_buffering off`: responses of unknown length pass nginx at once anyway, and with the others a worker must not wait for a
+slow client.
 """
 
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from forkserve.frontend.page import Page, quoted, seconds
 
 BALANCES = {
     "least_conn": ("least_conn", "next is the worker with the fewest requests in hand: none waits behind a slow one"),
-    "ip_hash": ("ip_hash", "a client stays with its worker; found by its address (IPv4: the first three numbers)"),
+    "ip_hash": ("ip_hash", "a client stays with its worker; chosen by its address (IPv4: the first three numbers)"),
     "random": ("random two least_conn", "of two workers at random, the one with fewer requests in hand"),
 }
 ADDED = "$proxy_add_x_forwarded_for"
@@ -57,12 +57,12 @@ def render(front: FrontendConfig) -> str:
         "Made by `forkserve nginx`. Timeouts and limits are the server's: make this anew when they change.",
     )
     page.gap()
-    page.note("user www-data;  # as whom nginx opens sockets and files: put it to use where its default is another")
-    page.say("worker_processes auto", "one nginx process for each core")
-    page.say("worker_rlimit_nofile 16384", "descriptors of one: two for each proxied connection, and files")
+    page.note("user www-data;  # the user that opens sockets and files: enable this line if nginx's default is another user")
+    page.say("worker_processes auto", "one nginx process per core")
+    page.say("worker_rlimit_nofile 16384", "descriptors per process: two for each proxied connection, and files")
     page.gap()
     with page.block("events"):
-        page.say("worker_connections 4096", "for each nginx process, to clients and to workers together")
+        page.say("worker_connections 4096", "per nginx process, to clients and to workers together")
     page.gap()
     with page.block("http"):
         _room(front, page)
@@ -92,10 +92,10 @@ def render_upstream(front: FrontendConfig) -> str:
 
 
 def _room(front: FrontendConfig, page: Page) -> None:
-    """Make nginx's tables of names wide enough, where what they usually hold (a cache line) is not."""
+    """Widen nginx's tables of names, if the default (a cache line) is too small."""
     longest = (
-        ("variables", len(f"{front.field}_connection"), "so long are names of variables, which the server's name is part of"),
-        ("server_names", max(map(len, front.server_names), default=0), "so long is a name of this server"),
+        ("variables", len(f"{front.field}_connection"), "the length of names of variables, which contain the server's name"),
+        ("server_names", max(map(len, front.server_names), default=0), "the length of a name of this server"),
     )
     found = [(table, room, why) for table, length, why in longest if (room := _bucket(length)) > BUCKET]
     for table, room, why in found:
@@ -105,7 +105,7 @@ def _room(front: FrontendConfig, page: Page) -> None:
 
 
 def _bucket(length: int) -> int:
-    """Return the size of a bucket that holds a name: a pointer, the name with its length in whole words, and an end."""
+    """Return the size of a bucket that holds a name: a pointer, the name with its length in whole words, and a terminator."""
     size = BUCKET
     while 8 + -(-(length + 2) // 8) * 8 + 8 > size:
         size *= 2
@@ -116,14 +116,14 @@ def _backends(front: FrontendConfig, page: Page) -> None:
     if front.upstream_file is None:
         _upstream(front, page)
     else:
-        page.say(f"include {quoted(front.upstream_file)}", f"the upstream {front.ident}: a port for each worker")
+        page.say(f"include {quoted(front.upstream_file)}", f"the upstream {front.ident}: one port per worker")
 
 
 def _upstream(front: FrontendConfig, page: Page) -> None:
     limits, number = front.terms, len(front.backends)
     with page.block(f"upstream {front.ident}"):
         zone = -(-max(64, 2 * number) // 64) * 64
-        page.say(f"zone {front.ident} {zone}k", "nginx's processes share what they know of each worker's load")
+        page.say(f"zone {front.ident} {zone}k", "nginx's processes share the load of each worker")
         if front.balance.way == "hash":
             why = "requests with the same key stay with one worker, even when workers come and go"
             page.say(f"hash {front.balance.key} consistent", why)
@@ -134,31 +134,31 @@ def _upstream(front: FrontendConfig, page: Page) -> None:
         if number > len(front.doubtful) and number > 1:
             page.note(f"{sure}: never left out after a failure, since the port stays open while a worker is replaced.")
         if front.doubtful:
-            whose = "on a machine that is gone" if front.remote else "of a worker that load has not called for"
-            page.note(f"{unsure}: left out for a while, since the port may be {whose}.")
+            where = "on a machine that is gone" if front.remote else "of a worker that is not needed for the load"
+            page.note(f"{unsure}: left out for a while, since the port may be {where}.")
         for one in front.backends:
             line = f"server {quoted(str(one.address))} {unsure if one in front.doubtful else sure}{' down' if one.down else ''}"
             page.say(line, one.label)
             if number == 1:
-                page.say(line, "once more: what a worker lost as it died may be tried again")
+                page.say(line, "once more: a request that a dying worker lost may be tried again")
         if limits.idle:
             page.gap()
-            page.say(f"keepalive {max(32, 4 * number)}", "idle connections that each nginx process keeps, to save handshakes")
-            why = f"less than {front.given('keep_alive')}, so that no request meets a connection that is being closed"
+            page.say(f"keepalive {max(32, 4 * number)}", "idle connections kept per nginx process, to save handshakes")
+            why = f"less than {front.option('keep_alive')}, so that no request meets a connection that is being closed"
             page.say(f"keepalive_timeout {seconds(limits.idle)}", why)
 
 
 def _maps(front: FrontendConfig, page: Page) -> None:
-    with page.block(f"map $http_upgrade ${front.field}_upgrade", "only WebSockets are let through, no h2c"):
-        page.say("~*^websocket$ websocket", "the client asks for one")
+    with page.block(f"map $http_upgrade ${front.field}_upgrade", "only WebSockets pass, no h2c"):
+        page.say("~*^websocket$ websocket", "the client requests one")
         page.say("default ''", "an empty field is not sent")
     page.gap()
-    with page.block(f"map $http_upgrade ${front.field}_connection", "the field that goes with it"):
+    with page.block(f"map $http_upgrade ${front.field}_connection", "the field for it"):
         page.say("~*^websocket$ upgrade", "the connection becomes the WebSocket's")
         if front.terms.idle:
-            page.say("default ''", "the client's own is for its connection, not for ours")
+            page.say("default ''", "the client's field is about its own connection")
         else:
-            page.say("default close", front.alone)
+            page.say("default close", front.no_keepalive_reason)
     page.gap()
     with page.block(f"map $http_host ${front.field}_host", "the name that the client used"):
         named = front.server_names and not set(front.server_names[0]) & set("*_")
@@ -166,41 +166,43 @@ def _maps(front: FrontendConfig, page: Page) -> None:
         page.say("default $http_host", "with its port, for the URLs that the app makes")
     if front.by_socket:
         page.gap()
-        _heard(front, page)
+        _client_addresses(front, page)
 
 
-def _heard(front: FrontendConfig, page: Page) -> None:
-    """Whom a request is from: one that came by a unix socket has no address, but another proxy before us that tells it."""
+def _client_addresses(front: FrontendConfig, page: Page) -> None:
+    """The client's address: a request by a unix socket has none of its own, but another proxy in front adds it."""
     if front.trusts_all:
-        with page.block(f"map $http_x_forwarded_for ${front.field}_last", "whom the proxy before us names, not what clients say"):
-            page.say('"~([^, ]+)[, ]*$" $1', "it adds at the end")
-            page.say("default ''", "it names nobody")
+        with page.block(
+            f"map $http_x_forwarded_for ${front.field}_last", "the address that the proxy adds, not those of clients"
+        ):
+            page.say('"~([^, ]+)[, ]*$" $1', "added at the end")
+            page.say("default ''", "no address")
         page.gap()
     here, there = ("$remote_addr", f"${front.field}_last") if front.trusts_all else (ADDED, "$http_x_forwarded_for")
-    with page.block(f"map $remote_addr ${front.field}_for", "whom a request is from"):
-        page.say(f"unix: {there}", "as the proxy says that came by a unix socket")
-        page.say(f"default {here}", "by its address")
+    with page.block(f"map $remote_addr ${front.field}_for", "the client's address"):
+        page.say(f"unix: {there}", "by a unix socket: as the proxy there says")
+        page.say(f"default {here}", "otherwise the peer's")
 
 
 def _types(page: Page) -> None:
-    with page.block("types", "of static files, by the ends of their names"):
+    with page.block("types", "of static files, by extension"):
         for kind, ends in TYPES:
             page.say(f"{kind} {ends}")
-    page.say("default_type application/octet-stream", "of all others")
+    page.say("default_type application/octet-stream", "of all other files")
 
 
 def _to_https(front: FrontendConfig, page: Page) -> None:
     with page.block("server"):
-        page.say("listen 80", "clients that come without TLS")
-        page.say(f"server_name {_names(front)}", "whom this is for")
+        page.say("listen 80", "clients without TLS")
+        page.say(f"server_name {_names(front)}", "the names that this is for")
         page.say("server_tokens off", "clients need not know nginx's version")
-        page.say("return 301 https://$host$request_uri", "are sent to where there is TLS")
+        page.say("return 301 https://$host$request_uri", "are redirected to TLS")
 
 
 def _server(front: FrontendConfig, page: Page) -> None:
     _listen(front, page)
     page.say("server_tokens off", "clients need not know nginx's version")
-    page.say("absolute_redirect off", "to a path with a slash at its end a client is sent by the address that it knows")
+    page.say("absolute_redirect off", "redirect to a path with a final slash on the host that the client used")
     page.gap()
     _limits(front, page)
     page.gap()
@@ -209,32 +211,32 @@ def _server(front: FrontendConfig, page: Page) -> None:
     _waiting(front, page)
     page.gap()
     for url, directory in front.static:
-        with page.block(f"location ^~ {url}", "files; no worker is asked"):
-            page.say(f"alias {quoted(directory)}", "where they are; nginx's user must be able to read them")
+        with page.block(f"location ^~ {url}", "files; no worker is involved"):
+            page.say(f"alias {quoted(directory)}", "the directory; nginx's user must be able to read it")
             page.say("sendfile on", "the kernel copies them")
             page.say("tcp_nopush on", "head and content in full packets")
         page.gap()
-    with page.block(f"location = {HEALTH}", "whether nginx lives; ask the app's own page for the rest"):
-        page.say("access_log off", "it is asked all the time")
-        page.say("default_type text/plain", "for people who look")
+    with page.block(f"location = {HEALTH}", "whether nginx runs; for the app, use a page of its own"):
+        page.say("access_log off", "requested very often")
+        page.say("default_type text/plain", "to be shown in a browser")
         page.say('return 200 "ok\\n"', "by nginx itself")
     page.gap()
     if front.settings.root_path:
         _mounted(front, page)
     else:
         with page.block("location /"):
-            page.say(f"proxy_pass {front.scheme}://{front.ident}", "to the workers, with the path as it came")
+            page.say(f"proxy_pass {front.scheme}://{front.ident}", "to the workers, with the path unchanged")
 
 
 def _mounted(front: FrontendConfig, page: Page) -> None:
-    """Pass what is below --root-path without it. By `proxy_pass` with a path nginx would write the rest anew (%2F as a slash)."""
+    """Pass paths below --root-path without it. `proxy_pass` with a path would rewrite the rest (%2F as a slash)."""
     root, where = front.settings.root_path, f"{front.scheme}://{front.ident}"
-    page.say("merge_slashes off", "for the app they are as the client wrote them")
-    with page.block(f"location {quoted(root + '/')}", f"the app is mounted here: {front.given('root_path')}"):
+    page.say("merge_slashes off", "the app gets slashes as the client wrote them")
+    with page.block(f"location {quoted(root + '/')}", f"the app is mounted here: {front.option('root_path')}"):
         begin = quote(root).replace(".", r"\.")
-        with page.block(f'if ($request_uri ~ "^{begin}(?<as_written>/.*)$")', "the client wrote the prefix as it is here"):
-            page.say(f"proxy_pass {where}$as_written", "to the workers, without that prefix, which they know")
-        page.say(f"proxy_pass {where}/", "so, too, where it was written in another way; but the rest is decoded and encoded anew")
+        with page.block(f'if ($request_uri ~ "^{begin}(?<as_written>/.*)$")', "the client wrote the prefix literally"):
+            page.say(f"proxy_pass {where}$as_written", "to the workers, without the prefix, which they know")
+        page.say(f"proxy_pass {where}/", "the same for other spellings; but the rest is decoded and encoded again")
     page.gap()
     with page.block("location /"):
         page.say("return 404", "nothing else is here")
@@ -248,69 +250,73 @@ def _listen(front: FrontendConfig, page: Page) -> None:
     usual = (Address("tcp", port=443 if front.certificate else 80),)
     for address in front.listen or usual:
         where = str(address.port) if address.kind == "tcp" and not address.host else quoted(str(address))
-        page.say(f"listen {where}{' ssl http2' if front.certificate else ''}", "where clients come")
-    page.say(f"server_name {_names(front)}", "what they call it" if front.server_names else "whatever they call it")
+        page.say(f"listen {where}{' ssl http2' if front.certificate else ''}", "address for clients")
+    page.say(f"server_name {_names(front)}", "host names" if front.server_names else "any host name")
     if front.certificate:
         certificate, key = front.certificate
-        page.say(f"ssl_certificate {quoted(certificate)}", "with the chain up to its authority")
+        page.say(f"ssl_certificate {quoted(certificate)}", "with its chain")
         page.say(f"ssl_certificate_key {quoted(key)}", "read by nginx's master, as root")
         page.say("ssl_protocols TLSv1.2 TLSv1.3", "older ones are broken")
-        page.say("ssl_session_cache shared:forkserve_tls:10m", "a client that returns needs no whole handshake")
-        page.say("ssl_session_timeout 1d", "for that long")
+        page.say("ssl_session_cache shared:forkserve_tls:10m", "a returning client needs no full handshake")
+        page.say("ssl_session_timeout 1d", "how long sessions are kept")
         page.say("ssl_session_tickets off", "their keys would have to be changed by hand")
 
 
 def _limits(front: FrontendConfig, page: Page) -> None:
-    limits, given = front.terms, front.given
+    limits, option = front.terms, front.option
     body = show_bytes(limits.body_limit) if limits.body_limit else "0"
-    page.say(f"client_max_body_size {body}", given("limit_request_body"))
-    page.say("client_body_buffer_size 512k", "as the server: larger bodies are spooled to disk")
+    page.say(f"client_max_body_size {body}", option("limit_request_body"))
+    page.say("client_body_buffer_size 512k", "as in the server: larger bodies are stored on disk")
     size = limits.head_limit
-    why = f"what {given('limit_request_head')} lets in comes through, and the server judges it"
+    why = f"{option('limit_request_head')}: nginx passes what the server accepts"
     page.say(f"large_client_header_buffers 4 {size // KIB}k" if size % KIB == 0 else f"large_client_header_buffers 4 {size}", why)
-    page.say(f"client_header_timeout {seconds(limits.header)}", given("header_timeout"))
-    page.say(f"client_body_timeout {seconds(limits.body)}", given("body_timeout"))
-    page.say(f"send_timeout {seconds(limits.write)}", given("write_timeout"))
-    page.say(f"keepalive_timeout {seconds(limits.client_idle)}", given("keep_alive"))
+    page.say(f"client_header_timeout {seconds(limits.header)}", option("header_timeout"))
+    page.say(f"client_body_timeout {seconds(limits.body)}", option("body_timeout"))
+    page.say(f"send_timeout {seconds(limits.write)}", option("write_timeout"))
+    page.say(f"keepalive_timeout {seconds(limits.client_idle)}", option("keep_alive"))
 
 
 def _forwarding(front: FrontendConfig, page: Page) -> None:
     if front.remote:
-        page.note("The workers believe these fields if their --forwarded-allow-ips names this machine.")
+        page.note("The workers trust these fields if their --forwarded-allow-ips has this machine.")
     elif not front.settings.proxy_headers:
-        page.note("The workers do not believe these fields: --no-proxy-headers.")
-    page.say("proxy_http_version 1.1", "for connections that are kept, chunked answers and WebSockets")
-    page.say(f"proxy_set_header Connection ${front.field}_connection", "not the client's, which may close each connection")
+        page.note("The workers ignore these fields: --no-proxy-headers.")
+    page.say("proxy_http_version 1.1", "for keep-alive, chunked responses and WebSockets")
+    page.say(f"proxy_set_header Connection ${front.field}_connection", "not the client's, which may say close")
     page.say(f"proxy_set_header Upgrade ${front.field}_upgrade", "WebSocket, or nothing")
-    page.say(f"proxy_set_header Host ${front.field}_host", "the app makes its URLs of it")
+    page.say(f"proxy_set_header Host ${front.field}_host", "the app builds its URLs with it")
     if front.trusts_all:
-        why = "all that the workers hear, as they trust every peer (--forwarded-allow-ips *)"
+        why = "only the peer's address, as the workers trust every peer (--forwarded-allow-ips *)"
         value = "$remote_addr"
     else:
-        why = "workers take the last that no trusted proxy vouches for"
+        why = "workers use the last address that is not a trusted proxy's"
         value = ADDED
     page.say(f"proxy_set_header X-Forwarded-For {f'${front.field}_for' if front.by_socket else value}", why)
-    page.say("proxy_set_header X-Forwarded-Proto $scheme", "the app sees https where the client does")
-    page.say("proxy_redirect off", "the app knows its name, so there is nothing to rewrite")
+    page.say("proxy_set_header X-Forwarded-Proto $scheme", "the app sees the scheme that the client sees")
+    page.say("proxy_redirect off", "the app knows its host name, so nothing is rewritten")
     if front.scheme == "https":
-        page.say("proxy_ssl_session_reuse on", "the workers speak TLS; their certificate is not checked here")
+        page.say("proxy_ssl_session_reuse on", "the workers use TLS; their certificate is not verified")
 
 
 def _waiting(front: FrontendConfig, page: Page) -> None:
     limits, settings = front.terms, front.settings
     page.say(f"proxy_connect_timeout {seconds(limits.connect)}", "a worker's port answers at once, even if the worker is busy")
-    page.say(f"proxy_read_timeout {seconds(limits.read)}", front.silence)
+    page.say(f"proxy_read_timeout {seconds(limits.read)}", front.silence_reason)
     page.say(f"proxy_send_timeout {seconds(limits.read)}", "a busy worker reads nothing meanwhile")
     again = " http_503" if settings.limit_concurrency and len(front.backends) > 1 else ""
-    why = "what a worker lost, another one may answer; but no POST that was sent" + ("; 503: it is full" if again else "")
+    why = "a request that a worker lost goes to another one; but no POST that was sent" + ("; 503: it is full" if again else "")
     page.say(f"proxy_next_upstream error timeout{again}", why)
-    why = "so many new connections, for a request that kills workers; each kept one that breaks is one more"
+    why = "new connections for a request that kills workers; each broken idle one allows one more"
     page.say(f"proxy_next_upstream_tries {front.tries}", why)
-    why = f"later it may be what a worker was stuck in: {front.given('timeout')}" if settings.timeout else "later it is given up"
+    why = (
+        f"later, it may be what a worker was stuck in: {front.option('timeout')}"
+        if settings.timeout
+        else "then the request fails"
+    )
     page.say(f"proxy_next_upstream_timeout {seconds(limits.retry)}", why)
-    why = f"an answer's head of up to {EDGE // KIB}k fits, so some large cookies; of a larger one nginx makes a 502"
+    why = f"response heads of up to {EDGE // KIB}k fit, such as large cookies; larger ones become a 502"
     page.say(f"proxy_buffer_size {EDGE // KIB}k", why)
     page.say(
         f"proxy_buffers 8 {EDGE // KIB}k",
-        "answers leave the worker at once, however slow the client; chunks (SSE) pass as they come",
+        "responses leave the worker at once, however slow the client; chunks (SSE) pass at once",
     )

@@ -1,21 +1,21 @@
-"""Text with a reason at the end of each line, as all three front ends read it: `#` to the end of the line. Pure."""
+"""Page: configuration text with a comment at the end of each line; all three front ends have `#` comments. Pure."""
 
 import contextlib
 import re
 from collections.abc import Iterator
 
-WIDEST = 80  # reasons are put in one column for lines up to this width
+WIDEST = 80  # comments of lines up to this width are aligned
 PLAIN = re.compile(r"[^\s\"'`\\;{}$#]+")
 REFUSED = re.compile(r"[\"'`\\;{}$#\x00-\x1f\x7f]")
 
 
 class Page:
-    """A configuration in the making.
+    """Builds the text of a configuration.
 
     Args:
-        indent: What one level is indented by.
-        end: What ends a directive.
-        aligned: Whether the reasons of neighbouring lines stand in one column.
+        indent: The indentation of one level.
+        end: The end of a directive.
+        aligned: Whether comments of neighbouring lines are aligned.
     """
 
     def __init__(self, *, indent: str = "    ", end: str = ";", aligned: bool = True) -> None:
@@ -25,7 +25,7 @@ class Page:
         self._level = 0
 
     def say(self, text: str, why: str = "") -> None:
-        """Add a directive, and why it is there."""
+        """Add a directive, and the reason for it."""
         self._add(text + self._end, why)
 
     def note(self, *lines: str) -> None:
@@ -57,7 +57,7 @@ class Page:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole text."""
         column, found = 0, []
         for number, (text, why) in enumerate(self._lines):
             if not number or not self._lines[number - 1][0]:  # a paragraph begins
@@ -76,12 +76,12 @@ class Page:
 
 
 def seconds(value: float) -> str:
-    """Write a duration as nginx, HAProxy and Caddy read it."""
+    """Return a duration in the notation of nginx, HAProxy and Caddy."""
     return f"{round(value)}s" if value == round(value) else f"{max(1, round(value * 1000))}ms"
 
 
 def quoted(path: str) -> str:
-    """Write a path as all three read it. Raises ValueError for one with characters that mean something to any of them."""
+    """Return a path in the notation of all three. Raises ValueError for characters that are special in any of them."""
     if bad := REFUSED.search(path):
         raise ValueError(f"{path!r} has the character {bad[0]!r}, which a front end's configuration cannot hold in a path")
     return path if PLAIN.fullmatch(path) else f'"{path}"'

@@ -1,4 +1,4 @@
-"""Writer: what a module that writes the configuration of one front end offers. Pure."""
+"""Writer: the interface of the modules that write the configuration of one front end. Pure."""
 
 from typing import Protocol
 

@@ -20,6 +20,7 @@ from forkserve.http.access import AccessLog
 from forkserve.http.app.asgi import ASGIExchange
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.faultpage import fault_exchange
+from forkserve.http.app.hiddenloop import PER_CALL
 from forkserve.http.app.lifespan import Lifespan
 from forkserve.http.app.site import Site
 from forkserve.http.app.threadpool import ThreadPool
@@ -201,9 +202,10 @@ class Service:
         """Hide from WSGI applications called on the loop's thread that a loop runs there; call this before the first request.
 
         Django's ORM refuses to work where a loop runs, and so does ``asyncio.run()``. The loop is hidden for good: to hide it
-        around every call would cost half a microsecond, and nothing here needs asyncio to know the running loop.
+        around every call costs half a microsecond, and nothing here needs asyncio to know the running loop. Python 3.14 does
+        (`hiddenloop`).
         """
-        if self.turns is not None:
+        if self.turns is not None and not PER_CALL:
             asyncio._set_running_loop(None)  # noqa: SLF001 - made for those that run a loop
 
     async def request_status(self, path: str) -> int:

@@ -1,10 +1,10 @@
 """One run: check the file for nginx, write it, run the reload command. A process of its own, started by upstream.py.
 
-The order comes on stdin and what went wrong goes to stdout, both as JSON; null if nothing did. A blank before that says, before
-the reload command is begun, that the file is written: the server is ready then. It does not wait for the command, which may
-wait for the server: nginx's unit is ordered after ours, and `systemctl reload nginx` waits until nginx has been started.
+The order is read from stdin; the error is written to stdout, as JSON, null if there is none. A newline before it reports that the
+file is written, before the reload command starts: then the server is ready. The server must not wait for the command, which may
+wait for the server: nginx's unit is ordered after it, and `systemctl reload nginx` waits until nginx is started.
 
-TERM ends it with all that it has started, and the master's death is such a TERM.
+TERM ends this process and everything that it has started; the master's death causes a TERM.
 """
 
 import contextlib
@@ -19,30 +19,30 @@ import time
 
 from forkserve.base import files
 from forkserve.base.libc import PDEATHSIG, prctl
-from forkserve.frontend.check import CheckError, told
+from forkserve.frontend.check import CheckError, without_prefix
 from forkserve.frontend.trial import check_upstream
 
-TAIL = 4096  # bytes of what the command prints, whose last line is told;
-LONGEST = 300  # so many characters of it
+TAIL = 4096  # bytes of the command's output to read for its last line
+LONGEST = 300  # characters of that line in a message
 SETTLING = 0.5
-"""Seconds until what the command asked for is done: `nginx -s reload` only sends a signal, and nginx's old processes go on
-choosing among the old workers until they get theirs. Without it, requests met three ports in a row that had just been
-closed, and were answered with 502 (one in forty, as four workers of six went, under load); with 0.3 s none was."""
+"""Seconds until the command has taken effect: `nginx -s reload` only sends a signal, and nginx's old processes keep using the old
+workers until it arrives. Without the wait, requests met three just closed ports in a row and were answered with 502 (one in
+forty, when four workers of six were removed under load); with 0.3 s none was."""
 
 
 class _TooLateError(Exception):
-    """It takes too long."""
+    """The run takes too long."""
 
 
 def main() -> None:
-    """Do what the order says, and tell what went wrong."""
+    """Carry out the order, and report the error."""
     signal.signal(signal.SIGTERM, _too_late)
     prctl(PDEATHSIG, signal.SIGTERM)
     doing = "--nginx-upstream: reading the order"
     late = False
     try:
         order = json.load(sys.stdin)
-        if os.getppid() != order["master"]:  # it died before the line above
+        if os.getppid() != order["master"]:  # the master died before the line above
             return
         doing = f"--nginx-upstream: the check and the writing of {order['path']}"
         said = _write(order["path"], order["text"])
@@ -63,7 +63,7 @@ def _too_late(*_: object) -> None:
 
 
 def _write(path: str, text: str) -> str | None:
-    """Replace the file by one that nginx takes; return what went wrong."""
+    """Replace the file, if nginx accepts the new one; return the error."""
     try:
         check_upstream(text)
         files.write_whole(path, text)
@@ -75,8 +75,8 @@ def _write(path: str, text: str) -> str | None:
 
 
 def _reload(command: str) -> str | None:
-    """Run the command; return what went wrong."""
-    with tempfile.TemporaryFile() as output:  # no pipe, which a daemon that it starts would hold open
+    """Run the command; return the error."""
+    with tempfile.TemporaryFile() as output:  # not a pipe, which a daemon started by it would hold open
         words = shlex.split(command)
         try:
             done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False)  # noqa: S603 - the user's own
@@ -87,6 +87,6 @@ def _reload(command: str) -> str | None:
             return None
         output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL))
         lines = output.read().decode("utf-8", "replace").strip().splitlines() or [""]
-    line = told(lines[-1])
+    line = without_prefix(lines[-1])
     how = f"exited with code {done.returncode}" if done.returncode > 0 else f"was killed by signal {-done.returncode}"
     return f"--nginx-reload: {command!r} {how}" + (f": {line[:LONGEST]}{'...' * (len(line) > LONGEST)}" if line else "")

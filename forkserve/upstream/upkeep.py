@@ -1,8 +1,8 @@
-"""Upkeep: when a front end is told anew, and what it goes by until then. Pure.
+"""Upkeep: when a front end's file must be updated, and which workers the front end uses until then. Pure.
 
-One run at a time tells it: checks a file, writes it, and runs the command that has it read. Changes come in swarms, so a
-run waits a little for the next one; what changes while it goes on is one more run. A slot that joins, leaves or heals makes
-a run; one that was down before, and now is no more, makes none, as that changes nothing for the front end.
+One run at a time updates it: it checks a file, writes it, and runs the command that reloads it. Changes are frequent at times, so
+a run is delayed a little to include the next ones; changes during a run cause one more run. A slot that joins, leaves or recovers
+causes a run. A slot that was down and is removed causes none, as nothing changes for the front end.
 """
 
 from collections.abc import Set as AbstractSet
@@ -17,38 +17,38 @@ RETRY = 30.0  # after a run that failed, if nothing changes before
 
 
 class Upkeep:
-    """What is known of one front end."""
+    """The state of one front end."""
 
     def __init__(self) -> None:
-        self._told: FrontendConfig | None = None  # what it goes by, as far as one can know
-        self._running: FrontendConfig | None = None  # what it is being told
+        self._current: FrontendConfig | None = None  # the configuration that it uses, as far as is known
+        self._running: FrontendConfig | None = None  # the one of the present run
         self._wanted: FrontendConfig | None = None
         self._failed = False
         self._due: float | None = None
 
     @property
     def due(self) -> float | None:
-        """When the next run must begin; None for not at all, or not while one goes on."""
+        """When the next run must start; None: not at all, or not during the present one."""
         return None if self._running is not None else self._due
 
     @property
     def advertised(self) -> AbstractSet[int | None]:
         """The slots that it may send requests to; None is the shared address.
 
-        While a run goes on, nobody knows whether it goes by the old or the new. If that fails, what it was to be counts all
-        the same, or a slot would wait for a front end that cannot be told.
+        During a run, the front end may use the old or the new configuration. If the run fails, the new one counts all the same,
+        or a slot would wait for a front end that cannot be updated.
         """
         return {one.slot for one in self.backends}
 
     @property
     def backends(self) -> AbstractSet[Backend]:
         """The backends that it may send requests to."""
-        return {one for front in (self._told, self._running) if front is not None for one in _up(front)}
+        return {one for front in (self._current, self._running) if front is not None for one in _up(front)}
 
     def changed(self, wanted: FrontendConfig, now: float) -> None:
-        """Tell it this from now on."""
+        """Set the configuration that the front end should have."""
         self._wanted = wanted
-        latest = self._told if self._running is None else self._running
+        latest = self._current if self._running is None else self._running
         if latest is not None and _matters(wanted) == _matters(latest):
             if not self._failed:
                 self._due = None
@@ -57,14 +57,14 @@ class Upkeep:
             self._due = soon if self._due is None else min(soon, self._due)
 
     def begin(self) -> FrontendConfig:
-        """A run begins; return what it has to tell."""
+        """Start a run; return its configuration."""
         assert self._wanted is not None
         self._due, self._running = None, self._wanted
         return self._wanted
 
     def ended(self, now: float, *, failed: bool) -> None:
-        """The run has ended."""
-        self._told, self._running, self._failed = self._running, None, failed
+        """End the run."""
+        self._current, self._running, self._failed = self._running, None, failed
         if failed and self._due is None:
             self._due = now + RETRY
 

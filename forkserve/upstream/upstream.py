@@ -1,7 +1,7 @@
-"""Upstream: the file that nginx includes, kept in step with the workers. In the master, which never waits for it.
+"""Upstream: the file that nginx includes, kept up to date with the workers. In the master, which never waits for it.
 
-Checking, writing and the reload command are done by one process at a time (refresh.py), started here; what it says at its
-end comes over a pipe. Its exit is taken by whoever takes those of all children.
+Checking, writing and the reload command are done by one process at a time (refresh.py), started here, which reports its result
+through a pipe. It is reaped with all other children.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 # Seconds.
 LONGEST = 30.0  # for one run
-ENDING = 5.0  # for it to end when it is told to
-# By -c and not -m, which would look into the working directory first; ours may not be where Python looks at all.
+ENDING = 5.0  # for a run to end after TERM
+# By -c, not -m, which looks in the working directory first; and forkserve may not be on Python's path at all.
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from forkserve.upstream.refresh import main; main()"
 ROOT = str(Path(__file__).parents[2])
 
 
 def check_path(settings: Settings) -> None:
-    """See that the file can be written, before anything is started. Raises ConfigError."""
+    """Check that the file can be written, before anything is started. Raises ConfigError."""
     path = settings.nginx_upstream
     if path is None:
         return
@@ -64,13 +64,13 @@ def check_path(settings: Settings) -> None:
     if not may_write:
         raise ConfigError(f"--nginx-upstream: cannot write to the directory {directory}, in which the file is replaced")
     if settings.base_port is None and settings.bind and all(one.startswith("unix:@") for one in settings.bind):
-        raise ConfigError(f"--nginx-upstream: nginx knows no abstract sockets ({', '.join(settings.bind)}): give --base-port")
+        raise ConfigError(f"--nginx-upstream: nginx has no abstract sockets ({', '.join(settings.bind)}): give --base-port")
 
 
 def hold(path: str | None, before: LockState | None) -> LockFile | None:
-    """Keep other servers from the same file, for as long as this one runs. Raises ConfigError.
+    """Lock the file, so that no other server writes it as long as this one runs. Raises ConfigError.
 
-    *before* is what the program before an upgrade held, which is let go if it is another one.
+    *before* is the lock of the program before an upgrade, which is released if it is of another file.
     """
     lock = None if path is None else _lock_of(path)
     if before is not None:
@@ -82,13 +82,13 @@ def hold(path: str | None, before: LockState | None) -> LockFile | None:
 
 
 def rehearse(path: str | None, held: LockState | None) -> None:
-    """See that `hold` would succeed, beside the server that holds that. In a pre-flight. Raises ConfigError."""
+    """Check that `hold` would succeed, while the old server has the lock *held*. In a pre-flight. Raises ConfigError."""
     if path is not None and (held is None or held.path != _lock_of(path)):
         _take(path).remove()
 
 
 def _lock_of(path: str) -> str:
-    """Return where the lock of a file is: beside it. Raises ConfigError."""
+    """Return the path of a file's lock, which is beside it. Raises ConfigError."""
     try:
         with files.find(path) as place:
             directory, name = os.path.split(os.path.abspath(place.path))
@@ -102,8 +102,8 @@ def _take(path: str) -> LockFile:
     try:
         return LockFile(lock)
     except HeldError as error:
-        whose = "another server" if error.pid is None else f"another server (pid {error.pid})"
-        raise ConfigError(f"--nginx-upstream: {path} is kept by {whose}: give each server a file of its own") from None
+        holder = "another server" if error.pid is None else f"another server (pid {error.pid})"
+        raise ConfigError(f"--nginx-upstream: {path} is kept by {holder}: give each server a file of its own") from None
     except OSError as error:
         raise ConfigError(f"--nginx-upstream: cannot make {lock}: {error.strerror}") from None
 
@@ -113,19 +113,19 @@ class Upstream(FrontendObserver):
 
     Args:
         poller: The master's.
-        name: Of the upstream, as `forkserve nginx` writes it for the same settings.
+        name: The name of the upstream, as in `forkserve nginx` with the same settings.
         path: The file.
-        lock: Keeps other servers from it.
+        lock: Its lock against other servers.
     """
 
     def __init__(self, poller: Poller, name: str, path: str, lock: LockFile) -> None:
         self._poller, self._name, self._path, self._lock = poller, name, path, lock
         self._upkeep = Upkeep()
         self._timer: Timer | None = None
-        self._pid: int | None = None  # of the run that goes on
+        self._pid: int | None = None  # of the present run
         self._pipe = -1
         self._said = b""
-        self._silent = ""  # what became of it, if it does not say that itself
+        self._silent = ""  # how it ended, if it does not report that itself
         self._complaint = ""
         self._prepared = False
 
@@ -148,19 +148,19 @@ class Upstream(FrontendObserver):
         return self._prepared
 
     def export(self) -> LockState:
-        """Describe its lock, for an upgrade; the rest is found out anew."""
+        """Return the lock for an upgrade; the rest is determined again."""
         return self._lock.export()
 
     @property
     def busy(self) -> bool:
-        """Whether a run goes on."""
+        """Whether a run is active."""
         return self._pid is not None
 
     def listeners_changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
         """Write these listeners, which are as `status` lists them, and have nginx read them."""
         if not listeners:
             self._prepared = True
-            return  # they were down before they were closed
+            return  # they were marked down before they were closed
         try:
             scheme, backends = from_listeners(listeners)
         except ValueError as error:
@@ -172,7 +172,7 @@ class Upstream(FrontendObserver):
         self._go_on()
 
     def _go_on(self) -> None:
-        """Begin the run that is due, or wait for its time."""
+        """Start the run that is due, or set a timer for it."""
         due, now = self._upkeep.due, time.monotonic()
         if self._timer is not None and self._pid is None:
             self._timer.cancel()
@@ -186,10 +186,10 @@ class Upstream(FrontendObserver):
         try:
             self._spawn(json.dumps({**order, "text": render_upstream(front)}).encode())
         except (OSError, ValueError) as error:
-            why = f"cannot begin to write {self._path}: {error.strerror}" if isinstance(error, OSError) else error
+            why = f"cannot start writing {self._path}: {error.strerror}" if isinstance(error, OSError) else error
             self._ended(f"--nginx-upstream: {why}")
             return
-        self._poller.watch(self._pipe, READ, self._hear)
+        self._poller.watch(self._pipe, READ, self._receive)
         self._timer = self._poller.at(time.monotonic() + LONGEST, self._end_run)
 
     def _spawn(self, order: bytes) -> None:
@@ -204,7 +204,7 @@ class Upstream(FrontendObserver):
             ours.callback(os.close, theirs)
             os.set_blocking(pipe, False)
             try:
-                # In a process group of its own, which can be ended with all that it has started, and gets no Ctrl-C.
+                # In its own process group, which can be ended with all that it has started, and gets no Ctrl-C.
                 self._pid = os.posix_spawn(
                     sys.executable,
                     [sys.executable, "-P", "-c", PROGRAM, ROOT],
@@ -215,10 +215,10 @@ class Upstream(FrontendObserver):
             except OSError:
                 os.close(pipe)
                 raise
-        self._pipe, self._said, self._silent = pipe, b"", "ended without a word"
+        self._pipe, self._said, self._silent = pipe, b"", "ended without a result"
 
     def _over(self) -> bool:
-        """Take what the run has said; return whether that was all. What comes first is a blank, once the file is written."""
+        """Read the reports of the run; return whether it has ended. The first report is a newline, when the file is written."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, 65536):
                 self._said += data
@@ -226,8 +226,8 @@ class Upstream(FrontendObserver):
             return True
         return False
 
-    def _hear(self, _events: int) -> None:
-        """See how the run went, if it is over."""
+    def _receive(self, _events: int) -> None:
+        """Handle the result of the run, if it has ended."""
         if not self._over():
             return
         self._forget_run()
@@ -248,27 +248,27 @@ class Upstream(FrontendObserver):
         self._prepared = True
         self._upkeep.ended(time.monotonic(), failed=complaint is not None)
         if complaint is None:
-            logger.log(logging.INFO if self._complaint else logging.DEBUG, "%s is written, and nginx told", self._path)
+            logger.log(logging.INFO if self._complaint else logging.DEBUG, "%s is written, and nginx is reloaded", self._path)
             self._complaint = ""
         else:
             self._complain(complaint)
         self._go_on()
 
     def _complain(self, complaint: str) -> None:
-        if complaint != self._complaint:  # it is tried again and again
+        if complaint != self._complaint:  # the run is repeated until it succeeds
             self._complaint = complaint
             logger.error("%s", printable(complaint))
 
     def _end_run(self) -> None:
-        """End the run, and what it has started."""
-        if self._pid is not None and not self._over():  # while the pipe has no end, the pid is still its own
+        """End the run, and everything that it has started."""
+        if self._pid is not None and not self._over():  # until the pipe ends, the pid is still that of the run
             self._silent = f"was ended before it was done ({LONGEST:g} s are allowed)"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
             self._timer = self._poller.at(time.monotonic() + ENDING, self._give_up_run)
 
     def _give_up_run(self) -> None:
-        """Do without its answer: it is stuck where no signal reaches it."""
+        """Give up a run that does not end by TERM."""
         if self._pid is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -277,16 +277,16 @@ class Upstream(FrontendObserver):
         self._ended(f"--nginx-upstream: the process that writes {self._path} {self._silent}")
 
     def close_in_child(self) -> None:
-        """Close what is the master's, in a child just forked."""
+        """Close the master's descriptors, in a child just forked."""
         self._lock.close()
         if self._pipe != -1:
             os.close(self._pipe)
 
     def close(self) -> None:
-        """End what still runs: the master ends."""
+        """End the present run, as the master ends."""
         if self._pid is not None:
             if not self._over():
-                logger.warning("--nginx-upstream: the last run was not done in time and is cut short")
+                logger.warning("--nginx-upstream: the last run was not done in time and is ended")
             self._end_run()
             self._forget_run()
         self._lock.remove()

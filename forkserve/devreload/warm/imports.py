@@ -233,10 +233,10 @@ class WarmImports:
         self._make_if_needed()
 
     def _drop(self, *, forget: bool = False) -> None:
-        """End it, if there is one; it has nothing in hand. With `forget`, also what it was made of: workers will tell anew."""
+        """End it, if there is one; it serves nothing. With `forget`, drop also what it was made of: workers report it again."""
         if forget:
             self._modules, self._facts = {}, None
-            self._number += 1  # what workers of this one still have to tell does not count
+            self._number += 1  # late reports of this one's workers do not count
         child, self._child, self._ready, self._made_of = self._child, None, False, None
         if child is not None:
             self._poller.unwatch(child.channel)

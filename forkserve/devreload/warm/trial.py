@@ -29,10 +29,10 @@ from forkserve.prefork.worker.leftovers import stop_native_threads
 
 ROUNDS: Final = 30  # each leaves out at least one module more
 LIMIT: Final = 120  # seconds for one
-NICE: Final = 10  # somebody waits for the first answer of the worker that has just started
+NICE: Final = 10  # a user waits for the first answer of the worker that has just started
 # What is not done for a trial.
 REFUSED: Final = ("os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen", "socket.connect", "socket.bind")
-# Who asks for it at import asks for Django's settings, which a project may also give by a call.
+# A module that reads it at import reads Django's settings, which a project may also give by a call.
 ALWAYS_CHANGED: Final = "DJANGO_SETTINGS_MODULE"
 
 
@@ -215,13 +215,13 @@ class _Trial:
             self._blame(f"{type(error).__name__}: {error}"[:200])
 
     def _judge_native(self, name: str) -> None:
-        """What C code asks the environment for, nobody sees; the standard library's asks for nothing."""
+        """Reads of the environment in C code are not seen; those of the standard library read nothing."""
         one = self._modules.get(name)
         if self._changed and one is not None and one.late and name.partition(".")[0] not in sys.stdlib_module_names:
             self._blame(f"native code, loaded after {', '.join(sorted(self._changed))} was set")
 
     def _asked(self, key: object) -> None:
-        """The environment was asked for a variable, or (None) for all."""
+        """A variable of the environment was read, or (None) all of them."""
         one = self._modules.get(self._importing[-1]) if self._importing else None
         name = os.fsdecode(key) if isinstance(key, (str, bytes)) else key
         if name == ALWAYS_CHANGED or (one is not None and one.late and self._changed and name in {None, *self._changed}):
@@ -281,7 +281,7 @@ class _State:
         )
 
     def differences(self, before: _State) -> list[str]:
-        """Name what is not as it was. A finder that is asked last changes nothing that was there."""
+        """Name what is not as it was. A finder behind the others changes nothing that was there."""
         names = (name for name in self.__slots__ if name != "finders" and getattr(self, name) != getattr(before, name))
         found = [name.replace("_", " ") for name in names]
         return found + ["finders"] * (self.finders[: len(before.finders)] != before.finders)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from forkserve.http.app.environ import Environ, environ_template
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.filewrapper import FileWrapper, file_to_send
+from forkserve.http.app.hiddenloop import PER_CALL, HiddenLoop
 from forkserve.http.framing.outgoing import PIECE
 from forkserve.http.message.errors import ClientGoneError, RequestError, ResponseError, is_departure
 from forkserve.http.message.response import BODILESS, read_head
@@ -186,6 +187,8 @@ class WSGIExchange(WSGICall):
         """Without a body, call the application; else wait for all of it."""
         self._iterable: Iterable[bytes] | None = None
         self._waits = False
+        if PER_CALL:
+            self.context = HiddenLoop(self.context)  # type: ignore[assignment]  # it has what is used of a Context
         if self.fields.has_body:
             self.spool()
         else:

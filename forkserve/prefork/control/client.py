@@ -14,14 +14,14 @@ from forkserve.prefork.control.wire import LineDecoder, LineError, read_object, 
 from forkserve.prefork.ipc.pending import JSON
 
 LONGEST_ANSWER = 1 << 30
-BUSY_PAUSE = 0.1  # seconds before a server that has too many clients is asked again
-LAST_BREATH = 1.0  # seconds in which a server that has said goodbye should be gone
+BUSY_PAUSE = 0.1  # seconds before a request is sent again to a server that has too many clients
+EXIT_LIMIT = 1.0  # seconds for the process of a server to end after it has closed the connection
 
 Answer = dict[str, JSON]
 
 
 class NoServerError(Exception):
-    """Nobody listens there."""
+    """No server listens there."""
 
 
 class ServerGoneError(Exception):
@@ -40,17 +40,17 @@ def ask(
     tell: Callable[[str], object] | None = None,
     to_end: bool = False,
 ) -> Answer:
-    """Ask the server at a socket; return its `ok`, `error` and `result`.
+    """Send a request to the server at a socket; return `ok`, `error` and `result` of its answer.
 
     Args:
         path: The socket.
-        request: What is asked, without the version.
+        request: The request, without the version.
         wait: Seconds to wait for the answer; None is for as long as it takes.
-        tell: Called with each piece of progress, if the request asks for it.
+        tell: Called with each text of progress, if the request has `progress`.
         to_end: After a success, wait also for the server's end.
 
     Raises:
-        NoServerError: Nobody listens there.
+        NoServerError: No server listens there.
         ServerGoneError: It closed the connection instead of answering, or is no such server.
         LateError: It did not answer in time.
     """
@@ -132,6 +132,6 @@ def _see_it_go(sock: socket.socket, end: float | None) -> None:
         try:
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
-            poll.poll(LAST_BREATH * 1000)
+            poll.poll(EXIT_LIMIT * 1000)
         finally:
             os.close(descriptor)

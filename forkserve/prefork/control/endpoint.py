@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Endpoint(Protocol):
-    """A listening socket that does not block, and who may use it. For the master."""
+    """A listening socket that does not block, with its rule of access. For the master."""
 
     @property
     def sock(self) -> socket.socket:

@@ -1,7 +1,7 @@
 """Where control sockets are, for the server that makes one and for the client that looks for it.
 
-NAME.sock in the first directory that can be used. Nothing is ever kept in a directory that somebody
-else could have made or can write to: a socket there might be anybody's.
+NAME.sock in the first directory that can be used. A directory that another user could have made or can write to is never used:
+a socket there might be that user's.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def running(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def is_live(path: str) -> bool:
-    """Whether somebody listens on a unix socket; False also for what is none.
+    """Whether a process listens on a unix socket; False also for a file that is none.
 
-    A client cannot ask the lock: to have it for a moment would keep a server from starting under its name.
+    A client must not try the lock: while it held the lock, no server could start under this name.
     """
     with socket.socket(socket.AF_UNIX) as sock:
         sock.setblocking(False)

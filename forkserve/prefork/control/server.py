@@ -1,10 +1,9 @@
-"""Control: the unix socket behind `forkserve ctl`, the server's side. In the master's loop.
+"""Control: the sessions of `forkserve ctl`, on the server's side. In the master's loop.
 
-The master has other things to do, so all is dealt out in small pieces: in each turn a few
-connections are accepted and a few requests taken, one of each client in its turn, and whoever is
-slow, greedy or talks nonsense is told so once and closed. What a client does never harms another's
-command, nor its own: one that leaves while its command runs is not heard of again, and the command
-goes on. No thread and no asyncio, either of which would have to survive each fork.
+The master has other work, so all is done in small pieces: in each turn of the loop a few connections are accepted and a few
+requests taken, one of each client in its turn. A client that is slow, greedy or sends nonsense gets one line that says so, and
+is closed. A client cannot harm another client's command, nor its own: if it leaves while its command runs, the command runs on.
+Threads and asyncio were rejected: both would have to survive each fork.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.base.records import record
-from forkserve.prefork.control.session import Asked, Limits, Phase, Session, SessionState, turn_away
+from forkserve.prefork.control.session import ClientLimits, RunningRequest, Session, SessionPhase, SessionState, turn_away
 from forkserve.prefork.control.socketfile import SocketFile, SocketFileState
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
 from forkserve.prefork.ipc.pending import JSON, Pending, answer
@@ -34,11 +33,11 @@ if TYPE_CHECKING:
     from forkserve.prefork.control.wire import Request
 
 ACCEPTS = 8  # in a turn
-REQUESTS = 16  # in a turn, and no further ones once they had
-BYTES = 65536  # together
+REQUESTS = 16  # in a turn; no further ones once their lines have this many bytes together:
+BYTES = 65536
 TICK = 0.5  # seconds between looks at deadlines and progress, while there are clients
-BREATH = 1.0  # seconds without accepting, after a connection could not be accepted
-LAST_WORDS = 1.0  # seconds for what is unsent at the end
+ACCEPT_PAUSE = 1.0  # seconds without accepting, after a connection could not be accepted
+LAST_FLUSH = 1.0  # seconds to send what is unsent at the end
 
 
 class Execute(Protocol):
@@ -57,7 +56,7 @@ class ControlState:
 
 
 class Control:
-    """The control socket of one master.
+    """The control endpoint of one master, with its clients.
 
     Args:
         poller: Waits for the clients.
@@ -73,13 +72,13 @@ class Control:
         commands: Mapping[str, Command],
         execute: Execute,
         progress: Callable[[], str],
-        limits: Limits | None = None,
+        limits: ClientLimits | None = None,
     ) -> None:
         self._poller = poller
         self._commands = commands
         self._execute = execute
         self._progress = progress
-        self._limits = limits or Limits()
+        self._limits = limits or ClientLimits()
         self._endpoint: Endpoint | None = None
         self._sessions: dict[int, Session] = {}  # by descriptor
         self._waiting: deque[Session] = deque()  # those with a request to be taken, in turn
@@ -95,13 +94,13 @@ class Control:
         """Describe it and its clients, for an upgrade; None if it does not listen."""
         if self._endpoint is None:
             return None
-        sessions = [one.export() for one in self._sessions.values() if one.phase is not Phase.CLOSED]
+        sessions = [one.export() for one in self._sessions.values() if one.phase is not SessionPhase.CLOSED]
         return ControlState(self._endpoint.export(), sessions)
 
     def adopt(self, found: ControlState | None, upgrade: Pending) -> None:
-        """Go on in the new program. Clients that asked for the upgrade get its answer.
+        """Go on in the new program. Clients that requested the upgrade get its answer.
 
-        A command that only tells something is begun again. Of others clients hear that the upgrade came between.
+        A repeatable command runs again. Any other running command ends with an error: an upgrade came between.
         """
         if found is None:
             return
@@ -110,13 +109,13 @@ class Control:
         for one in found.sessions:
             session = Session.adopt(one, self._limits)
             self._enter(session)
-            for asked in list(session.open):
-                command = asked.request.command
+            for running in list(session.open):
+                command = running.request.command
                 if command in self._commands and self._commands[command].repeatable:
-                    self._poller.at(0.0, functools.partial(self._run, session, asked))
+                    self._poller.at(0.0, functools.partial(self._run, session, running))
                     continue
                 pending = upgrade if command == "upgrade" else _failed(between)
-                pending.finally_(functools.partial(self._answer, session, asked))
+                pending.finally_(functools.partial(self._answer, session, running))
 
     def close(self) -> None:
         """Send what is unsent, for a moment; then close everything, and remove the socket. Twice does no harm."""
@@ -125,9 +124,9 @@ class Control:
         self._poller.unwatch(self._endpoint.sock.fileno())
         gone = CommandError("the server has stopped")
         for session in list(self._sessions.values()):
-            for asked in list(session.open):
-                self._answer(session, asked, _failed(gone))
-        _flush(self._sessions.values(), time.monotonic() + LAST_WORDS)
+            for running in list(session.open):
+                self._answer(session, running, _failed(gone))
+        _flush(self._sessions.values(), time.monotonic() + LAST_FLUSH)
         # A client may take the end of its connection as the sign that all is over.
         self._endpoint.remove()
         self._endpoint = None
@@ -141,7 +140,7 @@ class Control:
         for session in self._sessions.values():
             session.close()
 
-    # Clients come.
+    # Connections.
 
     def _watch_endpoint(self) -> None:
         if self._endpoint is not None:
@@ -157,7 +156,7 @@ class Control:
             except OSError as error:  # no descriptor is left; the connection waits, and would wake us again at once
                 logger.warning("control socket: cannot accept: %s", error.strerror)
                 self._poller.unwatch(self._endpoint.sock.fileno())
-                self._poller.at(time.monotonic() + BREATH, self._watch_endpoint)
+                self._poller.at(time.monotonic() + ACCEPT_PAUSE, self._watch_endpoint)
                 return
             self._admit(sock)
 
@@ -178,10 +177,10 @@ class Control:
             self._ticks = self._poller.every(TICK, self._tick)
         self._watch(session)
 
-    # They ask.
+    # Requests.
 
     def _watch(self, session: Session) -> None:
-        """Wait for what can come of a client next: bytes, its turn, or nothing."""
+        """Wait for a client's next event: bytes, its turn, or nothing."""
         if self._sessions.get(session.descriptor) is not session:
             return
         if session.over:
@@ -203,7 +202,7 @@ class Control:
         self._watch(session)
 
     def _take_turns(self) -> None:
-        """Take one request of each client that waits, until it has been enough for now."""
+        """Take one request of each waiting client, up to the limits of one turn."""
         self._turns = None
         taken = 0
         for _ in range(min(REQUESTS, len(self._waiting))):
@@ -231,12 +230,12 @@ class Control:
     def _begin(self, session: Session, request: Request, size: int) -> None:
         session.since = time.monotonic()
         deadline = None if request.timeout is None else session.since + request.timeout + self._limits.grace
-        asked = Asked(request, deadline, size=size)
-        session.open.add(asked)
-        self._run(session, asked)
+        running = RunningRequest(request, deadline, size=size)
+        session.open.add(running)
+        self._run(session, running)
 
-    def _run(self, session: Session, asked: Asked) -> None:
-        request = asked.request
+    def _run(self, session: Session, running: RunningRequest) -> None:
+        request = running.request
         try:
             pending = self._execute(request.command, request.args, to=request.to, timeout=request.timeout)
         except CommandError as error:
@@ -244,25 +243,25 @@ class Control:
         except Exception:  # noqa: BLE001 - said in the log, and to the client
             logger.exception("fault in the master: %s", request.command)
             pending = _failed(CommandError("fault in the master: see its log"))
-        pending.finally_(functools.partial(self._answer, session, asked))
+        pending.finally_(functools.partial(self._answer, session, running))
 
-    # They are answered.
+    # Answers.
 
-    def _answer(self, session: Session, asked: Asked, ended: Pending) -> None:
-        if asked not in session.open:  # it was too late, or the client has gone
+    def _answer(self, session: Session, running: RunningRequest, ended: Pending) -> None:
+        if running not in session.open:  # it was too late, or the client has gone
             return
-        session.open.remove(asked)
-        session.send(_last_line(asked.request.id, ended))
+        session.open.remove(running)
+        session.send(_last_line(running.request.id, ended))
         self._watch(session)
 
     def _tick(self) -> None:
-        """See who is late, and tell how far the server is."""
+        """Close clients that are late, and send the progress to those that want it."""
         now = time.monotonic()
         crowded = len(self._sessions) >= self._limits.clients
         patience = min(self._limits.crowded if crowded else self._limits.patience, self._limits.patience)
         for session in list(self._sessions.values()):
-            for asked in list(session.open):
-                self._attend(session, asked, now)
+            for running in list(session.open):
+                self._attend(session, running, now)
             session.flush()  # a socket is not called writable before most of its buffer has been read
             complaint = session.late(now, patience)
             if complaint:
@@ -271,13 +270,13 @@ class Control:
                 self._close(session)
             self._watch(session)
 
-    def _attend(self, session: Session, asked: Asked, now: float) -> None:
-        if asked.deadline is not None and now > asked.deadline:
-            late = CommandError(f"not done within {asked.request.timeout:g} s; it goes on", "timeout")
-            self._answer(session, asked, _failed(late))
-        elif asked.request.progress and not session.unsent and (text := self._progress()) != asked.told:
-            asked.told = text
-            session.send(write_line({"id": asked.request.id, "progress": text}))
+    def _attend(self, session: Session, running: RunningRequest, now: float) -> None:
+        if running.deadline is not None and now > running.deadline:
+            late = CommandError(f"not done within {running.request.timeout:g} s; it goes on", "timeout")
+            self._answer(session, running, _failed(late))
+        elif running.request.progress and not session.unsent and (text := self._progress()) != running.progress:
+            running.progress = text
+            session.send(write_line({"id": running.request.id, "progress": text}))
 
     def _close(self, session: Session) -> None:
         self._poller.unwatch(session.descriptor)

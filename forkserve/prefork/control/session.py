@@ -1,4 +1,4 @@
-"""Session: one client of the control socket: its bytes, its requests under way, and how far it has got. Never blocks."""
+"""Session: one client of the control endpoint: its bytes, its running requests, and how far it has got. Never blocks."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ READ_SIZE = 65536
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ClientLimits:
     """How much a client may ask for, and how long it may take.
 
-    Past `unsent` bytes it is not listened to until it has read; a client that is sent yet another
-    answer then is closed. One answer alone may be of any size.
+    Past `unsent` bytes nothing is read from it until it has read; if yet another answer is due then, it is closed. One answer
+    alone may have any size.
     """
 
     clients: int = 128
-    open: int = 16  # requests of one client under way; it is not read from while there are so many, or a quarter of `line`
+    open: int = 16  # running requests of one client; at this number, or at a quarter of `line`, nothing is read from it
     line: int = MAX_LINE
     unsent: int = 8 << 20
     patience: float = 10.0  # seconds without a whole request, or in which nothing is read of what we send
     crowded: float = 1.0  # the same without a request, while no more clients are let in
-    grace: float = 0.5  # seconds after a request's deadline in which its workers may still be heard
+    grace: float = 0.5  # seconds after a request's deadline in which its workers may still answer
 
 
-class Phase(enum.Enum):
+class SessionPhase(enum.Enum):
     """How far a client has got. OPEN → ENDED → LAST → CLOSED, and it may leave out any of them."""
 
     OPEN = enum.auto()
     ENDED = enum.auto()  # it will send no more, but may read
-    LAST = enum.auto()  # it has been told what is wrong, and is heard no more
+    LAST = enum.auto()  # the reason for the end was sent; nothing is read any more
     CLOSED = enum.auto()
 
 
 @dataclass(eq=False, slots=True)
-class Asked:
-    """A request under way. `told` is the progress that its client knows of."""
+class RunningRequest:
+    """A request that runs. `progress` is the progress that its client knows of."""
 
     request: Request
     deadline: float | None
-    told: str = ""
+    progress: str = ""
     size: int = 0  # of its line; a line may take 25 times as much memory when it is read
 
 
@@ -61,20 +61,20 @@ class SessionState:
     """A client in an upgrade: with what was read in part, what is still to be sent, and its requests under way."""
 
     socket: InheritedFd
-    phase: Phase
+    phase: SessionPhase
     rest: bytes
     unsent: bytes
-    open: Sequence[Asked]
+    open: Sequence[RunningRequest]
 
 
 class Session:
     """One client. `descriptor` stays the same after the end, so that it can still be taken out of a table."""
 
-    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+    def __init__(self, sock: socket.socket, limits: ClientLimits) -> None:
         sock.setblocking(False)
         self.descriptor = sock.fileno()
-        self.open: set[Asked] = set()
-        self.phase = Phase.OPEN
+        self.open: set[RunningRequest] = set()
+        self.phase = SessionPhase.OPEN
         self.since = time.monotonic()  # of the last thing that it did as it should, or that was done for it
         self._moved = self.since  # of the last byte that it took
         self._socket = sock
@@ -88,7 +88,7 @@ class Session:
         return SessionState(InheritedFd(self.descriptor), self.phase, self._decoder.rest, unsent, list(self.open))
 
     @classmethod
-    def adopt(cls, found: SessionState, limits: Limits) -> Session:
+    def adopt(cls, found: SessionState, limits: ClientLimits) -> Session:
         """Make it again in the new program."""
         session = cls(socket.socket(fileno=found.socket), limits)
         session.phase = found.phase
@@ -99,30 +99,34 @@ class Session:
 
     @property
     def waiting(self) -> bool:
-        """Whether it has a line to be taken now: a request, or one that shows that it cannot go on."""
-        if self.phase not in (Phase.OPEN, Phase.ENDED) or len(self.open) >= self._limits.open or len(self._unsent) > READ_SIZE:
+        """Whether it has a line that can be taken now: a request, or bytes that are an error."""
+        if (
+            self.phase not in (SessionPhase.OPEN, SessionPhase.ENDED)
+            or len(self.open) >= self._limits.open
+            or len(self._unsent) > READ_SIZE
+        ):
             return False
-        if sum(asked.size for asked in self.open) > self._limits.line // 4:
+        if sum(running.size for running in self.open) > self._limits.line // 4:
             return False
-        return self._decoder.waiting or (self.phase is Phase.ENDED and self._decoder.partial)
+        return self._decoder.waiting or (self.phase is SessionPhase.ENDED and self._decoder.partial)
 
     @property
     def over(self) -> bool:
         """Whether nothing can come of it any more."""
-        if self.phase is Phase.OPEN:
+        if self.phase is SessionPhase.OPEN:
             return False
-        return self.phase is Phase.CLOSED or not (self.open or self._unsent or self.waiting)
+        return self.phase is SessionPhase.CLOSED or not (self.open or self._unsent or self.waiting)
 
     def events(self) -> int:
         """What to wait for; 0 for nothing."""
-        reads = self.phase is Phase.OPEN and not self._decoder.waiting
+        reads = self.phase is SessionPhase.OPEN and not self._decoder.waiting
         return (READ if reads else 0) | (WRITE if self._unsent else 0)
 
     def late(self, now: float, patience: float) -> str | None:
-        """What to tell a client that keeps us waiting; empty if it does not even read."""
+        """Return why a client that keeps the server waiting is closed; empty if it does not even read."""
         if self._unsent:
             return "" if now - self._moved > self._limits.patience else None
-        if self.phase is Phase.OPEN and not self.open and not self.waiting and now - self.since > patience:
+        if self.phase is SessionPhase.OPEN and not self.open and not self.waiting and now - self.since > patience:
             return f"no complete request within {patience:g} s"
         return None
 
@@ -133,25 +137,25 @@ class Session:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self.phase = Phase.CLOSED
+            self.phase = SessionPhase.CLOSED
             return
         self._decoder.feed(data)
-        if not data and self.phase is Phase.OPEN:
-            self.phase = Phase.ENDED
+        if not data and self.phase is SessionPhase.OPEN:
+            self.phase = SessionPhase.ENDED
 
     def next_line(self) -> bytes | None:
         """Return the next line. Raises LineError for what is not ours to read any further."""
         line = self._decoder.next_line()
-        if line is None and self.phase is Phase.ENDED and self._decoder.partial:
+        if line is None and self.phase is SessionPhase.ENDED and self._decoder.partial:
             raise LineError("the end came in the middle of a line")
         return line
 
     def send(self, line: bytes) -> None:
         """Send a line, or as much of it as fits now."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is SessionPhase.CLOSED:
             return
         if len(self._unsent) > self._limits.unsent:
-            self.phase = Phase.CLOSED
+            self.phase = SessionPhase.CLOSED
             return
         if not self._unsent:
             self._moved = time.monotonic()
@@ -159,11 +163,11 @@ class Session:
         self.flush()
 
     def send_last(self, line: bytes) -> None:
-        """Send a line after which there is nothing more to say, to whatever it has asked."""
+        """Send the last line; its running requests get no other answer."""
         self.open.clear()
         self.send(line)
-        if self.phase is not Phase.CLOSED:
-            self.phase = Phase.LAST
+        if self.phase is not SessionPhase.CLOSED:
+            self.phase = SessionPhase.LAST
 
     def flush(self) -> None:
         """Send what waits, as far as the client reads it."""
@@ -174,12 +178,12 @@ class Session:
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
-            self.phase = Phase.CLOSED
+            self.phase = SessionPhase.CLOSED
 
     @property
     def unsent(self) -> bool:
         """Whether bytes wait for the client to read."""
-        return bool(self._unsent) and self.phase is not Phase.CLOSED
+        return bool(self._unsent) and self.phase is not SessionPhase.CLOSED
 
     def left(self) -> bool:
         """Whether it neither sends nor reads any more; one that only sends no more is not gone."""
@@ -189,7 +193,7 @@ class Session:
 
     def close(self) -> None:
         """Close it; in a child, this process's copy. Twice does no harm."""
-        self.phase = Phase.CLOSED
+        self.phase = SessionPhase.CLOSED
         self.open.clear()
         self._unsent.clear()
         self._socket.close()

@@ -1,8 +1,8 @@
 """The file of the control socket: made, proved to be ours, removed.
 
 Whether a socket is live is proved by a lock on a file beside it, since a socket that refuses
-connections may belong to a server that is just starting. It is tried as well, since somebody may have
-removed the file with the lock.
+connections may belong to a server that is just starting. The socket is tried as well, since the file with the lock may have been
+removed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class SocketFile:
         return None if uid in (0, os.geteuid()) else f"only root and the user {os.geteuid()} may steer this server"
 
     def remove(self) -> None:
-        """Stop listening; remove the file, unless somebody put another one there."""
+        """Stop listening; remove the file, unless another one is there by now."""
         files.remove(self.path, self._identity, follow=False)
         self.sock.close()
         self._lock.remove()
@@ -166,7 +166,7 @@ def open_named(name: str, environ: Mapping[str, str]) -> tuple[str, SocketFile]:
 
 
 def _first_free(directory: str, name: str, environ: Mapping[str, str]) -> tuple[str, SocketFile]:
-    taken = {other for other, _ in runtime_dir.running(environ)}  # in any of the directories, or `ctl` could not tell them apart
+    taken = {other for other, _ in runtime_dir.running(environ)}  # in any of the directories, or `ctl` could not distinguish them
     for number in itertools.count(1):
         final = name if number == 1 else f"{name}-{number}"
         if final not in taken:

@@ -1,8 +1,8 @@
 """The language of the control socket: JSON, one object on each line, with a version. Pure.
 
 Lines, and not the frames of a worker's channel, so that a shell with `socat` is a client. What is no
-line of ours is a LineError, after which the stream cannot be trusted; what is one, but asks for
-nothing that can be done, is a RequestError, after which it can.
+line of ours is a LineError, after which the stream cannot be trusted. A line that is no valid request is a RequestError, after
+which it can.
 """
 
 from __future__ import annotations

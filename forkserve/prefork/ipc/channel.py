@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_UNSENT = 8 * MAX_FRAME
 READ_SIZE = 65536
 MANY_PASSED = 16  # descriptors in one read; a message brings a few
-MOST_PASSING = 4  # messages with descriptors that wait for a peer: each holds some open
+MOST_PASSING = 4  # messages that wait with descriptors: each keeps some open
 SPACE = socket.CMSG_SPACE(MANY_PASSED * array("i").itemsize)
 
 
@@ -41,10 +41,10 @@ class ChannelState:
 
 
 class Channel:
-    """One end. The master holds one for each worker, and the worker holds its other end.
+    """One end. The master has one for each worker, and the worker has the other end.
 
-    The master may pass descriptors with a message; they are in its `descriptors`, and the receiver's to close. The other way they
-    are not taken: a worker runs code that we do not know.
+    The master may pass descriptors with a message: they are in its `descriptors`, and the receiver closes them. The master itself
+    takes none: a worker runs code that we do not know.
 
     Args:
         sock: The socket.
@@ -57,15 +57,15 @@ class Channel:
         self._decoder = FrameDecoder()
         self._unsent = bytearray()
         self._of_child = of_child
-        self._passed: deque[int] = deque()  # that have come, in front of the message that says how many are its own
-        self._passing: deque[tuple[int, list[int]]] = deque()  # that wait, each with where in `_unsent` its message begins
-        self._sending = threading.Lock()  # an application's threads send as well
+        self._passed: deque[int] = deque()  # received, in front of the message that has their number
+        self._passing: deque[tuple[int, list[int]]] = deque()  # to be sent, each with the place in `_unsent` of its message
+        self._sending = threading.Lock()  # the application's threads send as well
         self.closed = False
-        self.fault: str | None = None  # why it was closed, if the peer's bytes are not our framing
+        self.fault: str | None = None  # why it was closed, if the peer's bytes are no frames
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Make both ends; each process closes the one that it does not use."""
+        """Make both ends: the master's, and a child's. Each process closes the one that it does not use."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         return cls(ours), cls(theirs, of_child=True)
 
@@ -82,7 +82,7 @@ class Channel:
         return channel
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on: readable means `receive`, and writable (if `unsent`) means `flush`."""
+        """Return the descriptor to wait on: call `receive` when it is readable, `flush` when it is writable and `unsent`."""
         return self._socket.fileno()
 
     @property
@@ -91,7 +91,7 @@ class Channel:
         return bool(self._unsent) and not self.closed
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
-        """Send a message, or as much of it as fits now. False: the peer has gone, or has long stopped reading.
+        """Send a message, as much of it as fits now. Return False if the peer has gone, or has stopped reading long ago.
 
         Descriptors that are passed with it stay open here.
 
@@ -100,7 +100,7 @@ class Channel:
         return self.send_frame(encode(message, len(descriptors)), descriptors)
 
     def send_frame(self, frame: bytes, descriptors: Sequence[int] = ()) -> bool:
-        """Send what `encode` made of a message: for one that goes to many."""
+        """Send an encoded message: for one that goes to many workers."""
         with self._sending:
             if self.closed or len(self._unsent) + len(frame) > MAX_UNSENT:
                 return False
@@ -113,7 +113,7 @@ class Channel:
         return not self.closed
 
     def flush(self) -> None:
-        """Send what waits, as far as the peer reads it. A peer that has gone is noticed by `receive`."""
+        """Send what waits, as far as the peer reads it. `receive` notices a peer that has gone."""
         with self._sending:
             try:
                 while self._unsent:
@@ -125,7 +125,7 @@ class Channel:
                 self._drop_passing()
 
     def _send_piece(self) -> None:
-        """Send what goes in one call: with the descriptors that belong to its first byte, or up to where others do."""
+        """Send one piece: with the descriptors of its first byte, and up to the next byte that has descriptors."""
         if not self._passing:
             del self._unsent[: self._socket.send(self._unsent)]
             return
@@ -137,7 +137,7 @@ class Channel:
             descriptors = self._passing[0][1]
             try:
                 count = socket.send_fds(self._socket, [piece], descriptors)
-            except OSError as error:  # too many descriptors of this user are under way: the peer has to do without
+            except OSError as error:  # too many descriptors of this user are in transit: the peer gets none
                 if error.errno != errno.ETOOMANYREFS:
                     raise
                 count = self._socket.send(piece)
@@ -151,10 +151,10 @@ class Channel:
             _close_all(self._passing.popleft()[1])
 
     def receive(self) -> list[Message]:
-        """Return the messages that have come; `Unreadable` for a frame that is none.
+        """Return the messages that have come, with `Unreadable` in place of a frame that is no message.
 
-        At the peer's end of file, and after bytes that are not our framing (`fault`), `closed` is
-        true. The descriptor stays open until `close`, so that a selector can let go of it.
+        At the peer's end of file, and after bytes that are no frames (`fault`), `closed` is true. The descriptor stays open until
+        `close`, so that a selector can forget it.
         """
         messages: list[Message] = []
         while not self.closed:

@@ -1,7 +1,7 @@
 """Messages as bytes: a 4-byte big-endian length, then one JSON object. Pure.
 
-JSON and not pickle: a worker runs code that we do not know, so what it says is data and never instructions
-to the interpreter that reads it.
+JSON and not pickle: a worker runs code that we do not know, so what it sends is data and never instructions to the interpreter
+that reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_FRAME = 1 << 20
 
 
 class FrameError(ValueError):
-    """The bytes are not our framing, or a message cannot be framed. The stream cannot be read any further."""
+    """The bytes are no frames, and the stream cannot be read any further; or a message cannot be framed."""
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -39,12 +39,12 @@ class FrameDecoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Store bytes as they came from the peer."""
+        """Store bytes from the peer."""
         self._buffer += data
 
     @property
     def rest(self) -> bytes:
-        """What is stored and is no whole message yet."""
+        """The stored bytes that are no whole message yet."""
         return bytes(self._buffer)
 
     def next_message(self) -> dict[str, Any] | None:

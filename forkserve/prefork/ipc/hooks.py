@@ -23,14 +23,14 @@ class WorkerHandle:
 
 
 def run_hook(hooks: Hooks, name: str, *arguments: object, keep: bool = False) -> None:
-    """Call a hook if the user wrote it. One that raises is logged, and the server goes on.
+    """Call a hook if the user has defined it. An exception is logged, and the server goes on.
 
     Args:
         hooks: The user's hooks.
-        name: Its name.
+        name: The name of the hook.
         arguments: Its arguments.
-        keep: The context variables that it sets (PEP 567) stay set for what follows in this context, as agents need it;
-            else they hold only within the hook.
+        keep: Whether the context variables that it sets (PEP 567) stay set in this context, as agents need it; else they hold
+            only within the hook.
     """
     hook = hooks.get(name)
     if hook is not None:
@@ -38,7 +38,7 @@ def run_hook(hooks: Hooks, name: str, *arguments: object, keep: bool = False) ->
 
 
 def call_hook(what: str, hook: Callable[..., object], *arguments: object, keep: bool = False) -> None:
-    """Call it as `run_hook` does; `what` names it in the log."""
+    """Call a function of the user as `run_hook` does; `what` names it in the log."""
     try:
         if keep:
             hook(*arguments)

@@ -126,7 +126,7 @@ class Lingering(Message):
 
 @_message("spent", "worker", "master")
 class Spent(Message):
-    """The worker has answered --max-requests requests, and asks for a successor.
+    """The worker has answered --max-requests requests, and requests a successor.
 
     Attributes:
         requests: How many requests have come.
@@ -336,7 +336,7 @@ class Stay(Message):
 
 @_message("serve_on", "master", "worker")
 class ServeOn(Message):
-    """The successor that a worker asked for (`Spent`) has failed: the worker accepts connections again."""
+    """The successor that a worker has requested (`Spent`) has failed: the worker accepts connections again."""
 
 
 @_message("reopen_logs", "master", "worker, mold, warm process")

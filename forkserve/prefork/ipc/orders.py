@@ -1,7 +1,7 @@
-"""Orders: what the master tells a mold to fork, with the descriptors that the worker needs.
+"""Orders: how `Order` travels from the master to a mold, with the descriptors that the worker needs.
 
-One packet each (SOCK_SEQPACKET), so that an order is there as a whole or not at all. It needs no answer on this way: the
-worker's end of its channel travels with it, so wherever the order is lost, the master sees that channel end.
+Each is one packet (SOCK_SEQPACKET), so that it arrives as a whole or not at all. It needs no answer: the worker's end of the
+channel travels with it, so the master sees that channel end wherever the order is lost.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from forkserve.base.records import dump, load
 from forkserve.prefork.ipc.messages import Order
 
 MAX_PACKET = 64 * 1024
-SPACE = socket.CMSG_LEN(253 * array("i").itemsize)  # for as many descriptors as the kernel takes in one packet
+SPACE = socket.CMSG_LEN(253 * array("i").itemsize)  # the most descriptors that the kernel takes in one packet
 
 
 class OrderSocket:
-    """One end of the way from the master to a mold."""
+    """One end of the socket from the master to a mold."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -42,7 +42,7 @@ class OrderSocket:
         return self._socket.fileno()
 
     def send(self, order: Order) -> None:
-        """Send an order; the descriptors stay open here. Raises OSError if the mold does not take it, or has gone."""
+        """Send an order. Its descriptors stay open here. Raises OSError if the mold does not read, or has gone."""
         fields = dump(order) | {
             "listeners": [slot for slot, _ in order.listeners],
             "outputs": [stream for stream, _ in order.outputs],
@@ -51,9 +51,9 @@ class OrderSocket:
         socket.send_fds(self._socket, [json.dumps(fields).encode()], order.descriptors())
 
     def receive(self) -> Order | None:
-        """Return the next order; None if there is none, or if its descriptors could not be had."""
+        """Return the next order; None if there is none, or if its descriptors could not be received."""
         try:
-            # Not `socket.recv_fds`, which takes no notice of flags: what the app executes must not inherit them.
+            # Not `socket.recv_fds`, which ignores flags: programs that the app executes must not inherit them.
             data, ancillary, _, _ = self._socket.recvmsg(MAX_PACKET, SPACE, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
@@ -64,7 +64,7 @@ class OrderSocket:
             return None
         fields = json.loads(data)
         slots, streams = fields["listeners"], fields["outputs"]
-        if len(descriptors) != 2 + len(slots) + len(streams):  # too many are open here
+        if len(descriptors) != 2 + len(slots) + len(streams):  # this process has too many open files
             close_all(descriptors)
             return None
         channel, stacks, *others = descriptors

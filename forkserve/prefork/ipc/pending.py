@@ -1,4 +1,4 @@
-"""What comes of a command: the replies of the workers, the wait for them, and the ways to fail. Pure."""
+"""Pending: a command under way in the master, and the replies of the workers. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WouldDeadlock(RuntimeError):  # noqa: N818 - the name is part of the contr
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong in a worker: the exception's type, its message, and its traceback if it was raised by the command."""
+    """An error in a worker: the exception's type, its message, and its traceback if the command has raised it."""
 
     type: str
     message: str
@@ -35,7 +35,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one worker answered; `status` is ok, error, unknown, timeout or died, `seconds` the time since it was asked."""
+    """The reply of one worker. `status` is ok, error, unknown, timeout or died; `seconds` is how long it took."""
 
     id: int
     pid: int | None
@@ -100,7 +100,7 @@ class Pending:
 
 
 def answer(ended: Pending) -> dict[str, JSON]:
-    """What a client is told of a command that has ended: `ok`, `error` and `result`."""
+    """Return the answer to a client about a command that has ended: `ok`, `error` and `result`."""
     error, result = ended.error, ended.value
     if _are_replies(result):
         error = error or _judge(result)

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 MANY_CALLS = 1 << 63  # a number as long as any
 
-BUSY = 0.1  # seconds in which a worker that is not busy has written its counters down
+BUSY = 0.1  # seconds in which an idle worker writes its counters down
 
 
 @record
 class CallsState:
-    """The calls in an upgrade: the number of the next one, and the ident and number of each call that a worker waits for."""
+    """The calls in an upgrade: the number of the next one, and the calling worker's ident and number of each open call."""
 
     next: int
-    asked: Sequence[tuple[int, int]]
+    callers: Sequence[tuple[int, int]]
 
 
 class CallRouter(Observer):
@@ -46,7 +46,7 @@ class CallRouter(Observer):
     Args:
         children: The workers.
         poller: Rings when a wait is over.
-        ask_for: Asks on behalf of a worker: gets the arguments of `ask`; may raise CommandError.
+        ask_for: Calls a command for a worker: gets the arguments of `ask`, and may raise CommandError.
         slot: Gives the slot that a word or number names; may raise CommandError.
     """
 
@@ -61,20 +61,20 @@ class CallRouter(Observer):
         self._slot = slot
         self._calls = Calls()
         self._fresh: list[tuple[Pending, set[int]]] = []
-        self._asked: set[tuple[int, int]] = set()  # who waits for the answer to what it asked: ident, and its number for that
+        self._callers: set[tuple[int, int]] = set()  # calls of workers: the worker's ident, and its number for the call
 
     def next_deadline(self) -> float | None:
         """When `expire` must be called; None for never."""
         return self._calls.next_deadline()
 
     def expire(self) -> None:
-        """End the calls whose time is up, and those that wait for anybody when nobody will come."""
+        """End the calls whose time is up, and those that wait for any worker when no worker will be ready."""
         self._calls.expire(time.monotonic())
         if self.children.pool.phase >= Phase.STOPPING:
             self._calls.refuse(CommandError("the server is stopping", "refused"))
 
     def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
-        """Ask workers, as `Master.call` does, but never the one whose ident is `caller`. Raises CommandError."""
+        """Send workers a command, as `Server.call` does, but not the worker with the ident `caller`. Raises CommandError."""
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
         targets = [target for target in self.children.targets() if target.ident != caller]
@@ -103,7 +103,7 @@ class CallRouter(Observer):
                 self._calls.gone(ident, time.monotonic())
 
     def fresh(self) -> Pending:
-        """Have every ready worker write its counters down; ends when all have, or very soon: one that is busy cannot."""
+        """Have every ready worker write its counters down. Ends when all have, or after BUSY: a busy worker cannot."""
         pending = Pending()
         missing = {target.ident for target in self.children.targets()}
         self._fresh.append((pending, missing))
@@ -120,29 +120,29 @@ class CallRouter(Observer):
         self._fresh = [one for one in self._fresh if not one[0].done]
 
     def export(self) -> CallsState:
-        """Describe the workers that wait for an answer, for an upgrade."""
-        return CallsState(self._calls.export(), list(self._asked))
+        """Describe the calls that workers wait for, for an upgrade."""
+        return CallsState(self._calls.export(), list(self._callers))
 
     def adopt(self, found: CallsState) -> None:
-        """Go on in the new program. Who waits only hears that the upgrade came between."""
+        """Go on in the new program. Calls that were under way end with an error."""
         self._calls.adopt(found.next)
         error = CallError("the server was upgraded meanwhile: what was begun may have been done", "failed")
-        for ident, number in found.asked:
+        for ident, number in found.callers:
             if child := self.children.by_ident.get(ident):
                 self.children.send(child, Answer(number, error, []))
 
-    # What workers say.
+    # Events of workers.
 
     def became_ready(self, child: Child) -> None:
-        """A worker can be asked from now on."""
+        """A worker takes commands from now on."""
         self._send(self._calls.offer(child.member.ident))
 
     def received(self, child: Child, message: messages.Message) -> None:
-        """A worker replies, is free for a command, or asks the others."""
+        """A worker has replied, is free for a command, or calls a command in others."""
         ident, now = child.member.ident, time.monotonic()
         match message:
             case messages.Call():
-                self._asked_by(child, message)
+                self._called_by(child, message)
             case messages.Noted():
                 self._noted(ident)
             case messages.Result():
@@ -155,15 +155,15 @@ class CallRouter(Observer):
                 self._send(self._calls.free(target, now))
 
     def ended(self, child: Child) -> None:
-        """A worker can be asked no more."""
+        """A worker takes no more commands."""
         self._calls.gone(child.member.ident, time.monotonic())
 
-    def _asked_by(self, child: Child, call: messages.Call) -> None:
-        asked = child.member.ident, call.number
-        self._asked.add(asked)
+    def _called_by(self, child: Child, call: messages.Call) -> None:
+        caller = child.member.ident, call.number
+        self._callers.add(caller)
 
         def answer(ended: Pending) -> None:
-            self._asked.discard(asked)
+            self._callers.discard(caller)
             error = None if ended.error is None else CallError(str(ended.error), ended.error.code)
             try:
                 self.children.send(child, Answer(call.number, error, ended.value or []))
@@ -176,6 +176,6 @@ class CallRouter(Observer):
             pending = self._ask_for(call.name, call.args, call.to, call.timeout, child.member.ident)
         except CommandError as error:
             pending.fail(error)
-        except (TypeError, ValueError) as error:  # a name that is no text, say: the worker's mistake, but no reason to kill it
+        except (TypeError, ValueError) as error:  # for example a name that is no text: no reason to kill the worker
             pending.fail(CommandError(f"this cannot be asked for: {error}", "usage"))
         pending.finally_(answer)

@@ -43,9 +43,9 @@ class ChildState:
 
 @dataclass(eq=False, slots=True)
 class Child:
-    """A worker, or a mold, seen from the master; gunicorn's hooks get it as their `worker`.
+    """What the master has of one worker or mold. gunicorn's hooks get it as their `worker`.
 
-    It stays the master's until its exit was noticed, so its pid cannot mean another process.
+    The master keeps it until it has reaped the process, so the pid cannot mean another process.
     """
 
     id: int
@@ -55,9 +55,9 @@ class Child:
     row: Row
     stacks: int
     pid: int | None = None
-    failure: Failed | None = None  # what it said of why it could not boot
-    fault: Failed | None = None  # as `failure`, if it is ready without the app and shows that instead; under --reload
-    commands: Sequence[Mapping[str, str]] = field(default_factory=list)  # that it knows, besides the server's own
+    failure: Failed | None = None  # why it could not boot
+    fault: Failed | None = None  # under --reload: as `failure`, of a worker that is ready with the error page
+    commands: Sequence[Mapping[str, str]] = field(default_factory=list)  # of its class, beside the server's own
     orders: OrderSocket | None = None  # a mold's
 
     def __str__(self) -> str:
@@ -82,27 +82,27 @@ class Child:
                 os.kill(self.pid, signum)
 
     def ask_for_stacks(self) -> None:
-        """Have it write its stacks down, by its Python handler; `answered` then says when it has."""
+        """Have its Python handler write its stacks down; `answered` shows when it has."""
         os.ftruncate(self.stacks, 0)
         self.signal(signal.SIGUSR2)
 
     def dump_stacks(self) -> None:
-        """Have it write its stacks down in C, whatever its Python code does. It may crash: only for one that is to be killed."""
+        """Have it write its stacks down in C, whatever its Python code does. It may crash: only before a kill."""
         self.signal(stacks.NATIVE)
 
     @property
     def answered(self) -> bool:
-        """Whether its Python handler has written its stacks since it was asked."""
+        """Whether its Python handler has written its stacks since `ask_for_stacks`."""
         size = os.fstat(self.stacks).st_size
         return size > 0 and os.pread(self.stacks, 1, size - 1) == stacks.END
 
     def read_stacks(self) -> str:
-        """Return the stacks that it has written, as text; empty if there are none."""
+        """Return the stacks that it has written as text; empty if there are none."""
         found = os.pread(self.stacks, stacks.MAX_STACKS, 0).rstrip(stacks.END)
         return found.decode("utf-8", "backslashreplace").strip()
 
     def in_hand(self) -> list[str]:
-        """Return a line for each request that it has in hand, or had when it ended, as far as that was noted."""
+        """Return a line for each noted request that it has in hand, or had at its end."""
         now = time.monotonic_ns()
         return [f"in hand for {(now - started) / 1e9:.0f} s: {printable(line)}" for started, line in self.row.lines()]
 
@@ -111,7 +111,7 @@ class Child:
         return "\n".join([*self.in_hand(), self.read_stacks() or "no stacks: the process did not answer"])
 
     def close(self) -> None:
-        """Let go of everything that was held for it."""
+        """Close everything that the master has of it."""
         self.channel.close()
         if self.orders is not None:
             self.orders.close()
@@ -120,14 +120,14 @@ class Child:
 
 def pass_logs(channel: Channel, files: Mapping[str, int]) -> None:
     """Send a child the descriptors of log files, by path."""
-    with contextlib.suppress(OSError):  # no descriptor is left to copy one: it keeps what it has
+    with contextlib.suppress(OSError):  # no descriptor is free for a copy: the child keeps its old files
         channel.send(LogFiles(list(files)), list(files.values()))
 
 
 def stacks_file() -> int:
-    """Return the descriptor of such a file for stacks; each dump goes to its end."""
+    """Return the descriptor of a new file for stacks. Each dump is appended to it."""
     descriptor = nameless_file("forkserve-stacks")
-    # The worker's offset stays where its last dump ended, and ours would be shared with it.
+    # The worker's offset stays behind its last dump, and it is shared with the master's.
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
     return descriptor

@@ -72,7 +72,7 @@ class Children:
         deadline = self.pool.next_deadline()
         if deadline is not None and deadline <= time.monotonic():
             for child in self.by_ident.values():
-                self.pool.happened(history.Beat(child.member.ident, child.row.cells[BEAT] / 1e9))
+                history.Beat(child.member.ident, child.row.cells[BEAT] / 1e9).happen(self.pool)
 
     # How they come.
 
@@ -85,7 +85,7 @@ class Children:
             return
         self.by_ident[member.ident] = child
         if child.pid is not None:
-            self.pool.happened(history.Forked(member.ident, child.pid))
+            history.Forked(member.ident, child.pid).happen(self.pool)
         self._watch(child)
 
     def _fork_failed(self, member: Member, why: str) -> None:
@@ -93,7 +93,7 @@ class Children:
             console.say(f"forkserve: cannot fork: {why}")
         elif self.pool.phase is Phase.SERVING:
             logger.error("%s: cannot fork: %s", process_name(member.slot), why)
-        self.pool.happened(history.ForkFailed(member.ident, f"cannot fork: {why}", time.monotonic()))
+        history.ForkFailed(member.ident, f"cannot fork: {why}", time.monotonic()).happen(self.pool)
 
     def _came(self, child: Child, pid: int) -> None:
         """A worker that was ordered is there. Only if it is a child of ours is its pid what it says."""
@@ -101,7 +101,7 @@ class Children:
             raise ValueError("it is known already")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         child.pid = pid
-        self.pool.happened(history.Forked(child.member.ident, pid))
+        history.Forked(child.member.ident, pid).happen(self.pool)
 
     def lost(self, child: Child) -> None:
         """Do without a worker that was ordered long ago, if it has not come."""
@@ -110,7 +110,7 @@ class Children:
 
     def _misbehaved(self, child: Child, how: str) -> None:
         if child.pid is not None:
-            self.pool.happened(history.ProtocolViolated(child.member.ident, how, time.monotonic()))
+            history.ProtocolViolated(child.member.ident, how, time.monotonic()).happen(self.pool)
         elif self.by_ident.get(child.member.ident) is child:  # there is no process to kill
             fallback = self.forker.source.fallback if self.pool.phase < Phase.STOPPING else None
             if fallback is None:
@@ -146,26 +146,26 @@ class Children:
             case messages.Forked(pid):
                 self._came(child, pid)
             case messages.Ready() if child.id == MOLD:
-                self.pool.happened(history.BecameReady(ident, now))
+                history.BecameReady(ident, now).happen(self.pool)
                 self.failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
             case messages.Ready(commands):
                 child.commands = commands
-                self.pool.happened(history.BecameReady(ident, now))
+                history.BecameReady(ident, now).happen(self.pool)
                 self._became_ready(child)
             case messages.Failed():
                 child.failure = message
             case messages.ReopenLogs():
                 self.pass_logs(child)
             case Unreadable(why):
-                self.pool.happened(history.ProtocolViolated(ident, why, now))
+                history.ProtocolViolated(ident, why, now).happen(self.pool)
             case _ if self._observers.received(child, message):
                 pass
             case messages.Loaded() | messages.Outside() | messages.Waits():
                 pass  # of a worker from before an upgrade, whose master had --reload
             case _:
-                self.pool.happened(history.ProtocolViolated(ident, f"unexpected message {message!r:.100}", now))
+                history.ProtocolViolated(ident, f"unexpected message {message!r:.100}", now).happen(self.pool)
 
     def _became_ready(self, child: Child) -> None:
         if child.failure is None:
@@ -177,7 +177,7 @@ class Children:
     # Their channels.
 
     def pass_logs(self, child: Child) -> None:
-        """Have a child go on in the log files that their paths lead to now. It may have no right to open them."""
+        """Give a child the log files that the paths lead to now. It may have no right to open them itself."""
         with logs.opened_anew() as files:
             pass_logs(child.channel, files)
         self._watch(child)
@@ -217,7 +217,7 @@ class Children:
                 self._poller.at(time.monotonic(), functools.partial(self.lost, child))
 
     def forget(self, child: Child) -> None:
-        """Let go of a child that is gone."""
+        """Forget a child that is gone."""
         self._poller.unwatch(child.channel)
         child.close()
         self.lost_lines += child.row.cells[LOST_LINES]
@@ -228,6 +228,6 @@ class Children:
         self._observers.notify(Observer.ended, child)
 
     def forget_all(self) -> None:
-        """Let go of those that are still there: the server has ended."""
+        """Forget those that are left: the server has ended."""
         for child in list(self.by_ident.values()):
             self.forget(child)

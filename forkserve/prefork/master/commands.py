@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.system.signals import SignalQueue
     from forkserve.prefork.worker.worker import Worker
 
-MANY_WORKERS = 256  # how far TTIN can go, unless more were asked for at the start
+MANY_WORKERS = 256  # how far TTIN can go, unless the settings have more at the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +138,11 @@ class MasterCommands:
             raise CommandError("a reload replaces all workers just now", "refused")
         slot = self.slot(worker)
         before = completion.replaced(self.pool, slot)
-        self.pool.happened(history.Replaced(slot))
+        history.Replaced(slot).happen(self.pool)
 
         def give_up(ended: Pending) -> None:
             if ended.error is not None:
-                self.pool.happened(history.ReplaceCancelled(slot, time.monotonic()))
+                history.ReplaceCancelled(slot, time.monotonic()).happen(self.pool)
 
         return self.goals.until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
 
@@ -162,7 +162,7 @@ class MasterCommands:
                 self.listeners.open_slots(range(1, wanted + 1))
             except ListenError as error:
                 raise CommandError(f"cannot have {wanted} workers: {error}") from error
-            self.pool.happened(history.Wanted(wanted))
+            history.Wanted(wanted).happen(self.pool)
             self.log.info("%d worker%s wanted", wanted, "s" * (wanted != 1))
             self.observers.notify(Observer.scaled, wanted, before)
         return self.goals.until(completion.scaled(self.pool, wanted), lambda: {"workers": wanted})
@@ -184,14 +184,14 @@ class MasterCommands:
     def quit(self) -> Pending:
         """Stop at once, whatever is in hand."""
         pending = self._stop()
-        self.pool.happened(history.Stopped(at_once=True))
+        history.Stopped(at_once=True).happen(self.pool)
         return pending
 
     def _stop(self) -> Pending:
         if self.pool.phase < Phase.STOPPING:
             self.log.info("stopping")
             self.observers.notify(Observer.stopping)
-        self.pool.happened(history.Stopped(at_once=False))
+        history.Stopped(at_once=False).happen(self.pool)
         self._stops.append(Pending())
         return self._stops[-1]
 

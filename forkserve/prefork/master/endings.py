@@ -54,13 +54,13 @@ class Endings(Observer):
                 wait = 0.0 if self._pool.phase >= Phase.STOPPING else GROUP
                 self._poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
             case messages.Draining():
-                self._pool.happened(history.Draining(ident, time.monotonic()))
+                history.Draining(ident, time.monotonic()).happen(self._pool)
             case messages.Released():
-                self._pool.happened(history.Released(ident))
+                history.Released(ident).happen(self._pool)
                 self.admit(child)
             case messages.Lingering():
-                self._pool.happened(history.Lingering(ident))
-            case messages.Spent(requests, full) if self._pool.happened(history.Spent(ident, full)):
+                history.Lingering(ident).happen(self._pool)
+            case messages.Spent(requests, full) if history.Spent(ident, full).happen(self._pool):
                 logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, requests)
 
     def _let_go(self, child: Child) -> None:
@@ -76,7 +76,7 @@ class Endings(Observer):
             )
             self._children.send(child, messages.Stay(longest))
         else:
-            self._pool.happened(history.Draining(child.member.ident, time.monotonic()))
+            history.Draining(child.member.ident, time.monotonic()).happen(self._pool)
             self.drain(child, booting=False)
 
     def admit(self, child: Child) -> None:
@@ -127,7 +127,7 @@ class Endings(Observer):
         if self._children.by_ident.get(child.member.ident) is not child or child.member.state is not State.DUMPING:
             return
         if child.answered:
-            self._pool.happened(history.StacksDumped(child.member.ident, time.monotonic()))
+            history.StacksDumped(child.member.ident, time.monotonic()).happen(self._pool)
         else:
             child.dump_stacks()
 

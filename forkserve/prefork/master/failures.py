@@ -1,4 +1,4 @@
-"""What is said when a worker ends that nobody asked to end."""
+"""Reports of workers that end without an order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Failures:
     """Reports the ends of workers. For the master."""
 
     def __init__(self, *, plain: bool) -> None:
-        self._plain = plain  # tracebacks are printed as they are, for somebody who sits before the terminal
-        self._last: dict[int, Failed] = {}  # by slot: how its boot failed, told in full once
+        self._plain = plain  # tracebacks are printed without a log prefix, for a person at the terminal
+        self._last: dict[int, Failed] = {}  # by slot: how its boot failed, reported in full once
         self._killed_for_memory = killed_for_memory()
 
     def booted(self, slot: int) -> None:
@@ -41,11 +41,11 @@ class Failures:
             return child.failure.message
         if status != -signal.SIGKILL or child.member.reason:
             return None
-        # The system counts whom it kills, and does not say whom: a kill by somebody else may fall on the same moment.
+        # The system counts the processes that it kills without naming them: another kill may fall on the same moment.
         return "killed by the system for want of memory, it seems" if by_system else None
 
     def _killed_meanwhile(self) -> bool:
-        """Whether the system has killed anybody for want of memory since this was asked last."""
+        """Whether the system has killed a process for want of memory since the last call."""
         before, self._killed_for_memory = self._killed_for_memory, killed_for_memory()
         return self._killed_for_memory > before
 
@@ -53,7 +53,7 @@ class Failures:
         """Report a worker that failed; `status` is its exit code, or its signal as a negative one."""
         how = describe_exit(status)
         if child.member.ready_at is not None:
-            in_hand = [] if child.member.reason else child.in_hand()  # it was killed by us, who have said it then
+            in_hand = [] if child.member.reason else child.in_hand()  # the master has killed it and has logged them then
             logger.error("%s", "\n".join([f"{child} {how}{f': {reason}' * bool(reason)}", *in_hand]))
             return
         why = child.failure or Failed(child.member.reason or f"it {how} before it was ready")
@@ -81,7 +81,7 @@ class Failures:
         return why
 
 
-def told(failure: Failed) -> str:
+def failure_text(failure: Failed) -> str:
     """Return what a worker said of why it could not boot, as one text: the line, and the app's traceback if there is one."""
     return "\n\n".join(filter(None, (failure.message, failure.traceback)))
 

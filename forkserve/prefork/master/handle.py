@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve.base import logs
 from forkserve.base.errors import CommandError
@@ -12,7 +13,7 @@ from forkserve.prefork.master.observers import Observer
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from forkserve.config.settings import Settings
     from forkserve.prefork.master.child import Child
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.listeners import Listeners
 
-# What a hook may call: the commands, and what adds handlers to the master's loop.
-METHODS: Final = (
-    *("call", "commands", "map", "quit", "reload", "reopen_logs", "restart", "scale", "stacks", "status", "stop", "upgrade"),
-    *("add_io_handler", "every", "on_signal", "remove_io_handler"),
-)
+# What a hook may call beside the commands: what adds handlers to the master's loop.
+HANDLERS: Final = ("add_io_handler", "every", "map", "on_signal", "remove_io_handler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +55,9 @@ class ServerValues:
 class ServerHandle:
     """The server, as users' hooks get it.
 
-    In the master the attributes show the present, and the methods of `METHODS` do what they do on `Server`. In a forked worker
-    the attributes show the moment of the fork, nothing refers to the master, and the methods raise CommandError. Attributes
-    that a hook sets stay, also for the hooks of workers that are forked later.
+    In the master the attributes show the present, and the methods (the commands and `HANDLERS`) do what they do on `Server`. In a
+    forked worker the attributes show the moment of the fork, nothing refers to the master, and the methods raise CommandError.
+    Attributes that a hook sets stay, also for the hooks of workers that are forked later.
 
     Attributes:
         log: The server's logger, as `server.log.info("%s", ...)`.
@@ -73,15 +71,16 @@ class ServerHandle:
         WORKERS: The workers by pid.
     """
 
-    def __init__(self, look: Callable[[], ServerValues], methods: object | None) -> None:
-        """*look* returns the values; *methods* has the methods, in the master."""
+    def __init__(self, look: Callable[[], ServerValues], names: Collection[str], methods: object | None) -> None:
+        """*look* returns the values; *names* are the methods, which *methods* has, in the master."""
         self._look = look
+        self._names = names
         self._methods = methods
 
     def for_worker(self) -> ServerHandle:
         """Return a handle for a worker that is about to be forked."""
         values = self._look()
-        handle = ServerHandle(lambda: values, None)
+        handle = ServerHandle(lambda: values, self._names, None)
         vars(handle).update({name: value for name, value in vars(self).items() if name not in vars(handle)})
         return handle
 
@@ -135,12 +134,14 @@ class ServerHandle:
         return self._look().workers
 
     def __getattr__(self, name: str) -> Any:
-        """Return one of METHODS."""
-        if name not in METHODS:
+        """Return a method."""
+        if name.startswith("_") or name not in self._names:
             raise AttributeError(f"the server has no attribute {name!r} for hooks")
-        if self._methods is None:
-            raise CommandError(f"server.{name} can be called in the master only, and this is a worker", "refused")
-        return getattr(self._methods, name)
+        return partial(_refuse, name) if self._methods is None else getattr(self._methods, name)
+
+
+def _refuse(name: str, *_: object, **__: object) -> NoReturn:
+    raise CommandError(f"server.{name} can be called in the master only, and this is a worker", "refused")
 
 
 class Present:

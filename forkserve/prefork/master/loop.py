@@ -109,7 +109,7 @@ class MasterLoop:
         now, pool, departures = time.monotonic(), self.pool, self.pool.departures
         queued = {slot for slot in departures.unattended(now) if self.listeners.last_look(slot)}
         places = departures.advertised, departures.moved, departures.advertised_before
-        plan: list[Action] = pool.happened(history.Planned(now, *places, queued))
+        plan: list[Action] = history.Planned(now, *places, queued).happen(pool)
         if plan:
             pool.record(history.Decided.of(plan))
         return plan

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import logfile, startup
 from forkserve.base.records import dump
+from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.master.call_router import CallRouter
 from forkserve.prefork.master.children import Children
 from forkserve.prefork.master.class_hooks import ClassHooks
@@ -17,7 +18,7 @@ from forkserve.prefork.master.endings import Endings
 from forkserve.prefork.master.exits import OtherProcesses
 from forkserve.prefork.master.failures import Failures
 from forkserve.prefork.master.forker import Forker
-from forkserve.prefork.master.handle import Present, ServerHandle, UserHooks
+from forkserve.prefork.master.handle import HANDLERS, Present, ServerHandle, UserHooks
 from forkserve.prefork.master.loop import MasterLoop
 from forkserve.prefork.master.observers import FrontendObserver, Observer
 from forkserve.prefork.master.opening import Opened, Stacks, open_all
@@ -45,7 +46,7 @@ class Master:
     """The master process of one server. It knows neither HTTP nor what its observers are.
 
     Args:
-        commands: What it can be told, with the parts that exist before it runs.
+        commands: Its commands, with the parts that exist before it runs.
         frontend: Keeps the configuration of a front end.
         observers: Make more observers, which are notified in this order.
     """
@@ -64,7 +65,9 @@ class Master:
         self._change = AddressChange(self._state, self._pool, self._listeners, self._frontend, self._poller)
 
     def run(self) -> int:
-        """Serve until told to stop; return the exit code. In the pre-flight of an upgrade, load the app and end the process.
+        """Serve until a command or signal stops the server; return the exit code.
+
+        In the pre-flight of an upgrade, load the app and end the process.
 
         Raises ListenError and ConfigError before the first fork.
         """
@@ -109,9 +112,10 @@ class Master:
     def _make_children(self, opened: Opened) -> Children:
         """Make what forks workers, and what users' hooks see of it."""
         state = self._state
+        methods = [*(name.replace("-", "_") for name in commands_of(type(self._commands))), *HANDLERS]
         forker = Forker(
             state=state,
-            server=ServerHandle(Present(state, self._pool, self._listeners), self._commands),
+            server=ServerHandle(Present(state, self._pool, self._listeners), methods, self._commands),
             observers=self._observers,
             listeners=self._listeners,
             scoreboard=opened.scoreboard,
@@ -181,7 +185,7 @@ class Master:
         successor.reload(opened.upgrade, error, {**dump(before.addresses), "workers": before.reloading.workers})
 
     def _release(self, forker: Forker) -> None:
-        """Let go of all that is the server's, in a process that a hook or a handler has just forked from the master."""
+        """Close all that is the server's, in a process that a hook or a handler has just forked from the master."""
         forget_signals()
         logfile.let_go()
         forker.close_in_child()

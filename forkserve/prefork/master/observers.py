@@ -84,7 +84,7 @@ class Observer:
         """The server stops."""
 
     def close(self) -> None:
-        """The server has stopped: let go of everything."""
+        """The server has stopped: close everything."""
 
     def stopped(self) -> None:
         """Everything is closed; the process is about to exit."""
@@ -147,7 +147,7 @@ class FrontendObserver(Observer):
 
     @property
     def busy(self) -> bool:
-        """Whether the front end is being reconfigured, so that nobody can say which configuration it uses."""
+        """Whether the front end is being reconfigured, so that its present configuration is unknown."""
         return False
 
     def export(self) -> LockState | None:

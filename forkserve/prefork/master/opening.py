@@ -35,13 +35,12 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.commands import MasterCommands
     from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.master.upgrade.state import MasterState
-    from forkserve.prefork.policy.pool import PoolEvent
     from forkserve.prefork.system.poller import Poller
 
 
 @dataclass(frozen=True, slots=True)
 class Stacks:
-    """What is called at the end, in this order: everything is closed, then that is made known, then the signals are let go."""
+    """What is called at the end, in this order: to close everything, to announce that, and to restore the signals."""
 
     cleanup: contextlib.ExitStack
     last: contextlib.ExitStack
@@ -105,7 +104,7 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     return Opened(before, signals, hangup_ignored, pid_file, control, upgrade, outputs, scoreboard, in_child)
 
 
-def _log_event(event: PoolEvent) -> None:
+def _log_event(event: object) -> None:
     """Log an event of the pool, one JSON line each (`history.read_event`), at the level trace."""
     if logs.logger.isEnabledFor(logs.TRACE):
         logs.logger.log(logs.TRACE, "%s", history.write_event(event))

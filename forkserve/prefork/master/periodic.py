@@ -71,10 +71,10 @@ class PeriodicChecks:
         if not (settings.max_lifetime or settings.max_memory) or pool.phase is not Phase.SERVING:
             return
         ready = [child for child in self._children if child.member.state is State.READY and not child.member.outdated]
-        room = 0 if self._reloading.under_way else pool.room - (pool.wanted - len(ready))
+        room = 0 if self._reloading.under_way else pool.capacity.room(pool.wanted).replacements - (pool.wanted - len(ready))
         for slot, why in self._recycler.pick([served(one, settings) for one in ready], settings, room):
             logger.info("worker %d is replaced: %s", slot, why)
-            pool.happened(history.Replaced(slot))
+            history.Replaced(slot).happen(pool)
 
     def _check_socket_files(self) -> None:
         """Warn of a unix socket whose file was removed, or replaced by another server's."""

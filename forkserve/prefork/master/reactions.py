@@ -65,4 +65,4 @@ class SignalReactions:
         """Have no workers, until TTIN; but not because a terminal window was resized."""
         if not self._terminal.resized():
             logger.info("no workers wanted; connections wait")
-            self._pool.happened(history.Suspended())
+            history.Suspended().happen(self._pool)

@@ -76,7 +76,7 @@ class Reaper:
         code, signum = (status, None) if status >= 0 else (None, -status)
         first_boot = self._pool.phase is Phase.FIRST_BOOT and not self._pool.members.limits.patient
         why = self._children.failures.reason(child, status)
-        failed = self._pool.happened(history.Exited(child.member.ident, time.monotonic(), code, signum, why))
+        failed = history.Exited(child.member.ident, time.monotonic(), code, signum, why).happen(self._pool)
         if failed:
             self._children.failures.report(child, status, why, first_boot=first_boot)
         else:

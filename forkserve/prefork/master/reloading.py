@@ -13,7 +13,7 @@ from forkserve.base.records import record
 from forkserve.config.settings import flag, merge, unchangeable
 from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
-from forkserve.prefork.master.failures import told
+from forkserve.prefork.master.failures import failure_text
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase
@@ -78,7 +78,7 @@ class Reloading:
         return ReloadingState(self.last, self._config.settings.workers)
 
     def adopt(self, found: ReloadingState) -> None:
-        """Go on in the new program: what its configuration asks for is taken over by the reload that follows."""
+        """Go on in the new program: its configuration is taken over by the reload that follows."""
         self.last = found.last
         config = self._config
         was = dataclasses.replace(config.settings, workers=found.workers)
@@ -128,7 +128,7 @@ class Reloading:
             done = self._rollout.advance(now)
         except CommandError as error:
             slot, end = self._rollout.failed_slot, self._rollout.failed
-            # Without its end there is none of its own either: what the slot is remembered for is an older failure.
+            # Without an end of this process the failure that is remembered for the slot is an older one.
             self._end(error, None if slot is None or end is None else self._children.failures.traceback(slot, end.reason))
             return True
         if done:
@@ -157,7 +157,7 @@ class Reloading:
     def take_over(self, settings: Settings, hooks: Hooks) -> None:
         """Put other settings and hooks in force."""
         self._state.settings, self._state.hooks = settings, hooks
-        self._pool.happened(history.LimitsChanged(pool_limits(settings)))
+        history.LimitsChanged(pool_limits(settings)).happen(self._pool)
         logs.set_level(settings.log_level)
 
     def _before_commit(self) -> None:
@@ -236,6 +236,6 @@ class Reloading:
         if rollout.rolled_back and self._undo is not None:
             self._undo()
         logs.logger.error("reload failed: %s", error)
-        self._observers.notify(Observer.reload_ended, told(Failed(str(error), traceback=traceback)))
+        self._observers.notify(Observer.reload_ended, failure_text(Failed(str(error), traceback=traceback)))
         for pending in running:
             pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})

@@ -19,7 +19,7 @@ _LOOK_EVERY: Final = 0.02
 
 
 def collect(children: Sequence[Child], poller: Poller, patience: float = PATIENCE) -> Pending:
-    """Ask each of the children for its stacks. The value is a list with `id`, `pid`, `generation` and `stacks` of each.
+    """Request the stacks of each of the children. The value is a list with `id`, `pid`, `generation` and `stacks` of each.
 
     No event says that a process has answered, so its file is looked at until all have, or `patience` (seconds) is over.
     """

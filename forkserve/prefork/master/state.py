@@ -1,4 +1,4 @@
-"""What all parts of the master read: the settings and hooks in force, and who this server is."""
+"""What all parts of the master read: the settings and hooks in force, and the identity of the server."""
 
 from __future__ import annotations
 

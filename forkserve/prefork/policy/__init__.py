@@ -1,1 +1,1 @@
-"""Policy: what is to be done about the workers. Pure: values go in, actions come out."""
+"""Policy: decisions about the processes. Pure: values go in, actions come out."""

@@ -1,9 +1,8 @@
-"""Calls: commands under way in workers: who is asked, who has answered, and until when. Pure.
+"""Calls: commands under way in workers: which workers have them, which have replied, and the deadlines. Pure.
 
-Whoever holds it sends what it returns, and tells it what comes back. `any` works by offers: while a
-call waits for somebody, each ready worker has one offer, which it takes up (`free`) when it is
-idle: between requests, and with no command in hand. So the first that is idle gets the call, and
-no other.
+The caller sends the messages that it returns, and passes it the replies. `any` works by offers: while a call waits for a worker,
+each ready worker has one offer. A worker takes it up (`free`) when it is idle: between requests, and with no command in hand. So
+the first idle worker gets the call, and no other.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     from forkserve.base.errors import CommandError
 
 OFFER: Final = Offer()
-STATUSES = ("ok", "error", "unknown")  # that a worker can give; the others are found out without it
+STATUSES = ("ok", "error", "unknown")  # that a worker can send; the master finds out the others
 
 
 class Target(NamedTuple):
-    """A worker that can be asked: its member's ident, and what its reply says of it."""
+    """A worker that takes commands: its member's ident, and what its reply contains of it."""
 
     ident: int
     id: int
@@ -48,9 +47,9 @@ class _Call:
     began: float
     deadline: float | None
     pending: Pending = field(default_factory=Pending)
-    asked: dict[int, tuple[Target, float]] = field(default_factory=dict)  # by ident: who has not answered yet, and since when
+    open: dict[int, tuple[Target, float]] = field(default_factory=dict)  # by ident: no reply yet, and since when
     replies: list[Reply] = field(default_factory=list)
-    without: int | None = None  # the ident of who must not be asked
+    without: int | None = None  # the ident of the worker that must not get it
 
     @property
     def message(self) -> Command:
@@ -63,29 +62,29 @@ class Calls:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._open: dict[int, _Call] = {}
-        self._waiting: deque[_Call] = deque()  # for anybody
+        self._waiting: deque[_Call] = deque()  # for any worker
         self._offered: set[int] = set()
 
     def export(self) -> int:
-        """The number of the next call, for an upgrade: what is answered late must not be taken for another's answer."""
+        """Return the number of the next call, for an upgrade: a late reply must not be taken for that to another call."""
         return next(self._numbers)
 
     def adopt(self, number: int) -> None:
-        """Go on from it in the new program, which knows nothing of those that were under way."""
+        """Go on with this number in the new program, which knows nothing of the calls that were under way."""
         self._numbers = itertools.count(number)
 
     def next_deadline(self) -> float | None:
-        """When `expire` must be called if nothing happens before; None for never."""
+        """Return when `expire` must be called; None: never."""
         return min((call.deadline for call in self._open.values() if call.deadline is not None), default=None)
 
     def ask(
         self, name: str, args: Sequence[JSON], targets: Iterable[Target], now: float, deadline: float | None
     ) -> tuple[Pending, list[Send]]:
-        """Ask each of the targets; the value will be their replies, in the order of their ids."""
+        """Send it to each of the targets. The value will be their replies, in the order of their ids."""
         call = self._new(name, args, now, deadline)
-        call.asked = {target.ident: (target, now) for target in targets}
+        call.open = {target.ident: (target, now) for target in targets}
         message = call.message
-        sends = [Send(ident, message) for ident in call.asked]
+        sends = [Send(ident, message) for ident in call.open]
         self._finish_if_complete(call)
         return call.pending, sends
 
@@ -98,65 +97,65 @@ class Calls:
         deadline: float | None,
         without: int | None = None,
     ) -> tuple[Pending, list[Send]]:
-        """Ask the worker that is idle first, but not `without`; the value will be a list of one reply."""
+        """Send it to the first idle worker, but not to `without`. The value will be a list of one reply."""
         call = self._new(name, args, now, deadline)
         call.without = without
         self._waiting.append(call)
         return call.pending, [send for target in ready for send in self.offer(target.ident)]
 
     def offer(self, ident: int) -> list[Send]:
-        """What to send to a worker that is ready (again): an offer, if anybody waits and it has none."""
+        """Return what a ready worker must be sent: an offer, if a call waits and it has none."""
         if not self._waiting or ident in self._offered:
             return []
         self._offered.add(ident)
         return [Send(ident, OFFER)]
 
     def free(self, target: Target, now: float) -> list[Send]:
-        """A worker took up its offer; return the call that it gets, if there is still one for it, and another offer if more wait.
+        """A worker has taken up its offer. Return the call that it gets, if one still waits, and another offer if more wait.
 
-        The offer goes with the call because a worker that gets to it too late does not reply, and must not be forgotten.
+        The offer goes with the call: a worker that comes to the call too late does not reply, and must not be forgotten.
         """
         self._offered.discard(target.ident)
         for call in self._waiting:
             if call.without != target.ident and (call.deadline is None or now < call.deadline):
                 self._waiting.remove(call)
-                call.asked[target.ident] = target, now
+                call.open[target.ident] = target, now
                 return [Send(target.ident, call.message), *self.offer(target.ident)]
         return []
 
     def replied(self, ident: int, result: Result, now: float) -> str | None:
-        """A worker answered. Return what is wrong with it, for the log, if it came too late or is no answer."""
+        """A worker has replied. Return what is wrong with the reply, for the log, if it is late or has an impossible status."""
         call = self._open.get(result.call)
-        if call is None or ident not in call.asked:
+        if call is None or ident not in call.open:
             return f"a late reply to a command was dropped: {result.name!r:.80}"
         if result.status not in STATUSES:
             return f"a reply without a status was dropped: {result.status!r:.80}"
-        target, since = call.asked.pop(ident)
+        target, since = call.open.pop(ident)
         self._note(call, target, since, now, result.status, result.value, result.error)
         return None
 
     def gone(self, ident: int, now: float) -> None:
         """A worker has died, or cannot be reached."""
         self._offered.discard(ident)
-        for call in [one for one in self._open.values() if ident in one.asked]:
-            if ident in call.asked:  # who is told of the end of one call may have come here, too
-                target, since = call.asked.pop(ident)
+        for call in [one for one in self._open.values() if ident in one.open]:
+            if ident in call.open:  # a callback at the end of one call may have come here, too
+                target, since = call.open.pop(ident)
                 self._note(call, target, since, now, "died")
 
     def expire(self, now: float) -> None:
-        """End what has not been answered in time."""
+        """End the calls whose deadline has passed."""
         for call in [one for one in self._open.values() if one.deadline is not None and one.deadline <= now]:
             if call.pending.done:
-                continue  # who is told of the end of one call may end another
-            asked, call.asked = call.asked, {}
-            call.replies += [self._reply(target, since, now, "timeout") for target, since in asked.values()]
+                continue  # a callback at the end of one call may end another
+            late, call.open = call.open, {}
+            call.replies += [self._reply(target, since, now, "timeout") for target, since in late.values()]
             if call in self._waiting:
                 self._waiting.remove(call)
                 call.replies.append(Reply(0, None, 0, "timeout", seconds=now - call.began))
             self._finish_if_complete(call)
 
     def refuse(self, error: CommandError) -> None:
-        """End what waits for anybody: nobody will be ready any more."""
+        """End the calls that wait for any worker: no worker will be ready any more."""
         while self._waiting:
             call = self._waiting.popleft()
             del self._open[call.number]
@@ -176,6 +175,6 @@ class Calls:
         return Reply(target.id, target.pid, target.generation, status, value, error, round(now - since, 6))
 
     def _finish_if_complete(self, call: _Call) -> None:
-        if not call.asked and call not in self._waiting:
+        if not call.open and call not in self._waiting:
             del self._open[call.number]
             call.pending.resolve(sorted(call.replies, key=lambda reply: reply.id))

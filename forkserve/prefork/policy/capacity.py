@@ -19,7 +19,7 @@ class Room(NamedTuple):
 
 
 class Capacity:
-    """Bounds the number of worker processes by what is wanted, `surge`, `lingering` and the rows of the scoreboard."""
+    """Bounds the number of worker processes by the number wanted, `surge`, `lingering` and the rows of the scoreboard."""
 
     def __init__(self, members: Members, molds: Molds, wanted: int) -> None:
         self._members = members

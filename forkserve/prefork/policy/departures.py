@@ -29,17 +29,17 @@ class DeparturesState:
 
 
 class Departures:
-    """The slots whose listeners are open, and how they are closed; in sets of slots None stands for the shared addresses."""
+    """The slots with open listeners, and how these are closed; in sets of slots None stands for the shared addresses."""
 
     def __init__(self, members: Members, wanted: int) -> None:
         self._members = members
-        self.open: set[int | None] = {None, *range(1, wanted + 1)}  # slots whose listeners are open
+        self.open: set[int | None] = {None, *range(1, wanted + 1)}
         self.kept = range(1, wanted + 1)  # slots that keep their listeners; more than are wanted after `Pool.suspend`
         self.closing = False  # the server stops, so the shared listeners are not kept either
         self.public = False  # requests may be sent here: from the announcement on, until the server stops at once
         # Set by the master:
         self.advertised: AbstractSet[int | None] = frozenset()  # slots that a front end may send requests to
-        self.moved: AbstractSet[int] = frozenset()  # slots whose new workers listen elsewhere than some old ones
+        self.moved: AbstractSet[int] = frozenset()  # slots that have new workers on another address than some old ones
         self.advertised_before: AbstractSet[int] = frozenset()  # those of them where requests may be sent to the old address
         self.queued: AbstractSet[int | None] = frozenset()  # those of `unattended` where connections wait
         self.last_calls = LastCalls()
@@ -84,7 +84,7 @@ class Departures:
         return min((due for due in deadlines if due is not None), default=None)
 
     def unattended(self, now: float) -> set[int | None]:
-        """Return the slots whose listeners are to be closed now, and where no worker is ready that accepts.
+        """Return the slots with a listener that is to be closed now, and without a ready worker that accepts.
 
         The master looks whether connections wait there (`queued`) before it asks for a plan.
         """

@@ -1,4 +1,4 @@
-"""Distribute: one command for each of many items, each in the worker that is idle first. Pure."""
+"""Distribute: one command for each of many items, each in the first idle worker. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from forkserve.prefork.ipc.pending import JSON, Pending, Reply
 
 
 def distribute(ask: Callable[[JSON], Pending], items: Sequence[JSON], width: int, retries: int) -> Pending:
-    """Ask for every item, `width` of them at a time; the value is the list of replies, in the order of the items.
+    """Call the command for every item, `width` of them at a time. The value is the list of replies, in the order of the items.
 
-    An item whose worker dies is asked for again, so many times at most. An error of one, raised or not, ends it all.
+    An item whose worker dies is tried again, at most `retries` times. An error of one item, raised or not, ends all.
     """
     whole = Pending()
     todo = deque((index, item, retries) for index, item in enumerate(items))
@@ -24,12 +24,12 @@ def distribute(ask: Callable[[JSON], Pending], items: Sequence[JSON], width: int
             return
         index, item, left = todo.popleft()
 
-        def ended(asked: Pending) -> None:
+        def ended(call: Pending) -> None:
             nonlocal missing
-            if asked.error is not None:
-                whole.fail(asked.error)
+            if call.error is not None:
+                whole.fail(call.error)
                 return
-            (reply,) = asked.value
+            (reply,) = call.value
             if reply.status == "died" and left:
                 todo.appendleft((index, item, left - 1))
             else:

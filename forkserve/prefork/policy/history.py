@@ -29,6 +29,11 @@ Slots = AbstractSet[int | None]
 class Event:
     """An event. `at` is always the time, in seconds of a monotonic clock; `ident` is that of a member."""
 
+    def happen(self, pool: Pool) -> Any:
+        """Record the event and apply it; return what `apply` returns."""
+        pool.record(self)
+        return self.apply(pool)
+
     def apply(self, pool: Pool) -> Any:
         """Change the pool; return what its method returns."""
 

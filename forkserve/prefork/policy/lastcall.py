@@ -88,7 +88,7 @@ class LastCalls:
 
     @property
     def open(self) -> set[int | None]:
-        """The slots whose listener must not be closed yet."""
+        """The slots that must keep their listener for now."""
         return {slot for slot, call in self._calls.items() if call.open}
 
     def next_deadline(self) -> float | None:

@@ -77,7 +77,7 @@ class Members:
         return MembersState(next(self._idents), list(self.by_ident.values()), slots)
 
     def adopt(self, found: MembersState, now: float) -> None:
-        """Take the table over in the new program. Deadlines start anew: meanwhile nobody has read what the workers sent."""
+        """Take the table over in the new program. Deadlines start anew: meanwhile no message was read."""
         self._idents = itertools.count(found.next)
         self.slots |= {number: copied(slot, Slot) for number, slot in found.slots.items()}
         for member in found.members:
@@ -157,7 +157,7 @@ class Members:
             self.withdraw(member, now)
 
     def protocol_violation(self, ident: int, reason: str, now: float) -> None:
-        """A process did what it must not do. It is killed, and replaced as after a crash."""
+        """Kill a process that has broken the protocol; it is replaced as after a crash."""
         member = self.by_ident.get(ident)
         if member and (member.state, Event.KILL) in TRANSITIONS:
             member.reason = reason
@@ -175,7 +175,7 @@ class Members:
                     member.since, member.renewed = now, True
 
     def expire(self, member: Member, now: float) -> None:
-        """Take the next step with a member whose deadline has passed."""
+        """Take the next step with a member after its deadline."""
         if member.state in REASONS:
             member.reason = REASONS[member.state].format(member.limit)
         if member.state is State.KILLED:

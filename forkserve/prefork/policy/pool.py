@@ -1,6 +1,6 @@
 """Which processes should exist, and what to do next about those that do. Pure.
 
-The master reports to the pool what has happened, and calls `plan(now)` for what to do. A plan is the difference between what is
+The master reports events to the pool, and calls `plan(now)` for the next actions. A plan is the difference between what is
 wanted and what exists: after a plan was made, and as long as nothing happens, the next plan is empty. Only values go in and come
 out, and the time is one of them. So the pool's promises are tested over random histories, without a process:
 
@@ -9,7 +9,7 @@ out, and the time is one of them. So the pool's promises are tested over random 
 - the first worker of all boots alone, as apps prepare their database at import; the others follow when it is ready;
 - every state that a process can be stuck in has a deadline, and every deadline leads on: to the stacks, to SIGKILL, and to
   giving the process up (members.py);
-- a slot whose processes fail is retried ever more slowly, and heals;
+- a slot with failing processes is retried ever more slowly, and heals;
 - after `stop` the server ends, whatever the processes do, and whether or not a front end notices;
 - no listener is closed while connections wait in its queue, unless no worker could be started for them in time (departures.py);
 - with `preload` there are at most two molds, and every worker is forked from a ready mold of its generation (molds.py).
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
-from typing import Any, Final, Protocol
+from typing import Final
 
 from forkserve.base.errors import ExitCode
 from forkserve.base.records import record
@@ -69,13 +69,6 @@ class PoolState:
     peak: int
 
 
-class PoolEvent(Protocol):
-    """What changes a pool, as a value (history.py)."""
-
-    def apply(self, pool: Pool) -> Any:
-        """Change the pool."""
-
-
 class Pool:
     """The processes of a server: how many are wanted, and the plan that leads there.
 
@@ -88,7 +81,7 @@ class Pool:
 
     def __init__(self, wanted: int, limits: PoolLimits, random: Callable[[], float], *, preload: bool = False) -> None:
         self.wanted = wanted
-        self.record: Callable[[PoolEvent], object] = lambda _: None
+        self.record: Callable[[object], object] = lambda _: None  # gets each event (history.py) before it is applied
         self.phase = Phase.FIRST_BOOT
         self.exit_code = ExitCode.OK
         self.members = Members(limits, random, preload=preload)
@@ -111,11 +104,6 @@ class Pool:
         self.departures.adopt(found.departures, closing=self.phase >= Phase.STOPPING, public=self.phase >= Phase.SERVING)
         self.capacity.peak = found.peak
 
-    def happened(self, event: PoolEvent) -> Any:
-        """Record an event and apply it; return what it returns."""
-        self.record(event)
-        return event.apply(self)
-
     # Questions of the master.
 
     @property
@@ -133,11 +121,6 @@ class Pool:
         """Whether a slot that failed, or the mold, waits for its next try."""
         waiting = (member.slot for member in self.members.by_ident.values() if member.state is State.BACKOFF)
         return self.phase is Phase.SERVING and any(self.members.slots[slot].failures for slot in waiting)
-
-    @property
-    def room(self) -> int:
-        """How many processes may be started to replace others."""
-        return self.capacity.room(self.wanted).replacements
 
     def down_slots(self) -> AbstractSet[int | None]:
         """Return the slots that requests should not be sent to; None among them stands for the shared addresses.
@@ -288,7 +271,7 @@ class Pool:
         """End a member that its slot does not need any more, unless it is held."""
         superfluous = member.outdated and self.members.has_successor(member)
         if member.state is State.BACKOFF and not member.canary:
-            # It was to serve beside a canary that listens elsewhere, whose generation has been committed meanwhile.
+            # It was to serve beside a canary that listens elsewhere; the canary's generation has been committed meanwhile.
             others = [one for one in self.members.slots[member.slot].members if one is not member]
             superfluous = any(one.exists and not (one.end_requested or one.outdated or one.canary) for one in others)
         if (member.slot <= self.wanted and not superfluous) or self.departures.last_calls.keeps(member):

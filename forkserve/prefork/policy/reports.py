@@ -53,7 +53,7 @@ class Reports:
         return new
 
     def draining(self, ident: int, now: float) -> None:
-        """A worker drains, although the pool has not ordered it: somebody sent it a signal."""
+        """A worker drains, although the pool has not ordered it: it has received a signal."""
         if member := self._members.by_ident.get(ident):
             self._members.apply(member, Event.DRAIN, now)
 

@@ -37,7 +37,7 @@ class Rollout:
     """One rollout over a pool; `advance` is called before each plan.
 
     Args:
-        pool: The pool whose processes are replaced.
+        pool: The processes to replace.
         settle: Seconds that the canary must live before an old process is touched.
         before_commit: Called just before the generation is committed; raises CommandError to prevent it.
     """

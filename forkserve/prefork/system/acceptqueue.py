@@ -4,7 +4,7 @@ A connection in the queue at the last `close` of its listener is reset, although
 request. So a listener is closed in four steps: the kernel lets no more connections in (`refuse`), handshakes under way end
 (`has_handshakes`), the queued connections are accepted, and the socket is closed. Measured on Linux 6.18, loopback and unix:
 
-- `listen(fd, 0)` does not work: the queue still takes one connection whenever it is empty, and a client whose handshake ends
+- `listen(fd, 0)` does not work: the queue still takes one connection whenever it is empty, and a client that ends its handshake
   while it is full seems to be connected, sends, and is reset at the close. A unix socket also takes one.
 - `shutdown(SHUT_RD)` on a TCP listener resets all queued connections. On a unix socket it works: new connections are refused at
   once, and those in the queue can be accepted. It cannot be undone.
@@ -91,7 +91,7 @@ def length(sock: socket.socket) -> int:
 
 
 def has_handshakes(sock: socket.socket) -> bool:
-    """Return whether handshakes are under way, whose connections will be in the queue; False if the system does not say.
+    """Return whether handshakes are under way, which will add connections to the queue; False if the system does not say.
 
     The kernel looks through all connections of the machine, which takes milliseconds.
     """

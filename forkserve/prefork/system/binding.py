@@ -29,7 +29,7 @@ class Listener:
         sock: The socket.
         slot: The worker that it belongs to; None: all workers share it.
         adopted: Another process has bound it.
-        asked: The address that it was opened for; empty: none.
+        opened_for: The address that it was opened for; empty: none.
         first: Workers from this generation on accept from it,
         last: up to this one (None: all later ones),
         without: but not those of this one, which had other addresses and was rolled back.
@@ -40,7 +40,7 @@ class Listener:
     sock: socket.socket
     slot: int | None = None
     adopted: bool = False
-    asked: str = ""
+    opened_for: str = ""
     first: int = 0
     last: int | None = None
     without: int | None = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOMENT: Final = 0.02  # seconds that threads of idle executors take to end
 SLICE: Final = 0.1  # seconds between two heartbeats
-# Modules whose frames do not show what a thread does.
+# Modules with frames that do not show the work of a thread.
 MACHINERY: Final = ("threading", "concurrent.futures.", "anyio.", "asyncio.", "contextvars")
 
 

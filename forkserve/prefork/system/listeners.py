@@ -50,7 +50,7 @@ class ListenerState:
     socket: InheritedFd
     slot: int | None
     adopted: bool
-    asked: str
+    opened_for: str
     first: int
     last: int | None
     without: int | None
@@ -98,7 +98,7 @@ class Listeners:
         self._opener = Opener(backlog, socket_mode, owner)
         self._all: list[Listener] = []
         self._leaving: list[Listener] = []  # of old workers only, until the reload after an upgrade has ended
-        self._renewed: list[tuple[Listener, Listener]] = []  # whose file was lost, and their replacements for a reload that runs
+        self._renewed: list[tuple[Listener, Listener]] = []  # listeners that lost their file, with their replacements
         self._turned = False  # new slots get only the new addresses
 
     def __iter__(self) -> Iterator[Listener]:
@@ -136,7 +136,7 @@ class Listeners:
 
     def _open_for(self, address: Address, slot: int | None, wanted: AddressSet) -> None:
         listener = self._opener.open(address, self._all, wanted.first)
-        listener.slot, listener.asked, listener.first, listener.last = slot, str(address), wanted.first, wanted.last
+        listener.slot, listener.opened_for, listener.first, listener.last = slot, str(address), wanted.first, wanted.last
         self._all.append(listener)
         if wanted.last is not None:
             self._leaving.append(listener)
@@ -167,23 +167,23 @@ class Listeners:
         return [one for one in self._all if not one.serves(committed)]
 
     def look(self) -> list[Listener]:
-        """Look for lost socket files; return the listeners whose file was there at the last look. For the master."""
+        """Look for lost socket files; return the listeners that had their file at the last look. For the master."""
         before = {id(one) for one in self._all if one.lost}
         for one in self._all:
             one.lost = one.last is None and one.has_lost_its_file()
         return [one for one in self._all if one.lost and id(one) not in before]
 
     def renew(self, generation: int) -> list[ListenError]:
-        """Replace listeners whose socket file is lost, for workers from this generation on. Return the errors."""
+        """Replace listeners with a lost socket file, for workers from this generation on. Return the errors."""
         self.look()
         errors = []
         for old in [one for one in self._all if one.lost]:
             try:
-                fresh = self._opener.renew(parse_address(old.asked))
+                fresh = self._opener.renew(parse_address(old.opened_for))
             except ListenError as error:
                 errors.append(error)
                 continue
-            fresh.slot, fresh.asked, fresh.first, old.last = old.slot, old.asked, generation, generation - 1
+            fresh.slot, fresh.opened_for, fresh.first, old.last = old.slot, old.opened_for, generation, generation - 1
             self._all.append(fresh)
             self._renewed.append((old, fresh))
         return errors
@@ -314,9 +314,9 @@ class Listeners:
     def adopt(
         self, found: Sequence[ListenerState], slots: Collection[int], generations: tuple[int, int], before: Addresses
     ) -> ListenError | None:
-        """Take them over in the new program, whose settings may have other addresses, until `settle`.
+        """Take them over in the new program, which may have other addresses in its settings, until `settle`.
 
-        An address is matched as it was written, or else by what it is bound to. If a new one cannot be opened, all are kept as
+        An address is matched as it was written, or else by the bound address. If a new one cannot be opened, all are kept as
         they were, and the error is returned.
 
         Args:
@@ -334,9 +334,9 @@ class Listeners:
             both = [*((None, address) for address in self._bind), *now.of(slots)]
             wanted = {(slot, str(address)): address for slot, address in both}
             for listener in (one for one in old if one.last is None):
-                if wanted.pop((listener.slot, listener.asked), None):
+                if wanted.pop((listener.slot, listener.opened_for), None):
                     continue
-                if listener.asked and (listener.slot is None or listener.slot in slots):
+                if listener.opened_for and (listener.slot is None or listener.slot in slots):
                     self._leaving.append(listener)
                     listener.last = following - 1
             for (slot, _), address in wanted.items():

@@ -1,8 +1,8 @@
 """Output: the stdout and stderr of workers, and their destinations.
 
 Workers write to a file directly. Output that must be handled line by line (for a prefix, syslog or a function) goes to the master
-through a pipe, one per worker and sink; the master reads a small piece at a time between its other work. A worker whose pipe is
-full waits, as with any pipe. After the master's death, writing fails.
+through a pipe, one per worker and sink; the master reads a small piece at a time between its other work. A worker with a full
+pipe waits, as with any pipe. After the master's death, writing fails.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Outputs:
         )
 
     def adopt(self, found: OutputsState) -> None:
-        """Go on in the new program; what has no other place any more goes to stderr."""
+        """Take them over in the new program; lines without a destination any more go to stderr."""
         left = FileSink("stderr", LogFile(STDERR))
         for stream, pieces in found.unsent.items():
             self._sinks.get(stream, left).adopt(pieces)

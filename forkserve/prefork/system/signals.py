@@ -61,7 +61,7 @@ class SignalQueue:
         return taken
 
     def take_back(self, matters: Callable[[signal.Signals, object], bool]) -> list[signal.Signals]:
-        """Handle the signals again whose handler other code has replaced, if that `matters`; return them.
+        """Handle signals again if other code has replaced their handler and that `matters`; return them.
 
         Also restore the wakeup descriptor, if there is none.
         """

@@ -30,7 +30,9 @@ from forkserve.prefork.system.scoreboard import LOST_LINES, UNREPORTED_LINES
 from forkserve.prefork.worker import stacks
 from forkserve.prefork.worker.classes import load_mixins
 from forkserve.prefork.worker.inheritance import settle
-from forkserve.prefork.worker.worker import ENDING, ORPHAN_LIMIT, WORKER_SIGNALS, Worker
+from forkserve.prefork.worker.leave import ORPHAN_LIMIT
+from forkserve.prefork.worker.signals import ENDING, WORKER_SIGNALS
+from forkserve.prefork.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,11 +40,11 @@ if TYPE_CHECKING:
 
     from forkserve.prefork.worker.context import WorkerContext
 
-# What a service manager told the master is not for the worker or the programs that it starts.
+# Variables that a service manager set for the master are not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MAX_TRACEBACK = 64 * 1024
 _complained: list[bool] = []
-# Seconds that threads get of a worker that has crashed, and under --reload, where somebody waits for the next one.
+# Seconds that threads get of a worker that has crashed, and under --reload, where a user waits for the next one.
 CRASH_LIMIT = 1.0
 RELOAD_LIMIT = 1.0
 
@@ -94,7 +96,7 @@ def become_worker(
     """
     code: int = ExitCode.UNEXPECTED
     try:
-        boot = _BootSignals(context.asked)
+        boot = _BootSignals(context.early_signals)
         become_own_process(context, partial(boot.install, reset=not context.molded), partial(_end_with_master, context), close)
         os.environ["FORKSERVE_WORKER_ID"] = str(context.id)
         install_output()
@@ -131,7 +133,7 @@ def become_own_process(
 
 
 def _release(context: WorkerContext) -> None:
-    """Let go of all that is the server's, in a process that the application has just forked from this worker or mold.
+    """Close all that is the server's, in a process that the application has just forked from this worker or mold.
 
     The parent's death signal and the dead-man's switch, which is a thread, have not come along.
     """
@@ -164,7 +166,7 @@ def _end_with_master(context: WorkerContext) -> None:
 
 
 def end_with(master_pid: int, signum: signal.Signals) -> None:
-    """Have the system tell us of the master's death by a signal. Once more after a change of user, which takes it back."""
+    """Have the system send a signal when the master dies. Once more after a change of user, which cancels it."""
     prctl(PDEATHSIG, signum)
     if os.getppid() != master_pid:
         os._exit(ExitCode.OK)  # it died before the line above
@@ -175,8 +177,8 @@ def _answer_usr2(context: WorkerContext) -> None:
 
     Have another signal dump the stacks at once, in C, for the master to send just before it kills (stacks.py).
 
-    If USR2 says that the master has died, ask for the end, and see to it. What is stuck in native code is left to the dead-man's
-    switch, and with `timeout` 0 stays: SIGKILL would spare nobody, and nothing else can be armed from outside.
+    If USR2 says that the master has died, end, gracefully at first. What is stuck in native code is left to the dead-man's
+    switch, and with `timeout` 0 stays: SIGKILL would end requests in hand, and nothing else can be armed from outside.
     """
     orphaned = False
 
@@ -228,7 +230,7 @@ class _BootSignals:
 
     @staticmethod
     def _unraisable(lost: sys.UnraisableHookArgs) -> None:
-        """Say nothing of an end that came in a callback of the interpreter's own, and is lost there: the boot goes on."""
+        """Print nothing for an end that came in a callback of the interpreter, and is lost there: the boot continues."""
         if lost.exc_type is not EndOfBootError:
             sys.__unraisablehook__(lost)
 
@@ -305,8 +307,8 @@ def prepare(
 ) -> tuple[type[Worker], WorkerContext]:
     """Do what comes before any app code: read the configuration, give up privileges, set up the environment, find the mixins.
 
-    In a worker, or in a mold for all its workers. The configuration first, as its file may be nobody else's to read, and the
-    master reads it with all its rights as well.
+    In a worker, or in a mold for all its workers. The configuration first, as only the master's user may be able
+    to read its file; the master reads it with all its rights as well.
     """
     before = context.settings
     if context.again is not None:
@@ -346,7 +348,7 @@ def _serve_error_page(
 def _wait_for_word(context: WorkerContext) -> None:
     """Wait until the master says that it is a fault. Another worker is started in place of this one if a change is on its way.
 
-    Raises EndOfBootError if it is told to end, which the app may not let it hear by a signal, or has no master any more.
+    Raises EndOfBootError at an order to end (the app may have blocked the signal), or if the master is gone.
     """
     context.channel.send(messages.Waits())
     poll = select.poll()
@@ -382,7 +384,7 @@ def _crashed(error: BaseException) -> int:
 
 
 def not_booted(error: BaseException, context: WorkerContext) -> int:
-    """Tell the master why there is no worker; return the exit code that says the same."""
+    """Report to the master why there is no worker; return the exit code that says the same."""
     if isinstance(error, EndOfBootError):
         context.channel.send(messages.Draining())
         return ExitCode.OK

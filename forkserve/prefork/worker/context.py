@@ -1,4 +1,4 @@
-"""What a worker is given when it is forked."""
+"""What a worker gets when it is forked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ImportObserver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What a worker is given: its place in the server and its share of the master's things."""
+    """What a worker gets at its fork: its place in the server, and its share of what the master has."""
 
     id: int
     generation: int
@@ -49,11 +49,11 @@ class WorkerContext:
     scoreboard: Scoreboard
     stacks: int  # descriptor of the file that the stacks are dumped into when the master asks
     server: object  # a ServerHandle without the master, as gunicorn's hooks get it
-    again: Callable[[], Config] | None = None  # reads the configuration anew; where it must be done first, in a canary
+    again: Callable[[], Config] | None = None  # reads the configuration anew: first of all, in a canary
     imports: ImportObserver | None = None  # under --reload
-    molded: bool = False  # forked from a mold, which has done all that comes before the app, and has loaded it
+    molded: bool = False  # forked from a mold, which has loaded the app, and has done everything before that
     preloaded: object = None  # what `Worker.preload` returned there
-    inherited: object = None  # what `Worker.before_fork` returned in the master, or has raised there
-    serves_error_page: bool = False  # if the app does not load, be there all the same, and show why; under --reload
-    # Methods that signals asked for while the worker booted, to be called when it is ready.
-    asked: list[str] = field(default_factory=list)
+    inherited: object = None  # what `Worker.before_fork` has returned or raised in the master
+    serves_error_page: bool = False  # under --reload: if the app does not load, become ready and show the error
+    # What signals ask for that came while the worker booted (methods of `WorkerSignals`); done when it is ready.
+    early_signals: list[str] = field(default_factory=list)

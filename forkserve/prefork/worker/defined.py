@@ -1,4 +1,4 @@
-"""The commands that a worker class defines: a method `child_<name>` each; `on_<name>`, if there is one, runs before it. Pure."""
+"""The commands that a worker class defines: each is a method `child_<name>`; a method `on_<name>` runs before it. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
-# What is called `on_<name>` without being a command: the hooks of `Worker`, and `Server.on_signal`.
+# Methods `on_<name>` that belong to no command: the hooks of `Worker`, and `Server.on_signal`.
 HOOKS: Final = ("register", "start", "ready", "stop", "unregister", "timeout", "exit", "signal")
 
 
 def commands_of(worker_class: type) -> dict[str, Callable[..., object]]:
-    """The commands that a worker class defines, by name.
+    """Return the commands that a worker class defines, by name.
 
-    Raises ConfigError for a method `child_<name>` whose name cannot be that of a command: such an
-    error is found at the start, and not when somebody calls it.
+    Raises ConfigError for a method `child_<name>` whose name no command can have: the error is found at the start, and not at
+    the first call.
     """
     found = {}
     for attribute in dir(worker_class):
@@ -39,7 +39,7 @@ def commands_of(worker_class: type) -> dict[str, Callable[..., object]]:
 
 
 def describe(worker_class: type, base: type) -> list[dict[str, str]]:
-    """The commands that a worker class adds to its base, for people: `name`, `usage` (parameters), `help` (one line)."""
+    """Return the commands that a worker class adds to its base: `name`, `usage` (parameters) and `help` (one line) of each."""
     return [
         {"name": name, "usage": _parameters(worker_class, name), "help": (inspect.getdoc(method) or "").partition("\n")[0]}
         for name, method in commands_of(worker_class).items()
@@ -51,7 +51,7 @@ def _parameters(worker_class: type, name: str) -> str:
     has_self = not isinstance(inspect.getattr_static(worker_class, f"child_{name}"), staticmethod | classmethod)
     try:
         parameters = list(inspect.signature(getattr(worker_class, f"child_{name}")).parameters.values())[has_self:]
-    except ValueError:  # it is written in C
+    except ValueError:  # a function in C without a signature
         return "[ARG...]"
     shown = []
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""Dispatch: what a worker does with the commands that it is asked: `on_<name>`, then `child_<name>`, then the reply."""
+"""Dispatch: how a worker runs a command: `on_<name>`, then `child_<name>`, then the reply."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from forkserve.base.errors import unknown_command
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import Command, Free, Offer, Result
 from forkserve.prefork.ipc.pending import LONGEST_TEXT, Failure
-from forkserve.prefork.worker.asked import on_own_loop
+from forkserve.prefork.worker.call_future import on_own_loop
 from forkserve.prefork.worker.defined import commands_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.pending import JSON
-    from forkserve.prefork.worker.worker import Worker
+    from forkserve.prefork.worker.running import RunningWorker
 
 
 class Dispatcher:
     """Runs the commands of one worker, one at a time and in the order in which they came. In the worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: RunningWorker) -> None:
         self._worker = worker
         self._known = commands_of(type(worker))
-        self._asked: deque[Command] = deque()
+        self._waiting: deque[Command] = deque()
         self._offered = False
         self._busy = False
 
@@ -38,12 +38,12 @@ class Dispatcher:
         if isinstance(message, Offer):
             self._offered = True
         else:
-            self._asked.append(message)
+            self._waiting.append(message)
 
     def run(self) -> None:
-        """Run what was asked, and take up an offer if nothing is left to do. Called only where no request is in the middle."""
-        while self._asked and not self._busy:
-            command = self._asked.popleft()
+        """Run the commands that wait, then take up an offer. Called only where no request is in the middle."""
+        while self._waiting and not self._busy:
+            command = self._waiting.popleft()
             if command.deadline is not None and time.monotonic() >= command.deadline:
                 self._worker.log.warning("command %s was not started in time, and never will be", command.name)
                 continue
@@ -58,7 +58,7 @@ class Dispatcher:
         return any(inspect.iscoroutinefunction(method) for method in methods)
 
     async def _perform(self, command: Command) -> None:
-        """Run one command and reply; whatever it raises, the worker lives."""
+        """Run one command and reply. Whatever it raises, the worker lives."""
         try:
             await self._answer(command)
         finally:
@@ -74,7 +74,7 @@ class Dispatcher:
             result = Result(call, name, "ok", await self._run(name, command.args))
         except BaseException as error:  # not even SystemExit may end the worker
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                raise  # by the worker, which ends; not by the command, of something of its own
+                raise  # the worker ends; the command has not cancelled a task of its own
             result = Result(call, name, "error", error=self._failure(name, error))
         try:
             self._worker.send(result)
@@ -117,13 +117,13 @@ def run_to_end(command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
         return
     with contextlib.suppress(StopIteration):
         command.send(None)
-        # It is no async def, but what it returned waits.
+        # It is no async def, but it returned an awaitable that waits.
         command.throw(RuntimeError("only an async def can wait"))
         command.close()
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody cancelled the task that this runs in."""
+    """Whether the task that this runs in was cancelled."""
     try:
         task = asyncio.current_task()
     except RuntimeError:  # there is no loop

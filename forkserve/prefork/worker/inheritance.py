@@ -1,11 +1,11 @@
-"""Inheritance: what the master makes once for a generation, and its workers have from it by the fork.
+"""Inheritance: an object that the master makes once per generation, and that workers inherit by the fork.
 
-It is for what must be the same in all workers of a generation, or can be made only with the master's rights, such as a TLS
-context with its private key and ticket key. What it is the worker class knows; here it is only kept, as long as a process of
-that generation may be forked. A respawn has what was accepted, whatever the files say by then.
+It must be the same in all workers of a generation, or can only be made with the master's privileges, such as a TLS context with
+its private key and ticket key. The worker class makes it; this module keeps it as long as a process of that generation may be
+forked. A respawn gets the accepted object, whatever the files contain by then.
 
-A canary or a mold reads the configuration anew, in its own process first. If that asks for something else to be made, it makes
-that itself, and the master does so when it takes over these settings.
+A canary or a mold reads the configuration again in its own process. If the new settings need another object, it makes the object
+itself, and the master does so when it takes these settings over.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 
 class Heir:
-    """What a worker class says about it."""
+    """The interface of a worker class for this."""
 
     INHERITED_FROM: ClassVar[Collection[str]] = ()
-    """The settings that what is inherited is made from."""
+    """The settings that the inherited object is made from."""
 
     @classmethod
     def before_fork(cls, settings: Settings, last: object) -> object:
-        """Make what all workers of a generation inherit; they have it as `context.inherited`.
+        """Return the object that all workers of a generation inherit as `context.inherited`.
 
-        Called in the master, once for each generation, before its first process is forked: it must not block, and imports no
-        app. Whatever it raises is why the generation does not boot. Called in a canary or a mold as well, if a reload has
-        changed one of `INHERITED_FROM`.
+        Called in the master, once per generation, before its first process is forked: it must not block, and must not import the
+        app. An exception prevents the boot of the generation. Also called in a canary or a mold, if a reload has changed one of
+        `INHERITED_FROM`.
 
         Args:
             settings: The settings.
-            last: What it returned for the generation before; None at the start. If that would be the same, return it.
+            last: The object of the generation before, None at the start; return it if the new one would be the same.
         """
         return None
 
 
 class Inheritance:
-    """What was made for each generation that processes may be forked of. In the master."""
+    """The objects of all generations that processes may be forked from. In the master."""
 
     def __init__(self, heir: type[Heir]) -> None:
         self._heir = heir
@@ -48,30 +48,30 @@ class Inheritance:
 
     @property
     def latest(self) -> object:
-        """What was made last; None if nothing was."""
+        """The object that was made last; None if there is none."""
         return next(reversed(self._made.values()), None)
 
     def make(self, generation: int, settings: Settings) -> object:
-        """Return what a generation inherits; make it if that was not done. Raises whatever the worker class raises."""
+        """Return the object of a generation, made if necessary. Raises the exceptions of the worker class."""
         if generation not in self._made:
             self._made[generation] = self._heir.before_fork(settings, self.latest)
         return self._made[generation]
 
     def of(self, generation: int, settings: Settings) -> object:
-        """Return what a generation inherits, or the exception that says why it cannot be made now, for the process to raise.
+        """Return the object of a generation, or the exception that prevents it, for the process to raise.
 
-        It is tried again for each process: an upgrade comes without, and files may be put right.
+        It is tried again for each process: an upgrade starts without the object, and files may be repaired.
         """
         try:
             return self.make(generation, settings)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the worker class's, and as good as one that it raises in the worker
-            traceback.clear_frames(error.__traceback__)  # they would keep what was half made
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - any exception of the worker class is raised in the worker
+            traceback.clear_frames(error.__traceback__)  # they would keep half-made objects
             return error
 
     def change(self, generation: int, before: Settings, settings: Settings) -> bool:
-        """Make it anew if other settings that it is made from are taken over for a generation; return whether that is so.
+        """Make the object again if settings of it have changed for a generation; return whether they have.
 
-        Raises whatever the worker class raises; nothing has changed then.
+        Raises the exceptions of the worker class; then nothing has changed.
         """
         if not differs(self._heir, before, settings):
             return False
@@ -79,19 +79,19 @@ class Inheritance:
         return True
 
     def keep(self, generations: Collection[int | None]) -> None:
-        """Let go of what other generations have: nothing is forked of them any more."""
+        """Drop the objects of other generations: no process is forked from them any more."""
         self._made = {generation: made for generation, made in self._made.items() if generation in generations}
 
 
 def differs(heir: type[Heir], before: Settings, settings: Settings) -> bool:
-    """Whether something else is inherited with other settings."""
+    """Return whether the new settings need another object."""
     return any(getattr(before, name) != getattr(settings, name) for name in heir.INHERITED_FROM)
 
 
 def settle(heir: type[Heir], inherited: object, before: Settings, settings: Settings) -> object:
-    """Return what a process goes by that has come to other settings than it was forked with. In a canary or a mold.
+    """Return the object for a process after a change of its settings since the fork. In a canary or a mold.
 
-    Raises whatever the worker class raises, here or, for the same settings, in the master.
+    Raises the exceptions of the worker class, whether raised here or, for the same settings, in the master.
     """
     failed = isinstance(inherited, BaseException)
     if differs(heir, before, settings):

@@ -1,13 +1,14 @@
-"""Leave: what a worker does with a TERM or QUIT from outside. It asks the master, and works on until that answers.
+"""Leave: how a worker comes to its end.
 
 A service manager, a terminal or a platform often sends TERM to all processes at once. The master then stops the server, but
 keeps its ports open for `--drain-delay` seconds, and longer until a front end knows. Workers that drained at once would leave
-connections in the queues that nobody answers. The master alone knows which it is:
+connections in the queues that no process accepts. Only the master knows which case it is, so a worker that gets TERM or QUIT asks
+it, and works on until the answer comes:
 
-- The server stops: the master says `stay`, and orders the drain when its time has come.
-- This worker alone was meant: the master orders the drain, and a successor is forked.
+- The server stops: the master answers `Stay`, and sends `Drain` when the time has come.
+- Only this worker is meant: the master sends `Drain`, and a successor is forked.
 
-A master that is frozen answers nothing: after `ANSWER_LIMIT` seconds the worker drains without its order.
+A master that is frozen answers nothing: after `ANSWER_LIMIT` seconds the worker drains without an order.
 """
 
 from __future__ import annotations
@@ -17,33 +18,45 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from forkserve.prefork.ipc.messages import Draining, Terminated
+from forkserve.prefork.system import deadman
 
 if TYPE_CHECKING:
-    from forkserve.prefork.worker.worker import Worker
+    from collections.abc import Callable
+
+    from forkserve.prefork.worker.running import RunningWorker
 
 ANSWER_LIMIT: Final = 1.0
+ORPHAN_LIMIT: Final = 30.0
+"""Seconds in which an orphan may end if `graceful_timeout` is off."""
 
 
 class Leave:
-    """The leave of one worker. In its process, on the main thread."""
+    """The end of one worker. In its process, on the main thread.
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    Args:
+        worker: The worker.
+        receive: Obeys the messages that have come.
+        fail_calls: Ends its calls for this reason, as the master will not answer.
+    """
+
+    def __init__(self, worker: RunningWorker, receive: Callable[[], None], fail_calls: Callable[[str], None]) -> None:
+        self._worker, self._receive, self._fail_calls = worker, receive, fail_calls
         self._due: float | None = None  # when to drain without the master's order
+        self.since: float | None = None  # when the drain began (monotonic seconds)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a TERM or QUIT has come."""
         return self._due is not None
 
-    def ask(self) -> None:
-        """Ask the master, unless it was asked before."""
+    def request(self) -> None:
+        """Ask the master, unless this was done before."""
         if self._due is None:
             self._due = time.monotonic() + ANSWER_LIMIT if self._worker.send(Terminated()) else -inf
             self.look()
 
     def stay(self, seconds: float) -> None:
-        """The master has answered: it orders the drain in so many seconds at most."""
+        """The master has answered: it sends `Drain` within this time."""
         self._due = time.monotonic() + seconds + ANSWER_LIMIT
 
     def time_left(self) -> float:
@@ -54,7 +67,19 @@ class Leave:
         """Drain if the master has not answered in time. Called about once a second."""
         if self._due is None or self._worker.draining or time.monotonic() < self._due:
             return
-        self._worker.on_channel()  # the answer may be there already, as this process was busy
+        self._receive()  # the answer may be there already, as this process was busy
         if not self._worker.draining and time.monotonic() >= self._due:
             self._worker.send(Draining())
             self._worker.drain()
+
+    def orphaned(self) -> None:
+        """End soon, because the master is gone: no process would replace or kill this worker."""
+        worker = self._worker
+        if worker.orphan:
+            return
+        worker.orphan = True
+        worker.log.warning("the master is gone: ending")
+        self._fail_calls("the master is gone")
+        deadman.wind_up(worker.settings.graceful_timeout or ORPHAN_LIMIT)
+        if not worker.draining:
+            worker.drain()

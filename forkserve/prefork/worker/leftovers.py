@@ -1,7 +1,7 @@
-"""Leftovers: what an app has left running or open when it was imported in a mold, and what a fork makes of that.
+"""Leftovers: threads, sockets and event loops that an app leaves behind when it is imported in a mold.
 
-A thread is not there in the forked process, but the locks that it held are. A socket or an event loop is there, and is
-the same one in all of them. Linux, as molds are.
+A forked process does not have the threads, but the locks that they held. It has the sockets and event loops, shared with all
+other forked processes. Linux only, as molds are.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from forkserve.prefork.system import forks
 if TYPE_CHECKING:
     from forkserve.config.settings import Settings
 
-NAMED = 8  # at most, in a line
+NAMED = 8  # the most in one message
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What there was before the import."""
+    """The state before the import."""
 
     threads: frozenset[threading.Thread]
     tasks: frozenset[int]
@@ -32,22 +32,22 @@ class Before:
 
     @classmethod
     def look(cls) -> Before:
-        """Look at this process."""
+        """Return the present state of this process."""
         return cls(frozenset(_threads()), frozenset(_tasks()), frozenset(_descriptors().items()))
 
 
 def can_see() -> bool:
-    """Return whether the system tells what native threads and descriptors there are."""
+    """Return whether the system lists native threads and descriptors."""
     return os.path.isdir("/proc/self/task")
 
 
 def agents(before: Before) -> list[str]:
-    """Return the names of the Python threads that were there before the import, and still are: those of tracers and the like."""
+    """Return the names of Python threads that run since before the import, such as those of tracers."""
     return [thread.name for thread in _threads() if thread in before.threads]
 
 
 def refuse_threads(settings: Settings, before: Before) -> None:
-    """Raise BootError if the import has started Python threads that still run, and that is not allowed."""
+    """Raise BootError if the import has started Python threads that still run, unless that is allowed."""
     names = [thread.name for thread in _threads() if thread not in before.threads]
     if names and not settings.preload_allow_threads:
         raise BootError(
@@ -57,16 +57,16 @@ def refuse_threads(settings: Settings, before: Before) -> None:
 
 
 def stop_native_threads() -> None:
-    """Have libraries stop those of their threads that are in the way of a fork, as OpenBLAS (numpy) does: by a fork."""
+    """Let libraries stop threads that are in the way of a fork, as OpenBLAS (numpy) does before any fork: by forking once."""
     child = forks.fork(same_exits=True)
     if child == 0:
         os._exit(0)
-    with contextlib.suppress(ChildProcessError):  # the app lets the system reap
+    with contextlib.suppress(ChildProcessError):  # the app lets the system reap children
         os.waitpid(child, 0)
 
 
 def others(before: Before) -> list[str]:
-    """Return in words what else is left: native threads, sockets, event loops."""
+    """Return descriptions of the other leftovers: native threads, sockets, event loops."""
     python = {thread.native_id for thread in threading.enumerate()}
     if _tasks() - before.tasks - python:
         stop_native_threads()
@@ -78,13 +78,13 @@ def others(before: Before) -> list[str]:
 
 
 def enumerated(names: list[str]) -> str:
-    """Return the first of them in a line."""
+    """Return the first names in one line."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _threads() -> list[threading.Thread]:
-    """Return the Python threads that run beside this one."""
+    """Return the other running Python threads."""
     own = threading.current_thread()
     return [thread for thread in threading.enumerate() if thread is not own and thread.is_alive()]
 
@@ -110,7 +110,7 @@ def _descriptors() -> dict[int, str]:
 
 
 def _socket(descriptor: int, *, loop: bool) -> str | None:
-    """Name a socket; a pair without names is not worth one where an event loop is, which has such a pair to wake itself."""
+    """Describe a socket; None for a pair without names beside an event loop, which has such a pair to wake itself."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
         with contextlib.suppress(OSError):
             if peer := copy.getpeername():

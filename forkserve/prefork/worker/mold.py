@@ -1,11 +1,11 @@
-"""Mold: a process that loads the app once, and forks workers from itself when it is told to. Under --preload.
+"""Mold: a process that loads the app once, and forks workers from itself by order. Under --preload.
 
 It forks twice, and the process between ends at once, so that the worker becomes a child of the master, the next ancestor
 that is a subreaper: the master reaps, signals and outlives it like any other. CLONE_PARENT would do the same with one
 fork, but Python has no fork that takes it, and what must be done after a fork is done in `os.fork`.
 
-A mold ends when its channel does, or by an order in it. Signals do nothing to it: those that hit the whole group are the
-master's to obey. While the app is imported no order is read, so the master sends TERM to say that one is there.
+A mold ends when its channel ends, or by `Drain`. Signals do nothing to it: the master obeys those that hit the whole process
+group. While the app is imported no message is read, so the master sends TERM as well.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from forkserve.prefork.worker.boot import (
     prepare,
     signals_blocked,
 )
-from forkserve.prefork.worker.worker import BEAT_EVERY, WORKER_SIGNALS
+from forkserve.prefork.worker.signals import WORKER_SIGNALS
+from forkserve.prefork.worker.worker import BEAT_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.worker.context import WorkerContext
     from forkserve.prefork.worker.worker import Worker
 
-MOMENT: Final = 0.0001  # seconds; for a process to end that has nothing left to do
+MOMENT: Final = 0.0001  # seconds for the process between to end
 
 
 def become_mold(
@@ -59,12 +60,12 @@ def become_mold(
 ) -> NoReturn:
     """Run a mold in this process, which was just forked with all signals blocked, and exit.
 
-    `close` closes what is the master's alone.
+    `close` closes the descriptors of the master.
     """
     code: int = ExitCode.UNEXPECTED
     try:
         code = Mold(worker_class, context, orders, output).live(close)
-    except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
+    except BaseException:  # noqa: BLE001 - only an exit code leaves this process
         traceback.print_exc()
     finally:
         stdio.flush()
@@ -73,7 +74,7 @@ def become_mold(
 
 
 class Mold:
-    """What the mold's process knows. Everything here runs in it, up to the fork of a worker."""
+    """A mold. Everything here runs in its process, up to the fork of a worker."""
 
     def __init__(self, worker_class: type[Worker], context: WorkerContext, orders: OrderSocket, output: WorkerOutput) -> None:
         self._class = worker_class
@@ -84,13 +85,13 @@ class Mold:
         self._ended = False
 
     def live(self, close: Callable[[], None]) -> int:
-        """Load, then fork until told to end; return the exit code."""
+        """Load the app, then fork workers until the end. Return the exit code."""
         become_own_process(self._context, self._ignore_signals, self._end_with_master, close)
         self._output.install()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
             self._importing = True
-            self._hear()
+            self._receive()
             self._load()
             self._importing = False
             forks.end_returned()
@@ -103,10 +104,10 @@ class Mold:
         return ExitCode.OK
 
     def _end_with_master(self) -> None:
-        end_with(self._context.master_pid, signal.SIGKILL)  # it may be in the middle of an import, and has nothing in hand
+        end_with(self._context.master_pid, signal.SIGKILL)  # it may be in the middle of an import, and has no work in hand
 
     def _load(self) -> None:
-        """Do all that workers of this generation need not do again. Raises whatever the app raises."""
+        """Do everything that the workers of this generation share. Raises whatever the app raises."""
         self._class, self._context = prepare(self._class, self._context, self._end_with_master)
         before = leftovers.Before.look()
         preloaded = self._class.preload(self._context.settings)
@@ -114,11 +115,11 @@ class Mold:
         self._ignore_signals()  # the app may have set handlers
         self._judge(before)
         gc.collect()
-        gc.freeze()  # so that no collection in a worker writes into the pages that all share
+        gc.freeze()  # so that no collection in a worker writes into shared pages
 
     def _judge(self, before: leftovers.Before) -> None:
         if not self._context.settings.preload:
-            return  # it was only to be seen whether the app loads; nothing is forked
+            return  # this process only tries whether the app loads, and forks nothing
         leftovers.refuse_threads(self._context.settings, before)
         if not leftovers.can_see():
             logs.logger.warning("without /proc it cannot be seen which native threads and sockets the app leaves open at import")
@@ -135,7 +136,7 @@ class Mold:
                 leftovers.enumerated(others),
             )
 
-    # Signals, and what the master says.
+    # Signals and messages.
 
     def _ignore_signals(self) -> None:
         for signum in WORKER_SIGNALS:
@@ -144,9 +145,9 @@ class Mold:
 
     def _signalled(self, *_: object) -> None:
         if self._importing:
-            self._hear()
+            self._receive()
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         channel = self._context.channel
         for message in channel.receive():
             match message:
@@ -173,7 +174,7 @@ class Mold:
             pause = logfile.flush()
             self._context.row.cells[LOST_LINES] = logfile.lost()
             ready = {descriptor for descriptor, _ in poll.poll((timeout if pause is None else min(timeout, pause)) * 1000)}
-            self._hear()  # first, as a worker must not be forked from before what was said before its order
+            self._receive()  # first: messages that were sent before an order count for its worker
             if self._orders.fileno() in ready and not self._ended and (order := self._orders.receive()):
                 try:
                     self._fork(order)
@@ -193,7 +194,7 @@ class Mold:
             os.waitpid(between, 0)
 
     def _go_between(self, order: Order) -> NoReturn:
-        """Fork the worker, and leave it to the master. In the first child."""
+        """Fork the worker and exit, so that it becomes a child of the master. In the first child."""
         try:
             between = os.getpid()
             if forks.fork(same_exits=True) == 0:
@@ -205,7 +206,7 @@ class Mold:
 
     def _become_worker(self, order: Order, between: int) -> NoReturn:
         while os.getppid() == between:
-            time.sleep(MOMENT)  # nothing tells of it: a process's descriptors are closed before its children are given away
+            time.sleep(MOMENT)  # there is no event to wait for: descriptors are closed before the children get another parent
         channel = Channel(socket.socket(fileno=order.channel), of_child=True)
         channel.send(messages.Forked(os.getpid()))
         become_worker(
@@ -221,11 +222,11 @@ class Mold:
             stacks=order.stacks,
             row=self._context.scoreboard.row(order.row),
             listeners=[Listener(_listening(descriptor), slot) for slot, descriptor in order.listeners],
-            asked=[],
+            early_signals=[],
         )
 
     def _close(self) -> None:
-        """Close what is the mold's alone, in a worker just forked."""
+        """Close the descriptors of the mold, in a worker just forked."""
         self._context.channel.close()
         self._orders.close()
         os.close(self._context.stacks)

@@ -284,7 +284,7 @@ def test_one_in_the_working_directory(start: Start, tmp_path: Path) -> None:
     [
         ("nowhere:Echo", "--worker nowhere:Echo: there is no module 'nowhere' in "),
         (f"{WORKERS}:Ecko", "has no attribute 'Ecko'"),
-        (f"{WORKERS}:a_deep_function", "this is no class"),
+        (f"{WORKERS}:a_deep_function", "this is not a class"),
         (f"{WORKERS}:NoWorker", "this is no subclass of forkserve.Worker"),
         (f"{WORKERS}:BadCommand", "BadCommand.child_Big: 'Big' is no name for a command"),
         (WORKERS, "write module:Class"),

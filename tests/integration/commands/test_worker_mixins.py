@@ -31,7 +31,7 @@ def test_mixins_stand_in_front_in_their_order(start: Start, tmp_path: Path) -> N
     [
         ("BadName", "'Flush' is no name for a command"),
         ("Hook", "a command cannot be called 'start': on_start is a hook"),
-        ("no_class", "this is no class"),
+        ("no_class", "this is not a class"),
         ("Nothing", "has no attribute 'Nothing'"),
     ],
 )

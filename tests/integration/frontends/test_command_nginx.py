@@ -136,7 +136,7 @@ def test_a_program_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("script", "message"),
     [("echo 'nginx: [emerg] no such thing in '$4/x:3; exit 1", "nginx refuses the configuration: [emerg] no such thing in x:3"),
      ("exit 1", "nginx refuses the configuration: it does not say why"),
-     ("exec sleep 60", "nginx did not say within 0.5 s whether the configuration is good")],
+     ("exec sleep 60", "nginx has not finished its check within 0.5 s")],
 )  # fmt: skip
 def test_a_program_that_is_strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str) -> None:
     fake = tmp_path / "nginx"
@@ -336,7 +336,7 @@ def test_the_server_is_asked(serve: Start, short: Path) -> None:
     command.ready()
     done = run("nginx", "--name", "store", env=environ)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("forkserve: no server called 'store' is running: there is ")
+    assert done.stderr.startswith("forkserve: no server named 'store' is running: there is ")
 
 
 def test_the_server_that_is_asked_tells_its_own_settings(serve: Start, short: Path) -> None:

@@ -197,7 +197,7 @@ def test_no_stop_waits_for_ever(shop: Live) -> None:
     server.told("up", "up")
     server.gate.unlink()
     server.command.kill(signal.SIGTERM)
-    server.command.wait_for("the last run was not done in time and is cut short")
+    server.command.wait_for("the last run was not done in time and is ended")
     server.command.wait()
 
 
@@ -267,7 +267,7 @@ def test_one_line_for_whatever_goes_wrong_and_serving_goes_on(shop: Live, tmp_pa
     server.save("nginx_reload = 'true'", "forkserve.toml")
     assert server.ask("reload")["ok"]
     server.told("up", "up", "up")
-    wait("INFO. master: .*/upstream.conf is written, and nginx told$")
+    wait("INFO. master: .*/upstream.conf is written, and nginx is reloaded$")
     assert [get(row["port"]).status for row in server.rows()] == [200] * 3
 
 
@@ -450,7 +450,7 @@ def test_a_unix_socket_is_told_by_its_whole_path(shop: Live, tmp_path: Path) -> 
         ("--nginx-upstream /dev/null", "--nginx-upstream: /dev/null is no file: give the file that nginx includes"),
         (
             "--nginx-upstream upstream.conf --bind unix:@x",
-            "--nginx-upstream: nginx knows no abstract sockets (unix:@x): give --base-port",
+            "--nginx-upstream: nginx has no abstract sockets (unix:@x): give --base-port",
         ),
         ("--nginx-upstream /no/such/place/x.conf", "--nginx-upstream: there is no directory /no/such/place"),
         ("--nginx-upstream /etc", "--nginx-upstream: /etc is a directory: give the file that nginx includes"),

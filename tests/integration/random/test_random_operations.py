@@ -46,6 +46,7 @@ SMOKE = Configuration("smoke", shared=True)
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(240 + SECONDS)
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
 def test_random_operations(start: Start, tmp_path: Path, configuration: Configuration) -> None:
     play(start, tmp_path, configuration, SECONDS / len(CONFIGURATIONS), SEED)

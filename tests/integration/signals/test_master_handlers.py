@@ -96,7 +96,7 @@ def test_timers(command: Command, notes: Path) -> None:
         (BadName, "HTTPWorker.child_Flush: 'Flush' is no name for a command"),
         (Hook, "a command cannot be called 'start'"),
         (HTTPWorker, "do not go together"),
-        ("text", "this is no class"),
+        ("text", "this is not a class"),
     ],
 )
 def test_a_bad_mixin(mixin: type, complaint: str) -> None:

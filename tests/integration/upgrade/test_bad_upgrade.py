@@ -300,7 +300,7 @@ def test_what_was_not_replaced_goes_on_as_before(start: Start, tmp_path: Path, p
     site.save(source("second", startup=SECOND_FAILS if preload else 'raise RuntimeError("no database")'))
     site.save(THERE, "forkserve.toml")
     assert "no database" in lines(site.ask("upgrade"))
-    assert ("is put back" if preload else "nothing was changed") in site.command.stderr
+    assert ("is restored" if preload else "nothing was changed") in site.command.stderr
     eventually(lambda: {row[2] for row in site.settled(2)} == {1}, "the old ones alone")
     assert addresses(site) == old
     settings = site.status()["settings"]

@@ -260,7 +260,7 @@ def test_the_hooks_of_a_configuration_are_read_anew(start: Start, tmp_path: Path
     first = site.settled(2)
     assert "OSError: !" in reason(site.ask("upgrade"))
     assert site.settled(2) == first
-    without = site.command.wait_for(r"\[ERROR\] master: .*OSError: !; until a reload the server goes on without (.*)")[1]
+    without = site.command.wait_for(r"\[ERROR\] master: .*OSError: !; until a reload the server runs without (.*)")[1]
     assert set(without.split(", ")) == {"on_starting", "pre_fork"}
     site.save(text, "forkserve.conf.py")
     assert site.ask("reload")["ok"]

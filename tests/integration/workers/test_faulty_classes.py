@@ -59,7 +59,7 @@ def test_at_the_start(tmp_path: Path, option: str, preload: tuple[str, ...], che
     [
         ("nothing:Says", "there is no module 'nothing' in {} or on Python's path"),
         ("classes:Nothing", "module 'classes' has no attribute 'Nothing'"),
-        ("classes", "this is no name of a class"),
+        ("classes", "this is not the name of a class"),
     ],
 )
 def test_what_is_not_there(tmp_path: Path, option: str, spec: str, why: str) -> None:

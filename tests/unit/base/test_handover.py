@@ -18,7 +18,7 @@ from forkserve.base.errors import ConfigError
 from forkserve.base.handover import InheritedFd
 from forkserve.base.records import dump, load, record
 from forkserve.config.settings import Settings
-from forkserve.prefork.control.session import Asked, Limits, Session
+from forkserve.prefork.control.session import ClientLimits, RunningRequest, Session
 from forkserve.prefork.control.wire import Request
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.codec import encode
@@ -184,20 +184,20 @@ def test_a_channel_goes_on_in_the_middle_of_a_frame() -> None:
 
 def test_a_client_goes_on_in_the_middle_of_a_line() -> None:
     left, right = socket.socketpair()
-    before = Session(left, Limits())
+    before = Session(left, ClientLimits())
     right.send(b'{"v": 1}\n{"v"')
     before.receive()
-    before.open.add(Asked(Request("upgrade", id=[1]), 12.5, "half"))
+    before.open.add(RunningRequest(Request("upgrade", id=[1]), 12.5, "half"))
     found = handed_over(before.export())
     left.detach()
 
-    after = Session.adopt(found, Limits())
+    after = Session.adopt(found, ClientLimits())
     assert after.next_line() == b'{"v": 1}'
     right.send(b": 2}\n")
     after.receive()
     assert after.next_line() == b'{"v": 2}'
     (asked,) = after.open
-    assert (asked.request, asked.deadline, asked.told) == (Request("upgrade", id=[1]), 12.5, "half")
+    assert (asked.request, asked.deadline, asked.progress) == (Request("upgrade", id=[1]), 12.5, "half")
     after.close()
     right.close()
 

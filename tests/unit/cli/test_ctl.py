@@ -172,7 +172,7 @@ def test_what_is_asked(run: Callable[[str], Printed], server: Answering, line: s
         ("--to 1 status", "--to belongs to `call`"),
         ("status --timeout soon", "--timeout: 'soon' is not a duration (30, 0.5, 30s, 5m, 2h)"),
         ("status --timeout -5", "--timeout: '-5' is not a duration (30, 0.5, 30s, 5m, 2h)"),
-        ("status --timeout 1000d", "--timeout: at most 1000000 seconds, or 0 for as long as it takes"),
+        ("status --timeout 1000d", "--timeout: at most 1000000 seconds, or 0 for no limit"),
         ("status --name x", "--name and --socket both select the server: give one of them"),
     ],
 )
@@ -215,9 +215,9 @@ def test_the_server_is_found(running: list[tuple[str, str]], name: str | None, c
     ("running", "name", "code", "message"),
     [
         ([], None, 3, "no server of this user is running"),
-        ([], "b", 3, "no server called 'b' is running"),
-        ([("a", "/a"), ("c", "/c")], "b", 3, "no server called 'b' is running: there is a, c"),
-        ([("a", "/a"), ("c", "/c")], None, 2, "several servers are running: say which with --name: a, c"),
+        ([], "b", 3, "no server named 'b' is running"),
+        ([("a", "/a"), ("c", "/c")], "b", 3, "no server named 'b' is running: there is a, c"),
+        ([("a", "/a"), ("c", "/c")], None, 2, "several servers are running: select one with --name: a, c"),
     ],
 )
 def test_the_server_is_not_found(running: list[tuple[str, str]], name: str | None, code: int, message: str) -> None:

@@ -320,7 +320,7 @@ def test_names_become_what_front_ends_take() -> None:
         ),
         (f"{SHOP} --listen 0", 2, "--listen: a front end listens on a port from 1 to 65535"),
         (f"{SHOP} --listen fd://3", 2, "--listen: 'fd://3': a front end listens on PORT, HOST:PORT or unix:PATH"),
-        (f"{SHOP} --server-name 'a;b'", 2, "--server-name: 'a;b' is not a server's name"),
+        (f"{SHOP} --server-name 'a;b'", 2, "--server-name: 'a;b' is not a host name"),
         (f"{SHOP} --static static", 2, "--static: 'static' is not of the form /url=/directory"),
         (f"{SHOP} --static '/s=/a$b'", 2, None),
         (f"{SHOP} --hosts 'a b'", 2, "--hosts: 'a b' is not the name or the address of a machine"),
@@ -345,7 +345,7 @@ def test_names_become_what_front_ends_take() -> None:
         (
             f"{SHOP} --root-path '/a*' --format caddy",
             2,
-            "--format caddy: Caddy cannot cut off --root-path /a*: it has more than letters, digits, _, -, ., ~ and /",
+            "--format caddy: Caddy cannot remove --root-path /a*: it has more than letters, digits, _, -, ., ~ and /",
         ),
         (f"{SHOP} --tls-key k", 2, "--tls-key: needs --tls-cert"),
         (f"{SHOP} --workers x", 2, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
@@ -363,17 +363,17 @@ def test_names_become_what_front_ends_take() -> None:
         (
             "shop:app --base-port 0",
             2,
-            "nginx: --base-port 0 takes other ports at each start: ask the running server, with --name or --socket",
+            "nginx: --base-port 0 uses other ports at each start: ask the running server, with --name or --socket",
         ),
         (
             "shop:app --bind fd://3",
             2,
-            "nginx: fd://3 tells no address to connect to: ask the running server, with --name or --socket",
+            "nginx: fd://3 is no address to connect to: ask the running server, with --name or --socket",
         ),
         (
             "shop:app --bind unix:x --hosts a",
             2,
-            "--hosts: a unix socket is not reached from another machine: give the hosts --base-port or --bind HOST:PORT",
+            "--hosts: a unix socket cannot be reached from another machine: give the hosts --base-port or --bind HOST:PORT",
         ),
         ("--name shop --socket x", 2, "--name and --socket both select the server: give one of them"),
         ("--socket no.sock", 1, "no server is running at no.sock: No such file or directory"),

@@ -151,3 +151,17 @@ def test_nothing_but_value_error_comes_out_of_reading(name: str, value: object) 
         return
 
     assert read == kind.read(kind.show(read))
+
+
+def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            raise OSError
+
+    assert values.shown(Broken()) == "this Broken"
+    assert values.shown("a\nb  c") == r"'a\nb c'"
+
+
+def test_a_command_whose_quotes_do_not_end() -> None:
+    with pytest.raises(ValueError, match="a command line"):
+        values.read_command("nginx 'a")

@@ -18,7 +18,7 @@ def made() -> tuple[Changes, list[str]]:
 
 def told(changes: Changes, *others: str, included: tuple[str, ...] = (), **how: Any) -> list[str]:
     given = {"made": (), "suspected": False, "loading": False, **how}
-    return changes.told(included, others, given.pop("made"), 10.0, **given)
+    return changes.reported(included, others, given.pop("made"), 10.0, **given)
 
 
 def test_what_a_worker_has_loaded_matters_and_its_directories() -> None:

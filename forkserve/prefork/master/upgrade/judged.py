@@ -92,7 +92,7 @@ class Judged:
 
 
 def stamp_of(path: str) -> Stamp:
-    """Return what tells one state of a file from another; None if there is none."""
+    """Return what distinguishes one state of a file from another; None if there is no file."""
     with contextlib.suppress(OSError, ValueError):
         found = os.stat(path)
         return [found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns]

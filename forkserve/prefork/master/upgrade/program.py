@@ -106,7 +106,7 @@ def missing() -> str | None:
 
 
 def judged_file() -> int:
-    """Return the descriptor of a file without a name for what a pre-flight judges, who seals it. Linux. Raises OSError."""
+    """Return the descriptor of a nameless file, which a pre-flight fills and seals. Linux. Raises OSError."""
     return os.memfd_create("forkserve-judged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 

@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 
 
 def rehearse(handed: InheritedState, worker_class: type[Worker], config: Config, pool: Pool) -> NoReturn:
-    """Read the state and load the app, as whom the workers run; confirm that, or say what is wrong; and exit.
+    """Read the state, load the app as the user that the workers run as, confirm that or print what is wrong, and exit.
 
-    What it goes by is written down before the app is loaded, and out of its reach: the new program runs it with all rights.
+    What was judged is written down before the app is loaded, where the app cannot change it: the
+    new program runs that with all rights.
     What follows `run` in a program of the user's is for the end of a server, and there was none.
     """
     code: int = ExitCode.UNEXPECTED
     settings = config.settings
-    prctl(PDEATHSIG, signal.SIGKILL)  # whoever waits for it must be there
+    prctl(PDEATHSIG, signal.SIGKILL)  # the master that waits for it must exist
     try:
         generation = _understand(handed.data, pool)
         _open_logs(settings, generation)

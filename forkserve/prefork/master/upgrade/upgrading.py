@@ -1,4 +1,4 @@
-"""Upgrading: the upgrades that were asked for, one at a time: pre-flight, exec, and the reload that follows. In the master."""
+"""Upgrading: upgrades on request, one at a time: pre-flight, exec, and the reload that follows. In the master."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Upgrading:
                 self._start()
             elif self._preflight.word is not None and not self._judge_again():
                 self._replace(self._preflight.word)
-        except Exception:  # noqa: BLE001 - said in the log, and to who asked
+        except Exception:  # noqa: BLE001 - logged, and answered to the requests
             logger.exception("fault in the master")
             self._failed("fault in the master: see its log")
 

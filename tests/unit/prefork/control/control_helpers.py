@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve.base.errors import CommandError
 from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.control.server import Control
-from forkserve.prefork.control.session import Limits
+from forkserve.prefork.control.session import ClientLimits
 from forkserve.prefork.control.socketfile import SocketFile
 from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from forkserve.prefork.master.commands import MasterCommands
@@ -105,7 +105,7 @@ class Server:
     def __init__(self, directory: str, **limits: Any) -> None:
         self.poller = Poller()
         self.path = os.path.join(directory, "s.sock")
-        self.control = Control(self.poller, commands_of(MasterCommands), self.execute, lambda: self.text, Limits(**limits))
+        self.control = Control(self.poller, commands_of(MasterCommands), self.execute, lambda: self.text, ClientLimits(**limits))
         self.control.listen(SocketFile(self.path))
         self.text = "at work"
         self.asked: list[tuple[Any, ...]] = []

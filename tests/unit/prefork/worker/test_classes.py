@@ -69,13 +69,13 @@ def test_a_mixin_twice_over() -> None:
 
 @pytest.mark.parametrize("mixin", ["text", Left(), None, 3, len])
 def test_a_mixin_that_is_no_class(mixin: object) -> None:
-    with pytest.raises(ConfigError, match="this is no class"):
+    with pytest.raises(ConfigError, match="this is not a class"):
         compose(Base, [mixin])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("mixins", [[Left, Left], [Worker], [Left, Base]])
 def test_mixins_that_do_not_go_together(mixins: list[type]) -> None:
-    with pytest.raises(ConfigError, match="the mixins and Base do not go together: ") as found:
+    with pytest.raises(ConfigError, match="the mixins and Base cannot be combined: ") as found:
         compose(Base, mixins)
     assert "\n" not in str(found.value)
 
@@ -127,7 +127,7 @@ def test_by_a_name_that_leads_nowhere(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", ["forkserve.prefork.worker.worker:current_worker", "forkserve.prefork.worker.worker:BEAT_EVERY"])
 def test_by_the_name_of_something_else(spec: str) -> None:
-    with pytest.raises(ConfigError, match="this is no class"):
+    with pytest.raises(ConfigError, match="this is not a class"):
         load_class(spec, "--worker")
 
 

@@ -16,7 +16,7 @@ class Orphan:
     def send(self, _: object) -> bool:
         return False
 
-    def on_channel(self) -> None:
+    def receive(self) -> None:
         """Nothing comes."""
 
     def drain(self) -> None:
@@ -25,9 +25,9 @@ class Orphan:
 
 def test_a_worker_that_drains_waits_for_no_answer() -> None:
     worker = Orphan()
-    leave = Leave(cast("Any", worker))
+    leave = Leave(cast("Any", worker), worker.receive, lambda _: None)
     assert leave.time_left() == inf
-    leave.ask()
+    leave.request()
 
     assert worker.draining
     assert leave.time_left() == inf, "or it would look all the time"

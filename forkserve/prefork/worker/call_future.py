@@ -1,0 +1,127 @@
+"""CallFuture: the replies to a call of one worker to the others, and the calls that wait for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from forkserve.base.errors import CommandError
+from forkserve.prefork.ipc.frames import FrameError
+from forkserve.prefork.ipc.hooks import call_hook
+from forkserve.prefork.ipc.messages import Call
+from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
+
+if TYPE_CHECKING:
+    from forkserve.prefork.ipc.messages import Answer
+    from forkserve.prefork.ipc.pending import JSON
+    from forkserve.prefork.worker.running import RunningWorker
+
+on_own_loop: ContextVar[bool] = ContextVar("on_own_loop", default=False)
+"""Whether this runs in an async command on a loop that the worker has made for it: no reply is received until it ends."""
+
+
+class CallFuture:
+    """The replies of other workers to a call. In the calling worker, from any of its threads.
+
+    Await it on an event loop, or wait for `result` in a thread of the application; `then` works anywhere.
+    """
+
+    def __init__(self, main_thread: int) -> None:
+        self._main_thread = main_thread
+        self._replies: Future[list[Reply]] = Future()
+        self._replies.set_running_or_notify_cancel()  # it cannot be cancelled: the replies come in any case
+
+    @property
+    def done(self) -> bool:
+        """Whether the replies are there, or will never come."""
+        return self._replies.done()
+
+    def result(self, timeout: float | None = None) -> list[Reply]:
+        """Wait for the replies, at most `timeout` seconds.
+
+        Raises:
+            WouldDeadlock: This thread runs the worker's commands, and the replies have not come yet.
+            CommandError: The master has refused the command, or is gone.
+            TimeoutError: The replies have not come in time.
+        """
+        if threading.get_ident() == self._main_thread:
+            self._must_be_done("this thread also runs the commands of others: await the replies, or use then()")
+        self._check_loop()
+        return self._replies.result(timeout)
+
+    def _check_loop(self) -> None:
+        if on_own_loop.get():
+            self._must_be_done("this worker does nothing else while the command runs: use then()")
+
+    def _must_be_done(self, why: str) -> None:
+        if not self.done:
+            raise WouldDeadlock(why)
+
+    def __await__(self) -> Generator[Any, None, list[Reply]]:
+        import asyncio  # noqa: PLC0415  # only where there is a loop
+
+        self._check_loop()
+        return asyncio.wrap_future(self._replies).__await__()
+
+    def then(self, call: Callable[[list[Reply]], object]) -> CallFuture:
+        """Call with the replies when they come, on the worker's main thread; not if the call fails. Returns itself.
+
+        If they are there already, it is called at once.
+        """
+
+        def ended(future: Future[list[Reply]]) -> None:
+            if future.exception() is None:
+                call_hook("callback of a command", call, future.result())
+
+        self._replies.add_done_callback(ended)
+        return self
+
+    # For the worker.
+
+    def resolve(self, replies: list[Reply]) -> None:
+        """End with the replies."""
+        self._replies.set_result(replies)
+
+    def fail(self, message: str, code: str) -> None:
+        """End without replies. Code is one of `CommandError.CODES`."""
+        self._replies.set_exception(CommandError(message, code))
+
+
+class OpenCalls:
+    """The calls of one worker that the master has not answered yet. From any thread of the worker."""
+
+    def __init__(self, worker: RunningWorker) -> None:
+        self._worker = worker
+        self._futures: dict[int, CallFuture] = {}
+
+    def call(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None) -> CallFuture:
+        """Call as `Worker.call` does. Raises CommandError for arguments that cannot be sent."""
+        future = CallFuture(threading.main_thread().ident or 0)
+        number = id(future)
+        self._futures[number] = future
+        try:
+            sent = not self._worker.orphan and self._worker.send(Call(number, name, args, to, timeout))
+        except FrameError as error:
+            self._futures.pop(number)
+            raise CommandError(f"the arguments of {name} cannot be sent: {error}", "usage") from error
+        if not sent:
+            self._futures.pop(number).fail("the master cannot be reached", "failed")
+        return future
+
+    def answered(self, answer: Answer) -> None:
+        """End the call that the master has answered."""
+        future = self._futures.pop(answer.number, None)
+        if future is None:
+            return
+        if answer.error is None:
+            future.resolve(list(answer.replies))
+        else:
+            future.fail(answer.error.message, answer.error.code)
+
+    def fail_all(self, why: str) -> None:
+        """End every call: the master will not answer."""
+        while self._futures:
+            self._futures.popitem()[1].fail(why, "failed")

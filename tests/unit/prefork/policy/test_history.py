@@ -1,0 +1,153 @@
+"""A history: its events change a pool as they say, survive JSON, and lead a second pool to the same plans."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from forkserve.base.errors import CommandError
+from forkserve.prefork.policy import history
+from forkserve.prefork.policy.actions import Fork
+from forkserve.prefork.policy.history import Event, Replay, read_event, write_event
+from forkserve.prefork.policy.pool import Phase, Pool
+from forkserve.prefork.policy.rollout import Rollout
+from forkserve.prefork.policy.states import PoolLimits
+
+LIMITS = PoolLimits(boot=10, beat=5, graceful=4)
+NOWHERE: frozenset[int | None] = frozenset()
+
+
+class Recorded:
+    """A pool whose events are kept as lines; time passes by a second with each plan."""
+
+    def __init__(self, wanted: int) -> None:
+        self.lines: list[str] = []
+        self.pool = Pool(wanted, LIMITS, random.Random(1).random)
+        self.pool.record = lambda event: self.lines.append(write_event(event))
+        self.pool.record(history.Started(wanted, LIMITS, preload=False, rows=self.pool.capacity.rows, seed=1))
+        self.now = 0.0
+
+    def happen(self, *events: Event) -> list[object]:
+        return [event.happen(self.pool) for event in events]
+
+    def plan(self, advertised: frozenset[int | None] = NOWHERE) -> list[int]:
+        """Plan, and fork what is to be forked; return the members."""
+        self.now += 1
+        (plan,) = self.happen(history.Planned(self.now, advertised, NOWHERE, NOWHERE, NOWHERE))
+        assert isinstance(plan, list)
+        if plan:
+            self.pool.record(history.Decided.of(plan))
+        forked = [one.member.ident for one in plan if isinstance(one, Fork)]
+        self.happen(*(history.Forked(ident, 100 + ident) for ident in forked))
+        return forked
+
+    def boot(self) -> list[int]:
+        """Plan until nothing more is to be forked, and have everything become ready."""
+        booted: list[int] = []
+        while new := self.plan():
+            self.happen(*(history.BecameReady(ident, self.now) for ident in new))
+            booted += new
+        return booted
+
+    def roll(self, commit: Callable[[], None], until: Callable[[Rollout], bool]) -> Rollout:
+        """Reload, as the master does."""
+        self.pool.record(history.RolloutBegan(0.0))
+        rollout = Rollout(self.pool, 0.0, commit)
+        while not until(rollout):
+            self.pool.record(history.RolloutAdvanced(self.now))
+            rollout.advance(self.now)
+            self.boot()
+            drained = [one.ident for one in self.pool.members.workers() if one.end_requested and one.pid]
+            self.happen(*(history.Exited(ident, self.now, 0, None, None) for ident in drained))
+        return rollout
+
+    def replay(self) -> Replay:
+        replay = Replay(map(read_event, self.lines))
+        replay.run()
+        assert replay.planned == replay.recorded
+        assert [write_event(read_event(line)) for line in self.lines] == self.lines
+        assert self.state(replay.pool) == self.state(self.pool)
+        return replay
+
+    @staticmethod
+    def state(pool: Pool) -> object:
+        members = [(one.ident, one.slot, one.generation, one.state, one.pid) for one in pool.members.by_ident.values()]
+        return members, pool.phase, pool.wanted, pool.generations.committed, pool.members.limits
+
+
+def test_the_life_of_a_server() -> None:
+    """A crash, a failed fork, workers that are spent, drain by themselves, break the protocol, or do not answer."""
+    one = Recorded(3)
+    first, second, third = one.boot()
+    now = one.now
+    assert one.happen(history.Beat(first, now + 0.5), history.Spent(first, full=False), history.Spent(first, full=False)) == [
+        None,
+        True,
+        False,
+    ]
+    one.happen(history.Draining(second, now), history.Released(second), history.Lingering(second))
+    assert one.happen(history.Exited(second, now, 0, None, None), history.Exited(third, now, None, 9, "out of memory")) == [
+        False,
+        True,
+    ]
+    one.boot()
+    one.happen(history.Replaced(2), history.ReplaceCancelled(2, one.now), history.ProtocolViolated(first, "nonsense", one.now))
+    (late,) = one.plan() or [0]
+    one.happen(history.ForkFailed(late, "no room", one.now) if late else history.RetriedNow(), history.RetriedNow())
+    one.now += 100  # every beat is late
+    one.plan()
+    one.plan()
+    for member in one.pool.members.workers():
+        one.happen(history.StacksDumped(member.ident, one.now))
+    one.happen(history.Withdrawn(12345, one.now), history.LimitsChanged(PoolLimits(surge=2)), history.Wanted(5))
+    one.plan(frozenset((1, None)))
+    for member in one.pool.members.workers():
+        one.happen(history.Withdrawn(member.ident, one.now))
+    one.happen(history.Suspended(), history.Stopped(at_once=False), history.Stopped(at_once=True))
+    one.plan()
+
+    assert one.replay().pool.phase is Phase.QUITTING
+
+
+def test_a_reload_with_other_settings() -> None:
+    one = Recorded(2)
+    one.boot()
+
+    def commit() -> None:
+        one.pool.record(history.CanaryRenewed())
+        rollouts[-1].renew_canary()
+        one.happen(history.LimitsChanged(PoolLimits(surge=2)), history.Wanted(3))
+        one.pool.record(history.CommitEnded(None))
+
+    rollouts: list[Rollout] = []
+
+    def done(rollout: Rollout) -> bool:
+        rollouts.append(rollout)
+        return rollout.step.value == "done"
+
+    one.roll(commit, done)
+
+    assert one.replay().pool.generations.committed == 2
+
+
+def test_a_reload_whose_settings_are_refused() -> None:
+    one = Recorded(1)
+    one.boot()
+
+    def commit() -> None:
+        one.pool.record(history.CommitEnded("no port is free"))
+        raise CommandError("no port is free")
+
+    with pytest.raises(CommandError):
+        one.roll(commit, lambda _: False)
+    one.boot()
+
+    assert one.replay().pool.generations.committed == 1
+
+
+@pytest.mark.parametrize("line", ["", "[]", "{}", '{"event": "Nothing"}', '{"event": "Forked", "ident": 1}'])
+def test_what_is_no_event(line: str) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        read_event(line)
