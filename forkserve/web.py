@@ -203,7 +203,7 @@ class HTTPWorker(Worker):
         return apps.load_app(settings.app, interface=settings.interface, factory=settings.factory)
 
     def run(self) -> None:
-        """Load the application, serve until told to drain, and drain."""
+        """Load the application, serve until the worker has to drain, and drain."""
         loaded = self.context.preloaded
         app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
         forks.end_returned()  # the application may have forked when it was imported

@@ -216,7 +216,7 @@ class AccessLog:
         self._add(Record(exchange.writer.connection, exchange, error.status, 0))
 
     def write_unread(self, connection: ClientConnection, error: RequestError) -> None:
-        """Log a request whose head could not be read, or was refused before anything was made of it."""
+        """Log a request whose head could not be read, or that was refused before it had an exchange."""
         self._add(Record(connection, None, error.status, 0))
 
     def _add(self, record: Record) -> None:

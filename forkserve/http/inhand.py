@@ -44,9 +44,9 @@ class RunningRequests:
                 last look then. Calls that run now matter most: they are found even if the client is gone or has its response.
 
         Returns:
-            For each request the time since when, in monotonic nanoseconds, exact to a second, and its request line: first the
-            requests whose application is running now, then from the oldest on, then WebSockets, which wait most of the time. And
-            the number of requests without a whole response; a WebSocket has one.
+            A pair for each request: the time when it was seen first, in monotonic nanoseconds, and its request line. Requests
+            with a running application call come first, then the others by age, then WebSockets, which wait most of the time.
+            And the number of requests whose response is not complete; WebSockets are not counted.
         """
         now = monotonic_ns()
         unseen = self._looked + 1 if stuck else now
@@ -75,7 +75,7 @@ class RunningRequests:
 
 
 def _running() -> list[RequestHandler]:
-    """Return the exchanges whose application runs now, in this thread or another, found on the stacks.
+    """Return the exchanges with a running application call in any thread, found on the stacks.
 
     The stack of a task or thread that the application has started leads to none.
     """

@@ -1,4 +1,4 @@
-"""Calls of the application: who counts them, and what the queues in front of them need to know of one."""
+"""Calls of the application, as an observer and the queues in front of them see them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Observer(Protocol):
         """Take note of the number of open connections."""
 
     def is_drain_ordered(self) -> bool:
-        """Return whether this process is to drain; it may not have had the time to notice."""
+        """Return whether this process has to drain; it may not have noticed yet."""
         ...
 
 

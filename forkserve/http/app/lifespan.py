@@ -22,7 +22,7 @@ class Lifespan:
 
     Args:
         site: The application; its ``state`` is filled by the start-up.
-        mode: ``on`` (an application without lifespan is an error), ``auto`` (it is taken as it is) or ``off``.
+        mode: ``on`` (an application without lifespan is an error), ``auto`` (it is accepted) or ``off``.
     """
 
     def __init__(self, site: Site, mode: str) -> None:
@@ -32,7 +32,7 @@ class Lifespan:
         self._orders: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         self._started: asyncio.Future[None] = site.loop.create_future()
         self._stopped: asyncio.Future[None] = site.loop.create_future()
-        self._received = False  # the application has asked for the first message
+        self._received = False  # the application has called receive
         self._stopping = False
 
     async def startup(self) -> None:
@@ -57,7 +57,7 @@ class Lifespan:
             raise LifespanError("the application returned without answering lifespan.startup")
 
     def _refused(self, error: BaseException) -> None:
-        """The application raised an exception instead of starting: it knows no lifespan, or its start-up is broken."""
+        """Log an exception in place of a start-up: the application does not support lifespan, or its start-up is broken."""
         if not self._received and _is_refusal(error):
             self._site.log.debug("the application does without lifespan: it raised %s", type(error).__name__)
             return
@@ -69,7 +69,7 @@ class Lifespan:
         )
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """The task has ended after the start-up; nobody would look at its exception."""
+        """Log that the task has ended after the start-up: nothing else looks at its exception."""
         if self._stopping or task.cancelled():
             return
         if (error := task.exception()) is None:
@@ -78,7 +78,7 @@ class Lifespan:
             self._site.log.error("the application's lifespan has died after start-up: it will not be shut down", exc_info=error)
 
     async def shutdown(self, limit: float = inf) -> None:
-        """Run the application's shutdown to its end, or for ``limit`` seconds; what it raises is logged."""
+        """Run the application's shutdown to its end, or for ``limit`` seconds; its exceptions are logged."""
         if self._task is None or self._task.done():
             return
         self._stopping = True
@@ -115,5 +115,5 @@ class Lifespan:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether that is how applications say that they serve HTTP alone: they look at the scope's type, or name it."""
+    """Return whether the exception means that the application serves HTTP only: it checks the scope's type, or names it."""
     return isinstance(error, (NotImplementedError, AssertionError)) or "lifespan" in str(error).lower()

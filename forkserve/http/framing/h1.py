@@ -186,8 +186,9 @@ class H1Connection(Output):
             except RequestError as error:
                 error.method = target.method
                 raise
-        self.response.prepare(fields)
-        self.exchange = exchange = state.new_exchange(self.response, target, fields)
+        response = self.response
+        response.version, response.keep_alive = fields.version, fields.keep_alive
+        self.exchange = exchange = state.new_exchange(response, target, fields)
         if state.in_progress is not None:
             state.in_progress.add(exchange)
         if requests >= state.spent_at:
@@ -382,7 +383,7 @@ class H1Connection(Output):
 
     def drain(self, now: float, linger: float) -> None:
         """Prepare for the end of the process: idle connections get ``linger`` seconds for one more request."""
-        # The rest of a request body whose response has ended is waited for no longer.
+        # There is no more time for the rest of a request body whose response has ended.
         if self.exchange is None and not self.closing:
             self.deadline = min(self.deadline, now + (linger if self.requests and not self.reader.buffer else NEWCOMER_TIME))
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from forkserve.http.framing.h1 import H1Connection
     from forkserve.http.framing.writer import Successor
-    from forkserve.http.message.fields import Fields
     from forkserve.http.message.response import Field, ResponseHead
 
 DISCARDED_BODY = 65536
@@ -30,26 +29,21 @@ class H1Response:
         connection: Refers to this object until it is lost or handed over: no reference cycle is left to the collector.
 
     Attributes:
+        version: The HTTP version of the request; set by the connection, as `keep_alive` is.
         keep_alive: Whether the connection takes another request after this one.
     """
 
-    __slots__ = ("_added", "_chunked", "_delimited", "_head", "_version", "connection", "keep_alive")
+    __slots__ = ("_added", "_chunked", "_delimited", "_head", "connection", "keep_alive", "version")
 
     def __init__(self, connection: H1Connection) -> None:
         self.connection = connection
+        self.version: str
         self.keep_alive: bool
-        self._version: str
-        self._added: tuple[Field, ...]
+        self._added: tuple[Field, ...] = ()
         # The rest is set by `start`: most responses are sent by `respond`.
         self._head: bytes  # waits for the first piece of the body
         self._chunked: bool
         self._delimited: bool  # the client knows where the body ends without the end of the connection
-
-    def prepare(self, fields: Fields) -> None:
-        """Make ready for the response to a request with this header section."""
-        self.keep_alive = fields.keep_alive
-        self._version = fields.version
-        self._added = ()
 
     # The response
 
@@ -61,10 +55,11 @@ class H1Response:
             self.start(head, bodiless=False)
             self.end(data)
             return
-        if head.encoded and self._version == "1.1":
+        if head.encoded and self.version == "1.1":
+            self._added = ()
             connection.transport.write(b"".join((head.encoded, state.common.encoded, data)))
         else:
-            self._added = PERSISTENCE[self._version, True]
+            self._added = PERSISTENCE[self.version, True]
             connection.transport.write(encode_head(head, self._added, state.common) + data)
         connection.finished()
 
@@ -74,11 +69,11 @@ class H1Response:
         if head.close or state.closing or not self._rest_is_short():
             self.keep_alive = False
         sized = head.content_length is not None
-        self._chunked = not (bodiless or sized) and self._version == "1.1"
+        self._chunked = not (bodiless or sized) and self.version == "1.1"
         self._delimited = self._chunked or (sized and not bodiless)
         if not (bodiless or self._delimited):
             self.keep_alive = False
-        self._added = PERSISTENCE[self._version, self.keep_alive]
+        self._added = PERSISTENCE[self.version, self.keep_alive]
         if self._chunked:
             self._added += CHUNKED
         self._head = encode_head(head, self._added, state.common)

@@ -1,9 +1,9 @@
 """The frames of a WebSocket client (RFC 6455 5, RFC 7692 7), read step by step. Pure.
 
 The websockets library's reader takes all frames that have come at once, holds each whole before it unmasks and inflates it, and
-keeps feeding a decompressor whose stream has ended. A client decides with that how long the loop stands still and how much memory
-is used. Here a step is at most one frame, of what has come, and `STEP` bytes of inflation; the caller decides how many steps it
-takes. What a message needs is one buffer, whatever the number of its fragments.
+keeps feeding a decompressor after the end of its stream. So a client could decide how long the loop stands still and how much
+memory is used. Here a step reads at most one frame and inflates at most `STEP` bytes; the caller decides how many steps it takes.
+A message needs one buffer, whatever the number of its fragments.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 STEP = 1 << 13
 """Bytes that one step inflates, and bytes that come out of it."""
 FRAGMENT = 64
-"""What an unfinished fragment counts at least against the size of its message: it costs as much as bytes would."""
+"""Bytes that a fragment counts at least against the limit of its message: an empty one takes memory, too."""
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 _OPCODES = frozenset((CONT, TEXT, BINARY, CLOSE, PING, PONG))
 _TAIL = b"\0\0\xff\xff"  # RFC 7692 7.2.2: what the sender has left out
 _utf8 = getincrementaldecoder("utf-8")
 
 Event = tuple[int, bytes | str]
-"""Opcode and payload: a whole message (TEXT, BINARY), a PING or a PONG; of a CLOSE the frame itself, masked, as it came."""
+"""Opcode and payload: a whole message (TEXT, BINARY), a PING or a PONG. For CLOSE the payload is the masked frame itself."""
 
 
 class FrameError(Exception):
@@ -58,8 +58,23 @@ class FrameReader:
     """
 
     __slots__ = (
-        "_at", "_data", "_decode", "_deflate", "_deflated", "_fin", "_given", "_in_frame", "_inflate", "_inflating", "_kind",
-        "_left", "_limit", "_mask", "_pieces", "_size", "hungry",
+        "_added",
+        "_at",
+        "_data",
+        "_decode",
+        "_deflate",
+        "_deflated",
+        "_fin",
+        "_in_frame",
+        "_inflate",
+        "_inflating",
+        "_kind",
+        "_left",
+        "_limit",
+        "_mask",
+        "_pieces",
+        "_size",
+        "hungry",
     )  # fmt: skip
 
     def __init__(self, limit: int, deflate: PerMessageDeflate | None) -> None:
@@ -72,10 +87,10 @@ class FrameReader:
         self._in_frame = False
         self._fin = False
         self._mask = b""
-        self._left = 0  # bytes of payload to come
-        self._given = 0  # bytes that it has given to the message
+        self._left = 0  # bytes of payload that are missing
+        self._added = 0  # bytes that the frame has added to the message
         self._deflated = b""
-        self._inflating = False  # there is more to come out of the decompressor
+        self._inflating = False  # the decompressor holds more output
         # The message under way
         self._kind = 0
         self._size = 0  # what counts against the limit
@@ -84,7 +99,7 @@ class FrameReader:
         self._pieces: Any = None  # BytesIO or StringIO
 
     def feed(self, data: bytes) -> None:
-        """Add what has come."""
+        """Add bytes from the client."""
         self._data = self._data[self._at :] + data if self._at < len(self._data) else data
         self._at = 0
         self.hungry = False
@@ -93,7 +108,7 @@ class FrameReader:
         """Do a bounded piece of work: read a frame, or a part of one.
 
         Returns:
-            What has come to its end with it; None: nothing yet.
+            The message or control frame that is complete now, or None.
 
         Raises:
             FrameError: No more can be read from this client.
@@ -126,13 +141,13 @@ class FrameReader:
         return self._add(self._inflate_more())
 
     def _read_head(self) -> Event | None:
-        """Begin a data frame; a control frame is read whole, and so is a plain message in one frame that is there."""
+        """Begin a data frame. A control frame, or a whole uncompressed message in one frame, is read at once."""
         data, at = self._data, self._at
         have = len(data) - at
         if have >= 2:
             first, second = data[at], data[at + 1]
             opcode, size = first & 15, second & 127
-            self._judge(first, second, opcode, size)
+            self._check_head(first, second, opcode, size)
             start = at + (6 if size < 126 else 8 if size == 126 else 14)
             if start <= len(data):
                 if size > 125:
@@ -145,11 +160,11 @@ class FrameReader:
         self.hungry = True
         return None
 
-    def _judge(self, first: int, second: int, opcode: int, size: int) -> None:
-        """See that a head may begin with these two bytes.
+    def _check_head(self, first: int, second: int, opcode: int, size: int) -> None:
+        """Check the first two bytes of a frame.
 
         Raises:
-            FrameError: 1002: it may not.
+            FrameError: 1002: they are invalid.
         """
         reserved = first & 0x70
         if reserved == 0x40 and self._deflate is not None and opcode in (TEXT, BINARY):
@@ -187,7 +202,7 @@ class FrameReader:
         self._in_frame = True
         self._fin = first >= 0x80
         self._left = size
-        self._given = 0
+        self._added = 0
         self._at = start
         return None
 
@@ -206,16 +221,16 @@ class FrameReader:
             raise FrameError(1002, "decompression failed") from error
         self._deflated = inflate.unconsumed_tail
         if inflate.eof:
-            # RFC 7692 7.2.3.4 allows it. What is behind the end is a stream of its own; an ended decompressor would collect it.
+            # RFC 7692 7.2.3.4 allows it. Bytes behind the end are a new stream, which this decompressor would collect.
             self._deflated = inflate.unused_data
             self._inflate = self._decompressor(fresh=True)
         self._inflating = bool(self._deflated) or len(out) == STEP
         return out
 
     def _add(self, data: bytes) -> Event | None:
-        """Add to the message; the whole of it if that was its end."""
+        """Add to the message; return it if it is complete."""
         self._size += len(data)
-        self._given += len(data)
+        self._added += len(data)
         if self._size > self._limit:
             raise FrameError(1009, "the message is too big")
         ends = not (self._left or self._inflating)
@@ -225,7 +240,7 @@ class FrameReader:
             return None
         self._in_frame = False
         if not last:
-            self._size += max(0, FRAGMENT - self._given)
+            self._size += max(0, FRAGMENT - self._added)
             return None
         event = self._kind, self._pieces.getvalue()
         self._kind = self._size = 0

@@ -1,7 +1,7 @@
 """Messages that a WebSocket client has sent and the application has not received: bounded in number, memory and work.
 
 A turn handles `STEPS_A_TURN` steps of one client's input. The rest is left for the next turn, and until then no more is read from
-that client. While the messages that wait for the application are too many, nothing is read, unmasked or inflated.
+that client. While too many messages wait for the application, nothing is read, unmasked or inflated.
 """
 
 from __future__ import annotations
