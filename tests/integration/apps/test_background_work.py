@@ -162,7 +162,7 @@ def test_idle_executors_and_daemons_add_no_delay(start: Start, tmp_path: Path, w
     os.kill(site.command.workers[0], signal.SIGTERM)
     site.command.wait_for(r"worker 1 \(pid \d+\) exited with code 0")
 
-    assert time.monotonic() - begun < 5, "the graceful timeout is 30 s"
+    assert time.monotonic() - begun < 20, "the graceful timeout is 30 s"
     assert "cut off" not in site.command.stderr
 
 
@@ -184,7 +184,7 @@ def test_under_reload_nobody_waits_long(start: Start, tmp_path: Path) -> None:
     begun = time.monotonic()
     site.command.stop()
 
-    assert time.monotonic() - begun < 15, "the graceful timeout is 30 s"
+    assert time.monotonic() - begun < 20, "the graceful timeout is 30 s"
     assert "thread 'endless'" in site.command.stderr
 
 

@@ -174,7 +174,7 @@ def test_slow(serve: Start, loop: str, app: str) -> None:
     began = time.monotonic()
 
     assert get(command.port, "/?seconds=0.2").text == "At last.\n"
-    assert 0.2 <= time.monotonic() - began < 5
+    assert 0.2 <= time.monotonic() - began < 20
 
 
 def test_asgi_serves_others_while_one_waits(serve: Start, tmp_path: Path) -> None:

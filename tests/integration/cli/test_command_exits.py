@@ -45,7 +45,7 @@ def test_stopped_before_it_was_ready_is_0(start: Start, tmp_path: Path) -> None:
 
     began = time.monotonic()
     command.wait(0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "Ready" not in command.stderr
 
 

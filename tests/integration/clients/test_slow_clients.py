@@ -118,7 +118,7 @@ def test_an_idle_tls_client_does_not_hold_a_drain(serve: Start, certificate: Pat
     command = secure(serve, certificate, "--keyfile", certificate, "--loop", loop, "--linger", 0.2, "--graceful-timeout", 60)
     with Client(command.port, trust) as client:
         assert client.get().status == 200
-        ended_within(command, 4)
+        ended_within(command, 20)
 
 
 @LOOPS
@@ -129,7 +129,7 @@ def test_a_client_that_never_shakes_hands_does_not_hold_a_drain(serve: Start, ce
     before = sockets(worker)
     with Client(command.port):
         eventually(lambda: sockets(worker) == before + 1)
-        ended_within(command, 4)
+        ended_within(command, 20)
 
 
 def ended_within(command: Command, seconds: float) -> None:

@@ -229,7 +229,7 @@ def test_a_failed_start(tmp_path: Path, lifespan: str) -> None:
     began = time.monotonic()
     with pytest.raises(AssertionError, match="the database is away"):
         Server("tests.integration.http.asgi_apps:failing", f"unix:{tmp_path / 's'}", lifespan=lifespan)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("app", ["bad_end", "raising_end"])
@@ -245,5 +245,5 @@ def test_an_end_that_takes_too_long(tmp_path: Path) -> None:
     with serving("tests.integration.http.asgi_apps:endless_end", tmp_path, graceful_timeout=1) as server:
         assert server.get().status == 200
         began = time.monotonic()
-    assert 0.8 < time.monotonic() - began < 5
+    assert 0.8 < time.monotonic() - began < 20
     assert "lifespan shutdown is cut short after 1.0 s" in server.log

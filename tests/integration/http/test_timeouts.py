@@ -70,7 +70,7 @@ def test_all_at_once(interface: str, hasty: Server) -> None:
         assert (answer.status, answer["connection"]) == (408, "close")
         assert client.rest() == b""
     after_empty.rest()
-    assert 0.9 < time.monotonic() - began < 4
+    assert 0.9 < time.monotonic() - began < 20
     for client in clients:
         client.sock.close()
 
@@ -83,7 +83,7 @@ def test_a_trickle_does_not_renew_the_head(hasty: Server) -> None:
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
         data = b""
         while not data:
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 20
             try:
                 client.send(b"X: y\r\n")
                 data = client.receive()

@@ -167,7 +167,7 @@ def test_a_killed_master_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
     server.kill(signal.SIGKILL)
 
     assert server.wait() == -signal.SIGKILL
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 20
     # The main thread of a process may be gone a moment before its last thread and its sockets.
     eventually(lambda: not any(connects(("127.0.0.1", port)) for port in ports))
     assert len(server.wait_for("the master is gone")) == 3

@@ -41,7 +41,7 @@ def test_work_behind_the_answer_has_until_the_graceful_timeout(serve: Start, tmp
     began = time.monotonic()
     command.kill(signal.SIGTERM)
     command.wait()
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 20
     assert "lifespan.shutdown was heard" in command.stderr
     assert "ERROR" not in command.stderr
 

@@ -131,7 +131,7 @@ def test_an_idle_connection_gets_one_more_answer_or_its_end(start: Start, tmp_pa
         assert (answer.json["pid"], answer["connection"]) == (old, "close")
         assert asks.rest() == b""
         assert idle.rest() == b""
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert get(port).json["pid"] == new
 
 

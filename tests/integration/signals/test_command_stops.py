@@ -121,7 +121,7 @@ def test_idle_connections_are_closed(serve: Start, notes: Path, gate: Path, app:
         command.kill(signal.SIGTERM)
         assert client.rest() == b"", "closed without a word"
         command.wait()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @INTERFACES
@@ -139,7 +139,7 @@ def test_an_idle_connection_gets_one_more_answer(
         assert client.rest() == b""
     began = time.monotonic()
     command.wait()
-    assert time.monotonic() - began < 5, "nothing was left to linger for"
+    assert time.monotonic() - began < 9, "nothing was left to linger for"
 
 
 @INTERFACES
@@ -214,7 +214,7 @@ def test_a_stream_sees_a_disconnect(serve: Start, notes: Path, loop: str) -> Non
         command.kill(signal.SIGTERM)
         client.rest()
     command.wait()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "http.disconnect" in notes.read_text()
 
 
@@ -242,7 +242,7 @@ def test_what_is_open_at_the_graceful_timeout_is_logged(
         began = time.monotonic()
         command.kill(signal.SIGTERM)
         command.wait(0)
-        assert 0.4 < time.monotonic() - began < 6
+        assert 0.4 < time.monotonic() - began < 20
     lines = [line for line in command.log if "/never" in line]
     assert len(lines) == 1, command.stderr
     assert f"GET /never?{gate}" in lines[0]

@@ -95,7 +95,7 @@ def test_timers(command: Command, notes: Path) -> None:
     [
         (BadName, "HTTPWorker.child_Flush: 'Flush' is no name for a command"),
         (Hook, "a command cannot be called 'start'"),
-        (HTTPWorker, "do not go together"),
+        (HTTPWorker, "cannot be combined"),
         ("text", "this is not a class"),
     ],
 )
