@@ -22,6 +22,7 @@ from forkserve.prefork.policy import history
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.system import daemon, forks
+from forkserve.prefork.system.poller import READ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ class MasterLoop:
 
     def run(self) -> None:
         """Run until the server has stopped."""
+        self.poller.watch(self.signals, READ, self.obey_signals)
         while not self.pool.done:
             self._turn()
 
