@@ -94,10 +94,15 @@ class MasterCommands:
         }
         self._stops: list[Pending] = []
         self._running: Running | None = None
+        self._accepts_changes = False
 
     def begin(self, running: Running) -> None:
-        """Accept commands from now on."""
+        """Act on these parts from now on; only `accept_changes` lets commands change anything."""
         self._running = running
+
+    def accept_changes(self) -> None:
+        """Accept all commands from now on: the listeners are open."""
+        self._accepts_changes = True
 
     def set_handler(self, signum: signal.Signals, call: Callable[[], object]) -> None:
         """Have the master call this when it gets a signal."""
@@ -106,10 +111,12 @@ class MasterCommands:
             self._running.signals.add(signum)
 
     def require_running(self) -> Running:
-        """Return what the commands act on. Raises CommandError if the server does not run, or stops."""
+        """Return what the commands act on. Raises CommandError if the server does not run, still starts, or stops."""
         from forkserve.prefork.policy.pool import Phase
 
         running = self._started
+        if not self._accepts_changes:
+            raise CommandError("the server is not running")
         if self.pool.phase >= Phase.STOPPING:
             raise CommandError("the server is stopping", "refused")
         return running
