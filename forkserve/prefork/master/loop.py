@@ -183,7 +183,7 @@ class MasterLoop:
 
     def _show_listeners(self) -> None:
         """Notify the observers if listeners have come, gone or changed; what they do about it takes its own time."""
-        if not self.pool.departures.public:
+        if not self.pool.departures.public or not self.observers.any_takes(Observer.listeners_changed):
             return
         shown = self.status.list_listeners(), self.state.settings
         if shown != self._listeners:
