@@ -158,6 +158,23 @@ class Server(MasterCommands):
             daemon.resume(go_on)
         return go_on()
 
+    # What Python code may read.
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.state.settings
+
+    @property
+    def name(self) -> str:
+        """The server's name."""
+        return self.state.name
+
+    @property
+    def pid(self) -> int:
+        """The master's process; 0 before it runs."""
+        return self.state.pid
+
     # What Python code adds to the master's loop.
 
     def map(self, name: str, items: Sequence[JSON], *, timeout: float | None = CALL_TIMEOUT, retries: int = 0) -> Pending:

@@ -1,4 +1,7 @@
-"""The commands of a running master, for `forkserve ctl`, signals, workers and Python code. Nothing here waits."""
+"""The commands of a running master, for `forkserve ctl`, signals, workers and Python code. Nothing here waits.
+
+`forkserve ctl` imports this module to know the commands. So methods import the policy and the listeners, which it does not need.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,8 @@ from forkserve.prefork.master import stacks
 from forkserve.prefork.master.goals import Goals
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.master.state import ServerState
-from forkserve.prefork.master.status import workers_ready
-from forkserve.prefork.policy import completion, history
-from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.states import State, pool_limits
-from forkserve.prefork.system.listeners import Listeners
 from forkserve.prefork.system.poller import Poller
 from forkserve.prefork.worker.defined import HOOKS, NAME
-from forkserve.prefork.worker.inheritance import Inheritance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +64,11 @@ class MasterCommands:
     """
 
     def __init__(self, worker_class: type[Worker], config: Config) -> None:
+        from forkserve.prefork.policy.pool import Pool
+        from forkserve.prefork.policy.states import pool_limits
+        from forkserve.prefork.system.listeners import Listeners
+        from forkserve.prefork.worker.inheritance import Inheritance
+
         settings = config.settings
         most = max(MANY_WORKERS, settings.workers, settings.max_workers)
         self.log = logs.logger
@@ -92,10 +94,15 @@ class MasterCommands:
         }
         self._stops: list[Pending] = []
         self._running: Running | None = None
+        self._accepts_changes = False
 
     def begin(self, running: Running) -> None:
-        """Accept commands from now on."""
+        """Act on these parts from now on; only `accept_changes` lets commands change anything."""
         self._running = running
+
+    def accept_changes(self) -> None:
+        """Accept all commands from now on: the listeners are open."""
+        self._accepts_changes = True
 
     def set_handler(self, signum: signal.Signals, call: Callable[[], object]) -> None:
         """Have the master call this when it gets a signal."""
@@ -104,8 +111,12 @@ class MasterCommands:
             self._running.signals.add(signum)
 
     def require_running(self) -> Running:
-        """Return what the commands act on. Raises CommandError if the server does not run, or stops."""
+        """Return what the commands act on. Raises CommandError if the server does not run, still starts, or stops."""
+        from forkserve.prefork.policy.pool import Phase
+
         running = self._started
+        if not self._accepts_changes:
+            raise CommandError("the server is not running")
         if self.pool.phase >= Phase.STOPPING:
             raise CommandError("the server is stopping", "refused")
         return running
@@ -134,6 +145,8 @@ class MasterCommands:
     @command("Replace one worker; the old one serves until the new one is ready.", usage="ID")
     def restart(self, worker: int | str) -> Pending:
         """Replace one worker; the old one serves until the new one is ready, and stays if that fails."""
+        from forkserve.prefork.policy import completion, history
+
         if self.require_running().reloading.under_way:
             raise CommandError("a reload replaces all workers just now", "refused")
         slot = self.slot(worker)
@@ -152,6 +165,8 @@ class MasterCommands:
 
         Raises CommandError if that is not possible; if a port of a new worker cannot be opened, nothing changes.
         """
+        from forkserve.prefork.policy import completion, history
+
         before = self.pool.wanted
         wanted = _number(workers, "a number of workers")
         if wanted < 0 or str(workers).startswith("+"):
@@ -183,11 +198,16 @@ class MasterCommands:
     @command("Stop at once.")
     def quit(self) -> Pending:
         """Stop at once, whatever is in hand."""
+        from forkserve.prefork.policy import history
+
         pending = self._stop()
         history.Stopped(at_once=True).happen(self.pool)
         return pending
 
     def _stop(self) -> Pending:
+        from forkserve.prefork.policy import history
+        from forkserve.prefork.policy.pool import Phase
+
         if self.pool.phase < Phase.STOPPING:
             self.log.info("stopping")
             self.observers.notify(Observer.stopping)
@@ -220,6 +240,8 @@ class MasterCommands:
     @command("Show what every thread of each worker, or of one, is doing.", usage="[ID]", repeatable=True)
     def stacks(self, worker: int | str | None = None) -> Pending:
         """Show what every thread of the workers, or of one, is doing, and their requests in hand."""
+        from forkserve.prefork.policy.states import State
+
         slot = None if worker is None else self.slot(worker)
         children = self._started.children
         shown = [child for child in children if slot in (None, child.id) and child.member.state is not State.DUMPING]
@@ -272,6 +294,8 @@ class MasterCommands:
 
     def progress(self) -> str:
         """Return how far the server is in what it does, in a few words."""
+        from forkserve.prefork.master.status import workers_ready
+
         if self._running is None:
             return "starting"
         if self._running.reloading.under_way:

@@ -22,6 +22,7 @@ from forkserve.prefork.policy import history
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.system import daemon, forks
+from forkserve.prefork.system.poller import READ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ class MasterLoop:
 
     def run(self) -> None:
         """Run until the server has stopped."""
+        self.poller.watch(self.signals, READ, self.obey_signals)
         while not self.pool.done:
             self._turn()
 
@@ -181,7 +183,7 @@ class MasterLoop:
 
     def _show_listeners(self) -> None:
         """Notify the observers if listeners have come, gone or changed; what they do about it takes its own time."""
-        if not self.pool.departures.public:
+        if not self.pool.departures.public or not self.observers.any_takes(Observer.listeners_changed):
             return
         shown = self.status.list_listeners(), self.state.settings
         if shown != self._listeners:

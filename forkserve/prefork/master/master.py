@@ -104,6 +104,7 @@ class Master:
             self._listeners.open(self._pool.wanted, os.environ)
         cleanup.callback(self._observers.notify, Observer.close)
         self._observers.notify(Observer.started)
+        self._commands.accept_changes()
         set_title("master", self._state.name)
         if before:
             self._take_over(before, opened, loop)

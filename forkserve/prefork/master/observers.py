@@ -115,6 +115,10 @@ class Observers:
                 logger.exception("observer %s failed: %s", type(observer).__name__, method.__name__)
             forks.end_returned()
 
+    def any_takes(self, method: Callable[..., None]) -> bool:
+        """Return whether any of them overrides this method: if none does, what it would be notified of need not be found out."""
+        return any(getattr(type(observer), method.__name__) is not method for observer in self._all)
+
     def close_in_child(self) -> None:
         """Have all close the master's descriptors, in a child just forked."""
         for observer in self._all:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 class DirectFork:
     """The master forks each worker."""
 
-    fallback: WorkerSource | None = None
+    @property
+    def fallback(self) -> WorkerSource | None:
+        """This source: a worker can only have been ordered by the program before an upgrade."""
+        return self
 
     def start(self, new: NewWorker, forker: Forker) -> None:
         """Fork the worker. Does not return in its process."""

@@ -43,6 +43,11 @@ def _finds(start, names):
 def on_starting(server):
     server.log.info("Starting %s on %s", server.proc_name, server.cfg.bind)
     server.reused_ids = {7}
+    for change in (lambda: server.scale(3), server.reload):
+        try:
+            change()
+        except Exception as error:
+            _note("early", f"{type(error).__name__}: {error}")
 
 def when_ready(server):
     server.log.info("Server is ready. Workers: %s, listening on %s", server.cfg.workers, server.address)
@@ -92,6 +97,7 @@ def test_hooks_get_a_facade(serve: Start, project: Path) -> None:
     assert listeners == [f"http://{host}:{port}" for host, port in address]
     assert noted("workers") == [[{str(worker): 1}, 1, "site_app:app", command.pid]]
     assert noted("missing") == [[False, False]]
+    assert noted("early") == 2 * [["CommandError: the server is not running"]], "no listener is open yet"
     refused = "CommandError: server.reload can be called in the master only, and this is a worker"
     assert noted("post_fork") == [[True, [7], 1, refused, []]]
 

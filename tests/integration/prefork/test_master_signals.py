@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from forkserve.prefork.master.periodic import PERIOD
 from forkserve.prefork.policy.repeats import SAME
 from tests.integration.command import descriptors, eventually, exists
 from tests.integration.prefork.prefork_helpers import Server, children, connects, say
@@ -33,6 +34,18 @@ def test_a_stop(serve: Serve, signum: signal.Signals) -> None:
     assert not any(connects(("127.0.0.1", port)) for port in ports)
     assert len(server.wait_for("on_stop$")) == 2
     assert "Traceback" not in server.output
+
+
+def test_a_signal_wakes_the_master(serve: Serve) -> None:
+    server = serve(workers=1, base_port=0).ready()
+    waits = []
+    for count in range(1, 5):
+        sent = time.monotonic()
+        server.kill(signal.SIGTTOU)
+        server.wait_for("there is no worker less than one", count)
+        waits.append(time.monotonic() - sent)
+
+    assert min(waits[1:]) < PERIOD / 2, "each one was sent just after a timer had woken the master, if only timers do"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -495,3 +495,9 @@ def test_progress_on_a_terminal(server: Answering) -> None:
 
     assert on_terminal(server, "reload") == "\r1 of 2 \\x1bworkers ready\r" + " " * 24 + "\r"
     assert on_terminal(server, "reload --json") == ""
+
+
+def test_ctl_imports_nothing_that_only_a_server_needs() -> None:
+    code = "import sys, forkserve.cli.ctl; print([name for name in sys.modules if name.startswith('forkserve.prefork.policy')])"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
