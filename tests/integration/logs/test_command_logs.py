@@ -297,7 +297,7 @@ def test_a_log_that_cannot_be_written_is_a_usage_error(project: Path, option: st
 @pytest.mark.parametrize(
     ("level", "levels"),
     [
-        ("trace", {"DEBUG", "INFO"}),
+        ("trace", {"TRACE", "DEBUG", "INFO"}),
         ("debug", {"DEBUG", "INFO"}),
         ("Info", {"INFO"}),
         ("WARNING", set()),
