@@ -240,14 +240,14 @@ class HTTPWorker(Worker):
         self._stop = loop.create_future()
         self._service = service = self._make_service(app, loop)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
-        loop.add_reader(self.channel.fileno(), self._inbox.receive)
+        loop.add_reader(self.channel.fileno(), self._beside_loop, self._inbox.receive)
         await self._start_up(service)
         if not self.draining:
             self.row.refresh = partial(self._note_running, stuck=True)
             # The end of the boot may have been lost, or this may run on while the loop is closed for it: take no connection then.
             if ENDING.intersection(self.context.early_signals):
                 raise EndOfBootError
-            self.ready()
+            self._beside_loop(self.ready)
             self._accept(service)
             await self._stop
         await _close_queues(self, service)
@@ -361,7 +361,8 @@ class HTTPWorker(Worker):
     def run_command(self, command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
         """Run a command on the loop, or beside it where the loop is hidden."""
         if self._turns is not None:
-            super().run_command(command, is_async=is_async)
+            with self._service.loop_hidden():
+                super().run_command(command, is_async=is_async)
             return
         tasks = self._service.site.tasks  # it counts as a request when the worker drains
         task = asyncio.Task(command, loop=self._loop, context=self.new_context())
@@ -376,7 +377,12 @@ class HTTPWorker(Worker):
     def install_signals(self) -> None:
         """Handle signals on the loop, never inside a request."""
         assert self._loop is not None
-        self._loop.add_reader(self._signals.install(beside_loop=True).fileno(), self._signals.obey)
+        self._loop.add_reader(self._signals.install(beside_loop=True).fileno(), self._beside_loop, self._signals.obey)
+
+    def _beside_loop(self, call: Callable[[], object]) -> None:
+        """Call what may call other code of the application: the loop is hidden from it wherever it is hidden from requests."""
+        with self._service.loop_hidden():
+            call()
 
     def own_descriptors(self) -> Iterator[int]:
         """Yield also the descriptors of clients' connections, which have a listener's address. Called in a forked process."""

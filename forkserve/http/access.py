@@ -62,7 +62,8 @@ class Record:
         exchange = self._exchange
         if exchange is None or exchange.head is None:
             return "-"
-        return _values([*exchange.head.fields, *exchange.writer.added_fields(exchange.head)], name)
+        added = exchange.writer.added_fields(exchange.head) if exchange.started else ()
+        return _values([*exchange.head.fields, *added], name)
 
     def variable(self, name: str) -> object:
         """Return a variable of the WSGI environ, also one that the application has put there, or ``-``. Case does not matter.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import partial
 from math import inf
@@ -20,7 +21,7 @@ from forkserve.http.access import AccessLog
 from forkserve.http.app.asgi import ASGIExchange
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.faultpage import fault_exchange
-from forkserve.http.app.hiddenloop import PER_CALL
+from forkserve.http.app.hiddenloop import PER_CALL, hidden_loop
 from forkserve.http.app.lifespan import Lifespan
 from forkserve.http.app.site import Site
 from forkserve.http.app.threadpool import ThreadPool
@@ -37,6 +38,7 @@ from forkserve.http.sharedqueue import SharedAcceptor
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
     from typing import Any, Literal
 
     from forkserve.config.settings import Settings
@@ -140,7 +142,8 @@ class Service:
             assert isinstance(exchange, Exchange)
             exchange.context.run(_handled.set, exchange)
             if on_request is not None:
-                exchange.context.run(on_request, exchange)
+                with self.loop_hidden():
+                    exchange.context.run(on_request, exchange)
             return exchange
 
         def report(exchange: Exchange) -> None:
@@ -207,6 +210,10 @@ class Service:
         """
         if self.turns is not None and not PER_CALL:
             asyncio._set_running_loop(None)  # noqa: SLF001 - made for those that run a loop
+
+    def loop_hidden(self) -> AbstractContextManager[None]:
+        """Return a context in which other code of such an application, as commands and hooks, sees no loop either."""
+        return hidden_loop() if self.turns is not None and PER_CALL else nullcontext()
 
     async def request_status(self, path: str) -> int:
         """Send the application a GET request; return the status of its response, or 0 if there was none.

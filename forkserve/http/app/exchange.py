@@ -145,12 +145,14 @@ class Exchange:
         """Send a piece of the body, with the head in front of it if that has not been sent, in one write.
 
         Raises:
-            ResponseError: The head is not set (nothing has been written then), the body is no bytes, or it is longer than its
-                Content-Length (the part that fits has been written).
+            ResponseError: The head is not set or the response has ended (nothing has been written then), the body is no bytes, or
+                it is longer than its Content-Length (the part that fits has been written).
             ClientGoneError: The client can no longer be reached.
         """
         if self.gone:
             raise ClientGoneError
+        if self.complete:  # the writer may send the response to the next request by now
+            raise ResponseError("the response has ended")
         if data.__class__ is not bytes:
             data = _as_bytes(data)
         if not self.started:

@@ -66,7 +66,7 @@ class H1Connection(Output):
         self.base: Any = None  # see `ClientConnection`
         self.template: Any = None
         self.requests = 0
-        self.response = H1Response(self)
+        self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
         self.reader = HeadReader(state.limits, state.parse_lines)
         self._fields: Fields | None = None
         self.body: LengthBody | ChunkedBody | None = None
@@ -84,6 +84,7 @@ class H1Connection(Output):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: a client has connected (asyncio)."""
         self.transport = transport
+        self.response = H1Response(self)
         state = self.state
         state.coming -= 1
         state.connected(self)

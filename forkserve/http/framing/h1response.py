@@ -33,13 +33,14 @@ class H1Response:
         keep_alive: Whether the connection takes another request after this one.
     """
 
-    __slots__ = ("_added", "_chunked", "_delimited", "_head", "connection", "keep_alive", "version")
+    __slots__ = ("_added", "_chunked", "_common", "_delimited", "_head", "connection", "keep_alive", "version")
 
     def __init__(self, connection: H1Connection) -> None:
         self.connection = connection
         self.version: str
         self.keep_alive: bool
         self._added: tuple[Field, ...] = ()
+        self._common = connection.state.common  # as the head had them
         # The rest is set by `start`: most responses are sent by `respond`.
         self._head: bytes  # waits for the first piece of the body
         self._chunked: bool
@@ -55,12 +56,13 @@ class H1Response:
             self.start(head, bodiless=False)
             self.end(data)
             return
+        self._common = common = state.common
         if head.encoded and self.version == "1.1":
             self._added = ()
-            connection.transport.write(b"".join((head.encoded, state.common.encoded, data)))
+            connection.transport.write(b"".join((head.encoded, common.encoded, data)))
         else:
             self._added = PERSISTENCE[self.version, True]
-            connection.transport.write(encode_head(head, self._added, state.common) + data)
+            connection.transport.write(encode_head(head, self._added, common) + data)
         connection.finished()
 
     def start(self, head: ResponseHead, *, bodiless: bool) -> None:
@@ -76,7 +78,8 @@ class H1Response:
         self._added = PERSISTENCE[self.version, self.keep_alive]
         if self._chunked:
             self._added += CHUNKED
-        self._head = encode_head(head, self._added, state.common)
+        self._common = state.common
+        self._head = encode_head(head, self._added, self._common)
 
     def data(self, data: bytes, *, spill: bool = True) -> None:
         """Send a piece of the body; more follows."""
@@ -119,8 +122,7 @@ class H1Response:
 
     def added_fields(self, head: ResponseHead) -> Sequence[Field]:
         """Return the fields that were sent besides those of the head."""
-        common = self.connection.state.common
-        return [*self._added, *common.beside(own_date=head.own_date, own_server=head.own_server)]
+        return [*self._added, *self._common.beside(own_date=head.own_date, own_server=head.own_server)]
 
     # A file as the whole body
 
@@ -190,5 +192,6 @@ class H1Response:
         """Send 101 (Switching Protocols) and hand the connection over."""
         connection = self.connection
         self._added = ((b"Upgrade", protocol), (b"Connection", b"Upgrade"))
-        connection.transport.write(encode_head(head, self._added, connection.state.common))
+        self._common = connection.state.common
+        connection.transport.write(encode_head(head, self._added, self._common))
         connection.hand_over(successor)

@@ -32,13 +32,15 @@ def encode(message: Message, descriptors: int = 0) -> bytes:
 def decode(found: Mapping[str, Any], *, to_master: bool) -> Message:
     """Read what was in a frame. Raises MessageError, whatever that was."""
     tag = found.get(TAG)
-    kind = BY_TAG[to_master].get(tag) if isinstance(tag, str) else None
-    if kind is None:
-        raise MessageError(f"unknown message {tag!r:.100}")
     try:
+        kind = BY_TAG[to_master].get(tag) if isinstance(tag, str) else None
+        if kind is None:
+            raise MessageError(f"unknown message {tag!r:.100}")
         return load(kind, found)
     except RecordError as error:
         raise MessageError(f"message {tag}: {error}") from error
+    except RecursionError:  # JSON is read to a depth in which an error cannot always show it
+        raise MessageError("a message is nested too deeply") from None
 
 
 @dataclass(frozen=True, slots=True)

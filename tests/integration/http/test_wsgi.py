@@ -103,6 +103,16 @@ def test_write_and_length(server: Server, length: int, *, body: bytes, whole: bo
         events(server, "closed")
 
 
+@pytest.mark.parametrize("query", ["", "?length=2"])
+def test_write_after_the_end_changes_no_other_response(server: Server, query: str) -> None:
+    """The application calls the ``write`` of a request whose response has ended: the next response is whole, and the connection stays."""
+    with server.connect() as client:
+        for _ in range(3):
+            client.send(f"GET /late-write{query} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            answer = client.answer()
+            assert (answer.status, answer.body, answer.whole) == (200, b"ab", True)
+
+
 @pytest.mark.parametrize("form", ["", "?list=1"])
 def test_exc_info_before_the_headers(server: Server, form: str) -> None:
     """The old headers are gone, Content-Length with them."""

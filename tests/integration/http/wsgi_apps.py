@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -22,6 +23,7 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 
 EVENTS: list[str] = []
 BARRIER = threading.Barrier(4, timeout=10)
+WRITES: list[Callable[[bytes], object]] = []
 VALID = {
     "hello": validator(hello_wsgi.app),
     "echo": validator(echo.application),
@@ -102,6 +104,17 @@ def on_write_length(_: Environ, start_response: StartResponse, query: dict[str, 
     write = start_response("200 OK", [("Content-Length", query["length"])])
     write(b"abc")
     return ClosingList([b"def"])
+
+
+def on_late_write(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """In the middle of the response, call the ``write`` of the request before."""
+    write = start_response("200 OK", [("Content-Length", query["length"])] if "length" in query else TEXT)
+    write(b"a")
+    for late in WRITES:
+        with suppress(Exception):
+            late(b"late")
+    WRITES[:] = [write]
+    return [b"b"]
 
 
 def on_replaced(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
