@@ -159,7 +159,8 @@ def zipped(path: Path) -> Any:
     beside = path.with_suffix(".zip")
     with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("name", CONTENT)
-    return zipfile.ZipFile(beside).open("name")
+    with zipfile.ZipFile(beside) as archive:
+        return archive.open("name")  # which keeps the file open until it is closed itself
 
 
 def tarred(path: Path) -> Any:

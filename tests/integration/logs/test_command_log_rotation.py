@@ -77,8 +77,10 @@ def test_usr1_opens_the_logs_anew_where_they_were_moved(serve: Start, project: P
 
     command.kill(signal.SIGUSR1)
     for pid in (command.pid, *command.workers):
-        eventually(lambda pid=pid: all(has_open(pid, file) for file in names), lambda pid=pid: descriptors(pid))
-        assert not any(has_open(pid, file) for file in moved)
+        eventually(
+            lambda pid=pid: all(has_open(pid, file) for file in names) and not any(has_open(pid, file) for file in moved),
+            lambda pid=pid: descriptors(pid),
+        )
     everybody_writes(command, project)
     command.stop()
 
