@@ -150,7 +150,7 @@ def loaded() -> Modules:
         except FileNotFoundError:
             if top == ours.__name__:
                 raise ConfigError(f"{spec.origin} is gone") from None
-            continue  # somebody's who needs it no more
+            continue  # a module of the app, which may have removed it
         except Exception as error:
             raise ConfigError(f"{spec.origin} cannot be loaded any more: {error}") from error
         if code is not None:
