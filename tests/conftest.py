@@ -15,7 +15,7 @@ import forkserve
 
 # How fast the machine is decides nothing. "same" is as each run of the tests; `--hypothesis-profile explore` looks elsewhere each time.
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("same", SLOW, derandomize=True)
+settings.register_profile("same", SLOW, derandomize=True, max_examples=40)
 settings.register_profile("explore", SLOW, derandomize=False, max_examples=200, print_blob=True)
 settings.load_profile("same")
 

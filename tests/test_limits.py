@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PACKAGE = Path(__file__).parent.parent / "forkserve"
 LINES, METHODS, LENGTH = 500, 25, 60
@@ -16,10 +13,9 @@ TOO_MANY_METHODS = {"Worker"}
 """`Worker` is what users subclass: many of its methods are there to be called or overridden."""
 
 
-def definitions() -> Iterator[tuple[Path, ast.AST]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            yield path, node
+@functools.cache
+def definitions() -> list[tuple[Path, ast.AST]]:
+    return [(path, node) for path in sorted(PACKAGE.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))]
 
 
 def test_no_file_is_too_long() -> None:

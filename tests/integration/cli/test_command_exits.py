@@ -161,6 +161,7 @@ def test_the_apps_own_traceback_is_shown_once() -> None:
         assert own not in ended.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("app", ["example_apps.crash_on_boot:app", "example_apps.hello_wsgi:nothing"])
 def test_the_reason_is_the_last_thing_said(app: str) -> None:
     for _ in range(5):

@@ -5,7 +5,7 @@ A page is Markdown, `docs/**.md` or the README, and its parts are what stands be
 - a fenced block after `<!-- file: NAME -->` is written to that file;
 - a `console` block is typed: a line that begins with `$ ` is a command, the lines below it are its output, `...` is anything;
 - any other block of a shell or of Python says why it is not run, in `<!-- not run: REASON -->` before it;
-- `<!-- heavy -->` makes the test of the part one that runs with `-m heavy`.
+- `<!-- heavy -->` makes the test of the part one that runs with `-m heavy`, as do all pages but the README and those on commands.
 
 The ports 9000 to 9003 become free ones. A command that ends in `&` is a server in the background.
 """
@@ -166,7 +166,8 @@ def typed() -> Iterator[object]:
     for path in PAGES:
         for number, (title, text) in enumerate(parts(path.read_text())):
             if any(kind == "console" and not mark for mark, _, kind, _ in BLOCK.findall(text)):
-                marks = [pytest.mark.heavy] if "<!-- heavy -->" in text else []
+                usual = path.parent in (ROOT, ROOT / "docs" / "commands") and "<!-- heavy -->" not in text
+                marks = [] if usual else [pytest.mark.heavy]
                 yield pytest.param(path, number, id=f"{path.relative_to(ROOT)}: {title}", marks=marks)
 
 

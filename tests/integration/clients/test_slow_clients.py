@@ -19,7 +19,7 @@ from tests.integration.conftest import Start
 TIMEOUT = 1.5
 STEADY = 4.0
 """Seconds after which a worker that shows no life once a request has lasted for the timeout would be ended."""
-LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+LOOPS = pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 
 
 @pytest.fixture(scope="module")

@@ -223,6 +223,7 @@ def test_a_dead_master(start: Start) -> None:
 # Signals.
 
 
+@pytest.mark.heavy
 def test_winch_and_ttin(start: Start) -> None:
     """No workers, while the master stays and clients wait; then one more at a time, and one less, never below one."""
     command = start("--worker", f"{WORKERS}:Echo", "--bind", "127.0.0.1:0", "--workers", 2).ready()

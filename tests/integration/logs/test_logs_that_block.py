@@ -99,6 +99,7 @@ def test_nothing_stops_with_the_reader(start: Start, project: Path, reader: Read
     assert command.process.wait(20) == 0
 
 
+@pytest.mark.heavy
 def test_what_is_lost_is_counted_and_said(start: Start, project: Path, reader: Reader) -> None:
     command = piped(start, project, reader, "--timeout", 0)
     reader.fill()

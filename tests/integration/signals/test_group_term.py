@@ -99,7 +99,9 @@ def test_whoever_connects_within_the_delay_is_answered(
     end(command)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.heavy) for one in (signal.SIGQUIT, signal.SIGINT))]
+)
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_on_a_shared_address(serve: Start, tmp_path: Path, kind: str, signum: signal.Signals) -> None:
     address = f"unix:{tmp_path / 'socket'}" if kind == "unix" else "127.0.0.1:0"
