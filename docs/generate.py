@@ -255,7 +255,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
 
 
 def fresh(text: str) -> str:
-    """Return a page with its generated parts made anew."""
+    """Return a page with its generated parts as they are now."""
     return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
 
 

@@ -17,6 +17,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from forkserve.base import logfile, logs
+from forkserve.base.copies import end_returned
 from forkserve.base.errors import BootError
 from forkserve.config import apps
 from forkserve.config.apps import LoadedApp
@@ -206,7 +207,7 @@ class HTTPWorker(Worker):
         """Load the application, serve until the worker has to drain, and drain."""
         loaded = self.context.preloaded
         app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
-        forks.end_returned()  # the application may have forked when it was imported
+        end_returned()  # the application may have forked when it was imported
         self._run(app)
 
     def serve_error_page(self, text: str) -> None:
@@ -228,7 +229,7 @@ class HTTPWorker(Worker):
             try:
                 runner.run(self._serve(app))
             except BaseException as error:
-                forks.end_returned(error)
+                end_returned(error)
                 raise
             finally:
                 signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first, and a signal would meet it

@@ -2,7 +2,7 @@
 
 The annotations of a dataclass are its only declaration: the messages between processes (`prefork.ipc.messages`) and the state
 that an upgrade hands over (`handover`) are read and written by them. Supported: bool, int, float, str, bytes (as latin-1 text),
-None, enums (by value), subclasses of int, unions, sequences, tuples, mappings, other records, and Any for every JSON value.
+None, enums (by value), subclasses of int, unions, sequences, tuples, sets, mappings, other records, and Any for every JSON value.
 
 Unknown fields are ignored, and missing fields get their defaults, so that a field with a default can be added or dropped
 without a new version.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from enum import Enum
 from functools import cache, partial
 from types import NoneType, UnionType
@@ -157,6 +158,12 @@ def _tuple(*hints: Any) -> _Codec:
     return _Codec(load_each, write_each if any(codec.write for codec in codecs) else None)
 
 
+def _set(hint: Any) -> _Codec:
+    codec = _codec(hint)
+    assert codec.write is None, "only what JSON holds as it is"
+    return _Codec(lambda found: frozenset(codec.load(one) for one in _checked(list, found)), list)
+
+
 def _mapping(key: type, hint: Any) -> _Codec:
     codec = _codec(hint)
     write = codec.write
@@ -178,6 +185,7 @@ _GENERIC: Final[Mapping[Any, Callable[..., _Codec]]] = {
     list: _sequence,
     Sequence: _sequence,
     tuple: _tuple,
+    AbstractSet: _set,
     dict: _mapping,
     Mapping: _mapping,
 }

@@ -1,7 +1,7 @@
-"""Outside: which modules a worker has loaded from outside the project, for the warm process. In the worker, under --reload.
+"""Outside: the modules that a worker has imported from outside the project, for the warm process. In the worker, under --reload.
 
-Also what the project's code did that might make them others if they had been loaded before it: that cannot all be known,
-so what can be seen of it is compared (`facts`) between workers that loaded them anew and those that did not.
+It also records what the project's code did that could change such a module, had it been imported before. Not all of that can be
+known, so visible facts (`facts`) are compared between workers that imported the modules and workers that did not.
 """
 
 from __future__ import annotations

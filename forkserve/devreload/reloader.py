@@ -88,7 +88,7 @@ class DevReloader(Observer):
         self._watcher.close()
 
     def reopen_logs(self) -> None:
-        """Have the warm process open its log files anew."""
+        """Have the warm process reopen its log files."""
         self._warm.reopen_logs()
 
     def upgrading(self) -> None:
@@ -157,7 +157,7 @@ class DevReloader(Observer):
         self._faults.changed()
 
     def _reload_cold(self, why: str) -> None:
-        logger.info("reloading again, with all modules imported anew: %s", why)
+        logger.info("reloading again, with all modules imported again: %s", why)
         self._reload_now()
 
     def _reload_now(self) -> None:

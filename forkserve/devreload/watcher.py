@@ -174,7 +174,7 @@ class Watcher:
         self._polling = Polling(self._tree)
 
     def _watch_anew(self, folder: str | None = None) -> None:
-        """Watch a directory that is new, or (None) everything anew."""
+        """Watch a new directory, or (None) every directory again."""
         try:
             if self._polling is None and folder is None:
                 self._watches.open()

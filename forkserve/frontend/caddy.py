@@ -27,7 +27,7 @@ def render(front: FrontendConfig) -> str:
     page, limits, option = _page(), front.terms, front.option
     page.note(
         f"Caddy for {front.title}.",
-        "Made by `forkserve nginx --format caddy`. Timeouts and limits are the server's: make this anew when they change.",
+        "Made by `forkserve nginx --format caddy`. Timeouts and limits are the server's: generate it again when they change.",
     )
     with page.block(""):
         if front.listen or not front.certificate:

@@ -39,7 +39,7 @@ def render(front: FrontendConfig) -> str:
     page = _page()
     page.note(
         f"HAProxy for {front.title}.",
-        "Made by `forkserve nginx --format haproxy`. Timeouts and limits are the server's: make this anew when they change.",
+        "Made by `forkserve nginx --format haproxy`. Timeouts and limits are the server's: generate it again when they change.",
     )
     page.gap()
     _global(front, page)

@@ -54,7 +54,7 @@ def render(front: FrontendConfig) -> str:
     page = Page()
     page.note(
         f"nginx for {front.title}.",
-        "Made by `forkserve nginx`. Timeouts and limits are the server's: make this anew when they change.",
+        "Made by `forkserve nginx`. Timeouts and limits are the server's: generate it again when they change.",
     )
     page.gap()
     page.note("user www-data;  # the user that opens sockets and files: enable this line if nginx's default is another user")

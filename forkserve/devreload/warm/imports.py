@@ -1,4 +1,4 @@
-"""Warm imports: the warm process as the master has it. It is made when it is known what to load, and made anew when that changes.
+"""Warm imports: the warm process as the master has it. It is forked when it is known what to load, and again when that changes.
 
 The pool knows nothing of it: a worker that the warm process does not deliver, for whatever reason, is forked from the master.
 """
@@ -110,7 +110,7 @@ class WarmImports:
     def _give_up(self, why: str) -> None:
         self._drop(forget=True)
         self._given_up = True
-        logger.info("modules from outside the project are imported anew by each reload: %s", why)
+        logger.info("modules from outside the project are imported again by each reload: %s", why)
 
     # The process.
 
@@ -186,7 +186,7 @@ class WarmImports:
                     self._ready = True  # it has loaded all: one that stops before it says so is found by an order, like any other
                     logger.debug("warm process: %d modules stay loaded, and not %s", count, left_out or "any other")
                 case messages.Outdated():
-                    logger.debug("warm process: files of modules outside the project have changed: it is made anew")
+                    logger.debug("warm process: files of modules outside the project have changed: a new one is forked")
                     self._drop(forget=True)
                     return
                 case messages.Failed(why):
@@ -244,7 +244,7 @@ class WarmImports:
             child.close()
 
     def reopen_logs(self) -> None:
-        """Have it open log files anew that were moved away, for the workers that will be forked from it."""
+        """Have it reopen log files that were moved away, for the workers that it will fork."""
         if self._child is not None:
             with logs.opened_anew() as files:
                 pass_logs(self._child.channel, files)

@@ -31,7 +31,7 @@ def encode_fields(fields: Iterable[Field]) -> bytes:
 
 
 class CommonFields:
-    """The fields that every response has: configured ones, Date and Server. Made anew each second.
+    """The fields that every response has: configured ones, Date and Server. Made again each second.
 
     Args:
         configured: The fields of ``--header``.

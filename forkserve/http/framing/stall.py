@@ -27,19 +27,19 @@ class Stall:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew: nothing waits to be sent."""
+        """Start again from zero: nothing waits to be sent."""
         self._subject: object = None
         self._taken = -inf
         self._since = 0.0
 
     def seconds(self, now: float, subject: object, written: int, waiting: int) -> float:
-        """Return for how many seconds nothing has been taken.
+        """Return the seconds since the client last took something.
 
         Args:
             now: The loop's time.
             subject: The response, or anything else from whose beginning `written` counts.
             written: The bytes of it that have been written.
-            waiting: The bytes that have not been taken; with none the measure begins anew.
+            waiting: The bytes that have not been taken; with none the measure starts again.
         """
         if not waiting:
             self.clear()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from forkserve.http.framing.writer import RequestHandler
 
 FLUSH_TIME = 1.0
-"""Seconds for which the layer below TLS may still write the last response, counted anew while it does."""
+"""Seconds for which the layer below TLS may still write the last response, counted from zero while it does."""
 
 
 def sweep(connection: H1Connection, now: float, late: float) -> None:

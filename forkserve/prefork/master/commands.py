@@ -248,9 +248,9 @@ class MasterCommands:
         return stacks.collect(shown, self.poller)
 
     @for_signals(signal.SIGUSR1)
-    @command("Open log files anew that were moved away.")
+    @command("Reopen log files that were moved away.")
     def reopen_logs(self) -> Pending:
-        """Open log files anew that were moved away, here and in every worker; the value is the list of replies."""
+        """Reopen log files that were moved away, here and in every worker; the value is the list of replies."""
         logs.reopen()
         running = self._started
         for child in [*running.children.molds(), *running.children]:

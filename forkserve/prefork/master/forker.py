@@ -68,7 +68,7 @@ class Forker:
         listeners: The addresses.
         scoreboard: The rows.
         outputs: What becomes of the workers' stdout and stderr.
-        again: Reads the configuration anew, for a canary.
+        again: Reads the configuration again, for a canary.
         close_masters: Each closes, in a child, some of what is the master's alone.
         source: Where workers come from.
         children: All that exist, by their member's ident.

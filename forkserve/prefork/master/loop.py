@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import console, logfile
+from forkserve.base.copies import end_returned
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
@@ -21,7 +22,7 @@ from forkserve.prefork.master.service_manager import ready_status
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.system import daemon, forks
+from forkserve.prefork.system import daemon
 from forkserve.prefork.system.poller import READ
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class MasterLoop:
             logger.warning("%s", error)
         except Exception:  # noqa: BLE001 - logged; the other handlers must not notice
             logger.exception("fault in the master")
-        forks.end_returned()
+        end_returned()
 
     def obey_signals(self, *_: Any) -> None:
         """Handle the signals that were received."""

@@ -136,7 +136,16 @@ class Master:
         class_hooks = ClassHooks(state.worker_class, pool, listeners, children)
         endings = Endings(pool, children, listeners, poller, class_hooks)
         handover = Handover(
-            *(state, pool, opened.signals, opened.pid_file, frontend, opened.control, children, class_hooks, router, reloading),
+            state=state,
+            pool=pool,
+            signals=opened.signals,
+            pid_file=opened.pid_file,
+            frontend=frontend,
+            control=opened.control,
+            children=children,
+            class_hooks=class_hooks,
+            router=router,
+            reloading=reloading,
             hangup_ignored=opened.hangup_ignored,
         )
         upgrading = Upgrading(handover, poller, self._processes, observers)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
+from forkserve.base.copies import end_returned
 from forkserve.base.logs import logger
-from forkserve.prefork.system import forks
 
 if TYPE_CHECKING:
     from forkserve.base.lockfile import LockState
@@ -75,7 +75,7 @@ class Observer:
         """A reload has ended: well, or with this fault."""
 
     def reopen_logs(self) -> None:
-        """Log files were moved away and are opened anew."""
+        """Log files were moved away and are reopened."""
 
     def upgrading(self) -> None:
         """Another program is about to take the place of this one."""
@@ -113,7 +113,7 @@ class Observers:
                 getattr(observer, method.__name__)(*args)
             except Exception:  # noqa: BLE001 - logged; the master must not notice
                 logger.exception("observer %s failed: %s", type(observer).__name__, method.__name__)
-            forks.end_returned()
+            end_returned()
 
     def any_takes(self, method: Callable[..., None]) -> bool:
         """Return whether any of them overrides this method: if none does, what it would be notified of need not be found out."""

@@ -79,7 +79,9 @@ class PeriodicChecks:
     def _check_socket_files(self) -> None:
         """Warn of a unix socket whose file was removed, or replaced by another server's."""
         for one in self._listeners.look() if self._pool.phase is Phase.SERVING else ():
-            logger.warning("%s: the socket's file has gone, so nobody can connect: reload to make it anew", one.address("unix"))
+            logger.warning(
+                "%s: the socket's file has gone, so nobody can connect: reload to create it again", one.address("unix")
+            )
 
     def _autoscale(self, scaler: Autoscaler) -> None:
         pool = self._pool

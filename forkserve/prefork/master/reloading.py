@@ -1,4 +1,4 @@
-"""Reloading: reloads one after the other, with the configuration read anew. In the master."""
+"""Reloading: reloads one after the other, each with the configuration as it is then. In the master."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class Reloading:
         self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
 
     def _inherit(self, before: Settings, settings: Settings) -> None:
-        """Make what workers inherit anew if it is made from other settings now. Raises CommandError."""
+        """Make what workers inherit again, if its settings have changed. Raises CommandError."""
         rollout = self._rollout
         assert rollout is not None
         try:

@@ -11,10 +11,10 @@ import json
 import random
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base.errors import CommandError
+from forkserve.base.records import dump, load, record
 from forkserve.prefork.policy.actions import Announce, CloseListener
 from forkserve.prefork.policy.pool import Pool
 from forkserve.prefork.policy.rollout import Rollout
@@ -38,7 +38,7 @@ class Event:
         """Change the pool; return what its method returns."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Started(Event):
     """The server started with this pool; `seed` is that of its random numbers."""
 
@@ -49,7 +49,7 @@ class Started(Event):
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Forked(Event):
     """A process was forked."""
 
@@ -61,7 +61,7 @@ class Forked(Event):
         pool.reports.forked(self.ident, self.pid)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ForkFailed(Event):
     """A process could not be forked."""
 
@@ -74,7 +74,7 @@ class ForkFailed(Event):
         pool.fork_failed(self.ident, self.reason, self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BecameReady(Event):
     """A process reported that it is ready."""
 
@@ -86,7 +86,7 @@ class BecameReady(Event):
         pool.reports.ready(self.ident, self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Beat(Event):
     """A worker showed a sign of life."""
 
@@ -98,7 +98,7 @@ class Beat(Event):
         pool.reports.beat(self.ident, self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Spent(Event):
     """A worker reported that it has answered as many requests as it should; `full`: it accepts no more."""
 
@@ -110,7 +110,7 @@ class Spent(Event):
         return pool.reports.spent(self.ident, full=self.full)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Draining(Event):
     """A worker drains, which the pool did not order."""
 
@@ -122,7 +122,7 @@ class Draining(Event):
         pool.reports.draining(self.ident, self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Released(Event):
     """A worker has closed its listeners."""
 
@@ -133,7 +133,7 @@ class Released(Event):
         pool.reports.released(self.ident)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lingering(Event):
     """Only long answers are left in a worker that drains."""
 
@@ -144,7 +144,7 @@ class Lingering(Event):
         pool.reports.lingering(self.ident)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StacksDumped(Event):
     """A process that has passed its deadline has written its stacks."""
 
@@ -156,7 +156,7 @@ class StacksDumped(Event):
         pool.reports.dumped(self.ident, self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ProtocolViolated(Event):
     """A process broke the protocol of its channel."""
 
@@ -169,7 +169,7 @@ class ProtocolViolated(Event):
         pool.members.protocol_violation(self.ident, self.reason, self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Exited(Event):
     """A process has exited."""
 
@@ -184,7 +184,7 @@ class Exited(Event):
         return pool.exited(self.ident, self.at, code=self.code, signal=self.signal, why=self.why)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Withdrawn(Event):
     """A process is not waited for any more, as its code has changed."""
 
@@ -197,7 +197,7 @@ class Withdrawn(Event):
             pool.members.withdraw(member, self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wanted(Event):
     """Another number of workers is wanted."""
 
@@ -208,7 +208,7 @@ class Wanted(Event):
         pool.want(self.workers)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Suspended(Event):
     """No workers are wanted, and all listeners kept."""
 
@@ -217,7 +217,7 @@ class Suspended(Event):
         pool.suspend()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stopped(Event):
     """The server is to stop; `at_once`: whatever is in hand."""
 
@@ -231,7 +231,7 @@ class Stopped(Event):
             pool.stop()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Replaced(Event):
     """The process of a slot is to be replaced."""
 
@@ -242,7 +242,7 @@ class Replaced(Event):
         pool.generations.replace(self.slot)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReplaceCancelled(Event):
     """The process of a slot is to stay, as its successor failed."""
 
@@ -254,7 +254,7 @@ class ReplaceCancelled(Event):
         pool.generations.cancel_replace(self.slot, self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RetriedNow(Event):
     """What failed is to be tried again at once, as the code has changed."""
 
@@ -263,7 +263,7 @@ class RetriedNow(Event):
         pool.generations.retry_now()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LimitsChanged(Event):
     """A reload brought other limits."""
 
@@ -274,33 +274,33 @@ class LimitsChanged(Event):
         pool.members.limits = self.limits
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RolloutBegan(Event):
     """A reload began."""
 
     settle: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RolloutAdvanced(Event):
     """A reload goes on as far as possible."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CanaryRenewed(Event):
     """The canary of a reload is replaced, as it lacks what the other workers inherit."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CommitEnded(Event):
     """The settings of a reload were taken over, or could not be."""
 
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Planned(Event):
     """The pool makes a plan.
 
@@ -328,7 +328,7 @@ class Planned(Event):
         return pool.plan(self.at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decided(Event):
     """The plan that was made."""
 
@@ -358,19 +358,13 @@ def _subject(action: Action) -> object:
 
 def write_event(event: Any) -> str:
     """Return an event as one line of JSON."""
-    fields: dict[str, Any] = asdict(event)
-    return json.dumps({"event": type(event).__name__, **fields}, default=list)
+    return json.dumps({"event": type(event).__name__, **dump(event)})
 
 
 def read_event(line: str) -> Event:
     """Read what `write_event` wrote. Raises KeyError, TypeError and ValueError for anything else."""
     fields = json.loads(line)
-    kind = EVENTS[fields.pop("event")]
-    if "limits" in fields:
-        fields["limits"] = PoolLimits(**fields["limits"])
-    container = tuple if kind is Decided else frozenset
-    event: Event = kind(**{name: container(value) if isinstance(value, list) else value for name, value in fields.items()})
-    return event
+    return load(EVENTS[fields["event"]], fields)
 
 
 class Replay:

@@ -77,7 +77,7 @@ class Members:
         return MembersState(next(self._idents), list(self.by_ident.values()), slots)
 
     def adopt(self, found: MembersState, now: float) -> None:
-        """Take the table over in the new program. Deadlines start anew: meanwhile no message was read."""
+        """Take the table over in the new program. Deadlines start again, as no message was read meanwhile."""
         self._idents = itertools.count(found.next)
         self.slots |= {number: copied(slot, Slot) for number, slot in found.slots.items()}
         for member in found.members:

@@ -53,7 +53,6 @@ class _State:
 
 _own = _Own()
 _state = _State()
-end_returned = copies.end_returned
 
 
 def fork(*, same_exits: bool = False) -> int:
@@ -139,9 +138,9 @@ def boundary() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        end_returned(error)
+        copies.end_returned(error)
         raise
-    end_returned()
+    copies.end_returned()
 
 
 # A copy replaces the descriptors that it inherits by harmless ones instead of closing them: objects that hold the numbers still

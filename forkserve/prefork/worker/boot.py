@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from forkserve.base import exits, logfile, logs, privileges, stdio
+from forkserve.base.copies import end_returned
 from forkserve.base.errors import BootError, ExitCode, ForkserveError
 from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.config import apps
@@ -265,16 +266,16 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
         with boot:
             if not context.molded:
                 worker_class, context = prepare(worker_class, context, partial(_end_with_master, context))
-                forks.end_returned()
+                end_returned()
             worker = worker_class(context)
             run_hook(context.hooks, "post_fork", context.server, worker, keep=True)
             worker.on_start()
-            forks.end_returned()
+            end_returned()
             worker.run()
-        forks.end_returned()
+        end_returned()
         code: int = ExitCode.OK
     except BaseException as found:  # noqa: BLE001 - SystemExit as well
-        forks.end_returned(found)
+        end_returned(found)
         error = EndOfBootError() if boot.ended else found  # it may have become something else on its way out of a loop
         # The end of the boot may come in the middle of becoming ready.
         booted = worker is not None and worker.booted and not isinstance(error, EndOfBootError)

@@ -49,7 +49,7 @@ class WorkerContext:
     scoreboard: Scoreboard
     stacks: int  # descriptor of the file that the stacks are dumped into when the master asks
     server: object  # a ServerHandle without the master, as gunicorn's hooks get it
-    again: Callable[[], Config] | None = None  # reads the configuration anew: first of all, in a canary
+    again: Callable[[], Config] | None = None  # reads the configuration again: first of all, in a canary
     imports: ImportObserver | None = None  # under --reload
     molded: bool = False  # forked from a mold, which has loaded the app, and has done everything before that
     preloaded: object = None  # what `Worker.preload` returned there

@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from forkserve.base import logfile, logs, stdio
+from forkserve.base.copies import end_returned
 from forkserve.base.errors import ExitCode
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.channel import Channel
@@ -94,9 +95,9 @@ class Mold:
             self._receive()
             self._load()
             self._importing = False
-            forks.end_returned()
+            end_returned()
         except BaseException as error:  # noqa: BLE001 - SystemExit as well
-            forks.end_returned(error)
+            end_returned(error)
             self._importing = False
             return not_booted(error, self._context)
         self._context.channel.send(messages.Ready())

@@ -55,4 +55,4 @@ class RunningWorker(Protocol):
         """Run a command to its end."""
 
     def child_reopen_logs(self) -> None:
-        """Open log files anew that were moved away."""
+        """Reopen log files that were moved away."""

@@ -98,7 +98,7 @@ class WorkerSignals:
         self.terminated()
 
     def reopen_logs(self) -> None:
-        """Open log files anew that were moved away."""
+        """Reopen log files that were moved away."""
         self._worker.child_reopen_logs()
 
     def suspend(self) -> None:

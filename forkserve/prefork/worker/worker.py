@@ -310,7 +310,7 @@ class Worker(Heir):
         self.row.cells[ACCEPTING] = 0
 
     def child_reopen_logs(self) -> None:
-        """Open log files anew that were moved away. The master opens them, as this process may not be allowed to."""
+        """Reopen log files that were moved away. The master opens them, as this process may not be allowed to."""
         if not logs.are_current() and (self.orphan or not self.send(messages.ReopenLogs())):
             logs.reopen()
 

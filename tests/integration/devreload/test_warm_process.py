@@ -161,12 +161,12 @@ def test_what_the_project_changes_first_is_noticed(site: Site) -> None:
     site.made()
     site.save(2, "reader", before="import os\nos.environ['MODE'] = 'mine'\n", values="reader.MODE")
     site.until("version 2 ['mine'")  # at last
-    site.project.command.wait_for("reloading again, with all modules imported anew")
+    site.project.command.wait_for("reloading again, with all modules imported again")
     assert "'reader': 'it reads MODE" in site.made(2)[2]
     site.save(3, "reader", before="import socket\nsocket.getfqdn = lambda: 'me'\n", values="reader.MODE")
     site.until("version 3 [None")
     site.project.command.wait_for(
-        r"modules from outside the project are imported anew by each reload: socket\.getfqdn is replaced"
+        r"modules from outside the project are imported again by each reload: socket\.getfqdn is replaced"
     )
     eventually(lambda: site.base is None, "its end")
     site.save(4, "reader")
@@ -181,7 +181,7 @@ def test_a_worker_that_turns_out_another_one_is_loaded_cold(site: Site) -> None:
     site.made()
     site.save(2, "talker", before=disables_those_that_exist, values="talker.LOGGER.disabled")
     site.until("version 2 [False")  # at last
-    site.project.command.wait_for("imported anew by each reload: it makes a difference whether they were loaded before")
+    site.project.command.wait_for("imported again by each reload: it makes a difference whether they were loaded before")
 
 
 def test_it_is_replaced_when_it_dies_and_holds_nothing_of_the_masters(site: Site) -> None:

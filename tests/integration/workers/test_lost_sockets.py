@@ -1,6 +1,6 @@
 """A unix socket whose file is removed, or replaced, while the server runs: it is said once, shown, and mended by a reload.
 
-A file goes with `rm`, with a cleaned /tmp, with a directory that is made anew, or as another server takes its place.
+A file goes with `rm`, with a cleaned /tmp, with a directory that is created again, or as another server takes its place.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any
@@ -41,6 +42,7 @@ class Outer:
     seconds: float
     pairs: tuple[tuple[int, Color], ...]
     by_slot: dict[int, Inner]
+    slots: AbstractSet[int]
     names: Mapping[str, Sequence[str]]
     either: Sequence[int] | str | None
     anything: Any = None
@@ -55,6 +57,7 @@ RECORD = Outer(
     1.5,
     ((1, Color.RED),),
     {3: Inner("b")},
+    frozenset({1, 2}),
     {"x": ["y"]},
     "text",
     {"deep": [None]},
@@ -96,6 +99,7 @@ def test_defaults_and_unknown_fields() -> None:
         ("pairs", [[1]], "pairs: [1] does not have 2 items"),
         ("by_slot", {"x": {"name": "a"}}, "by_slot: invalid literal for int()"),
         ("by_slot", {"1": {"name": 1}}, "by_slot: name: 1 is not str"),
+        ("slots", [1, "2"], "slots: '2' is not int"),
         ("names", {"x": [1]}, "names: 1 is not str"),
         ("either", 1.5, "either: 1.5 is not list and 1.5 is not str and 1.5 is not null"),
     ],
