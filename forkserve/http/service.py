@@ -117,7 +117,7 @@ class Service:
     def _choose_exchange(self) -> None:
         site, server, settings = self.site, self.server, self.server.settings
         if site.interface == "asgi":
-            server.new_exchange = partial(_asgi_exchange, site)
+            server.new_exchange = MethodType(_asgi_exchange, site)  # the same as a partial, but Python calls it faster
             self._lifespan = Lifespan(site, settings.lifespan)
             if settings.half_close == "disconnect":
                 server.half_close_timeout = server.write_timeout
@@ -127,7 +127,7 @@ class Service:
         else:
             site.turns = self.turns = Turns(self.loop, site.observer)
             server.rest = self.turns.rest
-            server.new_exchange = MethodType(WSGIExchange, site)  # the same as a partial, which takes 0.06 us longer
+            server.new_exchange = MethodType(WSGIExchange, site)
 
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that shows `text` instead of calling the application."""
@@ -354,6 +354,6 @@ def _in_its_context(call: Callable[[Exchange], None], exchange: Exchange) -> Non
 
 
 def _asgi_exchange(site: Site, writer: UpgradeWriter, target: Target, fields: Fields) -> Exchange:
-    if fields.upgrade == b"websocket" and b"upgrade" in fields.connection:
+    if fields.upgrade and fields.upgrade == b"websocket" and b"upgrade" in fields.connection:
         return WebSocketExchange(site, writer, target, fields)
     return ASGIExchange(site, writer, target, fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import Task
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -45,20 +46,18 @@ class ASGIExchange(Exchange):
 
     def start(self) -> None:
         """Call the application."""
-        fields = self.fields
-        self._body_complete = not (fields.chunked or fields.content_length)
+        site = self.site
+        self._body_complete = not self.fields.has_body
         self._body_received = False  # the application has received all of it
         self._pieces: list[bytes] | None = None
-        self._ahead = 0  # bytes that the pieces take
         self._half_closed = False  # the client counts as gone for `receive`
         self._disconnect_received = False  # the application has received http.disconnect
         self._receiving = False  # the application waits in `receive`
-        self._unsent = 0  # messages sent after the client had gone
         self._changed: asyncio.Event | None = None  # set when `receive` has to look again
         self._writable: asyncio.Event | None = None
         # Not loop.create_task: with a name given, asyncio does not make one up. This is done for every request.
-        self._task = asyncio.Task(self._run(), loop=self.site.loop, name=REQUEST, context=self.context)
-        self.site.tasks.add(self._task)
+        self._task = task = Task(self._run(), loop=site.loop, name=REQUEST, context=self.context)
+        site.tasks.add(task)
 
     def body_data(self, data: bytes) -> None:
         """Keep the bytes for ``receive``."""
@@ -66,6 +65,7 @@ class ASGIExchange(Exchange):
             return
         if self._pieces is None:
             self._pieces = []
+            self._ahead = 0  # bytes that the pieces take
         self._pieces.append(data)
         self._ahead += len(data) + PIECE_COSTS
         if self._ahead > BODY_AHEAD:
@@ -75,7 +75,7 @@ class ASGIExchange(Exchange):
     @property
     def takes_more(self) -> bool:
         """Whether the application has kept up with the client."""
-        return self._ahead <= BODY_AHEAD
+        return self._pieces is None or self._ahead <= BODY_AHEAD
 
     def body_end(self) -> None:
         """Let ``receive`` return the last piece."""
@@ -91,6 +91,7 @@ class ASGIExchange(Exchange):
     def client_gone(self) -> None:
         """Let ``receive`` return ``http.disconnect`` and ``send`` raise."""
         self.gone = True
+        self._unsent = 0  # messages sent from now on
         self._notify()
         self.writable()
 
@@ -115,15 +116,17 @@ class ASGIExchange(Exchange):
     # Called by the application
 
     async def _run(self) -> None:
-        observer = self.site.observer
-        number = observer.enter(self.target.line)
+        site = self.site
+        # Callables that are attributes: to load them is faster than to look for methods, which Python cannot specialize.
+        app, enter, leave = site.app, site.observer.enter, site.observer.leave
+        number = enter(self.target.line)
         try:
-            await self.site.app(self._scope(), self.receive, self.send)
+            await app(self._scope(), self.receive, self.send)
             if not self.complete and not self.gone:
                 self._ended_early()
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             if (self.gone or self._disconnect_received) and is_departure(error):
-                self.site.log.debug("%s: the client has left: %r", self.describe(), error)
+                site.log.debug("%s: the client has left: %r", self.describe(), error)
                 if not self.gone and not self.complete:
                     self.abort()
             elif not isinstance(error, asyncio.CancelledError):
@@ -131,8 +134,8 @@ class ASGIExchange(Exchange):
             elif not self.gone and not self.complete:
                 self.fail(None, "the application was cancelled")
         finally:
-            observer.leave(number)
-            self.site.tasks.discard(self._task)
+            leave(number)
+            site.tasks.discard(self._task)
 
     def _ended_early(self) -> None:
         if self._disconnect_received:  # it knows that the client is gone, and has ended its stream
@@ -141,11 +144,12 @@ class ASGIExchange(Exchange):
             self.fail(None, "the application returned without completing its response")
 
     def _scope(self) -> Scope:
-        connection, target = self.writer.connection, self.target
-        if connection.template is None:
-            connection.template = scope_template(self.site, connection, self.fields, "http")
-        scope: Scope = connection.template.copy()
-        scope.update(target.scope)
+        connection = self.writer.connection
+        template = connection.template
+        if template is None:
+            template = connection.template = scope_template(self.site, connection, self.fields, "http")
+        scope: Scope = template.copy()
+        scope.update(self.target.scope)
         if scope["root_path"]:
             add_root_path(scope)
         scope["asgi"] = VERSIONS.copy()
@@ -161,7 +165,6 @@ class ASGIExchange(Exchange):
             if self._pieces or (self._body_complete and not self._body_received):
                 body = b"".join(self._pieces or ())
                 self._pieces = None
-                self._ahead = 0
                 self._body_received = self._body_complete
                 if not self._body_complete:
                     self.writer.resume_body()
@@ -193,7 +196,7 @@ class ASGIExchange(Exchange):
         """
         kind = message["type"]
         if self.gone:
-            await self._send_in_vain(more=bool(message.get("more_body", False)))
+            await self._send_in_vain(more=message.get("more_body", False))
             return
         if self.head is None:
             if kind != "http.response.start":
@@ -208,7 +211,7 @@ class ASGIExchange(Exchange):
             raise ResponseError(f"expected http.response.body, got {kind!r}")
         if self.complete:
             raise ResponseError("the response is complete already")
-        more = bool(message.get("more_body", False))
+        more = message.get("more_body", False)
         if more or self.started:
             self._send_piece(message.get("body", b""), more=more)
         else:

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 class Observer(Protocol):
     """Is notified when calls of the application begin and end, to find a process that is stuck."""
 
-    def begin(self, line: bytes) -> None:
-        """Take note that a call on the loop's thread begins; ``line`` is the request line."""
+    def begin(self, line: bytes) -> int:
+        """Take note that a call on the loop's thread begins; return the time in monotonic nanoseconds.
+
+        Args:
+            line: The request line.
+        """
+        ...
 
     def end(self) -> None:
         """Take note that it has ended."""

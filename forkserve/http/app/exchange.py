@@ -34,7 +34,7 @@ class Exchange:
         started: The head has been given to the writer.
         complete: The last byte has been given to the writer, or the response was aborted.
         gone: The client can no longer be reached.
-        bodiless: The response has no body, whatever its head says.
+        bodiless: The response has no body, whatever its head says. Set when it begins in pieces, as `left` is.
         left: The bytes of the body that are still to come by Content-Length.
         sent: The bytes of the body so far.
         began: The time (`monotonic`) at which the request began, set only with `Site.on_answer`.
@@ -57,8 +57,6 @@ class Exchange:
         self.started = False
         self.complete = False
         self.gone = False
-        self.bodiless = False
-        self.left: int | None = None
         self.sent = 0
         self.scope_or_environ: dict[str, Any] | None = None
         if site.on_answer is not None:
@@ -109,7 +107,7 @@ class Exchange:
     def is_stream(self) -> bool:
         """Whether the response has begun and its length is unknown."""
         head = self.head
-        return head is not None and head.content_length is None and not (self.complete or self.bodiless)
+        return head is not None and head.content_length is None and not (self.complete or (self.started and self.bodiless))
 
     def writable(self) -> None:
         """Write on: the client has taken enough of what was written."""
@@ -187,8 +185,9 @@ class Exchange:
         if head is None:
             raise ResponseError("the body came before the start of the response")
         length = head.content_length
-        if self.target.method == "HEAD" or head.code in BODILESS:
-            self.bodiless = True
+        self.left: int | None = None
+        self.bodiless = self.target.method == "HEAD" or head.code in BODILESS
+        if self.bodiless:
             if length is None and size and not more and head.code != 204:
                 self.head = head = head.with_length(size)
         elif length is not None:

@@ -7,11 +7,11 @@ taken the pieces before. During a call no other call starts; `Turns` is the queu
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from io import BytesIO
 from typing import Any, BinaryIO
 
 from forkserve.http.app.environ import Environ, environ_template
@@ -107,7 +107,7 @@ class WSGICall(Exchange):
             template = connection.template = environ_template(self.site, connection, self.fields)
         environ: Environ = template | self.target.environ
         if self.input is None:
-            environ["wsgi.input"] = io.BytesIO()
+            environ["wsgi.input"] = BytesIO()
         else:
             environ["wsgi.input"] = self.input
             environ["CONTENT_LENGTH"] = str(self._length)

@@ -144,9 +144,11 @@ class H1Connection(Output):
                 end = -1 if self.reader.buffer else data.find(b"\r\n\r\n", start)
                 if end >= 0:
                     end += 4
-                    head = data if end == len(data) and not start else data[start:end]
                     if end < len(data):
+                        head = data[start:end]
                         held.data, held.start = data, end
+                    else:
+                        head = data[start:] if start else data
                 else:
                     if not self.reader.buffer and self.requests:
                         self.deadline = self.state.loop.time() + self.state.header_timeout
@@ -173,25 +175,28 @@ class H1Connection(Output):
         state = self.state
         self.requests += 1
         state.requests = requests = state.requests + 1
+        response = self.response
         if fields is not self._fields:
             self._fields = fields
             self.template = None
+            # No request follows one after which the connection is not kept: with the same fields it is as it was.
+            response.version, response.keep_alive = fields.version, fields.keep_alive
         self.deadline = inf
-        if fields.has_body or state.in_progress is not None:
+        in_progress = state.in_progress
+        if in_progress is not None or fields.has_body:
             try:
                 if fields.has_body:
                     self._expect_body(fields)
                     self.continue_due = fields.expect_continue and not self._held.data
-                if state.in_progress is not None:
-                    state.make_room()
+                if in_progress is not None:
+                    state.make_room(in_progress)
             except RequestError as error:
                 error.method = target.method
                 raise
-        response = self.response
-        response.version, response.keep_alive = fields.version, fields.keep_alive
-        self.exchange = exchange = state.new_exchange(response, target, fields)
-        if state.in_progress is not None:
-            state.in_progress.add(exchange)
+        new_exchange = state.new_exchange  # not a method: Python calls it faster by a local name
+        self.exchange = exchange = new_exchange(response, target, fields)
+        if in_progress is not None:
+            in_progress.add(exchange)
         if requests >= state.spent_at:
             state.on_spent()
         exchange.start()
@@ -216,7 +221,7 @@ class H1Connection(Output):
             self.deadline = inf
         if exchange is None:
             if body.done:
-                self._idle()
+                self.idle()
         else:
             if piece:
                 exchange.body_data(piece)
@@ -288,17 +293,16 @@ class H1Connection(Output):
         elif self.body is not None:
             self.wait_for_body()
             self.resume_reading()
-        elif self.reading and not (self._held.data or self.eof):
-            self.deadline = self.state.now + self.state.keep_alive  # the usual case of `_idle`, without the call
         else:
-            self._idle()
+            self.idle()
 
     def go_on(self) -> None:
         """Continue with what is held: no response waits for the client any more."""
         if self._held.data or self.eof:
             self._next()
 
-    def _idle(self) -> None:
+    def idle(self) -> None:
+        """Wait for the next request, or begin with one that is held."""
         state = self.state
         if self._held.data:
             # Not from here: this may be deep inside an application's call.

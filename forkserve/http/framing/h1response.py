@@ -63,7 +63,8 @@ class H1Response:
         else:
             self._added = PERSISTENCE[self.version, True]
             connection.transport.write(encode_head(head, self._added, common) + data)
-        connection.finished()
+        connection.exchange = None
+        connection.idle()  # the usual case of `finished`
 
     def start(self, head: ResponseHead, *, bodiless: bool) -> None:
         """Begin a response; the head is sent together with what follows."""

@@ -94,16 +94,15 @@ class ServerState:
         self.connections.discard(client)
         self._on_connections(len(self.connections))
 
-    def make_room(self) -> None:
-        """See that another request may be served.
+    def make_room(self, in_progress: set[RequestHandler]) -> None:
+        """See that another request may be served besides those in progress; forget the ones that have ended.
 
         Raises:
             RequestError: 503, there are as many as ``limit_concurrency`` allows.
         """
-        assert self.in_progress is not None
-        if len(self.in_progress) >= self.settings.limit_concurrency:
-            self.in_progress = {other for other in self.in_progress if not other.complete and not other.gone}
-            if len(self.in_progress) >= self.settings.limit_concurrency:
+        if len(in_progress) >= self.settings.limit_concurrency:
+            in_progress -= {other for other in in_progress if other.complete or other.gone}
+            if len(in_progress) >= self.settings.limit_concurrency:
                 raise RequestError(503, "too many requests in hand; try again later", (("Retry-After", "1"),))
 
     def tick(self) -> None:

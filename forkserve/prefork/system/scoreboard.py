@@ -111,8 +111,12 @@ class Row:
         # Its own process calls it before the row is read. It may be called in a signal handler.
         self.refresh: Callable[[], None] = _nothing
 
-    def begin(self, line: bytes) -> None:
-        """Note that work begins that holds the process, and beat. The first LINE_SIZE bytes of its line are kept. Hot path."""
+    def begin(self, line: bytes) -> int:
+        """Note that work begins that holds the process, and beat; return the time in monotonic nanoseconds. Hot path.
+
+        Args:
+            line: The name of the work; its first LINE_SIZE bytes are kept.
+        """
         now = monotonic_ns()
         if line is not self._last:  # the same object has the same text
             self._last = line
@@ -120,6 +124,7 @@ class Row:
             self._text[: len(kept)] = kept
             self.cells[_LENGTHS] = len(kept)
         self.cells[BEAT] = self.cells[STARTED] = now
+        return now
 
     def end(self) -> None:
         """Note that this work has ended. It does not beat: the event loop beats by itself."""
