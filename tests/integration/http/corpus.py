@@ -1,5 +1,5 @@
 # one case, one line
-"""Raw requests and the answers that they must get, as data; `test_corpus` runs them through everything."""
+"""Raw requests and the responses that they must get, as data; `test_corpus` sends them in several ways."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ from tests.integration.http.case import (
 
 
 def plain() -> Iterator[Case]:
-    """Sound requests, and what follows from Connection and version (RFC 9112 9)."""
+    """Valid requests, and the effects of Connection and version (RFC 9112 9)."""
     get = Seen()
     yield good("plain GET", head(), get)
     yield good("path and query", head(start=b"GET /a%20b/%C3%A9?x=1&y=%20 HTTP/1.1"), Seen(path="/a b/é", query="x=1&y=%20"))
@@ -247,7 +247,7 @@ def chunked() -> Iterator[Case]:
 
 
 def lines() -> Iterator[Case]:
-    """Line ends, names and values of fields."""
+    """Line ends, field names and field values."""
     for name, data in {
         "LF in front of the fields": b"GET / HTTP/1.1\nHost: a\r\n\r\n",
         "LF behind a field": b"GET / HTTP/1.1\r\nHost: a\n\r\n",
