@@ -106,7 +106,7 @@ def play(start: Start, directory: Path, configuration: Configuration, seconds: f
         ports = [*stage.ports * 3, *stage.other_ports]
         with CheckedLoad(ports, seed, websockets=speaks, linger=LINGER, front=front) as load:
             operate(stage, seconds)
-            come_to_rest(stage, load)
+            settle(stage, load)
         judge(stage, load)
         end(stage)
     except BaseException as error:
@@ -140,32 +140,32 @@ def turn(stage: Stage) -> None:
     stage.due = [one for one in stage.due if one[0] > now]
     for _, do in due:
         do()
-    stage.hear()
+    stage.judge_answers()
     stage.sampled()
 
 
-def come_to_rest(stage: Stage, load: CheckedLoad) -> None:
+def settle(stage: Stage, load: CheckedLoad) -> None:
     """Repair the server, wait for all answers, then check that commands succeed and that all workers run the newest code."""
     one = stage.configuration
     stage.due.clear()
-    stage.put_right()
-    eventually(lambda: turn(stage) or not stage.asked, lambda: f"answers to {stage.asked}", PATIENCE)
+    stage.resume_and_repair()
+    eventually(lambda: turn(stage) or not stage.pending, lambda: f"answers to {stage.pending}", PATIENCE)
     stage.note("the end begins")
-    stage.wants(one.least)
+    stage.expect_workers(one.least)
     for words in (("scale", one.most), ("scale", one.least)):
         eventually(lambda words=words: stage.site.ask(*words)["ok"], f"ctl {words}", PATIENCE)
-    rest(stage)
+    wait_until_settled(stage)
     stage.improve()
     done = stage.site.ask("reload")
     assert done["ok"], f"a reload at the end failed: {done}"
-    rest(stage)
+    wait_until_settled(stage)
     replies = stage.site.call("version")
     assert {reply["value"] for reply in replies} == {str(stage.version)}, replies
     answered = load.total
     eventually(lambda: load.total > answered + 50, "load", PATIENCE)
 
 
-def rest(stage: Stage) -> None:
+def wait_until_settled(stage: Stage) -> None:
     """Wait until exactly the wanted workers are there and ready."""
     least, most = (
         stage.configuration.least,
@@ -178,7 +178,7 @@ def rest(stage: Stage) -> None:
         ready = {row["state"] for row in rows} == {"ready"} and len(rows) == found["wanted"]
         return ready and found["state"] == "running" and least <= len(rows) <= most
 
-    eventually(settled, lambda: f"rest: {stage.status()}", PATIENCE)
+    eventually(settled, lambda: f"settled: {stage.status()}", PATIENCE)
 
 
 def judge(stage: Stage, load: CheckedLoad) -> None:
