@@ -86,7 +86,7 @@ class Probe:
 
     async def child_ask_others(self) -> object:
         try:
-            replies = await self.call("note", "asked", timeout=10)
+            replies = await self.call("note", "called", timeout=10)
         except WouldDeadlock as error:
             return str(error)
         return [reply.id for reply in replies]
@@ -174,12 +174,12 @@ def _answer(path: str, query: str) -> bytes | None:
             return None
         case "/ask":
             try:
-                replies = worker.call("note", "asked", **_options(query)).result(10)
+                replies = worker.call("note", "called", **_options(query)).result(10)
             except (WouldDeadlock, CommandError) as error:
                 return f"{type(error).__name__}: {error}".encode()
             return json.dumps([[reply.id, reply.status] for reply in replies]).encode()
         case "/tell":
-            worker.call("note", "told").then(lambda replies: note(f"told {[reply.id for reply in replies]}"))
+            worker.call("note", "tell").then(lambda replies: note(f"replied {[reply.id for reply in replies]}"))
     return str(worker.id).encode()
 
 
@@ -204,12 +204,12 @@ async def asgi(scope, receive, send):
             note("done")
         case "/ask":
             try:
-                body = json.dumps([[reply.id, reply.status] for reply in await worker.call("note", "asked", **_options(query))])
+                body = json.dumps([[reply.id, reply.status] for reply in await worker.call("note", "called", **_options(query))])
             except CommandError as error:
                 body = f"CommandError: {error}"
         case "/block":
             try:
-                worker.call("note", "asked").result(10)
+                worker.call("note", "called").result(10)
             except WouldDeadlock as error:
                 body = f"WouldDeadlock: {error}"
         case "/leave":
@@ -218,7 +218,7 @@ async def asgi(scope, receive, send):
             except TimeoutError:
                 body = "left"
         case "/thread":
-            body = json.dumps([reply.id for reply in await asyncio.to_thread(worker.call("note", "asked").result, 10)])
+            body = json.dumps([reply.id for reply in await asyncio.to_thread(worker.call("note", "called").result, 10)])
     inside -= 1
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body.encode()})

@@ -56,12 +56,12 @@ class Idle(Worker):
 
     def child_ask_others(self, path: str) -> str:
         """Call the other workers; write the values of their replies to the file."""
-        asked = current_worker().call("hello", "you")
+        call = current_worker().call("hello", "you")
         try:
-            asked.result(1)
+            call.result(1)
         except WouldDeadlock as error:
             problem = str(error)
-        asked.then(lambda replies: Path(path).write_text(json.dumps([one.value for one in replies])))
+        call.then(lambda replies: Path(path).write_text(json.dumps([one.value for one in replies])))
         return problem
 
     def child_ask_others_in_a_thread(self, path: str) -> None:

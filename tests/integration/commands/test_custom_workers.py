@@ -168,8 +168,8 @@ def test_the_master_does_not_spin(start: Start) -> None:
     """With a timeout of half a second the master checks a few times in that period, and is idle in between."""
     command = start("--worker", f"{WORKERS}:Busy", "--timeout", 0.5, "--workers", 2).ready()
     before, cpu = switches(command.pid), sum(_cpu(command.pid))
-    said = command.stdout.count("1\n")
-    eventually(lambda: command.stdout.count("1\n") >= said + 40, "two seconds of work")
+    printed = command.stdout.count("1\n")
+    eventually(lambda: command.stdout.count("1\n") >= printed + 40, "two seconds of work")
 
     assert switches(command.pid) - before < 60
     assert sum(_cpu(command.pid)) - cpu < 0.2

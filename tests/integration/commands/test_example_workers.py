@@ -41,9 +41,9 @@ def test_say_runs_the_module_once_and_run_in_each_worker(start: Start) -> None:
 def test_say_runs_its_command_between_two_outputs(start: Start) -> None:
     """The command changes the words of all workers."""
     command = start(2, program=("example_apps/say.py",)).ready()
-    told = run("ctl", "--name", "say", "call", "say", "good bye", "--json")
+    done = run("ctl", "--name", "say", "call", "say", "good bye", "--json")
 
-    assert [one["value"] for one in json.loads(told.stdout)["result"]] == ["no more hello"] * 2
+    assert [one["value"] for one in json.loads(done.stdout)["result"]] == ["no more hello"] * 2
     eventually(lambda: len(speakers(command, "good bye")) == 2, lambda: command.stdout)
 
 
@@ -235,9 +235,9 @@ def test_a_scaled_down_pool_worker_finishes_its_message(start: Start, tmp_path: 
 
 def test_the_pool_is_called_through_the_master(pool: Command) -> None:
     """`forkserve ctl call` reaches a pool worker without the socket of the pool."""
-    told = run("ctl", "--name", "pooled", "call", "work", "hello", "--to", "any", "--json")
+    done = run("ctl", "--name", "pooled", "call", "work", "hello", "--to", "any", "--json")
 
-    (reply,) = json.loads(told.stdout)["result"]
+    (reply,) = json.loads(done.stdout)["result"]
     assert reply["value"] == f"hello: done by worker {reply['id']}"
 
 

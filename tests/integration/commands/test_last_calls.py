@@ -77,12 +77,12 @@ def test_a_client_of_a_booting_worker_is_answered_before_the_port_closes(serve: 
     boots_again(project, command, 2)
     with Client(command.ports[1]) as client:
         client.request("/", "Connection: close")
-        asked = end_it(project, command, end)
+        scaling = end_it(project, command, end)
         (project / "slow").unlink()
         assert client.answer().text == "hello"
         assert client.rest() == b""
-    if asked:
-        asked.join()
+    if scaling:
+        scaling.join()
         eventually(lambda: refused(command.ports[1]), "the port is closed")
     else:
         command.wait()
@@ -92,9 +92,9 @@ def test_a_client_of_a_booting_worker_is_answered_before_the_port_closes(serve: 
 def test_a_booting_worker_without_clients_stops_at_once(serve: Start, project: Path, end: str) -> None:
     command = start_two(serve, project, "--base-port", 0)
     boots_again(project, command, 2)
-    asked = end_it(project, command, end)
-    if asked:
-        asked.join()
+    scaling = end_it(project, command, end)
+    if scaling:
+        scaling.join()
         assert refused(command.ports[1])
     else:
         command.wait()
@@ -105,9 +105,9 @@ def test_the_port_closes_when_the_worker_does_not_boot_in_time(serve: Start, pro
     boots_again(project, command, 2)
     with Client(command.ports[1]) as client:
         client.request("/")
-        asked = end_it(project, command, "scale")
+        scaling = end_it(project, command, "scale")
         assert client.rest(reset=True) == b"", "the connection is closed without a response"
-        asked.join()
+        scaling.join()
     assert refused(command.ports[1])
 
 
@@ -130,12 +130,12 @@ def test_a_closing_slot_that_is_scaled_up_again_takes_connections(serve: Start, 
     boots_again(project, command, 2)
     with Client(command.ports[1]) as client:
         client.request("/", "Connection: close")
-        asked = end_it(project, command, "scale")
+        scaling = end_it(project, command, "scale")
         again = ctl(project, "scale", "2")
         command.wait_for("2 workers wanted")
         (project / "slow").unlink()
         assert client.answer().text == "hello"
-        asked.join()
+        scaling.join()
         again.join()
     with Client(command.ports[1]) as client:
         assert client.get().text == "hello"

@@ -38,11 +38,11 @@ def test_each_item_goes_to_an_idle_worker(idle: Remote, tmp_path: Path) -> None:
     path.touch()
     assert held.answer["ok"]
 
-    everybody = tmp_path / "everybody"
-    mapped = idle.begin("map", "hold", [str(everybody)] * 3)
+    gate = tmp_path / "gate"
+    mapped = idle.begin("map", "hold", [str(gate)] * 3)
     for worker in (1, 2, 3):
-        eventually(Path(f"{everybody}.{worker}").exists, f"worker {worker} runs the command")
-    everybody.touch()
+        eventually(Path(f"{gate}.{worker}").exists, f"worker {worker} runs the command")
+    gate.touch()
     assert sorted(one["value"] for one in mapped.answer["result"]) == [1, 2, 3]
 
 

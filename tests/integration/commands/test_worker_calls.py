@@ -22,7 +22,7 @@ def test_an_app_calls_the_other_workers(start: Start, tmp_path: Path, kind: Kind
     for number, port in enumerate(server.command.ports, 1):
         assert get(port, "/ask").json == [[other, "ok"] for other in (1, 2, 3) if other != number]
 
-    assert [line for line in server.noted() if line.startswith("child")].count("child asked 1") == 2
+    assert [line for line in server.noted() if line.startswith("child")].count("child called 1") == 2
 
 
 @WAITING
@@ -63,9 +63,9 @@ def test_an_inline_app_can_call_but_not_wait(start: Start, tmp_path: Path, kind:
     server = probe(start, tmp_path, kind)
 
     assert get(server.command.port, "/ask").text.startswith("WouldDeadlock: this thread also runs the commands of others")
-    eventually(lambda: "child asked 2" in server.noted(), "the call was sent although the wait was refused")
+    eventually(lambda: "child called 2" in server.noted(), "the call was sent although the wait was refused")
     assert get(server.command.port, "/tell").text == "1"
-    eventually(lambda: "told [2]" in server.noted(), "the callback")
+    eventually(lambda: "replied [2]" in server.noted(), "the callback")
 
 
 def test_asgi_can_await_but_not_block(start: Start, tmp_path: Path) -> None:

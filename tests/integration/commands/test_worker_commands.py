@@ -131,13 +131,13 @@ def test_an_inline_command_waits_for_the_running_request(start: Start, tmp_path:
         first, second = (stack.enter_context(Client(server.command.port)) for _ in range(2))
         first.request(f"/hold?{gate}")
         eventually(lambda: "came /hold" in server.noted(), "the request has arrived")
-        asked = server.begin("call", name, 0)
+        call = server.begin("call", name, 0)
         late = server.call("note", "late", timeout=0.1)
         assert [reply["status"] for reply in late] == ["timeout"]
         assert server.noted() == ["came /hold"]
         gate.touch()
         assert first.answer().status == 200
-        (reply,) = asked.answer["result"]
+        (reply,) = call.answer["result"]
         assert second.get().status == 200
 
     assert reply["status"] == "ok"
@@ -155,12 +155,12 @@ def test_an_inline_command_waits_for_the_close_of_a_large_response(start: Start,
     with Client(server.command.port) as client:
         client.request("/large")
         client.head()
-        asked = server.begin("call", "note", "x")
+        call = server.begin("call", "note", "x")
         assert server.call("note", "late", timeout=0.1)[0]["status"] == "timeout"
         assert server.noted() == ["came /large"]
         for _ in range(160):
             client.exactly(65536)
-        (reply,) = asked.answer["result"]
+        (reply,) = call.answer["result"]
 
     assert reply["value"] == [1, "x", 0, True]
     assert server.noted() == ["came /large", "closed", "on x 1", "child x 1"]
@@ -172,9 +172,9 @@ def test_a_command_runs_after_the_client_of_a_large_response_disconnects(start: 
     with Client(server.command.port) as client:
         client.request("/large")
         client.head()
-        asked = server.begin("call", "note", "x")
+        call = server.begin("call", "note", "x")
         eventually(lambda: server.noted() == ["came /large"], "the request has arrived")
-    (reply,) = asked.answer["result"]
+    (reply,) = call.answer["result"]
 
     assert reply["value"] == [1, "x", 0, True]
     assert server.noted() == ["came /large", "closed", "on x 1", "child x 1"]
@@ -184,12 +184,12 @@ def test_a_command_runs_after_the_client_of_a_large_response_disconnects(start: 
 def test_commands_run_in_the_order_of_the_calls(start: Start, tmp_path: Path, kind: Kind) -> None:
     """Each worker runs them one at a time in call order, though some of them wait."""
     server = probe(start, tmp_path, kind)
-    asked = []
+    calls = []
     for number in range(30):
-        asked.append(server.begin("call", "count", number))
-        asked.append(server.begin("call", "nap", 0.001))
-        asked[-1].answer  # noqa: B018 - the next is asked for after it
-    assert {reply["status"] for one in asked[::2] for reply in one.answer["result"]} == {"ok"}
+        calls.append(server.begin("call", "count", number))
+        calls.append(server.begin("call", "nap", 0.001))
+        calls[-1].answer  # noqa: B018 - the next call begins after it
+    assert {reply["status"] for one in calls[::2] for reply in one.answer["result"]} == {"ok"}
 
     assert [reply["value"] for reply in server.call("counted")] == [list(range(30))] * 2
 

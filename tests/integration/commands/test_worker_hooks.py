@@ -82,7 +82,7 @@ def test_a_slot_is_unregistered_with_its_last_process(start: Start, tmp_path: Pa
     remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)})
     for wanted in (3, 1, 2):
         remote.ask("scale", wanted)
-    names = [(name, told[0]) for name, _, *told in notes(tmp_path)]
+    names = [(name, arguments[0]) for name, _, *arguments in notes(tmp_path)]
 
     assert [name for name, slot in names if slot == 3] == ["register", "start", "ready", "stop", "exit", "unregister"]
     assert [name for name, slot in names if slot == 2] == [

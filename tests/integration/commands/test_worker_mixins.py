@@ -38,11 +38,11 @@ def test_mixins_override_in_their_order(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [INLINE, ASGI], ids=["inline", "asgi"])
 def test_a_bad_mixin_is_an_error_at_the_start(start: Start, kind: Kind, mixin: str, complaint: str) -> None:
     command = start(*kind, "--base-port", 0, "--workers", 2, "--mixin", f"{APPS}:{mixin}")
-    said = command.wait(2)
+    output = command.wait(2)
 
-    (line,) = [one for one in said.splitlines() if one.startswith("forkserve: ")]
+    (line,) = [one for one in output.splitlines() if one.startswith("forkserve: ")]
     assert complaint in line
-    assert said.count("\n") == 1, said
+    assert output.count("\n") == 1, output
 
 
 def test_an_exception_in_a_hook_of_the_master_refuses_the_command(start: Start, tmp_path: Path) -> None:
@@ -87,10 +87,10 @@ def test_each_call_gets_one_reply_per_worker_while_a_worker_is_terminated(start:
     server = probe(start, tmp_path, ASGI)
     for _ in range(5):
         victim = server.command.workers[0]
-        asked = [server.begin("call", "count", number) for number in range(20)]
+        calls = [server.begin("call", "count", number) for number in range(20)]
         os.kill(victim, signal.SIGTERM)
-        asked += [server.begin("call", "count", number) for number in range(20)]
-        for one in asked:
+        calls += [server.begin("call", "count", number) for number in range(20)]
+        for one in calls:
             assert {reply["status"] for reply in one.answer["result"]} <= {"ok", "died"}
         eventually(lambda victim=victim: not exists(victim), "the worker has exited")
         eventually(lambda: len(server.call("counted")) == 2, "two workers again")

@@ -147,8 +147,8 @@ async def until_gone(receive: Receive) -> None:
     """Receive until the client disconnects, and record it."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    EVENTS.append("heard")
-    print("http.disconnect was heard", flush=True, file=sys.stderr)
+    EVENTS.append("disconnected")
+    print("http.disconnect was received", flush=True, file=sys.stderr)
 
 
 async def on_quiet(_: Scope, receive: Receive, send: Send, __: Any) -> None:

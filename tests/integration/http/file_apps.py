@@ -1,4 +1,4 @@
-# ruff: noqa: SIM115  # whoever returns a file leaves it open
+# ruff: noqa: SIM115  # an application that returns a file leaves it open
 """WSGI applications that respond with files: plain files, and files whose ``read`` gives other bytes than the descriptor.
 
 The path names the kind of file; ``?path=`` is a file with `CONTENT`. ``/-/events`` returns the recorded events and clears them.

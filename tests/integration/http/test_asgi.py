@@ -160,13 +160,13 @@ def test_receive_returns_disconnect_after_the_response(server: Server) -> None:
 )
 def test_a_disconnect_reaches_receive_and_send(server: Server, path: str, expected: tuple[str, ...]) -> None:
     """``receive`` returns ``http.disconnect``, and ``send`` raises an OSError; no error is logged."""
-    said = len(server.log)
+    log_start = len(server.log)
     with server.connect() as client:
         ask(client, path)
         client.until(b"first")
         client.reset()
     events(server, *expected)
-    assert "ERROR" not in server.log[said:]
+    assert "ERROR" not in server.log[log_start:]
 
 
 def test_a_truncated_body_is_never_complete(server: Server) -> None:

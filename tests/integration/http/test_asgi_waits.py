@@ -121,7 +121,7 @@ def test_a_stream_without_a_first_piece_is_notified_of_the_disconnect(server: Se
     with server.connect() as client:
         ask(client, "/quiet")
         events(server, "started")
-    events(server, "heard")
+    events(server, "disconnected")
 
 
 def test_a_waiting_application_is_notified_of_the_disconnect_at_once(server: Server) -> None:
@@ -129,7 +129,7 @@ def test_a_waiting_application_is_notified_of_the_disconnect_at_once(server: Ser
     with server.connect() as client:
         ask(client, "/quiet-late")
         events(server, "listening")
-    events(server, "heard")
+    events(server, "disconnected")
     server.get("/-/release")
     events(server, "started")
 
@@ -146,7 +146,7 @@ def test_a_drain_ends_a_silent_stream_early(loop: str, tmp_path: Path, path: str
                 server.get("/-/release")
                 events(server, "started")
             server.process.send_signal(signal.SIGTERM)
-            server.wait_for_log("http.disconnect was heard")
+            server.wait_for_log("http.disconnect was received")
             assert server.process.wait(5) == 0
         server.wait_for_log("lifespan.shutdown was heard")
         assert "still open" not in server.log

@@ -25,13 +25,13 @@ def test_a_lifespan_that_dies_is_logged_once(tmp_path: Path) -> None:
     assert "Traceback" in server.log
 
 
-@pytest.mark.parametrize(("app", "said"), [("wrapped", "KeyError: 'headers'"), ("broken_start", "AssertionError: no database")])
-def test_a_skipped_startup_is_logged_as_one_warning(tmp_path: Path, app: str, said: str) -> None:
+@pytest.mark.parametrize(("app", "error"), [("wrapped", "KeyError: 'headers'"), ("broken_start", "AssertionError: no database")])
+def test_a_skipped_startup_is_logged_as_one_warning(tmp_path: Path, app: str, error: str) -> None:
     with serving(f"{APPS}:{app}", tmp_path) as server:
         assert server.get().status == 200
 
     (line,) = [line for line in server.log.splitlines() if "[WARNING]" in line]
-    assert f"the application runs without its start-up and shutdown (lifespan), which raised {said}; --lifespan on " in line
+    assert f"the application runs without its start-up and shutdown (lifespan), which raised {error}; --lifespan on " in line
     assert "Traceback" not in server.log
 
 

@@ -137,11 +137,11 @@ def test_a_client_that_stops_reading_is_cut(hasty_server: Server, interface: str
         ["/pour?count=300"] if interface == "asgi" else [f"/file?path={path}", f"/endless?path={tmp_path / 'counter'}&count=300"]
     )
     for target in pages:
-        said = len(hasty_server.log)
+        log_start = len(hasty_server.log)
         with hasty_server.connect(receive_buffer=4096) as client:
             client.send(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             client.head()
-            eventually(lambda: "has read nothing" in hasty_server.log[said:])  # noqa: B023  # called at once
+            eventually(lambda: "has read nothing" in hasty_server.log[log_start:])  # noqa: B023  # called at once
             with contextlib.suppress(ConnectionResetError):
                 assert len(client.rest()) < 20_000_000
 

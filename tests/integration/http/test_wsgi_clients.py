@@ -125,7 +125,7 @@ def test_204_and_304_have_no_content_length(server: Server, status: str, piece: 
 @pytest.mark.parametrize("piece", [None, "", 0, "text"])
 def test_a_piece_that_is_not_bytes_is_an_error(server: Server, piece: object) -> None:
     """PEP 3333: an iterable yields bytes. Another type is an error of the application, as the first piece and later."""
-    said = len(server.log)
+    log_start = len(server.log)
     with server.connect() as client:
         ask(client, returning("'200 OK'", [], f"iter([{piece!r}])"))
         answer = client.answer()
@@ -135,5 +135,5 @@ def test_a_piece_that_is_not_bytes_is_an_error(server: Server, piece: object) ->
         ask(client, returning("'200 OK'", [], f"iter([b'a', {piece!r}, b'b'])"))
         answer = client.answer()
         assert (answer.status, answer.body, answer.whole) == (200, b"a", False)
-    eventually(lambda: server.log[said:].count("the body must be bytes") >= 2, "the error is not logged twice")
+    eventually(lambda: server.log[log_start:].count("the body must be bytes") >= 2, "the error is not logged twice")
     assert server.get("/pieces?it=x").body == b"x"

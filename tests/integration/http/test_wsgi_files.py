@@ -140,10 +140,10 @@ def test_a_file_with_its_own_read_is_sent_as_read(way: Way, what: str, path: Pat
 @pytest.mark.parametrize("what", NOT_READ)
 def test_an_unreadable_file_is_a_500(way: Way, what: str, path: Path) -> None:
     """Nothing of the file is sent, and the log names the reason."""
-    said = len(way.server.log)
+    log_start = len(way.server.log)
 
     assert (way.ask(what, path=path).status, path.read_bytes() == CONTENT) == (500, True)
-    eventually(lambda: re.search("the body must be bytes, not str|closed file|UnsupportedOperation", way.server.log[said:]))
+    eventually(lambda: re.search("the body must be bytes, not str|closed file|UnsupportedOperation", way.server.log[log_start:]))
 
 
 def test_a_subclass_of_the_wrapper_may_change_the_bytes(way: Way, path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_content_length_from_the_application_is_kept(way: Way, path: Path) -> 
 
 def test_a_growing_file_is_sent_with_its_first_length(way: Way, path: Path) -> None:
     """Bytes added while the file is sent are part of the next response only; no error is logged."""
-    said = len(way.server.log)
+    log_start = len(way.server.log)
     os.truncate(path, BIG)
     with way.connect(receive_buffer=4096) as client:
         send(client, "buffered", path=path)
@@ -204,7 +204,7 @@ def test_a_growing_file_is_sent_with_its_first_length(way: Way, path: Path) -> N
         send(client, "buffered", path=path)
         assert client.answer().body == CONTENT[:5]
     way.events("closed", "closed")
-    assert "ERROR" not in way.server.log[said:]
+    assert "ERROR" not in way.server.log[log_start:]
 
 
 def test_a_shrinking_file_truncates_its_response(way: Way, path: Path) -> None:

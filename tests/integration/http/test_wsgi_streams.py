@@ -179,7 +179,7 @@ def test_responses_are_the_same_without_sendfile(server: Server, tmp_path: Path,
         assert answers(server) == answers(without)
         for one, reads in ((server, 0), (without, 1)):
             events(one, *["closed"] * 2 * len(FILES))
-            assert one.get(f"/file?path={path}&told=1").body == b"abcdefghij"
+            assert one.get(f"/file?path={path}&record_read=1").body == b"abcdefghij"
             events(one, *["read"] * reads, "closed")
 
 
@@ -212,7 +212,7 @@ def test_a_large_file_for_a_slow_reader_is_not_loaded_into_memory(server: Server
 
 def test_a_disconnect_closes_the_file(server: Server, big_file: Path) -> None:
     """The file is closed, and no descriptor stays open."""
-    open_before, said = server.descriptors(), len(server.log)
+    open_before, log_start = server.descriptors(), len(server.log)
     for _ in range(3):
         with server.connect(receive_buffer=4096) as client:
             ask(client, f"/file?path={big_file}")
@@ -220,7 +220,7 @@ def test_a_disconnect_closes_the_file(server: Server, big_file: Path) -> None:
             client.reset()
     events(server, *["closed"] * 3)
     eventually(lambda: server.descriptors() <= open_before)
-    assert "ERROR" not in server.log[said:]  # the application made no error
+    assert "ERROR" not in server.log[log_start:]  # the application made no error
 
 
 BODY = b"one\ntwo\n\nlast"

@@ -218,7 +218,7 @@ def on_file(environ: Environ, start_response: StartResponse, query: dict[str, st
             return getattr(file, name)
 
         def close(self) -> None:
-            if "told" in query and file.tell():
+            if "record_read" in query and file.tell():
                 EVENTS.append("read")
             file.close()
             EVENTS.append("closed")

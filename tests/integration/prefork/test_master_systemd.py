@@ -216,9 +216,9 @@ def test_an_upgrade_looks_like_a_reload_on_the_same_socket(serve: Serve, tmp_pat
         server = serve(workers=1, passed=sock, reload_settle=0.0, environ=environ).ready()
         port = sock.getsockname()[1]
         server.kill(signal.SIGUSR2)
-        told = [manager.recv(1000).decode().partition("\n")[0] for _ in range(3)]
+        states = [manager.recv(1000).decode().partition("\n")[0] for _ in range(3)]
 
-    assert told == ["READY=1", "RELOADING=1", "READY=1"]
+    assert states == ["READY=1", "RELOADING=1", "READY=1"]
     assert say(port, "whoami") == "['1', '2', None, None]"
     assert server.stop() == 0
     assert server.output.count("Listening on") == 1

@@ -48,10 +48,10 @@ class Gates:
 
     def running(self, names: set[str]) -> str:
         """Wait until one of these requests is in its call, and return its name."""
-        return next(iter(eventually(lambda: names & {line.partition("/")[2] for line in self.came}, names)))
+        return next(iter(eventually(lambda: names & {line.partition("/")[2] for line in self.arrived}, names)))
 
     @property
-    def came(self) -> list[str]:
+    def arrived(self) -> list[str]:
         """The targets of the requests that have reached the app."""
         return self.notes.read_text().splitlines() if self.notes.exists() else []
 

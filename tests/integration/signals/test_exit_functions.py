@@ -32,10 +32,10 @@ things = []
 def note(text):
     with open(os.environ["NOTES"], "a") as notes:
         notes.write(f"{text} {os.getpid()}\\n")
-def register(who):
-    atexit.register(note, who)
+def register(name):
+    atexit.register(note, name)
     thing = Thing()
-    weakref.finalize(thing, note, f"{who}-finalizer")
+    weakref.finalize(thing, note, f"{name}-finalizer")
     things.append(thing)  # else it would run at once
 """
 AGENT = "import noting\nnoting.register('agent')\n"
@@ -210,12 +210,12 @@ def test_opentelemetry_instrument_loses_no_span(serve: Start, site: Path, preloa
 @pytest.fixture
 def agent() -> Iterator[tuple[int, list[str]]]:
     """A tracing agent on a local port: its port, and the paths of the requests that it received."""
-    came: list[str] = []
+    received: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            came.append(f"{self.path} {self.headers.get('X-Datadog-Trace-Count')}")
+            received.append(f"{self.path} {self.headers.get('X-Datadog-Trace-Count')}")
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
@@ -229,7 +229,7 @@ def agent() -> Iterator[tuple[int, list[str]]]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_address[1], came
+        yield server.server_address[1], received
         server.shutdown()
         thread.join()
 
@@ -247,7 +247,7 @@ def app(environ, start_response):
 def test_ddtrace_run_sends_its_spans_at_the_exit(serve: Start, site: Path, agent: tuple[int, list[str]]) -> None:
     (site / "sitecustomize.py").unlink()
     (site / "app.py").write_text(DATADOG)
-    port, came = agent
+    port, received = agent
     given = options(site)
     given["env"] |= {
         "DD_TRACE_AGENT_URL": f"http://127.0.0.1:{port}",
@@ -262,8 +262,8 @@ def test_ddtrace_run_sends_its_spans_at_the_exit(serve: Start, site: Path, agent
 
     command.stop()
 
-    traces = [line for line in came if "/traces" in line]
-    assert sum(int(line.split()[1]) for line in traces if line.split()[1].isdigit()) == 3, came
+    traces = [line for line in received if "/traces" in line]
+    assert sum(int(line.split()[1]) for line in traces if line.split()[1].isdigit()) == 3, received
 
 
 def test_inherited_exit_functions_are_dropped_except_those_of_agents() -> None:

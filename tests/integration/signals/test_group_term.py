@@ -183,8 +183,8 @@ def test_clients_of_a_scaled_down_slot_are_answered_during_the_delay(start: Star
     os.kill(worker, signal.SIGTERM)
     site.command.wait_for("worker 2 gen 1: received SIGTERM")
 
-    told = time.monotonic()
-    eventually(lambda: time.monotonic() > told + 1.2, "the answer limit of the worker has passed")
+    since = time.monotonic()
+    eventually(lambda: time.monotonic() > since + 1.2, "the answer limit of the worker has passed")
     assert get(port).status == 200
     assert exists(worker)
     scale.abandon()

@@ -128,8 +128,8 @@ def test_a_mismatched_pair_is_refused_until_both_files_are_replaced(
     before = site.workers()
     failed = site.ctl("reload")
     assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1), failed.stderr
-    for said in ("--certfile", "--keyfile", "KEY_VALUES_MISMATCH", "nothing was changed"):
-        assert said in failed.stderr
+    for text in ("--certfile", "--keyfile", "KEY_VALUES_MISMATCH", "nothing was changed"):
+        assert text in failed.stderr
     eventually(lambda: site.workers() == before, lambda: f"{before} again: {site.workers()}")
     killed(site, before[1][1])
     assert (names(site, authority), site.status()["last_reload"]["ok"]) == ({"server"}, False)

@@ -139,9 +139,9 @@ def test_a_worker_killed_while_it_writes_its_stacks_shows_its_request(stuck: Stu
 )
 def test_a_boot_timeout_shows_the_stack(start: Start, tmp_path: Path, code: str, options: tuple[str, ...]) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", "--boot-timeout", 1.5, *options, code=code, ready=False)
-    said = site.command.wait(3)
-    assert "is killed: not ready after 1.5 s (--boot-timeout)" in said
-    assert re.search(r'(?m)  File ".*app\.py", line 1 in <module>$', said), said
+    log = site.command.wait(3)
+    assert "is killed: not ready after 1.5 s (--boot-timeout)" in log
+    assert re.search(r'(?m)  File ".*app\.py", line 1 in <module>$', log), log
 
 
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["forked", "molded"])
