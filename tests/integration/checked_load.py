@@ -312,7 +312,7 @@ class Visitor:
                     last = self._receive(connection, request, more=request is not batch[-1])
                     answered += 1
                     if last:
-                        self._leave()  # requests behind it must be sent again
+                        self._leave()  # requests after it must be sent again
                         break
             except (OSError, AssertionError):
                 silence = silence_ends - silent_since
@@ -365,7 +365,7 @@ class Visitor:
                 )
                 last = True
         if connection.held and (last or not more):
-            raise Wrong(f"{request.method} {request.target}: behind the answer comes {connection.held[:200]!r}")
+            raise Wrong(f"{request.method} {request.target}: after the response comes {connection.held[:200]!r}")
         self._done(answer["x-version"], self._began, version=True)
         return last
 

@@ -56,7 +56,7 @@ def wsgi(environ: Mapping[str, Any], start_response: Callable[[str, Fields], obj
 async def asgi(
     scope: Mapping[str, Any], receive: Callable[[], Awaitable[Event]], send: Callable[[Event], Awaitable[None]]
 ) -> None:
-    """The app as ASGI; a WebSocket echoes each message behind its name."""
+    """The app as ASGI; a WebSocket echoes each message with its name in front."""
     if scope["type"] == "lifespan":
         for event in ("startup", "shutdown"):
             await receive()

@@ -150,7 +150,7 @@ def test_an_inline_command_waits_for_the_running_request(start: Start, tmp_path:
 
 @INLINE_KINDS
 def test_an_inline_command_waits_for_the_close_of_a_large_response(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """A generator waiting for its client holds the worker; the command runs behind its close()."""
+    """A generator waiting for its client holds the worker; the command runs after its close()."""
     server = probe(start, tmp_path, kind, workers=1)
     with Client(server.command.port) as client:
         client.request("/large")

@@ -136,7 +136,7 @@ async def on_busy(_: Scope, receive: Receive, send: Send, query: dict[str, str])
 
 
 async def on_background(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Keep running behind the response, like Starlette's BackgroundTask, until the file that the query names exists."""
+    """Keep running after the response, like Starlette's BackgroundTask, until the file that the query names exists."""
     await answer(send, b"answered")
     while not os.path.exists(query["gate"]):
         await asyncio.sleep(0.01)

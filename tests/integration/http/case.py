@@ -40,9 +40,9 @@ class Case:
         data: All bytes that the client sends.
         statuses: The statuses of the responses, in order.
         seen: The complete requests that the application receives, in order.
-        opens: Whether the connection stays open behind the last response; None: the server decides.
+        opens: Whether the connection stays open after the last response; None: the server decides.
         begins: Whether the application may be called for a request with a bad body; it never gets that body as complete.
-        ends: Whether the client half-closes the connection behind the data.
+        ends: Whether the client half-closes the connection after the data.
         closed: Whether ``BEHIND`` may follow the data; the server must ignore it.
     """
 
@@ -87,7 +87,7 @@ def allowed(status: int, expected: Status) -> bool:
 
 
 def sent(case: Case) -> bytes:
-    """The bytes of a case; where the connection must close, with a request behind them that must never be answered."""
+    """The bytes of a case; where the connection must close, followed by a request that must never be answered."""
     return case.data + BEHIND if case.closed else case.data
 
 

@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request was refused with a status; nothing is read behind it."""
+    """A request was refused with a status; nothing is read after it."""
 
     status: int
 

@@ -52,7 +52,7 @@ def test_a_waiting_send_raises_when_the_client_disconnects(server: Server) -> No
     events(server, "OSError")
 
 
-def test_a_reset_behind_the_whole_response_is_not_logged(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_reset_after_the_whole_response_is_not_logged(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The client has the whole response, so its reset is no error (HAProxy resets like this when it checks a server)."""
     with Server("tests.integration.http.asgi_apps:app", "127.0.0.1:0", loop=request.node.callspec.params["server"]) as server:
         with server.connect() as client:
@@ -198,7 +198,7 @@ def test_slow_bodies_do_not_block_other_connections(server: Server) -> None:
 
 
 def test_a_half_closed_client_gets_all_pipelined_responses(server: Server) -> None:
-    """A client that half-closes behind several requests gets all responses, whenever the server notices the half-close."""
+    """A client that half-closes after several requests gets all responses, whenever the server notices the half-close."""
     for _ in range(50):
         with server.connect() as client:
             for _ in range(3):

@@ -3,7 +3,7 @@
 Places where the client decides the amount of work, and the bound for one turn:
 
 - lines of a chunked body (sizes, extensions, trailers): `body.LINES`;
-- pipelined requests, also behind a body: one (`Connection.data_received`);
+- pipelined requests, also after a body: one (`Connection.data_received`);
 - calls waiting for an inline application: one (`wsgi.Turns`);
 - bytes of a body of known length: one read (`connection.TURN`);
 - TLS records: the size `transports.TLS_AT_ONCE`;
@@ -75,7 +75,7 @@ def test_each_turn_delivers_a_bounded_number_of_chunks(asgi: Server) -> None:
 
 
 def test_each_pipelined_request_gets_its_own_turn(wsgi: Server) -> None:
-    """Each request is handled in its own turn of the loop, also behind a body; all responses are in order."""
+    """Each request is handled in its own turn of the loop, also after a body; all responses are in order."""
     count = 200
     post = b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
     with wsgi.connect() as client:
@@ -90,7 +90,7 @@ def test_each_pipelined_request_gets_its_own_turn(wsgi: Server) -> None:
 
 
 def test_a_half_closed_client_gets_all_pipelined_responses(wsgi: Server) -> None:
-    """A client that half-closes behind many requests gets all responses, even if the application is busy."""
+    """A client that half-closes after many requests gets all responses, even if the application is busy."""
     with wsgi.connect() as blocker, wsgi.connect() as client:
         blocker.send(b"GET /generated HTTP/1.1\r\nHost: a\r\n\r\n")  # this response holds the application until it is read
         blocker.until(b"\r\n\r\n")
@@ -120,8 +120,8 @@ def test_each_waiting_call_gets_its_own_turn(wsgi: Server) -> None:
     assert len({turn for _, turn in seen}) == len(clients)
 
 
-def test_a_half_close_behind_many_chunks_does_not_truncate_the_body(wsgi: Server) -> None:
-    """A client that half-closes behind a complete body gets its response; behind an incomplete body it is refused."""
+def test_a_half_close_after_many_chunks_does_not_truncate_the_body(wsgi: Server) -> None:
+    """A client that half-closes after a complete body gets its response; after an incomplete body it is refused."""
     data = b"POST /digest HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 8000
     for end, status in ((b"0\r\n\r\n", 200), (b"1\r\na", 400)):
         with wsgi.connect() as client:

@@ -103,8 +103,8 @@ def test_unread_write_data_does_not_block_the_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["inline", "asgi-asyncio"])
-def test_a_connection_closes_only_behind_its_buffered_responses(kind: str, tmp_path: Path) -> None:
-    """The last response of a connection, and a response to a half-closed client, are whole, also behind other responses."""
+def test_a_connection_closes_only_after_its_buffered_responses(kind: str, tmp_path: Path) -> None:
+    """The last response of a connection, and a response to a half-closed client, are whole, also after other responses."""
     with served(kind, tmp_path, half_close="answer") as server:
         for lines, ends, count in ((("Connection: close",), False, 1), ((), True, 1), ((), True, 3)):
             with server.connect() as client:

@@ -165,8 +165,8 @@ def test_a_client_that_reads_slowly_is_not_cut(hasty_server: Server, interface: 
 
 
 @pytest.mark.parametrize("surplus", [1, 100, 100_000, 5_000_000])
-def test_bytes_behind_the_last_request_do_not_spoil_its_response(server: Server, interface: str, surplus: int) -> None:
-    """Bytes behind a request with Connection: close are ignored, and the response stays whole."""
+def test_bytes_after_the_last_request_do_not_spoil_its_response(server: Server, interface: str, surplus: int) -> None:
+    """Bytes after a request with Connection: close are ignored, and the response stays whole."""
     with server.connect() as client:
         client.send(page(interface).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + b"GET / HTTP/1.1\r\n"[:surplus])
         try:
@@ -189,7 +189,7 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(server: Server, surplu
 
 
 def test_a_half_closed_client_gets_whole_responses(server: Server, interface: str) -> None:
-    """A client that half-closes behind its requests gets all responses."""
+    """A client that half-closes after its requests gets all responses."""
     with server.connect() as client:
         client.send(page(interface) * 3)
         client.end()

@@ -190,7 +190,7 @@ def test_a_ping_gets_a_pong_with_its_payload(server: Server) -> None:
 
 
 def test_frames_in_one_piece_with_the_handshake_are_read(server: Server) -> None:
-    """Bytes behind the handshake in the same piece are read as frames."""
+    """Bytes after the handshake in the same piece are read as frames."""
     with server.connect() as client:
         client.send(handshake() + frame(TEXT, b"early") + frame(BINARY, b"bird"))
         assert client.head().status == 101

@@ -237,7 +237,7 @@ def test_a_denial_waits_for_a_client_that_does_not_read(server: Server) -> None:
 
 
 def test_a_close_does_not_wait_for_unreceived_messages(server: Server) -> None:
-    """Behind its own Close the server drops unreceived messages, so it sees the client's Close before any timeout."""
+    """After its own Close the server drops unreceived messages, so it sees the client's Close before any timeout."""
     with server.connect() as client:
         shake(client, "/late-close")
         client.send(frame(BINARY, b"x" * 1000) * 100)
@@ -248,8 +248,8 @@ def test_a_close_does_not_wait_for_unreceived_messages(server: Server) -> None:
 
 
 @pytest.mark.parametrize("behind", [frame(CLOSE, b"\x03\xe8"), frame(TEXT, b"x"), frame(PING), frame(15), b"\xff" * 10])
-def test_frames_behind_a_close_are_dropped(server: Server, behind: bytes) -> None:
-    """Frames behind a Close are read and dropped, without an answer."""
+def test_frames_after_a_close_are_dropped(server: Server, behind: bytes) -> None:
+    """Frames after a Close are read and dropped, without an answer."""
     with server.connect() as client:
         shake(client, "/scope")
         client.send(frame(PING) + frame(CLOSE, b"\x03\xe8") + behind * 10_000)

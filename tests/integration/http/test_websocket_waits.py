@@ -95,7 +95,7 @@ def test_a_half_close_before_accept_is_a_disconnect(server: Server, behind: byte
         assert client.rest() == b""
 
 
-def test_an_accept_behind_a_half_close_raises(server: Server) -> None:
+def test_an_accept_after_a_half_close_raises(server: Server) -> None:
     """The accept is not sent."""
     with server.connect() as client:
         client.send(handshake("/hesitate"))

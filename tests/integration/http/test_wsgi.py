@@ -194,7 +194,7 @@ def test_an_iterable_is_sent_and_closed_once(server: Server, query: str, method:
             assert not answer.chunked
         if status == 204:
             assert not answer.get("content-length")
-        # A response with an error behind its last byte may close the connection, or not.
+        # A response with an error after its last byte may close the connection, or not.
         spoilt = "!" in query or "^" in query or "length=" in query
         if answer.whole and not spoilt and "close" not in answer.get("connection"):
             client.send(b"GET /pieces?it=z HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")

@@ -183,8 +183,8 @@ def test_responses_are_the_same_without_sendfile(server: Server, tmp_path: Path,
             events(one, *["read"] * reads, "closed")
 
 
-def test_a_connection_stays_open_behind_a_file(server: Server, tmp_path: Path) -> None:
-    """Requests pipelined behind a file are answered in order."""
+def test_a_connection_stays_open_after_a_file(server: Server, tmp_path: Path) -> None:
+    """Requests pipelined after a file are answered in order."""
     path = tmp_path / "file"
     path.write_bytes(b"content")
     with server.connect() as client:

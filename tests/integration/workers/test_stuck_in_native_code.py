@@ -52,7 +52,7 @@ MODES = [("asgi",), ("app",), ("app", "--threads", 3), ("asgi", "--loop", "async
 
 
 def in_hand(serve: Start, project: Path, mode: tuple[object, ...], target: str, *, waiting: int = 0) -> list[str]:
-    """Let the one worker get stuck behind other requests; return the targets that the log names."""
+    """Let the one worker get stuck after other requests; return the targets that the log names."""
     app, *options = mode
     command = serve(f"site_app:{app}", "--base-port", 0, "--timeout", 1, *options, cwd=project)
     (worker,) = command.workers

@@ -91,7 +91,7 @@ def test_the_running_asgi_request_is_named_among_many(serve: Start, notes: Path)
     assert named[-1] == "/sleep"
 
 
-def test_asgi_work_behind_a_response_is_named(serve: Start, notes: Path) -> None:
+def test_asgi_work_after_a_response_is_named(serve: Start, notes: Path) -> None:
     """The request is named though its client has the response."""
     command = stuck(serve, notes, "app")
     with Client(command.port) as client:
