@@ -26,7 +26,7 @@ def speakers(command: Command, words: str) -> set[tuple[str, ...]]:
     return set(re.findall(rf"^worker (\d) \((\d+)\), child of (\d+): {words}$", command.stdout, re.MULTILINE))
 
 
-def test_say_runs_the_module_once_and_run_in_each_worker(start: Start) -> None:
+def test_say_loads_its_module_only_in_the_master(start: Start) -> None:
     """The module runs once, in the master; `run` runs in each worker, and again in a replacement."""
     command = start(2, program=("example_apps/say.py",)).ready()
     first, second = command.workers

@@ -125,7 +125,7 @@ def test_a_hook_that_raises_is_logged_and_ignored(start: Start, tmp_path: Path, 
     assert (names[0], names[-1]) == ("register", "unregister")
 
 
-def test_a_failing_on_timeout_does_not_save_the_worker(start: Start, tmp_path: Path) -> None:
+def test_a_stuck_worker_is_replaced_even_if_on_timeout_raises(start: Start, tmp_path: Path) -> None:
     """The worker is still killed and replaced."""
     remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path), "RAISE": "timeout"}, timeout=0.4)
     assert remote.call("stick")[0]["status"] == "died"

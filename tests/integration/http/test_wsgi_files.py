@@ -128,7 +128,7 @@ def test_a_plain_file_is_sent_with_its_length(way: Way, what: str, path: Path) -
 
 
 @pytest.mark.parametrize("what", READ)
-def test_a_file_with_its_own_read_is_sent_as_read(way: Way, what: str, path: Path) -> None:
+def test_a_file_that_differs_from_its_descriptor_is_read(way: Way, what: str, path: Path) -> None:
     """The response has the bytes that ``read`` returns, whatever the descriptor holds, and no length, since that is not known."""
     content = READ[what][1]
     content = content.read_bytes() if isinstance(content, Path) else content

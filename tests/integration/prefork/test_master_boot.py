@@ -98,7 +98,7 @@ def test_a_stop_signal_ends_the_boot(serve: Serve, signum: signal.Signals) -> No
     assert "Ready" not in server.output
 
 
-def test_a_boot_that_catches_its_first_stop_ends_all_the_same(serve: Serve) -> None:
+def test_a_boot_that_catches_the_first_signal_is_still_stopped(serve: Serve) -> None:
     """The worker catches the exception of the first signal; the signal may also arrive just before a blocking call."""
     server = serve("Stubborn", workers=2)
     server.wait_for("booting$")

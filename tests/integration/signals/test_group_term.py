@@ -148,7 +148,7 @@ def test_without_a_delay_workers_drain_at_once(serve: Start) -> None:
     assert len(command._seen) == 2, "no worker was forked as a replacement"
 
 
-def test_a_worker_alone_is_replaced_and_no_client_notices(serve: Start) -> None:
+def test_a_single_terminated_worker_is_replaced_without_lost_requests(serve: Start) -> None:
     command = serve(f"{APPS}:who", "--base-port", 0, *LONG)
     (worker,) = command.workers
     statuses: list[int] = []

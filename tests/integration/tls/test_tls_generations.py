@@ -185,7 +185,7 @@ def test_a_reload_uses_the_files_of_changed_settings(
     assert names(site, authority) == {"renewed"}
 
 
-def test_certificate_files_are_read_only_once(start: Start, tmp_path: Path, authority: Authority, renewed: Pair) -> None:
+def test_certificate_files_are_read_once(start: Start, tmp_path: Path, authority: Authority, renewed: Pair) -> None:
     """A shell's `--certfile <(...)` gives such files. They are not read after the start, so no process can block on them."""
     ends = []
     for path in authority.server:

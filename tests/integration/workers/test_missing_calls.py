@@ -51,7 +51,7 @@ def test_without_threads_each_worker_logs_one_hint(serve: Start, options: tuple[
     assert "CRITICAL" not in log
 
 
-def test_threads_without_threads_fail_the_boot() -> None:
+def test_the_boot_with_threads_fails_if_no_thread_can_start() -> None:
     ended = run(APP, "--threads", "2", "--bind", "127.0.0.1:0", "--control-socket", "none", prefix=without("threads"))
 
     assert ended.returncode == 3
