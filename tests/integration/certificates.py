@@ -18,12 +18,12 @@ class Pair(NamedTuple):
 
 
 def openssl(*arguments: str, cwd: Path) -> None:
-    """Run the program."""
+    """Run the program openssl."""
     subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True, timeout=60)
 
 
 class Authority:
-    """Two certificate authorities, and what the first one has signed."""
+    """Two certificate authorities, and the certificates that the first one has signed."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -33,7 +33,7 @@ class Authority:
         self.client = self._signed("client", "extendedKeyUsage=clientAuth")
 
     def another(self, name: str) -> Pair:
-        """Make a certificate for this machine, with a key of its own."""
+        """Make a certificate for this machine with its own key."""
         return self._signed(name, "subjectAltName=DNS:localhost,IP:127.0.0.1")
 
     def _own(self, name: str) -> Pair:
@@ -55,7 +55,7 @@ class Authority:
         return Pair(str(self.directory / f"{name}.pem"), str(self.directory / f"{name}.key"))
 
     def trust(self, own: Pair | None = None, *alpn: str) -> ssl.SSLContext:
-        """Return a client's context that trusts the first authority and may show a certificate."""
+        """Return a client's context that trusts the first authority and may present a certificate."""
         context = ssl.create_default_context(cafile=self.ca.cert)
         if own is not None:
             context.load_cert_chain(*own)

@@ -1,7 +1,7 @@
-"""A load of all kinds of requests, each with a name of its own, whose answers are checked: they must be its own, and whole.
+"""A load of all kinds of requests, each with a unique name. Each response is checked: it must belong to its request and be whole.
 
-The app is echo_app.py. What comes back wrong is kept apart from what does not come back: only the latter can be explained, by
-a process that was killed.
+The app is echo_app.py. Wrong responses are counted apart from missing ones: only a missing one can have a reason, such as
+a killed process.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from tests.integration.client import Answer
 from tests.integration.echo_app import pattern
 from tests.integration.load import Connection, Failure
 
-PATIENCE = 60.0  # seconds for one answer: workers may be stopped, and the machine busy
-UNUSED = 2.0  # seconds that a worker that is to end leaves a connection open on which nothing was asked
-TRIES = 5  # connections for one request, if the server closes them before it
-FAREWELLS = (1001, 1012)  # codes with which a WebSocket may be closed by a worker that drains
+PATIENCE = 60.0  # seconds for one response: workers may be suspended, and the machine busy
+UNUSED = 2.0  # seconds that a stopping worker keeps an unused connection open
+TRIES = 5  # connections for one request, if the server closes them before the request
+FAREWELLS = (1001, 1012)  # close codes of a WebSocket in a draining worker
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request, and the answer that belongs to it.
+    """A request, and the response that it must get.
 
     Args:
-        ident: Its name, which no other one has.
+        ident: Its unique name.
         method: GET, HEAD or POST.
         target: Path and query.
-        body: What is sent.
-        expected: The body of the answer.
+        body: The request body.
+        expected: The response body.
         chunked: Whether the body is sent in chunks.
-        streamed: Whether the answer has no length.
+        streamed: Whether the response has no length.
         close: Whether the connection is to be closed after it.
     """
 
@@ -56,7 +56,7 @@ class Request:
     close: bool = False
 
     def wire(self) -> bytes:
-        """Return the request as it is sent."""
+        """Return the bytes of the request."""
         lines = [f"{self.method} {self.target} HTTP/1.1", "Host: localhost", f"X-Ident: {self.ident}"]
         lines += ["Connection: close"] * self.close
         body = self.body
@@ -70,7 +70,7 @@ class Request:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
     def wrong(self, answer: Answer) -> str:
-        """Return what is wrong with the answer; empty if nothing is."""
+        """Return the error in a response; empty if there is none."""
         fields = Counter(name.lower() for name, _ in answer.fields)
         found = {name.lower(): value for name, value in answer.fields}
         expected = {"x-ident": self.ident, "x-request": f"{self.method} {self.target} {len(self.body)}"}
@@ -85,23 +85,23 @@ class Request:
 
 
 class Wrong(Exception):  # noqa: N818 - it is an answer
-    """An answer that is not the request's own, or not whole."""
+    """A response that belongs to another request, or is not whole."""
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer
-    """A front end had no worker that would answer."""
+    """A front end had no worker for the request."""
 
 
 class CheckedLoad:
-    """Clients that ask, from `with` on to its end. What came of it is read afterwards.
+    """Clients that send requests within a `with` block. The results are read afterwards.
 
     Args:
-        ports: Where; each client chooses among them again and again.
-        seed: What they do is chosen with.
-        clients: How many there are.
+        ports: The ports of the server; each client chooses among them for each visit.
+        seed: The seed of all random choices.
+        clients: The number of clients.
         websockets: Whether the app speaks WebSocket.
-        linger: Seconds that the server leaves an idle connection open when its worker is to end.
-        front: Whether the ports are a front end's: it may close idle connections at any time, and say 502.
+        linger: Seconds that a stopping worker keeps an idle connection open.
+        front: Whether the ports belong to a front end, which may close idle connections at any time, and respond with 502.
     """
 
     def __init__(
@@ -128,36 +128,36 @@ class CheckedLoad:
 
     @property
     def total(self) -> int:
-        """How many requests were answered."""
+        """The number of requests with a response."""
         return sum(self.answered.values())
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the clients."""
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """End, when each client has its last answer."""
+        """Stop the clients; each waits for its last response."""
         self.over.set()
         for thread in self._threads:
             thread.join()
 
 
 class Visitor:
-    """One client: one visit after the other, each over connections of its own."""
+    """One client: it makes one visit after the other, each over its own connections."""
 
     def __init__(
         self, load: CheckedLoad, number: int, chance: random.Random, visits: Sequence[Callable[[Visitor], None]]
     ) -> None:
         self._load, self._number, self._chance, self._visits = load, number, chance, visits
         self._count = itertools.count()
-        self._port = 0  # where the visit is made
+        self._port = 0  # the port of the current visit
         self._connection: Connection | None = None
         self._began = 0.0
 
     def run(self) -> None:
-        """Go on until the load is over."""
+        """Make visits until the load is over."""
         while not self._load.over.wait(self._chance.uniform(0.0, 0.02)):
             visit = self._chance.choice(self._visits)
             self._port = self._chance.choice(self._load.ports)
@@ -169,7 +169,7 @@ class Visitor:
                     self._load.wrong.append(f"{visit.__name__} of {self._port} at {time.monotonic():.3f}: {error}")
             except (OSError, AssertionError, EOFError, ConnectionClosed, InvalidHandshake, Refused) as error:
                 self._fail(visit.__name__, error)
-                self._load.over.wait(0.1)  # where nobody listens, there is nothing to be seen
+                self._load.over.wait(0.1)  # avoids a busy loop while connections are refused
             finally:
                 self._leave()
 
@@ -187,7 +187,7 @@ class Visitor:
         self._converse([self._request(close=True)])
 
     def left(self) -> None:
-        """One request on a connection that could be kept and is not."""
+        """One request on a connection that could be kept, but is closed."""
         self._converse([self._request()])
 
     def kept(self) -> None:
@@ -201,23 +201,23 @@ class Visitor:
         self._converse([self._request(), self._request()], pause=self._chance.uniform(0.2, 1.5 * self._load.linger))
 
     def pipelined(self) -> None:
-        """Requests that are sent before the answers to those before them are there."""
+        """Requests that are sent before the responses to the previous ones have arrived."""
         self._converse([self._request() for _ in range(self._chance.randint(2, 12))], depth=self._chance.randint(2, 4))
 
     def stream(self) -> None:
-        """An answer that comes in pieces, without a length."""
+        """A response in pieces, without a length."""
         self._converse([self._streamed() for _ in range(self._chance.randint(1, 2))])
 
     def slow_reader(self) -> None:
-        """A large answer that is read slowly."""
+        """A large response that is read slowly."""
         self._converse([self._sized(self._chance.choice([100_000, 400_000, 1_500_000]))], slowly=True)
 
     def slow_writer(self) -> None:
-        """A request that comes in pieces."""
+        """A request that is sent in pieces."""
         self._converse([self._request(method="POST"), self._request(method="POST")], pieces=3)
 
     def websocket(self) -> None:
-        """Messages that are sent back."""
+        """Messages that are echoed."""
         ident = self._name()
         connection = self._connect()
         url = f"ws://localhost:{self._port}/ws"
@@ -269,7 +269,7 @@ class Visitor:
 
     def _connect(self) -> Connection:
         self._began = time.monotonic()
-        self._connection = None  # what fails now has none
+        self._connection = None  # a failure from here on has no connection
         self._connection = Connection(self._port)
         self._connection.sock.settimeout(PATIENCE)
         return self._connection
@@ -282,18 +282,18 @@ class Visitor:
     def _converse(
         self, requests: Sequence[Request], *, depth: int = 1, pause: float = 0.0, slowly: bool = False, pieces: int = 1
     ) -> None:
-        """Ask for all, over one connection after the other: another one only when the server has announced the end of the last.
+        """Send all requests; use another connection only after the server has announced the end of the previous one.
 
         Args:
-            requests: In this order.
-            depth: How many are sent at once.
-            pause: Seconds between an answer and the next request.
-            slowly: Whether the answers are read slowly.
-            pieces: In how many pieces requests are sent.
+            requests: The requests, in this order.
+            depth: The number of requests sent at once.
+            pause: Seconds between a response and the next request.
+            slowly: Whether the responses are read slowly.
+            pieces: The number of pieces of a request.
 
         Raises:
-            Wrong: An answer was not that of its request.
-            OSError, AssertionError: The connection ended before the answer.
+            Wrong: A response did not match its request.
+            OSError, AssertionError: The connection ended before the response.
         """
         waiting, tries = list(requests), 0
         while waiting:
@@ -312,7 +312,7 @@ class Visitor:
                     last = self._receive(connection, request, more=request is not batch[-1])
                     answered += 1
                     if last:
-                        self._leave()  # what was sent behind it is to be sent again
+                        self._leave()  # requests after it must be sent again
                         break
             except (OSError, AssertionError):
                 silence = silence_ends - silent_since
@@ -338,15 +338,15 @@ class Visitor:
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         for _ in range(15):
             data = connection.sock.recv(8192)
-            assert data or connection.held, "end of connection before the answer"
+            assert data or connection.held, "end of connection before the response"
             connection.held += data
             time.sleep(0.03)
 
     def _receive(self, connection: Connection, request: Request, *, more: bool) -> bool:
-        """Read an answer and check it; return whether the connection has had its last one."""
+        """Read and check a response; return whether it is the last of its connection."""
         if not connection.held:
             connection.held = connection.sock.recv(65536)
-            assert connection.held, "end of connection before the answer"
+            assert connection.held, "end of connection before the response"
         try:
             answer = connection.answer(request.method)
         except (ValueError, IndexError) as error:
@@ -360,10 +360,12 @@ class Visitor:
         if not connection.held and not more and select.select([connection.sock], [], [], 0)[0]:
             connection.held = connection.sock.recv(1000)
             if not connection.held and not last:
-                assert time.monotonic() - self._began >= self._load.linger or self._load.front, "an end that was not announced"
+                assert time.monotonic() - self._began >= self._load.linger or self._load.front, (
+                    "an unannounced end of the connection"
+                )
                 last = True
         if connection.held and (last or not more):
-            raise Wrong(f"{request.method} {request.target}: behind the answer comes {connection.held[:200]!r}")
+            raise Wrong(f"{request.method} {request.target}: after the response comes {connection.held[:200]!r}")
         self._done(answer["x-version"], self._began, version=True)
         return last
 

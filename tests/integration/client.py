@@ -1,4 +1,4 @@
-"""A client that shows what came over the wire, and takes nothing that RFC 9112 forbids."""
+"""A client that shows the bytes of a response, and accepts nothing that RFC 9112 forbids."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ FIELD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
 class EndedError(AssertionError):
-    """The connection ended within an answer."""
+    """The connection ended within a response."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer.
+    """One response.
 
     Attributes:
-        status: Of the final answer.
-        fields: In order, as they were sent.
-        body: Without its framing.
-        interim: The statuses of the answers before it.
+        status: The status of the final response.
+        fields: The fields as they were sent, in order.
+        body: The body without its framing.
+        interim: The statuses of the interim responses before it.
         whole: False if the connection ended within the body.
     """
 
@@ -96,12 +96,12 @@ def dial(where: Where, receive_buffer: int = 0) -> socket.socket:
 
 
 def unread(sock: socket.socket) -> int:
-    """Return how many bytes the peer of a unix socket has not read yet (SIOCOUTQ, unix(7))."""
+    """Return the number of bytes that the peer of a unix socket has not read yet (SIOCOUTQ, unix(7))."""
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
 
 
 def refuses(port: int) -> bool:
-    """Whether nobody listens there."""
+    """Whether connections to this port are refused."""
     try:
         dial(port).close()
     except (ConnectionRefusedError, ConnectionResetError):
@@ -110,14 +110,14 @@ def refuses(port: int) -> bool:
 
 
 class Client:
-    """One connection, which judges by RFC 9112 what it reads; a context manager. Every wait ends with an error after `DEADLINE`.
+    """One connection that checks its input against RFC 9112; a context manager. Every wait fails after `DEADLINE`.
 
     Args:
         where: As for `dial`.
-        tls: To speak TLS.
-        receive_buffer: Bytes that the kernel keeps for a slow reader; 0 for its default.
-        whole: Whether an answer that the connection's end cuts short is a failure; if not, `Answer.whole` says so.
-        dated: Whether an answer without Date is a failure, as it is for an origin server by default.
+        tls: The context for TLS; None: no TLS.
+        receive_buffer: Size of the kernel's receive buffer, for a slow reader; 0: the default.
+        whole: Whether a truncated response is an error; if not, `Answer.whole` is False for it.
+        dated: Whether a response without Date is an error, as it is for an origin server by default.
     """
 
     def __init__(
@@ -142,20 +142,20 @@ class Client:
         self.sock.close()
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send these bytes."""
         self.sock.sendall(data)
 
     def send_apart(self, pieces: Iterable[bytes]) -> None:
-        """Send pieces, each when the server has read the one before (unix sockets only)."""
+        """Send pieces, each after the server has read the previous one (unix sockets only)."""
         for piece in pieces:
             try:
                 self.sock.send(piece)
             except (BrokenPipeError, ConnectionResetError):
-                return  # the request is refused already; the answer can still be read
-            eventually(lambda: unread(self.sock) == 0, "the server reads")
+                return  # the request is refused already; the response can still be read
+            eventually(lambda: unread(self.sock) == 0, "the server has read the piece")
 
     def end(self) -> None:
-        """Send no more; still read."""
+        """Close the sending side only."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
@@ -165,19 +165,19 @@ class Client:
         self.sock.close()
 
     def request(self, target: str = "/", *lines: str, method: str = "GET", body: bytes = b"") -> None:
-        """Send a request, with further header lines."""
+        """Send a request with further header lines."""
         head = [f"{method} {target} HTTP/1.1", "Host: localhost", *lines]
         if body:
             head.append(f"Content-Length: {len(body)}")
         self.send("\r\n".join([*head, "", ""]).encode("latin-1") + body)
 
     def get(self, target: str = "/", *lines: str, method: str = "GET", body: bytes = b"") -> Answer:
-        """Send a request and return the answer."""
+        """Send a request and return the response."""
         self.request(target, *lines, method=method, body=body)
         return self.answer(method=method)
 
     def receive(self) -> bytes:
-        """Return what is there or comes next; empty at the end."""
+        """Return held or newly received bytes; empty at the end of the connection."""
         data, self.held = self.held, b""
         return data or self.sock.recv(65536)
 
@@ -192,7 +192,7 @@ class Client:
         return found + mark
 
     def exactly(self, size: int) -> bytes:
-        """Read so many bytes, fewer if the connection ends before."""
+        """Read exactly `size` bytes, or fewer if the connection ends before."""
         pieces = [self.held[:size]]
         self.held = self.held[size:]
         left = size - len(pieces[0])
@@ -202,7 +202,7 @@ class Client:
         return b"".join(pieces)
 
     def rest(self, *, reset: bool = False) -> bytes:
-        """Read to the end of the connection, which the server closes in order unless it may be `reset`."""
+        """Read to the end of the connection; a reset is an error unless `reset` is true."""
         pieces = []
         with contextlib.suppress(*[ConnectionResetError] * reset):
             while data := self.receive():
@@ -210,7 +210,7 @@ class Client:
         return b"".join(pieces)
 
     def head(self) -> Answer:
-        """Read the head of a final answer only."""
+        """Read only the head of a final response."""
         interim: list[int] = []
         while True:
             head = self.until(b"\r\n\r\n")
@@ -234,7 +234,7 @@ class Client:
         return answer
 
     def chunks(self) -> Iterator[bytes]:
-        """Read the chunks of a body, as they come."""
+        """Read the chunks of a body one by one."""
         while True:
             line = self.until(b"\r\n")
             assert re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line), line
@@ -249,7 +249,7 @@ class Client:
                 return
 
     def answer(self, method: str = "GET") -> Answer:
-        """Read a whole answer."""
+        """Read a whole response."""
         head, pieces, whole = self.head(), list[bytes](), True
         try:
             pieces.extend(self._body(head, method))
@@ -279,6 +279,6 @@ class Client:
 def get(
     where: Where, target: str = "/", *lines: str, method: str = "GET", body: bytes = b"", tls: ssl.SSLContext | None = None
 ) -> Answer:
-    """Ask once, on a connection of its own."""
+    """Send one request on a new connection."""
     with Client(where, tls) as client:
         return client.get(target, *lines, method=method, body=body)

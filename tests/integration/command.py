@@ -1,6 +1,6 @@
-"""Programs under test as processes: started as a user starts them, watched from outside, and cleaned up.
+"""Programs under test as processes: started as a user starts them, observed from outside, and cleaned up.
 
-Waiting is for events with a deadline, never for a time. A `Process` says at its end whether anything was left behind.
+Waits are for events with a deadline, never for a fixed time. At its end a `Process` checks that no process is left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-DEADLINE = 60.0  # seconds; for a machine that is busy with other things
+DEADLINE = 60.0  # seconds; long enough for a busy machine
 ROOT = Path(__file__).parents[2]
 OUTSIDE = re.compile(
     "(FORKSERVE|LISTEN|DJANGO)_.*|PORT|WEB_CONCURRENCY|FORWARDED_ALLOW_IPS|SCRIPT_NAME|NOTIFY_SOCKET|RUNTIME_DIRECTORY"
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def eventually(look: Callable[[], T], what: object = "", deadline: float = DEADLINE) -> T:
-    """Return what `look` returns as soon as it is true; fail when the deadline comes first. Looks less often as time passes."""
+    """Call `look` until its result is true, less often as time passes; return the result, or fail at the deadline."""
     end, pause = time.monotonic() + deadline, 0.0
     while not (found := look()):
         assert time.monotonic() < end, f"not in {deadline} s: {what() if callable(what) else what}"
@@ -37,7 +37,7 @@ def eventually(look: Callable[[], T], what: object = "", deadline: float = DEADL
 
 
 def state(pid: int) -> str:
-    """Return the letter that /proc has for the state of a process; X if there is none."""
+    """Return the state letter of a process in /proc; X if the process does not exist."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -45,12 +45,12 @@ def state(pid: int) -> str:
 
 
 def exists(pid: int) -> bool:
-    """Whether the process lives; a zombie does not."""
+    """Whether the process runs; a zombie does not."""
     return state(pid) not in "ZX"
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that it has forked, zombies too."""
+    """Return the children of a process, including zombies."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
@@ -58,9 +58,9 @@ def children(pid: int) -> list[int]:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """Return what the process has open, by descriptor; without what it only looks into for a moment.
+    """Return the open files of a process, by descriptor, without files of /proc and /sys, which are open only for moments.
 
-    One that is ending belongs to root, and so does one that executes what only root may read: they have nothing open for us.
+    An exiting process belongs to root, and so does a process whose program only root may read: their descriptors are not visible.
     """
     found = {}
     with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
@@ -71,19 +71,19 @@ def descriptors(pid: int) -> dict[int, str]:
 
 
 def title(pid: int) -> str:
-    """Return what `ps` shows of a process; nothing if it has gone."""
+    """Return the title that `ps` shows for a process; empty if the process does not exist."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
 
 
 def sockets(pid: int) -> int:
-    """Return how many sockets the process has open."""
+    """Return the number of open sockets of a process."""
     return sum(name.startswith("socket:") for name in descriptors(pid).values())
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without what the command would read from it, and with `extra`."""
+    """Return this process's environment without the variables that the command reads, and with `extra`."""
     inherited = {name: value for name, value in os.environ.items() if not OUTSIDE.fullmatch(name)}
     return {**inherited, "PYTHONWARNINGS": "default::ResourceWarning", **(extra or {})}
 
@@ -96,7 +96,7 @@ def run(
     pass_fds: Sequence[int] = (),
     program: Sequence[str] = ("-m", "forkserve"),
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, for one that does not serve. The options are those of `Command`."""
+    """Run a command that does not serve, until it exits. The options are those of `Command`."""
     return subprocess.run(
         [*prefix, sys.executable, *program, *arguments],
         cwd=cwd,
@@ -116,7 +116,7 @@ def after(code: str) -> tuple[str, ...]:
 
 
 class Listening(NamedTuple):
-    """A start-up line, taken apart."""
+    """The parts of a startup line."""
 
     address: str  # http://127.0.0.1:9000, unix:/path
     worker: int | None
@@ -132,15 +132,15 @@ class Process:
 
     Args:
         words: The command line.
-        directory: For its output; without one, a directory that is removed at the end.
+        directory: For its output; without one, a temporary directory.
         cwd: Its working directory.
-        env: Variables beside those of the tests' own environment.
+        env: Variables added to the environment of the tests.
         pass_fds: Descriptors that it inherits.
         stdin: As for `subprocess.Popen`.
     """
 
     shown: ClassVar[list[Process]] = []
-    """Those whose log is shown if the present test fails."""
+    """The processes whose log is shown if the current test fails."""
 
     def __init__(
         self,
@@ -163,23 +163,23 @@ class Process:
         self.words = words
         self.pid = self.process.pid
         self._seen: set[int] = set()
-        self._last: str | None = None  # all that it wrote, once its directory has gone
+        self._last: str | None = None  # everything that it wrote, once its directory is removed
         Process.shown.append(self)
 
     @property
     def stdout(self) -> str:
-        """All that was written to stdout so far."""
+        """Everything that was written to stdout so far."""
         return self._stdout.read_text()
 
     @property
     def stderr(self) -> str:
-        """All that was written to stderr so far: start-up lines and error log."""
+        """Everything that was written to stderr so far: startup lines and error log."""
         return self._stderr.read_text(errors="backslashreplace") if self._last is None else self._last
 
     def find(self, pattern: str, times: int = 1, where: Path | None = None) -> list[re.Match[str]]:
-        """Wait until stderr, or another file, has lines that match, so many times at least; return the matches.
+        """Wait until stderr, or another file, has at least `times` lines that match; return the matches.
 
-        A program that ends before is a failure at once.
+        If the program exits before, the wait fails at once.
         """
 
         def text() -> str:
@@ -190,47 +190,47 @@ class Process:
         def look() -> list[re.Match[str]]:
             ended = self.process.poll()
             found = list(re.finditer(pattern, text(), re.MULTILINE))
-            assert ended is None or len(found) >= times, f"it ended with {ended} before {pattern!r}:\n{text()}"
+            assert ended is None or len(found) >= times, f"the program exited with {ended} before {pattern!r}:\n{text()}"
             return found if len(found) >= times else []
 
         return eventually(look, lambda: f"{times} times {pattern!r} in:\n{text()}")
 
     def ready(self) -> Self:
-        """Wait for the start-up lines."""
+        """Wait for the startup lines."""
         self.find("^Ready: ")
         return self
 
     def note_children(self) -> list[int]:
-        """Return the processes that it has forked, and remember them: they must be gone when it has ended."""
+        """Return the children of the program, and remember them: they must be gone when the program has exited."""
         found = children(self.pid)
         self._seen.update(found)
         return found
 
     def kill(self, signum: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the program."""
         self.note_children()
         self.process.send_signal(signum)
         if signum == signal.SIGKILL:
-            self.process.wait(DEADLINE)  # its workers may notice before it is gone
+            self.process.wait(DEADLINE)  # its workers may notice its death earlier
 
     def end(self) -> int:
-        """Wait for its end and that of the processes that were noted; return the exit code."""
+        """Wait for the exit of the program and of its noted children; return the exit code."""
         try:
             code = self.process.wait(DEADLINE)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it does not end: {self.words}\n{self.stderr}") from None
+            raise AssertionError(f"the program does not exit: {self.words}\n{self.stderr}") from None
         for pid in self._seen:
             eventually(lambda pid=pid: not exists(pid), f"worker {pid} is gone")
         return code
 
     def close(self) -> None:
-        """Make sure that nothing is left, whatever the test found."""
+        """Kill everything that is left, whatever the result of the test."""
         self.note_children()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(DEADLINE)
         for pid in self._seen:
-            # A pid may belong to another process by now. Workers are called forkserve; before that, as the program is.
+            # The pid may belong to another process by now. Workers have "forkserve" in their title; before that, the title of the program.
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                 if exists(pid) and b"fork" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGKILL)
@@ -245,9 +245,9 @@ class Command(Process):
 
     Args:
         arguments: The command line.
-        directory: Where its output is kept.
+        directory: The directory of its output.
         prefix: A command that executes the rest of its arguments, as `env` does.
-        program: What Python runs instead of the command: a script that uses the library.
+        program: The arguments of Python instead of the command: a script that uses the library.
         options: As for `Process`.
     """
 
@@ -271,32 +271,32 @@ class Command(Process):
         return self.find(pattern, where=where)[0]
 
     def ready(self) -> Self:
-        """Wait for the start-up lines, and note what is open."""
+        """Wait for the startup lines, and remember the open files and sockets."""
         super().ready()
         self._before = self._opened()
         self._sockets = {pid: sockets(pid) for pid in self.workers}
         return self
 
     def _opened(self) -> list[str]:
-        """What the master has open, without what it has for a warm process, which is made and ended at any time."""
+        """The open files of the master, except those for a warm process, which may start or exit at any time."""
         molds = [pid for pid in self.workers if "warm process" in title(pid)]
         opened = sorted(descriptors(self.pid).values())
         return opened[: len(opened) - 3 * len(molds)]
 
     @property
     def startup(self) -> list[str]:
-        """The start-up lines, whole."""
+        """The startup lines."""
         return re.findall("^(?:Listening|Ready).*$", self.stderr, re.MULTILINE)
 
     @property
     def listening(self) -> list[Listening]:
-        """The addresses of the start-up lines."""
+        """The addresses in the startup lines."""
         found = re.findall(r"^Listening on (\S+?)(?: \(worker (\d+)\))?$", self.stderr, re.MULTILINE)
         return [Listening(address, int(worker) if worker else None) for address, worker in found]
 
     @property
     def ports(self) -> list[int]:
-        """The TCP ports of the start-up lines."""
+        """The TCP ports in the startup lines."""
         return [one.port for one in self.listening if not one.address.startswith("unix:")]
 
     @property
@@ -306,7 +306,7 @@ class Command(Process):
 
     @property
     def workers(self) -> list[int]:
-        """The pids of its workers."""
+        """The pids of the workers."""
         return self.note_children()
 
     @property
@@ -315,7 +315,7 @@ class Command(Process):
         return [line for line in self.stderr.splitlines() if re.match(r"\d{4}-\d\d-\d\d ", line)]
 
     def wait(self, code: int = 0) -> str:
-        """Wait for its end, check that it left nothing behind, and return what it wrote to stderr."""
+        """Wait for the exit, check that nothing is left, and return the output on stderr."""
         ended = self.end()
         assert ended == code, f"exit code {ended}, not {code}:\n{self.stderr}"
         assert self.traceback_expected == ("Traceback (most recent call last)" in self.stderr), self.stderr
@@ -323,7 +323,7 @@ class Command(Process):
         return self.stderr
 
     def stop(self, code: int = 0) -> str:
-        """Stop it with TERM; before that, nothing that it opened for its work may still be open."""
+        """Stop the command with TERM; before that, files and sockets that were opened for requests must be closed."""
         if self._before:
             eventually(
                 lambda: len(self._opened()) <= len(self._before),

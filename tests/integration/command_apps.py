@@ -1,4 +1,4 @@
-"""Apps and mixins that note in which order things happen, and whether a command ran inside a request."""
+"""Apps and mixins that record the order of events, and whether a command ran inside a request."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from urllib.parse import parse_qs
 
 from forkserve import CommandError, WouldDeadlock, current_worker
 
-inside = 0  # requests that this worker is in the middle of
+inside = 0  # requests that this worker is running
 PIECE = b"x" * 65536
-PIECES = 160  # more than any socket takes, and more than is kept for a slow client
+PIECES = 160  # more than any socket buffer and than the buffer for a slow client hold
 
 
 def note(text: str) -> None:
-    """Write a line where the test looks for it."""
+    """Append a line to the notes."""
     with Path(os.environ["NOTES"]).open("a") as file:
         file.write(text + "\n")
 
 
 class Probe:
-    """Commands."""
+    """The commands of most tests."""
 
     def on_note(self, text: str) -> None:
         note(f"on {text} {self.id}")
@@ -66,7 +66,7 @@ class Probe:
         os._exit(7)
 
     def child_hold(self, path: str) -> int:
-        """Take until the file is there."""
+        """Run until the file exists."""
         note(f"holds {self.id}")
         while not os.path.exists(path):
             time.sleep(0.002)
@@ -86,7 +86,7 @@ class Probe:
 
     async def child_ask_others(self) -> object:
         try:
-            replies = await self.call("note", "asked", timeout=10)
+            replies = await self.call("note", "called", timeout=10)
         except WouldDeadlock as error:
             return str(error)
         return [reply.id for reply in replies]
@@ -100,14 +100,14 @@ class Probe:
 
 
 class Louder:
-    """Goes in front of Probe."""
+    """Overrides a command of Probe."""
 
     def child_note(self, text: str) -> list[object]:
         return super().child_note(text.upper())
 
 
 class BadName:
-    """Has a command that nobody could call."""
+    """Has a command with an invalid name."""
 
     def child_Flush(self) -> None:  # noqa: N802
         pass
@@ -121,7 +121,7 @@ class Hook:
 
 
 class SlowBoot(Probe):
-    """The second worker is ready when the file is there."""
+    """The second worker is ready when a file exists."""
 
     def on_start(self) -> None:
         while self.id == 2 and not os.path.exists(os.environ["BOOT"]):
@@ -133,7 +133,7 @@ def no_class() -> None:
 
 
 def wsgi(environ, start_response):
-    """WSGI: `/hold?FILE` waits for the file; `/large` yields much; `/ask` and others have the worker ask the rest."""
+    """WSGI: `/hold?FILE` waits for the file; `/large` yields much; `/ask` and others call the other workers."""
     global inside  # noqa: PLW0603
     inside += 1
     try:
@@ -148,7 +148,7 @@ def wsgi(environ, start_response):
 
 
 class Large:
-    """A body that holds an inline worker until the client has taken it."""
+    """A body that holds an inline worker until the client has read it."""
 
     def __iter__(self):
         global inside  # noqa: PLW0603
@@ -174,12 +174,12 @@ def _answer(path: str, query: str) -> bytes | None:
             return None
         case "/ask":
             try:
-                replies = worker.call("note", "asked", **_options(query)).result(10)
+                replies = worker.call("note", "called", **_options(query)).result(10)
             except (WouldDeadlock, CommandError) as error:
                 return f"{type(error).__name__}: {error}".encode()
             return json.dumps([[reply.id, reply.status] for reply in replies]).encode()
         case "/tell":
-            worker.call("note", "told").then(lambda replies: note(f"told {[reply.id for reply in replies]}"))
+            worker.call("note", "tell").then(lambda replies: note(f"replied {[reply.id for reply in replies]}"))
     return str(worker.id).encode()
 
 
@@ -189,7 +189,7 @@ def _options(query: str) -> dict[str, object]:
 
 
 async def asgi(scope, receive, send):
-    """ASGI: the same, and `/leave` stops waiting for an answer before it comes."""
+    """ASGI: the same, and `/leave` stops waiting for a reply before it arrives."""
     global inside  # noqa: PLW0603
     if scope["type"] == "lifespan":
         raise NotImplementedError
@@ -204,12 +204,12 @@ async def asgi(scope, receive, send):
             note("done")
         case "/ask":
             try:
-                body = json.dumps([[reply.id, reply.status] for reply in await worker.call("note", "asked", **_options(query))])
+                body = json.dumps([[reply.id, reply.status] for reply in await worker.call("note", "called", **_options(query))])
             except CommandError as error:
                 body = f"CommandError: {error}"
         case "/block":
             try:
-                worker.call("note", "asked").result(10)
+                worker.call("note", "called").result(10)
             except WouldDeadlock as error:
                 body = f"WouldDeadlock: {error}"
         case "/leave":
@@ -218,7 +218,7 @@ async def asgi(scope, receive, send):
             except TimeoutError:
                 body = "left"
         case "/thread":
-            body = json.dumps([reply.id for reply in await asyncio.to_thread(worker.call("note", "asked").result, 10)])
+            body = json.dumps([reply.id for reply in await asyncio.to_thread(worker.call("note", "called").result, 10)])
     inside -= 1
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body.encode()})

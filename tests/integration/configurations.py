@@ -1,4 +1,4 @@
-"""The servers that random operations are tried on, and what their logs may not have."""
+"""The servers for random operations, and the lines that their logs must not have."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ LINGER = 0.6
 GRACEFUL = 15.0
 PURPOSE = "broken on purpose"
 EXPECTED_TRACEBACKS = re.compile(f"{PURPOSE}|SyntaxError|SystemExit")
-PREFIX = re.compile(r"\d{4}-\d\d-\d\d \S+ \S+ \[\d+\] \[[A-Z]+\] [^:]*: ")  # of a line of the error log
+PREFIX = re.compile(r"\d{4}-\d\d-\d\d \S+ \S+ \[\d+\] \[[A-Z]+\] [^:]*: ")  # the prefix of a line of the error log
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A server that operations are tried on.
+    """A server for random operations.
 
     Args:
-        name: What the test is called.
+        name: The id of the test.
         app: `wsgi` or `asgi`.
-        options: Its command line.
-        loop: Its event loop.
+        options: Further arguments of the command line.
+        loop: The event loop.
         ports: Whether each worker has its own port.
-        shared: Whether there is a port that all workers share.
-        preload: Whether they are forked from a mold.
-        autoscaled: Whether load decides how many there are.
-        nginx: Whether an nginx stands in front, whose upstream the server keeps.
-        least: Fewest workers.
-        most: Most workers.
-        surge: --reload-surge.
+        shared: Whether all workers share a port.
+        preload: Whether workers are forked from a mold.
+        autoscaled: Whether the number of workers follows the load.
+        nginx: Whether nginx is the front end; the server keeps its upstream up to date.
+        least: The minimum of workers.
+        most: The maximum of workers.
+        surge: The value of --reload-surge.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Configuration:
     surge: int = 1
 
     def arguments(self, port: int, directory: Path) -> list[object]:
-        """Return the command line of a server on ports from this one on."""
+        """Return the command line of a server with ports from `port` on."""
         words: list[object] = [f"app:{self.app}", "-w", self.least, "--loop", self.loop, "--mixin", "app:Commands"]
         words += ["--linger", LINGER, "--graceful-timeout", GRACEFUL, "--reload-surge", self.surge, "--boot-timeout", 30]
         words += ["--access-logfile", directory / "access"]
@@ -63,7 +63,7 @@ class Configuration:
 
 
 def unexpected_lines(log: str) -> list[str]:
-    """Return what no log may have: faults of our own, and tracebacks that are not those of FAULTS."""
+    """Return lines that no log may have: internal faults, and tracebacks other than those of FAULTS."""
     lines = [PREFIX.sub("", line) for line in log.splitlines()]
     found = [line for line in lines if re.search("fault in the master|Fatal Python error|SIGSEGV|unknown|Warning:", line)]
     for start, line in enumerate(lines):

@@ -19,7 +19,7 @@ FAILED = pytest.StashKey[bool]()
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let fixtures know whether the test has failed, and show what its servers wrote if it has."""
+    """Record whether the test has failed, and show the output of its servers if it has."""
     report = yield
     item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     if report.failed:
@@ -31,7 +31,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Start the command; what still runs at the end of a test that passed is stopped, and must stop well."""
+    """Start the command; commands that still run at the end of a passed test are stopped, and must stop cleanly."""
     commands: list[Command] = []
 
     def begin(*arguments: object, **options: object) -> Command:
@@ -50,7 +50,7 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
 
 @pytest.fixture
 def project(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A user's directory with an app in it, `site_app`: what the tests' module calls APP."""
+    """A user's directory with an app in `site_app`: the constant APP of the test's module."""
     (tmp_path / "site_app.py").write_text(request.module.APP)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Applications that look at their context variables (PEP 567) at each place where they are entered, and set them."""
+"""Applications that record and set context variables (PEP 567) at each place where the server calls them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 Message = MutableMapping[str, Any]
 
 BASE: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("base", default=())
-"""The places of start-up that have set it, in order: what all later work must see."""
+"""The startup places that have set it, in order: all later code must see them."""
 OWN: contextvars.ContextVar[str] = contextvars.ContextVar("own", default="")
-"""The piece of work that has set it: what no other work may see."""
+"""The call that has set it: no other call may see it."""
 SEEN: list[list[Any]] = []
 NUMBERS = itertools.count(1)
 LOCK = threading.Lock()
 
 
 def attach(place: str) -> None:
-    """What an agent does at start-up."""
+    """Set the variable at startup, as an agent does."""
     BASE.set((*BASE.get(), place))
 
 
@@ -32,25 +32,25 @@ attach("import")
 
 
 def see(place: str, work: str) -> None:
-    """Note what is seen there, and leave something behind."""
+    """Record the values at a place, and set a value there."""
     with LOCK:
         SEEN.append([place, work, OWN.get(), list(BASE.get())])
     OWN.set(work)
 
 
 class Probe:
-    """A WSGI result: its iteration and its close are entered separately. What the call has set must be reset in close."""
+    """A WSGI result: the server calls its iteration and its close separately. close must be able to reset the variable of the call."""
 
     def __init__(self, work: str, token: contextvars.Token[str], pieces: int, size: int) -> None:
         self.work, self.token, self.left, self.size = work, token, pieces, size
 
     def __iter__(self) -> Iterator[bytes]:
-        """Entered once."""
+        """Called once."""
         see("iter", self.work)
         return self
 
     def __next__(self) -> bytes:
-        """Entered for each piece."""
+        """Called for each piece."""
         see("next", self.work)
         if not self.left:
             raise StopIteration
@@ -58,7 +58,7 @@ class Probe:
         return b"x" * self.size
 
     def close(self) -> None:
-        """Entered at the end."""
+        """Called at the end."""
         see("close", self.work)
         OWN.reset(self.token)
         SEEN.append(["reset", self.work, "", []])
@@ -71,18 +71,18 @@ class File:
         self.work, self.left = work, 3
 
     def read(self, size: int) -> bytes:
-        """Entered for each block."""
+        """Called for each block."""
         see("read", self.work)
         self.left -= 1
         return b"f" * 10 if self.left >= 0 else b""
 
     def close(self) -> None:
-        """Entered at the end."""
+        """Called at the end."""
         see("file close", self.work)
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-    """/seen gives what was noted; /file a file; /list a list; /wait holds until a file is there; /PIECES/SIZE an iterator."""
+    """/seen returns the records; /file a file; /list a list; /wait waits until a file exists; /PIECES/SIZE an iterator."""
     path = environ["PATH_INFO"]
     if path == "/seen":
         body = json.dumps(SEEN).encode()
@@ -157,21 +157,21 @@ class Mixin:
     """Commands and hooks of the worker."""
 
     def on_start(self) -> None:
-        """Start-up."""
+        """Called at startup."""
         attach("on_start")
 
     def on_ready(self) -> None:
-        """The last of start-up."""
+        """Called at the end of startup."""
         attach("on_ready")
 
     def on_stop(self) -> None:
-        """A hook of later."""
+        """Called at the stop."""
         see("on_stop", "stop")
         with open(os.environ["NOTES"] + ".stop", "w") as file:
             json.dump(SEEN[-1], file)
 
     def on_look(self, work: str) -> None:
-        """Runs before the command."""
+        """Called before the command."""
         see("on_look", work)
 
     def child_look(self, work: str) -> list[Any]:
@@ -180,6 +180,6 @@ class Mixin:
         return SEEN[-2:]
 
     async def child_look_async(self, work: str) -> list[Any]:
-        """A command that waits."""
+        """An async command."""
         see("child_look_async", work)
         return SEEN[-1:]

@@ -13,7 +13,7 @@ if Path(os.environ["BROKEN"]).exists():
 
 
 def crash(path: str) -> None:
-    """End the process in the way that the path says."""
+    """End the process in the way that the path names."""
     match path:
         case "/segfault":
             ctypes.string_at(0)
@@ -30,7 +30,7 @@ def crash(path: str) -> None:
 
 
 def answer() -> bytes:
-    """Return what the tests' load wants to know."""
+    """Return the JSON that the load of the tests expects."""
     return json.dumps({"generation": os.environ["FORKSERVE_GENERATION"], "pid": os.getpid(), "version": "1"}).encode()
 
 

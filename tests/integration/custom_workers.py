@@ -1,4 +1,4 @@
-"""Workers of a user's own, for the tests."""
+"""Worker classes of users, for the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forkserve.prefork.ipc.hooks import WorkerHandle
 
 
 class Idle(Worker):
-    """Does nothing but what it is asked."""
+    """Runs commands only."""
 
     def run(self) -> None:
         while self.alive():
@@ -31,14 +31,14 @@ class Idle(Worker):
         return number * number
 
     def child_hold(self, path: str) -> int:
-        """Take until the file is there; another one says that it has begun."""
+        """Run until the file exists; another file shows that the command has begun."""
         Path(f"{path}.{self.id}").touch()
         while not os.path.exists(path):
             time.sleep(0.002)
         return self.id
 
     def child_die(self, always: bool) -> int:  # noqa: FBT001
-        """Die; or only if nobody has died of it before."""
+        """Exit; with `always` false only if no worker has exited before."""
         marker = Path(os.environ.get("NOTES", ""), "died")
         if always or not marker.exists():
             marker.touch()
@@ -55,13 +55,13 @@ class Idle(Worker):
         return "never"
 
     def child_ask_others(self, path: str) -> str:
-        """Ask the others for a greeting; who are they and what did they say goes into the file."""
-        asked = current_worker().call("hello", "you")
+        """Call the other workers; write the values of their replies to the file."""
+        call = current_worker().call("hello", "you")
         try:
-            asked.result(1)
+            call.result(1)
         except WouldDeadlock as error:
             problem = str(error)
-        asked.then(lambda replies: Path(path).write_text(json.dumps([one.value for one in replies])))
+        call.then(lambda replies: Path(path).write_text(json.dumps([one.value for one in replies])))
         return problem
 
     def child_ask_others_in_a_thread(self, path: str) -> None:
@@ -76,7 +76,7 @@ def a_deep_function() -> None:
 
 
 class Busy(Worker):
-    """Is at work for moments only, and counts them."""
+    """Works for short moments, and prints its id each time."""
 
     def run(self) -> None:
         while self.alive():
@@ -85,7 +85,7 @@ class Busy(Worker):
 
 
 class Echo(Idle):
-    """Echoes on whatever it listens on."""
+    """Echoes on its listener."""
 
     def run(self) -> None:
         while self.alive():
@@ -100,7 +100,7 @@ class Echo(Idle):
 
 
 class Silent(Worker):
-    """Says that it is ready, and then never asks whether to go on."""
+    """Reports that it is ready, and then never calls `alive`."""
 
     def run(self) -> None:
         self.ready()
@@ -108,14 +108,14 @@ class Silent(Worker):
 
 
 class NeverReady(Worker):
-    """Does not even say that."""
+    """Never reports that it is ready."""
 
     def run(self) -> None:
         a_deep_function()
 
 
 class Returns(Worker):
-    """Has done its work when the file is there."""
+    """Returns when a file exists."""
 
     def run(self) -> None:
         path = Path(os.environ["NOTES"], "done")
@@ -125,7 +125,7 @@ class Returns(Worker):
 
 
 class Hooked(Idle):
-    """Notes each of its hooks: name, process, and what it was told. `RAISE` names those that raise."""
+    """Records each of its hooks: name, process, arguments. `RAISE` names the hooks that raise."""
 
     @staticmethod
     def note(name: str, *arguments: object) -> None:
@@ -161,7 +161,7 @@ class Hooked(Idle):
 
 
 class Lingering(Idle):
-    """Has a long answer in hand when it is told to end: it ends when the file is there. `SAYS`: it says that nothing else is left."""
+    """Acts as if it had a long response in hand at its stop: exits when a file exists. With `SAYS` it reports that only this is left."""
 
     def run(self) -> None:
         super().run()
@@ -172,7 +172,7 @@ class Lingering(Idle):
 
 
 class SlowToBoot(Idle):
-    """Is ready when the file is there."""
+    """Is ready when a file exists."""
 
     def run(self) -> None:
         while not Path(os.environ["NOTES"], "go").exists():
@@ -185,7 +185,7 @@ class NoWorker:
 
 
 class BadCommand(Idle):
-    """Has a command that nobody could call."""
+    """Has a command with an invalid name."""
 
     def child_Big(self) -> None:  # noqa: N802
         pass

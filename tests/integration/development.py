@@ -1,4 +1,4 @@
-"""A project that is worked on: what tests of `--reload` save, ask and wait for."""
+"""A project under development, for tests of `--reload`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def app(environ, start_response):
 
 
 class Project:
-    """A directory with an app in it, and a server of it."""
+    """A directory with an app, and a server for it."""
 
     def __init__(self, folder: Path, start: Start) -> None:
         self.folder = folder
@@ -33,20 +33,20 @@ class Project:
 
     @classmethod
     def new(cls, tmp_path: Path, start: Start) -> Project:
-        """Make one with a small app."""
+        """Create a project with a small app."""
         made = cls(tmp_path / "project", start)
         made.save("helper.py", "A = 1\n")
         made.save("myapp.py", WSGI, version=1)
         return made
 
     def save(self, name: str, text: str, **values: object) -> None:
-        """Write a file; `{version}` and the like in it get values."""
+        """Write a file; fields such as `{version}` are replaced by values."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(**values) if values else text)
 
     def serve(self, *arguments: object, ready: bool = True, **options: object) -> Project:
-        """Start the server, of the module `myapp` unless another is given as `app`."""
+        """Start the server for the module `myapp`, unless another one is given as `app`."""
         return self.serve_plainly("--reload", *arguments, ready=ready, **options)
 
     def serve_plainly(self, *arguments: object, ready: bool = True, app: str = "myapp:app", **options: object) -> Project:
@@ -61,16 +61,16 @@ class Project:
 
     @property
     def state(self) -> object:
-        """What `status` says of the server as a whole."""
+        """The state of the server in `status`."""
         return Request(self.folder.parent / "control", "status", (), {}).answer["result"]["state"]
 
     def get(self, *lines: str, port: int | None = None, **options: object) -> Answer:
-        """Ask for the app's answer, over a connection of its own."""
+        """Request the page of the app over a new connection."""
         with Client(port or self.command.port) as client:
             return client.get("/", "Connection: close", *lines, **options)  # type: ignore[arg-type]
 
     def until(self, text: str, status: int = 200, port: int | None = None) -> Answer:
-        """Wait for an answer that has a text in it."""
+        """Wait for a response that contains a text."""
         last: list[Answer] = []
 
         def look() -> Answer | None:
@@ -81,18 +81,18 @@ class Project:
 
     @property
     def reloads(self) -> list[str]:
-        """The log's lines on reloads that have begun."""
+        """The log lines of started reloads."""
         return re.findall(r"reloading: generation \d+", self.command.stderr)
 
     @property
     def watcher(self) -> int:
-        """The watcher's pid."""
+        """The pid of the watcher."""
         return next(pid for pid in self.command.workers if "watcher" in title(pid))
 
 
 @contextlib.contextmanager
 def polled(project: Project) -> Iterator[None]:
-    """Ask all the time; every answer must be good."""
+    """Send requests all the time; every response must be a 200."""
     bad: list[object] = []
     over = threading.Event()
 
@@ -101,7 +101,7 @@ def polled(project: Project) -> Iterator[None]:
             for port in project.command.ports:
                 try:
                     answer = project.get(port=port)
-                except Exception as error:  # noqa: BLE001 - whatever it is
+                except Exception as error:  # noqa: BLE001 - all errors are reported
                     bad.append(error)
                 else:
                     bad.extend([answer] if answer.status != 200 else [])

@@ -1,6 +1,6 @@
-"""An app whose every answer can be checked against its request, as WSGI and as ASGI.
+"""An app whose responses can be checked against their requests, as WSGI and as ASGI.
 
-A test copies it to a directory of its own, with another VERSION each time, and may break the copy.
+A test copies the module to its own directory with another VERSION each time, and may break the copy.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Event = dict[str, Any]
 
 
 def pattern(ident: str, size: int) -> bytes:
-    """Return a body of that size that says at every place whose it is."""
+    """Return a body of that size that repeats the name, so that any part of it shows its owner."""
     unit = f"<{ident}>".encode()
     return (unit * (size // len(unit) + 1))[:size]
 
 
 def respond(method: str, path: str, query: str, ident: str, body: bytes) -> tuple[Fields, list[bytes], float]:
-    """Return the fields, the parts of the body and the pause in seconds before each of them."""
+    """Return the fields, the parts of the body, and the pause in seconds before each part."""
     options = dict(parse_qsl(query))
     kind, number, size = path.split("/")[1], int(options.get("parts", "1")), int(options.get("size", "0"))
     parts = [pattern(f"{ident}.{part}", size) for part in range(number)] if kind == "stream" else [body or pattern(ident, size)]
@@ -56,7 +56,7 @@ def wsgi(environ: Mapping[str, Any], start_response: Callable[[str, Fields], obj
 async def asgi(
     scope: Mapping[str, Any], receive: Callable[[], Awaitable[Event]], send: Callable[[Event], Awaitable[None]]
 ) -> None:
-    """The app as ASGI; a WebSocket gets back what it sends, with its name in front."""
+    """The app as ASGI; a WebSocket echoes each message with its name in front."""
     if scope["type"] == "lifespan":
         for event in ("startup", "shutdown"):
             await receive()
@@ -87,5 +87,5 @@ class Commands:
     """A mixin for the workers."""
 
     def child_version(self) -> str:
-        """Say which version this is."""
+        """Return the version."""
         return VERSION

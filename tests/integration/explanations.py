@@ -1,4 +1,4 @@
-"""What explains that a request was lost: a process was killed, or a port closed."""
+"""Reasons for lost requests: a killed process, or a closed port."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ class Kill:
     """The end of a process by SIGKILL."""
 
     at: float
-    clients: frozenset[int]  # the ports of those whose connections it had
+    clients: frozenset[int]  # the client ports of its connections
 
 
 @dataclass
 class Window:
-    """A time in which connections to some ports may fail."""
+    """A period in which connections to some ports may fail."""
 
     began: float
     ports: frozenset[int]
     ended: float = float("inf")
-    down: bool = False  # the server was
+    down: bool = False  # whether the whole server was down
 
 
 def clients(pid: int) -> frozenset[int]:
-    """Return the clients' ports of all connections that a process has accepted."""
+    """Return the client ports of all connections of a process."""
     own = {name.removeprefix("socket:[").removesuffix("]") for name in descriptors(pid).values()}
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return frozenset(int(row[2].rpartition(":")[2], 16) for row in rows if row[9] in own)
@@ -37,10 +37,10 @@ def clients(pid: int) -> frozenset[int]:
 
 @dataclass
 class Explanations:
-    """All that was done to a server that may cost a request.
+    """All actions that may cost a request.
 
     Args:
-        front: Whether a front end stands between: its connections are those that a worker has.
+        front: Whether there is a front end: then the connections of workers are those of the front end.
     """
 
     front: bool
@@ -48,7 +48,7 @@ class Explanations:
     windows: list[Window] = field(default_factory=list)
 
     def explained(self, failures: Sequence[Failure]) -> list[Failure]:
-        """Return those failures that are explained by what was done."""
+        """Return the failures that have a reason."""
         if not self.front:
             return [one for one in failures if self._lost(one) or self._closed(one)]
         found, room = [], [len(kill.clients) for kill in self.kills]
@@ -61,13 +61,13 @@ class Explanations:
         return found
 
     def _lost(self, failure: Failure) -> bool:
-        """Whether a killed process had its connection: one that was open then, and from that port."""
+        """Whether a killed process had the connection: it was open at that time, from that port."""
         return any(failure.port in kill.clients and failure.opened <= kill.at <= failure.ended for kill in self.kills)
 
     def _closed(self, failure: Failure) -> bool:
-        """Whether the server was down, or the port was one that is closed when its worker is scaled away or stopped.
+        """Whether the server was down, or the port was closed since its worker was scaled down or stopped.
 
-        The latter refuses connections; none that it has taken may be lost.
+        A closed port refuses connections; an accepted connection must not be lost.
         """
         for window in self.windows:
             if failure.server not in window.ports:

@@ -1,4 +1,4 @@
-"""Apps that fork, in every place from which an app's code is run. What a view forks depends on the path."""
+"""Apps that fork in every place where code of an app runs. The path decides what a view forks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOREVER = 1000
 
 
 def keep(place: str) -> int:
-    """Fork a process that stays, and note its pid, if this is the place that the test wants to fork in."""
+    """Fork a process that stays, and record its pid, if the test wants a fork in this place."""
     if os.environ.get("FORK_IN") != place:
         return 0
     pid = os.fork()
@@ -48,7 +48,7 @@ def result(pid: int) -> str:
 
 
 def forked(act: Callable[[], object]) -> str:
-    """Fork, do something in the child, and say how that ended; what it does may come back here."""
+    """Fork, call `act` in the child, and return the child's exit code; `act` may return in the child."""
     pid = os.fork()
     if pid == 0:
         act()
@@ -66,7 +66,7 @@ def fail() -> None:
 
 
 def reuse() -> None:
-    """Open descriptors, which are not to be closed by what the collector finds."""
+    """Open descriptors; garbage collection must not close them."""
     files = [open(os.devnull) for _ in range(50)]  # noqa: SIM115
     gc.collect()
     os._exit(sum(os.fstat(file.fileno()).st_rdev == 0 for file in files))
@@ -162,7 +162,7 @@ def wsgi(environ, start_response):
 
 
 async def asgi(scope, receive, send):
-    """Fork in the view, on the loop."""
+    """Fork in the view, on the event loop."""
     if scope["type"] == "lifespan":
         await receive()
         keep("lifespan")
@@ -189,7 +189,7 @@ class Hooks:
 
 
 class Custom(Worker):
-    """Answers each connection in a process of its own, as servers have always done, and has a child that comes back."""
+    """Answers each connection in a new process, as servers have always done; the child returns into the loop of the worker."""
 
     def run(self) -> None:
         while self.alive():
@@ -203,7 +203,7 @@ class Custom(Worker):
                     client.setblocking(True)
                     client.sendall(b"%d %s" % (os.getppid(), client.recv(100)))
                     client.close()
-                    continue  # it is no worker, and ends in `alive` or `wait`
+                    continue  # the child is not a worker, and exits in `alive` or `wait`
                 client.close()
                 with open(os.environ["NOTES"], "a") as notes:
                     notes.write(f"{result(pid)}\n")

@@ -1,4 +1,4 @@
-"""Apps that a front end stands before."""
+"""Apps for tests with a front end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PIECE = bytes(range(256)) * 256
 
 
 def download(environ, start_response):
-    """WSGI: as many pieces of 64 KiB as the query says, with a length or (path /chunked) without."""
+    """WSGI: the number of 64 KiB pieces that the query names, with a length or (path /chunked) without."""
     number = int(environ["QUERY_STRING"])
     headers = [("Content-Type", "application/octet-stream")]
     if environ["PATH_INFO"] != "/chunked":
@@ -26,7 +26,7 @@ def download(environ, start_response):
 
 
 def count(environ, start_response):
-    """WSGI: the number of bytes that came, and of the reads that it took."""
+    """WSGI: the size of the request body."""
     number = 0
     while data := environ["wsgi.input"].read(1 << 16):
         number += len(data)
@@ -36,7 +36,7 @@ def count(environ, start_response):
 
 
 def gated(environ, start_response):
-    """WSGI: the worker that answers; for /wait not before a file is there, whose path the query is."""
+    """WSGI: the id of the worker; /wait waits until the file that the query names exists."""
     if environ["PATH_INFO"] == "/wait":
         gate = Path(environ["QUERY_STRING"])
         gate.with_suffix(".came").touch()

@@ -1,4 +1,4 @@
-"""A front end as a process: nginx, HAProxy or Caddy with a configuration that `forkserve nginx` has printed."""
+"""A front end as a process: nginx, HAProxy or Caddy with a configuration from `forkserve nginx`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("caddy", "haproxy", "nginx")
 
 
 def program(kind: str) -> str:
-    """Return where a front end's program is; it must be there."""
+    """Return the path of a front end's program; it must be installed."""
     try:
         return check.find(kind)
     except check.CheckError as error:
@@ -31,13 +31,13 @@ def program(kind: str) -> str:
 
 
 class FrontEnd:
-    """A front end that serves.
+    """A running front end.
 
     Args:
         kind: nginx, haproxy or caddy.
-        options: What `forkserve nginx` is given, without its address.
-        directory: Its own.
-        unix: The path of a unix socket where it is to listen, instead of a port.
+        options: The options of `forkserve nginx`, except its address.
+        directory: The front end's own directory.
+        unix: The path of a unix socket to listen on, instead of a port.
         prefix: A command that executes the rest of its arguments.
     """
 
@@ -66,12 +66,12 @@ class FrontEnd:
         self._keep_to(self.directory)
 
     def reload(self, options: Sequence[object]) -> None:
-        """Print the configuration anew, and have nginx or HAProxy take it over."""
+        """Generate the configuration again, and reload nginx or HAProxy."""
         self._configure(options)
         self.process.send_signal(signal.SIGUSR2 if self._kind == "haproxy" else signal.SIGHUP)
 
     def _keep_to(self, directory: Path) -> None:
-        """Keep what it writes in its directory, and two of them out of each other's way."""
+        """Keep the files of the front end in its directory, so that two front ends do not collide."""
         text = self.path.read_text()
         temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         own = f"access_log {directory}/access;" + "".join(f" {name}_temp_path {directory}/{name};" for name in temporary)
@@ -88,7 +88,7 @@ class FrontEnd:
 
     @staticmethod
     def arguments(directory: Path, path: Path) -> list[str]:
-        """Return what nginx is given to be the one in this directory, also to be told something with -s."""
+        """Return the arguments of nginx for this directory, also for `nginx -s`."""
         settings = f"daemon off; user root; pid {directory}/pid; error_log stderr;"
         return ["-p", str(directory), "-c", str(path), "-g", settings]
 
@@ -99,11 +99,11 @@ class FrontEnd:
         return False
 
     def log(self) -> str:
-        """Return what it has said."""
+        """Return the output of the front end."""
         return self._log.read_text()
 
     def close(self) -> None:
-        """End it; it ends those that it has started."""
+        """Stop the front end; it stops its own children."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -115,7 +115,7 @@ class FrontEnd:
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A directory whose name is short enough for sockets."""
+    """A directory whose path is short enough for sockets."""
     path = Path(tempfile.mkdtemp(prefix="fs"))
     yield path
     shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""A program with handlers of its own in the master: `python -m tests.integration.handler_program FIFO`; it notes what it sees."""
+"""A program with its own handlers in the master: `python -m tests.integration.handler_program FIFO`; it records their calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.integration.custom_workers import Idle
 
 
 class Shouts:
-    """A mixin that stands in front."""
+    """A mixin that overrides a command of the worker."""
 
     def child_hello(self, who: str) -> str:
         return super().child_hello(who.upper())  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A WSGI application, and commands and hooks of its worker, that say whether a loop seems to run on their thread."""
+"""A WSGI application, and commands and hooks of its worker, that record whether asyncio shows a running loop on their thread."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ SEEN: dict[str, bool] = {}
 
 
 def look(place: str) -> None:
-    """Note whether a loop seems to run."""
+    """Record whether asyncio shows a running loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -18,7 +18,7 @@ def look(place: str) -> None:
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """Look, and look again in the iterator."""
+    """Look in the call and in the iterator."""
     look("call")
     start_response("200 OK", [("Content-Length", "3")])
     yield b"a"
@@ -31,7 +31,7 @@ class Mixin:
     """Commands and hooks of the worker."""
 
     def on_ready(self) -> None:
-        """A hook that runs beside the loop."""
+        """A hook that is called by the event loop."""
         look("on_ready")
 
     def child_look(self) -> dict[str, bool]:
@@ -40,6 +40,6 @@ class Mixin:
         return SEEN
 
     async def child_wait(self) -> str:
-        """A command that needs a loop of its own."""
+        """A command that needs its own event loop."""
         await asyncio.sleep(0.01)
         return "waited"

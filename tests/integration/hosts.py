@@ -1,8 +1,8 @@
-"""Several machines on this one: a network namespace each, on wires (veth) to the front end's.
+"""Several machines on this one: each has a network namespace, connected by veth pairs to the namespace of the front end.
 
-Where namespaces are not allowed, each has an address of the loopback network instead: the same programs with the same options,
-on fewer networks. A namespace lives as long as a process in it, and the first one is told by a pipe that the tests are over:
-nothing of it can be left behind, and nothing on the machine has to be named.
+Without the right to create namespaces, each machine has an address of the loopback network instead: the same programs with the
+same options on fewer networks. A namespace lives as long as a process in it. The first process exits when the pipe to the
+tests is closed, so nothing is left behind, and nothing on the machine needs a name.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Self
 from tests.integration.command import DEADLINE, Command, run
 from tests.integration.conftest import Start
 
-FRONT = "192.0.2.1"  # RFC 5737: addresses that are nobody's
-NAME = "site"  # of the server, on each machine
+FRONT = "192.0.2.1"  # RFC 5737: addresses for documentation
+NAME = "site"  # the server's name on each machine
 WORKERS = 2
 
 
 class Namespace:
-    """A network of its own. Raises OSError where that is not allowed."""
+    """A network namespace. Raises OSError if it cannot be created."""
 
     def __init__(self) -> None:
-        # It says when it is there, since whatever is put into it must not come earlier.
+        # The process writes a line when the namespace exists; nothing may be moved into it before.
         words = ["unshare", "--net", "sh", "-c", "echo; exec cat"]
         self._holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.pid = self._holder.pid
@@ -38,28 +38,28 @@ class Namespace:
             raise PermissionError("no network namespace")
 
     def ip(self, *lines: str) -> None:
-        """Run `ip` with these lines in it."""
+        """Run `ip` with these lines in the namespace."""
         text = "\n".join(lines) + "\n"
         done = subprocess.run([*self.prefix, "ip", "-batch", "-"], input=text, text=True, capture_output=True, check=False)
         if done.returncode:
             raise OSError(done.stderr)
 
     def close(self) -> None:
-        """Leave it; it is gone with its last process."""
+        """Let the first process exit; the namespace ends with its last process."""
         self._holder.communicate(timeout=DEADLINE)
 
 
 class Network:
-    """Where the machines and their front end are; a context manager.
+    """The network of the machines and their front end; a context manager.
 
     Args:
-        number: How many machines.
+        number: The number of machines.
 
     Attributes:
-        addresses: Theirs.
-        prefixes: What a command is run with on each of them.
-        front: What the front end is run with.
-        kind: What it is made of.
+        addresses: The addresses of the machines.
+        prefixes: For each machine, the prefix of a command that runs on it.
+        front: The prefix of the front end's command.
+        kind: The implementation of the network.
     """
 
     def __init__(self, number: int) -> None:
@@ -68,9 +68,9 @@ class Network:
         self.prefixes: list[tuple[str, ...]] = [()] * number
         try:
             self._wire(number)
-        except OSError:  # no right to it, no `ip`, or no veth
+        except OSError:  # no permission, no `ip`, or no veth
             self._stack.close()
-            # By the number of the process, so that two runs of the tests do not meet.
+            # The address contains the pid, so that two runs of the tests do not collide.
             low = f"{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
             self.front, self.prefixes, self.kind = (), [()] * number, "addresses of the loopback network"
             self.addresses = [f"127.{101 + one}.{low}" for one in range(number)]
@@ -100,14 +100,14 @@ class Network:
 
 
 class Host:
-    """A machine with a server on it.
+    """A machine with a server.
 
     Args:
-        start: The fixture.
-        directory: For its control socket.
-        address: The machine's.
-        prefix: What a command is run with on it.
-        options: The command line, beside its address.
+        start: The fixture `start`.
+        directory: The directory of the control socket.
+        address: The machine's address.
+        prefix: The prefix of a command that runs on the machine.
+        options: The command line, except the address.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class Host:
         self.command: Command = start(*options, "--host", address, "--name", NAME, prefix=prefix, env=env, **more)
 
     def ctl(self, *words: str) -> str:
-        """Run `forkserve ctl` on it."""
+        """Run `forkserve ctl` for this server."""
         done = run("ctl", "--name", NAME, *words, env=self._runtime)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def reload(self) -> None:
-        """Reload it, and see that it was reloaded."""
+        """Reload the server, and check that all workers were replaced."""
         before = set(self.command.workers)
         self.ctl("reload")
         status = json.loads(self.ctl("--json", "status"))["result"]
@@ -134,7 +134,7 @@ class Host:
         assert not before & {row["pid"] for row in status["workers"]}
 
     def kill(self) -> None:
-        """Kill all of it at once: nobody there says good-bye."""
+        """Kill all processes of the server at once."""
         for pid in [self.command.pid, *self.command.workers]:
             os.kill(pid, signal.SIGKILL)
         self.command.wait(-signal.SIGKILL)

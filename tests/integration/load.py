@@ -1,4 +1,4 @@
-"""A load on a server: clients with fresh connections and with kept ones, and every request that was not answered."""
+"""A load on a server: clients with new and with kept connections, and a record of every failed request."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests.integration.client import Client, Where
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that was not answered with 200, and when."""
+    """A request without a 200 response, and its times."""
 
     kind: str  # of client
     began: float
     ended: float
     why: str
-    port: int | None  # the client's, if it was connected by TCP
-    opened: float  # when it began to connect
+    port: int | None  # the client's port, if it was connected by TCP
+    opened: float  # the start of the connect
     server: int | None = None  # the server's port
 
 
 class Connection(Client):
-    """A connection that knows when and from where it was opened."""
+    """A connection that records its time of opening and its client port."""
 
     def __init__(self, where: Where) -> None:
         self.opened = time.monotonic()
@@ -39,19 +39,19 @@ class Connection(Client):
 
 
 class Load:
-    """Clients that ask one request after the other, from `with` on to its end.
+    """Clients that send one request after the other within a `with` block.
 
-    A client that keeps its connection opens another only when an answer said that it is the last of this one: an end that
-    was not announced is a failure. Some of them are idle for a while between two requests.
+    A client with a kept connection opens another one only after a response has announced the end of the connection: an
+    unannounced end is a failure. Some of the clients are idle for a while between two requests.
 
     Args:
-        ports: Where; each client goes through all of them.
-        fresh: Clients that take a new connection for each request.
-        kept: Clients that keep theirs; every other one is mostly idle.
-        idle: Seconds that those are idle.
-        pause: Seconds between two requests of the others, which leave the servers most of the machine.
-        again: A kept connection may end without an announcement, and the request is then sent on another: nginx closes idle
-            ones when it reloads. What it could not have answered by a worker is a 502.
+        ports: The ports of the server; each client uses all of them in turn.
+        fresh: The number of clients that open a new connection for each request.
+        kept: The number of clients that keep their connection; every other one is mostly idle.
+        idle: Seconds between two requests of the idle clients.
+        pause: Seconds between two requests of the others, which leaves CPU time for the servers.
+        again: Whether a kept connection may end unannounced, and the request is then repeated on another: nginx closes idle
+            connections when it reloads. A request that no worker could answer is a 502.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Load:
     ) -> None:
         self._again, self._pause = again, pause
         self.failures: list[Failure] = []
-        self.seen: Counter[tuple[str, int]] = Counter()  # answers by generation and process
+        self.seen: Counter[tuple[str, int]] = Counter()  # responses by generation and process
         self.versions: Counter[str] = Counter()
         self.longest = 0.0
         self._ports = list(ports)
@@ -77,23 +77,23 @@ class Load:
 
     @property
     def answered(self) -> int:
-        """How many requests were answered."""
+        """The number of requests with a response."""
         return sum(self.seen.values())
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the clients."""
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """End."""
+        """Stop the clients."""
         self._over.set()
         for thread in self._threads:
             thread.join()
 
     def check(self) -> None:
-        """Fail if a request was not answered."""
+        """Fail if a request had no response."""
         assert self.failures == [], f"{len(self.failures)} of {self.answered + len(self.failures)}: {self.failures[:5]}"
         assert self.answered > 30
 
@@ -119,7 +119,7 @@ class Load:
                     stack.callback(client.sock.close)
 
     def _ask(self, kind: str, port: int, client: Connection | None) -> tuple[Connection | None, bool]:
-        """Ask once; return the client, None if that failed, and whether it has had its last answer."""
+        """Send one request; return the client, or None after a failure, and whether this was the last response of the connection."""
         began, fresh, used = time.monotonic(), kind == "fresh", client is not None
         try:
             client = client or Connection(port)

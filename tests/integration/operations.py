@@ -1,7 +1,7 @@
-"""What may be done to a server at random while clients ask it.
+"""The operations that a server gets at random under load.
 
-Each operation is a function in OPERATIONS, with how often it is chosen, and for which servers. It does its part and returns at
-once; what is to follow is put off with `Stage.later`, and answers of the control socket are judged when they come.
+Each operation is a function in OPERATIONS, with its weight and the servers that it applies to. It acts and returns at
+once; later actions are scheduled with `Stage.later`, and answers of the control socket are checked when they arrive.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ def _pick(stage: Stage, *states: str) -> dict[str, Any] | None:
 
 
 def reload_good(stage: Stage) -> None:
-    """New code, which is good unless something has just been broken."""
+    """Save new code and reload; the code is good unless another operation has just broken it."""
     if not stage.broken:
         stage.improve()
     stage.ask("reload", judge=lambda found: "" if isinstance(found["generation"], int) else "no generation")
 
 
 def reload_broken(stage: Stage) -> None:
-    """Code or a configuration that is broken, and repaired before or after it is read."""
+    """Break the code or the configuration, reload, and repair it before or after it is read."""
     stage.spoil()
     stage.ask("reload")
     stage.later(stage.chance.uniform(0, 1.2), stage.repair)
 
 
 def hang_up(stage: Stage) -> None:
-    """A reload by signal."""
+    """Reload by signal."""
     stage.signal(signal.SIGHUP)
     stage.disturb()
 
 
 def kill_worker(stage: Stage) -> None:
-    """SIGKILL, whatever it does."""
+    """Kill a worker in any state."""
     if row := _pick(stage):
         stage.kill(row["pid"])
 
 
 def end_worker(stage: Stage) -> None:
-    """TERM or QUIT, as an administrator might."""
+    """Send TERM or QUIT to a worker, as an administrator might."""
     if row := _pick(stage):
         stage.disturb()
         stage.ended_at = time.monotonic()
@@ -60,7 +60,7 @@ def end_worker(stage: Stage) -> None:
 
 
 def stop_worker(stage: Stage) -> None:
-    """STOP, and CONT a little later."""
+    """Suspend a worker, and resume it a little later."""
     if row := _pick(stage):
         pid = row["pid"]
         stage.disturb()
@@ -70,19 +70,19 @@ def stop_worker(stage: Stage) -> None:
 
 
 def signal_worker(stage: Stage) -> None:
-    """A signal that does nothing."""
+    """Send a signal without effect to a worker."""
     if row := _pick(stage, "ready", "draining"):
         stage.signal(stage.chance.choice(SIGNALS_WITHOUT_EFFECT), row["pid"])
 
 
 def stacks_by_signal(stage: Stage) -> None:
-    """USR2: the stacks, where the master can log them."""
+    """Send USR2 to a worker: the master may log its stacks."""
     if row := _pick(stage, "ready", "draining"):
         stage.signal(signal.SIGUSR2, row["pid"])
 
 
 def kill_mold(stage: Stage) -> None:
-    """SIGKILL for what workers are forked from."""
+    """Kill a mold."""
     molds = [row["pid"] for row in stage.status()["molds"] if row["pid"]]
     if molds:
         stage.note("of a mold:")
@@ -90,50 +90,50 @@ def kill_mold(stage: Stage) -> None:
 
 
 def scale(stage: Stage) -> None:
-    """Another number of workers."""
+    """Set another number of workers."""
     number = stage.chance.randint(stage.configuration.least, stage.configuration.most)
-    stage.wants(number)
+    stage.expect_workers(number)
     stage.ask("scale", number, judge=lambda found: "" if found == {"workers": number} else f"not {number}")
 
 
 def one_more(stage: Stage) -> None:
-    """TTIN, and TTOU some time later."""
+    """Add a worker with TTIN."""
     if stage.status()["wanted"] in range(1, stage.configuration.most):
-        stage.wants(stage.configuration.most)
+        stage.expect_workers(stage.configuration.most)
         stage.signal(signal.SIGTTIN)
         stage.disturb()
 
 
 def one_less(stage: Stage) -> None:
-    """TTOU."""
-    if stage.status()["wanted"] > stage.configuration.least and not stage.asked:
-        stage.wants(stage.configuration.least)
+    """Remove a worker with TTOU."""
+    if stage.status()["wanted"] > stage.configuration.least and not stage.pending:
+        stage.expect_workers(stage.configuration.least)
         stage.signal(signal.SIGTTOU)
         stage.disturb()
 
 
 def none_for_a_while(stage: Stage) -> None:
-    """WINCH: no workers. Connections wait."""
+    """Stop all workers with WINCH. Connections wait."""
     most = stage.configuration.most
 
     def back() -> None:
-        stage.wants(most)
+        stage.expect_workers(most)
         stage.ask("scale", most)
 
-    stage.wants(most)
+    stage.expect_workers(most)
     stage.signal(signal.SIGWINCH)
     stage.disturb()
     stage.later(stage.chance.uniform(0.0, 1.0), back)
 
 
 def restart_worker(stage: Stage) -> None:
-    """One worker anew."""
+    """Restart one worker."""
     if row := _pick(stage):
         stage.ask("restart", row["id"])
 
 
 def reopen_logs(stage: Stage) -> None:
-    """Move the access log away, and have another one."""
+    """Rename the access log, and let the server open a new one."""
     path = stage.directory / "access"
     with contextlib.suppress(FileNotFoundError):
         path.replace(stage.directory / "access.1")
@@ -144,12 +144,12 @@ def reopen_logs(stage: Stage) -> None:
 
 
 def stacks(stage: Stage) -> None:
-    """What all workers are doing."""
+    """Request the stacks of all workers."""
     stage.ask("stacks", judge=lambda found: "" if isinstance(found, list) else "no list")
 
 
 def call(stage: Stage) -> None:
-    """A command in all workers, or in one."""
+    """Run a command in all workers, or in any one."""
     stage.ask("call", "version", to=stage.chance.choice(["all", "all", "any"]), judge=_replies)
 
 
@@ -158,7 +158,7 @@ def _replies(found: Any) -> str:
 
 
 def upgrade(stage: Stage) -> None:
-    """The same program in place of the running one, by command or signal."""
+    """Upgrade to the same program, by command or signal."""
     if not stage.broken:
         stage.improve()
     if stage.chance.random() < 0.3:
@@ -169,7 +169,7 @@ def upgrade(stage: Stage) -> None:
 
 
 def upgrade_broken(stage: Stage) -> None:
-    """An upgrade, while files break and are repaired."""
+    """Upgrade while files are broken and repaired."""
     begin, end = sorted((stage.chance.uniform(0.0, 1.5), stage.chance.uniform(0.0, 2.0)))
     stage.later(begin, stage.spoil)
     stage.later(end, stage.repair)
@@ -178,18 +178,18 @@ def upgrade_broken(stage: Stage) -> None:
 
 
 def kill_master(stage: Stage) -> None:
-    """Kill -9 of the master, and another start."""
+    """Kill the master, and start another one."""
     stage.restart(signal.SIGKILL)
 
 
 def stop_master(stage: Stage) -> None:
-    """A stop, and another start. What workers have accepted is answered."""
+    """Stop the master, and start another one. Accepted connections are served."""
     stage.restart(signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What may be done, and how often."""
+    """An operation, and how often it is chosen."""
 
     do: Callable[[Stage], None]
     weight: int

@@ -1,4 +1,4 @@
-"""What tests of logs need: a reader that can stop reading, and many requests to several workers at once."""
+"""Helpers for tests of logs: a reader that can be paused, and many requests to several workers at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SMALL_PIPE = 4096
 
 
 class Reader:
-    """Reads what a server writes to a descriptor, in a thread; it can be paused.
+    """Reads a server's output from a descriptor, in a thread; it can be paused.
 
     Attributes:
-        theirs: The descriptor that the server is to have; closed here by `started`.
+        theirs: The server's descriptor; `close` closes the copy of the tests.
     """
 
     def __init__(self, kind: str = "pipe", path: str = "") -> None:
@@ -53,30 +53,30 @@ class Reader:
                     self._data += data
 
     def prefix(self, *streams: int) -> tuple[str, ...]:
-        """Return the prefix of a command that gets it as stdout, stderr or both."""
+        """Return the prefix of a command that has the descriptor as stdout, stderr or both."""
         return after("\n".join([*(f"os.dup2({self.theirs}, {stream})" for stream in streams), f"os.close({self.theirs})"]))
 
     def pause(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._reads.clear()
         with self._turn:
             """What it was reading has been read."""
 
     def go_on(self) -> None:
-        """Read again."""
+        """Continue reading."""
         self._reads.set()
 
     @property
     def text(self) -> str:
-        """What was read so far."""
+        """The text that was read so far."""
         return self._data.decode()
 
     def wait_for(self, text: str) -> None:
-        """Wait until it was read."""
+        """Wait until the text has been read."""
         eventually(lambda: text in self.text, lambda: f"{text!r} in {self.text[-3000:]}")
 
     def fill(self) -> None:
-        """Have room for nothing any more, and read no more."""
+        """Stop reading, and fill the buffer of the descriptor."""
         self.pause()
         copy = os.open(f"/proc/self/fd/{self.theirs}", os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -90,7 +90,7 @@ class Reader:
             os.close(copy)
 
     def close(self) -> None:
-        """End."""
+        """Stop the thread and close the descriptors."""
         self._ended = True
         self._reads.set()
         self._thread.join()
@@ -99,7 +99,7 @@ class Reader:
 
 
 def burst(ports: Sequence[int], targets: Sequence[str], at_once: int = 50) -> None:
-    """Ask every port for all targets, many at once; each must be answered."""
+    """Request all targets from every port, many at once; each response must be a 200."""
     clients = [Client(port) for port in ports]
     try:
         for start in range(0, len(targets), at_once):

@@ -1,4 +1,4 @@
-"""A server with more than forkserve has: an observer that counts events, a source of workers, a command of `forkserve ctl`.
+"""A server with extensions: an observer that counts events, a source of workers, a command of `forkserve ctl`.
 
 `python -m tests.integration.seams_program SOCKET`
 """
@@ -25,11 +25,11 @@ PROGRAM = ("-m", "tests.integration.seams_program")
 
 
 class CountingObserver(Observer):
-    """Counts events, as a metric would."""
+    """Counts events, like a metric."""
 
     def __init__(self, services: Services) -> None:
         self.counts = Counter[str]()
-        services.children.forker.source = FirstForgets()
+        services.children.forker.source = ForgetsFirstWorker()
 
     def announced(self) -> None:
         self.counts["announced"] += 1
@@ -52,8 +52,8 @@ class CountingObserver(Observer):
         self.counts[f"reload_ended {fault}"] += 1
 
 
-class FirstForgets:
-    """A source of workers that accepts the first one and does not deliver it."""
+class ForgetsFirstWorker:
+    """A source of workers that accepts the first worker and does not deliver it."""
 
     def __init__(self) -> None:
         self.fallback: WorkerSource | None = DirectFork()
@@ -65,15 +65,15 @@ class FirstForgets:
             forker.fork_worker(new)
 
 
-class Grown(Server):
-    """Has all of them."""
+class ExtendedServer(Server):
+    """Has all extensions."""
 
     def observer_factories(self) -> Sequence[ObserverFactory]:
         return [*super().observer_factories(), CountingObserver]
 
     @command("Show how often an event has happened.", usage="[EVENT...]", repeatable=True)
     def count(self, *events: str) -> dict[str, int]:
-        """Show how often these events have happened; all, if none is named."""
+        """Return how often these events have happened; all events, if none is named."""
         (observer,) = [one for one in self.observers if isinstance(one, CountingObserver)]
         return {name: number for name, number in observer.counts.items() if not events or name in events}
 
@@ -83,7 +83,7 @@ class Grown(Server):
 
 
 def main() -> int:
-    return Grown(worker=Idle, workers=2, control_socket=sys.argv[1], reload_settle=0).run()
+    return ExtendedServer(worker=Idle, workers=2, control_socket=sys.argv[1], reload_settle=0).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A server for an app that lies in a directory of the test, which may save it anew and reload."""
+"""A server for an app in a directory of the test; the test may change the app and reload."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ class Commands:
 
 
 def source(version: str = "good", prologue: str = "", startup: str = "pass", health: str = "200 OK") -> str:
-    """Return an app of that version; `prologue` runs at its import, `startup` in its lifespan."""
+    """Return the app with a version; `prologue` runs at import, `startup` in the lifespan."""
     return APP.format(version=version, prologue=prologue, startup=startup, health=health)
 
 
 class Site(Steered):
-    """A running command whose app is in a directory of its own.
+    """A running command whose app has its own directory.
 
     Args:
-        start: The fixture.
-        directory: For everything.
+        start: The fixture `start`.
+        directory: The directory for all files.
         options: The command line, from the app on.
-        files: What else is in the app's directory.
-        code: The app.
+        files: Further files in the app's directory.
+        code: The code of the app.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Site(Steered):
         super().__init__(start, directory, *options, cwd=self.home, env=env, **more)
 
     def save(self, code: str, name: str = "app.py") -> None:
-        """Write a file of the app, as a whole."""
+        """Write a file of the app atomically."""
         new = self.home / f"{name}.new"
         new.write_text(code)
         new.rename(self.home / name)
@@ -90,12 +90,12 @@ class Site(Steered):
         return run("ctl", "--socket", str(self._path), *words)
 
     def status(self) -> dict[str, Any]:
-        """What `ctl status` says."""
+        """The result of `ctl status`."""
         found: dict[str, Any] = self.ask("status")["result"]
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """The workers of `status`."""
+        """The workers in `status`."""
         found: list[dict[str, Any]] = self.status()["workers"]
         return found
 
@@ -104,11 +104,11 @@ class Site(Steered):
         return [(row["id"], row["pid"], row["generation"], row["state"]) for row in self.rows()]
 
     def pids(self) -> set[int]:
-        """The processes that are ready."""
+        """The pids of the ready workers."""
         return {row["pid"] for row in self.rows() if row["state"] == "ready"}
 
     def settled(self, wanted: int) -> list[tuple[int, int, int, str]]:
-        """Wait until there are so many workers, all ready, and return them."""
+        """Wait until there are exactly `wanted` workers, all ready; return them."""
         return eventually(
             lambda: found if len(found := self.workers()) == wanted and all(one[3] == "ready" for one in found) else [],
             lambda: f"{wanted} ready: {self.workers()}",

@@ -1,4 +1,4 @@
-"""Apps that tell what a test wants to know of the process that they run in."""
+"""Small apps that show the process in which they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def who(environ, start_response):
-    """WSGI: the worker, its process, and whatever variable the query names."""
+    """WSGI: the worker, its process, and the variable that the query names."""
     answer = json.dumps(
         {
             "worker": os.environ.get("FORKSERVE_WORKER_ID"),
@@ -32,7 +32,7 @@ def who(environ, start_response):
 
 
 def validated_django():
-    """WSGI: the Django example, with every breach of PEP 3333 on either side made an error."""
+    """WSGI: the Django example; every violation of PEP 3333 on either side is an error."""
     from wsgiref.validate import validator
 
     from example_apps.django_app import wsgi
@@ -63,13 +63,13 @@ async def who_asgi(scope, receive, send):
 
 
 def _note(text: str) -> None:
-    """Write a line where the test looks for it."""
+    """Append a line to the notes."""
     with Path(os.environ["NOTES"]).open("a") as file:
         file.write(text + "\n")
 
 
 def gated(environ, start_response):
-    """WSGI: say that the request has come, then wait until the file that the query names is there."""
+    """WSGI: record the request, then wait until the file that the query names exists."""
     _note(f"came {environ['PATH_INFO']}")
     while not os.path.exists(environ["QUERY_STRING"]):
         time.sleep(0.01)
@@ -78,7 +78,7 @@ def gated(environ, start_response):
 
 
 async def gated_asgi(scope, receive, send):
-    """ASGI: the same; `/stream` streams until http.disconnect and notes it; a WebSocket notes its close code."""
+    """ASGI: the same; `/stream` streams until http.disconnect and records it; a WebSocket records its close code."""
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
     elif scope["type"] == "websocket":

@@ -1,4 +1,4 @@
-"""A server that is tried: what is done to it, what it answers and says of itself, and what it did wrong."""
+"""A server under random operations: the actions on it, its answers and its status, and its faults."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.integration.frontend import FrontEnd, program
 from tests.integration.site import Site
 from tests.ports import free_ports
 
-PATIENCE = 60.0  # seconds for whatever is waited for
-CALM = 15.0  # seconds for which a failure of a worker may be the reason of an error
+PATIENCE = 60.0  # seconds for each wait
+RECENT = 15.0  # seconds in which an earlier failure of a worker may be the reason of an error
 APP = Path(echo_app.__file__).read_text()
 CONFIG = "keep_alive = 30\nreload_settle = 0.1\n"
 BROKEN_CONFIG = "keep_alive = [\n"
@@ -74,33 +74,33 @@ WORKER_STATES = {"booting", "ready", "draining", "killed", "backoff"}
 
 
 def memory(pid: int) -> int:
-    """Return how much memory a process has that is no file's, in KiB.
+    """Return the anonymous memory of a process, in KiB.
 
-    Not its private memory: that depends on how many of its children share the pages at the moment.
+    Private memory would depend on the number of children that share the pages at the moment.
     """
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Anonymous"))
 
 
 @dataclass
-class Asked:
-    """A command of the control socket whose answer is still to come."""
+class PendingAnswer:
+    """A command of the control socket without an answer so far."""
 
     words: tuple[object, ...]
     request: steer.Request
     began: float
-    calm: bool  # nothing was under way, and all was well
+    was_well: bool  # no other command was pending, and the server was well
     judge: Callable[[Any], str] | None
 
     @property
-    def come(self) -> bool:
-        """Whether the answer is there, or will never be."""
+    def arrived(self) -> bool:
+        """Whether the answer can be read, or the connection has ended."""
         return bool(select.select([self.request._socket], [], [], 0)[0])
 
 
 @dataclass
 class Stage:
-    """A server, with all that was done to it and is known of it."""
+    """A server, the actions on it, and its known state."""
 
     configuration: Configuration
     start: Start
@@ -108,30 +108,30 @@ class Stage:
     seed: int
     began: float = field(default_factory=time.monotonic)
     events: list[str] = field(default_factory=list)
-    asked: list[Asked] = field(default_factory=list)
+    pending: list[PendingAnswer] = field(default_factory=list)
     due: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)  # what the server did wrong
+    faults: list[str] = field(default_factory=list)  # errors of the server
     stopped: set[int] = field(default_factory=set)
-    broken: set[str] = field(default_factory=set)  # files that are
+    broken: set[str] = field(default_factory=set)  # broken files
     wanted: list[tuple[float, int]] = field(default_factory=list)
-    ended: list[Command] = field(default_factory=list)  # masters that were killed or stopped
-    ends: list[float] = field(default_factory=list)  # and when
+    ended: list[Command] = field(default_factory=list)  # killed or stopped masters
+    ends: list[float] = field(default_factory=list)  # the times of their ends
     version: int = 1
-    trouble: float = 0.0  # when something was done to it last that may fail a command
-    ended_at: float = 0.0  # when a worker was sent TERM or QUIT last
-    wanted_at: float = 0.0  # when another number of workers was asked for last
-    calm_at: float = 0.0  # when all was seen to be well
+    trouble: float = 0.0  # the last action that may fail a command
+    ended_at: float = 0.0  # the last TERM or QUIT to a worker
+    wanted_at: float = 0.0  # the last change of the number of workers
+    well_at: float = 0.0  # the last time at which the server was well
     front: FrontEnd | None = None
-    leaving: Window | None = None  # slots that are not always wanted
+    leaving: Window | None = None  # the slots that are not always there
 
     def __post_init__(self) -> None:
-        """Start it."""
+        """Start the server."""
         one = self.configuration
         self.lost = Explanations(one.nginx)
         self.chance = random.Random(f"{self.seed} {one.name}")
         self.port = free_ports(one.most + 1)
         if one.nginx:
-            self._make_teller()
+            self._write_reload_script()
         words = one.arguments(self.port, self.directory)
         self.site = Site(
             self.start, self.directory, *words, files={"forkserve.toml": CONFIG}, code=self.code(1), env=self._environment()
@@ -140,43 +140,47 @@ class Stage:
         if one.nginx:
             self._wait_for_upstream()
             self.front = FrontEnd("nginx", ["--socket", self.directory / "control"], self.directory / "front")
-            eventually((self.directory / "front" / "pid").exists, "what the reload command needs")
+            eventually((self.directory / "front" / "pid").exists, "the pid file for the reload command")
         self.memory = memory(self.command.pid)
-        self.wants(one.least)
+        self.expect_workers(one.least)
         self.sampled()
 
     def _environment(self) -> dict[str, str]:
         return {"PYTHONDONTWRITEBYTECODE": "1", "NOTES": str(self.directory / "notes")}
 
-    def _make_teller(self) -> None:
+    def _write_reload_script(self) -> None:
         front, script = self.directory / "front", self.directory / "tell"
         tell = shlex.join([program("nginx"), *FrontEnd.arguments(front, front / "Caddyfile"), "-s", "reload"])
         script.write_text(f"#!/bin/sh\n[ ! -e {front}/pid ] || {tell}\n")
         script.chmod(0o755)
 
     def _wait_for_upstream(self) -> None:
-        """Wait until the first workers are in the file, nginx has been told, and those of its processes that were not are gone."""
+        """Wait until the first workers are in the file, nginx has been reloaded, and its old processes have exited."""
         path = self.directory / "upstream"
 
-        def told() -> bool:
+        def is_current() -> bool:
             text = path.read_text() if path.exists() else ""
             running = any(name.startswith("pipe:") for name in descriptors(self.command.pid).values())
             ports = {f"127.0.0.1:{port}" for port in self.own(range(1, self.configuration.least + 1))}
             return ports == set(re.findall(r"^ *server (\S+) .*(?<! down);", text, re.MULTILINE)) and not running
 
-        eventually(told, path.read_text, PATIENCE)
+        eventually(is_current, path.read_text, PATIENCE)
         if self.front is not None:
             pid = self.front.process.pid
-            eventually(lambda: not any("shutting down" in title(child) for child in children(pid)), "nginx's old ends", PATIENCE)
+            eventually(
+                lambda: not any("shutting down" in title(child) for child in children(pid)),
+                "the exit of nginx's old workers",
+                PATIENCE,
+            )
 
     @property
     def command(self) -> Command:
-        """The process."""
+        """The command of the server."""
         return self.site.command
 
     @property
     def ports(self) -> list[int]:
-        """Where clients may ask at any time."""
+        """The ports at which clients are always served."""
         if self.front is not None:
             return [self.front.port]
         one = self.configuration
@@ -184,36 +188,36 @@ class Stage:
 
     @property
     def other_ports(self) -> list[int]:
-        """Ports of workers that may be scaled away; those of an autoscaled server are never known."""
+        """Ports of workers that may be scaled down; those of an autoscaled server are unknown."""
         one = self.configuration
         return self.own(range(one.least + 1, one.most + 1)) if one.ports and not (one.autoscaled or one.nginx) else []
 
     def own(self, slots: Sequence[int]) -> list[int]:
-        """Return the ports of slots."""
+        """Return the ports of these slots."""
         return [self.port + slot for slot in slots]
 
     def note(self, text: str) -> None:
-        """Write down what was done."""
+        """Record an action."""
         self.events.append(f"{time.monotonic() - self.began:8.3f} {text}")
 
     def fault(self, text: str) -> None:
-        """Write down what the server did wrong."""
+        """Record an error of the server."""
         self.note(f"WRONG: {text}")
         self.faults.append(text)
 
     def disturb(self) -> None:
-        """Remember that commands may fail from now on, until all is well again."""
+        """Remember that commands may fail from now on, until the server is well again."""
         self.trouble = time.monotonic()
 
     def later(self, seconds: float, do: Callable[[], object]) -> None:
-        """Do something later."""
+        """Schedule an action."""
         self.due.append((time.monotonic() + seconds, do))
 
     def close(self) -> None:
-        """Leave nothing, whatever was found."""
+        """Leave no process behind."""
         for pid in list(self.stopped):
             self.resume(pid)
-        for one in self.asked:
+        for one in self.pending:
             one.request.abandon()
         if self.front is not None:
             self.front.close()
@@ -221,7 +225,7 @@ class Stage:
     # Files.
 
     def code(self, version: int, delay: float = 0.0) -> str:
-        """Return the app of a version, whose import takes a while."""
+        """Return the app with a version; its import may take a while."""
         return APP.replace('VERSION = "0"', f'VERSION = "{version}"\ntime.sleep({delay:.2f})', 1)
 
     def improve(self) -> None:
@@ -245,7 +249,7 @@ class Stage:
         self.note(f"broke the app: {what}")
 
     def repair(self) -> None:
-        """Make good files of those that are broken."""
+        """Repair the broken files."""
         self.disturb()
         if "forkserve.toml" in self.broken:
             self.site.save(CONFIG, "forkserve.toml")
@@ -257,43 +261,43 @@ class Stage:
     # Processes.
 
     def kill(self, pid: int) -> None:
-        """Kill a worker or mold with SIGKILL, and remember which connections were lost with it."""
+        """Kill a worker or mold, and record the connections that were lost with it."""
         self.disturb()
-        with contextlib.suppress(ProcessLookupError):  # one that drains may be gone
-            os.kill(pid, signal.SIGSTOP)  # so that it accepts and closes none while they are counted
-            eventually(lambda: state(pid) in "TZX", "stopped", PATIENCE)
+        with contextlib.suppress(ProcessLookupError):  # a draining worker may have exited
+            os.kill(pid, signal.SIGSTOP)  # so it accepts and closes no connection while they are counted
+            eventually(lambda: state(pid) in "TZX", "the process is suspended", PATIENCE)
             peers = clients(pid)
             self.lost.kills.append(Kill(time.monotonic(), peers))
             os.kill(pid, signal.SIGKILL)
             self.note(f"killed {pid}, with {len(peers)} connections")
 
     def fate(self) -> str:
-        """Return what has become of the master."""
+        """Return the end of the master, if it has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return f"it has ended with code {self.command.process.wait(5.0)}"
         return "it lives"
 
     def status(self) -> dict[str, Any]:
-        """Return what `status` says, after an upgrade that comes between if there is one."""
+        """Return the result of `status`, if necessary after a running upgrade."""
         return eventually(lambda: self.site.ask("status")["result"], "status", PATIENCE)
 
     def resume(self, pid: int) -> None:
-        """Let a stopped process go on."""
+        """Resume a suspended process."""
         self.stopped.discard(pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
         self.disturb()
 
     def signal(self, signum: signal.Signals, pid: int | None = None) -> None:
-        """Send a signal, to the master unless a process is given."""
+        """Send a signal to a process, by default to the master."""
         self.note(f"{signum.name} to {pid or 'the master'}")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid or self.command.pid, signum)
 
     def restart(self, signum: signal.Signals) -> None:
         """Kill or stop the master, and start another one."""
-        self.put_right()
-        self.wants(self.configuration.least)
+        self.resume_and_repair()
+        self.expect_workers(self.configuration.least)
         killed, old, family = signum == signal.SIGKILL, self.command, self.command.workers
         ports = frozenset([*self.ports, *self.other_ports])
         window = Window(time.monotonic(), ports, down=killed or self.front is not None)
@@ -305,7 +309,7 @@ class Stage:
         old.kill(signum)
         if not killed:
             assert old.process.wait(PATIENCE) == 0, f"exit code {old.process.returncode} after {signum.name}"
-        eventually(lambda: not any(map(exists, family)), lambda: f"the workers' end: {family}", PATIENCE)
+        eventually(lambda: not any(map(exists, family)), lambda: f"the exit of the workers: {family}", PATIENCE)
         self.note("its workers are gone")
         self.due.clear()
         self.site.command = self.start(*old.arguments, cwd=self.site.home, env=self._environment())
@@ -318,8 +322,8 @@ class Stage:
         self.memory = memory(self.command.pid)
         self.disturb()
 
-    def put_right(self) -> None:
-        """Let all processes go on, and repair what is broken."""
+    def resume_and_repair(self) -> None:
+        """Resume all processes, and repair broken files."""
         for pid in list(self.stopped):
             self.resume(pid)
         if self.broken:
@@ -328,18 +332,20 @@ class Stage:
     # The control socket.
 
     def ask(self, *words: object, judge: Callable[[Any], str] | None = None, **options: object) -> None:
-        """Give a command, whose answer is judged when it comes."""
-        calm = self.calm_at > self.trouble and not self.asked and not self.broken
-        self.note(f"ctl {' '.join(map(str, words))}{' (all is well)' * calm}")
-        self.asked.append(Asked(words, self.site.begin(str(words[0]), *words[1:], **options), time.monotonic(), calm, judge))
+        """Send a command; its answer is checked when it arrives."""
+        was_well = self.well_at > self.trouble and not self.pending and not self.broken
+        self.note(f"ctl {' '.join(map(str, words))}{' (all is well)' * was_well}")
+        self.pending.append(
+            PendingAnswer(words, self.site.begin(str(words[0]), *words[1:], **options), time.monotonic(), was_well, judge)
+        )
 
-    def hear(self) -> None:
-        """Judge the answers that have come."""
-        for one in [one for one in self.asked if one.come]:
-            self.asked.remove(one)
+    def judge_answers(self) -> None:
+        """Check the answers that have arrived."""
+        for one in [one for one in self.pending if one.arrived]:
+            self.pending.remove(one)
             self._judge(one)
 
-    def _judge(self, one: Asked) -> None:
+    def _judge(self, one: PendingAnswer) -> None:
         name, seconds = " ".join(map(str, one.words)), time.monotonic() - one.began
         try:
             answer = one.request.answer
@@ -355,20 +361,20 @@ class Stage:
             if one.judge is not None and (wrong := one.judge(answer["result"])):
                 self.fault(f"ctl {name}: {wrong}: {answer}")
         elif answer["error"]["message"].startswith(UPGRADED):
-            pass  # it was under way when another program took over
+            pass  # it was running when the new program took over
         elif answer["error"]["message"] == OTHERWISE and self.wanted_at > one.began:
             pass
-        elif one.calm and self.trouble < one.began and not self.configuration.autoscaled:
+        elif one.was_well and self.trouble < one.began and not self.configuration.autoscaled:
             self.fault(f"ctl {name} failed while all was well: {answer['error']}")
-        elif "exited with code 0" in answer["error"]["message"] and self.ended_at < one.began - CALM:
+        elif "exited with code 0" in answer["error"]["message"] and self.ended_at < one.began - RECENT:
             self.fault(f"ctl {name}: no worker was sent TERM: {answer['error']}")
-        elif re.search("failed to boot|died", answer["error"]["message"]) and self.trouble < one.began - CALM:
+        elif re.search("failed to boot|died", answer["error"]["message"]) and self.trouble < one.began - RECENT:
             self.fault(f"ctl {name}: no worker failed: {answer['error']}")
 
     # What it says of itself.
 
     def sampled(self) -> list[dict[str, Any]]:
-        """Look at `status`, whose shape and numbers must be right; return the workers."""
+        """Read `status`, and check its form and numbers; return the workers."""
         before = time.monotonic()
         try:
             answer = self.site.ask("status")
@@ -387,17 +393,17 @@ class Stage:
         self._check_workers(found["wanted"], rows, found["settings"])
         well = found["state"] == "running" and len(rows) == found["wanted"] > 0 and {row["state"] for row in rows} == {"ready"}
         if well:
-            self.calm_at = before
-        self._see_leaving(found["wanted"] if well and not self.asked else 0)
+            self.well_at = before
+        self._see_leaving(found["wanted"] if well and not self.pending else 0)
         return rows
 
     def _check_workers(self, wanted: int, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-        """See that there are not more processes than may be."""
+        """Check that there are not more processes than allowed."""
         one, now = self.configuration, time.monotonic()
         self.wanted.append((now, one.most if one.autoscaled else wanted))
         self.wanted = [(at, number) for at, number in self.wanted if at > now - GRACEFUL]
         most = max(number for _, number in self.wanted)
-        lingering = settings.get("reload_lingering", 0)  # old workers with nothing left but streams; None: as many as workers
+        lingering = settings.get("reload_lingering", 0)  # old workers with streams only; None: as many as workers
         spare = int(lingering) if str(lingering).isdigit() else most
         there = [row for row in rows if row["pid"] is not None and row["state"] in ("booting", "ready", "draining")]
         if len(there) > most + one.surge + spare:
@@ -405,8 +411,8 @@ class Stage:
         if any(row["state"] not in WORKER_STATES for row in rows):
             self.fault(f"a worker is in no known state: {rows}")
 
-    def wants(self, number: int) -> None:
-        """Remember that so many workers will be wanted: ports of others may be closed from now on."""
+    def expect_workers(self, number: int) -> None:
+        """Remember a new number of workers: ports of other slots may be closed from now on."""
         self.wanted_at = time.monotonic()
         self.wanted.append((self.wanted_at, number))
         if self.leaving is None and self.other_ports:
@@ -414,12 +420,12 @@ class Stage:
             self.lost.windows.append(self.leaving)
 
     def _see_leaving(self, wanted: int) -> None:
-        """All of them are there, and none is to go."""
+        """All slots are there, and none is to be removed."""
         if self.leaving is not None and wanted == self.configuration.most:
             self.leaving.ended = time.monotonic()
             self.leaving = None
 
 
 def shape(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Return the keys whose values are missing or of another type."""
+    """Return the keys whose values are missing or have another type."""
     return [name for name, kind in expected.items() if name not in found or not isinstance(found[name], kind)]

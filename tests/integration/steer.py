@@ -1,4 +1,4 @@
-"""A client of the control socket for tests, as somebody might write it who has read only how it is spoken to."""
+"""A client of the control socket, as a user might write it from the documentation of the protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.conftest import Start
 
 
 class Request:
-    """Something that the server was asked to do."""
+    """A request to the server."""
 
     def __init__(self, path: Path, command: str, args: tuple[object, ...], options: dict[str, object]) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -28,18 +28,18 @@ class Request:
 
     @property
     def answer(self) -> dict[str, Any]:
-        """What it answered: `ok`, `error` and `result`; waited for."""
+        """The answer with `ok`, `error` and `result`; waits for it."""
         with self._socket, self._socket.makefile() as lines:
             found: dict[str, Any] = json.loads(lines.readline())
         return found
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield all that comes: `progress` if that was asked for, then the answer; until the server ends."""
+        """Yield all messages: `progress` if requested, then the answer, until the server closes the connection."""
         with self._socket, self._socket.makefile() as lines:
             yield from map(json.loads, lines)
 
     def abandon(self) -> None:
-        """Leave without the answer."""
+        """Close the connection without reading the answer."""
         self._socket.close()
 
 
@@ -63,11 +63,11 @@ class Steered:
         return False
 
     def begin(self, command: str, *args: object, **options: object) -> Request:
-        """Ask for something, and do not wait for it."""
+        """Send a request, and do not wait for the answer."""
         return Request(self._path, command, args, options)
 
     def ask(self, command: str, *args: object, **options: object) -> dict[str, Any]:
-        """Ask for something, and return the whole answer."""
+        """Send a request, and return the whole answer."""
         return self.begin(command, *args, **options).answer
 
     def call(self, name: str, *args: object, **options: object) -> list[Any]:
@@ -77,5 +77,5 @@ class Steered:
         return replies
 
     def noted(self) -> list[str]:
-        """What the workers have written down so far."""
+        """The lines that the workers have recorded so far."""
         return self.notes.read_text().splitlines() if self.notes.exists() else []

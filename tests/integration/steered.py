@@ -1,7 +1,7 @@
-"""A program that uses the library, steered from outside: `python -m tests.integration.steered CLASS SOCKET SETTINGS`.
+"""A program that uses the library, controlled from outside: `python -m tests.integration.steered CLASS SOCKET SETTINGS`.
 
-The master reads requests from a unix socket, one line of JSON each, which is an I/O handler of the user's own; each names a method
-of `Server` and is answered, when it is done, as `forkserve ctl` would answer it.
+The master reads requests from a unix socket with a user's I/O handler, one line of JSON each. A request names a method
+of `Server`; when the method is done, the answer has the form of `forkserve ctl`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 class Request:
-    """Something that the server was asked to do. For tests."""
+    """A request to the server. For tests."""
 
     def __init__(self, path: Path, do: str, *args: object, **options: object) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -72,14 +72,14 @@ class Request:
 
     @property
     def answer(self) -> dict[str, Any]:
-        """What it answered: `ok`, `error` and `result`; waited for."""
+        """The answer with `ok`, `error` and `result`; waits for it."""
         with self._socket, self._socket.makefile() as lines:
             found: dict[str, Any] = json.loads(lines.readline())
         return found
 
 
 class Remote:
-    """A running program, for tests."""
+    """A running program of this module, for tests."""
 
     def __init__(
         self, start: Start, directory: Path, worker: str, *, env: dict[str, str] | None = None, **settings: object
@@ -89,11 +89,11 @@ class Remote:
         self.command = start(worker, self._path, repr(settings), program=PROGRAM, env=env).ready()
 
     def begin(self, do: str, *args: object, **options: object) -> Request:
-        """Ask for something, and do not wait for it."""
+        """Send a request, and do not wait for the answer."""
         return Request(self._path, do, *args, **options)
 
     def ask(self, do: str, *args: object, **options: object) -> dict[str, Any]:
-        """Ask for something, and return the whole answer."""
+        """Send a request, and return the whole answer."""
         return self.begin(do, *args, **options).answer
 
     def call(self, name: str, *args: object, **options: object) -> list[Any]:
@@ -102,7 +102,7 @@ class Remote:
         return replies
 
     def status(self) -> dict[str, Any]:
-        """What `status` says."""
+        """The result of `status`."""
         found: dict[str, Any] = self.ask("status")["result"]
         return found
 

@@ -1,7 +1,7 @@
-"""Streams in the frameworks that people use; `make(NAME)` is the app in one of them.
+"""Streams in common frameworks; `make(NAME)` is the app in one of them.
 
-/finite?GATE streams "first", waits for the file GATE, then five more pieces; /idle streams "first" and never anything else; /busy
-streams without an end; /late?GATE answers when the file is there. What happens is a line in the file $NOTES.
+/finite?GATE streams "first", waits for the file GATE, then streams five more pieces; /idle streams only "first"; /busy
+streams without end; /late?GATE responds when the file exists. Events are lines in the file $NOTES.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ def note(text: str) -> None:
 
 
 async def opened(gate: str) -> None:
-    """Wait until the file is there."""
+    """Wait until the file exists."""
     while not os.path.exists(gate):
         await asyncio.sleep(0.01)
 
 
 async def finite(gate: str) -> AsyncIterator[str]:
-    """Six pieces; the last five when the file is there."""
+    """Six pieces; the last five when the file exists."""
     try:
         yield "first;"
         await opened(gate)
@@ -53,7 +53,7 @@ async def idle() -> AsyncIterator[str]:
 
 
 async def busy() -> AsyncIterator[str]:
-    """Pieces without an end."""
+    """Pieces without end."""
     try:
         while True:
             yield "x" * 1000
@@ -66,7 +66,7 @@ PIECES = {"/finite": finite, "/idle": lambda _: idle(), "/busy": lambda _: busy(
 
 
 def make(name: str) -> Any:
-    """The app in that framework."""
+    """The app in the framework of this name."""
     return globals()[f"_{name}"]()
 
 
@@ -74,7 +74,7 @@ WAITING: "weakref.WeakSet[asyncio.Future[None]]" = weakref.WeakSet()
 
 
 async def _weak(*, note_at_end: bool) -> None:
-    """Wait for what nobody but this task refers to."""
+    """Wait for a future that only this task refers to."""
     future = asyncio.get_running_loop().create_future()
     WAITING.add(future)
     note("weak")
@@ -109,7 +109,7 @@ async def _raw_stream(pieces: AsyncIterator[str], receive: Receive, send: Send) 
 
 
 async def _raw_late(gate: str, receive: Receive) -> None:
-    """Wait for the file, or until http.disconnect."""
+    """Wait for the file or for http.disconnect."""
     await receive()
     note("waits")
     waits, gone = asyncio.create_task(opened(gate)), asyncio.create_task(receive())

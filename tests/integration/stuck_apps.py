@@ -18,13 +18,13 @@ BUSY: list[threading.Thread] = []
 
 
 def _note(text: str) -> None:
-    """Write a line where the test looks for it."""
+    """Append a line to the notes."""
     with Path(os.environ["NOTES"]).open("a") as file:
         file.write(text + "\n")
 
 
 async def app(scope, receive, send):
-    """ASGI: the path says how; a WebSocket is accepted and waits."""
+    """ASGI: get stuck as the path says; a WebSocket is accepted and waits."""
     if scope["type"] == "lifespan":
         raise NotImplementedError
     if scope["type"] == "websocket":
@@ -42,7 +42,7 @@ async def app(scope, receive, send):
             while True:
                 pass
         case "native":
-            # Long enough to be noted: nothing of Python's runs from here on.
+            # Long enough to be noted: no Python code runs from here on.
             await asyncio.sleep(2.5)
             deque(itertools.repeat(0), maxlen=0)
         case "wait":
@@ -55,7 +55,7 @@ async def app(scope, receive, send):
 
 
 def wsgi(environ, start_response):
-    """WSGI: wait for ever, or as the path says."""
+    """WSGI: get stuck as the path says, by default in a wait without end."""
     _note(environ["PATH_INFO"])
     match environ["PATH_INFO"]:
         case "/native":
@@ -63,7 +63,7 @@ def wsgi(environ, start_response):
         case "/regex":
             re.match("(a+)+$", "a" * 60 + "b")
         case "/unanswered":
-            faulthandler.unregister(NATIVE)  # its default action is the end of the process, as a crash there would be
+            faulthandler.unregister(NATIVE)  # the default action ends the process, as a crash in the handler would
             hold_the_interpreter()
         case "/sleep":
             time.sleep(600)
@@ -75,12 +75,12 @@ def wsgi(environ, start_response):
 
 
 def hold_the_interpreter():
-    """Run native code for ever, and let no Python code run meanwhile."""
+    """Run native code without end; no Python code runs meanwhile."""
     deque(itertools.repeat(0), maxlen=0)
 
 
 def _fork_two():
-    """Start a program, and fork a process that waits; note their pids."""
+    """Start a program, and fork a process that waits; record their pids."""
     started = os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ)
     forked = os.fork()
     if forked == 0:
@@ -90,7 +90,7 @@ def _fork_two():
 
 
 def busy(environ, start_response):
-    """WSGI: answer, while threads call and return without end."""
+    """WSGI: respond, while threads call and return without end."""
     if not BUSY:
         for work in (_recurse, _generate, _raise, _start):
             BUSY.append(threading.Thread(target=_for_ever, args=(work,), name=f"busy{work.__name__}", daemon=True))
@@ -134,5 +134,5 @@ def _raise(depth):
 
 
 def wait_for_ever():
-    """Be found on the stack."""
+    """Wait without end; the stacks show this function."""
     threading.Event().wait()

@@ -1,7 +1,7 @@
-"""Run a program where system calls fail, or an ordinary user's limits are used up: `without.py WHAT... -- PROGRAM...`.
+"""Run a program in which system calls fail or a user's limits are exhausted: `without.py WHAT... -- PROGRAM...`.
 
-WHAT is the name of a system call (it fails with ENOSYS), `NAME=ERRNO`, `threads` (none can be started, as when an ordinary
-user's process limit is reached), or `proc` (nothing is mounted on /proc, in a mount namespace; as root only). By a seccomp
+WHAT is the name of a system call (it fails with ENOSYS), `NAME=ERRNO`, `threads` (no thread can be started, as at an ordinary
+user's process limit), or `proc` (an empty /proc, in a mount namespace; as root only). System calls are blocked by a seccomp
 filter, in pure ctypes.
 """
 
@@ -34,7 +34,7 @@ CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 16384, 1 << 18
 
 
 def forbid(numbers: dict[int, int], clone: int | None) -> None:
-    """Let these system calls fail with these errors, and `clone` if it is for a thread, here and in all that is started here."""
+    """Let these system calls fail with these errors, and `clone` for threads, in this process and its descendants."""
     libc = ctypes.CDLL(None, use_errno=True)
     code = [struct.pack("HBBI", 0x20, 0, 0, 0)]  # load the number of the call
     for number, error in numbers.items():
@@ -58,7 +58,7 @@ def forbid(numbers: dict[int, int], clone: int | None) -> None:
 
 
 def hide_proc() -> None:
-    """Have an empty directory on /proc."""
+    """Mount an empty directory on /proc."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
         raise OSError(ctypes.get_errno(), "unshare")
@@ -73,7 +73,7 @@ def main(words: list[str]) -> None:
     for word in words[:at]:
         name, _, value = word.partition("=")
         if name == "threads":
-            clone, numbers[CLONE3] = CLONE[column], errno.ENOSYS  # whose flags no filter can read; libc then uses clone
+            clone, numbers[CLONE3] = CLONE[column], errno.ENOSYS  # a filter cannot read the flags of clone3; libc then uses clone
         elif name == "proc":
             hide_proc()
         else:

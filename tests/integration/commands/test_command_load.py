@@ -1,4 +1,4 @@
-"""Commands and requests at the same time, many of each: none is lost, none is done twice, and neither is in the other's way."""
+"""Many commands and many requests at the same time: none is lost, none runs twice, and neither blocks the other."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CALLS, TOGETHER, WORKERS = 1000, 25, 3
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", [ASGI, INLINE, THREADS], ids=["asgi", "inline", "threads"])
-def test_a_thousand_calls_while_requests_come(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """Each call has a number, and each worker remembers those that it ran."""
+def test_a_thousand_calls_under_load_run_once_each(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """Each call has a number, and each worker records the numbers of its calls."""
     server = probe(start, tmp_path, kind, workers=WORKERS)
     over = threading.Event()
     answered: list[int] = []
@@ -56,7 +56,7 @@ def test_a_thousand_calls_while_requests_come(start: Start, tmp_path: Path, kind
 
 
 def pipeline(path: Path) -> dict[int, dict[str, object]]:
-    """Make all the calls over one connection, some of them at a time; return the answers by number."""
+    """Send all calls over one connection, some of them at a time; return the answers by number."""
     answers: dict[int, dict[str, object]] = {}
     with socket.socket(socket.AF_UNIX) as control:
         control.settimeout(20)

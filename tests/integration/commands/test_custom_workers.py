@@ -1,4 +1,4 @@
-"""Workers that are no HTTP servers, under the same master: commands, signs of life, ends, signals. Ids are those of the ancestors' features."""
+"""Workers without HTTP under the same master: commands, heartbeats, exits, signals."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ WORKERS = "tests.integration.custom_workers"
 
 
 def greet(command: Command) -> bytes:
-    """Talk to an Echo."""
+    """Send "hi" to an Echo worker; return the reply."""
     with socket.create_connection(("127.0.0.1", command.port), DEADLINE) as client:
         client.sendall(b"hi")
         return client.recv(100)
 
 
 def replaced(command: Command, pid: int) -> int:
-    """Wait until the only worker is another one; return its pid."""
+    """Wait until another process has replaced the only worker; return its pid."""
     eventually(lambda: command.workers not in ([], [pid]) and not exists(pid), "a new worker")
     return command.workers[0]
 
 
 def switches(pid: int) -> int:
-    """How often a process has waited for something."""
+    """The number of voluntary context switches of a process."""
     found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1])
@@ -44,12 +44,12 @@ def switches(pid: int) -> int:
 
 @pytest.fixture
 def idle(start: Start, tmp_path: Path) -> Remote:
-    """Three workers that do what they are asked."""
+    """Three workers that run commands."""
     return Remote(start, tmp_path, "Idle", workers=3, env={"NOTES": str(tmp_path)})
 
 
-def test_commands(idle: Remote) -> None:
-    """Each worker answers, in the order of the slots."""
+def test_each_worker_replies_in_slot_order(idle: Remote) -> None:
+    """A call reaches all workers, one worker, or any worker."""
     replies = idle.call("hello", "you")
 
     assert [one["value"] for one in replies] == ["hello you from 1", "hello you from 2", "hello you from 3"]
@@ -58,13 +58,13 @@ def test_commands(idle: Remote) -> None:
     assert len(idle.call("hello", "you", to="any")) == 1
 
 
-def test_async_commands(idle: Remote) -> None:
-    """One that is an `async def` is run to its end, though there is no loop."""
+def test_an_async_command_runs_without_an_event_loop(idle: Remote) -> None:
+    """A command that is an `async def` runs to its end, though the worker has no event loop."""
     assert [one["value"] for one in idle.call("nap", 0.01)] == [1, 2, 3]
 
 
-def test_what_goes_wrong_harms_nobody(idle: Remote) -> None:
-    """Unknown commands, wrong arguments and exceptions are replies."""
+def test_command_errors_are_replies_and_the_workers_live(idle: Remote) -> None:
+    """Unknown commands, wrong arguments and exceptions become replies."""
     before = idle.command.workers
 
     assert {one["status"] for one in idle.call("nothing")} == {"unknown"}
@@ -75,24 +75,24 @@ def test_what_goes_wrong_harms_nobody(idle: Remote) -> None:
     assert idle.command.workers == before
 
 
-def test_a_command_that_a_worker_dies_of(idle: Remote) -> None:
+def test_workers_that_die_of_a_command_are_reported_and_replaced(idle: Remote) -> None:
     replies = idle.call("die", True)
 
     assert [one["status"] for one in replies] == ["died"] * 3
     eventually(lambda: len(idle.call("hello", "again")) == 3, "three new workers")
 
 
-def test_refused_by_the_master(idle: Remote) -> None:
+def test_the_master_can_refuse_a_command(idle: Remote) -> None:
     answer = idle.ask("call", "forbidden")
 
     assert answer["error"] == {"code": "refused", "message": "forbidden was refused: not by you"}
 
 
-def test_commands_wait_for_alive(idle: Remote, tmp_path: Path) -> None:
-    """What was begun is finished first, and the others do not wait for it."""
+def test_commands_wait_until_the_worker_calls_alive(idle: Remote, tmp_path: Path) -> None:
+    """A running command finishes first; the other workers do not wait for it."""
     path = tmp_path / "go on"
     held = idle.begin("call", "hold", str(path), to=2)
-    eventually(Path(f"{path}.2").exists, "worker 2 holds")
+    eventually(Path(f"{path}.2").exists, "worker 2 runs the command")
     waiting = idle.begin("call", "hello", "you", to=2)
 
     assert idle.call("hello", "you", to=1)[0]["status"] == "ok"
@@ -104,24 +104,24 @@ def test_commands_wait_for_alive(idle: Remote, tmp_path: Path) -> None:
     idle.command.wait_for(r"worker 2 gen 1: command hello was not started in time, and never will be")
 
 
-def test_a_worker_asks_the_others(idle: Remote, tmp_path: Path) -> None:
-    """From its main thread it can ask, but not wait; from another it can wait. It is never asked itself."""
+def test_a_worker_can_call_the_other_workers(idle: Remote, tmp_path: Path) -> None:
+    """From its main thread a worker can call but not wait; from another thread it can wait. It never calls itself."""
     for name in ("ask_others", "ask_others_in_a_thread"):
         path = tmp_path / name
         (reply,) = idle.call(name, str(path), to=2)
 
         assert reply["status"] == "ok"
         assert reply["value"] is None or "await the replies" in reply["value"]
-        eventually(lambda path=path: path.exists() and path.read_text(), "the others have answered")
+        eventually(lambda path=path: path.exists() and path.read_text(), "the replies of the other workers")
         assert json.loads(path.read_text()) == ["hello you from 1", "hello you from 3"]
 
 
-# Signs of life.
+# Heartbeats.
 
 
 @pytest.mark.parametrize("timeout", [0.3, 1])
-def test_one_that_does_not_ask_whether_to_go_on(start: Start, tmp_path: Path, timeout: float) -> None:
-    """It is stuck: its stacks are shown, it is killed and replaced; the command that it died of says so."""
+def test_a_stuck_worker_is_killed_and_replaced(start: Start, tmp_path: Path, timeout: float) -> None:
+    """Its stacks are logged, and the reply of the command that blocked it is "died"."""
     remote = Remote(start, tmp_path, "Idle", workers=1, timeout=timeout)
     (pid,) = remote.command.workers
 
@@ -130,21 +130,21 @@ def test_one_that_does_not_ask_whether_to_go_on(start: Start, tmp_path: Path, ti
     remote.command.wait_for(rf"\[CRITICAL\] master: worker 1 \(pid {pid}\) is killed: stuck for {timeout:g} s \(--timeout\)")
     assert any("custom_workers.py" in line and "in a_deep_function" in line for line in remote.command.log)
     new = replaced(remote.command, pid)
-    worker = eventually(lambda: [one for one in remote.status()["workers"] if one["pid"] == new], "the new one")[0]
+    worker = eventually(lambda: [one for one in remote.status()["workers"] if one["pid"] == new], "the new worker")[0]
     assert worker["last_exit"]["signal"] == signal.SIGKILL
     assert worker["last_exit"]["reason"] == f"stuck for {timeout:g} s (--timeout)"
 
 
-def test_one_that_never_asks(start: Start) -> None:
-    """It said that it was ready, and no more."""
+def test_a_worker_that_never_calls_alive_is_killed(start: Start) -> None:
+    """The worker reports that it is ready, but never calls `alive`."""
     command = start("--worker", f"{WORKERS}:Silent", "--timeout", 0.5, "--graceful-timeout", 0.5).ready()
     (pid,) = command.workers
 
     command.wait_for(rf"worker 1 \(pid {pid}\) is killed: stuck for 0.5 s")
 
 
-def test_one_that_never_gets_ready(start: Start) -> None:
-    """The boot has a deadline of its own."""
+def test_a_worker_that_is_never_ready_fails_at_the_boot_timeout(start: Start) -> None:
+    """The boot has its own deadline."""
     command = start("--worker", f"{WORKERS}:NeverReady", "--boot-timeout", 0.4)
 
     command.wait(3)
@@ -152,22 +152,24 @@ def test_one_that_never_gets_ready(start: Start) -> None:
 
 
 def test_a_worker_that_waits_is_not_stuck(start: Start, tmp_path: Path) -> None:
-    """`wait` returns in time for any timeout, however long it was asked to wait."""
+    """`wait` returns early enough for any timeout, whatever its own argument is."""
     remote = Remote(start, tmp_path, "Idle", workers=2, timeout=0.2)
     before = remote.command.workers
     beats = [switches(pid) for pid in before]
-    eventually(lambda: all(switches(pid) >= beat + 10 for pid, beat in zip(before, beats, strict=True)), "some beats")
+    eventually(
+        lambda: all(switches(pid) >= beat + 10 for pid, beat in zip(before, beats, strict=True)), "ten heartbeats of each worker"
+    )
 
     assert remote.command.workers == before
     assert "is killed" not in remote.command.stderr
 
 
 def test_the_master_does_not_spin(start: Start) -> None:
-    """With a timeout of half a second it looks at most a few times in that, and is idle in between."""
+    """With a timeout of half a second the master checks a few times in that period, and is idle in between."""
     command = start("--worker", f"{WORKERS}:Busy", "--timeout", 0.5, "--workers", 2).ready()
     before, cpu = switches(command.pid), sum(_cpu(command.pid))
-    said = command.stdout.count("1\n")
-    eventually(lambda: command.stdout.count("1\n") >= said + 40, "two seconds of work")
+    printed = command.stdout.count("1\n")
+    eventually(lambda: command.stdout.count("1\n") >= printed + 40, "two seconds of work")
 
     assert switches(command.pid) - before < 60
     assert sum(_cpu(command.pid)) - cpu < 0.2
@@ -179,10 +181,10 @@ def _cpu(pid: int) -> tuple[float, float]:
     return int(fields[11]) / ticks, int(fields[12]) / ticks
 
 
-# Ends.
+# Exits.
 
 
-def test_one_that_returns_is_replaced(start: Start, tmp_path: Path) -> None:
+def test_a_worker_that_returns_is_replaced(start: Start, tmp_path: Path) -> None:
     command = start("--worker", f"{WORKERS}:Returns", env={"NOTES": str(tmp_path)}).ready()
     (pid,) = command.workers
     (tmp_path / "done").touch()
@@ -192,7 +194,7 @@ def test_one_that_returns_is_replaced(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGQUIT])
-def test_one_that_is_killed_is_replaced(start: Start, signum: signal.Signals) -> None:
+def test_a_killed_worker_is_replaced(start: Start, signum: signal.Signals) -> None:
     command = start("--worker", f"{WORKERS}:Echo", "--base-port", 0).ready()
     (pid,) = command.workers
     os.kill(pid, signum)
@@ -202,30 +204,30 @@ def test_one_that_is_killed_is_replaced(start: Start, signum: signal.Signals) ->
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_stop(start: Start, signum: signal.Signals) -> None:
-    """`alive` says no, and the server ends with 0."""
+def test_a_stop_signal_ends_the_workers_and_the_server(start: Start, signum: signal.Signals) -> None:
+    """`alive` returns False, and the server exits with 0."""
     command = start("--worker", f"{WORKERS}:Idle", "--workers", 3).ready()
     command.kill(signum)
 
     assert "is killed" not in command.wait()
 
 
-def test_a_dead_master(start: Start) -> None:
-    """The workers notice, and end."""
+def test_workers_exit_when_the_master_is_killed(start: Start) -> None:
+    """The workers notice that the master is gone, and exit."""
     command = start("--worker", f"{WORKERS}:Idle", "--workers", 2).ready()
     workers = command.workers
     command.kill(signal.SIGKILL)
 
     for pid in workers:
-        eventually(lambda pid=pid: not exists(pid), "it has ended")
+        eventually(lambda pid=pid: not exists(pid), "the worker has exited")
 
 
 # Signals.
 
 
 @pytest.mark.heavy
-def test_winch_and_ttin(start: Start) -> None:
-    """No workers, while the master stays and clients wait; then one more at a time, and one less, never below one."""
+def test_winch_stops_all_workers_and_ttin_adds_one(start: Start) -> None:
+    """Clients wait while there are no workers. TTOU removes one worker, but never the last one."""
     command = start("--worker", f"{WORKERS}:Echo", "--bind", "127.0.0.1:0", "--workers", 2).ready()
     command.kill(signal.SIGWINCH)
     eventually(lambda: not command.workers, "no workers")
@@ -241,12 +243,12 @@ def test_winch_and_ttin(start: Start) -> None:
     eventually(lambda: len(command.workers) == 1, "one worker")
     before = switches(command.pid)
     command.kill(signal.SIGTTOU)
-    eventually(lambda: switches(command.pid) > before, "it has heard that")
+    eventually(lambda: switches(command.pid) > before, "the master has handled the signal")
     command.kill(signal.SIGTTIN)
     eventually(lambda: len(command.workers) == 2, "two workers again")
 
 
-def test_scale_and_restart(idle: Remote) -> None:
+def test_scale_and_restart_change_only_the_named_workers(idle: Remote) -> None:
     before = idle.command.workers
 
     assert idle.ask("scale", "+1")["result"] == {"workers": 4}
@@ -262,7 +264,7 @@ def test_scale_and_restart(idle: Remote) -> None:
 # The command line.
 
 
-def test_worker_on_the_command_line(start: Start) -> None:
+def test_the_command_line_starts_a_worker_class(start: Start) -> None:
     command = start("--worker", f"{WORKERS}:Echo", "--base-port", 0, "--workers", 2).ready()
 
     assert [one.worker for one in command.listening] == [1, 2]
@@ -270,8 +272,8 @@ def test_worker_on_the_command_line(start: Start) -> None:
     assert greet(command) == b"1 hi"
 
 
-def test_one_in_the_working_directory(start: Start, tmp_path: Path) -> None:
-    """Without an address, for a worker that has no use for any."""
+def test_a_worker_class_in_the_working_directory_needs_no_address(start: Start, tmp_path: Path) -> None:
+    """The worker has no listener."""
     (tmp_path / "mine.py").write_text(
         "from forkserve import Worker\n\nclass Mine(Worker):\n    def run(self):\n        while self.alive():\n            self.wait()\n"
     )
@@ -291,7 +293,7 @@ def test_one_in_the_working_directory(start: Start, tmp_path: Path) -> None:
         (WORKERS, "write module:Class"),
     ],
 )
-def test_no_such_worker(name: str, complaint: str) -> None:
+def test_a_bad_worker_class_is_a_usage_error(name: str, complaint: str) -> None:
     found: Any = run("--worker", name)
 
     assert found.returncode == 2

@@ -1,4 +1,4 @@
-"""The examples of the prefork libraries that forkserve comes from. Ids are those of their features."""
+"""The examples of workers without HTTP."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.integration.steered import Remote
 
 
 def speakers(command: Command, words: str) -> set[tuple[str, ...]]:
-    """Who has said that: id, pid, and the pid that was noted before the fork."""
+    """The workers that have printed these words: id, pid, and the pid noted before the fork."""
     return set(re.findall(rf"^worker (\d) \((\d+)\), child of (\d+): {words}$", command.stdout, re.MULTILINE))
 
 
-def test_say(start: Start) -> None:
-    """The module runs once, in the master; `run` runs in each worker, and again in one that replaces it."""
+def test_say_loads_its_module_only_in_the_master(start: Start) -> None:
+    """The module runs once, in the master; `run` runs in each worker, and again in a replacement."""
     command = start(2, program=("example_apps/say.py",)).ready()
     first, second = command.workers
     expected = {("1", str(first), str(command.pid)), ("2", str(second), str(command.pid))}
@@ -38,12 +38,12 @@ def test_say(start: Start) -> None:
     assert {one[0] for one in speakers(command, "hello") - expected} == {"1"}
 
 
-def test_say_something_else(start: Start) -> None:
-    """Its command is obeyed between two sayings."""
+def test_say_runs_its_command_between_two_outputs(start: Start) -> None:
+    """The command changes the words of all workers."""
     command = start(2, program=("example_apps/say.py",)).ready()
-    told = run("ctl", "--name", "say", "call", "say", "good bye", "--json")
+    done = run("ctl", "--name", "say", "call", "say", "good bye", "--json")
 
-    assert [one["value"] for one in json.loads(told.stdout)["result"]] == ["no more hello"] * 2
+    assert [one["value"] for one in json.loads(done.stdout)["result"]] == ["no more hello"] * 2
     eventually(lambda: len(speakers(command, "good bye")) == 2, lambda: command.stdout)
 
 
@@ -52,19 +52,19 @@ def test_say_something_else(start: Start) -> None:
 
 @pytest.fixture
 def echo(start: Start) -> Command:
-    """Four workers on one socket."""
+    """The example with four workers on one socket."""
     return start("127.0.0.1:0", program=("example_apps/tcp_echo.py",)).ready()
 
 
 @contextlib.contextmanager
 def connected(command: Command) -> Iterator[socket.socket]:
-    """A client."""
+    """A connected client."""
     with socket.create_connection(("127.0.0.1", command.port), DEADLINE) as client:
         yield client
 
 
-def test_echo(echo: Command) -> None:
-    """As many clients at once as there are workers; others wait until one is free."""
+def test_echo_serves_one_client_per_worker(echo: Command) -> None:
+    """Four clients are served at once; a fifth waits until a worker is free."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(echo)) for _ in range(4)]
         for number, client in enumerate(clients):
@@ -78,7 +78,7 @@ def test_echo(echo: Command) -> None:
     assert len(echo.workers) == 4
 
 
-def test_echo_of_much(echo: Command) -> None:
+def test_echo_returns_large_data(echo: Command) -> None:
     data = os.urandom(300_000)
     with connected(echo) as client:
         received = b""
@@ -90,8 +90,8 @@ def test_echo_of_much(echo: Command) -> None:
     assert received == data
 
 
-def test_echo_when_a_client_breaks_off(echo: Command) -> None:
-    """No worker dies of it."""
+def test_echo_workers_survive_client_resets(echo: Command) -> None:
+    """No worker dies when a client resets its connection."""
     before = echo.workers
     for _ in range(20):
         with connected(echo) as client:
@@ -106,12 +106,14 @@ def test_echo_when_a_client_breaks_off(echo: Command) -> None:
 
 
 @pytest.mark.heavy
-def test_echo_when_it_stops(echo: Command) -> None:
-    """What has been received is answered, and then the client sees the end."""
+def test_echo_answers_received_data_before_it_stops(echo: Command) -> None:
+    """Data received before the stop is answered, and then the connection is closed."""
     with connected(echo) as client:
         client.sendall(b"one")
         assert client.recv(100) == b"one"
-        eventually(lambda: all(state(pid) == "S" for pid in echo.workers), "they wait, one of them for this client")
+        eventually(
+            lambda: all(state(pid) == "S" for pid in echo.workers), "all workers sleep, one of them in its client's connection"
+        )
         echo.kill(signal.SIGTERM)
         echo.wait_for("stopping")
         client.sendall(b"two")
@@ -125,18 +127,18 @@ def test_echo_when_it_stops(echo: Command) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The socket of a pool of four workers."""
+    """The path of the pool's socket."""
     return tmp_path / "pool.sock"
 
 
 @pytest.fixture
 def pool(start: Start, path: Path) -> Command:
-    """The pool."""
+    """The example with a pool of four workers."""
     return start(path, program=("example_apps/pool.py",)).ready()
 
 
 class Message:
-    """A message under way, as any process can send one."""
+    """A message that has been sent to the pool, as any process can send one."""
 
     def __init__(self, path: Path, text: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -146,19 +148,19 @@ class Message:
 
     @property
     def answer(self) -> str:
-        """What came back, waited for; nothing if the worker has died."""
+        """The answer, waited for; empty if the worker has died."""
         with self._socket, self._socket.makefile() as lines, contextlib.suppress(ConnectionResetError):
             return lines.read()
         return ""
 
     @property
     def worker(self) -> int:
-        """Who has done it."""
+        """The id of the worker that handled the message."""
         return int(self.answer.split()[-1])
 
 
-def test_pool(pool: Command, path: Path) -> None:
-    """Each message is done once, by one worker; also those that wait while all are busy."""
+def test_the_pool_handles_each_message_once(pool: Command, path: Path) -> None:
+    """One worker handles each message, also a message that waits while all workers are busy."""
     messages = [Message(path, f"message {number}") for number in range(100)]
 
     answers = [message.answer for message in messages]
@@ -167,33 +169,33 @@ def test_pool(pool: Command, path: Path) -> None:
 
 
 def busy(command: Command, before: dict[int, int]) -> list[int]:
-    """The workers that have a message in hand: they hold a socket more than before."""
+    """The workers that handle a message: they hold more sockets than before."""
     return [pid for pid in command.workers if sockets(pid) > before.get(pid, 0)]
 
 
-def test_pool_with_busy_workers(pool: Command, path: Path) -> None:
-    """A message is never given to one that is not idle."""
+def test_the_pool_gives_messages_only_to_idle_workers(pool: Command, path: Path) -> None:
+    """While three workers are busy, the fourth handles all messages."""
     before = {pid: sockets(pid) for pid in pool.workers}
     long = [Message(path, "sleep 2") for _ in range(3)]
-    eventually(lambda: len(busy(pool, before)) == 3, "three are busy")
+    eventually(lambda: len(busy(pool, before)) == 3, "three busy workers")
 
     assert len({Message(path, "quick").worker for _ in range(10)}) == 1
     assert len({message.worker for message in long}) == 3
 
 
-def test_pool_with_a_worker_that_dies(pool: Command, path: Path) -> None:
-    """Its sender sees the end, and may try again; nobody else is concerned."""
+def test_the_sender_notices_a_dead_pool_worker(pool: Command, path: Path) -> None:
+    """The sender's connection closes, so it may send the message again; other senders are not affected."""
     before = {pid: sockets(pid) for pid in pool.workers}
     message = Message(path, "sleep 100")
-    (pid,) = eventually(lambda: busy(pool, before), "one is busy")
+    (pid,) = eventually(lambda: busy(pool, before), "one busy worker")
     os.kill(pid, signal.SIGKILL)
 
     assert message.answer == ""
     assert Message(path, "again").answer.startswith("again: done by worker ")
 
 
-def test_pool_with_senders_that_go_away(pool: Command, path: Path) -> None:
-    """No worker dies of it."""
+def test_pool_workers_survive_senders_that_disconnect(pool: Command, path: Path) -> None:
+    """No worker dies when a sender disconnects early."""
     before = pool.workers
     for text in (b"", b"half", b"\xff\xfe\n", b"whole\n"):
         with socket.socket(socket.AF_UNIX) as sender:
@@ -204,11 +206,11 @@ def test_pool_with_senders_that_go_away(pool: Command, path: Path) -> None:
     assert pool.workers == before
 
 
-def test_pool_that_stops(pool: Command, path: Path) -> None:
-    """What is in hand is done; then the socket is removed."""
+def test_the_pool_finishes_its_messages_before_it_stops(pool: Command, path: Path) -> None:
+    """A running message is finished; then the socket is removed."""
     before = {pid: sockets(pid) for pid in pool.workers}
     message = Message(path, "sleep 1")
-    eventually(lambda: busy(pool, before), "one is busy")
+    eventually(lambda: busy(pool, before), "one busy worker")
     pool.kill(signal.SIGTERM)
 
     assert message.answer.startswith("sleep 1: done by worker ")
@@ -216,12 +218,12 @@ def test_pool_that_stops(pool: Command, path: Path) -> None:
     assert not path.exists()
 
 
-def test_pool_that_shrinks(start: Start, tmp_path: Path, path: Path) -> None:
-    """A worker that was told to end takes no message more, but finishes the one that it has."""
+def test_a_scaled_down_pool_worker_finishes_its_message(start: Start, tmp_path: Path, path: Path) -> None:
+    """A stopping worker takes no further message, but finishes its current one."""
     remote = Remote(start, tmp_path, "example_apps.pool:Pooled", workers=4, bind=[f"unix:{path}"])
     before = {pid: sockets(pid) for pid in remote.command.workers}
     long = [Message(path, "sleep 1") for _ in range(4)]
-    eventually(lambda: len(busy(remote.command, before)) == 4, "all are busy")
+    eventually(lambda: len(busy(remote.command, before)) == 4, "four busy workers")
     scaled = remote.begin("scale", 1)
     later = [Message(path, "later") for _ in range(10)]
 
@@ -231,21 +233,21 @@ def test_pool_that_shrinks(start: Start, tmp_path: Path, path: Path) -> None:
     assert remote.ask("scale", 4)["ok"]
 
 
-def test_pool_by_way_of_the_master(pool: Command) -> None:
-    """The same without a connection."""
-    told = run("ctl", "--name", "pooled", "call", "work", "hello", "--to", "any", "--json")
+def test_the_pool_is_called_through_the_master(pool: Command) -> None:
+    """`forkserve ctl call` reaches a pool worker without the socket of the pool."""
+    done = run("ctl", "--name", "pooled", "call", "work", "hello", "--to", "any", "--json")
 
-    (reply,) = json.loads(told.stdout)["result"]
+    (reply,) = json.loads(done.stdout)["result"]
     assert reply["value"] == f"hello: done by worker {reply['id']}"
 
 
-def test_calls_to_any_while_the_pool_shrinks(start: Start, tmp_path: Path) -> None:
-    """One that is idle gets it, exactly one, and never one that is about to end."""
+def test_calls_to_any_never_reach_a_stopping_worker(start: Start, tmp_path: Path) -> None:
+    """Exactly one idle worker runs each call, and never a worker that is about to stop."""
     remote = Remote(start, tmp_path, "Idle", workers=4)
     go_on = tmp_path / "go on"
     long = [remote.begin("call", "hold", str(go_on), to="any") for _ in range(4)]
     for worker in range(1, 5):
-        eventually(Path(f"{go_on}.{worker}").exists, f"worker {worker} holds")
+        eventually(Path(f"{go_on}.{worker}").exists, f"worker {worker} runs the command")
     scaled = remote.begin("scale", 1)
     later = [remote.begin("call", "hello", str(number), to="any") for number in range(10)]
     go_on.touch()

@@ -1,8 +1,8 @@
-"""No connection is reset because a port is closed (L9, N1), and who waits in a queue is seen (I2).
+"""Closing a port resets no connection, and connections in the listen queue are served.
 
-Where a listener is closed: at a stop (TERM, `ctl stop`, TERM for all processes), when a slot is scaled away, when an upgrade
-moves addresses; shared or a slot's own; TCP or a unix socket; whose worker is ready, busy, boots, waits for its next try, or is
-not there at all. What is in its queue is answered, unless no worker could be had for it within the graceful timeout.
+A listener is closed at a stop (TERM, `ctl stop`, TERM for all processes), when a slot is scaled away, and when an upgrade
+moves addresses. It is shared or a slot's own; TCP or a unix socket; its worker is ready, busy, booting, waiting for its next
+attempt, or missing. Connections in its queue are answered, unless no worker is available within the graceful timeout.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ async def asgi(scope, receive, send):
 
 
 def ctl(project: Path, *words: str) -> threading.Thread:
-    """Give a command, and do not wait for its end."""
+    """Run a command in the background."""
     thread = threading.Thread(target=run, args=("ctl", "--socket", str(project / "ctl.sock"), *words))
     thread.start()
     return thread
 
 
 def boots_again(project: Path, command: Command, slot: int) -> int:
-    """Kill a slot's worker; its successor boots until there is no file `slow` any more. Return that one's pid."""
+    """Kill the worker of a slot; its successor boots until the file `slow` is removed. Return the successor's pid."""
     (project / "slow").touch()
     before = command.workers
     os.kill(before[slot - 1], signal.SIGKILL)
@@ -72,52 +72,52 @@ def end_it(project: Path, command: Command, end: str) -> threading.Thread | None
 
 
 @ENDS
-def test_who_waits_for_a_worker_that_boots_is_answered(serve: Start, project: Path, end: str) -> None:
+def test_a_client_of_a_booting_worker_is_answered_before_the_port_closes(serve: Start, project: Path, end: str) -> None:
     command = start_two(serve, project, "--base-port", 0)
     boots_again(project, command, 2)
     with Client(command.ports[1]) as client:
         client.request("/", "Connection: close")
-        asked = end_it(project, command, end)
+        scaling = end_it(project, command, end)
         (project / "slow").unlink()
         assert client.answer().text == "hello"
         assert client.rest() == b""
-    if asked:
-        asked.join()
-        eventually(lambda: refused(command.ports[1]), "closed")
+    if scaling:
+        scaling.join()
+        eventually(lambda: refused(command.ports[1]), "the port is closed")
     else:
         command.wait()
 
 
 @ENDS
-def test_if_nobody_waits_a_worker_that_boots_ends_at_once(serve: Start, project: Path, end: str) -> None:
+def test_a_booting_worker_without_clients_stops_at_once(serve: Start, project: Path, end: str) -> None:
     command = start_two(serve, project, "--base-port", 0)
     boots_again(project, command, 2)
-    asked = end_it(project, command, end)
-    if asked:
-        asked.join()
+    scaling = end_it(project, command, end)
+    if scaling:
+        scaling.join()
         assert refused(command.ports[1])
     else:
         command.wait()
 
 
-def test_one_that_does_not_boot_in_time_is_given_up(serve: Start, project: Path) -> None:
+def test_the_port_closes_when_the_worker_does_not_boot_in_time(serve: Start, project: Path) -> None:
     command = start_two(serve, project, "--base-port", 0, "--graceful-timeout", 2)
     boots_again(project, command, 2)
     with Client(command.ports[1]) as client:
         client.request("/")
-        asked = end_it(project, command, "scale")
-        assert client.rest(reset=True) == b"", "it is closed without an answer"
-        asked.join()
+        scaling = end_it(project, command, "scale")
+        assert client.rest(reset=True) == b"", "the connection is closed without a response"
+        scaling.join()
     assert refused(command.ports[1])
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("where", ["tcp", "unix"])
-def test_who_waits_at_a_server_without_workers_is_answered_before_it_stops(serve: Start, project: Path, where: str) -> None:
+def test_a_client_of_a_server_without_workers_is_answered_before_the_stop(serve: Start, project: Path, where: str) -> None:
     path = project / "s"
     command = start_two(serve, project, "--bind", f"unix:{path}" if where == "unix" else "127.0.0.1:0")
     command.kill(signal.SIGWINCH)
-    eventually(lambda: not command.workers, "none")
+    eventually(lambda: not command.workers, "no workers")
     with Client(str(path) if where == "unix" else command.port) as client:
         client.request("/", "Connection: close")
         command.kill(signal.SIGTERM)
@@ -125,25 +125,25 @@ def test_who_waits_at_a_server_without_workers_is_answered_before_it_stops(serve
     command.wait()
 
 
-def test_a_slot_that_is_wanted_again_while_it_closes_takes_connections(serve: Start, project: Path) -> None:
+def test_a_closing_slot_that_is_scaled_up_again_takes_connections(serve: Start, project: Path) -> None:
     command = start_two(serve, project, "--base-port", 0)
     boots_again(project, command, 2)
     with Client(command.ports[1]) as client:
         client.request("/", "Connection: close")
-        asked = end_it(project, command, "scale")
+        scaling = end_it(project, command, "scale")
         again = ctl(project, "scale", "2")
         command.wait_for("2 workers wanted")
         (project / "slow").unlink()
         assert client.answer().text == "hello"
-        asked.join()
+        scaling.join()
         again.join()
     with Client(command.ports[1]) as client:
         assert client.get().text == "hello"
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_a_socket_that_others_have_as_well_goes_on_taking_connections(serve: Start, project: Path, family: int) -> None:
-    """A service manager's: whoever connects after the stop waits for the next start."""
+def test_an_inherited_socket_keeps_listening_after_the_stop(serve: Start, project: Path, family: int) -> None:
+    """A client that connects to a service manager's socket after the stop waits for the next start."""
     with socket.socket(family) as listener:
         listener.bind(str(project / "s") if family == socket.AF_UNIX else ("127.0.0.1", 0))
         listener.listen()
@@ -160,7 +160,7 @@ def test_a_socket_that_others_have_as_well_goes_on_taking_connections(serve: Sta
 
 
 class Burst:
-    """Clients that take a new connection for each request, until they are told to end; and what became of the requests."""
+    """Clients that open a new connection for each request, until the block ends; counts the outcomes."""
 
     def __init__(self, targets: list[Where]) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -202,7 +202,7 @@ def _ask(where: Where) -> str:
 
 
 def refused(where: Where) -> bool:
-    """Whether nobody listens there."""
+    """Whether connections to this address are refused."""
     with contextlib.suppress(ConnectionRefusedError), dial(where):
         return False
     return True
@@ -248,8 +248,8 @@ def test_scaling_under_load_resets_nothing(serve: Start, project: Path) -> None:
 # The queue and the scaler.
 
 
-def test_who_waits_in_the_queue_is_had_by_a_worker_that_is_started_for_that(start: Start, tmp_path: Path) -> None:
-    """Three requests, each as long as the others have not come: one worker could never answer them."""
+def test_the_scaler_starts_workers_for_queued_connections(start: Start, tmp_path: Path) -> None:
+    """Three requests that each wait for the other two: one worker could never answer them."""
     (tmp_path / "site_app.py").write_text(
         "import os, time\n"
         "def app(environ, start_response):\n"
@@ -265,12 +265,12 @@ def test_who_waits_in_the_queue_is_had_by_a_worker_that_is_started_for_that(star
         for number in (1, 2, 3):
             clients.append(stack.enter_context(Client(command.port)))
             clients[-1].request(f"/{number}", "Connection: close")
-            # A worker may take a second connection while the request of its first is still to come.
+            # A worker may accept a second connection before the request of its first has arrived.
             eventually((tmp_path / str(number)).exists, f"request {number}")
         assert [client.answer().status for client in clients] == [200] * 3
 
 
-def test_ttou_leaves_one_worker(serve: Start, project: Path) -> None:
+def test_ttou_never_stops_the_last_worker(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "-w", 2, "--base-port", 0, cwd=project)
     for _ in range(3):
         lines = len(command.log)

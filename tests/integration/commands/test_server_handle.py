@@ -1,4 +1,4 @@
-"""What users' hooks get as `server`: gunicorn's names, the commands, and in a worker nothing of the master."""
+"""The `server` argument of users' hooks: gunicorn's names and the commands; in a worker it does not reach the master."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def app(environ, start_response):
     return [b"ok"]
 """
 
-# Hooks as gunicorn's documentation and public configurations have them: they log, count, list, and set attributes.
+# Hooks as in gunicorn's documentation and in public configurations: they log, count, list, and set attributes.
 HOOKS = """
 import gc, json, os, types
 
@@ -82,7 +82,7 @@ def on_exit(server):
 """
 
 
-def test_hooks_get_a_facade(serve: Start, project: Path) -> None:
+def test_hooks_get_a_handle_and_never_the_master(serve: Start, project: Path) -> None:
     (project / "forkserve.conf.py").write_text(HOOKS)
     notes = project / "notes"
 
@@ -97,7 +97,9 @@ def test_hooks_get_a_facade(serve: Start, project: Path) -> None:
     assert listeners == [f"http://{host}:{port}" for host, port in address]
     assert noted("workers") == [[{str(worker): 1}, 1, "site_app:app", command.pid]]
     assert noted("missing") == [[False, False]]
-    assert noted("early") == 2 * [["CommandError: the server is not running"]], "no listener is open yet"
+    assert noted("early") == 2 * [["CommandError: the server is not running"]], (
+        "commands are refused before the listeners are open"
+    )
     refused = "CommandError: server.reload can be called in the master only, and this is a worker"
     assert noted("post_fork") == [[True, [7], 1, refused, []]]
 
@@ -108,7 +110,7 @@ def test_hooks_get_a_facade(serve: Start, project: Path) -> None:
     assert "Shutting down: site_app" in command.stderr
 
 
-def test_the_server_loads_nothing_of_the_development_reloader() -> None:
+def test_the_server_does_not_import_the_development_reloader() -> None:
     code = "import sys, forkserve.server; print([name for name in sys.modules if 'devreload' in name])"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

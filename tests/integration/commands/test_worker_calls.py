@@ -1,4 +1,4 @@
-"""Workers that ask the others: from an app, from a command, from a thread. Ids are those of the ancestors' features."""
+"""Workers that call other workers: from an app, from a command, from a thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.client import Client, get
 from tests.integration.command import eventually
-from tests.integration.commands.test_worker_commands import ASGI, BETWEEN, EVERY_KIND, INLINE, THREADS, Kind, probe
+from tests.integration.commands.test_worker_commands import ASGI, EVERY_KIND, INLINE, INLINE_KINDS, THREADS, Kind, probe
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 
@@ -16,17 +16,17 @@ WAITING = pytest.mark.parametrize("kind", [ASGI, (*ASGI, "--loop", "asyncio"), T
 
 
 @WAITING
-def test_an_app_asks_the_others(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """Awaited in ASGI, waited for in a pool thread; it is never asked itself."""
+def test_an_app_calls_the_other_workers(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """An ASGI app awaits the replies, a pool thread waits for them; a worker never calls itself."""
     server = probe(start, tmp_path, kind, workers=3)
     for number, port in enumerate(server.command.ports, 1):
         assert get(port, "/ask").json == [[other, "ok"] for other in (1, 2, 3) if other != number]
 
-    assert [line for line in server.noted() if line.startswith("child")].count("child asked 1") == 2
+    assert [line for line in server.noted() if line.startswith("child")].count("child called 1") == 2
 
 
 @WAITING
-def test_an_app_asks_any_or_one(start: Start, tmp_path: Path, kind: Kind) -> None:
+def test_an_app_calls_any_worker_or_one_worker(start: Start, tmp_path: Path, kind: Kind) -> None:
     server = probe(start, tmp_path, kind)
     port = server.command.port
 
@@ -38,7 +38,7 @@ def test_an_app_asks_any_or_one(start: Start, tmp_path: Path, kind: Kind) -> Non
 
 
 @WAITING
-def test_an_app_that_has_nobody_to_ask(start: Start, tmp_path: Path, kind: Kind) -> None:
+def test_a_call_without_other_workers_has_no_replies(start: Start, tmp_path: Path, kind: Kind) -> None:
     server = probe(start, tmp_path, kind, workers=1)
 
     assert get(server.command.port, "/ask").json == []
@@ -46,37 +46,37 @@ def test_an_app_that_has_nobody_to_ask(start: Start, tmp_path: Path, kind: Kind)
 
 
 @WAITING
-def test_an_app_that_asks_who_is_busy(start: Start, tmp_path: Path, kind: Kind) -> None:
+def test_a_call_to_a_busy_worker_times_out(start: Start, tmp_path: Path, kind: Kind) -> None:
     gate = tmp_path / "gate"
     server = probe(start, tmp_path, kind)
     held = server.begin("call", "hold", str(gate), to=2)
-    eventually(lambda: server.noted() == ["holds 2"], "it has begun")
+    eventually(lambda: server.noted() == ["holds 2"], "the command runs")
 
     assert get(server.command.port, "/ask?timeout=0.1").json == [[2, "timeout"]]
     gate.touch()
     assert held.answer["ok"]
 
 
-@BETWEEN
-def test_an_inline_app_can_ask_but_not_wait(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """It would keep this worker from answering, and others may be waiting for it."""
+@INLINE_KINDS
+def test_an_inline_app_can_call_but_not_wait(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """Waiting would block this worker, while other workers may wait for it."""
     server = probe(start, tmp_path, kind)
 
     assert get(server.command.port, "/ask").text.startswith("WouldDeadlock: this thread also runs the commands of others")
-    eventually(lambda: "child asked 2" in server.noted(), "it was sent all the same")
+    eventually(lambda: "child called 2" in server.noted(), "the call was sent although the wait was refused")
     assert get(server.command.port, "/tell").text == "1"
-    eventually(lambda: "told [2]" in server.noted(), "the callback")
+    eventually(lambda: "replied [2]" in server.noted(), "the callback")
 
 
-def test_asgi_can_await_but_not_wait(start: Start, tmp_path: Path) -> None:
+def test_asgi_can_await_but_not_block(start: Start, tmp_path: Path) -> None:
     server = probe(start, tmp_path, ASGI)
 
     assert get(server.command.port, "/block").text.startswith("WouldDeadlock: ")
     assert get(server.command.port, "/thread").json == [2]
 
 
-def test_who_stops_awaiting_harms_nobody(start: Start, tmp_path: Path) -> None:
-    """As when its client has gone: the replies come all the same, and so does what comes with them."""
+def test_an_abandoned_call_does_not_affect_later_calls(start: Start, tmp_path: Path) -> None:
+    """An app stops awaiting when its client disconnects; the replies still arrive and are dropped."""
     gate = tmp_path / "gate"
     server = probe(start, tmp_path, ASGI)
     for _ in range(3):
@@ -89,8 +89,8 @@ def test_who_stops_awaiting_harms_nobody(start: Start, tmp_path: Path) -> None:
 
 
 @EVERY_KIND
-def test_a_command_asks_the_others(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """An async one can await them, but not inline: the worker does nothing else while it runs."""
+def test_a_command_calls_the_other_workers(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """An async command can await the replies, except in an inline worker, where nothing else runs while the command runs."""
     server = probe(start, tmp_path, kind)
     (reply,) = server.call("ask_others", to=1, timeout=10)
 
@@ -101,8 +101,8 @@ def test_a_command_asks_the_others(start: Start, tmp_path: Path, kind: Kind) -> 
         assert reply["value"] == [2]
 
 
-def test_what_cannot_be_asked_for_is_no_reason_to_die(start: Start, tmp_path: Path) -> None:
-    """A name that is no text, a limit that is no number: wherever it is found out."""
+def test_an_invalid_call_kills_no_worker(start: Start, tmp_path: Path) -> None:
+    """A name that is not text, a timeout that is not a number, and other invalid arguments."""
     server = probe(start, tmp_path, ASGI)
     before = server.command.workers
 
@@ -112,33 +112,33 @@ def test_what_cannot_be_asked_for_is_no_reason_to_die(start: Start, tmp_path: Pa
         assert server.command.workers == before
 
 
-def test_a_worker_that_asks_and_dies(start: Start, tmp_path: Path) -> None:
-    """Nobody is there to be told."""
+def test_the_master_survives_a_caller_that_dies(start: Start, tmp_path: Path) -> None:
+    """The reply has no receiver any more."""
     gate = tmp_path / "gate"
     server = probe(start, tmp_path, ASGI)
     with Client(server.command.port) as client:
         held = server.begin("call", "hold", str(gate), to=2)
-        eventually(lambda: server.noted() == ["holds 2"], "it has begun")
+        eventually(lambda: server.noted() == ["holds 2"], "the command runs")
         client.request("/ask")
-        eventually(lambda: "came /ask" in server.noted(), "it asks")
+        eventually(lambda: "came /ask" in server.noted(), "the request has arrived")
         assert server.call("die", to=1)[0]["status"] == "died"
     gate.touch()
     assert held.answer["ok"]
 
-    eventually(lambda: [reply["id"] for reply in server.call("note", "x")] == [1, 2], "two again")
+    eventually(lambda: [reply["id"] for reply in server.call("note", "x")] == [1, 2], "two workers again")
     assert "fault in the master" not in server.command.stderr
 
 
-def test_a_worker_without_a_master(start: Start, tmp_path: Path) -> None:
-    """Not in a worker: no `current_worker`."""
+def test_current_worker_raises_outside_of_a_worker(start: Start, tmp_path: Path) -> None:
+    """There is no `current_worker` in this process."""
     from forkserve import current_worker
 
     with pytest.raises(RuntimeError, match="this process is no worker of forkserve"):
         current_worker()
 
 
-def test_replies_that_are_too_large_together(start: Start, tmp_path: Path) -> None:
-    """Each fits, all do not: it is told so."""
+def test_replies_that_are_too_large_together_are_an_error(start: Start, tmp_path: Path) -> None:
+    """Each reply fits into a message, but not all together."""
     server = Steered(
         start, tmp_path, *ASGI, "-w", 3, "--base-port", 0, "--mixin", "tests.integration.commands.test_worker_calls:Much"
     )
@@ -147,7 +147,7 @@ def test_replies_that_are_too_large_together(start: Start, tmp_path: Path) -> No
 
 
 class Much:
-    """Its workers have much to say."""
+    """A mixin whose command returns a large value."""
 
     def child_much(self) -> str:
         return "x" * 700_000

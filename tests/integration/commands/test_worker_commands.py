@@ -1,4 +1,4 @@
-"""Commands in real workers, however they answer requests. Ids are those of the ancestors' features."""
+"""Commands in real workers, for each way to run the app."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.steer import Steered
 
 APPS = "tests.integration.command_apps"
 INLINE, THREADS, ASGI = (f"{APPS}:wsgi",), (f"{APPS}:wsgi", "--threads", 2), (f"{APPS}:asgi",)
-# The other two use of the loop what ASGI uses as well.
+# The other kinds use the event loop in the same way as ASGI.
 KINDS: dict[str, tuple[object, ...]] = {
     "asgi": ASGI,
     "asgi-asyncio": (*ASGI, "--loop", "asyncio"),
@@ -23,8 +23,8 @@ KINDS: dict[str, tuple[object, ...]] = {
     "inline": INLINE,
 }
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-BESIDE = pytest.mark.parametrize("kind", [one for name, one in KINDS.items() if "inline" not in name])
-BETWEEN = pytest.mark.parametrize("kind", [one for name, one in KINDS.items() if "inline" in name])
+CONCURRENT = pytest.mark.parametrize("kind", [one for name, one in KINDS.items() if "inline" not in name])
+INLINE_KINDS = pytest.mark.parametrize("kind", [one for name, one in KINDS.items() if "inline" in name])
 
 Kind = tuple[object, ...]
 
@@ -36,13 +36,13 @@ def probe(start: Start, directory: Path, kind: Kind, workers: int = 2, **options
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """A file that something waits for."""
+    """A file; commands and requests run until it exists."""
     return tmp_path / "gate"
 
 
 @EVERY_KIND
-def test_on_then_child_in_each_worker(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """One reply of each, in the order of their ids; on the main thread."""
+def test_a_command_runs_on_hook_then_child_in_each_worker(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """Each worker sends one reply, in the order of their ids; the command runs on the main thread."""
     server = probe(start, tmp_path, kind)
     replies = server.call("note", "x")
 
@@ -55,8 +55,8 @@ def test_on_then_child_in_each_worker(start: Start, tmp_path: Path, kind: Kind) 
 
 
 @EVERY_KIND
-def test_what_goes_wrong_is_a_reply_and_the_worker_lives(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """Unknown, wrong arguments, exceptions of every sort, values that are not JSON or too large."""
+def test_command_errors_are_replies_and_the_worker_lives(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """Unknown commands, wrong arguments, exceptions of every kind, values that are not JSON or too large."""
     server = probe(start, tmp_path, kind, workers=1)
     before = server.command.workers
 
@@ -79,8 +79,8 @@ def test_what_goes_wrong_is_a_reply_and_the_worker_lives(start: Start, tmp_path:
     assert server.command.workers == before
 
 
-@BETWEEN
-def test_only_an_async_def_can_wait_between_requests(start: Start, tmp_path: Path, kind: Kind) -> None:
+@INLINE_KINDS
+def test_an_inline_command_that_is_not_async_cannot_wait(start: Start, tmp_path: Path, kind: Kind) -> None:
     server = probe(start, tmp_path, kind, workers=1)
     (reply,) = server.call("waits")
 
@@ -89,8 +89,8 @@ def test_only_an_async_def_can_wait_between_requests(start: Start, tmp_path: Pat
 
 
 @EVERY_KIND
-def test_a_worker_that_dies_of_it(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """Known at once, long before the limit; it is replaced, and can be asked again."""
+def test_the_death_of_a_worker_is_reported_at_once(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """The reply comes long before the timeout; the worker is replaced, and can be called again."""
     server = probe(start, tmp_path, kind)
     replies = server.call("die", to=2, timeout=600)
 
@@ -99,8 +99,8 @@ def test_a_worker_that_dies_of_it(start: Start, tmp_path: Path, kind: Kind) -> N
 
 
 @EVERY_KIND
-def test_async(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """On the loop; inline, between requests, on a loop of their own."""
+def test_an_async_command_runs(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """It runs on the event loop; in an inline worker, on its own loop between requests."""
     server = probe(start, tmp_path, kind)
 
     assert [reply["value"] for reply in server.call("nap", 0.01)] == [[1, 0], [2, 0]]
@@ -109,13 +109,13 @@ def test_async(start: Start, tmp_path: Path, kind: Kind) -> None:
     assert server.call("nap", 0)[0]["status"] == "ok"
 
 
-@BESIDE
-def test_beside_requests(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
-    """ASGI and threads need not wait for those in hand."""
+@CONCURRENT
+def test_commands_run_during_requests(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
+    """ASGI and threaded workers run a command while a request is running."""
     server = probe(start, tmp_path, kind, workers=1)
     with Client(server.command.port) as client:
         client.request(f"/hold?{gate}")
-        eventually(lambda: "came /hold" in server.noted(), "the request")
+        eventually(lambda: "came /hold" in server.noted(), "the request has arrived")
 
         assert server.call("note", "x")[0]["value"] == [1, "x", 1, True]
         gate.touch()
@@ -123,83 +123,83 @@ def test_beside_requests(start: Start, tmp_path: Path, gate: Path, kind: Kind) -
 
 
 @pytest.mark.parametrize("name", ["note", "nap"])
-@BETWEEN
-def test_never_inside_a_request(start: Start, tmp_path: Path, gate: Path, kind: Kind, name: str) -> None:
-    """It waits for the one in hand, and for those that were there before; then it runs before those that come later."""
+@INLINE_KINDS
+def test_an_inline_command_waits_for_the_running_request(start: Start, tmp_path: Path, gate: Path, kind: Kind, name: str) -> None:
+    """It also waits for requests that arrived earlier, and runs before later requests."""
     server = probe(start, tmp_path, kind, workers=1)
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(Client(server.command.port)) for _ in range(2))
         first.request(f"/hold?{gate}")
-        eventually(lambda: "came /hold" in server.noted(), "the request")
-        asked = server.begin("call", name, 0)
+        eventually(lambda: "came /hold" in server.noted(), "the request has arrived")
+        call = server.begin("call", name, 0)
         late = server.call("note", "late", timeout=0.1)
         assert [reply["status"] for reply in late] == ["timeout"]
         assert server.noted() == ["came /hold"]
         gate.touch()
         assert first.answer().status == 200
-        (reply,) = asked.answer["result"]
+        (reply,) = call.answer["result"]
         assert second.get().status == 200
 
     assert reply["status"] == "ok"
-    assert 1 not in reply["value"][1:3], "inside"
+    assert 1 not in reply["value"][1:3], "the command ran within a request"
     noted = server.noted()
     assert noted.index("done") < noted.index("child 0 1" if name == "note" else "child nap") < noted.index("came /")
     assert not [line for line in noted if "late" in line]
     server.command.wait_for("command note was not started in time, and never will be")
 
 
-@BETWEEN
-def test_never_before_a_large_answer_is_closed(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """A generator that waits for its client holds the worker, and a command waits for its close()."""
+@INLINE_KINDS
+def test_an_inline_command_waits_for_the_close_of_a_large_response(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """A generator waiting for its client holds the worker; the command runs after its close()."""
     server = probe(start, tmp_path, kind, workers=1)
     with Client(server.command.port) as client:
         client.request("/large")
         client.head()
-        asked = server.begin("call", "note", "x")
+        call = server.begin("call", "note", "x")
         assert server.call("note", "late", timeout=0.1)[0]["status"] == "timeout"
         assert server.noted() == ["came /large"]
         for _ in range(160):
             client.exactly(65536)
-        (reply,) = asked.answer["result"]
+        (reply,) = call.answer["result"]
 
     assert reply["value"] == [1, "x", 0, True]
     assert server.noted() == ["came /large", "closed", "on x 1", "child x 1"]
 
 
-@BETWEEN
-def test_a_command_after_a_client_that_left_a_large_answer(start: Start, tmp_path: Path, kind: Kind) -> None:
+@INLINE_KINDS
+def test_a_command_runs_after_the_client_of_a_large_response_disconnects(start: Start, tmp_path: Path, kind: Kind) -> None:
     server = probe(start, tmp_path, kind, workers=1)
     with Client(server.command.port) as client:
         client.request("/large")
         client.head()
-        asked = server.begin("call", "note", "x")
-        eventually(lambda: server.noted() == ["came /large"], "it came")
-    (reply,) = asked.answer["result"]
+        call = server.begin("call", "note", "x")
+        eventually(lambda: server.noted() == ["came /large"], "the request has arrived")
+    (reply,) = call.answer["result"]
 
     assert reply["value"] == [1, "x", 0, True]
     assert server.noted() == ["came /large", "closed", "on x 1", "child x 1"]
 
 
 @EVERY_KIND
-def test_in_the_order_of_the_calls(start: Start, tmp_path: Path, kind: Kind) -> None:
-    """Each worker has them in the order in which they were asked for, and one at a time, though some of them wait."""
+def test_commands_run_in_the_order_of_the_calls(start: Start, tmp_path: Path, kind: Kind) -> None:
+    """Each worker runs them one at a time in call order, though some of them wait."""
     server = probe(start, tmp_path, kind)
-    asked = []
+    calls = []
     for number in range(30):
-        asked.append(server.begin("call", "count", number))
-        asked.append(server.begin("call", "nap", 0.001))
-        asked[-1].answer  # noqa: B018 - the next is asked for after it
-    assert {reply["status"] for one in asked[::2] for reply in one.answer["result"]} == {"ok"}
+        calls.append(server.begin("call", "count", number))
+        calls.append(server.begin("call", "nap", 0.001))
+        calls[-1].answer  # noqa: B018 - the next call begins after it
+    assert {reply["status"] for one in calls[::2] for reply in one.answer["result"]} == {"ok"}
 
     assert [reply["value"] for reply in server.call("counted")] == [list(range(30))] * 2
 
 
 @EVERY_KIND
-def test_one_at_a_time(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
-    """The second waits for the first, even where a loop could run both."""
+def test_commands_run_one_at_a_time(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
+    """The second command waits for the first, even if an event loop could run both."""
     server = probe(start, tmp_path, kind, workers=1)
     first = server.begin("call", "hold_softly", str(gate))
-    eventually(lambda: server.noted() == ["holds 1"], "the first has begun")
+    eventually(lambda: server.noted() == ["holds 1"], "the first command runs")
 
     assert server.call("note", "x", timeout=0.1)[0]["status"] == "timeout"
     gate.touch()
@@ -208,8 +208,8 @@ def test_one_at_a_time(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> 
 
 
 @EVERY_KIND
-def test_a_limit(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
-    """What was started is finished, and its reply is dropped with a line in the log; what was not, never runs."""
+def test_a_timeout_drops_the_reply_and_skips_unstarted_commands(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
+    """A started command finishes, its reply is dropped, and a line is logged; a command that was not started never runs."""
     server = probe(start, tmp_path, kind)
     answer = server.ask("call", "hold", str(gate), to=2, timeout=0.1)
     assert answer["error"]["code"] == "timeout"
@@ -225,11 +225,11 @@ def test_a_limit(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
 
 
 @EVERY_KIND
-def test_any_is_the_one_that_is_idle(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
-    """Exactly one, and none that has a command in hand."""
+def test_any_picks_an_idle_worker(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
+    """Exactly one worker runs the command, and never a worker with a running command."""
     server = probe(start, tmp_path, kind)
     held = server.begin("call", "hold", str(gate), to=1)
-    eventually(lambda: server.noted() == ["holds 1"], "it has begun")
+    eventually(lambda: server.noted() == ["holds 1"], "the command runs")
 
     for _ in range(5):
         assert [reply["id"] for reply in server.call("note", "x", to="any")] == [2]
@@ -237,12 +237,12 @@ def test_any_is_the_one_that_is_idle(start: Start, tmp_path: Path, gate: Path, k
     assert held.answer["result"][0]["id"] == 1
 
 
-@BETWEEN
-def test_any_is_none_that_is_in_a_request(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
+@INLINE_KINDS
+def test_any_never_picks_an_inline_worker_with_a_running_request(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
     server = probe(start, tmp_path, kind)
     with Client(server.command.ports[0]) as client:
         client.request(f"/hold?{gate}")
-        eventually(lambda: server.noted() == ["came /hold"], "the request")
+        eventually(lambda: server.noted() == ["came /hold"], "the request has arrived")
 
         for _ in range(5):
             assert [reply["id"] for reply in server.call("note", "x", to="any")] == [2]
@@ -251,11 +251,11 @@ def test_any_is_none_that_is_in_a_request(start: Start, tmp_path: Path, gate: Pa
 
 
 @EVERY_KIND
-def test_any_waits_its_turn(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
-    """With none idle, it is done when the first is; each of several by one, and once."""
+def test_any_waits_until_a_worker_is_idle(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
+    """If no worker is idle, the call waits for the first idle one; each of several calls runs once."""
     server = probe(start, tmp_path, kind)
     held = server.begin("call", "hold", str(gate))
-    eventually(lambda: sorted(server.noted()) == ["holds 1", "holds 2"], "both have begun")
+    eventually(lambda: sorted(server.noted()) == ["holds 1", "holds 2"], "both commands run")
     assert server.call("note", "late", to="any", timeout=0.1)[0]["status"] == "timeout"
     waiting = [server.begin("call", "note", f"w{number}", to="any") for number in range(6)]
     gate.touch()
@@ -267,12 +267,12 @@ def test_any_waits_its_turn(start: Start, tmp_path: Path, gate: Path, kind: Kind
 
 
 @EVERY_KIND
-def test_any_for_which_nobody_comes_ends_with_the_server(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
+def test_a_waiting_call_to_any_is_refused_at_the_stop(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
     server = probe(start, tmp_path, kind, workers=1)
     held = server.begin("call", "hold", str(gate))
-    eventually(lambda: server.noted() == ["holds 1"], "it has begun")
+    eventually(lambda: server.noted() == ["holds 1"], "the command runs")
     waiting = server.begin("call", "note", "x", to="any", timeout=None)
-    assert server.call("note", "y", timeout=0.05)[0]["status"] == "timeout"  # so the one before has come
+    assert server.call("note", "y", timeout=0.05)[0]["status"] == "timeout"  # so the previous call has arrived
     server.command.kill(signal.SIGTERM)
 
     assert waiting.answer["error"] == {"code": "refused", "message": "the server is stopping"}
@@ -282,13 +282,13 @@ def test_any_for_which_nobody_comes_ends_with_the_server(start: Start, tmp_path:
     assert "on x 1" not in server.noted()
 
 
-def test_who_boots_is_not_asked(start: Start, tmp_path: Path) -> None:
+def test_a_booting_worker_gets_no_commands(start: Start, tmp_path: Path) -> None:
     boot = tmp_path / "boot"
     server = Steered(
         start, tmp_path, *ASGI, "--workers", 2, "--base-port", 0, "--mixin", f"{APPS}:SlowBoot",
         ready=False, env={"BOOT": str(boot)},
     )  # fmt: skip
-    eventually(lambda: server.call("note", "x"), "the first")
+    eventually(lambda: server.call("note", "x"), "the reply of the first worker")
 
     assert [reply["id"] for reply in server.call("note", "y")] == [1]
     assert server.ask("call", "note", "z", to=2)["error"]["message"].startswith("worker 2 cannot be asked: it is not ready")
@@ -298,11 +298,11 @@ def test_who_boots_is_not_asked(start: Start, tmp_path: Path) -> None:
 
 
 @EVERY_KIND
-def test_who_drains_is_not_asked(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
+def test_a_draining_worker_gets_no_commands(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
     server = probe(start, tmp_path, kind)
     with Client(server.command.ports[1]) as client:
         client.request(f"/hold?{gate}")
-        eventually(lambda: server.noted() == ["came /hold"], "the request")
+        eventually(lambda: server.noted() == ["came /hold"], "the request has arrived")
         scaled = server.begin("scale", 1)
         server.command.wait_for("1 worker wanted")
 
@@ -316,7 +316,7 @@ def test_who_drains_is_not_asked(start: Start, tmp_path: Path, gate: Path, kind:
     server.command.wait()
 
 
-def test_nobody_of_that_id(start: Start, tmp_path: Path) -> None:
+def test_a_call_to_an_unknown_worker_is_a_usage_error(start: Start, tmp_path: Path) -> None:
     server = probe(start, tmp_path, ASGI)
 
     assert server.ask("call", "note", "x", to=3)["error"] == {"code": "usage", "message": "there is no worker 3"}

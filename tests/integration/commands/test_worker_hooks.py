@@ -1,4 +1,4 @@
-"""The hooks of a worker class, each in the process that its documentation names, and told what it says."""
+"""Each hook of a worker class runs in the process that its documentation names, with the documented arguments."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ WORKER = "tests.integration.custom_workers:Hooked"
 
 
 def notes(directory: Path) -> list[list[Any]]:
-    """All that the hooks have noted: name, pid of the process, what they were told."""
+    """Everything that the hooks have recorded: hook name, pid of the process, arguments."""
     path = directory / "hooks"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def named(directory: Path, name: str) -> list[list[Any]]:
-    """What the hooks of one name have noted, without it."""
+    """The records of one hook, without its name."""
     return [note[1:] for note in notes(directory) if note[0] == name]
 
 
 def begin(start: Start, directory: Path, *options: object, raising: str = "") -> Command:
-    """Start a worker that notes its hooks."""
+    """Start a worker that records its hooks."""
     env = {"NOTES": str(directory), "RAISE": raising}
     return start("--worker", WORKER, "--base-port", 0, *options, env=env)
 
 
-def test_a_whole_life(start: Start, tmp_path: Path) -> None:
-    """Each once, in this order, with the slot, its port, its generation and its process."""
+def test_each_hook_runs_once_in_order(start: Start, tmp_path: Path) -> None:
+    """Each record has the slot, its port, its generation and its process."""
     command = begin(start, tmp_path).ready()
     master, (worker,), port = command.pid, command.workers, command.port
     command.stop()
@@ -51,23 +51,23 @@ def test_a_whole_life(start: Start, tmp_path: Path) -> None:
     ]
 
 
-def test_ready_before_the_master_knows(start: Start, tmp_path: Path) -> None:
-    """on_ready has run when the start-up lines are written."""
+def test_on_ready_runs_before_the_ready_line(start: Start, tmp_path: Path) -> None:
+    """on_ready has run when the startup lines are written."""
     begin(start, tmp_path, "--workers", 3).ready()
 
     assert sorted(slot for _, slot in named(tmp_path, "ready")) == [1, 2, 3]
 
 
-def test_many_lives_of_one_slot(start: Start, tmp_path: Path) -> None:
-    """It is registered once; what belongs to the process happens for each. A killed process cannot run on_stop."""
+def test_a_slot_with_three_processes_is_registered_once(start: Start, tmp_path: Path) -> None:
+    """The hooks of a process run for each process. A killed process cannot run on_stop."""
     command = begin(start, tmp_path).ready()
     (first,) = command.workers
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: len(named(tmp_path, "ready")) == 2, "a second one")
+    eventually(lambda: len(named(tmp_path, "ready")) == 2, "a second process")
     (second,) = command.workers
     os.kill(second, signal.SIGTERM)
-    eventually(lambda: len(named(tmp_path, "ready")) == 3, "a third one")
-    (third,) = set(command.workers) - {second}  # which may still be about to end
+    eventually(lambda: len(named(tmp_path, "ready")) == 3, "a third process")
+    (third,) = set(command.workers) - {second}  # the second process may still be stopping
     command.kill(signal.SIGTERM)
     command.wait()
 
@@ -77,12 +77,12 @@ def test_many_lives_of_one_slot(start: Start, tmp_path: Path) -> None:
     assert [note[-2:] for note in named(tmp_path, "exit")] == [[first, -signal.SIGKILL], [second, 0], [third, 0]]
 
 
-def test_slots_that_come_and_go(start: Start, tmp_path: Path) -> None:
-    """With its last process a slot is unregistered; when it is wanted again, it is registered again, before the fork."""
+def test_a_slot_is_unregistered_with_its_last_process(start: Start, tmp_path: Path) -> None:
+    """A slot that is scaled up again is registered again, before the fork."""
     remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)})
     for wanted in (3, 1, 2):
         remote.ask("scale", wanted)
-    names = [(name, told[0]) for name, _, *told in notes(tmp_path)]
+    names = [(name, arguments[0]) for name, _, *arguments in notes(tmp_path)]
 
     assert [name for name, slot in names if slot == 3] == ["register", "start", "ready", "stop", "exit", "unregister"]
     assert [name for name, slot in names if slot == 2] == [
@@ -93,27 +93,27 @@ def test_slots_that_come_and_go(start: Start, tmp_path: Path) -> None:
     remote.ask("scale", 1)
 
 
-def test_on_timeout(start: Start, tmp_path: Path) -> None:
-    """In the master, while the stuck process still exists; then on_exit."""
+def test_on_timeout_runs_before_on_exit(start: Start, tmp_path: Path) -> None:
+    """on_timeout runs in the master while the stuck process still exists."""
     remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)}, timeout=0.4)
     command = remote.command
     (stuck,) = command.workers
     assert remote.call("stick")[0]["status"] == "died"
-    eventually(lambda: named(tmp_path, "exit"), "its end")
+    eventually(lambda: named(tmp_path, "exit"), "the exit of the worker")
 
     assert [name for name, *_ in notes(tmp_path)][:5] == ["register", "start", "ready", "timeout", "exit"]
     assert named(tmp_path, "timeout") == [[command.pid, 1, None, 1, stuck]]
     assert named(tmp_path, "exit") == [[command.pid, 1, None, 1, stuck, -signal.SIGKILL]]
-    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another one")
+    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another worker")
 
 
 @pytest.mark.parametrize("name", ["register", "ready", "stop", "exit", "unregister"])
-def test_one_that_raises(start: Start, tmp_path: Path, name: str) -> None:
-    """It is logged, and the server goes on as if it had not. The second process begins while the first one ends."""
+def test_a_hook_that_raises_is_logged_and_ignored(start: Start, tmp_path: Path, name: str) -> None:
+    """The second process starts while the first one stops."""
     command = begin(start, tmp_path, raising=name).ready()
     (worker,) = command.workers
     os.kill(worker, signal.SIGTERM)
-    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another one")
+    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another worker")
     command.traceback_expected = True
     command.kill(signal.SIGTERM)
     log = command.wait()
@@ -125,18 +125,18 @@ def test_one_that_raises(start: Start, tmp_path: Path, name: str) -> None:
     assert (names[0], names[-1]) == ("register", "unregister")
 
 
-def test_on_timeout_that_raises(start: Start, tmp_path: Path) -> None:
-    """The worker is killed and replaced all the same."""
+def test_a_stuck_worker_is_replaced_even_if_on_timeout_raises(start: Start, tmp_path: Path) -> None:
+    """The worker is still killed and replaced."""
     remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path), "RAISE": "timeout"}, timeout=0.4)
     assert remote.call("stick")[0]["status"] == "died"
-    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another one")
+    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another worker")
 
     remote.command.wait_for("hook on_timeout failed")
     remote.command.traceback_expected = True
 
 
-def test_on_start_that_raises(start: Start, tmp_path: Path) -> None:
-    """That is a failure to boot."""
+def test_a_failing_on_start_is_a_boot_failure(start: Start, tmp_path: Path) -> None:
+    """The server exits with 3."""
     command = begin(start, tmp_path, raising="start")
     command.traceback_expected = True
     log = command.wait(3)
@@ -145,8 +145,8 @@ def test_on_start_that_raises(start: Start, tmp_path: Path) -> None:
     assert [note[0] for note in notes(tmp_path)] == ["register", "start", "stop", "exit", "unregister"]
 
 
-def test_a_mixin(start: Start, tmp_path: Path) -> None:
-    """Hooks and commands of a mixin go before the worker's own, which `super()` leads to."""
+def test_mixin_hooks_run_before_those_of_the_worker(start: Start, tmp_path: Path) -> None:
+    """Hooks and commands of a mixin run first; `super()` leads to the worker's own."""
     (tmp_path / "mine.py").write_text(
         "import sys\nfrom forkserve import Server, Worker\n"
         "class Plain(Worker):\n"

@@ -1,4 +1,4 @@
-"""Where commands come from: mixins and the master; and many workers, limits and ends at once. Ids are those of the ancestors' features."""
+"""Commands from mixins and from the master; many workers, time limits and exits at the same time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.integration.steer import Steered
 from tests.integration.steered import Remote
 
 
-def test_mixins_stand_in_front_in_their_order(start: Start, tmp_path: Path) -> None:
-    """Repeatable; super() leads from each to the next."""
+def test_mixins_override_in_their_order(start: Start, tmp_path: Path) -> None:
+    """`--mixin` is repeatable; super() leads from each mixin to the next."""
     server = Steered(start, tmp_path, *INLINE, "--base-port", 0, "--mixin", f"{APPS}:Louder", "--mixin", f"{APPS}:Probe")
 
     assert server.call("note", "x")[0]["value"] == [1, "X", 0, True]
@@ -38,15 +38,15 @@ def test_mixins_stand_in_front_in_their_order(start: Start, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", [INLINE, ASGI], ids=["inline", "asgi"])
 def test_a_bad_mixin_is_an_error_at_the_start(start: Start, kind: Kind, mixin: str, complaint: str) -> None:
     command = start(*kind, "--base-port", 0, "--workers", 2, "--mixin", f"{APPS}:{mixin}")
-    said = command.wait(2)
+    output = command.wait(2)
 
-    (line,) = [one for one in said.splitlines() if one.startswith("forkserve: ")]
+    (line,) = [one for one in output.splitlines() if one.startswith("forkserve: ")]
     assert complaint in line
-    assert said.count("\n") == 1, said
+    assert output.count("\n") == 1, output
 
 
-def test_the_masters_own_hook_refuses(start: Start, tmp_path: Path) -> None:
-    """A subclass of Server: what it raises is the answer, and nobody is asked."""
+def test_an_exception_in_a_hook_of_the_master_refuses_the_command(start: Start, tmp_path: Path) -> None:
+    """The hook is defined in a subclass of Server; its exception is the answer, and no worker runs the command."""
     remote = Remote(
         start, tmp_path, "forkserve:HTTPWorker", app=ASGI[0], base_port=0, mixin=[f"{APPS}:Probe"],
         env={"NOTES": str(tmp_path / "notes")},
@@ -56,12 +56,12 @@ def test_the_masters_own_hook_refuses(start: Start, tmp_path: Path) -> None:
     assert remote.call("note", "x")[0]["value"] == [1, "x", 0, True]
 
 
-# Together with others.
+# Under load.
 
 
 @pytest.mark.heavy
-def test_64_workers_in_one_round(start: Start, tmp_path: Path) -> None:
-    """In parallel, under one deadline: it takes as long as one of them."""
+def test_one_call_runs_in_64_workers_in_parallel(start: Start, tmp_path: Path) -> None:
+    """The call takes about as long as one command, and all replies share one deadline."""
     remote = Remote(start, tmp_path, "Idle", workers=64)
     replies = remote.call("nap", 0.5, timeout=30)
 
@@ -71,27 +71,27 @@ def test_64_workers_in_one_round(start: Start, tmp_path: Path) -> None:
 
 
 @EVERY_KIND
-def test_a_limit_that_no_system_call_takes(start: Start, tmp_path: Path, kind: Kind) -> None:
+def test_a_huge_or_missing_timeout_is_accepted(start: Start, tmp_path: Path, kind: Kind) -> None:
     server = probe(start, tmp_path, kind, workers=1)
 
     assert server.call("note", "x", timeout=999_999)[0]["status"] == "ok"
     assert server.call("note", "x", timeout=None)[0]["status"] == "ok"
     held = server.begin("call", "hold", str(tmp_path / "gate"), timeout=999_999)
-    eventually(lambda: "holds 1" in server.noted(), "it has begun")
+    eventually(lambda: "holds 1" in server.noted(), "the command runs")
     (tmp_path / "gate").touch()
     assert held.answer["ok"]
 
 
-def test_a_term_from_outside_while_commands_come(start: Start, tmp_path: Path) -> None:
-    """Whatever a worker is when it gets one, there is one reply of each that was asked."""
+def test_each_call_gets_one_reply_per_worker_while_a_worker_is_terminated(start: Start, tmp_path: Path) -> None:
+    """A TERM sent to a worker leads to "ok" or "died", whatever the worker is doing."""
     server = probe(start, tmp_path, ASGI)
     for _ in range(5):
         victim = server.command.workers[0]
-        asked = [server.begin("call", "count", number) for number in range(20)]
+        calls = [server.begin("call", "count", number) for number in range(20)]
         os.kill(victim, signal.SIGTERM)
-        asked += [server.begin("call", "count", number) for number in range(20)]
-        for one in asked:
+        calls += [server.begin("call", "count", number) for number in range(20)]
+        for one in calls:
             assert {reply["status"] for reply in one.answer["result"]} <= {"ok", "died"}
-        eventually(lambda victim=victim: not exists(victim), "it has ended")
-        eventually(lambda: len(server.call("counted")) == 2, "two again")
+        eventually(lambda victim=victim: not exists(victim), "the worker has exited")
+        eventually(lambda: len(server.call("counted")) == 2, "two workers again")
     assert not re.search("fault in the master", server.command.stderr)

@@ -1,4 +1,4 @@
-"""Applications under test that write down what they saw; ``GET /-/calls`` gives it, as JSON, and forgets it."""
+"""Applications that record the requests that they receive; ``GET /-/calls`` returns the records as JSON and clears them."""
 
 import json
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""ASGI applications that try the server, chosen by the path; ``GET /-/events`` gives what happened, and forgets it."""
+"""ASGI applications for the tests, chosen by the path; ``GET /-/events`` returns the recorded events and clears them."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
-    """Put something into the state, and say when it ends."""
+    """Fill the state at startup, and print a line at shutdown."""
     assert (await receive())["type"] == "lifespan.startup"
     scope["state"]["shared"] = {"count": 0}
     scope["state"]["number"] = 7
@@ -58,13 +58,13 @@ async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def answer(send: Send, body: bytes, status: int = 200, headers: Any = ()) -> None:
-    """A whole answer."""
+    """Send a complete response."""
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body)), *headers]})
     await send({"type": "http.response.body", "body": body})
 
 
 async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:
-    """Show the scope with types; change what may be changed."""
+    """Return the scope with the types of its values; then change all that may be changed."""
     state = scope["state"]
     state["shared"]["count"] += 1
     state["number"] += 1
@@ -75,9 +75,9 @@ async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:
 
 
 async def on_do(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Do what the test says: a list of messages to send, ``"receive"``, ``"raise"``, ``"exit"``, ``"release"``."""
+    """Execute the steps of the test: a list of messages to send, ``"receive"``, ``"raise"``, ``"exit"``, ``"release"``."""
     try:
-        for step in eval(query["it"]):  # from the test beside it
+        for step in eval(query["it"]):  # the test sends this expression
             if step == "receive":
                 EVENTS.append(repr(await receive()))
             elif step == "raise":
@@ -92,7 +92,7 @@ async def on_do(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -
             else:
                 try:
                     await send(step)
-                except Exception as error:  # whatever it is, the test looks at it
+                except Exception as error:  # the test checks the error
                     EVENTS.append(f"{type(error).__name__} {isinstance(error, OSError)}")
                     if "again" in query:
                         raise
@@ -101,7 +101,7 @@ async def on_do(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -
 
 
 async def on_body(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """The size of the body, and how many messages it came in."""
+    """Return the size of the body and the sum of its bytes."""
     size = total = count = 0
     more = True
     while more:
@@ -117,7 +117,7 @@ async def on_body(_: Scope, receive: Receive, send: Send, __: Any) -> None:
 
 
 async def on_busy(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Take so many pieces of the body, work until released, then take the rest and give its size."""
+    """Receive ``after`` pieces of the body, wait until released, then receive the rest and return the size."""
     size, more = 0, True
     for count in range(1_000_000):
         if count == int(query["after"]):
@@ -136,7 +136,7 @@ async def on_busy(_: Scope, receive: Receive, send: Send, query: dict[str, str])
 
 
 async def on_background(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Work behind the answer, as Starlette's BackgroundTask does, until the file that the query names is there."""
+    """Keep running after the response, like Starlette's BackgroundTask, until the file that the query names exists."""
     await answer(send, b"answered")
     while not os.path.exists(query["gate"]):
         await asyncio.sleep(0.01)
@@ -144,22 +144,22 @@ async def on_background(_: Scope, receive: Receive, send: Send, query: dict[str,
 
 
 async def until_gone(receive: Receive) -> None:
-    """Receive until the client is gone, and say so."""
+    """Receive until the client disconnects, and record it."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    EVENTS.append("heard")
-    print("http.disconnect was heard", flush=True, file=sys.stderr)
+    EVENTS.append("disconnected")
+    print("http.disconnect was received", flush=True, file=sys.stderr)
 
 
 async def on_quiet(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """Start an answer, and listen."""
+    """Start a response without a body, and wait for the disconnect."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     EVENTS.append("started")
     await until_gone(receive)
 
 
 async def on_quiet_late(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """Listen, and start an answer when released."""
+    """Wait for the disconnect, and start a response when released."""
     listening = asyncio.create_task(until_gone(receive))
     EVENTS.append("listening")
     await RELEASE.wait()
@@ -170,18 +170,18 @@ async def on_quiet_late(_: Scope, receive: Receive, send: Send, __: Any) -> None
 
 
 async def on_late_end(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """End an answer after its last byte has been sent: when a file is there, and until then hold the thread."""
+    """Send the last byte, then block the thread until a file exists, and only then end the response."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok", "more_body": True})
     for _ in range(3):
-        await asyncio.sleep(0)  # uvloop writes when the loop turns
+        await asyncio.sleep(0)  # uvloop writes in the next turn of the loop
     while not os.path.exists(query["gate"]):
         time.sleep(0.001)
     await send({"type": "http.response.body"})
 
 
 async def on_early(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Answer before the body has come."""
+    """Respond before the body has been received."""
     await answer(send, b"early", 413)
     if "read" in query:
         while (await receive())["type"] != "http.disconnect":
@@ -190,14 +190,14 @@ async def on_early(_: Scope, receive: Receive, send: Send, query: dict[str, str]
 
 
 async def on_after(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """What ``receive`` gives when the answer is complete."""
+    """Record what ``receive`` returns when the response is complete."""
     await answer(send, b"done")
     EVENTS.append(repr(await receive()))
     EVENTS.append(repr(await receive()))
 
 
 async def on_listen(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """Wait for the client to go, then send until it is noticed."""
+    """Wait for the disconnect, then send until ``send`` raises."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"first", "more_body": True})
     while (message := await receive())["type"] != "http.disconnect":
@@ -213,7 +213,7 @@ async def on_listen(_: Scope, receive: Receive, send: Send, __: Any) -> None:
 
 
 async def on_leave(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """Wait for the client to go, and go."""
+    """Wait for the disconnect, and return."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"first", "more_body": True})
     while (await receive())["type"] != "http.disconnect":
@@ -222,7 +222,7 @@ async def on_leave(_: Scope, receive: Receive, send: Send, __: Any) -> None:
 
 
 async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Send much; ``/-/count`` shows how often ``send`` has returned."""
+    """Send many pieces; ``/-/count`` shows how many calls of ``send`` have returned."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     COUNT[0] = 0
     try:
@@ -242,7 +242,7 @@ async def on_wait(_: Scope, receive: Receive, send: Send, __: Any) -> None:
 
 
 async def on_two_tasks(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """Listen in one task and send in another, as frameworks do."""
+    """Receive in one task and send in another, as frameworks do."""
     gone = asyncio.create_task(receive())
     await answer(send, b"two")
     EVENTS.append((await gone)["type"])
@@ -250,26 +250,26 @@ async def on_two_tasks(_: Scope, receive: Receive, send: Send, __: Any) -> None:
 
 
 async def failing(scope: Scope, receive: Receive, send: Send) -> None:
-    """A start-up that fails."""
+    """The startup fails."""
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "the database is away"})
 
 
 async def raising(scope: Scope, receive: Receive, send: Send) -> None:
-    """Does without lifespan."""
+    """The lifespan raises at once."""
     if scope["type"] == "lifespan":
         raise IntendedError("no lifespan here")
     await answer(send, json.dumps(sorted(scope.get("state", {}))).encode())
 
 
 async def returning(scope: Scope, receive: Receive, send: Send) -> None:
-    """Returns from its lifespan at once."""
+    """The lifespan returns at once."""
     if scope["type"] != "lifespan":
         await answer(send, b"fine")
 
 
 async def bad_end(scope: Scope, receive: Receive, send: Send) -> None:
-    """A shutdown that fails or raises."""
+    """The shutdown fails."""
     if scope["type"] != "lifespan":
         await answer(send, b"fine")
         return
@@ -280,7 +280,7 @@ async def bad_end(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def raising_end(scope: Scope, receive: Receive, send: Send) -> None:
-    """A shutdown that raises."""
+    """The shutdown raises."""
     if scope["type"] != "lifespan":
         await answer(send, b"fine")
         return
@@ -291,7 +291,7 @@ async def raising_end(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def endless_end(scope: Scope, receive: Receive, send: Send) -> None:
-    """A shutdown that does not end; nor does an answer to `/endless`."""
+    """The shutdown does not end; nor does a response to `/endless`."""
     if scope["type"] != "lifespan":
         if scope["path"] == "/endless":
             await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -1,8 +1,8 @@
 # one case, one line
-"""What a case of the corpus is, and how one is written down.
+"""The type of a case of the corpus, and helpers to write cases.
 
-Each case names the clause that decides it. Where a clause leaves a choice, every status that it allows is listed; 0 stands for
-no answer at all. What follows an invalid request on the same connection (`BEHIND`) must never reach the application.
+Each case names the clause that decides it. Where a clause leaves a choice, every allowed status is listed; 0 means that
+there is no response. A request behind an invalid one on the same connection (`BEHIND`) must never reach the application.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ Status = int | frozenset[int]
 
 @dataclass(frozen=True)
 class Seen:
-    """What the application must see of one request, at the least; ``absent`` are names, or ``name: value``, that it must not."""
+    """What the application must see of one request at least; ``absent`` lists names, or ``name: value``, that it must not see."""
 
     method: str = "GET"
     path: str = "/"
@@ -36,14 +36,14 @@ class Case:
     """One conversation.
 
     Attributes:
-        name: Says what is odd about it.
-        data: All that the client sends.
-        statuses: The answers in order.
-        seen: The whole requests that the application gets, in order.
-        opens: Whether the connection stays open behind the last answer; None where that is the server's choice.
-        begins: Whether the application may be called for a request whose body turns out bad; it never gets it as complete.
-        ends: Whether the client half-closes after it.
-        closed: Whether ``BEHIND`` may be sent behind it and must be ignored.
+        name: The unusual property of the case.
+        data: All bytes that the client sends.
+        statuses: The statuses of the responses, in order.
+        seen: The complete requests that the application receives, in order.
+        opens: Whether the connection stays open after the last response; None: the server decides.
+        begins: Whether the application may be called for a request with a bad body; it never gets that body as complete.
+        ends: Whether the client half-closes the connection after the data.
+        closed: Whether ``BEHIND`` may follow the data; the server must ignore it.
     """
 
     name: str
@@ -77,22 +77,22 @@ def post(*lines: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
 
 
 def chunks(body: bytes, *lines: bytes) -> bytes:
-    """A POST whose chunked body is ``body`` to the letter."""
+    """A POST whose chunked body is exactly ``body``."""
     return post(b"Transfer-Encoding: chunked", *lines, body=body)
 
 
 def allowed(status: int, expected: Status) -> bool:
-    """Whether a status is (one of) the expected."""
+    """Whether a status is the expected one, or one of the expected ones."""
     return status in expected if isinstance(expected, frozenset) else status == expected
 
 
 def sent(case: Case) -> bytes:
-    """The bytes of a case, with a request behind them that must never be answered."""
+    """The bytes of a case; where the connection must close, followed by a request that must never be answered."""
     return case.data + BEHIND if case.closed else case.data
 
 
 def check_fields(seen: Seen, headers: list[Any]) -> None:
-    """Judge the header section that the application gets."""
+    """Check the header section that the application received."""
     for name, value in seen.fields:
         assert [each for key, each in headers if key == name] == [value], headers
     assert not {name for name, _ in headers} & set(seen.absent), headers

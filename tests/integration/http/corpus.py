@@ -1,5 +1,5 @@
 # one case, one line
-"""Raw requests and the answers that they must get, as data; `test_corpus` runs them through everything."""
+"""Raw requests and the responses that they must get, as data; `test_corpus` sends them in several ways."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ from tests.integration.http.case import (
 
 
 def plain() -> Iterator[Case]:
-    """Sound requests, and what follows from Connection and version (RFC 9112 9)."""
+    """Valid requests, and the effects of Connection and version (RFC 9112 9)."""
     get = Seen()
     yield good("plain GET", head(), get)
     yield good("path and query", head(start=b"GET /a%20b/%C3%A9?x=1&y=%20 HTTP/1.1"), Seen(path="/a b/é", query="x=1&y=%20"))
@@ -70,9 +70,17 @@ def plain() -> Iterator[Case]:
     yield Case("half-closed after two", head() * 2, (200, 200), (get, get), ends=True, closed=False)
     h2c = b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAAQAAP__"
     yield good("(14) an Upgrade not taken is ignored (RFC 9110 7.8)", head(*h2c) + head(), get, get)
-    yield good("(14) and keeps its body", post(*h2c, b"Content-Length: 3", body=b"abc") + head(), Seen("POST", "/p", b"abc"), get)
     yield good(
-        "(14) and keeps its chunked body", chunks(b"3\r\nabc\r\n0\r\n\r\n", *h2c) + head(), Seen("POST", "/p", b"abc"), get
+        "(14) an Upgrade not taken keeps its body",
+        post(*h2c, b"Content-Length: 3", body=b"abc") + head(),
+        Seen("POST", "/p", b"abc"),
+        get,
+    )
+    yield good(
+        "(14) an Upgrade not taken keeps its chunked body",
+        chunks(b"3\r\nabc\r\n0\r\n\r\n", *h2c) + head(),
+        Seen("POST", "/p", b"abc"),
+        get,
     )
     for line in (b"foo/1", b"TLS/1.0, h2c", b"", b"websocket, x"):
         yield good(f"(14) an Upgrade to {line!r}", head(b"Upgrade: " + line, b"Connection: upgrade"), get)
@@ -109,7 +117,7 @@ def framing() -> Iterator[Case]:
         b"1e1",
     ):
         yield bad(f"(3) Content-Length {value!r}", post(b"Content-Length: " + value, body=b"abcde"))
-    yield bad("(3) blank in front and junk behind", post(b"Content-Length:  5x", body=b"abcde"))
+    yield bad("(3) blank in front and junk after", post(b"Content-Length:  5x", body=b"abcde"))
     yield bad("(3) vertical tab in front", post(b"Content-Length: \x0b5", body=b"abcde"))
     yield good("Content-Length with blanks around", post(b"Content-Length:\t 2 \t", body=b"ab"), Seen("POST", "/p", b"ab"))
     yield good("Content-Length with leading zeros", post(b"Content-Length: 002", body=b"ab"), Seen("POST", "/p", b"ab"))
@@ -132,10 +140,10 @@ def framing() -> Iterator[Case]:
     yield bad("(9) the connection ends before a body", post(b"Content-Length: 5"), begins=True, ends=True, closed=False)
     yield bad("(26) two Content-Types", post(b"Content-Type: a/b", b"Content-Type: a/b", b"Content-Length: 0"))
     yield bad("(32) an unknown expectation", post(b"Expect: 200-ok", b"Content-Length: 0"), 417)
-    yield bad("(12) nothing behind a refused one", head(start=b"GET /1 HTTP/1.0 ") + BEHIND * 3, 400, 505)
-    yield Case("(12) answers before a refused one", head() + head(b"Bad name: x") + BEHIND, (200, 400), (Seen(),))
+    yield bad("(12) nothing is read after a refused request", head(start=b"GET /1 HTTP/1.0 ") + BEHIND * 3, 400, 505)
+    yield Case("(12) responses before a refused request", head() + head(b"Bad name: x") + BEHIND, (200, 400), (Seen(),))
     yield Case(
-        "(12) a refused one behind a body",
+        "(12) a refused request after a body",
         post(b"Content-Length: 2", body=b"ab") + head(host=b"") + BEHIND,
         (200, 400),
         (Seen("POST", "/p", b"ab"),),
@@ -193,22 +201,22 @@ def chunked() -> Iterator[Case]:
         "(7) data not followed by a line end": b"5\r\nhelloX\r\n0\r\n\r\n",
         "(7) data longer than its size": b"4\r\nhello\r\n0\r\n\r\n",
         "(7) data shorter than its size": b"6\r\nhello\r\n0\r\n\r\n",
-        "(7) only LF behind the data": b"5\r\nhello\n0\r\n\r\n",
-        "(7) only CR behind the data": b"5\r\nhello\r0\r\n\r\n",
-        "(7) CR X behind the data": b"5\r\nhello\rX0\r\n\r\n",
-        "(7) two blanks behind the data": b"5\r\nhello  0\r\n\r\n",
+        "(7) only LF after the data": b"5\r\nhello\n0\r\n\r\n",
+        "(7) only CR after the data": b"5\r\nhello\r0\r\n\r\n",
+        "(7) CR X after the data": b"5\r\nhello\rX0\r\n\r\n",
+        "(7) two blanks after the data": b"5\r\nhello  0\r\n\r\n",
         "(8) LF in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
         "(8) CR in an extension": b"5;a\rb\r\nhello\r\n0\r\n\r\n",
         "(8) NUL in an extension": b"5;a\x00b\r\nhello\r\n0\r\n\r\n",
         "(8) an open quote in an extension": b'5;a="b\r\nhello\r\n0\r\n\r\n',
         "(8) a line end in a quoted extension": b'5;a="b\r\n"\r\nhello\r\n0\r\n\r\n',
         "(8) a very long extension": b"5;" + b"a" * 70000 + b"\r\nhello\r\n0\r\n\r\n",
-        "(15) LF behind the size": b"5\nhello\r\n0\r\n\r\n",
-        "(15) CR behind the size": b"5\rhello\r\n0\r\n\r\n",
-        "(15) CR CR LF behind the size": b"5\r\r\nhello\r\n0\r\n\r\n",
-        "(15) LF behind the last chunk": b"5\r\nhello\r\n0\n\r\n",
+        "(15) LF after the size": b"5\nhello\r\n0\r\n\r\n",
+        "(15) CR after the size": b"5\rhello\r\n0\r\n\r\n",
+        "(15) CR CR LF after the size": b"5\r\r\nhello\r\n0\r\n\r\n",
+        "(15) LF after the last chunk": b"5\r\nhello\r\n0\n\r\n",
         "(9) LF instead of the last line end": b"5\r\nhello\r\n0\r\n\n",
-        "(9) junk behind the last chunk": b"5\r\nhello\r\n0\r\njunk\r\n\r\n",
+        "(9) junk after the last chunk": b"5\r\nhello\r\n0\r\njunk\r\n\r\n",
         "(9) another request instead of the last line end": b"5\r\nhello\r\n0\r\n" + BEHIND,
         "(10) a trailer that is no field": b"0\r\nno field\r\n\r\n",
         "(10) a trailer with a blank before its colon": b"0\r\nX : y\r\n\r\n",
@@ -247,16 +255,16 @@ def chunked() -> Iterator[Case]:
 
 
 def lines() -> Iterator[Case]:
-    """Line ends, names and values of fields."""
+    """Line ends, field names and field values."""
     for name, data in {
         "LF in front of the fields": b"GET / HTTP/1.1\nHost: a\r\n\r\n",
-        "LF behind a field": b"GET / HTTP/1.1\r\nHost: a\n\r\n",
+        "LF after a field": b"GET / HTTP/1.1\r\nHost: a\n\r\n",
         "LF LF at the end": b"GET / HTTP/1.1\r\nHost: a\n\n",
         "LF CR LF at the end": b"GET / HTTP/1.1\r\nHost: a\r\nX: y\n\r\n",
         "CR LF LF at the end": b"GET / HTTP/1.1\r\nHost: a\r\n\n",
         "only LF": b"GET / HTTP/1.1\nHost: a\n\n",
-        "CR behind the request line": b"GET / HTTP/1.1\rHost: a\r\n\r\n",
-        "CR behind a field": b"GET / HTTP/1.1\r\nHost: a\rX: y\r\n\r\n",
+        "CR after the request line": b"GET / HTTP/1.1\rHost: a\r\n\r\n",
+        "CR after a field": b"GET / HTTP/1.1\r\nHost: a\rX: y\r\n\r\n",
         "CR in front of CR LF": b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n",
         "CR LF CR at the end": b"GET / HTTP/1.1\r\nHost: a\r\n\rX: y\r\n\r\n",
         "LF between two fields": b"GET / HTTP/1.1\r\nHost: a\r\nX: y\nZ: w\r\n\r\n",
@@ -267,7 +275,7 @@ def lines() -> Iterator[Case]:
         yield bad(f"(15) {name}", data)
     yield bad("(16) a folded field, blank", head(b"X: y", b" z"))
     yield bad("(16) a folded field, tab", head(b"X: y", b"\tz"))
-    yield bad("(16) a fold behind the request line", head(b"X: y", host=b" Host: a\r\n"))
+    yield bad("(16) a fold after the request line", head(b"X: y", host=b" Host: a\r\n"))
     yield bad("(16) a folded Content-Length", post(b"Content-Length:", b" 5", body=b"hello"))
     yield bad("(16) a line of blanks", head(b"X: y", b"  "))
     for line in (
@@ -294,7 +302,7 @@ def lines() -> Iterator[Case]:
     yield bad("(18) NUL at the end of a value", head(b"X: a\x00"))
     yield good("(18) only blanks and tabs are stripped", head(b"X: \t\x85a\xa0 \t"), Seen(fields=(("x", "\x85a\xa0"),)))
     yield good("tab within a value", head(b"X: a\tb"), Seen(fields=(("x", "a\tb"),)))
-    yield good("no blank behind the colon", head(b"X:y"), Seen(fields=(("x", "y"),)))
+    yield good("no blank after the colon", head(b"X:y"), Seen(fields=(("x", "y"),)))
     yield good("an empty value", head(b"X:", b"Y: \t "), Seen(fields=(("x", ""), ("y", ""))))
     yield good("colons in a value", head(b"X: a:b: c"), Seen(fields=(("x", "a:b: c"),)))
     yield good(
@@ -303,7 +311,7 @@ def lines() -> Iterator[Case]:
         Seen(fields=(("x-y", "z"),), absent=("x_user", "x-user")),
     )
     yield good(
-        "(28) nor does one frame",
+        "(28) names with an underscore do not frame the body",
         head(b"Content_Length: 5", b"Transfer_Encoding: chunked"),
         Seen(absent=("content-length", "content_length")),
     )
@@ -313,7 +321,7 @@ def lines() -> Iterator[Case]:
     yield good(
         "a line of 8000 octets (RFC 9112 3)", head(start=b"GET /" + b"a" * 7986 + b" HTTP/1.1"), Seen(path="/" + "a" * 7986)
     )
-    yield bad("(20) a line too long, whole", head(start=b"GET /" + b"a" * LINE_LIMIT + b" HTTP/1.1"), 414)
+    yield bad("(20) a line too long, complete", head(start=b"GET /" + b"a" * LINE_LIMIT + b" HTTP/1.1"), 414)
     yield bad("(20) a line too long, without end", b"GET /" + b"a" * (LINE_LIMIT + 10), 414, closed=False)
     yield bad("(20) too many fields", head(*[b"X: y"] * FIELDS_LIMIT), 431)
     yield good("as many fields as allowed", head(*[b"X: y"] * (FIELDS_LIMIT - 1)), Seen())
@@ -333,7 +341,7 @@ def request_line() -> Iterator[Case]:
         yield bad(f"(23) target {target!r}", head(start=b"GET " + target + b" HTTP/1.1"))
     for name, start in {
         "two blanks in front of the target": b"GET  / HTTP/1.1",
-        "two blanks behind it": b"GET /  HTTP/1.1",
+        "two blanks after it": b"GET /  HTTP/1.1",
         "a leading blank": b" GET / HTTP/1.1",
         "tabs": b"GET\t/\tHTTP/1.1",
     }.items():

@@ -1,7 +1,7 @@
-# ruff: noqa: SIM115  # whoever returns a file leaves it open
-"""WSGI applications that answer with files: as they are on disk, and files that give something else when they are read.
+# ruff: noqa: SIM115  # an application that returns a file leaves it open
+"""WSGI applications that respond with files: plain files, and files whose ``read`` gives other bytes than the descriptor.
 
-The path names what the file is; ``?path=`` is a file with `CONTENT`. ``/-/events`` gives what happened, and forgets it.
+The path names the kind of file; ``?path=`` is a file with `CONTENT`. ``/-/events`` returns the recorded events and clears them.
 """
 
 import bz2
@@ -31,17 +31,17 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
 
 CONTENT = b"".join(b"%07d\n" % number for number in range(20_000))
-"""Longer than a block."""
+"""More than one block."""
 EVENTS: list[str] = []
 
 
 def hidden(data: bytes) -> bytes:
-    """Encrypt and decrypt."""
+    """Encrypt or decrypt."""
     return bytes(byte ^ 0x55 for byte in data)
 
 
 class Decrypted(io.FileIO):
-    """A file that is decrypted as it is read."""
+    """A file that decrypts its bytes in ``read``."""
 
     def read(self, size: int | None = -1) -> bytes:
         return hidden(super().read(size))
@@ -53,14 +53,14 @@ class Decrypted(io.FileIO):
 
 
 class BufferedDecrypted(io.BufferedReader):
-    """The same, one layer up."""
+    """The same in the buffered layer."""
 
     def read(self, size: int | None = -1) -> bytes:
         return hidden(super().read(size))
 
 
 class Passing:
-    """Has everything of a file but its ``read``."""
+    """Forwards everything to a file, but has its own ``read``."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -73,7 +73,7 @@ class Passing:
 
 
 class Lending:
-    """Has everything of a file, its ``read`` too."""
+    """Forwards everything to a file, including ``read``."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -122,14 +122,14 @@ def partly_read(file: Any, count: int) -> Any:
 
 
 def written(file: Any, content: bytes = CONTENT) -> Any:
-    """A temporary file, some of which may still be in a buffer."""
+    """A temporary file; some of its bytes may still be in a buffer."""
     file.write(content)
     file.seek(0)
     return file
 
 
 def changed(path: Path) -> Any:
-    """A file that grows by what may still be in a buffer."""
+    """A file that has grown; the new bytes may still be in a buffer."""
     file = path.open("r+b")
     file.seek(0, os.SEEK_END)
     file.write(b"more")
@@ -146,7 +146,7 @@ def half_written(path: Path) -> Any:
 def pipe() -> Any:
     reading, writing = os.pipe()
     with open(writing, "wb", buffering=0) as end:
-        end.write(CONTENT[:10_000])  # fits
+        end.write(CONTENT[:10_000])  # fits into the pipe
     return open(reading, "rb")
 
 
@@ -160,7 +160,7 @@ def zipped(path: Path) -> Any:
     with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("name", CONTENT)
     with zipfile.ZipFile(beside) as archive:
-        return archive.open("name")  # which keeps the file open until it is closed itself
+        return archive.open("name")  # the member keeps the archive open until it is closed
 
 
 def tarred(path: Path) -> Any:
@@ -215,7 +215,7 @@ AS_THEY_ARE: dict[str, tuple[Callable[[Path], Any], bytes]] = {
     "in memory": (lambda _: written(open(os.memfd_create("x"), "r+b")), CONTENT),
     "sparse": (sparse, bytes(1 << 20)),
 }
-"""Files whose descriptor gives what they are: these have a length, and the system may send them."""
+"""Files whose descriptor gives the bytes of ``read``: they have a length, and the system may send them."""
 
 READ: dict[str, tuple[Callable[[Path], Any], bytes | Path]] = {
     "gzip": (lambda path: gzip.open(compressed(gzip, path)), CONTENT),
@@ -242,7 +242,7 @@ READ: dict[str, tuple[Callable[[Path], Any], bytes | Path]] = {
     "in /proc": (lambda _: open("/proc/version", "rb"), Path("/proc/version")),
     "in /sys": (lambda _: open("/sys/class/net/lo/mtu", "rb"), Path("/sys/class/net/lo/mtu")),
 }
-"""What has to be read: a descriptor that gives something else, one without a length, or none at all."""
+"""Files that must be read: the descriptor gives other bytes, has no length, or does not exist."""
 
 NOT_READ: dict[str, Callable[[Path], Any]] = {
     "text": lambda path: path.open("r"),
@@ -251,7 +251,7 @@ NOT_READ: dict[str, Callable[[Path], Any]] = {
     "only written": lambda path: path.open("ab"),
     "only written, unbuffered": lambda path: path.open("ab", buffering=0),
 }
-"""What cannot be read as bytes."""
+"""Files that cannot be read as bytes."""
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -281,7 +281,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
         close()
         EVENTS.append(f"closed {path}")
 
-    with contextlib.suppress(AttributeError):  # of a type that takes no new attributes
+    with contextlib.suppress(AttributeError):  # some types take no new attributes
         file.close = note
     return result
 
@@ -296,7 +296,7 @@ def decrypting_wrapper(wrapper: Any) -> Any:
 
 WRAPPERS: dict[str, Callable[[Any], Any]] = {"": lambda wrapper: wrapper, "decrypting": decrypting_wrapper}
 
-# What frameworks do with files.
+# Frameworks on top of the wrapper.
 
 FLASK = flask.Flask(__name__)
 
@@ -312,7 +312,7 @@ def flask_file(what: str) -> flask.Response:
 
 @FLASK.get("/flask-conditional/<what>")
 def flask_conditional(what: str) -> flask.Response:
-    """Ranges of what is not on disk as it is: Flask knows the length only if it is given."""
+    """Ranges of a file that must be read: Flask knows its length only from the application."""
     file = READ[what][0](Path(flask.request.args["path"]))
     answer = flask.send_file(file, mimetype="text/plain")
     return answer.make_conditional(flask.request, accept_ranges=True, complete_length=len(CONTENT))  # type: ignore[return-value]

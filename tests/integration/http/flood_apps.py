@@ -1,4 +1,4 @@
-"""Applications that count the turns of the loop in which they are called, and such that answer with much."""
+"""Applications that count the turns of the event loop in which they are called, and applications with large responses."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ SEEN: list[Any] = []
 
 
 class Turns:
-    """Counts the turns of a loop, for a while after it was looked at; what came while it did not count as many."""
+    """Count the turns of the event loop for a while after each look; each gap in the counting adds a large number."""
 
     def __init__(self) -> None:
         self._count = self._left = 0
@@ -28,7 +28,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def now(self) -> int:
-        """The number of the turn."""
+        """The number of the current turn."""
         if not self._left:
             self._count += 1 << 20
             asyncio.get_running_loop().call_soon(self._turn)
@@ -40,12 +40,12 @@ TURNS = Turns()
 
 
 def large(path: str) -> bytes:
-    """A body that is like no other; the last segment of the path decides."""
+    """A body that is unique for each path."""
     return hashlib.shake_128(path.encode()).digest(LARGE)
 
 
 def taken() -> bytes:
-    """What was seen; it is forgotten."""
+    """The recorded events as JSON; they are cleared."""
     text = json.dumps(SEEN).encode()
     SEEN.clear()
     return text
@@ -71,7 +71,7 @@ def application(environ: Environ, start_response: Callable[..., Any]) -> Iterabl
     }
     if kind in answers:
         return answers[kind]()
-    with contextlib.suppress(RuntimeError):  # in a thread there is no loop
+    with contextlib.suppress(RuntimeError):  # a thread has no loop
         SEEN.append((path, TURNS.now()))
     return [b"ok"]
 

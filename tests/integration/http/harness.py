@@ -1,4 +1,4 @@
-"""A server of `forkserve.http` alone, as a process, and ways to wait for what its application does."""
+"""Run `forkserve.http` alone as a process, and wait for events of its application."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _TROUBLE = re.compile(
 
 
 class Server(Process):
-    """A running server; a context manager that ends it and then looks at how it ended.
+    """A running server; as a context manager it stops the server and then checks the exit code and the log.
 
     Args:
         app: ``module:attr``.
         bind: ``unix:PATH`` or ``HOST:PORT``.
-        faults: Whether the application is at fault in some tests, so that the log may hold its tracebacks.
-        settings: By their names.
+        faults: Whether applications fail on purpose, so that the log may contain tracebacks.
+        settings: The settings by name.
     """
 
     def __init__(self, app: str, bind: str, *, faults: bool = False, **settings: object) -> None:
         self._faults = faults
         arguments = [app, bind, *(f"{name}={value}" for name, value in settings.items())]
-        # Warnings are errors there as well: a file left open shows in the log.
+        # Warnings are errors in the server as well: a file that is left open shows in the log.
         environ = {"PYTHONWARNINGS": "error::ResourceWarning", "PYTHONPATH": str(ROOT)}
         super().__init__([sys.executable, "-m", "tests.integration.http.serve", *arguments], env=environ)
         try:
@@ -49,19 +49,19 @@ class Server(Process):
 
     @property
     def log(self) -> str:
-        """What the server has written to stderr."""
+        """Everything that the server has written to stderr."""
         return self.stderr
 
     def wait_for_log(self, text: str) -> None:
-        """Wait until a line of the log holds ``text``."""
+        """Wait until a line of the log contains ``text``."""
         self.find(re.escape(text))
 
     def connect(self, **options: Any) -> Client:
-        """Another client, which takes answers that are cut short, but none without Date."""
+        """A new client; it accepts truncated responses, but requires the Date field."""
         return Client(self.address, whole=False, dated=True, **options)
 
     def get(self, path: str = "/", **options: Any) -> Answer:
-        """The answer to a plain GET on a connection of its own."""
+        """The response to a plain GET on its own connection."""
         with self.connect(**options) as client:
             client.send(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
             answer = client.answer()
@@ -69,20 +69,20 @@ class Server(Process):
             return answer
 
     def json(self, path: str) -> Any:
-        """What a plain GET gives, as a value."""
+        """The JSON value that a plain GET returns."""
         answer = self.get(path)
         assert answer.status == 200, answer
         return answer.json
 
     def memory(self) -> int:
-        """Bytes of memory that the process itself holds."""
+        """The proportional memory of the process, in bytes."""
         for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
         raise AssertionError("no Pss")
 
     def descriptors(self) -> int:
-        """How many descriptors the process has open."""
+        """The number of open descriptors of the process."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def __enter__(self) -> Self:
@@ -108,24 +108,24 @@ def serving(app: str, directory: Path, **settings: Any) -> Iterator[Server]:
 
 
 def happened(server: Server, count: int) -> list[str]:
-    """What the application has written down, when there is so much of it."""
+    """Wait until the application has recorded at least ``count`` events; return them."""
     seen: list[str] = []
 
     def enough() -> bool:
         seen.extend(server.json("/-/events"))
         return len(seen) >= count
 
-    eventually(enough, f"only this has happened: {seen}")
+    eventually(enough, f"too few events: {seen}")
     return seen
 
 
 def events(server: Server, *expected: str) -> None:
-    """Wait until exactly this has happened."""
+    """Wait until exactly these events have been recorded."""
     assert happened(server, len(expected)) == list(expected)
 
 
 def settled(number: Callable[[], int]) -> int:
-    """A number that grows, when it does so no more: who makes it grow is waiting."""
+    """Wait until a growing number stops growing; return it."""
     last, since = 0, 0
 
     def still() -> bool:
@@ -135,5 +135,5 @@ def settled(number: Callable[[], int]) -> int:
         last = now
         return since > 30
 
-    eventually(still, "it goes on for ever")
+    eventually(still, "the number does not stop growing")
     return last

@@ -1,4 +1,4 @@
-"""ASGI applications whose lifespan goes wrong, or is none."""
+"""ASGI applications with a failing lifespan, or without one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ async def _answer(send):
 
 
 async def dies(scope, receive, send):
-    """Its task dies soon after start-up."""
+    """The lifespan task dies soon after startup."""
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -21,7 +21,7 @@ async def dies(scope, receive, send):
 
 
 async def returns(scope, receive, send):
-    """It returns after start-up, without a shutdown."""
+    """The lifespan returns after startup, without a shutdown."""
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -30,7 +30,7 @@ async def returns(scope, receive, send):
 
 
 def middleware(app):
-    """Read a header of every scope, as some do."""
+    """Read a header of every scope, as some middleware does."""
 
     async def call(scope, receive, send):
         dict(scope["headers"])
@@ -43,7 +43,7 @@ wrapped = middleware(returns)
 
 
 async def broken_start(scope, receive, send):
-    """Its start-up raises what an application raises that knows no lifespan."""
+    """The startup raises the error of an application without lifespan support."""
     if scope["type"] == "lifespan":
         await receive()
         raise AssertionError("no database")
@@ -51,13 +51,13 @@ async def broken_start(scope, receive, send):
 
 
 async def asserting(scope, receive, send):
-    """It knows HTTP alone."""
+    """The application supports only HTTP."""
     assert scope["type"] == "http"
     await _answer(send)
 
 
 async def refusing(scope, receive, send):
-    """It knows HTTP alone, and says so as Django does."""
+    """The application supports only HTTP and raises the error that Django raises."""
     if scope["type"] != "http":
         raise ValueError(f"can only handle HTTP connections, not {scope['type']}.")
     await _answer(send)

@@ -1,6 +1,6 @@
 """Serve one application with `forkserve.http` alone, without forking: ``python -m tests.integration.http.serve APP BIND [NAME=VALUE ...]``.
 
-Prints what the command line prints when it is ready, so that the tests need not know which of the two they talk to.
+Prints the same lines as the command line when it is ready, so that the tests work with both.
 """
 
 import asyncio
@@ -16,26 +16,26 @@ from forkserve.http.framing.tls import make_context
 from forkserve.http.service import SWEEP, Service
 
 
-class Nobody:
-    """Is told of application calls, and does nothing about it."""
+class NullObserver:
+    """Ignores all notifications about application calls."""
 
     def begin(self, line: bytes) -> None:
         """An application call begins."""
 
     def end(self) -> None:
-        """It has ended."""
+        """An application call ends."""
 
     def connected(self, count: int) -> None:
-        """Connections were opened or closed."""
+        """The number of connections changes."""
 
     def enter(self, line: bytes) -> int:
         return 0
 
     def leave(self, number: int) -> None:
-        """Nobody looks."""
+        """An application call ends."""
 
     def is_drain_ordered(self) -> bool:
-        """Never."""
+        """A drain is never ordered."""
         return False
 
 
@@ -61,7 +61,7 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     access = logs.access_log()
     loop = asyncio.get_running_loop()
     write_access = access.write if access else None
-    service = Service(chosen, loaded.app, loaded.interface, loop, Nobody(), write_access, make_context(chosen))
+    service = Service(chosen, loaded.app, loaded.interface, loop, NullObserver(), write_access, make_context(chosen))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await service.startup()

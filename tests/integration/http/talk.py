@@ -1,6 +1,6 @@
-"""A conversation through the pure modules alone.
+"""Run a conversation through the pure modules alone.
 
-What `forkserve.http.message.http1` and `body` make of bytes, in whatever pieces they come.
+The result shows how `forkserve.http.message.http1` and `body` parse the bytes, however they are split into pieces.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ LIMITS = RequestLimits(line=16384, fields=128, head=65536, body=1 << 30)
 
 @dataclass(frozen=True)
 class Request:
-    """A request that came whole."""
+    """A complete request."""
 
     method: str
     path: bytes
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What was refused, and how; nothing is read behind it."""
+    """A request was refused with a status; nothing is read after it."""
 
     status: int
 
@@ -49,12 +49,12 @@ Outcome = list[Request | Refusal | Unfinished]
 
 
 def converse(parser: str, pieces: Iterable[bytes], limits: RequestLimits = LIMITS) -> Outcome:
-    """Read requests from pieces of bytes until they end, one is refused, or one is the last of its connection."""
+    """Read requests from pieces of bytes until the bytes end, a request is refused, or a request is the last of its connection."""
     return Conversation(parser, limits).run(pieces)
 
 
 class Conversation:
-    """One connection without a connection."""
+    """The requests of one connection, without a socket."""
 
     def __init__(self, parser: str, limits: RequestLimits) -> None:
         self.outcome: Outcome = []
@@ -65,7 +65,7 @@ class Conversation:
         self.body = b""
 
     def run(self, pieces: Iterable[bytes]) -> Outcome:
-        """What the pieces are."""
+        """Parse the pieces; return all outcomes."""
         try:
             for piece in pieces:
                 data = piece

@@ -30,12 +30,12 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """No events of the test before."""
+    """Clear the events of the previous test."""
     server.json("/-/events")
 
 
 def do(*steps: Any, again: bool = False) -> str:
-    """The path that makes the application do this."""
+    """The path that makes the application execute these steps."""
     return "/do?it=" + quote(repr(steps)) + ("&again=1" if again else "")
 
 
@@ -46,13 +46,13 @@ def ask(client: Client, path: str, *lines: str, method: str = "GET", body: bytes
 
 
 def scope_of(client: Client) -> tuple[dict[str, str], dict[str, Any]]:
-    """Types and values of the scope that the answer shows."""
+    """Types and values of the scope in the response."""
     shown = json.loads(client.answer().body)
     return {key: kind for key, (kind, _) in shown.items()}, {key: ast.literal_eval(text) for key, (_, text) in shown.items()}
 
 
-def test_scope(server: Server) -> None:
-    """Every key of the specification, with its type."""
+def test_the_scope_has_every_key_with_its_type(server: Server) -> None:
+    """The HTTP scope has every key of the specification, with its type."""
     with server.connect() as client:
         client.send(
             b"POST /scope/%C3%A9%2Fx?a=%20b HTTP/1.1\r\nHost: h:81\r\nX-B: 1\r\nx-A: \xe9\r\nX-B: 2\r\nX_C: 3\r\nContent-Length: 0\r\n\r\n"
@@ -80,12 +80,12 @@ def test_scope(server: Server) -> None:
     assert len(scope["server"]) == 2
     assert scope["server"][0].endswith("/s")
     assert scope["server"][1] is None
-    assert scope["extensions"] == {}  # above all none that takes a path or a descriptor for a body
+    assert scope["extensions"] == {}  # in particular no extension that sends a path or a descriptor as a body
     assert kinds["state"] == "dict"
 
 
-def test_scopes_are_apart(server: Server) -> None:
-    """What an application changes in one scope is not seen in the next; the state is copied, its values are shared."""
+def test_changes_to_one_scope_do_not_reach_the_next_scope(server: Server) -> None:
+    """The next scope does not contain changes to an earlier scope; the state is copied, and its values are shared."""
     with server.connect() as client:
         seen = []
         for _ in range(3):
@@ -99,8 +99,8 @@ def test_scopes_are_apart(server: Server) -> None:
     assert counts == [counts[0], counts[0] + 1, counts[0] + 2]
 
 
-def test_lifespan_scope(server: Server) -> None:
-    """The lifespan's own scope."""
+def test_the_lifespan_scope_has_type_version_and_state(server: Server) -> None:
+    """The lifespan scope has the keys of the specification."""
     with server.connect() as client:
         ask(client, "/scope")
         lifespan = scope_of(client)[1]["state"]["lifespan"]
@@ -108,16 +108,16 @@ def test_lifespan_scope(server: Server) -> None:
     assert ast.literal_eval(lifespan["asgi"])["version"] == "3.0"
 
 
-def test_http_1_0_scope(server: Server) -> None:
-    """An older version, without headers."""
+def test_the_scope_of_an_http_1_0_request_has_no_headers(server: Server) -> None:
+    """The scope shows version 1.0, no headers and an empty query string."""
     with server.connect() as client:
         client.send(b"GET /scope HTTP/1.0\r\n\r\n")
         scope = scope_of(client)[1]
     assert (scope["http_version"], scope["headers"], scope["query_string"]) == ("1.0", [], b"")
 
 
-def test_body_in_one_message(server: Server) -> None:
-    """Without a body, ``receive`` gives an empty last piece; behind it, nothing until the client goes."""
+def test_an_empty_body_is_one_message(server: Server) -> None:
+    """Without a body, ``receive`` returns one empty last piece."""
     path = do("receive", START, BODY)
     assert server.get(path).body == b"x"
     events(server, "{'type': 'http.request', 'body': b'', 'more_body': False}", "end")
@@ -125,8 +125,8 @@ def test_body_in_one_message(server: Server) -> None:
 
 @pytest.mark.parametrize("size", [1, 65536, 5_000_000])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_bodies(server: Server, size: int, framing: str) -> None:
-    """A body of any size arrives whole, and the connection lives on."""
+def test_a_body_of_any_size_arrives_whole(server: Server, size: int, framing: str) -> None:
+    """The body arrives whole, and the connection stays open."""
     body = (bytes(range(256)) * (size // 256 + 1))[:size]
     with server.connect() as client:
         if framing == "length":
@@ -142,8 +142,8 @@ def test_bodies(server: Server, size: int, framing: str) -> None:
         assert client.answer().body == b"0 0"
 
 
-def test_receive_after_the_answer(server: Server) -> None:
-    """``receive`` gives ``http.disconnect`` when the answer is complete, every time, whether or not the client stays."""
+def test_receive_returns_disconnect_after_the_response(server: Server) -> None:
+    """``receive`` returns ``http.disconnect`` every time once the response is complete, even while the client stays connected."""
     with server.connect() as client:
         for _ in range(2):
             ask(client, "/after")
@@ -158,19 +158,19 @@ def test_receive_after_the_answer(server: Server) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"), [("/listen", ("http.request False", "disconnect", "OSError")), ("/leave", ("left",))]
 )
-def test_the_client_goes(server: Server, path: str, expected: tuple[str, ...]) -> None:
-    """``receive`` gives ``http.disconnect``, and ``send`` raises an OSError; that is nobody's fault."""
-    said = len(server.log)
+def test_a_disconnect_reaches_receive_and_send(server: Server, path: str, expected: tuple[str, ...]) -> None:
+    """``receive`` returns ``http.disconnect``, and ``send`` raises an OSError; no error is logged."""
+    log_start = len(server.log)
     with server.connect() as client:
         ask(client, path)
         client.until(b"first")
         client.reset()
     events(server, *expected)
-    assert "ERROR" not in server.log[said:]
+    assert "ERROR" not in server.log[log_start:]
 
 
-def test_the_client_goes_within_its_body(server: Server) -> None:
-    """A body that breaks off is never taken as complete."""
+def test_a_truncated_body_is_never_complete(server: Server) -> None:
+    """If the client resets the connection within the body, the application gets ``http.disconnect``."""
     for framing in ("Content-Length: 10", "Transfer-Encoding: chunked"):
         with server.connect() as client:
             ask(client, "/body", framing, method="POST")
@@ -179,8 +179,8 @@ def test_the_client_goes_within_its_body(server: Server) -> None:
         events(server, "disconnect after 5")
 
 
-def test_half_closed(server: Server) -> None:
-    """A client that sends no more still gets its answer."""
+def test_a_half_closed_client_gets_its_response(server: Server) -> None:
+    """A client that has half-closed the connection still gets its response."""
     with server.connect() as client:
         ask(client, do("receive", "release", START, MORE, BODY), "Connection: close")
         client.end()
@@ -200,14 +200,14 @@ WRONG = {
     "path to send": ((START, {"type": "http.response.pathsend", "path": "/etc/hostname"}), 500, None),
     "descriptor to send": ((START, {"type": "http.response.zerocopysend", "file": 0}), 500, None),
     "raises before start": (("raise",), 500, None),
-    "raises behind start": ((START, "raise"), 500, None),
+    "raises after start": ((START, "raise"), 500, None),
     "exits": (("exit",), 500, None),
     "cancels itself": (("cancel",), 500, None),
     "raises within": ((START, MORE, "raise"), 200, False),
     "exits within": ((START, MORE, "exit"), 200, False),
     "returns within": ((START, MORE), 200, False),
-    "raises behind the end": ((START, BODY, "raise"), 200, True),
-    "sends behind the end": ((START, BODY, BODY), 200, True),
+    "raises after the end": ((START, BODY, "raise"), 200, True),
+    "sends after the end": ((START, BODY, BODY), 200, True),
     "too little": ((START | {"headers": [(b"content-length", b"5")]}, BODY), 200, False),
     "too little in pieces": ((START | {"headers": [(b"content-length", b"5")]}, MORE, BODY), 200, False),
     "too much": ((START | {"headers": [(b"content-length", b"1")]}, MORE, BODY), 200, True),
@@ -229,8 +229,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_applications(server: Server, name: str) -> None:
-    """What breaks the specification or HTTP raises into the application; the client gets a 500, or sees that the answer is not whole."""
+def test_an_invalid_response_raises_and_the_client_notices(server: Server, name: str) -> None:
+    """An invalid message raises into the application; the client gets a 500 or a truncated response."""
     steps, status, whole = WRONG[name]
     with server.connect() as client:
         ask(client, do(*steps, again=True))
@@ -271,8 +271,8 @@ RIGHT = {
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 @pytest.mark.parametrize("name", RIGHT)
-def test_right_applications(server: Server, name: str, method: str, version: str) -> None:
-    """What is odd but allowed; framed by version and method; the connection lives on where it can."""
+def test_unusual_but_valid_responses_are_sent(server: Server, name: str, method: str, version: str) -> None:
+    """The response is framed for its version and method; the connection stays open if it can."""
     steps, status, body = RIGHT[name]
     with server.connect() as client:
         client.send(f"{method} {do(*steps)} HTTP/{version}\r\nHost: a\r\nConnection: keep-alive\r\n\r\n".encode())

@@ -1,5 +1,5 @@
 # one case, one line
-"""ASGI over sockets: large and slow bodies in both directions, early answers, 100-continue, lifespan."""
+"""ASGI over sockets: large and slow bodies in both directions, early responses, 100-continue, lifespan."""
 
 import os
 import time
@@ -22,7 +22,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """No events of the test before."""
+    """Clear the events of the previous test."""
     server.json("/-/events")
 
 
@@ -31,8 +31,8 @@ def ask(client: Client, path: str, *lines: str, method: str = "GET") -> None:
     client.send("\r\n".join([f"{method} {path} HTTP/1.1", "Host: a", *lines, "", ""]).encode())
 
 
-def test_a_slow_reader_pauses_send(server: Server) -> None:
-    """``send`` does not return while the client does not read; nothing piles up; then all of it arrives."""
+def test_send_waits_while_the_client_does_not_read(server: Server) -> None:
+    """``send`` does not return while the client does not read, and memory stays flat; then the client gets the whole response."""
     before = server.memory()
     with server.connect(receive_buffer=4096) as client:
         ask(client, "/pour?count=100", "Connection: close")
@@ -43,8 +43,8 @@ def test_a_slow_reader_pauses_send(server: Server) -> None:
         assert answer.whole
 
 
-def test_a_slow_reader_that_goes(server: Server) -> None:
-    """A ``send`` that waits raises an OSError when the client goes."""
+def test_a_waiting_send_raises_when_the_client_disconnects(server: Server) -> None:
+    """A ``send`` that waits for a slow client raises an OSError when the client disconnects."""
     with server.connect(receive_buffer=4096) as client:
         ask(client, "/pour?count=300")
         settled(lambda: int(server.json("/-/count")))
@@ -52,8 +52,8 @@ def test_a_slow_reader_that_goes(server: Server) -> None:
     events(server, "OSError")
 
 
-def test_a_client_that_resets_before_we_close(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """It has all of its answer, so that is nobody's fault, and no line in the log (HAProxy does so when it checks a server)."""
+def test_a_reset_after_the_whole_response_is_not_logged(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """The client has the whole response, so its reset is no error (HAProxy resets like this when it checks a server)."""
     with Server("tests.integration.http.asgi_apps:app", "127.0.0.1:0", loop=request.node.callspec.params["server"]) as server:
         with server.connect() as client:
             ask(client, f"/late-end?gate={tmp_path}/gate", "Connection: close")
@@ -65,8 +65,8 @@ def test_a_client_that_resets_before_we_close(tmp_path: Path, request: pytest.Fi
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_an_application_that_does_not_receive_stops_the_client(server: Server, framing: str) -> None:
-    """The client cannot send more than a little ahead; then all of it arrives."""
+def test_an_upload_waits_while_the_application_does_not_receive(server: Server, framing: str) -> None:
+    """The client can send only a little ahead; then the whole body arrives."""
     total = 20_000_000
     before = server.memory()
     with server.connect() as client:
@@ -91,8 +91,8 @@ def test_an_application_that_does_not_receive_stops_the_client(server: Server, f
 @pytest.mark.parametrize("path", ["/early", "/early?read=1"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("size", [10, 30_000_000])
-def test_early_answer(server: Server, path: str, framing: str, size: int) -> None:
-    """The answer comes at once, also to a client that never sends its body; the body is never the next request."""
+def test_an_early_response_is_sent_without_reading_the_body(server: Server, path: str, framing: str, size: int) -> None:
+    """The response is sent at once, even if the client never sends its body; the body is never parsed as the next request."""
     with server.connect() as client:
         ask(client, path, f"Content-Length: {size}" if framing == "length" else "Transfer-Encoding: chunked", method="POST")
         answer = client.answer()
@@ -103,8 +103,8 @@ def test_early_answer(server: Server, path: str, framing: str, size: int) -> Non
         events(server, "disconnect")
 
 
-def test_early_answer_to_a_client_that_sends_on(server: Server) -> None:
-    """A client that sends first and reads then gets the answer and no reset, if its body is small enough to be drained."""
+def test_a_small_unread_body_is_drained_and_the_connection_stays_open(server: Server) -> None:
+    """A client that sends its body before it reads gets the response and no reset, if the body is small enough to be drained."""
     body = (b"GET /do HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)[:50_000]
     with server.connect() as client:
         ask(client, "/early", f"Content-Length: {len(body)}", method="POST")
@@ -116,16 +116,16 @@ def test_early_answer_to_a_client_that_sends_on(server: Server) -> None:
     assert server.json("/-/events") == []
 
 
-def test_early_answer_to_a_large_upload(server: Server) -> None:
-    """A client that is busy sending 3 MB reads its answer before it notices that the connection is closed."""
+def test_an_early_response_reaches_a_client_within_a_large_upload(server: Server) -> None:
+    """A client that is still sending 3 MB reads the response before it notices that the connection is closed."""
     with server.connect() as client:
         ask(client, "/early", "Content-Length: 3000000", method="POST")
         client.send_apart([b"x" * 60_000 for _ in range(50)])
         assert client.answer().body == b"early"
 
 
-def test_continue_at_the_first_receive(server: Server) -> None:
-    """100 Continue is sent when the application asks for the body, and not before."""
+def test_continue_is_sent_at_the_first_receive(server: Server) -> None:
+    """100 Continue is sent when the application calls ``receive``, and not before."""
     with server.connect() as client:
         for _ in range(2):
             ask(client, "/wait", "Content-Length: 3", "Expect: 100-continue", method="POST")
@@ -140,8 +140,8 @@ def test_continue_at_the_first_receive(server: Server) -> None:
             assert (answer.body, answer.interim) == (b"3 294", [])
 
 
-def test_no_continue_for_an_early_answer(server: Server) -> None:
-    """Who answers without reading wants no body: no 100, and no further request on this connection can be told from the body."""
+def test_an_early_response_sends_no_continue_and_closes(server: Server) -> None:
+    """If the application responds without reading, no 100 is sent; the connection closes, since body and next request look alike."""
     with server.connect() as client:
         ask(client, "/early", "Content-Length: 3", "Expect: 100-continue", method="POST")
         answer = client.answer()
@@ -149,8 +149,8 @@ def test_no_continue_for_an_early_answer(server: Server) -> None:
         assert client.rest() == b""
 
 
-def test_no_continue_when_the_body_is_there(server: Server) -> None:
-    """RFC 9110 10.1.1: it may be omitted then; it is never sent to HTTP/1.0, nor behind the final answer."""
+def test_http_1_0_gets_no_continue(server: Server) -> None:
+    """RFC 9110 10.1.1: HTTP/1.0 never gets 100 Continue, with or without its body."""
     with server.connect() as client:
         client.send(b"POST /body HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc")
         answer = client.answer()
@@ -163,7 +163,7 @@ def test_no_continue_when_the_body_is_there(server: Server) -> None:
             client.receive()
 
 
-def test_answers_are_in_order(server: Server) -> None:
+def test_pipelined_responses_are_in_order(server: Server) -> None:
     """The second of two pipelined requests waits for the first."""
     with server.connect() as client:
         ask(client, "/wait")
@@ -173,8 +173,8 @@ def test_answers_are_in_order(server: Server) -> None:
     events(server, *[repr({"type": "http.disconnect"})] * 2)
 
 
-def test_pipelining_is_bounded(server: Server) -> None:
-    """A client that sends requests and reads no answers cannot make the server keep them all."""
+def test_memory_for_pipelined_requests_is_bounded(server: Server) -> None:
+    """A client that sends requests and reads no responses cannot make the server buffer all requests."""
     request = b"GET /after HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 2000 + b"\r\n\r\n"
     before = server.memory()
     with server.connect() as client:
@@ -186,8 +186,8 @@ def test_pipelining_is_bounded(server: Server) -> None:
         server.get("/-/release")
 
 
-def test_many_at_once(server: Server) -> None:
-    """Connections do not wait for each other."""
+def test_slow_bodies_do_not_block_other_connections(server: Server) -> None:
+    """50 connections send their bodies in reverse order; each gets its response at once."""
     clients = [server.connect() for _ in range(50)]
     for client in clients:
         ask(client, "/body", "Content-Length: 1", method="POST")
@@ -197,8 +197,8 @@ def test_many_at_once(server: Server) -> None:
         client.sock.close()
 
 
-def test_half_closed_between_pipelined_requests(server: Server) -> None:
-    """Whoever sends several requests and then no more gets all the answers, whenever the end of it is noticed."""
+def test_a_half_closed_client_gets_all_pipelined_responses(server: Server) -> None:
+    """A client that half-closes after several requests gets all responses, whenever the server notices the half-close."""
     for _ in range(50):
         with server.connect() as client:
             for _ in range(3):
@@ -210,22 +210,22 @@ def test_half_closed_between_pipelined_requests(server: Server) -> None:
 
 @pytest.mark.parametrize("app", ["raising", "returning"])
 @pytest.mark.parametrize("lifespan", ["auto", "off"])
-def test_without_lifespan(tmp_path: Path, app: str, lifespan: str) -> None:
-    """An application that knows no lifespan is taken as it is."""
+def test_an_application_without_lifespan_is_served(tmp_path: Path, app: str, lifespan: str) -> None:
+    """An application without lifespan support is served with `auto` and `off`."""
     with serving(f"tests.integration.http.asgi_apps:{app}", tmp_path, lifespan=lifespan) as server:
         assert server.get().status == 200
 
 
 @pytest.mark.parametrize(("app", "text"), [("raising", "no lifespan here"), ("returning", "lifespan")])
-def test_lifespan_on(tmp_path: Path, app: str, text: str) -> None:
-    """With ``on`` it is an error."""
+def test_lifespan_on_requires_lifespan_support(tmp_path: Path, app: str, text: str) -> None:
+    """With ``on``, an application without lifespan support is an error."""
     with pytest.raises(AssertionError, match=text):
         Server(f"tests.integration.http.asgi_apps:{app}", f"unix:{tmp_path / 's'}", lifespan="on")
 
 
 @pytest.mark.parametrize("lifespan", ["auto", "on"])
-def test_a_failed_start(tmp_path: Path, lifespan: str) -> None:
-    """What the application says about its failure is shown, and nothing is served."""
+def test_a_failed_startup_is_shown_and_nothing_is_served(tmp_path: Path, lifespan: str) -> None:
+    """The failure message of the application is shown, and the server exits."""
     began = time.monotonic()
     with pytest.raises(AssertionError, match="the database is away"):
         Server("tests.integration.http.asgi_apps:failing", f"unix:{tmp_path / 's'}", lifespan=lifespan)
@@ -233,15 +233,15 @@ def test_a_failed_start(tmp_path: Path, lifespan: str) -> None:
 
 
 @pytest.mark.parametrize("app", ["bad_end", "raising_end"])
-def test_a_failed_end(tmp_path: Path, app: str) -> None:
-    """A shutdown that fails is logged; the end is the same."""
+def test_a_failed_shutdown_is_logged(tmp_path: Path, app: str) -> None:
+    """A failed shutdown is logged, and the server still exits with 0."""
     with serving(f"tests.integration.http.asgi_apps:{app}", tmp_path, faults=True) as server:
         assert server.get().status == 200
     assert "could not save" in server.log
 
 
-def test_an_end_that_takes_too_long(tmp_path: Path) -> None:
-    """A shutdown gets what is left of the graceful timeout."""
+def test_a_slow_shutdown_is_cut_at_the_graceful_timeout(tmp_path: Path) -> None:
+    """A shutdown may take only the rest of the graceful timeout."""
     with serving("tests.integration.http.asgi_apps:endless_end", tmp_path, graceful_timeout=1) as server:
         assert server.get().status == 200
         began = time.monotonic()

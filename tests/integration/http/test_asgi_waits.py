@@ -1,5 +1,5 @@
 # one case, one line
-"""ASGI: applications that take their time, streams that have nothing to say yet, and where an application is mounted."""
+"""ASGI: slow applications, streams without a first piece, and mounted applications."""
 
 import ast
 import json
@@ -18,18 +18,18 @@ from tests.integration.http.harness import Server, events, serving
 
 UPLOAD = 3_000_000
 LONGER = 2.2
-"""Seconds that are more than a body_timeout of one, and the second between two looks at it."""
+"""Seconds: longer than a body_timeout of 1, plus the second between two checks."""
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def loop(request: pytest.FixtureRequest) -> str:
-    """Each loop."""
+    """Each event loop."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def running(loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that waits one second for a body."""
+    """A server with a body timeout of one second."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
     with serving("tests.integration.http.asgi_apps:app", directory, loop=loop, body_timeout=1) as server:
         yield server
@@ -37,7 +37,7 @@ def running(loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 @pytest.fixture
 def server(running: Server) -> Server:
-    """That server, without events of the test before."""
+    """The same server, without the events of the previous test."""
     running.json("/-/events")
     return running
 
@@ -48,7 +48,7 @@ def ask(client: Client, path: str, *lines: str, method: str = "GET") -> None:
 
 
 def send_some(client: Client, total: int) -> int:
-    """Send as much of ``total`` bytes as the server takes for now; how many are left."""
+    """Send as many of ``total`` bytes as the server accepts for now; return how many are left."""
     client.sock.settimeout(0.3)
     left = total
     try:
@@ -56,23 +56,23 @@ def send_some(client: Client, total: int) -> int:
             left -= client.sock.send(b"x" * min(65536, left))
     except TimeoutError:
         return left
-    raise AssertionError("the server has taken it all")
+    raise AssertionError("the server has accepted everything")
 
 
-def hears_nothing(client: Client, seconds: float) -> None:
-    """Nothing comes, not even the end."""
+def assert_silent(client: Client, seconds: float) -> None:
+    """The server sends nothing, not even the end of the connection."""
     client.sock.settimeout(seconds)
     with pytest.raises(TimeoutError):
         client.receive()
     client.sock.settimeout(10)
 
 
-def test_an_upload_waits_for_the_application(server: Server) -> None:
-    """It is not the client who is late when the application works between two pieces."""
+def test_the_body_timeout_does_not_run_while_the_application_works(server: Server) -> None:
+    """The client is not late when the application works between two pieces."""
     with server.connect() as client:
         ask(client, "/busy?after=1", f"Content-Length: {UPLOAD}", method="POST")
         left = send_some(client, UPLOAD)
-        hears_nothing(client, LONGER)
+        assert_silent(client, LONGER)
         server.get("/-/release")
         client.send(b"x" * left)
         assert client.answer().body == b"%d" % UPLOAD
@@ -80,12 +80,12 @@ def test_an_upload_waits_for_the_application(server: Server) -> None:
 
 
 @pytest.mark.heavy
-def test_an_expectation_waits_for_the_application(server: Server) -> None:
-    """Nor where the client has been told nothing yet; its time begins with 100 Continue, and then all of it."""
+def test_the_body_timeout_begins_with_100_continue(server: Server) -> None:
+    """The timeout does not run before 100 Continue is sent; then it runs in full."""
     with server.connect() as client, server.connect() as silent:
         for one in (client, silent):
             ask(one, "/busy?after=0", "Content-Length: 3", "Expect: 100-continue", method="POST")
-        hears_nothing(client, LONGER)
+        assert_silent(client, LONGER)
         server.get("/-/release")
         for one in (client, silent):
             assert one.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -99,8 +99,8 @@ def test_an_expectation_waits_for_the_application(server: Server) -> None:
 
 @pytest.mark.parametrize("interface", ["wsgi", "asgi"])
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
-def test_refused_bodies_are_not_in_hand(tmp_path: Path, interface: str, framing: str) -> None:
-    """What was refused with 413 does not count towards ``limit_concurrency``."""
+def test_refused_bodies_do_not_count_towards_limit_concurrency(tmp_path: Path, interface: str, framing: str) -> None:
+    """A request that was refused with 413 does not count towards ``limit_concurrency``."""
     app = {"wsgi": "tests.integration.http.apps:recorder", "asgi": "tests.integration.http.apps:recorder_asgi"}[interface]
     with serving(app, Path(os.path.relpath(tmp_path)), limit_concurrency=2, limit_request_body=10) as server:
         clients = [server.connect() for _ in range(5)]
@@ -116,27 +116,27 @@ def test_refused_bodies_are_not_in_hand(tmp_path: Path, interface: str, framing:
         assert server.get("/x").status == 200
 
 
-def test_a_stream_without_a_body_hears_its_client_go(server: Server) -> None:
-    """The start of an answer makes it a stream; there need not be a first piece."""
+def test_a_stream_without_a_first_piece_is_notified_of_the_disconnect(server: Server) -> None:
+    """A started response is a stream, even before its first piece."""
     with server.connect() as client:
         ask(client, "/quiet")
         events(server, "started")
-    events(server, "heard")
+    events(server, "disconnected")
 
 
-def test_a_stream_that_starts_when_its_client_has_gone(server: Server) -> None:
-    """An application that listens hears of it at once."""
+def test_a_waiting_application_is_notified_of_the_disconnect_at_once(server: Server) -> None:
+    """The application gets the disconnect before it starts its response."""
     with server.connect() as client:
         ask(client, "/quiet-late")
         events(server, "listening")
-    events(server, "heard")
+    events(server, "disconnected")
     server.get("/-/release")
     events(server, "started")
 
 
 @pytest.mark.parametrize("path", ["/quiet", "/quiet-late"])
-def test_a_stream_without_a_body_hears_the_drain(loop: str, tmp_path: Path, path: str) -> None:
-    """A stream that has nothing to say does not keep its worker until the graceful timeout."""
+def test_a_drain_ends_a_silent_stream_early(loop: str, tmp_path: Path, path: str) -> None:
+    """A stream that sends nothing does not keep its worker until the graceful timeout."""
     directory = Path(os.path.relpath(tmp_path))
     with serving("tests.integration.http.asgi_apps:app", directory, loop=loop, graceful_timeout=60, stream_grace=0.5) as server:
         with server.connect() as client:
@@ -146,7 +146,7 @@ def test_a_stream_without_a_body_hears_the_drain(loop: str, tmp_path: Path, path
                 server.get("/-/release")
                 events(server, "started")
             server.process.send_signal(signal.SIGTERM)
-            server.wait_for_log("http.disconnect was heard")
+            server.wait_for_log("http.disconnect was received")
             assert server.process.wait(5) == 0
         server.wait_for_log("lifespan.shutdown was heard")
         assert "still open" not in server.log
@@ -171,8 +171,8 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("/scopes", "/scope/scopes", b"/scope/scopes"),
     ],
 )
-def test_path_and_raw_path_have_the_prefix(mounted: Server, target: str, path: str, raw_path: bytes) -> None:
-    """Both of them, once, whether or not the proxy has left it there; also for a request that was remembered."""
+def test_path_and_raw_path_have_the_root_path_once(mounted: Server, target: str, path: str, raw_path: bytes) -> None:
+    """Both have the prefix once, whether or not the proxy has stripped it; also when the connection has cached the request."""
     with mounted.connect() as client:
         for _ in range(2):
             ask(client, target)
@@ -181,7 +181,7 @@ def test_path_and_raw_path_have_the_prefix(mounted: Server, target: str, path: s
             assert seen == ["/scope", path, raw_path]
 
 
-def test_path_of_a_websocket_has_the_prefix(tmp_path: Path) -> None:
+def test_the_path_of_a_websocket_has_the_root_path(tmp_path: Path) -> None:
     with serving("tests.integration.http.ws_apps:app", Path(os.path.relpath(tmp_path)), root_path="/scope") as server:
         assert isinstance(server.address, str)
         with unix_connect(server.address, "ws://host/x") as client:

@@ -1,4 +1,4 @@
-"""Every case of the corpus over sockets, to both interfaces, each with another parser."""
+"""Send every case of the corpus over sockets, to both interfaces, each with another parser."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,12 @@ from tests.integration.http.talk import PARSERS
 APPS = {"wsgi": "tests.integration.http.apps:recorder", "asgi": "tests.integration.http.apps:recorder_asgi"}
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 SPLIT_EVERYWHERE = 1500
-"""Bytes up to which a case is sent byte by byte as well."""
+"""Cases up to this many bytes are also sent byte by byte."""
 
 
 @pytest.fixture(scope="module", params=list(zip(APPS, PARSERS, strict=True)), ids="-".join)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for each interface, each with another parser; what the parsers make of a case does not depend on the interface."""
+    """A server for each interface, each with another parser; how a parser reads a case does not depend on the interface."""
     interface, parser = request.param
     directory = tmp_path_factory.mktemp("s", numbered=True)
     with serving(APPS[interface], Path(os.path.relpath(directory)), http=parser) as server:
@@ -29,20 +29,20 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @every_case
-def test_answers(case: Case, server: Server) -> None:
-    """Over a socket, in one piece: the answers are as named and the worker lives."""
+def test_each_case_gets_its_responses(case: Case, server: Server) -> None:
+    """The case is sent in one piece."""
     play(case, server, [sent(case)])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.data) < SPLIT_EVERYWHERE], ids=lambda case: case.name)
-def test_answers_byte_by_byte(case: Case, server: Server) -> None:
-    """Over a socket, where each byte has been read before the next is sent."""
+def test_each_case_gets_its_responses_byte_by_byte(case: Case, server: Server) -> None:
+    """Each byte is read by the server before the next byte is sent."""
     data = sent(case)
     play(case, server, (data[i : i + 1] for i in range(len(data))))
 
 
 def play(case: Case, server: Server, pieces: Iterable[bytes]) -> None:
-    """Have the conversation of a case, and judge it."""
+    """Run the conversation of a case, and check the responses and the calls."""
     try:
         with server.connect() as client:
             client.send_apart(pieces)
@@ -53,7 +53,7 @@ def play(case: Case, server: Server, pieces: Iterable[bytes]) -> None:
 
 
 def check_answers(case: Case, client: Client) -> None:
-    """Read the answers of a case and judge them, and what becomes of the connection."""
+    """Read and check the responses of a case, and whether the connection stays open."""
     if case.ends:
         client.end()
     methods = [seen.method for seen in case.seen]
@@ -73,14 +73,14 @@ def check_answers(case: Case, client: Client) -> None:
 
 
 def check_calls(case: Case, calls: list[dict[str, Any]]) -> None:
-    """Judge what the application has seen."""
+    """Check the requests that the application received."""
     if case.opens:
         assert calls.pop()["path"] == "/again"
     whole = [call for call in calls if call["complete"]]
     if not case.begins:
         assert calls == whole
     if any(isinstance(status, frozenset) and 200 in status for status in case.statuses) and not whole:
-        return  # refused, where it may be
+        return  # refused; the clause allows this
     assert len(whole) == len(case.seen), whole
     for seen, call in zip(case.seen, whole, strict=True):
         wsgi_path = seen.path.encode().decode("latin-1")

@@ -1,15 +1,15 @@
-"""Clients that send much that is little work each: no turn of the loop belongs to one of them.
+"""Clients that send many small pieces of work: no turn of the event loop is spent on one of them alone.
 
-Places where the amount of work is the client's choice, and what bounds it in one turn:
+Places where the client decides the amount of work, and the bound for one turn:
 
 - lines of a chunked body (sizes, extensions, trailers): `body.LINES`;
-- pipelined requests, and such behind a body: one (`Connection.data_received`);
-- calls that wait for an inline application: one (`wsgi.Turns`);
+- pipelined requests, also after a body: one (`Connection.data_received`);
+- calls waiting for an inline application: one (`wsgi.Turns`);
 - bytes of a body of known length: one read (`connection.TURN`);
-- TLS records: what fits into `transports.TLS_AT_ONCE`;
-- fields: `--limit-request-fields` of one request; options of Connection: those that mean something;
-- caches of what clients send: number and size of what is kept;
-- heads that come in pieces: every byte is looked at once (`HeadReader.feed`).
+- TLS records: the size `transports.TLS_AT_ONCE`;
+- fields: `--limit-request-fields` of one request; Connection options: only those with a meaning;
+- caches of client data: number and size of the entries;
+- heads that arrive in pieces: every byte is read once (`HeadReader.feed`).
 """
 
 import contextlib
@@ -45,8 +45,8 @@ def asgi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("chunk", [b"1\r\na\r\n", b"1;b=c\r\na\r\n", b"00001\r\na\r\n"])
-def test_chunks_are_read_some_at_a_time(chunk: bytes) -> None:
-    """As many lines as are bounded, and then the caller decides when to go on."""
+def test_one_feed_decodes_a_bounded_number_of_chunks(chunk: bytes) -> None:
+    """One call decodes at most ``LINES`` lines; the caller decides when to continue."""
     body = ChunkedBody(LIMITS)
     data = chunk * 1000 + b"0\r\nX: y\r\n\r\n"
     position = calls = 0
@@ -62,20 +62,20 @@ def test_chunks_are_read_some_at_a_time(chunk: bytes) -> None:
     assert calls >= 1000 // LINES
 
 
-def test_chunks_in_turns(asgi: Server) -> None:
-    """An application is given at most so many chunks for each turn of the loop that has gone by."""
+def test_each_turn_delivers_a_bounded_number_of_chunks(asgi: Server) -> None:
+    """The application gets at most ``LINES`` chunks for each turn of the loop."""
     with asgi.connect() as client:
         client.send(CHUNKED + b"1\r\na\r\n" * 30_000 + b"0\r\n\r\n" + GET % 1)
         assert client.answer().body == b"ok"
         assert client.answer().body == b"ok"
     seen = asgi.json("/seen")
     assert sum(count for count, _ in seen) > 29_000
-    # A turn in which the application was not called may have come before each one in which it was.
+    # The application may have been called one turn later than the chunks were decoded.
     assert all(count <= LINES * (turns + 1) for count, turns in seen), seen
 
 
-def test_pipelined_requests_in_turns(wsgi: Server) -> None:
-    """Each has a turn of the loop of its own, also behind a body, and all are answered in order."""
+def test_each_pipelined_request_gets_its_own_turn(wsgi: Server) -> None:
+    """Each request is handled in its own turn of the loop, also after a body; all responses are in order."""
     count = 200
     post = b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
     with wsgi.connect() as client:
@@ -89,10 +89,10 @@ def test_pipelined_requests_in_turns(wsgi: Server) -> None:
     assert len({turn for _, turn in seen}) == count
 
 
-def test_pipelined_requests_before_the_end(wsgi: Server) -> None:
-    """A client that sends many and then no more gets all answers, also where one of them takes long."""
+def test_a_half_closed_client_gets_all_pipelined_responses(wsgi: Server) -> None:
+    """A client that half-closes after many requests gets all responses, even if the application is busy."""
     with wsgi.connect() as blocker, wsgi.connect() as client:
-        blocker.send(b"GET /generated HTTP/1.1\r\nHost: a\r\n\r\n")  # it holds the application until it is read
+        blocker.send(b"GET /generated HTTP/1.1\r\nHost: a\r\n\r\n")  # this response holds the application until it is read
         blocker.until(b"\r\n\r\n")
         client.send(GET % 1 * 40)
         client.end()
@@ -104,8 +104,8 @@ def test_pipelined_requests_before_the_end(wsgi: Server) -> None:
     wsgi.json("/seen")
 
 
-def test_waiting_calls_in_turns(wsgi: Server) -> None:
-    """Requests of other clients that wait for the application have a turn of the loop each."""
+def test_each_waiting_call_gets_its_own_turn(wsgi: Server) -> None:
+    """Requests of other clients that wait for the application are each handled in their own turn of the loop."""
     with wsgi.connect() as blocker, contextlib.ExitStack() as stack:
         blocker.send(b"GET /generated HTTP/1.1\r\nHost: a\r\n\r\n")
         blocker.until(b"\r\n\r\n")
@@ -120,8 +120,8 @@ def test_waiting_calls_in_turns(wsgi: Server) -> None:
     assert len({turn for _, turn in seen}) == len(clients)
 
 
-def test_a_body_goes_on_where_its_end_came_early(wsgi: Server) -> None:
-    """A client that sends no more behind many chunks has sent them all the same; behind too few it is refused."""
+def test_a_half_close_after_many_chunks_does_not_truncate_the_body(wsgi: Server) -> None:
+    """A client that half-closes after a complete body gets its response; after an incomplete body it is refused."""
     data = b"POST /digest HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 8000
     for end, status in ((b"0\r\n\r\n", 200), (b"1\r\na", 400)):
         with wsgi.connect() as client:
@@ -131,8 +131,8 @@ def test_a_body_goes_on_where_its_end_came_early(wsgi: Server) -> None:
             assert client.rest() == b""
 
 
-def test_pipelined_requests_that_nobody_reads(wsgi: Server) -> None:
-    """Answers that are not read do not pile up."""
+def test_unread_responses_do_not_pile_up(wsgi: Server) -> None:
+    """Memory is bounded when a client sends many requests and reads no responses."""
     before = wsgi.memory()
     with wsgi.connect() as client:
         client.sock.settimeout(0.5)
@@ -143,8 +143,8 @@ def test_pipelined_requests_that_nobody_reads(wsgi: Server) -> None:
     wsgi.json("/seen")
 
 
-def test_no_continue_within_an_answer(asgi: Server) -> None:
-    """RFC 9110 10.1.1: 100 comes before the answer or never; in the middle it would be taken for part of it."""
+def test_no_continue_is_sent_within_a_response(asgi: Server) -> None:
+    """RFC 9110 10.1.1: 100 Continue is sent before the response or never; the client would take a later one for part of the body."""
     with asgi.connect() as client:
         client.send(b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
         client.until(b"first \r\n")
@@ -158,8 +158,8 @@ def _fields(*lines: tuple[bytes, bytes]) -> Fields:
     return Fields("1.1", [Line(b"host", b"a"), *(Line(*line) for line in lines)])
 
 
-def test_caches_hold_nothing_large() -> None:
-    """What a client sends again and again, another each time, is not kept if it is large."""
+def test_caches_keep_no_large_values() -> None:
+    """A large value that differs in each request is not cached."""
     gc.collect()
     for number in range(300):
         assert valid_host(b"%d." % number + b"a" * 20_000)
@@ -169,15 +169,15 @@ def test_caches_hold_nothing_large() -> None:
 
 
 @pytest.mark.parametrize("value", [b"close", b"x, close", b"close," + b"y," * 1000, b"Keep-Alive, CLOSE"])
-def test_connection_options(value: bytes) -> None:
-    """Only those that mean something are kept, whatever else is there."""
+def test_only_known_connection_options_are_kept(value: bytes) -> None:
+    """Options without a meaning are dropped."""
     found = _fields((b"connection", value))
     assert found.connection <= {b"close", b"keep-alive", b"upgrade"}
     assert not found.keep_alive
 
 
-def test_options_for_the_server(tmp_path: Path) -> None:
-    """PEP 3333 has no path for ``*``; `wsgiref.validate` sees to it."""
+def test_options_asterisk_has_an_empty_path(tmp_path: Path) -> None:
+    """PEP 3333 has no path for ``*``; `wsgiref.validate` checks the environ."""
     with serving("tests.integration.http.flood_apps:valid", tmp_path) as server, server.connect() as client:
         client.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n")
         assert client.answer().body == b"('', '*')"

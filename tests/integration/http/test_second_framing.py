@@ -1,7 +1,7 @@
-"""A second framing behind `ResponseWriter`: a line protocol of these tests serves WSGI and ASGI apps through the usual exchanges.
+"""A second framing behind `ResponseWriter`: a line protocol, defined here, serves WSGI and ASGI apps through the usual exchanges.
 
-A request is one line, ``METHOD TARGET LENGTH``, and so many bytes of body. A response is ``STATUS code``, ``FIELD name value`` for
-each field, ``DATA size`` and that many bytes for each piece, and ``END``; without it the response was aborted.
+A request is one line, ``METHOD TARGET LENGTH``, and LENGTH bytes of body. A response is ``STATUS code``, ``FIELD name value`` for
+each field, ``DATA size`` and SIZE bytes for each piece, and ``END``. A response without ``END`` was aborted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forkserve.http.framing.endpoints import Endpoints
 from forkserve.http.message.fields import Fields, Line
 from forkserve.http.message.http1 import read_target
 from forkserve.http.service import Service
-from tests.integration.http.serve import Nobody
+from tests.integration.http.serve import NullObserver
 
 if TYPE_CHECKING:
     from forkserve.http.framing.writer import RequestHandler, ResponseWriter
@@ -30,7 +30,7 @@ PIECE = b"x" * 65536
 
 
 class LineWriter:
-    """A `ResponseWriter`."""
+    """Write responses in the line protocol; implements `ResponseWriter`."""
 
     def __init__(self, connection: LineConnection) -> None:
         self.connection = connection
@@ -57,7 +57,7 @@ class LineWriter:
         self.connection.transport.close()
 
     def close_after(self) -> None:
-        """Connections stay open: each response has an end."""
+        """Do nothing: connections stay open, since each response has an end."""
 
     def added_fields(self, head: ResponseHead) -> Sequence[Field]:
         return ()
@@ -76,7 +76,7 @@ class LineWriter:
         return self.connection.transport.get_write_buffer_size()
 
     def want_body(self) -> None:
-        """Clients do not wait for it."""
+        """Do nothing: clients send the body at once."""
 
     def pause_body(self) -> None:
         self.connection.transport.pause_reading()
@@ -86,7 +86,7 @@ class LineWriter:
 
 
 class LineConnection(asyncio.Protocol):
-    """One client; a `ClientConnection`."""
+    """The connection of one client; implements `ClientConnection`."""
 
     transport: asyncio.Transport
 
@@ -98,7 +98,7 @@ class LineConnection(asyncio.Protocol):
         self.exchange: RequestHandler | None = None
         self.lost = asyncio.Event()
         self.paused = False
-        self._left = 0  # of the request body
+        self._left = 0  # bytes of the request body still to come
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -137,7 +137,7 @@ class LineConnection(asyncio.Protocol):
 
 
 class Reply(NamedTuple):
-    """A response as the client reads it."""
+    """A response as the client received it."""
 
     status: int
     fields: dict[bytes, bytes]
@@ -146,7 +146,7 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """The other side of the protocol."""
+    """A client of the line protocol."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -173,7 +173,7 @@ class Client:
 
 
 class Apps:
-    """The same application three times, and what becomes of its streams."""
+    """The same application as WSGI and as ASGI; ``ended`` is set when a stream ends."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -231,7 +231,7 @@ async def serving(mode: Mode) -> AsyncIterator[tuple[Client, Apps]]:
     loop, apps = asyncio.get_running_loop(), Apps()
     settings = config.from_keywords(app="none:app", threads=2 if mode == "threads" else 0).settings
     interface: Literal["asgi", "wsgi"] = "asgi" if mode == "asgi" else "wsgi"
-    service = Service(settings, getattr(apps, interface), interface, loop, Nobody())
+    service = Service(settings, getattr(apps, interface), interface, loop, NullObserver())
     connection = LineConnection(service)
     server = await loop.create_server(lambda: connection, "127.0.0.1", 0)
     async with server:
@@ -248,13 +248,13 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_whole_and_streamed_responses(mode: Mode) -> None:
+def test_whole_and_streamed_responses_arrive_complete(mode: Mode) -> None:
     async def test() -> None:
         async with serving(mode) as (client, _):
-            body = b"y" * 100_000  # comes in pieces
+            body = b"y" * 100_000  # arrives in several pieces
             reply = await client.ask("/echo", body)
             assert (reply.status, b"".join(reply.pieces), reply.whole) == (200, body, True)
-            assert reply.fields == {b"x-path": b"/echo", b"content-length": b"100000"}  # and no field of HTTP/1.1's framing
+            assert reply.fields == {b"x-path": b"/echo", b"content-length": b"100000"}  # no field of HTTP/1.1's framing
             reply = await client.ask("/stream")
             assert reply == (200, {b"x-path": b"/stream"}, [b"one", b"two"], True)
 
@@ -262,8 +262,8 @@ def test_whole_and_streamed_responses(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_errors_of_the_app(mode: Mode) -> None:
-    """Before the response has begun the client gets a 500; later the response is aborted."""
+def test_an_app_error_is_a_500_before_the_response_and_an_abort_within_it(mode: Mode) -> None:
+    """The client gets a 500 if the response has not begun; otherwise the response is aborted."""
 
     async def test() -> None:
         async with serving(mode) as (client, _):
@@ -276,8 +276,8 @@ def test_errors_of_the_app(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_client_that_goes_away(mode: Mode) -> None:
-    """A stream without end waits for a slow client, and ends when that has left."""
+def test_an_endless_stream_waits_for_a_slow_client_and_ends_when_it_disconnects(mode: Mode) -> None:
+    """The stream is suspended while the client does not read; it ends when the client disconnects."""
 
     async def test() -> None:
         async with serving(mode) as (client, apps):

@@ -1,9 +1,9 @@
-"""Clients that take, or send, more slowly than the server could, and what they cost in memory.
+"""Clients that read or send more slowly than the server could, and the memory that they cost.
 
 Places where bytes wait for a client, and what bounds them:
 
-- what a transport has been given: `outgoing.PIECE` (asyncio's and TLS's transports copy it);
-- lists, pieces and ``send()`` of an application: its own objects, counted once for all that wait for them (`Buffered`), and past
+- data given to a transport: `outgoing.PIECE` (asyncio's and TLS's transports copy it);
+- lists, pieces and ``send()`` data of an application: its own objects, counted once for all connections (`Buffered`), and beyond
   ``--limit-buffered`` in temporary files;
 - an inline generator: ``wsgi.OUTPUT_IN_MEMORY``, then it waits; a thread: `threads.PIECES_AHEAD`;
 - request bodies: ``wsgi.BODY_IN_MEMORY`` and ``--limit-buffered``, then a file; ASGI: `asgi.BODY_AHEAD`.
@@ -46,7 +46,7 @@ def ask(client: Client, path: str, *lines: str) -> None:
 
 @contextlib.contextmanager
 def asking(server: Server, *paths: str) -> Iterator[list[Client]]:
-    """Clients that have asked, and seen that they are answered."""
+    """Clients that have sent a request and received the first byte of the response."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in paths]
         for client, path in zip(clients, paths, strict=True):
@@ -58,14 +58,14 @@ def asking(server: Server, *paths: str) -> Iterator[list[Client]]:
 
 @every_kind
 @pytest.mark.parametrize("path", ["/shared", "/shared-in-pieces"])
-def test_a_shared_body_is_not_copied(kind: str, path: str, tmp_path: Path) -> None:
-    """100 clients that read nothing share one object of 5 MB; each of them gets all of it once it reads."""
+def test_a_body_shared_by_many_clients_is_not_copied(kind: str, path: str, tmp_path: Path) -> None:
+    """100 clients that do not read share one object of 5 MB; each of them gets all of it once it reads."""
     with served(kind, tmp_path) as server:
         server.get()
         before = server.memory()
         with asking(server, *[path] * 100) as clients:
             assert server.get().status == 200
-            assert server.memory() - before < 60 * MB  # 500 if each had its own
+            assert server.memory() - before < 60 * MB  # 500 with one copy for each client
             for client in clients[::33]:
                 client.held = b"H"
                 assert client.answer().body.strip(b"<>") == SHARED
@@ -74,8 +74,8 @@ def test_a_shared_body_is_not_copied(kind: str, path: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "kind", ["inline", "thread", "asgi-asyncio", *(pytest.param(k, marks=pytest.mark.heavy) for k in ("asgi", "inline-asyncio"))]
 )
-def test_different_bodies_go_to_files(kind: str, tmp_path: Path) -> None:
-    """Past the limit memory does not grow; other requests are answered, and every client gets what is its own."""
+def test_bodies_beyond_the_limit_are_stored_in_files(kind: str, tmp_path: Path) -> None:
+    """Memory does not grow beyond the limit; other requests are answered, and every client gets its own body."""
     paths = [f"/large/{number}" for number in range(40)]
     with served(kind, tmp_path, limit_buffered="4m") as server:
         server.get()
@@ -84,7 +84,7 @@ def test_different_bodies_go_to_files(kind: str, tmp_path: Path) -> None:
         with asking(server, *paths) as clients:
             assert server.get().status == 200
             assert server.memory() - before < 30 * MB  # 80 without files
-            assert server.descriptors() > files + 60  # connections, and files
+            assert server.descriptors() > files + 60  # connections and files
             for client, path in zip(clients, paths, strict=True):
                 client.held = b"H"
                 assert client.answer().body == large(path)
@@ -93,8 +93,8 @@ def test_different_bodies_go_to_files(kind: str, tmp_path: Path) -> None:
         eventually(lambda: server.descriptors() <= files + 2, "files are left open")
 
 
-def test_write_does_not_hold_the_worker(tmp_path: Path) -> None:
-    """What ``write()`` was given waits as a list does: the call has ended, and others have their turn."""
+def test_unread_write_data_does_not_block_the_worker(tmp_path: Path) -> None:
+    """Data of ``write()`` is buffered like a list: the call ends, and other requests are served."""
     with served("inline", tmp_path) as server, asking(server, "/written/1", "/written/2") as clients:
         assert server.get().status == 200
         for client, path in zip(clients, ("/written/1", "/written/2"), strict=True):
@@ -103,8 +103,8 @@ def test_write_does_not_hold_the_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["inline", "asgi-asyncio"])
-def test_the_end_comes_behind_what_waits(kind: str, tmp_path: Path) -> None:
-    """An answer that is the last, and one to a client that sends no more, is whole; also with others in front of it."""
+def test_a_connection_closes_only_after_its_buffered_responses(kind: str, tmp_path: Path) -> None:
+    """The last response of a connection, and a response to a half-closed client, are whole, also after other responses."""
     with served(kind, tmp_path, half_close="answer") as server:
         for lines, ends, count in ((("Connection: close",), False, 1), ((), True, 1), ((), True, 3)):
             with server.connect() as client:
@@ -127,8 +127,8 @@ def test_the_end_comes_behind_what_waits(kind: str, tmp_path: Path) -> None:
         *(pytest.param(*more, marks=pytest.mark.heavy) for more in ((WSGI, "asyncio"), (ASGI, "uvloop"))),
     ],
 )
-def test_over_tls(app: str, loop: str, tmp_path: Path, certificate: Path) -> None:  # noqa: F811 - the fixture
-    """TLS encrypts what it is given at once, so it is given as little; every byte comes."""
+def test_every_byte_arrives_over_tls(app: str, loop: str, tmp_path: Path, certificate: Path) -> None:  # noqa: F811 - the fixture
+    """TLS encrypts its input at once, so it gets small pieces; every byte arrives."""
     context = trusting(certificate)
     with Server(app, "127.0.0.1:0", certfile=certificate, keyfile=certificate, loop=loop, limit_buffered="1m") as server:
         with contextlib.ExitStack() as stack:
@@ -142,8 +142,8 @@ def test_over_tls(app: str, loop: str, tmp_path: Path, certificate: Path) -> Non
         assert server.get(tls=context).status == 200
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    """Where no file can be written the client loses its answer, and the log says what to do; nobody else loses anything."""
+def test_a_full_disk_costs_only_the_response_that_needs_it(tmp_path: Path) -> None:
+    """If no file can be written, that client loses its response, and the log names the setting; other responses stay whole."""
     with served("inline", tmp_path, limit_buffered="1m") as server:
         assert server.get("/limit-files/65536").body == b"limited"
         with asking(server, "/large/1") as kept, server.connect() as client:
@@ -156,14 +156,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
             assert kept[0].answer().body == large("/large/1")
 
 
-def test_a_request_body_on_a_full_disk(tmp_path: Path) -> None:
-    """Whether it is seen as the body is written, at its end, or as the file is closed: that client gets 507, and a line says why."""
+def test_a_request_body_on_a_full_disk_gets_507(tmp_path: Path) -> None:
+    """The error may show within the body, at its end, or when the file is closed; each time the client gets 507, and one line is logged."""
     with served("inline", tmp_path) as server:
         assert server.get("/limit-files/600000").body == b"limited"
         for more in (1, 5000, 200_000):
             with server.connect() as client:
                 body = bytes(600_000 + more)
-                with contextlib.suppress(ConnectionError):  # refused before it is whole
+                with contextlib.suppress(ConnectionError):  # refused before the body is complete
                     client.send(b"POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                 assert client.answer().status == 507
         assert server.get().status == 200
@@ -172,8 +172,8 @@ def test_a_request_body_on_a_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["inline", "thread", "inline-asyncio"])
-def test_bodies_that_come_slowly(kind: str, tmp_path: Path) -> None:
-    """Request bodies count, too: past the limit they go to files before each is large; then memory is free again."""
+def test_slow_request_bodies_are_stored_in_files_beyond_the_limit(kind: str, tmp_path: Path) -> None:
+    """Request bodies count towards the limit: beyond it they are stored in files while still small; later the memory is free again."""
     body = bytes(range(250)) * 1600
     with served(kind, tmp_path, limit_buffered="2m") as server:
         server.get()
@@ -192,7 +192,7 @@ def test_bodies_that_come_slowly(kind: str, tmp_path: Path) -> None:
                     assert client.answer().body == hashlib.sha256(body).hexdigest().encode()
 
 
-def test_sizes(tmp_path: Path) -> None:
-    """The bodies of these tests are what they are taken to be."""
+def test_the_large_bodies_have_the_expected_size(tmp_path: Path) -> None:
+    """The bodies of these tests have their size and differ from each other."""
     assert len(large("/large/1")) == LARGE
     assert large("/large/1") != large("/large/2")

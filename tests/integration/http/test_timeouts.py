@@ -1,5 +1,5 @@
 # one case, one line
-"""Timeouts, and the end of connections: nobody is waited for longer than he was told, and no answer is lost."""
+"""Timeouts and the end of connections: no wait exceeds its timeout, and no response is lost."""
 
 import contextlib
 import os
@@ -21,20 +21,20 @@ PAGES = {"wsgi": "tests.integration.http.wsgi_apps:application", "asgi": "tests.
 
 @pytest.fixture(scope="module", params=PAGES)
 def interface(request: pytest.FixtureRequest) -> str:
-    """WSGI and ASGI."""
+    """Each interface."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def hasty(interface: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that waits for one second (and up to one more, for it looks once a second)."""
+def hasty_server(interface: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with timeouts of one second (and up to one more, since it checks once a second)."""
     with serving(PAGES[interface], Path(os.path.relpath(tmp_path_factory.mktemp("s"))), **SMALL) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def server(interface: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the timeouts that it has by itself."""
+    """A server with the default timeouts."""
     with serving(PAGES[interface], Path(os.path.relpath(tmp_path_factory.mktemp("s")))) as server:
         yield server
 
@@ -49,11 +49,11 @@ def upload(interface: str, *lines: bytes) -> bytes:
     return b"\r\n".join([b"POST /%b HTTP/1.1" % (b"size" if interface == "wsgi" else b"body"), b"Host: a", *lines, b"", b""])
 
 
-def test_all_at_once(interface: str, hasty: Server) -> None:
-    """Each kind of silence ends in its time, and in its own way: 408 for half a request, a plain close where none was begun."""
+def test_each_kind_of_silence_ends_at_its_timeout(interface: str, hasty_server: Server) -> None:
+    """An incomplete request gets a 408; a connection without a request is closed without a response."""
     began = time.monotonic()
     silent, within_line, within_head, idle, within_length, within_chunks, after_empty = clients = [
-        hasty.connect() for _ in range(7)
+        hasty_server.connect() for _ in range(7)
     ]
     within_line.send(b"GET / HT")
     within_head.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
@@ -75,10 +75,10 @@ def test_all_at_once(interface: str, hasty: Server) -> None:
         client.sock.close()
 
 
-def test_a_trickle_does_not_renew_the_head(hasty: Server) -> None:
-    """A head that comes byte by byte has to come in time all the same."""
+def test_a_trickle_of_bytes_does_not_extend_the_header_timeout(hasty_server: Server) -> None:
+    """A head that arrives byte by byte gets a 408."""
     began = time.monotonic()
-    with hasty.connect() as client:
+    with hasty_server.connect() as client:
         client.sock.settimeout(0.1)
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
         data = b""
@@ -92,9 +92,9 @@ def test_a_trickle_does_not_renew_the_head(hasty: Server) -> None:
         assert data.startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_second_head_has_its_own_time(interface: str, hasty: Server) -> None:
-    """Part of a next request is not an idle connection: 408."""
-    with hasty.connect() as client:
+def test_an_incomplete_second_head_gets_408(interface: str, hasty_server: Server) -> None:
+    """A connection with part of a next request is not idle."""
+    with hasty_server.connect() as client:
         client.send(page(interface))
         assert client.answer().status == 200
         client.send(b"GET / HT")
@@ -102,9 +102,9 @@ def test_a_second_head_has_its_own_time(interface: str, hasty: Server) -> None:
         assert client.rest() == b""
 
 
-def test_a_body_that_goes_on_is_waited_for(interface: str, hasty: Server) -> None:
-    """The timeout is for no byte at all: a slow body is not cut."""
-    with hasty.connect() as client:
+def test_a_slow_body_is_not_cut(interface: str, hasty_server: Server) -> None:
+    """The body timeout runs only while no byte arrives."""
+    with hasty_server.connect() as client:
         client.send(upload(interface, b"Content-Length: 6"))
         client.sock.settimeout(0.5)
         for byte in (b"a", b"b", b"c", b"d", b"e"):
@@ -116,20 +116,20 @@ def test_a_body_that_goes_on_is_waited_for(interface: str, hasty: Server) -> Non
         assert client.answer().body.startswith(b"6 597")
 
 
-def test_an_application_that_takes_its_time_is_not_an_idle_client(hasty: Server, interface: str, tmp_path: Path) -> None:
-    """No timeout of the connection runs while the application works."""
+def test_no_timeout_runs_while_the_application_works(hasty_server: Server, interface: str, tmp_path: Path) -> None:
+    """A slow application does not close the connection."""
     if interface == "asgi":
-        with hasty.connect() as client:
+        with hasty_server.connect() as client:
             client.send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
             client.sock.settimeout(2.5)
             with pytest.raises(TimeoutError):
                 client.receive()
-            hasty.get("/-/release")
+            hasty_server.get("/-/release")
             assert client.answer().body == b"0 0"
 
 
-def test_a_reader_that_stops(hasty: Server, interface: str, tmp_path: Path) -> None:
-    """Who reads nothing for too long is cut off; who reads slowly is not."""
+def test_a_client_that_stops_reading_is_cut(hasty_server: Server, interface: str, tmp_path: Path) -> None:
+    """The connection of a client that reads nothing for the write timeout is closed."""
     path = tmp_path / "big"
     path.write_bytes(b"x" * 20_000_000)
     (tmp_path / "counter").touch()
@@ -137,36 +137,36 @@ def test_a_reader_that_stops(hasty: Server, interface: str, tmp_path: Path) -> N
         ["/pour?count=300"] if interface == "asgi" else [f"/file?path={path}", f"/endless?path={tmp_path / 'counter'}&count=300"]
     )
     for target in pages:
-        said = len(hasty.log)
-        with hasty.connect(receive_buffer=4096) as client:
+        log_start = len(hasty_server.log)
+        with hasty_server.connect(receive_buffer=4096) as client:
             client.send(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             client.head()
-            eventually(lambda: "has read nothing" in hasty.log[said:])  # noqa: B023  # called at once
+            eventually(lambda: "has read nothing" in hasty_server.log[log_start:])  # noqa: B023  # called at once
             with contextlib.suppress(ConnectionResetError):
                 assert len(client.rest()) < 20_000_000
 
 
 @pytest.mark.heavy
-def test_a_slow_reader_is_not_cut(hasty: Server, interface: str, tmp_path: Path) -> None:
-    """As long as something is read now and then, the answer goes on."""
+def test_a_client_that_reads_slowly_is_not_cut(hasty_server: Server, interface: str, tmp_path: Path) -> None:
+    """The response continues while the client reads now and then."""
     path = tmp_path / "big"
     path.write_bytes(b"x" * 6_000_000)
     target = "/pour?count=90" if interface == "asgi" else f"/file?path={path}"
-    with hasty.connect(receive_buffer=4096) as client:
+    with hasty_server.connect(receive_buffer=4096) as client:
         client.send(f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
         answer = client.head()
         end = time.monotonic() + 3
         data = b""
         while time.monotonic() < end:
             data += client.exactly(200_000)
-            time.sleep(0.4)  # a slow reader is what is tested
+            time.sleep(0.4)  # the test is about a slow reader
         data += client.rest()
     assert len(data) >= (6_000_000 if not answer.chunked else 90 * 65536)
 
 
 @pytest.mark.parametrize("surplus", [1, 100, 100_000, 5_000_000])
-def test_bytes_behind_the_last_request(server: Server, interface: str, surplus: int) -> None:
-    """What follows a request with Connection: close is ignored, and the answer stays whole."""
+def test_bytes_after_the_last_request_do_not_spoil_its_response(server: Server, interface: str, surplus: int) -> None:
+    """Bytes after a request with Connection: close are ignored, and the response stays whole."""
     with server.connect() as client:
         client.send(page(interface).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + b"GET / HTTP/1.1\r\n"[:surplus])
         try:
@@ -179,8 +179,8 @@ def test_bytes_behind_the_last_request(server: Server, interface: str, surplus: 
 
 
 @pytest.mark.parametrize("surplus", [0, 100_000])
-def test_a_refusal_reaches_a_client_that_sends(server: Server, surplus: int) -> None:
-    """The answer to a bad request is not lost to a reset."""
+def test_a_refusal_reaches_a_client_that_is_still_sending(server: Server, surplus: int) -> None:
+    """The response to a bad request is not lost to a reset."""
     with server.connect() as client:
         client.send(b"GET / HTTP/1.1\r\nBad header\r\n\r\n" + b"x" * surplus)
         answer = client.answer()
@@ -188,8 +188,8 @@ def test_a_refusal_reaches_a_client_that_sends(server: Server, surplus: int) -> 
         assert client.rest() == b""
 
 
-def test_half_closed(server: Server, interface: str) -> None:
-    """A client that sends no more gets its answers, whole."""
+def test_a_half_closed_client_gets_whole_responses(server: Server, interface: str) -> None:
+    """A client that half-closes after its requests gets all responses."""
     with server.connect() as client:
         client.send(page(interface) * 3)
         client.end()
@@ -202,8 +202,8 @@ def test_half_closed(server: Server, interface: str) -> None:
         assert client.rest() == b""
 
 
-def test_half_closed_stream(server: Server, interface: str, tmp_path: Path) -> None:
-    """Also a long answer, read slowly."""
+def test_a_half_closed_slow_reader_gets_a_long_response(server: Server, interface: str, tmp_path: Path) -> None:
+    """A long response arrives whole at a half-closed client that reads slowly."""
     path = tmp_path / "big"
     path.write_bytes(b"x" * 5_000_000)
     target = "/pour?count=80" if interface == "asgi" else f"/file?path={path}"
@@ -217,7 +217,7 @@ def test_half_closed_stream(server: Server, interface: str, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost, signed by itself, with its key in the same file."""
+    """A self-signed certificate for localhost, with its key in the same file."""
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     key = path.with_name("key.pem")
     subprocess.run(
@@ -230,8 +230,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
-def secure(request: pytest.FixtureRequest, interface: str, certificate: Path) -> Iterator[Server]:
-    """A server that speaks TLS, on each loop."""
+def tls_server(request: pytest.FixtureRequest, interface: str, certificate: Path) -> Iterator[Server]:
+    """A server with TLS, on each event loop."""
     with Server(
         PAGES[interface], "127.0.0.1:0", certfile=certificate, keyfile=certificate, loop=request.param, body_timeout=1
     ) as server:
@@ -239,15 +239,15 @@ def secure(request: pytest.FixtureRequest, interface: str, certificate: Path) ->
 
 
 def trusting(certificate: Path) -> ssl.SSLContext:
-    """A client's context that knows the certificate."""
+    """A client's context that trusts the certificate."""
     context = ssl.create_default_context(cafile=str(certificate))
     context.set_alpn_protocols(["h2", "http/1.1"])
     return context
 
 
-def test_tls(secure: Server, interface: str, certificate: Path) -> None:
-    """Requests, keep-alive, scheme and ALPN."""
-    with secure.connect(tls=trusting(certificate)) as client:
+def test_tls_serves_requests_on_one_connection(tls_server: Server, interface: str, certificate: Path) -> None:
+    """Requests, keep-alive, scheme and ALPN work over TLS."""
+    with tls_server.connect(tls=trusting(certificate)) as client:
         assert isinstance(client.sock, ssl.SSLSocket)
         assert client.sock.selected_alpn_protocol() == "http/1.1"
         for _ in range(3):
@@ -261,9 +261,9 @@ def test_tls(secure: Server, interface: str, certificate: Path) -> None:
         assert client.rest() == b""
 
 
-def test_tls_body_and_file(secure: Server, interface: str, certificate: Path, tmp_path: Path) -> None:
-    """Large bodies in both directions."""
-    with secure.connect(tls=trusting(certificate)) as client:
+def test_tls_carries_large_bodies_and_files(tls_server: Server, interface: str, certificate: Path, tmp_path: Path) -> None:
+    """Large bodies arrive whole in both directions."""
+    with tls_server.connect(tls=trusting(certificate)) as client:
         client.send(upload(interface, b"Content-Length: 3000000") + b"a" * 3_000_000)
         assert client.answer().body.startswith(b"3000000 291000000")
         if interface == "wsgi":
@@ -277,20 +277,20 @@ def test_tls_body_and_file(secure: Server, interface: str, certificate: Path, tm
 
 
 @pytest.mark.heavy
-def test_tls_refusals(secure: Server, interface: str, certificate: Path) -> None:
-    """A bad request is answered within TLS; whoever does not speak TLS at all, or goes, harms nobody."""
-    with secure.connect(tls=trusting(certificate)) as client:
+def test_tls_refuses_bad_requests_and_bad_clients(tls_server: Server, interface: str, certificate: Path) -> None:
+    """A bad request gets its response over TLS; a plain-text client or a reset does not affect other clients."""
+    with tls_server.connect(tls=trusting(certificate)) as client:
         client.send(b"GET / HTTP/1.1\r\nBad header\r\n\r\n" + b"x" * 50_000)
         assert client.answer().status == 400
-    with secure.connect(tls=trusting(certificate)) as client:
+    with tls_server.connect(tls=trusting(certificate)) as client:
         client.send(upload(interface, b"Content-Length: 10") + b"abc")
         assert client.answer().status == 408
-    with secure.connect() as client:
+    with tls_server.connect() as client:
         client.send(GET)
         assert b"HTTP/1.1 200" not in client.rest()
-    with secure.connect(tls=trusting(certificate)) as client:
+    with tls_server.connect(tls=trusting(certificate)) as client:
         client.send(b"GET / HT")
         client.reset()
-    with secure.connect(tls=trusting(certificate)) as client:
+    with tls_server.connect(tls=trusting(certificate)) as client:
         client.send(page(interface))
         assert client.answer().status == 200

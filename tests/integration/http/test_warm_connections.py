@@ -1,5 +1,5 @@
 # one case, one line
-"""What a connection remembers of the requests before never changes how the next one is judged."""
+"""Cached results of earlier requests on a connection never change how the next request is judged."""
 
 import os
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def shown(answer: Answer) -> tuple[Any, ...]:
-    """All of an answer but its date."""
+    """Everything of a response but its Date field."""
     fields = [(name, value) for name, value in answer.fields if name != "Date"]
     return answer.status, fields, answer.body, answer.interim, answer.whole
 
 
 def answers(client: Client, case: Case) -> list[tuple[Any, ...]]:
-    """What a client gets for a case."""
+    """The responses that a client gets for a case."""
     client.send_apart([sent(case)])
     if case.ends:
         client.end()
@@ -49,12 +49,12 @@ def answers(client: Client, case: Case) -> list[tuple[Any, ...]]:
 
 
 def calls(server: Server) -> list[Any]:
-    """The whole requests that the application has got."""
+    """The complete requests that the application received."""
     return [call for call in server.json("/-/calls") if call["complete"]]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_warm_connection_answers_as_a_fresh_one(case: Case, server: Server) -> None:
+def test_a_warm_connection_responds_like_a_fresh_one(case: Case, server: Server) -> None:
     with server.connect() as client:
         fresh = answers(client, case)
     fresh_calls = calls(server)
@@ -69,8 +69,8 @@ def test_a_warm_connection_answers_as_a_fresh_one(case: Case, server: Server) ->
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.opens], ids=lambda case: case.name)
-def test_a_case_that_comes_again_is_answered_again(case: Case, server: Server) -> None:
-    """To the letter the same, so that everything that can be remembered is."""
+def test_a_repeated_case_gets_the_same_responses(case: Case, server: Server) -> None:
+    """The same bytes are sent twice, so that the second time everything may come from caches."""
     with server.connect() as client:
         assert answers(client, case) == answers(client, case)
     seen = calls(server)
@@ -78,8 +78,8 @@ def test_a_case_that_comes_again_is_answered_again(case: Case, server: Server) -
 
 
 @pytest.mark.parametrize("target", [b"http://evil/x", b"http://evil:80/", b"http://a.evil/", b"http://aa/", b"http:///x"])
-def test_an_authority_that_is_not_the_host_is_refused(server: Server, target: bytes) -> None:
-    """RFC 9112 3.2.2, also where the same fields and the same target have been judged before."""
+def test_an_authority_that_differs_from_the_host_is_refused(server: Server, target: bytes) -> None:
+    """RFC 9112 3.2.2; also if the same fields or the same target were accepted before."""
     other = head(start=b"GET " + target + b" HTTP/1.1")
     with server.connect() as client:
         fitting = head(start=b"GET " + target + b" HTTP/1.1", host=b"Host: " + target.split(b"/")[2] + b"\r\n")
@@ -97,8 +97,8 @@ def test_an_authority_that_is_not_the_host_is_refused(server: Server, target: by
     assert {call["path"] for call in calls(server)} <= {"/", "/x"}
 
 
-def test_an_authority_is_the_host_of_its_own_request_only(server: Server) -> None:
-    """An absolute target between two plain ones leaves no trace."""
+def test_an_absolute_target_changes_the_host_of_its_own_request_only(server: Server) -> None:
+    """An absolute target between two plain targets has no effect on them."""
     with server.connect() as client:
         for data in (GET, head(start=b"GET http://A:80/x HTTP/1.1"), GET):
             client.send(data)

@@ -33,18 +33,18 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """No events of the test before."""
+    """Clear the events of the previous test."""
     server.json("/-/events")
 
 
 def dial(server: Server, path: str, **options: Any) -> Any:
-    """A WebSocket of the websockets library."""
+    """Connect with the websockets library."""
     assert isinstance(server.address, str)
     return unix_connect(server.address, f"ws://host{path}", **options)
 
 
 def handshake(path: str = "/echo", *more: bytes, **fields: bytes | None) -> bytes:
-    """A handshake; a field given as None is left out."""
+    """A handshake; a field whose value is None is left out."""
     lines: dict[str, bytes | None] = {
         "Host": b"a",
         "Upgrade": b"websocket",
@@ -64,7 +64,7 @@ def handshake(path: str = "/echo", *more: bytes, **fields: bytes | None) -> byte
 def frame(
     opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True, length: bytes | None = None
 ) -> bytes:
-    """A frame of a client."""
+    """A frame as a client sends it."""
     first = (0x80 if fin else 0) | rsv << 4 | opcode
     size = len(payload)
     if length is None:
@@ -83,7 +83,7 @@ def frame(
 
 
 def received(client: Client) -> tuple[int, bytes]:
-    """Opcode and payload of the next frame, which is not fragmented, masked or marked."""
+    """Opcode and payload of the next frame; it must not be fragmented, masked or have RSV bits."""
     first, second = client.exactly(2)
     assert first & 0xF0 == 0x80
     assert not second & 0x80
@@ -92,15 +92,15 @@ def received(client: Client) -> tuple[int, bytes]:
 
 
 def shake(client: Client, *arguments: Any, **fields: Any) -> Answer:
-    """Do a handshake that is accepted."""
+    """Send a handshake; it must be accepted."""
     client.send(handshake(*arguments, **fields))
     answer = client.head()
     assert answer.status == 101
     return answer
 
 
-def test_handshake(server: Server) -> None:
-    """The answer is as RFC 6455 4.2.2 has it, with the application's own fields."""
+def test_a_handshake_is_accepted_with_the_required_fields(server: Server) -> None:
+    """The response follows RFC 6455 4.2.2 and has the application's own fields."""
     with server.connect() as client:
         answer = shake(client)
         assert answer["upgrade"].lower() == "websocket"
@@ -114,12 +114,12 @@ def test_handshake(server: Server) -> None:
         assert not answer.get("content-length") + answer.get("transfer-encoding")
 
 
-def test_scope(server: Server) -> None:
-    """Every key of the specification."""
+def test_the_scope_has_every_key(server: Server) -> None:
+    """The scope has every key of the specification."""
     with server.connect() as client:
         shake(client, "/scope/%C3%A9?a=%20", Sec_WebSocket_Protocol=b"a, b", X_Obs=b"\xe9")
         opcode, payload = received(client)
-        scope = eval(payload)  # from the application beside it
+        scope = eval(payload)  # the application sends this expression
 
     assert opcode == TEXT
     assert (scope["type"], scope["scheme"], scope["http_version"]) == ("websocket", "ws", "1.1")
@@ -138,8 +138,8 @@ def test_scope(server: Server) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])
-def test_messages(server: Server, compression: str | None) -> None:
-    """Text and binary of every length of length, one after the other."""
+def test_messages_of_every_length_are_echoed(server: Server, compression: str | None) -> None:
+    """Text and binary messages arrive whole, with lengths around each boundary of the length encoding."""
     with dial(server, "/echo", compression=compression, max_size=None) as client:
         for size in (0, 1, 125, 126, 127, 65535, 65536, 300_000, LIMIT if compression is None else LIMIT * 99 // 100):
             for message in ("é" * (size // 2) + "x" * (size % 2), os.urandom(size)):
@@ -147,23 +147,23 @@ def test_messages(server: Server, compression: str | None) -> None:
                 assert client.recv(timeout=10) == message
 
 
-def test_subprotocol(server: Server) -> None:
-    """The application chooses."""
+def test_the_application_chooses_the_subprotocol(server: Server) -> None:
+    """The handshake contains the subprotocol that the application accepted."""
     with dial(server, "/echo?sub=b", subprotocols=["a", "b"]) as client:
         assert client.subprotocol == "b"
 
 
 @pytest.mark.parametrize("value", [b"\xff\xfe", b"a,,b", b",", b"", b"a b", b"\xc3\xa9"])
-def test_odd_subprotocols(server: Server, value: bytes) -> None:
-    """Whatever is offered, the worker lives."""
+def test_malformed_subprotocols_do_not_harm_the_worker(server: Server, value: bytes) -> None:
+    """The handshake is accepted or refused, and the next request is served."""
     with server.connect() as client:
         client.send(handshake(Sec_WebSocket_Protocol=value))
         assert client.head().status in (101, 400)
     assert server.get("/").body == b"plain"
 
 
-def test_fragments(server: Server) -> None:
-    """Fragments are one message, with control frames between them, also if a character is cut in two."""
+def test_fragments_are_joined_into_one_message(server: Server) -> None:
+    """Control frames may come between the fragments, and a character may be split."""
     text = "hällo wörld".encode()
     with server.connect() as client:
         shake(client)
@@ -181,24 +181,24 @@ def test_fragments(server: Server) -> None:
         assert received(client) == (BINARY, b"abcdef")
 
 
-def test_ping(server: Server) -> None:
-    """A ping is answered with what it holds, in order with messages."""
+def test_a_ping_gets_a_pong_with_its_payload(server: Server) -> None:
+    """Pongs keep the order of pings and messages."""
     with server.connect() as client:
         shake(client)
         client.send(frame(PING, b"x" * 125) + frame(PING) + frame(TEXT, b"t"))
         assert [received(client) for _ in range(3)] == [(PONG, b"x" * 125), (PONG, b""), (TEXT, b"t")]
 
 
-def test_frames_right_behind_the_handshake(server: Server) -> None:
-    """What comes in one piece with the handshake are frames."""
+def test_frames_in_one_piece_with_the_handshake_are_read(server: Server) -> None:
+    """Bytes after the handshake in the same piece are read as frames."""
     with server.connect() as client:
         client.send(handshake() + frame(TEXT, b"early") + frame(BINARY, b"bird"))
         assert client.head().status == 101
         assert [received(client) for _ in range(2)] == [(TEXT, b"early"), (BINARY, b"bird")]
 
 
-def test_a_close_right_behind_the_handshake(server: Server) -> None:
-    """It is answered, and the application is told what came before it."""
+def test_a_close_in_one_piece_with_the_handshake_is_answered(server: Server) -> None:
+    """The application still receives the message before the Close."""
     with server.connect() as client:
         client.send(handshake("/scope") + frame(TEXT, b"early") + frame(CLOSE, b"\x03\xe8"))
         assert client.head().status == 101
@@ -209,8 +209,8 @@ def test_a_close_right_behind_the_handshake(server: Server) -> None:
     assert server.json("/-/events") in (["1000 ''"], ["OSError"])
 
 
-def test_everything_byte_by_byte(server: Server) -> None:
-    """Pieces make no difference."""
+def test_frames_are_read_byte_by_byte(server: Server) -> None:
+    """The result does not depend on how the bytes are split into pieces."""
     with server.connect() as client:
         data, close = handshake() + frame(TEXT, b"a" * 200) + frame(PING, b"p"), frame(CLOSE, b"\x0b\xb9bye")
         client.send_apart(data[i : i + 1] for i in range(len(data)))
@@ -226,8 +226,8 @@ def test_everything_byte_by_byte(server: Server) -> None:
     [(b"\x03\xe8", b"\x03\xe8", "1000 ''"), (b"\x03\xe9gone", b"\x03\xe9gone", "1001 'gone'"), (b"\x0b\xb8", b"\x0b\xb8", "3000 ''"),
      ("\x13\x87é".encode("latin-1").replace(b"\xe9", b"\xc3\xa9"), None, "4999 'é'"), (b"", b"", "1005 ''")],
 )  # fmt: skip
-def test_the_client_closes(server: Server, payload: bytes, answer: bytes | None, event: str) -> None:
-    """The application is told the code that the peer sent, 1005 if there was none; the server closes the connection."""
+def test_the_app_receives_the_close_code(server: Server, payload: bytes, answer: bytes | None, event: str) -> None:
+    """The application gets the code that the peer sent, or 1005 without a code; the server closes the connection."""
     with server.connect() as client:
         shake(client)
         client.send(frame(CLOSE, payload))
@@ -237,8 +237,8 @@ def test_the_client_closes(server: Server, payload: bytes, answer: bytes | None,
 
 
 @pytest.mark.parametrize("how", ["reset", "end", "within"])
-def test_the_connection_breaks(server: Server, how: str) -> None:
-    """1006, and ``send`` raises an OSError."""
+def test_a_broken_connection_gives_code_1006(server: Server, how: str) -> None:
+    """The application gets code 1006, and ``send`` raises an OSError."""
     with server.connect() as client:
         shake(client, "/send-after")
         if how == "within":
@@ -254,8 +254,8 @@ def test_the_connection_breaks(server: Server, how: str) -> None:
     ("query", "code", "reason"),
     [("", 1000, ""), ("?code=1000", 1000, ""), ("?code=4001&reason=b%C3%A9", 4001, "bé"), ("?code=1011", 1011, "")],
 )
-def test_the_application_closes(server: Server, query: str, code: int, reason: str) -> None:
-    """The client is told the code."""
+def test_the_client_receives_the_close_code(server: Server, query: str, code: int, reason: str) -> None:
+    """The client gets the code and the reason."""
     with dial(server, "/close" + query) as client:
         with pytest.raises(ConnectionClosed):
             client.recv(timeout=10)
@@ -264,16 +264,16 @@ def test_the_application_closes(server: Server, query: str, code: int, reason: s
 
 
 @pytest.mark.parametrize(("path", "code"), [("/raise", 1011), ("/exit", 1011), ("/return", 1000)])
-def test_the_application_ends(server: Server, path: str, code: int) -> None:
-    """1011 if it failed, 1000 if it returned."""
+def test_the_end_of_the_application_closes_the_connection(server: Server, path: str, code: int) -> None:
+    """The code is 1011 if the application failed, 1000 if it returned."""
     with dial(server, path) as client:
         with pytest.raises(ConnectionClosed):
             client.recv(timeout=10)
         assert client.close_code == code
 
 
-def test_denial(server: Server) -> None:
-    """A denial response is the application's own answer."""
+def test_a_denial_response_is_sent(server: Server) -> None:
+    """The client gets the status, fields and body that the application chose."""
     with pytest.raises(InvalidStatus) as error, dial(server, "/deny"):
         pass
     response = error.value.response
@@ -281,8 +281,8 @@ def test_denial(server: Server) -> None:
     events(server, "websocket.disconnect")
 
 
-def test_close_before_accept(server: Server) -> None:
-    """403."""
+def test_a_close_before_accept_is_403(server: Server) -> None:
+    """The client gets a 403, and the connection closes."""
     with server.connect() as client:
         client.send(handshake("/close-first") + frame(TEXT, b"x"))
         answer = client.answer()
@@ -292,8 +292,8 @@ def test_close_before_accept(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/raise-first", "/return-first"])
-def test_failure_before_accept(server: Server, path: str) -> None:
-    """500, or 403 where the application only returned."""
+def test_a_failure_before_accept_is_500(server: Server, path: str) -> None:
+    """The client gets a 500; a 403 is allowed if the application only returned."""
     with server.connect() as client:
         client.send(handshake(path))
         assert client.answer().status in ((500,) if "raise" in path else (403, 500))
@@ -321,8 +321,8 @@ ACCEPT = {"type": "websocket.accept"}
         ([ACCEPT, {"type": "websocket.close", "code": 1000, "reason": "x" * 200}], 101),
     ],
 )
-def test_wrong_applications(server: Server, messages: list[Any], status: int) -> None:
-    """What breaks the specification raises into the application, and the client is not left waiting."""
+def test_an_invalid_message_raises_and_closes_with_1011(server: Server, messages: list[Any], status: int) -> None:
+    """The error raises into the application, and the client is not left waiting."""
     with server.connect() as client:
         client.send(handshake("/wrong?it=" + quote(repr(messages))))
         answer = client.answer()
@@ -334,8 +334,8 @@ def test_wrong_applications(server: Server, messages: list[Any], status: int) ->
     assert len([event for event in server.json("/-/events") if event.endswith("Error")]) == 1
 
 
-def test_a_slow_reader_pauses_send(server: Server) -> None:
-    """``send`` does not return while the client does not read."""
+def test_send_waits_while_the_client_does_not_read(server: Server) -> None:
+    """``send`` does not return while the client does not read, and memory stays flat."""
     before = server.memory()
     with server.connect(receive_buffer=4096) as client:
         shake(client, "/pour?count=100")
@@ -345,8 +345,8 @@ def test_a_slow_reader_pauses_send(server: Server) -> None:
             assert received(client) == (BINARY, bytes([number]) * 65536)
 
 
-def test_an_application_that_does_not_receive_stops_the_client(server: Server) -> None:
-    """The client cannot send more than a little ahead, in large messages or small ones; then all of it arrives."""
+def test_messages_wait_while_the_application_does_not_receive(server: Server) -> None:
+    """The client can send only a little ahead, in large messages or small ones; then all of them arrive."""
     before = server.memory()
     for size, count in ((100_000, 200), (1, 200_000)):
         data = frame(BINARY, b"x" * size) * count + frame(TEXT)
@@ -367,8 +367,8 @@ def test_an_application_that_does_not_receive_stops_the_client(server: Server) -
             assert received(client) == (TEXT, b"%d" % (size * count))
 
 
-def test_compression_survives_control_frames(server: Server) -> None:
-    """A ping between compressed fragments is a ping."""
+def test_a_ping_between_compressed_fragments_gets_a_pong(server: Server) -> None:
+    """The ping is not inflated, and the message is whole."""
     deflate = zlib.compressobj(wbits=-15)
     data = (deflate.compress(b"compressed " * 20) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
     with server.connect() as client:

@@ -1,10 +1,10 @@
-"""WebSocket: what one client sends, or does not read, bounds the server's work and memory; it does not decide them.
+"""WebSocket: the work and the memory that one client can cause are bounded.
 
-Where a client has a say in work or memory, and what bounds it: the frame reader (`frames`: heads, payload, inflation, fragments,
-streams that end within a message), the loop's turn (`inbox.work`), reading ahead (`inbox.feed`), the queue toward the application
-(`inbox.full`), pongs (`WebSocket._send_pong`), what the application sends (`WebSocket.send`, also of many tasks, and denials), a peer
+What a client can influence, and the place of the bound: the frame reader (`frames`: heads, payload, inflation, fragments,
+streams that end within a message), the turn of the loop (`inbox.work`), reading ahead (`inbox.feed`), the queue toward the application
+(`inbox.full`), pongs (`WebSocket._send_pong`), sent messages (`WebSocket.send`, also of many tasks, and denials), a peer
 that stops reading (`WebSocket.sweep`, `pulse`), the close handshake behind a full queue, and the offers of a handshake (`handshake`).
-All bounds here are counted, none is timed.
+All bounds here are counts; none is a time.
 """
 
 import os
@@ -26,7 +26,7 @@ DEFLATE = b"permessage-deflate; client_no_context_takeover; server_no_context_ta
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server on each loop that neither pings nor waits for its clients."""
+    """A server on each loop without pings and without a write timeout."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
     options = {"loop": request.param, "ws_max_size": LIMIT, "ws_ping_interval": 0, "write_timeout": 0}
     with serving("tests.integration.http.ws_apps:app", directory, **options) as server:
@@ -34,8 +34,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
-def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that gives up a client that takes nothing for a second."""
+def strict_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a write timeout of one second."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
     options = {"loop": request.param, "ws_ping_interval": 0, "write_timeout": 1}
     with serving("tests.integration.http.ws_apps:app", directory, **options) as server:
@@ -44,13 +44,13 @@ def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(request: pytest.FixtureRequest) -> None:
-    """No events of the test before."""
-    for name in {"server", "strict"} & set(request.fixturenames):
+    """Clear the events of the previous test."""
+    for name in {"server", "strict_server"} & set(request.fixturenames):
         request.getfixturevalue(name).json("/-/events")
 
 
 def deflated(data: bytes, *, final: bool = False) -> bytes:
-    """The payload of a compressed message; with ``final`` its stream has an end (RFC 7692 7.2.3.4)."""
+    """The payload of a compressed message; with ``final`` its deflate stream is finished (RFC 7692 7.2.3.4)."""
     deflate = zlib.compressobj(9, wbits=-15)
     if final:
         return deflate.compress(data) + deflate.flush() + b"\0"
@@ -58,7 +58,7 @@ def deflated(data: bytes, *, final: bool = False) -> bytes:
 
 
 def compressed(client: Client) -> bytes:
-    """The payload of the next compressed message; pongs before it do not count."""
+    """The payload of the next compressed message; pongs before it are skipped."""
     while (head := client.exactly(2))[0] == 0x80 | PONG:
         client.exactly(head[1])
     assert head[0] & 0xF0 == 0xC0
@@ -66,14 +66,14 @@ def compressed(client: Client) -> bytes:
 
 
 def inbox(server: Server) -> tuple[int, int]:
-    """What waits for the application of the only WebSocket that has something waiting: how many messages, and their memory."""
+    """Number and memory of the messages waiting for the application, for the only WebSocket with waiting messages."""
     found: list[list[int]] = []
 
     def only() -> bool:
         found[:] = [counts for counts in server.json("/-/inboxes") if counts[0]]
         return len(found) == 1
 
-    eventually(only, "there are others")
+    eventually(only, "not exactly one WebSocket has waiting messages")
     return found[0][0], found[0][1]
 
 
@@ -92,7 +92,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_flood_is_handled_over_many_turns(server: Server, name: str) -> None:
-    """However much has come at once, a turn of the loop handles 16 frames, or 128 KiB of inflation, and the others have theirs."""
+    """One turn of the loop handles at most 16 frames, or 128 KiB of inflation, however much has arrived; other work gets its turns."""
     data, steps = FLOODS[name]
     with server.connect() as client:
         shake(client, "/turns", Sec_WebSocket_Extensions=DEFLATE)
@@ -104,7 +104,7 @@ def test_a_flood_is_handled_over_many_turns(server: Server, name: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 20_000])
 def test_the_queue_toward_the_application_is_bounded(server: Server, size: int) -> None:
-    """In number and in memory; the rest stays with the client until the application receives."""
+    """The queue is bounded in number and in memory; more data is not read until the application receives."""
     message = frame(BINARY, b"x" * size)
     with server.connect() as client:
         shake(client, "/wait")
@@ -118,8 +118,8 @@ def test_the_queue_toward_the_application_is_bounded(server: Server, size: int) 
     assert server.get("/-/release").status == 200
 
 
-def test_compressed_messages_are_inflated_when_there_is_room(server: Server) -> None:
-    """Fifty bombs, each as large as a message may be, come in one piece; one is inflated, and the others are not."""
+def test_compressed_messages_are_inflated_only_when_the_queue_has_room(server: Server) -> None:
+    """Fifty bombs of the maximum message size arrive in one piece; only one is inflated at first."""
     before = server.memory()
     with server.connect() as client:
         shake(client, "/wait", Sec_WebSocket_Extensions=DEFLATE)
@@ -133,7 +133,7 @@ def test_compressed_messages_are_inflated_when_there_is_room(server: Server) -> 
 @pytest.mark.parametrize("over", [1, LIMIT, 20 * LIMIT])
 @pytest.mark.parametrize("fragments", [1, 2])
 def test_a_bomb_is_not_inflated_beyond_the_limit(server: Server, over: int, fragments: int) -> None:
-    """1009, in one frame or with a fragment before it that has used the limit up."""
+    """The connection closes with 1009, for one frame and for two fragments that exceed the limit together."""
     before = server.memory()
     deflate = zlib.compressobj(9, wbits=-15)
     pieces = [deflate.compress(bytes(size)) + deflate.flush(zlib.Z_SYNC_FLUSH) for size in (LIMIT, over)]
@@ -151,8 +151,8 @@ def test_a_bomb_is_not_inflated_beyond_the_limit(server: Server, over: int, frag
 
 @pytest.mark.parametrize("piece", [b"", b"xy"])
 @pytest.mark.parametrize("deflates", [False, True])
-def test_small_fragments_count(server: Server, piece: bytes, *, deflates: bool) -> None:
-    """Each as 64 bytes at least, so a message has a bounded number of them: then 1009. Its memory is what it holds."""
+def test_each_small_fragment_counts_as_64_bytes(server: Server, piece: bytes, *, deflates: bool) -> None:
+    """So the number of fragments of a message is bounded: more give 1009. The memory of the message is only its content."""
     before = server.memory()
     allowed = LIMIT // FRAGMENT
     stored = b"\0" + struct.pack("<HH", len(piece), len(piece) ^ 0xFFFF) + piece  # RFC 1951 3.2.4
@@ -168,8 +168,8 @@ def test_small_fragments_count(server: Server, piece: bytes, *, deflates: bool) 
     assert server.memory() - before < 4 << 20
 
 
-def test_fragments_of_some_size_count_as_what_they_hold(server: Server) -> None:
-    """A message of all the bytes that it may have, in fragments of 64, is whole."""
+def test_fragments_of_64_bytes_may_fill_a_message_of_the_maximum_size(server: Server) -> None:
+    """A message of the maximum size in fragments of 64 bytes is received whole."""
     with server.connect() as client:
         shake(client)
         client.send(frame(TEXT, b"x" * FRAGMENT, fin=False) + frame(0, b"y" * FRAGMENT, fin=False) * (LIMIT // FRAGMENT - 2))
@@ -178,8 +178,8 @@ def test_fragments_of_some_size_count_as_what_they_hold(server: Server) -> None:
     assert (opcode, len(message), message[:1], message[-1:]) == (TEXT, LIMIT, b"x", b"z")
 
 
-def test_of_the_pongs_for_a_client_that_does_not_read_the_last_is_kept(server: Server) -> None:
-    """RFC 6455 5.5.3. What it sends is read on, so that a Close would be seen."""
+def test_only_the_last_pong_is_kept_for_a_client_that_does_not_read(server: Server) -> None:
+    """RFC 6455 5.5.3. The server keeps reading from this client, so that it would see a Close."""
     count, before = 40_000, server.memory()
     with server.connect(receive_buffer=4096) as client:
         shake(client)
@@ -197,8 +197,8 @@ def test_of_the_pongs_for_a_client_that_does_not_read_the_last_is_kept(server: S
         assert received(client) == (PONG, b"one more")
 
 
-def test_many_tasks_wait_for_a_client_that_does_not_read(server: Server) -> None:
-    """One of them may add to what waits for it, not each; then all of it arrives."""
+def test_sends_of_many_tasks_wait_for_a_client_that_does_not_read(server: Server) -> None:
+    """Together the tasks buffer a bounded amount; then all messages arrive."""
     before = server.memory()
     with server.connect(receive_buffer=4096) as client:
         shake(client, "/crowd?count=300")
@@ -208,8 +208,8 @@ def test_many_tasks_wait_for_a_client_that_does_not_read(server: Server) -> None
             assert received(client) == (BINARY, bytes(65536))
 
 
-def test_tasks_that_wait_for_a_client_end_when_it_leaves(server: Server) -> None:
-    """Each raises, and none of them is taken for one that has sent; that they do is no error of the application (see the log)."""
+def test_waiting_sends_raise_when_the_client_disconnects(server: Server) -> None:
+    """Each waiting ``send`` raises and none returns; no error of the application is logged."""
     with server.connect(receive_buffer=4096) as client:
         shake(client, "/crowd?count=300")
         sent = settled(lambda: int(server.json("/-/count")))
@@ -218,7 +218,7 @@ def test_tasks_that_wait_for_a_client_end_when_it_leaves(server: Server) -> None
 
 
 def test_small_messages_wait_for_a_client_that_does_not_read(server: Server) -> None:
-    """They are joined, bounded like large ones, and arrive in order."""
+    """Small messages are joined and bounded like large ones, and arrive in order."""
     count = 60_000
     with server.connect(receive_buffer=4096) as client:
         shake(client, f"/drip?count={count}")
@@ -228,7 +228,7 @@ def test_small_messages_wait_for_a_client_that_does_not_read(server: Server) -> 
 
 
 def test_a_denial_waits_for_a_client_that_does_not_read(server: Server) -> None:
-    """Its pieces are an answer like any other."""
+    """The pieces of a denial are sent like those of any response."""
     with server.connect(receive_buffer=4096) as client:
         client.send(handshake("/deny-much?count=100"))
         assert settled(lambda: int(server.json("/-/count"))) < 20
@@ -236,8 +236,8 @@ def test_a_denial_waits_for_a_client_that_does_not_read(server: Server) -> None:
     assert (answer.status, len(answer.body)) == (401, 100 * 65536)
 
 
-def test_a_close_is_answered_behind_messages_that_nobody_receives(server: Server) -> None:
-    """The server's Close ends the wait for the application, so that the client's is seen, and not a timeout."""
+def test_a_close_does_not_wait_for_unreceived_messages(server: Server) -> None:
+    """After its own Close the server drops unreceived messages, so it sees the client's Close before any timeout."""
     with server.connect() as client:
         shake(client, "/late-close")
         client.send(frame(BINARY, b"x" * 1000) * 100)
@@ -248,8 +248,8 @@ def test_a_close_is_answered_behind_messages_that_nobody_receives(server: Server
 
 
 @pytest.mark.parametrize("behind", [frame(CLOSE, b"\x03\xe8"), frame(TEXT, b"x"), frame(PING), frame(15), b"\xff" * 10])
-def test_nothing_counts_behind_a_close(server: Server, behind: bytes) -> None:
-    """It is read and dropped, and has no answer."""
+def test_frames_after_a_close_are_dropped(server: Server, behind: bytes) -> None:
+    """Frames after a Close are read and dropped, without an answer."""
     with server.connect() as client:
         shake(client, "/scope")
         client.send(frame(PING) + frame(CLOSE, b"\x03\xe8") + behind * 10_000)
@@ -259,8 +259,8 @@ def test_nothing_counts_behind_a_close(server: Server, behind: bytes) -> None:
     assert happened(server, 1)[0] in ("1000 ''", "OSError")
 
 
-def test_messages_before_the_end_of_a_connection_are_received(server: Server) -> None:
-    """All that the client has sent, though the connection had ended before it was read."""
+def test_messages_sent_before_the_half_close_are_received(server: Server) -> None:
+    """The application receives all messages, though the client half-closed before they were read."""
     with server.connect() as client:
         shake(client, "/wait")
         client.send(frame(TEXT, b"x") * 2000 + frame(CLOSE, struct.pack("!H", 3001)))
@@ -269,8 +269,8 @@ def test_messages_before_the_end_of_a_connection_are_received(server: Server) ->
         events(server, "3001 ''")
 
 
-def test_a_compressed_stream_that_ends_in_each_message(server: Server) -> None:
-    """RFC 7692 7.2.3.4: each is what was sent, with context takeover, too; an ended decompressor gives nothing, and grows."""
+def test_finished_deflate_streams_are_inflated(server: Server) -> None:
+    """RFC 7692 7.2.3.4: each message may finish its stream, also with context takeover; a finished decompressor must be replaced."""
     with server.connect() as client:
         shake(client, Sec_WebSocket_Extensions=b"permessage-deflate; server_no_context_takeover")
         for number in range(3):
@@ -280,36 +280,36 @@ def test_a_compressed_stream_that_ends_in_each_message(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("count", "status"), [(100, 101), (101, 431), (12_000, 431)])
-def test_many_subprotocols(server: Server, count: int, status: int) -> None:
-    """A list that nobody needs is refused before the application keeps it."""
+def test_too_many_subprotocols_are_refused(server: Server, count: int, status: int) -> None:
+    """A handshake with too long a list is refused before the application sees it."""
     with server.connect() as client:
         client.send(handshake("/echo", b"Sec-WebSocket-Protocol: " + b",".join([b"ab"] * count)))
         assert client.head().status == status
 
 
-def test_many_extensions(server: Server) -> None:
-    """A list that takes long to read is not read: no extension is agreed on."""
+def test_too_many_extensions_are_ignored(server: Server) -> None:
+    """A list that is too long is not parsed: no extension is agreed on."""
     with server.connect() as client:
         answer = shake(client, "/echo", b"Sec-WebSocket-Extensions: permessage-deflate" + b",a" * 5000)
         assert not answer.get("sec-websocket-extensions")
 
 
 @pytest.mark.parametrize("path", ["/pour?count=1000", "/echo"])
-def test_a_client_that_takes_nothing_is_given_up(strict: Server, path: str) -> None:
-    """By --write-timeout, without any ping: one that is poured at, and one whose messages fill the queue behind their echoes."""
-    with strict.connect(receive_buffer=4096) as client:
+def test_a_client_that_reads_nothing_is_disconnected_after_write_timeout(strict_server: Server, path: str) -> None:
+    """This needs no ping: neither for a stream of messages, nor for echoes that fill the queue."""
+    with strict_server.connect(receive_buffer=4096) as client:
         shake(client, path)
         if "echo" in path:
             client.sock.settimeout(1)
             with pytest.raises(TimeoutError):
                 client.sock.sendall(frame(BINARY, b"x" * 10_000) * 2000)
-        assert happened(strict, 1) == ["OSError"]
-    strict.wait_for_log("the client has read nothing for too long")
+        assert happened(strict_server, 1) == ["OSError"]
+    strict_server.wait_for_log("the client has read nothing for too long")
 
 
 @pytest.mark.heavy
-def test_opens_and_closes(server: Server) -> None:
-    """Nothing is left of them; of those before, an application's exception may keep something until the collector comes."""
+def test_closed_connections_leave_no_memory_and_no_descriptors(server: Server) -> None:
+    """Exceptions of earlier connections may hold objects until the garbage collector runs, so the test compares with the start."""
     others = len(server.json("/-/inboxes"))
 
     def one() -> None:

@@ -1,5 +1,5 @@
 # one case, one line
-"""WebSocket over sockets: what is refused, in the handshake and in frames (RFC 6455, RFC 7692)."""
+"""WebSocket over sockets: refused handshakes and frames (RFC 6455, RFC 7692)."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ from tests.integration.command import eventually
 from tests.integration.http.harness import Server, events, happened, serving
 from tests.integration.http.test_websocket import BINARY, CLOSE, LIMIT, PING, PONG, TEXT, frame, handshake, quiet, received, shake
 
-__all__ = ["quiet"]  # a fixture for here as well
+__all__ = ["quiet"]  # the fixture is used here as well
 BEHIND = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -26,8 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("version", [b"12", b"8", b"14", b"", b"13, 8", b"x", b"013", b"13.0", b"\xb113"])
-def test_version(server: Server, version: bytes) -> None:
-    """426 says which version is spoken."""
+def test_an_unsupported_version_is_426(server: Server, version: bytes) -> None:
+    """The response names the supported version, and the connection closes."""
     with server.connect() as client:
         client.send(handshake(Sec_WebSocket_Version=version) + BEHIND)
         answer = client.answer()
@@ -57,8 +57,8 @@ def test_version(server: Server, version: bytes) -> None:
         handshake().replace(b"HTTP/1.1", b"HTTP/2.0"),
     ],
 )
-def test_malformed_handshakes(server: Server, data: bytes) -> None:
-    """400 (or as for any request), and what follows is never read."""
+def test_a_malformed_handshake_is_refused(server: Server, data: bytes) -> None:
+    """The status is 400 (or the status for any malformed request), and no further bytes are read."""
     with server.connect() as client:
         client.send(data + BEHIND)
         answer = client.answer()
@@ -76,8 +76,8 @@ def test_malformed_handshakes(server: Server, data: bytes) -> None:
         (b"Connection: Upgrade", b"Connection: close"),
     ],
 )
-def test_no_handshake(server: Server, change: tuple[bytes, bytes]) -> None:
-    """101 only for GET, HTTP/1.1, Upgrade and Connection; else it is an ordinary request, or it is refused."""
+def test_a_request_that_is_no_handshake_is_not_upgraded(server: Server, change: tuple[bytes, bytes]) -> None:
+    """Only GET with HTTP/1.1, Upgrade and Connection gets a 101; any other request is served as a plain request or refused."""
     with server.connect() as client:
         client.send(handshake().replace(*change))
         answer = client.answer()
@@ -89,8 +89,8 @@ def test_no_handshake(server: Server, change: tuple[bytes, bytes]) -> None:
             assert client.answer().status == 200
 
 
-def test_wsgi_takes_no_upgrade(tmp_path: Path) -> None:
-    """A WSGI application sees a plain request, and the connection is as it was (RFC 9110 7.8)."""
+def test_wsgi_ignores_the_upgrade(tmp_path: Path) -> None:
+    """A WSGI application gets a plain request, and the connection stays HTTP/1.1 (RFC 9110 7.8)."""
     with serving("tests.integration.http.apps:recorder", tmp_path) as server:
         with server.connect() as client:
             client.send(handshake() + BEHIND)
@@ -107,8 +107,8 @@ def test_wsgi_takes_no_upgrade(tmp_path: Path) -> None:
      b"permessage-deflate; client_no_context_takeover; client_no_context_takeover", b"permessage-deflate; server_max_window_bits=10; server_max_window_bits=10",
      b"permessage-deflate; server_max_window_bits=\xb9", b"permessage-deflate;", b";", b"x-webkit-deflate-frame", b"\xff", b"permessage-deflate; =", b"permessage-deflate; server_max_window_bits=-9"],
 )  # fmt: skip
-def test_odd_offers(server: Server, offer: bytes) -> None:
-    """Declined or refused, never agreed to."""
+def test_a_malformed_extension_offer_is_not_agreed_to(server: Server, offer: bytes) -> None:
+    """The offer is declined, or the handshake is refused."""
     with server.connect() as client:
         client.send(handshake(Sec_WebSocket_Extensions=offer))
         answer = client.head()
@@ -121,8 +121,8 @@ def test_odd_offers(server: Server, offer: bytes) -> None:
 
 @pytest.mark.parametrize("offer", [b"permessage-deflate", b"permessage-deflate; client_max_window_bits", b"x, permessage-deflate", b"permessage-deflate; foo, permessage-deflate",
                                    b"PerMessage-Deflate", b"permessage-deflate; server_max_window_bits=10; client_max_window_bits=10"])  # fmt: skip
-def test_sound_offers(server: Server, offer: bytes) -> None:
-    """What is answered to an offer is sound, and only one is taken."""
+def test_at_most_one_extension_offer_is_agreed_to(server: Server, offer: bytes) -> None:
+    """The response to a valid offer names permessage-deflate at most once."""
     with server.connect() as client:
         client.send(handshake(Sec_WebSocket_Extensions=offer))
         answer = client.head()
@@ -161,7 +161,7 @@ FRAMES = {
     "surrogates": (frame(TEXT, b"\xed\xa0\x80"), 1007),
     "overlong": (frame(TEXT, b"\xc0\xaf"), 1007),
     "cut within a character": (frame(TEXT, b"\xc3"), 1007),
-    "bad UTF-8 in a fragment": (frame(TEXT, b"ok\xff", fin=False), (1002, 1007)),  # what is behind it does not fit either
+    "bad UTF-8 in a fragment": (frame(TEXT, b"ok\xff", fin=False), (1002, 1007)),  # the next frame does not fit either
     "bad UTF-8 across fragments": (frame(TEXT, b"\xc3", fin=False) + frame(0, b"x", fin=False), (1002, 1007)),
     "claims 2^40 bytes": (frame(BINARY, b"x", length=b"\x7f" + struct.pack("!Q", 1 << 40)), 1009),
     "claims one byte too many": (frame(BINARY, b"x", length=b"\x7f" + struct.pack("!Q", LIMIT + 1)), 1009),
@@ -175,8 +175,8 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_bad_frames(server: Server, name: str) -> None:
-    """The connection fails with the code, at once; what follows is ignored; the application is told; the worker lives."""
+def test_a_bad_frame_fails_the_connection_with_its_code(server: Server, name: str) -> None:
+    """The connection fails at once with the code; later frames are ignored; the application is notified; the worker keeps serving."""
     data, codes = FRAMES[name]
     with server.connect() as client:
         shake(client)
@@ -194,8 +194,8 @@ def test_bad_frames(server: Server, name: str) -> None:
     events(server, "http GET /")
 
 
-def test_a_bomb(server: Server) -> None:
-    """The limit counts after inflation, and nothing near the inflated size is ever in memory."""
+def test_the_message_limit_applies_after_inflation(server: Server) -> None:
+    """The message is refused with 1009, and memory never comes near the inflated size."""
     before = server.memory()
     deflate = zlib.compressobj(wbits=-15)
     data = (deflate.compress(b"\0" * 100_000_000) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
@@ -209,20 +209,20 @@ def test_a_bomb(server: Server) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\x00", bytes(range(255, 155, -1)), b""])
-def test_bad_compression(server: Server, data: bytes) -> None:
-    """Garbage in a compressed message fails the connection, not the worker."""
+def test_bad_compressed_data_fails_only_its_connection(server: Server, data: bytes) -> None:
+    """Invalid compressed data closes the connection; the worker keeps running."""
     with server.connect() as client:
         shake(client, Sec_WebSocket_Extensions=b"permessage-deflate")
         client.send(frame(BINARY, data, rsv=4) + frame(PING, b"p"))
         seen = received(client)
         if seen[0] == BINARY or seen[0] == PONG:
-            return  # it was not garbage after all
+            return  # these bytes happened to be valid
         assert seen[0] == CLOSE
         assert client.rest() == b""
 
 
-def test_a_client_that_never_answers_close(server: Server) -> None:
-    """The server's side of a failed connection ends without the client."""
+def test_a_failed_connection_ends_without_a_close_from_the_client(server: Server) -> None:
+    """The server closes the socket of a failed connection even if the client sends nothing."""
     open_before = server.descriptors()
     with server.connect() as client:
         shake(client)

@@ -1,5 +1,5 @@
 # one case, one line
-"""WebSocket: applications that take their time, and clients that do not wait."""
+"""WebSocket: slow applications and impatient clients."""
 
 import os
 import select
@@ -14,12 +14,12 @@ from tests.integration.http.harness import Server, events, serving
 from tests.integration.http.test_websocket import PING, PONG, TEXT, frame, handshake, received, shake
 
 BUSY = 4.2
-"""Seconds that are more than ping interval, ping timeout, and two looks at them."""
+"""Seconds: longer than ping interval, ping timeout, and two checks."""
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that asks after its clients every second."""
+    """A server that pings its clients every second."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
     with serving(
         "tests.integration.http.ws_apps:app", directory, loop=request.param, ws_ping_interval=1, ws_ping_timeout=1
@@ -29,12 +29,12 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """No events of the test before."""
+    """Clear the events of the previous test."""
     server.json("/-/events")
 
 
 def answer_pings(clients: Iterable[Client], seconds: float) -> None:
-    """Be clients who live: answer pings for a while; nothing else comes."""
+    """Answer pings for a while; no other frame may arrive."""
     by_socket = {client.sock: client for client in clients}
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
@@ -45,8 +45,8 @@ def answer_pings(clients: Iterable[Client], seconds: float) -> None:
 
 
 @pytest.mark.heavy
-def test_a_busy_application_keeps_its_client(server: Server) -> None:
-    """A client whose messages wait for the application cannot be heard, and is not taken for dead."""
+def test_no_ping_timeout_while_messages_wait_for_the_application(server: Server) -> None:
+    """While the queue is full the server reads no pongs, so it must not take the client for dead."""
     messages = [frame(TEXT, b"hi")] * 40
     with server.connect() as together, server.connect() as apart:
         shake(together, "/wait")
@@ -63,8 +63,8 @@ def test_a_busy_application_keeps_its_client(server: Server) -> None:
             assert answer == (TEXT, b"80")
 
 
-def test_a_client_that_is_dead_is_found_out(server: Server) -> None:
-    """The same client, once it is heard again and answers no ping: its end comes."""
+def test_a_client_that_answers_no_ping_is_disconnected(server: Server) -> None:
+    """Once the queue has room again, a client without pongs is disconnected."""
     with server.connect() as client:
         shake(client, "/wait")
         client.send(frame(TEXT, b"hi") * 40)
@@ -74,8 +74,8 @@ def test_a_client_that_is_dead_is_found_out(server: Server) -> None:
     events(server, "1006 ''")
 
 
-def test_a_client_that_takes_nothing_is_found_out_behind_a_full_queue(server: Server) -> None:
-    """The application cannot send, so it does not receive, so no answer to a ping could be seen: that the client reads nothing can."""
+def test_a_client_that_reads_nothing_is_disconnected_behind_a_full_queue(server: Server) -> None:
+    """No pong can be read while the queue is full, but the server sees that the client reads nothing."""
     with server.connect(receive_buffer=4096) as client:
         shake(client)
         client.sock.settimeout(1)
@@ -85,8 +85,8 @@ def test_a_client_that_takes_nothing_is_found_out_behind_a_full_queue(server: Se
 
 
 @pytest.mark.parametrize("behind", [b"", frame(TEXT, b"hi")], ids=["nothing", "a frame"])
-def test_half_closed_before_accept(server: Server, behind: bytes) -> None:
-    """Nobody will speak to the application: it hears so, and the connection ends."""
+def test_a_half_close_before_accept_is_a_disconnect(server: Server, behind: bytes) -> None:
+    """No message can arrive any more: the application is notified, and the connection ends."""
     with server.connect() as client:
         client.send(handshake("/hesitate?receive=1") + behind)
         events(server, "hesitating")
@@ -95,8 +95,8 @@ def test_half_closed_before_accept(server: Server, behind: bytes) -> None:
         assert client.rest() == b""
 
 
-def test_half_closed_before_a_late_accept(server: Server) -> None:
-    """An accept that comes too late raises, and is not sent."""
+def test_an_accept_after_a_half_close_raises(server: Server) -> None:
+    """The accept is not sent."""
     with server.connect() as client:
         client.send(handshake("/hesitate"))
         events(server, "hesitating")

@@ -15,7 +15,7 @@ from tests.integration.http.harness import Server, events, serving
 
 @pytest.fixture(scope="module", params=["0", "4"], ids=["inline", "threads"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server inline, one with threads; both with both parsers' default."""
+    """One server inline, one with threads; both with the default parser."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
     with serving("tests.integration.http.wsgi_apps:application", directory, faults=True, threads=request.param) as server:
         yield server
@@ -24,14 +24,14 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """No events of the test before."""
+    """Clear the events of the previous test."""
     server.json("/-/events")
 
 
 @pytest.mark.parametrize("name", ["hello", "echo", "stream?count=3&interval=0", "slow?seconds=0", "flask/"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-def test_examples_are_valid(server: Server, name: str, method: str) -> None:
-    """`wsgiref.validate` has nothing to say about the server under any example."""
+def test_the_server_passes_wsgiref_validate(server: Server, name: str, method: str) -> None:
+    """`wsgiref.validate` finds no violation by the server with any example application."""
     before = server.log
     with server.connect() as client:
         for body in (b"", b"abc"):
@@ -42,8 +42,8 @@ def test_examples_are_valid(server: Server, name: str, method: str) -> None:
     assert "AssertionError" not in server.log[len(before) :]
 
 
-def test_environ(server: Server, request: pytest.FixtureRequest) -> None:
-    """The environ is as PEP 3333 has it: native strings, latin-1, nothing missing, nothing of untrusted names."""
+def test_the_environ_follows_pep_3333(server: Server, request: pytest.FixtureRequest) -> None:
+    """The environ has native latin-1 strings, every required key, and no key from an untrusted name."""
     with server.connect() as client:
         client.send(
             b"GET /environ/%C3%A9%2F?a=%20b HTTP/1.1\r\nHost: h.example:81\r\nProxy: evil\r\nCookie: a=1\r\nCookie: b=2\r\nX-Two: 1\r\nX-Two: 2\r\n"
@@ -73,14 +73,14 @@ def test_environ(server: Server, request: pytest.FixtureRequest) -> None:
     assert not environ.get("CONTENT_LENGTH")
 
 
-def test_write(server: Server) -> None:
-    """What ``write()`` sends comes before what the iterable gives."""
+def test_write_data_comes_before_the_iterable(server: Server) -> None:
+    """Data of ``write()`` is sent before the data of the iterable."""
     assert server.get("/write").body == b"abc"
     assert server.get("/write?count=3&size=2").body == b"aaaaaabc"
 
 
-def test_write_more_than_fits(server: Server) -> None:
-    """``write()`` of much more than the buffers hold, to a client that does not read yet, is whole in the end."""
+def test_write_of_more_than_the_buffers_hold_arrives_whole(server: Server) -> None:
+    """The client does not read while the application writes, and gets everything in the end."""
     with server.connect() as client:
         client.send(b"GET /write?count=200&size=65536 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         answer = client.answer()
@@ -91,21 +91,21 @@ def test_write_more_than_fits(server: Server) -> None:
 @pytest.mark.parametrize(
     ("length", "body", "whole"), [(6, b"abcdef", True), (4, b"abcd", True), (2, b"ab", True), (9, b"abcdef", False)]
 )
-def test_write_and_length(server: Server, length: int, *, body: bytes, whole: bool) -> None:
-    """Bytes over the Content-Length are never written, a short body closes; the iterable is closed."""
+def test_write_respects_the_content_length(server: Server, length: int, *, body: bytes, whole: bool) -> None:
+    """Bytes beyond the Content-Length are never sent; a short body closes the connection; the iterable is closed."""
     with server.connect() as client:
         client.send(f"GET /write-length?length={length} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         answer = client.answer()
         assert (answer.body, answer.whole) == (body, whole)
         client.end()
         assert client.rest() == b""
-    if length != 2:  # else write() raises into the application, and there is no iterable
+    if length != 2:  # otherwise write() raises into the application, and there is no iterable
         events(server, "closed")
 
 
 @pytest.mark.parametrize("query", ["", "?length=2"])
 def test_write_after_the_end_changes_no_other_response(server: Server, query: str) -> None:
-    """The application calls the ``write`` of a request whose response has ended: the next response is whole, and the connection stays."""
+    """The application calls ``write`` of a finished request: the next response is whole, and the connection stays open."""
     with server.connect() as client:
         for _ in range(3):
             client.send(f"GET /late-write{query} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
@@ -114,8 +114,8 @@ def test_write_after_the_end_changes_no_other_response(server: Server, query: st
 
 
 @pytest.mark.parametrize("form", ["", "?list=1"])
-def test_exc_info_before_the_headers(server: Server, form: str) -> None:
-    """The old headers are gone, Content-Length with them."""
+def test_exc_info_before_the_headers_replaces_them(server: Server, form: str) -> None:
+    """The old headers are dropped, including Content-Length."""
     answer = server.get("/replaced" + form)
 
     assert (answer.status, answer.body) == (503, b"later")
@@ -123,8 +123,8 @@ def test_exc_info_before_the_headers(server: Server, form: str) -> None:
     assert not answer.get("x-old")
 
 
-def test_exc_info_after_the_headers(server: Server) -> None:
-    """It is raised again, and the client sees that the answer is not whole."""
+def test_exc_info_after_the_headers_is_raised(server: Server) -> None:
+    """start_response raises, and the client sees a truncated response."""
     answer = server.get("/too-late")
 
     assert (answer.status, answer.body, answer.whole) == (200, b"first", False)
@@ -132,8 +132,8 @@ def test_exc_info_after_the_headers(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/twice", "/never", "/never?list=1"])
-def test_start_response_once(server: Server, path: str) -> None:
-    """Twice without exc_info, or never: 500."""
+def test_start_response_must_be_called_once(server: Server, path: str) -> None:
+    """A second call without exc_info, or no call, gives a 500."""
     assert server.get(path).status == 500
     if path != "/twice":
         events(server, "closed")
@@ -173,8 +173,8 @@ PIECES = {
 @pytest.mark.parametrize("query", PIECES)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-def test_pieces(server: Server, query: str, method: str, version: str) -> None:
-    """An iterable gives the body that it should, and is closed once in every case."""
+def test_an_iterable_is_sent_and_closed_once(server: Server, query: str, method: str, version: str) -> None:
+    """The iterable gives the expected body and is closed once in every case."""
     status, body, whole = PIECES[query]
     with server.connect() as client:
         client.send(
@@ -194,7 +194,7 @@ def test_pieces(server: Server, query: str, method: str, version: str) -> None:
             assert not answer.chunked
         if status == 204:
             assert not answer.get("content-length")
-        # An answer that went wrong behind its last byte may close the connection, or not.
+        # A response with an error after its last byte may close the connection, or not.
         spoilt = "!" in query or "^" in query or "length=" in query
         if answer.whole and not spoilt and "close" not in answer.get("connection"):
             client.send(b"GET /pieces?it=z HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
@@ -208,8 +208,8 @@ def test_pieces(server: Server, query: str, method: str, version: str) -> None:
 
 @pytest.mark.parametrize("kind", ["exit", "interrupt", "base", "intended", "generator"])
 @pytest.mark.parametrize("started", ["", "&started=1"])
-def test_exceptions(server: Server, kind: str, started: str) -> None:
-    """Whatever an application raises ends its request with 500, without its headers, and the worker lives."""
+def test_any_exception_is_a_500(server: Server, kind: str, started: str) -> None:
+    """Any exception before the first byte gives a 500 without the application's headers, and the worker keeps serving."""
     answer = server.get(f"/raise?it={kind}{started}")
 
     assert answer.status == 500
@@ -248,8 +248,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_answers(server: Server, name: str) -> None:
-    """What breaks WSGI or HTTP is a 500, and the value is not logged."""
+def test_an_invalid_response_is_a_500(server: Server, name: str) -> None:
+    """A violation of WSGI or HTTP gives a 500, and the invalid value is not logged."""
     before = len(server.log)
     answer = server.get("/headers-of?it=" + quote(BAD[name]))
 
@@ -273,8 +273,8 @@ GOOD: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("it", GOOD)
-def test_good_answers(server: Server, it: str) -> None:
-    """What is odd but allowed is sent; hop-by-hop fields are not."""
+def test_unusual_but_valid_responses_are_sent(server: Server, it: str) -> None:
+    """Hop-by-hop fields are not sent."""
     answer = server.get("/headers-of?it=" + quote(it))
 
     assert (answer.status, answer.body) == GOOD[it]

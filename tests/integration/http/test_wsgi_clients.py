@@ -1,5 +1,5 @@
 # one case, one line
-"""WSGI: one client's conduct, or one application's fault, and what becomes of the requests of others."""
+"""WSGI: a bad client or a faulty application does not affect the requests of others."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ APP = "tests.integration.http.wsgi_apps:application"
 
 @pytest.fixture(scope="module", params=["0", "1"], ids=["inline", "thread"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that calls the application on its loop, and one that has a single thread for it."""
+    """A server that calls the application inline, and one with a single thread."""
     with serving(APP, Path(os.path.relpath(tmp_path_factory.mktemp("s"))), faults=True, threads=request.param) as server:
         yield server
 
@@ -37,12 +37,12 @@ def ask(client: Client, path: str, *lines: str, method: str = "GET") -> None:
 
 
 def returning(*it: object) -> str:
-    """The path that makes the application answer so; texts are expressions."""
+    """The path that makes the application return these values; texts are expressions."""
     return "/headers-of?it=" + quote(f"({', '.join(map(str, it))})")
 
 
 def opened(fifo: Path) -> int:
-    """A FIFO, opened for writing when somebody reads it."""
+    """The FIFO, opened for writing once a reader has opened it."""
     descriptor = -1
 
     def look() -> bool:
@@ -51,12 +51,12 @@ def opened(fifo: Path) -> int:
             descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         return descriptor >= 0
 
-    eventually(look, "nobody reads the FIFO")
+    eventually(look, "no process reads the FIFO")
     return descriptor
 
 
 def sockets(server: Server) -> int:
-    """How many sockets the server has open."""
+    """The number of open sockets of the server."""
     directory = f"/proc/{server.process.pid}/fd"
     count = 0
     for name in os.listdir(directory):
@@ -65,8 +65,8 @@ def sockets(server: Server) -> int:
     return count
 
 
-def test_a_file_for_a_client_that_went_during_the_call(big: Path, tmp_path: Path) -> None:
-    """The only thread is free again for the next request."""
+def test_a_disconnect_during_the_call_frees_the_thread(big: Path, tmp_path: Path) -> None:
+    """The client disconnects before the file is returned; the only thread then serves the next request."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with Server(APP, "127.0.0.1:0", threads=1) as server:
@@ -76,14 +76,14 @@ def test_a_file_for_a_client_that_went_during_the_call(big: Path, tmp_path: Path
                 ask(client, f"/file?path={big}&fifo={fifo}")
                 with open(opened(fifo), "wb"):
                     client.reset()
-                    eventually(lambda: sockets(server) == before, "the reset is not noticed")
+                    eventually(lambda: sockets(server) == before, "the server does not notice the reset")
             events(server, "closed")
-            eventually(lambda: sockets(server) == before, "a connection is left")
+            eventually(lambda: sockets(server) == before, "a connection stays open")
         assert server.get("/pieces?it=x").body == b"x"
 
 
-def test_a_slow_reader_of_a_file_keeps_nobody_waiting(server: Server, big: Path) -> None:
-    """A file needs no application, and so no turn and no thread."""
+def test_a_slow_reader_of_a_file_does_not_block_other_requests(server: Server, big: Path) -> None:
+    """Sending a file needs neither the application nor a thread."""
     with server.connect(receive_buffer=4096) as client:
         ask(client, f"/file?path={big}", "Connection: close")
         length = int(client.head()["content-length"])
@@ -94,8 +94,8 @@ def test_a_slow_reader_of_a_file_keeps_nobody_waiting(server: Server, big: Path)
 
 
 @pytest.mark.parametrize("threads", [0, 1])
-def test_head_of_an_endless_answer(tmp_path: Path, threads: int) -> None:
-    """Without a body to send, the application is not asked for it for ever; the connection and the worker go on."""
+def test_head_does_not_consume_an_endless_response(tmp_path: Path, threads: int) -> None:
+    """The server stops iterating, since HEAD sends no body; the connection and the worker continue."""
     counter = tmp_path / "counter"
     counter.touch()
     with serving(APP, Path(os.path.relpath(tmp_path)), threads=threads, graceful_timeout=1) as server, server.connect() as client:
@@ -109,8 +109,8 @@ def test_head_of_an_endless_answer(tmp_path: Path, threads: int) -> None:
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
 @pytest.mark.parametrize("piece", [b"", b"x"])
-def test_a_tuple_where_no_body_may_be(server: Server, status: str, piece: bytes) -> None:
-    """RFC 9110 8.6: no Content-Length with 204, and none with 304 that a 200 would not have had."""
+def test_204_and_304_have_no_content_length(server: Server, status: str, piece: bytes) -> None:
+    """RFC 9110 8.6: no Content-Length with 204, and none with 304 that a 200 would not have."""
     with server.connect() as client:
         for _ in range(2):
             ask(client, returning(repr(status), [], (piece,)))
@@ -123,9 +123,9 @@ def test_a_tuple_where_no_body_may_be(server: Server, status: str, piece: bytes)
 
 
 @pytest.mark.parametrize("piece", [None, "", 0, "text"])
-def test_a_piece_that_is_no_bytes(server: Server, piece: object) -> None:
-    """PEP 3333: an iterable yields bytes. Anything else is the application's error, the first time and later."""
-    said = len(server.log)
+def test_a_piece_that_is_not_bytes_is_an_error(server: Server, piece: object) -> None:
+    """PEP 3333: an iterable yields bytes. Another type is an error of the application, as the first piece and later."""
+    log_start = len(server.log)
     with server.connect() as client:
         ask(client, returning("'200 OK'", [], f"iter([{piece!r}])"))
         answer = client.answer()
@@ -135,5 +135,5 @@ def test_a_piece_that_is_no_bytes(server: Server, piece: object) -> None:
         ask(client, returning("'200 OK'", [], f"iter([b'a', {piece!r}, b'b'])"))
         answer = client.answer()
         assert (answer.status, answer.body, answer.whole) == (200, b"a", False)
-    eventually(lambda: server.log[said:].count("the body must be bytes") >= 2, "it is not logged twice")
+    eventually(lambda: server.log[log_start:].count("the body must be bytes") >= 2, "the error is not logged twice")
     assert server.get("/pieces?it=x").body == b"x"

@@ -1,15 +1,15 @@
 # one case, one line
-"""Files in WSGI's answers: a descriptor is no proof of what reading gives, and a length on disk is no promise.
+"""Files in WSGI responses: the descriptor may give other bytes than ``read``, and the length on disk may change.
 
-Where the server might take the one for the other, and what is tried here:
+Where the server could confuse them, and what is tested here:
 
-- `FileWrapper.regular`, which says what the system may send: all that decompresses, decrypts, decodes or counts otherwise than the
+- `FileWrapper.regular`, which decides whether the system may send the file: files that decompress, decrypt, decode or count unlike
   descriptor below it, one layer up or down (`file_apps.READ`), and a subclass of the wrapper;
-- the length that is announced where a file is read because of TLS or ``--no-sendfile`` (`file_to_send`), inline and in threads;
-- the position from which a file is sent: partly read, changed and not flushed (`file_apps.AS_THEY_ARE`);
-- `SendFile`, and reading instead: files that grow or shrink on their way;
-- what Flask and Django make of the wrapper: ranges, conditional requests, lengths of their own, ``close``;
-- ASGI, which has no way to name a file: ``http.response.pathsend`` and ``http.response.zerocopysend`` are not offered.
+- the announced length of a file that is read because of TLS or ``--no-sendfile`` (`file_to_send`), inline and in threads;
+- the start position of a file: partly read, or changed and not flushed (`file_apps.AS_THEY_ARE`);
+- `SendFile`, and reading instead: files that grow or shrink while they are sent;
+- Flask and Django on top of the wrapper: ranges, conditional requests, their own lengths, ``close``;
+- ASGI cannot name a file: ``http.response.pathsend`` and ``http.response.zerocopysend`` are not offered.
 """
 
 import json
@@ -38,7 +38,7 @@ WAYS = {
     "TLS in threads": {"threads": 2},
 }
 BIG = 30 << 20
-"""More than sockets take."""
+"""More than the socket buffers hold."""
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +51,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Way:
-    """A server, and how to talk to it."""
+    """A server, and the means to connect to it."""
 
     def __init__(self, server: Server, tls: ssl.SSLContext | None) -> None:
         self.server, self._tls = server, tls
-        self.path = Path()  # of the file of this test
+        self.path = Path()  # the file of the current test
 
     def connect(self, **options: int) -> Client:
-        """A client."""
+        """A new client."""
         return self.server.connect(tls=self._tls, **options)
 
     def ask(self, what: str, *lines: str, method: str = "GET", version: str = "1.1", **query: object) -> Answer:
-        """Ask for a file on a connection of its own."""
+        """Request a file on a new connection."""
         with self.connect() as client:
             send(client, what, *lines, "Connection: close", method=method, version=version, **query)
             answer = client.answer(method)
@@ -70,7 +70,7 @@ class Way:
             return answer
 
     def events(self, *expected: str) -> None:
-        """Wait until so much has happened to the file of this test; nothing else may have. Others may be closed late."""
+        """Wait for exactly these events of the file of this test; other files may be closed later."""
         seen: list[str] = []
 
         def enough() -> bool:
@@ -78,7 +78,7 @@ class Way:
             seen.extend(what for what, path in happened if path == str(self.path))
             return len(seen) >= len(expected)
 
-        eventually(enough, f"only this has happened: {seen}")
+        eventually(enough, f"too few events: {seen}")
         assert seen == list(expected)
 
 
@@ -98,7 +98,7 @@ def send(client: Client, what: str, *lines: str, method: str = "GET", version: s
     ],
 )
 def way(request: pytest.FixtureRequest, certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
-    """A server for each way that a file can take."""
+    """A server for each way to send a file."""
     app = "tests.integration.http.file_apps:application"
     options = {"faults": True, **WAYS[request.param]}
     if "TLS" in request.param:
@@ -118,8 +118,8 @@ def path(way: Way, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("what", AS_THEY_ARE)
-def test_files_as_they_are(way: Way, what: str, path: Path) -> None:
-    """All of it, from where it stands, with its length."""
+def test_a_plain_file_is_sent_with_its_length(way: Way, what: str, path: Path) -> None:
+    """The file is sent from its current position."""
     content = AS_THEY_ARE[what][1]
     answer = way.ask(what, path=path)
 
@@ -128,8 +128,8 @@ def test_files_as_they_are(way: Way, what: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", READ)
-def test_files_that_must_be_read(way: Way, what: str, path: Path) -> None:
-    """What reading gives, however the descriptor looks; and no length, which only reading to the end would tell."""
+def test_a_file_that_differs_from_its_descriptor_is_read(way: Way, what: str, path: Path) -> None:
+    """The response has the bytes that ``read`` returns, whatever the descriptor holds, and no length, since that is not known."""
     content = READ[what][1]
     content = content.read_bytes() if isinstance(content, Path) else content
     answer = way.ask(what, path=path)
@@ -138,16 +138,16 @@ def test_files_that_must_be_read(way: Way, what: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", NOT_READ)
-def test_files_that_cannot_be_read(way: Way, what: str, path: Path) -> None:
-    """Nothing of them is sent, and the log says why."""
-    said = len(way.server.log)
+def test_an_unreadable_file_is_a_500(way: Way, what: str, path: Path) -> None:
+    """Nothing of the file is sent, and the log names the reason."""
+    log_start = len(way.server.log)
 
     assert (way.ask(what, path=path).status, path.read_bytes() == CONTENT) == (500, True)
-    eventually(lambda: re.search("the body must be bytes, not str|closed file|UnsupportedOperation", way.server.log[said:]))
+    eventually(lambda: re.search("the body must be bytes, not str|closed file|UnsupportedOperation", way.server.log[log_start:]))
 
 
-def test_a_wrapper_that_decrypts(way: Way, path: Path) -> None:
-    """A subclass of the server's own."""
+def test_a_subclass_of_the_wrapper_may_change_the_bytes(way: Way, path: Path) -> None:
+    """The pieces of a subclass of the server's wrapper are sent."""
     path.write_bytes(file_apps.hidden(CONTENT))
 
     assert way.ask("buffered", path=path, wrapper="decrypting").body == CONTENT
@@ -155,16 +155,16 @@ def test_a_wrapper_that_decrypts(way: Way, path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 65536, 10_000_000, 0, -1])
-def test_blocks_of_any_size(way: Way, path: Path, size: int) -> None:
-    """A size that is none is the server's own."""
+def test_any_block_size_is_accepted(way: Way, path: Path, size: int) -> None:
+    """An invalid size is replaced by the default."""
     path.write_bytes(CONTENT[:500])
     for what in ("buffered", "gzip") if size > 1 else ("buffered",):
         assert way.ask(what, path=path, size=size).body == (CONTENT if what == "gzip" else CONTENT[:500])
 
 
 @pytest.mark.parametrize("what", ["buffered", "gzip", "pipe"])
-def test_no_body(way: Way, path: Path, what: str) -> None:
-    """HEAD, and a status without a body; a length only where it is known."""
+def test_a_response_without_body_has_a_length_only_if_known(way: Way, path: Path, what: str) -> None:
+    """HEAD, and a status without a body."""
     answer = way.ask(what, method="HEAD", path=path)
     assert (answer.body, answer.get("content-length")) == (b"", [str(len(CONTENT))] if what == "buffered" else [])
     answer = way.ask(what, path=path, status="304 Not Modified")
@@ -172,16 +172,16 @@ def test_no_body(way: Way, path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["buffered", "gzip", "in /proc"])
-def test_http_1_0(way: Way, path: Path, what: str) -> None:
-    """Without chunks, the end of the connection is the end of what has no length."""
+def test_http_1_0_ends_a_body_of_unknown_length_with_the_connection(way: Way, path: Path, what: str) -> None:
+    """Without chunks, the end of the connection ends the body."""
     answer = way.ask(what, version="1.0", path=path)
 
     assert (answer.chunked, bool(answer.get("content-length"))) == (False, what == "buffered")
     assert answer.body == (Path("/proc/version").read_bytes() if what == "in /proc" else CONTENT)
 
 
-def test_a_length_that_the_application_knows(way: Way, path: Path) -> None:
-    """It stands, for a file that is read too; and the connection lives on."""
+def test_a_content_length_from_the_application_is_kept(way: Way, path: Path) -> None:
+    """The length is kept also for a file that must be read, and the connection stays open."""
     with way.connect() as client:
         for what in ("gzip", "buffered", "gzip"):
             send(client, what, path=path, length=len(CONTENT))
@@ -190,9 +190,9 @@ def test_a_length_that_the_application_knows(way: Way, path: Path) -> None:
     way.events(*["closed"] * 3)
 
 
-def test_a_file_that_grows_on_its_way(way: Way, path: Path) -> None:
-    """Its length is what it was; what is new is for the next request, on the same connection. Nobody is at fault."""
-    said = len(way.server.log)
+def test_a_growing_file_is_sent_with_its_first_length(way: Way, path: Path) -> None:
+    """Bytes added while the file is sent are part of the next response only; no error is logged."""
+    log_start = len(way.server.log)
     os.truncate(path, BIG)
     with way.connect(receive_buffer=4096) as client:
         send(client, "buffered", path=path)
@@ -204,11 +204,11 @@ def test_a_file_that_grows_on_its_way(way: Way, path: Path) -> None:
         send(client, "buffered", path=path)
         assert client.answer().body == CONTENT[:5]
     way.events("closed", "closed")
-    assert "ERROR" not in way.server.log[said:]
+    assert "ERROR" not in way.server.log[log_start:]
 
 
-def test_a_file_that_shrinks_on_its_way(way: Way, path: Path) -> None:
-    """Nothing can make it whole: the connection ends, and the log says so."""
+def test_a_shrinking_file_truncates_its_response(way: Way, path: Path) -> None:
+    """The response cannot become whole: the connection closes, and the error is logged."""
     os.truncate(path, BIG)
     with way.connect(receive_buffer=4096) as client:
         send(client, "buffered", path=path)
@@ -220,7 +220,7 @@ def test_a_file_that_shrinks_on_its_way(way: Way, path: Path) -> None:
     way.events("closed")
 
 
-# What frameworks make of it.
+# Frameworks on top of the wrapper.
 
 FRAMED = [
     "buffered", "Django's", "temporary, with a name", "partly read", "gzip", "lzma", "decrypted", "decrypted by a wrapper", "spooled in memory", "bytes",
@@ -229,8 +229,8 @@ FRAMED = [
 
 @pytest.mark.parametrize("what", FRAMED)
 @pytest.mark.parametrize("framework", ["flask", "django"])
-def test_frameworks(way: Way, framework: str, what: str, path: Path) -> None:
-    """Flask's send_file and Django's FileResponse with the very same files."""
+def test_flask_and_django_send_the_same_bytes(way: Way, framework: str, what: str, path: Path) -> None:
+    """Flask's send_file and Django's FileResponse return the same files."""
     content = (AS_THEY_ARE | READ)[what][1]
     answer = way.ask(f"{framework}/{what}", path=path)
 
@@ -238,7 +238,7 @@ def test_frameworks(way: Way, framework: str, what: str, path: Path) -> None:
     assert answer.get("content-length") in ([], [str(len(content))])
 
 
-def test_flask_with_a_path(way: Way, path: Path) -> None:
+def test_flask_serves_ranges_and_conditional_requests(way: Way, path: Path) -> None:
     """Whole, in part, not modified, and HEAD."""
     whole = way.ask("flask/path", path=path)
     assert (whole["content-length"], whole.body) == (str(len(CONTENT)), CONTENT)
@@ -252,16 +252,16 @@ def test_flask_with_a_path(way: Way, path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["gzip", "decrypted, buffered", "bytes", "pipe"])
-def test_flask_with_ranges_of_what_is_read(way: Way, what: str, path: Path) -> None:
-    """Where it can be sought in, and where not."""
-    view = "flask" if what == "bytes" else "flask-conditional"  # there Flask knows the length
+def test_flask_serves_ranges_of_files_that_must_be_read(way: Way, what: str, path: Path) -> None:
+    """The range is right for seekable and for other files."""
+    view = "flask" if what == "bytes" else "flask-conditional"  # Flask knows the length
     part = way.ask(f"{view}/{what}", "Range: bytes=9000-9009", path=path)
 
     assert (part.status, part["content-length"], part.body) == (206, "10", CONTENT[9000:9010])
 
 
 def test_a_range_at_the_end_of_a_large_file_reads_only_that(way: Way, path: Path) -> None:
-    """Its beginning, which is a hole of 128 GiB, is sought over."""
+    """The beginning, a hole of 128 GiB, is skipped by seeking."""
     os.truncate(path, 1 << 37)
     with path.open("ab") as file:
         file.write(b"the end")

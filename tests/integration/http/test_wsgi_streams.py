@@ -1,5 +1,5 @@
 # one case, one line
-"""WSGI over sockets: streams, files and request bodies, slow clients and clients that go."""
+"""WSGI over sockets: streams, files and request bodies, slow clients and disconnecting clients."""
 
 import ast
 import os
@@ -25,7 +25,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """No events of the test before."""
+    """Clear the events of the previous test."""
     server.json("/-/events")
 
 
@@ -35,8 +35,8 @@ def ask(client: Client, path: str, *lines: str, method: str = "GET", body: bytes
     client.send("\r\n".join(head).encode() + body)
 
 
-def test_pieces_go_out_as_they_are_made(server: Server, tmp_path: Path) -> None:
-    """The first piece is there before the second is made."""
+def test_each_piece_is_sent_at_once(server: Server, tmp_path: Path) -> None:
+    """The client gets the first piece before the application makes the second."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with server.connect() as client:
@@ -48,8 +48,8 @@ def test_pieces_go_out_as_they_are_made(server: Server, tmp_path: Path) -> None:
         assert client.until(b"\r\n0\r\n\r\n").endswith(b"6\r\nsecond\r\n0\r\n\r\n")
 
 
-def test_http_1_0_gets_a_stream_until_the_end(server: Server) -> None:
-    """Without chunks: the end of the connection is the end of the body."""
+def test_an_http_1_0_stream_ends_with_the_connection(server: Server) -> None:
+    """Without chunks, the end of the connection ends the body."""
     with server.connect() as client:
         client.send(b"GET /pieces?it=a,b,c HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         answer = client.answer()
@@ -57,21 +57,21 @@ def test_http_1_0_gets_a_stream_until_the_end(server: Server) -> None:
 
 
 @pytest.mark.heavy
-def test_a_slow_reader_holds_the_generator(server: Server, tmp_path: Path) -> None:
-    """A generator is not asked for more than the buffers hold; then all of it arrives."""
+def test_a_generator_waits_for_a_slow_reader(server: Server, tmp_path: Path) -> None:
+    """The server takes no more pieces than the buffers hold; then the whole body arrives."""
     counter = tmp_path / "counter"
     counter.touch()
     with server.connect(receive_buffer=4096) as client:
         ask(client, f"/endless?path={counter}&count=300", "Connection: close")
-        assert settled(lambda: int(counter.read_bytes() or 0)) < 60  # 65536 bytes each: 1 MiB, and what the kernel holds
+        assert settled(lambda: int(counter.read_bytes() or 0)) < 60  # 65536 bytes each: 1 MiB, plus the kernel's buffers
         answer = client.answer()
         assert len(answer.body) == 300 * 65536
         assert answer.whole
     events(server, "closed")
 
 
-def test_the_generator_of_a_client_that_goes_is_closed(server: Server, tmp_path: Path) -> None:
-    """No piece is made for nobody, for long."""
+def test_a_disconnect_closes_the_generator(server: Server, tmp_path: Path) -> None:
+    """The server soon stops taking pieces for a disconnected client."""
     counter = tmp_path / "counter"
     counter.touch()
     with server.connect() as client:
@@ -81,8 +81,8 @@ def test_the_generator_of_a_client_that_goes_is_closed(server: Server, tmp_path:
     events(server, "closed")
 
 
-def test_one_at_a_time(server: Server, request: pytest.FixtureRequest) -> None:
-    """Inline, a request lasts until its iterator is closed, and no other begins within."""
+def test_inline_requests_run_one_at_a_time(server: Server, request: pytest.FixtureRequest) -> None:
+    """An inline request lasts until its iterator is closed; no other request begins before."""
     with server.connect() as one, server.connect() as two, server.connect() as three:
         for name, client in (("1", one), ("2", two), ("3", three)):
             ask(client, f"/order?it={name}")
@@ -95,8 +95,8 @@ def test_one_at_a_time(server: Server, request: pytest.FixtureRequest) -> None:
     assert sorted(happened) == sorted(f"{what} {name}" for what in ("begin", "end") for name in "123")
 
 
-def test_threads_run_together(server: Server, request: pytest.FixtureRequest) -> None:
-    """Four threads are in four requests at once."""
+def test_requests_in_threads_run_at_the_same_time(server: Server, request: pytest.FixtureRequest) -> None:
+    """Four threads serve four requests at once."""
     if request.node.callspec.params["server"] == "0":
         return
     clients = [server.connect() for _ in range(4)]
@@ -107,8 +107,8 @@ def test_threads_run_together(server: Server, request: pytest.FixtureRequest) ->
         client.sock.close()
 
 
-def test_pipelined_streams_are_in_order(server: Server) -> None:
-    """Answers of any kind come one after the other."""
+def test_pipelined_responses_are_in_order(server: Server) -> None:
+    """Responses of any kind keep the order of their requests."""
     with server.connect() as client:
         for path in ("/pieces?it=a,b", "/unread", "/pieces?it=c,d&list=1", "/pieces?it=e"):
             ask(client, path)
@@ -117,7 +117,7 @@ def test_pipelined_streams_are_in_order(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def big_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file larger than any buffer, whose bytes tell where they are."""
+    """A file larger than any buffer, whose bytes show their position."""
     path = tmp_path_factory.mktemp("file") / "big"
     path.write_bytes(b"".join(b"%015d\n" % number for number in range(1_000_000)))
     return path
@@ -129,7 +129,7 @@ FILES = {
     "&length=10": b"abcdefghij",
     "&length=4": b"abcd",
     "&length=0": b"",
-    "&length=20": b"abcdefghij",  # not whole
+    "&length=20": b"abcdefghij",  # truncated
     "&offset=10": b"",
     "&offset=50": b"",
     "&offset=5&length=5": b"fghij",
@@ -140,8 +140,8 @@ FILES = {
 @pytest.mark.parametrize("memory", ["", "&memory=1"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("query", FILES)
-def test_file(server: Server, tmp_path: Path, memory: str, method: str, query: str) -> None:
-    """A file goes out from where it stands, as much as its Content-Length says; it is closed in every case."""
+def test_a_file_is_sent_from_its_position(server: Server, tmp_path: Path, memory: str, method: str, query: str) -> None:
+    """The file is sent from its current position, up to its Content-Length; it is closed in every case."""
     path = tmp_path / "file"
     path.write_bytes(b"abcdefghij")
     with server.connect() as client:
@@ -157,8 +157,8 @@ def test_file(server: Server, tmp_path: Path, memory: str, method: str, query: s
     events(server, "closed")
 
 
-def test_files_without_sendfile(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """With it switched off they are read instead, and the answers are the same to the byte."""
+def test_responses_are_the_same_without_sendfile(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Without sendfile the files are read instead; the responses have the same bytes."""
     path = tmp_path / "file"
     path.write_bytes(b"abcdefghij")
 
@@ -179,12 +179,12 @@ def test_files_without_sendfile(server: Server, tmp_path: Path, request: pytest.
         assert answers(server) == answers(without)
         for one, reads in ((server, 0), (without, 1)):
             events(one, *["closed"] * 2 * len(FILES))
-            assert one.get(f"/file?path={path}&told=1").body == b"abcdefghij"
+            assert one.get(f"/file?path={path}&record_read=1").body == b"abcdefghij"
             events(one, *["read"] * reads, "closed")
 
 
-def test_a_file_and_the_next_request(server: Server, tmp_path: Path) -> None:
-    """A connection lives on behind a file; what was pipelined behind it is answered behind it."""
+def test_a_connection_stays_open_after_a_file(server: Server, tmp_path: Path) -> None:
+    """Requests pipelined after a file are answered in order."""
     path = tmp_path / "file"
     path.write_bytes(b"content")
     with server.connect() as client:
@@ -195,8 +195,8 @@ def test_a_file_and_the_next_request(server: Server, tmp_path: Path) -> None:
     events(server, *["closed"] * 3)
 
 
-def test_a_large_file_and_a_slow_reader(server: Server, big_file: Path) -> None:
-    """A large file arrives whole, and is not taken into memory."""
+def test_a_large_file_for_a_slow_reader_is_not_loaded_into_memory(server: Server, big_file: Path) -> None:
+    """The file arrives whole."""
     before = server.memory()
     with server.connect(receive_buffer=4096) as client:
         ask(client, f"/file?path={big_file}")
@@ -210,9 +210,9 @@ def test_a_large_file_and_a_slow_reader(server: Server, big_file: Path) -> None:
     events(server, "closed")
 
 
-def test_a_file_for_a_client_that_goes(server: Server, big_file: Path) -> None:
-    """The file is closed, and no descriptor is left."""
-    open_before, said = server.descriptors(), len(server.log)
+def test_a_disconnect_closes_the_file(server: Server, big_file: Path) -> None:
+    """The file is closed, and no descriptor stays open."""
+    open_before, log_start = server.descriptors(), len(server.log)
     for _ in range(3):
         with server.connect(receive_buffer=4096) as client:
             ask(client, f"/file?path={big_file}")
@@ -220,7 +220,7 @@ def test_a_file_for_a_client_that_goes(server: Server, big_file: Path) -> None:
             client.reset()
     events(server, *["closed"] * 3)
     eventually(lambda: server.descriptors() <= open_before)
-    assert "ERROR" not in server.log[said:]  # it is not the application's fault
+    assert "ERROR" not in server.log[log_start:]  # the application made no error
 
 
 BODY = b"one\ntwo\n\nlast"
@@ -244,8 +244,8 @@ INPUT = {
 
 @pytest.mark.parametrize("it", INPUT)
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_input(server: Server, it: str, framing: str) -> None:
-    """Every method of wsgi.input, and CONTENT_LENGTH also after a chunked body."""
+def test_every_method_of_wsgi_input_works(server: Server, it: str, framing: str) -> None:
+    """CONTENT_LENGTH is set also after a chunked body."""
     with server.connect() as client:
         if framing == "length":
             ask(client, "/input?it=" + quote(it), method="POST", body=BODY)
@@ -260,8 +260,8 @@ def test_input(server: Server, it: str, framing: str) -> None:
 @pytest.mark.parametrize(
     "it", ["input.read()", "input.readline()", "b''.join(input.readlines())", "b''.join(input)", "input.read(5)"]
 )
-def test_no_input(server: Server, it: str) -> None:
-    """A request without a body has an empty input."""
+def test_a_request_without_body_has_an_empty_input(server: Server, it: str) -> None:
+    """Every method returns nothing."""
     given, length = ast.literal_eval(server.get("/input?it=" + quote(it)).body.decode())
 
     assert (given, length or "0") == (b"", "0")
@@ -269,8 +269,8 @@ def test_no_input(server: Server, it: str) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("size", [0, 1, 512 * 1024 - 1, 512 * 1024 + 1, 5_000_001])
-def test_large_bodies(server: Server, framing: str, size: int) -> None:
-    """A body of any size is whole, and does not stay in memory."""
+def test_a_large_body_arrives_whole_and_is_not_kept_in_memory(server: Server, framing: str, size: int) -> None:
+    """A body of any size is whole, and large ones are stored in a file."""
     body = (bytes(range(256)) * (size // 256 + 1))[:size]
     before = server.memory()
     with server.connect() as client:
@@ -289,8 +289,8 @@ def test_large_bodies(server: Server, framing: str, size: int) -> None:
         assert client.answer().body == b"unread"
 
 
-def test_an_application_need_not_read(server: Server) -> None:
-    """What it leaves unread is never taken for the next request."""
+def test_an_unread_body_is_never_the_next_request(server: Server) -> None:
+    """The application does not read its body; the bytes are dropped."""
     smuggled = b"GET /order?it=smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
     with server.connect() as client:
         ask(client, "/unread", method="POST", body=smuggled)
@@ -299,8 +299,8 @@ def test_an_application_need_not_read(server: Server) -> None:
     events(server, "closed")
 
 
-def test_continue(server: Server) -> None:
-    """100 Continue is sent once the head has passed all checks, and not if the body is there already or is not wanted."""
+def test_continue_is_sent_once_the_head_is_accepted(server: Server) -> None:
+    """100 Continue is not sent to a refused request, nor to HTTP/1.0."""
     with server.connect() as client:
         for _ in range(2):
             ask(client, "/size", "Content-Length: 3", "Expect: 100-continue", method="POST")
@@ -319,8 +319,8 @@ def test_continue(server: Server) -> None:
         assert (answer.body, answer.interim) == (b"3 294 3", [])
 
 
-def test_a_slow_body_does_not_hold_the_application(server: Server) -> None:
-    """While one client sends its body, others are served, also inline."""
+def test_a_slow_body_does_not_block_the_application(server: Server) -> None:
+    """While one client sends its body, other clients are served, also inline."""
     with server.connect() as slow:
         ask(slow, "/size", "Content-Length: 3", method="POST")
         slow.send(b"a")
@@ -329,8 +329,8 @@ def test_a_slow_body_does_not_hold_the_application(server: Server) -> None:
         assert slow.answer().body == b"3 294 3"
 
 
-def test_a_client_that_goes_within_its_body(server: Server) -> None:
-    """The application is not called; nothing is left behind."""
+def test_a_disconnect_within_the_body_does_not_call_the_application(server: Server) -> None:
+    """No descriptor stays open."""
     before = server.descriptors()
     for size in (3, 2_000_000):
         with server.connect() as client:

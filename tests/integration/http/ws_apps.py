@@ -1,7 +1,7 @@
-"""WebSocket applications that try the server, chosen by the path.
+"""WebSocket applications for the tests, chosen by the path.
 
-Over HTTP, ``/-/events`` gives what happened, and forgets it; ``/-/inboxes`` looks into the server: of each WebSocket the number of
-messages that wait for the application, and their memory.
+Over HTTP, ``/-/events`` returns the recorded events and clears them; ``/-/inboxes`` returns, for each WebSocket, the number
+and the memory of the messages that wait for the application.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def messages(receive: Receive) -> Any:
-    """What comes until the end, which becomes an event."""
+    """Yield the messages until the disconnect, and record the disconnect."""
     while (message := await receive())["type"] == "websocket.receive":
         assert (message.get("text") is None) != (message.get("bytes") is None)
         yield message.get("text") if message.get("bytes") is None else message["bytes"]
@@ -51,14 +51,14 @@ async def messages(receive: Receive) -> Any:
 
 
 async def on_echo(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Every message back."""
+    """Echo every message."""
     await send({"type": "websocket.accept", "subprotocol": query.get("sub"), "headers": [(b"x-mine", b"1")]})
     async for data in messages(receive):
         await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
 
 
 async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:
-    """The scope, as the first message."""
+    """Send the scope as the first message."""
     await send({"type": "websocket.accept"})
     await send({"type": "websocket.send", "text": repr({key: value for key, value in scope.items() if key != "app"})})
     async for _ in messages(receive):
@@ -66,7 +66,7 @@ async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:
 
 
 async def on_deny(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """A denial in pieces."""
+    """Send a denial response in pieces."""
     await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-why", b"because")]})
     await send({"type": "websocket.http.response.body", "body": b"not ", "more_body": True})
     await send({"type": "websocket.http.response.body", "body": b"you"})
@@ -101,19 +101,19 @@ async def on_return_first(_: Scope, __: Receive, ___: Send, ____: Any) -> None:
 
 
 async def on_raise(_: Scope, __: Receive, send: Send, ___: Any) -> None:
-    """Fail behind accept."""
+    """Fail after accept."""
     await send({"type": "websocket.accept"})
     raise IntendedError
 
 
 async def on_exit(_: Scope, __: Receive, send: Send, ___: Any) -> None:
-    """Exit behind accept."""
+    """Exit after accept."""
     await send({"type": "websocket.accept"})
     raise SystemExit(3)
 
 
 async def on_return(_: Scope, __: Receive, send: Send, ___: Any) -> None:
-    """Return behind accept."""
+    """Return after accept."""
     await send({"type": "websocket.accept"})
 
 
@@ -132,11 +132,11 @@ async def on_hesitate(_: Scope, receive: Receive, send: Send, query: dict[str, s
 
 
 async def on_wrong(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Send what the test says; the error becomes an event."""
-    for message in eval(query["it"]):  # from the test beside it
+    """Send the messages of the test; record the error."""
+    for message in eval(query["it"]):  # the test sends this expression
         try:
             await send(message)
-        except Exception as error:  # whatever it is, the test looks at it
+        except Exception as error:  # the test checks the error
             EVENTS.append(type(error).__name__)
             raise
     async for _ in messages(receive):
@@ -144,7 +144,7 @@ async def on_wrong(_: Scope, receive: Receive, send: Send, query: dict[str, str]
 
 
 async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Send much; ``/-/count`` shows how often ``send`` has returned."""
+    """Send many messages; ``/-/count`` shows how many calls of ``send`` have returned."""
     await send({"type": "websocket.accept"})
     COUNT[0] = 0
     for number in range(int(query["count"])):
@@ -155,7 +155,7 @@ async def on_pour(_: Scope, receive: Receive, send: Send, query: dict[str, str])
 
 
 async def on_drip(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Send much in small messages; ``/-/count`` shows how often ``send`` has returned."""
+    """Send many small messages; ``/-/count`` shows how many calls of ``send`` have returned."""
     await send({"type": "websocket.accept"})
     for number in range(int(query["count"])):
         await send({"type": "websocket.send", "text": str(number)})
@@ -165,7 +165,7 @@ async def on_drip(_: Scope, receive: Receive, send: Send, query: dict[str, str])
 
 
 async def on_wait(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """Receive only when released; then say how much has come with every empty message."""
+    """Receive only when released; for every empty message send the number of bytes received."""
     await send({"type": "websocket.accept"})
     await RELEASE.wait()
     RELEASE.clear()
@@ -177,7 +177,7 @@ async def on_wait(_: Scope, receive: Receive, send: Send, __: Any) -> None:
 
 
 async def on_send_after(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """Send when the client has gone."""
+    """Send after the disconnect."""
     await send({"type": "websocket.accept"})
     async for _ in messages(receive):
         pass
@@ -186,7 +186,7 @@ async def on_send_after(_: Scope, receive: Receive, send: Send, __: Any) -> None
 
 
 async def on_turns(_: Scope, receive: Receive, send: Send, __: Any) -> None:
-    """From one empty message to the next: how many turns the loop has made, and how many messages came in one of them at most."""
+    """Between two empty messages: count the turns of the loop and the most messages received in one turn."""
     await send({"type": "websocket.accept"})
     loop = asyncio.get_running_loop()
     turns, most, here, ends = 0, 0, 0, 0
@@ -209,7 +209,7 @@ async def on_turns(_: Scope, receive: Receive, send: Send, __: Any) -> None:
 
 
 async def on_crowd(_: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Many tasks that send at once; ``/-/count`` shows how many have done so."""
+    """Send from many tasks at once; ``/-/count`` shows how many have returned."""
     await send({"type": "websocket.accept"})
     COUNT[0] = 1
     data = bytes(65536)
@@ -230,7 +230,7 @@ async def on_crowd(_: Scope, receive: Receive, send: Send, query: dict[str, str]
 
 
 async def on_deny_much(_: Scope, __: Receive, send: Send, query: dict[str, str]) -> None:
-    """A denial without end; ``/-/count`` shows how often ``send`` has returned."""
+    """Send a long denial response; ``/-/count`` shows how many calls of ``send`` have returned."""
     await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
     for number in range(int(query["count"])):
         await send({"type": "websocket.http.response.body", "body": bytes(65536), "more_body": True})

@@ -1,6 +1,6 @@
-"""WSGI applications that try the server, chosen by the first segment of the path.
+"""WSGI applications for the tests, chosen by the first segment of the path.
 
-``/-/events`` gives what happened, and forgets it.
+``/-/events`` returns the recorded events and clears them.
 """
 
 import io
@@ -39,7 +39,7 @@ class IntendedError(Exception):
 
 
 class Pieces:
-    """An iterable that says when it is closed; a piece that is an exception is raised."""
+    """An iterable that records its close; a piece that is an exception is raised."""
 
     def __init__(self, *pieces: Any, close_error: Exception | None = None) -> None:
         self._pieces = iter(pieces)
@@ -55,17 +55,17 @@ class Pieces:
         return piece
 
     def close(self) -> None:
-        """PEP 3333: called in every case."""
+        """PEP 3333: the server calls it in every case."""
         EVENTS.append("closed")
         if self._close_error is not None:
             raise self._close_error
 
 
 class ClosingList(list[bytes]):
-    """A list that says when it is closed."""
+    """A list that records its close."""
 
     def close(self) -> None:
-        """As above."""
+        """Record the call."""
         EVENTS.append("closed")
 
 
@@ -107,7 +107,7 @@ def on_write_length(_: Environ, start_response: StartResponse, query: dict[str, 
 
 
 def on_late_write(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """In the middle of the response, call the ``write`` of the request before."""
+    """Within the response, call the ``write`` of the previous request."""
     write = start_response("200 OK", [("Content-Length", query["length"])] if "length" in query else TEXT)
     write(b"a")
     for late in WRITES:
@@ -118,7 +118,7 @@ def on_late_write(_: Environ, start_response: StartResponse, query: dict[str, st
 
 
 def on_replaced(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """exc_info before anything was sent: the first headers are gone."""
+    """exc_info before anything is sent: it replaces the first headers."""
     start_response("200 OK", [("X-Old", "1"), ("Content-Length", "100")])
     try:
         raise IntendedError  # noqa: TRY301  # exc_info is the point
@@ -128,7 +128,7 @@ def on_replaced(_: Environ, start_response: StartResponse, query: dict[str, str]
 
 
 def on_too_late(_: Environ, start_response: StartResponse, __: Any) -> Iterable[bytes]:
-    """exc_info after something was sent: raised again."""
+    """exc_info after something was sent: start_response raises."""
     start_response("200 OK", TEXT)
     try:
         yield b"first"
@@ -153,14 +153,14 @@ def on_never(_: Environ, __: StartResponse, query: dict[str, str]) -> Iterable[b
 
 
 def on_headers_of(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """Whatever the test wants: ``eval`` of what it sends."""
-    status, headers, result = eval(query["it"])  # from the test beside it
+    """Return the status, headers and result that the test sends as an expression."""
+    status, headers, result = eval(query["it"])  # the test sends this expression
     start_response(status, headers)
     return result  # type: ignore[no-any-return]
 
 
 def on_pieces(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """Pieces that the test names; "!" raises, "^" exits."""
+    """Yield the pieces that the test names; "!" raises, "^" exits."""
     length = query.get("length")
     start_response(query.get("status", "200 OK"), [*TEXT, *([("Content-Length", length)] if length else [])])
     special: dict[str, Any] = {"!": IntendedError(), "^": SystemExit(3), "-": b""}
@@ -178,7 +178,7 @@ def on_raise(_: Environ, start_response: StartResponse, query: dict[str, str]) -
 
 
 def on_fifo(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """A first piece, and a second one when somebody has opened the FIFO."""
+    """Yield a first piece, and a second one when the test has opened the FIFO."""
     start_response("200 OK", TEXT)
     yield b"first"
     with Path(query["path"]).open("rb") as fifo:
@@ -187,7 +187,7 @@ def on_fifo(_: Environ, start_response: StartResponse, query: dict[str, str]) ->
 
 
 def on_endless(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """Pieces until the end of time; their number goes into a file."""
+    """Yield many pieces; write the number of each to a file."""
     start_response("200 OK", TEXT)
     size = int(query.get("size", "65536"))
     with Path(query["path"]).open("r+b", buffering=0) as file:
@@ -200,7 +200,7 @@ def on_endless(_: Environ, start_response: StartResponse, query: dict[str, str])
 
 
 def on_file(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """A file by ``wsgi.file_wrapper``, if the test says so when somebody has opened and closed a FIFO."""
+    """Return a file with ``wsgi.file_wrapper``; if the test names a FIFO, wait first until it is opened and closed."""
     if "fifo" in query:
         Path(query["fifo"]).read_bytes()
     length = query.get("length")
@@ -211,31 +211,33 @@ def on_file(environ: Environ, start_response: StartResponse, query: dict[str, st
             file = io.BytesIO(file.read())
     file.seek(int(query.get("offset", "0")))
 
-    class Told:
-        """The file, and an event when it is closed; another one if it was read."""
+    class RecordingFile:
+        """The file; records its close, and on request whether it was read."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(file, name)
 
         def close(self) -> None:
-            if "told" in query and file.tell():
+            if "record_read" in query and file.tell():
                 EVENTS.append("read")
             file.close()
             EVENTS.append("closed")
 
-    wrapper: Iterable[bytes] = environ["wsgi.file_wrapper"](Told(), 8192)
+    wrapper: Iterable[bytes] = environ["wsgi.file_wrapper"](RecordingFile(), 8192)
     return wrapper
 
 
 def on_input(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """What a method of wsgi.input gives."""
+    """Return the result of a method of wsgi.input."""
     start_response("200 OK", TEXT)
     stream = environ["wsgi.input"]
-    return [repr((eval(query["it"], {"input": stream}), environ.get("CONTENT_LENGTH"))).encode()]  # from the test beside it
+    return [
+        repr((eval(query["it"], {"input": stream}), environ.get("CONTENT_LENGTH"))).encode()
+    ]  # the test sends this expression
 
 
 def on_size(environ: Environ, start_response: StartResponse, _: Any) -> Iterable[bytes]:
-    """Length and sum of the body."""
+    """Return the length and the sum of the body."""
     count = total = 0
     while data := environ["wsgi.input"].read(100_000):
         count += len(data)
@@ -250,14 +252,14 @@ def on_unread(_: Environ, start_response: StartResponse, __: Any) -> Iterable[by
 
 
 def on_barrier(_: Environ, start_response: StartResponse, __: Any) -> Iterable[bytes]:
-    """Answers when four are here."""
+    """Respond when four requests have arrived."""
     BARRIER.wait()
     start_response("200 OK", TEXT)
     return [b"together"]
 
 
 def on_order(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """One request at a time: says when each begins and ends."""
+    """Record the beginning and the end of each request."""
     EVENTS.append(f"begin {query['it']}")
     start_response("200 OK", TEXT)
     for _ in range(5):

@@ -12,7 +12,7 @@ from tests.integration.prefork.prefork_helpers import Server
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start servers; whatever happens, nothing of them is left behind."""
+    """Start servers; no process of them outlives the test."""
     servers: list[Server] = []
 
     def start(worker: str = "Echo", **options: object) -> Server:

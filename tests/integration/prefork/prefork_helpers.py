@@ -1,4 +1,4 @@
-"""A server as a process, and ways to wait for what it does: events with a deadline, never a fixed time."""
+"""A server as a process; waits are for events with a deadline, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PROGRAM = Path(__file__).with_name("prefork_program.py")
 
 
 def connects(address: str | tuple[str, int]) -> bool:
-    """Whether somebody listens there."""
+    """Whether connections to this address are accepted."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as client:
         return client.connect_ex(address) == 0
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that it has forked and that live."""
+    """Return the live processes that this process has forked."""
     return [child for child in command.children(pid) if exists(child)]
 
 
 class Server(Process):
-    """The program beside this file."""
+    """A process that runs `prefork_program.py`."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class Server(Process):
         stdin: int = subprocess.DEVNULL,
         **settings: object,
     ) -> None:
-        # LISTEN_PID is the pid of the program itself, which only the process that becomes it knows.
-        # bash, because no other shell redirects descriptors of more than one digit.
+        # LISTEN_PID is the pid of the program itself; only the process that becomes the program knows this pid.
+        # Only bash redirects descriptors of more than one digit.
         if passed is not None:
             script = f'exec 3<&{passed.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
             prefix = ("bash", "-c", script, "bash")
@@ -58,40 +58,40 @@ class Server(Process):
 
     @property
     def output(self) -> str:
-        """All that it has written to stderr so far."""
+        """Everything that the server has written to stderr so far."""
         return self.stderr
 
     def read(self) -> str:
-        """Return all that it has written to stderr so far."""
+        """Return everything that the server has written to stderr so far."""
         return self.stderr
 
     def wait_for(self, pattern: str, times: int = 1) -> list[str]:
-        """Wait until stderr holds a pattern so many times; return all that match."""
+        """Wait until stderr matches a pattern ``times`` times; return all matches."""
         return [found.group() for found in self.find(pattern, times)]
 
     def workers(self, count: int) -> list[int]:
-        """Wait until there are so many workers; return their pids."""
+        """Wait until there are ``count`` workers; return their pids."""
         eventually(lambda: len(children(self.pid)) == count, f"{count} workers")
         self.note_children()
         return children(self.pid)
 
     def ports(self) -> list[int]:
-        """Return the ports of the start-up lines."""
+        """Return the ports of the startup lines."""
         return [int(port) for port in re.findall(r"^Listening on \S+:(\d+)", self.stderr, re.MULTILINE)]
 
     def wait(self) -> int:
-        """Wait for its end; return the exit code. No worker may be left."""
+        """Wait for the end of the server; return the exit code. No worker may be left."""
         self.note_children()
         return self.end()
 
     def stop(self) -> int:
-        """Stop it with TERM and return its exit code."""
+        """Stop the server with TERM; return its exit code."""
         self.kill(signal.SIGTERM)
         return self.wait()
 
 
 def say(port: int, text: str) -> str:
-    """Say something to a worker and return its answer; empty if it died of it."""
+    """Send a text to a worker and return its answer; empty if the worker died of it."""
     with socket.create_connection(("127.0.0.1", port), DEADLINE) as client:
         client.sendall(text.encode())
         with contextlib.suppress(ConnectionResetError):
@@ -100,6 +100,6 @@ def say(port: int, text: str) -> str:
 
 
 def answering(port: int, text: str = "pid") -> Iterator[str]:
-    """Yield answers for ever."""
+    """Yield answers without end."""
     while True:
         yield say(port, text)

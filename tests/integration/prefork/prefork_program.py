@@ -1,6 +1,6 @@
-"""A server for the tests: `prefork_program.py WORKER SETTINGS`, the settings as a Python literal.
+"""A server for the tests: `prefork_program.py WORKER SETTINGS`, with the settings as a Python literal.
 
-What a worker is told over its port makes it do what the test is about.
+The text that a worker receives over its port decides what the worker does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forkserve.prefork.worker.worker import Worker
 
 
 class Echo(Worker):
-    """Answers with what it was told, and does it."""
+    """Answers each text, and executes it as a command."""
 
     def run(self) -> None:
         while self.alive():
@@ -69,7 +69,7 @@ def a_deep_function() -> None:
 
 
 class Plain(Worker):
-    """The least that a worker can be."""
+    """The smallest possible worker."""
 
     def run(self) -> None:
         while self.alive():
@@ -77,21 +77,21 @@ class Plain(Worker):
 
 
 class NoModule(Worker):
-    """Fails as an app that cannot be imported."""
+    """Fails like an app that cannot be imported."""
 
     def run(self) -> None:
         raise AppLoadError("no module named 'nothing'", "Traceback of the app\n")
 
 
 class NoLifespan(Worker):
-    """Fails as an app whose start-up fails."""
+    """Fails like an app whose startup fails."""
 
     def run(self) -> None:
         raise BootError("lifespan start-up failed: no database")
 
 
 class Raises(Worker):
-    """Fails for a reason of its own."""
+    """Raises an exception of its own."""
 
     def run(self) -> None:
         self.deeper()
@@ -108,14 +108,14 @@ class Dies(Worker):
 
 
 class Returns(Worker):
-    """Returns before it was ready."""
+    """Returns before it is ready."""
 
     def run(self) -> None:
         pass
 
 
 class Leaves(Worker):
-    """Leaves before it was ready."""
+    """Calls sys.exit before it is ready."""
 
     def run(self) -> None:
         sys.exit("enough")
@@ -130,7 +130,7 @@ class Slow(Worker):
 
 
 class Stubborn(Worker):
-    """Catches what ends its boot, once."""
+    """Catches the exception that ends its boot, once."""
 
     def run(self) -> None:
         self.log.info("booting")
@@ -140,7 +140,7 @@ class Stubborn(Worker):
 
 
 class SecondFails(Plain):
-    """Only worker 2 fails, when worker 1 is ready."""
+    """Only worker 2 fails, after worker 1 is ready."""
 
     def run(self) -> None:
         if self.id == 2:
@@ -151,7 +151,7 @@ class SecondFails(Plain):
 
 
 class FailsLater(Echo):
-    """Boots once; a file says whether it boots again."""
+    """Boots unless a file exists."""
 
     def run(self) -> None:
         if os.path.exists(os.environ["BROKEN"]):
@@ -160,7 +160,7 @@ class FailsLater(Echo):
 
 
 class Lingers(Echo):
-    """Does not heed an order to drain while the file exists."""
+    """Keeps running after the order to drain while a file exists."""
 
     def run(self) -> None:
         super().run()
@@ -170,7 +170,7 @@ class Lingers(Echo):
 
 
 class HasChild(Plain):
-    """The caller of the master had a child of its own before."""
+    """The caller of the master has forked its own child before."""
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The first boot: the start-up lines, and the ways in which it fails."""
+"""The first boot: its startup lines, and its failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.ports import free_ports
 Serve = Callable[..., Server]
 
 
-def test_start_up_lines(serve: Serve, tmp_path: Path) -> None:
+def test_the_startup_lines_name_every_listener(serve: Serve, tmp_path: Path) -> None:
     base = free_ports(2)
     server = serve(workers=2, base_port=base, bind=["127.0.0.1:0", f"unix:{tmp_path}/s"]).ready()
 
@@ -36,7 +36,7 @@ def test_start_up_lines(serve: Serve, tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-def test_one_worker_is_singular(serve: Serve) -> None:
+def test_the_ready_line_of_one_worker_is_singular(serve: Serve) -> None:
     server = serve("Plain", workers=1).ready()
 
     assert server.read().splitlines() == ["Ready: 1 worker"]
@@ -54,7 +54,7 @@ def test_one_worker_is_singular(serve: Serve) -> None:
         ("Leaves", 3, "forkserve: worker 1 failed to boot: it called sys.exit('enough')", ""),
     ],
 )
-def test_a_boot_that_fails(serve: Serve, worker: str, code: int, message: str, traceback: str) -> None:
+def test_a_failed_boot_ends_the_server(serve: Serve, worker: str, code: int, message: str, traceback: str) -> None:
     server = serve(worker, workers=1)
 
     assert server.wait() == code
@@ -64,7 +64,7 @@ def test_a_boot_that_fails(serve: Serve, worker: str, code: int, message: str, t
     assert "Ready" not in server.output
 
 
-def test_only_the_first_failure_is_told(serve: Serve) -> None:
+def test_only_the_first_boot_failure_is_shown(serve: Serve) -> None:
     server = serve("NoModule", workers=4)
 
     assert server.wait() == 4
@@ -72,14 +72,14 @@ def test_only_the_first_failure_is_told(serve: Serve) -> None:
     assert server.output.count("Traceback") == 1
 
 
-def test_one_failure_takes_the_others_down(serve: Serve) -> None:
+def test_one_boot_failure_stops_the_other_workers(serve: Serve) -> None:
     server = serve("SecondFails", workers=2, graceful_timeout=10)
 
     assert server.wait() == 3
     assert "worker 2 failed to boot: ZeroDivisionError" in server.output
 
 
-def test_boot_timeout_says_where_it_hangs(serve: Serve) -> None:
+def test_a_boot_timeout_shows_the_stack(serve: Serve) -> None:
     server = serve("Slow", workers=1, boot_timeout=0.5)
 
     assert server.wait() == 3
@@ -88,7 +88,7 @@ def test_boot_timeout_says_where_it_hangs(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_stop_while_it_boots(serve: Serve, signum: signal.Signals) -> None:
+def test_a_stop_signal_ends_the_boot(serve: Serve, signum: signal.Signals) -> None:
     server = serve("Slow", workers=2)
     server.wait_for("booting$")
     server.kill(signum)
@@ -98,8 +98,8 @@ def test_a_stop_while_it_boots(serve: Serve, signum: signal.Signals) -> None:
     assert "Ready" not in server.output
 
 
-def test_a_boot_that_does_not_let_itself_be_ended(serve: Serve) -> None:
-    """By the first signal, which may also come just before a call that waits."""
+def test_a_boot_that_catches_the_first_signal_is_still_stopped(serve: Serve) -> None:
+    """The worker catches the exception of the first signal; the signal may also arrive just before a blocking call."""
     server = serve("Stubborn", workers=2)
     server.wait_for("booting$")
     server.kill(signal.SIGTERM)
@@ -108,7 +108,7 @@ def test_a_boot_that_does_not_let_itself_be_ended(serve: Serve) -> None:
     assert "killed" not in server.output
 
 
-def test_a_port_that_is_taken(serve: Serve) -> None:
+def test_a_port_in_use_ends_the_start(serve: Serve) -> None:
     base = free_ports(2)
     with socket.create_server(("127.0.0.1", base + 1)):
         server = serve(workers=2, base_port=base)
@@ -119,7 +119,7 @@ def test_a_port_that_is_taken(serve: Serve) -> None:
     assert not connects(("127.0.0.1", base))
 
 
-def test_children_of_the_caller_are_reaped_and_are_no_workers(serve: Serve) -> None:
+def test_children_of_the_caller_are_reaped_but_are_not_workers(serve: Serve) -> None:
     server = serve("HasChild", workers=1).ready()
     (worker,) = (pid for pid in server.workers(1))
 

@@ -1,4 +1,4 @@
-"""Workers that crash, hang or lose their master; what they share and what they do not."""
+"""Workers that crash, hang or lose their master; what workers share and what they do not share."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ AS_ROOT = () if os.geteuid() == 0 else ("--user", "--map-root-user")
 
 
 def crash(server: Server, port: int, order: str = "exit 7") -> None:
-    """Have the worker of the port die."""
+    """Kill the worker of a port."""
     say(port, order)
 
 
-def test_a_crash_is_replaced_on_the_same_port(serve: Serve) -> None:
+def test_a_crashed_worker_is_replaced_on_the_same_port(serve: Serve) -> None:
     server = serve(workers=2, base_port=0).ready()
     first, second = server.ports()
     before = say(second, "pid")
@@ -45,9 +45,9 @@ def test_a_crash_loop_slows_down(serve: Serve) -> None:
         crash(server, port)
         server.wait_for("exited with code 7", number + 1)
         begun = time.monotonic()
-        assert say(port, "pid")  # it waits in the queue
+        assert say(port, "pid")  # the connection waits in the queue
         times.append(time.monotonic() - begun)
-    # At once, then half a second, then one, then two; each up to a quarter less.
+    # The first restart is immediate; the next delays are half a second, one second and two, each up to a quarter shorter.
     assert [seconds > least for seconds, least in zip(times[1:], (0.3, 0.7, 1.4), strict=True)] == [True] * 3
     assert server.stop() == 0
 
@@ -62,7 +62,7 @@ def test_an_exception_is_logged_with_its_traceback(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_a_boot_that_fails_later_leaves_the_others_serving(serve: Serve, tmp_path: Path) -> None:
+def test_a_later_boot_failure_does_not_affect_other_workers(serve: Serve, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     server = serve("FailsLater", workers=2, base_port=0, environ={"BROKEN": str(broken)}).ready()
     first, second = server.ports()
@@ -86,7 +86,7 @@ def test_a_boot_that_fails_later_leaves_the_others_serving(serve: Serve, tmp_pat
         ("unknown", "unknown message 'what\\?'"),
     ],
 )
-def test_a_worker_that_misbehaves_is_replaced(serve: Serve, order: str, reason: str) -> None:
+def test_a_worker_that_violates_the_protocol_is_replaced(serve: Serve, order: str, reason: str) -> None:
     server = serve(workers=1, base_port=0).ready()
     (port,) = server.ports()
     (worker,) = server.workers(1)
@@ -98,7 +98,7 @@ def test_a_worker_that_misbehaves_is_replaced(serve: Serve, order: str, reason: 
     assert server.stop() == 0
 
 
-def test_a_stuck_worker_says_where_and_is_replaced(serve: Serve) -> None:
+def test_a_stuck_worker_shows_its_stack_and_is_replaced(serve: Serve) -> None:
     server = serve(workers=1, base_port=0, timeout=1.2).ready()
     (port,) = server.ports()
     (worker,) = server.workers(1)
@@ -112,7 +112,7 @@ def test_a_stuck_worker_says_where_and_is_replaced(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_a_stopped_worker_is_stuck_without_stacks(serve: Serve) -> None:
+def test_a_suspended_worker_is_killed_without_stacks(serve: Serve) -> None:
     server = serve(workers=1, base_port=0, timeout=1.2).ready()
     (worker,) = server.workers(1)
     os.kill(worker, signal.SIGSTOP)
@@ -122,11 +122,11 @@ def test_a_stopped_worker_is_stuck_without_stacks(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:
+def test_a_resumed_master_kills_no_healthy_worker(serve: Serve) -> None:
     server = serve(workers=2, min_workers=2, max_workers=2, base_port=0, timeout=1.0).ready()
     workers = server.workers(2)
     os.kill(server.pid, signal.SIGSTOP)
-    # Longer than the timeout, during which everybody serves on.
+    # Longer than the timeout; the workers keep serving.
     end = time.monotonic() + 2.5
     while time.monotonic() < end:
         assert {int(say(port, "pid")) for port in server.ports()} == set(workers)
@@ -142,7 +142,7 @@ def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 3.0), (signal.SIGSTOP, 9.0)])
-def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal.Signals, seconds: float) -> None:
+def test_no_worker_is_killed_after_all_processes_were_suspended(serve: Serve, signum: signal.Signals, seconds: float) -> None:
     server = serve(workers=2, base_port=0, timeout=1.0, prefix=("setsid",)).ready()
     workers = server.workers(2)
     for pid in workers:
@@ -157,8 +157,8 @@ def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal
     assert server.stop() == 0
 
 
-def test_a_killed_master_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
-    # Not port 0: whom the system gives the port to next would answer.
+def test_a_killed_master_leaves_no_process_and_no_port(serve: Serve, tmp_path: Path) -> None:
+    # Not port 0: another process could get the same port next and answer.
     base = free_ports(4)
     server = serve(workers=3, base_port=base, bind=[f"127.0.0.1:{base + 3}"]).ready()
     server.workers(3)
@@ -168,7 +168,7 @@ def test_a_killed_master_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
 
     assert server.wait() == -signal.SIGKILL
     assert time.monotonic() - begun < 20
-    # The main thread of a process may be gone a moment before its last thread and its sockets.
+    # The main thread of a process may end a moment before its last thread and its sockets.
     eventually(lambda: not any(connects(("127.0.0.1", port)) for port in ports))
     assert len(server.wait_for("the master is gone")) == 3
 
@@ -185,7 +185,7 @@ def test_a_killed_master_leaves_no_stuck_worker(serve: Serve) -> None:
     eventually(lambda: not connects(("127.0.0.1", port)))
 
 
-def test_a_killed_master_while_workers_boot(serve: Serve) -> None:
+def test_a_master_killed_during_the_boot_leaves_no_worker(serve: Serve) -> None:
     server = serve("Slow", workers=2)
     server.wait_for("booting$")
     server.kill(signal.SIGKILL)
@@ -193,7 +193,7 @@ def test_a_killed_master_while_workers_boot(serve: Serve) -> None:
     assert server.wait() == -signal.SIGKILL
 
 
-def test_a_worker_holds_nothing_of_its_siblings_or_the_master(serve: Serve, tmp_path: Path) -> None:
+def test_a_worker_holds_no_descriptors_of_siblings_or_the_master(serve: Serve, tmp_path: Path) -> None:
     server = serve(workers=3, base_port=0, bind=["127.0.0.1:0"], pid=str(tmp_path / "pid")).ready()
     crash(server, server.ports()[0])
     server.wait_for("exited with code 7")
@@ -203,8 +203,8 @@ def test_a_worker_holds_nothing_of_its_siblings_or_the_master(serve: Serve, tmp_
 
     def sockets_held() -> list[set[str]] | None:
         found = [{name for name in descriptors(pid).values() if name.startswith("socket:")} for pid in workers]
-        # Its own listener, the shared one, its end of the channel, and two for its signals; a
-        # connection that was just answered may be there for a moment.
+        # Its own listener, the shared listener, its end of the channel, and two sockets for its signals; a
+        # connection that was just answered may remain for a moment.
         return found if [len(one) for one in found] == [5, 5, 5] else None
 
     sockets = eventually(sockets_held)
@@ -217,7 +217,7 @@ def test_a_worker_holds_nothing_of_its_siblings_or_the_master(serve: Serve, tmp_
     assert server.stop() == 0
 
 
-def test_the_master_s_descriptors_do_not_grow(serve: Serve) -> None:
+def test_the_descriptors_of_the_master_do_not_grow(serve: Serve) -> None:
     server = serve(workers=2, base_port=0).ready()
     before = sorted(kinds(server.pid))
     for _ in range(5):
@@ -227,7 +227,7 @@ def test_the_master_s_descriptors_do_not_grow(serve: Serve) -> None:
         server.workers(2)
     assert all(say(port, "pid") for port in server.ports())
 
-    eventually(lambda: sorted(kinds(server.pid)) == before)  # when the last connection and channel are closed
+    eventually(lambda: sorted(kinds(server.pid)) == before)  # once the last connection and channel are closed
     assert server.stop() == 0
 
 
@@ -247,7 +247,7 @@ def test_the_title_names_worker_and_generation(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_as_process_1(serve: Serve) -> None:
+def test_the_master_can_run_as_process_1(serve: Serve) -> None:
     server = serve(workers=1, base_port=0, prefix=("unshare", *AS_ROOT, "--pid", "--fork", "--kill-child"))
     server.ready()
     (master,) = children(server.pid)

@@ -1,4 +1,4 @@
-"""What each signal does, to the master and to a worker."""
+"""The effect of each signal on the master and on a worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Serve = Callable[..., Server]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_stop(serve: Serve, signum: signal.Signals) -> None:
+def test_a_stop_signal_ends_the_server(serve: Serve, signum: signal.Signals) -> None:
     server = serve(workers=2, base_port=free_ports(2)).ready()
     ports = server.ports()
     server.kill(signum)
@@ -45,25 +45,25 @@ def test_a_signal_wakes_the_master(serve: Serve) -> None:
         server.wait_for("there is no worker less than one", count)
         waits.append(time.monotonic() - sent)
 
-    assert min(waits[1:]) < PERIOD / 2, "each one was sent just after a timer had woken the master, if only timers do"
+    assert min(waits[1:]) < PERIOD / 2, "the master wakes only by its timer, not by the signal"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_one_stops_at_once(serve: Serve, tmp_path: Path, signum: signal.Signals) -> None:
+def test_a_second_stop_signal_ends_the_server_at_once(serve: Serve, tmp_path: Path, signum: signal.Signals) -> None:
     busy = tmp_path / "busy"
     busy.touch()
     server = serve("Lingers", workers=2, base_port=0, environ={"BUSY": str(busy)}).ready()
     server.kill(signum)
     server.wait_for("draining$", 2)
     seen = time.monotonic()
-    eventually(lambda: time.monotonic() > seen + SAME, "one that comes now is a second one")
+    eventually(lambda: time.monotonic() > seen + SAME, "the next signal counts as a second one")
     server.kill(signum)
 
     assert server.wait() == 0
     assert len(server.wait_for("was killed by SIGKILL", 2)) == 2
 
 
-def test_the_first_one_after_a_quit_is_no_second_one(serve: Serve, tmp_path: Path) -> None:
+def test_the_first_term_after_a_quit_is_not_a_second_signal(serve: Serve, tmp_path: Path) -> None:
     busy = tmp_path / "busy"
     busy.touch()
     server = serve("Lingers", workers=2, base_port=0, environ={"BUSY": str(busy)}).ready()
@@ -71,14 +71,14 @@ def test_the_first_one_after_a_quit_is_no_second_one(serve: Serve, tmp_path: Pat
     server.wait_for("draining$", 2)
     server.kill(signal.SIGTERM)
     server.kill(signal.SIGTTIN)
-    server.wait_for("the server is stopping")  # so that TERM has been obeyed
+    server.wait_for("the server is stopping")  # so the master has handled TERM
     busy.unlink()
 
     assert server.wait() == 0
     assert "SIGKILL" not in server.output
 
 
-def test_a_worker_that_does_not_drain_is_killed_in_time(serve: Serve, tmp_path: Path) -> None:
+def test_a_worker_that_does_not_drain_is_killed_at_the_graceful_timeout(serve: Serve, tmp_path: Path) -> None:
     busy = tmp_path / "busy"
     busy.touch()
     server = serve("Lingers", workers=1, base_port=0, graceful_timeout=0.5, environ={"BUSY": str(busy)}).ready()
@@ -88,7 +88,7 @@ def test_a_worker_that_does_not_drain_is_killed_in_time(serve: Serve, tmp_path: 
     assert "prefork_program.py" in server.output
 
 
-def test_ttin_ttou_and_winch(serve: Serve) -> None:
+def test_ttin_ttou_and_winch_change_the_number_of_workers(serve: Serve) -> None:
     server = serve(workers=1, base_port=0).ready()
     (first,) = server.workers(1)
     port = server.ports()[0]
@@ -108,7 +108,7 @@ def test_ttin_ttou_and_winch(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_ttin_where_the_port_is_taken_changes_nothing(serve: Serve) -> None:
+def test_ttin_with_the_port_in_use_changes_nothing(serve: Serve) -> None:
     base = free_ports(2)
     with socket.create_server(("127.0.0.1", base + 1)):
         server = serve(workers=1, base_port=base).ready()
@@ -120,7 +120,7 @@ def test_ttin_where_the_port_is_taken_changes_nothing(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_what_cannot_be_done_is_said(serve: Serve) -> None:
+def test_a_refused_ttin_is_logged(serve: Serve) -> None:
     server = serve(workers=1, max_workers=1, base_port=0).ready()
     workers = server.workers(1)
     server.kill(signal.SIGTTIN)
@@ -130,7 +130,7 @@ def test_what_cannot_be_done_is_said(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_hup_is_a_reload(serve: Serve) -> None:
+def test_hup_reloads(serve: Serve) -> None:
     server = serve(workers=2, base_port=0, reload_settle=0.0).ready()
     before = server.workers(2)
     server.kill(signal.SIGHUP)
@@ -140,7 +140,7 @@ def test_hup_is_a_reload(serve: Serve) -> None:
     assert server.stop() == 0
 
 
-def test_usr1_reopens_the_logs_everywhere(serve: Serve, tmp_path: Path) -> None:
+def test_usr1_reopens_the_logs_of_all_processes(serve: Serve, tmp_path: Path) -> None:
     log, old = tmp_path / "log", tmp_path / "log.1"
     server = serve(workers=1, base_port=0, error_logfile=str(log)).ready()
     (worker,) = server.workers(1)
@@ -148,21 +148,21 @@ def test_usr1_reopens_the_logs_everywhere(serve: Serve, tmp_path: Path) -> None:
     server.kill(signal.SIGUSR1)
 
     for pid in (server.pid, worker):
-        # In one look: between the opening of the new and the closing of the old one a process has both.
+        # In one look: between opening the new file and closing the old one a process has both.
         eventually(lambda pid=pid: {str(log), str(old)} & set(descriptors(pid).values()) == {str(log)})
     assert server.stop() == 0
     assert "on_stop" in log.read_text()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
-def test_a_worker_that_somebody_ends_is_replaced_at_once(serve: Serve, signum: signal.Signals) -> None:
+def test_a_worker_terminated_from_outside_is_replaced_at_once(serve: Serve, signum: signal.Signals) -> None:
     server = serve(workers=1, base_port=0).ready()
     (port,) = server.ports()
     for _ in range(4):
         (worker,) = server.workers(1)
         os.kill(worker, signum)
         eventually(lambda worker=worker: not exists(worker))
-        # Without a delay: the fourth would wait for seconds with one.
+        # Without a delay: with a delay the fourth replacement would take seconds.
         (port,) = server.ports()
         assert int(say(port, "pid")) != worker
     assert "ERROR" not in server.read()
@@ -173,7 +173,7 @@ def test_a_worker_that_somebody_ends_is_replaced_at_once(serve: Serve, signum: s
     "signum",
     [signal.SIGHUP, signal.SIGINT, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2],
 )
-def test_signals_that_do_nothing_to_a_worker(serve: Serve, signum: signal.Signals) -> None:
+def test_other_signals_have_no_effect_on_a_worker(serve: Serve, signum: signal.Signals) -> None:
     server = serve(workers=1, base_port=0).ready()
     (worker,) = server.workers(1)
     (port,) = server.ports()
@@ -183,7 +183,7 @@ def test_signals_that_do_nothing_to_a_worker(serve: Serve, signum: signal.Signal
     assert server.stop() == 0
 
 
-def test_a_service_manager_that_signals_the_whole_group(serve: Serve) -> None:
+def test_a_term_to_the_whole_group_is_a_clean_stop(serve: Serve) -> None:
     server = serve(workers=3, base_port=0, prefix=("setsid",)).ready()
     server.workers(3)
     os.killpg(server.pid, signal.SIGTERM)
@@ -192,7 +192,7 @@ def test_a_service_manager_that_signals_the_whole_group(serve: Serve) -> None:
     assert "ERROR" not in server.output
 
 
-def test_ctrl_z_and_fg(serve: Serve) -> None:
+def test_ctrl_z_and_fg_kill_no_worker(serve: Serve) -> None:
     server = serve(workers=2, base_port=0, timeout=2, prefix=("setsid",)).ready()
     workers = server.workers(2)
     for pid in workers:
@@ -209,7 +209,7 @@ def test_ctrl_z_and_fg(serve: Serve) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a terminal: ours, and the one that a server is started on."""
+    """Both ends of a terminal; a server is started on the second."""
     ours, theirs = os.openpty()
     yield ours, theirs
     for descriptor in (ours, theirs):
@@ -224,7 +224,7 @@ def resize(terminal: int, columns: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
 
 
-def test_a_resized_window_is_no_order(serve: Serve, terminal: tuple[int, int]) -> None:
+def test_the_winch_of_a_resized_terminal_is_ignored(serve: Serve, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     resize(ours, 80)
     server = serve(workers=1, max_workers=1, base_port=0, prefix=ON_TERMINAL, stdin=theirs).ready()
@@ -239,7 +239,7 @@ def test_a_resized_window_is_no_order(serve: Serve, terminal: tuple[int, int]) -
     assert server.stop() == 0
 
 
-def test_a_closed_terminal_is_a_stop(serve: Serve, terminal: tuple[int, int]) -> None:
+def test_a_closed_terminal_stops_the_server(serve: Serve, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     resize(ours, 80)
     server = serve(workers=1, base_port=0, prefix=ON_TERMINAL, stdin=theirs).ready()
@@ -251,11 +251,11 @@ def test_a_closed_terminal_is_a_stop(serve: Serve, terminal: tuple[int, int]) ->
     assert "reloading" not in server.output
 
 
-def test_a_closed_terminal_under_nohup_is_a_reload(serve: Serve, terminal: tuple[int, int]) -> None:
+def test_a_closed_terminal_under_nohup_reloads(serve: Serve, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     resize(ours, 80)
     server = serve(workers=1, base_port=0, reload_settle=0.0, prefix=(*ON_TERMINAL, "nohup"), stdin=theirs).ready()
-    server.kill(signal.SIGUSR2)  # the new program goes by it, too
+    server.kill(signal.SIGUSR2)  # the new program also respects nohup
     server.wait_for("reloaded: generation 2")
     os.close(theirs)
     os.close(ours)

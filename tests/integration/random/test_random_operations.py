@@ -1,7 +1,7 @@
-"""Random operations on a server under load, whose every answer is checked: nothing may be lost that is not explained, nothing mixed up.
+"""Random operations on a server under load. Every response is checked: no request may be lost without a reason or get wrong data.
 
-FORKSERVE_RANDOM_SECONDS is for how long all configurations together are tried, FORKSERVE_RANDOM_SEED what all chance is made of.
-Both are read here only, and not by the server. A failure shows the seed, what was done and when, and the server's log.
+FORKSERVE_RANDOM_SECONDS is the time for all configurations together; FORKSERVE_RANDOM_SEED seeds all random choices.
+Only these tests read both variables. A failure shows the seed, the operations with their times, and the server's log.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tests.integration.stage import PATIENCE, Stage, memory
 
 SECONDS = float(os.environ.get("FORKSERVE_RANDOM_SECONDS", "60"))
 SEED = int(os.environ.get("FORKSERVE_RANDOM_SEED", random.SystemRandom().randrange(1_000_000)))
-EVERY = 0.2  # seconds between two operations, on an average
-GROWTH = 4096  # KiB that the master may need more than at first
+EVERY = 0.2  # mean seconds between two operations
+GROWTH = 4096  # KiB that the memory of the master may grow
 
 CONFIGURATIONS = (
     Configuration("wsgi-ports", "wsgi", loop="asyncio"),
@@ -48,7 +48,7 @@ SMOKE = Configuration("smoke", shared=True)
 @pytest.mark.heavy
 @pytest.mark.timeout(240 + SECONDS)
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
-def test_random_operations(start: Start, tmp_path: Path, configuration: Configuration) -> None:
+def test_random_operations_lose_no_request_without_a_reason(start: Start, tmp_path: Path, configuration: Configuration) -> None:
     play(start, tmp_path, configuration, SECONDS / len(CONFIGURATIONS), SEED)
 
 
@@ -72,7 +72,7 @@ WHOLE = Answer(200, [("X-Ident", "1-2"), ("X-Request", "GET /echo/1-2?size=9 0")
         replace(WHOLE, body=b""),
     ],
 )
-def test_what_belongs_to_another_request_is_wrong(wrong: Answer) -> None:
+def test_a_response_of_another_request_is_detected(wrong: Answer) -> None:
     request = Request("1-2", "GET", "/echo/1-2?size=9", b"", pattern("1-2", 9))
     assert request.wrong(WHOLE) == ""
     assert request.wrong(wrong)
@@ -92,12 +92,12 @@ TRACEBACK = "Traceback (most recent call last):\n  File 'a'\n    raise it\nOSErr
         ("2026-01-01 00:00:00.0 +0000 [1] [CRITICAL] master: fault in the master\n", 1),
     ],
 )
-def test_faults_are_seen_in_a_log(log: str, found: int) -> None:
+def test_faults_in_a_log_are_detected(log: str, found: int) -> None:
     assert len(unexpected_lines(log)) == found
 
 
 def play(start: Start, directory: Path, configuration: Configuration, seconds: float, seed: int) -> None:
-    """Try operations for so many seconds, and see that all is well afterwards."""
+    """Run random operations for ``seconds``, and check the server afterwards."""
     stage, load = None, None
     try:
         stage = Stage(configuration, start, directory, seed)
@@ -106,7 +106,7 @@ def play(start: Start, directory: Path, configuration: Configuration, seconds: f
         ports = [*stage.ports * 3, *stage.other_ports]
         with CheckedLoad(ports, seed, websockets=speaks, linger=LINGER, front=front) as load:
             operate(stage, seconds)
-            come_to_rest(stage, load)
+            settle(stage, load)
         judge(stage, load)
         end(stage)
     except BaseException as error:
@@ -117,10 +117,10 @@ def play(start: Start, directory: Path, configuration: Configuration, seconds: f
 
 
 def operate(stage: Stage, seconds: float) -> None:
-    """Choose one operation after the other."""
+    """Run one random operation after the other."""
     fitting = [one for one in OPERATIONS if one.fits(stage.configuration)]
     ended, due = time.monotonic() + seconds, time.monotonic()
-    left = round(2 * seconds / EVERY)  # not more than so many, whatever chance wants
+    left = round(2 * seconds / EVERY)  # an upper bound for the number of operations
     while (now := time.monotonic()) < ended:
         turn(stage)
         if now >= due and left:
@@ -133,40 +133,40 @@ def operate(stage: Stage, seconds: float) -> None:
 
 
 def turn(stage: Stage) -> None:
-    """Do what is due, hear what was answered, and look at the server."""
+    """Run due actions, read answers, and sample the server."""
     assert stage.command.process.poll() is None, stage.fate()
     now = time.monotonic()
     due = [one for one in stage.due if one[0] <= now]
     stage.due = [one for one in stage.due if one[0] > now]
     for _, do in due:
         do()
-    stage.hear()
+    stage.judge_answers()
     stage.sampled()
 
 
-def come_to_rest(stage: Stage, load: CheckedLoad) -> None:
-    """Repair all, wait for all answers, and see that what is asked then is done, and that all workers have the newest code."""
+def settle(stage: Stage, load: CheckedLoad) -> None:
+    """Repair the server, wait for all answers, then check that commands succeed and that all workers run the newest code."""
     one = stage.configuration
     stage.due.clear()
-    stage.put_right()
-    eventually(lambda: turn(stage) or not stage.asked, lambda: f"answers to {stage.asked}", PATIENCE)
+    stage.resume_and_repair()
+    eventually(lambda: turn(stage) or not stage.pending, lambda: f"answers to {stage.pending}", PATIENCE)
     stage.note("the end begins")
-    stage.wants(one.least)
+    stage.expect_workers(one.least)
     for words in (("scale", one.most), ("scale", one.least)):
         eventually(lambda words=words: stage.site.ask(*words)["ok"], f"ctl {words}", PATIENCE)
-    rest(stage)
+    wait_until_settled(stage)
     stage.improve()
     done = stage.site.ask("reload")
     assert done["ok"], f"a reload at the end failed: {done}"
-    rest(stage)
+    wait_until_settled(stage)
     replies = stage.site.call("version")
     assert {reply["value"] for reply in replies} == {str(stage.version)}, replies
     answered = load.total
     eventually(lambda: load.total > answered + 50, "load", PATIENCE)
 
 
-def rest(stage: Stage) -> None:
-    """Wait until all workers that are wanted are ready, and nothing else is there."""
+def wait_until_settled(stage: Stage) -> None:
+    """Wait until exactly the wanted workers are there and ready."""
     least, most = (
         stage.configuration.least,
         stage.configuration.most if stage.configuration.autoscaled else stage.configuration.least,
@@ -178,11 +178,11 @@ def rest(stage: Stage) -> None:
         ready = {row["state"] for row in rows} == {"ready"} and len(rows) == found["wanted"]
         return ready and found["state"] == "running" and least <= len(rows) <= most
 
-    eventually(settled, lambda: f"rest: {stage.status()}", PATIENCE)
+    eventually(settled, lambda: f"settled: {stage.status()}", PATIENCE)
 
 
 def judge(stage: Stage, load: CheckedLoad) -> None:
-    """See that each answer was right, and that what was lost is explained."""
+    """Check that each response was right, and that each lost request has a reason."""
     assert not load.wrong, "\n".join(load.wrong)
     explained = stage.lost.explained(load.failures)
     unexplained = [failure for failure in load.failures if failure not in explained]
@@ -190,12 +190,12 @@ def judge(stage: Stage, load: CheckedLoad) -> None:
         f"{stage.configuration.name}, seed {stage.seed}: {dict(load.answered)} answered, {len(explained)} lost with {len(stage.lost.kills)} killed"
         f" processes and {len(stage.ended)} masters, {len(stage.events)} events, longest {load.longest:.2f} s"
     )
-    assert not unexplained, f"{len(unexplained)} requests were lost, and nothing explains it"
+    assert not unexplained, f"{len(unexplained)} requests were lost, without a known reason"
     assert not stage.faults, "\n".join(stage.faults)
 
 
 def end(stage: Stage) -> None:
-    """See that nothing was left or has grown, end the server, and see that its log has no fault."""
+    """Check that no resource has leaked, stop the server, and check that its log has no fault."""
     command, one = stage.command, stage.configuration
 
     def as_before() -> bool:
@@ -216,7 +216,7 @@ def end(stage: Stage) -> None:
 
 
 def leftovers(stage: Stage) -> dict[int, str]:
-    """Return the processes that were started by the server, and live."""
+    """Return the live processes that the server has started."""
     mark, found = f"NOTES={stage.directory / 'notes'}\0".encode(), {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -226,7 +226,7 @@ def leftovers(stage: Stage) -> dict[int, str]:
 
 
 def report(configuration: Configuration, seed: int, stage: Stage | None, load: CheckedLoad | None, error: BaseException) -> str:
-    """Return all that is needed to understand a failure, and to try it again."""
+    """Return everything that is needed to understand and repeat a failure."""
     lines = [
         f"{error or repr(error)}",
         f"\nseed {seed}, {configuration}",

@@ -1,8 +1,8 @@
-"""A connection that ends is ended at once, not after the application calls that come next (I3).
+"""A finished connection is closed at once, not after the next application calls.
 
-Inline, a call holds the loop's thread, and a loop ends a connection only when it comes round again. Where a connection may end:
-`Connection: close` of the client or the application, HTTP/1.0, no keep-alive, a drain; a request that is refused; a body that is
-not whole; a client that has half-closed, before or while it is answered; with TLS. Each on both loops, and each while other
+An inline call blocks the event loop, and a loop closes connections only in its next turn. A connection may close because of
+`Connection: close` from the client or the application, HTTP/1.0, no keep-alive, a drain; a refused request; an incomplete
+body; a client that half-closed before or during the response; with TLS. Each case runs on both loops, and while other
 requests, read in the same turn of the loop, are next.
 """
 
@@ -37,31 +37,31 @@ KINDS = [
 
 
 class Gates:
-    """Requests that wait for files, in a directory."""
+    """Requests that wait for files in a directory."""
 
     def __init__(self, directory: Path, command: Command) -> None:
         self.directory, self.command, self.notes = directory, command, directory / "notes"
 
     def target(self, name: str) -> str:
-        """The target of a request that waits."""
+        """The target of a request that waits for its file."""
         return f"/{name}?{self.directory / name}"
 
     def running(self, names: set[str]) -> str:
-        """Wait until one of these requests is being answered, and return which."""
-        return next(iter(eventually(lambda: names & {line.partition("/")[2] for line in self.came}, names)))
+        """Wait until one of these requests is in its call, and return its name."""
+        return next(iter(eventually(lambda: names & {line.partition("/")[2] for line in self.arrived}, names)))
 
     @property
-    def came(self) -> list[str]:
-        """What has come."""
+    def arrived(self) -> list[str]:
+        """The targets of the requests that have reached the app."""
         return self.notes.read_text().splitlines() if self.notes.exists() else []
 
     def open(self, name: str) -> None:
-        """Let it be answered."""
+        """Let the app answer this request."""
         (self.directory / name).touch()
 
 
 @pytest.mark.parametrize(("kind", "loop"), KINDS)
-def test_the_end_is_seen_before_the_next_call(
+def test_a_connection_is_closed_before_the_next_call(
     serve: Start,
     tmp_path: Path,
     authority: Authority,
@@ -77,7 +77,7 @@ def test_the_end_is_seen_before_the_next_call(
         left = {str(number): client for number, client in enumerate(clients)}
         if kind != "not-kept":
             gates.open("warm")
-            assert {client.get(gates.target("warm")).status for client in clients} == {200}  # so that all are accepted
+            assert {client.get(gates.target("warm")).status for client in clients} == {200}  # so all connections are accepted
         first.request(gates.target("first"))
         gates.running({"first"})
         for name, client in left.items():
@@ -92,12 +92,12 @@ def test_the_end_is_seen_before_the_next_call(
             gates.open(name)
             client = left.pop(name)
             assert client.answer().status == 200
-            assert client.rest() == b"", "the end comes before the next gate is opened"
+            assert client.rest() == b"", "the connection closes before the next gate is opened"
 
 
 @pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("request_", [b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
-def test_the_end_of_a_refusal_is_seen_before_the_next_call(serve: Start, tmp_path: Path, request_: bytes, loop: str) -> None:
+def test_a_refused_connection_is_closed_before_the_next_call(serve: Start, tmp_path: Path, request_: bytes, loop: str) -> None:
     command = serve(APP, "--bind", "127.0.0.1:0", "--loop", loop, env={"NOTES": str(tmp_path / "notes")})
     gates = Gates(tmp_path, command)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Graceful stop, seen by the clients that are connected; and what happens where the end is not graceful."""
+"""Graceful stops as connected clients see them, and stops that are not graceful."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_INLINE = pytest.mark.parametrize(("app", "options"), list(MODES.values())[1:
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
-    """Where the apps write down what they see."""
+    """The file in which the apps record their requests."""
     return tmp_path / "notes"
 
 
@@ -41,7 +41,7 @@ def gate(tmp_path: Path) -> Path:
 
 
 def gated(serve: Start, notes: Path, app: str, *options: object) -> Command:
-    """Start one of the apps that note and wait."""
+    """Start an app that records its requests and waits for a file."""
     return serve(f"tests.integration.small_apps:{app}", "--base-port", 0, *options, env={"NOTES": str(notes)})
 
 
@@ -70,7 +70,7 @@ def test_a_request_in_hand_is_the_last_of_its_connection(
     app: str,
     options: tuple[str, ...],
 ) -> None:
-    """Inline, the worker learns of the stop when it has answered; the others say so at once."""
+    """An inline worker notices the stop after its response; the other kinds close other connections at once."""
     command = gated(serve, notes, app, *options)
     with Client(command.port) as client, Client(command.port) as other:
         client.request(f"/slow?{gate}")
@@ -85,21 +85,21 @@ def test_a_request_in_hand_is_the_last_of_its_connection(
 
 
 def last_answer(client: Client, target: str) -> Answer:
-    """Ask until the answer says that it is the last, as it must before the connection ends."""
+    """Send requests until a response announces the close of the connection, which must happen before it closes."""
     while "connection" not in (answer := client.get(target)):
         assert answer.status == 200
     return answer
 
 
 @NOT_INLINE
-def test_new_connections_are_refused_while_a_request_is_in_hand(
+def test_new_connections_are_refused_during_the_last_request(
     serve: Start,
     notes: Path,
     gate: Path,
     app: str,
     options: tuple[str, ...],
 ) -> None:
-    """So that a front end tries another server, and does not wait for one that is about to end."""
+    """A front end then tries another server and does not wait for one that is about to stop."""
     command = gated(serve, notes, app, *options)
     with Client(command.port) as client:
         client.request(f"/slow?{gate}")
@@ -119,13 +119,13 @@ def test_idle_connections_are_closed(serve: Start, notes: Path, gate: Path, app:
         assert client.get(f"/?{gate}").status == 200
         began = time.monotonic()
         command.kill(signal.SIGTERM)
-        assert client.rest() == b"", "closed without a word"
+        assert client.rest() == b"", "the connection closes without a response"
         command.wait()
     assert time.monotonic() - began < 20
 
 
 @INTERFACES
-def test_an_idle_connection_gets_one_more_answer(
+def test_an_idle_connection_gets_one_more_response(
     serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]
 ) -> None:
     gate.touch()
@@ -139,11 +139,11 @@ def test_an_idle_connection_gets_one_more_answer(
         assert client.rest() == b""
     began = time.monotonic()
     command.wait()
-    assert time.monotonic() - began < 9, "nothing was left to linger for"
+    assert time.monotonic() - began < 9, "the server does not linger without connections"
 
 
 @INTERFACES
-def test_a_connection_that_has_just_come_is_answered(
+def test_a_request_that_has_just_begun_is_answered(
     serve: Start,
     notes: Path,
     gate: Path,
@@ -164,14 +164,14 @@ def test_a_connection_that_has_just_come_is_answered(
 
 
 @INTERFACES
-def test_connections_that_wait_in_the_queue_are_answered(
+def test_queued_connections_are_answered(
     serve: Start,
     notes: Path,
     gate: Path,
     app: str,
     options: tuple[str, ...],
 ) -> None:
-    """The worker sleeps while they come, so they are not accepted yet when it is told to stop."""
+    """The worker is suspended while the clients connect, so the connections are still queued when the stop arrives."""
     gate.touch()
     command = gated(serve, notes, app, *options)
     (pid,) = command.workers
@@ -204,7 +204,7 @@ def test_a_websocket_gets_1012(serve: Start, notes: Path, loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_a_stream_sees_a_disconnect(serve: Start, notes: Path, loop: str) -> None:
+def test_a_stream_is_notified_of_the_disconnect(serve: Start, notes: Path, loop: str) -> None:
     command = gated(serve, notes, "gated_asgi", "--loop", loop, "--stream-grace", 0.2)
     with Client(command.port) as client:
         client.request("/stream")
@@ -228,7 +228,7 @@ def test_lifespan_runs_in_each_worker(serve: Start, notes: Path) -> None:
 
 
 @INTERFACES
-def test_what_is_open_at_the_graceful_timeout_is_logged(
+def test_a_request_open_at_the_graceful_timeout_is_logged(
     serve: Start,
     notes: Path,
     gate: Path,
@@ -249,8 +249,8 @@ def test_what_is_open_at_the_graceful_timeout_is_logged(
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_signal_that_comes_while_the_loop_is_closed_harms_nothing(serve: Start, tmp_path: Path, loop: str) -> None:
-    """As the master's question for stacks does, when a worker ends just at its deadline."""
+def test_a_signal_during_the_close_of_the_loop_is_harmless(serve: Start, tmp_path: Path, loop: str) -> None:
+    """The master's request for stacks can arrive like this, when a worker ends just at its deadline."""
     (tmp_path / "late.py").write_text(
         "import asyncio.selector_events, os, signal\n"
         "from tests.integration.small_apps import who_asgi as app\n"
@@ -265,7 +265,7 @@ def test_a_signal_that_comes_while_the_loop_is_closed_harms_nothing(serve: Start
     assert "Exception" not in command.stderr
 
 
-def test_a_stream_that_does_not_end_is_logged_too(serve: Start, notes: Path) -> None:
+def test_a_stream_open_at_the_graceful_timeout_is_logged(serve: Start, notes: Path) -> None:
     command = gated(serve, notes, "gated_asgi", "--graceful-timeout", "0.5")
     with Client(command.port) as client:
         client.request("/stream?stubborn")
@@ -277,7 +277,7 @@ def test_a_stream_that_does_not_end_is_logged_too(serve: Start, notes: Path) -> 
 
 @INTERFACES
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_stops_at_once(
+def test_a_second_signal_ends_the_server_at_once(
     serve: Start,
     notes: Path,
     gate: Path,
@@ -292,14 +292,14 @@ def test_a_second_signal_stops_at_once(
         command.kill(signum)
         command.wait_for("stopping")
         began = time.monotonic()
-        eventually(lambda: time.monotonic() > began + SAME, "one that comes now is a second one")
+        eventually(lambda: time.monotonic() > began + SAME, "the next signal counts as a second one")
         command.kill(signum)
         command.wait(0)
     assert time.monotonic() - began < 10  # the graceful timeout is 30
 
 
 @INTERFACES
-def test_kill_9_of_the_master_while_requests_are_in_hand(
+def test_workers_finish_their_requests_after_kill_9_of_the_master(
     serve: Start,
     notes: Path,
     gate: Path,
@@ -314,20 +314,20 @@ def test_kill_9_of_the_master_while_requests_are_in_hand(
         command.wait_for("came /slow", notes)
         command.kill(signal.SIGKILL)
         command.process.wait(10)
-        eventually(lambda: sum(map(exists, workers)) <= 2, "the idle worker ends", deadline=1.5)
+        eventually(lambda: sum(map(exists, workers)) <= 2, "the idle worker exits", deadline=1.5)
         assert idle.rest() == b""
-        eventually(lambda: sum(map(exists, workers)) == 1, "so does the one that a client was connected to", deadline=5)
-        # The kernel may need a moment more for the sockets of a process than for the process.
-        eventually(lambda: refuses(second) and refuses(third), "their ports are free")
+        eventually(lambda: sum(map(exists, workers)) == 1, "the worker with an idle client exits", deadline=5)
+        # The kernel may close the sockets of a process a moment after its end.
+        eventually(lambda: refuses(second) and refuses(third), "the ports of both workers are free")
         gate.touch()
         answer = client.answer()
         assert (answer.status, answer.text) == (200, "done\n")
         assert client.rest() == b""
-    eventually(lambda: not any(map(exists, workers)), "the busy one ends, too", deadline=5)
+    eventually(lambda: not any(map(exists, workers)), "the busy worker exits", deadline=5)
     eventually(lambda: all(map(refuses, command.ports)), "every port is free")
 
 
-def test_kill_9_of_the_master_with_a_stuck_worker(serve: Start, notes: Path, gate: Path) -> None:
+def test_a_stuck_worker_exits_after_kill_9_of_the_master(serve: Start, notes: Path, gate: Path) -> None:
     command = gated(serve, notes, "gated", "--timeout", 1, "--graceful-timeout", 1)
     (pid,) = command.workers
     with Client(command.port) as client:
@@ -335,10 +335,10 @@ def test_kill_9_of_the_master_with_a_stuck_worker(serve: Start, notes: Path, gat
         command.wait_for("came /never", notes)
         command.kill(signal.SIGKILL)
         command.process.wait(10)
-        eventually(lambda: not exists(pid), "its own switch ends it", deadline=10)
+        eventually(lambda: not exists(pid), "the dead-man switch ends the worker", deadline=10)
 
 
-def test_a_stuck_worker_is_replaced_and_says_where_it_was(serve: Start, notes: Path, gate: Path) -> None:
+def test_a_stuck_worker_is_replaced_and_shows_its_stack(serve: Start, notes: Path, gate: Path) -> None:
     command = gated(serve, notes, "gated", "--timeout", 1)
     (pid,) = command.workers
     with Client(command.port) as client:
@@ -352,21 +352,21 @@ def test_a_stuck_worker_is_replaced_and_says_where_it_was(serve: Start, notes: P
     assert get(command.port, f"/?{gate}").status == 200
 
 
-def test_a_worker_that_is_told_to_end_finishes_and_is_replaced(serve: Start, notes: Path, gate: Path) -> None:
+def test_a_terminated_worker_finishes_its_request_and_is_replaced(serve: Start, notes: Path, gate: Path) -> None:
     command = gated(serve, notes, "gated_asgi")
     (pid,) = command.workers
     with Client(command.port) as client:
         client.request(f"/slow?{gate}")
         command.wait_for("came /slow", notes)
         os.kill(pid, signal.SIGTERM)
-        eventually(lambda: len(command.workers) == 2, "its successor, at once")
+        eventually(lambda: len(command.workers) == 2, "a successor before the worker exits")
         gate.touch()
         assert client.answer()["connection"] == "close"
-    eventually(lambda: not exists(pid), "it ends")
+    eventually(lambda: not exists(pid), "the worker exits")
     assert get(command.port, f"/?{gate}").status == 200
 
 
-def test_signals_that_a_worker_does_not_mind(serve: Start, notes: Path, gate: Path) -> None:
+def test_other_signals_have_no_effect_on_a_worker(serve: Start, notes: Path, gate: Path) -> None:
     gate.touch()
     command = gated(serve, notes, "gated")
     (pid,) = command.workers
@@ -389,7 +389,7 @@ def test_the_apps_own_processes_do_not_inherit_ignored_signals(serve: Start, tmp
     masks = dict(line.split(":\t") for line in get(command.port).text.splitlines())
 
     assert int(masks["SigBlk"], 16) == 0
-    # Python itself ignores the first two, and restores them in its children; the others are the C library's own.
+    # Python ignores the first two and restores them in its children; the others belong to the C library.
     allowed = sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ, 32, 33))
     assert int(masks["SigIgn"], 16) & ~allowed == 0
 

@@ -1,8 +1,8 @@
 """atexit functions and finalizers: each runs in the processes for which it was registered, and in no other.
 
-Where they are registered: by what was there before the configuration (sitecustomize, `.pth`, a launcher: agents), in the
-configuration file, in a program before `run`, at import of the app in a worker or in a mold, in hooks. Where a process of the
-server is forked: worker, mold, worker of a mold, warm process, watcher, daemon.
+They are registered before the configuration is read (sitecustomize, `.pth`, a launcher: agents), in the
+configuration file, in a program before `run`, at import of the app in a worker or in a mold, and in hooks. These processes
+of the server are forked: worker, mold, worker of a mold, warm process, watcher, daemon.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ things = []
 def note(text):
     with open(os.environ["NOTES"], "a") as notes:
         notes.write(f"{text} {os.getpid()}\\n")
-def register(who):
-    atexit.register(note, who)
+def register(name):
+    atexit.register(note, name)
     thing = Thing()
-    weakref.finalize(thing, note, f"{who}-finalizer")
+    weakref.finalize(thing, note, f"{name}-finalizer")
     things.append(thing)  # else it would run at once
 """
 AGENT = "import noting\nnoting.register('agent')\n"
@@ -78,22 +78,22 @@ def site(tmp_path: Path) -> Path:
 
 
 def options(site: Path) -> dict[str, object]:
-    """How the command is started there."""
+    """The options that start the command in this project."""
     return {"cwd": site, "env": {"PYTHONPATH": f"{site}:{ROOT}", "NOTES": str(site / "notes")}}
 
 
 def noted(site: Path, pid: int) -> list[str]:
-    """Return what a process noted at its end."""
+    """Return the records that a process wrote at its exit."""
     lines = (site / "notes").read_text().splitlines() if (site / "notes").exists() else []
     return [line.split()[0] for line in lines if line.split()[1] == str(pid)]
 
 
 def new_worker(command: Command, before: int) -> int:
-    """Wait for the worker that comes after that one."""
+    """Wait for a worker with another pid; return its pid."""
     return eventually(lambda: next((pid for pid in command.workers if pid != before), 0), "another worker")
 
 
-def test_under_the_command_workers_run_those_of_agents_and_of_the_app(serve: Start, site: Path) -> None:
+def test_under_the_command_workers_run_exit_functions_of_agents_and_app(serve: Start, site: Path) -> None:
     command = serve("app:app", "--bind", "127.0.0.1:0", **options(site))
     (worker,) = command.workers
 
@@ -105,14 +105,14 @@ def test_under_the_command_workers_run_those_of_agents_and_of_the_app(serve: Sta
     ) == ["agent", "agent-finalizer", "config", "config-finalizer"]
 
 
-def test_in_a_program_workers_run_those_of_the_app_alone(serve: Start, site: Path) -> None:
+def test_in_a_program_workers_run_only_exit_functions_of_the_app(serve: Start, site: Path) -> None:
     command = serve("{}", program=("program.py",), **options(site))
     (worker,) = command.workers
     directory = Path(Path(f"{site}/notes.directory").read_text())
     os.kill(worker, signal.SIGTERM)
     second = new_worker(command, worker)
-    eventually(lambda: noted(site, worker), "the first has ended")
-    eventually(lambda: get(command.port).text == str(second), "the second serves")
+    eventually(lambda: noted(site, worker), "the first worker has exited")
+    eventually(lambda: get(command.port).text == str(second), "the second worker serves")
     assert (directory / "file").exists()
 
     command.stop()
@@ -129,23 +129,23 @@ def test_a_directory_of_the_program_outlives_every_worker(serve: Start, site: Pa
     for signum in (signal.SIGTERM, signal.SIGKILL):
         before = list(command.workers)
         os.kill(before[-1], signum)
-        eventually(lambda before=before: before[-1] not in command.workers, "it has ended")
+        eventually(lambda before=before: before[-1] not in command.workers, "the worker has exited")
         assert (directory / "file").exists()
 
-    command.stop()  # the program looks, too
+    command.stop()  # the program checks the directory as well
 
 
-def test_with_preload_what_the_app_registers_at_import_runs_in_each_worker(serve: Start, site: Path) -> None:
+def test_with_preload_exit_functions_of_the_app_run_in_each_worker(serve: Start, site: Path) -> None:
     command = serve("app:app", "--bind", "127.0.0.1:0", "--preload", "-w", 2, **options(site))
     pids = command.workers
 
     command.stop()
 
     ends = sorted(noted(site, pid) for pid in pids)
-    assert ends == [[], ["app", "agent"], ["app", "agent"]], "the finalizers are the mold's, which others still use"
+    assert ends == [[], ["app", "agent"], ["app", "agent"]], "workers run no finalizers of objects that the mold shares"
 
 
-def test_with_daemon_those_of_the_configuration_are_the_server_s(start: Start, site: Path) -> None:
+def test_with_daemon_exit_functions_of_the_configuration_run_in_the_server(start: Start, site: Path) -> None:
     pid_file = site / "pid"
     command = start("app:app", "--bind", "127.0.0.1:0", "--daemon", "--pid", pid_file, **options(site))
     command.wait(0)
@@ -158,7 +158,7 @@ def test_with_daemon_those_of_the_configuration_are_the_server_s(start: Start, s
     eventually(lambda: {"config", "config-finalizer", "agent"} <= set(noted(site, server)), lambda: noted(site, server))
 
 
-def test_coverage_measures_what_workers_run(serve: Start, site: Path) -> None:
+def test_coverage_measures_code_in_workers(serve: Start, site: Path) -> None:
     (site / "sitecustomize.py").unlink()
     launcher = ("-m", "coverage", "run", "-p", "--source", ".", "-m", "forkserve")
     command = serve("app:app", "--bind", "127.0.0.1:0", program=launcher, **options(site))
@@ -173,7 +173,7 @@ def test_coverage_measures_what_workers_run(serve: Start, site: Path) -> None:
 
     coverage("combine")
     report = json.loads(coverage("json", "-o", "-"))
-    assert report["files"]["app.py"]["missing_lines"] == [], "the lines of the view were run in a worker"
+    assert report["files"]["app.py"]["missing_lines"] == [], "the report has the lines of the view, which ran in a worker"
 
 
 SPANS = """
@@ -209,13 +209,13 @@ def test_opentelemetry_instrument_loses_no_span(serve: Start, site: Path, preloa
 
 @pytest.fixture
 def agent() -> Iterator[tuple[int, list[str]]]:
-    """Something on a port of this machine that takes what tracers send; its port, and the paths of what came."""
-    came: list[str] = []
+    """A tracing agent on a local port: its port, and the paths of the requests that it received."""
+    received: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            came.append(f"{self.path} {self.headers.get('X-Datadog-Trace-Count')}")
+            received.append(f"{self.path} {self.headers.get('X-Datadog-Trace-Count')}")
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
@@ -229,7 +229,7 @@ def agent() -> Iterator[tuple[int, list[str]]]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_address[1], came
+        yield server.server_address[1], received
         server.shutdown()
         thread.join()
 
@@ -244,10 +244,10 @@ def app(environ, start_response):
 
 
 @pytest.mark.heavy
-def test_ddtrace_run_sends_what_it_has_at_the_end(serve: Start, site: Path, agent: tuple[int, list[str]]) -> None:
+def test_ddtrace_run_sends_its_spans_at_the_exit(serve: Start, site: Path, agent: tuple[int, list[str]]) -> None:
     (site / "sitecustomize.py").unlink()
     (site / "app.py").write_text(DATADOG)
-    port, came = agent
+    port, received = agent
     given = options(site)
     given["env"] |= {
         "DD_TRACE_AGENT_URL": f"http://127.0.0.1:{port}",
@@ -262,12 +262,12 @@ def test_ddtrace_run_sends_what_it_has_at_the_end(serve: Start, site: Path, agen
 
     command.stop()
 
-    traces = [line for line in came if "/traces" in line]
-    assert sum(int(line.split()[1]) for line in traces if line.split()[1].isdigit()) == 3, came
+    traces = [line for line in received if "/traces" in line]
+    assert sum(int(line.split()[1]) for line in traces if line.split()[1].isdigit()) == 3, received
 
 
-def test_which_functions_stay() -> None:
-    """In one process, as a fork would see it; the functions of the tests' own are put back by nobody else."""
+def test_inherited_exit_functions_are_dropped_except_those_of_agents() -> None:
+    """This runs in its own process, as after a fork, so that the exit functions of the tests' process stay."""
     script = """
 import atexit
 from forkserve.base import exits

@@ -1,17 +1,17 @@
-"""TERM to all processes at once, as systemd's default KillMode, a terminal and platforms send it: clients are answered
+"""TERM to all processes at once, as from systemd's default KillMode, a terminal or a platform: clients are answered
 through `--drain-delay`.
 
-Who gets a TERM besides the master, and what it does (`prefork.leave`):
+Processes that get a TERM besides the master, and its effect (`prefork.leave`):
 
-- a ready worker, inline, with threads or ASGI, on its own port, a shared one or a unix socket; also one forked from a mold;
+- a ready worker, inline, with threads or ASGI, on its own port, a shared port or a unix socket; also one forked from a mold;
 - a custom worker with `alive`;
-- a worker while the master is frozen, or has died;
-- a worker alone, while the server goes on: it is replaced;
-- a mold, a watcher, a warm process: nothing;
-- a worker that boots: it ends at once (test_master_life), as it has no client;
-- QUIT as TERM. INT does nothing to a worker.
+- a worker while the master is suspended, or after its death;
+- one worker alone, while the server keeps running: it is replaced;
+- a mold, a watcher, a warm process: no effect;
+- a booting worker: it exits at once (test_master_life), since it has no client;
+- QUIT acts like TERM. INT has no effect on a worker.
 
-The signal may come to a worker before or after the master's own.
+The signal may reach a worker before or after it reaches the master.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ CASES = [
 
 
 def below(pid: int) -> list[int]:
-    """Return all its descendants."""
+    """Return all descendants of a process."""
     return [one for child in children(pid) for one in (child, *below(child))]
 
 
-def everybody(command: Command, signum: signal.Signals, *, first: bool) -> None:
-    """Send it to the master and to all its processes; `first`: to the master before the others."""
+def signal_all(command: Command, signum: signal.Signals, *, first: bool) -> None:
+    """Send a signal to the master and to all its processes; `first`: to the master before the others."""
     others = below(command.pid)
     if first:
         command.kill(signum)
         command.wait_for("stopping")
     for pid in others:
-        with contextlib.suppress(ProcessLookupError):  # a watcher ends by order
+        with contextlib.suppress(ProcessLookupError):  # a watcher may have been stopped already
             os.kill(pid, signum)
     if not first:
         command.kill(signum)
@@ -72,7 +72,7 @@ def everybody(command: Command, signum: signal.Signals, *, first: bool) -> None:
 
 
 def end(command: Command) -> None:
-    """Do not wait for the drain delay: a TERM that comes a second after the first ends it at once."""
+    """Stop without waiting for the drain delay: a second TERM after a second ends the delay."""
     while command.process.poll() is None:
         command.kill(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -81,18 +81,16 @@ def end(command: Command) -> None:
 
 
 @pytest.mark.parametrize(("app", "options", "first"), CASES)
-def test_whoever_connects_within_the_delay_is_answered(
-    serve: Start, app: str, options: tuple[object, ...], *, first: bool
-) -> None:
+def test_clients_are_answered_during_the_delay(serve: Start, app: str, options: tuple[object, ...], *, first: bool) -> None:
     command = serve(f"{APPS}:{app}", "--workers", 2, "--base-port", 0, *LONG, *options)
     ports = command.ports
     workers = [pid for pid in below(command.pid) if "forkserve: worker" in title(pid)]
-    everybody(command, signal.SIGTERM, first=first)
+    signal_all(command, signal.SIGTERM, first=first)
 
     for _ in range(10):
         assert [get(port).status for port in ports] == [200, 200]
     time_of_answer = time.monotonic()
-    eventually(lambda: time.monotonic() > time_of_answer + 1.2, "a worker that the master has not answered would drain now")
+    eventually(lambda: time.monotonic() > time_of_answer + 1.2, "the answer limit of the workers has passed")
     assert [get(port).status for port in ports] == [200, 200]
     assert len(workers) == 2
     assert all(map(exists, workers))
@@ -103,21 +101,21 @@ def test_whoever_connects_within_the_delay_is_answered(
     "signum", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.heavy) for one in (signal.SIGQUIT, signal.SIGINT))]
 )
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_on_a_shared_address(serve: Start, tmp_path: Path, kind: str, signum: signal.Signals) -> None:
+def test_a_shared_address_is_served_during_the_delay(serve: Start, tmp_path: Path, kind: str, signum: signal.Signals) -> None:
     address = f"unix:{tmp_path / 'socket'}" if kind == "unix" else "127.0.0.1:0"
     command = serve(f"{APPS}:who", "--workers", 2, "--bind", address, *LONG)
     where = str(tmp_path / "socket") if kind == "unix" else command.port
-    everybody(command, signum, first=False)
+    signal_all(command, signum, first=False)
 
     assert [get(where).status for _ in range(20)] == [200] * 20
     if signum == signal.SIGQUIT:
-        command.kill(signal.SIGTERM)  # the first one
+        command.kill(signal.SIGTERM)  # the first TERM
     end(command)
 
 
-def test_a_custom_worker(serve: Start) -> None:
+def test_clients_of_a_custom_worker_are_answered_during_the_delay(serve: Start) -> None:
     command = serve("--worker", "tests.integration.custom_workers:Echo", "--bind", "127.0.0.1:0", "--workers", 2, *LONG)
-    everybody(command, signal.SIGTERM, first=False)
+    signal_all(command, signal.SIGTERM, first=False)
 
     for _ in range(10):
         with dial(command.port) as sock:
@@ -127,16 +125,16 @@ def test_a_custom_worker(serve: Start) -> None:
 
 
 def test_the_drain_follows_the_delay(serve: Start) -> None:
-    """And within the delay and a little more, all has ended."""
+    """All processes exit soon after the delay."""
     command = serve(f"{APPS}:who", "--workers", 2, "--base-port", 0, "--drain-delay", 0.5)
-    everybody(command, signal.SIGTERM, first=False)
+    signal_all(command, signal.SIGTERM, first=False)
 
     log = command.wait(0)
     assert "is killed" not in log
     assert log.count("received SIGTERM: ending") == 2
 
 
-def test_without_a_delay_the_workers_end_with_the_master(serve: Start) -> None:
+def test_without_a_delay_workers_drain_at_once(serve: Start) -> None:
     command = serve(f"{APPS}:who", "--workers", 2, "--base-port", 0)
     workers = below(command.pid)
     command.kill(signal.SIGSTOP)
@@ -147,10 +145,10 @@ def test_without_a_delay_the_workers_end_with_the_master(serve: Start) -> None:
     command.kill(signal.SIGCONT)
 
     assert "is killed" not in command.wait(0)
-    assert len(command._seen) == 2, "nobody was forked in place of those that got the TERM"
+    assert len(command._seen) == 2, "no worker was forked as a replacement"
 
 
-def test_a_worker_alone_is_replaced_and_no_client_notices(serve: Start) -> None:
+def test_a_single_terminated_worker_is_replaced_without_lost_requests(serve: Start) -> None:
     command = serve(f"{APPS}:who", "--base-port", 0, *LONG)
     (worker,) = command.workers
     statuses: list[int] = []
@@ -164,9 +162,9 @@ def test_a_worker_alone_is_replaced_and_no_client_notices(serve: Start) -> None:
     thread.start()
     try:
         os.kill(worker, signal.SIGTERM)
-        eventually(lambda: not exists(worker), "it ends")
+        eventually(lambda: not exists(worker), "the worker exits")
         before = len(statuses)
-        eventually(lambda: len(statuses) > before + 5, "its successor answers")
+        eventually(lambda: len(statuses) > before + 5, "the successor answers")
     finally:
         over.set()
         thread.join()
@@ -176,7 +174,7 @@ def test_a_worker_alone_is_replaced_and_no_client_notices(serve: Start) -> None:
 
 
 @pytest.mark.heavy
-def test_a_slot_that_is_scaled_away_is_answered_through_the_delay(start: Start, tmp_path: Path) -> None:
+def test_clients_of_a_scaled_down_slot_are_answered_during_the_delay(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "--workers", 2, *LONG)
     port = site.command.ports[1]
     worker = next(row["pid"] for row in site.status()["workers"] if row["id"] == 2)
@@ -185,8 +183,8 @@ def test_a_slot_that_is_scaled_away_is_answered_through_the_delay(start: Start, 
     os.kill(worker, signal.SIGTERM)
     site.command.wait_for("worker 2 gen 1: received SIGTERM")
 
-    told = time.monotonic()
-    eventually(lambda: time.monotonic() > told + 1.2, "a worker that the master has not answered would drain now")
+    since = time.monotonic()
+    eventually(lambda: time.monotonic() > since + 1.2, "the answer limit of the worker has passed")
     assert get(port).status == 200
     assert exists(worker)
     scale.abandon()
@@ -194,40 +192,40 @@ def test_a_slot_that_is_scaled_away_is_answered_through_the_delay(start: Start, 
     end(site.command)
 
 
-def test_a_frozen_master_is_not_waited_for(serve: Start) -> None:
+def test_workers_do_not_wait_for_a_suspended_master(serve: Start) -> None:
     command = serve(f"{APPS}:who", "--workers", 2, "--base-port", 0, *LONG)
     workers = command.workers
     os.kill(command.pid, signal.SIGSTOP)
     try:
         for pid in workers:
             os.kill(pid, signal.SIGTERM)
-        with Client(command.ports[0]) as client:  # meanwhile it works on
+        with Client(command.ports[0]) as client:  # the worker still answers
             client.request("/")
             assert client.answer().status == 200
         for pid in workers:
-            eventually(lambda pid=pid: not exists(pid), "it ends")
+            eventually(lambda pid=pid: not exists(pid), "the worker exits")
     finally:
         os.kill(command.pid, signal.SIGCONT)
-    eventually(lambda: len(set(command.workers) - set(workers)) == 2, "they are replaced")
+    eventually(lambda: len(set(command.workers) - set(workers)) == 2, "both workers are replaced")
     assert [get(port).status for port in command.ports] == [200, 200]
     command.kill(signal.SIGTERM)
     end(command)
 
 
-def test_a_master_that_dies_is_not_waited_for(serve: Start) -> None:
+def test_workers_do_not_wait_for_a_dead_master(serve: Start) -> None:
     command = serve(f"{APPS}:who", "--workers", 2, "--base-port", 0, *LONG)
     workers = command.workers
-    everybody(command, signal.SIGTERM, first=False)
+    signal_all(command, signal.SIGTERM, first=False)
     command.kill(signal.SIGKILL)
 
     for pid in workers:
-        eventually(lambda pid=pid: not exists(pid), "it ends")
+        eventually(lambda pid=pid: not exists(pid), "the worker exits")
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("app", "options"), list(KINDS.values())[:3], ids=list(KINDS)[:3])
-def test_stops_under_load(start: Start, app: str, options: tuple[object, ...]) -> None:
-    """From the TERM to half of the delay every client is answered at once, whoever got the signal first."""
+def test_a_stop_under_load_answers_every_client_during_the_delay(start: Start, app: str, options: tuple[object, ...]) -> None:
+    """From the TERM to half of the delay every client is answered, whichever process gets the signal first."""
     for number in range(4):
         command = start(f"{APPS}:{app}", "--workers", 2, "--base-port", 0, "--drain-delay", 1, *options).ready()
         failures: list[str] = []
@@ -245,10 +243,10 @@ def test_stops_under_load(start: Start, app: str, options: tuple[object, ...]) -
         threads = [threading.Thread(target=ask, args=(port,)) for port in command.ports * 3]
         for thread in threads:
             thread.start()
-        eventually(lambda answered=answered: answered[0] > 50, "they are busy")
-        everybody(command, signal.SIGTERM, first=bool(number % 2))
+        eventually(lambda answered=answered: answered[0] > 50, "50 responses before the stop")
+        signal_all(command, signal.SIGTERM, first=bool(number % 2))
         before = answered[0]
-        eventually(lambda answered=answered, before=before: answered[0] > before + 50, "answered within the delay")
+        eventually(lambda answered=answered, before=before: answered[0] > before + 50, "50 responses during the delay")
         over.set()
         for thread in threads:
             thread.join()

@@ -1,4 +1,4 @@
-"""What Python code adds to the master: signals, descriptors, timers. Ids are those of the ancestors' features."""
+"""Handlers that Python code adds to the master: for signals, descriptors and timers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fifo(tmp_path: Path) -> Path:
 def command(start: Start, notes: Path, fifo: Path) -> Command:
     program = ("-m", "tests.integration.handler_program")
     command = start(fifo, program=program, env={"NOTES": str(notes)}).ready()
-    command.traceback_expected = True  # of the timer that raises
+    command.traceback_expected = True  # the timer raises
     command.wait_for("ValueError: the timer does not work")
     return command
 
@@ -43,8 +43,8 @@ def say(fifo: Path, text: str) -> None:
         file.write(text + "\n")
 
 
-def test_descriptors(command: Command, notes: Path, fifo: Path) -> None:
-    """Called with the object and the event; one that raises is logged, and is called again; removed, it is not."""
+def test_a_descriptor_handler_runs_until_it_is_removed(command: Command, notes: Path, fifo: Path) -> None:
+    """It gets the object and the event. A handler that raises is logged, and runs again."""
     for word in ("one", "raise", "two", "remove"):
         say(fifo, word)
         command.wait_for(f"^read {word} 1$", notes)
@@ -56,8 +56,8 @@ def test_descriptors(command: Command, notes: Path, fifo: Path) -> None:
     assert "never" not in notes.read_text()
 
 
-def test_calls_from_a_handler(command: Command, notes: Path, fifo: Path) -> None:
-    """The replies come to the callback in the master's loop, from workers with a mixin; one that raises is logged."""
+def test_a_handler_can_call_commands(command: Command, notes: Path, fifo: Path) -> None:
+    """The callback gets the replies of the workers in the master's loop. A callback that raises is logged."""
     say(fifo, "callback")
     command.wait_for("ZeroDivisionError")
     say(fifo, "call")
@@ -65,8 +65,8 @@ def test_calls_from_a_handler(command: Command, notes: Path, fifo: Path) -> None
     command.wait_for("^called \\['hello YOU from 1', 'hello YOU from 2'\\]$", notes)
 
 
-def test_signals(command: Command, notes: Path) -> None:
-    """Instead of what the master would have done, or of nothing; one that raises is logged, and works again."""
+def test_a_signal_handler_replaces_the_default_action(command: Command, notes: Path) -> None:
+    """A handler that raises is logged, and runs again."""
     for _ in range(2):
         command.kill(signal.SIGUSR1)
         command.wait_for("^usr1$", notes)
@@ -76,14 +76,14 @@ def test_signals(command: Command, notes: Path) -> None:
     command.wait_for("^usr2 2$", notes)
 
 
-def test_signals_that_are_asked_for_while_it_runs(command: Command, notes: Path) -> None:
+def test_a_signal_handler_can_be_added_while_the_server_runs(command: Command, notes: Path) -> None:
     command.wait_for("^late handler is there$", notes)
     command.kill(signal.SIGCONT)
     command.wait_for("^cont$", notes)
 
 
-def test_timers(command: Command, notes: Path) -> None:
-    """Every so often until it is cancelled; one that raises is logged."""
+def test_a_timer_runs_until_it_is_cancelled(command: Command, notes: Path) -> None:
+    """A timer that raises is logged."""
     command.wait_for("^enough ticks$", notes)
 
     assert notes.read_text().count("enough ticks") == 1
@@ -99,8 +99,8 @@ def test_timers(command: Command, notes: Path) -> None:
         ("text", "this is not a class"),
     ],
 )
-def test_a_bad_mixin(mixin: type, complaint: str) -> None:
-    """Found when the server is made, before anything runs."""
+def test_a_bad_mixin_is_refused_by_the_server_class(mixin: type, complaint: str) -> None:
+    """The error is raised when the Server object is created, before anything runs."""
     with pytest.raises(ConfigError, match=complaint) as found:
         Server("example_apps.hello_wsgi:app", mixins=[mixin])
     assert "\n" not in str(found.value)

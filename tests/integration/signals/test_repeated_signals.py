@@ -1,15 +1,15 @@
-"""One Ctrl-C that arrives as several signals is one request to stop: what is in hand is answered, and hooks run.
+"""One Ctrl-C that arrives as several signals is one request to stop: requests in hand are answered, and hooks run.
 
-Where one request can become several signals:
+One request can become several signals in these ways:
 
-- a terminal sends INT to its process group, and the runner in it (npm, make, a shell script) forwards another;
-- honcho and its like send TERM and INT, to the process and to its group;
+- a terminal sends INT to its process group, and a runner in the group (npm, make, a shell script) forwards another;
+- honcho and similar tools send TERM and INT, to the process and to its group;
 - a platform sends TERM to the wrapper and to the group: INT and TERM mixed;
 - QUIT (Ctrl-\\) never counts as the first of two;
-- the launcher of `--daemon` forwards each signal that it gets (test_command_daemon);
-- a late copy comes while the server is closing what it has, or has closed it.
+- the launcher of `--daemon` forwards each signal that it receives (test_command_daemon);
+- a late copy arrives while the server closes, or after it has closed, its resources.
 
-Each is one call of `Master.terminate`, which asks `policy.repeats`.
+Each signal is one call of `Master.terminate`, which consults `policy.repeats`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tests.integration.conftest import Start
 
 APP = "tests.integration.small_apps:gated"
 CONFIG = "def on_exit(server): print('on_exit ran', flush=True)\ndef worker_exit(server, worker): print('worker_exit ran', flush=True)\n"
-# As npm, foreman and many an entry point do it. A job in the background of such a shell has INT ignored.
+# npm, foreman and many entry points do this. INT is ignored in a background job of such a shell.
 FORWARDING = "trap 'kill -INT $pid; kill -TERM $pid' INT; \"$@\" & pid=$!; while kill -0 $pid 2>/dev/null; do wait $pid; done"
 
 
 class Run:
-    """The command below a shell that forwards signals, in a process group of its own; with a request in hand."""
+    """The command below a shell that forwards signals, in its own process group, with a request in hand."""
 
     def __init__(self, directory: Path, *options: object, tty: bool = False, prefix: tuple[str, ...] = ()) -> None:
         (directory / "forkserve.conf.py").write_text(CONFIG)
@@ -76,11 +76,11 @@ class Run:
     def master(self) -> int:
         return next(pid for pid in self.seen if b"forkserve: master" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
-    def answers_through(self, interrupt: object) -> str:
-        """Have a request in hand while `interrupt` is called; return what the server said, after its end."""
+    def output_after(self, interrupt: object) -> str:
+        """Call `interrupt` while a request is in hand; return the server's output after its exit."""
         with Client(self.port) as client:
             client.request(f"/slow?{self.gate}")
-            eventually(lambda: self.notes.exists() and "came /slow" in self.notes.read_text(), "the request is in hand")
+            eventually(lambda: self.notes.exists() and "came /slow" in self.notes.read_text(), "the request has arrived")
             interrupt()  # type: ignore[operator]
             eventually(lambda: "stopping" in self.text, lambda: self.text)
             self.gate.touch()
@@ -108,7 +108,7 @@ class Run:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[list[Run]]:
-    """What was started, to be ended."""
+    """The runs of the test; they are closed at its end."""
     found: list[Run] = []
     yield found
     for one in found:
@@ -116,19 +116,19 @@ def runs(tmp_path: Path) -> Iterator[list[Run]]:
 
 
 @pytest.mark.parametrize("options", [(), ("--reload",)], ids=["plain", "reload"])
-def test_a_shell_that_forwards_what_its_group_got(tmp_path: Path, runs: list[Run], options: tuple[str, ...]) -> None:
-    """INT to the group, forwarded as INT and TERM."""
+def test_a_forwarding_shell_causes_one_graceful_stop(tmp_path: Path, runs: list[Run], options: tuple[str, ...]) -> None:
+    """The group gets INT, and the shell forwards INT and TERM."""
     runs.append(run := Run(tmp_path, *options, prefix=("sh", "-c", FORWARDING, "sh")))
 
-    run.answers_through(lambda: os.killpg(run.pid, signal.SIGINT))
+    run.output_after(lambda: os.killpg(run.pid, signal.SIGINT))
 
 
-def test_a_terminal_s_ctrl_c(tmp_path: Path, runs: list[Run]) -> None:
-    """The terminal itself sends INT to its foreground group; the shell there forwards another."""
+def test_ctrl_c_in_a_terminal_causes_one_graceful_stop(tmp_path: Path, runs: list[Run]) -> None:
+    """The terminal sends INT to its foreground group; the shell forwards another."""
     runs.append(run := Run(tmp_path, tty=True, prefix=("/bin/sh", "-c", FORWARDING, "sh")))
     assert run.terminal is not None
 
-    run.answers_through(lambda: os.write(run.terminal, b"\x03"))  # type: ignore[arg-type]
+    run.output_after(lambda: os.write(run.terminal, b"\x03"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -140,18 +140,18 @@ def test_a_terminal_s_ctrl_c(tmp_path: Path, runs: list[Run]) -> None:
     ],
     ids=["int-term", "term-thrice", "quit"],
 )
-def test_several_signals_at_once(tmp_path: Path, runs: list[Run], signals: list[signal.Signals]) -> None:
+def test_several_signals_at_once_cause_one_graceful_stop(tmp_path: Path, runs: list[Run], signals: list[signal.Signals]) -> None:
     runs.append(run := Run(tmp_path))
 
     def interrupt() -> None:
         for signum in signals:
             os.killpg(run.pid, signum)
 
-    run.answers_through(interrupt)
+    run.output_after(interrupt)
 
 
-def test_a_signal_that_comes_when_all_is_closed(start: Start, tmp_path: Path) -> None:
-    """The hook runs last, in the master; what comes then must neither end it half-way nor change the exit code."""
+def test_signals_during_the_last_hook_are_ignored(start: Start, tmp_path: Path) -> None:
+    """on_exit runs last in the master; a signal during it must neither interrupt it nor change the exit code."""
     (tmp_path / "forkserve.conf.py").write_text(
         "import os, signal\n"
         "def on_exit(server):\n"

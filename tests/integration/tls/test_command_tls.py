@@ -1,4 +1,4 @@
-"""TLS, for both interfaces: certificates made by the program openssl, a real handshake."""
+"""TLS for both interfaces: certificates from the program openssl, real handshakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ APPS = pytest.mark.parametrize("app", ["who", "who_asgi"])
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 
 
-def secure(serve: Start, authority: Authority, app: str, *options: object) -> Command:
+def start_tls(serve: Start, authority: Authority, app: str, *options: object) -> Command:
     """Start one of the small apps behind TLS."""
     return serve(
         f"tests.integration.small_apps:{app}",
@@ -35,8 +35,8 @@ def secure(serve: Start, authority: Authority, app: str, *options: object) -> Co
 
 @APPS
 @LOOPS
-def test_https(serve: Start, authority: Authority, app: str, loop: str) -> None:
-    command = secure(serve, authority, app, "--loop", loop)
+def test_https_requests_have_the_https_scheme(serve: Start, authority: Authority, app: str, loop: str) -> None:
+    command = start_tls(serve, authority, app, "--loop", loop)
 
     assert command.startup[0] == f"Listening on https://127.0.0.1:{command.port} (worker 1)"
     with Client(command.port, authority.trust()) as client:
@@ -45,9 +45,9 @@ def test_https(serve: Start, authority: Authority, app: str, loop: str) -> None:
 
 
 @LOOPS
-def test_a_handshake_that_fails_is_no_request_of_max_requests(serve: Start, authority: Authority, loop: str) -> None:
-    """Nor does it leave a connection behind that might bring one: a worker is not replaced because of it."""
-    command = secure(serve, authority, "who", "--max-requests", 4, "--loop", loop)
+def test_a_failed_handshake_does_not_count_towards_max_requests(serve: Start, authority: Authority, loop: str) -> None:
+    """It also leaves no connection behind that counts as a future request: the worker is not replaced."""
+    command = start_tls(serve, authority, "who", "--max-requests", 4, "--loop", loop)
     for _ in range(20):
         with Client(command.port) as client:
             client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -60,13 +60,13 @@ def test_a_handshake_that_fails_is_no_request_of_max_requests(serve: Start, auth
     command.wait_for(r"worker 1 is replaced: \d requests \(--max-requests\)$")
 
 
-def test_https_with_threads(serve: Start, authority: Authority) -> None:
-    command = secure(serve, authority, "who", "--threads", 2)
+def test_https_works_with_threads(serve: Start, authority: Authority) -> None:
+    command = start_tls(serve, authority, "who", "--threads", 2)
 
     assert get(command.port, tls=authority.trust()).json["scheme"] == "https"
 
 
-def test_uvicorns_names(serve: Start, authority: Authority) -> None:
+def test_the_option_names_of_uvicorn_enable_tls(serve: Start, authority: Authority) -> None:
     command = serve(
         "tests.integration.small_apps:who",
         "--bind",
@@ -81,7 +81,7 @@ def test_uvicorns_names(serve: Start, authority: Authority) -> None:
     assert get(command.port, tls=authority.trust()).status == 200
 
 
-def test_certificate_and_key_in_one_file(serve: Start, authority: Authority, tmp_path: Path) -> None:
+def test_certificate_and_key_may_be_in_one_file(serve: Start, authority: Authority, tmp_path: Path) -> None:
     both = tmp_path / "both.pem"
     both.write_text(Path(authority.server.cert).read_text() + Path(authority.server.key).read_text())
     command = serve("tests.integration.small_apps:who", "--base-port", 0, "--certfile", both)
@@ -89,7 +89,7 @@ def test_certificate_and_key_in_one_file(serve: Start, authority: Authority, tmp
     assert get(command.port, tls=authority.trust()).status == 200
 
 
-def test_a_key_with_a_password(serve: Start, authority: Authority, tmp_path: Path) -> None:
+def test_an_encrypted_key_needs_its_password(serve: Start, authority: Authority, tmp_path: Path) -> None:
     openssl(
         "ec",
         "-in",
@@ -120,7 +120,7 @@ def test_a_key_with_a_password(serve: Start, authority: Authority, tmp_path: Pat
 
 @LOOPS
 def test_alpn_is_http_1_1(serve: Start, authority: Authority, loop: str) -> None:
-    command = secure(serve, authority, "who", "--loop", loop)
+    command = start_tls(serve, authority, "who", "--loop", loop)
 
     with Client(command.port, authority.trust(None, "h2", "http/1.1")) as client:
         assert isinstance(client.sock, ssl.SSLSocket)
@@ -130,8 +130,8 @@ def test_alpn_is_http_1_1(serve: Start, authority: Authority, loop: str) -> None
 
 @APPS
 @LOOPS
-def test_client_certificates_that_are_required(serve: Start, authority: Authority, app: str, loop: str) -> None:
-    command = secure(serve, authority, app, "--loop", loop, "--cert-reqs", 2, "--ca-certs", authority.ca.cert)
+def test_required_client_certificates_are_checked(serve: Start, authority: Authority, app: str, loop: str) -> None:
+    command = start_tls(serve, authority, app, "--loop", loop, "--cert-reqs", 2, "--ca-certs", authority.ca.cert)
 
     assert get(command.port, tls=authority.trust(authority.client)).status == 200
     for own in (None, authority.stranger):
@@ -140,8 +140,8 @@ def test_client_certificates_that_are_required(serve: Start, authority: Authorit
     assert get(command.port, tls=authority.trust(authority.client)).status == 200
 
 
-def test_client_certificates_that_are_optional(serve: Start, authority: Authority) -> None:
-    command = secure(serve, authority, "who", "--cert-reqs", "optional", "--ca-certs", authority.ca.cert)
+def test_optional_client_certificates_are_checked_if_sent(serve: Start, authority: Authority) -> None:
+    command = start_tls(serve, authority, "who", "--cert-reqs", "optional", "--ca-certs", authority.ca.cert)
 
     assert get(command.port, tls=authority.trust()).status == 200
     assert get(command.port, tls=authority.trust(authority.client)).status == 200
@@ -150,7 +150,7 @@ def test_client_certificates_that_are_optional(serve: Start, authority: Authorit
 
 
 @LOOPS
-def test_wss(serve: Start, authority: Authority, loop: str) -> None:
+def test_a_websocket_works_over_tls(serve: Start, authority: Authority, loop: str) -> None:
     command = serve(
         "example_apps.echo:app",
         "--base-port",
@@ -172,7 +172,7 @@ def test_wss(serve: Start, authority: Authority, loop: str) -> None:
 
 
 @APPS
-def test_large_bodies_both_ways(serve: Start, authority: Authority, app: str) -> None:
+def test_large_bodies_arrive_whole_in_both_directions(serve: Start, authority: Authority, app: str) -> None:
     name = "application" if app == "who" else "app"
     command = serve(
         f"example_apps.echo:{name}", "--base-port", 0, "--certfile", authority.server.cert, "--keyfile", authority.server.key
@@ -185,8 +185,8 @@ def test_large_bodies_both_ways(serve: Start, authority: Authority, app: str) ->
 
 
 @LOOPS
-def test_a_client_that_speaks_no_tls(serve: Start, authority: Authority, loop: str) -> None:
-    command = secure(serve, authority, "who", "--loop", loop)
+def test_a_client_without_tls_gets_no_response(serve: Start, authority: Authority, loop: str) -> None:
+    command = start_tls(serve, authority, "who", "--loop", loop)
     for junk in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"\x00" * 100, b"\x80\x2e\x01"):
         with Client(command.port) as client:
             client.send(junk)
@@ -197,8 +197,8 @@ def test_a_client_that_speaks_no_tls(serve: Start, authority: Authority, loop: s
     assert command.log == []
 
 
-def test_a_handshake_that_never_comes(serve: Start, authority: Authority) -> None:
-    command = secure(serve, authority, "who", "--header-timeout", "0.5")
+def test_a_missing_handshake_is_closed_at_the_header_timeout(serve: Start, authority: Authority) -> None:
+    command = start_tls(serve, authority, "who", "--header-timeout", "0.5")
 
     with Client(command.port) as client:
         assert client.rest() == b""
@@ -206,7 +206,7 @@ def test_a_handshake_that_never_comes(serve: Start, authority: Authority) -> Non
 
 
 @LOOPS
-def test_a_tls_request_in_hand_is_answered_at_the_end(serve: Start, authority: Authority, tmp_path: Path, loop: str) -> None:
+def test_a_stop_finishes_the_tls_request_in_hand(serve: Start, authority: Authority, tmp_path: Path, loop: str) -> None:
     gate, notes = tmp_path / "gate", tmp_path / "notes"
     command = serve(
         "tests.integration.small_apps:gated_asgi",
@@ -231,7 +231,7 @@ def test_a_tls_request_in_hand_is_answered_at_the_end(serve: Start, authority: A
     command.wait()
 
 
-def test_unix_socket_with_tls(serve: Start, authority: Authority, tmp_path: Path) -> None:
+def test_a_unix_socket_can_use_tls(serve: Start, authority: Authority, tmp_path: Path) -> None:
     path = str(tmp_path / "web.sock")
     serve(
         "tests.integration.small_apps:who",
@@ -247,7 +247,7 @@ def test_unix_socket_with_tls(serve: Start, authority: Authority, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--certfile", "{junk}"], "--certfile"),
         (["--certfile", "{cert}", "--keyfile", "{other}"], "--keyfile"),
@@ -259,7 +259,7 @@ def test_unix_socket_with_tls(serve: Start, authority: Authority, tmp_path: Path
         (["--certfile", "{cert}", "--keyfile", "{key}", "--ca-certs", "{junk}"], "--ca-certs"),
     ],
 )
-def test_a_fault_in_the_settings(authority: Authority, tmp_path: Path, options: list[str], told: str) -> None:
+def test_a_bad_tls_setting_is_named_in_one_line(authority: Authority, tmp_path: Path, options: list[str], expected: str) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_text("no certificate\n")
     names = {"junk": junk, "cert": authority.server.cert, "key": authority.server.key, "other": authority.client.key}
@@ -269,11 +269,11 @@ def test_a_fault_in_the_settings(authority: Authority, tmp_path: Path, options: 
             "example_apps.hello_wsgi:app", "--bind", "127.0.0.1:0", *(option.format(**names) for option in options), *only_check
         )
         assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
-        assert re.search(told, ended.stderr), ended.stderr
+        assert re.search(expected, ended.stderr), ended.stderr
 
 
-def test_a_worker_of_tls_survives_clients_that_leave_at_once(serve: Start, authority: Authority) -> None:
-    command = secure(serve, authority, "who_asgi")
+def test_a_tls_worker_survives_clients_that_disconnect_at_once(serve: Start, authority: Authority) -> None:
+    command = start_tls(serve, authority, "who_asgi")
     (pid,) = command.workers
     for _ in range(20):
         with Client(command.port, authority.trust()) as client:

@@ -1,9 +1,9 @@
-"""TLS contexts are made by the master, once for each generation, and inherited: whatever is forked later has what was accepted.
+"""The master creates one TLS context for each generation; every process forked later inherits the accepted context.
 
-Where a process comes to its context, each of which is covered here: the first workers; a respawn; a reload's canary and what is
-replaced after it; a mold, one that stands in for it, and what is forked from either; a warm process (`--reload`) and what is forked from
-that; an upgrade's pre-flight and the new program; a reload that changes the settings themselves. Files are replaced, in
-two steps and while a worker dies, readable by root alone, or no regular files.
+Processes get their context in these ways, each of which is tested here: the first workers; a respawn; a reload's canary and the
+replacements after it; a mold, its stand-in, and workers forked from either; a warm process (`--reload`) and workers forked from
+it; an upgrade's pre-flight and the new program; a reload that changes the settings. Files are replaced, in
+two steps and while a worker dies, readable only by root, or not regular files.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ MODES = pytest.mark.parametrize(
 
 
 class Seen(NamedTuple):
-    """What a client has seen of a server."""
+    """The properties of a TLS connection to the server."""
 
-    name: str  # of its certificate
+    name: str  # of the certificate
     resumed: bool
     session: ssl.SSLSession | None
 
 
 def visit(port: int, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> Seen:
-    """Ask for a page over a connection of its own."""
+    """Request a page over a new connection."""
     with context.wrap_socket(dial(port), server_hostname="localhost", session=session) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b""
         while data := sock.recv(65536):
             answer += data
-        assert answer.startswith(b"HTTP/1.1 ")  # under --reload it may be the page of a fault
+        assert answer.startswith(b"HTTP/1.1 ")  # under --reload it may be the error page
         subject: Any = sock.getpeercert()
         return Seen(subject["subject"][0][0][1], bool(sock.session_reused), sock.session)
 
 
 def resumed(site: Site, authority: Authority, version: str = "TLSv1_3") -> int:
-    """How many of 39 connections, spread over all ports, go on with the session of one before them."""
+    """Return how many of 39 connections, spread over all ports, resume the session of an earlier connection."""
     context = authority.trust()
     context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
     ports = [row["port"] for row in site.rows()]
@@ -60,32 +60,32 @@ def resumed(site: Site, authority: Authority, version: str = "TLSv1_3") -> int:
 
 
 def put(pair: Pair, directory: Path, *names: str) -> None:
-    """Put a certificate and its key, or one of the two, where the server's are."""
+    """Copy a certificate and its key, or one of the two, to the server's files."""
     for name in names or ("cert", "key"):
         shutil.copy(getattr(pair, name), directory / f"new.{name}")
         (directory / f"new.{name}").rename(directory / f"server.{name}")
 
 
 def names(site: Site, authority: Authority) -> set[str]:
-    """Whose certificates the workers show."""
+    """The names in the certificates of all workers."""
     return {visit(row["port"], authority.trust()).name for row in site.rows()}
 
 
 @pytest.fixture(scope="module")
 def renewed(authority: Authority) -> Pair:
-    """Another certificate for the same name, with another key."""
+    """Another certificate for the same host, with another key."""
     return authority.another("renewed")
 
 
 @pytest.fixture
 def files(tmp_path: Path, authority: Authority) -> tuple[object, ...]:
-    """Certificate and key in files of the test's own, and the options that name them."""
+    """Certificate and key in the test's own files, and the options that name them."""
     put(authority.server, tmp_path)
     return ("--certfile", tmp_path / "server.cert", "--keyfile", tmp_path / "server.key")
 
 
 def killed(site: Site, pid: int) -> None:
-    """Kill a worker or a mold, and wait until all that is wanted is there again."""
+    """Kill a worker or a mold, and wait until all processes are ready again."""
 
     def whole() -> bool:
         status = site.status()
@@ -97,10 +97,10 @@ def killed(site: Site, pid: int) -> None:
 
 
 @MODES
-def test_a_ticket_of_one_worker_is_taken_by_all(
+def test_every_worker_accepts_the_session_tickets_of_the_others(
     start: Start, tmp_path: Path, authority: Authority, renewed: Pair, files: tuple[object, ...], mode: tuple[str, ...]
 ) -> None:
-    """Also by those of the next generation, unless it has another certificate."""
+    """So do workers of the next generation, unless the certificate has changed."""
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 4, *files, *mode, *QUICK)
     assert [resumed(site, authority, version) for version in ("TLSv1_2", "TLSv1_3")] == [39, 39]
     port, context = site.rows()[-1]["port"], authority.trust()
@@ -115,7 +115,7 @@ def test_a_ticket_of_one_worker_is_taken_by_all(
 
 
 @MODES
-def test_a_pair_that_is_replaced_in_two_steps(
+def test_a_mismatched_pair_is_refused_until_both_files_are_replaced(
     start: Start, tmp_path: Path, authority: Authority, renewed: Pair, files: tuple[object, ...], mode: tuple[str, ...]
 ) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 2, *files, *mode, *QUICK)
@@ -128,8 +128,8 @@ def test_a_pair_that_is_replaced_in_two_steps(
     before = site.workers()
     failed = site.ctl("reload")
     assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1), failed.stderr
-    for said in ("--certfile", "--keyfile", "KEY_VALUES_MISMATCH", "nothing was changed"):
-        assert said in failed.stderr
+    for text in ("--certfile", "--keyfile", "KEY_VALUES_MISMATCH", "nothing was changed"):
+        assert text in failed.stderr
     eventually(lambda: site.workers() == before, lambda: f"{before} again: {site.workers()}")
     killed(site, before[1][1])
     assert (names(site, authority), site.status()["last_reload"]["ok"]) == ({"server"}, False)
@@ -139,8 +139,8 @@ def test_a_pair_that_is_replaced_in_two_steps(
     assert names(site, authority) == {"renewed"}
 
 
-def test_a_renewed_key_that_only_root_reads(start: Start, authority: Authority, renewed: Pair) -> None:
-    user = ("--user", "nobody") if os.geteuid() == 0 else ()  # only root can become somebody else
+def test_a_reload_reads_a_key_that_only_root_can_read(start: Start, authority: Authority, renewed: Pair) -> None:
+    user = ("--user", "nobody") if os.geteuid() == 0 else ()  # only root can change the user
     with tempfile.TemporaryDirectory(prefix="forkserve-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -158,10 +158,10 @@ def test_a_renewed_key_that_only_root_reads(start: Start, authority: Authority, 
 
 
 @pytest.mark.parametrize("mode", [(), pytest.param(("--preload",), marks=pytest.mark.heavy)])
-def test_settings_that_name_other_files(
+def test_a_reload_uses_the_files_of_changed_settings(
     start: Start, tmp_path: Path, authority: Authority, renewed: Pair, mode: tuple[str, ...]
 ) -> None:
-    """The old ones have gone by then. Those that do not fit change nothing; those that fit are had by all, tickets included."""
+    """The old files are gone. A mismatched pair changes nothing; all workers use a matching pair, tickets included."""
 
     def config(pair: Pair) -> str:
         return f'certfile = "{pair.cert}"\nkeyfile = "{pair.key}"\n'
@@ -185,8 +185,8 @@ def test_settings_that_name_other_files(
     assert names(site, authority) == {"renewed"}
 
 
-def test_files_that_can_be_read_once(start: Start, tmp_path: Path, authority: Authority, renewed: Pair) -> None:
-    """As from a shell: `--certfile <(...)`. Nothing is read from them after the start, and so nothing can wait for them."""
+def test_certificate_files_are_read_once(start: Start, tmp_path: Path, authority: Authority, renewed: Pair) -> None:
+    """A shell's `--certfile <(...)` gives such files. They are not read after the start, so no process can block on them."""
     ends = []
     for path in authority.server:
         reading, writing = os.pipe()
@@ -213,10 +213,10 @@ def test_files_that_can_be_read_once(start: Start, tmp_path: Path, authority: Au
 
 
 @pytest.mark.heavy
-def test_an_upgrade_makes_its_own(
+def test_an_upgrade_loads_the_certificate_again(
     start: Start, tmp_path: Path, authority: Authority, renewed: Pair, files: tuple[object, ...]
 ) -> None:
-    """Or, if its files do not fit, its pre-flight says so."""
+    """If the files do not match, the pre-flight fails."""
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 2, *files, *QUICK)
     put(renewed, tmp_path, "key")
     failed = site.ctl("upgrade")
@@ -264,9 +264,7 @@ sys.exit(server.run())
 
 
 @pytest.mark.heavy
-def test_contexts_of_generations_that_have_gone_are_let_go_of(
-    start: Start, tmp_path: Path, authority: Authority, renewed: Pair
-) -> None:
+def test_contexts_of_old_generations_are_freed(start: Start, tmp_path: Path, authority: Authority, renewed: Pair) -> None:
     home = tmp_path / "home"
     home.mkdir()
     for number, pair in enumerate((authority.server, renewed)):

@@ -1,4 +1,4 @@
-"""Workers that crash: only what they had in hand is lost, it is said why, and one that cannot come back is waited for."""
+"""Workers that crash: only their current requests are lost, the cause is logged, and clients wait for a worker that cannot boot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.steer import Steered
 
 pytestmark = pytest.mark.heavy
 
-# How it crashes: the path, and what `status` says of its end.
+# The path that crashes the worker, and the exit code and signal that `status` shows.
 CRASHES = [
     ("/segfault", None, 11),
     ("/abort", None, 6),
@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """A file that, as long as it is there, ends workers that load the app."""
+    """A file; while it exists, workers that load the app exit."""
     return tmp_path / "broken"
 
 
@@ -42,13 +42,13 @@ def crashing(start: Start, tmp_path: Path, broken: Path, *arguments: object) -> 
 
 
 def row(server: Steered, slot: int = 1) -> dict[str, Any]:
-    """Return what `status` says of a slot."""
+    """Return the row of a slot in `status`."""
     found: dict[str, Any] = next(one for one in server.ask("status")["result"]["workers"] if one["id"] == slot)
     return found
 
 
 @pytest.mark.parametrize("app", [("wsgi",), ("wsgi", "--threads", 2), ("asgi",)], ids=["wsgi", "threads", "asgi"])
-def test_only_what_it_had_in_hand_is_lost(start: Start, tmp_path: Path, broken: Path, app: tuple[object, ...]) -> None:
+def test_a_crash_loses_only_the_request_in_hand(start: Start, tmp_path: Path, broken: Path, app: tuple[object, ...]) -> None:
     server = crashing(start, tmp_path, broken, f"tests.integration.crashing_apps:{app[0]}", *app[1:])
     first, second = server.command.ports
     with Load([second], fresh=1, kept=2) as load:
@@ -57,7 +57,7 @@ def test_only_what_it_had_in_hand_is_lost(start: Start, tmp_path: Path, broken: 
             with Client(first) as client:
                 client.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                 assert client.sock.recv(1) == b""
-            assert get(first).status == 200  # the queue of its port has outlived it
+            assert get(first).status == 200  # the listen queue of the port has survived the worker
             end = row(server)["last_exit"]
             assert (end["code"], end["signal"]) == (code, signum)
             how = rf"\[ERROR\] master: worker 1 \(pid {pid}\) (exited with code 5|was killed by SIG\w+)$"
@@ -66,14 +66,14 @@ def test_only_what_it_had_in_hand_is_lost(start: Start, tmp_path: Path, broken: 
                 server.command.wait_for(f"in hand for 0 s: GET {path}$")
         eventually(lambda: load.answered > 200, "load")
     load.check()
-    # What the interpreter says of the faults.
+    # The interpreter's own messages about the faults.
     assert len(re.findall("^Fatal Python error: (Segmentation fault|Aborted)$", server.command.stderr, re.MULTILINE)) == 2
     assert "in crash" in server.command.stderr
 
 
 @contextlib.contextmanager
 def memory_limit(pid: int, size: int) -> Iterator[bool]:
-    """Let a process have no more memory than that, if this system lets us: the kernel kills it then."""
+    """Limit the memory of a process if the system allows it; beyond the limit the kernel kills the process."""
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     ours = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip() if unified else "memory"
     group = Path("/sys/fs/cgroup", ours) / f"forkserve-test-{pid}"
@@ -93,7 +93,7 @@ def memory_limit(pid: int, size: int) -> Iterator[bool]:
         group.rmdir()
 
 
-def test_out_of_memory(start: Start, tmp_path: Path, broken: Path) -> None:
+def test_an_out_of_memory_kill_is_reported(start: Start, tmp_path: Path, broken: Path) -> None:
     server = crashing(start, tmp_path, broken, "tests.integration.crashing_apps:wsgi")
     first, second = server.command.ports
     before = row(server)
@@ -111,7 +111,7 @@ def test_out_of_memory(start: Start, tmp_path: Path, broken: Path) -> None:
         server.command.wait_for(r"was killed by SIGKILL: killed by the system for want of memory, it seems$")
 
 
-def test_one_that_cannot_come_back_is_waited_for(start: Start, tmp_path: Path, broken: Path) -> None:
+def test_clients_wait_for_a_worker_that_cannot_boot(start: Start, tmp_path: Path, broken: Path) -> None:
     server = crashing(start, tmp_path, broken, "tests.integration.crashing_apps:asgi")
     first, second = server.command.ports
     broken.touch()

@@ -1,7 +1,7 @@
-"""A module of --mixin or --worker that fails while it is imported: its traceback is shown, and the exit code is 4.
+"""A module of --mixin or --worker that fails at import: its traceback is shown, and the exit code is 4.
 
-Where such a module is imported: in the master (--worker), in a worker, in a mold (--preload), in `--check-config`; at the start, at
-a reload, in the pre-flight of an upgrade, and under `--reload`. A module or a class that is not there is a slip in the command
+Such a module is imported in the master (--worker), in a worker, in a mold (--preload), and in `--check-config`; at the start, at
+a reload, in the pre-flight of an upgrade, and under `--reload`. A missing module or class is an error in the command
 line: one line, and exit code 2.
 """
 
@@ -34,7 +34,7 @@ PRELOAD = pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "pre
 
 
 def check_traceback(text: str, home: Path) -> None:
-    """See that there is one traceback, of the user's own frames alone."""
+    """Check that there is one traceback, with the user's own frames only."""
     assert text.count("Traceback (most recent call last)") == 1, text
     assert re.findall(r'File "(.*)", line (\d+)', text) == [(str(home / "classes.py"), "3"), (str(home / "classes.py"), "2")]
 
@@ -42,7 +42,9 @@ def check_traceback(text: str, home: Path) -> None:
 @PRELOAD
 @pytest.mark.parametrize("option", ["--mixin", "--worker"])
 @pytest.mark.parametrize("check", [(), ("--check-config",)], ids=["start", "check"])
-def test_at_the_start(tmp_path: Path, option: str, preload: tuple[str, ...], check: tuple[str, ...]) -> None:
+def test_a_faulty_module_at_the_start_shows_its_traceback(
+    tmp_path: Path, option: str, preload: tuple[str, ...], check: tuple[str, ...]
+) -> None:
     (tmp_path / "app.py").write_text(source())
     (tmp_path / "classes.py").write_text(FAULT)
     app = ("app:wsgi",) if option == "--mixin" else ()
@@ -62,7 +64,7 @@ def test_at_the_start(tmp_path: Path, option: str, preload: tuple[str, ...], che
         ("classes", "this is not the name of a class"),
     ],
 )
-def test_what_is_not_there(tmp_path: Path, option: str, spec: str, why: str) -> None:
+def test_a_missing_module_or_class_is_a_usage_error(tmp_path: Path, option: str, spec: str, why: str) -> None:
     (tmp_path / "app.py").write_text(source())
     (tmp_path / "classes.py").write_text(GOOD)
     app = ("app:wsgi",) if option == "--mixin" else ()
@@ -72,7 +74,7 @@ def test_what_is_not_there(tmp_path: Path, option: str, spec: str, why: str) -> 
 
 
 @PRELOAD
-def test_at_a_reload(start: Start, tmp_path: Path, preload: tuple[str, ...]) -> None:
+def test_a_faulty_module_at_a_reload_changes_nothing(start: Start, tmp_path: Path, preload: tuple[str, ...]) -> None:
     site = Site(
         start, tmp_path, "app:wsgi", "--mixin", "classes:Says", "--bind", "127.0.0.1:0", *preload, files={"classes.py": GOOD}
     )
@@ -91,7 +93,7 @@ def test_at_a_reload(start: Start, tmp_path: Path, preload: tuple[str, ...]) -> 
 @pytest.mark.parametrize(
     "option", [("app:wsgi", "--mixin", "classes:Says"), ("--worker", "classes:Works")], ids=["mixin", "worker"]
 )
-def test_in_the_preflight_of_an_upgrade(start: Start, tmp_path: Path, option: tuple[str, ...]) -> None:
+def test_a_faulty_module_fails_the_preflight_of_an_upgrade(start: Start, tmp_path: Path, option: tuple[str, ...]) -> None:
     site = Site(start, tmp_path, *option, "--bind", "127.0.0.1:0", files={"classes.py": GOOD})
     site.command.traceback_expected = True
     before = site.pids()
@@ -105,7 +107,7 @@ def test_in_the_preflight_of_an_upgrade(start: Start, tmp_path: Path, option: tu
     assert site.pids() == before
 
 
-def test_while_it_is_worked_on(start: Start, tmp_path: Path) -> None:
+def test_a_fault_under_reload_is_shown_until_it_is_fixed(start: Start, tmp_path: Path) -> None:
     project = Project.new(tmp_path, start)
     project.save("classes.py", GOOD)
     project.serve("--mixin", "classes:Says")
@@ -118,7 +120,7 @@ def test_while_it_is_worked_on(start: Start, tmp_path: Path) -> None:
     project.until("version 1")
 
 
-def test_work_that_begins_with_a_fault(start: Start, tmp_path: Path) -> None:
+def test_a_fault_at_the_start_under_reload_is_shown_until_it_is_fixed(start: Start, tmp_path: Path) -> None:
     project = Project.new(tmp_path, start)
     project.save("classes.py", FAULT)
     project.serve("--mixin", "classes:Says")

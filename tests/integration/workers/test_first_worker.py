@@ -1,12 +1,12 @@
-"""The first worker is started alone, and code is tried out even where no worker is wanted.
+"""The first worker is started alone, and a reload tries the new code even without workers.
 
 An app may create its schema, its cache or its tables at import. If several workers import it at once, all but one of them fail.
-Where several could do so at once before any of them was ready:
+Several workers could import it before any of them is ready:
 
-- at the first start, also with spare workers (`--max-workers`), under --reload, and if more are wanted meanwhile;
-- when workers come back after there were none (`scale 0`, WINCH).
+- at the first start, also with spare workers (`--max-workers`), under --reload, and if workers are added meanwhile;
+- when workers return after there were none (`scale 0`, WINCH).
 
-Where none is wanted, a reload has no worker that tries the new code out: it must say all the same if that does not load.
+Without workers, no worker tries the new code of a reload: the reload must still report code that does not load.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if not schema.exists():
     [(), ("--min-workers", 3, "--max-workers", 6), ("--reload",), ("--preload",)],
     ids=["plain", "spare", "reload", "preload"],
 )
-def test_an_app_that_creates_its_schema_at_import(start: Start, tmp_path: Path, options: tuple[object, ...]) -> None:
+def test_an_app_can_create_its_schema_at_import(start: Start, tmp_path: Path, options: tuple[object, ...]) -> None:
     env = {"HOME_OF_TEST": str(tmp_path)}
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 4, *options, code=source(prologue=SCHEMA), env=env)
     assert [get(port, "/").status for port in site.command.ports] == [200] * 4
     assert "FileExistsError" not in site.command.stderr
 
 
-def test_more_are_wanted_meanwhile(start: Start, tmp_path: Path) -> None:
+def test_a_worker_added_during_the_first_boot_waits_for_it(start: Start, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     code = source(prologue="while not os.path.exists(os.environ['GATE']): time.sleep(0.01)")
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 2, code=code, env={"GATE": str(gate)}, ready=False)
@@ -62,10 +62,10 @@ def test_a_first_worker_that_fails_ends_the_start_at_once(start: Start, tmp_path
     command = start("app:wsgi", "--base-port", 0, "-w", 4, cwd=home)
     command.traceback_expected = True
     assert "no database" in command.wait(4)
-    assert (home / "imports").read_text() == "x", "the others were not tried"
+    assert (home / "imports").read_text() == "x", "only the first worker imports the app"
 
 
-def test_those_that_come_back(start: Start, tmp_path: Path) -> None:
+def test_the_first_worker_after_scale_0_boots_alone(start: Start, tmp_path: Path) -> None:
     env = {"HOME_OF_TEST": str(tmp_path)}
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 3, code=source(prologue=SCHEMA), env=env)
     assert site.ctl("scale", "0").returncode == 0
@@ -80,7 +80,7 @@ def test_those_that_come_back(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["scale", "WINCH"])
 @pytest.mark.parametrize("options", [(), ("--preload",), ("--reload",)], ids=["plain", "preload", "reload"])
-def test_a_reload_without_workers_says_what_does_not_load(
+def test_a_reload_without_workers_reports_code_that_does_not_load(
     start: Start, tmp_path: Path, how: str, options: tuple[object, ...]
 ) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 2, *options)
@@ -96,7 +96,7 @@ def test_a_reload_without_workers_says_what_does_not_load(
     assert f"the new {what} failed to boot: " in failed.stderr
     assert "no database" in failed.stderr
     assert "nothing was changed" in failed.stderr
-    # Threads at import are no fault here: nothing is forked from what tried it.
+    # Threads at import are allowed here: no process is forked from the process that tries the code.
     threads = (
         ""
         if options == ("--preload",)

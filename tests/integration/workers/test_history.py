@@ -1,4 +1,4 @@
-"""What the master logs at the level trace can be replayed without a process: the pure pool makes the same plans."""
+"""The events that the master logs at level trace can be replayed without processes: the pure pool makes the same plans."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def history(log: str) -> list[Event]:
 
 
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["fork", "preload"])
-def test_a_history_is_replayed(serve: Start, project: Path, options: tuple[str, ...]) -> None:
-    """Boot, a crash, a reload, more workers, and the end."""
+def test_a_logged_history_gives_the_same_plans(serve: Start, project: Path, options: tuple[str, ...]) -> None:
+    """The history has a boot, a crash, a reload, an added worker, and a stop."""
     command = serve(
         "site_app:app", "--base-port", 0, "--workers", 2, "--log-level", "trace", "--reload-settle", 0, *options, cwd=project
     )

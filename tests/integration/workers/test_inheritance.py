@@ -1,4 +1,4 @@
-"""`Worker.before_fork`: what a worker class of the user's own makes in the master, once for each generation."""
+"""`Worker.before_fork`: a user's worker class creates a value in the master, once for each generation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class Own(Worker):
 @pytest.mark.parametrize(
     ("mode", "says"), [((), "RuntimeError: cannot"), (("--preload",), "RuntimeError: cannot"), ((), "sys.exit('cannot")]
 )
-def test_it_is_made_once_and_accepted_or_changes_nothing(start: Start, tmp_path: Path, mode: tuple[str, ...], says: str) -> None:
+def test_before_fork_runs_once_per_generation_or_changes_nothing(
+    start: Start, tmp_path: Path, mode: tuple[str, ...], says: str
+) -> None:
     options = ("--worker", "app:Own", "-w", 2, "--reload-settle", 0, *mode)
     setting = 0 if "exit" in says else 1
     site = Site(start, tmp_path, *options, code=APP, files={"forkserve.toml": f"keep_alive = {setting}\n"})
@@ -64,7 +66,7 @@ def test_it_is_made_once_and_accepted_or_changes_nothing(start: Start, tmp_path:
     broken.unlink()
     site.save("keep_alive = 2\n", "forkserve.toml")
     assert site.ask("reload")["ok"]
-    if not mode:  # a mold has made its own, for all of its workers
+    if not mode:  # a mold creates its own value for all of its workers
         third = {"pid": site.command.pid, "of": 2}
         assert [one | {"made": 0} for one in inherited()] == [third | {"made": 0}] * 2  # type: ignore[operator]
     assert {one["of"] for one in inherited()} == {2}  # type: ignore[index]

@@ -1,6 +1,6 @@
-"""A unix socket whose file is removed, or replaced, while the server runs: it is said once, shown, and mended by a reload.
+"""A unix socket whose file is removed or replaced while the server runs: it is logged once, shown in `status`, and fixed by a reload.
 
-A file goes with `rm`, with a cleaned /tmp, with a directory that is created again, or as another server takes its place.
+The file may be removed with `rm`, with a cleaned /tmp, with a new directory, or replaced by another server's socket.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GONE = "WARNING.*: the socket's file has gone, so nobody can connect"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the socket is."""
+    """The path of the socket."""
     (tmp_path / "run").mkdir()
     return tmp_path / "run" / "socket"
 
@@ -34,7 +34,7 @@ def begin(start: Start, project: Path, path: Path, *options: object) -> Steered:
 
 
 @pytest.mark.parametrize("options", [(), pytest.param(("--preload",), marks=pytest.mark.heavy)], ids=["plain", "preload"])
-def test_a_reload_binds_it_anew(start: Start, project: Path, path: Path, options: tuple[object, ...]) -> None:
+def test_a_reload_binds_a_removed_socket_again(start: Start, project: Path, path: Path, options: tuple[object, ...]) -> None:
     steered = begin(start, project, path, *options)
     assert get(str(path)).text == "ok"
     assert [one["lost"] for one in steered.ask("status")["result"]["listeners"]] == [False]
@@ -44,9 +44,7 @@ def test_a_reload_binds_it_anew(start: Start, project: Path, path: Path, options
     assert [one["lost"] for one in steered.ask("status")["result"]["listeners"]] == [True]
     assert steered.ask("reload")["ok"]
     assert get(str(path)).text == "ok"
-    eventually(
-        lambda: [one["lost"] for one in steered.ask("status")["result"]["listeners"]] == [False], "one listener, and it is there"
-    )
+    eventually(lambda: [one["lost"] for one in steered.ask("status")["result"]["listeners"]] == [False], "one listener, not lost")
     assert steered.ask("reload")["ok"]
     assert [get(str(path)).text for _ in range(5)] == ["ok"] * 5
     assert sum(": the socket's file has gone" in line for line in steered.command.log) == 1
@@ -54,8 +52,8 @@ def test_a_reload_binds_it_anew(start: Start, project: Path, path: Path, options
     assert not path.exists()
 
 
-def test_a_reload_that_fails_binds_nothing(start: Start, project: Path, path: Path) -> None:
-    """Or connections would wait where no worker accepts."""
+def test_a_failed_reload_binds_nothing(start: Start, project: Path, path: Path) -> None:
+    """Otherwise connections would wait in a socket without workers."""
     steered = begin(start, project, path)
     path.unlink()
     steered.command.wait_for(GONE)
@@ -69,7 +67,7 @@ def test_a_reload_that_fails_binds_nothing(start: Start, project: Path, path: Pa
     assert get(str(path)).text == "ok"
 
 
-def test_a_directory_that_has_gone_is_said(start: Start, project: Path, path: Path) -> None:
+def test_a_missing_directory_is_logged(start: Start, project: Path, path: Path) -> None:
     steered = begin(start, project, path)
     path.unlink()
     path.parent.rmdir()
@@ -82,7 +80,7 @@ def test_a_directory_that_has_gone_is_said(start: Start, project: Path, path: Pa
     assert get(str(path)).text == "ok"
 
 
-def test_another_server_in_its_place_is_left_alone(start: Start, project: Path, path: Path) -> None:
+def test_the_socket_of_another_server_is_not_replaced(start: Start, project: Path, path: Path) -> None:
     steered = begin(start, project, path)
     path.unlink()
     with socket.socket(socket.AF_UNIX) as other:

@@ -1,11 +1,11 @@
-"""A system that lacks something: the server lives without it and says so once, or says in one line what is missing.
+"""A system that lacks a feature: the server works without it and logs one line, or names the missing feature in one line.
 
-Where threads are started: the dead-man's switch (`faulthandler.dump_traceback_later`, at each beat, by an orphan, by USR2 after
-the master's death); `--threads`; the end of an event loop (`shutdown_default_executor`); executors that are told to end
-(`finish.dismiss_executors`); the watcher. Where memory files are made: the scoreboard, each process's stacks, the order for
-nginx's upstream, and an upgrade's state, which only a memfd can be. Where /proc is read: what a mold's app has left open, an
-upgrade's state, the descriptors that a process forked by the app lets go of, memory for the status, who holds a port, warm processes.
-Where prctl is needed: `--preload`; without it, a worker that does not read its channel is told of the master's death by nobody.
+Threads are started by the dead-man's switch (`faulthandler.dump_traceback_later`, at each beat, by an orphan, by USR2 after
+the master's death), by `--threads`, at the end of an event loop (`shutdown_default_executor`), by executors that are stopped
+(`finish.dismiss_executors`), and by the watcher. Memory files are made for the scoreboard, each process's stacks, the order for
+nginx's upstream, and an upgrade's state, which must be a memfd. /proc is read for the open files of a mold's app, an
+upgrade's state, the inherited descriptors that an app's child closes, memory in `status`, the owner of a port, warm processes.
+prctl is needed for `--preload`; without it, a worker that does not read its channel does not notice the master's death.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ HINT = "see `ulimit -u`"
 
 
 def without(*words: str) -> tuple[str, ...]:
-    """Return a prefix under which these are missing."""
+    """Return a command prefix under which these features are missing."""
     return (sys.executable, WITHOUT, *words, "--")
 
 
 def can(*words: str) -> bool:
-    """Return whether this machine lets it be taken away."""
+    """Return whether this machine allows the feature to be removed."""
     return subprocess.run([*without(*words), "/bin/true"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
     "options", [("--loop", "uvloop"), pytest.param(("--loop", "asyncio"), marks=pytest.mark.heavy)], ids=["uvloop", "asyncio"]
 )
-def test_no_thread_can_be_started(serve: Start, options: tuple[str, ...]) -> None:
+def test_without_threads_each_worker_logs_one_hint(serve: Start, options: tuple[str, ...]) -> None:
     command = serve(APP, "--workers", 2, "--base-port", 0, "--timeout", 3, *options, prefix=without("threads"))
 
     for _ in range(3):
         assert [get(port).status for port in command.ports] == [200, 200]
     log = command.stop()
-    assert log.count(HINT) == 2, "once for each worker"
+    assert log.count(HINT) == 2, "one hint for each worker"
     assert "ERROR" not in log
     assert "CRITICAL" not in log
 
 
-def test_no_thread_for_the_application() -> None:
+def test_the_boot_with_threads_fails_if_no_thread_can_start() -> None:
     ended = run(APP, "--threads", "2", "--bind", "127.0.0.1:0", "--control-socket", "none", prefix=without("threads"))
 
     assert ended.returncode == 3
@@ -62,8 +62,8 @@ def test_no_thread_for_the_application() -> None:
 
 
 @pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
-def test_no_memfd_create(start: Start, tmp_path: Path, error: str) -> None:
-    """All goes on, but for an upgrade."""
+def test_without_memfd_create_only_an_upgrade_is_refused(start: Start, tmp_path: Path, error: str) -> None:
+    """Everything else works."""
     steered = Steered(start, tmp_path, APP, "--workers", 2, "--base-port", 0, prefix=without(f"memfd_create={error}"))
 
     assert [get(port).status for port in steered.command.ports] == [200, 200]
@@ -78,12 +78,12 @@ def test_no_memfd_create(start: Start, tmp_path: Path, error: str) -> None:
 
 
 READ_ONLY = " && ".join(f"mount --bind {one} {one} && mount -o remount,bind,ro {one}" for one in ("/tmp", "/dev/shm", "/var/tmp"))
-# The working directory is the last that is tried, and nothing can be made in this one.
+# The working directory is tried last; no file can be created in this one.
 FROM_PROC = "import os, sys; os.chdir('/proc/self'); from forkserve.cli.serve import main; sys.exit(main())"
 
 
-def test_neither_memory_nor_a_temporary_directory() -> None:
-    """One line, and what to do. In a mount namespace, where nothing can be written."""
+def test_without_memory_files_the_start_fails_with_advice() -> None:
+    """The start fails with one line. The server runs in a mount namespace in which nothing can be written."""
     prefix = ("unshare", "-rm", "sh", "-c", f'mount --make-rprivate / && {READ_ONLY} && exec "$@"', "sh")
     arguments = [APP, "--bind", "127.0.0.1:0", "--control-socket", "none", "--pythonpath", str(ROOT)]
     ended = subprocess.run(
@@ -100,9 +100,9 @@ def test_neither_memory_nor_a_temporary_directory() -> None:
     assert ended.returncode == 2
 
 
-def test_no_proc(start: Start, tmp_path: Path) -> None:
+def test_without_proc_only_an_upgrade_is_refused(start: Start, tmp_path: Path) -> None:
     if os.geteuid() != 0 or not can("proc"):
-        return  # only root can take it away
+        return  # only root can remove it
     steered = Steered(start, tmp_path, APP, "--workers", 1, "--bind", "127.0.0.1:0", "--preload", prefix=without("proc"))
 
     assert get(steered.command.port).status == 200
@@ -113,7 +113,7 @@ def test_no_proc(start: Start, tmp_path: Path) -> None:
     assert get(steered.command.port).status == 200
 
 
-def test_no_prctl(serve: Start) -> None:
+def test_without_prctl_preload_is_refused(serve: Start) -> None:
     command = serve(APP, "--base-port", 0, prefix=without("prctl"))
     assert get(command.port).status == 200
 
@@ -125,8 +125,8 @@ def test_no_prctl(serve: Start) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("count", range(6, 22, 3))
-def test_hardly_any_descriptors(tmp_path: Path, count: int) -> None:
-    """Whatever it is that cannot be opened first."""
+def test_too_few_descriptors_are_an_error_without_a_traceback(tmp_path: Path, count: int) -> None:
+    """The limit decides which file cannot be opened first."""
     (tmp_path / "site_app.py").write_text("import os, signal\ndef app(*_): ...\nos.kill(os.getppid(), signal.SIGTERM)\n")
     limit = after(f"resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}))")
     ended = run("site_app:app", "--bind", "127.0.0.1:0", "--control-socket", "none", cwd=tmp_path, prefix=limit)
@@ -137,8 +137,8 @@ def test_hardly_any_descriptors(tmp_path: Path, count: int) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("call", ["sendfile", "flock", "clone3", "pidfd_open", "close_range", "statx", "io_uring_setup"])
-def test_other_calls(start: Start, tmp_path: Path, call: str) -> None:
-    """Those that the interpreter, a loop or a file system may be without."""
+def test_other_missing_calls_do_not_affect_the_server(start: Start, tmp_path: Path, call: str) -> None:
+    """System calls that the interpreter, an event loop or a file system may lack."""
     command = start(APP, "--workers", 2, "--base-port", 0, "--pid", tmp_path / "pid", prefix=without(call))
     if call == "flock":
         assert command.process.wait(DEADLINE) == 2

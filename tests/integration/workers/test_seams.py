@@ -1,4 +1,4 @@
-"""What is to come has its place: an observer, a source of workers and a command that forkserve does not have."""
+"""Extension points: an observer, a source of workers and a command from outside of forkserve."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def result(socket: str, *words: str) -> Any:
     return json.loads(ctl(socket, *words, "--json").stdout)["result"]
 
 
-def test_an_observer_a_source_and_a_command_are_added(start: Start, tmp_path: Path) -> None:
+def test_an_observer_a_source_and_a_command_can_be_added(start: Start, tmp_path: Path) -> None:
     with short_directory() as directory:
         socket = f"{directory}/s"
         command = start(socket, program=PROGRAM).ready()
 
-        # The first worker did not come from its source, and was forked from the master; nothing failed for that.
+        # The source gave no first worker, so that one was forked from the master, without an error.
         assert [one["last_exit"] for one in result(socket, "status")["workers"]] == [None, None]
         assert result(socket, "count", "forking") == {"forking": 3}
         assert "observer CountingObserver failed: became_ready" in command.stderr

@@ -1,4 +1,4 @@
-"""The spread of connections over the workers that share an address."""
+"""The distribution of connections over workers that share an address."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ APPS = pytest.mark.parametrize(
 
 
 def spread_over_workers(port: int, *, at_once: bool) -> collections.Counter[str]:
-    """Open 16 connections that are kept, ask over each of them, at once or one by one, and return how many each worker has."""
+    """Open 16 kept connections, send a request over each, at once or one by one; return the number of connections per worker."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(port)) for _ in range(16)]
         for client in clients if at_once else ():
@@ -42,7 +42,7 @@ def test_kept_connections_are_spread_evenly(serve: Start, app: str, loop: str, a
     spreads = []
 
     def is_even() -> bool:
-        """A worker that does not get the processor in time loses its turn: so not each time."""
+        """A worker that gets the CPU too late misses its turn, so not every spread is even."""
         spreads.append(spread_over_workers(command.port, at_once=at_once).values())
         return max(spreads[-1]) - min(spreads[-1]) <= 4
 
@@ -73,8 +73,8 @@ def test_many_short_connections_at_once_reach_all_workers(serve: Start, app: str
     assert sum(spread.values()) == 200
 
 
-def test_a_busy_worker_is_passed_by(serve: Start, tmp_path: Path) -> None:
-    """One request holds an inline worker; no other may wait behind it while the second worker is free."""
+def test_a_busy_worker_gets_no_new_connections(serve: Start, tmp_path: Path) -> None:
+    """One request holds an inline worker; no other request waits behind it while the second worker is free."""
     gate, notes = tmp_path / "gate", tmp_path / "notes"
     command = serve("tests.integration.small_apps:gated", "--workers", 2, "--bind", "127.0.0.1:0", env={"NOTES": str(notes)})
 
@@ -87,8 +87,8 @@ def test_a_busy_worker_is_passed_by(serve: Start, tmp_path: Path) -> None:
         assert slow.answer().status == 200
 
 
-def test_what_waits_goes_to_the_worker_that_is_free_first(serve: Start, tmp_path: Path) -> None:
-    """All are busy, and one that gets free takes one connection only: the next is had by whoever gets free after it."""
+def test_a_waiting_connection_goes_to_the_first_free_worker(serve: Start, tmp_path: Path) -> None:
+    """All workers are busy; a worker that becomes free takes one connection only, and the next free worker takes the next."""
     notes, gates = tmp_path / "notes", [tmp_path / f"gate{number}" for number in range(4)]
     command = serve("tests.integration.small_apps:gated", "--workers", 2, "--bind", "127.0.0.1:0", env={"NOTES": str(notes)})
 
@@ -105,12 +105,12 @@ def test_what_waits_goes_to_the_worker_that_is_free_first(serve: Start, tmp_path
         command.wait_for("came /2", notes)
         gates[3].touch()
         gates[1].touch()
-        assert clients[3].answer().status == 200, "it did not wait behind what the first worker has in hand"
+        assert clients[3].answer().status == 200, "the request did not wait behind the request of the first worker"
         gates[2].touch()
         assert [clients[number].answer().status for number in (1, 2)] == [200, 200]
 
 
-def test_nobody_waits_behind_an_answer_that_its_client_does_not_take(serve: Start, tmp_path: Path) -> None:
+def test_no_request_waits_behind_an_unread_response(serve: Start, tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text(
         "def app(environ, start_response):\n    start_response('200 OK', [])\n"
         "    return (b'x' * 65536 for _ in range(1000 if environ['PATH_INFO'] == '/large' else 1))\n"
@@ -122,7 +122,7 @@ def test_nobody_waits_behind_an_answer_that_its_client_does_not_take(serve: Star
         assert {get(command.port, "/", "Connection: close").status for _ in range(60)} == {200}
 
 
-def test_connections_without_a_request_hold_up_nobody(serve: Start) -> None:
+def test_connections_without_a_request_delay_no_other_client(serve: Start) -> None:
     command = serve("tests.integration.small_apps:who", "--workers", 2, "--bind", "127.0.0.1:0")
 
     with contextlib.ExitStack() as stack:
@@ -131,8 +131,8 @@ def test_connections_without_a_request_hold_up_nobody(serve: Start) -> None:
         assert {client.get().status for client in silent} == {200}
 
 
-def test_workers_that_are_told_to_end_answer_whoever_has_connected(serve: Start, tmp_path: Path) -> None:
-    """Also where they have yet to hear what the last of them wants."""
+def test_terminated_workers_answer_every_connected_client(serve: Start, tmp_path: Path) -> None:
+    """Also clients that send their request only after the TERM."""
     (tmp_path / "site_app.py").write_text(
         "def app(environ, start_response):\n    start_response('200 OK', [])\n    return (b'piece' for _ in range(3))\n"
     )
@@ -146,7 +146,7 @@ def test_workers_that_are_told_to_end_answer_whoever_has_connected(serve: Start,
             for client in clients:
                 client.request()
             assert [client.answer().text for client in clients] == ["piece" * 3] * 6
-        eventually(lambda old=old: not set(old) & set(command.workers) and len(command.workers) == 2, "others")
+        eventually(lambda old=old: not set(old) & set(command.workers) and len(command.workers) == 2, "two new workers")
     assert "ERROR" not in command.stderr
     assert "still open" not in command.stderr
 
@@ -162,6 +162,6 @@ def test_idle_workers_sleep(serve: Start, app: str) -> None:
         }
 
     before, began = switches(), time.monotonic()
-    eventually(lambda: time.monotonic() > began + 2, deadline=5)  # the time is what is measured here
+    eventually(lambda: time.monotonic() > began + 2, deadline=5)  # this measures a period of time
     for pid, number in switches().items():
         assert number - before[pid] <= 10 * (time.monotonic() - began) + 2, "wakes more than ten times a second"

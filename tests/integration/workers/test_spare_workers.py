@@ -1,4 +1,4 @@
-"""Spare workers: as load asks for them, within bounds, and off unless asked for. The policy has its own tests."""
+"""Spare workers: added under load, within bounds, and only if configured. The policy has its own tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wanted(name: str) -> int:
 
 
 @pytest.mark.heavy
-def test_load_starts_workers_up_to_the_most_and_its_end_retires_them(serve: Start, tmp_path: Path) -> None:
+def test_load_adds_workers_up_to_the_maximum_and_idle_ones_retire(serve: Start, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     spare = ("--min-workers", 1, "--max-workers", 3, "--min-spare", 1, "--max-spare", 2)
     environ = {"NOTES": str(tmp_path / "notes")}
@@ -37,12 +37,12 @@ def test_load_starts_workers_up_to_the_most_and_its_end_retires_them(serve: Star
             gate.touch()
             assert (first.answer().status, second.answer().status) == (200, 200)
 
-    eventually(lambda: wanted("spare") == 2, "one is retired when there is nothing to do")
+    eventually(lambda: wanted("spare") == 2, "one worker retires when there is no load")
     assert get(command.port, f"/?{gate}").status == 200
-    command.ready()  # with a worker more than at first, and what the master holds for it
+    command.ready()  # a worker more than at first, and the master's descriptors for it
 
 
-def test_nobody_scales_beyond_the_bounds_by_hand(serve: Start) -> None:
+def test_ctl_scale_outside_of_the_bounds_is_refused(serve: Start) -> None:
     name = "bounds"
     serve(GATED, "--name", name, "--bind", "127.0.0.1:0", "--workers", 2, "--min-workers", 2, "--max-workers", 3)
     for number in ("4", "1", "+2"):

@@ -1,14 +1,14 @@
-"""Stacks of workers: asking for them never harms a worker, and one that is killed shows them whatever it does.
+"""Stacks of workers: a request for stacks never harms a worker, and a killed worker shows its stacks whatever it does.
 
-Who asks, and what answers:
+The requests for stacks, and the code that answers:
 
 - `forkserve ctl stacks`, and USR2 sent by hand: the worker's Python handler, never native code;
-- the master, about a worker past its deadline (not ready, stuck, not drained), and about a mold: the same handler; if that
+- the master, for a worker past its deadline (not ready, stuck, not drained), and for a mold: the same handler; if that
   does not answer within a second, native code, and then SIGKILL;
-- the death of the master, which is a USR2 too: test_stuck_workers.py.
+- the death of the master, which also sends USR2: test_stuck_workers.py.
 
-What a worker may be doing: Python code in many threads, a wait for a lock, a sleep, native code that looks for signals now and then
-(a regular expression), native code that does not and holds the interpreter's lock.
+A worker may run Python code in many threads, wait for a lock, sleep, run native code that checks for signals now and then
+(a regular expression), or run native code that does not check and holds the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ HEAVY = pytest.mark.heavy
 
 @pytest.fixture
 def stuck(start: Start, tmp_path: Path) -> Stuck:
-    """Start a server whose app gets stuck when it is asked to; without a deadline, unless one is given."""
+    """Start a server whose app can get stuck; without a timeout, unless one is given."""
     return lambda app, *options: Steered(
         start, tmp_path, f"tests.integration.stuck_apps:{app}", "--bind", "127.0.0.1:0", "--timeout", 0, *options
     )
 
 
 def stacks(server: Steered) -> list[dict[str, Any]]:
-    """What `ctl stacks` says."""
+    """The result of `ctl stacks`."""
     answer = server.begin("stacks").answer
     assert answer["ok"], answer
     found: list[dict[str, Any]] = answer["result"]
@@ -52,7 +52,7 @@ def stacks(server: Steered) -> list[dict[str, Any]]:
 
 
 def begin(server: Steered, target: str) -> Client:
-    """Send a request, and wait until the app has it."""
+    """Send a request, and wait until the app has received it."""
     client = Client(server.command.port)
     client.request(target)
     server.command.wait_for(f"^{target}$", server.notes)
@@ -68,8 +68,8 @@ def catches(pid: int, signum: int) -> bool:
 
 @pytest.mark.parametrize("times", [40, pytest.param(300, marks=HEAVY)])
 @pytest.mark.parametrize("options", [(), ("--threads", 4)], ids=["inline", "threads"])
-def test_a_busy_worker_is_asked_again_and_again(stuck: Stuck, times: int, options: tuple[object, ...]) -> None:
-    """With faulthandler about one call in a hundred was the end of the worker, by SIGSEGV."""
+def test_many_requests_for_stacks_do_not_harm_a_busy_worker(stuck: Stuck, times: int, options: tuple[object, ...]) -> None:
+    """With faulthandler about one request in a hundred killed the worker by SIGSEGV."""
     server = stuck("busy", *options)
     workers = server.command.workers
     assert get(server.command.port).status == 200
@@ -80,13 +80,11 @@ def test_a_busy_worker_is_asked_again_and_again(stuck: Stuck, times: int, option
     answered = [one["stacks"] for one in found if NO_ANSWER not in one["stacks"]]
     assert all("(MainThread, most recent call first)" in one for one in answered)
     busy = r"\(busy_recurse, most recent call first\):\n  File .*stuck_apps"
-    assert any(re.search(busy, one) for one in answered), (
-        "its threads want the interpreter all the time, so an answer may be late"
-    )
+    assert any(re.search(busy, one) for one in answered), "no answer shows the busy thread, though single answers may be late"
 
 
 @pytest.mark.parametrize(("target", "where"), [("/lock", "wait_for_ever"), ("/sleep", "wsgi"), ("/regex", "wsgi")])
-def test_a_worker_that_waits(stuck: Stuck, target: str, where: str) -> None:
+def test_stacks_show_where_a_worker_waits(stuck: Stuck, target: str, where: str) -> None:
     server = stuck("wsgi")
     workers = server.command.workers
     with begin(server, target):
@@ -100,8 +98,8 @@ def test_a_worker_that_waits(stuck: Stuck, target: str, where: str) -> None:
         server.command.wait()
 
 
-def test_a_worker_that_cannot_answer(stuck: Stuck) -> None:
-    """It is said so, with its request, and the worker goes on: the signal that it would answer may be the end of it."""
+def test_a_worker_in_native_code_is_reported_without_stacks(stuck: Stuck) -> None:
+    """The answer shows the request in hand. The worker is not sent the native signal, which could kill it."""
     server = stuck("wsgi", "-w", 2)
     workers = server.command.workers
     with begin(server, "/native"):
@@ -123,15 +121,15 @@ def test_a_stuck_worker_shows_its_request_and_its_stacks(stuck: Stuck, target: s
         server.command.wait_for(r'^(.* )?  File ".*stuck_apps\.py", line \d+ in wsgi$')
 
 
-def test_a_worker_that_ends_while_it_writes_its_stacks(stuck: Stuck) -> None:
-    """What is known of it is said all the same."""
+def test_a_worker_killed_while_it_writes_its_stacks_shows_its_request(stuck: Stuck) -> None:
+    """The log shows everything that is known of the worker."""
     server = stuck("wsgi", "--timeout", 1.2)
     with begin(server, "/unanswered"):
         how = rf"it was killed by (SIGRT\w+|signal {NATIVE}) while its stacks were written"
         server.command.wait_for(
             rf"worker 1 \(pid \d+\): stuck for 1.2 s \(--timeout\); {how}\n.*  in hand for \d+ s: GET /unanswered\n"
         )
-    eventually(lambda: len(server.command.workers) == 1, "its successor")
+    eventually(lambda: len(server.command.workers) == 1, "a successor")
 
 
 @pytest.mark.heavy
@@ -139,15 +137,15 @@ def test_a_worker_that_ends_while_it_writes_its_stacks(stuck: Stuck) -> None:
 @pytest.mark.parametrize(
     "code", ["import time; time.sleep(600)", "import collections, itertools as i; collections.deque(i.repeat(0), 0)"]
 )
-def test_a_boot_that_takes_too_long(start: Start, tmp_path: Path, code: str, options: tuple[str, ...]) -> None:
+def test_a_boot_timeout_shows_the_stack(start: Start, tmp_path: Path, code: str, options: tuple[str, ...]) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", "--boot-timeout", 1.5, *options, code=code, ready=False)
-    said = site.command.wait(3)
-    assert "is killed: not ready after 1.5 s (--boot-timeout)" in said
-    assert re.search(r'(?m)  File ".*app\.py", line 1 in <module>$', said), said
+    log = site.command.wait(3)
+    assert "is killed: not ready after 1.5 s (--boot-timeout)" in log
+    assert re.search(r'(?m)  File ".*app\.py", line 1 in <module>$', log), log
 
 
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["forked", "molded"])
-def test_what_the_app_starts_or_forks_has_no_part_in_it(stuck: Stuck, options: tuple[str, ...]) -> None:
+def test_processes_of_the_app_do_not_handle_the_stacks_signal(stuck: Stuck, options: tuple[str, ...]) -> None:
     server = stuck("wsgi", *options)
     with Client(server.command.port) as client:
         assert client.get("/forks").status == 200
@@ -156,25 +154,25 @@ def test_what_the_app_starts_or_forks_has_no_part_in_it(stuck: Stuck, options: t
         (worker,) = [pid for pid in server.command.workers if {started, forked} <= set(children(pid))]
         assert catches(worker, NATIVE)
         for pid in (started, forked):
-            eventually(lambda pid=pid: not catches(pid, NATIVE), f"{pid} has no handler any more")
+            eventually(lambda pid=pid: not catches(pid, NATIVE), f"{pid} has no handler")
         assert not catches(server.command.pid, NATIVE)
     finally:
         for pid in (started, forked):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_signal_from_outside_is_answered_in_bounded_room(stuck: Stuck) -> None:
+def test_a_usr2_from_outside_writes_one_bounded_answer(stuck: Stuck) -> None:
     server = stuck("wsgi")
     (worker,) = server.command.workers
     (file,) = [Path(f"/proc/{worker}/fd/{number}") for number, name in descriptors(worker).items() if "forkserve-stacks" in name]
     sizes = set()
     for _ in range(5):
         os.kill(worker, signal.SIGUSR2)
-        eventually(lambda: file.stat().st_size and file.read_bytes().endswith(b"\0"), "its answer")
+        eventually(lambda: file.stat().st_size and file.read_bytes().endswith(b"\0"), "the answer of the worker")
         sizes.add(file.stat().st_size)
         os.truncate(file, 0)
         os.kill(worker, signal.SIGUSR2)
         os.kill(worker, signal.SIGUSR2)
-        eventually(lambda: file.read_bytes().count(b"\0") == 1, "one answer is there, and not two")
+        eventually(lambda: file.read_bytes().count(b"\0") == 1, "exactly one answer")
     assert max(sizes) < MAX_STACKS
     assert exists(worker)

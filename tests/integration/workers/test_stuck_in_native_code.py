@@ -1,7 +1,7 @@
-"""A C call that keeps the interpreter's lock from a request's first moment: the log names the request all the same.
+"""A C call that holds the interpreter's lock from the first moment of a request: the log still names the request.
 
-Where an application is called: inline (`Row.begin`); in a thread of the pool, in the task of an ASGI request, in that of a WebSocket
-(`Row.enter`). Requests of before are in what is noted once a second (`Row.note`).
+An application is called inline (`Row.begin`), in a thread of the pool, or in the task of an ASGI request or WebSocket
+(`Row.enter`). Requests that run longer are also noted once a second (`Row.note`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MODES = [("asgi",), ("app",), ("app", "--threads", 3), ("asgi", "--loop", "async
 
 
 def in_hand(serve: Start, project: Path, mode: tuple[object, ...], target: str, *, waiting: int = 0) -> list[str]:
-    """Have the one worker get stuck, after some other requests; return the targets that the log names."""
+    """Let the one worker get stuck after other requests; return the targets that the log names."""
     app, *options = mode
     command = serve(f"site_app:{app}", "--base-port", 0, "--timeout", 1, *options, cwd=project)
     (worker,) = command.workers
@@ -64,22 +64,22 @@ def in_hand(serve: Start, project: Path, mode: tuple[object, ...], target: str, 
         stack.enter_context(Client(command.port)).request(target)
         command.wait_for(rf"worker 1 \(pid {worker}\) is killed: stuck for 1 s")
         eventually(lambda: command.workers not in ([], [worker]), "a successor")
-    assert "site_app.py" in command.stderr  # the stacks
+    assert "site_app.py" in command.stderr  # the stacks are shown
     command.traceback_expected = False
     return re.findall(r"(?m)in hand for \d+ s: GET (\S+)$", command.stderr)
 
 
 @pytest.mark.parametrize("mode", [MODES[0], *(pytest.param(one, marks=HEAVY) for one in MODES[1:])], ids=str)
 @pytest.mark.parametrize("target", ["/lock", *(pytest.param(one, marks=HEAVY) for one in ("/regex", "/sum"))])
-def test_it_is_named(serve: Start, project: Path, mode: tuple[object, ...], target: str) -> None:
-    """And no other: those before have been answered."""
+def test_a_stuck_request_is_named(serve: Start, project: Path, mode: tuple[object, ...], target: str) -> None:
+    """No other request is named: the earlier ones have been answered."""
     if len(mode) > 1 and mode[1] == "--threads":
-        mode = (*mode, "--threads", 1)  # all must be stuck
+        mode = (*mode, "--threads", 1)  # all threads must be stuck
     assert in_hand(serve, project, mode, target) == [target]
 
 
 @HEAVY
-def test_it_is_named_beside_many_that_wait(serve: Start, project: Path) -> None:
+def test_a_stuck_request_is_named_beside_waiting_ones(serve: Start, project: Path) -> None:
     found = in_hand(serve, project, ("asgi",), "/lock", waiting=20)
 
     assert found.count("/lock") == 1
@@ -88,7 +88,7 @@ def test_it_is_named_beside_many_that_wait(serve: Start, project: Path) -> None:
 
 
 @HEAVY
-def test_a_websocket_is_named(serve: Start, project: Path) -> None:
+def test_a_stuck_websocket_is_named(serve: Start, project: Path) -> None:
     command = serve("site_app:asgi", "--base-port", 0, "--timeout", 1, cwd=project)
     with contextlib.suppress(Exception):
         connect(f"ws://127.0.0.1:{command.port}/lock", open_timeout=20)

@@ -1,4 +1,4 @@
-"""A worker that is stuck: its log names the requests in hand and shows the stacks before it is replaced."""
+"""A stuck worker: the log names its requests and shows its stacks before it is replaced."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
-    """Where the apps write down what they were asked."""
+    """The file in which the apps record their requests."""
     return tmp_path / "notes"
 
 
 def stuck(serve: Start, notes: Path, app: str, *options: object) -> Command:
-    """Start an app that can be made to get stuck."""
+    """Start an app that can get stuck."""
     arguments = (f"tests.integration.stuck_apps:{app}", "--base-port", 0, "--timeout", 1.2, *options)
     return serve(*arguments, env={"NOTES": str(notes)})
 
 
 def ask(stack: contextlib.ExitStack, command: Command, notes: Path, *targets: str) -> None:
-    """Send requests, each when the app has the one before; they stay open."""
+    """Send requests, each after the app has received the previous one; they stay open."""
     for target in targets:
         stack.enter_context(Client(command.port)).request(target)
         command.wait_for(f"^{target}$", notes)
 
 
 def in_hand(command: Command) -> list[str]:
-    """Wait for the end of the one worker, and return the targets that its log names."""
+    """Wait until the one worker is killed, and return the targets that its log names."""
     (pid,) = command.workers
     command.wait_for(rf"\[CRITICAL\] master: worker 1 \(pid {pid}\) is killed: stuck for 1.2 s")
     eventually(lambda: command.workers not in ([], [pid]) and not exists(pid), "a new worker")
@@ -47,7 +47,7 @@ def in_hand(command: Command) -> list[str]:
 
 
 @pytest.mark.parametrize(("target", "loop"), [("/sleep", "uvloop"), ("/lock", "asyncio"), ("/loop", "uvloop")])
-def test_asgi(serve: Start, notes: Path, target: str, loop: str) -> None:
+def test_a_stuck_asgi_request_is_named(serve: Start, notes: Path, target: str, loop: str) -> None:
     command = stuck(serve, notes, "app", "--loop", loop)
     with contextlib.ExitStack() as stack:
         ask(stack, command, notes, target)
@@ -58,7 +58,7 @@ def test_asgi(serve: Start, notes: Path, target: str, loop: str) -> None:
 
 
 @LOOPS
-def test_asgi_with_another_request_that_waits(serve: Start, notes: Path, loop: str) -> None:
+def test_waiting_and_stuck_asgi_requests_are_named(serve: Start, notes: Path, loop: str) -> None:
     command = stuck(serve, notes, "app", "--loop", loop)
     with contextlib.ExitStack() as stack:
         ask(stack, command, notes, "/wait", "/sleep")
@@ -66,8 +66,8 @@ def test_asgi_with_another_request_that_waits(serve: Start, notes: Path, loop: s
         assert in_hand(command) == ["/wait", "/sleep"]
 
 
-def test_asgi_in_native_code(serve: Start, notes: Path) -> None:
-    """Nothing of Python's runs any more: what was noted before tells."""
+def test_an_asgi_request_stuck_in_native_code_is_named(serve: Start, notes: Path) -> None:
+    """No Python code runs any more: the request was noted when it began."""
     command = stuck(serve, notes, "app")
     with contextlib.ExitStack() as stack:
         ask(stack, command, notes, "/native")
@@ -76,8 +76,8 @@ def test_asgi_in_native_code(serve: Start, notes: Path) -> None:
     assert any("stuck_apps.py" in line and " in app" in line for line in command.log), command.stderr
 
 
-def test_asgi_with_much_in_hand(serve: Start, notes: Path) -> None:
-    """There is room for the oldest, but the one that runs is always named; WebSockets mostly wait, and come last."""
+def test_the_running_asgi_request_is_named_among_many(serve: Start, notes: Path) -> None:
+    """There is room for the oldest requests and always for the running one; WebSockets come last, since they mostly wait."""
     command = stuck(serve, notes, "app")
     with contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -91,8 +91,8 @@ def test_asgi_with_much_in_hand(serve: Start, notes: Path) -> None:
     assert named[-1] == "/sleep"
 
 
-def test_asgi_in_work_behind_an_answer(serve: Start, notes: Path) -> None:
-    """It is named, though its client waits no more."""
+def test_asgi_work_after_a_response_is_named(serve: Start, notes: Path) -> None:
+    """The request is named though its client has the response."""
     command = stuck(serve, notes, "app")
     with Client(command.port) as client:
         assert client.get("/background").status == 200
@@ -100,7 +100,7 @@ def test_asgi_in_work_behind_an_answer(serve: Start, notes: Path) -> None:
         assert in_hand(command) == ["/background"]
 
 
-def test_threads_whose_clients_have_gone(serve: Start, notes: Path) -> None:
+def test_stuck_threads_are_named_after_their_clients_disconnect(serve: Start, notes: Path) -> None:
     command = stuck(serve, notes, "wsgi", "--threads", 2)
     with contextlib.ExitStack() as stack:
         ask(stack, command, notes, "/one", "/two")
@@ -109,7 +109,7 @@ def test_threads_whose_clients_have_gone(serve: Start, notes: Path) -> None:
 
 
 @LOOPS
-def test_all_threads(serve: Start, notes: Path, loop: str) -> None:
+def test_every_stuck_thread_is_named(serve: Start, notes: Path, loop: str) -> None:
     command = stuck(serve, notes, "wsgi", "--threads", 2, "--loop", loop)
     with contextlib.ExitStack() as stack:
         ask(stack, command, notes, "/one", "/two")
@@ -118,7 +118,7 @@ def test_all_threads(serve: Start, notes: Path, loop: str) -> None:
     assert sum("stuck_apps.py" in line and "in wait_for_ever" in line for line in command.log) == 2, command.stderr
 
 
-def test_inline(serve: Start, notes: Path) -> None:
+def test_a_stuck_inline_request_is_named(serve: Start, notes: Path) -> None:
     command = stuck(serve, notes, "wsgi")
     with contextlib.ExitStack() as stack:
         ask(stack, command, notes, "/one")
@@ -128,7 +128,7 @@ def test_inline(serve: Start, notes: Path) -> None:
 
 
 @pytest.mark.parametrize(("app", "options"), [("app", ()), ("app", ("--loop", "asyncio")), ("wsgi", ())])
-def test_without_a_timeout_it_does_not_outlive_its_master(
+def test_a_stuck_worker_without_a_timeout_does_not_outlive_its_master(
     serve: Start, notes: Path, app: str, options: tuple[object, ...]
 ) -> None:
     command = stuck(serve, notes, app, "--timeout", 0, "--graceful-timeout", 1, *options)
@@ -137,5 +137,5 @@ def test_without_a_timeout_it_does_not_outlive_its_master(
         ask(stack, command, notes, "/sleep")
         command.kill(signal.SIGKILL)
         command.process.wait(10)
-        eventually(lambda: not exists(pid), "its own switch ends it", deadline=10)
+        eventually(lambda: not exists(pid), "the worker's own switch ends it", deadline=10)
     assert "stuck_apps.py" in command.stderr
