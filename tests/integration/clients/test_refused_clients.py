@@ -73,8 +73,12 @@ def tls_client(authority: Authority, version: ssl.TLSVersion, ciphers: str) -> s
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
 @pytest.mark.parametrize("proxied", [False, pytest.param(True, marks=pytest.mark.heavy)])
 def test_every_refusal_on_a_tls_port_is_logged_and_counted(
-    start: Start, tmp_path: Path, authority: Authority, loop: str, proxied: bool
-) -> None:  # noqa: FBT001
+    start: Start,
+    tmp_path: Path,
+    authority: Authority,
+    loop: str,
+    proxied: bool,  # noqa: FBT001
+) -> None:
     secure = (
         "--certfile",
         authority.server.cert,
