@@ -110,8 +110,14 @@ def haproxy(directory: Path, servers: Sequence[tuple[str, str]]) -> Iterator[lis
 
 @pytest.mark.parametrize(("app", "loop", "tls"), [(*one, number in (1, 2)) for number, one in enumerate(WAYS)])
 def test_the_app_sees_the_client_behind_haproxy(
-    serve: Start, app: str, loop: str, tls: bool, certificate: Path, short: Path, tmp_path: Path
-) -> None:  # noqa: FBT001
+    serve: Start,
+    app: str,
+    loop: str,
+    tls: bool,  # noqa: FBT001
+    certificate: Path,
+    short: Path,
+    tmp_path: Path,
+) -> None:
     """Both versions, over TCP and unix sockets shared by two workers; IPv6; TLS passed through or terminated; health checks."""
     secure = ("--certfile", certificate, "--keyfile", f"{certificate}.key") if tls else ()
     binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{short}/s", "--workers", 2)

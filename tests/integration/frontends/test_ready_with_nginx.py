@@ -103,7 +103,7 @@ def test_the_launcher_of_a_daemon_waits_for_the_upstream_file(start: Start, tmp_
 
 
 @pytest.mark.parametrize(
-    ("script", "complaint"),
+    ("script", "message"),
     [
         ("echo 'nginx: [emerg] no'; exit 1", "stays as it was: nginx refuses the configuration: .emerg. no$"),
         ("sleep 60", "was ended before it was done .1.5 s are allowed.$"),

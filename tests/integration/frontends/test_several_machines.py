@@ -88,7 +88,7 @@ class Farm:
 
 
 def print_figures(what: str, failed: int, total: int, longest: float) -> None:
-    print(f"{what}: {failed} of {asked} failed, the longest took {longest:.2f} s")
+    print(f"{what}: {failed} of {total} failed, the longest took {longest:.2f} s")
 
 
 def wait_for_more(load: Load) -> None:
