@@ -1,4 +1,4 @@
-"""What calls promise, over random histories of a master and its workers, with the dispatcher's rules played by hand."""
+"""Guarantees of calls, over random histories of a master and its workers; the test plays the dispatchers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIME_LIMIT = st.one_of(st.none(), st.integers(0, 5))
 
 @dataclass(eq=False)
 class Player:
-    """A worker: what has come over its channel, and what it has done. `blocked` is in the middle of a request."""
+    """A worker: the messages in its channel and its state. `blocked`: it is in the middle of a request."""
 
     target: Target
     inbox: deque[Message] = field(default_factory=deque)
@@ -29,8 +29,8 @@ class Player:
 
 
 @dataclass
-class Asked:
-    """A call, as the one who asked remembers it."""
+class Recorded:
+    """A call as its caller remembers it."""
 
     pending: Pending
     deadline: float | None
@@ -41,7 +41,7 @@ class Asked:
 
 
 class History(RuleBasedStateMachine):
-    """Calls are asked; workers are slow, busy, born and killed; time goes by, and is looked at late."""
+    """Calls are made; workers are slow, busy, started and killed; time passes, and deadlines are checked late."""
 
     @initialize(count=st.integers(0, 4))
     def begin(self, count: int) -> None:
@@ -49,7 +49,7 @@ class History(RuleBasedStateMachine):
         self.now = 0.0
         self.idents = 0
         self.workers: dict[int, Player] = {}
-        self.asked: dict[int, Asked] = {}
+        self.asked: dict[int, Recorded] = {}
         self.started: Counter[tuple[int, int]] = Counter()  # (call, ident)
         self.order: dict[int, list[int]] = {}
         for _ in range(count):
@@ -65,14 +65,14 @@ class History(RuleBasedStateMachine):
     def remember(self, pending: Pending, limit: int | None, **what: object) -> None:
         number = len(self.asked) + 1
         deadline = None if limit is None else self.now + limit
-        self.asked[number] = asked = Asked(pending, deadline, **what)  # type: ignore[arg-type]
+        self.asked[number] = recorded = Recorded(pending, deadline, **what)  # type: ignore[arg-type]
 
         def ended(_: Pending) -> None:
-            asked.ends += 1
+            recorded.ends += 1
 
         pending.finally_(ended)
 
-    def some(self, pick: int) -> Player:
+    def pick_worker(self, pick: int) -> Player:
         return list(self.workers.values())[pick % len(self.workers)]
 
     @rule()
@@ -85,13 +85,13 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
     def dies(self, pick: int) -> None:
-        ident = self.some(pick).target.ident
+        ident = self.pick_worker(pick).target.ident
         del self.workers[ident]
         self.calls.gone(ident, self.now)
 
     @rule(limit=TIME_LIMIT, pick=PICK)
     def ask(self, limit: int | None, pick: int) -> None:
-        targets = [worker.target for worker in self.workers.values() if pick % 2 or worker is self.some(pick)]
+        targets = [worker.target for worker in self.workers.values() if pick % 2 or worker is self.pick_worker(pick)]
         deadline = None if limit is None else self.now + limit
         pending, sends = self.calls.ask("name", (), targets, self.now, deadline)
         self.remember(pending, limit, targets={one.ident for one in targets}, anybody=False, without=None)
@@ -99,7 +99,7 @@ class History(RuleBasedStateMachine):
 
     @rule(limit=TIME_LIMIT, pick=PICK, by_worker=st.booleans())
     def ask_any(self, limit: int | None, pick: int, by_worker: bool) -> None:  # noqa: FBT001
-        without = self.some(pick).target.ident if by_worker and self.workers else None
+        without = self.pick_worker(pick).target.ident if by_worker and self.workers else None
         deadline = None if limit is None else self.now + limit
         ready = [worker.target for worker in self.workers.values() if worker.target.ident != without]
         pending, sends = self.calls.ask_any("name", (), ready, self.now, deadline, without)
@@ -109,14 +109,14 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
     def request(self, pick: int) -> None:
-        worker = self.some(pick)
+        worker = self.pick_worker(pick)
         worker.blocked = not worker.blocked
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
     def works(self, pick: int) -> None:
-        """One worker has its turn: it ends what it runs, or begins what is next, as `Dispatcher.run` does."""
-        worker = self.some(pick)
+        """One worker has its turn: it ends its command, or begins the next one, as `Dispatcher.run` does."""
+        worker = self.pick_worker(pick)
         if worker.blocked:
             return
         if worker.running is not None:
@@ -146,7 +146,7 @@ class History(RuleBasedStateMachine):
             self.calls.expire(self.now)
 
     @invariant()
-    def nothing_is_done_twice_or_by_others(self) -> None:
+    def each_call_runs_once_and_only_on_its_targets(self) -> None:
         by_call: dict[int, list[int]] = {}
         for (number, ident), times in self.started.items():
             assert times == 1
@@ -160,14 +160,14 @@ class History(RuleBasedStateMachine):
                 assert set(idents) <= asked.targets
 
     @invariant()
-    def each_call_ends_once_with_one_reply_of_each(self) -> None:
+    def each_call_ends_once_with_one_reply_of_each_target(self) -> None:
         for asked in self.asked.values():
             assert asked.ends == int(asked.pending.done)
             if asked.pending.done:
                 assert len(asked.pending.value) == (1 if asked.anybody else len(asked.targets))
 
     def teardown(self) -> None:
-        """When every worker is well and has had its turns, all is answered; what is late, when its time is up."""
+        """When every worker is free and has had its turns, all calls are answered; late calls time out."""
         if not hasattr(self, "calls"):
             return
         waiting = [asked for asked in self.asked.values() if asked.anybody and not asked.pending.done]
@@ -183,8 +183,8 @@ class History(RuleBasedStateMachine):
         self.calls.expire(self.now + 10)
         assert all(asked.pending.done for asked in self.asked.values())
         assert self.calls.next_deadline() is None
-        self.each_call_ends_once_with_one_reply_of_each()
-        self.nothing_is_done_twice_or_by_others()
+        self.each_call_ends_once_with_one_reply_of_each_target()
+        self.each_call_runs_once_and_only_on_its_targets()
         for numbers in self.order.values():
             direct = [number for number in numbers if not self.asked[number].anybody]
             assert direct == sorted(direct)

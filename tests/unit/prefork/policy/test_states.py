@@ -6,7 +6,7 @@ from forkserve.config.settings import Settings
 from forkserve.prefork.policy.states import MOLD, pool_limits, process_name
 
 
-def test_a_process_is_called_after_its_slot() -> None:
+def test_a_process_is_named_after_its_slot() -> None:
     assert [process_name(slot) for slot in (MOLD, 1)] == ["mold", "worker 1"]
 
 
