@@ -1,4 +1,4 @@
-"""The control socket's lines: no bytes raise anything but LineError and RequestError, and what is whole comes out whole."""
+"""Lines of the control socket: bytes raise only LineError and RequestError, and complete lines are decoded completely."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
     assert decode([b"\n" * 300]) == ([b""] * 300, False)
 
 
-def test_what_is_left_out_has_its_usual_value() -> None:
+def test_a_missing_key_has_its_default() -> None:
     assert read_request(b'{"v":1,"command":"status"}', COMMANDS) == Request("status", [], "all", 60.0, progress=False, id=None)
     assert read_request(b'{"v":1,"command":"reload"}', COMMANDS).timeout is None
     assert read_request(b'{"v":1,"command":"status","timeout":null}', COMMANDS).timeout is None
 
 
-def test_everything_can_be_said() -> None:
+def test_a_request_with_all_keys_is_read() -> None:
     line = write_line(
         {"id": [7], "command": "call", "args": ["flush", {"a": "é"}], "to": 3, "timeout": 0.5, "progress": True},
     )
@@ -103,7 +103,7 @@ def test_everything_can_be_said() -> None:
         ({"progress": 1}, '"progress" must be true or false'),
     ],
 )
-def test_a_wrong_request_says_what_is_wrong_and_whose_it_is(change: dict[str, Any], message: str) -> None:
+def test_a_wrong_request_is_refused_with_a_reason_and_its_id(change: dict[str, Any], message: str) -> None:
     line = json.dumps({"v": 1, "id": "mine", "command": "call", **change}).encode()
 
     with pytest.raises(RequestError) as caught:
@@ -133,6 +133,6 @@ def test_a_wrong_request_says_what_is_wrong_and_whose_it_is(change: dict[str, An
         b"9" * 10_000,
     ],
 )
-def test_what_is_no_json_object_is_no_line_of_ours(line: bytes) -> None:
+def test_a_line_that_is_no_json_object_is_refused(line: bytes) -> None:
     with pytest.raises(LineError):
         read_request(line, COMMANDS)
