@@ -235,7 +235,7 @@ def race(call: Callable[[], object]) -> None:
     """Call the function repeatedly, until it was refused at least once: this proves that the race took place."""
     refused, begun = 0, time.monotonic()
     while (passed := time.monotonic() - begun) < SECONDS or not refused:
-        assert passed < DEADLINE, "never refused"
+        assert passed < DEADLINE, "the call was never refused"
         try:
             call()
         except (OSError, ForkserveError):

@@ -71,7 +71,7 @@ def test_control_bytes_never_reach_the_log(log: Path) -> None:
     assert lines(log)[0][2] == r"a\x1b[2Jb\x00\r\x85\u2028\u202ec\udc80\x07"
 
 
-def test_a_smuggled_newline_does_not_begin_a_record(log: Path) -> None:
+def test_a_newline_in_a_message_does_not_begin_a_record(log: Path) -> None:
     logger.info("text\nforged")
 
     assert [text for _, _, text in lines(log)] == ["text", "  forged"]
@@ -180,7 +180,7 @@ os.write(2, b"two\\n")
 """
 
 
-def test_the_output_of_workers_is_captured(tmp_path: Path) -> None:
+def test_output_of_workers_is_captured_in_the_error_log(tmp_path: Path) -> None:
     """The output follows the rotation of the file."""
     log = tmp_path / "log"
 

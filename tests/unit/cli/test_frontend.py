@@ -427,11 +427,11 @@ def test_without_pings_no_comment_claims_that_websockets_are_kept_alive(printed,
 
 
 def test_a_client_may_pause_as_long_as_the_server_allows(printed) -> None:
-    line = f"{SHOP} --timeout 3 --boot-timeout 2 --ws-ping-interval 1 --ws-ping-timeout 1 --body-timeout 40"
+    options = f"{SHOP} --timeout 3 --boot-timeout 2 --ws-ping-interval 1 --ws-ping-timeout 1 --body-timeout 40"
 
-    haproxy = directives(printed(f"{line} --format haproxy"))
+    haproxy = directives(printed(f"{options} --format haproxy"))
     assert {"timeout server 40s", "timeout client 60s"} <= set(haproxy)
-    assert not [line for line in directives(printed(f"{line} --format caddy")) if line.startswith(("read_t", "write_t"))]
+    assert not [line for line in directives(printed(f"{options} --format caddy")) if line.startswith(("read_t", "write_t"))]
 
 
 def test_the_root_path_is_escaped_in_regular_expressions(printed) -> None:

@@ -81,7 +81,7 @@ def test_print_config_shows_the_settings(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.startswith("app ")
 
 
-def test_markdown_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_markdown_table_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "--markdown"]) == 0
 
     printed = capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert [flag for name, spec in TABLE.items() if name != "app" for flag in spec.flags if flag not in printed] == []
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("forkserve ")
 

@@ -283,7 +283,7 @@ def test_the_strongest_spelling_of_an_address_decides(tmp_path: Path) -> None:
     assert read("--bind b:2", tmp_path, FORKSERVE_PORT="81").settings.bind == ("b:2",)
 
 
-def test_spellings_of_one_source_add_up() -> None:
+def test_addresses_of_one_source_are_combined() -> None:
     assert read("-b a:1 --port 81 --uds /x").settings.bind == ("a:1", "127.0.0.1:81", "unix:/x")
 
 
@@ -409,7 +409,7 @@ def test_serving_requires_an_app() -> None:
 class TestFiles:
     """Configuration files."""
 
-    def test_toml(self, tmp_path: Path) -> None:
+    def test_a_toml_file_is_read(self, tmp_path: Path) -> None:
         (tmp_path / "forkserve.toml").write_text(
             'app = "m:a"\nbase-port = 9000\nkeep_alive = "2m"\ntimeout = 1.5\naccess-log = true\n'
             'bind = ["a:1", "b:2"]\n[env]\nA = "x"\n[header]\nX-A = "1"\n'

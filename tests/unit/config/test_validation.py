@@ -37,5 +37,5 @@ def test_an_error_names_the_setting(given: dict[str, object], name: str, message
     assert message in found[0][1]
 
 
-def test_port_0_may_be_given_more_than_once() -> None:
+def test_port_0_may_be_bound_more_than_once() -> None:
     assert list(validate(Settings(app="a:b", bind=("h:0", "h:0")))) == []

@@ -1,4 +1,4 @@
-"""The turns of an inline application, without a server."""
+"""Scheduling of the calls of an inline application, without a server."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def logger(level: int) -> tuple[logging.Logger, list[str]]:
     return log, written
 
 
-def test_a_second_has_a_limited_number_of_lines() -> None:
+def test_the_number_of_lines_in_a_second_is_limited() -> None:
     now = 7.2
     log, written = logger(logging.DEBUG)
     refusals = Refusals(log, lambda: now)

@@ -15,5 +15,5 @@ def test_a_closed_connection_has_no_data_in_the_kernel() -> None:
     assert waiting_in_kernel(Closed()) == 0
 
 
-def test_the_peer_of_a_closed_connection_is_gone() -> None:
+def test_the_peer_of_a_closed_connection_has_disconnected() -> None:
     assert look_at_peer(Closed()) == (True, True)

@@ -205,7 +205,7 @@ heads = st.builds(
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n")
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \tChunked\r\n\r\n")
 @example(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 3\r\n\r\n")
-def test_parsers_agree_on_heads(head: bytes) -> None:
+def test_both_parsers_agree_on_any_head(head: bytes) -> None:
     """Both parsers refuse a head with the same status, or give the same result; nothing else is raised."""
     assert result_of(head, "httptools") == result_of(head, "h11")
 

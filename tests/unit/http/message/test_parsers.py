@@ -42,6 +42,6 @@ def test_an_upgrade_is_an_ordinary_field(parse: parsers.ParseLines) -> None:
 
 
 @pytest.mark.parametrize("parse", [parsers.parse_with_httptools, parsers.parse_with_h11])
-def test_an_odd_line_is_refused(parse: parsers.ParseLines) -> None:
+def test_a_malformed_line_is_refused(parse: parsers.ParseLines) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse([b"X y: z"])

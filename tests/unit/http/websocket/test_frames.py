@@ -22,7 +22,7 @@ def deflate(*, takeover: bool) -> PerMessageDeflate:
     return PerMessageDeflate(not takeover, True, 15, 15)
 
 
-def ours(pieces: list[bytes], extension: PerMessageDeflate | None, limit: int = LIMIT) -> Outcome:
+def reader_events(pieces: list[bytes], extension: PerMessageDeflate | None, limit: int = LIMIT) -> Outcome:
     """Return the events of the reader, and the close code of its failure, or 0."""
     reader, events = FrameReader(limit, extension), []
     try:
@@ -38,7 +38,7 @@ def ours(pieces: list[bytes], extension: PerMessageDeflate | None, limit: int = 
     return events, 0
 
 
-def theirs(data: bytes, extension: PerMessageDeflate | None) -> Outcome:
+def library_events(data: bytes, extension: PerMessageDeflate | None) -> Outcome:
     """Return the same of the library."""
     protocol = ServerProtocol(state=OPEN, max_size=LIMIT)
     protocol.extensions = [] if extension is None else [extension]
@@ -105,8 +105,8 @@ def test_frames_give_the_same_result_as_in_the_library(
     pieces = [data[start : start + cut] for start in range(0, len(data), cut)]
     extension = deflate(takeover=takeover) if deflates else None
     again = deflate(takeover=takeover) if deflates else None
-    events, code = ours(pieces, extension)
-    expected, expected_code = theirs(data, again)
+    events, code = reader_events(pieces, extension)
+    expected, expected_code = library_events(data, again)
     if code == 1007:  # found in a fragment, while the library checks the whole message
         assert events == expected[: len(events)]
         return
@@ -115,7 +115,7 @@ def test_frames_give_the_same_result_as_in_the_library(
 
 @pytest.mark.parametrize("size", [0, 1, STEP - 1, STEP, STEP + 1, 3 * STEP, LIMIT])
 @pytest.mark.parametrize("cut", [7, 1 << 21])
-def test_inflation_ends_where_the_message_ends(size: int, cut: int) -> None:
+def test_inflation_ends_at_the_end_of_the_message(size: int, cut: int) -> None:
     """For steps of any size, no byte is left for the next message."""
     encoder, message = zlib.compressobj(wbits=-15), bytes(size)
     data = b"".join(
@@ -123,13 +123,13 @@ def test_inflation_ends_where_the_message_ends(size: int, cut: int) -> None:
         for _ in range(3)
     )
     pieces = [data[start : start + cut] for start in range(0, len(data), cut)]
-    assert ours(pieces, deflate(takeover=True)) == ([(BINARY, message), (TEXT, "plain")] * 3, 0)
+    assert reader_events(pieces, deflate(takeover=True)) == ([(BINARY, message), (TEXT, "plain")] * 3, 0)
 
 
 def test_limit_0_means_no_limit() -> None:
     """It applies to the size of a message and to the number of its fragments."""
     data = frame(TEXT, b"x" * 2_000_000, fin=False) + frame(CONT, fin=False) * 20_000 + frame(CONT, b"y")
-    events, code = ours([data], None, 0)
+    events, code = reader_events([data], None, 0)
     assert (code, len(events), len(events[0][1])) == (0, 1, 2_000_001)
 
 
@@ -138,5 +138,5 @@ def test_a_fragment_counts_64_bytes_at_least(size: int) -> None:
     """Small fragments are limited too."""
     allowed = 6400 // max(size, FRAGMENT)
     begin, more = frame(BINARY, b"x" * size, fin=False), frame(CONT, b"x" * size, fin=False)
-    assert ours([begin + more * (allowed - 1)], None, 6400) == ([], 0)
-    assert ours([begin + more * (allowed + 1)], None, 6400) == ([], 1009)
+    assert reader_events([begin + more * (allowed - 1)], None, 6400) == ([], 0)
+    assert reader_events([begin + more * (allowed + 1)], None, 6400) == ([], 1009)

@@ -41,7 +41,7 @@ def decode(pieces: list[bytes], limit: int = 200) -> tuple[list[bytes], bool]:
 
 
 @given(st.lists(JUNK), st.data())
-def test_no_input_raises_out_of_the_decoder(pieces: list[bytes], data: st.DataObject) -> None:
+def test_any_input_raises_only_line_error_and_request_error(pieces: list[bytes], data: st.DataObject) -> None:
     joined = b"\n".join(pieces)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(joined)), max_size=5)))
     lines, too_long = decode([joined[a:b] for a, b in zip([0, *cuts], [*cuts, len(joined)], strict=True)])
@@ -59,7 +59,7 @@ def test_one_byte_at_a_time_gives_the_same_lines(data: bytes) -> None:
     assert decode([data], limit=5)[0] == decode([data[i : i + 1] for i in range(len(data))], limit=5)[0]
 
 
-def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
+def test_a_line_longer_than_the_limit_is_refused() -> None:
     assert decode([b"x" * 200 + b"\n"]) == ([b"x" * 200], False)
     assert decode([b"x" * 201 + b"\n"]) == ([], True)
     assert decode([b"x" * 201]) == ([], True)

@@ -62,7 +62,7 @@ def test_a_frame_of_garbage_raises_only_frame_error(body: bytes) -> None:
     assert message == json.loads(body)
 
 
-def test_an_over_long_frame_is_refused_by_its_length_alone() -> None:
+def test_a_frame_that_is_too_long_is_refused_by_its_length() -> None:
     with pytest.raises(FrameError, match="limit"):
         decode([(MAX_FRAME + 1).to_bytes(4, "big")])
 

@@ -116,7 +116,7 @@ def test_a_pending_result_ends_once() -> None:
     assert (seen, pending.value, pending.error) == ([1], 1, None)
 
 
-def test_then_is_not_called_for_an_error_but_finally_is() -> None:
+def test_an_error_calls_finally_but_not_then() -> None:
     pending, ended = Pending(), []
     pending.then(lambda _: pytest.fail("no value")).finally_(ended.append)
     pending.fail(CommandError("no", "refused"))
@@ -173,7 +173,7 @@ def test_the_answer_to_a_call_has_a_fixed_shape() -> None:
         ([reply(1, "error")], "failed", "1 of 1 failed: worker 1: error"),
     ],
 )
-def test_one_reply_that_is_not_ok_fails_the_call(replies: list[Reply], code: str, message: str) -> None:
+def test_one_failed_reply_fails_the_call(replies: list[Reply], code: str, message: str) -> None:
     answered = answer(Pending.of(replies))
 
     assert not answered["ok"]

@@ -79,7 +79,7 @@ def test_starts_begin_with_one_again_after_enough_workers_were_idle() -> None:
     assert one.seconds(100, 2) == [9, 11]
 
 
-def test_calls_more_often_than_once_a_second_start_no_faster() -> None:
+def test_more_frequent_calls_start_no_faster() -> None:
     scaler = Autoscaler(1, 100, 1, 20)
     wanted, answers = 1, []
     for tenth in range(21):
@@ -89,7 +89,7 @@ def test_calls_more_often_than_once_a_second_start_no_faster() -> None:
     assert sorted(set(answers)) == [2, 4, 8]
 
 
-def test_calls_more_often_than_once_a_second_retire_no_faster() -> None:
+def test_more_frequent_calls_retire_no_faster() -> None:
     scaler = Autoscaler(1, 100, 1, 3)
     wanted, answers = 9, []
     for tenth in range(int(HOLD) * 10 + 17):
@@ -126,7 +126,7 @@ def test_no_worker_is_retired_below_min_workers() -> None:
     assert one.seconds(0, 60)[int(HOLD) :] == [7] + [6] * (59 - int(HOLD))
 
 
-def test_the_last_worker_stays() -> None:
+def test_the_last_worker_is_never_retired() -> None:
     assert server(3, (0, 10), (0, 1)).seconds(0, 60)[-10:] == [1] * 10
 
 
@@ -201,7 +201,7 @@ def test_scaling_continues_from_a_number_set_by_hand() -> None:
     assert one.second(6) == 29
 
 
-def test_a_surplus_made_by_hand_gets_the_whole_wait() -> None:
+def test_a_surplus_set_by_hand_restarts_the_wait() -> None:
     one = server(8)
     one.seconds(0, int(HOLD))
     one.wanted = 9

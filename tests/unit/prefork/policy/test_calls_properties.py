@@ -35,7 +35,7 @@ class Recorded:
     pending: Pending
     deadline: float | None
     targets: set[int]
-    anybody: bool
+    any_worker: bool
     without: int | None
     ends: int = 0
 
@@ -49,7 +49,7 @@ class History(RuleBasedStateMachine):
         self.now = 0.0
         self.idents = 0
         self.workers: dict[int, Player] = {}
-        self.asked: dict[int, Recorded] = {}
+        self.recorded: dict[int, Recorded] = {}
         self.started: Counter[tuple[int, int]] = Counter()  # (call, ident)
         self.order: dict[int, list[int]] = {}
         for _ in range(count):
@@ -63,9 +63,9 @@ class History(RuleBasedStateMachine):
                 self.calls.gone(ident, self.now)
 
     def remember(self, pending: Pending, limit: int | None, **what: object) -> None:
-        number = len(self.asked) + 1
+        number = len(self.recorded) + 1
         deadline = None if limit is None else self.now + limit
-        self.asked[number] = recorded = Recorded(pending, deadline, **what)  # type: ignore[arg-type]
+        self.recorded[number] = recorded = Recorded(pending, deadline, **what)  # type: ignore[arg-type]
 
         def ended(_: Pending) -> None:
             recorded.ends += 1
@@ -94,7 +94,7 @@ class History(RuleBasedStateMachine):
         targets = [worker.target for worker in self.workers.values() if pick % 2 or worker is self.pick_worker(pick)]
         deadline = None if limit is None else self.now + limit
         pending, sends = self.calls.ask("name", (), targets, self.now, deadline)
-        self.remember(pending, limit, targets={one.ident for one in targets}, anybody=False, without=None)
+        self.remember(pending, limit, targets={one.ident for one in targets}, any_worker=False, without=None)
         self.send(sends)
 
     @rule(limit=TIME_LIMIT, pick=PICK, by_worker=st.booleans())
@@ -103,7 +103,7 @@ class History(RuleBasedStateMachine):
         deadline = None if limit is None else self.now + limit
         ready = [worker.target for worker in self.workers.values() if worker.target.ident != without]
         pending, sends = self.calls.ask_any("name", (), ready, self.now, deadline, without)
-        self.remember(pending, limit, targets=set(), anybody=True, without=without)
+        self.remember(pending, limit, targets=set(), any_worker=True, without=without)
         self.send(sends)
 
     @precondition(lambda self: self.workers)
@@ -152,41 +152,41 @@ class History(RuleBasedStateMachine):
             assert times == 1
             by_call.setdefault(number, []).append(ident)
         for number, idents in by_call.items():
-            asked = self.asked[number]
-            if asked.anybody:
+            recorded = self.recorded[number]
+            if recorded.any_worker:
                 assert len(idents) == 1
-                assert idents[0] != asked.without
+                assert idents[0] != recorded.without
             else:
-                assert set(idents) <= asked.targets
+                assert set(idents) <= recorded.targets
 
     @invariant()
     def each_call_ends_once_with_one_reply_of_each_target(self) -> None:
-        for asked in self.asked.values():
-            assert asked.ends == int(asked.pending.done)
-            if asked.pending.done:
-                assert len(asked.pending.value) == (1 if asked.anybody else len(asked.targets))
+        for recorded in self.recorded.values():
+            assert recorded.ends == int(recorded.pending.done)
+            if recorded.pending.done:
+                assert len(recorded.pending.value) == (1 if recorded.any_worker else len(recorded.targets))
 
     def teardown(self) -> None:
         """When every worker is free and has had its turns, all calls are answered; late calls time out."""
         if not hasattr(self, "calls"):
             return
-        waiting = [asked for asked in self.asked.values() if asked.anybody and not asked.pending.done]
-        if any(not self.workers.keys() - {asked.without} for asked in waiting):
+        waiting = [recorded for recorded in self.recorded.values() if recorded.any_worker and not recorded.pending.done]
+        if any(not self.workers.keys() - {recorded.without} for recorded in waiting):
             self.born()
-        for _ in range(2 * len(self.asked) + 5):
+        for _ in range(2 * len(self.recorded) + 5):
             for worker in list(self.workers.values()):
                 worker.blocked = False
                 self.works(list(self.workers).index(worker.target.ident))
         self.calls.expire(self.now)
-        unanswered = [number for number, asked in self.asked.items() if not asked.pending.done]
-        assert not [number for number in unanswered if self.asked[number].deadline is None]
+        unanswered = [number for number, recorded in self.recorded.items() if not recorded.pending.done]
+        assert not [number for number in unanswered if self.recorded[number].deadline is None]
         self.calls.expire(self.now + 10)
-        assert all(asked.pending.done for asked in self.asked.values())
+        assert all(recorded.pending.done for recorded in self.recorded.values())
         assert self.calls.next_deadline() is None
         self.each_call_ends_once_with_one_reply_of_each_target()
         self.each_call_runs_once_and_only_on_its_targets()
         for numbers in self.order.values():
-            direct = [number for number in numbers if not self.asked[number].anybody]
+            direct = [number for number in numbers if not self.recorded[number].any_worker]
             assert direct == sorted(direct)
 
 

@@ -76,7 +76,7 @@ def test_no_worker_is_forked_without_a_free_row() -> None:
 
 
 def test_the_first_worker_boots_alone() -> None:
-    """An app that creates its schema at import must not lose a race against itself."""
+    """An app that creates its schema at import must not do so in several workers at once."""
     pool = make(3)
     (first,) = fork(pool, 0.0)
     assert fork(pool, 1.0) == []
@@ -178,7 +178,7 @@ def test_a_stop_during_the_first_boot_is_no_failure() -> None:
     assert pool.exit_code is ExitCode.OK
 
 
-def test_a_term_from_outside_during_the_first_boot_is_no_failure() -> None:
+def test_a_worker_terminated_from_outside_in_the_first_boot_is_forked_again() -> None:
     pool = make(1)
     (member,) = fork(pool, 0.0)
 

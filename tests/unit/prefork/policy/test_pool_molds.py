@@ -77,7 +77,7 @@ def fleet() -> Fleet:
     return found
 
 
-def test_the_mold_comes_first() -> None:
+def test_the_mold_is_forked_before_the_workers() -> None:
     fleet = Fleet(2)
 
     assert fleet.forks() == [(MOLD, 1)]

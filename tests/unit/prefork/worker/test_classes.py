@@ -36,7 +36,7 @@ def make(worker_class: type[Worker]) -> Worker:
 
 
 def test_mixins_come_first_in_their_order() -> None:
-    """Composed by MRO, so that super() leads from each to the next."""
+    """`super()` leads from each mixin to the next."""
     composed = compose(Base, [Left, Right])
 
     assert composed.__mro__[1:4] == (Left, Right, Base)
@@ -93,7 +93,7 @@ def test_a_bad_command_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["start", "ready", "stop", "exit", "timeout", "register", "unregister", "signal"])
 def test_a_command_with_the_name_of_a_hook_is_refused(name: str) -> None:
-    """`on_start` cannot be both."""
+    """`on_start` cannot be a hook and a notification."""
     mixin = type("Mixin", (), {f"child_{name}": lambda self: None})
 
     with pytest.raises(ConfigError, match=f"on_{name} is a hook"):

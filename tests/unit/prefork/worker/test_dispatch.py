@@ -44,7 +44,7 @@ class Worker:
     def take(self, name: str, *args: object, deadline: float | None = None, call: int = 7) -> None:
         self.dispatcher.take(Command(call, name, list(args), deadline))
 
-    def ask(self, name: str, *args: object) -> Message:
+    def run_one(self, name: str, *args: object) -> Message:
         """Run one command; return the reply."""
         self.take(name, *args)
         self.dispatcher.run()
@@ -53,7 +53,7 @@ class Worker:
         assert (reply["type"], reply["call"], reply["name"]) == ("reply", 7, name)
         return reply
 
-    # The commands.
+    # Commands.
 
     def on_flush(self, table: str) -> str:
         self.notes.append(("on", table))
@@ -159,7 +159,7 @@ def worker() -> Worker:
 
 def test_the_notification_runs_first_with_the_same_arguments(worker: Worker) -> None:
     """The implementation runs after it; its value is the reply."""
-    reply = worker.ask("flush", "users")
+    reply = worker.run_one("flush", "users")
 
     assert worker.notes == [("on", "users"), ("child", "users")]
     assert (reply["status"], reply["value"]) == ("ok", ["users", 1])
@@ -167,7 +167,7 @@ def test_the_notification_runs_first_with_the_same_arguments(worker: Worker) -> 
 
 
 def test_a_command_without_a_notification_runs(worker: Worker) -> None:
-    reply = worker.ask("plain")
+    reply = worker.run_one("plain")
 
     assert (reply["status"], reply["value"], worker.notes) == ("ok", None, ["plain"])
 
@@ -183,17 +183,17 @@ def test_a_command_without_a_notification_runs(worker: Worker) -> None:
 )
 def test_an_unknown_command_is_refused(worker: Worker, name: str, text: str) -> None:
     """Nothing is run, and the worker continues."""
-    reply = worker.ask(name)
+    reply = worker.run_one(name)
 
     assert reply["status"] == "unknown"
     assert reply["error"]["message"] == text
     assert worker.notes == []
-    assert worker.ask("plain")["status"] == "ok"
+    assert worker.run_one("plain")["status"] == "ok"
 
 
 def test_an_exception_is_in_the_reply_with_its_traceback(worker: Worker) -> None:
     """The traceback begins with the frames of the user."""
-    error = worker.ask("boom")["error"]
+    error = worker.run_one("boom")["error"]
 
     assert (error["type"], error["message"]) == ("ValueError", "no good")
     first, second, *_ = error["traceback"].splitlines()
@@ -203,7 +203,7 @@ def test_an_exception_is_in_the_reply_with_its_traceback(worker: Worker) -> None
 
 
 def test_an_exception_in_the_notification_stops_the_command(worker: Worker) -> None:
-    reply = worker.ask("guarded")
+    reply = worker.run_one("guarded")
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "PermissionError")
     assert worker.notes == []
@@ -213,21 +213,21 @@ def test_an_exception_in_the_notification_stops_the_command(worker: Worker) -> N
     ("name", "args"), [("flush", ()), ("flush", (1, 2)), ("strict", ()), ("strict", ("users",)), ("optional", ()), ("static", ())]
 )
 def test_wrong_arguments_are_refused_before_anything_runs(worker: Worker, name: str, args: tuple[object, ...]) -> None:
-    reply = worker.ask(name, *args)
+    reply = worker.run_one(name, *args)
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
     assert worker.notes == []
 
 
 def test_positional_and_optional_arguments_are_passed(worker: Worker) -> None:
-    assert worker.ask("optional", 1)["value"] == 3
-    assert worker.ask("optional", 1, 1, 1, 1)["value"] == 4
-    assert worker.ask("static", 1)["value"] == 2
+    assert worker.run_one("optional", 1)["value"] == 3
+    assert worker.run_one("optional", 1, 1, 1, 1)["value"] == 4
+    assert worker.run_one("static", 1)["value"] == 2
 
 
 @pytest.mark.parametrize("name", ["set", "nan", "deep", "much"])
 def test_a_value_that_cannot_be_sent_is_an_error(worker: Worker, name: str) -> None:
-    reply = worker.ask(name)
+    reply = worker.run_one(name)
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
     assert reply["error"]["message"].startswith("what it returned cannot be sent: ")
@@ -248,16 +248,16 @@ def test_a_value_that_cannot_be_sent_is_an_error(worker: Worker, name: str) -> N
 )
 def test_an_error_of_any_kind_does_not_end_the_worker(worker: Worker, name: str, kind: str) -> None:
     """The next command runs normally."""
-    reply = worker.ask(name)
+    reply = worker.run_one(name)
 
     assert (reply["status"], reply["error"]["type"]) == ("error", kind)
-    assert worker.ask("plain")["status"] == "ok"
+    assert worker.run_one("plain")["status"] == "ok"
 
 
 def test_async_commands_run(worker: Worker) -> None:
     """They run on a new loop if the worker has none."""
-    assert worker.ask("slow", 0.001)["value"] == "slept"
-    assert worker.ask("mixed")["value"] == "both"
+    assert worker.run_one("slow", 0.001)["value"] == "slept"
+    assert worker.run_one("mixed")["value"] == "both"
     assert worker.notes == ["on", "child", "on", "child"]
 
 
