@@ -68,7 +68,7 @@ def check_process_holds_nothing(pid: int, command: Command) -> None:
     eventually(lambda: "forked by the app" in title(pid), lambda: title(pid))
     ours = set(descriptors(command.pid).values())
     found = {name for name in descriptors(pid).values() if name.startswith(("socket:", "/memfd:forkserve-stacks"))}
-    assert not found & ours, "listeners, channels and the file for stacks are the server's"
+    assert not found & ours, "the process holds listeners, channels or the stacks file of the server"
     assert not any(name.endswith(".lock") for name in descriptors(pid).values())
 
     def masks() -> dict[str, str]:
@@ -214,7 +214,7 @@ def test_signals_blocked_by_the_parent_process_are_handled(start: Start, tmp_pat
         command.wait(0)
     else:
         command.ready()
-    pid = int(eventually(lambda: pid_file.read_text() if pid_file.exists() else "", "the pid file"))
+    pid = int(eventually(lambda: pid_file.read_text() if pid_file.exists() else "", "the pid file is written"))
 
     os.kill(pid, signal.SIGTERM)
 

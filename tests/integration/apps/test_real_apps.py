@@ -34,7 +34,7 @@ def test_the_loop_option_selects_the_loop(serve: Start, loop: str) -> None:
 
 @PARSERS
 @pytest.mark.parametrize("app", ["hello_wsgi", "hello_asgi"])
-def test_hello(serve: Start, parser: str, app: str) -> None:
+def test_hello_responds_with_all_default_headers(serve: Start, parser: str, app: str) -> None:
     command = serve(f"example_apps.{app}:app", "--base-port", 0, "--http", parser)
 
     with Client(command.port) as client:
@@ -50,7 +50,7 @@ def test_hello(serve: Start, parser: str, app: str) -> None:
 
 @LOOPS
 @pytest.mark.parametrize("threads", [0, 4])
-def test_flask(serve: Start, loop: str, threads: int) -> None:
+def test_the_flask_example_works(serve: Start, loop: str, threads: int) -> None:
     command = serve("example_apps.flask_app:app", "--base-port", 0, "--loop", loop, "--threads", threads)
 
     with http(command) as client:
@@ -79,7 +79,7 @@ def django_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tests.integration.small_apps:validated_django()",
     ],
 )
-def test_django(serve: Start, loop: str, app: str, django_database: Path) -> None:
+def test_the_django_example_works(serve: Start, loop: str, app: str, django_database: Path) -> None:
     command = serve(
         app,
         "--workers",
@@ -114,7 +114,7 @@ def test_django(serve: Start, loop: str, app: str, django_database: Path) -> Non
 
 
 @LOOPS
-def test_fastapi(serve: Start, loop: str) -> None:
+def test_the_fastapi_example_works(serve: Start, loop: str) -> None:
     command = serve("example_apps.fastapi_app:app", "--base-port", 0, "--loop", loop)
 
     with http(command) as client:
@@ -138,7 +138,7 @@ def test_fastapi(serve: Start, loop: str) -> None:
 
 
 @LOOPS
-def test_starlette(serve: Start, loop: str) -> None:
+def test_the_starlette_example_works(serve: Start, loop: str) -> None:
     command = serve("example_apps.starlette_app:app", "--base-port", 0, "--loop", loop)
     url = f"http://127.0.0.1:{command.port}"
 
@@ -154,7 +154,7 @@ def test_starlette(serve: Start, loop: str) -> None:
 
 
 @LOOPS
-def test_chat(serve: Start, loop: str) -> None:
+def test_the_chat_example_broadcasts_messages(serve: Start, loop: str) -> None:
     command = serve("example_apps.chat:app", "--base-port", 0, "--loop", loop)
     url = f"ws://127.0.0.1:{command.port}/"
 
@@ -169,7 +169,7 @@ def test_chat(serve: Start, loop: str) -> None:
 
 @LOOPS
 @pytest.mark.parametrize("app", ["application", "app"])
-def test_slow(serve: Start, loop: str, app: str) -> None:
+def test_the_slow_example_responds_after_its_delay(serve: Start, loop: str, app: str) -> None:
     command = serve(f"example_apps.slow:{app}", "--base-port", 0, "--loop", loop)
     began = time.monotonic()
 
@@ -234,7 +234,7 @@ def test_echo_reports_the_request_as_the_app_received_it(serve: Start, app: str,
     assert json.loads(get(command.port).body)["raw"]
 
 
-def test_echo_websocket(serve: Start) -> None:
+def test_the_echo_example_echoes_websocket_messages(serve: Start) -> None:
     command = serve("example_apps.echo:app", "--base-port", 0)
 
     with connect(f"ws://127.0.0.1:{command.port}/", compression=None) as socket:

@@ -71,7 +71,7 @@ def test_startup_lines_come_first_on_stderr_without_a_prefix(serve: Start) -> No
     assert command.stdout == ""
 
 
-def test_base_port_with_host(serve: Start) -> None:
+def test_base_port_uses_the_host(serve: Start) -> None:
     command = serve(WHO, "--host", "127.0.0.2", "--base-port", 0)
 
     assert command.startup[0] == f"Listening on http://127.0.0.2:{command.port} (worker 1)"
@@ -80,7 +80,7 @@ def test_base_port_with_host(serve: Start) -> None:
         get(command.port)
 
 
-def test_bind_to_a_port(serve: Start) -> None:
+def test_bind_listens_on_a_port(serve: Start) -> None:
     port = free_ports(1)
     command = serve(HELLO, "--bind", f"127.0.0.1:{port}")
 
@@ -102,7 +102,7 @@ def test_bind_to_port_0_reports_the_real_port(serve: Start) -> None:
 
 
 @pytest.mark.parametrize("bind", ["[::1]:0", "[::]:0"])
-def test_bind_to_ipv6(serve: Start, bind: str) -> None:
+def test_bind_listens_on_ipv6(serve: Start, bind: str) -> None:
     if not ipv6():
         assert f"cannot listen on {bind}: " in run(HELLO, "--bind", bind).stderr
         return
@@ -123,7 +123,7 @@ def ipv6() -> bool:
     return True
 
 
-def test_base_port_on_ipv6(serve: Start) -> None:
+def test_base_port_works_on_ipv6(serve: Start) -> None:
     if not ipv6():
         assert "cannot listen on [::1]:" in run(WHO, "--host", "::1", "--base-port", "0").stderr
         return
@@ -133,7 +133,7 @@ def test_base_port_on_ipv6(serve: Start) -> None:
     assert [worker_at(("::1", port)) for port in command.ports] == ["1", "2"]
 
 
-def test_bind_to_a_unix_socket(serve: Start, tmp_path: Path) -> None:
+def test_bind_creates_and_removes_a_unix_socket(serve: Start, tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     command = serve(HELLO, "--bind", f"unix:{path}", "--workers", 2)
 
@@ -144,7 +144,7 @@ def test_bind_to_a_unix_socket(serve: Start, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_uds_and_socket_mode(serve: Start, tmp_path: Path) -> None:
+def test_uds_creates_a_socket_with_socket_mode(serve: Start, tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     serve(HELLO, "--uds", path, "--socket-mode", "0600")
 
@@ -205,7 +205,7 @@ def test_a_regular_file_at_the_socket_path_is_refused_and_kept(tmp_path: Path) -
     assert path.read_text() == "data"
 
 
-def test_bind_to_an_abstract_socket(serve: Start) -> None:
+def test_bind_listens_on_an_abstract_socket(serve: Start) -> None:
     name = f"@forkserve-test-{os.getpid()}"
     command = serve(HELLO, "--bind", f"unix:{name}")
 
@@ -214,7 +214,7 @@ def test_bind_to_an_abstract_socket(serve: Start) -> None:
 
 
 @pytest.mark.parametrize("option", [("--bind", "fd://{}"), ("--fd", "{}")])
-def test_bind_to_an_inherited_descriptor(serve: Start, listening: socket.socket, option: tuple[str, str]) -> None:
+def test_bind_uses_an_inherited_descriptor(serve: Start, listening: socket.socket, option: tuple[str, str]) -> None:
     port = listening.getsockname()[1]
     fd = listening.fileno()
     command = serve(HELLO, option[0], option[1].format(fd), "--workers", 2, pass_fds=[fd])
@@ -231,7 +231,7 @@ def test_a_descriptor_that_is_no_socket_exits_with_5(number: str) -> None:
     assert re.fullmatch(rf"forkserve: .*{number}.*\n", ended.stderr)
 
 
-def test_several_addresses_at_once(serve: Start, tmp_path: Path, listening: socket.socket) -> None:
+def test_several_addresses_are_served_at_once(serve: Start, tmp_path: Path, listening: socket.socket) -> None:
     path, fd = tmp_path / "web.sock", listening.fileno()
     command = serve(
         WHO,
@@ -273,7 +273,7 @@ def test_bind_and_base_port_combine(serve: Start) -> None:
         assert worker_at(one.port) == str(one.worker) if one.worker else worker_at(one.port) in "12"
 
 
-def test_the_default_address(serve: Start) -> None:
+def test_the_default_address_is_loopback_port_8000(serve: Start) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if probe.connect_ex(("127.0.0.1", 8000)) == 0:

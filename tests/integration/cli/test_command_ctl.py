@@ -195,7 +195,7 @@ def test_a_server_killed_during_a_call_is_reported_by_ctl(serve: Start, tmp_path
     server, gate = serve(*IDLE, "--name", name), tmp_path / "gate"
     arguments = [sys.executable, "-m", "forkserve", "ctl", "--name", name, "call", "hold", str(gate), "--json"]
     with subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as client:
-        eventually((tmp_path / "gate.1").exists, "the command")
+        eventually((tmp_path / "gate.1").exists, "the command runs")
         server.kill(signal.SIGKILL)
         gate.touch()
         assert client.stdout is not None

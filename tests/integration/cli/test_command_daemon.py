@@ -86,7 +86,7 @@ class Project:
         return self.pid
 
     def gone(self) -> bool:
-        """Whether every process that was seen has ended."""
+        """Whether every known process has exited."""
         return not any(exists(pid) for pid in self._pids)
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class Project:
                 os.kill(pid, signal.SIGKILL)
         for launcher in self._launchers:
             launcher.communicate()
-        eventually(self.gone, "all processes")
+        eventually(self.gone, "all processes exit")
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_the_daemon_survives_a_killed_launcher(project: Project, gate: Path) -> 
     launcher.wait(DEADLINE)
 
     gate.write_text("")
-    eventually(lambda: descriptors(pid)[2] == str(project.path / "log"), "it is ready")
+    eventually(lambda: descriptors(pid)[2] == str(project.path / "log"), "the server is ready")
     assert get(str(project.path / "socket"), "/").status == 200
 
 

@@ -100,7 +100,7 @@ def test_a_relative_chdir_starts_at_the_command_s_directory(serve: Start, projec
     assert get(command.port).text == "nobody None"
 
 
-def test_pythonpath_with_several_directories(serve: Start, project: Path) -> None:
+def test_pythonpath_may_have_several_directories(serve: Start, project: Path) -> None:
     for name, text in (("one", "from two_module import app\n"), ("two", "from site_app import make\napp = make('two')\n")):
         (project / name).mkdir()
         (project / name / f"{name}_module.py").write_text(text)
@@ -136,7 +136,7 @@ def test_env_file_does_not_override_flags_or_the_environment(serve: Start, tmp_p
 ROOTED = [("/api/users%2F1?q", "/api/users/1", "/users/1"), ("/users", "/api/users", "/users"), ("/apis", "/api/apis", "/apis")]
 
 
-def test_root_path_wsgi(serve: Start) -> None:
+def test_root_path_is_the_wsgi_script_name(serve: Start) -> None:
     """The prefix is removed from PATH_INFO if the proxy has not removed it."""
     command = serve(WHO, "--root-path", "/api/", "--base-port", 0)
 
@@ -145,7 +145,7 @@ def test_root_path_wsgi(serve: Start) -> None:
         assert (environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["RAW_URI"]) == ("/api", path, target)
 
 
-def test_root_path_asgi(serve: Start) -> None:
+def test_root_path_is_part_of_the_asgi_path(serve: Start) -> None:
     """`path` has the prefix, whether the proxy has removed it or not."""
     command = serve(WHO_ASGI, "--root-path", "/api", "--base-port", 0)
 
@@ -217,7 +217,9 @@ def test_keep_alive_0_closes_after_every_response(serve: Start, app: str) -> Non
 
 
 @pytest.mark.parametrize(("app", "options"), [(GATED_ASGI, ()), (GATED, ("--threads", 4))], ids=["asgi", "threads"])
-def test_limit_concurrency(serve: Start, tmp_path: Path, app: str, options: tuple[object, ...]) -> None:
+def test_limit_concurrency_refuses_further_requests_with_503(
+    serve: Start, tmp_path: Path, app: str, options: tuple[object, ...]
+) -> None:
     """A request above the limit gets 503; when running requests end, new ones are accepted again."""
     gate, notes = tmp_path / "gate", tmp_path / "notes"
     command = serve(app, *options, "--limit-concurrency", 2, "--base-port", 0, env={"NOTES": str(notes)})
@@ -251,7 +253,7 @@ def test_limit_concurrency_does_not_count_disconnected_clients(serve: Start, tmp
 
 
 @PARSERS
-def test_limits_on_the_head(serve: Start, parser: str) -> None:
+def test_each_limit_of_the_head_is_enforced(serve: Start, parser: str) -> None:
     """A request at each limit is served; a larger one is refused."""
     limits = ("--limit-request-line", 64, "--limit-request-fields", 4, "--limit-request-head", 512)
     command = serve(WHO, *limits, "--limit-request-field_size", 200, "--http", parser, "--base-port", 0)
@@ -268,7 +270,7 @@ def test_limits_on_the_head(serve: Start, parser: str) -> None:
 
 
 @pytest.mark.parametrize(("app", "parser"), [(WHO, "httptools"), (WHO_ASGI, "h11")], ids=["wsgi", "asgi"])
-def test_limit_on_the_body(serve: Start, app: str, parser: str) -> None:
+def test_a_body_above_the_limit_gets_413(serve: Start, app: str, parser: str) -> None:
     command = serve(app, "--limit-request-body", "1k", "--http", parser, "--base-port", 0)
 
     assert get(command.port, method="POST", body=b"x" * 1024).status == 200
@@ -291,7 +293,7 @@ def app(environ, start_response):
 
 
 @pytest.mark.parametrize(("parser", "seen"), [("auto", "other"), ("h11", "h11")])
-def test_http_parser(serve: Start, project: Path, parser: str, seen: str) -> None:
+def test_http_selects_the_parser(serve: Start, project: Path, parser: str, seen: str) -> None:
     (project / "watching.py").write_text(WATCHING)
     command = serve("watching:app", "--http", parser, "--base-port", 0, cwd=project)
 
@@ -311,7 +313,7 @@ def test_without_httptools_the_default_parser_is_h11(serve: Start, project: Path
 
 
 @pytest.mark.parametrize(("loop", "module"), [("auto", "uvloop"), ("asyncio", "asyncio")])
-def test_loop(serve: Start, loop: str, module: str) -> None:
+def test_loop_selects_the_loop(serve: Start, loop: str, module: str) -> None:
     assert get(serve(WHO_ASGI, "--loop", loop, "--base-port", 0).port).json["loop"] == module
 
 
@@ -320,7 +322,7 @@ def test_loop(serve: Start, loop: str, module: str) -> None:
     [("on", ["startup", "shutdown"]), ("auto", ["startup", "shutdown"]), ("off", [])],
     ids=["on", "auto", "off"],
 )
-def test_lifespan(serve: Start, tmp_path: Path, mode: str, events: list[str]) -> None:
+def test_lifespan_turns_the_events_on_and_off(serve: Start, tmp_path: Path, mode: str, events: list[str]) -> None:
     notes = tmp_path / "notes"
     command = serve(GATED_ASGI, "--lifespan", mode, "--base-port", 0, env={"NOTES": str(notes)})
 

@@ -239,7 +239,7 @@ def test_config_markdown_is_a_table_of_all_settings(project: Path) -> None:
         assert "--" + name.replace("_", "-") in table
 
 
-def test_version(project: Path) -> None:
+def test_version_is_printed(project: Path) -> None:
     ended = run("--version", cwd=project)
 
     assert ended.returncode == 0

@@ -38,7 +38,7 @@ def limited(soft: int, hard: int) -> tuple[str, ...]:
     return after(f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))")
 
 
-def few(serve: Start, app: str, *options: object) -> Command:
+def serve_with_few_descriptors(serve: Start, app: str, *options: object) -> Command:
     """Start a worker that soon runs out of descriptors."""
     return serve(f"tests.integration.small_apps:{app}", *options, "--base-port", 0, prefix=limited(HARD, HARD))
 
@@ -54,7 +54,7 @@ def processor_time(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_the_soft_limit_is_raised_to_the_hard_one(serve: Start) -> None:
+def test_the_soft_limit_is_raised_to_the_hard_limit(serve: Start) -> None:
     command = serve("tests.integration.small_apps:who", "--workers", 2, "--base-port", 0, prefix=limited(64, 200))
 
     for pid in (command.pid, *command.workers):
@@ -73,7 +73,7 @@ def test_more_connections_than_the_soft_limit_are_served(serve: Start) -> None:
 @MODES
 def test_accepting_pauses_without_descriptors_and_resumes(serve: Start, app: str, options: tuple[object, ...]) -> None:
     """Accepted connections are served, the others wait in the backlog, and none is closed."""
-    command = few(serve, app, *options)
+    command = serve_with_few_descriptors(serve, app, *options)
     workers = command.workers
 
     with contextlib.ExitStack() as stack:
@@ -89,9 +89,9 @@ def test_accepting_pauses_without_descriptors_and_resumes(serve: Start, app: str
     assert command.workers == workers
 
 
-def test_one_warning_while_descriptors_stay_short(serve: Start) -> None:
+def test_a_lasting_shortage_of_descriptors_is_warned_of_once(serve: Start) -> None:
     """A new client replaces each client that disconnects: one shortage, although accepting pauses many times."""
-    command = few(serve, "who_asgi")
+    command = serve_with_few_descriptors(serve, "who_asgi")
 
     with contextlib.ExitStack() as stack:
         clients = collections.deque(stack.enter_context(Client(command.port)) for _ in range(60))
@@ -110,7 +110,7 @@ def test_one_warning_while_descriptors_stay_short(serve: Start) -> None:
 @pytest.mark.parametrize(("app", "loop"), [("who", "uvloop"), ("who_asgi", "asyncio")])
 def test_open_connections_are_served_while_others_wait(serve: Start, app: str, loop: str) -> None:
     """Meanwhile the worker sleeps; it does not retry in a busy loop."""
-    command = few(serve, app, "--loop", loop)
+    command = serve_with_few_descriptors(serve, app, "--loop", loop)
     (worker,) = command.workers
 
     with contextlib.ExitStack() as stack:
@@ -129,7 +129,7 @@ def test_open_connections_are_served_while_others_wait(serve: Start, app: str, l
 
 
 def test_a_stop_works_while_connections_wait_for_descriptors(serve: Start) -> None:
-    command = few(serve, "who", "--linger", 0)
+    command = serve_with_few_descriptors(serve, "who", "--linger", 0)
 
     with contextlib.ExitStack() as stack:
         for _ in range(60):

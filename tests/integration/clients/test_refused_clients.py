@@ -192,7 +192,7 @@ def test_every_refusal_without_tls_is_answered_and_logged(serve: Start, loop: st
     refused(head("Content-Length: 10", method="POST"), 408)
     refused(head("Content-Length: 10", method="POST") + b"12345", 400, end=True)
     with sent(port, head("Content-Length: 10", method="POST"), end=False) as holding:
-        eventually(lambda: holding.sock.send(b"1"), "sent")
+        eventually(lambda: holding.sock.send(b"1"), "the byte is sent")
         refused(GET, 503)
         holding.send(b"x" * 9)
         assert holding.answer().status == 200

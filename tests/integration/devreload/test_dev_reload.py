@@ -275,7 +275,7 @@ def test_a_save_replaces_a_worker_in_an_endless_loop_at_import(project: Project,
     project.serve("--bind", "unix:app.sock", ready=not first)
     if not first:
         project.save("myapp.py", endless)
-    eventually((project.folder / "looping").exists, "the endless loop")
+    eventually((project.folder / "looping").exists, "the endless loop has begun")
     project.save("myapp.py", WSGI, version=2)
     if first:
         project.command.ready()
@@ -350,7 +350,7 @@ def test_the_watcher_inherits_no_descriptor_and_is_restarted_after_a_kill(projec
     project.serve("--workers", 2)
     watcher = project.watcher
     opened = set(descriptors(project.command.pid).values())
-    eventually(lambda: any("inotify" in name for name in descriptors(watcher).values()), "inotify")
+    eventually(lambda: any("inotify" in name for name in descriptors(watcher).values()), "the watcher uses inotify")
     assert not {name for name in descriptors(watcher).values() if name in opened and name != "/dev/null"}
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
         os.kill(watcher, signum)

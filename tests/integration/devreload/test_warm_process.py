@@ -153,7 +153,7 @@ def test_each_worker_reseeds_numpy_s_random_numbers(site: Site) -> None:
     site.save(2, "numpy.random", values="numpy.random.PID, numpy.random.SEEDED")
     answer = site.until("version 2 ")
     worker = re.findall(r"\d+", answer)[-1]
-    assert f"('{site.base}', ['{worker}'])" in answer
+    assert f"('{site.warm_pid}', ['{worker}'])" in answer
 
 
 def test_a_project_that_changes_state_before_its_imports_is_detected(site: Site) -> None:
@@ -162,7 +162,7 @@ def test_a_project_that_changes_state_before_its_imports_is_detected(site: Site)
     site.serve()
     site.wait_until_made()
     site.save(2, "reader", before="import os\nos.environ['MODE'] = 'mine'\n", values="reader.MODE")
-    site.until("version 2 ['mine'")  # at last
+    site.until("version 2 ['mine'")  # in the end
     site.project.command.wait_for("reloading again, with all modules imported again")
     assert "'reader': 'it reads MODE" in site.wait_until_made(2)[2]
     site.save(3, "reader", before="import socket\nsocket.getfqdn = lambda: 'me'\n", values="reader.MODE")
@@ -182,7 +182,7 @@ def test_a_worker_that_differs_from_a_cold_one_is_loaded_cold(site: Site) -> Non
     site.serve()
     site.wait_until_made()
     site.save(2, "talker", before=disables_those_that_exist, values="talker.LOGGER.disabled")
-    site.until("version 2 [False")  # at last
+    site.until("version 2 [False")  # in the end
     site.project.command.wait_for("imported again by each reload: it makes a difference whether they were loaded before")
 
 

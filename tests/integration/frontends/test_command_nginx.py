@@ -3,17 +3,17 @@
 Operations that root may do and an ordinary user may not:
 
 - a check by a front end's program: ports below 1024 and sockets in directories of other users (`test_ports_of_root_...`,
-`test_sockets_of_root_...`), keys and certificates (`test_keys_readable_only_by_root_...`, `test_worker_keys_...`), an included
-upstream file (`test_an_upstream_file_readable_only_by_root_...`); the check does not use nginx's `user`, pid, logs and temporary
-directories of the configuration, and HAProxy and Caddy bind no port in a check (`test_every_configuration_is_accepted`);
+  `test_sockets_of_root_...`), keys and certificates (`test_keys_readable_only_by_root_...`, `test_worker_keys_...`), an included
+  upstream file (`test_an_upstream_file_readable_only_by_root_...`); the check does not use nginx's `user`, pid, logs and temporary
+  directories of the configuration, and HAProxy and Caddy bind no port in a check (`test_every_configuration_is_accepted`);
 - files that the command writes and the server opens: `test_an_operation_reserved_for_root_fails_with_one_line`;
 - `--user` and `--group`: in the same test, and in `test_command_privileges`; chmod and chown are done only for these options, or to
-files just created (`tests/unit/base/test_files.py`);
+  files just created (`tests/unit/base/test_files.py`);
 - the directory of the control socket, `/run` and others (`tests/unit/prefork/control/test_runtime_dir.py`), and the users allowed to
-control a server (`tests/unit/prefork/control/test_server.py`);
+  control a server (`tests/unit/prefork/control/test_server.py`);
 - `/proc/PID/fd` of other users' processes, to name the process that holds a port: without access, the message leaves it out;
 - allowed for every user: raising the limit of open files up to the hard limit, `nice` upwards, the parent death signal, a subreaper, a
-pidfd, a memfd, `smaps_rollup` of the server's workers. No memory is locked, and no priority raised;
+  pidfd, a memfd, `smaps_rollup` of the server's workers. No memory is locked, and no priority raised;
 - the inotify limits of the tests (`tests/integration/devreload/test_watcher_more.py`): in a user namespace, which not every system allows.
 """
 
@@ -93,7 +93,7 @@ def test_every_configuration_is_accepted(
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "nginx").iterdir() if path.name != "README.md"))
-def test_the_ready_configurations_are_accepted(name: str, certificate: Path) -> None:
+def test_the_ready_made_configurations_are_accepted(name: str, certificate: Path) -> None:
     kind = {"haproxy.cfg": "haproxy", "Caddyfile": "caddy"}.get(name, "nginx")
     program(kind)
     text = (ROOT / "nginx" / name).read_text()
@@ -256,7 +256,7 @@ def test_keys_readable_only_by_root_are_reported_as_untried(kind: str, closed: s
 
 @pytest.mark.parametrize("closed", ["key", "directory"])
 def test_worker_keys_readable_only_by_root_are_no_error_in_a_check(closed: str, certificate: Path, short: Path) -> None:
-    """Root starts the server that uses them. A user who cannot read them cannot start it, and sees the reason."""
+    """Root starts the server that uses them. Without access to the key, the server does not start and reports the reason."""
     private = short / "private"
     private.mkdir()
     key = private / "key"

@@ -87,7 +87,7 @@ def test_the_client_is_the_last_untrusted_hop(serve: Start, app: str) -> None:
     command = serve(app, "--base-port", 0, "--forwarded-allow-ips", ALLOWED, "--access-logfile", "-")
     with Client(command.port) as client:
         peer = f"127.0.0.1 {client.sock.getsockname()[1]}"
-        wanted = [peer if client is PEER else client for _, client in CASES]
+        wanted = [peer if ends is PEER else ends for _, ends in CASES]
         found = [client_of(client.get("/", *(f"X-Forwarded-For: {value}" for value in values))) for values, _ in CASES]
         assert dict(zip(map(str, CASES), found, strict=True)) == dict(zip(map(str, CASES), wanted, strict=True))
     logged = [one.partition(" ")[0] for one in wanted]

@@ -189,7 +189,7 @@ def test_a_mounted_app_gets_the_path_as_the_client_sent_it(pair: Pair, kind: str
 
 
 @KINDS
-def test_a_client_may_pause_within_a_body(serve: Start, tmp_path: Path, kind: str) -> None:
+def test_a_client_may_pause_in_the_middle_of_a_body(serve: Start, tmp_path: Path, kind: str) -> None:
     """The pause is longer than --timeout, and shorter than --body-timeout."""
     silence = shlex.split("--timeout 0.3 --boot-timeout 0.3 --ws-ping-interval 0.2 --ws-ping-timeout 0.2 --body-timeout 20")
     command = serve(f"{APPS}:count", "--bind", "127.0.0.1:0")
@@ -329,7 +329,7 @@ def test_connections_to_workers_are_kept(pair: Pair, short: Path, root: str) -> 
 
 @KINDS
 @pytest.mark.parametrize("address", ["--base-port 0", "--bind unix:SHORT/shared"])
-def test_no_get_is_lost_when_workers_are_killed(pair: Pair, short: Path, kind: str, address: str) -> None:
+def test_killed_workers_lose_no_get_request(pair: Pair, short: Path, kind: str, address: str) -> None:
     command, front = pair(kind, "example_apps.slow:app", "--workers", 2, address=address.replace("SHORT", str(short)))
     answers: list[list[int]] = [[] for _ in range(4)]  # for each client
     ended = threading.Event()

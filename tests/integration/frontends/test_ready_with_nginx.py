@@ -42,7 +42,7 @@ class Nginx:
 
     def set_script(self, script: str) -> None:
         """Run this script from now on."""
-        self._path.write_text(f'#!/bin/sh\ntouch {self.asked}\n{script}\nexec {program("nginx")} "$@"\n')
+        self._path.write_text(f'#!/bin/sh\ntouch {self.called}\n{script}\nexec {program("nginx")} "$@"\n')
         self._path.chmod(0o755)
 
 

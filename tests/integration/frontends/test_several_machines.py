@@ -113,7 +113,7 @@ def farm(request: pytest.FixtureRequest, start: Start, project: Path, short: Pat
         yield farm
 
 
-def test_machines_are_reloaded_killed_and_added(farm: Farm) -> None:
+def test_machines_can_be_reloaded_killed_and_added_without_lost_gets(farm: Farm) -> None:
     """Reloads and additions lose no request; a kill loses only requests that the machine has already received."""
     with farm.front() as front:
         with farm.load(front, "three reloaded in turn") as load:
@@ -124,10 +124,10 @@ def test_machines_are_reloaded_killed_and_added(farm: Farm) -> None:
         assert {generation for generation, _ in load.seen} == {"1", "2"}
 
         with posting(front) as posts, farm.load(front, "one killed") as load:
-            eventually(lambda: len(posts) > 2 * POSTING, "posts are answered")
+            eventually(lambda: len(posts) > 2 * POSTING, "POST requests are answered")
             farm.hosts[1].kill()
             before = len(posts)
-            eventually(lambda: len(posts) > before + 4 * POSTING, "posts are answered again")
+            eventually(lambda: len(posts) > before + 4 * POSTING, "POST requests are answered again")
         assert [one for one in load.failures if not ended_between(one)] == []
         lost = [status for status in posts if status != 200]
         print(f"one killed: {len(lost)} of {len(posts)} POSTs failed, {set(lost) or 'none'}")

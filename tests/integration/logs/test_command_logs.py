@@ -67,7 +67,7 @@ def test_there_is_no_access_log_by_default(serve: Start, app: str) -> None:
 
 
 @pytest.mark.parametrize(("app", "flags"), [(WHO, ["--access-logfile", "-"]), (WHO_ASGI, ["--access-log"])], ids=["wsgi", "asgi"])
-def test_access_log_on_stdout_is_combined(serve: Start, app: str, flags: list[str]) -> None:
+def test_the_access_log_on_stdout_has_the_combined_format(serve: Start, app: str, flags: list[str]) -> None:
     command = serve(app, *flags, "--base-port", 0)
 
     size = len(get(command.port, "/a%20b?c=d", "Referer: http://x/", "User-Agent: curl/8").body)
@@ -169,7 +169,7 @@ def test_an_atom_that_does_not_exist_is_a_usage_error(project: Path) -> None:
 
 
 @BOTH
-def test_access_log_as_json(serve: Start, access: Path, app: str) -> None:
+def test_the_access_log_can_be_json(serve: Start, access: Path, app: str) -> None:
     command = serve(app, "--access-logfile", access, "--access-logformat", "json", "--base-port", 0)
 
     size = len(get(command.port, '/a/b?c=d"', 'User-Agent: say "hi\\\x85', "Referer: r").body)

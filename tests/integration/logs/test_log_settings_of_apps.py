@@ -129,7 +129,7 @@ def test_an_app_can_replace_and_add_handlers_of_the_server_s_logger(serve: Start
     )
     command = serve("site_app:app", "--base-port", 0, "--log-file", "log", cwd=project)
     assert get(command.port, "/fail").status == 500
-    eventually(lambda: "of the app" in (project / "mine.log").read_text(), "the traceback")
+    eventually(lambda: "of the app" in (project / "mine.log").read_text(), "the traceback is logged")
     command.stop()
 
     assert "of the app" in (project / "other.log").read_text()

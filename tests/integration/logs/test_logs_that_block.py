@@ -94,7 +94,7 @@ def test_a_full_log_pipe_blocks_no_process(
     assert found["log_lines_lost"] > 0
     assert "log lines lost: " in run("ctl", "status", "--socket", str(project / "s")).stdout
     command.kill(signal.SIGHUP)
-    eventually(lambda: status(project / "s")["generation"] == 2 and not any(map(exists, before)), "a reload")
+    eventually(lambda: status(project / "s")["generation"] == 2 and not any(map(exists, before)), "the reload is done")
     for port in first:
         assert get(port).status == 200
     command.kill(signal.SIGTERM)
@@ -205,7 +205,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, resource.RLIM_INFINITY))
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=HEAVY), 4])
-def test_a_full_disk_tears_no_line(serve: Start, project: Path, workers: int) -> None:
+def test_no_line_is_torn_on_a_full_disk(serve: Start, project: Path, workers: int) -> None:
     """A limit on the file size acts like a full disk: a part of a line is written, then nothing more."""
     (project / "site_app.py").write_text(LIMITED + APP)
     line = ("site_app:app", "--workers", workers, "--base-port", 0, "--access-logfile", "log", *FORM)

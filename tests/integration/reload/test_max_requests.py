@@ -172,7 +172,7 @@ def test_a_replacement_that_does_not_load_suspends_the_limit(start: Start, tmp_p
     for _ in range(20):
         assert get(site.command.port, "/").json["pid"] == first
     with Client(site.command.port) as client:
-        assert [client.get().json["pid"] for _ in range(5)] == [first] * 5, "connections are kept again"
+        assert [client.get().json["pid"] for _ in range(5)] == [first] * 5, "connections are kept alive again"
     site.command.wait_for(r"\[ERROR\] master: worker 1 \(pid \d+\) failed to boot again")
     warnings = re.findall(r"^.*\[WARNING\].*$", site.command.stderr, re.MULTILINE)
     assert len(warnings) == 1, warnings

@@ -290,7 +290,7 @@ def test_no_process_outlives_the_master(start: Start, tmp_path: Path) -> None:
     eventually(lambda: not any(map(exists, processes)), "all processes exit", 5.0)
 
 
-def test_descriptors_do_not_leak(start: Start, tmp_path: Path) -> None:
+def test_killed_workers_and_reloads_leak_no_descriptor(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--worker-stdout", tmp_path / "out", "--worker-output-prefix")
     first = mold(site)
     of_worker, of_mold = sorted(descriptors(site.workers()[0][1]).values()), len(descriptors(first))
@@ -435,7 +435,7 @@ def test_threads_that_exist_before_the_import_are_allowed(start: Start, tmp_path
     assert "[INFO] mold gen 1: these threads were there before the app was imported" in lines[0]
 
 
-def test_threads_that_the_import_starts_beside_an_agent_are_refused(start: Start, tmp_path: Path) -> None:
+def test_threads_started_at_import_beside_an_agent_are_refused(start: Start, tmp_path: Path) -> None:
     files = {"sitecustomize.py": AGENT}
     code = source(prologue="import threading\nthreading.Thread(target=time.sleep, args=(60,), name='mine', daemon=True).start()")
     env = {"PYTHONPATH": str(tmp_path / "site")}

@@ -29,7 +29,7 @@ GATED = """
 while int(GENERATION) > 1 and not os.path.exists(os.environ["GATE"]):
     time.sleep(0.005)
 """
-# The same, but the canary boots at once.
+# The same, but the canary boots immediately.
 GATED_OTHERS = """
 while int(GENERATION) > 1 and os.environ["FORKSERVE_WORKER_ID"] != "1" and not os.path.exists(os.environ["GATE"]):
     time.sleep(0.005)
@@ -118,7 +118,7 @@ def test_a_program_can_reload_its_server(start: Start, tmp_path: Path) -> None:
     with Load(site.command.ports) as load:
         site.save(source("second"))
         site.command.kill(signal.SIGUSR2)
-        eventually(lambda: site.command.stdout, "the callback")
+        eventually(lambda: site.command.stdout, "the callback was called")
         after = site.settled(2)
         eventually(lambda: load.versions["second"] > 50, "load")
     load.check()
@@ -190,7 +190,7 @@ def test_a_stop_ends_a_reload(start: Start, tmp_path: Path, gate: Path, prologue
         lambda: (
             (status := site.status())["generation"] == generation and any(row["state"] == "booting" for row in status["workers"])
         ),
-        "a reload",
+        "the reload has begun",
     )
     site.command.kill(signal.SIGTERM)
     site.command.wait()
@@ -228,7 +228,7 @@ def test_scale_works_during_a_reload(start: Start, tmp_path: Path, gate: Path) -
         pending = site.begin("reload")
         eventually(lambda: site.status()["state"] == "reloading", "reloading")
         scaled = site.begin("scale", 3)
-        eventually(lambda: site.status()["wanted"] == 3, "three")
+        eventually(lambda: site.status()["wanted"] == 3, "three workers are wanted")
         gate.touch()
         assert (pending.answer["ok"], scaled.answer["ok"]) == (True, True)
         assert [row[2] for row in site.settled(3)] == [2, 2, 2]
@@ -247,7 +247,7 @@ def test_a_worker_killed_during_a_reload_is_replaced(start: Start, tmp_path: Pat
         start, tmp_path, "app:wsgi", *ADDRESSES["ports"], "-w", 2, *QUICK, code=source(prologue=GATED), env={"GATE": str(gate)}
     )
     pending = site.begin("reload")
-    eventually(lambda: any(row["state"] == "booting" for row in site.rows()), "the canary")
+    eventually(lambda: any(row["state"] == "booting" for row in site.rows()), "the canary boots")
     for row in site.rows():
         if row["state"] == "ready":
             os.kill(row["pid"], signal.SIGKILL)
