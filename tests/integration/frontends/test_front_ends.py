@@ -339,7 +339,7 @@ def test_killed_workers_lose_no_get_request(pair: Pair, short: Path, kind: str, 
             while not ended.is_set():
                 own.append(client.get("/?seconds=0.02").status_code)
 
-    def all_go_on(more: int) -> bool:
+    def all_continue(more: int) -> bool:
         """Wait until every client has got this many more responses, so that no request meets two kills; a front end tries thrice."""
         before = [len(own) for own in answers]
         return eventually(lambda: all(len(own) >= number + more for own, number in zip(answers, before, strict=True)), answers)
@@ -349,7 +349,7 @@ def test_killed_workers_lose_no_get_request(pair: Pair, short: Path, kind: str, 
         thread.start()
     try:
         for _ in range(4):
-            assert all_go_on(5)
+            assert all_continue(5)
             victim = command.workers[0]
             os.kill(victim, signal.SIGKILL)
             eventually(

@@ -59,7 +59,7 @@ def scheme(answer: Answer) -> str:
     return raw["wsgi.url_scheme"] if "wsgi.url_scheme" in raw else raw["scheme"]
 
 
-def ends(answer: Answer) -> tuple[str, str]:
+def endpoints(answer: Answer) -> tuple[str, str]:
     """Return client and server as the app sees them."""
     assert answer.status == 200, answer
     raw: dict[str, Any] = answer.json["raw"]
@@ -68,11 +68,11 @@ def ends(answer: Answer) -> tuple[str, str]:
     return "{} {}".format(*raw["client"] or ("", "")), "{} {}".format(*raw["server"])
 
 
-def ends_behind(where: int | str, header: bytes, *lines: str) -> tuple[str, str]:
+def endpoints_behind(where: int | str, header: bytes, *lines: str) -> tuple[str, str]:
     """Send a header and a request in one piece; return client and server as the app sees them."""
     with Client(where) as client:
         client.send(header + "\r\n".join(["GET / HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
-        return ends(client.answer())
+        return endpoints(client.answer())
 
 
 def cpu(pids: Sequence[int]) -> int:
@@ -138,7 +138,7 @@ def test_the_app_sees_the_client_behind_haproxy(
             with Client((host, port), context if secured else None) as client:
                 answers = [client.get(body=b"x" * 100_000, method="POST"), client.get()]
                 own = f"{host} {client.sock.getsockname()[1]}"
-            assert [ends(answer) for answer in answers] == [(own, f"{host} {port}")] * 2
+            assert [endpoints(answer) for answer in answers] == [(own, f"{host} {port}")] * 2
             assert [scheme(answer) for answer in answers] == ["https" if secured else "http"] * 2
             assert answers[0].json["length"] == 100_000
         # The proxy's own health checks, sent without a client address.
@@ -158,9 +158,9 @@ def test_the_app_and_the_log_show_the_client_of_the_header(serve: Start, app: st
     port = command.port
     remote = "203.0.113.9 56324", "198.51.100.2 443"
 
-    assert remote == ends_behind(port, LINE) == ends_behind(path, LINE)
+    assert remote == endpoints_behind(port, LINE) == endpoints_behind(path, LINE)
     six = binary("2001:db8::1", "2001:db8::2", (1, 2), b"\x04\0\x02ab")
-    assert ("2001:db8::1 1", "2001:db8::2 2") == ends_behind(port, six) == ends_behind(path, six)
+    assert ("2001:db8::1 1", "2001:db8::2 2") == endpoints_behind(port, six) == endpoints_behind(path, six)
     eventually(lambda: command.stdout.count("203.0.113.9 - - ") == command.stdout.count("2001:db8::1 - - ") == 2)
 
     with Client(port) as client:
@@ -172,14 +172,18 @@ def test_the_app_and_the_log_show_the_client_of_the_header(serve: Start, app: st
         with Client(port) as client:
             client.send(header + REQUEST)
             own = f"127.0.0.1 {client.sock.getsockname()[1]}"
-            assert (own, f"127.0.0.1 {port}") == ends(client.answer())
-        assert ends_behind(path, header)[0].strip() == ""
+            assert (own, f"127.0.0.1 {port}") == endpoints(client.answer())
+        assert endpoints_behind(path, header)[0].strip() == ""
 
     # Forwarded fields are ignored unless the client in the header is a trusted proxy.
     forwarded = "X-Forwarded-For: 192.0.2.7", "X-Forwarded-Proto: https"
-    assert remote == ends_behind(port, LINE, *forwarded) == ends_behind(path, LINE, *forwarded)
+    assert remote == endpoints_behind(port, LINE, *forwarded) == endpoints_behind(path, LINE, *forwarded)
     trusted = b"PROXY TCP4 127.0.0.1 127.0.0.1 56324 443\r\n"
-    assert ends_behind(port, trusted, *forwarded) == ends_behind(path, trusted, *forwarded) == ("192.0.2.7 0", "127.0.0.1 443")
+    assert (
+        endpoints_behind(port, trusted, *forwarded)
+        == endpoints_behind(path, trusted, *forwarded)
+        == ("192.0.2.7 0", "127.0.0.1 443")
+    )
 
 
 @BOTH
@@ -201,10 +205,10 @@ def test_a_header_in_pieces_loses_no_byte(serve: Start, app: str, loop: str) -> 
         for start in range(0, len(six), 500):
             by_block.send(six[start : start + 500])
         by_block.send(REQUEST)
-        assert ends(by_byte.answer())[0] == "203.0.113.9 56324"
-        assert "2001:db8::1 1" == ends(by_byte_too.answer())[0] == ends(by_block.answer())[0]
+        assert endpoints(by_byte.answer())[0] == "203.0.113.9 56324"
+        assert "2001:db8::1 1" == endpoints(by_byte_too.answer())[0] == endpoints(by_block.answer())[0]
         halves.send(LINE[20:] + REQUEST + REQUEST)
-        assert [ends(halves.answer())[0] for _ in range(2)] == ["203.0.113.9 56324"] * 2
+        assert [endpoints(halves.answer())[0] for _ in range(2)] == ["203.0.113.9 56324"] * 2
 
 
 @BOTH
@@ -237,8 +241,8 @@ def test_bad_headers_are_closed_and_harm_no_other_client(serve: Start, app: str,
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with Client(proxy) as client:
             client.send(LINE + REQUEST)
-            assert ends(client.answer())[0] == "203.0.113.9 56324"
-        assert ends(get(plain))[1] == f"127.0.0.1 {plain}"
+            assert endpoints(client.answer())[0] == "203.0.113.9 56324"
+        assert endpoints(get(plain))[1] == f"127.0.0.1 {plain}"
         for header in (LINE, LOCAL):
             with Client(plain) as client:
                 client.send(header + REQUEST)
@@ -272,12 +276,12 @@ def test_a_stop_waits_for_a_header_as_long_as_for_a_first_request(serve: Start, 
     command = serve(app, "--bind", "127.0.0.1:0", "--loop", loop, "--proxy-protocol", "v1", "--header-timeout", 0)
     with Client(command.port) as silent, Client(command.port) as late:
         late.send(LINE[:20])
-        assert ends_behind(command.port, LINE)[0] == "203.0.113.9 56324"
+        assert endpoints_behind(command.port, LINE)[0] == "203.0.113.9 56324"
         command.kill(signal.SIGTERM)
         eventually(lambda: refuses(command.port))
         late.send(LINE[20:] + REQUEST)
         answer = late.answer()
-        assert (ends(answer)[0], answer["connection"]) == ("203.0.113.9 56324", "close")
+        assert (endpoints(answer)[0], answer["connection"]) == ("203.0.113.9 56324", "close")
         command.wait()
         assert silent.rest() == b""
 

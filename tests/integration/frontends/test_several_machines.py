@@ -128,7 +128,7 @@ def test_machines_can_be_reloaded_killed_and_added_without_lost_gets(farm: Farm)
             farm.hosts[1].kill()
             before = len(posts)
             eventually(lambda: len(posts) > before + 4 * POSTING, "POST requests are answered again")
-        assert [one for one in load.failures if not ended_between(one)] == []
+        assert [one for one in load.failures if not was_closed_between_requests(one)] == []
         lost = [status for status in posts if status != 200]
         print(f"one killed: {len(lost)} of {len(posts)} POSTs failed, {set(lost) or 'none'}")
         # Requests sent to the killed machine are lost, because it may have processed them; others go to another machine.
@@ -139,10 +139,10 @@ def test_machines_can_be_reloaded_killed_and_added_without_lost_gets(farm: Farm)
         with farm.load(front, "one added") as load:
             front.reload(farm.printed)
             eventually(lambda: load.versions[farm.hosts[-1].address] > 10, "the new machine gets requests")
-        assert [one for one in load.failures if not ended_between(one)] == []
+        assert [one for one in load.failures if not was_closed_between_requests(one)] == []
 
 
-def ended_between(failure: Failure) -> bool:
+def was_closed_between_requests(failure: Failure) -> bool:
     """Whether the front end closed a kept connection between two requests.
 
     Front ends do so when they are reloaded, and HAProxy when a reused connection to the server breaks. A client may then retry

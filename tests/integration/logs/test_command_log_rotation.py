@@ -28,7 +28,7 @@ def app(environ, start_response):
 """
 
 
-def rotating(serve: Start, project: Path, *options: object) -> Command:
+def start_logging(serve: Start, project: Path, *options: object) -> Command:
     """Start two workers with both logs in files, and make each process write to them."""
     logs = ("--error-logfile", "error.log", "--access-logfile", "access.log", "--access-logformat", "%(U)s")
     command = serve("site_app:app", "--workers", 2, "--max-workers", 2, *logs, *options, "--base-port", 0, cwd=project)
@@ -70,7 +70,7 @@ def has_open(pid: int, path: Path) -> bool:
 
 
 def test_usr1_reopens_moved_logs(serve: Start, project: Path) -> None:
-    command = rotating(serve, project)
+    command = start_logging(serve, project)
     names = [project / "error.log", project / "access.log"]
     moved = [file.rename(f"{file}.1") for file in names]
     old = [file.read_text() for file in moved]
@@ -90,7 +90,7 @@ def test_usr1_reopens_moved_logs(serve: Start, project: Path) -> None:
 
 
 def test_usr1_does_not_reopen_a_log_that_was_not_moved(serve: Start, project: Path) -> None:
-    command = rotating(serve, project)
+    command = start_logging(serve, project)
     error, access = project / "error.log", project / "access.log"
     written = position(command.pid, access)
     assert written > 0
@@ -122,7 +122,7 @@ def test_usr1_changes_no_descriptor_if_the_logs_are_no_files(serve: Start) -> No
 
 
 def test_usr1_redirects_captured_output_to_the_new_log(serve: Start, project: Path) -> None:
-    command = rotating(serve, project, "--capture-output")
+    command = start_logging(serve, project, "--capture-output")
     error = project / "error.log"
     moved = error.rename(f"{error}.1")
 
@@ -136,7 +136,7 @@ def test_usr1_redirects_captured_output_to_the_new_log(serve: Start, project: Pa
 
 
 def test_usr1_to_a_worker_reopens_the_logs_of_that_worker_only(serve: Start, project: Path) -> None:
-    command = rotating(serve, project)
+    command = start_logging(serve, project)
     error = project / "error.log"
     moved = error.rename(f"{error}.1")
     first, second = command.workers

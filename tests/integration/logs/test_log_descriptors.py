@@ -52,7 +52,7 @@ def project() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def rotated(project: Path, *, mode: int | None = None) -> list[Path]:
+def rotate(project: Path, *, mode: int | None = None) -> list[Path]:
     """Move both logs away as logrotate does; with `mode`, make new ones as its `create` does. Return the new paths of the old logs."""
     moved = []
     for name in ("error.log", "access.log"):
@@ -64,7 +64,7 @@ def rotated(project: Path, *, mode: int | None = None) -> list[Path]:
     return moved
 
 
-def logging_there(serve: Start, project: Path, *options: object) -> Command:
+def start_logging(serve: Start, project: Path, *options: object) -> Command:
     """Start two workers, as nobody if the test is root, whose logs only the master may open."""
     account = ("--user", "nobody") if IS_ROOT else ()
     logs = ("--log-file", "logs/error.log", "--access-logfile", "logs/access.log", *FORM)
@@ -72,7 +72,7 @@ def logging_there(serve: Start, project: Path, *options: object) -> Command:
     return serve(*line, *logs, *account, *options, cwd=project)
 
 
-def write_there(command: Command, project: Path, target: str) -> None:
+def write_to_logs(command: Command, project: Path, target: str) -> None:
     """Make each worker write to both logs, and wait for the lines."""
     for port in command.ports:
         assert get(port, f"/{target}").status == 200
@@ -88,9 +88,9 @@ def write_there(command: Command, project: Path, target: str) -> None:
 def test_workers_write_to_rotated_logs_that_they_may_not_open(
     serve: Start, project: Path, options: tuple[str, ...], mode: int | None, how: str
 ) -> None:
-    command = logging_there(serve, project, *options)
-    write_there(command, project, "before")
-    moved = rotated(project, mode=mode)
+    command = start_logging(serve, project, *options)
+    write_to_logs(command, project, "before")
+    moved = rotate(project, mode=mode)
     sizes = [one.stat().st_size for one in moved]
     if how == "signal":
         command.kill(signal.SIGUSR1)
@@ -99,33 +99,33 @@ def test_workers_write_to_rotated_logs_that_they_may_not_open(
     names = [project / "logs" / name for name in ("error.log", "access.log")]
     for pid in (command.pid, *command.workers):
         eventually(lambda pid=pid: {*map(str, names)} <= {*descriptors(pid).values()}, lambda pid=pid: descriptors(pid))
-    write_there(command, project, "after")
+    write_to_logs(command, project, "after")
     os.kill(command.workers[-1], signal.SIGKILL)  # a replacement, also from a mold, has the new logs as well
-    eventually(lambda: "booted" if get_all(command) else "", "a replacement")
-    write_there(command, project, "later")
+    eventually(lambda: "booted" if all_respond(command) else "", "a replacement")
+    write_to_logs(command, project, "later")
 
     assert [one.stat().st_size for one in moved] == sizes
     assert "cannot reopen" not in names[0].read_text()
 
 
-def get_all(command: Command) -> bool:
+def all_respond(command: Command) -> bool:
     """Whether two workers respond."""
     return len(command.workers) >= 2 and all(get(port).status == 200 for port in command.ports)
 
 
 @HEAVY
 def test_rotation_works_after_an_upgrade(serve: Start, project: Path) -> None:
-    command = logging_there(serve, project)
+    command = start_logging(serve, project)
     for turn in ("one", "two"):
         assert run("ctl", "upgrade", "--socket", str(project / "s")).returncode == 0
-        rotated(project)
+        rotate(project)
         assert run("ctl", "reopen-logs", "--socket", str(project / "s")).returncode == 0
-        write_there(command, project, turn)
+        write_to_logs(command, project, turn)
 
 
 def test_usr1_to_one_worker_reopens_the_logs_of_that_worker_only(serve: Start, project: Path) -> None:
-    command = logging_there(serve, project)
-    rotated(project)
+    command = start_logging(serve, project)
+    rotate(project)
     first, second = command.workers
     os.kill(first, signal.SIGUSR1)
     access = str(project / "logs" / "access.log")
@@ -139,8 +139,8 @@ def test_usr1_to_one_worker_reopens_the_logs_of_that_worker_only(serve: Start, p
 
 
 def test_a_log_that_cannot_be_reopened_is_still_written(serve: Start, project: Path) -> None:
-    command = logging_there(serve, project)
-    moved = rotated(project)
+    command = start_logging(serve, project)
+    moved = rotate(project)
     for one in ("error.log", "access.log"):
         (project / "logs" / one).mkdir()
     command.kill(signal.SIGUSR1)
@@ -155,13 +155,13 @@ def test_a_log_that_cannot_be_reopened_is_still_written(serve: Start, project: P
 @HEAVY
 def test_no_line_is_lost_by_rotation_under_load(serve: Start, project: Path) -> None:
     """Logs are rotated by rename; copytruncate itself loses lines between the copy and the truncation."""
-    command = logging_there(serve, project, "--workers", 4)
+    command = start_logging(serve, project, "--workers", 4)
     targets = [f"/{number:04}/{'x' * (number % 300)}" for number in range(2000)]
     load = threading.Thread(target=burst, args=(command.ports, targets))
     load.start()
     moved: list[Path] = []
     while load.is_alive():
-        moved.append(rotated(project)[1])
+        moved.append(rotate(project)[1])
         command.kill(signal.SIGUSR1)
         eventually((project / "logs" / "access.log").exists, "a new log")
         load.join(0.1)
@@ -333,15 +333,15 @@ def test_a_worker_that_boots_during_rotation_writes_to_the_new_logs(
 ) -> None:
     (project / "site_app.py").write_text(SLOW + APP)
     project.chmod(0o777)
-    command = logging_there(serve, project, *options)
+    command = start_logging(serve, project, *options)
     (project / "importing").unlink()
     (project / "wait").touch()
     command.kill(signal.SIGHUP)
     eventually((project / "importing").exists, "the import has begun")
-    rotated(project)
+    rotate(project)
     command.kill(signal.SIGUSR1)
     error = project / "logs" / "error.log"
     eventually(error.exists, "a new log")
     (project / "wait").unlink()
     eventually(lambda: "reloaded: generation 2" in error.read_text(), error.read_text)
-    write_there(command, project, "after")
+    write_to_logs(command, project, "after")

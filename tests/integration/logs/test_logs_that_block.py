@@ -55,7 +55,7 @@ def status(socket: Path) -> dict[str, object]:
     return json.loads(done.stdout)["result"]
 
 
-def piped(start: Start, project: Path, reader: Reader, *options: object, app: str = "app") -> Command:
+def start_piped(start: Start, project: Path, reader: Reader, *options: object, app: str = "app") -> Command:
     """Start two workers with the pipe as stdout and stderr, which also gets both logs."""
     line = (f"site_app:{app}", "--workers", 2, "--base-port", 0, "--access-logfile", "-", "--control-socket", "s", *FORM)
     command = start(*line, *options, cwd=project, prefix=reader.prefix(1, 2), pass_fds=[reader.theirs])
@@ -81,7 +81,7 @@ def test_a_full_log_pipe_blocks_no_process(
     start: Start, project: Path, reader: Reader, app: str, options: tuple[str, ...]
 ) -> None:
     """The master reaps, reloads and stops; workers and their replacements respond."""
-    command = piped(start, project, reader, "--timeout", 3, *options, app=app)
+    command = start_piped(start, project, reader, "--timeout", 3, *options, app=app)
     first = ports(reader)
     reader.fill()
 
@@ -103,7 +103,7 @@ def test_a_full_log_pipe_blocks_no_process(
 
 @pytest.mark.heavy
 def test_lost_lines_are_counted_and_reported(start: Start, project: Path, reader: Reader) -> None:
-    command = piped(start, project, reader, "--timeout", 0)
+    command = start_piped(start, project, reader, "--timeout", 0)
     reader.fill()
     targets = [f"/{number:04}/{'x' * 2000}" for number in range(700)]
     burst(ports(reader), targets)
@@ -126,7 +126,7 @@ def test_lost_lines_are_counted_and_reported(start: Start, project: Path, reader
 @HEAVY
 def test_a_stop_with_a_full_log_is_bounded_and_counted(start: Start, project: Path, reader: Reader) -> None:
     """The master's error log is another file and reports the lost lines."""
-    command = piped(start, project, reader, "--log-file", "error.log")
+    command = start_piped(start, project, reader, "--log-file", "error.log")
     reader.fill()
     burst(ports(reader), ["/x"] * 100)
     command.kill(signal.SIGTERM)
@@ -138,7 +138,7 @@ def test_a_stop_with_a_full_log_is_bounded_and_counted(start: Start, project: Pa
 
 @HEAVY
 def test_a_master_with_a_full_log_still_handles_signals(start: Start, project: Path, reader: Reader) -> None:
-    command = piped(start, project, reader, "--max-workers", 2)
+    command = start_piped(start, project, reader, "--max-workers", 2)
     reader.fill()
     for _ in range(100):
         command.kill(signal.SIGTTIN)  # refused; each refusal is a log line unless signals are merged

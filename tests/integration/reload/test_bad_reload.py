@@ -43,7 +43,7 @@ asgi = Starlette(lifespan=lifespan)
 class Fault:
     """A faulty save, and the expected error."""
 
-    said: str
+    message: str
     code: str = ""
     traceback: str = ""  # its last line
     app: str = "app:wsgi"
@@ -79,7 +79,7 @@ def check_failed_reload(site: Site, fault: Fault, old: list[tuple[int, int, int,
     assert done.returncode == 1
     assert error.startswith("forkserve ctl: the new worker 1 ")
     assert error.endswith("; nothing was changed")
-    assert fault.said in error
+    assert fault.message in error
     if fault.traceback:
         assert lines[0] == "  Traceback (most recent call last):" or fault.code == "def app(:"
         assert lines[-1] == f"  {fault.traceback}"

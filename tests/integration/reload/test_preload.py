@@ -124,7 +124,7 @@ def test_a_failed_reload_changes_nothing_even_for_workers_replaced_later(start: 
         error, *lines = done.stderr.splitlines()
         assert done.returncode == 1
         assert re.match(r"forkserve ctl: the new (mold|worker 1) .*; nothing was changed$", error)
-        assert fault.said in error
+        assert fault.message in error
         assert bool(lines) == bool(fault.traceback)
         if fault.traceback:
             assert lines[-1] == f"  {fault.traceback}"
