@@ -9,7 +9,7 @@ import pytest
 from forkserve.devreload.changes import OWN, REMEMBERED, Changes
 
 
-def made() -> tuple[Changes, list[str]]:
+def changes_with_loaded_files() -> tuple[Changes, list[str]]:
     own: list[str] = []
     changes = Changes(own.append)
     assert changes.loads(1, ["/p/app.py", "/p/sub/one.py"], 0.0) == []
@@ -22,27 +22,27 @@ def relevant_of(changes: Changes, *others: str, included: tuple[str, ...] = (), 
 
 
 def test_loaded_files_and_their_directories_are_relevant() -> None:
-    changes, _ = made()
+    changes, _ = changes_with_loaded_files()
     assert relevant_of(changes, "/p/app.py", "/p/other.py", "/p/sub", "/p/none") == ["/p/app.py", "/p/sub"]
     changes.ended(1)
     assert relevant_of(changes, "/p/app.py", "/p/sub") == []
 
 
 def test_included_files_are_relevant_and_all_files_after_a_load_error() -> None:
-    changes, _ = made()
+    changes, _ = changes_with_loaded_files()
     assert relevant_of(changes, "/p/other.py", included=("/p/a.html",)) == ["/p/a.html"]
     assert relevant_of(changes, "/p/other.py", "/p/app.py", suspected=True) == ["/p/other.py", "/p/app.py"]
 
 
 def test_a_change_before_the_report_of_loading_is_relevant() -> None:
-    changes, _ = made()
+    changes, _ = changes_with_loaded_files()
     relevant_of(changes, "/p/new.py")
     assert changes.loads(2, ["/p/new.py"], 9.0) == ["/p/new.py"]
     assert changes.loads(3, ["/p/new.py"], 11.0) == []
 
 
 def test_a_file_written_at_every_load_is_ignored_until_it_changes_otherwise() -> None:
-    changes, own = made()
+    changes, own = changes_with_loaded_files()
     for included, others in ((("/p/a.html",), ()), ((), ("/p/made.py",))):
         path = [*included, *others]
         for _ in range(OWN):
@@ -57,7 +57,7 @@ def test_a_file_written_at_every_load_is_ignored_until_it_changes_otherwise() ->
 
 
 def test_a_loaded_module_is_always_relevant() -> None:
-    changes, own = made()
+    changes, own = changes_with_loaded_files()
     for _ in range(2 * OWN):
         assert relevant_of(changes, "/p/app.py", suspected=True, loading=True) == ["/p/app.py"]
     assert own == []
@@ -79,7 +79,7 @@ def test_a_loaded_module_is_always_relevant() -> None:
     ],
 )
 def test_new_and_removed_files_are_relevant_where_modules_are_looked_for(path: str, *, is_relevant: bool) -> None:
-    changes, _ = made()
+    changes, _ = changes_with_loaded_files()
     changes.loads(1, [], 0.0, folders=["/p/names"], sought=["/p/lib/local"])
     assert relevant_of(changes, path, made=(path,)) == [path] * is_relevant
     # The file existed before, and no worker has loaded it; but a file of a failed import cannot have existed.
@@ -91,7 +91,7 @@ def test_new_and_removed_files_are_relevant_where_modules_are_looked_for(path: s
 
 
 def test_a_file_created_before_the_report_of_a_failed_import_is_relevant() -> None:
-    changes, own = made()
+    changes, own = changes_with_loaded_files()
     relevant_of(changes, "/p/lib/local.py", made=("/p/lib/local.py",))
     assert changes.loads(2, [], 9.0, sought=["/p/lib/local"]) == ["/p/lib/local.py"]
     assert changes.loads(3, [], 11.0, sought=["/p/lib/local"]) == []
@@ -102,7 +102,7 @@ def test_a_file_created_before_the_report_of_a_failed_import_is_relevant() -> No
 
 
 def test_the_loaded_files_of_all_workers_and_the_newest_change_are_known() -> None:
-    changes, _ = made()
+    changes, _ = changes_with_loaded_files()
     assert changes.newest == 0.0
     changes.loads(2, ["/p/two.py"], 0.0)
     assert sorted(changes.loaded) == ["/p/app.py", "/p/sub/one.py", "/p/two.py"]
@@ -111,7 +111,7 @@ def test_the_loaded_files_of_all_workers_and_the_newest_change_are_known() -> No
 
 
 def test_the_number_of_remembered_changes_is_limited() -> None:
-    changes, _ = made()
+    changes, _ = changes_with_loaded_files()
     many = [f"/p/{number}.py" for number in range(REMEMBERED + 1)]
     relevant_of(changes, *many, made=many)
     relevant_of(changes, "/p/last.py")

@@ -173,7 +173,7 @@ def test_a_header_of_another_version_is_refused() -> None:
                 read_proxy_header(data[:end], allowed)
 
 
-def nearly() -> st.SearchStrategy[bytes]:
+def nearly_valid() -> st.SearchStrategy[bytes]:
     """Return a strategy for valid headers with some changed bytes."""
     valid = st.sampled_from([bytearray(data) for data, _ in V1 + V2 if len(data) < 300])
     changes = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=3)
@@ -189,7 +189,7 @@ def nearly() -> st.SearchStrategy[bytes]:
 
 @given(
     st.one_of(
-        st.binary(max_size=40), nearly(), st.binary(max_size=120).map(b"PROXY ".__add__), st.binary().map(SIGNATURE.__add__)
+        st.binary(max_size=40), nearly_valid(), st.binary(max_size=120).map(b"PROXY ".__add__), st.binary().map(SIGNATURE.__add__)
     ),
     st.binary(max_size=20),
     st.sampled_from(("v1", "v2", "auto")),

@@ -11,7 +11,7 @@ from forkserve.http.message.response import ResponseHead, read_head, read_status
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all caches empty, with room for two entries."""
     for module, names in (
         (fields, ("_LINES", "_NAMES")),

@@ -53,7 +53,7 @@ class History(RuleBasedStateMachine):
         self.started: Counter[tuple[int, int]] = Counter()  # (call, ident)
         self.order: dict[int, list[int]] = {}
         for _ in range(count):
-            self.born()
+            self.a_worker_starts()
 
     def send(self, sends: list[Send]) -> None:
         for ident, message in sends:
@@ -76,7 +76,7 @@ class History(RuleBasedStateMachine):
         return list(self.workers.values())[pick % len(self.workers)]
 
     @rule()
-    def born(self) -> None:
+    def a_worker_starts(self) -> None:
         self.idents += 1
         target = Target(self.idents, 1 + self.idents % 3, 1000 + self.idents, 1)
         self.workers[target.ident] = Player(target)
@@ -84,7 +84,7 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
-    def dies(self, pick: int) -> None:
+    def a_worker_dies(self, pick: int) -> None:
         ident = self.pick_worker(pick).target.ident
         del self.workers[ident]
         self.calls.gone(ident, self.now)
@@ -108,13 +108,13 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
-    def request(self, pick: int) -> None:
+    def a_worker_is_blocked_or_freed(self, pick: int) -> None:
         worker = self.pick_worker(pick)
         worker.blocked = not worker.blocked
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
-    def works(self, pick: int) -> None:
+    def a_worker_has_its_turn(self, pick: int) -> None:
         """One worker has its turn: it ends its command, or begins the next one, as `Dispatcher.run` does."""
         worker = self.pick_worker(pick)
         if worker.blocked:
@@ -172,11 +172,11 @@ class History(RuleBasedStateMachine):
             return
         waiting = [recorded for recorded in self.recorded.values() if recorded.any_worker and not recorded.pending.done]
         if any(not self.workers.keys() - {recorded.without} for recorded in waiting):
-            self.born()
+            self.a_worker_starts()
         for _ in range(2 * len(self.recorded) + 5):
             for worker in list(self.workers.values()):
                 worker.blocked = False
-                self.works(list(self.workers).index(worker.target.ident))
+                self.a_worker_has_its_turn(list(self.workers).index(worker.target.ident))
         self.calls.expire(self.now)
         unanswered = [number for number, recorded in self.recorded.items() if not recorded.pending.done]
         assert not [number for number in unanswered if self.recorded[number].deadline is None]

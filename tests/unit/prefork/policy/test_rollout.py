@@ -31,7 +31,7 @@ class Fleet:
         self.pids = 0
         while self.pool.phase is Phase.FIRST_BOOT:
             self.plan()
-            for member in self.some(State.BOOTING):
+            for member in self.in_state(State.BOOTING):
                 self.ready(member)
 
     def plan(self) -> list[Action]:
@@ -53,11 +53,11 @@ class Fleet:
     def reload(self) -> None:
         self.rollout = Rollout(self.pool, SETTLE, accept_commit)
 
-    def some(self, state: State, generation: int | None = None) -> list[Member]:
+    def in_state(self, state: State, generation: int | None = None) -> list[Member]:
         return [one for one in self.pool.members.workers() if one.state is state and generation in (None, one.generation)]
 
-    def only(self, state: State) -> Member:
-        (member,) = self.some(state)
+    def only_in_state(self, state: State) -> Member:
+        (member,) = self.in_state(state)
         return member
 
 
@@ -81,7 +81,7 @@ def test_each_slot_in_turn_is_ready_before_its_old_worker_drains() -> None:
     fleet = Fleet(3)
     fleet.reload()
     fleet.plan()
-    fleet.ready(fleet.only(State.BOOTING))
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
     fleet.now += SETTLE
     for slot in (1, 2, 3):
@@ -96,7 +96,7 @@ def test_each_slot_in_turn_is_ready_before_its_old_worker_drains() -> None:
             fleet.ready(fork.member)
     fleet.plan()
     assert fleet.rollout is None
-    assert {one.generation for one in fleet.some(State.READY)} == {2}
+    assert {one.generation for one in fleet.in_state(State.READY)} == {2}
 
 
 @pytest.mark.parametrize("surge", [2, 5])
@@ -104,11 +104,11 @@ def test_surge_starts_several_workers_at_once(surge: int) -> None:
     fleet = Fleet(4, surge)
     fleet.reload()
     fleet.plan()
-    fleet.ready(fleet.only(State.BOOTING))
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
     fleet.now += SETTLE
     fleet.plan()
-    assert len(fleet.some(State.BOOTING)) == min(surge - 1, 3)
+    assert len(fleet.in_state(State.BOOTING)) == min(surge - 1, 3)
     assert fleet.pool.members.processes == min(4 + surge, 8)
 
 
@@ -117,7 +117,7 @@ def test_a_canary_that_dies_changes_nothing(settled: bool) -> None:  # noqa: FBT
     fleet = Fleet(2)
     fleet.reload()
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     if settled:
         fleet.ready(canary)
         fleet.plan()
@@ -127,10 +127,10 @@ def test_a_canary_that_dies_changes_nothing(settled: bool) -> None:  # noqa: FBT
         fleet.plan()
     fleet.rollout = None
     fleet.now += 1000
-    for member in fleet.some(State.READY):
+    for member in fleet.in_state(State.READY):
         fleet.pool.reports.beat(member.ident, fleet.now)
     assert fleet.plan() == []
-    assert [(one.generation, one.outdated) for one in fleet.some(State.READY)] == [(1, False), (1, False)]
+    assert [(one.generation, one.outdated) for one in fleet.in_state(State.READY)] == [(1, False), (1, False)]
     assert not fleet.pool.degraded
 
 
@@ -138,18 +138,18 @@ def test_a_failure_after_the_canary_stops_the_rollout_and_keeps_the_rest() -> No
     fleet = Fleet(3)
     fleet.reload()
     fleet.plan()
-    fleet.ready(fleet.only(State.BOOTING))
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
     fleet.now += SETTLE
     fleet.plan()
-    fleet.exit(fleet.only(State.DRAINING))
+    fleet.exit(fleet.only_in_state(State.DRAINING))
     fleet.plan()
-    fleet.exit(fleet.only(State.BOOTING), code=1)
+    fleet.exit(fleet.only_in_state(State.BOOTING), code=1)
     with pytest.raises(CommandError, match="the new worker 2 failed: its reason; the remaining old workers stay"):
         fleet.plan()
     fleet.rollout = None
     fleet.plan()
-    assert [(one.slot, one.generation, one.outdated) for one in fleet.some(State.READY)] == [
+    assert [(one.slot, one.generation, one.outdated) for one in fleet.in_state(State.READY)] == [
         (1, 2, False),
         (2, 1, False),
         (3, 1, False),
@@ -178,7 +178,7 @@ def test_another_slot_gets_the_canary_if_the_first_is_scaled_down(settles: bool)
     fleet.plan()
     fleet.reload()
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     assert canary.slot == 2
     if settles:
         fleet.ready(canary)
@@ -188,7 +188,7 @@ def test_another_slot_gets_the_canary_if_the_first_is_scaled_down(settles: bool)
     assert canary.state is State.DRAINING
     fleet.exit(canary)
     fleet.plan()
-    another = fleet.only(State.BOOTING)
+    another = fleet.only_in_state(State.BOOTING)
     assert (another.slot, another.generation) == (1, 2)
     fleet.ready(another)
     fleet.plan()
@@ -215,7 +215,7 @@ def test_without_workers_a_rollout_only_loads_the_app_in_a_mold() -> None:
     fleet = Fleet(1)
     fleet.pool.want(0)
     fleet.plan()
-    fleet.exit(fleet.only(State.DRAINING))
+    fleet.exit(fleet.only_in_state(State.DRAINING))
     fleet.plan()
     for generation in (2, 3):  # each reload has its own generation
         fleet.reload()
@@ -236,7 +236,7 @@ def test_without_workers_an_app_that_does_not_load_fails_the_rollout() -> None:
     fleet = Fleet(1)
     fleet.pool.suspend()
     fleet.plan()
-    fleet.exit(fleet.only(State.DRAINING))
+    fleet.exit(fleet.only_in_state(State.DRAINING))
     fleet.reload()
     fleet.plan()
     (mold,) = fleet.pool.members.molds()
@@ -251,14 +251,14 @@ def test_without_workers_an_app_that_does_not_load_fails_the_rollout() -> None:
 
 def linger_all(fleet: Fleet) -> int:
     """Let all draining workers linger; return their number."""
-    for member in fleet.some(State.DRAINING):
+    for member in fleet.in_state(State.DRAINING):
         fleet.pool.reports.lingering(member.ident)
-    return len(fleet.some(State.DRAINING))
+    return len(fleet.in_state(State.DRAINING))
 
 
 def step(fleet: Fleet) -> None:
     """Let all booting workers become ready and settle."""
-    for member in fleet.some(State.BOOTING):
+    for member in fleet.in_state(State.BOOTING):
         fleet.ready(member)
     fleet.plan()
     fleet.now += SETTLE
@@ -275,7 +275,7 @@ def test_a_rollout_does_not_wait_for_lingering_workers() -> None:
         fleet.plan()
     assert fleet.rollout is None
     assert fleet.pool.members.processes == 8
-    assert {one.generation for one in fleet.some(State.READY)} == {2}
+    assert {one.generation for one in fleet.in_state(State.READY)} == {2}
 
 
 def test_a_rollout_waits_at_the_limit_of_lingering_workers() -> None:
@@ -286,9 +286,9 @@ def test_a_rollout_waits_at_the_limit_of_lingering_workers() -> None:
         step(fleet)
         linger_all(fleet)
         fleet.plan()
-    old = fleet.some(State.DRAINING)
+    old = fleet.in_state(State.DRAINING)
     assert len(old) == 2, "one worker lingers, and another uses the surge"
-    assert fleet.some(State.BOOTING) == []
+    assert fleet.in_state(State.BOOTING) == []
     fleet.exit(old[0])
     assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [3]
     step(fleet)
@@ -307,7 +307,7 @@ def test_a_second_reload_works_while_workers_of_the_first_linger() -> None:
         linger_all(fleet)
     assert fleet.rollout is None
     assert fleet.pool.members.processes == 4
-    first = fleet.some(State.DRAINING)
+    first = fleet.in_state(State.DRAINING)
     fleet.reload()
     for _ in range(4):
         fleet.plan()
@@ -322,7 +322,7 @@ def test_a_second_reload_works_while_workers_of_the_first_linger() -> None:
         step(fleet)
         linger_all(fleet)
     assert fleet.rollout is None
-    assert {one.generation for one in fleet.some(State.READY)} == {3}
+    assert {one.generation for one in fleet.in_state(State.READY)} == {3}
 
 
 def test_a_spent_worker_does_not_delay_the_end_of_a_rollout() -> None:
@@ -331,24 +331,24 @@ def test_a_spent_worker_does_not_delay_the_end_of_a_rollout() -> None:
     fleet.reload()
     fleet.plan()
     step(fleet)
-    fleet.exit(fleet.only(State.DRAINING))
+    fleet.exit(fleet.only_in_state(State.DRAINING))
     fleet.plan()
-    fleet.ready(fleet.only(State.BOOTING))
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
-    fleet.exit(fleet.only(State.DRAINING))
-    new = fleet.some(State.READY)[0]
+    fleet.exit(fleet.only_in_state(State.DRAINING))
+    new = fleet.in_state(State.READY)[0]
     assert fleet.pool.reports.spent(new.ident, full=True)
     fleet.plan()
     assert fleet.rollout is None
     assert new.outdated
-    assert fleet.only(State.BOOTING).slot == new.slot
+    assert fleet.only_in_state(State.BOOTING).slot == new.slot
 
 
 def test_a_spent_canary_is_not_replaced_before_the_commit() -> None:
     fleet = Fleet(1)
     fleet.reload()
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     fleet.ready(canary)
     fleet.pool.reports.spent(canary.ident, full=True)
     assert fleet.plan() == []
@@ -362,7 +362,7 @@ def test_a_spent_old_worker_is_not_replaced_while_a_canary_settles() -> None:
     fleet = Fleet(1)
     fleet.reload()
     fleet.plan()
-    old, canary = fleet.only(State.READY), fleet.only(State.BOOTING)
+    old, canary = fleet.only_in_state(State.READY), fleet.only_in_state(State.BOOTING)
     fleet.ready(canary)
     fleet.pool.reports.spent(old.ident, full=True)
     assert fleet.plan() == []
@@ -384,7 +384,7 @@ def test_a_refused_commit_fails_the_rollout() -> None:
 
     fleet.rollout = Rollout(fleet.pool, 0.0, refuse)
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     fleet.ready(canary)
     with pytest.raises(CommandError, match="a broken file"):
         fleet.plan()
@@ -392,7 +392,7 @@ def test_a_refused_commit_fails_the_rollout() -> None:
     (drain,) = fleet.plan()
     assert isinstance(drain, Drain)
     assert drain.member is canary
-    assert [one.generation for one in fleet.some(State.READY)] == [1]
+    assert [one.generation for one in fleet.in_state(State.READY)] == [1]
 
 
 def test_the_error_of_a_rollout_has_the_exit_of_the_worker() -> None:
@@ -404,7 +404,7 @@ def test_the_error_of_a_rollout_has_the_exit_of_the_worker() -> None:
         fleet = Fleet(1)
         fleet.reload()
         fleet.plan()
-        fleet.pool.exited(fleet.only(State.BOOTING).ident, fleet.now, code=code, signal=signal, why=why)
+        fleet.pool.exited(fleet.only_in_state(State.BOOTING).ident, fleet.now, code=code, signal=signal, why=why)
         assert fleet.rollout is not None
         rollout = fleet.rollout
         with pytest.raises(CommandError, match=message):
@@ -419,7 +419,7 @@ def test_a_hanging_canary_fails_the_rollout_before_it_exits() -> None:
     fleet.plan()
     rollout = fleet.rollout
     fleet.now += 61
-    for member in fleet.some(State.READY):
+    for member in fleet.in_state(State.READY):
         fleet.pool.reports.beat(member.ident, fleet.now)
     fleet.pool.plan(fleet.now)
     with pytest.raises(CommandError, match="not ready after 60 s"):
@@ -436,11 +436,11 @@ def test_the_canary_gets_the_limits_of_its_own_configuration() -> None:
 
     fleet.rollout = Rollout(fleet.pool, 0.0, take_over)
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     fleet.ready(canary)
     fleet.plan()
     assert canary.limit == 300.0
-    (old,) = (one for one in fleet.some(State.READY) if one is not canary)
+    (old,) = (one for one in fleet.in_state(State.READY) if one is not canary)
     assert old.limit == 30.0
 
 
@@ -449,23 +449,23 @@ def test_slots_in_back_off_are_retried_at_once_after_the_commit() -> None:
     for slot in (2, 3) * 2:
         fleet.exit(next(one for one in fleet.pool.members.workers() if one.slot == slot and one.exists), code=1)
         fleet.plan()
-    assert len(fleet.some(State.BACKOFF)) == 2
+    assert len(fleet.in_state(State.BACKOFF)) == 2
     fleet.rollout = Rollout(fleet.pool, 0.0, accept_commit)  # before the half second after which they would be retried anyway
     fleet.plan()
-    assert [one.slot for one in fleet.some(State.BACKOFF)] == [3]
-    fleet.ready(fleet.only(State.BOOTING))
+    assert [one.slot for one in fleet.in_state(State.BACKOFF)] == [3]
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
-    assert 3 in [one.slot for one in fleet.some(State.BOOTING)]
+    assert 3 in [one.slot for one in fleet.in_state(State.BOOTING)]
 
 
 def test_a_failed_restart_during_a_rollout_keeps_no_old_worker() -> None:
     fleet = Fleet(2, surge=2)
     fleet.pool.generations.replace(2)
     fleet.plan()
-    restarted = fleet.only(State.BOOTING)
+    restarted = fleet.only_in_state(State.BOOTING)
     fleet.reload()
     fleet.plan()
-    fleet.ready(next(one for one in fleet.some(State.BOOTING) if one is not restarted))
+    fleet.ready(next(one for one in fleet.in_state(State.BOOTING) if one is not restarted))
     fleet.plan()
     fleet.now += SETTLE
     fleet.plan()
@@ -473,9 +473,9 @@ def test_a_failed_restart_during_a_rollout_keeps_no_old_worker() -> None:
     fleet.pool.generations.cancel_replace(2, fleet.now)  # a failed `restart` does this
     for _ in range(3):
         fleet.plan()
-        for member in fleet.some(State.DRAINING):
+        for member in fleet.in_state(State.DRAINING):
             fleet.exit(member)
-        for member in fleet.some(State.BOOTING):
+        for member in fleet.in_state(State.BOOTING):
             fleet.ready(member)
         fleet.now += 1
     fleet.plan()
