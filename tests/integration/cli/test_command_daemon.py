@@ -126,9 +126,8 @@ def port_of(said: str) -> int:
 
 
 def test_prefixed_worker_output_does_not_keep_the_launcher_s_pipes_open(project: Project) -> None:
-    _, stderr = project.start(
-        "--worker-stdout", "-", "--worker-output-prefix", "--error-logfile", "logs"
-    )  # returns once its pipes are closed
+    # `start` returns once the launcher's pipes are closed.
+    _, stderr = project.start("--worker-stdout", "-", "--worker-output-prefix", "--error-logfile", "logs")
     assert get(port_of(stderr), "/").status == 200
     eventually(lambda: "worker 1: asked" in (project.path / "logs").read_text(), (project.path / "logs").read_text)
 

@@ -115,9 +115,8 @@ def test_modules_outside_the_project_stay_loaded_until_they_change(site: Site) -
 def test_modules_that_cannot_be_shared_are_left_out_of_the_warm_process(site: Site) -> None:
     site.add("good.py")
     site.add("broken.py", "import nowhere")
-    site.add(
-        "hopeful.py", "try:\n    import broken\nexcept ImportError:\n    pass"
-    )  # it works without the module, as in the worker
+    # This module works without the broken one, as in the worker.
+    site.add("hopeful.py", "try:\n    import broken\nexcept ImportError:\n    pass")
     site.add("alone.py", "import sys\nif 'myapp' not in sys.modules: raise RuntimeError('not alone')")
     site.add("user.py", "import alone")
     site.add("starter.py", "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()")

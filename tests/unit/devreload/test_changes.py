@@ -85,9 +85,8 @@ def test_new_and_removed_files_are_relevant_where_modules_are_looked_for(path: s
     # The file existed before, and no worker has loaded it; but a file of a failed import cannot have existed.
     assert relevant_of(changes, path) == [path] * (path == "/p/lib/local.py")
     changes.ended(1)
-    assert relevant_of(changes, path, made=(path,)) == [path] * (
-        "local/" in path or "local." in path
-    )  # another worker may look for it again
+    # Another worker may look for the module again.
+    assert relevant_of(changes, path, made=(path,)) == [path] * ("local/" in path or "local." in path)
 
 
 def test_a_file_created_before_the_report_of_a_failed_import_is_relevant() -> None:

@@ -43,9 +43,8 @@ class History(RuleBasedStateMachine):
         self.were_ready: set[int] = set()
         self.spent: set[int] = set()
         self.kept, self.delay = wanted, delay
-        self.leaving: dict[
-            int | None, tuple[float, float | None]
-        ] = {}  # for each slot: the time it began to leave, and the time since which no client is sent there
+        # For each slot: the time when it began to leave, and the time since which no client is sent there.
+        self.leaving: dict[int | None, tuple[float, float | None]] = {}
         self.open: set[int | None] = {None, *range(1, wanted + 1)}
         self.ends: defaultdict[int | None, int] = defaultdict(int)  # exits of processes since the slot is to be closed
         self.failed: defaultdict[int | None, bool] = defaultdict(bool)  # one of these processes was never ready
