@@ -1,4 +1,4 @@
-"""For all tests: how many processes run them, what chance is made of, and a runtime directory for the servers that they start."""
+"""For all tests: the number of processes, the profiles of hypothesis, and a runtime directory for the started servers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from hypothesis import HealthCheck, settings
 
 import forkserve
 
-# How fast the machine is decides nothing. "same" is as each run of the tests; `--hypothesis-profile explore` looks elsewhere each time.
+# No test depends on the speed of the machine. "same" repeats the same examples in each run; `--hypothesis-profile explore` uses new ones.
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", SLOW, derandomize=True, max_examples=40)
 settings.register_profile("explore", SLOW, derandomize=False, max_examples=200, print_blob=True)
 settings.load_profile("same")
 
-PROCESSES = 4  # more than the usual two cores: tests of servers mostly wait
+PROCESSES = 4  # more than the usual two cores, because tests of servers mostly wait
 RUNTIME = pytest.StashKey[str]()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run directories in several processes; a file in this one, since the start of others takes longer than most files do."""
+    """Run directories in several processes, and a single file in this one, because starting others takes longer than most files."""
     paths = {argument.partition("::")[0] for argument in config.args}
     return PROCESSES if any(map(os.path.isdir, paths)) else min(PROCESSES, len(paths)) if len(paths) > 1 else 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give this run a runtime directory of its own, so that `forkserve ctl` finds no server of another run.
+    """Give this run its own runtime directory, so that `forkserve ctl` finds no server of another run.
 
-    The package is compiled once, and the apps never: two versions of a file that are saved in the same second and have the
-    same length are one to Python's cache.
+    The package is compiled once, and the apps never: Python's cache cannot distinguish two versions of a file that are saved in the
+    same second and have the same length.
     """
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(signum) is signal.SIG_IGN:
@@ -47,11 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how to run the tests in the same order again; -q leaves out the header that does."""
+    """Print the seed of the random order; -q hides the header that contains it."""
     if (seed := config.getoption("randomly_seed", None)) is not None:
         terminalreporter.write_line(f"random order: --randomly-seed={seed}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove it."""
+    """Remove the runtime directory."""
     shutil.rmtree(config.stash[RUNTIME], ignore_errors=True)

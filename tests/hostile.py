@@ -1,7 +1,7 @@
-"""Another user who swaps files for symbolic links, as fast as it goes, in a directory of that user.
+"""An attacker that swaps files for symbolic links, as fast as possible, in a directory that it can write.
 
-Where the tests run as root, that user is nobody. Anybody else plays both parts: the directory can be written by all, which
-makes its links as little to be trusted.
+If the tests run as root, the attacker is the user nobody. Otherwise the attacker is the same user, and the directory is writable by
+all, so that its links must not be trusted either.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ while True:
 
 @dataclass(frozen=True)
 class Hostile:
-    """`theirs` is the other user's directory; `ours` is a directory, and `target` a file in it, that must never change."""
+    """`theirs` is the attacker's directory; the directory `ours` and the file `target` in it must never change."""
 
     theirs: Path
     ours: Path
     target: Path
 
     def state(self) -> tuple[object, ...]:
-        """Return all that could be done to the target, and what stands beside it."""
+        """Return everything that an attack could change: the target, its attributes, and the names beside it."""
         found = self.target.stat()
         return (
             (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), found.st_ino, found.st_nlink),
@@ -60,7 +60,7 @@ class Hostile:
 
     @contextlib.contextmanager
     def swapping(self, *names: str, to: Path | None = None) -> Iterator[None]:
-        """Have these names in the directory become links to the target (or to another path), and vanish, all the time."""
+        """Swap these names in the directory for links to the target (or to another path), and remove them, all the time."""
         paths = [str(self.theirs / name) for name in names]
         before = self.state()
         with subprocess.Popen([sys.executable, "-c", SWAP, str(to or self.target), *paths], stdout=subprocess.PIPE) as swapper:
@@ -76,7 +76,7 @@ class Hostile:
 
 @contextlib.contextmanager
 def hostile() -> Iterator[Hostile]:
-    """Make the directories; the other user can reach both, but write to one of them only."""
+    """Make the directories; the attacker can reach both, but can write to only one of them."""
     place = Path(tempfile.mkdtemp(prefix="fs"))  # short enough for a socket's path
     try:
         place.chmod(0o755)
@@ -87,7 +87,7 @@ def hostile() -> Iterator[Hostile]:
         if IS_ROOT:
             os.chown(theirs, *NOBODY)
         target = ours / "target"
-        target.write_text("1\n")  # as in a pid file, which a server takes over when nobody holds it
+        target.write_text("1\n")  # like a pid file, which a server replaces if no process locks it
         target.chmod(0o600)
         yield Hostile(theirs, ours, target)
     finally:

@@ -1,4 +1,4 @@
-"""Ports for servers that a test starts before it knows that they are free: each process of the tests has some of its own."""
+"""Free ports for servers of tests: each test process has its own range."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import random
 import socket
 
 FIRST, EACH = 10_000, 1_400
-"""Below the ports that the system gives to clients and to port 0 (32768 and above): it would give one away before it is bound."""
+"""Below the ports that the system assigns to clients and to port 0 (32768 and above): it could assign one before the test binds it."""
 
 _process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw15").removeprefix("gw")) % 16
-_start = random.Random().randrange(EACH)  # another run of the tests begins elsewhere
+_start = random.Random().randrange(EACH)  # another run of the tests begins at another port
 _next = itertools.count(_start)
 
 
 def free_ports(count: int = 1) -> int:
-    """Return the first of some ports in a row that nobody listens on. None is returned twice until all have been."""
+    """Return the first of `count` consecutive free ports. A port is returned again only after all others."""
     for _ in range(EACH):
         offset = next(_next) % EACH
         if offset + count > EACH:

@@ -1,4 +1,4 @@
-"""A git repository of a test's own."""
+"""A git repository for a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def git(folder: Path, *arguments: str) -> None:
-    """Run git there, whatever the user's own settings are."""
+    """Run git in a directory, independently of the user's settings."""
     identity = (
         "-c",
         "user.name=a",

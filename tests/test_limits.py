@@ -1,4 +1,4 @@
-"""Limits of size. What must not import what is in pyproject.toml, for import-linter."""
+"""Limits of size. The import rules are in pyproject.toml, for import-linter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "forkserve"
 LINES, METHODS, LENGTH = 500, 25, 60
 
 TOO_MANY_METHODS = {"Worker"}
-"""`Worker` is what users subclass: many of its methods are there to be called or overridden."""
+"""Users subclass `Worker`: many of its methods are there to be called or overridden."""
 
 
 @functools.cache

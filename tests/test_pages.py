@@ -1,4 +1,4 @@
-"""The pages and the README say what the code says."""
+"""The pages and the README agree with the code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def named(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
-    """docs/generate.py, which is no module of a package."""
+    """docs/generate.py as a module; it is not part of a package."""
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     assert spec is not None
     assert spec.loader is not None
@@ -39,7 +39,7 @@ def generate() -> ModuleType:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
-def test_what_a_page_repeats_of_the_code_is_fresh(generate: ModuleType, path: Path) -> None:
+def test_the_generated_parts_of_a_page_are_up_to_date(generate: ModuleType, path: Path) -> None:
     text = path.read_text()
 
     assert text == generate.fresh(text), "run: python docs/generate.py"
@@ -77,7 +77,7 @@ def test_every_package_of_the_drawing_is_described(generate: ModuleType) -> None
 
 
 def anchors(path: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub and the site make them."""
+    """Return the anchors of the headings of a page, as GitHub and the site make them."""
     headings = re.findall(
         r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL), re.MULTILINE
     )
@@ -85,7 +85,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", LINKING, ids=named)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_have_existing_targets(path: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"\w+:", link):
@@ -97,7 +97,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [ROOT / "CONTRIBUTING.md", *sorted((DOCS / "internals").glob("*.md"))], ids=named)
-def test_files_that_are_named_exist(path: Path) -> None:
+def test_file_names_in_pages_exist(path: Path) -> None:
     named = re.findall(r"`?((?:forkserve|tests|docs|nginx|benchmarks)/[\w/.-]*\w)", path.read_text())
 
     assert [name for name in named if not (ROOT / name).exists()] == []
@@ -107,7 +107,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 
 def templates() -> Iterator[str]:
-    """Return every text of the code; what is put into it is an ellipsis."""
+    """Yield every text of the code; an ellipsis replaces its parameters."""
     for path in (ROOT / "forkserve").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
@@ -117,7 +117,7 @@ def templates() -> Iterator[str]:
                 yield re.sub(r"%[-.\d]*[a-z]|\{[^{}]*\}", "…", node.value)
 
 
-def test_the_page_of_incidents_has_the_codes_own_log_lines() -> None:
+def test_the_page_of_incidents_quotes_log_lines_of_the_code() -> None:
     page = (DOCS / "operate" / "incidents.md").read_text()
     lines = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
     known = "\n".join(templates())
@@ -134,7 +134,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         return
     page = (DOCS / "deploy" / "systemd.md").read_text()
     units = re.findall(r"<!-- file: (\S+) -->\n```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    for name, text in units:  # of this machine: a program and a user that there are
+    for name, text in units:  # use a program and a user that exist on this machine
         here = text.replace("/srv/shop/.venv/bin/forkserve", sys.executable).replace("User=shop", "User=root")
         (tmp_path / name).write_text(here.replace("/srv/shop", str(tmp_path)))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`import forkserve` in a process of its own: it does nothing but define names."""
+"""`import forkserve` in a separate process: it only defines names."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_import_has_no_side_effects() -> None:
     assert modules == ["forkserve", "forkserve.version"]
 
 
-def test_every_public_name_is_found() -> None:
+def test_every_public_name_can_be_imported() -> None:
     import forkserve
 
     assert sorted(forkserve.__all__) == sorted([*NAMES, "__version__"])
     assert all(getattr(forkserve, name).__name__ == name for name in NAMES)
 
 
-def test_an_unknown_name() -> None:
+def test_an_unknown_name_raises_attribute_error() -> None:
     import forkserve
 
     with pytest.raises(AttributeError, match="no attribute 'Sever'"):

@@ -1,11 +1,11 @@
-"""What a program of the user's own may read of its server, before it runs."""
+"""Attributes of a server before it runs."""
 
 from __future__ import annotations
 
 from forkserve import Server
 
 
-def test_a_program_reads_what_its_server_is() -> None:
+def test_a_server_has_its_settings_name_and_no_pid_before_it_runs() -> None:
     server = Server("site_app:app", workers=3)
 
     assert server.settings.workers == 3
@@ -13,5 +13,5 @@ def test_a_program_reads_what_its_server_is() -> None:
     assert server.pid == 0
 
 
-def test_the_name_may_be_set() -> None:
+def test_the_name_can_be_set() -> None:
     assert Server("site_app:app", name="shop").name == "shop"

@@ -1,9 +1,9 @@
-"""What an application forks has nothing of the server's, and does nothing to it.
+"""A process that the application forks holds no descriptor of the server and does not disturb it.
 
-Where an application can fork: at import (in a worker, and in a mold), in gunicorn's hooks and in those of a worker class, in
-the lifespan, in a view (inline, in a thread, on the loop; asyncio and uvloop; plain and behind TLS), in a command, in a worker
-of its own that loops by itself, and in the master's hooks and handlers. With what: `os.fork`, `pty.fork`, multiprocessing with
-fork and forkserver (Process, Pool, Manager), ProcessPoolExecutor, and programs that are executed.
+An application can fork at import (in a worker, and in a mold), in gunicorn's hooks and in those of a worker class, in the lifespan,
+in a view (inline, in a thread, on the loop; asyncio and uvloop; plain and behind TLS), in a command, in a custom worker with its
+own loop, and in the master's hooks and handlers. It can use `os.fork`, `pty.fork`, multiprocessing with fork and forkserver
+(Process, Pool, Manager), ProcessPoolExecutor, and executed programs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 from tests.ports import free_ports
 
-SERVED = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCHLD)
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCHLD)
 APPS = "tests.integration.forking_apps"
 WAYS = {
     "inline": ("wsgi", "--threads", 0),
@@ -49,7 +49,7 @@ RESULTS = {
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Iterator[Path]:
-    """The file in which apps note the pids of processes that they leave behind; those are ended with the test."""
+    """The file to which apps write the pids of the processes that they leave behind; the fixture kills these processes."""
     path = tmp_path / "notes"
     path.touch()
     yield path
@@ -63,27 +63,27 @@ def left_behind(notes: Path) -> int:
     return int(eventually(lambda: notes.read_text().split(), "the app has forked")[0])
 
 
-def has_nothing(pid: int, command: Command) -> None:
-    """Check that a process of an app's is none of the server's."""
+def check_process_holds_nothing(pid: int, command: Command) -> None:
+    """Check that a process forked by the app has no descriptor, lock or signal handler of the server."""
     eventually(lambda: "forked by the app" in title(pid), lambda: title(pid))
     ours = set(descriptors(command.pid).values())
     found = {name for name in descriptors(pid).values() if name.startswith(("socket:", "/memfd:forkserve-stacks"))}
-    assert not found & ours, "listeners, channels and the file for stacks are the server's"
+    assert not found & ours, "the process holds listeners, channels or the stacks file of the server"
     assert not any(name.endswith(".lock") for name in descriptors(pid).values())
 
     def masks() -> dict[str, str]:
         return dict(re.findall(r"^(Sig\w+):\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
 
-    eventually(lambda: int(masks()["SigBlk"], 16) == 0, masks)  # the last that is done after the fork
+    eventually(lambda: int(masks()["SigBlk"], 16) == 0, masks)  # the last step after the fork
     handlers = masks()
     caught = int(handlers["SigCgt"], 16)
-    assert not any(caught >> (signum - 1) & 1 for signum in SERVED), "INT alone has a handler, Python's own"
+    assert not any(caught >> (signum - 1) & 1 for signum in HANDLED_SIGNALS), "only SIGINT has a handler, that of Python"
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("way", WAYS)
-def test_what_a_view_forks_does_nothing_to_the_worker(serve: Start, way: str, loop: str) -> None:
+def test_a_process_forked_in_a_view_does_not_disturb_the_worker(serve: Start, way: str, loop: str) -> None:
     app, *options = WAYS[way]
     command = serve(f"{APPS}:{app}", "--bind", "127.0.0.1:0", "--loop", loop, "--no-capture-output", *options)
     (worker,) = command.workers
@@ -93,15 +93,15 @@ def test_what_a_view_forks_does_nothing_to_the_worker(serve: Start, way: str, lo
         for what, expected in RESULTS.items():
             assert client.get(f"/{what}").text == f"{worker} {expected}", what
             assert other.get().text == f"{worker} nothing", f"another connection, after {what}"
-    command.traceback_expected = True  # of the child that raised, which is printed
+    command.traceback_expected = True  # the child that raised prints it
     assert "ValueError: in the child" in command.stderr
     assert "received SIG" not in command.stderr
-    assert command.workers == [worker], "it was neither drained nor replaced"
+    assert command.workers == [worker], "the worker was neither drained nor replaced"
     command.stop()
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_behind_tls_as_well(serve: Start, authority: Authority, loop: str) -> None:
+def test_a_process_forked_behind_tls_does_not_disturb_the_worker(serve: Start, authority: Authority, loop: str) -> None:
     tls = ("--certfile", authority.server.cert, "--keyfile", authority.server.key)
     command = serve(f"{APPS}:asgi", "--bind", "127.0.0.1:0", "--loop", loop, *tls)
     (worker,) = command.workers
@@ -113,7 +113,7 @@ def test_behind_tls_as_well(serve: Start, authority: Authority, loop: str) -> No
     assert command.workers == [worker]
 
 
-PLACES = {
+FORK_PLACES = {
     "import": ("wsgi",),
     "import in the mold": ("wsgi", "--preload"),
     "post_fork": ("wsgi",),
@@ -139,30 +139,32 @@ def {name}(*_):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("place", PLACES)
-def test_a_process_that_outlives_the_server_holds_nothing_of_it(start: Start, tmp_path: Path, notes: Path, place: str) -> None:
+@pytest.mark.parametrize("place", FORK_PLACES)
+def test_a_process_that_outlives_the_server_holds_no_descriptor_of_it(
+    start: Start, tmp_path: Path, notes: Path, place: str
+) -> None:
     where = place.partition(" ")[0]
     config = tmp_path / "forkserve.conf.py"
     config.write_text(HOOK.format(root=str(ROOT), name=where) if where in HOOKS else "")
     port = free_ports()
     options = (f"--bind=127.0.0.1:{port}", "--config", config, "--pid", tmp_path / "pid")
-    app, *more = PLACES[place]
+    app, *more = FORK_PLACES[place]
     site = Steered(start, tmp_path, f"{APPS}:{app}", *options, *more, env={"FORK_IN": where})
     if where == "view":
         with Client(port) as client:
             client.get("/keep")
             pid = left_behind(notes)
-            has_nothing(pid, site.command)
+            check_process_holds_nothing(pid, site.command)
             assert client.get().status == 200
     if where == "command":
         assert site.ask("call", "fork")["ok"]
     pid = left_behind(notes)
-    has_nothing(pid, site.command)
+    check_process_holds_nothing(pid, site.command)
     with Client(port) as client:
         client.request("/", "Connection: close")
-        assert client.rest(), "the connection is closed although the other process is there"
+        assert client.rest(), "the connection is closed although the forked process still runs"
 
-    site.command.process.terminate()  # not `stop`: what the master's hooks have forked is its child, and stays
+    site.command.process.terminate()  # not `stop`: processes forked by the master's hooks are its children, and stay
     assert site.command.process.wait(20) == 0
     assert exists(pid)
     again = start(f"{APPS}:wsgi", *options).ready()
@@ -173,21 +175,21 @@ def test_a_process_that_outlives_the_server_holds_nothing_of_it(start: Start, tm
     eventually(lambda: not exists(pid), "TERM ends it")
 
 
-def test_a_worker_that_forks_for_each_connection(serve: Start, notes: Path) -> None:
+def test_a_custom_worker_can_fork_for_each_connection(serve: Start, notes: Path) -> None:
     command = serve("--worker", f"{APPS}:Custom", "--bind", "127.0.0.1:0", env={"NOTES": str(notes)})
     (worker,) = command.workers
 
     for number in range(3):
         with dial(command.port) as client:
             client.sendall(b"hello")
-            assert client.recv(100) == b"%d hello" % worker, "what the worker itself has accepted is its child's"
+            assert client.recv(100) == b"%d hello" % worker, "the child inherits the connection that the worker itself accepted"
             eventually(lambda number=number: len(notes.read_text().split()) > number, "the child has ended")
     assert notes.read_text().split() == ["0", "0", "0"]
     notes.write_text("")
     assert command.workers == [worker]
 
 
-def test_programs_have_no_descriptor_of_ours_and_no_signal_blocked(serve: Start) -> None:
+def test_executed_programs_inherit_no_server_descriptor_and_no_blocked_signal(serve: Start) -> None:
     blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
     command = serve(f"{APPS}:wsgi", "--bind", "127.0.0.1:0", prefix=after(blocked))
 
@@ -199,11 +201,11 @@ def test_programs_have_no_descriptor_of_ours_and_no_signal_blocked(serve: Start)
     assert "eventpoll" not in found
     assert re.search(r"SigBlk:\t0+$", found, re.MULTILINE)
     ignored = int(re.search(r"SigIgn:\t(\w+)$", found, re.MULTILINE)[1], 16)
-    assert not any(ignored >> (signum - 1) & 1 for signum in (*SERVED, signal.SIGINT))
+    assert not any(ignored >> (signum - 1) & 1 for signum in (*HANDLED_SIGNALS, signal.SIGINT))
 
 
 @pytest.mark.parametrize("options", [(), ("--daemon",)], ids=["foreground", "daemon"])
-def test_signals_that_the_starter_has_blocked_are_obeyed(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_signals_blocked_by_the_parent_process_are_handled(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
     blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
     pid_file = tmp_path / "pid"
     log = ("--error-logfile", tmp_path / "log") if options else ()
@@ -212,7 +214,7 @@ def test_signals_that_the_starter_has_blocked_are_obeyed(start: Start, tmp_path:
         command.wait(0)
     else:
         command.ready()
-    pid = int(eventually(lambda: pid_file.read_text() if pid_file.exists() else "", "the pid file"))
+    pid = int(eventually(lambda: pid_file.read_text() if pid_file.exists() else "", "the pid file is written"))
 
     os.kill(pid, signal.SIGTERM)
 
@@ -259,7 +261,7 @@ async def asgi(scope, receive, send):
 @pytest.mark.parametrize(
     ("app", "path"), [("app", "/nested"), ("app", "/replace"), ("app", "/wakeup"), ("asgi", "/nested")], ids=str
 )
-def test_a_worker_hears_of_term_whatever_the_app_does_to_signals(
+def test_a_worker_handles_term_after_the_app_changes_signal_handlers(
     serve: Start, tmp_path: Path, app: str, path: str, loop: str
 ) -> None:
     (tmp_path / "nested_app.py").write_text(NESTED)
@@ -267,18 +269,18 @@ def test_a_worker_hears_of_term_whatever_the_app_does_to_signals(
     (worker,) = command.workers
     with Client(command.port) as client:
         client.get(path)
-        eventually(lambda: client.get().text.startswith(f"{worker} True"), "the worker has its handler again")
+        eventually(lambda: client.get().text.startswith(f"{worker} True"), "the worker's handler is restored")
         if path == "/replace":
-            assert client.get().text == f"{worker} True function", "what the server has no use for is the app's"
+            assert client.get().text == f"{worker} True function", "the app may handle signals that the server does not use"
 
     os.kill(worker, signal.SIGTERM)
 
     command.wait_for(rf"\[{worker}\] \[INFO\] worker 1 gen 1: received SIGTERM: ending")
     command.wait_for(rf"worker 1 \(pid {worker}\) exited with code 0")
-    eventually(lambda: command.workers not in ([], [worker]), "it is replaced")
+    eventually(lambda: command.workers not in ([], [worker]), "the worker is replaced")
 
 
-def test_a_boot_that_forks_and_comes_back_makes_no_second_worker(start: Start, tmp_path: Path) -> None:
+def test_a_fork_at_import_that_returns_makes_no_second_worker(start: Start, tmp_path: Path) -> None:
     (tmp_path / "twice.py").write_text("import os\nos.fork()\nfrom tests.integration.small_apps import who\n")
     env = {"PYTHONPATH": str(ROOT)}
     command = start("twice:who", "--bind", "127.0.0.1:0", "--timeout", 60, cwd=tmp_path, env=env).ready()
@@ -287,11 +289,11 @@ def test_a_boot_that_forks_and_comes_back_makes_no_second_worker(start: Start, t
     def twin() -> bool:
         return any("forked by" in title(int(pid)) for pid in children_of(worker) if exists(int(pid)))
 
-    eventually(lambda: not twin(), "it has ended")
+    eventually(lambda: not twin(), "the forked process has ended")
     assert run("ctl", "status").returncode == 0
     command.stop()
 
 
 def children_of(pid: int) -> list[str]:
-    """Return the pids of what it has forked."""
+    """Return the pids of the process's children."""
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

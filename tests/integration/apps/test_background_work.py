@@ -1,8 +1,8 @@
-"""Work that an app has handed to executors and threads is finished before its worker ends, within the graceful timeout.
+"""A worker finishes the work that its app has given to executors and threads before it exits, within the graceful timeout.
 
-Where such work may run: a ThreadPoolExecutor, the loop's default executor (that of the loop, or one that the app has set),
-anyio's threads, threads that are no daemons, a ProcessPoolExecutor; for WSGI inline, WSGI in threads, ASGI on both loops, and in
-a worker that loops by itself. When a worker ends: stop, reload, restart, recycling, scale-down, `run` that returns.
+Such work can run in a ThreadPoolExecutor, in the loop's default executor (built in, or set by the app), in anyio's threads, in
+non-daemon threads and in a ProcessPoolExecutor; for WSGI inline, WSGI in threads, ASGI on both loops, and in a custom worker with
+its own loop. A worker exits at a stop, a reload, a restart, recycling, a scale-down, and when its `run` returns.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ DONE = {
 }
 
 
-def hand_over(site: Site, path: str) -> None:
-    """Have the app begin work, and wait until that is under way."""
+def begin_work(site: Site, path: str) -> None:
+    """Make the app begin work, and wait until the work runs."""
     started = site.notes.parent / "started"
     assert get(site.command.port, path).status == 200
     eventually(started.exists, "the work has begun")
@@ -133,9 +133,9 @@ def hand_over(site: Site, path: str) -> None:
     ],
     ids=str,
 )
-def test_work_in_hand_is_finished_at_a_stop(start: Start, tmp_path: Path, way: tuple[object, ...], what: str) -> None:
+def test_running_work_is_finished_at_a_stop(start: Start, tmp_path: Path, way: tuple[object, ...], what: str) -> None:
     site = Site(start, tmp_path, *way, *PORT, code=APP)
-    hand_over(site, f"/{what}")
+    begin_work(site, f"/{what}")
 
     site.command.stop()
 
@@ -143,9 +143,9 @@ def test_work_in_hand_is_finished_at_a_stop(start: Start, tmp_path: Path, way: t
     assert "cut off" not in site.command.stderr
 
 
-def test_a_task_goes_on_while_the_default_executor_works(start: Start, tmp_path: Path) -> None:
+def test_a_task_continues_while_the_default_executor_works(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, *UVLOOP, *PORT, code=APP)
-    hand_over(site, "/then")
+    begin_work(site, "/then")
 
     site.command.stop()
 
@@ -166,9 +166,9 @@ def test_idle_executors_and_daemons_add_no_delay(start: Start, tmp_path: Path, w
     assert "cut off" not in site.command.stderr
 
 
-def test_what_does_not_end_in_time_is_named_once(start: Start, tmp_path: Path) -> None:
+def test_a_thread_that_misses_the_graceful_timeout_is_logged_once(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, *INLINE, *PORT, "--graceful-timeout", 2, code=APP)
-    hand_over(site, "/stuck")
+    begin_work(site, "/stuck")
 
     site.command.stop()
 
@@ -177,9 +177,9 @@ def test_what_does_not_end_in_time_is_named_once(start: Start, tmp_path: Path) -
     assert re.search(r"thread 'endless' in work \(.*app\.py:\d+\) is cut off", lines[0])
 
 
-def test_under_reload_nobody_waits_long(start: Start, tmp_path: Path) -> None:
+def test_a_stuck_thread_does_not_delay_a_stop_under_reload(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, *INLINE, *PORT, "--reload", code=APP)
-    hand_over(site, "/stuck")
+    begin_work(site, "/stuck")
 
     begun = time.monotonic()
     site.command.stop()
@@ -190,11 +190,11 @@ def test_under_reload_nobody_waits_long(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("how", ["reload", "restart", "scale", "recycling", "TERM"])
-def test_at_every_end_of_a_worker(start: Start, tmp_path: Path, how: str) -> None:
+def test_a_thread_is_finished_at_every_kind_of_worker_exit(start: Start, tmp_path: Path, how: str) -> None:
     more = ("--max-requests", 1) if how == "recycling" else ()
     site = Site(start, tmp_path, *INLINE, *PORT, *more, code=APP)
     (row,) = site.settled(1)
-    hand_over(site, "/thread")
+    begin_work(site, "/thread")
 
     match how:
         case "reload":
@@ -210,7 +210,7 @@ def test_at_every_end_of_a_worker(start: Start, tmp_path: Path, how: str) -> Non
     assert site.noted() == ["thread"]
 
 
-def test_workers_that_loop_by_themselves(start: Start, tmp_path: Path) -> None:
+def test_a_custom_worker_finishes_its_executor_and_thread_work(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "--worker", "app:Custom", *PORT, code=APP)
     eventually((tmp_path / "started").exists, "the work has begun")
 
@@ -226,7 +226,7 @@ def test_a_worker_that_returns_is_replaced_while_its_threads_end(start: Start, t
     eventually(lambda: len(site.noted()) >= 2, "two workers have finished their work")
 
     assert "cut off" not in site.command.stderr
-    with Client(site.command.port):  # the port stays
+    with Client(site.command.port):  # the port stays open
         pass
-    site.command.kill(signal.SIGTERM)  # several may be there at once, as each waits for its own threads
+    site.command.kill(signal.SIGTERM)  # several workers may exist at once: each waits for its own threads
     site.command.wait()

@@ -1,16 +1,16 @@
-"""Each piece of the application's work runs in a context of its own (PEP 567), a copy of what start-up has left.
+"""Each request, command and task of the application runs in its own context (PEP 567), a copy of the context after start-up.
 
-The places where code of the application is entered, each covered here:
+Each place where code of the application is entered is covered here:
 
-- start-up, whose variables all see: import (in a worker, in a mold), the hooks post_fork, on_start, post_worker_init and on_ready;
-- lifespan: start-up and shutdown, whose variables no request sees;
+- start-up: import (in a worker, in a mold), the hooks post_fork, on_start, post_worker_init and on_ready; all code sees its variables;
+- lifespan: start-up and shutdown; no request sees their variables;
 - WSGI: the call, ``iter()``, each ``next()``, ``len()``, ``close()``, ``write()``, the file wrapper's file, on the loop's thread and in a
-  pool's; after another request on the same connection, pipelined with it, behind another client's in the queue, after a large
+  pool's; after another request on the same connection, pipelined with it, queued behind another client's request, after a large
   upload, after a slow reader;
 - ASGI: the task of a request and of a WebSocket;
 - the hooks pre_request and post_request (in the request's context), on_stop, and those in the master;
 - commands, on_<name> and child_<name>, sync and async;
-- in the master: signal handlers, I/O handlers, timers, what waits for a command's value.
+- in the master: signal handlers, I/O handlers, timers, callbacks that get a command's value.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LOOPS = pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks
 
 
 def begin(serve: Start, tmp_path: Path, mode: tuple[object, ...], *options: object, conf: str = CONF) -> Command:
-    """Start a probe with all the places of start-up."""
+    """Start the app that records its context, with every hook of start-up."""
     (tmp_path / "forkserve.conf.py").write_text(conf)
     app, *more = mode
     return serve(
@@ -66,12 +66,12 @@ def begin(serve: Start, tmp_path: Path, mode: tuple[object, ...], *options: obje
 
 
 def seen(command: Command) -> list[list[Any]]:
-    """What was noted since the last time, but for the start-up of lifespan."""
+    """Return the rows recorded since the last call, without the start-up of lifespan."""
     return [row for row in get(command.port, "/seen").json if row[0] != "lifespan startup"]
 
 
 def check(rows: list[list[Any]], startup: list[str] = STARTUP) -> None:
-    """Each saw what start-up had set, and of what work sets only its own."""
+    """Check that each row has the variables of start-up, and no variable that other work has set."""
     assert rows
     for place, work, own, base in rows:
         if place == "reset":
@@ -84,14 +84,16 @@ def check(rows: list[list[Any]], startup: list[str] = STARTUP) -> None:
         )
 
 
-def tokens_are_reset(rows: list[list[Any]], requests: int) -> None:
-    """Each close could take back what its call had set."""
+def check_tokens_are_reset(rows: list[list[Any]], requests: int) -> None:
+    """Check that each `close` could reset the token of its call."""
     assert sum(place == "reset" for place, *_ in rows) == requests
 
 
 @LOOPS
 @MODES
-def test_requests_of_one_connection(serve: Start, tmp_path: Path, mode: tuple[object, ...], loop: str) -> None:
+def test_each_request_of_a_connection_has_its_own_context(
+    serve: Start, tmp_path: Path, mode: tuple[object, ...], loop: str
+) -> None:
     command = begin(serve, tmp_path, mode, "--loop", loop)
     with Client(command.port) as client:
         for _ in range(3):
@@ -105,12 +107,12 @@ def test_requests_of_one_connection(serve: Start, tmp_path: Path, mode: tuple[ob
     rows = seen(command)
     check(rows)
     if mode[0] == "wsgi":
-        tokens_are_reset(rows, 9)
+        check_tokens_are_reset(rows, 9)
 
 
 @LOOPS
 @MODES
-def test_after_a_slow_reader_and_in_the_queue_behind_one(
+def test_a_request_queued_behind_a_slow_reader_has_its_own_context(
     serve: Start, tmp_path: Path, mode: tuple[object, ...], loop: str
 ) -> None:
     command = begin(serve, tmp_path, mode, "--loop", loop)
@@ -124,13 +126,13 @@ def test_after_a_slow_reader_and_in_the_queue_behind_one(
     rows = seen(command)
     check(rows)
     if mode[0] == "wsgi":
-        tokens_are_reset(rows, 3)
+        check_tokens_are_reset(rows, 3)
 
 
 @LOOPS
 @pytest.mark.parametrize("threads", [0, 1])
 @pytest.mark.parametrize("path", ["/list", "/file", "/write"])
-def test_other_results_of_wsgi(serve: Start, tmp_path: Path, threads: int, path: str, loop: str) -> None:
+def test_lists_files_and_write_have_their_own_context(serve: Start, tmp_path: Path, threads: int, path: str, loop: str) -> None:
     command = begin(serve, tmp_path, ("wsgi", "--threads", threads, "--loop", loop))
     with Client(command.port) as client:
         for _ in range(3):
@@ -142,7 +144,7 @@ def test_other_results_of_wsgi(serve: Start, tmp_path: Path, threads: int, path:
 
 @LOOPS
 @pytest.mark.parametrize("threads", [0, 1])
-def test_a_client_that_leaves_has_close_called_in_its_context(serve: Start, tmp_path: Path, threads: int, loop: str) -> None:
+def test_close_runs_in_the_request_s_context_after_a_disconnect(serve: Start, tmp_path: Path, threads: int, loop: str) -> None:
     command = begin(serve, tmp_path, ("wsgi", "--threads", threads, "--loop", loop))
     with Client(command.port) as client:
         client.request("/1000/100000")
@@ -153,7 +155,7 @@ def test_a_client_that_leaves_has_close_called_in_its_context(serve: Start, tmp_
 
 
 @LOOPS
-def test_websockets(serve: Start, tmp_path: Path, loop: str) -> None:
+def test_each_websocket_has_its_own_context(serve: Start, tmp_path: Path, loop: str) -> None:
     command = begin(serve, tmp_path, ("asgi", "--loop", loop))
     for _ in range(2):
         with connect(f"ws://127.0.0.1:{command.port}/") as one, connect(f"ws://127.0.0.1:{command.port}/") as two:
@@ -166,7 +168,7 @@ def test_websockets(serve: Start, tmp_path: Path, loop: str) -> None:
 
 
 @LOOPS
-def test_lifespan_has_a_context_of_its_own(serve: Start, tmp_path: Path, loop: str) -> None:
+def test_lifespan_has_its_own_context(serve: Start, tmp_path: Path, loop: str) -> None:
     command = begin(serve, tmp_path, ("asgi", "--loop", loop))
     rows = get(command.port, "/seen").json
     assert rows == [["lifespan startup", "lifespan", "", STARTUP[:-1]]]
@@ -181,7 +183,7 @@ def test_lifespan_has_a_context_of_its_own(serve: Start, tmp_path: Path, loop: s
 @LOOPS
 @MODES
 @pytest.mark.parametrize("name", ["look", "look_async"])
-def test_commands(serve: Start, tmp_path: Path, mode: tuple[object, ...], loop: str, name: str) -> None:
+def test_each_command_has_its_own_context(serve: Start, tmp_path: Path, mode: tuple[object, ...], loop: str, name: str) -> None:
     command = begin(serve, tmp_path, mode, "--loop", loop, "--control-socket", tmp_path / "ctl")
     get(command.port, "/2/1")
     for number in range(3):
@@ -209,11 +211,11 @@ def test_request_hooks_share_the_context_of_their_request(
     assert [(row[0], row[2]) for row in rows if row[0] == "pre_request"] == [("pre_request", "")] * 2
     assert [row[2] for row in rows if row[0] == "call"] == ["/2/10"] * 2
     requests = {row[1] for row in rows if row[0] == "call"}
-    # A token of the call is reset in close, which may come before or after post_request; in threads beside it.
+    # `close` resets the token of the call: before or after post_request, or in another thread at the same time.
     assert {row[2] for row in rows if row[0] == "post_request"} <= requests | {"/2/10"}
 
 
-def test_a_preloaded_app(serve: Start, tmp_path: Path) -> None:
+def test_each_request_of_a_preloaded_app_has_its_own_context(serve: Start, tmp_path: Path) -> None:
     command = begin(serve, tmp_path, ("wsgi",), "--preload")
     with Client(command.port) as client:
         for _ in range(2):
@@ -271,7 +273,7 @@ raise SystemExit(server.run())
 """
 
 
-def test_the_master_s_handlers(start: Start, tmp_path: Path) -> None:
+def test_each_handler_of_the_master_has_its_own_context(start: Start, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(MASTER)
     command = start(program=[str(tmp_path / "program.py")]).ready()
     eventually(lambda: command.stdout.count("io ") >= 2, lambda: command.stdout)
@@ -322,7 +324,7 @@ def upload():
 
 @LOOPS
 @pytest.mark.parametrize("threads", [0, 4])
-def test_flask_stream_with_context(serve: Start, project: Path, threads: int, loop: str) -> None:
+def test_flask_streams_keep_their_request_context(serve: Start, project: Path, threads: int, loop: str) -> None:
     command = serve("site_app:app", "--base-port", 0, "--threads", threads, "--loop", loop, cwd=project)
     with Client(command.port) as client, Client(command.port) as slow:
         slow.request("/stream/400?size=50000&q=slow")
@@ -415,9 +417,7 @@ FastAPIInstrumentor.instrument_app(fastapi)
 
 @LOOPS
 @pytest.mark.parametrize(("app", "threads"), [("wsgi", 0), ("wsgi", 1), ("flask", 0), ("flask", 1), ("asgi", 0), ("fastapi", 0)])
-def test_opentelemetry_files_each_request_under_a_trace_of_its_own(
-    serve: Start, tmp_path: Path, app: str, threads: int, loop: str
-) -> None:
+def test_opentelemetry_gives_each_request_its_own_trace(serve: Start, tmp_path: Path, app: str, threads: int, loop: str) -> None:
     (tmp_path / "traced.py").write_text(TRACED)
     command = serve(f"traced:{app}", "--base-port", 0, "--threads", threads, "--loop", loop, cwd=tmp_path)
     traces = []

@@ -1,6 +1,6 @@
-"""Code of a WSGI application on the loop's thread sees no loop: neither where it is hidden for good, nor where only during calls.
+"""Code of a WSGI application on the loop's thread sees no running loop, whether the loop is hidden always or only during calls.
 
-The latter is for Python 3.14 (`hiddenloop`); here it is tried with every Python.
+Python 3.14 needs the loop hidden during calls only (`hiddenloop`); the tests do both with every Python.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The example apps, with the frameworks people deploy, behind the real command; each on both loops."""
+"""The example apps, written in common frameworks, served by the real command on both loops."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def http(command: Command, **options: object) -> httpx.Client:
 
 
 @LOOPS
-def test_the_loop_that_was_asked_for(serve: Start, loop: str) -> None:
+def test_the_loop_option_selects_the_loop(serve: Start, loop: str) -> None:
     assert get(serve("tests.integration.small_apps:who_asgi", "--base-port", 0, "--loop", loop).port).json["loop"] == loop
 
 
 @PARSERS
 @pytest.mark.parametrize("app", ["hello_wsgi", "hello_asgi"])
-def test_hello(serve: Start, parser: str, app: str) -> None:
+def test_hello_responds_with_all_default_headers(serve: Start, parser: str, app: str) -> None:
     command = serve(f"example_apps.{app}:app", "--base-port", 0, "--http", parser)
 
     with Client(command.port) as client:
@@ -50,14 +50,14 @@ def test_hello(serve: Start, parser: str, app: str) -> None:
 
 @LOOPS
 @pytest.mark.parametrize("threads", [0, 4])
-def test_flask(serve: Start, loop: str, threads: int) -> None:
+def test_the_flask_example_works(serve: Start, loop: str, threads: int) -> None:
     command = serve("example_apps.flask_app:app", "--base-port", 0, "--loop", loop, "--threads", threads)
 
     with http(command) as client:
         assert "<form" in client.get("/").text
         user = client.get("/users/7", params={"q": "ä b"}).json()
         assert user == {"id": 7, "url": f"http://127.0.0.1:{command.port}/users/7?q=ä+b", "args": {"q": "ä b"}}
-        big = b"x" * 2_000_000  # more than is kept in memory
+        big = b"x" * 2_000_000  # too large to be kept in memory
         greeting = client.post("/greet", data={"name": "<Ada>"}, files={"file": ("big.bin", big)})
         assert greeting.text == "Hello, &lt;Ada&gt;! 2000000 bytes came."
         assert client.get("/users/none").status_code == 404
@@ -65,8 +65,8 @@ def test_flask(serve: Start, loop: str, threads: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where Django keeps its data, migrated by the first worker that starts."""
+def django_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of Django's database; the first worker creates its tables."""
     return tmp_path_factory.mktemp("django") / "site.sqlite3"
 
 
@@ -79,7 +79,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tests.integration.small_apps:validated_django()",
     ],
 )
-def test_django(serve: Start, loop: str, app: str, database: Path) -> None:
+def test_the_django_example_works(serve: Start, loop: str, app: str, django_database: Path) -> None:
     command = serve(
         app,
         "--workers",
@@ -88,7 +88,7 @@ def test_django(serve: Start, loop: str, app: str, database: Path) -> None:
         0,
         "--loop",
         loop,
-        env={"DJANGO_DATABASE": str(database), "DJANGO_SUPERUSER_PASSWORD": "sesame"},
+        env={"DJANGO_DATABASE": str(django_database), "DJANGO_SUPERUSER_PASSWORD": "sesame"},
     )
 
     with http(command) as client:
@@ -114,7 +114,7 @@ def test_django(serve: Start, loop: str, app: str, database: Path) -> None:
 
 
 @LOOPS
-def test_fastapi(serve: Start, loop: str) -> None:
+def test_the_fastapi_example_works(serve: Start, loop: str) -> None:
     command = serve("example_apps.fastapi_app:app", "--base-port", 0, "--loop", loop)
 
     with http(command) as client:
@@ -138,13 +138,13 @@ def test_fastapi(serve: Start, loop: str) -> None:
 
 
 @LOOPS
-def test_starlette(serve: Start, loop: str) -> None:
+def test_the_starlette_example_works(serve: Start, loop: str) -> None:
     command = serve("example_apps.starlette_app:app", "--base-port", 0, "--loop", loop)
     url = f"http://127.0.0.1:{command.port}"
 
     with http(command) as client:
         assert client.get("/").json() == {"seen": []}
-        # Noted in the background, after the answer, in a thread: perhaps after the next.
+        # A background task stores the URL after the response, in a thread: perhaps after the next request.
         eventually(lambda: f"{url}/" in client.get("/?again").json()["seen"])
         assert client.post("/upload", content=b"\x00\xff" * 50_000).content == b"\x00\xff" * 50_000
         assert client.put("/upload").status_code == 405
@@ -154,7 +154,7 @@ def test_starlette(serve: Start, loop: str) -> None:
 
 
 @LOOPS
-def test_chat(serve: Start, loop: str) -> None:
+def test_the_chat_example_broadcasts_messages(serve: Start, loop: str) -> None:
     command = serve("example_apps.chat:app", "--base-port", 0, "--loop", loop)
     url = f"ws://127.0.0.1:{command.port}/"
 
@@ -169,7 +169,7 @@ def test_chat(serve: Start, loop: str) -> None:
 
 @LOOPS
 @pytest.mark.parametrize("app", ["application", "app"])
-def test_slow(serve: Start, loop: str, app: str) -> None:
+def test_the_slow_example_responds_after_its_delay(serve: Start, loop: str, app: str) -> None:
     command = serve(f"example_apps.slow:{app}", "--base-port", 0, "--loop", loop)
     began = time.monotonic()
 
@@ -177,7 +177,7 @@ def test_slow(serve: Start, loop: str, app: str) -> None:
     assert 0.2 <= time.monotonic() - began < 20
 
 
-def test_asgi_serves_others_while_one_waits(serve: Start, tmp_path: Path) -> None:
+def test_an_asgi_worker_serves_other_requests_while_one_waits(serve: Start, tmp_path: Path) -> None:
     gate, notes = tmp_path / "gate", tmp_path / "notes"
     command = serve("tests.integration.small_apps:gated_asgi", "--base-port", 0, env={"NOTES": str(notes)})
 
@@ -208,7 +208,7 @@ def test_events_arrive_one_by_one(serve: Start, loop: str, app: str, options: tu
     assert all(later - earlier > 0.1 for earlier, later in itertools.pairwise(arrived)), arrived
 
 
-def test_an_endless_stream_ends_when_its_client_goes(serve: Start) -> None:
+def test_an_endless_stream_ends_when_its_client_disconnects(serve: Start) -> None:
     command = serve("example_apps.stream:app", "--base-port", 0)
 
     with Client(command.port) as client:
@@ -216,12 +216,12 @@ def test_an_endless_stream_ends_when_its_client_goes(serve: Start) -> None:
         client.head()
         for _, chunk in zip(range(3), client.chunks(), strict=False):
             assert chunk
-    command.stop()  # which fails if the worker still has the connection's socket
+    command.stop()  # `stop` fails if the worker still holds the connection's socket
 
 
 @pytest.mark.parametrize(("app", "interface"), [("application", "wsgi"), ("app", "asgi")])
 @PARSERS
-def test_echo_tells_what_the_app_was_given(serve: Start, app: str, interface: str, parser: str) -> None:
+def test_echo_reports_the_request_as_the_app_received_it(serve: Start, app: str, interface: str, parser: str) -> None:
     command = serve(f"example_apps.echo:{app}", "--base-port", 0, "--http", parser)
 
     seen = get(command.port, "/a%20b/%C3%A4?q=%20", "X-Thing: one", "X-Thing: two", method="PUT", body=b"\xff\x00").json
@@ -234,7 +234,7 @@ def test_echo_tells_what_the_app_was_given(serve: Start, app: str, interface: st
     assert json.loads(get(command.port).body)["raw"]
 
 
-def test_echo_websocket(serve: Start) -> None:
+def test_the_echo_example_echoes_websocket_messages(serve: Start) -> None:
     command = serve("example_apps.echo:app", "--base-port", 0)
 
     with connect(f"ws://127.0.0.1:{command.port}/", compression=None) as socket:

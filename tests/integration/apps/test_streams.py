@@ -1,11 +1,12 @@
-"""What is cut off and what is not: streams, background work and WebSockets when a worker drains, and when their client leaves.
+"""Streams, background work and WebSockets when a worker drains, and when their client disconnects.
 
-The places in which a drain can cut an answer off, each covered here: a finite stream whose length nobody knows, in each framework and
-both interfaces, at a stop, a reload, a restart, a scale-down, at --max-requests and an upgrade; an endless one, after --stream-grace; work
-behind an answer; a task that only it refers to; a WebSocket before and after its Close.
+Each place where a drain can cut a response off is covered here: a finite stream of unknown length, in each framework and both
+interfaces, at a stop, a reload, a restart, a scale-down, at --max-requests and at an upgrade; an endless stream, after --stream-grace;
+work that continues after the response; a task that has no strong reference; a WebSocket before and after its Close frame.
 
-The places in which a client that leaves must be noticed, and is no error: before the answer, in it, idle and busy, by FIN and by RST, over
-TCP, unix sockets and TLS, while reading is paused, during a drain; in `receive`, in `send`, in what frameworks make of either.
+Each place where the server must notice a disconnected client, without logging an error, is covered too: before the response and during
+it, idle and busy, by FIN and by RST, over TCP, unix sockets and TLS, while reading is paused, during a drain; in `receive`, in `send`,
+and in the wrappers of frameworks around either.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["certificate"]
 FRAMEWORKS = pytest.mark.parametrize(
     "framework", ["raw", "starlette", "base_http_middleware", "fastapi", "litestar", "quart", "django", "sse"]
 )
-LISTENING = pytest.mark.parametrize("framework", ["starlette", "fastapi", "litestar", "quart", "django", "raw"])
+DISCONNECT_AWARE = pytest.mark.parametrize("framework", ["starlette", "fastapi", "litestar", "quart", "django", "raw"])
 PIECES = b"".join(b"piece %d;" % number for number in range(5))
 LONG = ("--graceful-timeout", 60)
 
@@ -44,19 +45,19 @@ def app(framework: str) -> str:
     return "tests.integration.stream_apps:wsgi" if framework == "wsgi" else f'tests.integration.stream_apps:make("{framework}")'
 
 
-def noted(notes: Path, text: str) -> None:
-    """Wait for a line."""
+def wait_for_note(notes: Path, text: str) -> None:
+    """Wait until the app has written this line to its notes."""
     eventually(lambda: text in notes.read_text().splitlines(), notes.read_text)
 
 
 def begin(start: Start, tmp_path: Path, framework: str, *options: object) -> Steered:
-    """Start it with a control socket."""
+    """Start the server with a control socket."""
     (tmp_path / "notes").touch()
     return Steered(start, tmp_path, app(framework), "--base-port", 0, "--reload-settle", 0, "--linger", 0.2, *LONG, *options)
 
 
-def first(client: Client, target: str) -> None:
-    """Begin a stream."""
+def begin_stream(client: Client, target: str) -> None:
+    """Request a stream and read its head and its first piece."""
     client.request(target)
     head = client.head()
     assert (head.status, head["transfer-encoding"]) == (200, "chunked")
@@ -64,31 +65,31 @@ def first(client: Client, target: str) -> None:
 
 
 def rest_of_chunks(client: Client) -> bytes:
-    """The text of what is left, whose last chunk must come."""
+    """Read the remaining pieces; the last chunk must be there."""
     data = client.rest()
     assert data.endswith(b"0\r\n\r\n"), data
     return b"".join(re.findall(rb"piece \d;", data))
 
 
 def draining(steered: Steered, pid: int) -> bool:
-    """Whether the process drains, as the status has it."""
+    """Whether the status reports that the process drains."""
     rows = steered.ask("status")["result"]["workers"]
     return any(row["pid"] == pid and row["state"] == "draining" for row in rows)
 
 
 @FRAMEWORKS
-def test_a_reload_lets_a_finite_stream_end(start: Start, tmp_path: Path, framework: str) -> None:
+def test_a_finite_stream_completes_during_a_reload(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework)
     gate = tmp_path / "gate"
     (old,) = steered.command.workers
     with Client(steered.command.port) as client:
-        first(client, f"/finite?{gate}")
+        begin_stream(client, f"/finite?{gate}")
         reload = steered.begin("reload")
         eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
         gate.touch()
         assert rest_of_chunks(client) == PIECES
     assert reload.answer["ok"]
-    noted(steered.notes, "complete")
+    wait_for_note(steered.notes, "complete")
     assert "cut" not in steered.notes.read_text()
     assert "cut off" not in steered.command.stderr
 
@@ -96,14 +97,14 @@ def test_a_reload_lets_a_finite_stream_end(start: Start, tmp_path: Path, framewo
 @pytest.mark.heavy
 @pytest.mark.parametrize("framework", ["raw", "wsgi", "threads"])
 @pytest.mark.parametrize("how", ["stop", "restart", "scale", "term", "upgrade"])
-def test_other_drains_let_it_end(start: Start, tmp_path: Path, framework: str, how: str) -> None:
+def test_a_finite_stream_completes_during_every_other_drain(start: Start, tmp_path: Path, framework: str, how: str) -> None:
     threads = ("--threads", 2) if framework == "threads" else ()
     steered = begin(start, tmp_path, framework.replace("threads", "wsgi"), "--workers", 2, *threads)
     gate = tmp_path / "gate"
     port = next(one.port for one in steered.command.listening if one.worker == 2)
     row = next(row for row in steered.ask("status")["result"]["workers"] if row["id"] == 2)
     with Client(port) as client:
-        first(client, f"/finite?{gate}")
+        begin_stream(client, f"/finite?{gate}")
         match how:
             case "stop":
                 steered.command.kill(signal.SIGTERM)
@@ -128,17 +129,17 @@ def test_other_drains_let_it_end(start: Start, tmp_path: Path, framework: str, h
 def test_an_endless_stream_is_cut_off_after_stream_grace(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework, "--stream-grace", 0.3)
     with Client(steered.command.port) as client:
-        first(client, "/idle")
-        noted(steered.notes, "idle")
+        begin_stream(client, "/idle")
+        wait_for_note(steered.notes, "idle")
         steered.command.kill(signal.SIGTERM)
-        assert not client.rest().endswith(b"0\r\n\r\n")  # what is not whole must not look whole
+        assert not client.rest().endswith(b"0\r\n\r\n")  # a truncated stream must not look complete
     log = steered.command.wait()
-    noted(steered.notes, "idle ended")
+    wait_for_note(steered.notes, "idle ended")
     assert len(re.findall("a stream is cut off.*GET /idle", log)) == 1
     assert "still open" not in log
 
 
-def test_stream_grace_is_the_graceful_timeout_less_two_seconds(tmp_path: Path) -> None:
+def test_stream_grace_defaults_to_two_seconds_less_than_the_graceful_timeout(tmp_path: Path) -> None:
     def value(*options: str) -> str:
         found = subprocess.run(
             [sys.executable, "-m", "forkserve", "config", "example_apps.hello_asgi:app", *options],
@@ -155,7 +156,7 @@ def test_stream_grace_is_the_graceful_timeout_less_two_seconds(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("drain", [signal.SIGTERM, signal.SIGHUP])
-def test_background_work_is_done_at_a_drain(start: Start, tmp_path: Path, drain: signal.Signals) -> None:
+def test_background_work_completes_during_a_drain(start: Start, tmp_path: Path, drain: signal.Signals) -> None:
     steered = begin(start, tmp_path, "starlette")
     gate = tmp_path / "gate"
     (old,) = steered.command.workers
@@ -163,72 +164,76 @@ def test_background_work_is_done_at_a_drain(start: Start, tmp_path: Path, drain:
     steered.command.kill(drain)
     eventually(lambda: draining(steered, old), lambda: steered.command.stderr)
     gate.touch()
-    noted(steered.notes, "background done")
+    wait_for_note(steered.notes, "background done")
 
 
-def test_background_work_of_a_client_that_left(start: Start, tmp_path: Path) -> None:
+def test_background_work_completes_after_a_disconnect_before_the_response(start: Start, tmp_path: Path) -> None:
     steered = begin(start, tmp_path, "starlette")
     gate = tmp_path / "gate"
     with Client(steered.command.port) as client:
         client.request(f"/late?{gate}")
-        noted(steered.notes, "waits")
-    noted(steered.notes, "reported")
+        wait_for_note(steered.notes, "waits")
+    wait_for_note(steered.notes, "reported")
     gate.touch()
-    noted(steered.notes, "background done")
+    wait_for_note(steered.notes, "background done")
 
 
 @pytest.mark.parametrize("framework", ["starlette", "base_http_middleware"])
-def test_background_work_of_a_client_that_leaves_with_its_answer(start: Start, tmp_path: Path, framework: str) -> None:
+def test_background_work_completes_after_a_disconnect_behind_the_response(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework)
     gate = tmp_path / "gate"
     with Client(steered.command.port) as client:
         assert client.get(f"/background?{gate}").text == "done"
-    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "it has gone")
+    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "the connection is closed")
     gate.touch()
-    noted(steered.notes, "background done")
+    wait_for_note(steered.notes, "background done")
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_a_task_that_only_it_refers_to(start: Start, tmp_path: Path, loop: str) -> None:
-    """Neither while its client waits, nor when that has left, is it collected as garbage."""
+def test_a_task_without_strong_references_is_not_collected(start: Start, tmp_path: Path, loop: str) -> None:
+    """This holds while the client waits and after the client has disconnected."""
     steered = begin(start, tmp_path, "raw", "--loop", loop)
     with Client(steered.command.port) as waits:
         waits.request("/weak")
         with Client(steered.command.port) as leaves:
             leaves.request("/weak?left")
-            eventually(lambda: steered.notes.exists() and steered.notes.read_text().count("weak\n") == 2, "both wait")
+            eventually(lambda: steered.notes.exists() and steered.notes.read_text().count("weak\n") == 2, "both tasks wait")
         assert get(steered.command.port, "/collect").text == "done"
         assert waits.answer().text == "done"
-    noted(steered.notes, "went on")
+    wait_for_note(steered.notes, "went on")
     assert "destroyed" not in steered.command.stop()
 
 
-def leave(client: Client, how: str) -> None:
-    """Close the connection, in order or with a reset."""
+def close_client(client: Client, how: str) -> None:
+    """Close the connection with FIN or with RST."""
     sock = client.sock
     if how == "RST":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
-@LISTENING
+@DISCONNECT_AWARE
 @pytest.mark.parametrize("how", ["FIN", "RST"])
-def test_a_stream_whose_client_leaves(start: Start, tmp_path: Path, framework: str, how: str) -> None:
-    """It ends, idle and busy, and is no line in the log above debug."""
+def test_a_stream_ends_without_an_error_when_its_client_disconnects(
+    start: Start, tmp_path: Path, framework: str, how: str
+) -> None:
+    """An idle and a busy stream end; nothing above the level debug is logged."""
     steered = begin(start, tmp_path, framework, "--log-level", "debug")
     for path in ("/idle", "/busy"):
         with Client(steered.command.port) as client:
             client.request(path)
             client.until(b"first;" if path == "/idle" else b"xxx")
-            leave(client, how)
-    noted(steered.notes, "idle ended")
-    log = steered.command.stop()  # which would wait for the busy one
+            close_client(client, how)
+    wait_for_note(steered.notes, "idle ended")
+    log = steered.command.stop()  # the stop would wait for a busy stream
     assert not re.search("ERROR|WARNING|Traceback", log), log
 
 
 @pytest.mark.parametrize("kind", ["unix", "tls"])
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_a_stream_whose_client_leaves_another_way(start: Start, tmp_path: Path, certificate: Path, kind: str, loop: str) -> None:
+def test_a_stream_ends_when_its_unix_or_tls_client_disconnects(
+    start: Start, tmp_path: Path, certificate: Path, kind: str, loop: str
+) -> None:
     where = (
         ("--bind", f"unix:{tmp_path}/s")
         if kind == "unix"
@@ -238,55 +243,57 @@ def test_a_stream_whose_client_leaves_another_way(start: Start, tmp_path: Path, 
     steered = Steered(start, tmp_path, app("starlette"), *where, *LONG, "--loop", loop)
     tls = None if kind == "unix" else ssl.create_default_context(cafile=str(certificate))
     with Client(f"{tmp_path}/s" if kind == "unix" else steered.command.port, tls) as client:
-        first(client, "/idle")
-        noted(steered.notes, "idle")
-    noted(steered.notes, "idle ended")
+        begin_stream(client, "/idle")
+        wait_for_note(steered.notes, "idle")
+    wait_for_note(steered.notes, "idle ended")
 
 
-def test_a_client_that_leaves_during_a_drain(start: Start, tmp_path: Path) -> None:
+def test_a_client_disconnect_ends_its_stream_during_a_drain(start: Start, tmp_path: Path) -> None:
     steered = begin(start, tmp_path, "starlette")
     with Client(steered.command.port) as client:
-        first(client, "/idle")
-        noted(steered.notes, "idle")
+        begin_stream(client, "/idle")
+        wait_for_note(steered.notes, "idle")
         (worker,) = steered.command.workers
         steered.command.kill(signal.SIGTERM)
         eventually(lambda: draining(steered, worker), lambda: steered.command.stderr)
-    noted(steered.notes, "idle ended")
+    wait_for_note(steered.notes, "idle ended")
     steered.command.wait()
 
 
 @pytest.mark.parametrize("framework", ["raw", "starlette", "django"])
-def test_a_client_that_leaves_before_the_answer_is_reported(start: Start, tmp_path: Path, framework: str) -> None:
+def test_a_disconnect_before_the_response_is_reported_to_the_app(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework)
     gate = tmp_path / "gate"
     with Client(steered.command.port) as client:
         client.request(f"/late?{gate}")
-        noted(steered.notes, "waits")
-    noted(steered.notes, "reported")
-    gate.touch()  # for the work behind the answer
+        wait_for_note(steered.notes, "waits")
+    wait_for_note(steered.notes, "reported")
+    gate.touch()  # lets the work after the response end
 
 
 @pytest.mark.parametrize("framework", ["raw", "starlette", "django"])
-def test_half_close_answer_waits_for_a_reset(start: Start, tmp_path: Path, framework: str) -> None:
+def test_half_close_answer_still_responds_to_a_half_closed_client(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework, "--half-close", "answer")
     gate = tmp_path / "gate"
     with Client(steered.command.port) as client:
         client.request(f"/late?{gate}")
-        noted(steered.notes, "waits")
+        wait_for_note(steered.notes, "waits")
         client.sock.shutdown(socket.SHUT_WR)
         gate.touch()
         assert client.answer().text == "done"
-    noted(steered.notes, "answered")
+    wait_for_note(steered.notes, "answered")
 
 
 @pytest.mark.parametrize("framework", ["starlette", "base_http_middleware", "django"])
 @pytest.mark.parametrize("choice", ["answer", "disconnect"])
-def test_a_half_closed_stream(start: Start, tmp_path: Path, framework: str, choice: str) -> None:
-    """Whole, or not whole and seen to be so."""
+def test_a_half_closed_stream_is_completed_or_visibly_truncated(
+    start: Start, tmp_path: Path, framework: str, choice: str
+) -> None:
+    """`--half-close answer` completes the stream; `disconnect` cuts it off without the last chunk."""
     steered = begin(start, tmp_path, framework, "--half-close", choice)
     gate = tmp_path / "gate"
     with Client(steered.command.port) as client:
-        first(client, f"/finite?{gate}")
+        begin_stream(client, f"/finite?{gate}")
         client.sock.shutdown(socket.SHUT_WR)
         if choice == "answer":
             gate.touch()
@@ -299,8 +306,10 @@ def test_a_half_closed_stream(start: Start, tmp_path: Path, framework: str, choi
 @pytest.mark.heavy
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("choice", ["answer", "disconnect"])
-def test_half_closed_connections_end(start: Start, tmp_path: Path, choice: str, loop: str) -> None:
-    """An app that does not listen keeps no connection whose client has gone: on a unix socket that is seen, on TCP there is a bound."""
+def test_an_app_that_ignores_disconnects_keeps_no_half_closed_connection(
+    start: Start, tmp_path: Path, choice: str, loop: str
+) -> None:
+    """On a unix socket the server detects the closed client; on TCP a timeout closes the connection."""
     path = f"{tmp_path}/s"
     steered = Steered(
         start, tmp_path, app("raw"), "--bind", "127.0.0.1:0", "--bind", f"unix:{path}", "--half-close", choice,
@@ -309,15 +318,15 @@ def test_half_closed_connections_end(start: Start, tmp_path: Path, choice: str, 
     where: list[str | int] = [path] if choice == "answer" else [path, steered.command.port]
     for one in where:
         with Client(one) as client:
-            first(client, "/ignore")
-    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "no connection")
+            begin_stream(client, "/ignore")
+    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "no connection is left")
 
 
-def test_an_upload_whose_client_leaves(start: Start, tmp_path: Path) -> None:
+def test_a_disconnect_during_an_upload_is_no_error(start: Start, tmp_path: Path) -> None:
     steered = begin(start, tmp_path, "starlette", "--log-level", "debug")
     with Client(steered.command.port) as client:
         client.send(b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n123")
-        noted(steered.notes, "waits")
+        wait_for_note(steered.notes, "waits")
     eventually(lambda: "the client has left" in steered.command.stderr, lambda: steered.command.stderr)
     log = steered.command.stop()
     assert not re.search("ERROR|Traceback", log), log
@@ -326,7 +335,9 @@ def test_an_upload_whose_client_leaves(start: Start, tmp_path: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize(("framework", "path"), [("starlette", "/receive"), ("starlette", "/send"), ("fastapi", "/receive")])
 @pytest.mark.parametrize("how", ["FIN", "RST", "Close"])
-def test_a_websocket_whose_client_leaves(start: Start, tmp_path: Path, framework: str, path: str, how: str) -> None:
+def test_a_websocket_client_that_disconnects_is_no_error(
+    start: Start, tmp_path: Path, framework: str, path: str, how: str
+) -> None:
     steered = begin(start, tmp_path, framework, "--log-level", "debug")
     with connect(f"ws://127.0.0.1:{steered.command.port}{path}") as client:
         if path == "/receive":
@@ -336,12 +347,12 @@ def test_a_websocket_whose_client_leaves(start: Start, tmp_path: Path, framework
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if how != "Close":
             client.socket.shutdown(socket.SHUT_RDWR)
-    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "it has gone")
+    eventually(lambda: steered.ask("status")["result"]["workers"][0]["connections"] == 0, "the connection is closed")
     log = steered.command.stop()
     assert not re.search("ERROR|Traceback", log), log
 
 
-def test_a_real_error_of_one_that_left_is_logged(start: Start, project: Path) -> None:
+def test_an_app_error_after_a_disconnect_is_logged(start: Start, project: Path) -> None:
     steered = Steered(start, project, "site_app:app", "--base-port", 0, cwd=project)
     steered.command.traceback_expected = True
     with Client(steered.command.port) as client:
@@ -363,8 +374,8 @@ async def app(scope, receive, send):
 """
 
 
-def shake(client: Client, path: str) -> None:
-    """Begin a WebSocket by hand."""
+def start_websocket(client: Client, path: str) -> None:
+    """Do the WebSocket handshake by hand."""
     lines = (
         "Connection: Upgrade",
         "Upgrade: websocket",
@@ -379,11 +390,11 @@ CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"  # masked with zeros; 1000
 
 
 @pytest.mark.parametrize("begins", ["client", "server"])
-def test_a_websocket_that_leaves_closing_to_the_server(start: Start, tmp_path: Path, begins: str) -> None:
-    """After both Close frames it is the server that closes (RFC 6455 7.1.1), at once, whatever a Close may have been given."""
+def test_the_server_closes_a_websocket_connection_after_both_close_frames(start: Start, tmp_path: Path, begins: str) -> None:
+    """The server closes the TCP connection at once (RFC 6455 7.1.1), even while the timeout for a Close frame still runs."""
     steered = begin(start, tmp_path, "starlette", "--ws-ping-timeout", 300)
     with Client(steered.command.port) as client:
-        shake(client, "/receive")
+        start_websocket(client, "/receive")
         if begins == "client":
             client.send(CLOSE)
             assert client.until(b"\x03\xe8") == b"\x88\x02\x03\xe8"
@@ -392,14 +403,14 @@ def test_a_websocket_that_leaves_closing_to_the_server(start: Start, tmp_path: P
             assert client.until(b"\x03\xf4").startswith(b"\x88")
             client.send(CLOSE.replace(b"\x03\xe8", b"\x03\xf4"))
         assert client.rest() == b""
-        steered.command.wait()  # though we have not closed
+        steered.command.wait()  # although the client has not closed
 
 
 @pytest.mark.heavy
-def test_a_websocket_that_does_not_answer_a_close(start: Start, tmp_path: Path) -> None:
+def test_a_client_that_ignores_a_close_frame_does_not_block_a_stop(start: Start, tmp_path: Path) -> None:
     steered = begin(start, tmp_path, "starlette", "--ws-ping-timeout", 300)
     with Client(steered.command.port) as client:
-        shake(client, "/receive")
+        start_websocket(client, "/receive")
         steered.command.kill(signal.SIGTERM)
         assert client.until(b"\x03\xf4").startswith(b"\x88")
         steered.command.wait()
@@ -427,8 +438,8 @@ client.wait()
 """
 
 
-def test_socketio(start: Start, tmp_path: Path) -> None:
-    """Its client leaves closing to the server, and the server's stop does not wait for it."""
+def test_a_socketio_client_does_not_delay_a_stop(start: Start, tmp_path: Path) -> None:
+    """The client of Socket.IO waits for the server to close the connection; the stop does not wait for that client."""
     (tmp_path / "chat_app.py").write_text(SOCKETIO)
     steered = Steered(start, tmp_path, "chat_app:app", "--base-port", 0, "--ws-ping-timeout", 300, *LONG, cwd=tmp_path)
     url = f"http://127.0.0.1:{steered.command.port}"
@@ -471,7 +482,7 @@ for piece in client.chat.completions.create(model="m", messages=[{"role": "user"
 """
 
 
-def test_the_openai_client_over_a_reload(start: Start, tmp_path: Path) -> None:
+def test_a_stream_to_the_openai_client_completes_during_a_reload(start: Start, tmp_path: Path) -> None:
     (tmp_path / "chat_app.py").write_text(OPENAI)
     gate = tmp_path / "gate"
     steered = Steered(
@@ -527,7 +538,7 @@ anyio.run(main)
 
 
 @pytest.mark.heavy
-def test_the_mcp_client_over_a_reload(start: Start, tmp_path: Path) -> None:
+def test_a_tool_call_of_the_mcp_client_completes_during_a_reload(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tools_app.py").write_text(MCP)
     gate = tmp_path / "gate"
     steered = Steered(

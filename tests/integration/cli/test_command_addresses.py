@@ -1,4 +1,4 @@
-"""Where the command listens, and what it says of it."""
+"""The addresses that the command listens on, and the lines that report them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HELLO = "example_apps.hello_wsgi:app"
 
 
 def worker_at(where: int | str | tuple[str, int]) -> str:
-    """Return the number of the worker that answers there."""
+    """Return the number of the worker that responds at this address."""
     return str(get(where).json["worker"])
 
 
 @pytest.fixture
 def listening() -> Iterator[socket.socket]:
-    """Somebody else's listening socket."""
+    """A listening socket that the server did not create."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
 
@@ -44,7 +44,7 @@ def test_base_port_gives_each_worker_the_next_port(serve: Start) -> None:
     assert len(command.workers) == 4
 
 
-def test_one_port_belongs_to_one_worker_only(serve: Start) -> None:
+def test_each_base_port_reaches_only_its_own_worker(serve: Start) -> None:
     command = serve(WHO, "--workers", 2, "--base-port", 0)
 
     for port, number in zip(command.ports, "12", strict=True):
@@ -64,14 +64,14 @@ def test_one_worker_is_announced_in_the_singular(serve: Start) -> None:
     assert serve(WHO, "--base-port", 0).startup[-1] == "Ready: 1 worker"
 
 
-def test_start_up_lines_are_the_first_and_bare_and_on_stderr(serve: Start) -> None:
+def test_startup_lines_come_first_on_stderr_without_a_prefix(serve: Start) -> None:
     command = serve(HELLO, "--bind", "127.0.0.1:0", "--workers", 2)
 
     assert command.stderr.splitlines()[:2] == [f"Listening on http://127.0.0.1:{command.port}", "Ready: 2 workers"]
     assert command.stdout == ""
 
 
-def test_base_port_with_host(serve: Start) -> None:
+def test_base_port_uses_the_host(serve: Start) -> None:
     command = serve(WHO, "--host", "127.0.0.2", "--base-port", 0)
 
     assert command.startup[0] == f"Listening on http://127.0.0.2:{command.port} (worker 1)"
@@ -80,7 +80,7 @@ def test_base_port_with_host(serve: Start) -> None:
         get(command.port)
 
 
-def test_bind_to_a_port(serve: Start) -> None:
+def test_bind_listens_on_a_port(serve: Start) -> None:
     port = free_ports(1)
     command = serve(HELLO, "--bind", f"127.0.0.1:{port}")
 
@@ -94,7 +94,7 @@ def test_port_is_short_for_bind(serve: Start) -> None:
     assert serve(HELLO, "--port", port).startup[0] == f"Listening on http://127.0.0.1:{port}"
 
 
-def test_bind_to_port_0_tells_the_real_port(serve: Start) -> None:
+def test_bind_to_port_0_reports_the_real_port(serve: Start) -> None:
     command = serve(HELLO, "-b", "127.0.0.1:0", "-w", 2)
 
     assert command.port
@@ -102,7 +102,7 @@ def test_bind_to_port_0_tells_the_real_port(serve: Start) -> None:
 
 
 @pytest.mark.parametrize("bind", ["[::1]:0", "[::]:0"])
-def test_bind_to_ipv6(serve: Start, bind: str) -> None:
+def test_bind_listens_on_ipv6(serve: Start, bind: str) -> None:
     if not ipv6():
         assert f"cannot listen on {bind}: " in run(HELLO, "--bind", bind).stderr
         return
@@ -115,7 +115,7 @@ def test_bind_to_ipv6(serve: Start, bind: str) -> None:
 
 
 def ipv6() -> bool:
-    """Whether this machine has it."""
+    """Whether this machine supports IPv6."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -123,7 +123,7 @@ def ipv6() -> bool:
     return True
 
 
-def test_base_port_on_ipv6(serve: Start) -> None:
+def test_base_port_works_on_ipv6(serve: Start) -> None:
     if not ipv6():
         assert "cannot listen on [::1]:" in run(WHO, "--host", "::1", "--base-port", "0").stderr
         return
@@ -133,7 +133,7 @@ def test_base_port_on_ipv6(serve: Start) -> None:
     assert [worker_at(("::1", port)) for port in command.ports] == ["1", "2"]
 
 
-def test_bind_to_a_unix_socket(serve: Start, tmp_path: Path) -> None:
+def test_bind_creates_and_removes_a_unix_socket(serve: Start, tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     command = serve(HELLO, "--bind", f"unix:{path}", "--workers", 2)
 
@@ -144,7 +144,7 @@ def test_bind_to_a_unix_socket(serve: Start, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_uds_and_socket_mode(serve: Start, tmp_path: Path) -> None:
+def test_uds_creates_a_socket_with_socket_mode(serve: Start, tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     serve(HELLO, "--uds", path, "--socket-mode", "0600")
 
@@ -184,7 +184,7 @@ def test_a_live_unix_socket_is_refused(serve: Start, tmp_path: Path) -> None:
     assert first.process.poll() is None
 
 
-def test_somebody_elses_unix_socket_is_not_removed_at_the_end(serve: Start, tmp_path: Path) -> None:
+def test_a_unix_socket_made_by_another_process_is_not_removed_at_the_end(serve: Start, tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     command = serve(HELLO, "--bind", f"unix:{path}")
     path.unlink()
@@ -194,7 +194,7 @@ def test_somebody_elses_unix_socket_is_not_removed_at_the_end(serve: Start, tmp_
     assert path.exists()
 
 
-def test_a_file_that_is_no_socket_is_kept(tmp_path: Path) -> None:
+def test_a_regular_file_at_the_socket_path_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
 
@@ -205,7 +205,7 @@ def test_a_file_that_is_no_socket_is_kept(tmp_path: Path) -> None:
     assert path.read_text() == "data"
 
 
-def test_bind_to_an_abstract_socket(serve: Start) -> None:
+def test_bind_listens_on_an_abstract_socket(serve: Start) -> None:
     name = f"@forkserve-test-{os.getpid()}"
     command = serve(HELLO, "--bind", f"unix:{name}")
 
@@ -214,7 +214,7 @@ def test_bind_to_an_abstract_socket(serve: Start) -> None:
 
 
 @pytest.mark.parametrize("option", [("--bind", "fd://{}"), ("--fd", "{}")])
-def test_bind_to_an_inherited_descriptor(serve: Start, listening: socket.socket, option: tuple[str, str]) -> None:
+def test_bind_uses_an_inherited_descriptor(serve: Start, listening: socket.socket, option: tuple[str, str]) -> None:
     port = listening.getsockname()[1]
     fd = listening.fileno()
     command = serve(HELLO, option[0], option[1].format(fd), "--workers", 2, pass_fds=[fd])
@@ -224,14 +224,14 @@ def test_bind_to_an_inherited_descriptor(serve: Start, listening: socket.socket,
 
 
 @pytest.mark.parametrize("number", ["0", "777"])
-def test_a_descriptor_that_is_no_socket(number: str) -> None:
+def test_a_descriptor_that_is_no_socket_exits_with_5(number: str) -> None:
     ended = run(HELLO, "--bind", f"fd://{number}")
 
     assert ended.returncode == 5
     assert re.fullmatch(rf"forkserve: .*{number}.*\n", ended.stderr)
 
 
-def test_several_addresses_at_once(serve: Start, tmp_path: Path, listening: socket.socket) -> None:
+def test_several_addresses_are_served_at_once(serve: Start, tmp_path: Path, listening: socket.socket) -> None:
     path, fd = tmp_path / "web.sock", listening.fileno()
     command = serve(
         WHO,
@@ -265,7 +265,7 @@ def test_port_0_twice_is_two_ports(serve: Start) -> None:
     assert len(set(serve(HELLO, "--bind", "127.0.0.1:0", "--bind", "127.0.0.1:0").ports)) == 2
 
 
-def test_a_shared_address_and_a_port_for_each(serve: Start) -> None:
+def test_bind_and_base_port_combine(serve: Start) -> None:
     command = serve(WHO, "--workers", 2, "--base-port", 0, "--bind", "127.0.0.1:0")
 
     assert sorted((one.worker or 0) for one in command.listening) == [0, 1, 2]
@@ -273,17 +273,17 @@ def test_a_shared_address_and_a_port_for_each(serve: Start) -> None:
         assert worker_at(one.port) == str(one.worker) if one.worker else worker_at(one.port) in "12"
 
 
-def test_the_default_address(serve: Start) -> None:
+def test_the_default_address_is_loopback_port_8000(serve: Start) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if probe.connect_ex(("127.0.0.1", 8000)) == 0:
-            assert "cannot listen on 127.0.0.1:8000: " in run(HELLO).stderr  # somebody else does
+            assert "cannot listen on 127.0.0.1:8000: " in run(HELLO).stderr  # another process listens there
             return
 
     assert serve(HELLO).startup == ["Listening on http://127.0.0.1:8000", "Ready: 1 worker"]
 
 
-def test_the_variable_port_is_for_all_interfaces(serve: Start) -> None:
+def test_the_port_variable_listens_on_all_interfaces(serve: Start) -> None:
     port = free_ports(1)
     command = serve(HELLO, env={"PORT": str(port)})
 
@@ -291,14 +291,14 @@ def test_the_variable_port_is_for_all_interfaces(serve: Start) -> None:
     assert get(("127.0.0.2", port)).status == 200
 
 
-def test_the_variable_port_gives_way_to_an_address(serve: Start) -> None:
+def test_an_address_option_overrides_the_port_variable(serve: Start) -> None:
     command = serve(HELLO, "--bind", "127.0.0.1:0", env={"PORT": "1"})
 
     assert [one.address for one in command.listening] == [f"http://127.0.0.1:{command.port}"]
 
 
 def activated(*sockets: socket.socket) -> dict[str, object]:
-    """Return what passes sockets as systemd does: from descriptor 3 on, with the process's own pid in LISTEN_PID."""
+    """Return `Start` arguments that pass sockets as systemd does: from descriptor 3 on, with the process's own pid in LISTEN_PID."""
     numbers = [sock.fileno() for sock in sockets]
     code = (
         f"copies = [os.dup(number) for number in {numbers}]\n"
@@ -309,7 +309,7 @@ def activated(*sockets: socket.socket) -> dict[str, object]:
     return {"prefix": after(code), "pass_fds": numbers}
 
 
-def test_socket_activation_shares_what_no_address_names(serve: Start, listening: socket.socket) -> None:
+def test_an_activated_socket_without_an_address_option_is_shared(serve: Start, listening: socket.socket) -> None:
     port = listening.getsockname()[1]
     command = serve(WHO, "--workers", 2, **activated(listening))
 
@@ -318,14 +318,14 @@ def test_socket_activation_shares_what_no_address_names(serve: Start, listening:
         assert get(port, f"/?{name}").json["value"] is None
 
 
-def test_socket_activation_for_an_address_that_is_named(serve: Start, listening: socket.socket) -> None:
+def test_an_activated_socket_is_used_for_its_address_option(serve: Start, listening: socket.socket) -> None:
     port = listening.getsockname()[1]
     command = serve(WHO, "--base-port", port, **activated(listening))
 
     assert command.startup == [f"Listening on http://127.0.0.1:{port} (worker 1)", "Ready: 1 worker"]
 
 
-def test_socket_activation_by_unix_socket(serve: Start, tmp_path: Path) -> None:
+def test_an_activated_unix_socket_is_not_removed_at_the_end(serve: Start, tmp_path: Path) -> None:
     path = tmp_path / "web.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
@@ -334,16 +334,16 @@ def test_socket_activation_by_unix_socket(serve: Start, tmp_path: Path) -> None:
         assert command.startup == [f"Listening on unix:{path}", "Ready: 1 worker"]
         assert get(str(path)).status == 200
         command.stop()
-    assert path.exists(), "systemd's socket file is systemd's"
+    assert path.exists(), "the socket file belongs to systemd"
 
 
-def test_sockets_for_another_process_are_left_alone(serve: Start, listening: socket.socket) -> None:
+def test_sockets_passed_to_another_pid_are_ignored(serve: Start, listening: socket.socket) -> None:
     command = serve(HELLO, "--bind", "127.0.0.1:0", env={"LISTEN_FDS": "1", "LISTEN_PID": "1"})
 
     assert len(command.listening) == 1
 
 
-def test_a_port_that_is_taken_is_told_with_its_holder(serve: Start) -> None:
+def test_a_port_in_use_is_reported_with_the_pid_that_holds_it(serve: Start) -> None:
     first = serve(HELLO, "--bind", "127.0.0.1:0")
 
     second = run(HELLO, "--bind", f"127.0.0.1:{first.port}")
@@ -357,7 +357,7 @@ def test_a_port_that_is_taken_is_told_with_its_holder(serve: Start) -> None:
     assert second.stdout == ""
 
 
-def test_a_base_port_that_is_taken_starts_nothing(serve: Start) -> None:
+def test_a_base_port_in_use_exits_with_5(serve: Start) -> None:
     port = free_ports(3)
     with socket.create_server(("127.0.0.1", port + 2)):
         ended = run(HELLO, "--workers", "3", "--base-port", str(port))
@@ -366,7 +366,7 @@ def test_a_base_port_that_is_taken_starts_nothing(serve: Start) -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_ports_end_at_65535() -> None:
+def test_ports_above_65535_are_refused() -> None:
     ended = run(HELLO, "--workers", "3", "--base-port", "65534")
 
     assert ended.returncode in (2, 5)
@@ -385,7 +385,7 @@ def test_connections_wait_while_a_worker_is_replaced(serve: Start) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("many", [1, 4])
-def test_a_restart_finds_its_ports_free(start: Start, many: int) -> None:
+def test_a_second_start_can_bind_the_same_ports_at_once(start: Start, many: int) -> None:
     port = free_ports(many)
     for _ in range(2):
         command: Command = start(HELLO, "--workers", many, "--base-port", port).ready()
@@ -397,14 +397,14 @@ def test_a_restart_finds_its_ports_free(start: Start, many: int) -> None:
 
 
 @pytest.mark.parametrize("options", [("--bind", "[::ffff:127.0.0.1]:0"), ("--host", "::ffff:127.0.0.1", "--base-port", 0)])
-def test_an_ipv4_address_that_is_written_within_ipv6(serve: Start, options: tuple[object, ...]) -> None:
+def test_an_ipv4_mapped_ipv6_address_is_treated_as_ipv4(serve: Start, options: tuple[object, ...]) -> None:
     command = serve(WHO, *options)
     assert command.startup[0].startswith("Listening on http://127.0.0.1:")
     assert worker_at(command.port) == "1"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--bind", "[::1%lo]:0"), "leave %lo out"),
         (("--bind", "[fe80::1]:0"), "write [fe80::1%eth0]"),
@@ -414,9 +414,9 @@ def test_an_ipv4_address_that_is_written_within_ipv6(serve: Start, options: tupl
         (("--host", "", "--base-port", "0"), "no host is named"),
     ],
 )
-def test_addresses_that_cannot_be_had(options: tuple[str, ...], said: str) -> None:
-    """One line says which, and what to do."""
+def test_an_unusable_address_exits_with_5_and_one_line(options: tuple[str, ...], message: str) -> None:
+    """The line names the address and what to do."""
     ended = run(HELLO, *options)
     assert (ended.returncode, len(ended.stderr.splitlines())) == (5, 1), ended.stderr
     assert ended.stderr.startswith("forkserve: cannot listen on ")
-    assert said in ended.stderr
+    assert message in ended.stderr

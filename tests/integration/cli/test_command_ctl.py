@@ -1,4 +1,4 @@
-"""`forkserve ctl` with a real server: found, obeyed, and unharmed by whatever comes through the control socket."""
+"""`forkserve ctl` with a real server: it finds the server, its commands work, and bad clients of the control socket do no harm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDLE = ("--worker", "tests.integration.custom_workers:Idle")
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """Return a name for the server of this test."""
+    """A server name made from the test's name."""
     return re.sub(r"\W+", "-", request.node.name)[:40].strip("-")
 
 
@@ -59,7 +59,7 @@ def read_line(sock: socket.socket) -> dict[str, Any]:
     return json.loads(data)  # type: ignore[no-any-return]
 
 
-def test_a_server_is_steered_from_start_to_end(serve: Start, name: str, ctl: Any) -> None:
+def test_ctl_commands_work_from_start_to_stop(serve: Start, name: str, ctl: Any) -> None:
     server = serve("tests.integration.small_apps:who", "--base-port", 0, "-w", 2, "--name", name)
     before = result_of(ctl("status", "--json"))
     assert (before["name"], before["pid"], before["state"], before["wanted"]) == (name, server.pid, "running", 2)
@@ -86,7 +86,7 @@ def test_a_server_is_steered_from_start_to_end(serve: Start, name: str, ctl: Any
     assert ctl("status").returncode == 3
 
 
-def test_the_text_for_people(serve: Start, name: str, ctl: Any) -> None:
+def test_ctl_prints_text_tables_without_json(serve: Start, name: str, ctl: Any) -> None:
     server = serve(*IDLE, "-w", 2, "--name", name)
 
     assert re.search(rf"^{name}: running, 2 of 2 workers ready", ctl("status").stdout)
@@ -114,7 +114,9 @@ def test_the_text_for_people(serve: Start, name: str, ctl: Any) -> None:
         (("scale", "1000000"), 1, "cannot have 1000000 workers"),
     ],
 )
-def test_what_cannot_be_done(serve: Start, name: str, ctl: Any, words: tuple[str, ...], code: int, message: str) -> None:
+def test_a_command_that_fails_prints_one_line_and_an_exit_code(
+    serve: Start, name: str, ctl: Any, words: tuple[str, ...], code: int, message: str
+) -> None:
     serve(*IDLE, "--name", name)
     done = ctl(*words)
 
@@ -123,7 +125,7 @@ def test_what_cannot_be_done(serve: Start, name: str, ctl: Any, words: tuple[str
     assert done.stderr.count("\n") == 1
 
 
-def test_two_servers_never_collide(serve: Start, name: str, ctl: Any) -> None:
+def test_a_second_server_of_the_same_name_gets_a_suffix(serve: Start, name: str, ctl: Any) -> None:
     first, second = (serve(*IDLE, "--name", name) for _ in range(2))
     second.wait_for(f"a server called {name} was there already: this one is called {name}-2")
 
@@ -134,7 +136,7 @@ def test_two_servers_never_collide(serve: Start, name: str, ctl: Any) -> None:
     assert f"{name}, {name}-2" in several.stderr
 
 
-def test_after_a_kill_the_name_is_free_again(serve: Start, name: str, ctl: Any) -> None:
+def test_the_name_of_a_killed_server_can_be_used_again(serve: Start, name: str, ctl: Any) -> None:
     first = serve(*IDLE, "--name", name)
     workers = first.workers
     first.kill(signal.SIGKILL)
@@ -147,7 +149,7 @@ def test_after_a_kill_the_name_is_free_again(serve: Start, name: str, ctl: Any) 
     assert result_of(ctl("status", "--json"))["pid"] == second.pid
 
 
-def test_a_worker_that_outlives_its_master_holds_nothing(serve: Start, name: str, ctl: Any, tmp_path: Path) -> None:
+def test_a_worker_that_outlives_its_master_does_not_hold_the_name(serve: Start, name: str, ctl: Any, tmp_path: Path) -> None:
     first = serve(*IDLE, "--name", name)
     (worker,) = first.workers
     os.kill(worker, signal.SIGSTOP)
@@ -161,7 +163,7 @@ def test_a_worker_that_outlives_its_master_holds_nothing(serve: Start, name: str
         os.kill(worker, signal.SIGKILL)
 
 
-def test_an_explicit_path(serve: Start, start: Start, name: str) -> None:
+def test_a_control_socket_path_in_use_or_too_long_is_refused(serve: Start, start: Start, name: str) -> None:
     path = os.path.join(os.environ["XDG_RUNTIME_DIR"], "own")
     server = serve(*IDLE, "--control-socket", path, "--name", name)
 
@@ -173,12 +175,14 @@ def test_an_explicit_path(serve: Start, start: Start, name: str) -> None:
     assert "is too long for a unix socket" in long.wait(2)
 
 
-def test_no_socket_is_no_error(serve: Start, name: str, tmp_path: Path) -> None:
+def test_a_server_without_a_control_socket_starts(serve: Start, name: str, tmp_path: Path) -> None:
     directory = tmp_path / "empty"
     directory.mkdir()
     app = "tests.integration.small_apps:gated"
-    asked = serve(app, "--bind", "127.0.0.1:0", "--control-socket", "none", "--name", name, "--pythonpath", ROOT, cwd=directory)
-    assert "control socket" not in asked.stderr
+    disabled = serve(
+        app, "--bind", "127.0.0.1:0", "--control-socket", "none", "--name", name, "--pythonpath", ROOT, cwd=directory
+    )
+    assert "control socket" not in disabled.stderr
     assert not os.path.exists(socket_of(name))
     assert not any(directory.iterdir())
 
@@ -187,11 +191,11 @@ def test_no_socket_is_no_error(serve: Start, name: str, tmp_path: Path) -> None:
     assert "[INFO] master: no control socket: " in line
 
 
-def test_the_server_goes_away_in_the_middle(serve: Start, tmp_path: Path, name: str) -> None:
+def test_a_server_killed_during_a_call_is_reported_by_ctl(serve: Start, tmp_path: Path, name: str) -> None:
     server, gate = serve(*IDLE, "--name", name), tmp_path / "gate"
     arguments = [sys.executable, "-m", "forkserve", "ctl", "--name", name, "call", "hold", str(gate), "--json"]
     with subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as client:
-        eventually((tmp_path / "gate.1").exists, "the command")
+        eventually((tmp_path / "gate.1").exists, "the command runs")
         server.kill(signal.SIGKILL)
         gate.touch()
         assert client.stdout is not None
@@ -200,7 +204,7 @@ def test_the_server_goes_away_in_the_middle(serve: Start, tmp_path: Path, name: 
     server.process.wait(DEADLINE)
 
 
-def test_bad_clients_harm_nobody(serve: Start, name: str, ctl: Any) -> None:
+def test_bad_clients_of_the_control_socket_do_not_disturb_others(serve: Start, name: str, ctl: Any) -> None:
     server = serve("tests.integration.small_apps:who", "--base-port", 0, "-w", 2, "--name", name)
     path = socket_of(name)
     with dial(path) as waiting, dial(path) as half, dial(path) as flood, dial(path) as garbage:
@@ -210,12 +214,12 @@ def test_bad_clients_harm_nobody(serve: Start, name: str, ctl: Any) -> None:
         assert read_line(garbage)["error"]["code"] == "usage"
         flood.setblocking(False)
         line = b'{"v":1,"command":"commands"}\n'
-        while True:  # never reads, and sends as long as it is taken
+        while True:  # never reads, and sends until the socket buffer is full
             try:
                 flood.send(line * 1000)
             except BlockingIOError:
                 break
-        os.kill(server.workers[0], signal.SIGKILL)  # the master reaps and forks as ever
+        os.kill(server.workers[0], signal.SIGKILL)  # the master must still reap and fork
         assert read_line(waiting)["id"] == "mine"
         eventually(lambda: len(result_of(ctl("status", "--json"))["workers"]) == 2)
         eventually(lambda: [row["state"] for row in result_of(ctl("status", "--json"))["workers"]] == ["ready"] * 2)
@@ -224,7 +228,7 @@ def test_bad_clients_harm_nobody(serve: Start, name: str, ctl: Any) -> None:
     assert result_of(ctl("status", "--json"))["state"] == "running"
 
 
-def test_a_shell_is_a_client(serve: Start, name: str) -> None:
+def test_a_shell_command_can_use_the_control_socket(serve: Start, name: str) -> None:
     assert shutil.which("socat"), "install Debian's package socat"
     serve(*IDLE, "-w", 2, "--name", name)
     line = '{"v":1,"command":"call","args":["nap",1],"to":2}'
@@ -236,7 +240,7 @@ def test_a_shell_is_a_client(serve: Start, name: str) -> None:
     assert [(reply["id"], reply["value"]) for reply in answer["result"]] == [(2, 2)]
 
 
-def test_many_requests_on_one_connection(serve: Start, name: str) -> None:
+def test_pipelined_control_requests_are_all_answered(serve: Start, name: str) -> None:
     serve(*IDLE, "-w", 2, "--name", name)
     with dial(socket_of(name)) as sock:
         sock.sendall(b"".join(b'{"v":1,"id":%d,"command":"call","args":["square",%d]}\n' % (i, i) for i in range(500)))

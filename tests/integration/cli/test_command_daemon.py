@@ -1,4 +1,4 @@
-"""--daemon: a launcher that tells how the start went, and a server that owes it nothing afterwards."""
+"""--daemon: the launcher reports whether the server started; the server then runs independently of the launcher."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def app(environ, start_response):
 
 
 class Project:
-    """A user's directory with an app in it, and a daemon that is started there."""
+    """A directory with an app, and the daemons that a test starts there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class Project:
         self._pids: set[int] = set()
 
     def line(self, *more: object) -> list[str]:
-        """Return the arguments of the daemon."""
+        """Return the daemon's arguments."""
         return [*map(str, ("site_app:app", "--daemon", "--pid", "pid", "--bind", "127.0.0.1:0", *more))]
 
     def arguments(self, *more: object) -> list[str]:
@@ -67,7 +67,7 @@ class Project:
         return self._launchers[-1]
 
     def start(self, *more: object, env: Mapping[str, str] | None = None) -> tuple[str, str]:
-        """Run a launcher to its end; return what it printed."""
+        """Run a launcher until it exits; return its stdout and stderr."""
         launcher = self.launch(*more, env=env)
         said = launcher.communicate(timeout=DEADLINE)
         assert launcher.returncode == 0, said
@@ -86,11 +86,11 @@ class Project:
         return self.pid
 
     def gone(self) -> bool:
-        """Whether every process that was seen has ended."""
+        """Whether every known process has exited."""
         return not any(exists(pid) for pid in self._pids)
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill every process that still runs."""
         with contextlib.suppress(OSError, ValueError):
             self._pids.update((self.pid, *children(self.pid)))
         for launcher in self._launchers:
@@ -100,12 +100,12 @@ class Project:
                 os.kill(pid, signal.SIGKILL)
         for launcher in self._launchers:
             launcher.communicate()
-        eventually(self.gone, "all processes")
+        eventually(self.gone, "all processes exit")
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
-    """A project; nothing of it runs on."""
+    """A project whose processes are all killed at the end."""
     made = Project(tmp_path)
     yield made
     made.close()
@@ -113,7 +113,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """A named pipe: an app that reads it waits until somebody has opened it for writing."""
+    """A named pipe: an app that reads it waits until the test opens it for writing."""
     path = tmp_path / "gate"
     os.mkfifo(path)
     return path
@@ -125,13 +125,14 @@ def port_of(said: str) -> int:
     return int(found[1])
 
 
-def test_output_with_a_prefix_lets_go_of_the_launcher(project: Project) -> None:
-    _, stderr = project.start("--worker-stdout", "-", "--worker-output-prefix", "--error-logfile", "logs")  # to its pipes' ends
+def test_prefixed_worker_output_does_not_keep_the_launcher_s_pipes_open(project: Project) -> None:
+    # `start` returns once the launcher's pipes are closed.
+    _, stderr = project.start("--worker-stdout", "-", "--worker-output-prefix", "--error-logfile", "logs")
     assert get(port_of(stderr), "/").status == 200
     eventually(lambda: "worker 1: asked" in (project.path / "logs").read_text(), (project.path / "logs").read_text)
 
 
-def test_the_launcher_ends_when_the_server_is_ready(project: Project) -> None:
+def test_the_launcher_exits_when_the_server_is_ready(project: Project) -> None:
     stdout, stderr = project.start("--workers", 2)
 
     assert get(port_of(stderr), "/").status == 200
@@ -153,7 +154,7 @@ def test_the_launcher_waits_for_a_slow_app(project: Project, gate: Path) -> None
     assert get(port_of(stderr), "/").status == 200
 
 
-def test_the_server_is_on_its_own(project: Project) -> None:
+def test_the_daemon_has_its_own_session_and_no_terminal(project: Project) -> None:
     project.start("--workers", 2)
     pid = project.pid
 
@@ -164,7 +165,7 @@ def test_the_server_is_on_its_own(project: Project) -> None:
         assert [descriptors(process)[number] for number in (0, 1, 2)] == ["/dev/null"] * 3
 
 
-def test_output_goes_to_the_error_log_if_there_is_one(project: Project) -> None:
+def test_output_goes_to_the_error_log_and_follows_its_rotation(project: Project) -> None:
     _, stderr = project.start("--error-logfile", "logs", "--access-logfile", "-")
     (worker,) = children(project.pid)
     log = project.path / "logs"
@@ -184,7 +185,7 @@ def test_output_goes_to_the_error_log_if_there_is_one(project: Project) -> None:
     assert "two" not in moved.read_text()
 
 
-def test_a_worker_that_comes_later_is_on_its_own_too(project: Project) -> None:
+def test_a_replacement_worker_is_detached_too(project: Project) -> None:
     project.start("--worker-stdout", "out", "--worker-output-prefix")
     (worker,) = children(project.pid)
     os.kill(worker, signal.SIGKILL)
@@ -213,7 +214,9 @@ def faults() -> list[tuple[str, list[str], int]]:
 
 
 @pytest.mark.parametrize(("code", "options", "expected"), faults())
-def test_a_start_that_fails_is_told_as_in_the_foreground(tmp_path: Path, code: str, options: list[str], expected: int) -> None:
+def test_a_failed_start_reports_the_same_errors_as_in_the_foreground(
+    tmp_path: Path, code: str, options: list[str], expected: int
+) -> None:
     (tmp_path / "broken.py").write_text(code)
 
     foreground, background = (
@@ -230,7 +233,7 @@ def without_pids(text: str) -> str:
     return re.sub(r"^[-\d]+ [:.\d]+ [+\d]+ |\bpid \d+|\[\d+\]", "", text, flags=re.MULTILINE)
 
 
-def test_a_port_that_is_taken(project: Project) -> None:
+def test_a_port_in_use_is_reported_by_the_launcher(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         launcher = project.launch("--bind", f"127.0.0.1:{taken.getsockname()[1]}")
         _, stderr = launcher.communicate(timeout=DEADLINE)
@@ -254,7 +257,7 @@ def test_a_signal_to_the_launcher_ends_the_boot(project: Project, gate: Path, si
     assert not (project.path / "pid").exists()
 
 
-def test_a_server_that_is_stopped_while_it_boots_is_no_success(project: Project, gate: Path) -> None:
+def test_a_server_stopped_during_boot_makes_the_launcher_exit_with_3(project: Project, gate: Path) -> None:
     launcher = project.launch(env={"gate": str(gate)})
     os.kill(project.booting(), signal.SIGTERM)
     _, stderr = launcher.communicate(timeout=DEADLINE)
@@ -263,7 +266,7 @@ def test_a_server_that_is_stopped_while_it_boots_is_no_success(project: Project,
     assert stderr.endswith("forkserve: stopped before the workers were ready\n")
 
 
-def test_a_server_that_dies_while_it_boots(project: Project, gate: Path) -> None:
+def test_a_server_killed_during_boot_makes_the_launcher_exit_with_1(project: Project, gate: Path) -> None:
     launcher = project.launch(env={"gate": str(gate)})
     os.kill(project.booting(), signal.SIGKILL)
     _, stderr = launcher.communicate(timeout=DEADLINE)
@@ -273,18 +276,18 @@ def test_a_server_that_dies_while_it_boots(project: Project, gate: Path) -> None
     eventually(project.gone, "no worker is left")
 
 
-def test_a_launcher_that_dies_takes_nothing_along(project: Project, gate: Path) -> None:
+def test_the_daemon_survives_a_killed_launcher(project: Project, gate: Path) -> None:
     launcher = project.launch("--error-logfile", "log", "--bind", "unix:socket", env={"gate": str(gate)})
     pid = project.booting()
     launcher.kill()
     launcher.wait(DEADLINE)
 
     gate.write_text("")
-    eventually(lambda: descriptors(pid)[2] == str(project.path / "log"), "it is ready")
+    eventually(lambda: descriptors(pid)[2] == str(project.path / "log"), "the server is ready")
     assert get(str(project.path / "socket"), "/").status == 200
 
 
-def test_relative_paths_are_those_of_the_launcher(project: Project) -> None:
+def test_relative_paths_start_at_the_launcher_s_directory(project: Project) -> None:
     (project.path / "sub").mkdir()
     (project.path / "site_app.py").rename(project.path / "sub" / "site_app.py")
     (project.path / "own.toml").write_text('error-logfile = "log"\naccess-logfile = "access"\n')
@@ -296,7 +299,7 @@ def test_relative_paths_are_those_of_the_launcher(project: Project) -> None:
     assert sorted(path.name for path in project.path.iterdir()) == ["access", "log", "out", "own.toml", "pid", "sub"]
 
 
-def test_a_service_manager_wants_no_daemon(project: Project) -> None:
+def test_daemon_is_refused_below_a_service_manager(project: Project) -> None:
     launcher = project.launch(env={"NOTIFY_SOCKET": "/run/systemd/notify"})
     _, stderr = launcher.communicate(timeout=DEADLINE)
 
@@ -305,7 +308,7 @@ def test_a_service_manager_wants_no_daemon(project: Project) -> None:
     assert stderr.startswith("forkserve: --daemon cannot be used below a service manager")
 
 
-def test_the_pid_file_is_held_by_the_daemon(project: Project) -> None:
+def test_the_daemon_locks_the_pid_file(project: Project) -> None:
     project.start()
     again = project.launch()
     _, stderr = again.communicate(timeout=DEADLINE)
@@ -316,7 +319,7 @@ def test_the_pid_file_is_held_by_the_daemon(project: Project) -> None:
 
 def test_inherited_sockets_reach_the_daemon(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        # In the child: descriptor 3 of this process is not ours to close.
+        # This runs in the child: the test must not replace its own descriptor 3.
         variables = "LISTEN_FDS='1', LISTEN_PID=str(os.getpid())"
         prefix = after(f"os.dup2({sock.fileno()}, 3); os.environ.update({variables})")
         ended = run(*project.line(), cwd=project.path, prefix=prefix, pass_fds=(sock.fileno(),))
@@ -345,14 +348,14 @@ else:
     ("app", "said"),
     [("site_app:app", "imported\nreturned 0 True\n"), ("site_app:nothing", "imported\nreturned 4 False\n")],
 )
-def test_the_library_returns_in_the_launcher(project: Project, app: str, said: str) -> None:
+def test_run_returns_the_exit_code_in_the_launcher(project: Project, app: str, said: str) -> None:
     ended = library(project, app)
 
     assert ended.stdout == said + "launcher's atexit\n"
     assert ended.returncode == 0
 
 
-def test_the_library_raises_in_the_launcher(project: Project) -> None:
+def test_run_raises_a_config_error_in_the_launcher(project: Project) -> None:
     (project.path / "pid").mkdir()
     ended = library(project, "site_app:app")
     (project.path / "pid").rmdir()
@@ -362,5 +365,5 @@ def test_the_library_raises_in_the_launcher(project: Project) -> None:
 
 
 def library(project: Project, app: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of somebody's to its end."""
+    """Run a program that starts the daemon through the library, until it exits."""
     return run(cwd=project.path, env={"PYTHONPATH": str(ROOT)}, program=("-c", LIBRARY.format(app=app)))

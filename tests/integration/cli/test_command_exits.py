@@ -1,4 +1,4 @@
-"""How the command ends: exit codes, and the one line that says why."""
+"""Exit codes of the command, and the one line with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGGED = re.compile(r"\d{4}-\d\d-\d\d .*\[(INFO|WARNING|ERROR|CRITICAL)\] ")
 
 
 def one_line(text: str) -> str:
-    """Return what the user is told, which must be one line and no traceback; the error log may have more to say."""
+    """Return the error line for the user; it must be the only line besides the error log, without a traceback."""
     lines = [line for line in text.splitlines() if not LOGGED.match(line)]
     assert len(lines) == 1, text
     assert lines[0].startswith("forkserve: ")
@@ -28,13 +28,13 @@ def one_line(text: str) -> str:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_stopped_as_asked_is_0(serve: Start, signum: signal.Signals) -> None:
+def test_a_stop_by_signal_exits_with_0(serve: Start, signum: signal.Signals) -> None:
     command = serve(HELLO, "--base-port", 0, "--workers", 2)
     command.kill(signum)
     command.wait(0)
 
 
-def test_stopped_before_it_was_ready_is_0(start: Start, tmp_path: Path) -> None:
+def test_a_stop_during_boot_exits_with_0(start: Start, tmp_path: Path) -> None:
     (tmp_path / "lazy.py").write_text(
         f"import pathlib, time\npathlib.Path({str(tmp_path / 'began')!r}).touch()\ntime.sleep(60)\n"
     )
@@ -49,7 +49,7 @@ def test_stopped_before_it_was_ready_is_0(start: Start, tmp_path: Path) -> None:
     assert "Ready" not in command.stderr
 
 
-def test_workers_that_had_to_be_killed_are_still_0(serve: Start) -> None:
+def test_a_stop_that_kills_workers_exits_with_0(serve: Start) -> None:
     command = serve("example_apps.slow:application", "--bind", "127.0.0.1:0", "--graceful-timeout", "0.3")
     with socket.create_connection(("127.0.0.1", command.port)) as client:
         client.sendall(b"GET /?seconds=60 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -59,7 +59,7 @@ def test_workers_that_had_to_be_killed_are_still_0(serve: Start) -> None:
 
 
 def busy(pid: int) -> bool:
-    """Whether the process sleeps in the app and not in its loop."""
+    """Whether the process sleeps in the app, not in its event loop."""
     return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text() or Path(f"/proc/{pid}/syscall").read_text().split()[0] in (
         "230",
         "115",
@@ -67,7 +67,7 @@ def busy(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ([], "APP"),
         (["--workers", "2"], "APP"),
@@ -97,15 +97,15 @@ def busy(pid: int) -> bool:
         (["module:a.b("], "module:a.b"),
     ],
 )
-def test_usage_and_configuration_are_2(arguments: list[str], told: str, tmp_path: Path) -> None:
+def test_usage_and_configuration_errors_exit_with_2(arguments: list[str], expected: str, tmp_path: Path) -> None:
     ended = run(*arguments, cwd=tmp_path)
 
     assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
-    assert re.search(told, one_line(ended.stderr)), ended.stderr
+    assert re.search(expected, one_line(ended.stderr)), ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("source", "app", "told"),
+    ("source", "app", "expected"),
     [
         ("", "missing_module:app", "missing_module"),
         ("import missing_dependency", "site_app:app", "missing_dependency"),
@@ -120,7 +120,7 @@ def test_usage_and_configuration_are_2(arguments: list[str], told: str, tmp_path
         ("raise SystemExit(7)", "site_app:app", "SystemExit"),
     ],
 )
-def test_an_app_that_does_not_load_is_4(source: str, app: str, told: str, tmp_path: Path) -> None:
+def test_an_app_that_cannot_be_loaded_exits_with_4(source: str, app: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text(source)
 
     ended = run(app, "--workers", "2", "--bind", "127.0.0.1:0", cwd=tmp_path)
@@ -128,15 +128,15 @@ def test_an_app_that_does_not_load_is_4(source: str, app: str, told: str, tmp_pa
     assert ended.returncode == 4, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("forkserve: ")]
     assert len(lines) == 1, ended.stderr
-    assert told in lines[0]
+    assert expected in lines[0]
     assert "Ready" not in ended.stderr
     assert "Listening" not in ended.stderr
 
 
-def test_four_faults_are_told_apart(tmp_path: Path) -> None:
+def test_four_load_errors_have_different_messages(tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text("app = 5\n")
     (tmp_path / "needs.py").write_text("import missing_dependency\n")
-    told = {
+    expected = {
         one_line(line)
         for app in ("missing:app", "site_app:other", "site_app:app")
         for line in [run(app, "--bind", "127.0.0.1:0", cwd=tmp_path).stderr]
@@ -144,18 +144,19 @@ def test_four_faults_are_told_apart(tmp_path: Path) -> None:
     broken = run("needs:app", "--bind", "127.0.0.1:0", cwd=tmp_path).stderr
 
     assert (
-        len({re.sub(r"[\w.]*(missing|site_app|needs|other)[\w.:]*", "X", line) for line in [*told, broken.splitlines()[-1]]}) == 4
+        len({re.sub(r"[\w.]*(missing|site_app|needs|other)[\w.:]*", "X", line) for line in [*expected, broken.splitlines()[-1]]})
+        == 4
     )
     assert broken.count("Traceback (most recent call last)") == 1
     assert "needs.py" in broken
 
 
-def test_the_apps_own_traceback_is_shown_once() -> None:
+def test_the_app_s_traceback_is_printed_once() -> None:
     ended = run("example_apps.crash_on_boot:app", "--workers", "4", "--base-port", "0")
 
     assert ended.returncode == 4
     assert ended.stderr.count("Traceback (most recent call last)") == 1
-    assert ended.stderr.count("this app never starts") == 2, "the traceback's end, and the line for the user"
+    assert ended.stderr.count("this app never starts") == 2, "the end of the traceback, and the error line"
     assert "crash_on_boot.py" in ended.stderr
     for own in ("forkserve/config/apps.py", "forkserve/web.py", "importlib/__init__.py", "<frozen importlib"):
         assert own not in ended.stderr
@@ -163,12 +164,12 @@ def test_the_apps_own_traceback_is_shown_once() -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("app", ["example_apps.crash_on_boot:app", "example_apps.hello_wsgi:nothing"])
-def test_the_reason_is_the_last_thing_said(app: str) -> None:
+def test_the_error_line_is_the_last_line(app: str) -> None:
     for _ in range(5):
         assert run(app, "--workers", "4", "--base-port", "0").stderr.splitlines()[-1].startswith("forkserve: ")
 
 
-def test_a_failed_first_boot_leaves_nothing(start: Start) -> None:
+def test_a_failed_first_boot_leaves_no_process(start: Start) -> None:
     command = start("example_apps.crash_on_boot:app", "--workers", 4, "--base-port", 0)
     command.traceback_expected = True
     command.wait(4)
@@ -183,14 +184,14 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.parametrize(
-    ("action", "told"),
+    ("action", "expected"),
     [
         ('await send({"type": "lifespan.startup.failed", "message": "the database is down"})', "the database is down"),
         ("raise RuntimeError('the database is down')", "the database is down"),
         ("sys.exit(9)", ""),
     ],
 )
-def test_a_lifespan_that_fails_is_3(action: str, told: str, tmp_path: Path) -> None:
+def test_a_failed_lifespan_startup_exits_with_3(action: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text(LIFESPAN.format(action))
 
     ended = run("site_app:app", "--workers", "4", "--base-port", "0", "--lifespan", "on", cwd=tmp_path)
@@ -198,12 +199,12 @@ def test_a_lifespan_that_fails_is_3(action: str, told: str, tmp_path: Path) -> N
     assert ended.returncode == 3, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("forkserve: ")]
     assert len(lines) == 1, ended.stderr
-    assert told in lines[0]
+    assert expected in lines[0]
     assert ended.stderr.count("Traceback (most recent call last)") <= 1
     assert "Ready" not in ended.stderr
 
 
-def test_startup_failed_is_3_also_where_lifespan_is_auto(tmp_path: Path) -> None:
+def test_a_failed_startup_exits_with_3_with_lifespan_auto(tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text(
         LIFESPAN.format('await send({"type": "lifespan.startup.failed", "message": "no disk"})')
     )
@@ -213,7 +214,7 @@ def test_startup_failed_is_3_also_where_lifespan_is_auto(tmp_path: Path) -> None
     assert (ended.returncode, "no disk" in one_line(ended.stderr)) == (3, True)
 
 
-def test_a_boot_that_takes_too_long_is_3(tmp_path: Path) -> None:
+def test_a_boot_timeout_exits_with_3(tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text("import time\ntime.sleep(60)\n")
     began = time.monotonic()
 
@@ -226,24 +227,24 @@ def test_a_boot_that_takes_too_long_is_3(tmp_path: Path) -> None:
     assert re.search(r"boot.timeout", lines[0]), ended.stderr
 
 
-@pytest.mark.parametrize(("action", "told"), [("os._exit(11)", "11"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
-def test_death_before_ready_is_3(action: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("action", "expected"), [("os._exit(11)", "11"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
+def test_a_worker_that_dies_before_ready_exits_with_3(action: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text(f"import os\n{action}\n")
 
     ended = run("site_app:app", "--workers", "2", "--bind", "127.0.0.1:0", cwd=tmp_path)
 
     assert ended.returncode == 3
-    assert told in one_line(ended.stderr)
+    assert expected in one_line(ended.stderr)
 
 
-def test_could_not_listen_is_5() -> None:
+def test_an_address_that_cannot_be_bound_exits_with_5() -> None:
     ended = run(HELLO, "--bind", "192.0.2.1:0")
 
     assert ended.returncode == 5
     assert "192.0.2.1" in one_line(ended.stderr)
 
 
-def test_a_second_server_with_the_same_pid_file(serve: Start, tmp_path: Path) -> None:
+def test_a_second_server_with_the_same_pid_file_is_refused(serve: Start, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     first = serve(HELLO, "--bind", "127.0.0.1:0", "--pid", pid)
     assert pid.read_text().strip() == str(first.pid)
@@ -257,7 +258,7 @@ def test_a_second_server_with_the_same_pid_file(serve: Start, tmp_path: Path) ->
     assert not pid.exists()
 
 
-def test_a_worker_that_crashes_later_is_replaced_and_does_not_end_the_server(serve: Start, tmp_path: Path) -> None:
+def test_a_worker_that_crashes_after_boot_is_replaced(serve: Start, tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text("import os\ndef app(environ, start_response):\n    os._exit(9)\n")
     command = serve("site_app:app", "--base-port", 0, cwd=tmp_path)
     (pid,) = command.workers

@@ -1,7 +1,6 @@
-"""The command's files in a directory of the user that its workers run as: see tests/unit/base/test_files.py for all the places.
+"""The command's files in a directory that the workers' user can write; tests/unit/base/test_files.py covers every kind of file.
 
-Root starts with --user nobody. Anybody else, who can start only as himself, plays that user too: the directory can be written
-by all then.
+Root starts the command with --user nobody. Any other user also acts as the attacker: the directory is then writable by all.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def other() -> Iterator[Hostile]:
 
 
 def refused(other: Hostile, *options: object) -> tuple[int, str]:
-    """Run it to its end, which must come with one line; return the exit code and the line."""
+    """Run the command until it exits; it must print one line. Return the exit code and the line."""
     before = other.state()
     ended = run(*map(str, (*LINE, *options)), cwd=other.ours)
     assert other.state() == before
@@ -55,7 +54,7 @@ def refused(other: Hostile, *options: object) -> tuple[int, str]:
         ("--nginx-upstream", 2),
     ],
 )
-def test_a_link_in_the_place_of_a_file_is_a_usage_error(other: Hostile, option: str, code: int) -> None:
+def test_a_symbolic_link_in_place_of_a_file_is_a_usage_error(other: Hostile, option: str, code: int) -> None:
     (other.theirs / "link").symlink_to(other.target)
     found = refused(other, "--base-port", 0, option, other.theirs / "link")
 
@@ -63,7 +62,7 @@ def test_a_link_in_the_place_of_a_file_is_a_usage_error(other: Hostile, option: 
     assert f"{other.theirs}/link is a symbolic link that another user could have put there" in found[1]
 
 
-def test_a_link_on_the_way_to_a_socket_is_an_address_that_cannot_be_had(other: Hostile) -> None:
+def test_a_symbolic_link_in_the_path_of_a_socket_exits_with_5(other: Hostile) -> None:
     (other.theirs / "link").symlink_to(other.ours)
     for option in (("--bind", f"unix:{other.theirs}/link/s"), ("--control-socket", f"{other.theirs}/link/s")):
         code, line = refused(other, *option)
@@ -80,7 +79,7 @@ def test_nginx_s_configuration_is_not_written_through_a_link(other: Hostile) -> 
     assert other.state() == before
 
 
-def test_a_log_that_became_a_link_is_kept_at_usr1(serve: Start, other: Hostile) -> None:
+def test_a_log_replaced_by_a_link_is_not_reopened_at_usr1(serve: Start, other: Hostile) -> None:
     names = {"--error-logfile": "error", "--access-logfile": "access", "--worker-stdout": "out"}
     options = [one for option, name in names.items() for one in (option, other.theirs / name)]
     command = serve(*LINE, "--base-port", 0, *options, cwd=other.ours)
@@ -94,7 +93,10 @@ def test_a_log_that_became_a_link_is_kept_at_usr1(serve: Start, other: Hostile) 
     warnings = eventually(
         lambda: re.findall("WARNING. master: (cannot reopen the log file .*)", error.read_text()), error.read_text
     )
-    eventually(lambda: get(command.port).status == 200 and "GET / " in (other.theirs / "access.1").read_text(), "it goes on")
+    eventually(
+        lambda: get(command.port).status == 200 and "GET / " in (other.theirs / "access.1").read_text(),
+        "the server still logs requests",
+    )
     command.stop()
 
     assert other.state() == before
@@ -104,8 +106,8 @@ def test_a_log_that_became_a_link_is_kept_at_usr1(serve: Start, other: Hostile) 
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1", "link"])
-def test_the_access_log_is_stdout_under_its_other_names(serve: Start, other: Hostile, name: str) -> None:
-    """Containers log that way, through a link that root has made in the image."""
+def test_the_access_log_can_be_stdout_under_its_other_names(serve: Start, other: Hostile, name: str) -> None:
+    """Containers log like this, through a link that root has made in the image."""
     (other.ours / "link").symlink_to("/dev/stdout")
     log = ("--access-logfile", name, "--access-logformat", "%(U)s")
     command = serve(*LINE, "--base-port", 0, *log, "--error-logfile", "/dev/stderr", cwd=other.ours)
@@ -121,7 +123,7 @@ def test_the_access_log_is_stdout_under_its_other_names(serve: Start, other: Hos
 
 
 @pytest.mark.parametrize("sticky", [False, True], ids=["theirs", "sticky"])
-def test_ordinary_use_in_such_a_directory(serve: Start, other: Hostile, *, sticky: bool) -> None:
+def test_files_in_a_directory_writable_by_others_work(serve: Start, other: Hostile, *, sticky: bool) -> None:
     place = other.theirs
     if sticky:
         os.chown(place, os.geteuid(), os.getegid())
@@ -148,11 +150,13 @@ RACED = {
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("options", RACED.values(), ids=RACED.keys())
-def test_starts_while_the_file_is_swapped(start: Start, other: Hostile, options: tuple[str, ...]) -> None:
+def test_a_start_while_its_file_is_swapped_works_or_fails_cleanly(start: Start, other: Hostile, options: tuple[str, ...]) -> None:
     with other.swapping("file"):
         for _ in range(4):
             command = start(*LINE, *(one.format(theirs=other.theirs) for one in options), cwd=other.ours)
-            eventually(lambda command=command: command.process.poll() is not None or command.startup, "it starts, or not")
+            eventually(
+                lambda command=command: command.process.poll() is not None or command.startup, "the server has started or exited"
+            )
             reopen(command)
             if command.process.poll() is None:
                 command.kill(signal.SIGTERM)
@@ -162,7 +166,7 @@ def test_starts_while_the_file_is_swapped(start: Start, other: Hostile, options:
 
 
 def reopen(command: Command) -> None:
-    """Have it open its logs anew, many times."""
+    """Make the server reopen its logs many times."""
     for _ in range(20):
         if command.process.poll() is None and command.listening:
             command.kill(signal.SIGUSR1)

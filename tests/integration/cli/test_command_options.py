@@ -1,4 +1,4 @@
-"""Options of the command line, each seen to reach what it is about: the app, the answers, the limits, the loop."""
+"""The effect of command-line options on the app, the responses, the limits and the loop."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def either(*args):
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A user's directory with apps in it."""
+    """A directory with apps."""
     (tmp_path / "site_app.py").write_text(FACTORIES)
     return tmp_path
 
 
 def client_of(answer: Answer) -> str:
-    """Return the address that the app was told to be its client's, whatever it speaks."""
-    told = answer.json
-    return str(told["environ"]["REMOTE_ADDR"] if "environ" in told else (told["scope"].get("client") or [""])[0])
+    """Return the client's address from the WSGI environ or the ASGI scope."""
+    seen = answer.json
+    return str(seen["environ"]["REMOTE_ADDR"] if "environ" in seen else (seen["scope"].get("client") or [""])[0])
 
 
 # The app
@@ -74,14 +74,16 @@ def test_a_factory_makes_the_app(serve: Start, project: Path, arguments: list[st
 
 
 @pytest.mark.parametrize(("interface", "text"), [("auto", "wsgi"), ("wsgi", "wsgi"), ("asgi", "asgi"), ("asgi3", "asgi")])
-def test_interface_decides_where_the_app_could_be_either(serve: Start, project: Path, interface: str, text: str) -> None:
+def test_the_interface_option_decides_for_an_app_that_supports_both(
+    serve: Start, project: Path, interface: str, text: str
+) -> None:
     command = serve("site_app:either", "--interface", interface, "--lifespan", "off", "--base-port", 0, cwd=project)
 
     assert get(command.port).text == text
 
 
 @pytest.mark.parametrize("flag", ["--chdir", "--app-dir"])
-def test_chdir_is_where_the_app_is_and_runs(serve: Start, project: Path, flag: str) -> None:
+def test_chdir_is_the_app_s_directory_but_not_the_master_s(serve: Start, project: Path, flag: str) -> None:
     (project / "inner").mkdir()
     (project / "inner" / "deep.py").write_text("from tests.integration.small_apps import who\nlast = who\n")
     command = serve("deep:last", flag, project / "inner", "--base-port", 0, env={"PYTHONPATH": os.getcwd()})
@@ -90,7 +92,7 @@ def test_chdir_is_where_the_app_is_and_runs(serve: Start, project: Path, flag: s
     assert os.readlink(f"/proc/{command.pid}/cwd") == os.getcwd()
 
 
-def test_chdir_counts_from_where_the_command_was_started(serve: Start, project: Path) -> None:
+def test_a_relative_chdir_starts_at_the_command_s_directory(serve: Start, project: Path) -> None:
     (project / "inner").mkdir()
     (project / "inner" / "deep.py").write_text("from site_app import make as factory\n")
     command = serve("deep:factory()", "--chdir", "inner", "--pythonpath", ".", "--base-port", 0, cwd=project)
@@ -98,7 +100,7 @@ def test_chdir_counts_from_where_the_command_was_started(serve: Start, project: 
     assert get(command.port).text == "nobody None"
 
 
-def test_pythonpath_with_several_directories(serve: Start, project: Path) -> None:
+def test_pythonpath_may_have_several_directories(serve: Start, project: Path) -> None:
     for name, text in (("one", "from two_module import app\n"), ("two", "from site_app import make\napp = make('two')\n")):
         (project / name).mkdir()
         (project / name / f"{name}_module.py").write_text(text)
@@ -107,20 +109,20 @@ def test_pythonpath_with_several_directories(serve: Start, project: Path) -> Non
     assert get(command.port).text == "two None"
 
 
-def test_env_is_the_workers_environment(serve: Start) -> None:
+def test_env_options_set_variables_in_workers_only(serve: Start) -> None:
     command = serve(WHO, "-e", "ONE=1", "--env", "TWO=a=b, c", "-e", "THREE=", "--base-port", 0, env={"ONE": "outside"})
 
     assert [get(command.port, f"/?{name}").json["value"] for name in ("ONE", "TWO", "THREE", "FOUR")] == ["1", "a=b, c", "", None]
     assert b"TWO=" not in Path(f"/proc/{command.pid}/environ").read_bytes()
 
 
-def test_env_is_there_when_the_app_is_imported(serve: Start, project: Path) -> None:
+def test_env_options_are_set_before_the_app_is_imported(serve: Start, project: Path) -> None:
     (project / "early.py").write_text("import os\nfrom site_app import make\napp = make(os.environ['ONE'])\n")
 
     assert get(serve("early", "-e", "ONE=early", "--base-port", 0, cwd=project).port).text == "early None"
 
 
-def test_env_file_gives_way_to_what_is_set(serve: Start, tmp_path: Path) -> None:
+def test_env_file_does_not_override_flags_or_the_environment(serve: Start, tmp_path: Path) -> None:
     file = tmp_path / "some.env"
     file.write_text("# comment\n\nONE=from file\nexport TWO='quo ted'\nTHREE=\"3\" # said\nFOUR=file\nFIVE=file\n")
     command = serve(WHO, "--env-file", file, "-e", "FOUR=flag", "--base-port", 0, env={"FIVE": "outside"})
@@ -134,8 +136,8 @@ def test_env_file_gives_way_to_what_is_set(serve: Start, tmp_path: Path) -> None
 ROOTED = [("/api/users%2F1?q", "/api/users/1", "/users/1"), ("/users", "/api/users", "/users"), ("/apis", "/api/apis", "/apis")]
 
 
-def test_root_path_wsgi(serve: Start) -> None:
-    """The prefix is taken off where the proxy has left it on."""
+def test_root_path_is_the_wsgi_script_name(serve: Start) -> None:
+    """The prefix is removed from PATH_INFO if the proxy has not removed it."""
     command = serve(WHO, "--root-path", "/api/", "--base-port", 0)
 
     for target, _, path in [*ROOTED, ("/api", "/api", ""), ("/api/", "/api/", "/")]:
@@ -143,8 +145,8 @@ def test_root_path_wsgi(serve: Start) -> None:
         assert (environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["RAW_URI"]) == ("/api", path, target)
 
 
-def test_root_path_asgi(serve: Start) -> None:
-    """`path` has the prefix, whether the proxy has left it on or not."""
+def test_root_path_is_part_of_the_asgi_path(serve: Start) -> None:
+    """`path` has the prefix, whether the proxy has removed it or not."""
     command = serve(WHO_ASGI, "--root-path", "/api", "--base-port", 0)
 
     for target, path, _ in ROOTED:
@@ -153,8 +155,8 @@ def test_root_path_asgi(serve: Start) -> None:
 
 
 @BOTH
-def test_forwarded_headers_of_a_trusted_peer(serve: Start, tmp_path: Path, app: str) -> None:
-    """Loopback and unix sockets are trusted unless something else is asked for."""
+def test_forwarded_headers_of_a_trusted_peer_are_used(serve: Start, tmp_path: Path, app: str) -> None:
+    """Loopback and unix sockets are trusted by default."""
     command = serve(app, "--base-port", 0, "--bind", f"unix:{tmp_path}/s")
 
     for where in (command.port, f"{tmp_path}/s"):
@@ -169,7 +171,7 @@ def test_forwarded_headers_of_a_trusted_peer(serve: Start, tmp_path: Path, app: 
 
 @BOTH
 @pytest.mark.parametrize("options", [["--forwarded-allow-ips", "10.0.0.0/8"], ["--no-proxy-headers"]], ids=["others", "none"])
-def test_forwarded_headers_of_an_untrusted_peer(serve: Start, tmp_path: Path, app: str, options: list[str]) -> None:
+def test_forwarded_headers_of_an_untrusted_peer_are_ignored(serve: Start, tmp_path: Path, app: str, options: list[str]) -> None:
     command = serve(app, "--base-port", 0, "--bind", f"unix:{tmp_path}/s", *options)
 
     answer = get(command.port, "/", "X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https")
@@ -178,17 +180,17 @@ def test_forwarded_headers_of_an_untrusted_peer(serve: Start, tmp_path: Path, ap
     assert (client_of(answer), answer.json["scheme"]) == ("", "http")
 
 
-def test_forwarded_headers_pass_the_hops_that_are_trusted(serve: Start) -> None:
+def test_forwarded_headers_skip_trusted_hops(serve: Start) -> None:
     command = serve(WHO, "--forwarded-allow-ips", "127.0.0.1,10.0.0.0/8", "--base-port", 0)
 
     assert client_of(get(command.port, "/", "X-Forwarded-For: 198.51.100.1, 203.0.113.9, 10.1.2.3")) == "203.0.113.9"
 
 
-# Answers
+# Responses
 
 
 @BOTH
-def test_headers_that_every_answer_has(serve: Start, app: str) -> None:
+def test_header_options_are_added_to_every_response(serve: Start, app: str) -> None:
     command = serve(app, "--header", "X-One: 1", "--header", "X-Two:a:b", "--base-port", 0)
 
     for answer in (get(command.port), get(command.port, "not-a-target")):
@@ -198,7 +200,7 @@ def test_headers_that_every_answer_has(serve: Start, app: str) -> None:
 
 
 @pytest.mark.parametrize(("flag", "without"), [("--no-server-header", "Server"), ("--no-date-header", "Date")])
-def test_headers_that_can_be_left_out(serve: Start, flag: str, without: str) -> None:
+def test_the_server_and_date_headers_can_be_left_out(serve: Start, flag: str, without: str) -> None:
     command = serve(WHO, flag, "--base-port", 0)
 
     for answer in (get(command.port), get(command.port, "not-a-target")):
@@ -206,7 +208,7 @@ def test_headers_that_can_be_left_out(serve: Start, flag: str, without: str) -> 
 
 
 @BOTH
-def test_keep_alive_0_closes_after_every_answer(serve: Start, app: str) -> None:
+def test_keep_alive_0_closes_after_every_response(serve: Start, app: str) -> None:
     command = serve(app, "--keep-alive", 0, "--base-port", 0)
 
     with Client(command.port) as client:
@@ -215,8 +217,10 @@ def test_keep_alive_0_closes_after_every_answer(serve: Start, app: str) -> None:
 
 
 @pytest.mark.parametrize(("app", "options"), [(GATED_ASGI, ()), (GATED, ("--threads", 4))], ids=["asgi", "threads"])
-def test_limit_concurrency(serve: Start, tmp_path: Path, app: str, options: tuple[object, ...]) -> None:
-    """The request above the limit gets 503; when those in hand are done, there is room again."""
+def test_limit_concurrency_refuses_further_requests_with_503(
+    serve: Start, tmp_path: Path, app: str, options: tuple[object, ...]
+) -> None:
+    """A request above the limit gets 503; when running requests end, new ones are accepted again."""
     gate, notes = tmp_path / "gate", tmp_path / "notes"
     command = serve(app, *options, "--limit-concurrency", 2, "--base-port", 0, env={"NOTES": str(notes)})
 
@@ -234,7 +238,7 @@ def test_limit_concurrency(serve: Start, tmp_path: Path, app: str, options: tupl
     assert "third" not in notes.read_text()
 
 
-def test_limit_concurrency_forgets_clients_that_have_gone(serve: Start, tmp_path: Path) -> None:
+def test_limit_concurrency_does_not_count_disconnected_clients(serve: Start, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     command = serve(GATED_ASGI, "--limit-concurrency", 1, "--base-port", 0, env={"NOTES": str(notes)})
 
@@ -249,8 +253,8 @@ def test_limit_concurrency_forgets_clients_that_have_gone(serve: Start, tmp_path
 
 
 @PARSERS
-def test_limits_on_the_head(serve: Start, parser: str) -> None:
-    """The largest that fits is served; one more is refused."""
+def test_each_limit_of_the_head_is_enforced(serve: Start, parser: str) -> None:
+    """A request at each limit is served; a larger one is refused."""
     limits = ("--limit-request-line", 64, "--limit-request-fields", 4, "--limit-request-head", 512)
     command = serve(WHO, *limits, "--limit-request-field_size", 200, "--http", parser, "--base-port", 0)
     path = "/" + "x" * (64 - len("GET / HTTP/1.1"))
@@ -266,17 +270,17 @@ def test_limits_on_the_head(serve: Start, parser: str) -> None:
 
 
 @pytest.mark.parametrize(("app", "parser"), [(WHO, "httptools"), (WHO_ASGI, "h11")], ids=["wsgi", "asgi"])
-def test_limit_on_the_body(serve: Start, app: str, parser: str) -> None:
+def test_a_body_above_the_limit_gets_413(serve: Start, app: str, parser: str) -> None:
     command = serve(app, "--limit-request-body", "1k", "--http", parser, "--base-port", 0)
 
     assert get(command.port, method="POST", body=b"x" * 1024).status == 200
     assert get(command.port, method="POST", body=b"x" * 1025).status == 413
 
 
-# What a worker is made of
+# Parser, loop, lifespan and workers
 
 
-# Tells who parses by the modules whose Python code is seen to run: h11 is Python, httptools is not.
+# Detects the parser by the modules whose Python code runs: h11 is written in Python, httptools is not.
 WATCHING = """
 import sys
 seen = set()
@@ -289,14 +293,14 @@ def app(environ, start_response):
 
 
 @pytest.mark.parametrize(("parser", "seen"), [("auto", "other"), ("h11", "h11")])
-def test_http_parser(serve: Start, project: Path, parser: str, seen: str) -> None:
+def test_http_selects_the_parser(serve: Start, project: Path, parser: str, seen: str) -> None:
     (project / "watching.py").write_text(WATCHING)
     command = serve("watching:app", "--http", parser, "--base-port", 0, cwd=project)
 
     assert [get(command.port, "/", f"X-A: {number}").text for number in range(2)] == [seen, seen]
 
 
-def test_http_parser_where_httptools_is_not_installed(serve: Start, project: Path) -> None:
+def test_without_httptools_the_default_parser_is_h11(serve: Start, project: Path) -> None:
     (project / "without").mkdir()
     (project / "without" / "httptools.py").write_text("raise ModuleNotFoundError('httptools')\n")
     (project / "watching.py").write_text(WATCHING)
@@ -309,7 +313,7 @@ def test_http_parser_where_httptools_is_not_installed(serve: Start, project: Pat
 
 
 @pytest.mark.parametrize(("loop", "module"), [("auto", "uvloop"), ("asyncio", "asyncio")])
-def test_loop(serve: Start, loop: str, module: str) -> None:
+def test_loop_selects_the_loop(serve: Start, loop: str, module: str) -> None:
     assert get(serve(WHO_ASGI, "--loop", loop, "--base-port", 0).port).json["loop"] == module
 
 
@@ -318,17 +322,17 @@ def test_loop(serve: Start, loop: str, module: str) -> None:
     [("on", ["startup", "shutdown"]), ("auto", ["startup", "shutdown"]), ("off", [])],
     ids=["on", "auto", "off"],
 )
-def test_lifespan(serve: Start, tmp_path: Path, mode: str, events: list[str]) -> None:
+def test_lifespan_turns_the_events_on_and_off(serve: Start, tmp_path: Path, mode: str, events: list[str]) -> None:
     notes = tmp_path / "notes"
     command = serve(GATED_ASGI, "--lifespan", mode, "--base-port", 0, env={"NOTES": str(notes)})
 
-    assert notes.exists() == bool(events)  # ready means: started
+    assert notes.exists() == bool(events)  # a ready worker has finished lifespan startup
     assert get(command.port, f"/?{tmp_path}").status == 200
     command.stop()
     assert [line for line in notes.read_text().splitlines() if line != "came /"] == [f"lifespan.{event}" for event in events]
 
 
-def test_lifespan_on_wants_an_app_that_knows_it(start: Start, serve: Start) -> None:
+def test_lifespan_on_fails_for_an_app_without_lifespan(start: Start, serve: Start) -> None:
     command = start(WHO_ASGI, "--lifespan", "on", "--base-port", 0)
     command.traceback_expected = True
     assert "lifespan" in command.wait(3)
@@ -336,7 +340,7 @@ def test_lifespan_on_wants_an_app_that_knows_it(start: Start, serve: Start) -> N
     assert get(serve(WHO_ASGI, "--lifespan", "auto", "--base-port", 0).port).status == 200
 
 
-def test_workers_auto_takes_the_cores_that_it_may_use(serve: Start) -> None:
+def test_workers_auto_is_limited_by_the_cpu_affinity(serve: Start) -> None:
     cores = sorted(os.sched_getaffinity(0))
     command = serve(WHO, "--workers", "auto", "--base-port", 0, prefix=["taskset", "-c", ",".join(map(str, cores[:2]))])
 
@@ -344,7 +348,7 @@ def test_workers_auto_takes_the_cores_that_it_may_use(serve: Start) -> None:
     assert [get(port).json["worker"] for port in command.ports] == ["1", "2"][: len(cores)]
 
 
-def test_the_app_gets_told_what_it_is_run_by(serve: Start) -> None:
-    told = get(serve(WHO, "--workers", 2, "--base-port", 0).port).json
-    assert (told["worker"], told["generation"], told["multithread"]) == ("1", "1", False)
+def test_the_app_sees_its_worker_generation_and_threads(serve: Start) -> None:
+    seen = get(serve(WHO, "--workers", 2, "--base-port", 0).port).json
+    assert (seen["worker"], seen["generation"], seen["multithread"]) == ("1", "1", False)
     assert get(serve(WHO, "--threads", 2, "--base-port", 0).port).json["multithread"] is True

@@ -1,6 +1,6 @@
-"""--user, --group, --umask: who workers are, and whose the files are.
+"""--user, --group, --umask: the user of the workers and the owner of the files.
 
-What needs root is tested by root; anybody else is refused, and that is tested instead.
+Without root, the tests check that the server refuses the options.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def app(environ, start_response):
 
 @pytest.fixture
 def project() -> Iterator[Path]:
-    """A directory with an app in it that everybody may read, unlike the tests' own."""
+    """A directory with an app that every user may read; pytest's own directory is private."""
     path = Path(tempfile.mkdtemp(prefix="forkserve-"))
     path.chmod(0o755)
     (path / "site_app.py").write_text(APP)
@@ -64,7 +64,7 @@ def project() -> Iterator[Path]:
 
 
 def started(serve: Start, project: Path, *options: object, env: dict[str, str] | None = None) -> Command | None:
-    """Start as root; for anybody else see that it is refused, and return None."""
+    """Start the server as root; without root, check that the start is refused and return None."""
     line = ("site_app:app", "--bind", "127.0.0.1:0", *options)
     if IS_ROOT:
         return serve(*line, cwd=project, env=env)
@@ -74,17 +74,17 @@ def started(serve: Start, project: Path, *options: object, env: dict[str, str] |
     return None
 
 
-def told(command: Command, path: str = "/") -> Any:
-    """Return what the app says of its process."""
+def ids_of(command: Command, path: str = "/") -> Any:
+    """Return the app's report about its process."""
     return get(command.port, path).json
 
 
 @pytest.mark.parametrize("user", ["nobody", str(NOBODY)])
-def test_workers_are_the_user_for_good_before_the_app_is_imported(serve: Start, project: Path, user: str) -> None:
+def test_workers_change_user_permanently_before_they_import_the_app(serve: Start, project: Path, user: str) -> None:
     command = started(serve, project, "--user", user)
     if command is None:
         return
-    found = told(command)
+    found = ids_of(command)
 
     assert found["user"] == found["import"]["user"] == [NOBODY] * 3
     assert found["group"] == found["import"]["group"] == [NOBODY] * 3
@@ -96,10 +96,10 @@ def test_workers_are_the_user_for_good_before_the_app_is_imported(serve: Start, 
     assert found["HOME"] == os.path.expanduser("~nobody")
     assert Path(f"/proc/{command.pid}").stat().st_uid == 0
     os.kill(command.workers[0], signal.SIGKILL)
-    eventually(lambda: command.workers and told(command)["user"] == [NOBODY] * 3, "its successor is, too")
+    eventually(lambda: command.workers and ids_of(command)["user"] == [NOBODY] * 3, "the replacement runs as the user, too")
 
 
-def test_a_reload_reads_what_only_the_master_may(serve: Start, project: Path) -> None:
+def test_a_reload_reads_a_file_that_only_root_can_read(serve: Start, project: Path) -> None:
     secret = project / "secret.toml"
     secret.write_text("header = ['X-From: the file']\n")
     secret.chmod(0o600)
@@ -112,23 +112,23 @@ def test_a_reload_reads_what_only_the_master_may(serve: Start, project: Path) ->
     assert (answer["X-From"], answer.json["user"][0]) == ("the new file", NOBODY)
 
 
-def test_a_group_alone_changes_the_group(serve: Start, project: Path) -> None:
+def test_group_without_user_changes_only_the_group(serve: Start, project: Path) -> None:
     command = started(serve, project, "--group", NOBODY)
     if command is not None:
-        found = told(command)
+        found = ids_of(command)
         assert (found["user"], found["group"], found["groups"]) == ([0] * 3, [NOBODY] * 3, [NOBODY])
         assert found["HOME"] == os.environ.get("HOME")
 
 
-def test_a_user_that_is_only_a_number(serve: Start, project: Path) -> None:
+def test_a_user_id_without_an_account_is_accepted(serve: Start, project: Path) -> None:
     command = started(serve, project, "--user", 54321, "--group", 54322, "--no-initgroups", "--env", "HOME=/mine")
     if command is not None:
-        found = told(command)
+        found = ids_of(command)
         assert (found["user"], found["group"], found["groups"]) == ([54321] * 3, [54322] * 3, [54322])
         assert found["HOME"] == "/mine"
 
 
-def test_logs_are_given_to_the_user_also_after_rotation(serve: Start, project: Path) -> None:
+def test_log_files_belong_to_the_user_also_after_rotation(serve: Start, project: Path) -> None:
     names = ("error", "access", "out")
     line = ("--error-logfile", "error", "--access-logfile", "access", "--worker-stdout", "out", "--user", "nobody")
     command = started(serve, project, *line, "--pid", "pid")
@@ -140,7 +140,7 @@ def test_logs_are_given_to_the_user_also_after_rotation(serve: Start, project: P
     command.kill(signal.SIGUSR1)
 
     def moved() -> bool:
-        told(command)
+        ids_of(command)
         return all((project / name).exists() and (project / name).stat().st_size for name in ("access", "out"))
 
     eventually(moved, lambda: list(project.iterdir()))
@@ -152,7 +152,7 @@ def test_logs_are_given_to_the_user_also_after_rotation(serve: Start, project: P
     assert exists(worker)
 
 
-def test_a_unix_socket_is_given_to_the_user(serve: Start, project: Path) -> None:
+def test_a_unix_socket_belongs_to_the_user(serve: Start, project: Path) -> None:
     command = started(serve, project, "--bind", "unix:socket", "--socket-mode", "600", "--user", "nobody")
     if command is not None:
         found = (project / "socket").stat()
@@ -160,25 +160,25 @@ def test_a_unix_socket_is_given_to_the_user(serve: Start, project: Path) -> None
         assert get(str(project / "socket"), "/").status == 200
 
 
-def test_the_end_of_the_master_is_the_workers(serve: Start, project: Path) -> None:
+def test_workers_of_another_user_exit_when_the_master_is_killed(serve: Start, project: Path) -> None:
     command = started(serve, project, "--user", "nobody", "--workers", 2)
     if command is not None:
         workers = command.workers
         command.kill(signal.SIGKILL)
-        eventually(lambda: not any(map(exists, workers)), "they end")
+        eventually(lambda: not any(map(exists, workers)), "the workers exit")
 
 
-def test_the_umask_holds_in_master_and_workers(serve: Start, project: Path) -> None:
+def test_the_umask_applies_to_master_and_workers(serve: Start, project: Path) -> None:
     line = ("--umask", "077", "--pid", "pid", "--error-logfile", "error")
     command = serve("site_app:app", "--bind", "127.0.0.1:0", *line, cwd=project)
-    told(command, str(project / "made"))
+    ids_of(command, str(project / "made"))
 
     assert [stat.S_IMODE((project / name).stat().st_mode) for name in ("pid", "error", "made")] == [0o600] * 3
 
 
 AS_NOBODY = """
 import os, sys
-import forkserve.cli.ctl, forkserve.server  # while they can be read
+import forkserve.cli.ctl, forkserve.server  # while their files can be read
 from forkserve.cli import serve as cli
 from forkserve.config import load as config
 from forkserve.base import privileges
@@ -195,7 +195,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--user", "root"], "--user root: only root can run workers as another user; start as root, or leave it out"),
         (["--user", "0", "--daemon"], "--user 0: only root can run workers as another user; start as root, or leave it out"),
@@ -203,17 +203,17 @@ sys.exit(cli.main(sys.argv[1:]))
         (["--user", "root", "--check-config"], "--user root: only root"),
     ],
 )
-def test_whoever_is_not_root_can_only_be_himself(project: Path, options: list[str], said: str) -> None:
+def test_without_root_another_user_or_group_is_refused(project: Path, options: list[str], message: str) -> None:
     line = ("site_app:app", "--bind", "127.0.0.1:0", "--error-logfile", "log", *options)
     ended = run(*line, cwd=project, env={"PYTHONPATH": str(ROOT)}, program=("-c", AS_NOBODY))
 
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith(f"forkserve: {said}")
+    assert ended.stderr.startswith(f"forkserve: {message}")
     assert ended.stderr.count("\n") == 1
     assert not (project / "log").exists()
 
 
-def test_a_user_that_the_system_does_not_let_us_become(project: Path) -> None:
+def test_a_worker_that_cannot_change_user_fails_the_start(project: Path) -> None:
     if not IS_ROOT:
         assert run("site_app:app", "--user", "root", cwd=project).returncode == 2
         return

@@ -1,4 +1,4 @@
-"""Where settings come from, end to end: flags, variables, files, hooks; and what shows them."""
+"""Sources of settings, end to end: flags, variables, files and hooks; and the commands that show the settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ APP = 'def app(environ, start_response):\n    start_response("200 OK", [("Conten
 
 
 def shown(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> dict[str, tuple[str, str]]:
-    """Return what `forkserve config` says: value and origin by setting, read back from its lines."""
+    """Return the value and origin of each setting, parsed from the output of `forkserve config`."""
     ended = run("config", *arguments, cwd=cwd, env=env)
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
     found = {}
@@ -31,11 +31,11 @@ def shown(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> dict
     return found
 
 
-def test_workers_by_web_concurrency(serve: Start) -> None:
+def test_web_concurrency_sets_the_number_of_workers(serve: Start) -> None:
     assert serve(WHO, "--base-port", 0, env={"WEB_CONCURRENCY": "3"}).startup[-1] == "Ready: 3 workers"
 
 
-def test_workers_auto_is_the_usable_cores(serve: Start) -> None:
+def test_workers_auto_is_the_number_of_usable_cores(serve: Start) -> None:
     cores = len(os.sched_getaffinity(0))
     one = min(os.sched_getaffinity(0))
 
@@ -43,8 +43,8 @@ def test_workers_auto_is_the_usable_cores(serve: Start) -> None:
     assert len(serve(WHO, "--bind", "127.0.0.1:0", "-w", "auto", prefix=["taskset", "-c", str(one)]).workers) == 1
 
 
-def test_under_reload_no_clock_kills_a_worker_that_stands_in_a_debugger(tmp_path: Path) -> None:
-    """--timeout is off unless it was given, wherever that was."""
+def test_reload_turns_the_default_timeout_off(tmp_path: Path) -> None:
+    """A worker may stop in a debugger. A timeout from any source is kept."""
     (tmp_path / "named.toml").write_text("timeout = 9\n")
 
     assert shown(WHO, cwd=tmp_path)["timeout"] == ("30", "default")
@@ -57,8 +57,8 @@ def test_under_reload_no_clock_kills_a_worker_that_stands_in_a_debugger(tmp_path
     assert shown(WHO, "--reload", "-c", str(named), cwd=tmp_path)["timeout"] == ("9", str(named))
 
 
-def test_under_reload_a_timeout_that_was_given_counts(serve: Start, tmp_path: Path) -> None:
-    """And without it, a request may last longer than any beat (the default of 30 s is too long for a test)."""
+def test_an_explicit_timeout_kills_a_stuck_worker_under_reload(serve: Start, tmp_path: Path) -> None:
+    """The test above covers the default, because 30 s are too long for a test."""
     notes, gate = tmp_path / "notes", tmp_path / "gate"
     command = serve(
         "tests.integration.small_apps:gated", "--reload", "--timeout", "0.5", "--base-port", 0, env={"NOTES": str(notes)}
@@ -78,7 +78,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_in_the_working_directory(serve: Start, project: Path, name: str) -> None:
+def test_a_configuration_file_in_the_working_directory_is_read(serve: Start, project: Path, name: str) -> None:
     (project / name).write_text(FILES[name])
     command = serve(cwd=project)
 
@@ -87,7 +87,7 @@ def test_a_file_in_the_working_directory(serve: Start, project: Path, name: str)
 
 
 @pytest.mark.parametrize("spelling", ["{}", "file:{}"])
-def test_a_file_that_is_named(serve: Start, project: Path, spelling: str) -> None:
+def test_the_config_option_names_a_file(serve: Start, project: Path, spelling: str) -> None:
     (project / "conf").mkdir()
     (project / "conf" / "live.toml").write_text('workers = 2\nbase-port = 0\nkeep-alive = "5m"\n')
     command = serve("site_app:app", "-c", spelling.format("conf/live.toml"), cwd=project)
@@ -95,14 +95,14 @@ def test_a_file_that_is_named(serve: Start, project: Path, spelling: str) -> Non
     assert command.startup[-1] == "Ready: 2 workers"
 
 
-def test_a_module_that_is_named(serve: Start, project: Path) -> None:
+def test_the_config_option_names_a_module(serve: Start, project: Path) -> None:
     (project / "live.py").write_text("workers = 2\nbase_port = 0\n")
 
     assert serve("site_app:app", "--config", "python:live", cwd=project).startup[-1] == "Ready: 2 workers"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("forkserve.toml", "wrokers = 2", "wrokers.*forkserve.toml.*workers"),
         ("forkserve.toml", "workers = [", "forkserve.toml"),
@@ -114,17 +114,17 @@ def test_a_module_that_is_named(serve: Start, project: Path) -> None:
         ("forkserve.conf.py", "def post_frok(server, worker): pass", "post_frok.*post_fork"),
     ],
 )
-def test_a_fault_in_a_file(project: Path, name: str, content: str, told: str) -> None:
+def test_a_mistake_in_a_configuration_file_exits_with_2(project: Path, name: str, content: str, message: str) -> None:
     (project / name).write_text(content + "\n")
 
     ended = run("site_app:app", cwd=project)
 
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
-    assert re.search(told, ended.stderr), ended.stderr
+    assert re.search(message, ended.stderr), ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("variable", "told"),
+    ("variable", "message"),
     [
         ("FORKSERVE_WROKERS", "FORKSERVE_WROKERS.*FORKSERVE_WORKERS"),
         ("FORKSERVE_WORKERS", "FORKSERVE_WORKERS"),
@@ -133,16 +133,16 @@ def test_a_fault_in_a_file(project: Path, name: str, content: str, told: str) ->
         ("FORKSERVE_CMD_ARGS", "FORKSERVE_CMD_ARGS"),
     ],
 )
-def test_a_fault_in_a_variable(project: Path, variable: str, told: str) -> None:
+def test_a_mistake_in_a_variable_exits_with_2(project: Path, variable: str, message: str) -> None:
     ended = run("site_app:app", cwd=project, env={variable: "--nonsense"})
 
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
-    assert re.search(told, ended.stderr), ended.stderr
+    assert re.search(message, ended.stderr), ended.stderr
 
 
 @pytest.mark.heavy
-def test_the_order_of_the_sources(serve: Start, project: Path) -> None:
-    """Each source gives a number of workers; taking away the strongest again and again shows the next one."""
+def test_the_sources_of_settings_have_a_fixed_order(serve: Start, project: Path) -> None:
+    """Each source sets another number of workers; removing the strongest source reveals the next one."""
     (project / "forkserve.toml").write_text('workers = 2\nbind = "127.0.0.1:0"\n')
     flags = ["--workers", "6"]
     env = {"FORKSERVE_CMD_ARGS": "--workers 5", "FORKSERVE_WORKERS": "4", "WEB_CONCURRENCY": "3"}
@@ -213,7 +213,7 @@ DEFAULTS = {
 }
 
 
-def test_the_defaults_are_those_of_the_contract(project: Path) -> None:
+def test_config_shows_the_documented_defaults(project: Path) -> None:
     found = shown("site_app:app", cwd=project)
 
     assert {name: found[name][0] for name in DEFAULTS if name in found and DEFAULTS[name]} == {
@@ -221,11 +221,11 @@ def test_the_defaults_are_those_of_the_contract(project: Path) -> None:
     }
 
 
-def test_an_access_log_that_is_off_does_not_look_like_one_on_stdout(project: Path) -> None:
+def test_config_shows_no_access_log_and_one_on_stdout_differently(project: Path) -> None:
     assert shown(cwd=project)["access_logfile"][0] != shown("--access-logfile", "-", cwd=project)["access_logfile"][0]
 
 
-def test_print_config_is_config(project: Path) -> None:
+def test_print_config_prints_the_same_as_config(project: Path) -> None:
     arguments = ["site_app:app", "--workers", "3", "--bind", "unix:x"]
 
     assert run(*arguments, "--print-config", cwd=project).stdout == run("config", *arguments, cwd=project).stdout != ""
@@ -239,14 +239,14 @@ def test_config_markdown_is_a_table_of_all_settings(project: Path) -> None:
         assert "--" + name.replace("_", "-") in table
 
 
-def test_version(project: Path) -> None:
+def test_version_is_printed(project: Path) -> None:
     ended = run("--version", cwd=project)
 
     assert ended.returncode == 0
     assert re.fullmatch(r"forkserve \d+\.\d+\.\d+\S*\n", ended.stdout)
 
 
-def test_help_tells_all_options(project: Path) -> None:
+def test_help_lists_all_options(project: Path) -> None:
     ended = run("--help", cwd=project)
 
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -254,7 +254,7 @@ def test_help_tells_all_options(project: Path) -> None:
         assert "--" + name.replace("_", "-") in ended.stdout
 
 
-def test_the_script_is_the_module(project: Path) -> None:
+def test_the_script_does_the_same_as_the_module(project: Path) -> None:
     script = Path(sys.executable).with_name("forkserve")
     ended = subprocess.run(
         [script, "--version"], cwd=project, env=environment(), capture_output=True, text=True, check=True, timeout=20
@@ -264,7 +264,7 @@ def test_the_script_is_the_module(project: Path) -> None:
 
 
 @pytest.mark.parametrize(("app", "code"), [("site_app:app", 0), ("site_app", 0), ("site_app:nope", 4), ("nope:app", 4)])
-def test_check_config(project: Path, app: str, code: int) -> None:
+def test_check_config_exits_without_listening(project: Path, app: str, code: int) -> None:
     ended = run(app, "--check-config", "--bind", "127.0.0.1:1", cwd=project)
 
     assert ended.returncode == code, ended.stderr
@@ -276,14 +276,14 @@ def test_check_config_finds_a_bad_setting(project: Path) -> None:
     assert run("site_app:app", "--check-config", "--workers", "many", cwd=project).returncode == 2
 
 
-def test_check_config_finds_what_a_start_would(project: Path) -> None:
+def test_check_config_finds_mistakes_in_files_and_formats(project: Path) -> None:
     (project / "not.pem").write_text("no certificate\n")
 
     assert run("site_app:app", "--check-config", "--certfile", "not.pem", cwd=project).returncode == 2
     assert run("site_app:app", "--check-config", "--access-logformat", "%(nope)s", cwd=project).returncode == 2
 
 
-def test_worker_tmp_dir_is_accepted_with_one_line(serve: Start) -> None:
+def test_worker_tmp_dir_is_accepted_with_one_log_line(serve: Start) -> None:
     command = serve(WHO, "--bind", "127.0.0.1:0", "--worker-tmp-dir", "/dev/shm")
 
     assert sum("worker-tmp-dir" in line for line in command.stderr.splitlines()) == 1
@@ -317,10 +317,10 @@ def test_hooks_run_in_the_process_that_gunicorn_runs_them_in(serve: Start, proje
 
     command = serve("site_app:app", "--base-port", 0, cwd=project)
     master, (first,) = command.pid, command.workers
-    eventually(lambda: noted("when_ready"), notes.read_text)  # it comes after the line that `serve` waits for
+    eventually(lambda: noted("when_ready"), notes.read_text)  # the hook runs after the line that `serve` waits for
     assert noted() == [
         ["on_starting", master, None],
-        *noted("nworkers_changed"),  # gunicorn tells the first number as well
+        *noted("nworkers_changed"),  # gunicorn calls the hook for the first number as well
         ["pre_fork", master, None, 1],
         ["post_fork", first, "1", first],
         ["post_worker_init", first, "1", first],
@@ -351,7 +351,7 @@ def test_a_hook_that_raises_is_logged(serve: Start, project: Path) -> None:
     assert get(command.port).status == 200
 
 
-def test_request_hooks(serve: Start, project: Path) -> None:
+def test_pre_request_and_post_request_run_for_each_request(serve: Start, project: Path) -> None:
     (project / "forkserve.conf.py").write_text(
         "def _note(text):\n    with open('notes', 'a') as file: file.write(text)\n"
         "def pre_request(worker, req): _note(f'pre {req.method} {req.path} {worker.id}\\n')\n"
@@ -365,7 +365,7 @@ def test_request_hooks(serve: Start, project: Path) -> None:
     assert (project / "notes").read_text().splitlines() == ["pre GET /here 1", "post /here 200"]
 
 
-def test_the_configuration_is_read_where_it_stands_not_where_chdir_leads(serve: Start, project: Path) -> None:
+def test_paths_in_a_configuration_file_do_not_depend_on_chdir(serve: Start, project: Path) -> None:
     (project / "app").mkdir()
     (project / "app" / "inner.py").write_text(APP)
     (project / "forkserve.toml").write_text('chdir = "app"\naccess_logfile = "access.log"\nbase_port = 0\n')
@@ -377,5 +377,5 @@ def test_the_configuration_is_read_where_it_stands_not_where_chdir_leads(serve: 
     assert (project / "access.log").read_text().count("\n") == 1
 
 
-def test_the_variables_for_the_command_do_not_change_the_tests_root() -> None:
+def test_config_works_in_the_root_of_the_repository() -> None:
     assert run("config", cwd=ROOT).returncode == 0

@@ -1,13 +1,13 @@
-"""Every page is followed by a reader: files are written, commands typed, and what they print is compared.
+"""The files of every page are written, its commands run, and their output compared with the page.
 
-A page is Markdown, `docs/**.md` or the README, and its parts are what stands between two `##` headings. In a part,
+A page is Markdown: `docs/**.md` or the README. A part of a page is the text between two `##` headings. In a part,
 
 - a fenced block after `<!-- file: NAME -->` is written to that file;
-- a `console` block is typed: a line that begins with `$ ` is a command, the lines below it are its output, `...` is anything;
-- any other block of a shell or of Python says why it is not run, in `<!-- not run: REASON -->` before it;
-- `<!-- heavy -->` makes the test of the part one that runs with `-m heavy`, as do all pages but the README and those on commands.
+- a `console` block is run: a line that begins with `$ ` is a command, the lines below it are its output, `...` matches anything;
+- any other block in a shell language or Python needs `<!-- not run: REASON -->` before it;
+- `<!-- heavy -->` marks the test of the part as heavy; all pages but the README and those on commands are heavy anyway.
 
-The ports 9000 to 9003 become free ones. A command that ends in `&` is a server in the background.
+Free ports replace the ports 9000 to 9003. A command that ends in `&` is a server in the background.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ SHELLS = ("bash", "console", "python", "sh", "shell")
 
 
 def pattern(expected: str) -> str:
-    """Return the regular expression for what is printed: `...` stands for anything."""
+    """Return the regular expression for the expected output: `...` matches anything."""
     return ".*?".join(re.escape(part) for part in expected.strip("\n").split("..."))
 
 
 class Reader:
-    """A reader who follows a page in a directory of their own."""
+    """Runs the commands of a page in a directory of its own."""
 
     def __init__(self, directory: Path) -> None:
         runtime = Path(tempfile.mkdtemp(prefix="forkserve-"))  # not below the directory, whose path may be too long for a socket
@@ -58,7 +58,7 @@ class Reader:
         self.environ = environment(own)
 
     def read(self, text: str, *, typing: bool = True) -> None:
-        """Write the files, and type the commands if asked to."""
+        """Write the files; run the commands if `typing`."""
         text = PORTS.sub(lambda found: str(self.port + int(found[0]) - 9000), text)
         for mark, value, kind, block in BLOCK.findall(text):
             if mark == "file":
@@ -96,7 +96,7 @@ class Reader:
             assert matches(), f"{command}\n{printed}"
 
     def run(self, command: str) -> str:
-        # The reader has no other servers; whoever runs the tests may have some.
+        # A page assumes that no other server runs, but other tests may run servers at the same time.
         sockets = self.runtime / "forkserve"
         command = re.sub(r"(forkserve (?:ctl|nginx)\b.*?) --name (\S+)", rf"\1 --socket {sockets}/\2.sock", command)
         if "forkserve ctl " in command and "--socket" not in command:
@@ -129,7 +129,7 @@ class Reader:
         return self.runtime / f"output-{number}"
 
     def expect(self, expected: str) -> None:
-        """Wait until the server started last has printed it, beside its log lines."""
+        """Wait until the last started server has printed the expected lines; its log lines are ignored."""
         path = self.output(len(self.servers) - 1)
 
         def look() -> bool:
@@ -142,7 +142,7 @@ class Reader:
         eventually(look, lambda: f"{expected} in {path.read_text()}")
 
     def stop(self) -> None:
-        """Wait for the servers, which the page has stopped."""
+        """Wait for the servers to exit; the page has stopped them."""
         for server in self.servers:
             assert server.wait(DEADLINE) == 0
 
@@ -156,7 +156,7 @@ class Reader:
 
 
 def parts(text: str) -> Iterator[tuple[str, str]]:
-    """Return the title and the text of each part of a page; the first one's title is empty."""
+    """Return the title and the text of each part of a page; the title of the first part is empty."""
     first, *others = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
     yield "", first
     yield from zip(others[::2], others[1::2], strict=True)
@@ -172,11 +172,11 @@ def typed() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("path", "number"), list(typed()))
-def test_a_reader_follows_the_page(tmp_path: Path, path: Path, number: int) -> None:
+def test_the_commands_of_a_part_print_the_output_on_the_page(tmp_path: Path, path: Path, number: int) -> None:
     reader = Reader(tmp_path)
     texts = [text for _, text in parts(path.read_text())]
     try:
-        for text in texts[:number]:  # a part may use the files of those before it
+        for text in texts[:number]:  # a part may use the files of earlier parts
             reader.read(text, typing=False)
         reader.read(texts[number])
         reader.stop()
@@ -185,9 +185,9 @@ def test_a_reader_follows_the_page(tmp_path: Path, path: Path, number: int) -> N
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_command_and_program_of_a_page_is_run_or_says_why_not(path: Path) -> None:
+def test_each_code_block_of_a_page_is_run_or_marked_as_not_run(path: Path) -> None:
     text = path.read_text()
     shown = [(kind, block) for mark, _, kind, block in BLOCK.findall(text) if kind in SHELLS and not mark and kind != "console"]
 
     assert shown == []
-    assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(BLOCK.findall(text)), "a fence that is not read"
+    assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(BLOCK.findall(text)), "a fence that BLOCK does not match"

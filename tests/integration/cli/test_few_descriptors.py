@@ -1,4 +1,4 @@
-"""Descriptors: as many as the system allows, and what happens when these are used up."""
+"""The limit on descriptors is raised as far as the system allows; accepting pauses when no descriptor is left."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ WARNING = "cannot accept connections for now"
 
 
 def limited(soft: int, hard: int) -> tuple[str, ...]:
-    """Return a prefix under which the command has so few descriptors."""
+    """Return a command prefix that sets the limits on descriptors."""
     return after(f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))")
 
 
-def few(serve: Start, app: str, *options: object) -> Command:
-    """Start a worker that runs out of descriptors soon."""
+def serve_with_few_descriptors(serve: Start, app: str, *options: object) -> Command:
+    """Start a worker that soon runs out of descriptors."""
     return serve(f"tests.integration.small_apps:{app}", *options, "--base-port", 0, prefix=limited(HARD, HARD))
 
 
 def warnings(command: Command) -> int:
-    """Return how often it has warned."""
+    """Return the number of warnings in the log."""
     return sum(WARNING in line for line in command.log)
 
 
 def processor_time(pid: int) -> float:
-    """Return the seconds of processor time that a process has used."""
+    """Return the processor time of a process in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_the_soft_limit_is_raised_to_the_hard_one(serve: Start) -> None:
+def test_the_soft_limit_is_raised_to_the_hard_limit(serve: Start) -> None:
     command = serve("tests.integration.small_apps:who", "--workers", 2, "--base-port", 0, prefix=limited(64, 200))
 
     for pid in (command.pid, *command.workers):
         assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (200, 200)
 
 
-def test_more_connections_than_the_soft_limit_allows(serve: Start) -> None:
+def test_more_connections_than_the_soft_limit_are_served(serve: Start) -> None:
     command = serve("tests.integration.small_apps:who", "--base-port", 0, prefix=limited(40, 400))
 
     with contextlib.ExitStack() as stack:
@@ -71,9 +71,9 @@ def test_more_connections_than_the_soft_limit_allows(serve: Start) -> None:
 
 
 @MODES
-def test_accepting_pauses_and_goes_on(serve: Start, app: str, options: tuple[object, ...]) -> None:
-    """Those who were let in are served, the others wait, and nobody is thrown out."""
-    command = few(serve, app, *options)
+def test_accepting_pauses_without_descriptors_and_resumes(serve: Start, app: str, options: tuple[object, ...]) -> None:
+    """Accepted connections are served, the others wait in the backlog, and none is closed."""
+    command = serve_with_few_descriptors(serve, app, *options)
     workers = command.workers
 
     with contextlib.ExitStack() as stack:
@@ -89,9 +89,9 @@ def test_accepting_pauses_and_goes_on(serve: Start, app: str, options: tuple[obj
     assert command.workers == workers
 
 
-def test_one_warning_while_descriptors_stay_short(serve: Start) -> None:
-    """For each client that goes, another one comes: that is one shortage, not one for every pause."""
-    command = few(serve, "who_asgi")
+def test_a_lasting_shortage_of_descriptors_is_warned_of_once(serve: Start) -> None:
+    """A new client replaces each client that disconnects: one shortage, although accepting pauses many times."""
+    command = serve_with_few_descriptors(serve, "who_asgi")
 
     with contextlib.ExitStack() as stack:
         clients = collections.deque(stack.enter_context(Client(command.port)) for _ in range(60))
@@ -108,9 +108,9 @@ def test_one_warning_while_descriptors_stay_short(serve: Start) -> None:
 
 
 @pytest.mark.parametrize(("app", "loop"), [("who", "uvloop"), ("who_asgi", "asyncio")])
-def test_kept_connections_are_served_while_others_wait(serve: Start, app: str, loop: str) -> None:
-    """And the worker sleeps meanwhile instead of trying again and again."""
-    command = few(serve, app, "--loop", loop)
+def test_open_connections_are_served_while_others_wait(serve: Start, app: str, loop: str) -> None:
+    """Meanwhile the worker sleeps; it does not retry in a busy loop."""
+    command = serve_with_few_descriptors(serve, app, "--loop", loop)
     (worker,) = command.workers
 
     with contextlib.ExitStack() as stack:
@@ -121,15 +121,15 @@ def test_kept_connections_are_served_while_others_wait(serve: Start, app: str, l
         command.wait_for(WARNING)
         used, began = processor_time(worker), time.monotonic()
         assert first.get().status == 200
-        eventually(lambda: time.monotonic() > began + 1)  # the time is what is measured here
+        eventually(lambda: time.monotonic() > began + 1)  # processor time is measured over one second
         assert processor_time(worker) - used < 0.3
         assert first.get().status == 200
         assert warnings(command) == 1
     assert get(command.port).status == 200
 
 
-def test_a_stop_while_connections_wait(serve: Start) -> None:
-    command = few(serve, "who", "--linger", 0)
+def test_a_stop_works_while_connections_wait_for_descriptors(serve: Start) -> None:
+    command = serve_with_few_descriptors(serve, "who", "--linger", 0)
 
     with contextlib.ExitStack() as stack:
         for _ in range(60):

@@ -1,8 +1,8 @@
-"""Whatever a user writes where settings, names or commands are read: one line that says what, where and what to do.
+"""Any bad input of a user causes one line that names the mistake, its place and what to do.
 
-Where input of people is read: values of settings (keyword, TOML, Python file, variable, option), names of settings, the
-configuration file itself (TOML, Python, a module), APP, worker classes and mixins, the arguments of `ctl`, the lines of the
-control socket, what a worker asks the master for; and where a program calls `Server` or `Server.run`.
+User input: values of settings (keyword, TOML, Python file, variable, option), names of settings, the configuration file itself (TOML,
+Python, a module), APP, worker classes and mixins, the arguments of `ctl`, the lines of the control socket, a worker's requests to
+the master; and the place where a program calls `Server` or `Server.run`.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 
 APP = 'def app(environ, start_response):\n    start_response("200 OK", [("Content-Length", "2")])\n    return [b"ok"]\n'
-LONGEST = 1100  # characters of a message
+MAX_MESSAGE_LENGTH = 1100  # in characters
 
 
 class BadRepr:
-    """Cannot even be shown."""
+    """`repr` of it raises an error."""
 
     def __repr__(self) -> str:
         raise ValueError("no")
 
 
 class BadIterable:
-    """Fails when it is looked at."""
+    """Iteration over it raises an error."""
 
     def __iter__(self) -> Any:
         raise RuntimeError("no")
 
 
 def nested(times: int) -> list[Any]:
-    """Return lists in lists."""
+    """Return a list nested this many times."""
     found: list[Any] = []
     for _ in range(times):
         found = [found]
@@ -75,24 +75,24 @@ VALUES = [
 ]
 
 
-def one_line(call: Callable[[], object]) -> None:
-    """Call it: it may be good, or raise an error of ours that is one line of some length."""
+def check_one_line(call: Callable[[], object]) -> None:
+    """Call a function: it must return, or raise a ForkserveError with one line of limited length."""
     try:
         call()
     except ForkserveError as error:
-        assert len(str(error)) < LONGEST, str(error)[:200]  # noqa: PT017 - it may also be good
+        assert len(str(error)) < MAX_MESSAGE_LENGTH, str(error)[:200]  # noqa: PT017 - the call may also succeed
 
 
 @pytest.mark.parametrize("name", [*TABLE, *config.HOOKS, "nothing", "a b"])
-def test_any_value_of_any_setting(name: str, tmp_path: Path) -> None:
+def test_any_value_of_any_setting_is_accepted_or_refused_with_one_line(name: str, tmp_path: Path) -> None:
     app = {} if name == "app" else {"app": "x:y"}
     for value in VALUES:
-        one_line(lambda value=value: config.from_keywords(**{**app, name: value}))
+        check_one_line(lambda value=value: config.from_keywords(**{**app, name: value}))
     many = name in TABLE and TABLE[name].kind.many
     for text in TEXTS:
         line = {**app, name: (text,) if many else text}
-        one_line(lambda line=line: config.load_config(line, environ={}, directory=str(tmp_path)))
-        one_line(
+        check_one_line(lambda line=line: config.load_config(line, environ={}, directory=str(tmp_path)))
+        check_one_line(
             lambda text=text: config.load_config(
                 app, environ={f"FORKSERVE_{name.upper()}": text}, directory=str(tmp_path), needs_app=False
             )
@@ -122,12 +122,12 @@ FILES = {
 @pytest.mark.parametrize(
     ("name", "text"), [(name, text) for name, texts in FILES.items() for text in texts], ids=lambda text: repr(text[:24])
 )
-def test_a_configuration_file_that_cannot_be_read(tmp_path: Path, name: str, text: str) -> None:
+def test_an_unreadable_configuration_file_is_refused_with_one_line(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
 
     with pytest.raises(ConfigError, match=name) as found:
         config.load_config({"app": "x:y"}, environ={}, directory=str(tmp_path))
-    assert len(str(found.value)) < LONGEST
+    assert len(str(found.value)) < MAX_MESSAGE_LENGTH
     assert "\n" not in str(found.value)
 
 
@@ -135,10 +135,10 @@ def test_a_configuration_file_that_cannot_be_read(tmp_path: Path, name: str, tex
     "app",
     ["m:f(" + "(" * 5000 + ")" * 5000 + ")", "m:f(" + "-" * 50_000 + "1)", "m:" + "a." * 5000 + "b", "m:" + "x" * 9999 + "-"],
 )
-def test_an_app_of_any_length_and_depth(app: str) -> None:
+def test_an_app_name_of_any_length_and_depth_is_refused_with_one_line(app: str) -> None:
     with pytest.raises(ConfigError) as found:
         Server(app + "!")
-    assert len(str(found.value)) < LONGEST
+    assert len(str(found.value)) < MAX_MESSAGE_LENGTH
 
 
 def wsgi(environ: object, start_response: object) -> list[bytes]:
@@ -146,7 +146,7 @@ def wsgi(environ: object, start_response: object) -> list[bytes]:
     return []
 
 
-def test_an_app_itself_instead_of_its_name() -> None:
+def test_an_app_object_instead_of_its_name_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"each worker imports the app by its name; write that, as in Server\('.*test_bad_input:wsgi'\)"
     ):
@@ -157,18 +157,18 @@ def test_an_app_itself_instead_of_its_name() -> None:
 
 
 @pytest.mark.parametrize("worker", [5, "module:Class", int, None])
-def test_a_worker_that_is_none(worker: Any) -> None:
+def test_a_worker_that_is_no_worker_class_is_refused(worker: Any) -> None:
     with pytest.raises(ConfigError, match=r"^worker: .* is no subclass of forkserve\.Worker$"):
         Server("x:y", worker=worker)
 
 
 @pytest.mark.parametrize("mixins", [5, int, "a:B", [5], ["a:B"]])
-def test_mixins_that_are_none(mixins: Any) -> None:
+def test_mixins_that_are_no_classes_are_refused(mixins: Any) -> None:
     with pytest.raises(ConfigError, match=r"^mixins?[: ].*class"):
         Server("x:y", mixins=mixins)
 
 
-# Where a server cannot run.
+# Places where a server cannot run.
 
 IN_A_THREAD = """
 import threading
@@ -211,7 +211,7 @@ GUARD = "put the call below `if __name__ == '__main__':`"
 
 
 @pytest.mark.parametrize(
-    ("program", "said"),
+    ("program", "expected"),
     [
         (IN_A_THREAD, "Server.run() was called in a thread: only the main thread gets signals, so call it there"),
         (IN_A_LOOP, "Server.run() was called in a running event loop, which workers would inherit: call it from plain code"),
@@ -220,7 +220,7 @@ GUARD = "put the call below `if __name__ == '__main__':`"
     ],
     ids=["thread", "loop", "unguarded", "spawn"],
 )
-def test_a_place_where_no_server_can_run(project: Path, program: str, said: str) -> None:
+def test_run_in_a_wrong_place_is_refused_with_advice(project: Path, program: str, expected: str) -> None:
     (project / "program.py").write_text(program)
     ended = subprocess.run(
         [sys.executable, "program.py"],
@@ -234,12 +234,12 @@ def test_a_place_where_no_server_can_run(project: Path, program: str, said: str)
 
     lines = (ended.stdout + ended.stderr).splitlines()
     assert "Traceback" not in ended.stderr, ended.stderr
-    start, _, end = said.partition(".*")
+    start, _, end = expected.partition(".*")
     assert any(line.startswith(start) and line.endswith(end) for line in lines), lines
 
 
 @pytest.mark.parametrize("options", [(), ("--preload",), ("--check-config",)])
-def test_a_program_without_a_guard_as_an_app(project: Path, options: tuple[str, ...]) -> None:
+def test_an_app_module_that_runs_a_server_at_import_is_refused(project: Path, options: tuple[str, ...]) -> None:
     (project / "program.py").write_text(UNGUARDED)
     ended = run("program:app", "--bind", "127.0.0.1:0", *options, cwd=project)
 
@@ -279,8 +279,8 @@ LINES = [
 ]
 
 
-def test_any_line_on_the_control_socket(start: Start, project: Path) -> None:
-    """Each is answered, none is a fault of the master, and the server is as it was."""
+def test_any_line_on_the_control_socket_is_answered(start: Start, project: Path) -> None:
+    """No line causes a fault in the master, and the server does not change."""
     steered = Steered(start, project, "site_app:app", "--bind", "127.0.0.1:0", cwd=project)
     raw = [line.encode("utf-8", "surrogatepass") for line in LINES] + [
         b"\xff\xfe",
@@ -297,7 +297,7 @@ def test_any_line_on_the_control_socket(start: Start, project: Path) -> None:
         if not answer["ok"]:
             assert "fault in the master" not in answer["error"]["message"], line[:80]
             assert "\n" not in answer["error"]["message"]
-            assert len(answer["error"]["message"]) < LONGEST
+            assert len(answer["error"]["message"]) < MAX_MESSAGE_LENGTH
     status = steered.ask("status")["result"]
     assert (status["wanted"], status["state"]) == (1, "running")
     assert not any("ERROR" in line for line in steered.command.log)
@@ -325,7 +325,7 @@ def test_any_line_on_the_control_socket(start: Start, project: Path) -> None:
     ],
     ids=lambda words: " ".join(words)[:20].encode("ascii", "replace").decode(),
 )
-def test_any_argument_of_ctl(start: Start, project: Path, arguments: tuple[str, ...]) -> None:
+def test_any_argument_of_ctl_is_refused_without_a_traceback(start: Start, project: Path, arguments: tuple[str, ...]) -> None:
     steered = Steered(start, project, "site_app:app", "--bind", "127.0.0.1:0", cwd=project)
     ended = (
         run("ctl", *arguments, cwd=project)

@@ -1,10 +1,11 @@
-"""What is refused is said: to the client where it can be, in one debug line with peer and reason, and by a count for TLS.
+"""A refusal is reported to the client if possible, in one debug line with peer and reason, and by a counter for TLS.
 
-Where a connection or a request is turned away, each covered here: plain HTTP where TLS is spoken; handshakes (cipher, protocol,
-certificate, rubbish, time); a head that is malformed, too large or late; a connection without a request; a body that is too large,
-late or cut short; too many requests in hand; an HTTP/2 preface; a WebSocket handshake; Expect; a PROXY header; a half-closed client
-that waits in vain; a handshake that a drain does not wait for. Not refused, and without a line: a client that leaves before it has
-sent a byte, and a kept connection whose time is over. A client that reads nothing has a line at a higher level.
+Each place where the server refuses a connection or a request is covered here: plain HTTP on a TLS port; TLS handshakes (cipher,
+protocol, certificate, garbage, timeout); a head that is malformed, too large or late; a connection without a request; a body that is
+too large, late or cut short; too many concurrent requests; an HTTP/2 preface; a WebSocket handshake; Expect; a PROXY header; a
+half-closed client whose response does not come; a TLS handshake that a drain does not wait for. Two cases are no refusal and have no
+line: a client that disconnects before it has sent a byte, and an idle connection that times out. A client that does not read has a
+line at a higher level.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ PLAIN = (
     b"SSH-2.0-x\r\n",
     b"G",
 )
-RUBBISH = (b"\x16\x03\x01\xff\xff" + bytes(100), b"\x80\x2e\x01", bytes(10), b"\x16", b"\xff\xf4")
+GARBAGE = (b"\x16\x03\x01\xff\xff" + bytes(100), b"\x80\x2e\x01", bytes(10), b"\x16", b"\xff\xf4")
 
 
-def lines(command: Command) -> list[str]:
-    """What was said of refusals."""
+def refusal_lines(command: Command) -> list[str]:
+    """Return the text of each log line about a refusal."""
     return re.findall(r"\[DEBUG\] worker \d+ gen \d+: (.* refused: .*)$", command.stderr, re.MULTILINE)
 
 
-def counted(site: Site) -> int:
-    """How many handshakes have failed."""
+def failed_handshakes(site: Site) -> int:
+    """Return the number of failed TLS handshakes."""
     return sum(row["handshakes_failed"] for row in site.rows())
 
 
 @contextlib.contextmanager
 def sent(port: int, data: bytes, *, end: bool = True) -> Iterator[Client]:
-    """Send something, and no more."""
+    """Send this data only; yield the client."""
     with Client(port) as client:
         client.send(data)
         if end:
@@ -60,8 +61,8 @@ def sent(port: int, data: bytes, *, end: bool = True) -> Iterator[Client]:
         yield client
 
 
-def offers(authority: Authority, version: ssl.TLSVersion, ciphers: str) -> ssl.SSLContext:
-    """Return the context of a client that can do only that."""
+def tls_client(authority: Authority, version: ssl.TLSVersion, ciphers: str) -> ssl.SSLContext:
+    """Return the context of a client that supports only this TLS version and these ciphers."""
     context = authority.trust()
     context.minimum_version = context.maximum_version = version
     context.set_ciphers(ciphers)
@@ -71,7 +72,13 @@ def offers(authority: Authority, version: ssl.TLSVersion, ciphers: str) -> ssl.S
 @LOOPS
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
 @pytest.mark.parametrize("proxied", [False, pytest.param(True, marks=pytest.mark.heavy)])
-def test_tls(start: Start, tmp_path: Path, authority: Authority, loop: str, proxied: bool) -> None:  # noqa: FBT001
+def test_every_refusal_on_a_tls_port_is_logged_and_counted(
+    start: Start,
+    tmp_path: Path,
+    authority: Authority,
+    loop: str,
+    proxied: bool,  # noqa: FBT001
+) -> None:
     secure = (
         "--certfile",
         authority.server.cert,
@@ -91,23 +98,23 @@ def test_tls(start: Start, tmp_path: Path, authority: Authority, loop: str, prox
             assert (answer.status, answer["connection"]) == (400, "close")
             assert answer.text == "400 Bad Request: plain HTTP was sent where TLS is spoken: use https\n"
             assert client.rest() == b""
-    for data in RUBBISH:
+    for data in GARBAGE:
         with sent(port, header + data) as client:
             assert not client.rest().startswith(b"HTTP")
     with sent(port, header + b"\x16\x03", end=False) as client:
-        assert client.rest() == b""  # its time is over
+        assert client.rest() == b""  # --header-timeout is over
     with sent(port, header) as client:
-        assert client.rest() == b""  # only looked whether anybody listens
+        assert client.rest() == b""  # a port scan: connects and closes
     for context in (
-        offers(authority, ssl.TLSVersion.TLSv1_2, "ECDHE-ECDSA-AES128-GCM-SHA256"),
-        offers(authority, ssl.TLSVersion.TLSv1_1, "ALL:@SECLEVEL=0"),
+        tls_client(authority, ssl.TLSVersion.TLSv1_2, "ECDHE-ECDSA-AES128-GCM-SHA256"),
+        tls_client(authority, ssl.TLSVersion.TLSv1_1, "ALL:@SECLEVEL=0"),
     ):
         with sent(port, header, end=False) as client, pytest.raises(ssl.SSLError):
             context.wrap_socket(client.sock, server_hostname="localhost")
 
-    failed = len(PLAIN) + len(RUBBISH) + 3
-    eventually(lambda: counted(site) == failed, lambda: (counted(site), lines(site.command)))
-    said = lines(site.command)
+    failed = len(PLAIN) + len(GARBAGE) + 3
+    eventually(lambda: failed_handshakes(site) == failed, lambda: (failed_handshakes(site), refusal_lines(site.command)))
+    said = refusal_lines(site.command)
     assert said[: len(PLAIN)] == [
         "request from 127.0.0.1 refused: 400, plain HTTP was sent where TLS is spoken: use https"
     ] * len(PLAIN)
@@ -119,7 +126,9 @@ def test_tls(start: Start, tmp_path: Path, authority: Authority, loop: str, prox
 
 
 @LOOPS_IN_FULL
-def test_client_certificates(start: Start, tmp_path: Path, authority: Authority, loop: str) -> None:
+def test_a_missing_or_unknown_client_certificate_is_logged_and_counted(
+    start: Start, tmp_path: Path, authority: Authority, loop: str
+) -> None:
     secure = (
         "--certfile",
         authority.server.cert,
@@ -134,8 +143,8 @@ def test_client_certificates(start: Start, tmp_path: Path, authority: Authority,
     for own in (None, authority.stranger):
         with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
             get(site.command.port, tls=authority.trust(own))
-    eventually(lambda: counted(site) == 2, lambda: lines(site.command))
-    missing, stranger = lines(site.command)
+    eventually(lambda: failed_handshakes(site) == 2, lambda: refusal_lines(site.command))
+    missing, stranger = refusal_lines(site.command)
     assert missing == "TLS handshake from 127.0.0.1 refused: PEER_DID_NOT_RETURN_A_CERTIFICATE"
     assert re.fullmatch(
         "TLS handshake from 127.0.0.1 refused: .*self.signed certificate.*|.* CERTIFICATE_VERIFY_FAILED", stranger
@@ -149,7 +158,7 @@ def head(*fields: str, method: str = "GET") -> bytes:
 
 @pytest.mark.heavy
 @LOOPS_IN_FULL
-def test_without_tls(serve: Start, loop: str) -> None:
+def test_every_refusal_without_tls_is_answered_and_logged(serve: Start, loop: str) -> None:
     limits = (
         "--header-timeout",
         1,
@@ -183,7 +192,7 @@ def test_without_tls(serve: Start, loop: str) -> None:
     refused(head("Content-Length: 10", method="POST"), 408)
     refused(head("Content-Length: 10", method="POST") + b"12345", 400, end=True)
     with sent(port, head("Content-Length: 10", method="POST"), end=False) as holding:
-        eventually(lambda: holding.sock.send(b"1"), "sent")
+        eventually(lambda: holding.sock.send(b"1"), "the byte is sent")
         refused(GET, 503)
         holding.send(b"x" * 9)
         assert holding.answer().status == 200
@@ -199,8 +208,8 @@ def test_without_tls(serve: Start, loop: str) -> None:
         *(f"request from 127.0.0.1 refused: {status}, " for status in (408, 400, 431, 505, 417, 426, 413, 408, 400, 503)),
         "connection from ::1 refused: its PROXY header is missing, or not of v1 (--proxy-protocol v1)",
     ]
-    eventually(lambda: len(lines(command)) == len(wanted), lambda: lines(command))
-    assert [line[: len(want)] for line, want in zip(lines(command), wanted, strict=True)] == wanted
+    eventually(lambda: len(refusal_lines(command)) == len(wanted), lambda: refusal_lines(command))
+    assert [line[: len(want)] for line, want in zip(refusal_lines(command), wanted, strict=True)] == wanted
 
 
 SILENT = """
@@ -212,14 +221,14 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.heavy
-def test_what_does_not_go_on(start: Start, tmp_path: Path, authority: Authority) -> None:
+def test_a_half_closed_request_and_a_late_handshake_are_logged(start: Start, tmp_path: Path, authority: Authority) -> None:
     secure = ("--certfile", authority.server.cert, "--keyfile", authority.server.key, "--bind", "127.0.0.1:0")
     options = ("--log-level", "debug", "--write-timeout", 1, "--graceful-timeout", 1)
     half_closed = Site(start, tmp_path, "app:app", "--base-port", 0, *options, code=SILENT)
     with sent(half_closed.command.port, GET) as client, contextlib.suppress(ConnectionError):
         assert client.rest() == b""
     wanted = ["request from 127.0.0.1 refused: it sends no more, and its answer does not go on"]
-    eventually(lambda: lines(half_closed.command) == wanted, lambda: half_closed.command.stderr)
+    eventually(lambda: refusal_lines(half_closed.command) == wanted, lambda: half_closed.command.stderr)
     half_closed.command.stop()
 
     command = start("example_apps.hello_wsgi:app", *secure, "--log-level", "debug").ready()
@@ -228,4 +237,4 @@ def test_what_does_not_go_on(start: Start, tmp_path: Path, authority: Authority)
         assert get(command.port, tls=authority.trust()).status == 200
         command.kill(signal.SIGTERM)
         command.wait()
-        assert lines(command) == ["connection from 127.0.0.1 refused: it had not begun when this process came to its end"]
+        assert refusal_lines(command) == ["connection from 127.0.0.1 refused: it had not begun when this process came to its end"]

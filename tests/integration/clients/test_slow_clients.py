@@ -1,4 +1,4 @@
-"""Clients that are slow, or that never read: the worker goes on, and is not taken for one that hangs."""
+"""Clients that read slowly or never: the worker continues, and the master does not consider it stuck."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.integration.conftest import Start
 
 TIMEOUT = 1.5
 STEADY = 4.0
-"""Seconds after which a worker that shows no life once a request has lasted for the timeout would be ended."""
+"""Seconds after which a worker without heartbeats would be killed."""
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost, signed by itself, with its key in the same file."""
+    """A self-signed certificate for localhost, with its key in the same file."""
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     key = path.with_name("key.pem")
     subprocess.run(
@@ -38,7 +38,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trust(certificate: Path) -> ssl.SSLContext:
-    """A client's context that knows the certificate."""
+    """A client's context that trusts the certificate."""
     return ssl.create_default_context(cafile=str(certificate))
 
 
@@ -48,15 +48,17 @@ def secure(serve: Start, certificate: Path, *options: object) -> Command:
 
 
 @pytest.mark.heavy
-def test_a_tls_client_that_never_reads_its_close(serve: Start, certificate: Path, trust: ssl.SSLContext) -> None:
-    """The connection is given up after all, and the worker's clock goes on (Date shows it), and with it its signs of life."""
+def test_a_tls_client_that_never_reads_is_closed_and_the_worker_s_clock_runs_on(
+    serve: Start, certificate: Path, trust: ssl.SSLContext
+) -> None:
+    """The worker's heartbeats depend on its clock; the Date header shows that the clock runs."""
     command = secure(serve, certificate, "--keyfile", certificate, "--loop", "asyncio", "--keep-alive", 1, "--timeout", 4)
     (worker,) = command.workers
     before = sockets(worker)
     with Client(command.port, trust) as client:
         assert client.get().status == 200
         eventually(lambda: sockets(worker) == before + 1)
-        eventually(lambda: sockets(worker) == before, "the worker lets go of the client")
+        eventually(lambda: sockets(worker) == before, "the worker closes the connection")
 
         def date() -> float:
             answer = get(command.port, tls=trust)
@@ -64,15 +66,17 @@ def test_a_tls_client_that_never_reads_its_close(serve: Start, certificate: Path
             return parsedate_to_datetime(answer["date"]).timestamp()
 
         began = date()
-        eventually(lambda: date() > began + 2, "the clock stands still")
+        eventually(lambda: date() > began + 2, "the clock runs")
     assert command.workers == [worker]
     assert "ERROR" not in command.stderr
 
 
 @pytest.mark.heavy
 @LOOPS
-def test_a_slow_reader_of_the_last_answer_over_tls(serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str) -> None:
-    """The transport below that of TLS holds the end of the answer when the one above has given all away."""
+def test_a_slow_tls_reader_gets_the_whole_last_response(
+    serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str
+) -> None:
+    """The TCP transport below the TLS transport still holds the end of the response when the TLS transport is empty."""
     key = ("--certfile", certificate, "--keyfile", certificate)
     command = serve("tests.integration.http.flood_apps:application", "--threads", 1, "--base-port", 0, "--loop", loop, *key)
     with socket.socket() as sock:
@@ -90,8 +94,8 @@ def test_a_slow_reader_of_the_last_answer_over_tls(serve: Start, certificate: Pa
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["file", "generator"])
-def test_a_slow_but_steady_reader_does_not_make_a_worker_hang(serve: Start, tmp_path: Path, kind: str) -> None:
-    """The only thread waits for the client, which says nothing about the application."""
+def test_a_worker_that_waits_for_a_slow_reader_is_not_killed(serve: Start, tmp_path: Path, kind: str) -> None:
+    """The only thread waits for the client; the application is not stuck."""
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(1 << 30)
@@ -113,27 +117,27 @@ def test_a_slow_but_steady_reader_does_not_make_a_worker_hang(serve: Start, tmp_
 
 
 @LOOPS
-def test_an_idle_tls_client_does_not_hold_a_drain(serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str) -> None:
-    """A keep-alive client that reads no close has been told all the same."""
+def test_an_idle_tls_client_does_not_delay_a_drain(serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str) -> None:
+    """The server has sent the close, although the keep-alive client does not read it."""
     command = secure(serve, certificate, "--keyfile", certificate, "--loop", loop, "--linger", 0.2, "--graceful-timeout", 60)
     with Client(command.port, trust) as client:
         assert client.get().status == 200
-        ended_within(command, 20)
+        stop_within(command, 20)
 
 
 @LOOPS
-def test_a_client_that_never_shakes_hands_does_not_hold_a_drain(serve: Start, certificate: Path, loop: str) -> None:
-    """It has two seconds, as one that has connected and sent nothing has without TLS."""
+def test_a_client_without_a_tls_handshake_does_not_delay_a_drain(serve: Start, certificate: Path, loop: str) -> None:
+    """It gets two seconds, the same as a client without TLS that has sent nothing."""
     command = secure(serve, certificate, "--keyfile", certificate, "--loop", loop, "--linger", 0.2, "--graceful-timeout", 60)
     (worker,) = command.workers
     before = sockets(worker)
     with Client(command.port):
         eventually(lambda: sockets(worker) == before + 1)
-        ended_within(command, 20)
+        stop_within(command, 20)
 
 
-def ended_within(command: Command, seconds: float) -> None:
-    """Stop a command that ends in time, and with nothing to complain about."""
+def stop_within(command: Command, seconds: float) -> None:
+    """Stop a command and check that it exits in time, without an error."""
     began = time.monotonic()
     command.process.terminate()
     command.wait()

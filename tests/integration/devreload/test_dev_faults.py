@@ -1,4 +1,4 @@
-"""`forkserve --reload`: what does not load, when something else changes meanwhile, or only one worker has it."""
+"""`forkserve --reload`: load errors while other files change, and load errors in one worker only."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def ask(project: Project, command: str, *arguments: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("slow", [1, 2])
-def test_a_save_that_matters_to_nobody_costs_no_reload(project: Project, tmp_path: Path, slow: int) -> None:
-    """Though it might be what ends an endless loop, so that a worker that takes its time is started again."""
+def test_a_save_of_an_unrelated_file_does_not_stop_a_reload(project: Project, tmp_path: Path, slow: int) -> None:
+    """A worker that still boots is started again, because the saved file might end an endless loop."""
     project.serve("--workers", 2)
     (seen := tmp_path / "seen").mkdir()
     waits = "import os, pathlib, time\nseen = pathlib.Path({seen!r})\n(seen / str(os.getpid())).touch()\n"
     waits += "if len(list(seen.iterdir())) >= {slow}:\n    while not (seen.parent / 'go').exists(): time.sleep(0.01)\n"
     with polled(project):
         project.save("myapp.py", waits + WSGI, seen=str(seen), slow=slow, version=2)
-        eventually(lambda: len(list(seen.iterdir())) == slow, "it is imported")
+        eventually(lambda: len(list(seen.iterdir())) == slow, "the app is imported")
         project.save("tests/test_x.py", "A = 1\n")
-        eventually(lambda: len(list(seen.iterdir())) == slow + 1, "another one is started")
+        eventually(lambda: len(list(seen.iterdir())) == slow + 1, "another worker is started")
         (tmp_path / "go").touch()
         project.until("version 2")
         project.command.wait_for("reloaded: generation")
     assert project.state == "running"
 
 
-def test_what_only_a_later_worker_cannot_load_is_a_fault(project: Project) -> None:
+def test_a_load_error_in_only_the_second_worker_is_shown(project: Project) -> None:
     project.serve("--workers", 2)
     project.command.traceback_expected = True
     only = "import os\nif os.environ['FORKSERVE_WORKER_ID'] == '2':\n    import missing\n"
@@ -60,8 +60,8 @@ def test_what_only_a_later_worker_cannot_load_is_a_fault(project: Project) -> No
     assert {project.get().status for _ in range(10)} == {200}
 
 
-def test_a_fault_that_has_gone_by_itself(project: Project, tmp_path: Path) -> None:
-    """A database that was down for a moment, say, when a worker was started anew."""
+def test_a_load_error_that_disappears_without_a_save_is_forgotten(project: Project, tmp_path: Path) -> None:
+    """For example, the database was down for a moment when a worker was restarted."""
     fails = "import os, pathlib\nif pathlib.Path({down!r}).exists():\n    raise RuntimeError('database')\n"
     project.save("myapp.py", fails + WSGI, down=str(tmp_path / "down"), version=1)
     project.serve("--workers", 2)
@@ -76,8 +76,8 @@ def test_a_fault_that_has_gone_by_itself(project: Project, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("first", ["good", "bad"])
-def test_an_app_that_writes_files_as_it_fails_to_load(project: Project, first: str) -> None:
-    """What it does to the disk is no reason to load it again, and none to think that it is about to be mended."""
+def test_files_written_by_a_failing_import_cause_no_reload(project: Project, first: str) -> None:
+    """Such files are no reason to load the app again, nor to hold requests until it is fixed."""
     writes = "import pathlib, time\npathlib.Path(__file__).with_name('made.py').write_text(str(time.time()))\n"
     bad = writes + "raise ValueError('out of order')\n"
     project.save("myapp.py", bad if first == "bad" else writes + WSGI.format(version=1))
@@ -88,12 +88,12 @@ def test_an_app_that_writes_files_as_it_fails_to_load(project: Project, first: s
     project.command.wait_for("made.py changes whenever the app is loaded")
     number = len(project.reloads)
     assert {project.get().status for _ in range(200)} == {500}
-    assert len(project.reloads) <= number + 1  # one may have begun before that was known
+    assert len(project.reloads) <= number + 1  # one reload may begin before the reloader knows the file
     project.save("myapp.py", writes + WSGI.format(version=2))
     project.until("version 2")
 
 
-def test_a_module_that_is_a_link_to_another_file(project: Project) -> None:
+def test_a_change_to_the_target_of_a_linked_module_reloads(project: Project) -> None:
     project.save("settings_dev.py", "V = 1\n")
     (project.folder / "settings.py").symlink_to("settings_dev.py")
     project.save("myapp.py", WSGI.replace("V = {version}", "from settings import V"))
@@ -102,12 +102,12 @@ def test_a_module_that_is_a_link_to_another_file(project: Project) -> None:
     project.until("version 2")
 
 
-def test_a_save_is_not_lost_with_the_watcher(project: Project) -> None:
+def test_a_save_is_not_lost_when_the_watcher_is_killed(project: Project) -> None:
     project.serve()
     with (project.folder / "myapp.py").open("w") as file:
         file.write(WSGI.format(version=2))
         file.flush()
-        for _ in range(100):  # it is told only when it is written to its end
+        for _ in range(100):  # the watcher reports the file only after it is closed
             assert project.get().text == "version 1"
         os.kill(project.watcher, signal.SIGKILL)
         project.command.wait_for("the watcher died")

@@ -1,10 +1,10 @@
-"""What is installed, or uninstalled, while the server runs: a reload finds what a fresh interpreter would find.
+"""Packages installed or uninstalled while the server runs: a reload imports what a fresh interpreter would import.
 
-Places where something that was known at the start could stand in the way, each with its test here: `sys.path`, made from
-`.pth` files at the start (`pip install -e`, by a path); finders that a `.pth` file puts on `sys.meta_path` and
-`sys.path_hooks` (by a finder; a mapping that has changed; uninstalled); what the import system keeps of directories; the
-warm process of `--reload`, which keeps modules loaded (`pip install -U`); a first package for the user. With `--reload`, and by `ctl reload`,
-with a mold and without. What the master has loaded for itself is changed only by an upgrade.
+State from the start that could prevent this, each with a test here: `sys.path`, made from `.pth` files (`pip install -e` by path);
+finders that a `.pth` file adds to `sys.meta_path` and `sys.path_hooks` (`pip install -e` by finder; a changed mapping; uninstalled);
+the import system's caches of directories; the warm process of `--reload`, which keeps modules loaded (`pip install -U`); the user
+site directory, created by its first package. The tests use `--reload` and `ctl reload`, with and without a mold. Only an upgrade
+replaces modules that the master itself has loaded.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def build_editable(directory, *_):
 
 
 class Environment:
-    """A virtual environment that has what the tests have, and the server of a project that runs there."""
+    """A virtual environment with the packages of the tests, and a project whose server runs there."""
 
     def __init__(self, folder: Path, start: Start, *, system: bool = False) -> None:
         venv.create(folder / "venv", system_site_packages=system, symlinks=True)
@@ -75,7 +75,7 @@ class Environment:
         self._number = 0
 
     def serve(self, *modules: str, reload: bool = True, arguments: tuple[object, ...] = (), **options: object) -> None:
-        """Start it: the app answers with `V` of the modules."""
+        """Start the server: the app responds with `V` of each module."""
         self.save(*modules)
         run = f"import os, sys; os.execv({str(self.python)!r}, [{str(self.python)!r}, '-m', 'forkserve', *sys.argv[1:]])"
         serve = self.project.serve if reload else self.project.serve_plainly
@@ -83,31 +83,31 @@ class Environment:
         self.project.command.traceback_expected = reload
 
     def save(self, *modules: str) -> None:
-        """Save the app, which is another text each time."""
+        """Save the app with a new text."""
         self._number += 1
         values = ", ".join(f"str({one}.V)" for one in modules if one != "os")
         self.project.save("myapp.py", APP, number=self._number, modules=", ".join(modules), values=values)
 
     def source(self, name: str, value: object, where: str = "") -> Path:
-        """Write a module somewhere else."""
+        """Write a module outside of the project."""
         path = self.folder / (where or f"work/{name}/src") / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"V = {value!r}\n")
         return path
 
-    def by_path(self, name: str, value: object) -> None:
-        """Install it as an editable one does, with its directory."""
+    def install_by_path(self, name: str, value: object) -> None:
+        """Install an editable module through a `.pth` file with its directory."""
         (self.site / f"__editable__.{name}.pth").write_text(f"{self.source(name, value).parent}\n")
 
-    def by_finder(self, name: str, value: object, where: str) -> None:
-        """Install it as an editable one does, with a finder of its own."""
+    def install_by_finder(self, name: str, value: object, where: str) -> None:
+        """Install an editable module through a `.pth` file with an import finder."""
         path = self.source(name, value, where)
         (self.site / f"__editable___{name}_finder.py").write_text(FINDER.format(mapping={name: str(path)}))
         line = f"import __editable___{name}_finder; __editable___{name}_finder.install()\n"
         (self.site / f"__editable__.{name}.pth").write_text(line)
 
     def uninstall(self, name: str) -> None:
-        """Remove all of it."""
+        """Remove all files of a module."""
         for path in self.site.glob(f"*{name}*"):
             if path.is_file():
                 path.unlink()
@@ -120,7 +120,7 @@ class Environment:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def distribution(self, name: str, version: str, value: object) -> Path:
-        """Write what pip can install from."""
+        """Write a source directory that pip can install."""
         self.source(name, value, f"dist/{name}/src")
         folder = self.folder / "dist" / name
         (folder / "backend.py").write_text(BACKEND.format(name=name, version=version))
@@ -134,20 +134,20 @@ def environment(tmp_path: Path, start: Start) -> Environment:
     return Environment(tmp_path, start)
 
 
-def test_what_is_installed_while_the_fault_is_shown_is_found_by_the_next_save(environment: Environment) -> None:
+def test_a_package_installed_after_an_import_error_is_found_at_the_next_save(environment: Environment) -> None:
     environment.serve("extra_one")
     environment.project.until("No module named 'extra_one'", 500)
-    environment.by_path("extra_one", 1)
+    environment.install_by_path("extra_one", 1)
     environment.save("extra_one", "extra_two")
     environment.project.until("No module named 'extra_two'", 500)
-    environment.by_finder("extra_two", 2, "first")
+    environment.install_by_finder("extra_two", 2, "first")
     environment.save("extra_one", "extra_two", "extra_three")
     environment.project.until("No module named 'extra_three'", 500)
-    (environment.site / "extra_three").mkdir()  # as any package is
+    (environment.site / "extra_three").mkdir()  # as a regular package
     (environment.site / "extra_three/__init__.py").write_text("V = 3\n")
     environment.save("extra_one", "extra_two", "extra_three")
     environment.project.until("1 2 3")
-    environment.by_finder("extra_two", 22, "second")  # it has moved
+    environment.install_by_finder("extra_two", 22, "second")  # the module has moved
     environment.save("extra_one", "extra_two")
     environment.project.until("1 22")
     environment.uninstall("extra_one")
@@ -160,26 +160,26 @@ def test_what_is_installed_while_the_fault_is_shown_is_found_by_the_next_save(en
     environment.project.until("3")
 
 
-def test_what_was_there_at_the_start_goes_and_comes_back_elsewhere(environment: Environment) -> None:
-    environment.by_path("extra_one", 1)
-    environment.by_finder("extra_two", 2, "first")
+def test_packages_present_at_the_start_can_be_uninstalled_and_moved(environment: Environment) -> None:
+    environment.install_by_path("extra_one", 1)
+    environment.install_by_finder("extra_two", 2, "first")
     environment.serve("extra_one", "extra_two")
     environment.project.until("1 2")
     for name in ("extra_one", "extra_two"):
         environment.uninstall(name)
         environment.save(name)
         environment.project.until(f"No module named '{name}'", 500)
-    environment.by_finder("extra_one", 11, "elsewhere")
-    environment.by_path("extra_two", 22)
+    environment.install_by_finder("extra_one", 11, "elsewhere")
+    environment.install_by_path("extra_two", 22)
     environment.save("extra_one", "extra_two")
     environment.project.until("11 22")
 
 
 @pytest.mark.parametrize("arguments", [(), pytest.param(("--preload",), marks=pytest.mark.heavy)], ids=["", "preload"])
-def test_a_reload_in_production_finds_it_too(environment: Environment, arguments: tuple[object, ...]) -> None:
+def test_a_reload_in_production_finds_installed_packages(environment: Environment, arguments: tuple[object, ...]) -> None:
     environment.serve("os", reload=False, arguments=("--workers", 2, *arguments))
-    environment.by_path("extra_one", 1)
-    environment.by_finder("extra_two", 2, "first")
+    environment.install_by_path("extra_one", 1)
+    environment.install_by_finder("extra_two", 2, "first")
     environment.save("extra_one", "extra_two")
     answer = Request(environment.folder / "control", "reload", (), {}).answer
     assert answer["ok"], answer
@@ -187,14 +187,14 @@ def test_a_reload_in_production_finds_it_too(environment: Environment, arguments
 
 
 @pytest.mark.heavy
-def test_the_order_is_that_of_a_fresh_interpreter(environment: Environment) -> None:
-    """An editable package is found before one of the same name that a later directory has."""
+def test_packages_are_found_in_the_order_of_a_fresh_interpreter(environment: Environment) -> None:
+    """An editable package comes before a package of the same name in a later directory."""
     shadowed = environment.source("extra_one", "other", "pythonpath_like").parent
     (environment.site / "zzz_later.pth").write_text(f"{shadowed}\n")
     environment.serve("extra_one")
     environment.project.command.traceback_expected = False
     environment.project.until("other")
-    environment.by_path("extra_one", "mine")
+    environment.install_by_path("extra_one", "mine")
     environment.save("extra_one")
     fresh = subprocess.run(
         [environment.python, "-c", "import extra_one; print(extra_one.V)"], capture_output=True, text=True, check=True
@@ -204,7 +204,7 @@ def test_the_order_is_that_of_a_fresh_interpreter(environment: Environment) -> N
 
 
 @pytest.mark.heavy
-def test_the_first_package_of_a_user(tmp_path: Path, start: Start) -> None:
+def test_the_first_package_in_the_user_site_directory_is_found(tmp_path: Path, start: Start) -> None:
     environment = Environment(tmp_path, start, system=True)
     environment.serve("extra_one", env={"PYTHONUSERBASE": str(tmp_path / "user")})
     environment.project.until("No module named 'extra_one'", 500)
@@ -215,8 +215,8 @@ def test_the_first_package_of_a_user(tmp_path: Path, start: Start) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("system", [False, True], ids=["", "system-site-packages"])
-def test_with_pip(tmp_path: Path, start: Start, *, system: bool) -> None:
-    """Installed, from a directory and as a wheel; another version of what is loaded; uninstalled."""
+def test_pip_installs_upgrades_and_uninstalls_a_package(tmp_path: Path, start: Start, *, system: bool) -> None:
+    """The package is installed as editable and as a wheel, upgraded while it is loaded, and uninstalled."""
     environment = Environment(tmp_path, start, system=system)
     environment.serve("extra_pip")
     environment.project.until("No module named 'extra_pip'", 500)

@@ -1,8 +1,8 @@
-"""`forkserve --reload`: files that are new, or gone, where the app looks for modules.
+"""`forkserve --reload`: new and removed files in directories where the app looks for modules.
 
-Places where an app finds modules, each with a test here: an import that was sought in vain (at load, in a request, of a
-submodule, by `importlib.util.find_spec`); a package that is scanned (`pkgutil`, a glob), with modules and with packages
-that are new there; a namespace package; and what must not reload: files elsewhere, caches, an editor's own files.
+Each way an app finds modules has a test here: an import that failed (at load, in a request, of a submodule, by
+`importlib.util.find_spec`); a scanned package (`pkgutil`, a glob) that gets new modules and packages; a namespace package. Some files
+must not cause a reload: files elsewhere, caches, an editor's own files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def serve(project: Project, imports: str, value: str = "V") -> None:
     ],
     ids=["module", "package", "submodule", "find_spec"],
 )
-def test_what_was_sought_in_vain_comes_and_goes(project: Project, imports: str, name: str) -> None:
+def test_a_module_missing_at_load_is_found_once_it_exists(project: Project, imports: str, name: str) -> None:
     project.save("conf/__init__.py", "")
     serve(project, imports)
     project.until("none")
@@ -69,8 +69,8 @@ def test_what_was_sought_in_vain_comes_and_goes(project: Project, imports: str, 
     project.until("none")
 
 
-def test_what_a_request_has_sought_in_vain(project: Project) -> None:
-    """In a directory that nothing was loaded from."""
+def test_a_module_missing_in_a_request_is_found_once_it_exists(project: Project) -> None:
+    """No module was loaded from its directory before."""
     imports = "import sys\nsys.path.append('lib')\ndef found():\n    try:\n        import late\n        return late.V\n    except ImportError:\n        return 'none'"
     serve(project, imports, "found()")
     project.until("none")
@@ -81,7 +81,7 @@ def test_what_a_request_has_sought_in_vain(project: Project) -> None:
 
 
 @pytest.mark.parametrize("is_package", [True, False], ids=["package", "namespace"])
-def test_a_scanned_package_finds_what_is_new_and_loses_what_is_gone(project: Project, *, is_package: bool) -> None:
+def test_new_and_removed_modules_of_a_scanned_package_cause_a_reload(project: Project, *, is_package: bool) -> None:
     (project.folder / "plugins").mkdir(parents=True)
     if is_package:
         project.save("plugins/__init__.py", "")
@@ -95,7 +95,7 @@ def test_a_scanned_package_finds_what_is_new_and_loses_what_is_gone(project: Pro
     eventually(lambda: project.get().text == "two", lambda: project.get().text)
 
 
-def test_a_directory_of_modules_that_is_read_as_such(project: Project) -> None:
+def test_a_new_module_in_a_globbed_directory_causes_a_reload(project: Project) -> None:
     project.save("plugins/first.py", "")
     serve(project, GLOBBED)
     project.until("first")
@@ -103,7 +103,7 @@ def test_a_directory_of_modules_that_is_read_as_such(project: Project) -> None:
     project.until("first second")
 
 
-def test_what_is_new_elsewhere_or_is_not_for_import_costs_no_reload(project: Project) -> None:
+def test_new_files_elsewhere_and_files_that_cannot_be_imported_cause_no_reload(project: Project) -> None:
     project.save("plugins/__init__.py", "")
     serve(project, SCANNED)
     for name in (
@@ -130,7 +130,7 @@ def test_what_is_new_elsewhere_or_is_not_for_import_costs_no_reload(project: Pro
 
 
 @pytest.mark.heavy
-def test_a_branch_with_many_files_is_one_reload_and_so_is_a_stash(project: Project) -> None:
+def test_a_git_checkout_and_a_stash_cause_one_reload_each(project: Project) -> None:
     names = [f"plugins/p{number % 25}/m{number}.py" for number in range(500)]
     project.save("plugins/__init__.py", "")
     value = "(len(sys.modules) - before, V)"

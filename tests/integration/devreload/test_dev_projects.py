@@ -1,4 +1,4 @@
-"""`forkserve --reload` with projects as people have them, on both engines."""
+"""`forkserve --reload` with typical projects, on both engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def project(tmp_path: Path, start: Start, request: pytest.FixtureRequest) -> Ite
 
 
 def until(project: Project, path: str, text: str, status: int = 200) -> None:
-    """Wait for an answer with a text in it."""
+    """Wait for a response that contains this text."""
 
     def look() -> bool:
         with Client(project.command.port) as client:
@@ -58,13 +58,13 @@ VIEWS = (
 )
 
 
-def test_django(project: Project) -> None:
+def test_a_django_project_is_reloaded_and_shows_its_errors(project: Project) -> None:
     for name, text in DJANGO.items():
         project.save(name, text)
     project.save("shop/views.py", VIEWS.replace("HELLO", "one"))
     serve(project, "site1.wsgi")
     until(project, "/", "<h1>one nobody</h1>")
-    project.save("shop/views.py", VIEWS.replace("HELLO", "two") + "def broken(:\n")  # which the first request imports
+    project.save("shop/views.py", VIEWS.replace("HELLO", "two") + "def broken(:\n")  # the first request imports it
     until(project, "/", "", 500)
     project.command.traceback_expected = True
     project.save("shop/views.py", VIEWS.replace("HELLO", "three"))
@@ -96,7 +96,7 @@ def create_app():
 """
 
 
-def test_flask_with_templates_and_a_factory(project: Project) -> None:
+def test_a_flask_factory_and_its_templates_are_reloaded(project: Project) -> None:
     project.save("blog/__init__.py", FLASK)
     project.save("blog/posts.py", "ALL = ['one']\n")
     project.save("blog/templates/base.html", "<main>{% block all %}{% endblock %}</main>")
@@ -123,7 +123,7 @@ for one in pkgutil.iter_modules(routers.__path__):
 ROUTER = "from fastapi import APIRouter\nrouter = APIRouter()\n@router.get('/{path}')\ndef show():\n    return '{value}'\n"
 
 
-def test_fastapi_with_a_src_layout_and_routers_that_are_found(project: Project) -> None:
+def test_new_routers_of_a_fastapi_project_in_a_src_layout_are_found(project: Project) -> None:
     project.save("src/service/__init__.py", "")
     project.save("src/service/main.py", FASTAPI)
     project.save("src/service/routers/__init__.py", "")
@@ -142,8 +142,8 @@ def test_fastapi_with_a_src_layout_and_routers_that_are_found(project: Project) 
     until(project, "/users", "Not Found", 404)
 
 
-def test_a_burst_of_automatic_saves(project: Project) -> None:
-    """As a notebook's: a copy beside it, a checkpoint, and the file, again and again."""
+def test_a_burst_of_automatic_saves_causes_few_reloads(project: Project) -> None:
+    """A notebook saves like this: a copy beside the file, a checkpoint, and the file itself, many times."""
     app = "V = {version}\ndef app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'version %d' % V]\n"
     project.save("myapp.py", app, version=0)
     project.save("notes.ipynb", "{}")

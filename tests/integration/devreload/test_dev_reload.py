@@ -1,4 +1,4 @@
-"""`forkserve --reload`: a save, and the new answer is there; what does not load is shown, and mended by the next save."""
+"""`forkserve --reload`: a save brings the new response; a load error is shown until the next save fixes it."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ def project(tmp_path: Path, start: Start) -> Project:
     ],
     ids=["wsgi", "threads", "asgi", "ports"],
 )
-def test_saves_bring_new_answers_and_lose_no_request(project: Project, app: str, arguments: tuple[object, ...]) -> None:
+def test_saves_bring_new_responses_and_lose_no_request(project: Project, app: str, arguments: tuple[object, ...]) -> None:
     project.save("myapp.py", app, version=1)
     project.serve(*arguments)
     with polled(project):
-        for version in range(2, 6):  # several in a second, of as many bytes: stale bytecode would show
+        for version in range(2, 6):  # several saves a second of equal size would reveal stale bytecode
             project.save("myapp.py", app, version=version)
             for port in project.command.ports:
                 project.until(f"version {version}", port=port)
 
 
-def test_a_file_is_loaded_when_it_is_written_to_its_end(project: Project) -> None:
-    """It has nothing in it when somebody begins to write it."""
+def test_a_file_is_loaded_only_after_its_writer_has_closed_it(project: Project) -> None:
+    """The file is empty while the test begins to write it."""
     project.serve("--reload-delay", 0.01)
     with polled(project):
         with (project.folder / "myapp.py").open("w") as file:
@@ -94,8 +94,8 @@ def test_a_file_is_loaded_when_it_is_written_to_its_end(project: Project) -> Non
 
 
 @pytest.mark.parametrize("slow", [1, 2])
-def test_what_fails_when_a_newer_save_is_there_is_no_fault(project: Project, tmp_path: Path, slow: int) -> None:
-    """Neither of the first worker that tries the new code, nor of another."""
+def test_a_load_error_is_ignored_when_a_newer_save_exists(project: Project, tmp_path: Path, slow: int) -> None:
+    """This holds for the first worker that loads the new code, and for the second."""
     project.serve("--workers", 2).command.traceback_expected = slow == 1
     here = "import os, pathlib, time\nfolder = pathlib.Path({folder!r})\n(folder / str(os.getpid())).touch()\n"
     fails = "if len(list(folder.iterdir())) == {slow}:\n    (folder / 'go').write_text('')\n"
@@ -104,7 +104,7 @@ def test_what_fails_when_a_newer_save_is_there_is_no_fault(project: Project, tmp
     folder.mkdir()
     with polled(project):
         project.save("myapp.py", here + fails + WSGI, folder=str(folder), slow=slow, version=2)
-        eventually((folder / "go").exists, "its import")
+        eventually((folder / "go").exists, "the app is imported")
         project.save("myapp.py", WSGI, version=3)
         project.command.wait_for("(?s)(myapp.py changed.*){2}")
         (folder / "go").unlink()
@@ -113,7 +113,7 @@ def test_what_fails_when_a_newer_save_is_there_is_no_fault(project: Project, tmp
     assert "tries again" not in project.command.stderr
 
 
-def test_a_save_while_workers_boot_is_not_missed(project: Project) -> None:
+def test_a_save_during_boot_is_not_missed(project: Project) -> None:
     project.save("helper.py", "import time; time.sleep(0.5)\n")
     project.serve(ready=False)
     project.save("myapp.py", WSGI, version=2)
@@ -125,8 +125,8 @@ def test_a_save_while_workers_boot_is_not_missed(project: Project) -> None:
     project.until("version 4")
 
 
-def test_only_a_file_that_was_loaded_or_is_included_matters(project: Project) -> None:
-    project.save("other.py", "")  # a new one may be a module that the app looks for
+def test_only_loaded_or_included_files_cause_a_reload(project: Project) -> None:
+    project.save("other.py", "")  # a new file could be a module that the app looks for
     project.serve("--reload-include", "*.yaml", "--reload-exclude", "static")
     for name in ("other.py", "static/index.html", "notes.txt", "node_modules/pad.html", "sub/__pycache__/x.py"):
         project.save(name, "A = 1\n")
@@ -138,7 +138,7 @@ def test_only_a_file_that_was_loaded_or_is_included_matters(project: Project) ->
     assert not re.search("other|static|notes|node_modules|__pycache__", project.command.stderr)
 
 
-def test_a_module_that_is_loaded_later_matters_from_then_on(project: Project) -> None:
+def test_a_module_loaded_by_a_request_causes_reloads_from_then_on(project: Project) -> None:
     lazy = "V = 1\ndef app(environ, start_response):\n    import lazy\n"
     lazy += "    start_response('200 OK', [])\n    return [lazy.TEXT]\n"
     project.save("lazy.py", "TEXT = b'one'\n")
@@ -146,12 +146,12 @@ def test_a_module_that_is_loaded_later_matters_from_then_on(project: Project) ->
     project.serve()
     project.save("lazy.py", "TEXT = b'two'\n")
     project.until("two")
-    project.save("lazy.py", "TEXT = b'three'\n")  # before or after the master knows that it was loaded
+    project.save("lazy.py", "TEXT = b'three'\n")  # before or after the master learns that the module was loaded
     project.until("three")
     assert len(project.reloads) <= 2
 
 
-def test_a_linked_project_and_chdir(project: Project, tmp_path: Path, start: Start) -> None:
+def test_a_linked_project_with_chdir_is_reloaded(project: Project, tmp_path: Path, start: Start) -> None:
     (tmp_path / "link").symlink_to(project.folder)
     project.command = start(
         *("myapp:app", "--reload", "--chdir", tmp_path / "link", "--bind", "127.0.0.1:0", "--control-socket", "none"),
@@ -161,8 +161,8 @@ def test_a_linked_project_and_chdir(project: Project, tmp_path: Path, start: Sta
     project.until("version 2")
 
 
-def test_a_project_that_is_put_in_place_of_another(project: Project, tmp_path: Path) -> None:
-    """Its directory is another one then, and a worker has the old one as its own."""
+def test_a_project_directory_that_is_replaced_is_reloaded(project: Project, tmp_path: Path) -> None:
+    """The path is a new directory then, while a worker still has the old one as its working directory."""
     project.serve()
     (tmp_path / "away").mkdir()
     for version, go in enumerate(
@@ -174,10 +174,10 @@ def test_a_project_that_is_put_in_place_of_another(project: Project, tmp_path: P
         project.until(f"version {version}")
         project.save("myapp.py", WSGI, version=version * 10)
         project.until(f"version {version * 10}")
-    project.command.traceback_expected = "Traceback" in project.command.stderr  # if it was seen half made
+    project.command.traceback_expected = "Traceback" in project.command.stderr  # if the half-written project was loaded
 
 
-def test_what_does_not_load_is_shown_and_mended(project: Project) -> None:
+def test_a_load_error_is_shown_until_it_is_fixed(project: Project) -> None:
     project.serve("--workers", 2)
     with Client(project.command.port) as kept:
         kept.get()
@@ -189,13 +189,13 @@ def test_what_does_not_load_is_shown_and_mended(project: Project) -> None:
         assert 'File "' in page.text
         assert page["Content-Type"] == "text/html; charset=utf-8"
         assert page["Cache-Control"] == "no-store"
-        eventually(lambda: kept.get().status == 500, "the worker of this connection shows it, too")
+        eventually(lambda: kept.get().status == 500, "the worker of this connection shows the error, too")
         answers = [project.get(method="POST", body=b"x" * 1000), project.get(method="HEAD")]
         assert [answer.status for answer in answers] == [500, 500]
     assert project.state == "degraded"
     project.command.traceback_expected = True
     lines = project.command.stderr.splitlines()
-    assert lines.count("Traceback (most recent call last):") == 1  # as it is, and once
+    assert lines.count("Traceback (most recent call last):") == 1  # unescaped, and once
     assert lines.count("ValueError: <b>out of order</b>") == 1
     project.save("myapp.py", "import missing\n" + WSGI, version=3)
     project.until("No module named 'missing'", status=500)
@@ -204,7 +204,7 @@ def test_what_does_not_load_is_shown_and_mended(project: Project) -> None:
     eventually(lambda: project.state == "running", lambda: project.state)
 
 
-def test_websockets_are_refused_with_the_page(project: Project) -> None:
+def test_websockets_are_refused_while_a_load_error_is_shown(project: Project) -> None:
     project.save("myapp.py", STREAMS, version=1)
     project.serve()
     project.save("myapp.py", "V = (\n")
@@ -219,7 +219,7 @@ LIFESPAN = "async def app(scope, receive, send):\n    await receive()\n    await
 
 
 @pytest.mark.parametrize(
-    ("text", "says", "arguments"),
+    ("text", "expected", "arguments"),
     [
         ("V = (\n", "SyntaxError: '(' was never closed", ("--workers", 2)),
         ("import missing\n", "No module named 'missing'", ("--threads", 2)),
@@ -230,13 +230,13 @@ LIFESPAN = "async def app(scope, receive, send):\n    await receive()\n    await
     ],
     ids=["syntax", "import", "attribute", "lifespan", "exit", "warmup"],
 )
-def test_a_first_boot_that_fails_is_shown_and_mended(
-    project: Project, text: str, says: str, arguments: tuple[object, ...]
+def test_a_failed_first_boot_is_shown_until_it_is_fixed(
+    project: Project, text: str, expected: str, arguments: tuple[object, ...]
 ) -> None:
     project.save("myapp.py", text)
     project.serve(*arguments)
     for port in project.command.ports:
-        project.until(says, status=500, port=port)
+        project.until(expected, status=500, port=port)
     assert project.command.stderr.count("the next save tries again") == 1
     project.command.traceback_expected = "Traceback" in project.command.stderr
     project.save("myapp.py", BROKEN, version=1)
@@ -248,7 +248,7 @@ def test_a_first_boot_that_fails_is_shown_and_mended(
         project.until("version 2", port=port)
 
 
-def test_a_mixin_that_does_not_load_is_shown_and_mended(project: Project) -> None:
+def test_a_mixin_s_load_error_is_shown_until_it_is_fixed(project: Project) -> None:
     project.save("extra.py", "1 / 0\n")
     project.serve("--mixin", "extra:Extra")
     project.command.traceback_expected = True
@@ -257,7 +257,7 @@ def test_a_mixin_that_does_not_load_is_shown_and_mended(project: Project) -> Non
     project.until("version 1")
 
 
-def test_an_app_that_dies_at_the_first_boot_is_tried_again(project: Project) -> None:
+def test_a_save_retries_an_app_that_died_at_the_first_boot(project: Project) -> None:
     project.save("myapp.py", "import os\nos._exit(7)\n")
     project.serve("--bind", "unix:app.sock", ready=False)
     project.command.wait_for("failed to boot again: it exited with code 7")
@@ -268,14 +268,14 @@ def test_an_app_that_dies_at_the_first_boot_is_tried_again(project: Project) -> 
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first boot", "reload"])
-def test_an_endless_loop_at_import_is_not_waited_for(project: Project, *, first: bool) -> None:
+def test_a_save_replaces_a_worker_in_an_endless_loop_at_import(project: Project, *, first: bool) -> None:
     endless = "open('looping', 'w').close()\nwhile True:\n    pass\n"
     if first:
         project.save("myapp.py", endless)
     project.serve("--bind", "unix:app.sock", ready=not first)
     if not first:
         project.save("myapp.py", endless)
-    eventually((project.folder / "looping").exists, "the endless loop")
+    eventually((project.folder / "looping").exists, "the endless loop has begun")
     project.save("myapp.py", WSGI, version=2)
     if first:
         project.command.ready()
@@ -290,7 +290,7 @@ def test_an_endless_loop_at_import_is_not_waited_for(project: Project, *, first:
 @pytest.mark.parametrize(
     "lines", [("X-Forwarded-For: 203.0.113.9",), ("X-Forwarded-For: 127.0.0.1, 203.0.113.9",), ("X-Forwarded-For: unknown",)]
 )
-def test_peers_elsewhere_do_not_see_the_traceback(project: Project, lines: tuple[str, ...]) -> None:
+def test_clients_forwarded_from_other_machines_do_not_see_the_traceback(project: Project, lines: tuple[str, ...]) -> None:
     project.save("myapp.py", BROKEN, version=1)
     project.serve("--bind", "127.0.0.1:0", "--bind", "unix:app.sock")
     assert "out of order" in project.get("X-Forwarded-For: 127.0.0.1").text
@@ -305,7 +305,7 @@ def test_peers_elsewhere_do_not_see_the_traceback(project: Project, lines: tuple
 
 
 def own_address() -> str | None:
-    """An address of this machine that is not loopback, if it has one."""
+    """Return an address of this machine that is not loopback, or None."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect(("203.0.113.9", 9))  # nothing is sent
@@ -314,7 +314,7 @@ def own_address() -> str | None:
         return str(sock.getsockname()[0])
 
 
-def test_a_peer_on_another_address_does_not_see_the_traceback(project: Project) -> None:
+def test_a_peer_with_a_non_loopback_address_does_not_see_the_traceback(project: Project) -> None:
     address = own_address()
     project.save("myapp.py", BROKEN, version=1)
     project.serve("--bind", "0.0.0.0:0", "--forwarded-allow-ips", "*")
@@ -326,7 +326,7 @@ def test_a_peer_on_another_address_does_not_see_the_traceback(project: Project) 
             assert "out of order" not in client.get("/", "X-Forwarded-For: 127.0.0.1").text
 
 
-def test_open_streams_delay_nothing(project: Project) -> None:
+def test_open_streams_do_not_delay_a_reload(project: Project) -> None:
     project.save("myapp.py", STREAMS, version=1)
     project.serve("--graceful-timeout", 30)
     port = project.command.port
@@ -343,14 +343,14 @@ def test_open_streams_delay_nothing(project: Project) -> None:
         listening.rest()
         project.until("version 2")
         project.command.wait_for("reloaded: generation 2")
-        assert time.monotonic() - began < 15.0  # of the 30 that the deaf one would have without --reload
+        assert time.monotonic() - began < 15.0  # without --reload, the deaf stream could run for 30 s
 
 
-def test_the_watcher_holds_nothing_and_is_started_again(project: Project) -> None:
+def test_the_watcher_inherits_no_descriptor_and_is_restarted_after_a_kill(project: Project) -> None:
     project.serve("--workers", 2)
     watcher = project.watcher
     opened = set(descriptors(project.command.pid).values())
-    eventually(lambda: any("inotify" in name for name in descriptors(watcher).values()), "inotify")
+    eventually(lambda: any("inotify" in name for name in descriptors(watcher).values()), "the watcher uses inotify")
     assert not {name for name in descriptors(watcher).values() if name in opened and name != "/dev/null"}
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
         os.kill(watcher, signum)
@@ -359,20 +359,20 @@ def test_the_watcher_holds_nothing_and_is_started_again(project: Project) -> Non
     assert project.watcher == watcher
     os.kill(watcher, signal.SIGKILL)
     project.command.wait_for("the watcher died, and is started again in 0.5 s")
-    project.save("myapp.py", WSGI, version=3)  # while there is none
+    project.save("myapp.py", WSGI, version=3)  # while no watcher runs
     project.until("version 3")
     project.save("myapp.py", WSGI, version=4)
     project.until("version 4")
 
 
-def test_the_watcher_ends_with_its_master(project: Project) -> None:
+def test_the_watcher_exits_when_its_master_is_killed(project: Project) -> None:
     project.serve()
     watcher = project.watcher
     project.command.kill(signal.SIGKILL)
-    eventually(lambda: not exists(watcher), "the watcher's end", deadline=1.5)
+    eventually(lambda: not exists(watcher), "the watcher exits", deadline=1.5)
 
 
-def test_it_stops_as_always(project: Project) -> None:
+def test_a_stop_ends_the_watcher(project: Project) -> None:
     project.serve("--workers", 2)
     watcher = project.watcher
     project.command.stop()
@@ -380,13 +380,13 @@ def test_it_stops_as_always(project: Project) -> None:
     assert "died" not in project.command.stderr
 
 
-def test_without_watchdog_it_says_so(project: Project) -> None:
+def test_reload_without_watchdog_exits_with_2(project: Project) -> None:
     hide = "import sys; sys.modules['watchdog'] = None; from forkserve.cli.serve import main; sys.exit(main())"
     project.serve(ready=False, program=("-c", hide))
     assert project.command.wait(2) == "forkserve: --reload: needs the package watchdog: pip install watchdog\n"
 
 
-def test_a_directory_that_is_not_there_is_an_error(project: Project) -> None:
+def test_a_missing_reload_directory_exits_with_2(project: Project) -> None:
     project.serve("--reload-dir", "nowhere", ready=False)
     assert project.command.wait(2) == f"forkserve: --reload-dir: there is no directory {project.folder}/nowhere\n"
 
@@ -396,7 +396,7 @@ Shown = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def shown(project: Project) -> Shown:
-    """Return the settings as `forkserve config` shows them."""
+    """A function that returns the settings as `forkserve config` shows them."""
 
     def show(*arguments: str) -> dict[str, str]:
         lines = run("config", "myapp:app", *arguments, cwd=project.folder).stdout.splitlines()
@@ -405,9 +405,9 @@ def shown(project: Project) -> Shown:
     return show
 
 
-def test_under_reload_nothing_waits_unless_that_was_asked_for(shown: Shown) -> None:
+def test_reload_shortens_the_default_waits_only(shown: Shown) -> None:
     names = ("linger", "reload_settle", "graceful_timeout", "reload_surge")
     assert [shown("--workers", "3")[name] for name in names] == ["2", "1", "30", "1"]
     assert [shown("--workers", "3", "--reload")[name] for name in names] == ["0.2", "0", "1", "3"]
-    asked = ("--linger", "3", "--reload-settle", "2", "--graceful-timeout", "0.5", "--reload-surge", "1")
-    assert [shown("--workers", "3", "--reload", *asked)[name] for name in names] == ["3", "2", "0.5", "1"]
+    explicit = ("--linger", "3", "--reload-settle", "2", "--graceful-timeout", "0.5", "--reload-surge", "1")
+    assert [shown("--workers", "3", "--reload", *explicit)[name] for name in names] == ["3", "2", "0.5", "1"]

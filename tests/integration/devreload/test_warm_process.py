@@ -1,4 +1,4 @@
-"""The warm process of `--reload`: modules from outside the project stay loaded, and the answers are the same as without it."""
+"""The warm process of `--reload`: modules from outside the project stay loaded, and responses are the same as without it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.integration.command import descriptors, eventually, exists, title
 from tests.integration.conftest import Start
 from tests.integration.development import Project, polled
 
-# What a module does to show that it was imported: a line with its name and process, and that process as a value.
+# Code that records a module's import: a line with its name and pid, and that pid as a value.
 TRACE = """\
 import os
 with open({trace!r}, "a") as file:
@@ -31,7 +31,7 @@ MADE = r"warm process: (\d+) modules stay loaded, and not (.*)$"
 
 
 class Site:
-    """A project, and a directory of modules that are not its own."""
+    """A project, and a directory of modules outside of the project."""
 
     def __init__(self, folder: Path, start: Start) -> None:
         self.project = Project(folder / "project", start)
@@ -55,27 +55,27 @@ class Site:
         """Start the server."""
         self.project.serve("--log-level", "debug", *arguments, env={"PYTHONPATH": str(self.outside)})
 
-    def made(self, count: int = 1) -> re.Match[str]:
-        """Wait until so many warm processes have been made; return what the log says of the last."""
+    def wait_until_made(self, count: int = 1) -> re.Match[str]:
+        """Wait until this many warm processes have been made; return the log line of the last."""
 
         def look() -> list[re.Match[str]]:
             return list(re.finditer(MADE, self.project.command.stderr, re.MULTILINE))
 
         eventually(lambda: len(look()) >= count, lambda: f"warm process {count}: {self.project.command.stderr}")
-        eventually(lambda: self.base is not None, "its process")
+        eventually(lambda: self.warm_pid is not None, "the process of the warm process exists")
         return look()[count - 1]
 
     @property
-    def base(self) -> int | None:
+    def warm_pid(self) -> int | None:
         """The pid of the warm process."""
         return next((pid for pid in self.project.command.workers if "warm process" in title(pid)), None)
 
-    def imports(self, name: str) -> list[int]:
-        """The processes that have imported a module."""
+    def importers(self, name: str) -> list[int]:
+        """Return the pids of the processes that have imported a module."""
         return [int(pid) for module, pid in map(str.split, self.trace.read_text().splitlines()) if module == name]
 
     def until(self, text: str) -> str:
-        """Wait for an answer with a text in it."""
+        """Wait for a response that contains this text; return the response."""
         return self.project.until(text).text
 
 
@@ -84,38 +84,39 @@ def site(tmp_path: Path, start: Start) -> Site:
     return Site(tmp_path, start)
 
 
-def test_what_is_not_the_projects_stays_loaded_until_it_changes(site: Site) -> None:
+def test_modules_outside_the_project_stay_loaded_until_they_change(site: Site) -> None:
     site.add("third.py")
     site.add("spread/part.py")  # a namespace package
     site.save(1, "third", "spread.part", values="third.PID, spread.part.PID")
     site.serve("--workers", 2)
-    base = site.made() and site.base
-    before = len(site.imports("third")), len(site.imports("helper"))
+    warm_pid = site.wait_until_made() and site.warm_pid
+    before = len(site.importers("third")), len(site.importers("helper"))
     with polled(site.project):
         for version in (2, 3):
             site.save(version, "third", "spread.part", values="third.PID, spread.part.PID")
             answer = site.until(f"version {version} ")
-            assert f"[('{base}', '{base}')" in answer
-            assert f"'{base}']" not in answer  # the project's own modules were loaded in the worker
+            assert f"[('{warm_pid}', '{warm_pid}')" in answer
+            assert f"'{warm_pid}']" not in answer  # the worker loaded the project's own modules
             site.project.command.wait_for(f"reloaded: generation {version} ")
-    assert site.base == base
-    assert len(site.imports("third")) == before[0]
-    assert len(site.imports("helper")) == before[1] + 4
+    assert site.warm_pid == warm_pid
+    assert len(site.importers("third")) == before[0]
+    assert len(site.importers("helper")) == before[1] + 4
 
-    with (site.outside / "third.py").open("a") as file:  # nobody watches it, but the next reload must notice
+    with (site.outside / "third.py").open("a") as file:  # not watched, but the next reload must notice the change
         file.write("PID = 'edited'\n")
     site.save(4, "third", values="third.PID")
     site.until("version 4 ['edited'")
-    site.made(2)
+    site.wait_until_made(2)
     (site.project.folder / "third.py").write_text("PID = 'shadow'\n")  # the project comes first on the path
     site.save(5, "third", values="third.PID")
     site.until("version 5 ['shadow'")
 
 
-def test_what_cannot_be_shared_is_left_out_and_the_rest_stays(site: Site) -> None:
+def test_modules_that_cannot_be_shared_are_left_out_of_the_warm_process(site: Site) -> None:
     site.add("good.py")
     site.add("broken.py", "import nowhere")
-    site.add("hopeful.py", "try:\n    import broken\nexcept ImportError:\n    pass")  # as in the worker, it goes without
+    # This module works without the broken one, as in the worker.
+    site.add("hopeful.py", "try:\n    import broken\nexcept ImportError:\n    pass")
     site.add("alone.py", "import sys\nif 'myapp' not in sys.modules: raise RuntimeError('not alone')")
     site.add("user.py", "import alone")
     site.add("starter.py", "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()")
@@ -128,87 +129,89 @@ def test_what_cannot_be_shared_is_left_out_and_the_rest_stays(site: Site) -> Non
     values = "good.PID, hopeful.PID, user.PID, reader.MODE, puller.PID, caller.TEXT, knower.OWN"
     site.save(1, *names, before="import os\nos.environ['MODE'] = 'one'\n", values=values)
     site.serve()
-    left_out = site.made()[2]
+    left_out = site.wait_until_made()[2]
     assert set(re.findall(r"'(\w+)':", left_out)) == {*names, "alone"} - {"good", "hopeful"}
     for why in ("RuntimeError: not alone", "imports alone", "threads", "imports helper", "reads MODE", "descriptors", "its pid"):
         assert why in left_out
-    base = site.base
+    warm_pid = site.warm_pid
     site.save(2, *names, before="import os\nos.environ['MODE'] = 'two'\n", values=values)
     answer = site.until("version 2 ")
     worker = int(re.findall(r"\d+", answer)[-1])
-    assert f"('{base}', '{base}', '{worker}', 'two', '{worker}', b'called\\n', {worker})" in answer
-    assert site.imports("user")[-1] == worker
+    assert f"('{warm_pid}', '{warm_pid}', '{worker}', 'two', '{worker}', b'called\\n', {worker})" in answer
+    assert site.importers("user")[-1] == worker
 
 
-def test_numpys_random_numbers_are_seeded_anew_in_each_worker(site: Site) -> None:
+def test_each_worker_reseeds_numpy_s_random_numbers(site: Site) -> None:
     site.add("numpy/__init__.py")
     site.add(
         "numpy/random.py", "import os\nSEED, SEEDED = os.urandom(4), []\nseed = lambda: SEEDED.append(os.readlink('/proc/self'))"
     )
     site.save(1, "numpy.random", values="numpy.random.SEEDED")
     site.serve()
-    site.made()
+    site.wait_until_made()
     site.save(2, "numpy.random", values="numpy.random.PID, numpy.random.SEEDED")
     answer = site.until("version 2 ")
     worker = re.findall(r"\d+", answer)[-1]
-    assert f"('{site.base}', ['{worker}'])" in answer
+    assert f"('{site.warm_pid}', ['{worker}'])" in answer
 
 
-def test_what_the_project_changes_first_is_noticed(site: Site) -> None:
+def test_a_project_that_changes_state_before_its_imports_is_detected(site: Site) -> None:
     site.add("reader.py", "import os\nMODE = os.environ.get('MODE')")
     site.save(1, "reader", values="reader.MODE")
     site.serve()
-    site.made()
+    site.wait_until_made()
     site.save(2, "reader", before="import os\nos.environ['MODE'] = 'mine'\n", values="reader.MODE")
-    site.until("version 2 ['mine'")  # at last
+    site.until("version 2 ['mine'")  # in the end
     site.project.command.wait_for("reloading again, with all modules imported again")
-    assert "'reader': 'it reads MODE" in site.made(2)[2]
+    assert "'reader': 'it reads MODE" in site.wait_until_made(2)[2]
     site.save(3, "reader", before="import socket\nsocket.getfqdn = lambda: 'me'\n", values="reader.MODE")
     site.until("version 3 [None")
     site.project.command.wait_for(
         r"modules from outside the project are imported again by each reload: socket\.getfqdn is replaced"
     )
-    eventually(lambda: site.base is None, "its end")
+    eventually(lambda: site.warm_pid is None, "the warm process exits")
     site.save(4, "reader")
     site.until("version 4 ")
 
 
-def test_a_worker_that_turns_out_another_one_is_loaded_cold(site: Site) -> None:
+def test_a_worker_that_differs_from_a_cold_one_is_loaded_cold(site: Site) -> None:
     site.add("talker.py", "import logging\nLOGGER = logging.getLogger('talker')")
     disables_those_that_exist = "import logging.config\nlogging.config.dictConfig({'version': 1})\n"
     site.save(1, "talker", before=disables_those_that_exist, values="talker.LOGGER.disabled")
     site.serve()
-    site.made()
+    site.wait_until_made()
     site.save(2, "talker", before=disables_those_that_exist, values="talker.LOGGER.disabled")
-    site.until("version 2 [False")  # at last
+    site.until("version 2 [False")  # in the end
     site.project.command.wait_for("imported again by each reload: it makes a difference whether they were loaded before")
 
 
-def test_it_is_replaced_when_it_dies_and_holds_nothing_of_the_masters(site: Site) -> None:
+def test_the_warm_process_is_replaced_and_inherits_no_descriptor(site: Site) -> None:
     site.add("third.py")
     site.save(1, "third", values="third.PID")
     site.serve("--bind", "127.0.0.1:0", "--bind", "unix:app.sock")
-    site.made()
-    base = site.base
-    assert base is not None
+    site.wait_until_made()
+    warm_pid = site.warm_pid
+    assert warm_pid is not None
     opened = set(descriptors(site.project.command.pid).values())
-    assert not {name for name in descriptors(base).values() if name in opened and name.startswith(("socket:", "anon", "pipe"))}
+    assert not {
+        name for name in descriptors(warm_pid).values() if name in opened and name.startswith(("socket:", "anon", "pipe"))
+    }
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
-        os.kill(base, signum)
+        os.kill(warm_pid, signum)
     with polled(site.project):
-        os.kill(base, signal.SIGSTOP)  # it takes the order, and does nothing
+        os.kill(warm_pid, signal.SIGSTOP)  # it gets the order, but does nothing
         site.save(2, "third", values="third.PID")
-        assert f"'{base}'" not in site.until("version 2 ")
-        site.made(2)
-        assert site.base not in {base, None}
-        os.kill(site.base or 0, signal.SIGKILL)
+        assert f"'{warm_pid}'" not in site.until("version 2 ")
+        site.wait_until_made(2)
+        assert site.warm_pid not in {warm_pid, None}
+        os.kill(site.warm_pid or 0, signal.SIGKILL)
         site.save(3, "third", values="third.PID")
         site.until("version 3 ")
-        site.made(3)
-        base = site.base
+        site.wait_until_made(3)
+        warm_pid = site.warm_pid
         site.save(4, "third", values="third.PID")
-        assert f"['{base}'" in site.until("version 4 ")
+        assert f"['{warm_pid}'" in site.until("version 4 ")
     assert "Traceback" not in site.project.command.stderr
     site.project.command.kill(signal.SIGKILL)
-    eventually(lambda: not exists(base or 0), "the warm process's end", deadline=1.5)
+    eventually(lambda: not exists(warm_pid or 0), "the warm process exits", deadline=1.5)
     site.project.command.process.wait()

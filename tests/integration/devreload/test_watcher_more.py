@@ -1,9 +1,9 @@
-"""What a watcher must not miss, and what must cost little: lost events, file systems of others, many files, git.
+"""Changes that the watcher must not miss, and its cost: lost events, shared file systems, many files, git.
 
-Places where a change could go unnoticed, each with its test here or in `test_watcher`: inotify's queue overflows; inotify has
-no watch or no instance left, at the start and later; directories come, go, are renamed and put back, linked, and linked
-elsewhere; only the case of a name changes; a file becomes a link; only dates change, back as well, and into the future; two
-changes in one tick of a file system that knows only seconds; a file system that others change.
+Each case where a change could be missed has a test here or in `test_watcher`: inotify's queue overflows; inotify has no watch or no
+instance left, at the start and later; directories are created, removed, renamed and put back, linked, and linked elsewhere; only the
+case of a name changes; a file becomes a link; only dates change, also backwards and into the future; two changes within one second on a
+file system whose dates have whole seconds; a file system that other machines change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.repository import git
 __all__ = ["engine", "project", "watching"]  # fixtures
 
 
-# What is pure.
+# Pure functions.
 
 MOUNTS = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -61,13 +61,13 @@ broken
         ("/over/x", "xfs", False),
     ],
 )
-def test_which_file_system_a_path_is_on(path: str, kind: str, *, too_little: bool) -> None:
+def test_the_file_system_of_a_path_is_found_in_the_mounts(path: str, kind: str, *, too_little: bool) -> None:
     assert type_of(path, MOUNTS) == kind
     assert tells_too_little(kind) == too_little
     assert type_of(path, "") == ""
 
 
-def test_file_systems_that_others_change() -> None:
+def test_file_systems_shared_with_other_machines_need_polling() -> None:
     shared = (
         "9p",
         "virtiofs",
@@ -88,26 +88,26 @@ def test_file_systems_that_others_change() -> None:
     )
 
 
-def test_looks_cost_no_more_than_their_share_and_do_not_press_a_slow_file_system() -> None:
+def test_the_polling_period_bounds_the_cost_and_spares_slow_file_systems() -> None:
     assert period(0.0, 0.0) == POLL_EVERY
     for cpu in (0.001, 0.1, 3.0):
         assert cpu / period(cpu, cpu) <= SHARE
     assert period(0.01, 20.0) >= 20.0
-    assert 2 * SHARE <= 0.05  # both kinds together
+    assert 2 * SHARE <= 0.05  # both kinds of polling together
 
 
-def test_two_states_of_a_file_whose_file_system_knows_only_seconds() -> None:
+def test_a_checksum_distinguishes_two_states_within_one_second() -> None:
     stamp = Stamp(5 * WHOLE, 5 * WHOLE, 10, 3, checksum=1)
     assert stamp.differs(stamp._replace(checksum=2))
-    assert not stamp.differs(stamp._replace(checksum=None))  # it is no longer fresh
+    assert not stamp.differs(stamp._replace(checksum=None))  # the file is no longer fresh
     assert stamp.differs(stamp._replace(mtime=6 * WHOLE))
     assert stamp.differs(stamp._replace(inode=4))
 
 
-# What happens to files.
+# Changes to files.
 
 
-def test_a_new_file_is_told_as_such_and_so_is_one_that_is_gone(project: Path, watching: Watch, engine: str) -> None:
+def test_new_and_removed_files_are_reported_as_made(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "new.py").write_text("")
     assert watcher.next(Changed).made == [str(project / "new.py")]
@@ -119,9 +119,9 @@ def test_a_new_file_is_told_as_such_and_so_is_one_that_is_gone(project: Path, wa
 
 
 @pytest.mark.heavy
-def test_what_replaces_a_file_is_not_new(project: Path, watching: Watch, engine: str) -> None:
+def test_a_replaced_file_is_not_reported_as_made(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine, reload_delay=0.3)
-    (project / "app.py").rename(project / "app.py~")  # as vim does it
+    (project / "app.py").rename(project / "app.py~")  # as vim saves a file
     (project / "4913").touch()
     (project / "4913").unlink()
     (project / "app.py").write_text("A = 22\n")
@@ -150,29 +150,29 @@ def link(project: Path) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("happens", [remake, swap], ids=lambda one: one.__name__)
-def test_a_directory_that_is_another_one_is_watched_on(
+def test_a_replaced_directory_is_still_watched(
     project: Path, watching: Watch, engine: str, happens: Callable[[Path], None]
 ) -> None:
     watcher = watching(project, reload_engine=engine)
     happens(project)
     (project / "app.py").write_text("A = 22\n")
-    watcher.told_of(project / "app.py")
+    watcher.wait_for(project / "app.py")
     for text in ("A = 333\n", "A = 4444\n"):
         (project / "package/inner/one.py").write_text(text)
-        watcher.told_of(project / "package/inner/one.py")
+        watcher.wait_for(project / "package/inner/one.py")
 
 
 @pytest.mark.heavy
-def test_a_directory_that_becomes_a_link_into_the_project(project: Path, watching: Watch, engine: str) -> None:
+def test_a_directory_replaced_by_a_link_into_the_project_is_still_watched(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     link(project)
-    watcher.told_of(project / "elsewhere/package/inner/one.py")
+    watcher.wait_for(project / "elsewhere/package/inner/one.py")
     (project / "package/inner/one.py").write_text("A = 333\n")
-    watcher.told_of(project / "elsewhere/package/inner/one.py")
+    watcher.wait_for(project / "elsewhere/package/inner/one.py")
 
 
 @pytest.mark.heavy
-def test_a_link_that_leads_elsewhere_now(project: Path, tmp_path: Path, watching: Watch, engine: str) -> None:
+def test_the_new_target_of_a_link_is_watched(project: Path, tmp_path: Path, watching: Watch, engine: str) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "linked.py").write_text("A = 1\n")
@@ -181,13 +181,13 @@ def test_a_link_that_leads_elsewhere_now(project: Path, tmp_path: Path, watching
     (project / "next~").symlink_to(tmp_path / "two")
     (project / "next~").rename(project / "current")
     (project / "app.py").write_text("A = 22\n")
-    watcher.told_of(project / "app.py")
+    watcher.wait_for(project / "app.py")
     (tmp_path / "two/linked.py").write_text("A = 22\n")
-    watcher.told_of(tmp_path / "two/linked.py")
+    watcher.wait_for(tmp_path / "two/linked.py")
 
 
 @pytest.mark.heavy
-def test_only_the_case_of_a_name_changes(project: Path, watching: Watch, engine: str) -> None:
+def test_a_rename_that_changes_only_the_case_is_reported(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine, reload_delay=0.3)
     (project / "app.py").rename(project / "App.py")
     made: set[str] = set()
@@ -196,49 +196,49 @@ def test_only_the_case_of_a_name_changes(project: Path, watching: Watch, engine:
 
 
 @pytest.mark.heavy
-def test_a_file_becomes_a_link(project: Path, watching: Watch, engine: str) -> None:
+def test_a_file_replaced_by_a_link_is_reported(project: Path, watching: Watch, engine: str) -> None:
     watcher = watching(project, reload_engine=engine)
     (project / "other.py").write_text("A = 22\n")
-    watcher.told_of(project / "other.py")
+    watcher.wait_for(project / "other.py")
     (project / "app.py~").symlink_to("other.py")
     (project / "app.py~").rename(project / "app.py")
-    assert watcher.told() == ([], [str(project / "app.py")])
+    assert watcher.next_change() == ([], [str(project / "app.py")])
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("seconds", [1, 2_000_000_000 - 1, 4_000_000_000], ids=["past", "near", "future"])
-def test_only_the_dates_of_a_file_change(project: Path, watching: Watch, engine: str, seconds: int) -> None:
+def test_a_change_of_only_the_date_is_reported(project: Path, watching: Watch, engine: str, seconds: int) -> None:
     watcher = watching(project, reload_engine=engine)
     os.utime(project / "app.py", (seconds, seconds))
-    assert watcher.told() == ([], [str(project / "app.py")])
-    (project / "package/__init__.py").write_text("B = 2\n")  # and it goes on
-    assert watcher.told() == ([], [str(project / "package/__init__.py")])
+    assert watcher.next_change() == ([], [str(project / "app.py")])
+    (project / "package/__init__.py").write_text("B = 2\n")  # later changes are still reported
+    assert watcher.next_change() == ([], [str(project / "package/__init__.py")])
 
 
 @pytest.mark.heavy
-def test_a_file_of_the_future_is_not_told_at_the_start(project: Path, watching: Watch, engine: str) -> None:
+def test_a_file_with_a_future_date_is_not_reported_at_the_start(project: Path, watching: Watch, engine: str) -> None:
     os.utime(project / "app.py", (4_000_000_000, 4_000_000_000))
     watcher = watching(project, reload_engine=engine)
     (project / "package/__init__.py").write_text("B = 2\n")
-    assert watcher.told() == ([], [str(project / "package/__init__.py")])
+    assert watcher.next_change() == ([], [str(project / "package/__init__.py")])
 
 
-# What inotify cannot do.
+# The limits of inotify.
 
 
 def queue_length() -> int:
     return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
-def test_what_was_lost_as_too_much_happened_is_found(project: Path, watching: Watch) -> None:
-    """Files, new directories, and what is in them; and it is watched on."""
+def test_changes_lost_in_an_inotify_overflow_are_found(project: Path, watching: Watch) -> None:
+    """The watcher finds changed files, new directories and their files, and continues to watch them."""
     watcher = watching(project)
     watcher.process.send_signal(signal.SIGSTOP)
     eventually(lambda: state(watcher.process.pid) == "T")
     churn = (project / "package/inner/churn.txt", project / "package/inner/churn2.txt")
     for file in churn:
         file.touch()
-    for _ in range(queue_length() // 2 + 1000):  # in turns, as equal events in a row are one
+    for _ in range(queue_length() // 2 + 1000):  # in turns, because inotify merges equal events in a row
         for file in churn:
             os.utime(file)
     (project / "package/inner/one.py").write_text("A = 22\n")
@@ -256,19 +256,21 @@ def test_what_was_lost_as_too_much_happened_is_found(project: Path, watching: Wa
     assert made == {str(project / "fresh/deep/new.py"), str(project / "app.py")}
     for name in ("package/inner/one.py", "fresh/deep/new.py"):
         (project / name).write_text("A = 333\n")
-        watcher.told_of(project / name)
+        watcher.wait_for(project / name)
 
 
 def has_namespaces() -> bool:
-    """Whether this user may have a user namespace, whose limit of watches is its own."""
+    """Whether this user may create a user namespace, which has its own limit of watches."""
     code = "import ctypes; assert not ctypes.CDLL(None).unshare(0x10000000); open('/proc/sys/user/max_inotify_watches', 'w').write('9')"
     return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
 @pytest.mark.skipif(not has_namespaces(), reason="limits are tried in a user namespace")
 @pytest.mark.parametrize(("watches", "where"), [(1, "."), (9, "."), (9, "package")], ids=["start", "later", "later in a tree"])
-def test_with_too_few_watches_it_polls_and_says_so_once(project: Path, watching: Watch, watches: int, where: str) -> None:
-    """At the start; or later, when directories come. What has happened meanwhile is told."""
+def test_with_too_few_inotify_watches_the_watcher_polls_and_logs_it_once(
+    project: Path, watching: Watch, watches: int, where: str
+) -> None:
+    """Watches run out at the start, or later when directories are created; changes in the meantime are reported."""
     watcher = watching(project, first=Log if watches == 1 else Watching, watches=watches)
     if watches == 1:
         assert watcher.next(Watching).polls
@@ -287,12 +289,12 @@ def test_with_too_few_watches_it_polls_and_says_so_once(project: Path, watching:
     assert warnings == (watches > 1)
 
 
-# What must cost little.
+# Cost.
 
 
 @pytest.mark.heavy
 def test_polling_many_files_costs_little(project: Path, watching: Watch) -> None:
-    """By the processor time that the kernel counts; the bound is far above a twentieth, and far below what it was."""
+    """The kernel counts the processor time; the bound is well above the intended share of a twentieth."""
     for folder in range(180):
         (project / f"many/d{folder}").mkdir(parents=True)
         for file in range(100):
@@ -300,20 +302,20 @@ def test_polling_many_files_costs_little(project: Path, watching: Watch) -> None
     watcher = watching(project, reload_engine="poll")
     watcher.channel.send(WatchFiles([str(project / "package/inner/one.py")]))
     (project / "package/inner/one.py").write_text("A = 22\n")
-    watcher.told_of(project / "package/inner/one.py")
+    watcher.wait_for(project / "package/inner/one.py")
     before, began = cpu(watcher), time.monotonic()
     for version in range(8):
         (project / "package/inner/one.py").write_text("A = 22\n" * version)
-        watcher.told_of(project / "package/inner/one.py")
+        watcher.wait_for(project / "package/inner/one.py")
         (project / f"many/d7/new{version}.py").touch()
-        watcher.told_of(project / f"many/d7/new{version}.py")
+        watcher.wait_for(project / f"many/d7/new{version}.py")
     assert (cpu(watcher) - before) / (time.monotonic() - began) < 0.15
-    (project / "many/d7/f7.py").write_text("A = 1\n")  # it has not been loaded, and is found all the same
-    watcher.told_of(project / "many/d7/f7.py")
+    (project / "many/d7/f7.py").write_text("A = 1\n")  # not loaded, but found all the same
+    watcher.wait_for(project / "many/d7/f7.py")
 
 
 def cpu(watcher: Watcher) -> float:
-    """Seconds of a processor that it has used."""
+    """Return the processor time of the watcher in seconds."""
     fields = Path(f"/proc/{watcher.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -321,25 +323,25 @@ def cpu(watcher: Watcher) -> float:
 # Git.
 
 
-def test_while_git_is_at_work_nothing_is_told(project: Path, watching: Watch, engine: str) -> None:
+def test_no_change_is_reported_while_git_works(project: Path, watching: Watch, engine: str) -> None:
     shutil.rmtree(project / ".git")
     git(project, "init")
     git(project, "add", "app.py")
     git(project, "commit", "-m", "one")
-    watcher = watching(project / "package", reload_engine=engine)  # the repository is above it
+    watcher = watching(project / "package", reload_engine=engine)  # the repository is in a parent directory
     lock = project / ".git/index.lock"
     lock.touch()
     (project / "package/__init__.py").write_text("A = 22\n")
     with pytest.raises(AssertionError, match=r"no .*Changed"):
-        watcher.next(Changed, deadline=2.0)  # twice as long as a change may take without git
+        watcher.next(Changed, deadline=2.0)  # twice the time that a report takes without git
     (project / "package/inner/one.py").write_text("A = 22\n")
     lock.unlink()
     wanted, seen = {str(project / "package/__init__.py"), str(project / "package/inner/one.py")}, set()
     while not wanted <= seen:
-        seen.update(watcher.told()[1])
+        seen.update(watcher.next_change()[1])
 
 
-def test_where_git_s_lock_is_and_one_that_was_left_behind(tmp_path: Path) -> None:
+def test_git_s_lock_is_found_and_a_stale_one_is_ignored(tmp_path: Path) -> None:
     assert index_of(str(tmp_path)) in (None, *(f"{one}/.git/index.lock" for one in tmp_path.parents))
     repository, tree = tmp_path / "repository", tmp_path / "tree"
     repository.mkdir()
@@ -353,4 +355,4 @@ def test_where_git_s_lock_is_and_one_that_was_left_behind(tmp_path: Path) -> Non
     assert is_at_work(found, inf)
     os.utime(found, (time.time() - 2 * STALE,) * 2)
     assert not is_at_work(found, inf)
-    assert is_at_work(found, 0.0)  # it has been since then
+    assert is_at_work(found, 0.0)  # the lock was taken after that time

@@ -1,4 +1,4 @@
-"""The watcher alone: `watcher_program.py CHANNEL OPTIONS`, a descriptor and a Python literal."""
+"""Run the watcher alone: `watcher_program.py CHANNEL OPTIONS`; CHANNEL is a descriptor, OPTIONS is a Python literal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     watch = Watch(real_folders(settings), make_rules(settings), settings.reload_delay, settings.reload_engine, since)
     if descriptors is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    if watches is not None:  # in a user namespace, which has limits of its own
+    if watches is not None:  # in a user namespace, which has its own limits
         assert libc is not None
         assert libc.unshare(0x10000000) == 0, "CLONE_NEWUSER"
         with open("/proc/sys/user/max_inotify_watches", "w") as file:

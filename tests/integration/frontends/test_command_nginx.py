@@ -1,20 +1,20 @@
-"""What nginx, HAProxy and Caddy (Debian's packages) say to what `forkserve nginx` prints; and of which server it tells.
+"""nginx, HAProxy and Caddy (Debian's packages) check the output of `forkserve nginx`, for settings and for a running server.
 
-Places where an ordinary user may not do what root may, as looked for in the code:
+Operations that root may do and an ordinary user may not:
 
-- a check by a front end's own program: ports below 1024 and sockets in directories of others (`test_ports_of_root`,
-  `test_sockets_of_root`), keys and certificates (`test_keys_that_only_root_reads`, `test_keys_of_the_workers`), an upstream
-  file that is included (`test_an_upstream_file_that_only_root_reads`); nginx's own `user`, pid, logs and temporary
-  directories are not taken from the configuration, and HAProxy and Caddy bind nothing to check one (`test_every_configuration`);
-- what the command writes, and what the server itself opens: `test_what_only_root_may_do_is_one_line`;
-- `--user` and `--group`: there, and in `test_command_privileges`; chmod and chown are done only for these, or to what was just
-  made (`tests/unit/base/test_files.py`);
-- the control socket's directory, `/run` and others (`tests/unit/prefork/control/test_runtime_dir.py`), and who may steer a server
-  (`tests/unit/prefork/control/test_server.py`);
-- `/proc/PID/fd` of other users' processes, to say who holds a port: left out of the message, as an error there is no fault;
-- raising the limit of open files (only up to the hard one), `nice` (only upwards), the parent's death signal, a subreaper, a pidfd,
-  a memfd, `smaps_rollup` of our own workers: anybody may. No memory is locked, and no priority raised.
-- the tests' own limits of inotify (`tests/integration/devreload/test_watcher_more.py`): in a user namespace, which not every system allows.
+- a check by a front end's program: ports below 1024 and sockets in directories of other users (`test_ports_of_root_...`,
+  `test_sockets_of_root_...`), keys and certificates (`test_keys_readable_only_by_root_...`, `test_worker_keys_...`), an included
+  upstream file (`test_an_upstream_file_readable_only_by_root_...`); the check does not use nginx's `user`, pid, logs and temporary
+  directories of the configuration, and HAProxy and Caddy bind no port in a check (`test_every_configuration_is_accepted`);
+- files that the command writes and the server opens: `test_an_operation_reserved_for_root_fails_with_one_line`;
+- `--user` and `--group`: in the same test, and in `test_command_privileges`; chmod and chown are done only for these options, or to
+  files just created (`tests/unit/base/test_files.py`);
+- the directory of the control socket, `/run` and others (`tests/unit/prefork/control/test_runtime_dir.py`), and the users allowed to
+  control a server (`tests/unit/prefork/control/test_server.py`);
+- `/proc/PID/fd` of other users' processes, to name the process that holds a port: without access, the message leaves it out;
+- allowed for every user: raising the limit of open files up to the hard limit, `nice` upwards, the parent death signal, a subreaper, a
+  pidfd, a memfd, `smaps_rollup` of the server's workers. No memory is locked, and no priority raised;
+- the inotify limits of the tests (`tests/integration/devreload/test_watcher_more.py`): in a user namespace, which not every system allows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS = pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
 SHOP = "shop:app --workers 3 --base-port 9000"
 
 
-# What the programs say to it.
+# The checks of the programs.
 
 
 @KINDS
@@ -84,7 +84,7 @@ def test_every_configuration_is_accepted(
     kind: str, options: str, certificate: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program(kind)
-    # As the program's own port 80 may be taken, or not ours.
+    # The default port 80 may be in use or forbidden.
     listen = "" if "--listen" in options or "--upstream-only" in options else f"--listen {free_ports()}"
     base = "shop:app" if "--bind" in options else "shop:app --base-port 9000"
     words = shlex.split(f"nginx {base} --workers 3 {options} {listen} --check --format {kind}".replace("CERT", str(certificate)))
@@ -93,7 +93,7 @@ def test_every_configuration_is_accepted(
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "nginx").iterdir() if path.name != "README.md"))
-def test_the_ready_configurations_are_accepted(name: str, certificate: Path) -> None:
+def test_the_ready_made_configurations_are_accepted(name: str, certificate: Path) -> None:
     kind = {"haproxy.cfg": "haproxy", "Caddyfile": "caddy"}.get(name, "nginx")
     program(kind)
     text = (ROOT / "nginx" / name).read_text()
@@ -104,14 +104,14 @@ def test_the_ready_configurations_are_accepted(name: str, certificate: Path) -> 
     check.check_configuration(kind, text)
 
 
-def test_ci_installs_the_programs() -> None:
+def test_ci_installs_the_front_end_programs() -> None:
     line = next(line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("packages="))
 
     assert set(PACKAGES) <= set(line.removeprefix("packages=(").removesuffix(")").split())
 
 
 @KINDS
-def test_what_is_refused_is_not_written(kind: str, tmp_path: Path) -> None:
+def test_a_refused_configuration_is_not_written(kind: str, tmp_path: Path) -> None:
     program(kind)
     path = tmp_path / "kept"
     path.write_text("as it was")
@@ -124,7 +124,9 @@ def test_what_is_refused_is_not_written(kind: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_program_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_without_the_program_fails_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(check, "SBIN", ())
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -138,7 +140,9 @@ def test_a_program_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
      ("exit 1", "nginx refuses the configuration: it does not say why"),
      ("exec sleep 60", "nginx has not finished its check within 0.5 s")],
 )  # fmt: skip
-def test_a_program_that_is_strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str) -> None:
+def test_a_check_reports_a_program_that_fails_or_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+) -> None:
     fake = tmp_path / "nginx"
     fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
@@ -152,7 +156,7 @@ def test_a_program_that_is_strange(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @KINDS
 @pytest.mark.parametrize("part", ["", "--upstream-only"])
-def test_a_directory_with_blanks_whose_name_is_long(
+def test_a_check_works_in_a_temporary_directory_with_a_long_name_and_blanks(
     kind: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "long name" / ("x y" * 40)
@@ -164,8 +168,8 @@ def test_a_directory_with_blanks_whose_name_is_long(
     assert list(directory.iterdir()) == []
 
 
-def test_keys_that_the_users_own_configuration_defines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of them only the upstream can be judged; and whole configurations have nothing of the user's."""
+def test_variables_of_the_user_s_configuration_are_accepted_in_an_upstream_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """Variables of the user are possible only around an upstream; a whole configuration defines none."""
     part = f"nginx {SHOP} --check --upstream-only --balance 'hash $my_var:$other'"
     assert (cli.main(shlex.split(part)), capsys.readouterr().err) == (0, "")
 
@@ -180,27 +184,27 @@ def test_keys_that_the_users_own_configuration_defines(capsys: pytest.CaptureFix
         )
 
 
-# What an ordinary user may not try.
+# Operations that an ordinary user may not do.
 
 RESTRICTED = ("setpriv", "--bounding-set=-net_bind_service,-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-"""With this before it, root may no more than anybody else."""
+"""A command prefix under which root has no more rights than an ordinary user."""
 
 
 def checked(*options: object, kind: str = "nginx") -> tuple[int, str]:
-    """Have a configuration judged; return the exit code and what was said."""
+    """Check a configuration; return the exit code and stderr."""
     done = run("nginx", *shlex.split(SHOP), "--format", kind, "--check", *map(str, options), prefix=RESTRICTED)
     assert bool(done.stdout) == (done.returncode == 0)
     return done.returncode, done.stderr
 
 
 def accepted(kind: str, *untried: str) -> tuple[int, str]:
-    """Return what is said of a configuration that is good as far as it was tried."""
+    """Return the exit code and stderr for a configuration that is accepted except for these untried operations."""
     return 0, f"forkserve: --check: {kind} accepts it, except for what this user may not try: {', '.join(untried)}\n"
 
 
 @pytest.fixture
 def forbidden(short: Path) -> Iterator[Path]:
-    """A directory in which we may not make anything."""
+    """A directory that the test may not write."""
     directory = short / "forbidden"
     directory.mkdir(mode=0o555)
     yield directory
@@ -208,26 +212,26 @@ def forbidden(short: Path) -> Iterator[Path]:
 
 
 @KINDS
-def test_ports_of_root_are_no_fault(kind: str) -> None:
+def test_ports_of_root_are_reported_as_untried(kind: str) -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     untried = [f"to listen on 0.0.0.0:{port}" for port in (80,) if port < first and kind == "nginx"]
 
     assert checked(kind=kind) == (accepted(kind, *untried) if untried else (0, ""))
 
 
-def test_sockets_of_root_are_no_fault(forbidden: Path) -> None:
+def test_sockets_of_root_are_reported_as_untried(forbidden: Path) -> None:
     one, two = f"unix:{forbidden}/one", f"unix:{forbidden}/with blank"
     assert checked("--listen", one, "--listen", two) == accepted("nginx", f"to listen on {one}", f"to listen on {two}")
 
     code, said = checked("--listen", one, "--listen", "203.0.113.5:8080")
-    assert (code, "bind() to 203.0.113.5:8080 failed (99: " in said) == (1, True)  # this is judged nevertheless
+    assert (code, "bind() to 203.0.113.5:8080 failed (99: " in said) == (1, True)  # this is still checked
     code, said = checked("--listen", one, "--balance", "hash $no_such")
     assert (code, said) == (1, 'forkserve: --check: nginx refuses the configuration: [emerg] unknown "no_such" variable\n')
 
 
 @KINDS
 @pytest.mark.parametrize("closed", ["key", "certificate", "directory"])
-def test_keys_that_only_root_reads_are_no_fault(kind: str, closed: str, certificate: Path, short: Path) -> None:
+def test_keys_readable_only_by_root_are_reported_as_untried(kind: str, closed: str, certificate: Path, short: Path) -> None:
     private = short / "private"
     private.mkdir()
     cert, key = private / "cert", private / "cert.key"
@@ -240,7 +244,7 @@ def test_keys_that_only_root_reads_are_no_fault(kind: str, closed: str, certific
     try:
         untried = {"key": [key], "certificate": [cert], "directory": [cert, key]}[closed]
         assert checked(*tls, *listen, kind=kind) == accepted(kind, *(f"to read {path}" for path in untried))
-        assert checked("--tls-cert", cert, "--upstream-only", kind=kind) == (0, "")  # nothing of it is in there
+        assert checked("--tls-cert", cert, "--upstream-only", kind=kind) == (0, "")  # an upstream has no certificate
         if kind == "haproxy" and closed == "key":
             assert checked("--tls-cert", cert, *listen, kind=kind) == accepted(kind, f"to read {key}")
         code, said = checked(*tls, *listen, "--balance", "hash $no_such", kind=kind)
@@ -251,8 +255,8 @@ def test_keys_that_only_root_reads_are_no_fault(kind: str, closed: str, certific
 
 
 @pytest.mark.parametrize("closed", ["key", "directory"])
-def test_keys_of_the_workers_that_only_root_reads_are_no_fault(closed: str, certificate: Path, short: Path) -> None:
-    """They are the server's, which root starts; who cannot read them cannot serve with them, and is told why."""
+def test_worker_keys_readable_only_by_root_are_no_error_in_a_check(closed: str, certificate: Path, short: Path) -> None:
+    """Root starts the server that uses them. Without access to the key, the server does not start and reports the reason."""
     private = short / "private"
     private.mkdir()
     key = private / "key"
@@ -269,7 +273,7 @@ def test_keys_of_the_workers_that_only_root_reads_are_no_fault(closed: str, cert
         private.chmod(0o755)
 
 
-def test_an_upstream_file_that_only_root_reads_is_no_fault(short: Path) -> None:
+def test_an_upstream_file_readable_only_by_root_is_reported_as_untried(short: Path) -> None:
     included = short / "upstream.conf"
     listen = ("--listen", free_ports())
     assert run("nginx", *shlex.split(SHOP), "--upstream-only", "--output", str(included)).returncode == 0
@@ -282,7 +286,7 @@ def test_an_upstream_file_that_only_root_reads_is_no_fault(short: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "says"),
+    ("options", "code", "expected"),
     [
         ("--bind 127.0.0.1:{low}", 5, "port {low} needs privileges that this process does not have"),
         ("--bind unix:{forbidden}/socket", 5, "Permission denied"),
@@ -295,7 +299,9 @@ def test_an_upstream_file_that_only_root_reads_is_no_fault(short: Path) -> None:
         ("--config {secret}", 2, "cannot read {secret}"),
     ],
 )
-def test_what_only_root_may_do_is_one_line(forbidden: Path, short: Path, options: str, code: int, says: str) -> None:
+def test_an_operation_reserved_for_root_fails_with_one_line(
+    forbidden: Path, short: Path, options: str, code: int, expected: str
+) -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     if "{low}" in options and first < 2:
         return  # this system has no such ports
@@ -306,18 +312,18 @@ def test_what_only_root_may_do_is_one_line(forbidden: Path, short: Path, options
     address = () if "--bind" in options else ("--bind", "127.0.0.1:0")
     done = run("example_apps.hello_wsgi:app", *address, *arguments, prefix=RESTRICTED)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-    assert says.format(**names) in done.stderr
+    assert expected.format(**names) in done.stderr
 
 
-def test_a_configuration_is_not_written_where_only_root_may(forbidden: Path) -> None:
+def test_an_output_path_writable_only_by_root_fails_with_one_line(forbidden: Path) -> None:
     done = run("nginx", *shlex.split(SHOP), "--output", str(forbidden / "nginx.conf"), prefix=RESTRICTED)
     assert (done.returncode, done.stderr) == (1, f"forkserve: --output: cannot write {forbidden}/nginx.conf: Permission denied\n")
 
 
-# A server that runs.
+# A running server.
 
 
-def test_the_server_is_asked(serve: Start, short: Path) -> None:
+def test_the_addresses_of_a_running_server_are_printed(serve: Start, short: Path) -> None:
     arguments = ("example_apps.hello_wsgi:app", "--workers", 2, "--base-port", 0, "--name", "shop")
     command = serve(*arguments, env={"XDG_RUNTIME_DIR": str(short)})
     environ = {"XDG_RUNTIME_DIR": str(short)}
@@ -339,13 +345,13 @@ def test_the_server_is_asked(serve: Start, short: Path) -> None:
     assert done.stderr.startswith("forkserve: no server named 'store' is running: there is ")
 
 
-def test_the_server_that_is_asked_tells_its_own_settings(serve: Start, short: Path) -> None:
-    """Whatever is set where the configuration is printed, timeouts and limits are those of the server."""
-    told = shlex.split(
+def test_the_settings_of_a_running_server_override_the_local_ones(serve: Start, short: Path) -> None:
+    """Timeouts and limits are those of the server, not those of the environment in which the configuration is printed."""
+    settings = shlex.split(
         "--workers 2 --keep-alive 40 --timeout 0 --limit-request-body 5m --limit-request-fields 7 --limit-concurrency 9"
         " --root-path /x --forwarded-allow-ips 10.0.0.0/8,unix --header 'A: b, c'"
     )
-    serve("example_apps.hello_wsgi:app", "--base-port", 0, "--name", "shop", *told, env={"XDG_RUNTIME_DIR": str(short)})
+    serve("example_apps.hello_wsgi:app", "--base-port", 0, "--name", "shop", *settings, env={"XDG_RUNTIME_DIR": str(short)})
     other = {
         "XDG_RUNTIME_DIR": str(short),
         "FORKSERVE_KEEP_ALIVE": "3",
@@ -353,14 +359,14 @@ def test_the_server_that_is_asked_tells_its_own_settings(serve: Start, short: Pa
     }
 
     for kind in ("nginx", "haproxy"):
-        asked = run("nginx", "--name", "shop", "--format", kind, env=other)
-        made = run("nginx", "x:y", "--name", "shop", "--base-port", "9000", "--format", kind, *told)
-        assert (asked.returncode, made.returncode) == (0, 0), asked.stderr + made.stderr
-        ours, theirs = ([line.split() for line in one.stdout.splitlines() if "127.0.0.1:" not in line] for one in (asked, made))
+        running = run("nginx", "--name", "shop", "--format", kind, env=other)
+        made = run("nginx", "x:y", "--name", "shop", "--base-port", "9000", "--format", kind, *settings)
+        assert (running.returncode, made.returncode) == (0, 0), running.stderr + made.stderr
+        ours, theirs = ([line.split() for line in one.stdout.splitlines() if "127.0.0.1:" not in line] for one in (running, made))
         assert ours == theirs
 
 
-def test_a_server_that_speaks_tls_on_a_unix_socket(serve: Start, short: Path, certificate: Path) -> None:
+def test_a_running_server_with_tls_on_a_unix_socket_gets_https(serve: Start, short: Path, certificate: Path) -> None:
     tls = ("--certfile", certificate, "--keyfile", f"{certificate}.key")
     serve("example_apps.hello_wsgi:app", "--bind", f"unix:{short}/shop", "--control-socket", short / "control", *tls)
 
@@ -369,7 +375,7 @@ def test_a_server_that_speaks_tls_on_a_unix_socket(serve: Start, short: Path, ce
     assert "proxy_pass https://" in done.stdout
 
 
-def test_a_running_server_that_demands_what_front_ends_do_not_have(serve: Start, short: Path, certificate: Path) -> None:
+def test_a_running_server_that_requires_client_certificates_is_refused(serve: Start, short: Path, certificate: Path) -> None:
     demand = ("--cert-reqs", "required", "--ca-certs", certificate, "--certfile", certificate, "--keyfile", f"{certificate}.key")
     serve("example_apps.hello_wsgi:app", "--base-port", 0, "--control-socket", short / "control", *demand)
 
@@ -378,14 +384,14 @@ def test_a_running_server_that_demands_what_front_ends_do_not_have(serve: Start,
     assert done.stderr.startswith("forkserve: --cert-reqs required: nginx presents no certificate")
 
 
-def test_the_name_beside_an_app_is_only_a_name(tmp_path: Path) -> None:
+def test_a_name_beside_an_app_needs_no_running_server(tmp_path: Path) -> None:
     done = run("nginx", *shlex.split(SHOP), "--name", "store", env={"XDG_RUNTIME_DIR": str(tmp_path)})
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "upstream store {" in done.stdout
 
 
-def test_a_pipe_that_is_closed() -> None:
+def test_a_closed_pipe_causes_no_error() -> None:
     done = subprocess.run(
         f"{shlex.join(['python', '-m', 'forkserve', 'nginx', *shlex.split(SHOP)])} | head -1",
         shell=True,

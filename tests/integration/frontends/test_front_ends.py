@@ -1,4 +1,4 @@
-"""What real workers answer through the real nginx, HAProxy and Caddy, as `forkserve nginx` has configured them."""
+"""Real workers behind the real nginx, HAProxy and Caddy, with the configuration from `forkserve nginx`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Pair = Callable[..., tuple[Command, FrontEnd]]
 
 @pytest.fixture
 def pair(serve: Start, short: Path, tmp_path: Path) -> Iterator[Pair]:
-    """Start a server and a front end before it: its addresses are asked for, and both are given the same settings."""
+    """A function that starts a server and a front end with the same settings; the front end uses the server's addresses."""
     fronts: list[FrontEnd] = []
 
     def begin(
@@ -54,11 +54,11 @@ def pair(serve: Start, short: Path, tmp_path: Path) -> Iterator[Pair]:
         one.close()
 
 
-# What comes through.
+# Requests and responses.
 
 
 @KINDS
-def test_flask(pair: Pair, kind: str) -> None:
+def test_flask_works_behind_a_front_end(pair: Pair, kind: str) -> None:
     _, front = pair(kind, "example_apps.flask_app:app", "--workers", 2)
 
     with httpx.Client(base_url=f"http://127.0.0.1:{front.port}", trust_env=False, timeout=20) as client:
@@ -71,7 +71,7 @@ def test_flask(pair: Pair, kind: str) -> None:
 
 
 @KINDS
-def test_fastapi_and_a_websocket(pair: Pair, kind: str) -> None:
+def test_fastapi_and_a_websocket_work_behind_a_front_end(pair: Pair, kind: str) -> None:
     _, front = pair(kind, "example_apps.fastapi_app:app", "--workers", 2)
 
     with httpx.Client(base_url=f"http://127.0.0.1:{front.port}", trust_env=False, timeout=20) as client:
@@ -87,7 +87,7 @@ def test_fastapi_and_a_websocket(pair: Pair, kind: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize(("app", "options"), [("app", ()), ("application", ("--threads", 4))])
-def test_events_are_not_held_back(pair: Pair, kind: str, app: str, options: tuple[object, ...]) -> None:
+def test_events_are_not_buffered(pair: Pair, kind: str, app: str, options: tuple[object, ...]) -> None:
     _, front = pair(kind, f"example_apps.stream:{app}", *options)
 
     with Client(front.port) as client:
@@ -104,19 +104,19 @@ def test_events_are_not_held_back(pair: Pair, kind: str, app: str, options: tupl
 
 
 @KINDS
-def test_an_upload_of_50_mb(pair: Pair, kind: str) -> None:
+def test_an_upload_of_50_mb_reaches_the_app(pair: Pair, kind: str) -> None:
     _, front = pair(kind, f"{APPS}:count", "--limit-request-body", "64m")
 
     assert get(front.port, method="POST", body=bytes(50 * MIB)).text == str(50 * MIB)
 
 
 @KINDS
-def test_an_upload_that_is_too_large(pair: Pair, kind: str) -> None:
+def test_an_upload_that_is_too_large_is_refused(pair: Pair, kind: str) -> None:
     _, front = pair(kind, f"{APPS}:count", "--limit-request-body", "1m")
 
     with Client(front.port) as client:
         client.request("/", f"Content-Length: {2 * MIB}", method="POST")
-        if kind == "caddy":  # it passes on what it may, and then ends the request
+        if kind == "caddy":  # Caddy forwards up to the limit, and then ends the request
             with contextlib.suppress(OSError):
                 client.send(bytes(2 * MIB))
             assert client.head().status in (400, 413, 502)
@@ -127,7 +127,7 @@ def test_an_upload_that_is_too_large(pair: Pair, kind: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize("path", ["/", "/chunked"])
-def test_a_large_download(pair: Pair, kind: str, path: str) -> None:
+def test_a_large_download_is_complete(pair: Pair, kind: str, path: str) -> None:
     _, front = pair(kind, f"{APPS}:download")
 
     with (
@@ -139,7 +139,7 @@ def test_a_large_download(pair: Pair, kind: str, path: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize(("app", "interface"), [("application", "wsgi"), ("app", "asgi")])
-def test_what_the_app_is_told_of_the_client(pair: Pair, kind: str, app: str, interface: str, certificate: Path) -> None:
+def test_the_app_sees_the_client_and_its_headers(pair: Pair, kind: str, app: str, interface: str, certificate: Path) -> None:
     tls = f"--tls-cert {certificate} --tls-key {certificate}.key"
     _, front = pair(kind, f"example_apps.echo:{app}", "--workers", 2, front=tls)
     context = ssl.create_default_context(cafile=certificate)
@@ -160,7 +160,7 @@ def test_what_the_app_is_told_of_the_client(pair: Pair, kind: str, app: str, int
 
 
 @KINDS
-def test_a_mounted_app(pair: Pair, kind: str) -> None:
+def test_a_mounted_app_gets_its_script_name(pair: Pair, kind: str) -> None:
     _, front = pair(kind, "example_apps.echo:application", "--root-path", "/api")
 
     raw = get(front.port, "/api/thing?x=1").json["raw"]
@@ -169,7 +169,7 @@ def test_a_mounted_app(pair: Pair, kind: str) -> None:
 
 
 @KINDS
-def test_a_mounted_app_is_told_the_path_as_the_client_wrote_it(pair: Pair, kind: str) -> None:
+def test_a_mounted_app_gets_the_path_as_the_client_sent_it(pair: Pair, kind: str) -> None:
     prefix = "/api" if kind == "haproxy" else "/v1.0~api"
     _, front = pair(kind, "example_apps.echo:app", "--root-path", prefix)
 
@@ -189,8 +189,8 @@ def test_a_mounted_app_is_told_the_path_as_the_client_wrote_it(pair: Pair, kind:
 
 
 @KINDS
-def test_a_client_may_pause_within_a_body(serve: Start, tmp_path: Path, kind: str) -> None:
-    """For longer than a worker may be silent, but not for as long as --body-timeout."""
+def test_a_client_may_pause_in_the_middle_of_a_body(serve: Start, tmp_path: Path, kind: str) -> None:
+    """The pause is longer than --timeout, and shorter than --body-timeout."""
     silence = shlex.split("--timeout 0.3 --boot-timeout 0.3 --ws-ping-interval 0.2 --ws-ping-timeout 0.2 --body-timeout 20")
     command = serve(f"{APPS}:count", "--bind", "127.0.0.1:0")
     front = FrontEnd(kind, ["x:y", "--bind", f"127.0.0.1:{command.port}", *silence], tmp_path / "front")
@@ -208,7 +208,7 @@ def test_a_client_may_pause_within_a_body(serve: Start, tmp_path: Path, kind: st
         front.close()
 
 
-def test_a_client_of_nginx_that_names_no_host(pair: Pair) -> None:
+def test_nginx_sets_a_host_for_a_client_without_one(pair: Pair) -> None:
     _, front = pair("nginx", "example_apps.echo:application")
 
     with Client(front.port) as client:
@@ -217,10 +217,12 @@ def test_a_client_of_nginx_that_names_no_host(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("options", ["", "--forwarded-allow-ips '*'"])
-def test_whom_another_proxy_before_nginxs_unix_socket_names(serve: Start, short: Path, tmp_path: Path, options: str) -> None:
+def test_the_client_is_found_through_another_proxy_and_nginx_s_unix_socket(
+    serve: Start, short: Path, tmp_path: Path, options: str
+) -> None:
     command = serve("example_apps.echo:application", "--bind", "127.0.0.1:0", *shlex.split(options))
-    told = ["x:y", "--bind", f"127.0.0.1:{command.port}", *shlex.split(options)]
-    front = FrontEnd("nginx", told, tmp_path / "front", unix=short / "nginx")
+    arguments = ["x:y", "--bind", f"127.0.0.1:{command.port}", *shlex.split(options)]
+    front = FrontEnd("nginx", arguments, tmp_path / "front", unix=short / "nginx")
     try:
         for came, client in (("5.5.5.5", "5.5.5.5"), ("6.6.6.6, 5.5.5.5", "5.5.5.5")):
             assert get(front.where, "/", f"X-Forwarded-For: {came}").json["raw"]["REMOTE_ADDR"] == client
@@ -230,7 +232,7 @@ def test_whom_another_proxy_before_nginxs_unix_socket_names(serve: Start, short:
 
 
 @KINDS
-def test_a_head_as_large_as_the_server_takes(pair: Pair, kind: str) -> None:
+def test_a_head_as_large_as_the_server_s_limits_passes(pair: Pair, kind: str) -> None:
     _, front = pair(kind, "example_apps.echo:app")
 
     assert dict(get(front.port, "/", f"X-Long: {'x' * 60_000}").json["headers"])["x-long"] == "x" * 60_000
@@ -240,7 +242,7 @@ def test_a_head_as_large_as_the_server_takes(pair: Pair, kind: str) -> None:
 
 
 @KINDS
-def test_the_front_end_says_that_it_lives(pair: Pair, kind: str) -> None:
+def test_front_health_works_while_the_server_is_stopped(pair: Pair, kind: str) -> None:
     command, front = pair(kind, "example_apps.hello_wsgi:app")
     os.kill(command.pid, signal.SIGSTOP)
     for pid in command.workers:
@@ -253,7 +255,7 @@ def test_the_front_end_says_that_it_lives(pair: Pair, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nginx", "caddy"])
-def test_static_files(pair: Pair, kind: str, tmp_path: Path) -> None:
+def test_the_front_end_serves_static_files(pair: Pair, kind: str, tmp_path: Path) -> None:
     (tmp_path / "my files").mkdir()
     (tmp_path / "my files" / "a.css").write_text("body {}")
     (tmp_path / "secret").write_text("secret")
@@ -264,20 +266,20 @@ def test_static_files(pair: Pair, kind: str, tmp_path: Path) -> None:
     assert get(front.port, "/static/none").status == 404
     (tmp_path / "my files" / "sub").mkdir()
     if kind == "nginx":
-        assert get(front.port, "/static/sub")["location"] == "/static/sub/", "whatever address the client knows nginx by"
+        assert get(front.port, "/static/sub")["location"] == "/static/sub/", "a relative location works for any address of nginx"
     for path in ("/static../secret", "/static/../secret", "/static/%2e%2e/secret"):
         assert "secret" not in get(front.port, path).text
     assert get(front.port, "/other").text == "Hello, World!"
 
 
 @KINDS
-def test_a_unix_socket_that_all_share(pair: Pair, short: Path, kind: str) -> None:
+def test_a_unix_socket_shared_by_all_workers_works(pair: Pair, short: Path, kind: str) -> None:
     _, front = pair(kind, f"{APPS}:gated", "--workers", 2, address=f"--bind 'unix:{short}/all workers'")
 
     assert get(front.port).text in ("1", "2")
 
 
-# How workers are chosen.
+# Load balancing.
 
 
 def test_a_request_does_not_wait_behind_a_slow_one(pair: Pair, tmp_path: Path) -> None:
@@ -286,14 +288,14 @@ def test_a_request_does_not_wait_behind_a_slow_one(pair: Pair, tmp_path: Path) -
 
     with Client(front.port) as slow:
         slow.request(f"/wait?{gate}")
-        eventually(gate.with_suffix(".came").exists, "the slow one is in hand")
+        eventually(gate.with_suffix(".came").exists, "the slow request runs")
         quick = {get(front.port).text for _ in range(20)}
         gate.touch()
         assert quick == {"1", "2"} - {slow.answer().text}
 
 
 @KINDS
-def test_all_workers_are_asked(pair: Pair, kind: str) -> None:
+def test_every_worker_gets_requests(pair: Pair, kind: str) -> None:
     _, front = pair(kind, f"{APPS}:gated", "--workers", 3, front="--balance round_robin")
 
     assert {get(front.port).text for _ in range(30)} == {"1", "2", "3"}
@@ -316,8 +318,8 @@ def test_connections_to_workers_are_kept(pair: Pair, short: Path, root: str) -> 
     def peer() -> int:
         return get(front.port, f"{root}/").json["raw"]["client"][1]
 
-    # nginx has a process for each core, and each process its own connections; the port is that of the connection unless
-    # forwarded headers hide it, so the server is asked instead.
+    # nginx has a process for each core, each with its own connections. Forwarded headers hide the port of a connection, so the
+    # test uses the server's status.
     for _ in range(50):
         peer()
     status = json.loads(run("ctl", "--socket", str(short / "control"), "--json", "status").stdout)["result"]
@@ -327,9 +329,9 @@ def test_connections_to_workers_are_kept(pair: Pair, short: Path, root: str) -> 
 
 @KINDS
 @pytest.mark.parametrize("address", ["--base-port 0", "--bind unix:SHORT/shared"])
-def test_no_get_is_lost_when_workers_are_killed(pair: Pair, short: Path, kind: str, address: str) -> None:
+def test_killed_workers_lose_no_get_request(pair: Pair, short: Path, kind: str, address: str) -> None:
     command, front = pair(kind, "example_apps.slow:app", "--workers", 2, address=address.replace("SHORT", str(short)))
-    answers: list[list[int]] = [[] for _ in range(4)]  # of each client
+    answers: list[list[int]] = [[] for _ in range(4)]  # for each client
     ended = threading.Event()
 
     def ask(own: list[int]) -> None:
@@ -337,8 +339,8 @@ def test_no_get_is_lost_when_workers_are_killed(pair: Pair, short: Path, kind: s
             while not ended.is_set():
                 own.append(client.get("/?seconds=0.02").status_code)
 
-    def all_go_on(more: int) -> bool:
-        """Whether every client has had so many answers since; so no request meets more than one kill, as it may be tried thrice."""
+    def all_continue(more: int) -> bool:
+        """Wait until every client has got this many more responses, so that no request meets two kills; a front end tries thrice."""
         before = [len(own) for own in answers]
         return eventually(lambda: all(len(own) >= number + more for own, number in zip(answers, before, strict=True)), answers)
 
@@ -347,10 +349,12 @@ def test_no_get_is_lost_when_workers_are_killed(pair: Pair, short: Path, kind: s
         thread.start()
     try:
         for _ in range(4):
-            assert all_go_on(5)
+            assert all_continue(5)
             victim = command.workers[0]
             os.kill(victim, signal.SIGKILL)
-            eventually(lambda victim=victim: len(command.workers) == 2 and victim not in command.workers, "it is replaced")
+            eventually(
+                lambda victim=victim: len(command.workers) == 2 and victim not in command.workers, "the worker is replaced"
+            )
     finally:
         ended.set()
         for thread in threads:

@@ -1,4 +1,4 @@
-"""The PROXY header, from the real HAProxy and by hand: whom the app is told, and that bad ones harm nobody else."""
+"""The PROXY header, from the real HAProxy and by hand: the client that the app sees; bad headers harm no other client."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def app(environ, start_response):
 
 
 def binary(client: str, server: str, ports: tuple[int, int], more: bytes = b"") -> bytes:
-    """A header of version 2."""
+    """Return a header of version 2."""
     family = socket.AF_INET6 if ":" in client else socket.AF_INET
     body = b"".join(socket.inet_pton(family, host) for host in (client, server)) + struct.pack("!HH", *ports) + more
     return SIGNATURE + struct.pack("!BBH", 0x21, 0x21 if ":" in client else 0x11, len(body)) + body
 
 
 def scheme(answer: Answer) -> str:
-    """Return the scheme as the app was told."""
+    """Return the scheme as the app sees it."""
     raw: dict[str, str] = answer.json["raw"]
     return raw["wsgi.url_scheme"] if "wsgi.url_scheme" in raw else raw["scheme"]
 
 
-def ends(answer: Answer) -> tuple[str, str]:
-    """Return client and server as the app was told."""
+def endpoints(answer: Answer) -> tuple[str, str]:
+    """Return client and server as the app sees them."""
     assert answer.status == 200, answer
     raw: dict[str, Any] = answer.json["raw"]
     if "REMOTE_ADDR" in raw:
@@ -68,22 +68,22 @@ def ends(answer: Answer) -> tuple[str, str]:
     return "{} {}".format(*raw["client"] or ("", "")), "{} {}".format(*raw["server"])
 
 
-def told(where: int | str, header: bytes, *lines: str) -> tuple[str, str]:
-    """Send a header and a request, in one piece; return what the app was told."""
+def endpoints_behind(where: int | str, header: bytes, *lines: str) -> tuple[str, str]:
+    """Send a header and a request in one piece; return client and server as the app sees them."""
     with Client(where) as client:
         client.send(header + "\r\n".join(["GET / HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
-        return ends(client.answer())
+        return endpoints(client.answer())
 
 
 def cpu(pids: Sequence[int]) -> int:
-    """Ticks of processor time, a hundred to the second, that processes have used."""
+    """Return the processor time of processes in ticks of 10 ms."""
     fields = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids)
     return sum(int(one[11]) + int(one[12]) for one in fields)
 
 
 @contextlib.contextmanager
 def haproxy(directory: Path, servers: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
-    """HAProxy that passes bytes on: one port for each of (where it listens, how it speaks to the server)."""
+    """Run HAProxy as a TCP proxy; yield one port for each pair of its bind address and its server line."""
     ports = [free_ports() for _ in servers]
     text = "defaults\n mode tcp\n timeout connect 20s\n timeout client 20s\n timeout server 20s\n timeout check 20s\n"
     for port, (bind, server) in zip(ports, servers, strict=True):
@@ -109,8 +109,16 @@ def haproxy(directory: Path, servers: Sequence[tuple[str, str]]) -> Iterator[lis
 
 
 @pytest.mark.parametrize(("app", "loop", "tls"), [(*one, number in (1, 2)) for number, one in enumerate(WAYS)])
-def test_haproxy(serve: Start, app: str, loop: str, tls: bool, certificate: Path, short: Path, tmp_path: Path) -> None:  # noqa: FBT001
-    """Both versions, to TCP and unix sockets that two workers share; IPv6; TLS that it passes on or ends; its checks."""
+def test_the_app_sees_the_client_behind_haproxy(
+    serve: Start,
+    app: str,
+    loop: str,
+    tls: bool,  # noqa: FBT001
+    certificate: Path,
+    short: Path,
+    tmp_path: Path,
+) -> None:
+    """Both versions, over TCP and unix sockets shared by two workers; IPv6; TLS passed through or terminated; health checks."""
     secure = ("--certfile", certificate, "--keyfile", f"{certificate}.key") if tls else ()
     binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{short}/s", "--workers", 2)
     command = serve(app, *binds, "--loop", loop, "--proxy-protocol", "auto", "--access-logfile", "-", *secure)
@@ -130,10 +138,10 @@ def test_haproxy(serve: Start, app: str, loop: str, tls: bool, certificate: Path
             with Client((host, port), context if secured else None) as client:
                 answers = [client.get(body=b"x" * 100_000, method="POST"), client.get()]
                 own = f"{host} {client.sock.getsockname()[1]}"
-            assert [ends(answer) for answer in answers] == [(own, f"{host} {port}")] * 2
+            assert [endpoints(answer) for answer in answers] == [(own, f"{host} {port}")] * 2
             assert [scheme(answer) for answer in answers] == ["https" if secured else "http"] * 2
             assert answers[0].json["length"] == 100_000
-        # The proxy's own checks, of which it says that they are nobody's.
+        # The proxy's own health checks, sent without a client address.
         eventually(lambda: re.search(r'^127\.0\.0\.1 - - \S+ \S+ "GET /alive HTTP/1.0" 200', command.stdout, re.MULTILINE))
     assert not [line for line in command.log if "PROXY" in line], command.stderr
 
@@ -142,7 +150,7 @@ def test_haproxy(serve: Start, app: str, loop: str, tls: bool, certificate: Path
 
 
 @BOTH
-def test_what_the_app_and_the_log_are_told(serve: Start, app: str, loop: str, short: Path) -> None:
+def test_the_app_and_the_log_show_the_client_of_the_header(serve: Start, app: str, loop: str, short: Path) -> None:
     path = f"{short}/s"
     command = serve(
         app, "--bind", "127.0.0.1:0", "--bind", f"unix:{path}", "--loop", loop, "--proxy-protocol", "--access-logfile", "-"
@@ -150,33 +158,37 @@ def test_what_the_app_and_the_log_are_told(serve: Start, app: str, loop: str, sh
     port = command.port
     remote = "203.0.113.9 56324", "198.51.100.2 443"
 
-    assert remote == told(port, LINE) == told(path, LINE)
+    assert remote == endpoints_behind(port, LINE) == endpoints_behind(path, LINE)
     six = binary("2001:db8::1", "2001:db8::2", (1, 2), b"\x04\0\x02ab")
-    assert ("2001:db8::1 1", "2001:db8::2 2") == told(port, six) == told(path, six)
+    assert ("2001:db8::1 1", "2001:db8::2 2") == endpoints_behind(port, six) == endpoints_behind(path, six)
     eventually(lambda: command.stdout.count("203.0.113.9 - - ") == command.stdout.count("2001:db8::1 - - ") == 2)
 
     with Client(port) as client:
         client.send(binary("192.0.2.1", "192.0.2.2", (1, 443), b"\x20\0\x05\x01\0\0\0\0") + REQUEST)  # PP2_TYPE_SSL
         assert scheme(client.answer()) == "https"
 
-    # Without addresses those of the socket count.
+    # Without addresses in the header, those of the socket are used.
     for header in (b"PROXY UNKNOWN\r\n", LOCAL, SIGNATURE + b"\x21\x31\x00\xd8" + bytes(216)):
         with Client(port) as client:
             client.send(header + REQUEST)
             own = f"127.0.0.1 {client.sock.getsockname()[1]}"
-            assert (own, f"127.0.0.1 {port}") == ends(client.answer())
-        assert told(path, header)[0].strip() == ""
+            assert (own, f"127.0.0.1 {port}") == endpoints(client.answer())
+        assert endpoints_behind(path, header)[0].strip() == ""
 
-    # Forwarded fields are the client's own words, unless that is a trusted proxy.
+    # Forwarded fields are ignored unless the client in the header is a trusted proxy.
     forwarded = "X-Forwarded-For: 192.0.2.7", "X-Forwarded-Proto: https"
-    assert remote == told(port, LINE, *forwarded) == told(path, LINE, *forwarded)
+    assert remote == endpoints_behind(port, LINE, *forwarded) == endpoints_behind(path, LINE, *forwarded)
     trusted = b"PROXY TCP4 127.0.0.1 127.0.0.1 56324 443\r\n"
-    assert told(port, trusted, *forwarded) == told(path, trusted, *forwarded) == ("192.0.2.7 0", "127.0.0.1 443")
+    assert (
+        endpoints_behind(port, trusted, *forwarded)
+        == endpoints_behind(path, trusted, *forwarded)
+        == ("192.0.2.7 0", "127.0.0.1 443")
+    )
 
 
 @BOTH
-def test_a_header_in_pieces(serve: Start, app: str, loop: str) -> None:
-    """However it comes, and whatever comes behind it in the same piece, not a byte is lost."""
+def test_a_header_in_pieces_loses_no_byte(serve: Start, app: str, loop: str) -> None:
+    """This holds for pieces of any size, and for data after the header in the same piece."""
     command = serve(app, "--bind", "127.0.0.1:0", "--loop", loop, "--proxy-protocol", "auto")
     six = binary("2001:db8::1", "2001:db8::2", (1, 2), bytes(4000))
     with contextlib.ExitStack() as stack:
@@ -193,15 +205,15 @@ def test_a_header_in_pieces(serve: Start, app: str, loop: str) -> None:
         for start in range(0, len(six), 500):
             by_block.send(six[start : start + 500])
         by_block.send(REQUEST)
-        assert ends(by_byte.answer())[0] == "203.0.113.9 56324"
-        assert "2001:db8::1 1" == ends(by_byte_too.answer())[0] == ends(by_block.answer())[0]
+        assert endpoints(by_byte.answer())[0] == "203.0.113.9 56324"
+        assert "2001:db8::1 1" == endpoints(by_byte_too.answer())[0] == endpoints(by_block.answer())[0]
         halves.send(LINE[20:] + REQUEST + REQUEST)
-        assert [ends(halves.answer())[0] for _ in range(2)] == ["203.0.113.9 56324"] * 2
+        assert [endpoints(halves.answer())[0] for _ in range(2)] == ["203.0.113.9 56324"] * 2
 
 
 @BOTH
-def test_bad_ones_harm_nobody_else(serve: Start, app: str, loop: str) -> None:
-    """They are closed in their time, at one line in the log; who need not send one is served, and may not."""
+def test_bad_headers_are_closed_and_harm_no_other_client(serve: Start, app: str, loop: str) -> None:
+    """They are closed in time with one log line; other peers need no header and must not send one."""
     binds = ("--bind", "127.0.0.1:0", "--bind", "[::1]:0", "--proxy-allow-from", "::1", "--header-timeout", 1)
     command = serve(app, *binds, "--loop", loop, "--proxy-protocol", "v1")
     plain, port = command.ports
@@ -229,14 +241,14 @@ def test_bad_ones_harm_nobody_else(serve: Start, app: str, loop: str) -> None:
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with Client(proxy) as client:
             client.send(LINE + REQUEST)
-            assert ends(client.answer())[0] == "203.0.113.9 56324"
-        assert ends(get(plain))[1] == f"127.0.0.1 {plain}"
+            assert endpoints(client.answer())[0] == "203.0.113.9 56324"
+        assert endpoints(get(plain))[1] == f"127.0.0.1 {plain}"
         for header in (LINE, LOCAL):
             with Client(plain) as client:
                 client.send(header + REQUEST)
                 assert client.answer().status == 400
         assert (silent.rest(), half.rest(reset=True)) == (b"", b"")
-    # In a second that only waits there is nothing to do: a loop that is woken for what is never taken would use all of it.
+    # The workers only wait for a second; a busy loop on unread data would use the whole second.
     assert cpu(workers) - used < 30
     assert command.workers == workers
     (line,) = (line for line in command.log if "PROXY" in line)
@@ -244,7 +256,7 @@ def test_bad_ones_harm_nobody_else(serve: Start, app: str, loop: str) -> None:
     assert "[WARNING]" in line
 
 
-def test_what_came_in_time_counts_though_the_app_held_the_thread(serve: Start, tmp_path: Path) -> None:
+def test_a_header_sent_in_time_is_accepted_although_the_app_blocked_the_thread(serve: Start, tmp_path: Path) -> None:
     (tmp_path / "holding.py").write_text(HOLDING)
     command = serve("holding:app", "--bind", "127.0.0.1:0", "--header-timeout", 0.3, "--proxy-protocol", "v1", cwd=tmp_path)
     with Client(command.port) as waiting, Client(command.port) as holding:
@@ -259,23 +271,23 @@ def test_what_came_in_time_counts_though_the_app_held_the_thread(serve: Start, t
 
 
 @BOTH
-def test_a_stop_waits_for_a_header_as_for_a_first_request(serve: Start, app: str, loop: str) -> None:
-    """One that comes is served; one that does not holds the worker for two seconds, however long it could have taken."""
+def test_a_stop_waits_for_a_header_as_long_as_for_a_first_request(serve: Start, app: str, loop: str) -> None:
+    """A late header is served; a missing one delays the stop for two seconds, whatever --header-timeout is."""
     command = serve(app, "--bind", "127.0.0.1:0", "--loop", loop, "--proxy-protocol", "v1", "--header-timeout", 0)
     with Client(command.port) as silent, Client(command.port) as late:
         late.send(LINE[:20])
-        assert told(command.port, LINE)[0] == "203.0.113.9 56324"
+        assert endpoints_behind(command.port, LINE)[0] == "203.0.113.9 56324"
         command.kill(signal.SIGTERM)
         eventually(lambda: refuses(command.port))
         late.send(LINE[20:] + REQUEST)
         answer = late.answer()
-        assert (ends(answer)[0], answer["connection"]) == ("203.0.113.9 56324", "close")
+        assert (endpoints(answer)[0], answer["connection"]) == ("203.0.113.9 56324", "close")
         command.wait()
         assert silent.rest() == b""
 
 
-def test_the_page_of_a_fault_is_for_this_machine(start: Start, tmp_path: Path) -> None:
-    """It is so only if the proxy says that the client is, and the client's own word is nothing."""
+def test_the_error_page_is_only_for_clients_on_this_machine(start: Start, tmp_path: Path) -> None:
+    """The PROXY header decides whether the client is local; X-Forwarded-For from the client does not."""
     (tmp_path / "broken.py").write_text("raise ValueError('out of order')")
     command = start("broken:app", "--reload", "--bind", "127.0.0.1:0", "--proxy-protocol", cwd=tmp_path).ready()
     command.traceback_expected = True

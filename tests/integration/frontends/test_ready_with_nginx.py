@@ -1,7 +1,7 @@
-"""Ready is said when nginx's upstream file is there, as a unit that is ordered after ours may be nginx, which includes it.
+"""The server reports Ready only after it has written nginx's upstream file, because nginx may start after it and includes the file.
 
-Said to whom: the terminal, the service manager (READY=1), whoever waits for `--daemon`'s launcher. What Ready must not wait for:
-a file that cannot be had, a check that hangs, and the reload command, which may itself wait until we are ready.
+The server reports Ready to the terminal, to the service manager (READY=1) and to the launcher of `--daemon`. Ready must not wait for a
+file that cannot be written, for a check that hangs, or for the reload command, which may itself wait until the server is ready.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from tests.integration.frontends.test_nginx_upstream import Shop
 pytestmark = pytest.mark.heavy
 
 GATE = "while [ ! -e {gate} ]; do sleep 0.02; done\n"
-# A run may take only so long.
+# Limits the time of a run.
 SHORT = ("-c", "from forkserve.cli import serve; from forkserve.upstream import upstream; upstream.LONGEST = 1.5; serve.main()")
 
 
 class Nginx:
-    """A program nginx that first does what a shell script says.
+    """A program named nginx that runs a shell script before the real nginx.
 
     Args:
-        directory: Where it is made.
+        directory: The directory for its files.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.gate, self.asked = directory / "gate", directory / "asked"
+        self.gate, self.called = directory / "gate", directory / "asked"
         self._path = directory / "bin" / "nginx"
         self._path.parent.mkdir()
-        self.does(GATE.format(gate=self.gate))
+        self.set_script(GATE.format(gate=self.gate))
         self.env = {"PATH": f"{self._path.parent}:{os.environ['PATH']}"}
 
-    def does(self, script: str) -> None:
-        """Have it do that from now on."""
-        self._path.write_text(f'#!/bin/sh\ntouch {self.asked}\n{script}\nexec {program("nginx")} "$@"\n')
+    def set_script(self, script: str) -> None:
+        """Run this script from now on."""
+        self._path.write_text(f'#!/bin/sh\ntouch {self.called}\n{script}\nexec {program("nginx")} "$@"\n')
         self._path.chmod(0o755)
 
 
 @pytest.fixture
 def nginx(tmp_path: Path) -> Nginx:
-    """It waits for its gate."""
+    """A program named nginx that waits for its gate."""
     return Nginx(tmp_path)
 
 
@@ -63,13 +63,15 @@ def manager(nginx: Nginx, tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def began(server: Shop, nginx: Nginx) -> None:
-    """Wait until all workers are ready and nginx was asked whether it takes the file."""
-    eventually(nginx.asked.exists, "nginx is asked")
+    """Wait until all workers are ready and nginx checks the file."""
+    eventually(nginx.called.exists, "nginx is called")
     server.settled(1)
     assert server.status()["state"] == "running"
 
 
-def test_when_the_file_is_there(start: Start, tmp_path: Path, nginx: Nginx, manager: socket.socket) -> None:
+def test_ready_is_reported_after_the_upstream_file_is_written(
+    start: Start, tmp_path: Path, nginx: Nginx, manager: socket.socket
+) -> None:
     server = Shop(start, tmp_path, env=nginx.env, ready=False)
     began(server, nginx)
     assert server.command.startup == []
@@ -83,10 +85,10 @@ def test_when_the_file_is_there(start: Start, tmp_path: Path, nginx: Nginx, mana
     assert [line.split()[0] for line in server.command.startup] == ["Listening", "Ready:"]
     manager.settimeout(20)
     assert manager.recv(1000).startswith(b"READY=1\n")
-    server.told("up", "up")
+    server.wait_until_written("up", "up")
 
 
-def test_the_launcher_of_a_daemon_waits_for_it(start: Start, tmp_path: Path, nginx: Nginx) -> None:
+def test_the_launcher_of_a_daemon_waits_for_the_upstream_file(start: Start, tmp_path: Path, nginx: Nginx) -> None:
     pid = tmp_path / "pid"
     launcher = Shop(start, tmp_path, "--daemon", "--pid", pid, env=nginx.env, ready=False)
     try:
@@ -101,7 +103,7 @@ def test_the_launcher_of_a_daemon_waits_for_it(start: Start, tmp_path: Path, ngi
 
 
 @pytest.mark.parametrize(
-    ("script", "complaint"),
+    ("script", "message"),
     [
         ("echo 'nginx: [emerg] no'; exit 1", "stays as it was: nginx refuses the configuration: .emerg. no$"),
         ("sleep 60", "was ended before it was done .1.5 s are allowed.$"),
@@ -109,28 +111,28 @@ def test_the_launcher_of_a_daemon_waits_for_it(start: Start, tmp_path: Path, ngi
     ],
     ids=["refused", "hangs", "deaf"],
 )
-def test_it_does_not_wait_for_what_cannot_be(
-    start: Start, tmp_path: Path, nginx: Nginx, manager: socket.socket, script: str, complaint: str
+def test_ready_does_not_wait_for_a_check_that_fails_or_hangs(
+    start: Start, tmp_path: Path, nginx: Nginx, manager: socket.socket, script: str, message: str
 ) -> None:
-    nginx.does(script)
+    nginx.set_script(script)
     server = Shop(start, tmp_path, env=nginx.env, program=SHORT)
     assert server.command.stderr.index("--nginx-upstream: ") < server.command.stderr.index("Ready: ")
-    server.command.wait_for(complaint)
+    server.command.wait_for(message)
     assert not server.upstream.exists()
     assert manager.recv(1000).startswith(b"READY=1\n")
 
 
-def test_it_does_not_wait_for_the_reload_command(start: Start, tmp_path: Path, nginx: Nginx) -> None:
-    """As `systemctl reload nginx` does, which waits for nginx's start, which waits for us."""
-    nginx.does("")
+def test_ready_does_not_wait_for_the_reload_command(start: Start, tmp_path: Path, nginx: Nginx) -> None:
+    """`systemctl reload nginx` waits until nginx has started, and nginx may start only after this server is ready."""
+    nginx.set_script("")
     server = Shop(start, tmp_path, env=nginx.env, reload=GATE.format(gate=nginx.gate))
     assert server.upstream.exists()
-    eventually(lambda: server.runs == ["begin"], "the command")
+    eventually(lambda: server.runs == ["begin"], "the reload command runs")
     nginx.gate.touch()
-    server.told("up", "up")
+    server.wait_until_written("up", "up")
 
 
-def test_a_server_that_is_stopped_meanwhile_was_never_ready(
+def test_a_server_stopped_during_the_check_never_reports_ready(
     start: Start, tmp_path: Path, nginx: Nginx, manager: socket.socket
 ) -> None:
     server = Shop(start, tmp_path, "--graceful-timeout", 1, env=nginx.env, ready=False)
@@ -140,17 +142,17 @@ def test_a_server_that_is_stopped_meanwhile_was_never_ready(
     assert manager.recv(1000).startswith(b"STOPPING=1\n")
 
 
-@pytest.mark.parametrize("who", ["master", "everybody"])
-def test_what_is_killed_while_nginx_is_asked_leaves_nothing_behind(start: Start, tmp_path: Path, nginx: Nginx, who: str) -> None:
+@pytest.mark.parametrize("killed", ["master", "everything"])
+def test_a_kill_during_the_check_leaves_no_process_and_no_file(start: Start, tmp_path: Path, nginx: Nginx, killed: str) -> None:
     (temporary := tmp_path / "temporary").mkdir()
     server = Shop(start, tmp_path, env={**nginx.env, "TMPDIR": str(temporary)}, ready=False)
     began(server, nginx)
     family = [pid for child in server.command.workers for pid in (child, *children(child))]
-    assert len(family) > 2, "the worker, and the process that asks nginx, with nginx"
-    for pid in family if who == "everybody" else ():
+    assert len(family) > 2, "the worker, the process that runs the check, and nginx"
+    for pid in family if killed == "everything" else ():
         os.kill(pid, signal.SIGKILL)
     server.command.kill(signal.SIGKILL)
-    eventually(lambda: not any(map(exists, family)), "the end of all")
+    eventually(lambda: not any(map(exists, family)), "all processes exit")
     assert list(temporary.iterdir()) == []
     assert [path.name for path in server.upstream.parent.iterdir()] == [f".{server.upstream.name}.lock"]
     nginx.gate.touch()

@@ -1,4 +1,4 @@
-"""USR1: logs that were moved away are opened anew, in the master and in every worker."""
+"""USR1: the master and every worker reopen logs that were moved away."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def app(environ, start_response):
 """
 
 
-def rotating(serve: Start, project: Path, *options: object) -> Command:
-    """Start two workers with both logs in files, and let each process write to them."""
+def start_logging(serve: Start, project: Path, *options: object) -> Command:
+    """Start two workers with both logs in files, and make each process write to them."""
     logs = ("--error-logfile", "error.log", "--access-logfile", "access.log", "--access-logformat", "%(U)s")
     command = serve("site_app:app", "--workers", 2, "--max-workers", 2, *logs, *options, "--base-port", 0, cwd=project)
-    everybody_writes(command, project)
+    write_from_all_processes(command, project)
     return command
 
 
-def everybody_writes(command: Command, project: Path) -> None:
-    """Have a line of the master's in the error log, and one of each worker's in both logs."""
+def write_from_all_processes(command: Command, project: Path) -> None:
+    """Make the master write a line to the error log, and each worker a line to both logs."""
     error, access = project / "error.log", project / "access.log"
     before = {one: one.read_text() if one.exists() else "" for one in (error, access)}
-    command.kill(signal.SIGTTIN)  # one more is not allowed, and that is logged
+    command.kill(signal.SIGTTIN)  # one more worker is not allowed; this is logged
     for port in command.ports:
         assert get(port, "/fail").status == 500
     eventually(
@@ -53,24 +53,24 @@ def everybody_writes(command: Command, project: Path) -> None:
 
 
 def new(file: Path, before: dict[Path, str]) -> str:
-    """Return what has been added to a file."""
+    """Return the text added to a file."""
     text = file.read_text() if file.exists() else ""
     return text.removeprefix(before[file])
 
 
 def position(pid: int, path: Path) -> int:
-    """Return how far the process (with those that share the opened file) has written; 0 for a file newly opened."""
+    """Return the offset in the file, shared by processes that inherited the descriptor; 0 after the file was reopened."""
     (descriptor,) = [number for number, name in descriptors(pid).items() if name == str(path)]
     return int(Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().split()[1])
 
 
 def has_open(pid: int, path: Path) -> bool:
-    """Whether the process has the file open, under the name that it has now."""
+    """Whether the process has the file open under its current name."""
     return str(path) in descriptors(pid).values()
 
 
-def test_usr1_opens_the_logs_anew_where_they_were_moved(serve: Start, project: Path) -> None:
-    command = rotating(serve, project)
+def test_usr1_reopens_moved_logs(serve: Start, project: Path) -> None:
+    command = start_logging(serve, project)
     names = [project / "error.log", project / "access.log"]
     moved = [file.rename(f"{file}.1") for file in names]
     old = [file.read_text() for file in moved]
@@ -81,7 +81,7 @@ def test_usr1_opens_the_logs_anew_where_they_were_moved(serve: Start, project: P
             lambda pid=pid: all(has_open(pid, file) for file in names) and not any(has_open(pid, file) for file in moved),
             lambda pid=pid: descriptors(pid),
         )
-    everybody_writes(command, project)
+    write_from_all_processes(command, project)
     command.stop()
 
     assert [file.read_text() for file in moved] == old
@@ -89,8 +89,8 @@ def test_usr1_opens_the_logs_anew_where_they_were_moved(serve: Start, project: P
     assert len(names[1].read_text().splitlines()) == 2
 
 
-def test_usr1_leaves_a_log_alone_that_was_not_moved(serve: Start, project: Path) -> None:
-    command = rotating(serve, project)
+def test_usr1_does_not_reopen_a_log_that_was_not_moved(serve: Start, project: Path) -> None:
+    command = start_logging(serve, project)
     error, access = project / "error.log", project / "access.log"
     written = position(command.pid, access)
     assert written > 0
@@ -99,12 +99,12 @@ def test_usr1_leaves_a_log_alone_that_was_not_moved(serve: Start, project: Path)
     command.kill(signal.SIGUSR1)
     for pid in (command.pid, *command.workers):
         eventually(lambda pid=pid: has_open(pid, error), lambda pid=pid: descriptors(pid))
-    everybody_writes(command, project)  # whatever else the signal may have done is done now
+    write_from_all_processes(command, project)  # the handling of the signal is over by now
     assert [position(pid, access) > written for pid in (command.pid, *command.workers)] == [True] * 3
     assert len(access.read_text().splitlines()) == 4
 
 
-def test_usr1_where_the_logs_are_no_files(serve: Start) -> None:
+def test_usr1_changes_no_descriptor_if_the_logs_are_no_files(serve: Start) -> None:
     command = serve("tests.integration.small_apps:who", "--max-workers", 1, "--access-logfile", "-", "--base-port", 0)
     (worker,) = command.workers
 
@@ -121,8 +121,8 @@ def test_usr1_where_the_logs_are_no_files(serve: Start) -> None:
         assert (descriptors(command.pid), descriptors(worker)) == before
 
 
-def test_usr1_and_the_output_that_is_captured(serve: Start, project: Path) -> None:
-    command = rotating(serve, project, "--capture-output")
+def test_usr1_redirects_captured_output_to_the_new_log(serve: Start, project: Path) -> None:
+    command = start_logging(serve, project, "--capture-output")
     error = project / "error.log"
     moved = error.rename(f"{error}.1")
 
@@ -135,8 +135,8 @@ def test_usr1_and_the_output_that_is_captured(serve: Start, project: Path) -> No
     assert "printed" not in moved.read_text()
 
 
-def test_usr1_to_a_worker_is_for_that_worker(serve: Start, project: Path) -> None:
-    command = rotating(serve, project)
+def test_usr1_to_a_worker_reopens_the_logs_of_that_worker_only(serve: Start, project: Path) -> None:
+    command = start_logging(serve, project)
     error = project / "error.log"
     moved = error.rename(f"{error}.1")
     first, second = command.workers

@@ -1,4 +1,4 @@
-"""The two logs: what stands in them, and where they go."""
+"""The access log and the error log: their contents and destinations."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def app(environ, start_response):
 
 @pytest.fixture
 def access(tmp_path: Path) -> Path:
-    """Where a test has its access log."""
+    """The path of the test's access log."""
     return tmp_path / "access.log"
 
 
 def records(log: str) -> list[re.Match[str]]:
-    """Return the lines of an error log, all of which must be lines of an error log."""
+    """Return the parsed lines of an error log; every line must have the format of the error log."""
     lines = [line for line in log.splitlines() if not re.match("Listening on|Ready: ", line)]
     found = [re.match(LINE + "(?P<text>.*)", line) for line in lines]
     assert all(found), log
@@ -56,7 +56,7 @@ def records(log: str) -> list[re.Match[str]]:
 
 
 @BOTH
-def test_no_access_log_unless_asked_for(serve: Start, app: str) -> None:
+def test_there_is_no_access_log_by_default(serve: Start, app: str) -> None:
     command = serve(app, "--base-port", 0)
 
     get(command.port, "/here")
@@ -67,7 +67,7 @@ def test_no_access_log_unless_asked_for(serve: Start, app: str) -> None:
 
 
 @pytest.mark.parametrize(("app", "flags"), [(WHO, ["--access-logfile", "-"]), (WHO_ASGI, ["--access-log"])], ids=["wsgi", "asgi"])
-def test_access_log_on_stdout_is_combined(serve: Start, app: str, flags: list[str]) -> None:
+def test_the_access_log_on_stdout_has_the_combined_format(serve: Start, app: str, flags: list[str]) -> None:
     command = serve(app, *flags, "--base-port", 0)
 
     size = len(get(command.port, "/a%20b?c=d", "Referer: http://x/", "User-Agent: curl/8").body)
@@ -79,7 +79,7 @@ def test_access_log_on_stdout_is_combined(serve: Start, app: str, flags: list[st
     assert "/a%20b" not in command.stderr
 
 
-def test_access_log_is_written_soon_and_for_all_workers(serve: Start, access: Path) -> None:
+def test_the_access_log_is_written_soon_and_in_order_for_each_worker(serve: Start, access: Path) -> None:
     command = serve(WHO, "--workers", 2, "--access-logfile", access, "--access-logformat", "%(U)s %(p)s", "--base-port", 0)
 
     for number in range(100):
@@ -126,7 +126,7 @@ ATOMS = {
 
 
 @BOTH
-def test_access_log_with_each_of_gunicorns_atoms(serve: Start, access: Path, app: str) -> None:
+def test_the_access_log_supports_each_of_gunicorn_s_atoms(serve: Start, access: Path, app: str) -> None:
     form = " | ".join(f"{name}=%({name})s" for name in ATOMS) + " | 100 %%"
     command = serve(app, "--access-logfile", access, "--access-logformat", form, "-e", "SHOP=of tea", "--base-port", 0)
 
@@ -147,8 +147,8 @@ def test_access_log_with_each_of_gunicorns_atoms(serve: Start, access: Path, app
     assert {"m=HEAD", "b=-", "B=0", "q=", "u=-", "f=-", "a=-"} <= set(second.split(" | "))
 
 
-def test_an_atom_that_cannot_be_shown(start: Start, tmp_path: Path) -> None:
-    """An app can put into the environ what raises when it is made to text; the answer and what follows do not suffer."""
+def test_an_atom_whose_value_raises_is_logged_as_a_dash(start: Start, tmp_path: Path) -> None:
+    """An app can put an object into the environ whose `str` raises; this request and later ones still work."""
     (tmp_path / "odd.py").write_text(
         "class Odd:\n    def __str__(self):\n        raise ValueError\n"
         "def app(environ, start_response):\n    environ['odd'] = Odd()\n"
@@ -169,7 +169,7 @@ def test_an_atom_that_does_not_exist_is_a_usage_error(project: Path) -> None:
 
 
 @BOTH
-def test_access_log_as_json(serve: Start, access: Path, app: str) -> None:
+def test_the_access_log_can_be_json(serve: Start, access: Path, app: str) -> None:
     command = serve(app, "--access-logfile", access, "--access-logformat", "json", "--base-port", 0)
 
     size = len(get(command.port, '/a/b?c=d"', 'User-Agent: say "hi\\\x85', "Referer: r").body)
@@ -206,7 +206,7 @@ def test_a_request_cannot_forge_the_access_log(serve: Start, access: Path, form:
     assert not re.search(r"[\x00-\x1f\x7f-\x9f]", line), repr(line)
     if form == "combined":
         assert r"a\" 200 \"b\\\x09\x85\x9b31m" in line
-        assert line.count('"') - line.count(r"\"") == 6  # three quoted fields and nothing that looks like more
+        assert line.count('"') - line.count(r"\"") == 6  # exactly three quoted fields
     else:
         assert json.loads(line)["user_agent"] == 'a" 200 "b\\\t\x85\x9b31m'
 
@@ -241,7 +241,7 @@ def test_refused_requests_are_in_the_access_log(serve: Start, access: Path, app:
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", access.read_text())
 
 
-def test_access_log_with_the_address_that_a_proxy_tells(serve: Start, access: Path) -> None:
+def test_the_access_log_has_the_forwarded_address(serve: Start, access: Path) -> None:
     command = serve(
         WHO, "--access-logfile", access, "--access-logformat", "%(h)s", "--base-port", 0, "--bind", f"unix:{access.parent}/s"
     )
@@ -257,7 +257,7 @@ def test_access_log_with_the_address_that_a_proxy_tells(serve: Start, access: Pa
 # Error log
 
 
-def test_error_lines_say_when_and_who(serve: Start, project: Path) -> None:
+def test_error_lines_have_time_pid_level_and_process(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--workers", 2, "--base-port", 0, cwd=project)
     command.traceback_expected = True
     pids = {"master": command.pid}
@@ -275,8 +275,8 @@ def test_error_lines_say_when_and_who(serve: Start, project: Path) -> None:
     assert own[-1] == r"  RuntimeError: it is \x1b[31mred"
 
 
-def test_error_logfile(serve: Start, project: Path) -> None:
-    """Only the start-up lines are left on stderr."""
+def test_error_logfile_gets_all_but_the_startup_lines(serve: Start, project: Path) -> None:
+    """stderr has only the start-up lines."""
     command = serve("site_app:app", "--error-logfile", "error.log", "--base-port", 0, cwd=project)
 
     get(command.port, "/fail")
@@ -303,14 +303,14 @@ def test_a_log_that_cannot_be_written_is_a_usage_error(project: Path, option: st
         ("WARNING", set()),
     ],
 )
-def test_log_level(serve: Start, level: str, levels: set[str]) -> None:
-    """A worker has something to say to those who debug, the master to everybody, and nobody has a warning."""
+def test_the_log_level_selects_the_lines(serve: Start, level: str, levels: set[str]) -> None:
+    """A worker logs at debug, the master at info, and there is no warning."""
     command = serve(WHO_ASGI, "--log-level", level, "--base-port", 0)
 
     assert {one["level"] for one in records(command.stop())} == levels
 
 
-def test_output_goes_where_it_went(serve: Start, project: Path) -> None:
+def test_output_of_the_app_stays_on_stdout_and_stderr_by_default(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--error-logfile", "error.log", "--base-port", 0, cwd=project)
 
     assert get(command.port, "/print").status == 200
@@ -318,7 +318,7 @@ def test_output_goes_where_it_went(serve: Start, project: Path) -> None:
     assert command.stderr.splitlines()[-2:] == ["printed to stderr", "printed to wsgi.errors"]
 
 
-def test_capture_output(serve: Start, project: Path) -> None:
+def test_capture_output_writes_the_app_s_output_to_the_error_log(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--error-logfile", "error.log", "--capture-output", "--base-port", 0, cwd=project)
 
     assert get(command.port, "/print").status == 200
@@ -364,8 +364,8 @@ LOG_JSON = {
 
 
 @pytest.mark.parametrize(("name", "content"), [("log.ini", LOG_INI), ("log.json", json.dumps(LOG_JSON))], ids=["ini", "json"])
-def test_log_config(serve: Start, project: Path, name: str, content: str) -> None:
-    """It is for the master, the workers, and the app's own loggers."""
+def test_log_config_applies_to_master_workers_and_the_app(serve: Start, project: Path, name: str, content: str) -> None:
+    """The configuration sets the handlers of the server's logger and of the app's loggers."""
     (project / name).write_text(content)
     command = serve("site_app:app", "--log-config", name, "--base-port", 0, cwd=project)
     (worker,) = command.workers
@@ -382,7 +382,7 @@ def test_log_config(serve: Start, project: Path, name: str, content: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "expected"),
     [
         ("log.ini", "nonsense", "no section headers"),
         ("log.ini", "", "the file is empty"),
@@ -391,10 +391,10 @@ def test_log_config(serve: Start, project: Path, name: str, content: str) -> Non
         ("log.json", '{"version": 7}', "7"),
     ],
 )
-def test_a_log_config_that_is_broken_is_a_usage_error(project: Path, name: str, content: str, says: str) -> None:
+def test_a_broken_log_config_is_a_usage_error(project: Path, name: str, content: str, expected: str) -> None:
     (project / name).write_text(content)
     ended = run("site_app:app", "--log-config", name, "--base-port", "0", cwd=project)
 
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert name in ended.stderr
-    assert says in ended.stderr
+    assert expected in ended.stderr

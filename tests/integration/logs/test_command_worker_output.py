@@ -1,4 +1,4 @@
-"""--worker-stdout and --worker-stderr: what the app prints, and where it is found."""
+"""--worker-stdout and --worker-stderr redirect the app's output."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ worker_stderr = open(os.open("object", os.O_WRONLY | os.O_CREAT), "w", closefd=F
 """
 
 
-def test_a_file_gets_what_workers_and_their_children_print(serve: Start, project: Path) -> None:
+def test_a_file_gets_the_output_of_workers_and_their_children(serve: Start, project: Path) -> None:
     (project / "out").write_text("before\n")
     line = ("--worker-stdout", "out", "--worker-stderr", "err", "--access-logfile", "-", "--access-logformat", "%(U)s")
     command = serve("site_app:app", "--base-port", 0, "--workers", 2, *line, cwd=project)
@@ -65,7 +65,7 @@ def test_a_file_gets_what_workers_and_their_children_print(serve: Start, project
     assert (project / "err").read_text() == "complained /x\n" * 2
 
 
-def test_a_prefix_says_which_worker_it_was(serve: Start, project: Path) -> None:
+def test_a_prefix_names_the_worker(serve: Start, project: Path) -> None:
     line = ("--worker-stdout", "-", "--worker-stderr", "-", "--worker-output-prefix")
     command = serve("site_app:app", "--base-port", 0, "--workers", 2, *line, cwd=project)
     for port in command.ports:
@@ -78,14 +78,14 @@ def test_a_prefix_says_which_worker_it_was(serve: Start, project: Path) -> None:
     assert "worker 2: complained /part\n" in command.stderr
 
 
-def test_the_last_words_of_a_worker_are_passed_on(serve: Start, project: Path) -> None:
+def test_the_last_output_of_a_killed_worker_is_forwarded(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--bind", "127.0.0.1:0", "--worker-stdout", "-", "--worker-output-prefix", cwd=project)
     with Client(command.port) as client:
         client.request("/die")
         eventually(lambda: command.stdout == "worker 1: last words\n", lambda: command.stdout)
 
 
-def test_functions_and_file_objects_of_a_configuration(serve: Start, project: Path) -> None:
+def test_worker_output_can_go_to_functions_and_file_objects(serve: Start, project: Path) -> None:
     (project / "forkserve.conf.py").write_text(CONFIG)
     command = serve("site_app:app", "--bind", "127.0.0.1:0", cwd=project)
     command.traceback_expected = True
@@ -100,7 +100,7 @@ def test_functions_and_file_objects_of_a_configuration(serve: Start, project: Pa
     assert (project / "object").read_text() == "complained /raise\ncomplained /x\n"
 
 
-def test_syslog(serve: Start, project: Path) -> None:
+def test_worker_output_can_go_to_syslog(serve: Start, project: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.bind(str(project / "log"))
         log.settimeout(20)
@@ -112,7 +112,7 @@ def test_syslog(serve: Start, project: Path) -> None:
     assert re.match(rf"<30>\w+ \d+ [\d:]+ web\[{command.pid}\]: ", messages[0])
 
 
-def test_a_file_that_was_moved_is_opened_anew(serve: Start, project: Path) -> None:
+def test_the_master_reopens_a_moved_output_file(serve: Start, project: Path) -> None:
     line = ("--worker-stdout", "out", "--worker-stderr", "err", "--worker-output-prefix")
     command = serve("site_app:app", "--bind", "127.0.0.1:0", *line, cwd=project)
     out, err = project / "out", project / "err"
@@ -128,7 +128,7 @@ def test_a_file_that_was_moved_is_opened_anew(serve: Start, project: Path) -> No
     assert "one" in err.read_text()
 
 
-def test_workers_open_their_own_files_anew(serve: Start, project: Path) -> None:
+def test_workers_reopen_a_moved_output_file(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--base-port", 0, "--workers", 2, "--worker-stdout", "out", cwd=project)
     out = project / "out"
     moved = out.rename(project / "moved")
@@ -143,23 +143,23 @@ def test_workers_open_their_own_files_anew(serve: Start, project: Path) -> None:
     assert moved.read_text() == ""
 
 
-def test_a_flood_starves_nobody(serve: Start, project: Path) -> None:
+def test_a_flood_of_output_does_not_starve_other_workers(serve: Start, project: Path) -> None:
     line = ("--worker-stdout", "/dev/null", "--worker-output-prefix", "--worker-stderr", "err", "--graceful-timeout", "2")
     command = serve("site_app:app", "--base-port", 0, "--workers", 2, *line, cwd=project)
     assert get(command.port, "/flood").status == 200
 
     first, second = command.workers
     os.kill(second, signal.SIGKILL)
-    eventually(lambda: len(children(command.pid)) == 2 and not exists(second), "a successor")
+    eventually(lambda: len(children(command.pid)) == 2 and not exists(second), "a replacement")
     assert get(command.ports[1], "/x").status == 200
     eventually(lambda: "worker 2: complained /x" in (project / "err").read_text())
     assert exists(first)
 
 
-def test_without_a_master_writing_fails_and_workers_end(serve: Start, project: Path) -> None:
+def test_a_worker_blocked_on_output_exits_when_the_master_is_killed(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--bind", "127.0.0.1:0", "--worker-stdout", "out", "--worker-output-prefix", cwd=project)
     workers = command.workers
     with Client(command.port) as client:
         assert client.get("/flood").status == 200
         command.kill(signal.SIGKILL)
-        eventually(lambda: not any(map(exists, workers)), "they end")
+        eventually(lambda: not any(map(exists, workers)), "the workers exit")

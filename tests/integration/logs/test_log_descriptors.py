@@ -1,7 +1,7 @@
-"""Which descriptor a log is: rotation where workers may not open it, `/dev/stdout` and its like, files at stdout, pipes.
+"""The descriptors of logs: rotation of files that workers may not open, `/dev/stdout` and its aliases, files at stdout, pipes.
 
-Where log files come to a process: the master opens them (start, USR1, `ctl reopen-logs`, an upgrade); workers and molds inherit
-them, and get new ones over their channel (workers that serve, boot or drain; molds; the warm process; one worker after USR1).
+The master opens log files (start, USR1, `ctl reopen-logs`, an upgrade). Workers and molds inherit them, and get new ones over their
+channel (workers that serve, boot or drain; molds; the warm process; one worker after USR1).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def app(environ, start_response):
 
 @pytest.fixture
 def project() -> Iterator[Path]:
-    """A directory with an app in it that everybody may read, unlike the tests' own, and `logs` in it, which only we may enter."""
+    """A directory with an app that every user may read, and its directory `logs`, which only the master's user may enter."""
     path = Path(tempfile.mkdtemp(prefix="forkserve-"))
     path.chmod(0o755)
     (path / "site_app.py").write_text(APP)
@@ -52,8 +52,8 @@ def project() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def rotated(project: Path, *, mode: int | None = None) -> list[Path]:
-    """Move both logs away, as logrotate does; with `mode` make new ones, as its `create` does. Return where they are now."""
+def rotate(project: Path, *, mode: int | None = None) -> list[Path]:
+    """Move both logs away as logrotate does; with `mode`, make new ones as its `create` does. Return the new paths of the old logs."""
     moved = []
     for name in ("error.log", "access.log"):
         log = project / "logs" / name
@@ -64,16 +64,16 @@ def rotated(project: Path, *, mode: int | None = None) -> list[Path]:
     return moved
 
 
-def logging_there(serve: Start, project: Path, *options: object) -> Command:
-    """Start two workers, as nobody if we are root, whose logs only we may open."""
+def start_logging(serve: Start, project: Path, *options: object) -> Command:
+    """Start two workers, as nobody if the test is root, whose logs only the master may open."""
     account = ("--user", "nobody") if IS_ROOT else ()
     logs = ("--log-file", "logs/error.log", "--access-logfile", "logs/access.log", *FORM)
     line = ("site_app:app", "--workers", 2, "--base-port", 0, "--control-socket", project / "s")
     return serve(*line, *logs, *account, *options, cwd=project)
 
 
-def write_there(command: Command, project: Path, target: str) -> None:
-    """Have each worker write to both logs, and see that it comes there."""
+def write_to_logs(command: Command, project: Path, target: str) -> None:
+    """Make each worker write to both logs, and wait for the lines."""
     for port in command.ports:
         assert get(port, f"/{target}").status == 200
         assert get(port, f"/fail?{target}").status == 500
@@ -85,12 +85,12 @@ def write_there(command: Command, project: Path, target: str) -> None:
 @pytest.mark.parametrize("options", [pytest.param((), marks=HEAVY), ("--preload",)], ids=["", "preload"])
 @pytest.mark.parametrize("mode", [pytest.param(None, marks=HEAVY), 0o640], ids=["none", "create"])
 @pytest.mark.parametrize("how", ["signal", pytest.param("ctl", marks=HEAVY)])
-def test_workers_get_logs_that_they_may_not_open(
+def test_workers_write_to_rotated_logs_that_they_may_not_open(
     serve: Start, project: Path, options: tuple[str, ...], mode: int | None, how: str
 ) -> None:
-    command = logging_there(serve, project, *options)
-    write_there(command, project, "before")
-    moved = rotated(project, mode=mode)
+    command = start_logging(serve, project, *options)
+    write_to_logs(command, project, "before")
+    moved = rotate(project, mode=mode)
     sizes = [one.stat().st_size for one in moved]
     if how == "signal":
         command.kill(signal.SIGUSR1)
@@ -99,45 +99,48 @@ def test_workers_get_logs_that_they_may_not_open(
     names = [project / "logs" / name for name in ("error.log", "access.log")]
     for pid in (command.pid, *command.workers):
         eventually(lambda pid=pid: {*map(str, names)} <= {*descriptors(pid).values()}, lambda pid=pid: descriptors(pid))
-    write_there(command, project, "after")
-    os.kill(command.workers[-1], signal.SIGKILL)  # one that comes later has them as well, of a mold too
-    eventually(lambda: "booted" if get_all(command) else "", "a successor")
-    write_there(command, project, "later")
+    write_to_logs(command, project, "after")
+    os.kill(command.workers[-1], signal.SIGKILL)  # a replacement, also from a mold, has the new logs as well
+    eventually(lambda: "booted" if all_respond(command) else "", "a replacement")
+    write_to_logs(command, project, "later")
 
     assert [one.stat().st_size for one in moved] == sizes
     assert "cannot reopen" not in names[0].read_text()
 
 
-def get_all(command: Command) -> bool:
-    """Whether two workers answer."""
+def all_respond(command: Command) -> bool:
+    """Whether two workers respond."""
     return len(command.workers) >= 2 and all(get(port).status == 200 for port in command.ports)
 
 
 @HEAVY
-def test_after_an_upgrade(serve: Start, project: Path) -> None:
-    command = logging_there(serve, project)
+def test_rotation_works_after_an_upgrade(serve: Start, project: Path) -> None:
+    command = start_logging(serve, project)
     for turn in ("one", "two"):
         assert run("ctl", "upgrade", "--socket", str(project / "s")).returncode == 0
-        rotated(project)
+        rotate(project)
         assert run("ctl", "reopen-logs", "--socket", str(project / "s")).returncode == 0
-        write_there(command, project, turn)
+        write_to_logs(command, project, turn)
 
 
-def test_one_worker_that_is_told_by_usr1(serve: Start, project: Path) -> None:
-    command = logging_there(serve, project)
-    rotated(project)
+def test_usr1_to_one_worker_reopens_the_logs_of_that_worker_only(serve: Start, project: Path) -> None:
+    command = start_logging(serve, project)
+    rotate(project)
     first, second = command.workers
     os.kill(first, signal.SIGUSR1)
     access = str(project / "logs" / "access.log")
     eventually(lambda: access in descriptors(first).values(), lambda: descriptors(first))
 
-    eventually(lambda: access not in descriptors(command.pid).values(), "the master has passed it on, and not kept it")
+    eventually(
+        lambda: access not in descriptors(command.pid).values(),
+        "the master has sent the new log to the worker and closed its own copy",
+    )
     assert access not in descriptors(second).values()
 
 
-def test_a_log_that_cannot_be_opened_anew_is_gone_on_with(serve: Start, project: Path) -> None:
-    command = logging_there(serve, project)
-    moved = rotated(project)
+def test_a_log_that_cannot_be_reopened_is_still_written(serve: Start, project: Path) -> None:
+    command = start_logging(serve, project)
+    moved = rotate(project)
     for one in ("error.log", "access.log"):
         (project / "logs" / one).mkdir()
     command.kill(signal.SIGUSR1)
@@ -151,16 +154,16 @@ def test_a_log_that_cannot_be_opened_anew_is_gone_on_with(serve: Start, project:
 
 @HEAVY
 def test_no_line_is_lost_by_rotation_under_load(serve: Start, project: Path) -> None:
-    """By rename and by copytruncate, which loses what comes between the copy and the cut, so that its copy is none here."""
-    command = logging_there(serve, project, "--workers", 4)
+    """Logs are rotated by rename; copytruncate itself loses lines between the copy and the truncation."""
+    command = start_logging(serve, project, "--workers", 4)
     targets = [f"/{number:04}/{'x' * (number % 300)}" for number in range(2000)]
     load = threading.Thread(target=burst, args=(command.ports, targets))
     load.start()
     moved: list[Path] = []
     while load.is_alive():
-        moved.append(rotated(project)[1])
+        moved.append(rotate(project)[1])
         command.kill(signal.SIGUSR1)
-        eventually((project / "logs" / "access.log").exists, "a new one")
+        eventually((project / "logs" / "access.log").exists, "a new log")
         load.join(0.1)
     command.stop()
 
@@ -168,29 +171,29 @@ def test_no_line_is_lost_by_rotation_under_load(serve: Start, project: Path) -> 
     assert sorted(lines) == sorted(4 * targets)
 
 
-# /dev/stdout and its like, and what stands at 1 and 2.
+# /dev/stdout and its aliases, and the descriptors 1 and 2.
 
 STDOUT = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"]
-USUAL = [("file", "/dev/stdout"), ("socket", "link")]
+COMMON_CASES = [("file", "/dev/stdout"), ("socket", "link")]
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        pytest.param(kind, name, marks=() if (kind, name) in USUAL else HEAVY)
+        pytest.param(kind, name, marks=() if (kind, name) in COMMON_CASES else HEAVY)
         for kind in ("file", "socket", "pipe")
         for name in STDOUT
     ],
 )
-def test_names_of_stdout_mean_the_descriptor(serve: Start, project: Path, kind: str, name: str) -> None:
-    """Both logs and what the app prints go to one file without O_APPEND, and nothing overwrites anything."""
+def test_every_name_of_stdout_means_the_inherited_descriptor(serve: Start, project: Path, kind: str, name: str) -> None:
+    """The access log and the app's output share one descriptor without O_APPEND; neither overwrites the other."""
     (project / "link").symlink_to("/dev/stdout")
     line = ("site_app:app", "--workers", 2, "--base-port", 0, "--access-logfile", name, *FORM)
     reader = Reader(kind) if kind != "file" else None
     options = {"prefix": reader.prefix(1), "pass_fds": [reader.theirs]} if reader else {}
     command = serve(*line, cwd=project, **options)
     burst(command.ports, ["/print"] * 75)
-    command.kill(signal.SIGUSR1)  # nothing is there to be opened
+    command.kill(signal.SIGUSR1)  # there is no file to reopen
     burst(command.ports, ["/print"] * 75)
     command.stop()
     if reader:
@@ -203,8 +206,8 @@ def test_names_of_stdout_mean_the_descriptor(serve: Start, project: Path, kind: 
     assert "cannot" not in command.stderr
 
 
-def test_one_file_for_both_streams(project: Path) -> None:
-    """`> out.log 2>&1`, and the error log by another name."""
+def test_stdout_stderr_and_both_logs_can_share_one_file(project: Path) -> None:
+    """`> out.log 2>&1`, with the error log at /dev/stderr."""
     with (project / "out.log").open("wb") as out:
         line = ("site_app:app", "--bind", "127.0.0.1:0", "--access-logfile", "/dev/stdout", "--log-file", "/dev/stderr", *FORM)
         process = subprocess.Popen([sys.executable, "-m", "forkserve", *line], cwd=project, stdout=out, stderr=out)
@@ -231,7 +234,7 @@ def test_one_file_for_both_streams(project: Path) -> None:
 
 
 @HEAVY
-def test_a_redirected_stdout_is_not_what_its_name_means_for_a_log(serve: Start, project: Path) -> None:
+def test_a_log_at_dev_stdout_ignores_worker_stdout(serve: Start, project: Path) -> None:
     line = ("site_app:app", "--base-port", 0, "--access-logfile", "/dev/stdout", "--worker-stdout", "out", *FORM)
     command = serve(*line, cwd=project)
     burst(command.ports, ["/print"])
@@ -255,7 +258,7 @@ def test_a_pipe_without_a_reader_is_a_usage_error(project: Path, option: str) ->
 
 
 @HEAVY
-def test_a_descriptor_that_is_none_is_a_usage_error(project: Path) -> None:
+def test_a_closed_descriptor_is_a_usage_error(project: Path) -> None:
     for name in ("/dev/fd/77", "/proc/self/fd/77"):
         ended = run("site_app:app", "--access-logfile", name, "--base-port", "0", cwd=project)
         assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
@@ -263,7 +266,7 @@ def test_a_descriptor_that_is_none_is_a_usage_error(project: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_the_reader_of_a_named_pipe_may_come_back(serve: Start, project: Path) -> None:
+def test_a_named_pipe_is_written_again_when_a_reader_returns(serve: Start, project: Path) -> None:
     first = Reader("fifo", str(project / "fifo"))
     command = serve("site_app:app", "--base-port", 0, "--access-logfile", "fifo", *FORM, cwd=project)
     os.close(first.theirs)
@@ -281,8 +284,8 @@ def test_the_reader_of_a_named_pipe_may_come_back(serve: Start, project: Path) -
 
 
 @HEAVY
-def test_what_the_app_forks_does_not_keep_stdout_open(serve: Start, project: Path) -> None:
-    """A daemon that has let go of its stdout and stderr outlives the server: the reader sees the end of the server's."""
+def test_a_process_forked_by_the_app_does_not_keep_stdout_open(serve: Start, project: Path) -> None:
+    """A daemon that has closed its stdout and stderr outlives the server; the reader still sees the end of the server's stdout."""
     (project / "site_app.py").write_text(FORKING)
     reader = Reader()
     options = {"prefix": reader.prefix(1), "pass_fds": [reader.theirs]}
@@ -292,7 +295,7 @@ def test_what_the_app_forks_does_not_keep_stdout_open(serve: Start, project: Pat
         command.stop()
         os.close(reader.theirs)
         reader.theirs = os.open(os.devnull, os.O_RDONLY)
-        eventually(lambda: not reader._thread.is_alive(), "the end of stdout")
+        eventually(lambda: not reader._thread.is_alive(), "stdout is closed")
     finally:
         os.kill(child, signal.SIGKILL)
         reader.close()
@@ -325,18 +328,20 @@ while os.path.exists("wait"):
 
 @HEAVY
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["", "preload"])
-def test_a_worker_that_boots_while_logs_are_rotated(serve: Start, project: Path, options: tuple[str, ...]) -> None:
+def test_a_worker_that_boots_during_rotation_writes_to_the_new_logs(
+    serve: Start, project: Path, options: tuple[str, ...]
+) -> None:
     (project / "site_app.py").write_text(SLOW + APP)
     project.chmod(0o777)
-    command = logging_there(serve, project, *options)
+    command = start_logging(serve, project, *options)
     (project / "importing").unlink()
     (project / "wait").touch()
     command.kill(signal.SIGHUP)
     eventually((project / "importing").exists, "the import has begun")
-    rotated(project)
+    rotate(project)
     command.kill(signal.SIGUSR1)
     error = project / "logs" / "error.log"
-    eventually(error.exists, "a new one")
+    eventually(error.exists, "a new log")
     (project / "wait").unlink()
     eventually(lambda: "reloaded: generation 2" in error.read_text(), error.read_text)
-    write_there(command, project, "after")
+    write_to_logs(command, project, "after")

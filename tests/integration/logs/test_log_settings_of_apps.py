@@ -1,8 +1,8 @@
-"""Diagnostics do not depend on what an application does to all loggers of its process.
+"""The server's log works whatever an application does to the loggers of its process.
 
-Global state that belongs to the application: `logging.config` with existing loggers disabled, `logging.disable`, the root logger's
-level and handlers, `logging.shutdown`, the handlers of every logger, the record factory and the logger class, `raiseExceptions`.
-It is the same in workers, where the app is, and in the master, where a configuration file may do it.
+An application may change global state: `logging.config` that disables existing loggers, `logging.disable`, the root logger's level and
+handlers, `logging.shutdown`, the handlers of every logger, the record factory, the logger class, `raiseExceptions`. The app does so in
+workers; a configuration file may do so in the master.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SETUPS = {
     "root": "import logging\nlogging.root.setLevel(100)\nlogging.root.handlers.clear()\n",
     "shutdown": "import logging\nlogging.shutdown()\n",
     "cleared": EVERY + "one.handlers.clear()\n",
-    "cleared and passed on to nobody": EVERY + "one.handlers.clear(); one.propagate = True\n",
+    "cleared and propagated": EVERY + "one.handlers.clear(); one.propagate = True\n",
     "disabled": EVERY + "one.disabled = True\n",
     "null": EVERY + "one.handlers[:] = [logging.NullHandler()]\n",
     "raising handler": EVERY + "one.handlers[:] = [type('H', (logging.Handler,), {'handle': lambda self, r: 1 / 0})()]\n",
@@ -62,11 +62,11 @@ SETUPS = {
 }
 
 
-USUAL = ("dictConfig", "disable", "cleared")
+COMMON_SETUPS = ("dictConfig", "disable", "cleared")
 
 
-@pytest.mark.parametrize("how", [pytest.param(how, marks=() if how in USUAL else pytest.mark.heavy) for how in SETUPS])
-def test_in_the_app(serve: Start, project: Path, how: str) -> None:
+@pytest.mark.parametrize("how", [pytest.param(how, marks=() if how in COMMON_SETUPS else pytest.mark.heavy) for how in SETUPS])
+def test_an_app_s_logging_setup_does_not_hide_its_traceback(serve: Start, project: Path, how: str) -> None:
     (project / "setup.py").write_text(SETUPS[how])
     command = serve("site_app:app", "--base-port", 0, "--log-file", "log", cwd=project)
     assert get(command.port, "/fail").status == 500
@@ -78,7 +78,7 @@ def test_in_the_app(serve: Start, project: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", SETUPS)
 @pytest.mark.heavy
-def test_in_the_master(serve: Start, project: Path, how: str) -> None:
+def test_a_logging_setup_in_the_master_does_not_hide_its_log(serve: Start, project: Path, how: str) -> None:
     (project / "setup.py").write_text("")
     (project / "forkserve.conf.py").write_text(f"def on_starting(server):\n    exec({SETUPS[how]!r})\n")
     command = serve("site_app:app", "--base-port", 0, "--log-file", "log", cwd=project)
@@ -102,10 +102,10 @@ NULL = {"class": "logging.NullHandler"}
         pytest.param(MINE, "CRITICAL", None, marks=pytest.mark.heavy),
     ],
 )
-def test_what_log_config_asks_for_counts(
+def test_log_config_overrides_the_app_s_logging_setup(
     serve: Start, project: Path, handler: dict[str, str] | None, level: str, found: str | None
 ) -> None:
-    """Also if the app has its own configuration, which then silences a logger that was given no handler."""
+    """The app's own configuration silences a logger that has no handler."""
     (project / "setup.py").write_text(FLASK)
     names = [] if handler is None else ["h"]
     logger = {"handlers": names, "level": level, "propagate": False}
@@ -121,15 +121,15 @@ def test_what_log_config_asks_for_counts(
 
 
 @pytest.mark.heavy
-def test_handlers_that_an_app_gives_to_our_logger_count(serve: Start, project: Path) -> None:
-    """Instead of ours, or beside it."""
+def test_an_app_can_replace_and_add_handlers_of_the_server_s_logger(serve: Start, project: Path) -> None:
+    """The app replaces the server's handler, and adds another one."""
     (project / "setup.py").write_text(
         "import logging\nlogging.getLogger('forkserve').handlers = [logging.FileHandler('mine.log')]\n"
         "logging.getLogger('forkserve').addHandler(logging.FileHandler('other.log'))\n"
     )
     command = serve("site_app:app", "--base-port", 0, "--log-file", "log", cwd=project)
     assert get(command.port, "/fail").status == 500
-    eventually(lambda: "of the app" in (project / "mine.log").read_text(), "the traceback")
+    eventually(lambda: "of the app" in (project / "mine.log").read_text(), "the traceback is logged")
     command.stop()
 
     assert "of the app" in (project / "other.log").read_text()

@@ -1,7 +1,7 @@
-"""Logs that take nothing, or not all: nobody waits for them, no line is torn, and what is lost is counted and said.
+"""Logs that are full or accept only a part: no process blocks, no line is torn, and lost lines are counted and reported.
 
-Where a process of a server writes to what may have no room: the error log (master, workers, mold), the access log (workers), the
-start-up lines and reports of `console.say` (master), and what the master passes on of the workers' output. All go by `LogFile`.
+A process of the server may write to a full file or pipe in these places: the error log (master, workers, mold), the access log
+(workers), the start-up lines and reports of `console.say` (master), and the workers' output that the master forwards. All use `LogFile`.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def reader() -> Iterator[Reader]:
 
 
 def status(socket: Path) -> dict[str, object]:
-    """Ask the server for its status."""
+    """Return the server's status."""
     done = run("ctl", "status", "--json", "--socket", str(socket))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["result"]
 
 
-def piped(start: Start, project: Path, reader: Reader, *options: object, app: str = "app") -> Command:
-    """Start two workers whose stdout and stderr are the pipe, and that log there."""
+def start_piped(start: Start, project: Path, reader: Reader, *options: object, app: str = "app") -> Command:
+    """Start two workers with the pipe as stdout and stderr, which also gets both logs."""
     line = (f"site_app:{app}", "--workers", 2, "--base-port", 0, "--access-logfile", "-", "--control-socket", "s", *FORM)
     command = start(*line, *options, cwd=project, prefix=reader.prefix(1, 2), pass_fds=[reader.theirs])
     reader.wait_for("Ready: ")
@@ -64,12 +64,12 @@ def piped(start: Start, project: Path, reader: Reader, *options: object, app: st
 
 
 def ports(reader: Reader) -> list[int]:
-    """Return the ports of the start-up lines."""
+    """Return the ports in the start-up lines."""
     return [int(port) for port in re.findall(r"Listening on http://127\.0\.0\.1:(\d+)", reader.text)]
 
 
 def lost(text: str) -> int:
-    """Return how many lines the log says were lost."""
+    """Return the number of lost lines reported in the log."""
     return sum(map(int, re.findall(r"(?:: |with )(\d+) lines? (?:of .* (?:was|were) lost|for its logs)", text)))
 
 
@@ -77,22 +77,24 @@ def lost(text: str) -> int:
     ("app", "options"),
     [("app", ()), pytest.param("asgi", (), marks=HEAVY), pytest.param("app", ("--preload",), marks=HEAVY)],
 )
-def test_nothing_stops_with_the_reader(start: Start, project: Path, reader: Reader, app: str, options: tuple[str, ...]) -> None:
-    """Not the master, which reaps, reloads and stops; not workers, which answer, nor their successors."""
-    command = piped(start, project, reader, "--timeout", 3, *options, app=app)
+def test_a_full_log_pipe_blocks_no_process(
+    start: Start, project: Path, reader: Reader, app: str, options: tuple[str, ...]
+) -> None:
+    """The master reaps, reloads and stops; workers and their replacements respond."""
+    command = start_piped(start, project, reader, "--timeout", 3, *options, app=app)
     first = ports(reader)
     reader.fill()
 
     burst(first, [f"/{'x' * 2000}"] * 700)
     before = command.workers
     os.kill(before[0], signal.SIGKILL)
-    eventually(lambda: len(command.workers) == len(before) and before[0] not in command.workers, "a successor")
+    eventually(lambda: len(command.workers) == len(before) and before[0] not in command.workers, "a replacement")
     found = status(project / "s")
     assert found["state"] == "running"
     assert found["log_lines_lost"] > 0
     assert "log lines lost: " in run("ctl", "status", "--socket", str(project / "s")).stdout
     command.kill(signal.SIGHUP)
-    eventually(lambda: status(project / "s")["generation"] == 2 and not any(map(exists, before)), "a reload")
+    eventually(lambda: status(project / "s")["generation"] == 2 and not any(map(exists, before)), "the reload is done")
     for port in first:
         assert get(port).status == 200
     command.kill(signal.SIGTERM)
@@ -100,8 +102,8 @@ def test_nothing_stops_with_the_reader(start: Start, project: Path, reader: Read
 
 
 @pytest.mark.heavy
-def test_what_is_lost_is_counted_and_said(start: Start, project: Path, reader: Reader) -> None:
-    command = piped(start, project, reader, "--timeout", 0)
+def test_lost_lines_are_counted_and_reported(start: Start, project: Path, reader: Reader) -> None:
+    command = start_piped(start, project, reader, "--timeout", 0)
     reader.fill()
     targets = [f"/{number:04}/{'x' * 2000}" for number in range(700)]
     burst(ports(reader), targets)
@@ -123,23 +125,23 @@ def test_what_is_lost_is_counted_and_said(start: Start, project: Path, reader: R
 
 @HEAVY
 def test_a_stop_with_a_full_log_is_bounded_and_counted(start: Start, project: Path, reader: Reader) -> None:
-    """The master's error log goes elsewhere and tells of it."""
-    command = piped(start, project, reader, "--log-file", "error.log")
+    """The master's error log is another file and reports the lost lines."""
+    command = start_piped(start, project, reader, "--log-file", "error.log")
     reader.fill()
     burst(ports(reader), ["/x"] * 100)
     command.kill(signal.SIGTERM)
     assert command.process.wait(20) == 0
 
-    said = re.findall(r"has ended with (\d+) lines for its logs, which are lost", (project / "error.log").read_text())
-    assert said == ["100", "100"]
+    counts = re.findall(r"has ended with (\d+) lines for its logs, which are lost", (project / "error.log").read_text())
+    assert counts == ["100", "100"]
 
 
 @HEAVY
-def test_a_master_that_logs_much_goes_on(start: Start, project: Path, reader: Reader) -> None:
-    command = piped(start, project, reader, "--max-workers", 2)
+def test_a_master_with_a_full_log_still_handles_signals(start: Start, project: Path, reader: Reader) -> None:
+    command = start_piped(start, project, reader, "--max-workers", 2)
     reader.fill()
     for _ in range(100):
-        command.kill(signal.SIGTTIN)  # refused, which is a line each time, if they do not come together
+        command.kill(signal.SIGTTIN)  # refused; each refusal is a log line unless signals are merged
     command.kill(signal.SIGUSR1)
     assert get(ports(reader)[0], "/fail").status == 500
     reader.go_on()
@@ -151,8 +153,8 @@ def test_a_master_that_logs_much_goes_on(start: Start, project: Path, reader: Re
 NONBLOCKING = "import socket; os.set_blocking(1, False)"
 
 
-def test_a_pipe_that_somebody_made_non_blocking(serve: Start, project: Path, reader: Reader) -> None:
-    """As node does with pipes that it shares: a line is there as a whole, or is counted."""
+def test_a_non_blocking_pipe_gets_whole_lines_or_counted_losses(serve: Start, project: Path, reader: Reader) -> None:
+    """Node makes pipes that it shares non-blocking."""
     prefix = (
         *reader.prefix(1)[:2],
         f"{reader.prefix(1)[2].rsplit('os.execv', 1)[0]}{NONBLOCKING}\nos.execv(sys.argv[1], sys.argv[1:])",
@@ -169,8 +171,8 @@ def test_a_pipe_that_somebody_made_non_blocking(serve: Start, project: Path, rea
 
 
 @pytest.mark.parametrize("kind", ["pipe", *(pytest.param(one, marks=HEAVY) for one in ("file", "fifo", "socket"))])
-def test_lines_of_four_workers(serve: Start, project: Path, kind: str) -> None:
-    """None lost, doubled or torn while there is room."""
+def test_lines_of_four_workers_are_complete(serve: Start, project: Path, kind: str) -> None:
+    """No line is lost, duplicated or torn while there is room."""
     targets = [f"/{number:04}/{'x' * (number % 300)}" for number in range(1000)]
     line = ("site_app:app", "--workers", 4, "--base-port", 0, *FORM)
     if kind == "file":
@@ -203,8 +205,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, resource.RLIM_INFINITY))
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=HEAVY), 4])
-def test_a_full_disk_tears_no_line(serve: Start, project: Path, workers: int) -> None:
-    """A limit of a file's size looks the same: a part of a line is written, then nothing more."""
+def test_no_line_is_torn_on_a_full_disk(serve: Start, project: Path, workers: int) -> None:
+    """A limit on the file size acts like a full disk: a part of a line is written, then nothing more."""
     (project / "site_app.py").write_text(LIMITED + APP)
     line = ("site_app:app", "--workers", workers, "--base-port", 0, "--access-logfile", "log", *FORM)
     command = serve(*line, cwd=project)
@@ -215,7 +217,7 @@ def test_a_full_disk_tears_no_line(serve: Start, project: Path, workers: int) ->
     text = log.read_text()
     assert text.endswith("\n")
     assert set(text.split("\n")[:-1]) <= set(targets)
-    for worker in command.workers:  # there is room again
+    for worker in command.workers:  # make room again
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     eventually(lambda: log.read_text().count("\n") == workers * len(targets), lambda: log.read_text().count("\n"))
     command.stop()
@@ -225,7 +227,7 @@ def test_a_full_disk_tears_no_line(serve: Start, project: Path, workers: int) ->
 
 
 @HEAVY
-def test_dev_full_is_said(serve: Start, project: Path) -> None:
+def test_a_full_device_is_reported_at_the_end(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--base-port", 0, "--access-logfile", "/dev/full", *FORM, cwd=project)
     burst(command.ports, ["/x"] * 10)
     log = command.stop()
@@ -235,7 +237,7 @@ def test_dev_full_is_said(serve: Start, project: Path) -> None:
 
 
 @HEAVY
-def test_output_of_workers_that_nobody_takes_is_counted(serve: Start, project: Path) -> None:
+def test_worker_output_that_cannot_be_written_is_counted(serve: Start, project: Path) -> None:
     (project / "site_app.py").write_text(
         "import os\n\ndef app(environ, start_response):\n    os.write(1, b'line\\n' * 20)\n    start_response('200 OK', [])\n    return []\n"
     )
@@ -260,8 +262,8 @@ class Talking(forkserve.Worker):
 """
 
 
-def test_a_worker_without_a_loop_writes_what_waits(start: Start, project: Path, reader: Reader) -> None:
-    """Although nothing else happens to it."""
+def test_a_custom_worker_writes_buffered_lines_when_the_pipe_has_room(start: Start, project: Path, reader: Reader) -> None:
+    """No other event wakes the worker."""
     (project / "site_app.py").write_text(TALKING)
     line = ("--worker", "site_app:Talking", "--base-port", 0)
     command = start(*line, cwd=project, prefix=reader.prefix(1, 2), pass_fds=[reader.theirs])

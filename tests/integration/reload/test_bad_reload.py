@@ -1,4 +1,4 @@
-"""Reloads that fail: the old workers stay as they are, every request is answered, and whoever asked is told why."""
+"""Failed reloads: the old workers stay, every request is answered, and the reply to the reload has the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.site import Site, source
 
 QUICK = ("-w", 2, "--reload-settle", 0.3, "--linger", 1)
 
-# Ends its process when the file is there, as a thread that crashes would.
+# Exits the process when the file exists, like a crash in a thread.
 DIES = """
 import threading
 def die():
@@ -41,9 +41,9 @@ asgi = Starlette(lifespan=lifespan)
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a save, and what must be said of it."""
+    """A faulty save, and the expected error."""
 
-    said: str
+    message: str
     code: str = ""
     traceback: str = ""  # its last line
     app: str = "app:wsgi"
@@ -71,15 +71,15 @@ FAULTS = {
 }  # fmt: skip
 
 
-def check_told(site: Site, fault: Fault, old: list[tuple[int, int, int, str]]) -> None:
-    """Reload, which must fail, and check what is said of it and that nothing else has changed."""
+def check_failed_reload(site: Site, fault: Fault, old: list[tuple[int, int, int, str]]) -> None:
+    """Reload; check that it fails with the expected error and that nothing has changed."""
     logged = len(site.command.log)
     done = site.ctl("reload")
     error, *lines = done.stderr.splitlines()
     assert done.returncode == 1
     assert error.startswith("forkserve ctl: the new worker 1 ")
     assert error.endswith("; nothing was changed")
-    assert fault.said in error
+    assert fault.message in error
     if fault.traceback:
         assert lines[0] == "  Traceback (most recent call last):" or fault.code == "def app(:"
         assert lines[-1] == f"  {fault.traceback}"
@@ -97,14 +97,14 @@ def check_told(site: Site, fault: Fault, old: list[tuple[int, int, int, str]]) -
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_nothing_is_changed_until_it_is_mended(start: Start, tmp_path: Path, fault: Fault) -> None:
+def test_a_failed_reload_changes_nothing_until_the_fault_is_fixed(start: Start, tmp_path: Path, fault: Fault) -> None:
     site = Site(start, tmp_path, fault.app, "--base-port", 0, *QUICK, *fault.options, files={"forkserve.toml": ""})
     old = site.settled(2)
     with Load(site.command.ports, fresh=2, kept=2) as load:
         if fault.code:
             site.save(fault.code)
         site.save(fault.toml, "forkserve.toml")
-        check_told(site, fault, old)
+        check_failed_reload(site, fault, old)
         answered = load.answered
         eventually(lambda: load.answered > answered + 50, "load")
         assert {version for version, _ in load.seen} == {"1"}
@@ -122,15 +122,15 @@ def test_nothing_is_changed_until_it_is_mended(start: Start, tmp_path: Path, fau
 
 
 @pytest.mark.heavy
-def test_one_that_dies_when_it_is_ready(start: Start, tmp_path: Path) -> None:
-    """What it had accepted is lost with it, so that the load is on the other port."""
+def test_a_canary_that_dies_during_settle_fails_the_reload(start: Start, tmp_path: Path) -> None:
+    """The dead worker loses its accepted connections, so the load uses the other port only."""
     gate = tmp_path / "gate"
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK, "--reload-settle", 4, env={"GATE": str(gate)})
     old = site.settled(2)
     with Load(site.command.ports[1:], fresh=2, kept=2) as load:
         site.save(source(prologue=DIES))
         pending = site.begin("reload")
-        eventually(lambda: (1, 2, "ready") in [(row[0], *row[2:]) for row in site.workers()], "the new one")
+        eventually(lambda: (1, 2, "ready") in [(row[0], *row[2:]) for row in site.workers()], "the new worker is ready")
         gate.touch()
         answer = pending.answer
         assert answer["error"]["message"] == "the new worker 1 died: it exited with code 3; nothing was changed"
@@ -147,20 +147,20 @@ def test_one_that_dies_when_it_is_ready(start: Start, tmp_path: Path) -> None:
     load.check()
 
 
-def test_the_traceback_is_that_of_this_reload(start: Start, tmp_path: Path) -> None:
+def test_each_failed_reload_returns_its_own_traceback(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", *QUICK, "--boot-timeout", 2)
     broken = FAULTS["exception"]
     site.save(broken.code)
     old = site.workers()
-    check_told(site, broken, old)
-    check_told(site, broken, old)  # the log need not show it twice, but who asks has not seen it
+    check_failed_reload(site, broken, old)
+    check_failed_reload(site, broken, old)  # the log shows the traceback once, but each reply has it
     site.save(FAULTS["hangs"].code)
-    check_told(site, FAULTS["hangs"], old)
+    check_failed_reload(site, FAULTS["hangs"], old)
     site.command.traceback_expected = True
     assert site.command.stderr.count("Traceback (most recent call last)") == 1
 
 
-def test_a_hangup_is_told_in_the_log(start: Start, tmp_path: Path) -> None:
+def test_a_failed_reload_by_hangup_is_logged(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", *QUICK)
     old = site.workers()
     site.save(FAULTS["exception"].code)
@@ -170,8 +170,8 @@ def test_a_hangup_is_told_in_the_log(start: Start, tmp_path: Path) -> None:
     site.command.traceback_expected = True
 
 
-def test_one_that_fails_later_stops_the_rest(start: Start, tmp_path: Path) -> None:
-    """Without a mold the old code cannot be had again: what is replaced stays new, the others stay old."""
+def test_a_failure_in_the_second_worker_stops_the_reload(start: Start, tmp_path: Path) -> None:
+    """Without a mold the old code cannot be restored: replaced workers stay new, the others stay old."""
     third = "if GENERATION > '1' and os.environ['FORKSERVE_WORKER_ID'] == '2':\n    raise ValueError('only here')"
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK, "-w", 3)
     old = site.settled(3)
@@ -195,7 +195,7 @@ def test_one_that_fails_later_stops_the_rest(start: Start, tmp_path: Path) -> No
     site.command.traceback_expected = True
 
 
-def test_the_configuration_is_taken_over(start: Start, tmp_path: Path) -> None:
+def test_a_reload_applies_the_new_configuration(start: Start, tmp_path: Path) -> None:
     toml = 'workers = 1\nkeep_alive = 75\naccess_logformat = "old %(r)s"\n'
     access = tmp_path / "access"
     site = Site(
@@ -223,11 +223,11 @@ def test_the_configuration_is_taken_over(start: Start, tmp_path: Path) -> None:
 
     site.ask("scale", 2)
     assert site.ctl("reload").returncode == 0
-    assert len(site.settled(2)) == 2  # what was asked for by hand stays, as the file has not changed
+    assert len(site.settled(2)) == 2  # the number set by `scale` stays, because the file has not changed
     site.ask("scale", 1)
 
 
-def test_workers_that_cannot_be_had_are_refused(start: Start, tmp_path: Path) -> None:
+def test_a_reload_to_too_many_workers_is_refused(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "--reload-settle", 0.1, files={"forkserve.toml": ""})
     old = site.workers()
     site.save("workers = 1000\nlog_level = 'debug'\n", "forkserve.toml")

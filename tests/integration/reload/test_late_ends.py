@@ -1,4 +1,4 @@
-"""What still happens after TERM: work behind an answer is finished, and a delayed drain takes new connections."""
+"""After TERM, work behind a response is finished, and a delayed drain accepts new connections."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DELAY = 1.5
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_work_behind_the_answer_is_finished(serve: Start, tmp_path: Path, loop: str) -> None:
-    """It is waited for like an answer, and the lifespan ends behind it."""
+def test_work_after_the_response_is_finished_at_a_stop(serve: Start, tmp_path: Path, loop: str) -> None:
+    """The stop waits for the work as for a response; the lifespan shutdown follows."""
     gate = tmp_path / "gate"
     command = serve("tests.integration.http.asgi_apps:app", "--base-port", 0, "--loop", loop, "--linger", 0.1)
     workers = command.workers
@@ -25,7 +25,7 @@ def test_work_behind_the_answer_is_finished(serve: Start, tmp_path: Path, loop: 
             assert one.get(f"/background?gate={gate}").text == "answered"
         gone.sock.close()
         command.kill(signal.SIGTERM)
-        assert client.rest() == b"", "an idle connection, as far as its client knows"
+        assert client.rest() == b"", "the client sees an idle connection that is closed"
         assert command.workers == workers
         gate.touch()
     command.wait()
@@ -34,8 +34,8 @@ def test_work_behind_the_answer_is_finished(serve: Start, tmp_path: Path, loop: 
     assert "ERROR" not in command.stderr
 
 
-def test_work_behind_the_answer_has_until_the_graceful_timeout(serve: Start, tmp_path: Path) -> None:
-    """Work that never ends is given up, and the lifespan ends all the same."""
+def test_work_after_the_response_is_cancelled_at_the_graceful_timeout(serve: Start, tmp_path: Path) -> None:
+    """The stop does not wait for endless work; the lifespan shutdown still runs."""
     command = serve("tests.integration.http.asgi_apps:app", "--base-port", 0, "--linger", 0.1, "--graceful-timeout", 1)
     assert get(command.port, f"/background?gate={tmp_path / 'never'}").text == "answered"
     began = time.monotonic()
@@ -52,34 +52,34 @@ def test_work_behind_the_answer_has_until_the_graceful_timeout(serve: Start, tmp
     [("who", ("--bind", "127.0.0.1:0")), ("who", ("--base-port", 0, "--threads", 2)), ("who_asgi", ("--bind", "127.0.0.1:0"))],
     ids=["inline", "threads", "asgi"],
 )
-def test_a_delayed_drain_takes_new_connections(serve: Start, app: str, options: tuple[object, ...]) -> None:
-    """A front end that still sends clients here, for it has not heard of the end, does them no harm."""
+def test_a_delayed_drain_accepts_new_connections(serve: Start, app: str, options: tuple[object, ...]) -> None:
+    """A front end that has not noticed the stop may still send clients here; they are served."""
     command = serve(f"tests.integration.small_apps:{app}", *options, "--workers", 1, "--drain-delay", DELAY)
     began = time.monotonic()
     command.kill(signal.SIGTERM)
     command.wait_for("stopping")
     last = began
     while True:
-        asked = time.monotonic()
+        sent = time.monotonic()
         try:
             assert get(command.port).status == 200
         except (ConnectionRefusedError, ConnectionResetError):
             break
-        last = asked
+        last = sent
         assert last - began < DELAY + 5
     assert last - began > DELAY - 0.2
     command.wait()
 
 
-def test_a_lifespan_that_does_not_end_is_cut_short(serve: Start) -> None:
-    """It has what remains of the graceful timeout, and nobody has to be killed."""
+def test_an_endless_lifespan_shutdown_is_cut_short_at_the_graceful_timeout(serve: Start) -> None:
+    """The shutdown gets the rest of the graceful timeout; no worker is killed."""
     command = serve("tests.integration.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
     command.kill(signal.SIGTERM)
     assert "lifespan shutdown is cut short after 1.0 s" in command.wait()
     assert "is killed" not in command.stderr
 
 
-def test_a_lifespan_has_a_moment_though_the_graceful_timeout_is_over(serve: Start, tmp_path: Path) -> None:
+def test_the_lifespan_shutdown_gets_half_a_second_after_the_graceful_timeout(serve: Start, tmp_path: Path) -> None:
     command = serve("tests.integration.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
     with Client(command.port) as client:
         client.request("/endless")

@@ -1,10 +1,10 @@
-"""Old workers with nothing left but long answers hold up nothing, and no slot waits for others to drain.
+"""Old workers that only have long responses left block no command, and no slot waits for other workers to drain.
 
-Where a command, or a slot, could wait for a worker that drains:
+A command or a slot could wait for a draining worker in these cases:
 
-- a reload, from slot to slot and at its end; with the bound `--reload-lingering`; the next reload; the one after an upgrade;
-- `restart` and `scale`, whose answers say when it is done;
-- a slot that is wanted again while its old worker, and others, still drain or boot, which is no failure to boot.
+- a reload, from slot to slot and at its end; with the limit `--reload-lingering`; the next reload; the reload after an upgrade;
+- `restart` and `scale`, which reply when they are done;
+- a slot that is scaled up again while its old worker, and others, still drain or boot; this is no failure to boot.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAYS = {"SAYS": "1"}
 
 
 class Fleet(Steered):
-    """A server of workers of one class."""
+    """A server whose workers are of one custom class."""
 
     def __init__(self, start: Start, directory: Path, name: str, *options: object, env: dict[str, str] | None = None) -> None:
         self.home = directory
@@ -40,12 +40,12 @@ class Fleet(Steered):
         return Counter(row["state"] for row in self.rows())
 
     def end(self, ready: int) -> None:
-        """Let all end that drain, and stop."""
+        """Let all draining workers exit; wait until only ready ones are left."""
         (self.home / "end").touch()
         eventually(lambda: self.states() == {"ready": ready}, self.rows)
 
 
-def test_a_reload_is_done_while_old_workers_linger(start: Start, tmp_path: Path) -> None:
+def test_a_reload_completes_while_old_workers_linger(start: Start, tmp_path: Path) -> None:
     fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, env=SAYS)
     answer = fleet.ask("reload")
     assert answer["ok"], answer
@@ -55,7 +55,7 @@ def test_a_reload_is_done_while_old_workers_linger(start: Start, tmp_path: Path)
     fleet.end(3)
 
 
-def test_at_the_bound_the_reload_waits(start: Start, tmp_path: Path) -> None:
+def test_a_reload_waits_at_the_limit_of_lingering_workers(start: Start, tmp_path: Path) -> None:
     fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, "--reload-lingering", 1, env=SAYS)
     reload = fleet.begin("reload")
     eventually(lambda: fleet.states() == {"ready": 3, "draining": 2}, fleet.rows)
@@ -67,8 +67,8 @@ def test_at_the_bound_the_reload_waits(start: Start, tmp_path: Path) -> None:
     fleet.end(3)
 
 
-def test_without_a_word_of_it_a_roll_waits_for_each(start: Start, tmp_path: Path) -> None:
-    """They may have requests in hand that will be answered soon."""
+def test_a_reload_waits_for_a_worker_that_does_not_announce_lingering(start: Start, tmp_path: Path) -> None:
+    """Such a worker may have requests that end soon."""
     fleet = Fleet(start, tmp_path, "Lingering", "-w", 2)
     reload = fleet.begin("reload")
     eventually(lambda: fleet.states() == {"ready": 2, "draining": 1}, fleet.rows)
@@ -78,17 +78,17 @@ def test_without_a_word_of_it_a_roll_waits_for_each(start: Start, tmp_path: Path
     fleet.end(2)
 
 
-def test_restart_and_scale_do_not_wait_for_them(start: Start, tmp_path: Path) -> None:
+def test_restart_and_scale_do_not_wait_for_lingering_workers(start: Start, tmp_path: Path) -> None:
     fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, env=SAYS)
     assert fleet.ask("restart", 1)["ok"]
     assert fleet.states() == {"ready": 3, "draining": 1}
     assert fleet.ask("scale", 1)["ok"]
     assert fleet.states() == {"ready": 1, "draining": 3}
-    assert fleet.ask("reload")["ok"], "and those that linger since then do not hold up a reload"
+    assert fleet.ask("reload")["ok"], "workers that already linger do not block a reload"
     fleet.end(1)
 
 
-def test_those_that_linger_outlive_an_upgrade(start: Start, tmp_path: Path) -> None:
+def test_lingering_workers_survive_an_upgrade(start: Start, tmp_path: Path) -> None:
     fleet = Fleet(start, tmp_path, "Lingering", "-w", 2, env=SAYS)
     assert fleet.ask("reload")["ok"]
     old = {row["pid"] for row in fleet.rows() if row["state"] == "draining"}
@@ -97,13 +97,13 @@ def test_those_that_linger_outlive_an_upgrade(start: Start, tmp_path: Path) -> N
     eventually(lambda: {row["generation"] for row in fleet.rows()} >= {1, 2, 3}, fleet.rows)
     assert {row["pid"] for row in fleet.rows() if row["generation"] == 1} == old
     assert {row["state"] for row in fleet.rows() if row["generation"] == 1} == {"draining"}
-    (tmp_path / "end").touch()  # two of each generation linger then, more than may
+    (tmp_path / "end").touch()  # two of each generation linger then, above the limit
     assert upgrade.answer["ok"]
     fleet.end(2)
 
 
-def test_slots_that_are_wanted_again_do_not_wait_for_those_that_drain(start: Start, tmp_path: Path) -> None:
-    """`scale 4`, `1`, `4`: their old workers are busy, and say nothing of lingering."""
+def test_slots_scaled_up_again_do_not_wait_for_draining_workers(start: Start, tmp_path: Path) -> None:
+    """`scale 4`, `1`, `4`: the old workers are busy and do not announce lingering."""
     fleet = Fleet(start, tmp_path, "Lingering", "-w", 4)
     down = fleet.begin("scale", 1)
     eventually(lambda: fleet.states() == {"ready": 1, "draining": 3}, fleet.rows)
@@ -115,7 +115,7 @@ def test_slots_that_are_wanted_again_do_not_wait_for_those_that_drain(start: Sta
     fleet.end(4)
 
 
-def test_a_slot_whose_worker_dies_does_not_wait_for_those_that_drain(start: Start, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_while_others_drain(start: Start, tmp_path: Path) -> None:
     fleet = Fleet(start, tmp_path, "Lingering", "-w", 4)
     fleet.begin("scale", 1).abandon()
     eventually(lambda: fleet.states() == {"ready": 1, "draining": 3}, fleet.rows)
@@ -127,7 +127,7 @@ def test_a_slot_whose_worker_dies_does_not_wait_for_those_that_drain(start: Star
     fleet.end(1)
 
 
-def test_what_was_scaled_away_while_it_booted_did_not_fail_to_boot(start: Start, tmp_path: Path) -> None:
+def test_a_worker_scaled_down_during_boot_is_no_failed_boot(start: Start, tmp_path: Path) -> None:
     go = tmp_path / "go"
     go.touch()
     fleet = Fleet(start, tmp_path, "SlowToBoot", "-w", 1)
@@ -139,7 +139,7 @@ def test_what_was_scaled_away_while_it_booted_did_not_fail_to_boot(start: Start,
     last = fleet.begin("scale", 3)
     began = time.monotonic()
     eventually(lambda: fleet.states()["booting"] >= 2, fleet.rows)
-    assert time.monotonic() - began < 5, "they do not back off"
+    assert time.monotonic() - began < 5, "there is no back-off"
     go.touch()
     answer = last.answer
     assert answer["ok"], answer

@@ -1,11 +1,11 @@
-"""No process answers more than it should, and no request is lost: --max-requests, as people use it, with small numbers.
+"""--max-requests with small numbers: no worker serves more requests than allowed, and no request is lost.
 
-A worker asks for its successor itself, and takes max(2, N/10) requests more at most until that is ready. Where it can go wrong:
+A worker itself requests its replacement, and serves at most max(2, N/10) more requests until the replacement is ready. The cases:
 
-- inline, in threads and on an event loop, on a port of its own and on a shared one, with and without a mold;
-- new connections, kept ones, pipelined requests, connections that bring none, and many at once;
-- what waits in the listener's queue when a worker ends, also at the stop of the server;
-- a successor that does not load, that hangs, and that is repaired; a reload meanwhile; the surge of one.
+- inline, in threads and on an event loop, on its own port and on a shared one, with and without a mold;
+- new connections, kept connections, pipelined requests, connections without a request, and many connections at once;
+- connections in the listener's queue when a worker exits, also at the stop of the server;
+- a replacement that does not load, that hangs, and that is fixed; a reload meanwhile; a surge of one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from tests.integration.load import Load
 from tests.integration.site import Site, source
 
 OWN, SHARED = ("--base-port", 0), ("--bind", "127.0.0.1:0")
-QUICK = ("--linger", 1, "--reload-settle", 0.1)  # longer than the clients of a `Load` are idle
+QUICK = ("--linger", 1, "--reload-settle", 0.1)  # longer than the clients of a `Load` stay idle
 
 
-def most(number: int) -> int:
-    """How many requests a process may answer."""
+def max_responses(number: int) -> int:
+    """Return the number of requests that a worker may serve."""
     return number + max(2, number // 10)
 
 
 def pipeline(port: int, count: int, answered: Counter[int]) -> None:
-    """Send requests ahead of their answers; what an announced end has left unanswered is sent again."""
+    """Send pipelined requests; after a response with `Connection: close`, send the remaining ones again."""
     left = count
     while left:
         with Client(port) as client:
@@ -51,7 +51,7 @@ def pipeline(port: int, count: int, answered: Counter[int]) -> None:
 
 
 def check(answered: Counter[int], number: int) -> None:
-    assert max(answered.values()) <= most(number), answered
+    assert max(answered.values()) <= max_responses(number), answered
 
 
 MODES = {
@@ -66,7 +66,9 @@ MODES = {
 @pytest.mark.parametrize("number", [1, 7])
 @pytest.mark.parametrize("address", [OWN, SHARED], ids=["own", "shared"])
 @pytest.mark.parametrize("mode", MODES)
-def test_no_process_answers_more(start: Start, tmp_path: Path, mode: str, address: tuple[object, ...], number: int) -> None:
+def test_no_worker_serves_more_than_max_requests_allows(
+    start: Start, tmp_path: Path, mode: str, address: tuple[object, ...], number: int
+) -> None:
     site = Site(start, tmp_path, *MODES[mode], *address, "-w", 2, "--max-requests", number, *QUICK)
     piped: Counter[int] = Counter()
     with Load(site.command.ports) as load:
@@ -83,8 +85,8 @@ def test_no_process_answers_more(start: Start, tmp_path: Path, mode: str, addres
     site.settled(2)
 
 
-def test_many_kept_connections_at_once(start: Start, tmp_path: Path) -> None:
-    """They are not accepted before there is somebody who may answer all of them."""
+def test_many_kept_connections_keep_the_limit(start: Start, tmp_path: Path) -> None:
+    """A worker accepts no connection whose requests it may not serve."""
     site = Site(start, tmp_path, "app:wsgi", *OWN, "-w", 1, "--max-requests", 20, *QUICK)
     answered: Counter[int] = Counter()
     lock = threading.Lock()
@@ -112,8 +114,8 @@ def test_many_kept_connections_at_once(start: Start, tmp_path: Path) -> None:
     site.settled(1)
 
 
-def test_connections_that_bring_nothing_do_not_stop_a_worker(start: Start, tmp_path: Path) -> None:
-    """They may bring a request each, so that there is none left for others: these get the successor."""
+def test_idle_connections_keep_a_worker_until_they_use_its_limit(start: Start, tmp_path: Path) -> None:
+    """Each idle connection may still send a request, so other connections go to the replacement."""
     site = Site(start, tmp_path, "app:wsgi", *OWN, "-w", 1, "--max-requests", 1, *QUICK)
     (first,) = site.pids()
     with Client(site.command.port), Client(site.command.port), Client(site.command.port) as third:
@@ -124,8 +126,8 @@ def test_connections_that_bring_nothing_do_not_stop_a_worker(start: Start, tmp_p
     site.settled(1)
 
 
-def test_each_process_has_a_limit_of_its_own(start: Start, tmp_path: Path) -> None:
-    """Also where the workers come from one mold, and had the same random numbers."""
+def test_each_worker_has_its_own_random_limit(start: Start, tmp_path: Path) -> None:
+    """This holds for workers of one mold too, which inherit the state of its random numbers."""
     options = ("--max-requests", 10, "--max-requests-jitter", 40, "--preload", *QUICK)
     site = Site(start, tmp_path, "app:wsgi", *OWN, "-w", 2, *options)
     found: list[int] = []
@@ -143,8 +145,8 @@ def test_each_process_has_a_limit_of_its_own(start: Start, tmp_path: Path) -> No
     assert len(set(found)) > 1
 
 
-def test_nothing_in_the_queue_is_lost_at_the_stop(start: Start, tmp_path: Path) -> None:
-    """The worker takes no more, and there will be no successor: then what waits is answered all the same."""
+def test_queued_connections_are_served_at_a_stop(start: Start, tmp_path: Path) -> None:
+    """The worker is at its limit and gets no replacement; it serves the queued connections anyway."""
     gate = tmp_path / "gate"
     code = source(prologue="while not os.path.exists(os.environ['GATE']): time.sleep(0.01)")
     gate.touch()
@@ -163,31 +165,31 @@ def test_nothing_in_the_queue_is_lost_at_the_stop(start: Start, tmp_path: Path) 
     site.command.wait()
 
 
-def test_broken_code_lifts_the_limit_until_it_is_repaired(start: Start, tmp_path: Path) -> None:
+def test_a_replacement_that_does_not_load_suspends_the_limit(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *OWN, "-w", 1, "--max-requests", 2, *QUICK)
     (first,) = site.pids()
     site.save("broken(")
     for _ in range(20):
         assert get(site.command.port, "/").json["pid"] == first
     with Client(site.command.port) as client:
-        assert [client.get().json["pid"] for _ in range(5)] == [first] * 5, "connections are kept again"
+        assert [client.get().json["pid"] for _ in range(5)] == [first] * 5, "connections are kept alive again"
     site.command.wait_for(r"\[ERROR\] master: worker 1 \(pid \d+\) failed to boot again")
     warnings = re.findall(r"^.*\[WARNING\].*$", site.command.stderr, re.MULTILINE)
     assert len(warnings) == 1, warnings
     assert "worker 1 serves on: its successor failed, and is tried again" in warnings[0]
     assert site.status()["state"] == "degraded"
     site.save(source("mended"))
-    eventually(lambda: get(site.command.port, "/").json["version"] == "mended", "the successor")
+    eventually(lambda: get(site.command.port, "/").json["version"] == "mended", "the replacement serves")
     eventually(lambda: site.status()["state"] == "running", site.status)
     assert len(re.findall(r"\[WARNING\]", site.command.stderr)) == 1
     answered: Counter[int] = Counter()
     pipeline(site.command.port, 12, answered)
-    assert len(answered) >= 3, "and the limit holds again"
+    assert len(answered) >= 3, "the limit applies again"
     site.command.traceback_expected = "Traceback" in site.command.stderr
 
 
 @pytest.mark.heavy
-def test_a_successor_that_hangs_lifts_it_when_its_time_is_over(start: Start, tmp_path: Path) -> None:
+def test_a_replacement_that_hangs_suspends_the_limit_at_the_boot_timeout(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *OWN, "-w", 1, "--max-requests", 1, "--boot-timeout", 2, *QUICK)
     (first,) = site.pids()
     site.save(source(prologue="time.sleep(1000)"))
@@ -195,15 +197,15 @@ def test_a_successor_that_hangs_lifts_it_when_its_time_is_over(start: Start, tmp
     for _ in range(3):
         assert get(site.command.port, "/").json["pid"] == first
     assert time.monotonic() - began < 2
-    assert get(site.command.port, "/").json["pid"] == first, "the fourth waits, and is answered"
+    assert get(site.command.port, "/").json["pid"] == first, "the fourth request waits, and is served"
     assert time.monotonic() - began > 1.5
     site.save(source())
-    eventually(lambda: get(site.command.port, "/").json["pid"] != first, "the successor")
+    eventually(lambda: get(site.command.port, "/").json["pid"] != first, "the replacement serves")
     site.command.traceback_expected = "Traceback" in site.command.stderr
 
 
 @pytest.mark.heavy
-def test_a_reload_ends_while_workers_are_replaced_all_the_time(start: Start, tmp_path: Path) -> None:
+def test_a_reload_completes_while_workers_are_recycled_all_the_time(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", *OWN, "-w", 2, "--max-requests", 1, "--linger", 1, "--reload-settle", 1)
     with Load(site.command.ports) as load:
         eventually(lambda: load.answered > 20, lambda: load.answered)
@@ -221,8 +223,8 @@ def test_a_reload_ends_while_workers_are_replaced_all_the_time(start: Start, tmp
     site.settled(2)
 
 
-def test_those_that_take_no_more_do_not_wait_for_the_surge(start: Start, tmp_path: Path) -> None:
-    """Successors of three boot side by side, where a reload would start one after the other."""
+def test_workers_at_their_limit_are_replaced_at_once_despite_the_surge(start: Start, tmp_path: Path) -> None:
+    """Three replacements boot at the same time; a reload would start them in turn."""
     gate = tmp_path / "gate"
     code = source(prologue="while not os.path.exists(os.environ['GATE']): time.sleep(0.01)")
     gate.touch()

@@ -1,4 +1,4 @@
-"""--preload: the app is loaded once, in a mold, and what workers are forked from is never what is broken on disk."""
+"""--preload: a mold loads the app once, and workers are forked from the mold, whatever is on disk meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PORTS = ("--base-port", 0, "-w", 2)
 QUICK = (*PORTS, "--preload", "--reload-settle", 0.2, "--linger", 1)
 BROKEN = "def app(:"
 
-# Each import and each call of the factory leaves a line.
+# Each import and each call of the factory writes a line.
 COUNTED = """
 def counted(text):
     with open(os.environ["NOTES"], "a") as file:
@@ -36,7 +36,7 @@ def make_asgi():
     counted("factory")
     return asgi
 """
-# The second worker of a new generation does not start.
+# The second worker of a new generation fails to start.
 HALF_WAY = 'assert GENERATION == "1" or os.environ["FORKSERVE_WORKER_ID"] == "1", "half-way"'
 FROZEN = """
 import gc
@@ -47,7 +47,7 @@ class Frozen:
 
 
 def mold(site: Site, generation: int = 1) -> int:
-    """Wait until the only mold is one of that generation and ready; return its pid."""
+    """Wait until the only mold is ready and of this generation; return its pid."""
 
     def look() -> int:
         rows = site.status()["molds"]
@@ -58,10 +58,10 @@ def mold(site: Site, generation: int = 1) -> int:
 
 
 def kill(site: Site, pid: int) -> list[tuple[int, int, int, str]]:
-    """Kill a worker, and return all when another one has come."""
+    """Kill a worker; return all workers after its replacement is ready."""
     count = len(site.workers())
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: pid not in site.pids() and not exists(pid), "its end")
+    eventually(lambda: pid not in site.pids() and not exists(pid), "the worker has exited")
     return site.settled(count)
 
 
@@ -76,10 +76,10 @@ def test_the_app_is_loaded_once_for_each_generation(start: Start, tmp_path: Path
     assert site.noted() == ["import 1", "factory 1", "import 2", "factory 2"]
     assert {row[2] for row in site.settled(2)} == {2}
     assert {get(port).json["generation"] for port in site.command.ports} == {"2"}
-    assert set(children(site.command.pid)) == {mold(site, 2), *site.pids()}  # the workers are the master's own
+    assert set(children(site.command.pid)) == {mold(site, 2), *site.pids()}  # the workers are children of the master
 
 
-def test_what_is_on_disk_does_not_matter_for_a_worker(start: Start, tmp_path: Path) -> None:
+def test_new_workers_use_the_loaded_code_not_the_code_on_disk(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=COUNTED))
     site.save(BROKEN)
     before = site.settled(2)
@@ -96,7 +96,9 @@ def test_what_is_on_disk_does_not_matter_for_a_worker(start: Start, tmp_path: Pa
 
 @pytest.mark.parametrize("options", [("app:wsgi",), ("app:wsgi", "--threads", 2), ("app:asgi",)], ids=["wsgi", "threads", "asgi"])
 @pytest.mark.parametrize("address", [("--base-port", 0), ("--bind", "127.0.0.1:0")], ids=["ports", "shared"])
-def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[object, ...], address: tuple[object, ...]) -> None:
+def test_reloads_with_preload_lose_no_request(
+    start: Start, tmp_path: Path, options: tuple[object, ...], address: tuple[object, ...]
+) -> None:
     site = Site(start, tmp_path, *options, *address, "-w", 3, "--preload", "--reload-settle", 0.2, "--linger", 1)
     site.settled(3)
     with Load(site.command.ports) as load:
@@ -111,7 +113,7 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[object, ..
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_bad_reload_changes_nothing_nor_does_a_crash_after_it(start: Start, tmp_path: Path, fault: Fault) -> None:
+def test_a_failed_reload_changes_nothing_even_for_workers_replaced_later(start: Start, tmp_path: Path, fault: Fault) -> None:
     site = Site(start, tmp_path, fault.app, *QUICK, *fault.options, files={"forkserve.toml": ""})
     old, first = site.settled(2), mold(site)
     with Load(site.command.ports, fresh=2, kept=2) as load:
@@ -122,7 +124,7 @@ def test_a_bad_reload_changes_nothing_nor_does_a_crash_after_it(start: Start, tm
         error, *lines = done.stderr.splitlines()
         assert done.returncode == 1
         assert re.match(r"forkserve ctl: the new (mold|worker 1) .*; nothing was changed$", error)
-        assert fault.said in error
+        assert fault.message in error
         assert bool(lines) == bool(fault.traceback)
         if fault.traceback:
             assert lines[-1] == f"  {fault.traceback}"
@@ -141,14 +143,14 @@ def test_a_bad_reload_changes_nothing_nor_does_a_crash_after_it(start: Start, tm
     site.command.traceback_expected = "Traceback" in site.command.stderr
 
 
-def test_one_that_dies_when_it_is_ready(start: Start, tmp_path: Path) -> None:
+def test_a_canary_that_dies_during_settle_fails_the_reload(start: Start, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--reload-settle", 10, "--mixin", "app:Dies", code=source() + "class Dies: pass\n", env={"GATE": str(gate)})  # fmt: skip
     old = site.settled(2)
     dies = "import threading\ndef die():\n    while not os.path.exists(os.environ['GATE']):\n        time.sleep(0.001)\n    os._exit(3)\nclass Dies:\n    def on_start(self):\n        threading.Thread(target=die, daemon=True).start()\n"
     site.save(source("dies") + dies)
     pending = site.begin("reload")
-    eventually(lambda: (1, 2, "ready") in [(row[0], *row[2:]) for row in site.workers()], "the new one")
+    eventually(lambda: (1, 2, "ready") in [(row[0], *row[2:]) for row in site.workers()], "the new worker is ready")
     gate.touch()
 
     assert pending.answer["error"]["message"] == "the new worker 1 died: it exited with code 3; nothing was changed"
@@ -158,7 +160,7 @@ def test_one_that_dies_when_it_is_ready(start: Start, tmp_path: Path) -> None:
     assert get(site.command.port).json["version"] == "good"
 
 
-def test_a_failure_half_way_puts_the_old_generation_back(start: Start, tmp_path: Path) -> None:
+def test_a_failure_in_the_second_worker_restores_the_old_generation(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", *QUICK, files={"forkserve.toml": ""})
     old, first = site.settled(2), mold(site)
     with Load(site.command.ports) as load:
@@ -170,7 +172,7 @@ def test_a_failure_half_way_puts_the_old_generation_back(start: Start, tmp_path:
         eventually(lambda: [row[2] for row in site.settled(2)] == [1, 1], site.workers)
         rows = site.settled(2)
         assert mold(site) == first
-        assert rows[1] == old[1]  # it was never replaced
+        assert rows[1] == old[1]  # this worker was never replaced
         assert load.versions["half"] > 0
         answered = load.versions["good"]
         eventually(lambda: load.versions["good"] > answered + 50, "load")
@@ -179,7 +181,7 @@ def test_a_failure_half_way_puts_the_old_generation_back(start: Start, tmp_path:
     site.command.traceback_expected = True
 
 
-def test_a_reload_reads_the_configuration_in_the_mold(start: Start, tmp_path: Path) -> None:
+def test_a_reload_applies_a_new_configuration_with_preload(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, files={"forkserve.toml": ""})
     assert get(site.command.port)["server"]
     site.save("header = ['X-New: yes']\nworkers = 3", "forkserve.toml")
@@ -192,7 +194,7 @@ def test_a_reload_reads_the_configuration_in_the_mold(start: Start, tmp_path: Pa
 THREAD = "import threading\nthreading.Thread(target=time.sleep, args=(600,), name='poller', daemon=True).start()"
 
 
-def test_threads_are_refused_by_name(start: Start, tmp_path: Path) -> None:
+def test_threads_started_at_import_are_refused_by_name(start: Start, tmp_path: Path) -> None:
     home = tmp_path / "site"
     home.mkdir()
     (home / "app.py").write_text(source(prologue=THREAD))
@@ -201,13 +203,13 @@ def test_threads_are_refused_by_name(start: Start, tmp_path: Path) -> None:
     assert re.search(r"^forkserve: mold failed to boot: --preload: the app has started threads at import.*: poller; start them", command.wait(3), re.MULTILINE)  # fmt: skip
 
 
-def test_threads_are_allowed_if_asked_for(start: Start, tmp_path: Path) -> None:
+def test_preload_allow_threads_allows_threads(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--preload-allow-threads", code=source(prologue=THREAD))
     assert get(site.command.port).status == 200
     assert "WARNING" not in site.command.stderr
 
 
-def test_what_was_left_open_is_one_warning(start: Start, tmp_path: Path) -> None:
+def test_descriptors_left_open_at_import_cause_one_warning(start: Start, tmp_path: Path) -> None:
     left = (
         "import asyncio, socket\nLOOP = asyncio.new_event_loop()\nSERVER = socket.create_server(('127.0.0.1', 0))\n"
         "CLIENT = socket.create_connection(SERVER.getsockname())"
@@ -221,7 +223,7 @@ def test_what_was_left_open_is_one_warning(start: Start, tmp_path: Path) -> None
     assert "open it in the start-up hook (lifespan, post_fork or on_start)" in line
 
 
-def test_a_mold_that_is_killed_comes_back(start: Start, tmp_path: Path) -> None:
+def test_a_killed_mold_is_replaced(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=COUNTED))
     before, first = site.settled(2), mold(site)
     with Load(site.command.ports, fresh=2, kept=2) as load:
@@ -229,7 +231,7 @@ def test_a_mold_that_is_killed_comes_back(start: Start, tmp_path: Path) -> None:
         site.command.wait_for(
             r"WARNING. master: mold \(pid \d+\) stands in for one that died: workers are forked from what is on disk now$"
         )
-        eventually(lambda: not exists(first), "its end")
+        eventually(lambda: not exists(first), "the mold has exited")
         assert mold(site) != first
         answered = load.answered
         eventually(lambda: load.answered > answered + 100, "load")
@@ -240,7 +242,7 @@ def test_a_mold_that_is_killed_comes_back(start: Start, tmp_path: Path) -> None:
     kill(site, before[0][1])
 
 
-def test_a_mold_that_is_stopped_is_replaced(start: Start, tmp_path: Path) -> None:
+def test_a_stuck_mold_is_killed_and_replaced(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--timeout", 2)
     before, first = site.settled(2), mold(site)
     os.kill(first, signal.SIGSTOP)
@@ -250,40 +252,45 @@ def test_a_mold_that_is_stopped_is_replaced(start: Start, tmp_path: Path) -> Non
     assert {row[1] for row in site.settled(2)} != {row[1] for row in before}
 
 
-def test_signals_to_the_group_do_nothing_to_a_mold(start: Start, tmp_path: Path) -> None:
+def test_signals_to_the_process_group_do_not_stop_a_mold(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK)
     first = mold(site)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH, signal.SIGUSR2):
         os.kill(first, signum)
-        eventually(lambda: re.search(r"^ShdPnd:\s0+$", Path(f"/proc/{first}/status").read_text(), re.MULTILINE), "it is taken")
-    rows = kill(site, site.workers()[0][1])  # it still does its work
+        eventually(
+            lambda: re.search(r"^ShdPnd:\s0+$", Path(f"/proc/{first}/status").read_text(), re.MULTILINE),
+            "the signal is delivered",
+        )
+    rows = kill(site, site.workers()[0][1])  # the mold still forks workers
     assert mold(site) == first
     assert len(rows) == 2
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_the_end_during_an_import(start: Start, tmp_path: Path, signum: signal.Signals) -> None:
-    slow = 'os.kill(os.getpid(), 15)\nopen(os.environ["NOTES"], "w").close()\ntime.sleep(600)'  # TERM alone does not end it
+def test_a_stop_or_kill_during_an_import_ends_the_mold(start: Start, tmp_path: Path, signum: signal.Signals) -> None:
+    slow = (
+        'os.kill(os.getpid(), 15)\nopen(os.environ["NOTES"], "w").close()\ntime.sleep(600)'  # SIGTERM alone does not end the mold
+    )
     site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=slow), ready=False)
-    eventually(site.notes.exists, "the import")
+    eventually(site.notes.exists, "the import has begun")
     (found,) = children(site.command.pid)
     site.command.kill(signum)
     if signum == signal.SIGTERM:
         assert site.command.wait(0) == site.command.stderr
     else:
         site.command.process.wait()
-    eventually(lambda: not exists(found), "the mold is gone")
+    eventually(lambda: not exists(found), "the mold has exited")
 
 
-def test_nobody_outlives_the_master(start: Start, tmp_path: Path) -> None:
+def test_no_process_outlives_the_master(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK)
-    everybody = [mold(site), *site.pids()]
+    processes = [mold(site), *site.pids()]
     site.command.kill(signal.SIGKILL)
     site.command.process.wait()
-    eventually(lambda: not any(map(exists, everybody)), "nobody is left", 5.0)
+    eventually(lambda: not any(map(exists, processes)), "all processes exit", 5.0)
 
 
-def test_descriptors_do_not_leak(start: Start, tmp_path: Path) -> None:
+def test_killed_workers_and_reloads_leak_no_descriptor(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--worker-stdout", tmp_path / "out", "--worker-output-prefix")
     first = mold(site)
     of_worker, of_mold = sorted(descriptors(site.workers()[0][1]).values()), len(descriptors(first))
@@ -295,13 +302,13 @@ def test_descriptors_do_not_leak(start: Start, tmp_path: Path) -> None:
     assert site.ask("reload")["ok"]
     second = mold(site, 2)
     eventually(lambda: len(descriptors(second)) == of_mold, lambda: descriptors(second))
-    # No other process of the server has the socket that a worker listens on, but for the master.
+    # Apart from the master, only the worker itself has its listening socket.
     (port,) = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{site.command.port:04X} 00000000:0000 0A" in line}  # fmt: skip
     holders = [pid for pid in (mold(site, 2), *sorted(site.pids())) if f"socket:[{port}]" in descriptors(pid).values()]
     assert holders == [site.workers()[0][1]]
 
 
-def test_stacks_are_those_of_each_worker(start: Start, tmp_path: Path) -> None:
+def test_stacks_shows_the_stack_of_each_worker(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK)
     found = site.ask("stacks")["result"]
     assert [(one["id"], one["pid"]) for one in found] == [(row[0], row[1]) for row in site.workers()]
@@ -309,44 +316,44 @@ def test_stacks_are_those_of_each_worker(start: Start, tmp_path: Path) -> None:
     assert all("web.py" in one["stacks"] for one in found)
 
 
-def test_what_is_loaded_is_frozen(start: Start, tmp_path: Path) -> None:
+def test_objects_of_the_loaded_app_are_frozen_in_the_collector(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--mixin", "app:Frozen", code=source() + FROZEN)
     assert all(reply["value"] > 1000 for reply in site.call("frozen"))
 
 
-def test_output_goes_where_it_belongs(start: Start, tmp_path: Path) -> None:
+def test_output_of_mold_and_workers_has_their_prefixes(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
     talks = 'print("at import")\nclass Talks:\n    def on_start(self):\n        print("at start")\n'
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--worker-stdout", out, "--worker-output-prefix", "--mixin", "app:Talks", code=source(prologue=talks))  # fmt: skip
-    said = eventually(lambda: lines if len(lines := out.read_text().splitlines()) == 3 else [], out.read_text)
-    assert sorted(said) == ["mold: at import", "worker 1: at start", "worker 2: at start"]
+    output = eventually(lambda: lines if len(lines := out.read_text().splitlines()) == 3 else [], out.read_text)
+    assert sorted(output) == ["mold: at import", "worker 1: at start", "worker 2: at start"]
     assert {get(port).status for port in site.command.ports} == {200}
 
 
-def test_titles(start: Start, tmp_path: Path) -> None:
+def test_a_mold_has_a_process_title(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--name", "shop")
     title = Path(f"/proc/{mold(site)}/cmdline").read_bytes().rstrip(b"\0")
     assert title == b"forkserve: mold gen 1 [shop]"
 
 
-def test_in_development_it_is_left_out(start: Start, tmp_path: Path) -> None:
+def test_preload_is_ignored_under_reload(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--reload")
     assert site.status()["molds"] == []
 
 
-def test_it_is_refused_where_it_cannot_work(start: Start, tmp_path: Path) -> None:
+def test_preload_is_refused_on_other_systems_than_linux(start: Start, tmp_path: Path) -> None:
     elsewhere = "import sys; sys.platform = 'freebsd14'; from forkserve.cli.serve import main; sys.exit(main())"
     command = start("app:wsgi", "--preload", program=("-c", elsewhere))
     assert command.wait(2).startswith("forkserve: --preload: needs Linux: ")
 
 
-def test_the_mold_is_the_user_before_the_app_is_imported(start: Start) -> None:
+def test_the_mold_changes_user_before_it_imports_the_app(start: Start) -> None:
     code = source(
         prologue="USER = os.getresuid()\nclass Whoami:\n    def child_users(self):\n        return [USER, os.getresuid()]"
     )
     with tempfile.TemporaryDirectory(prefix="forkserve-") as name:
         os.chmod(name, 0o755)
-        user = 65534 if os.geteuid() == 0 else os.geteuid()  # only root can become somebody else
+        user = 65534 if os.geteuid() == 0 else os.geteuid()  # only root can change to another user
         site = Site(start, Path(name), "app:wsgi", *QUICK, "--user", user, "--mixin", "app:Whoami", code=code)
         assert [reply["value"] for reply in site.call("users")] == [[[user] * 3] * 2] * 2
         assert Path(f"/proc/{mold(site)}").stat().st_uid == user
@@ -371,12 +378,12 @@ sys.exit(Server(worker=Own, workers=2, preload=True, control_socket=sys.argv[-1]
 """
 
 
-def test_a_worker_of_ones_own_preloads_what_it_likes(start: Start, tmp_path: Path) -> None:
+def test_a_custom_worker_defines_its_own_preload(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, program=("-c", LIBRARY))
     assert [reply["value"] for reply in site.call("loaded")] == [{"pid": mold(site), "by": "Own"}] * 2
 
 
-def test_logs_that_were_moved_away_are_left_by_all(start: Start, tmp_path: Path) -> None:
+def test_moved_logs_are_closed_by_the_mold_and_all_workers(start: Start, tmp_path: Path) -> None:
     log, moved = tmp_path / "log", tmp_path / "log.1"
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "--access-logfile", log)
     first = mold(site)
@@ -384,12 +391,12 @@ def test_logs_that_were_moved_away_are_left_by_all(start: Start, tmp_path: Path)
     assert site.ask("reopen-logs")["ok"]
     kill(site, site.workers()[0][1])
     assert get(site.command.port, "/after").status == 200
-    eventually(lambda: "/after" in log.read_text(), "the line")
+    eventually(lambda: "/after" in log.read_text(), "the log line")
     for pid in (first, *site.pids()):
-        eventually(lambda pid=pid: str(moved) not in descriptors(pid).values(), "the old file")
+        eventually(lambda pid=pid: str(moved) not in descriptors(pid).values(), "the old log is closed")
 
 
-def test_in_the_background_nothing_keeps_the_terminal(start: Start, tmp_path: Path) -> None:
+def test_a_daemon_with_a_mold_closes_the_launcher_s_stderr(start: Start, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "app.py").write_text(source())
     pid_file = tmp_path / "pid"
@@ -397,13 +404,13 @@ def test_in_the_background_nothing_keeps_the_terminal(start: Start, tmp_path: Pa
     assert launcher.process.wait(20) == 0
     master = int(pid_file.read_text())
     try:
-        everybody = [master, *children(master)]
-        assert len(everybody) == 4
-        for pid in everybody:
-            eventually(lambda pid=pid: not any("stderr0" in name for name in descriptors(pid).values()), f"{pid} lets go of it")
+        processes = [master, *children(master)]
+        assert len(processes) == 4
+        for pid in processes:
+            eventually(lambda pid=pid: not any("stderr0" in name for name in descriptors(pid).values()), f"{pid} closes it")
     finally:
         os.kill(master, signal.SIGTERM)
-    eventually(lambda: not any(map(exists, everybody)), "their end")
+    eventually(lambda: not any(map(exists, processes)), "all processes exit")
 
 
 AGENT = """
@@ -418,7 +425,7 @@ os.register_at_fork(after_in_child=start)
 """
 
 
-def test_threads_of_an_agent_do_not_hinder(start: Start, tmp_path: Path) -> None:
+def test_threads_that_exist_before_the_import_are_allowed(start: Start, tmp_path: Path) -> None:
     files = {"sitecustomize.py": AGENT}
     site = Site(start, tmp_path, "app:wsgi", *QUICK, files=files, env={"PYTHONPATH": str(tmp_path / "site")})
     mold(site)
@@ -428,12 +435,12 @@ def test_threads_of_an_agent_do_not_hinder(start: Start, tmp_path: Path) -> None
     assert "[INFO] mold gen 1: these threads were there before the app was imported" in lines[0]
 
 
-def test_threads_that_the_import_starts_beside_an_agent_are_refused(start: Start, tmp_path: Path) -> None:
+def test_threads_started_at_import_beside_an_agent_are_refused(start: Start, tmp_path: Path) -> None:
     files = {"sitecustomize.py": AGENT}
     code = source(prologue="import threading\nthreading.Thread(target=time.sleep, args=(60,), name='mine', daemon=True).start()")
     env = {"PYTHONPATH": str(tmp_path / "site")}
     site = Site(start, tmp_path, "app:wsgi", *QUICK, files=files, env=env, code=code, ready=False)
 
-    said = site.command.wait(3)
+    errors = site.command.wait(3)
 
-    assert "the app has started threads at import, which workers would not have: mine;" in said
+    assert "the app has started threads at import, which workers would not have: mine;" in errors

@@ -1,4 +1,4 @@
-"""Workers that have served long enough: replaced a few at a time, each when its successor is ready, and nobody notices."""
+"""Recycling: workers are replaced a few at a time, each after its replacement is ready, without a lost request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def leak(environ, start_response):
 
 
 def watch(site: Site, wanted: int, surge: int, over: object) -> None:
-    """Look at the workers until it is over: as many are ready as are wanted, and never more beside them than may be."""
+    """Check until `over`: enough workers are ready, and there are never more workers than the surge allows."""
 
     def look() -> bool:
         states = [row[3] for row in site.workers()]
@@ -35,12 +35,12 @@ def watch(site: Site, wanted: int, surge: int, over: object) -> None:
 
 
 @pytest.mark.parametrize("surge", [1, 2])
-def test_after_so_many_requests(start: Start, tmp_path: Path, surge: int) -> None:
+def test_workers_are_recycled_after_max_requests(start: Start, tmp_path: Path, surge: int) -> None:
     limits = ("--max-requests", 200, "--max-requests-jitter", 100, "--reload-surge", surge)
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 3, *limits, "--linger", 1)
     first = site.pids()
     with Load(site.command.ports) as load:
-        # The successor of one that takes no more may use the room of --reload-lingering, which is three here.
+        # The replacement of a worker that stops accepting may use the room of --reload-lingering, which is three here.
         watch(site, 3, surge + 3, lambda: not first & site.pids())
         eventually(lambda: load.answered > 300, "load")
     load.check()
@@ -54,7 +54,7 @@ def test_after_so_many_requests(start: Start, tmp_path: Path, surge: int) -> Non
     site.settled(3)
 
 
-def test_after_so_long(start: Start, tmp_path: Path) -> None:
+def test_workers_are_recycled_after_max_lifetime(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", "--bind", "127.0.0.1:0", "-w", 2, "--max-lifetime", 1.5, "--linger", 1)
     first = site.pids()
     with Load(site.command.ports) as load:
@@ -64,7 +64,7 @@ def test_after_so_long(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_with_so_much_memory(start: Start, tmp_path: Path) -> None:
+def test_a_worker_above_max_memory_is_recycled(start: Start, tmp_path: Path) -> None:
     code = source() + LEAK
     site = Site(start, tmp_path, "app:leak", "--base-port", 0, "-w", 2, "--max-memory", "90m", "--linger", 1, code=code)
     (_, leaking, _, _), other = site.settled(2)
@@ -79,7 +79,7 @@ def test_with_so_much_memory(start: Start, tmp_path: Path) -> None:
     ]
 
 
-def test_a_successor_that_does_not_load_leaves_the_old_one(start: Start, tmp_path: Path) -> None:
+def test_an_old_worker_stays_if_its_replacement_does_not_load(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 2, "--max-requests", 50, "--linger", 1)
     before = site.pids()
     site.save("broken(")
@@ -89,6 +89,6 @@ def test_a_successor_that_does_not_load_leaves_the_old_one(start: Start, tmp_pat
         assert site.status()["state"] == "degraded"
         site.save(source("mended"))
         eventually(lambda: load.versions["mended"] > 50, "load")
-        eventually(lambda: not site.pids() & before, "both are new")
+        eventually(lambda: not site.pids() & before, "both workers are replaced")
     load.check()
     site.command.traceback_expected = "Traceback" in site.command.stderr

@@ -1,4 +1,4 @@
-"""Rolling reload: every worker is new, and nobody who asks meanwhile notices."""
+"""Rolling reload: every worker is replaced, and no request is lost."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ EVERYWHERE = [
     for address_name, address in ADDRESSES.items()
 ]
 
-# Generation 2 and later ones boot when the gate is there.
+# Generation 2 and later boot only when the gate exists.
 GATED = """
 while int(GENERATION) > 1 and not os.path.exists(os.environ["GATE"]):
     time.sleep(0.005)
 """
-# The same, but the canary boots at once.
+# The same, but the canary boots immediately.
 GATED_OTHERS = """
 while int(GENERATION) > 1 and os.environ["FORKSERVE_WORKER_ID"] != "1" and not os.path.exists(os.environ["GATE"]):
     time.sleep(0.005)
@@ -46,16 +46,16 @@ sys.exit(server.run())
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """The file that new workers wait for."""
+    """A file that new workers wait for."""
     return tmp_path / "gate"
 
 
-def reloaded(site: Site, generation: int) -> None:
-    """Wait until the log says so."""
+def wait_until_reloaded(site: Site, generation: int) -> None:
+    """Wait until the log reports the reload."""
     site.command.wait_for(rf"\[INFO\] master: reloaded: generation {generation} in ")
 
 
-def test_the_working_directory_is_the_one_that_has_its_name_now(start: Start, tmp_path: Path) -> None:
+def test_a_reload_changes_to_the_new_target_of_the_working_directory_s_path(start: Start, tmp_path: Path) -> None:
     for release in ("one", "two"):
         (tmp_path / release).mkdir()
         (tmp_path / release / "app.py").write_text(source(release))
@@ -83,14 +83,14 @@ def test_the_working_directory_is_the_one_that_has_its_name_now(start: Start, tm
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("options", EVERYWHERE)
-def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_reloads_lose_no_request(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
     site = Site(start, tmp_path, *options, "-w", 3, *QUICK)
     first = site.settled(3)
     with Load(site.command.ports) as load:
         eventually(lambda: load.answered > 50, "load")
         site.save(source("second"))
         site.command.kill(signal.SIGHUP)
-        reloaded(site, 2)
+        wait_until_reloaded(site, 2)
         second = site.settled(3)
 
         site.save(source("third"))
@@ -112,13 +112,13 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
     assert "WARNING" not in site.command.stderr
 
 
-def test_from_a_program(start: Start, tmp_path: Path) -> None:
+def test_a_program_can_reload_its_server(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, program=("-c", LIBRARY))
     before = site.settled(2)
     with Load(site.command.ports) as load:
         site.save(source("second"))
         site.command.kill(signal.SIGUSR2)
-        eventually(lambda: site.command.stdout, "the callback")
+        eventually(lambda: site.command.stdout, "the callback was called")
         after = site.settled(2)
         eventually(lambda: load.versions["second"] > 50, "load")
     load.check()
@@ -127,7 +127,7 @@ def test_from_a_program(start: Start, tmp_path: Path) -> None:
     assert {row[1] for row in before}.isdisjoint(row[1] for row in after)
 
 
-def test_others_are_answered_and_requests_merge_while_one_runs(start: Start, tmp_path: Path, gate: Path) -> None:
+def test_commands_work_and_reload_requests_merge_during_a_reload(start: Start, tmp_path: Path, gate: Path) -> None:
     site = Site(
         start, tmp_path, "app:wsgi", *ADDRESSES["ports"], "-w", 2, *QUICK, "--mixin", "app:Commands", code=source(prologue=GATED), env={"GATE": str(gate)}
     )  # fmt: skip
@@ -157,7 +157,7 @@ def test_others_are_answered_and_requests_merge_while_one_runs(start: Start, tmp
     assert len(re.findall("master: reloaded", site.command.stderr)) == 2
 
 
-def test_who_has_asked_is_shown_each_step(start: Start, tmp_path: Path, gate: Path) -> None:
+def test_the_client_of_a_reload_sees_its_progress(start: Start, tmp_path: Path, gate: Path) -> None:
     each = GATED.replace('["GATE"]', '["GATE"] + os.environ["FORKSERVE_WORKER_ID"]')
     site = Site(
         start, tmp_path, "app:wsgi", *ADDRESSES["ports"], "-w", 3, *QUICK, code=source(prologue=each), env={"GATE": str(gate)}
@@ -172,7 +172,7 @@ def test_who_has_asked_is_shown_each_step(start: Start, tmp_path: Path, gate: Pa
 
 
 @pytest.mark.parametrize("prologue", [GATED, GATED_OTHERS], ids=["canary", "rolling"])
-def test_a_stop_ends_it(start: Start, tmp_path: Path, gate: Path, prologue: str) -> None:
+def test_a_stop_ends_a_reload(start: Start, tmp_path: Path, gate: Path, prologue: str) -> None:
     site = Site(
         start,
         tmp_path,
@@ -190,7 +190,7 @@ def test_a_stop_ends_it(start: Start, tmp_path: Path, gate: Path, prologue: str)
         lambda: (
             (status := site.status())["generation"] == generation and any(row["state"] == "booting" for row in status["workers"])
         ),
-        "a reload",
+        "the reload has begun",
     )
     site.command.kill(signal.SIGTERM)
     site.command.wait()
@@ -199,7 +199,7 @@ def test_a_stop_ends_it(start: Start, tmp_path: Path, gate: Path, prologue: str)
     assert "reloaded" not in site.command.stderr
 
 
-def test_several_at_a_time(start: Start, tmp_path: Path, gate: Path) -> None:
+def test_reload_surge_replaces_several_workers_at_a_time(start: Start, tmp_path: Path, gate: Path) -> None:
     code = source(prologue=GATED_OTHERS)
     site = Site(
         start, tmp_path, "app:wsgi", *ADDRESSES["ports"], "-w", 4, *QUICK, "--reload-surge", 2, code=code, env={"GATE": str(gate)}
@@ -209,7 +209,7 @@ def test_several_at_a_time(start: Start, tmp_path: Path, gate: Path) -> None:
 
         def both() -> bool:
             states = [row["state"] for row in site.rows()]
-            assert len(states) <= 6  # no row for a slot that waits for its turn
+            assert len(states) <= 6  # a slot that waits for its turn has no row
             assert states.count("ready") >= 4
             return states.count("booting") == 2 and states.count("ready") == 4
 
@@ -221,14 +221,14 @@ def test_several_at_a_time(start: Start, tmp_path: Path, gate: Path) -> None:
     assert {row[2] for row in site.settled(4)} == {2}
 
 
-def test_the_number_of_workers_changes_meanwhile(start: Start, tmp_path: Path, gate: Path) -> None:
+def test_scale_works_during_a_reload(start: Start, tmp_path: Path, gate: Path) -> None:
     code = source(prologue=GATED)
     site = Site(start, tmp_path, "app:wsgi", *ADDRESSES["shared"], "-w", 2, *QUICK, code=code, env={"GATE": str(gate)})
     with Load(site.command.ports) as load:
         pending = site.begin("reload")
         eventually(lambda: site.status()["state"] == "reloading", "reloading")
         scaled = site.begin("scale", 3)
-        eventually(lambda: site.status()["wanted"] == 3, "three")
+        eventually(lambda: site.status()["wanted"] == 3, "three workers are wanted")
         gate.touch()
         assert (pending.answer["ok"], scaled.answer["ok"]) == (True, True)
         assert [row[2] for row in site.settled(3)] == [2, 2, 2]
@@ -241,13 +241,13 @@ def test_the_number_of_workers_changes_meanwhile(start: Start, tmp_path: Path, g
     assert site.ask("scale", 2)["ok"]
 
 
-def test_a_worker_that_is_killed_meanwhile_is_replaced(start: Start, tmp_path: Path, gate: Path) -> None:
-    """Of the old generation, before anything was changed: its slot has the canary, or gets another process."""
+def test_a_worker_killed_during_a_reload_is_replaced(start: Start, tmp_path: Path, gate: Path) -> None:
+    """Old workers are killed while the canary boots: a slot gets the canary or another process."""
     site = Site(
         start, tmp_path, "app:wsgi", *ADDRESSES["ports"], "-w", 2, *QUICK, code=source(prologue=GATED), env={"GATE": str(gate)}
     )
     pending = site.begin("reload")
-    eventually(lambda: any(row["state"] == "booting" for row in site.rows()), "the canary")
+    eventually(lambda: any(row["state"] == "booting" for row in site.rows()), "the canary boots")
     for row in site.rows():
         if row["state"] == "ready":
             os.kill(row["pid"], signal.SIGKILL)
@@ -259,14 +259,16 @@ def test_a_worker_that_is_killed_meanwhile_is_replaced(start: Start, tmp_path: P
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("how", ["await asyncio.sleep(0.01)", "time.sleep(0.01)"], ids=["awaits", "blocks"])
-def test_a_new_worker_is_told_to_end_in_its_start_up(start: Start, tmp_path: Path, loop: str, how: str) -> None:
+def test_term_to_a_canary_during_its_lifespan_startup_fails_the_reload(start: Start, tmp_path: Path, loop: str, how: str) -> None:
     code = source(startup=f"for _ in range(6000 * (GENERATION != '1')): {how}")
     site = Site(start, tmp_path, "app:asgi", *ADDRESSES["shared"], *QUICK, "--loop", loop, "--log-level", "debug", code=code)
     before = site.workers()
     pending = site.begin("reload")
-    new = eventually(lambda: [row["pid"] for row in site.rows() if row["state"] == "booting" and row["age_s"] > 0.5], "it boots")
+    new = eventually(
+        lambda: [row["pid"] for row in site.rows() if row["state"] == "booting" and row["age_s"] > 0.5], "the canary boots"
+    )
     os.kill(new[0], signal.SIGTERM)
     assert "its end was requested; nothing was changed" in pending.answer["error"]["message"]
-    eventually(lambda: not exists(new[0]), "it has ended", deadline=5)
-    eventually(lambda: site.workers() == before, site.workers)  # the master takes note of that a moment later
+    eventually(lambda: not exists(new[0]), "the canary has exited", deadline=5)
+    eventually(lambda: site.workers() == before, site.workers)  # the master notices the exit a moment later
     assert "lifespan" not in site.command.stderr

@@ -1,4 +1,4 @@
-"""What is under way while a reload replaces its worker: each client gets all of its answer from the one that began it."""
+"""Requests that run while a reload replaces their worker: each client gets its whole response from the old worker."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MODES = pytest.mark.parametrize(
     "mode", [("app:wsgi",), ("app:wsgi", "--threads", 2), ("app:asgi",)], ids=["wsgi", "threads", "asgi"]
 )
 PIECE = 65536
-PIECES = 512  # far more than the system takes off the worker
+PIECES = 512  # far more than the socket buffers can hold
 
-# In front of the usual app: what takes its time.
+# Slow paths in front of the usual app.
 SLOW = f"""
 def note(text):
     with open(os.environ["NOTES"], "a") as file:
@@ -78,17 +78,17 @@ CODE = source() + "\nplain_wsgi, plain_asgi = wsgi, asgi\n" + SLOW
 
 
 def begin_reload(site: Site, contexts: contextlib.ExitStack) -> tuple[int, int]:
-    """Begin one; return the old and the new process when the old one drains."""
+    """Begin a reload; return the pids of the old and the new worker once the old one drains."""
     ((_, old, _, _),) = site.settled(1)
     contexts.callback(lambda request: request.answer, site.begin("reload"))
-    eventually(lambda: site.pids() not in (set(), {old}) and old not in site.pids(), "the old one drains")
+    eventually(lambda: site.pids() not in (set(), {old}) and old not in site.pids(), "the old worker drains")
     (new,) = site.pids()
-    eventually(lambda: get(site.command.port).json["pid"] == new, "the new one answers")
+    eventually(lambda: get(site.command.port).json["pid"] == new, "the new worker responds")
     return old, new
 
 
 @MODES
-def test_a_long_response(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+def test_a_long_response_completes_during_a_reload(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
     site = Site(start, tmp_path, *mode, *QUICK, code=CODE)
     with contextlib.ExitStack() as contexts, Client(site.command.port) as client:
         client.request("/large")
@@ -99,12 +99,12 @@ def test_a_long_response(start: Start, tmp_path: Path, mode: tuple[str, ...]) ->
         while data := client.receive():
             size += data.count(b"x")
         assert size == PIECE * PIECES
-        eventually(lambda: not exists(old), "the old one has ended")
+        eventually(lambda: not exists(old), "the old worker has exited")
         assert site.settled(1)[0][1] == new
 
 
 @MODES
-def test_an_upload(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+def test_an_upload_completes_during_a_reload(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
     site = Site(start, tmp_path, *mode, *QUICK, code=CODE)
     with contextlib.ExitStack() as contexts, Client(site.command.port) as client:
         client.request("/upload", f"Content-Length: {4 * PIECE}", method="POST")
@@ -120,24 +120,24 @@ def test_an_upload(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
 
 
 @MODES
-def test_an_idle_connection_gets_one_more_answer_or_its_end(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+def test_an_idle_connection_gets_one_more_response_or_is_closed(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
     site = Site(start, tmp_path, *mode, *QUICK, "--linger", 1.5, code=CODE)
     port = site.command.port
-    with contextlib.ExitStack() as contexts, Client(port) as asks, Client(port) as idle:
-        assert asks.get().json == idle.get().json
+    with contextlib.ExitStack() as contexts, Client(port) as active, Client(port) as idle:
+        assert active.get().json == idle.get().json
         old, new = begin_reload(site, contexts)
         began = time.monotonic()
-        answer = asks.get()
+        answer = active.get()
         assert (answer.json["pid"], answer["connection"]) == (old, "close")
-        assert asks.rest() == b""
+        assert active.rest() == b""
         assert idle.rest() == b""
         assert time.monotonic() - began < 20
         assert get(port).json["pid"] == new
 
 
 @MODES
-def test_an_answer_that_did_not_say_that_it_is_the_last_is_not(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
-    """It had begun before the worker was told to end: the connection gets another one, which says so."""
+def test_a_response_without_connection_close_is_followed_by_another(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+    """The response began before the drain; the connection gets another response with `Connection: close`."""
     site = Site(start, tmp_path, *mode, *QUICK, "--linger", 8, code=CODE)
     with contextlib.ExitStack() as contexts, Client(site.command.port) as client:
         client.request("/large")
@@ -154,21 +154,21 @@ def test_an_answer_that_did_not_say_that_it_is_the_last_is_not(start: Start, tmp
         assert client.rest() == b""
 
 
-def test_a_stream_of_events(start: Start, tmp_path: Path) -> None:
+def test_an_event_stream_is_cut_off_after_stream_grace(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", *QUICK, "--stream-grace", 0.2, code=CODE)
     with contextlib.ExitStack() as contexts, Client(site.command.port) as client:
         client.request("/events")
         assert client.until(b"data: first\n\n")
         old, new = begin_reload(site, contexts)
         site.command.wait_for("^http.disconnect$", site.notes)
-        assert not client.rest().endswith(b"0\r\n\r\n")  # it is cut off, and is seen to be so
-        eventually(lambda: not exists(old), "the old one has ended")
+        assert not client.rest().endswith(b"0\r\n\r\n")  # the client sees that the stream is cut off
+        eventually(lambda: not exists(old), "the old worker has exited")
         assert get(site.command.port).json["pid"] == new
 
 
 @MODES
-def test_what_is_open_at_the_deadline_is_logged(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
-    """And the reload goes on: the one that would not end is replaced already."""
+def test_a_request_cut_off_at_the_graceful_timeout_is_logged(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+    """The reload does not wait: the new worker already serves."""
     site = Site(start, tmp_path, *mode, *QUICK, "--graceful-timeout", 1, code=CODE)
     with Client(site.command.port) as client:
         client.request("/hold?/nowhere")
@@ -181,8 +181,8 @@ def test_what_is_open_at_the_deadline_is_logged(start: Start, tmp_path: Path, mo
     assert [row[2] for row in site.settled(1)] == [2]
 
 
-def test_requests_that_take_their_time(start: Start, tmp_path: Path) -> None:
-    """Several slots one after the other, each with a request in hand that outlives its replacement's start."""
+def test_slow_requests_of_several_slots_complete_during_a_reload(start: Start, tmp_path: Path) -> None:
+    """Several slots are replaced in turn; the request of each outlives the start of the new worker."""
     gate = tmp_path / "gate"
     site = Site(start, tmp_path, "app:wsgi", *QUICK, "-w", 3, "--linger", 0.2, code=CODE)
     with contextlib.ExitStack() as contexts:
@@ -192,7 +192,7 @@ def test_requests_that_take_their_time(start: Start, tmp_path: Path) -> None:
         eventually(lambda: site.noted() == ["holds"] * 3, site.noted)
         old = [row[1] for row in site.settled(3)]
         pending = site.begin("reload")
-        eventually(lambda: "draining" in [row[3] for row in site.workers()], "the first one drains")
+        eventually(lambda: "draining" in [row[3] for row in site.workers()], "the first worker drains")
         assert select.select([client.sock for client in clients], [], [], 0)[0] == []
         gate.touch()
         assert [client.answer().json["pid"] for client in clients] == old

@@ -1,4 +1,4 @@
-"""An upgrade that does not go well: before the exec it changes nothing, after it the old workers go on."""
+"""A failed upgrade: before the exec it changes nothing; after the exec the old workers continue."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tests.integration.site import Site, source
 pytestmark = pytest.mark.heavy
 
 QUICK = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 5)
-# In a pre-flight it hangs while the file is there. No worker is forked from it then.
+# A pre-flight hangs while the file exists; no worker is forked then.
 HANGS = """
 while os.path.exists(os.environ["HANG"]):
     time.sleep(0.01)
 """
-# The Python of the release goes while the pre-flight loads the app.
+# Removes the Python of the release while the pre-flight loads the app.
 VANISHES = """
 if os.path.exists({python!r}):
     os.unlink({python!r})
 """
 
 
-def lines(answer: dict[str, Any]) -> str:
+def failure_message(answer: dict[str, Any]) -> str:
     assert not answer["ok"]
     assert answer["error"]["code"] == "failed"
     message: str = answer["error"]["message"]
@@ -43,7 +43,7 @@ def lines(answer: dict[str, Any]) -> str:
 
 @pytest.fixture
 def releases(tmp_path: Path) -> Releases:
-    """One good release, which is current."""
+    """One good release, which is the current one."""
     made = Releases(tmp_path)
     made.make("1", source("1"))
     made.switch("1")
@@ -103,7 +103,7 @@ REASONS: dict[Callable[[Releases], None], str] = {
 }
 
 
-def test_a_preflight_ends_with_the_master(start: Start, tmp_path: Path) -> None:
+def test_a_preflight_exits_when_the_master_is_killed(start: Start, tmp_path: Path) -> None:
     (hang := tmp_path / "hang").touch()
     site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", env={"HANG": str(hang)})
     workers = site.command.workers
@@ -112,10 +112,10 @@ def test_a_preflight_ends_with_the_master(start: Start, tmp_path: Path) -> None:
     preflight = eventually(lambda: set(site.command.workers).difference(workers), "the pre-flight").pop()
     site.command.wait_for("^hangs$", site.notes)
     site.command.kill(signal.SIGKILL)
-    eventually(lambda: not exists(preflight), "its end")
+    eventually(lambda: not exists(preflight), "the pre-flight exits")
 
 
-def test_what_would_not_start_changes_nothing(start: Start, tmp_path: Path, releases: Releases) -> None:
+def test_a_release_that_would_not_start_changes_nothing(start: Start, tmp_path: Path, releases: Releases) -> None:
     options = ("app:wsgi", "-w", 2, "--base-port", 0, *QUICK, "--worker-stdout", tmp_path / "out", "--worker-output-prefix")
     site = Site(start, tmp_path, *options, prefix=releases.prefix, env=releases.env)
     first = site.settled(2)
@@ -128,7 +128,7 @@ def test_what_would_not_start_changes_nothing(start: Start, tmp_path: Path, rele
                 reason.format(directory=tmp_path, version=VERSION, python=releases.current / "venv/bin/python")
                 + "; nothing was changed"
             )
-            assert lines(answer) == expected
+            assert failure_message(answer) == expected
             site.command.wait_for(rf"\[ERROR\] master: upgrade failed: {re.escape(expected)}")
         assert "no_such_module" in site.command.stderr
         site.command.traceback_expected = True
@@ -142,7 +142,7 @@ def test_what_would_not_start_changes_nothing(start: Start, tmp_path: Path, rele
     load.check()
     assert load.versions.keys() == {"1", "2"}
     assert site.status()["last_reload"]["ok"]
-    # An app's own traceback comes with the answer, and is shown.
+    # The reply has the traceback of the app, and ctl prints it.
     releases.switch("app")
     shown = site.ctl("upgrade")
     assert shown.returncode == 1
@@ -150,7 +150,7 @@ def test_what_would_not_start_changes_nothing(start: Start, tmp_path: Path, rele
     assert shown.stderr.count("forkserve") == 1
 
 
-def test_a_preflight_that_hangs_and_an_exec_that_fails(start: Start, tmp_path: Path, releases: Releases) -> None:
+def test_a_hanging_preflight_and_a_failing_exec_change_nothing(start: Start, tmp_path: Path, releases: Releases) -> None:
     hang, python = tmp_path / "hang", releases.current / "venv/bin/python"
     env = {**releases.env, "HANG": str(hang)}
     releases.make("2", source("2", HANGS))
@@ -161,13 +161,13 @@ def test_a_preflight_that_hangs_and_an_exec_that_fails(start: Start, tmp_path: P
     with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
         hang.touch()
         releases.switch("2")
-        answer = lines(site.ask("upgrade"))
+        answer = failure_message(site.ask("upgrade"))
         assert answer == "the pre-flight failed: it had not loaded the app after 3 s (--boot-timeout); nothing was changed"
 
         releases.switch("3")
-        answer = lines(site.ask("upgrade"))
+        answer = failure_message(site.ask("upgrade"))
         assert answer == f"cannot execute {python}: No such file or directory; nothing was changed"
-        site.command.wait_for("takes over")  # it had come so far
+        site.command.wait_for("takes over")  # the pre-flight had succeeded
         assert site.settled(2) == first
 
         hang.unlink()
@@ -178,36 +178,36 @@ def test_a_preflight_that_hangs_and_an_exec_that_fails(start: Start, tmp_path: P
 
 
 @pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
-def test_a_reload_that_fails_after_the_exec(start: Start, tmp_path: Path, preload: tuple[str, ...]) -> None:
+def test_a_failed_reload_after_the_exec_keeps_the_old_workers(start: Start, tmp_path: Path, preload: tuple[str, ...]) -> None:
     options = ("app:asgi", "-w", 2, "--lifespan", "on", "--bind", "127.0.0.1:0", *QUICK, *preload)
     site = Site(start, tmp_path, *options)
     site.command.traceback_expected = True
     first = site.settled(2)
     with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
-        if preload:  # what the mold would refuse, the pre-flight finds out
+        if preload:  # the pre-flight detects what the mold would refuse
             site.save(
                 source("threads", "import threading\nthreading.Thread(target=time.sleep, args=(99,), name='ticker').start()")
             )
-            answer = lines(site.ask("upgrade"))
+            answer = failure_message(site.ask("upgrade"))
             assert answer.startswith("the pre-flight failed: --preload: the app has started threads at import, ")
         site.save(source("second", startup='raise RuntimeError("no database")'))
-        answer = lines(site.ask("upgrade"))
+        answer = failure_message(site.ask("upgrade"))
         assert answer.startswith("the new program has taken over, but did not reload: the new worker 1 failed to boot: ")
         assert "no database" in answer
         assert answer.endswith("; old workers stay")
         assert site.settled(2) == first
         status = site.status()
         assert (status["generation"], status["last_reload"]["ok"]) == (1, False)
-        if preload:  # the old mold is there, and forks what it has loaded
+        if preload:  # the old mold still exists, and forks workers with the old code
             os.kill(first[0][1], signal.SIGKILL)
-            eventually(lambda: first[0][1] not in {row[1] for row in site.workers()}, "its end")
+            eventually(lambda: first[0][1] not in {row[1] for row in site.workers()}, "the worker has exited")
             assert [row[2] for row in site.settled(2)] == [1, 1]
         site.save(source("third"))
         assert site.ask("upgrade")["ok"]
         assert [row[2] for row in site.settled(2)] == [3, 3]
         answered = load.answered
         eventually(lambda: load.answered > answered + 20, "load")
-    assert len(load.failures) <= bool(preload) * 7  # what the worker had in hand that was killed
+    assert len(load.failures) <= bool(preload) * 7  # requests of the killed worker
     assert load.versions.keys() == {"good", "third"}
 
 
@@ -219,8 +219,8 @@ ENDS = {
 }
 
 
-def test_a_preflight_whose_app_ends_the_process_shows_what_a_worker_would(start: Start, tmp_path: Path) -> None:
-    """The kind: whatever leaves the app's import that is no Exception; in the app, in what it imports, in a mixin."""
+def test_an_app_that_exits_at_import_fails_upgrade_and_reload_alike(start: Start, tmp_path: Path) -> None:
+    """The import raises a BaseException that is no Exception: in the app, in a module that it imports, or in a mixin."""
     files = {"mixed.py": "def leave():\n    raise SystemExit\nclass Mixed: pass\n"}
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK, "--mixin", "mixed:Mixed", files=files)
     site.command.traceback_expected = True
@@ -229,15 +229,15 @@ def test_a_preflight_whose_app_ends_the_process_shows_what_a_worker_would(start:
         site.save(source("ends", code))
         for command, prefix in (("upgrade", "the pre-flight failed"), ("reload", "the new worker 1 failed to boot")):
             answer = site.ask(command)
-            assert lines(answer) == f"{prefix}: {message}; nothing was changed"
+            assert failure_message(answer) == f"{prefix}: {message}; nothing was changed"
             text = (answer["result"] or {}).get("traceback") or ""
             assert ("app.py" in text) is shown
             assert not re.search(r"forkserve/|importlib|rehears", text), text
     site.save(source())
     site.save("import sys\nsys.exit('no')\n", "mixed.py")
-    said = "--mixin mixed:Mixed: 'mixed' failed at import: SystemExit: no"
-    assert lines(site.ask("upgrade")) == f"the pre-flight failed: {said}; nothing was changed"
-    assert lines(site.ask("reload")) == f"the new worker 1 failed to boot: {said}; nothing was changed"
+    message = "--mixin mixed:Mixed: 'mixed' failed at import: SystemExit: no"
+    assert failure_message(site.ask("upgrade")) == f"the pre-flight failed: {message}; nothing was changed"
+    assert failure_message(site.ask("reload")) == f"the new worker 1 failed to boot: {message}; nothing was changed"
     assert site.settled(1) == first
 
 
@@ -245,7 +245,7 @@ HERE, THERE = 'host = "127.0.0.1"\nworkers = 2\n', 'host = "127.0.0.2"\nworkers 
 SECOND_FAILS = 'assert os.environ["FORKSERVE_WORKER_ID"] != "2" or GENERATION == "1", "no database"'
 
 
-def asked_at(listed: list[dict[str, Any]]) -> dict[int, tuple[str, int]]:
+def address_by_slot(listed: list[dict[str, Any]]) -> dict[int, tuple[str, int]]:
     """Return host and port of each slot."""
     found = [(one["slot"], one["address"].removeprefix("http://").partition(":")) for one in listed]
     assert len({slot for slot, _ in found}) == len(found)
@@ -253,22 +253,22 @@ def asked_at(listed: list[dict[str, Any]]) -> dict[int, tuple[str, int]]:
 
 
 def addresses(site: Site) -> dict[int, tuple[str, int]]:
-    """Where each slot is asked; there answers its worker, and status says so."""
+    """Return the address of each slot; check that its worker serves there and that the status agrees."""
     status = site.status()
-    found = asked_at(status["listeners"])
+    found = address_by_slot(status["listeners"])
     assert {slot: get(where).json["pid"] for slot, where in found.items()} == {row["id"]: row["pid"] for row in status["workers"]}
     assert {slot: port for slot, (_, port) in found.items()} == {row["id"]: row["port"] for row in status["workers"]}
     return found
 
 
-def test_a_roll_that_stops_half_way_leaves_each_worker_where_it_listens(start: Start, tmp_path: Path) -> None:
+def test_a_reload_stopped_half_way_keeps_each_worker_at_its_address(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", "--lifespan", "on", "--base-port", 0, *QUICK, files={"forkserve.toml": HERE})
     site.command.traceback_expected = True
     site.settled(2)
     old = addresses(site)
     site.save(source("second", startup=SECOND_FAILS))
     site.save(THERE, "forkserve.toml")
-    assert "the new worker 2 failed: " in lines(site.ask("upgrade"))
+    assert "the new worker 2 failed: " in failure_message(site.ask("upgrade"))
     assert [row[2] for row in site.settled(3)] == [2, 1, 2]
     half = addresses(site)
     assert ([half[slot][0] for slot in (1, 3)], half[2]) == (["127.0.0.2"] * 2, old[2])
@@ -276,10 +276,10 @@ def test_a_roll_that_stops_half_way_leaves_each_worker_where_it_listens(start: S
     assert site.ask("scale", 4)["ok"]
     assert addresses(site)[4][0] == "127.0.0.2"
     assert site.ask("scale", 3)["ok"]
-    for slot in (1, 2):  # one that has moved, and one that has not: its successor does
+    for slot in (1, 2):  # slot 1 has moved, slot 2 has not: its replacement moves
         site.save(source("third"))
         os.kill(site.settled(3)[slot - 1][1], signal.SIGKILL)
-        eventually(lambda: site.command.stderr.count("was killed by SIGKILL") == slot, "its end")  # noqa: B023 - it is called here
+        eventually(lambda: site.command.stderr.count("was killed by SIGKILL") == slot, "the worker has exited")  # noqa: B023 - it is called here
         site.settled(3)
     now = addresses(site)
     assert now == half | {2: ("127.0.0.2", now[2][1])}
@@ -291,7 +291,9 @@ def test_a_roll_that_stops_half_way_leaves_each_worker_where_it_listens(start: S
 
 
 @pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
-def test_what_was_not_replaced_goes_on_as_before(start: Start, tmp_path: Path, preload: tuple[str, ...]) -> None:
+def test_workers_that_were_not_replaced_keep_their_addresses_and_settings(
+    start: Start, tmp_path: Path, preload: tuple[str, ...]
+) -> None:
     options = ("app:asgi", "--lifespan", "on", "--base-port", 0, *QUICK, *preload)
     site = Site(start, tmp_path, *options, files={"forkserve.toml": HERE})
     site.command.traceback_expected = True
@@ -299,9 +301,9 @@ def test_what_was_not_replaced_goes_on_as_before(start: Start, tmp_path: Path, p
     old = addresses(site)
     site.save(source("second", startup=SECOND_FAILS if preload else 'raise RuntimeError("no database")'))
     site.save(THERE, "forkserve.toml")
-    assert "no database" in lines(site.ask("upgrade"))
+    assert "no database" in failure_message(site.ask("upgrade"))
     assert ("is restored" if preload else "nothing was changed") in site.command.stderr
-    eventually(lambda: {row[2] for row in site.settled(2)} == {1}, "the old ones alone")
+    eventually(lambda: {row[2] for row in site.settled(2)} == {1}, "only the old workers are left")
     assert addresses(site) == old
     settings = site.status()["settings"]
     assert (settings["host"], settings["workers"]) == ("127.0.0.1", "2")
@@ -316,12 +318,12 @@ def test_what_was_not_replaced_goes_on_as_before(start: Start, tmp_path: Path, p
     site.command._before = {}  # it has one more worker
 
 
-def test_an_upgrade_waits_for_its_turn(start: Start, tmp_path: Path) -> None:
+def test_an_upgrade_waits_for_a_running_reload_or_preflight(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK)
     reload, upgrade = site.begin("reload"), site.begin("upgrade")
     assert reload.answer["ok"]
     assert "upgrading" not in site.command.stderr.split("reloaded: generation 2")[0]
-    # A request that comes during a pre-flight means what is there now, so it has one of its own.
+    # An upgrade requested during a pre-flight means the code of that moment, so it gets its own pre-flight.
     assert upgrade.answer["ok"]
     site.save("import no_such_module")
     upgrade = site.begin("upgrade")

@@ -1,4 +1,4 @@
-"""Upgrade in place: another program has the same pid, listeners and workers, and nobody who asks meanwhile notices."""
+"""Upgrade in place: a new program takes over the pid, the listeners and the workers without a lost request."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Slow:
         return self.generation
 
     def child_relay(self, path):
-        def told(one):
+        def write(one):
             with open(path + "-told", "w") as file:
                 file.write(f"{type(one.exception()).__name__}: {one.exception()}")
-        current_worker().call("slow", path)._replies.add_done_callback(told)
+        current_worker().call("slow", path)._replies.add_done_callback(write)
 """
 
 
-def upgraded(site: Site, times: int, generation: int) -> None:
-    """Wait until it has been upgraded so often, and the reload that follows has ended."""
+def wait_until_upgraded(site: Site, times: int, generation: int) -> None:
+    """Wait until the server was upgraded this many times and the following reload has ended."""
     eventually(lambda: len(re.findall(UPGRADED, site.command.stderr)) == times, lambda: site.command.stderr)
     site.command.wait_for(rf"\[INFO\] master: reloaded: generation {generation} in ")
 
@@ -70,7 +70,7 @@ def upgraded(site: Site, times: int, generation: int) -> None:
         ),
     ],
 )
-def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_upgrades_lose_no_request(start: Start, tmp_path: Path, options: tuple[str, ...]) -> None:
     pid_file = tmp_path / "pid"
     site = Site(start, tmp_path, *options, "-w", 2, "--pid", pid_file, *QUICK)
     command, ports = site.command, site.command.ports
@@ -80,7 +80,7 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
         eventually(lambda: load.answered > 50, "load")
         site.save(source("second"))
         command.kill(signal.SIGUSR2)
-        upgraded(site, 1, 2)
+        wait_until_upgraded(site, 1, 2)
         second = site.settled(2)
 
         site.save(source("third"))
@@ -95,7 +95,7 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
     assert [[(row[0], row[2]) for row in rows] for rows in (first, second, third)] == [[(1, n), (2, n)] for n in (1, 2, 3)]
     assert not any(exists(row[1]) for row in first + second)
     for rows, said in zip((first, second), command.stderr.split("upgraded in place")[1:], strict=True):
-        assert all(f"worker {row[0]} (pid {row[1]}) exited with code 0" in said for row in rows)  # to the new program
+        assert all(f"worker {row[0]} (pid {row[1]}) exited with code 0" in said for row in rows)  # the new program logs it
     assert load.versions.keys() == {"good", "second", "third"}
     status = site.status()
     assert (status["pid"], status["listeners"], status["state"]) == (command.pid, listeners, "running")
@@ -104,8 +104,8 @@ def test_nothing_is_lost(start: Start, tmp_path: Path, options: tuple[str, ...])
     assert "another server" in run("app:wsgi", "--pid", str(pid_file), "--base-port", "0", cwd=site.home).stderr
 
 
-def test_a_reload_while_the_preflight_waits_for_its_turn(start: Start, tmp_path: Path) -> None:
-    """It forks workers before the pre-flight has ended, and after."""
+def test_a_reload_during_a_preflight_works(start: Start, tmp_path: Path) -> None:
+    """The reload forks workers before and after the end of the pre-flight."""
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 3, *QUICK)
     site.settled(3)
     site.save(source("second", "time.sleep(0.3)"))
@@ -138,7 +138,7 @@ def test_another_release_takes_over_with_its_own_python(start: Start, tmp_path: 
     assert get(command.port).json["version"] == new
 
 
-def test_a_program_of_the_users_own(start: Start, tmp_path: Path) -> None:
+def test_a_program_of_the_user_can_be_upgraded_and_can_refuse(start: Start, tmp_path: Path) -> None:
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     env = {"RUNTIME_DIRECTORY": str(runtime), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -158,18 +158,18 @@ def test_a_program_of_the_users_own(start: Start, tmp_path: Path) -> None:
 
     assert not set(before) & set(command.workers)
     runs = [line.split(maxsplit=2) for line in command.stdout.splitlines()]
-    # Each pre-flight is a process of its own and says nothing here; nobody finds the variable.
+    # A pre-flight is a separate process and prints nothing here; the variable of the upgrade is removed from the environment.
     assert runs == [["begun", str(command.pid), "[]"]] * 3
     command.stop()
     assert command.stdout.endswith("ended\n")
 
 
-def test_a_daemon_stays_one(tmp_path: Path) -> None:
+def test_an_upgraded_daemon_stays_a_daemon(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(source())
     (tmp_path / "main.py").write_text(LIBRARY)
     options = {"daemon": True, "pid": "pid", "error_logfile": "log", "control_socket": "control"}
     launched = run(repr(options), cwd=tmp_path, program=("main.py",))
-    assert (launched.returncode, launched.stdout.split()[-1]) == (0, "ended")  # the launcher
+    assert (launched.returncode, launched.stdout.split()[-1]) == (0, "ended")  # printed by the launcher
     pid = int((tmp_path / "pid").read_text())
     try:
         for _ in range(2):
@@ -177,22 +177,22 @@ def test_a_daemon_stays_one(tmp_path: Path) -> None:
             assert (done.returncode, done.stderr) == (0, ""), (tmp_path / "log").read_text()
         assert descriptors(pid)[1] == descriptors(pid)[2] == str(tmp_path / "log")
         assert run("ctl", "--socket", str(tmp_path / "control"), "stop").returncode == 0
-        eventually(lambda: not exists(pid), "the end")
+        eventually(lambda: not exists(pid), "the daemon exits")
         text = (tmp_path / "log").read_text()
-        assert text.count("begun") == 2  # what follows run() is the launcher's
+        assert text.count("begun") == 2  # only the launcher runs the code after run()
         assert "ended\n" not in text
     finally:
         if exists(pid):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_what_only_tells_is_begun_again(start: Start, tmp_path: Path) -> None:
-    """A worker is busy, so each `status` is under way for a while, and some are when the new program takes over."""
+def test_read_only_commands_are_repeated_by_the_new_program(start: Start, tmp_path: Path) -> None:
+    """A busy worker delays each `status`, so that some of them run when the new program takes over."""
     site = Site(
         start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, "--mixin", "slow:Slow", *QUICK, files={"slow.py": COMMANDS}
     )
     slow = site.begin("call", "slow", str(tmp_path / "gate"), to=1)
-    eventually((tmp_path / "gate1").exists, "the command")
+    eventually((tmp_path / "gate1").exists, "the command runs")
     upgrade, statuses = site.begin("upgrade"), [site.begin("status")]
     while not re.search(UPGRADED, site.command.stderr):
         assert site.ask("commands")["ok"]
@@ -205,23 +205,23 @@ def test_what_only_tells_is_begun_again(start: Start, tmp_path: Path) -> None:
     assert slow.answer["error"]["message"].startswith("the server was upgraded meanwhile")
 
 
-def test_who_waits_meanwhile(start: Start, tmp_path: Path) -> None:
+def test_pending_calls_fail_and_upgrade_requests_merge_in_an_upgrade(start: Start, tmp_path: Path) -> None:
     options = ("app:wsgi", "-w", 2, "--base-port", 0, "--mixin", "slow:Slow", "--threads", 1, *QUICK)
     gate = tmp_path / "gate"
     files = {"slow.py": COMMANDS}
     site = Site(start, tmp_path, *options, files=files)
     assert site.ask("scale", 3)["ok"]
     slow = site.begin("call", "slow", str(gate), to=1)
-    eventually((tmp_path / "gate1").exists, "the command")
+    eventually((tmp_path / "gate1").exists, "the command runs")
     assert site.call("relay", str(gate), to=2)[0]["status"] == "ok"
-    eventually((tmp_path / "gate3").exists, "the relayed command")
+    eventually((tmp_path / "gate3").exists, "the relayed command runs")
     upgrades = [site.begin("upgrade") for _ in range(3)]
     status = slow.answer
     assert not status["ok"]
     assert status["error"]["message"].startswith("the server was upgraded meanwhile")
-    eventually((tmp_path / "gate-told").exists, "the answer to the worker")
+    eventually((tmp_path / "gate-told").exists, "the reply to the worker")
     assert "CommandError: the server was upgraded meanwhile" in eventually((tmp_path / "gate-told").read_text)
-    gate.touch()  # they answer now, to nobody
+    gate.touch()  # the old calls reply now, and their replies are dropped
 
     answers = [one.answer for one in upgrades]
     assert answers[0]["ok"]
@@ -233,7 +233,7 @@ def test_who_waits_meanwhile(start: Start, tmp_path: Path) -> None:
     assert site.ask("scale", 2)["ok"]
 
 
-def test_other_addresses_and_workers(start: Start, tmp_path: Path) -> None:
+def test_an_upgrade_changes_addresses_and_the_number_of_workers(start: Start, tmp_path: Path) -> None:
     config = "bind = [{}]\nworkers = {}\nreload_settle = 0.1\nlinger = 0.2\n"
     one, two, taken = (str(tmp_path / name) for name in ("one", "two", "taken"))
 
@@ -258,7 +258,7 @@ def test_other_addresses_and_workers(start: Start, tmp_path: Path) -> None:
     assert {get(path).json["generation"] for path in (one, two)} == {"2"}
     assert [row[2] for row in site.settled(2)] == [2, 2]
 
-    # If the reload fails, the addresses are those that the old workers listen on.
+    # If the reload fails, the server keeps the addresses of the old workers.
     three = str(tmp_path / "three")
     site.save(config.format(addresses(two, three), 2) + 'warmup = "/health"\n', "forkserve.toml")
     site.save(source("ill", health="500 no"))
@@ -274,45 +274,45 @@ def test_other_addresses_and_workers(start: Start, tmp_path: Path) -> None:
     assert get(two).status == 200
     assert [listener["address"] for listener in site.status()["listeners"]] == [f"unix:{two}"]
     assert other.process.poll() is None
-    site.command._before = {}  # it has as many listeners, and one more worker
+    site.command._before = {}  # the server has as many listeners, and one more worker
 
 
 @pytest.mark.parametrize("moment", ["at once", "during the exec"])
-def test_an_end_that_is_asked_for_meanwhile(start: Start, tmp_path: Path, moment: str) -> None:
+def test_a_stop_during_an_upgrade_stops_the_server(start: Start, tmp_path: Path, moment: str) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK)
-    asked = site.begin("upgrade") if moment == "at once" else None
+    upgrade = site.begin("upgrade") if moment == "at once" else None
     site.command.kill(signal.SIGUSR2)
-    if asked is None:
+    if upgrade is None:
         site.command.wait_for("takes over")
     site.command.kill(signal.SIGTERM)
     assert site.command.wait(0)
-    if asked is not None:
-        assert not asked.answer["ok"]
+    if upgrade is not None:
+        assert not upgrade.answer["ok"]
     else:
         assert re.search(UPGRADED, site.command.stderr)
 
 
-def test_a_worker_that_dies_meanwhile(start: Start, tmp_path: Path) -> None:
+def test_workers_killed_during_an_upgrade_are_replaced(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *QUICK)
     (_, first, _, _), (_, second, _, _) = site.settled(2)
-    asked = site.begin("upgrade")
+    upgrade = site.begin("upgrade")
     site.command.wait_for("pre-flight of")
     os.kill(first, signal.SIGKILL)
     site.command.wait_for("takes over")
     os.kill(second, signal.SIGKILL)
-    assert asked.answer["ok"]
+    assert upgrade.answer["ok"]
     assert [row[2] for row in site.settled(2)] == [2, 2]
     assert site.command.stderr.count("was killed by SIGKILL") == 2
     assert [child for child in children(site.command.pid) if not exists(child)] == []
 
 
-def test_under_reload_the_watcher_goes_too(start: Start, tmp_path: Path) -> None:
+def test_an_upgrade_under_reload_replaces_the_watcher(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--reload", "--base-port", 0)
     watchers = set(children(site.command.pid)) - site.pids()
     assert site.ask("upgrade")["ok"]
-    eventually(lambda: not any(map(exists, watchers)), "the old watcher's end")
+    eventually(lambda: not any(map(exists, watchers)), "the old watcher exits")
     site.settled(1)
     assert len(children(site.command.pid)) == 2
     site.save(source("saved"))
-    eventually(lambda: get(site.command.port).json["version"] == "saved", "the reload")
+    eventually(lambda: get(site.command.port).json["version"] == "saved", "the saved code is reloaded")
     site.settled(1)

@@ -1,17 +1,17 @@
-"""What changes on disk while an upgrade is under way ends no server: its listeners and workers are kept, and a repair is enough.
+"""Changes on disk during an upgrade do not end the server: it keeps its listeners and workers until the files are fixed.
 
-Where a program that takes over once read, imported or opened something that the pre-flight had judged before:
+The new program could read, import or open again what the pre-flight has checked before:
 
-- the command line's parser (click), which the command needs no more then;
+- the command line's parser (click), which the command no longer needs then;
 - forkserve's own modules, and those that they import: websockets, setproctitle, uvloop, httptools;
-- the configuration: TOML, a Python file with its hooks, files that are looked for beside it, `--env-file`, certificates;
+- the configuration: TOML, a Python file with its hooks, other configuration files beside it, `--env-file`, certificates;
 - the class of `--worker`;
 - logs, the files for the workers' output, `--log-config`;
-- the working directory, for an address or a path that is relative to it;
+- the working directory, for a relative address or path;
 - the directory of `--nginx-upstream`.
 
-Each is spoiled at one of two moments: while the pre-flight loads the app, so that it must judge again, or at the exec, when
-there is no way back. A program of the user's own is run again as it is; what it has open is kept all the same.
+The tests spoil each at one of two moments: while the pre-flight loads the app, so that it must check again, or at the exec, after
+which there is no way back. A program of the user is run again unchanged, and keeps its open files too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.integration.load import Load
 from tests.integration.site import Site, source
 
 QUICK = ("--reload-settle", 0.1, "--linger", 0.5)
-# In a pre-flight it waits for as long as the file is there, and says that it does.
+# In a pre-flight the app waits while the file exists, and signals that it waits.
 HELD = """
 if os.path.exists(hold := os.environ["HOLD"]):
     open(hold + "-held", "w").close()
@@ -40,8 +40,8 @@ if os.path.exists(hold := os.environ["HOLD"]):
         time.sleep(0.01)
     os.unlink(hold + "-held")
 """
-# What Python runs before anything else. In the program that takes over, not in a pre-flight, it spoils something: paths are
-# those of the test alone, and checked, as this removes files.
+# Python runs this before anything else. It spoils a file in the new program, not in a pre-flight. It removes files, so it checks
+# that each path belongs to the test.
 AT_EXEC = """
 import os, shutil
 HERE, SPOIL = {here!r}, {spoil!r}
@@ -97,7 +97,7 @@ TYPO = "wrkers = 3\n"
 
 
 class Kept(Site):
-    """A server of a copy of the package, whose upgrade can be held in its pre-flight, and spoiled there or at the exec."""
+    """A server that runs a copy of the package; a test can hold its upgrade in the pre-flight, and spoil it there or at the exec."""
 
     def __init__(self, start: Start, directory: Path, app: str, *options: object, **more: Any) -> None:
         self.directory, self.hold, self.lib, self._spoil = directory, directory / "hold", directory / "lib", directory / "spoil"
@@ -107,20 +107,20 @@ class Kept(Site):
         super().__init__(start, directory, app, *QUICK, *options, code=source(prologue=HELD), env=env, **more)
 
     def spoil_at_exec(self, code: str) -> None:
-        """Run code in the program that takes over, before all else."""
+        """Run code in the new program before anything else."""
         self._spoil.write_text(code)
 
     def upgrade_held(self, spoil: Callable[[], object]) -> dict[str, Any]:
-        """Upgrade, and do this while the app is loaded in the pre-flight; return the answer."""
+        """Upgrade, and call `spoil` while the pre-flight loads the app; return the reply."""
         self.hold.touch()
-        asked = self.begin("upgrade")
+        upgrade = self.begin("upgrade")
         eventually(Path(f"{self.hold}-held").exists, lambda: f"the pre-flight: {self.command.stderr}")
         spoil()
         self.hold.unlink()
-        return asked.answer
+        return upgrade.answer
 
-    def repaired(self, number: int) -> None:
-        """See that it can be upgraded and reloaded again."""
+    def check_repaired(self, number: int) -> None:
+        """Check that the server can be upgraded and reloaded again."""
         assert self.ask("upgrade")["ok"]
         assert self.ask("reload")["ok"]
         self.settled(number)
@@ -134,7 +134,7 @@ def reason(answer: dict[str, Any]) -> str:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["forkserve.toml", "forkserve.conf.py"])
-def test_a_configuration_that_is_spoiled_while_the_app_loads(start: Start, tmp_path: Path, name: str) -> None:
+def test_a_configuration_spoiled_during_the_preflight_fails_the_upgrade(start: Start, tmp_path: Path, name: str) -> None:
     good = "workers = 2\n"
     site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0, files={name: good})
     first = site.settled(2)
@@ -143,15 +143,15 @@ def test_a_configuration_that_is_spoiled_while_the_app_loads(start: Start, tmp_p
         assert answer.startswith(f"the pre-flight failed: cannot read {site.home}/{name}")
         assert answer.endswith("; nothing was changed")
         assert site.settled(2) == first
-        # One that is put beside it, where there was none.
+        # Add a second configuration file beside it.
         site.save(good, name)
         other = {"forkserve.toml": "forkserve.conf.py", "forkserve.conf.py": "forkserve.toml"}[name]
         assert "keep one, or choose with --config" in reason(site.upgrade_held(lambda: site.save(good, other)))
         assert site.settled(2) == first
         (site.home / other).unlink()
-        site.repaired(2)
+        site.check_repaired(2)
     load.check()
-    # That there is none any more is no fault.
+    # A removed configuration file is no error.
     assert site.upgrade_held((site.home / name).unlink)["ok"]
     assert f"upgrading: once more, as {site.home}/{name} has changed" in site.command.stderr
     site.settled(1)
@@ -159,29 +159,29 @@ def test_a_configuration_that_is_spoiled_while_the_app_loads(start: Start, tmp_p
 
 
 @pytest.mark.heavy
-def test_a_reload_that_runs_first_while_the_configuration_changes(start: Start, tmp_path: Path) -> None:
+def test_a_configuration_spoiled_during_an_earlier_reload_fails_the_upgrade(start: Start, tmp_path: Path) -> None:
     site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0, files={"forkserve.toml": "workers = 2\n"})
     site.settled(2)
     site.save(source("slow", "time.sleep(0.5)"))
     upgrade = site.begin("upgrade")
     site.command.wait_for("pre-flight of ")
     reload = site.begin("reload")
-    eventually(lambda: len(site.workers()) > 2, "the canary, which has read the configuration")
+    eventually(lambda: len(site.workers()) > 2, "the canary has read the configuration")
     site.save(TYPO, "forkserve.toml")
     assert "ok" in reload.answer
     assert "unknown setting wrkers" in reason(upgrade.answer)
     site.save("workers = 2\n", "forkserve.toml")
-    site.repaired(2)
+    site.check_repaired(2)
 
 
 @pytest.mark.heavy
-def test_what_changes_again_and_again_is_given_up(start: Start, tmp_path: Path) -> None:
+def test_an_upgrade_fails_after_three_changed_preflights(start: Start, tmp_path: Path) -> None:
     site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0, files={"forkserve.toml": "workers = 1\n"})
     first = site.settled(1)
     site.save(source("restless", "with open('forkserve.toml', 'a') as file: file.write('# again\\n')"))
-    asked = site.begin("upgrade")
+    upgrade = site.begin("upgrade")
     eventually(lambda: "upgrade failed" in site.command.stderr, lambda: site.command.stderr, deadline=60.0)
-    assert reason(asked.answer) == f"{site.home}/forkserve.toml changed during each of 3 pre-flights; nothing was changed"
+    assert reason(upgrade.answer) == f"{site.home}/forkserve.toml changed during each of 3 pre-flights; nothing was changed"
     assert site.settled(1) == first
 
 
@@ -204,7 +204,7 @@ SPOILS = {
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("what", SPOILS)
-def test_what_is_spoiled_at_the_exec(start: Start, tmp_path: Path, what: str) -> None:
+def test_files_spoiled_at_the_exec_do_not_end_the_server(start: Start, tmp_path: Path, what: str) -> None:
     for name in ("logs", "output"):
         (tmp_path / name).mkdir()
     (tmp_path / "env").write_text("COLOUR=red\n")
@@ -244,7 +244,7 @@ def test_what_is_spoiled_at_the_exec(start: Start, tmp_path: Path, what: str) ->
 
 
 @pytest.mark.heavy
-def test_the_hooks_of_a_configuration_are_read_anew(start: Start, tmp_path: Path) -> None:
+def test_an_upgrade_reads_the_hooks_of_a_configuration_again(start: Start, tmp_path: Path) -> None:
     text = HOOKS.format(home=str(tmp_path))
     site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0, files={"forkserve.conf.py": text})
     site.settled(2)
@@ -266,30 +266,30 @@ def test_the_hooks_of_a_configuration_are_read_anew(start: Start, tmp_path: Path
     assert site.ask("reload")["ok"]
     forked.unlink()
     os.kill(site.settled(2)[0][1], signal.SIGKILL)
-    eventually(forked.exists, "the hook")
+    eventually(forked.exists, "the hook runs")
     site.settled(2)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("what", ["remove(HERE + '/site/custom.py')", "write(HERE + '/site/custom.py', 'def')"])
-def test_the_class_of_the_workers_is_the_one_that_was_judged(start: Start, tmp_path: Path, what: str) -> None:
+def test_a_worker_class_spoiled_at_the_exec_is_the_checked_one(start: Start, tmp_path: Path, what: str) -> None:
     files = {"custom.py": WORKER}
     site = Kept(start, tmp_path, "--worker=custom:Idle", "--bind", "127.0.0.1:0", "-w", 2, files=files)
     site.settled(2)
     site.spoil_at_exec(what)
-    assert site.ask("upgrade")["ok"], "they are forked from the master, which has it"
+    assert site.ask("upgrade")["ok"], "workers are forked from the master, which has loaded the class"
     site.settled(2)
     assert "there is no module" in (refused := reason(site.ask("upgrade"))) or "custom" in refused
     site.save(WORKER, "custom.py")
-    site.repaired(2)
+    site.check_repaired(2)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("spoil", ["remove(HERE + '/etc')", "write(HERE + '/etc/.upstream.conf.lock', 'nonsense')"])
-def test_a_directory_of_nginx_that_is_gone_at_the_exec(start: Start, tmp_path: Path, spoil: str) -> None:
+def test_a_missing_nginx_directory_at_the_exec_loses_no_request(start: Start, tmp_path: Path, spoil: str) -> None:
     (tmp_path / "etc").mkdir()
-    told = ("--nginx-upstream", tmp_path / "etc/upstream.conf", "--nginx-reload", "true")
-    site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0, *told)
+    nginx = ("--nginx-upstream", tmp_path / "etc/upstream.conf", "--nginx-reload", "true")
+    site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0, *nginx)
     site.settled(1)
     with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
         site.spoil_at_exec(spoil)
@@ -301,8 +301,8 @@ def test_a_directory_of_nginx_that_is_gone_at_the_exec(start: Start, tmp_path: P
 
 
 @pytest.mark.heavy
-def test_a_console_script_with_many_options_goes_on_with_them(start: Start, tmp_path: Path) -> None:
-    """By a script as pip makes them, with flags of Python's own; lists and pairs among the settings are what they were."""
+def test_a_console_script_keeps_its_options_across_upgrades(start: Start, tmp_path: Path) -> None:
+    """The script is like those of pip and runs with flags of Python; lists and pairs among the settings do not change."""
     script = tmp_path / "serve"
     script.write_text(
         "import re\nimport sys\nfrom forkserve.cli.serve import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
@@ -331,8 +331,8 @@ def test_a_console_script_with_many_options_goes_on_with_them(start: Start, tmp_
 
 
 @pytest.mark.heavy
-def test_what_runs_the_command_runs_it_again(start: Start, tmp_path: Path) -> None:
-    """Another program is not ours to go on without: coverage, a debugger."""
+def test_a_program_around_the_command_is_run_again_by_an_upgrade(start: Start, tmp_path: Path) -> None:
+    """Such a program, like coverage or a debugger, must also run the upgraded server."""
     program = ("-m", "coverage", "run", "--data-file", str(tmp_path / "coverage"), "-m", "forkserve")
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, *QUICK, program=program)
     for _ in range(2):
@@ -341,7 +341,7 @@ def test_what_runs_the_command_runs_it_again(start: Start, tmp_path: Path) -> No
 
 
 @pytest.mark.heavy
-def test_nothing_is_left_of_what_was_judged(start: Start, tmp_path: Path) -> None:
+def test_no_memory_file_of_a_preflight_is_left_after_an_upgrade(start: Start, tmp_path: Path) -> None:
     site = Kept(start, tmp_path, "app:wsgi", "--base-port", 0)
     for number in range(1, 4):
         assert site.ask("upgrade")["ok"]
@@ -352,7 +352,7 @@ def test_nothing_is_left_of_what_was_judged(start: Start, tmp_path: Path) -> Non
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("what", ["no logs", "no directory for the output"])
-def test_a_program_of_the_users_own_keeps_its_files(start: Start, tmp_path: Path, what: str) -> None:
+def test_a_program_of_the_user_keeps_its_open_files(start: Start, tmp_path: Path, what: str) -> None:
     for name in ("logs", "output"):
         (tmp_path / name).mkdir()
     (tmp_path / "main.py").write_text(LIBRARY)

@@ -1,11 +1,11 @@
-"""What errors say."""
+"""Messages of errors."""
 
 from __future__ import annotations
 
 from forkserve.base.errors import LONGEST_MESSAGE, ConfigError, NestedServerError
 
 
-def test_a_nested_server_says_what_to_do() -> None:
+def test_the_error_of_a_nested_server_has_advice() -> None:
     assert str(NestedServerError()).endswith("put the call below `if __name__ == '__main__':`")
 
 

@@ -1,15 +1,15 @@
-"""Files in other users' hands: what the master opens, makes, gives away and removes there harms nothing elsewhere.
+"""Files in directories of other users: the master must not open, create, chown or remove files elsewhere through links.
 
-The places where the master touches files, each of which is tried here with a symbolic link in the file's place, with one
-in the place of a directory above, and in a race with a process that swaps the file for a link:
+The master touches these files. Each is tested with a symbolic link in place of the file, with a link in place of a parent directory,
+and in a race with a process that swaps the file for a link:
 
-- the error log, the access log and the files for the workers' output: opened, and opened anew (base/logs.py);
+- the error log, the access log and the files for the workers' output: opened and reopened (base/logs.py);
 - unix sockets: a stale one removed, bound, mode, owner, removed at the end (binding.py);
 - the pid file, the lock beside nginx's file, the lock of the control socket (lockfile.py);
 - the control socket and its directory (control/socketfile.py, control/runtime_dir.py);
 - nginx's upstream file and `forkserve nginx --output` (files.write_whole).
 
-And what must go on working: links of root's and of one's own, sticky directories, the links in /dev and /proc.
+Links of root and of the same user, sticky directories, and the links in /dev and /proc must still work.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from forkserve.upstream import upstream
 from tests.hostile import IS_ROOT, NOBODY, OWNER, Hostile, hostile
 from tests.integration.command import DEADLINE
 
-SECONDS = 1.0  # that each race goes on
+SECONDS = 1.0  # the duration of each race
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ BY_NAME = {
 }
 
 
-def test_nothing_else_changes_files_by_their_names() -> None:
+def test_only_base_files_changes_files_by_name() -> None:
     package = Path(files.__file__).parents[1]
     found = {
         (str(path.relative_to(package)), node.func.attr)
@@ -111,11 +111,11 @@ def test_nothing_else_changes_files_by_their_names() -> None:
     assert {path for path, _ in found} == {"base/files.py"}, found
 
 
-# Links that others could have made.
+# Links that other users could have made.
 
 
 @uses
-def test_another_s_link_is_refused(other: Hostile, use: Callable[[Path], object]) -> None:
+def test_a_link_of_another_user_is_refused(other: Hostile, use: Callable[[Path], object]) -> None:
     before, path = other.state(), other.theirs / "file"
     path.symlink_to(other.target)
     if IS_ROOT:
@@ -129,7 +129,7 @@ def test_another_s_link_is_refused(other: Hostile, use: Callable[[Path], object]
 
 
 @uses
-def test_a_link_to_what_is_not_there_makes_nothing(other: Hostile, use: Callable[[Path], object]) -> None:
+def test_a_dangling_link_creates_no_file(other: Hostile, use: Callable[[Path], object]) -> None:
     before, path = other.state(), other.theirs / "file"
     path.symlink_to(other.ours / "new")
     with pytest.raises((OSError, ForkserveError)):
@@ -139,7 +139,7 @@ def test_a_link_to_what_is_not_there_makes_nothing(other: Hostile, use: Callable
 
 
 @uses
-def test_another_s_link_in_the_place_of_a_directory_is_refused(other: Hostile, use: Callable[[Path], object]) -> None:
+def test_a_link_of_another_user_in_place_of_a_directory_is_refused(other: Hostile, use: Callable[[Path], object]) -> None:
     before = other.state()
     (other.theirs / "link").symlink_to(other.ours)
     for path in (other.theirs / "link" / "target", other.theirs / "link" / "new"):
@@ -150,7 +150,7 @@ def test_another_s_link_in_the_place_of_a_directory_is_refused(other: Hostile, u
 
 
 @uses
-def test_our_link_to_another_s_link_is_refused(other: Hostile, use: Callable[[Path], object]) -> None:
+def test_a_link_to_a_link_of_another_user_is_refused(other: Hostile, use: Callable[[Path], object]) -> None:
     (other.ours / "first").symlink_to("../theirs/second")
     before = other.state()
     (other.theirs / "second").symlink_to(other.target)
@@ -160,7 +160,7 @@ def test_our_link_to_another_s_link_is_refused(other: Hostile, use: Callable[[Pa
     assert other.state() == before
 
 
-def test_what_a_refusal_costs(other: Hostile) -> None:
+def test_a_refused_link_is_a_config_or_listen_error(other: Hostile) -> None:
     link = other.theirs / "link"
     link.symlink_to(other.target)
     for use, kind in ((open_log, ConfigError), (USES["pid file"], ConfigError), (keep_upstream, ConfigError)):
@@ -173,7 +173,7 @@ def test_what_a_refusal_costs(other: Hostile) -> None:
             use(link / "socket")
 
 
-def test_a_log_that_became_a_link_is_kept_and_that_is_said_once(other: Hostile, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_log_replaced_by_a_link_is_kept_and_reported_once(other: Hostile, capfd: pytest.CaptureFixture[str]) -> None:
     before, path = other.state(), other.theirs / "log"
     logs.configure(Settings())
     file = logs.open_file(str(path), OWNER)
@@ -182,7 +182,7 @@ def test_a_log_that_became_a_link_is_kept_and_that_is_said_once(other: Hostile, 
     logs.reopen()
     file.write(b"goes on\n")
     path.unlink()
-    os.mkfifo(path)  # which nobody reads: it must not hold us up
+    os.mkfifo(path)  # no process reads it: opening it must not block
     logs.reopen()
     file.write(b"and on\n")
     logs.close_files()
@@ -195,18 +195,18 @@ def test_a_log_that_became_a_link_is_kept_and_that_is_said_once(other: Hostile, 
 
 
 @pytest.mark.parametrize("use", [open_log, USES["pid file"]], ids=["log", "pid file"])
-def test_a_hard_link_is_refused_where_others_could_have_made_it(other: Hostile, use: Callable[[Path], object]) -> None:
+def test_a_hard_link_that_another_user_could_have_made_is_refused(other: Hostile, use: Callable[[Path], object]) -> None:
     os.link(other.target, other.theirs / "file")
     before = other.state()
     with pytest.raises(ConfigError, match=r"has a second name \(a hard link\), which another user could have made"):
         use(other.theirs / "file")
     assert other.state() == before
 
-    os.link(other.target, other.ours / "second")  # which only we could have made
+    os.link(other.target, other.ours / "second")  # only this user could have made it
     use(other.ours / "second")
 
 
-def test_permissions_of_another_users_file_pass_on_no_privileges(other: Hostile) -> None:
+def test_setuid_permissions_of_another_user_s_file_are_dropped(other: Hostile) -> None:
     path = other.theirs / "upstream.conf"
     path.write_text("theirs")
     if IS_ROOT:
@@ -218,7 +218,7 @@ def test_permissions_of_another_users_file_pass_on_no_privileges(other: Hostile)
     assert path.stat().st_uid == os.geteuid()
 
 
-def test_only_what_we_made_is_given_away(other: Hostile) -> None:
+def test_only_created_files_get_the_owner(other: Hostile) -> None:
     there, made = other.theirs / "there", other.theirs / "made"
     there.touch()
     before = there.stat().st_uid
@@ -232,10 +232,10 @@ def test_only_what_we_made_is_given_away(other: Hostile) -> None:
 
 
 def race(call: Callable[[], object]) -> None:
-    """Call it again and again, and until it has been refused at least once: then there was somebody to race with."""
+    """Call the function repeatedly, until it was refused at least once: this proves that the race took place."""
     refused, begun = 0, time.monotonic()
     while (passed := time.monotonic() - begun) < SECONDS or not refused:
-        assert passed < DEADLINE, "never refused"
+        assert passed < DEADLINE, "the call was never refused"
         try:
             call()
         except (OSError, ForkserveError):
@@ -243,12 +243,12 @@ def race(call: Callable[[], object]) -> None:
 
 
 @uses
-def test_a_race_for_each_use(other: Hostile, use: Callable[[Path], object]) -> None:
+def test_a_race_for_a_file_changes_nothing_elsewhere(other: Hostile, use: Callable[[Path], object]) -> None:
     with other.swapping("file"):
         race(lambda: use(other.theirs / "file"))
 
 
-def test_a_race_for_a_log_that_is_opened_anew(other: Hostile) -> None:
+def test_a_race_for_a_reopened_log_changes_nothing_elsewhere(other: Hostile) -> None:
     file = logs.LogFile.open(str(other.theirs / "log"), OWNER)
 
     def reopen() -> None:
@@ -262,17 +262,17 @@ def test_a_race_for_a_log_that_is_opened_anew(other: Hostile) -> None:
     os.close(file.descriptor)
 
 
-def test_a_race_for_a_directory(other: Hostile) -> None:
+def test_a_race_for_a_directory_changes_nothing_elsewhere(other: Hostile) -> None:
     with other.swapping("folder", to=other.ours):
         for use in (open_log, USES["pid file"], USES["a written file"]):
             race(lambda use=use: use(other.theirs / "folder" / "target"))
 
 
-# What must go on working.
+# Links and directories that must still work.
 
 
 @uses
-def test_our_own_links_in_our_own_directories(tmp_path: Path, use: Callable[[Path], object]) -> None:
+def test_own_links_in_own_directories_work(tmp_path: Path, use: Callable[[Path], object]) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "first").symlink_to("second")
     (tmp_path / "second").symlink_to(tmp_path / "real")
@@ -281,7 +281,7 @@ def test_our_own_links_in_our_own_directories(tmp_path: Path, use: Callable[[Pat
 
 
 @pytest.mark.parametrize("use", [open_log, USES["pid file"], USES["a written file"]], ids=["log", "pid file", "written"])
-def test_our_own_link_to_a_file_that_need_not_be_there(tmp_path: Path, use: Callable[[Path], object]) -> None:
+def test_an_own_link_to_a_missing_file_works(tmp_path: Path, use: Callable[[Path], object]) -> None:
     (tmp_path / "link").symlink_to("file")
     use(tmp_path / "link")
     use(tmp_path / "link")
@@ -289,7 +289,7 @@ def test_our_own_link_to_a_file_that_need_not_be_there(tmp_path: Path, use: Call
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_pid_file_that_is_our_link_is_removed_where_it_leads(tmp_path: Path) -> None:
+def test_the_target_of_a_linked_pid_file_is_removed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     file = PidFile(str(tmp_path / "link"))
     assert (tmp_path / "file").read_text() == f"{os.getpid()}\n"
@@ -299,7 +299,7 @@ def test_a_pid_file_that_is_our_link_is_removed_where_it_leads(tmp_path: Path) -
 
 @pytest.fixture
 def sticky(other: Hostile) -> Path:
-    """A directory such as /tmp."""
+    """A sticky directory like /tmp."""
     path = other.ours / "tmp"
     path.mkdir()
     path.chmod(0o1777)
@@ -307,22 +307,22 @@ def sticky(other: Hostile) -> Path:
 
 
 @uses
-def test_a_sticky_directory_serves_for_files_of_ours(sticky: Path, use: Callable[[Path], object]) -> None:
+def test_own_files_and_links_in_a_sticky_directory_work(sticky: Path, use: Callable[[Path], object]) -> None:
     use(sticky / "file")
     use(sticky / "file")
     (sticky / "folder").mkdir(mode=0o755)
-    (sticky / "link").symlink_to("folder")  # only we can replace it
+    (sticky / "link").symlink_to("folder")  # only this user can replace it
     use(sticky / "link" / "file")
     use(sticky / "link" / "file")
 
 
-def test_a_sticky_directory_with_files_of_others(sticky: Path, other: Hostile) -> None:
-    """Others can make anything there, before we do."""
+def test_files_of_others_in_a_sticky_directory_are_refused(sticky: Path, other: Hostile) -> None:
+    """Other users can create files there first."""
     link, file = sticky / "link", sticky / "file"
     link.symlink_to(other.target)
     file.touch()
     if not IS_ROOT:
-        sticky.chmod(0o777)  # so that the links are not ours alone
+        sticky.chmod(0o777)  # so that others could have made the links
     else:
         os.chown(link, 12345, 12345, follow_symlinks=False)
         os.chown(file, 12345, 12345)
@@ -336,8 +336,8 @@ def test_a_sticky_directory_with_files_of_others(sticky: Path, other: Hostile) -
 
 
 @uses
-def test_a_directory_of_the_app_s_user(other: Hostile, use: Callable[[Path], object]) -> None:
-    """As systemd makes with RuntimeDirectory=."""
+def test_files_in_a_directory_of_the_app_s_user_work(other: Hostile, use: Callable[[Path], object]) -> None:
+    """systemd creates such a directory for RuntimeDirectory=."""
     use(other.theirs / "file")
     use(other.theirs / "file")
 
@@ -352,7 +352,7 @@ def test_a_socket_has_its_mode_and_owner(other: Hostile) -> None:
         assert os.listdir(other.theirs) == []
 
 
-def test_a_socket_that_another_has_put_there_is_not_removed(other: Hostile) -> None:
+def test_a_socket_file_replaced_by_another_user_is_not_removed(other: Hostile) -> None:
     path = other.theirs / "socket"
     listener = bind_unix(parse_address(f"unix:{path}"), 0o600, 1, OWNER)
     path.unlink()
@@ -367,7 +367,7 @@ def test_a_socket_that_another_has_put_there_is_not_removed(other: Hostile) -> N
     listener.close()
 
 
-def test_a_runtime_directory_that_could_be_swapped_with_one_above_it(other: Hostile) -> None:
+def test_a_runtime_directory_below_another_user_s_directory_is_refused(other: Hostile) -> None:
     above = other.theirs / "above"
     above.mkdir(mode=0o755)
     with pytest.raises(OSError, match="others could replace it"):
@@ -395,7 +395,7 @@ def written(path: str, to: int) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/stderr", "{ours}/link", "{ours}/twice"])
-def test_the_names_of_our_descriptors(other: Hostile, path: str) -> None:
+def test_names_of_open_descriptors_work_as_logs(other: Hostile, path: str) -> None:
     (other.ours / "link").symlink_to("/dev/stdout")
     (other.ours / "twice").symlink_to("link")
     path = path.format(ours=other.ours)
@@ -412,19 +412,19 @@ def test_the_names_of_our_descriptors(other: Hostile, path: str) -> None:
         assert (other.ours / "file").read_bytes() == b"from a log\nbeside\nagain\n"
         assert before == (file.fileno(), os.fstat(file.fileno()).st_uid)
 
-    ours, theirs = socket.socketpair()  # as the journal gives
+    ours, theirs = socket.socketpair()  # the journal passes a socket
     with ours, theirs:
         assert written(path, theirs.fileno()) == b"0"
         assert ours.recv(1000).startswith(b"from a log\n")
 
 
-def test_another_s_link_to_our_descriptors_is_refused(other: Hostile) -> None:
+def test_a_link_of_another_user_to_a_descriptor_is_refused(other: Hostile) -> None:
     (other.theirs / "log").symlink_to("/dev/stdout")
     with pytest.raises(ConfigError, match="is a symbolic link"):
         open_log(other.theirs / "log")
 
 
-def test_a_pipe_that_no_process_reads_does_not_hold_up_the_start(tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_is_refused_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "log")
     with pytest.raises(ConfigError, match="log: it is a socket, or a pipe that no process reads"):
         open_log(tmp_path / "log")
@@ -432,14 +432,16 @@ def test_a_pipe_that_no_process_reads_does_not_hold_up_the_start(tmp_path: Path)
     file = logs.LogFile.open(str(tmp_path / "log"))
     file.write(b"a line\n")
     assert os.read(reader, 100) == b"a line\n"
-    assert os.get_blocking(file.descriptor)  # or lines would be lost when the reader is slow
+    assert os.get_blocking(file.descriptor)  # otherwise a slow reader would cause lost lines
     os.close(file.descriptor)
     os.close(reader)
 
 
 @uses
-def test_systems_without_handles(other: Hostile, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path], object]) -> None:
-    """As macOS is. It finds and refuses the same."""
+def test_systems_without_path_handles_refuse_the_same_links(
+    other: Hostile, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path], object]
+) -> None:
+    """macOS is such a system."""
     monkeypatch.setattr(files, "HANDLE", None)
     monkeypatch.setattr(files, "DIRECTORY", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     use(other.theirs / "file")
@@ -452,10 +454,10 @@ def test_systems_without_handles(other: Hostile, monkeypatch: pytest.MonkeyPatch
     assert other.state() == before
 
 
-def test_uids_of_roots_files() -> None:
+def test_the_uids_of_root_are_found_in_the_uid_map() -> None:
     for uid_map, overflow_too in {
         "         0          0 4294967295\n": False,
-        "0 1000 1\n1 100000 65536\n": False,  # a container of an ordinary user, in which there is a user nobody
+        "0 1000 1\n1 100000 65536\n": False,  # a container of an ordinary user, with a user nobody
         "0 1000 1\n": True,  # `unshare --map-root-user`, where /dev belongs to nobody
         "1000 1000 1\n": True,
         "0 0 1\n": False,
@@ -463,7 +465,7 @@ def test_uids_of_roots_files() -> None:
         assert (uid_map, files.root_uids(uid_map, 65534)) == (uid_map, {0, 65534} if overflow_too else {0})
 
 
-def test_what_is_no_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_names_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "circle").symlink_to("circle")
     monkeypatch.chdir(tmp_path)
     for path, number in {

@@ -1,4 +1,4 @@
-"""What is handed over in an upgrade: described, written as JSON, read, and made again."""
+"""State handed over in an upgrade: exported, written as JSON, read, and adopted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def handed_over(state: T) -> T:
-    """Return what comes of a record on the other side."""
+    """Return a record after encoding and decoding."""
     return handover.decode(handover.encode(state), type(state))
 
 
@@ -59,10 +59,10 @@ def listeners_handed_over(before: Listeners) -> Sequence[ListenerState]:
 
 @record
 class Empty:
-    """Nothing."""
+    """A record without fields."""
 
 
-def test_descriptors_are_found_wherever_they_are() -> None:
+def test_descriptors_are_found_at_any_depth() -> None:
     state = Outer(InheritedFd(7), [Inner([InheritedFd(5), InheritedFd(3)])], 8)
     data = handover.encode(state)
     assert json.loads(data)["descriptors"] == [7, 5, 3]
@@ -76,13 +76,13 @@ def test_another_version_is_refused() -> None:
         handover.decode(other, Empty)
 
 
-def test_what_is_not_complete_is_refused() -> None:
+def test_incomplete_state_is_refused() -> None:
     data = handover.encode(Inner([]))
     with pytest.raises(ConfigError, match="hands over what cannot be read: one is missing: restart the server instead"):
         handover.decode(data, Outer)
 
 
-def test_fields_that_a_version_does_not_know_or_misses() -> None:
+def test_unknown_and_missing_fields_are_accepted() -> None:
     member = Member(3, 1, 2, State.READY, 10.0, 30.0, pid=99)
     found = {**dump(member), "invented": 1}
     del found["renewed"]
@@ -90,7 +90,7 @@ def test_fields_that_a_version_does_not_know_or_misses() -> None:
 
 
 @pytest.mark.parametrize("preload", [False, True])
-def test_a_pool_goes_on_as_it_was(*, preload: bool) -> None:
+def test_an_adopted_pool_continues_unchanged(*, preload: bool) -> None:
     pool = Pool(2, PoolLimits(), lambda: 0.0, preload=preload)
     pids = iter(range(100, 200))
 
@@ -117,7 +117,7 @@ def test_a_pool_goes_on_as_it_was(*, preload: bool) -> None:
     assert (again.wanted, again.generations.committed, again.phase, again.departures.kept) == (3, 1, Phase.SERVING, range(1, 4))
     assert [again.members.last_exit(slot) for slot in (1, 2)] == [pool.members.last_exit(slot) for slot in (1, 2)]
     assert again.degraded
-    assert again.plan(5.2) == again.plan(5.2) == []  # its turn to be tried again has not come
+    assert again.plan(5.2) == again.plan(5.2) == []  # the slot still backs off
     assert [member.since for member in again.members.workers() if member.exists] == [5.2, 5.2]
     settle(again, 9.0)
     assert all(member.state is State.READY for member in again.members.workers())
@@ -126,8 +126,8 @@ def test_a_pool_goes_on_as_it_was(*, preload: bool) -> None:
     assert again.members.workers()[-1].ident > max(member.ident for member in pool.members.workers())
 
 
-def test_what_holds_up_nothing_still_holds_up_nothing_afterwards() -> None:
-    """Those that linger, those that wait for a successor, and the room for a slot that nobody serves."""
+def test_lingering_and_spent_workers_are_handed_over() -> None:
+    """Lingering workers, spent workers, and the room for an empty slot are kept."""
     pool = Pool(3, PoolLimits(surge=1, lingering=0), lambda: 0.0)
     while pool.phase is Phase.FIRST_BOOT:
         for action in pool.plan(1.0):
@@ -154,10 +154,10 @@ def test_what_holds_up_nothing_still_holds_up_nothing_afterwards() -> None:
     plan = again.plan(5.0)
     assert ServeOn(old) in plan
     again.exited(old.ident, 6.0, code=None, signal=9)
-    assert any(isinstance(one, Fork) for one in plan + again.plan(6.0)), "there is room beside those that drain"
+    assert any(isinstance(one, Fork) for one in plan + again.plan(6.0)), "there is room beside the draining workers"
 
 
-def test_a_channel_goes_on_in_the_middle_of_a_frame() -> None:
+def test_a_channel_continues_in_the_middle_of_a_frame() -> None:
     left, right = socket.socketpair()
     frame = encode(Ready())
     right.send(frame + frame[:5])
@@ -182,7 +182,7 @@ def test_a_channel_goes_on_in_the_middle_of_a_frame() -> None:
     other.close()
 
 
-def test_a_client_goes_on_in_the_middle_of_a_line() -> None:
+def test_a_control_session_continues_in_the_middle_of_a_line() -> None:
     left, right = socket.socketpair()
     before = Session(left, ClientLimits())
     right.send(b'{"v": 1}\n{"v"')
@@ -196,8 +196,8 @@ def test_a_client_goes_on_in_the_middle_of_a_line() -> None:
     right.send(b": 2}\n")
     after.receive()
     assert after.next_line() == b'{"v": 2}'
-    (asked,) = after.open
-    assert (asked.request, asked.deadline, asked.progress) == (Request("upgrade", id=[1]), 12.5, "half")
+    (running,) = after.open
+    assert (running.request, running.deadline, running.progress) == (Request("upgrade", id=[1]), 12.5, "half")
     after.close()
     right.close()
 
@@ -206,7 +206,7 @@ def test_a_client_goes_on_in_the_middle_of_a_line() -> None:
 def test_listeners_are_kept_by_their_written_or_bound_address(tmp_path: Path, *, committed: bool) -> None:
     one, two, three = (f"unix:{tmp_path / name}" for name in ("one", "two", "three"))
     before = Listeners(bind=[one, "127.0.0.1:0", two], base_port=0)
-    asked = Addresses(bind=(one, "127.0.0.1:0", two), base_port=0)
+    old_addresses = Addresses(bind=(one, "127.0.0.1:0", two), base_port=0)
     before.open(2, {})
     found = listeners_handed_over(before)
     port = next(listener.port for listener in before if listener.slot is None and listener.port)
@@ -215,7 +215,7 @@ def test_listeners_are_kept_by_their_written_or_bound_address(tmp_path: Path, *,
         listener.sock.detach()
 
     after = Listeners(bind=[f"127.0.0.1:{port}", f"unix:{tmp_path}/./one", three], base_port=0)
-    assert after.adopt(found, range(1, 4), (1, 2), asked) is None
+    assert after.adopt(found, range(1, 4), (1, 2), old_addresses) is None
 
     def addresses(slot: int, generation: int) -> set[str]:
         return {listener.address("http").removeprefix("http://") for listener in after.for_slot(slot, generation)}
@@ -225,7 +225,7 @@ def test_listeners_are_kept_by_their_written_or_bound_address(tmp_path: Path, *,
     assert addresses(1, 1) == shared | {two, f"127.0.0.1:{ports[0]}"}
     assert addresses(3, 2) == shared | {three, f"127.0.0.1:{after.port(3, 2)}"}
     assert addresses(3, 1) == shared | {two}
-    after.open_slots(range(1, 4))  # for workers that come before it is committed
+    after.open_slots(range(1, 4))  # for workers that are forked before the commit
     assert after.port(3, 1)
 
     now = 2 if committed else 1
@@ -236,9 +236,9 @@ def test_listeners_are_kept_by_their_written_or_bound_address(tmp_path: Path, *,
     assert (tmp_path / left).exists()  # a worker accepts there
     assert after.close_unused(now, [], lambda _: True, 2.0, 30.0) == 32.0
     assert after.close_unused(now, [], lambda _: True, 31.0, 30.0) is None
-    assert (tmp_path / left).exists()  # no worker does, but a front end sends requests there
+    assert (tmp_path / left).exists()  # no worker accepts there, but a front end sends requests there
     if committed:
-        after.close_unused(now, [], lambda _: True, 32.0, 30.0)  # and does not stop that
+        after.close_unused(now, [], lambda _: True, 32.0, 30.0)  # the front end does not stop
     else:
         after.close_unused(now, [], lambda _: False, 3.0, 30.0)
     assert [(tmp_path / name).exists() for name in ("one", left, stays)] == [True, False, True]
@@ -248,9 +248,9 @@ def test_listeners_are_kept_by_their_written_or_bound_address(tmp_path: Path, *,
     assert not (tmp_path / "one").exists()
 
 
-def test_listeners_stay_for_all_if_one_cannot_be_had(tmp_path: Path) -> None:
-    asked = Addresses(bind=(f"unix:{tmp_path / 'one'}",), base_port=0)
-    before = Listeners(bind=asked.bind, base_port=0)
+def test_all_old_listeners_are_kept_if_a_new_one_cannot_be_opened(tmp_path: Path) -> None:
+    old_addresses = Addresses(bind=(f"unix:{tmp_path / 'one'}",), base_port=0)
+    before = Listeners(bind=old_addresses.bind, base_port=0)
     before.open(1, {})
     found = listeners_handed_over(before)
     for listener in before:
@@ -258,14 +258,14 @@ def test_listeners_stay_for_all_if_one_cannot_be_had(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     after = Listeners(bind=[f"unix:{tmp_path / 'two'}", f"unix:{tmp_path / 'file'}"])
-    assert "is not a socket" in str(after.adopt(found, range(1, 2), (1, 2), asked))
+    assert "is not a socket" in str(after.adopt(found, range(1, 2), (1, 2), old_addresses))
     assert not (tmp_path / "two").exists()
     assert len(after.for_slot(1, 1)) == 2
-    assert after.for_slot(1, 2) == after.for_slot(1, 1), "the next reload is of the generation that this was to have been"
+    assert after.for_slot(1, 2) == after.for_slot(1, 1), "the next reload has the generation of the failed one"
     after.close_all()
 
 
-def test_a_command_line_is_found_again(tmp_path: Path) -> None:
+def test_the_command_line_of_the_process_is_found(tmp_path: Path) -> None:
     code = "import forkserve.prefork.master.upgrade.program as p; one = p.Program.of_this_process(); print(one.arguments, one.directory)"
     python = tmp_path / "python"
     python.symlink_to(sys.executable)
@@ -276,18 +276,18 @@ def test_a_command_line_is_found_again(tmp_path: Path) -> None:
     link.symlink_to(tmp_path)
     root, env = Path(__file__).parents[3], {"PYTHONPATH": f"{Path(__file__).parents[2]}:{':'.join(sys.path)}", "PWD": str(link)}
 
-    def told(*line: object, cwd: Path = tmp_path) -> str:
+    def run_program(*line: object, cwd: Path = tmp_path) -> str:
         return subprocess.run(list(map(str, line)), env=env, cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert told(script, "-x") == f"{[str(script), '-x']} {link}"
-    assert told("./script") == f"{[str(link / 'script')]} {link}".replace("script']", "./script']")
-    # Somebody else's Python is the one that was meant.
-    assert told(sys.executable, "-Wignore", script) == f"{[sys.executable, '-Wignore', str(script)]} {link}"
-    assert told(sys.executable, script, cwd=root) == f"{[sys.executable, str(script)]} {root}"
-    assert told(sys.executable, "-c", code) == f"{[sys.executable, '-c', code]} {link}"
+    assert run_program(script, "-x") == f"{[str(script), '-x']} {link}"
+    assert run_program("./script") == f"{[str(link / 'script')]} {link}".replace("script']", "./script']")
+    # An explicit Python is kept.
+    assert run_program(sys.executable, "-Wignore", script) == f"{[sys.executable, '-Wignore', str(script)]} {link}"
+    assert run_program(sys.executable, script, cwd=root) == f"{[sys.executable, str(script)]} {root}"
+    assert run_program(sys.executable, "-c", code) == f"{[sys.executable, '-c', code]} {link}"
 
 
-def test_an_account_is_known_from_before_if_it_cannot_be_looked_up_any_more() -> None:
+def test_a_handed_over_account_needs_no_lookup() -> None:
     settings = Settings(user="nobody-of-that-name")
     with pytest.raises(ConfigError, match="there is no user"):
         privileges.account(settings)

@@ -1,4 +1,4 @@
-"""One log of one process: its queue, what it is written to, and what is said of what was lost."""
+"""One log of one process: its queue, its file, and the reports of lost lines."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LINES = st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b""
 
 
 @pytest.fixture
-def said() -> Iterator[list[str]]:
-    """What is said of lost lines."""
+def reported() -> Iterator[list[str]]:
+    """The reports of lost lines."""
     found: list[str] = []
     logfile.complain_by(found.append)
     yield found
@@ -34,8 +34,8 @@ def said() -> Iterator[list[str]]:
 
 
 @given(LINES, st.lists(st.integers(0, 40), max_size=60), st.integers(20, 200))
-def test_a_queue_loses_whole_lines_and_counts_them(lines: list[bytes], sizes: list[int], most: int) -> None:
-    """However much goes out at a time."""
+def test_a_queue_loses_only_whole_lines_and_counts_them(lines: list[bytes], sizes: list[int], most: int) -> None:
+    """This holds for writes of any size."""
     queue, out, puts = LineQueue(most), b"", iter(lines)
     for size in sizes:
         queue.put(next(puts, b""))
@@ -45,7 +45,7 @@ def test_a_queue_loses_whole_lines_and_counts_them(lines: list[bytes], sizes: li
         out += piece[:size]
         assert len(queue.piece(1000)) <= most + 31
     queue.lose()
-    out += queue.piece(10_000)  # the rest of a line that was begun
+    out += queue.piece(10_000)  # the rest of a started line
     put = len(lines) - len(list(puts))
     found = out.split(b"\n")
     assert found.pop() == b""
@@ -53,7 +53,7 @@ def test_a_queue_loses_whole_lines_and_counts_them(lines: list[bytes], sizes: li
     assert len(found) + queue.lost == put
 
 
-def test_pieces_end_with_a_line_if_that_can_be() -> None:
+def test_pieces_end_at_a_line_if_possible() -> None:
     queue = LineQueue()
     queue.put(b"one\ntwo\nthree is long\n")
     pieces = []
@@ -64,8 +64,8 @@ def test_pieces_end_with_a_line_if_that_can_be() -> None:
     assert pieces == [b"one\ntwo\n", b"three is", b" long\n"]
 
 
-def filled(descriptor: int) -> None:
-    """Leave no room in a pipe or socket."""
+def fill(descriptor: int) -> None:
+    """Fill a pipe or socket completely."""
     os.set_blocking(descriptor, False)
     for size in (65536, 1):
         try:
@@ -77,7 +77,7 @@ def filled(descriptor: int) -> None:
 
 
 def pair(kind: str) -> tuple[int, int]:
-    """Return the reader's and the writer's end."""
+    """Return the reading and the writing end."""
     if kind == "pipe":
         return os.pipe()
     one, two = socket.socketpair()
@@ -86,16 +86,21 @@ def pair(kind: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_a_full_one_is_not_waited_for(said: list[str], kind: str, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
-    """Whether we may open it for us alone or not; and nobody else's opening of it is changed."""
+def test_a_full_pipe_or_socket_does_not_block(
+    reported: list[str],
+    kind: str,
+    alone: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This holds with and without a private reopening; other openings of the file stay blocking."""
     monkeypatch.setattr(logfile._state, "opens_own", alone)
     reader, writer = pair(kind)
-    filled(writer)
+    fill(writer)
     log = LogFile(writer, name="the access log")
     for number in range(30_000):
         log.write(b"%d %b\n" % (number, b"x" * 99))
     assert os.get_blocking(writer)
-    assert said == ["lines of the access log are lost: nothing can be written"]
+    assert reported == ["lines of the access log are lost: nothing can be written"]
     assert len(log.waiting()) <= logfile.MOST_WAITING
     assert log.retry_at is not None
     got = b""
@@ -105,14 +110,14 @@ def test_a_full_one_is_not_waited_for(said: list[str], kind: str, alone: bool, m
     lines = [line for line in (got + os.read(reader, 1 << 20)).split(b"\n") if line]
     lost = 30_000 - len(lines)
     assert lines == [b"%d %b" % (number, b"x" * 99) for number in range(len(lines))]
-    assert said[1:] == [f"{lost} lines of the access log were lost: nothing can be written"]
+    assert reported[1:] == [f"{lost} lines of the access log were lost: nothing can be written"]
     log.let_go()
     os.close(reader)
     os.close(writer)
 
 
-def test_a_terminal_that_is_stopped_is_not_waited_for() -> None:
-    """By Ctrl-S."""
+def test_a_stopped_terminal_does_not_block() -> None:
+    """Ctrl-S stops a terminal."""
     master, slave = pty.openpty()
     tty.setraw(slave)
     log = LogFile(slave)
@@ -130,7 +135,7 @@ def test_a_terminal_that_is_stopped_is_not_waited_for() -> None:
     os.close(master)
 
 
-def test_a_pipe_without_a_reader_loses_at_once(said: list[str]) -> None:
+def test_lines_to_a_pipe_without_a_reader_are_lost_at_once(reported: list[str]) -> None:
     reader, writer = os.pipe()
     log = LogFile(writer, name="the access log")
     before = logfile.lost()
@@ -139,12 +144,12 @@ def test_a_pipe_without_a_reader_loses_at_once(said: list[str]) -> None:
         log.write(b"line\n")
     assert not log.waiting()
     assert logfile.lost() - before == 3
-    assert said == ["lines of the access log are lost: Broken pipe"]
+    assert reported == ["lines of the access log are lost: Broken pipe"]
     log.close()
 
 
-def test_a_signal_in_the_middle_of_a_write(tmp_path: Path) -> None:
-    """Its handler logs too: nothing is stuck, doubled or lost."""
+def test_a_signal_handler_can_log_during_a_write(tmp_path: Path) -> None:
+    """Nothing is stuck, duplicated or lost."""
     log = LogFile.open(str(tmp_path / "log"))
     signal.signal(signal.SIGALRM, lambda *_: log.write(b"signal\n"))
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
@@ -162,10 +167,10 @@ def test_a_signal_in_the_middle_of_a_write(tmp_path: Path) -> None:
     assert lines[-1] == b""
 
 
-def test_a_fork_while_a_thread_writes(tmp_path: Path) -> None:
-    """The child has no lock of the thread's, and nothing of what waits here."""
+def test_a_child_forked_while_a_thread_writes_can_log(tmp_path: Path) -> None:
+    """The child has no lock of the thread, and no buffered lines of the parent."""
     reader, writer = os.pipe()
-    filled(writer)
+    fill(writer)
     log = LogFile(writer)
     log.write(b"of the parent\n")
     other = LogFile.open(str(tmp_path / "log"))
@@ -193,16 +198,16 @@ def test_files_at_standard_descriptors_are_appended_to(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file, (tmp_path / "log").open("rb") as readable:
         for one in (file, readable):
             logfile.append(one.fileno())
-        logfile.append(99)  # there is none
+        logfile.append(99)  # no such descriptor
 
         assert fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
         assert not fcntl.fcntl(readable.fileno(), fcntl.F_GETFL) & os.O_APPEND
 
 
-def test_half_of_a_line_does_not_go_to_another_file(tmp_path: Path, said: list[str]) -> None:
+def test_half_a_line_is_not_written_to_another_file(tmp_path: Path, reported: list[str]) -> None:
     reader, writer = os.pipe()
     log = LogFile(writer, name="the access log")
-    filled(writer)
+    fill(writer)
     log.write(b"one\ntwo\n")
     log._queue.went(2)
     new = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -213,4 +218,4 @@ def test_half_of_a_line_does_not_go_to_another_file(tmp_path: Path, said: list[s
     os.close(reader)
 
     assert (tmp_path / "log").read_bytes() == b"two\n"
-    assert said[-1:] == ["1 line of the access log was lost: nothing can be written"]
+    assert reported[-1:] == ["1 line of the access log was lost: nothing can be written"]

@@ -1,4 +1,4 @@
-"""The form of log lines, and the files that they go to."""
+"""The format of log lines, and the log files."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ HEAD = (
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Path]:
-    """Log to a file."""
+    """The error log of this process, set to a file."""
     path = tmp_path / "error.log"
     logs.configure(Settings(error_logfile=str(path), access_logfile=str(tmp_path / "access.log")))
     yield path
@@ -35,7 +35,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 
 def lines(path: Path) -> list[tuple[str, ...]]:
-    """Return level, speaker and text of each line; every line must have the form of one."""
+    """Return level, process and text of each line; every line must have the format."""
     matches = [re.fullmatch(HEAD, line) for line in path.read_text().splitlines()]
 
     assert all(matches)
@@ -71,7 +71,7 @@ def test_control_bytes_never_reach_the_log(log: Path) -> None:
     assert lines(log)[0][2] == r"a\x1b[2Jb\x00\r\x85\u2028\u202ec\udc80\x07"
 
 
-def test_a_smuggled_newline_does_not_begin_a_record(log: Path) -> None:
+def test_a_newline_in_a_message_does_not_begin_a_record(log: Path) -> None:
     logger.info("text\nforged")
 
     assert [text for _, _, text in lines(log)] == ["text", "  forged"]
@@ -86,11 +86,11 @@ def test_a_smuggled_newline_does_not_begin_a_record(log: Path) -> None:
         ("", ""),
     ],
 )
-def test_printable(text: str | bytes, expected: str) -> None:
+def test_control_characters_are_escaped(text: str | bytes, expected: str) -> None:
     assert expected == printable(text)
 
 
-def test_a_wrong_call_is_logged_and_not_raised(log: Path) -> None:
+def test_a_wrong_logging_call_is_logged_and_not_raised(log: Path) -> None:
     class Silent:
         def __str__(self) -> str:
             raise RuntimeError
@@ -105,7 +105,7 @@ def test_a_wrong_call_is_logged_and_not_raised(log: Path) -> None:
     assert "a log record could not be formatted" in log.read_text()
 
 
-def test_a_log_that_cannot_be_written_stops_no_process(log: Path) -> None:
+def test_a_log_that_cannot_be_written_raises_no_error(log: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     for descriptor in logs.descriptors():
         os.dup2(full, descriptor, inheritable=False)
@@ -114,14 +114,14 @@ def test_a_log_that_cannot_be_written_stops_no_process(log: Path) -> None:
     logger.info("lost")
 
 
-def test_level_trace(log: Path) -> None:
+def test_the_level_trace_can_be_logged(log: Path) -> None:
     logs.set_level("trace")
     logger.log(logs.TRACE, "fine")
 
     assert lines(log) == [("TRACE", "master", "fine")]
 
 
-def test_a_moved_file_is_opened_anew_under_the_same_descriptor(log: Path) -> None:
+def test_a_moved_file_is_reopened_at_the_same_descriptor(log: Path) -> None:
     before = logs.descriptors()
     logger.info("one")
     log.rename(log.with_suffix(".1"))
@@ -135,7 +135,7 @@ def test_a_moved_file_is_opened_anew_under_the_same_descriptor(log: Path) -> Non
     assert not any(os.get_inheritable(one) for one in before)
 
 
-def test_a_file_that_is_still_there_is_left_alone(log: Path) -> None:
+def test_a_file_that_was_not_moved_is_not_reopened(log: Path) -> None:
     access = logs.access_log()
     assert access is not None
     inode = os.fstat(access.descriptor).st_ino
@@ -153,7 +153,7 @@ def test_a_file_that_cannot_be_reopened_is_kept(log: Path) -> None:
     assert "cannot reopen the log file" in (log.parent / "moved").read_text()
 
 
-def test_the_access_log_is_written_in_one_go(log: Path) -> None:
+def test_the_access_log_is_written_at_once(log: Path) -> None:
     access = logs.access_log()
     assert access is not None
     access.write(b"one\ntwo\n")
@@ -180,8 +180,8 @@ os.write(2, b"two\\n")
 """
 
 
-def test_the_output_of_workers_is_captured(tmp_path: Path) -> None:
-    """And follows the file when that is rotated."""
+def test_output_of_workers_is_captured_in_the_error_log(tmp_path: Path) -> None:
+    """The output follows the rotation of the file."""
     log = tmp_path / "log"
 
     done = subprocess.run([sys.executable, "-c", CAPTURING, str(log)], capture_output=True, check=True)
@@ -191,10 +191,10 @@ def test_the_output_of_workers_is_captured(tmp_path: Path) -> None:
 
 
 class TestLogConfig:
-    """The user's own configuration of the logging module."""
+    """The user's configuration of the logging module."""
 
     @pytest.mark.usefixtures("log")
-    def test_json(self, tmp_path: Path) -> None:
+    def test_a_json_file_configures_logging(self, tmp_path: Path) -> None:
         path = tmp_path / "log.json"
         path.write_text(
             """{"version": 1,
@@ -224,7 +224,7 @@ class TestLogConfig:
         ],
     )
     @pytest.mark.usefixtures("log")
-    def test_a_broken_one_is_a_usage_error(self, tmp_path: Path, name: str, content: str) -> None:
+    def test_a_broken_file_is_a_usage_error(self, tmp_path: Path, name: str, content: str) -> None:
         (tmp_path / name).write_text(content)
 
         with pytest.raises(ConfigError, match=r"--log-config .*log\.(json|ini): "):
@@ -234,7 +234,7 @@ class TestLogConfig:
 NOBODY = (65534, 65534)
 
 
-def test_a_file_for_output_is_opened_once_and_reopened_as_the_logs_are(log: Path) -> None:
+def test_an_output_file_is_opened_once_and_reopened_with_the_logs(log: Path) -> None:
     path = log.with_name("out")
     file = logs.open_file(str(path), None)
 
@@ -248,7 +248,7 @@ def test_a_file_for_output_is_opened_once_and_reopened_as_the_logs_are(log: Path
     assert file.descriptor not in logs.descriptors()
 
 
-def test_a_file_that_we_make_is_given_to_its_owner_also_anew(tmp_path: Path) -> None:
+def test_a_created_file_gets_its_owner_also_after_reopening(tmp_path: Path) -> None:
     owner = NOBODY if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     path = tmp_path / "log"
     file = logfile.LogFile.open(str(path), owner)
@@ -261,7 +261,7 @@ def test_a_file_that_we_make_is_given_to_its_owner_also_anew(tmp_path: Path) -> 
     assert (path.stat().st_uid, path.stat().st_gid) == owner
 
 
-def test_what_is_no_file_keeps_its_owner() -> None:
+def test_a_device_keeps_its_owner() -> None:
     before = os.stat("/dev/null").st_uid
     os.close(logfile.LogFile.open("/dev/null", NOBODY).descriptor)
 
@@ -289,7 +289,7 @@ logs.access_log().write(b"nowhere\\n")
 """
 
 
-def test_a_redirected_stream_leaves_the_logs_where_they_were(tmp_path: Path) -> None:
+def test_a_redirected_stream_does_not_move_the_logs(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", REDIRECTED], cwd=tmp_path, capture_output=True, text=True, check=True)
 
     assert ended.stdout == "access\n"
@@ -297,7 +297,7 @@ def test_a_redirected_stream_leaves_the_logs_where_they_were(tmp_path: Path) -> 
     assert [(tmp_path / name).read_text() for name in ("err", "out.1", "out")] == ["err\n", "out\n", "new\n"]
 
 
-def test_files_of_the_program_before_an_upgrade_are_gone_on_with(tmp_path: Path) -> None:
+def test_files_of_the_old_program_are_used_after_an_upgrade(tmp_path: Path) -> None:
     error, access, other = (tmp_path / name for name in ("error", "access", "other"))
     settings = Settings(error_logfile=str(error), access_logfile=str(access))
     logs.configure(settings)

@@ -20,7 +20,7 @@ class Color(Enum):
 
 
 class Number(int):
-    """An int of its own kind."""
+    """A subclass of int."""
 
 
 class Level(IntEnum):
@@ -69,7 +69,7 @@ def through_json(value: object) -> Any:
     return json.loads(json.dumps(value))
 
 
-def test_there_and_back() -> None:
+def test_a_record_survives_json() -> None:
     written = dump(RECORD)
     assert isinstance(written["number"], Number)
     assert written["inner"] == {"name": "a", "data": "\x00\xff"}
@@ -77,7 +77,7 @@ def test_there_and_back() -> None:
     assert type(load(Outer, through_json(written)).number) is Number
 
 
-def test_defaults_and_unknown_fields() -> None:
+def test_missing_fields_have_defaults_and_unknown_ones_are_ignored() -> None:
     written = through_json(dump(RECORD)) | {"invented": 1}
     del written["anything"], written["more"], written["inner"]["data"]
     found = load(Outer, written)
@@ -104,6 +104,6 @@ def test_defaults_and_unknown_fields() -> None:
         ("either", 1.5, "either: 1.5 is not list and 1.5 is not str and 1.5 is not null"),
     ],
 )
-def test_wrong_types(field: str, value: object, why: str) -> None:
+def test_a_field_of_a_wrong_type_is_refused(field: str, value: object, why: str) -> None:
     with pytest.raises(RecordError, match=f"^{re.escape(why)}"):
         load(Outer, through_json(dump(RECORD)) | {field: value})

@@ -1,4 +1,4 @@
-"""`forkserve ctl`: its command line, what it prints, how it ends, against a real control socket."""
+"""`forkserve ctl`: its command line, output and exit codes, with a real control socket."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Answering(Server):
-    """A server that runs in a thread and answers each command in the way that a test says."""
+    """A server that runs in a thread and replies to each command as the test sends."""
 
     def __init__(self, directory: str, **limits: Any) -> None:
         super().__init__(directory, **limits)
@@ -54,7 +54,7 @@ class Answering(Server):
         self._over = True
 
     def execute(self, name: str, args: Sequence[Any], *, to: str | int = "all", timeout: float | None = None) -> Pending:
-        self.asked.append((name, list(args), to, timeout))
+        self.executed.append((name, list(args), to, timeout))
         found = self.answers.get(name)
         if isinstance(found, CommandError):
             raise found
@@ -84,15 +84,15 @@ def server() -> Iterator[Answering]:
 
 
 @contextlib.contextmanager
-def impostor(*says: bytes) -> Iterator[str]:
-    """Listen, and answer each connection with the next of these bytes."""
+def impostor(*sends: bytes) -> Iterator[str]:
+    """Listen, and respond to each connection with the next of these bytes."""
     with short_directory() as directory, socket.socket(socket.AF_UNIX) as listener:
         path = os.path.join(directory, "s.sock")
         listener.bind(path)
         listener.listen()
 
         def talk() -> None:
-            for data in says:
+            for data in sends:
                 connection, _ = listener.accept()
                 with connection:
                     connection.recv(65536)
@@ -120,7 +120,7 @@ def run(capsys: pytest.CaptureFixture[str], server: Answering) -> Callable[[str]
 
 
 @pytest.mark.parametrize(
-    ("line", "asked"),
+    ("line", "executed"),
     [
         ("status", ("status", [], "all", 60)),
         ("--timeout 5 status", ("status", [], "all", 5)),
@@ -147,11 +147,13 @@ def run(capsys: pytest.CaptureFixture[str], server: Answering) -> Callable[[str]
         ("call x -- --json -1", ("call", ["x", "--json", -1], "all", 60)),
     ],
 )  # fmt: skip
-def test_what_is_asked(run: Callable[[str], Printed], server: Answering, line: str, asked: tuple[Any, ...]) -> None:
+def test_a_command_line_becomes_a_request(
+    run: Callable[[str], Printed], server: Answering, line: str, executed: tuple[Any, ...]
+) -> None:
     code, _, err = run(line)
 
     assert (code, err) == (0, "")
-    assert server.asked == [asked]
+    assert server.executed == [executed]
 
 
 @pytest.mark.parametrize(
@@ -176,18 +178,18 @@ def test_what_is_asked(run: Callable[[str], Printed], server: Answering, line: s
         ("status --name x", "--name and --socket both select the server: give one of them"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_2(
+def test_a_wrong_command_line_prints_one_line_and_exits_with_2(
     run: Callable[[str], Printed], server: Answering, line: str, message: str
 ) -> None:
     assert run(line) == (2, "", f"forkserve ctl: {message}\n")
     code, out, err = run(f"--json {line}")
     assert (code, err) == (2, "")
     assert json.loads(out) == {"ok": False, "error": {"code": "usage", "message": message}, "result": None}
-    assert {name for name, *_ in server.asked} <= {"commands"}  # the server may have a command that we do not know
+    assert {name for name, *_ in server.executed} <= {"commands"}  # the server may have a command that ctl does not know
 
 
 @pytest.mark.parametrize("line", ["--help", *(f"{name} --help" for name in COMMANDS)])
-def test_help_says_what_the_table_says(run: Callable[[str], Printed], line: str) -> None:
+def test_help_shows_the_table_of_commands(run: Callable[[str], Printed], line: str) -> None:
     code, out, err = run(line)
 
     assert (code, err) == (0, "")
@@ -196,7 +198,7 @@ def test_help_says_what_the_table_says(run: Callable[[str], Printed], line: str)
     assert all(one in " ".join(out.split()) for one in wanted)
 
 
-# Which server.
+# The choice of the server.
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_help_says_what_the_table_says(run: Callable[[str], Printed], line: str)
         ([("a", "/a"), ("b", "/b")], "b", "/b"),
     ],
 )
-def test_the_server_is_found(running: list[tuple[str, str]], name: str | None, chosen: str) -> None:
+def test_the_server_is_chosen(running: list[tuple[str, str]], name: str | None, chosen: str) -> None:
     assert ctl.choose(running, name) == chosen
 
 
@@ -220,7 +222,9 @@ def test_the_server_is_found(running: list[tuple[str, str]], name: str | None, c
         ([("a", "/a"), ("c", "/c")], None, 2, "several servers are running: select one with --name: a, c"),
     ],
 )
-def test_the_server_is_not_found(running: list[tuple[str, str]], name: str | None, code: int, message: str) -> None:
+def test_an_ambiguous_or_missing_server_is_an_error(
+    running: list[tuple[str, str]], name: str | None, code: int, message: str
+) -> None:
     with pytest.raises(ctl.CtlError) as caught:
         ctl.choose(running, name)
 
@@ -228,7 +232,7 @@ def test_the_server_is_not_found(running: list[tuple[str, str]], name: str | Non
     assert ctl.EXITS[caught.value.code] == code
 
 
-def test_nobody_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_a_server_ctl_exits_with_3(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     assert cli.main(["ctl", "status", "--socket", str(path)]) == 3
     assert capsys.readouterr() == ("", f"forkserve ctl: no server is running at {path}: No such file or directory\n")
@@ -238,7 +242,7 @@ def test_nobody_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "no_server"
 
 
-# How it ends.
+# Exit codes.
 
 
 def call_of(*statuses: str) -> list[Reply]:
@@ -271,20 +275,20 @@ def test_exit_codes(run: Callable[[str], Printed], server: Answering, answer: An
     assert run("call x --json")[::2] == (code, "")
 
 
-def test_what_is_late_is_4(run: Callable[[str], Printed], server: Answering) -> None:
+def test_a_command_that_is_late_exits_with_4(run: Callable[[str], Printed], server: Answering) -> None:
     server.answers["restart"] = lambda pending: None
 
     assert run("restart 1 --timeout 0.05") == (4, "", "forkserve ctl: not done within 0.05 s; it goes on\n")
 
 
-def test_a_server_that_says_nothing_is_late(server: Answering) -> None:
+def test_a_server_that_does_not_reply_is_late(server: Answering) -> None:
     server.answers["restart"] = lambda pending: None
     with pytest.raises(LateError):
         ask(server.path, {"command": "restart", "args": [1], "timeout": None}, wait=0.05)
 
 
 @pytest.mark.parametrize(
-    ("says", "message"),
+    ("sends", "message"),
     [
         (b"", "the server went away"),
         (b'{"v":1,"id":null,"ok":tr', "the server went away"),
@@ -293,15 +297,17 @@ def test_a_server_that_says_nothing_is_late(server: Answering) -> None:
         (b'{"ok":false,"error":"text"}\n', "what answers there is no forkserve"),
     ],
 )
-def test_a_server_that_goes_away(capsys: pytest.CaptureFixture[str], says: bytes, message: str) -> None:
-    with impostor(says, says) as path:
+def test_a_server_that_closes_or_sends_garbage_exits_with_1(
+    capsys: pytest.CaptureFixture[str], sends: bytes, message: str
+) -> None:
+    with impostor(sends, sends) as path:
         assert cli.main(["ctl", "--socket", path, "status"]) == 1
         assert capsys.readouterr() == ("", f"forkserve ctl: {message}\n")
         with pytest.raises(ServerGoneError, match=message):
             ask(path, {"command": "status"})
 
 
-def test_a_busy_server_is_asked_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_request_to_a_busy_server_is_retried(capsys: pytest.CaptureFixture[str]) -> None:
     busy = b'{"v":1,"id":null,"ok":false,"error":{"code":"busy","message":"busy: too many"},"result":null}\n'
     with impostor(busy, busy, b'{"v":1,"id":null,"ok":true,"error":null,"result":5}\n') as path:
         assert cli.main(["ctl", "--socket", path, "status", "--json"]) == 0
@@ -320,7 +326,7 @@ def test_stop_waits_until_the_server_has_closed_everything(run: Callable[[str], 
         server.after(0.2, close)
 
     server.answers["stop"] = stop
-    # This process goes on, and is waited for no longer than a moment.
+    # This process does not exit; ctl waits for it only a moment.
     assert run("stop") == (0, "stop: done\n", "")
     assert time.monotonic() >= closed[0]
 
@@ -332,7 +338,7 @@ def test_an_over_long_command_line_is_an_error(server: Answering, run: Callable[
     assert err == "forkserve ctl: a line of more than 1048576 bytes\n"
 
 
-# What is printed.
+# Output.
 
 
 STATUS = {
@@ -353,7 +359,7 @@ STATUS = {
 }  # fmt: skip
 
 
-def test_status() -> None:
+def test_status_is_printed_as_tables() -> None:
     assert show("status", STATUS) == (
         "shop: degraded, 1 of 2 workers ready, generation 7, up 2h 5m\n"
         "shop:app, pid 100, forkserve 0.1.0\n"
@@ -367,7 +373,7 @@ def test_status() -> None:
     )
 
 
-def test_status_of_molds() -> None:
+def test_status_has_a_table_of_molds() -> None:
     mold = {
         "pid": None,
         "generation": 7,
@@ -380,7 +386,7 @@ def test_status_of_molds() -> None:
     )
 
 
-def test_call(run: Callable[[str], Printed], server: Answering) -> None:
+def test_call_prints_replies_and_tracebacks(run: Callable[[str], Printed], server: Answering) -> None:
     server.answers["call"] = call_of("ok", "error", "died")
 
     assert run("call x")[1] == (
@@ -396,7 +402,7 @@ def test_call(run: Callable[[str], Printed], server: Answering) -> None:
     )
 
 
-def test_commands_and_stacks() -> None:
+def test_commands_and_stacks_are_printed() -> None:
     both = {
         "own": [{"name": "flush", "usage": "TABLE", "help": "Drop a table."}],
         "builtin": [{"name": "stop", "usage": "", "help": "Stop."}],
@@ -416,7 +422,7 @@ def test_a_result_of_another_version_is_no_traceback(command: str, result: Any) 
     assert show(command, result).endswith("\n")
 
 
-def test_a_reload_that_failed(run: Callable[[str], Printed], server: Answering) -> None:
+def test_a_failed_reload_prints_the_traceback(run: Callable[[str], Printed], server: Answering) -> None:
     traceback = 'Traceback (most recent call last):\n  File "/srv/app.py", line 4, in <module>\nValueError: \x1b broken\n'
     result = {"generation": 3, "seconds": 0.5, "traceback": traceback}
     server.answers["reload"] = lambda pending: pending.fail(CommandError("the new worker 1 failed to boot"), result)
@@ -436,13 +442,13 @@ def test_a_reload_that_failed(run: Callable[[str], Printed], server: Answering) 
         assert run("reload")[2] == "forkserve ctl: no\n"
 
 
-def test_durations() -> None:
+def test_durations_are_printed_with_units() -> None:
     shown = [duration(seconds) for seconds in (0.04, 9.99, 10, 59.9, 60, 3599, 3600, 86400 * 40.5)]
 
     assert shown == ["0.0s", "10.0s", "10s", "59s", "1m 0s", "59m 59s", "1h 0m", "40d 12h"]
 
 
-def test_json_is_one_object(run: Callable[[str], Printed], server: Answering) -> None:
+def test_json_is_one_ascii_object(run: Callable[[str], Printed], server: Answering) -> None:
     server.answers["status"] = {"name": "\x1b\u202e é"}
     code, out, _ = run("status --json")
 
@@ -456,7 +462,7 @@ def command_line(server: Answering, line: str) -> list[str]:
     return [sys.executable, "-m", "forkserve", "ctl", "--socket", server.path, *line.split()]
 
 
-def test_a_reader_that_has_enough(server: Answering) -> None:
+def test_a_closed_stdout_is_no_error(server: Answering) -> None:
     server.answers["stacks"] = "x\n" * 200_000
     with subprocess.Popen(command_line(server, "stacks"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -467,7 +473,7 @@ def test_a_reader_that_has_enough(server: Answering) -> None:
         assert process.wait() == 0
 
 
-def test_a_stdout_that_knows_few_characters(server: Answering) -> None:
+def test_characters_that_stdout_cannot_encode_are_escaped(server: Answering) -> None:
     server.answers["status"] = {"name": "é"}
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ended = subprocess.run(command_line(server, "status"), cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
@@ -476,7 +482,7 @@ def test_a_stdout_that_knows_few_characters(server: Answering) -> None:
 
 
 def on_terminal(server: Answering, line: str) -> str:
-    """Run with stderr on a terminal; return what was written there."""
+    """Run with stderr on a terminal; return its output."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(command_line(server, line), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs) as process:
         os.close(theirs)
@@ -489,7 +495,7 @@ def on_terminal(server: Answering, line: str) -> str:
     return seen.decode()
 
 
-def test_progress_on_a_terminal(server: Answering) -> None:
+def test_progress_is_shown_on_a_terminal(server: Answering) -> None:
     server.text = "1 of 2 \x1bworkers ready"
     server.answers["reload"] = lambda pending: server.after(1.2, lambda: pending.resolve(None))
 
@@ -497,7 +503,7 @@ def test_progress_on_a_terminal(server: Answering) -> None:
     assert on_terminal(server, "reload --json") == ""
 
 
-def test_ctl_imports_nothing_that_only_a_server_needs() -> None:
+def test_ctl_does_not_import_modules_of_the_server() -> None:
     code = "import sys, forkserve.cli.ctl; print([name for name in sys.modules if name.startswith('forkserve.prefork.policy')])"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

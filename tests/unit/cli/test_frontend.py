@@ -1,4 +1,4 @@
-"""`forkserve nginx`: what it prints, from values alone, and how it refuses."""
+"""`forkserve nginx`: its output, from values alone, and its errors."""
 
 import json
 import re
@@ -25,7 +25,7 @@ SHOP = "shop:app --workers 3 --base-port 9000 "
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty directory, with no servers."""
+    """Run in an empty directory, without servers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
@@ -33,7 +33,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def printed(capsys: pytest.CaptureFixture[str]):
-    """Run the command, which must succeed, and return what it prints."""
+    """A function that runs the command, which must succeed, and returns its output."""
 
     def text(line: str) -> str:
         code = cli.main(["nginx", *shlex.split(line)])
@@ -49,21 +49,21 @@ def settings(**given: object) -> Settings:
 
 
 def directives(text: str) -> list[str]:
-    """The lines without their reasons."""
+    """Return the lines without their comments."""
     return [stripped for line in text.splitlines() if (stripped := line.partition("#")[0].strip())]
 
 
 @pytest.mark.parametrize(("name", "command"), ROWS)
-def test_the_ready_configurations_are_fresh(printed, name: str, command: str) -> None:
+def test_the_ready_made_configurations_are_up_to_date(printed, name: str, command: str) -> None:
     assert (KEPT / name).read_text() == printed(command.removeprefix("nginx "))
 
 
-def test_each_ready_configuration_has_its_row() -> None:
+def test_each_ready_made_configuration_has_its_row() -> None:
     assert {path.name for path in KEPT.iterdir()} == {name for name, _ in ROWS} | {"README.md"}
 
 
 @pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
-def test_each_directive_says_why(printed, kind: str) -> None:
+def test_each_directive_has_a_comment_with_its_reason(printed, kind: str) -> None:
     text = printed(f"{SHOP} --format {kind} --tls-cert c --root-path /api" + (" --static /s=/srv/s" if kind != "haproxy" else ""))
 
     for line in text.splitlines():
@@ -74,14 +74,14 @@ def test_each_directive_says_why(printed, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["9gag", "http", "sent_http", "2048"])
-def test_no_name_is_one_of_nginxs_variables(printed, name: str) -> None:
+def test_names_do_not_clash_with_variables_of_nginx(printed, name: str) -> None:
     lines = directives(printed(f"{SHOP} --name {name}"))
 
     assert f"proxy_set_header Host $to_{name}_host;" in lines
     assert f"proxy_pass http://{name};" in lines
 
 
-def test_localhost_is_where_the_server_listens(printed) -> None:
+def test_localhost_becomes_the_address_of_the_server(printed) -> None:
     assert "server 127.0.0.1:9000 max_fails=0;" in directives(printed(f"{SHOP} --host localhost"))
 
 
@@ -107,7 +107,7 @@ def test_each_worker_has_a_line(printed) -> None:
         ("hash '$cookie_sid'", "hash $cookie_sid consistent;", "balance hash req.cook(sid)", None),
     ],
 )
-def test_balance(printed, balance: str, nginx: str | None, haproxy: str, caddy: str | None) -> None:
+def test_balance_is_written_for_each_front_end(printed, balance: str, nginx: str | None, haproxy: str, caddy: str | None) -> None:
     lines = directives(printed(f"{SHOP} --balance {balance}"))
     at = lines.index("upstream shop {")
     assert lines[at + 2] == nginx if nginx else lines[at + 2].startswith("server ")
@@ -116,14 +116,14 @@ def test_balance(printed, balance: str, nginx: str | None, haproxy: str, caddy: 
         assert caddy in directives(printed(f"{SHOP} --balance {balance} --format caddy"))
 
 
-def test_the_file_that_the_server_keeps_is_included(printed, tmp_path: Path) -> None:
+def test_the_server_s_upstream_file_is_included(printed, tmp_path: Path) -> None:
     kept = f"{SHOP} --nginx-upstream up.conf"
 
     assert f"include {tmp_path}/up.conf;" in directives(printed(kept))
     assert f"include {tmp_path}/other.conf;" in directives(printed(f"{kept} --upstream-file other.conf"))
     assert "upstream shop {" in directives(printed(f"{kept} --upstream-only"))
     assert "up.conf" not in printed(f"{kept} --format caddy")
-    assert f"include {tmp_path}/up.conf;" in directives(printed(f"{kept} --balance ip_hash")), "the server is given it too"
+    assert f"include {tmp_path}/up.conf;" in directives(printed(f"{kept} --balance ip_hash")), "the server has this option too"
 
 
 def test_a_status_has_each_setting_that_front_ends_need() -> None:
@@ -133,11 +133,11 @@ def test_a_status_has_each_setting_that_front_ends_need() -> None:
     names = {name for pair in used for name in pair if name in TABLE}
 
     assert "keep_alive" in names
-    assert names - {"certfile"} <= {name for name, _ in status._PUBLIC}, "certfile is told by the scheme"
+    assert names - {"certfile"} <= {name for name, _ in status._PUBLIC}, "the scheme replaces certfile"
     assert not {"env", "keyfile_password"} & {name for name, _ in status._PUBLIC}
 
 
-def test_timeouts_and_limits_are_the_servers(printed) -> None:
+def test_timeouts_and_limits_are_those_of_the_server(printed) -> None:
     lines = directives(
         printed(
             f"{SHOP} --limit-request-body 5m --limit-request-head 32k --header-timeout 7 --body-timeout 1.5 --write-timeout 0"
@@ -158,7 +158,7 @@ def test_timeouts_and_limits_are_the_servers(printed) -> None:
         assert expected in lines
 
 
-def test_the_environment_counts_as_for_serving(printed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_variables_and_files_are_read_as_for_serving(printed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FORKSERVE_CMD_ARGS", "--workers 2")
     (tmp_path / "forkserve.toml").write_text('app = "shop:app"\nbase_port = 9000\nlimit_request_body = "3m"\nname = "store"\n')
 
@@ -184,7 +184,7 @@ def test_without_keep_alive_no_connection_is_kept(printed) -> None:
 @pytest.mark.parametrize(
     "given", [{}, {"timeout": 1.0, "ws_ping_interval": 100.0}, {"timeout": 0.0}, {"boot_timeout": 0.0}, {"ws_ping_interval": 0.0}]
 )
-def test_a_worker_may_be_silent_for_as_long_as_it_may(given: dict[str, float]) -> None:
+def test_the_read_timeout_is_longer_than_any_allowed_silence_of_a_worker(given: dict[str, float]) -> None:
     fixed = settings(**given)
 
     read = terms(fixed).read
@@ -199,7 +199,7 @@ def test_a_server_that_trusts_all_peers_gets_no_forwarded_fields_of_clients(prin
     assert "set-header X-Forwarded-For %[src]" in printed(f"{SHOP} --forwarded-allow-ips '*' --format haproxy")
 
 
-def test_tls(printed) -> None:
+def test_tls_has_its_directives_and_a_redirection(printed) -> None:
     lines = directives(printed(f"{SHOP} --tls-cert cert.pem --tls-key key.pem --server-name example.com,www.example.com"))
 
     assert lines.count("server_name example.com www.example.com;") == 2
@@ -208,7 +208,7 @@ def test_tls(printed) -> None:
     assert f"ssl_certificate_key {Path.cwd()}/key.pem;" in lines
 
 
-def test_an_address_of_ones_own_has_no_redirection(printed) -> None:
+def test_listen_addresses_have_no_redirection(printed) -> None:
     lines = directives(printed(f"{SHOP} --tls-cert cert.pem --listen 8443 --listen '[::]:8443' --listen unix:/run/x.sock"))
 
     assert [line for line in lines if line.startswith("listen ")] == [
@@ -218,14 +218,14 @@ def test_an_address_of_ones_own_has_no_redirection(printed) -> None:
     ]
 
 
-def test_static_files(printed) -> None:
+def test_static_files_have_their_locations(printed) -> None:
     lines = directives(printed(f"{SHOP} --static /static=files --static '/media/=/srv/my media/'"))
 
     assert lines[lines.index("location ^~ /static/ {") + 1] == f"alias {Path.cwd()}/files/;"
     assert lines[lines.index("location ^~ /media/ {") + 1] == 'alias "/srv/my media/";'
 
 
-def test_a_shared_address_is_there_twice_so_that_a_lost_request_is_tried_again(printed) -> None:
+def test_a_shared_address_is_listed_twice_so_that_a_lost_request_is_retried(printed) -> None:
     lines = directives(printed("shop:app --bind unix:app.sock --bind 127.0.0.1:8000 --upstream-only"))
 
     assert lines.count(f"server unix:{Path.cwd()}/app.sock max_fails=0;") == 2
@@ -240,7 +240,7 @@ def test_no_connection_to_a_shared_address_is_kept(printed) -> None:
     assert "keepalive off" in directives(printed(f"{line} --format caddy"))
 
 
-def test_workers_that_speak_tls(printed, tmp_path: Path) -> None:
+def test_workers_with_tls_get_https(printed, tmp_path: Path) -> None:
     (tmp_path / "cert").touch()
     assert "proxy_pass https://shop;" in printed(f"{SHOP} --certfile cert")
     assert "ssl verify none" in printed(f"{SHOP} --certfile cert --format haproxy")
@@ -254,12 +254,12 @@ def test_a_mounted_app_gets_paths_without_its_prefix(printed) -> None:
     assert lines[lines.index("location / {") + 1] == "return 404;"
 
 
-def test_a_full_worker_passes_its_request_on(printed) -> None:
+def test_a_request_refused_by_limit_concurrency_goes_to_another_worker(printed) -> None:
     assert "proxy_next_upstream error timeout;" in printed(SHOP)
     assert "proxy_next_upstream error timeout http_503;" in printed(f"{SHOP} --limit-concurrency 10")
 
 
-def test_the_workers_of_several_machines(printed) -> None:
+def test_the_workers_of_several_machines_are_listed(printed) -> None:
     text = printed(f"{SHOP} --hosts 'a.example, 192.0.2.1,[2001:db8::1]'")
 
     assert [line for line in directives(text) if line.startswith("server ") and "max_fails" in line] == [
@@ -271,7 +271,7 @@ def test_the_workers_of_several_machines(printed) -> None:
     assert "check inter 1s" in printed(f"{SHOP} --hosts a,b --format haproxy")
 
 
-def test_ports_that_load_has_not_called_for(printed) -> None:
+def test_ports_up_to_max_workers_are_listed(printed) -> None:
     text = printed("shop:app --workers 3 --min-workers 2 --max-workers 4 --base-port 9000 --upstream-only")
 
     assert re.findall(r"server \S+:(\d+) (.*);", text) == [
@@ -282,7 +282,7 @@ def test_ports_that_load_has_not_called_for(printed) -> None:
     ]
 
 
-def test_an_upstream_in_a_file_of_its_own(printed) -> None:
+def test_an_upstream_can_be_in_a_separate_file(printed) -> None:
     text = printed(f"{SHOP} --upstream-file up.conf")
 
     assert f"include {Path.cwd()}/up.conf;" in text
@@ -290,7 +290,7 @@ def test_an_upstream_in_a_file_of_its_own(printed) -> None:
     assert "upstream shop {" in printed(f"{SHOP} --upstream-only")
 
 
-def test_json_has_the_same_in_values(printed) -> None:
+def test_json_has_the_same_values(printed) -> None:
     found = json.loads(printed(f"{SHOP} --format json --balance 'hash $cookie_a' --static /s=/srv"))
 
     assert found["backends"][2] == {"address": "127.0.0.1:9002", "machine": None, "slot": 3, "state": "up"}
@@ -300,7 +300,7 @@ def test_json_has_the_same_in_values(printed) -> None:
     assert json.loads(printed(f"{SHOP} --format json --upstream-only")) == found["backends"]
 
 
-def test_names_become_what_front_ends_take() -> None:
+def test_names_are_made_valid_for_front_ends() -> None:
     backends = (Backend(parse_address("127.0.0.1:1"), 1),)
     for name, ident in (("my.shop-2", "my_shop_2"), ("ü", "forkserve"), ("x", "x")):
         assert f"upstream {ident} {{" in render_upstream(FrontendConfig(name=name, settings=settings(), backends=backends))
@@ -392,7 +392,7 @@ def test_a_user_error_is_one_line(capsys: pytest.CaptureFixture[str], line: str,
 
 @pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
 @pytest.mark.parametrize("part", ["", "--upstream-only"])
-def test_what_keeps_front_ends_from_the_workers_is_refused(
+def test_settings_that_lock_front_ends_out_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str, part: str
 ) -> None:
     (tmp_path / "c").touch()
@@ -407,7 +407,7 @@ def test_what_keeps_front_ends_from_the_workers_is_refused(
         assert err.startswith(f"forkserve: {message}")
 
 
-def test_names_that_are_longer_than_nginxs_usual_room(printed) -> None:
+def test_long_names_get_larger_hash_buckets(printed) -> None:
     def sizes(length: int) -> list[str]:
         text = printed(f"shop:app --base-port 9000 --name {'n' * length}")
         return [line for line in directives(text) if "hash_bucket_size" in line]
@@ -418,7 +418,7 @@ def test_names_that_are_longer_than_nginxs_usual_room(printed) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nginx", "haproxy", "caddy"])
-def test_a_websocket_without_pings_is_not_said_to_be_kept_alive(printed, kind: str) -> None:
+def test_without_pings_no_comment_claims_that_websockets_are_kept_alive(printed, kind: str) -> None:
     text = printed(f"{SHOP} --ws-ping-interval 0 --format {kind}")
 
     assert "kept alive by" not in text
@@ -426,21 +426,21 @@ def test_a_websocket_without_pings_is_not_said_to_be_kept_alive(printed, kind: s
     assert "1728000s" in text
 
 
-def test_a_client_may_pause_for_as_long_as_the_server_lets_it(printed) -> None:
-    told = f"{SHOP} --timeout 3 --boot-timeout 2 --ws-ping-interval 1 --ws-ping-timeout 1 --body-timeout 40"
+def test_a_client_may_pause_as_long_as_the_server_allows(printed) -> None:
+    options = f"{SHOP} --timeout 3 --boot-timeout 2 --ws-ping-interval 1 --ws-ping-timeout 1 --body-timeout 40"
 
-    haproxy = directives(printed(f"{told} --format haproxy"))
+    haproxy = directives(printed(f"{options} --format haproxy"))
     assert {"timeout server 40s", "timeout client 60s"} <= set(haproxy)
-    assert not [line for line in directives(printed(f"{told} --format caddy")) if line.startswith(("read_t", "write_t"))]
+    assert not [line for line in directives(printed(f"{options} --format caddy")) if line.startswith(("read_t", "write_t"))]
 
 
-def test_a_mounted_app_with_a_path_special_to_regular_expressions(printed) -> None:
+def test_the_root_path_is_escaped_in_regular_expressions(printed) -> None:
     assert r'if ($request_uri ~ "^/my\.api(?<as_written>/.*)$") {' in directives(printed(f"{SHOP} --root-path /my.api"))
     assert r'if ($request_uri ~ "^/a%20b%2B(?<as_written>/.*)$") {' in directives(printed(f"{SHOP} --root-path '/a b+'"))
     assert r"@app vars_regexp {http.request.uri} ^/my\.api(/|\?|$)" in printed(f"{SHOP} --root-path /my.api --format caddy")
 
 
-def test_the_client_of_a_unix_socket_is_named_by_the_proxy_there(printed) -> None:
+def test_the_client_of_a_unix_socket_is_taken_from_the_proxy_s_header(printed) -> None:
     lines = directives(printed(f"{SHOP} --listen unix:/x --listen 80"))
 
     assert "proxy_set_header X-Forwarded-For $to_shop_for;" in lines
@@ -448,7 +448,7 @@ def test_the_client_of_a_unix_socket_is_named_by_the_proxy_there(printed) -> Non
     assert "unix: $to_shop_last;" in directives(printed(f"{SHOP} --listen unix:/x --forwarded-allow-ips '*'"))
 
 
-def test_haproxys_own_limits(printed) -> None:
+def test_limits_of_haproxy_are_respected(printed) -> None:
     assert "tune.http.maxhdr 32767" in directives(printed(f"{SHOP} --limit-request-fields 40000 --format haproxy"))
     assert "tune.bufsize" in printed(f"{SHOP} --limit-request-head 255m --format haproxy")
 
@@ -456,18 +456,20 @@ def test_haproxys_own_limits(printed) -> None:
 @pytest.mark.parametrize(
     ("key", "haproxy"), [("$cookie_SID", "req.cook(SID)"), ("$http_X_User", "hdr(X-User)"), ("$arg_Id", "url_param Id")]
 )
-def test_keys_with_upper_case_letters(printed, key: str, haproxy: str) -> None:
+def test_keys_with_upper_case_letters_are_translated(printed, key: str, haproxy: str) -> None:
     assert haproxy in printed(f"{SHOP} --balance 'hash {key}' --format haproxy")
 
 
-def test_the_home_directory_and_standard_output(printed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_home_directory_is_expanded_and_output_can_be_stdout(
+    printed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
 
     assert "alias /home/ada/x/;" in directives(printed(f"{SHOP} --static '/s=~/x' --output -"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_has_only_the_options_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_only_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["nginx", "--help"]) == 0
 
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The command, in this process: what it prints and how it ends."""
+"""The command run in this process: its output and exit codes."""
 
 from pathlib import Path
 
@@ -76,12 +76,12 @@ def test_config_shows_hooks_but_no_password(
     assert "when_ready(server)" in printed
 
 
-def test_print_config_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_shows_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["app:app", "--print-config"]) == 0
     assert capsys.readouterr().out.startswith("app ")
 
 
-def test_markdown_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_markdown_table_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "--markdown"]) == 0
 
     printed = capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert [flag for name, spec in TABLE.items() if name != "app" for flag in spec.flags if flag not in printed] == []
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("forkserve ")
 
@@ -118,7 +118,7 @@ def test_check_config_shows_the_traceback_of_a_broken_app(
     )
 
 
-def test_check_config_is_silent_when_all_is_well(
+def test_check_config_prints_nothing_for_a_good_app(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -128,6 +128,6 @@ def test_check_config_is_silent_when_all_is_well(
     assert tuple(capsys.readouterr()) == ("", "")
 
 
-def test_what_is_accepted_and_ignored_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ignored_option_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["os:getpid", "--check-config", "--worker-tmp-dir", "/run"]) == 0
     assert (capsys.readouterr().err) == "forkserve: --worker-tmp-dir is ignored: heartbeats need no files\n"

@@ -1,4 +1,4 @@
-"""Addresses as users write them."""
+"""Parsing of addresses."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from forkserve.config.addresses import Address, parse_address, plain_host
         ("fd://3", Address("fd", fd=3)),
     ],
 )
-def test_what_is_understood(text: str, expected: Address) -> None:
+def test_an_address_is_parsed_and_printed(text: str, expected: Address) -> None:
     assert parse_address(text) == expected
     assert str(expected) == text
 
 
-def test_three_slashes() -> None:
+def test_a_unix_address_may_have_three_slashes() -> None:
     assert parse_address("unix:///run/app.sock") == Address("unix", path="/run/app.sock")
 
 
@@ -60,7 +60,7 @@ def test_three_slashes() -> None:
         ("fd://-1", "not a descriptor"),
     ],
 )
-def test_what_is_refused(text: str, part: str) -> None:
+def test_a_bad_address_is_refused_with_a_reason(text: str, part: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         parse_address(text)
     assert part in str(caught.value)
@@ -68,7 +68,7 @@ def test_what_is_refused(text: str, part: str) -> None:
 
 
 @given(st.text())
-def test_nothing_else_is_raised(text: str) -> None:
+def test_any_text_raises_only_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
         parse_address(text)
 
@@ -98,7 +98,7 @@ def test_nothing_else_is_raised(text: str) -> None:
         ),
     ],
 )
-def test_the_host_that_is_bound(host: str, bound: str) -> None:
+def test_an_ipv4_mapped_host_is_bound_as_ipv4(host: str, bound: str) -> None:
     assert plain_host(host) == bound
 
 
@@ -116,13 +116,13 @@ def test_the_host_that_is_bound(host: str, bound: str) -> None:
         ("255.255.255.255", "many machines"),
     ],
 )
-def test_hosts_that_no_server_can_listen_on(host: str, part: str) -> None:
+def test_a_host_that_no_server_can_listen_on_is_refused(host: str, part: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         plain_host(host)
     assert part in str(caught.value)
 
 
 @given(st.text())
-def test_any_host_is_a_host_or_has_a_reason(host: str) -> None:
+def test_any_host_raises_only_value_error(host: str) -> None:
     with contextlib.suppress(ValueError):
         assert plain_host(host)

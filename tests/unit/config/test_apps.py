@@ -1,4 +1,4 @@
-"""From "module:attr" to the app."""
+"""Loading an app from "module:attr"."""
 
 import asyncio
 import functools
@@ -32,7 +32,7 @@ class box:
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Write a module of apps with a name of its own; return the name."""
+    """The unique name of a new module with apps."""
     name = "apps_" + tmp_path.name
     (tmp_path / f"{name}.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -48,7 +48,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("a:f('x', debug=False)", AppSpec("a", "f", True, ("x",), {"debug": False})),
     ],
 )
-def test_what_names_an_app(text: str, expected: AppSpec) -> None:
+def test_an_app_spec_is_parsed(text: str, expected: AppSpec) -> None:
     assert expected == parse_app_spec(text)
 
 
@@ -57,7 +57,7 @@ def test_arguments_are_never_evaluated() -> None:
         parse_app_spec("a:f(__import__('os').getpid())")
 
 
-def test_a_file_name_is_answered_with_the_module() -> None:
+def test_a_file_name_as_app_is_refused_with_the_module_name() -> None:
     with pytest.raises(ConfigError, match=r"as in src.site:app"):
         parse_app_spec("./src/site.py")
 
@@ -79,7 +79,7 @@ def test_an_app_is_loaded(module: str, spec: str, name: str) -> None:
     assert loaded.app({}, None) == []
 
 
-def test_a_factory_is_given_its_arguments(module: str) -> None:
+def test_a_factory_gets_its_arguments(module: str) -> None:
     load_app(f"{module}:make('x', debug=True)")
     load_app(f"{module}:make", factory=True)
 
@@ -105,7 +105,7 @@ def test_the_interface_can_be_forced(module: str) -> None:
         ("{}.sub:app", "there is no module '{}.sub' in /"),
     ],
 )
-def test_each_fault_has_its_own_message(module: str, spec: str, message: str) -> None:
+def test_each_load_error_has_its_own_message(module: str, spec: str, message: str) -> None:
     with pytest.raises(AppLoadError) as caught:
         load_app(spec.format(module))
 
@@ -114,7 +114,7 @@ def test_each_fault_has_its_own_message(module: str, spec: str, message: str) ->
     assert caught.value.traceback_text is None
 
 
-def test_a_module_without_an_app_says_what_was_tried(tmp_path: Path, module: str) -> None:
+def test_a_module_without_an_app_is_refused_with_the_tried_names(tmp_path: Path, module: str) -> None:
     (tmp_path / "empty_of_apps.py").touch()
 
     with pytest.raises(AppLoadError, match="has neither 'application' nor 'app'"):
@@ -130,7 +130,7 @@ def test_a_module_without_an_app_says_what_was_tried(tmp_path: Path, module: str
         ("def f(:", "SyntaxError: invalid syntax"),
     ],
 )
-def test_a_fault_inside_the_app_comes_with_its_own_traceback(
+def test_an_error_in_the_app_has_the_app_s_traceback(
     tmp_path: Path,
     module: str,
     source: str,
@@ -151,7 +151,7 @@ def test_a_fault_inside_the_app_comes_with_its_own_traceback(
     assert "importlib" not in (caught.value.traceback_text or "")
 
 
-def test_a_factory_that_raises(module: str) -> None:
+def test_a_factory_that_raises_is_a_load_error_with_its_traceback(module: str) -> None:
     with pytest.raises(AppLoadError, match=r"make_trouble' failed: KeyError: 'no such thing'") as caught:
         load_app(f"{module}:make_trouble()")
 
@@ -196,7 +196,7 @@ async def _modern(extra: Any, scope: Any, receive: Any, send: Any) -> None: ...
     ],
     ids=["class", "object", "open", "async object", "asgi 2", "decorated", "partial"],
 )
-def test_what_an_app_speaks(app: Any, expected: str) -> None:
+def test_the_interface_of_an_app_is_detected(app: Any, expected: str) -> None:
     assert expected == speaks(app)
 
 
@@ -216,7 +216,7 @@ def test_an_asgi_2_app_is_served_as_asgi_3(monkeypatch: pytest.MonkeyPatch) -> N
     assert sent == [({"type": "http"}, "event")]
 
 
-def test_an_env_file_is_read_as_shells_write_it(tmp_path: Path) -> None:
+def test_an_env_file_is_read_with_shell_syntax(tmp_path: Path) -> None:
     (tmp_path / "env").write_text("# a comment\n\nA=1\nexport B = two words # and this\nC='a # b'\nD=\"x=y\"\nE=\nF=a#b\n")
 
     assert read_env_file(str(tmp_path / "env")) == [

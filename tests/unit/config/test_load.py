@@ -1,4 +1,4 @@
-"""Sources, their order, and what is made of them together."""
+"""Sources of settings, their order, and the settings that result."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from forkserve.config.load import Config
 from forkserve.config.settings import TABLE
 from forkserve.config.validation import NEEDS
 
-SERVING = [  # every spelling of an option that gunicorn's and uvicorn's users know, and its setting
+SERVING = [  # every spelling of an option, including those of gunicorn and uvicorn, and its setting
     ("--interface asgi3", "interface", "asgi"),
     ("--interface wsgi", "interface", "wsgi"),
     ("--factory", "factory", True),
@@ -145,7 +145,7 @@ def test_an_option_reaches_its_setting(line: str, name: str, expected: object) -
         ("--worker-stderr", "worker_stderr"),
     ],
 )
-def test_a_path_reaches_its_setting_and_is_absolute(tmp_path: Path, flag: str, name: str) -> None:
+def test_a_path_is_made_absolute(tmp_path: Path, flag: str, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     path = "folder" if name == "chdir" else "file"
@@ -172,8 +172,8 @@ def test_the_options_of_tls_reach_their_settings(tmp_path: Path, prefix: str) ->
     assert (loaded.cert_reqs, loaded.ciphers, loaded.keyfile_password) == (2, "X", "secret")
 
 
-def test_each_source_beats_the_next_weaker_one(tmp_path: Path) -> None:
-    """Source by source, from the weakest: each is added and decides."""
+def test_each_source_overrides_the_weaker_ones(tmp_path: Path) -> None:
+    """The test adds the sources one by one, from the weakest."""
     environ: dict[str, str] = {}
     seen = [read("", tmp_path, **environ)]
     (tmp_path / "forkserve.toml").write_text("workers = 2")
@@ -196,8 +196,8 @@ def test_each_source_beats_the_next_weaker_one(tmp_path: Path) -> None:
     ] == [one.origins["workers"] for one in seen]
 
 
-def test_the_values_that_other_servers_take(tmp_path: Path) -> None:
-    """SENDFILE is gunicorn's variable, and proxy_protocol was a truth value there."""
+def test_variables_and_values_of_other_servers_are_accepted(tmp_path: Path) -> None:
+    """SENDFILE is a variable of gunicorn, and gunicorn's proxy_protocol is a boolean."""
     for text, expected in (("y", True), ("1", True), ("n", False), ("no", False), ("FALSE", False)):
         assert read(SENDFILE=text).settings.sendfile is expected
     assert read("--sendfile", SENDFILE="no").settings.sendfile
@@ -233,14 +233,14 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
     assert "FORKSERVE_" + spec.name.upper() == loaded.origins[spec.name]
 
 
-def test_without_an_address_it_is_the_loopback() -> None:
+def test_the_default_address_is_loopback() -> None:
     loaded = read()
 
     assert loaded.settings.bind == ("127.0.0.1:8000",)
     assert loaded.origins["bind"] == "default"
 
 
-def test_port_is_for_all_interfaces() -> None:
+def test_the_port_variable_means_all_interfaces() -> None:
     loaded = read(PORT="5000")
 
     assert loaded.settings.bind == ("0.0.0.0:5000",)
@@ -257,7 +257,7 @@ def test_port_is_for_all_interfaces() -> None:
         ("--host 127.0.0.2", ("127.0.0.2:5000",), None),
     ],
 )
-def test_the_variable_port_gives_way_to_stronger_sources(
+def test_stronger_sources_override_the_port_variable(
     line: str,
     bind: tuple[str, ...],
     base_port: int | None,
@@ -268,7 +268,7 @@ def test_the_variable_port_gives_way_to_stronger_sources(
 
 
 @pytest.mark.parametrize("line", ['bind = ["a:1"]', "base-port = 9000", 'uds = "/x"'])
-def test_port_is_stronger_than_a_file(tmp_path: Path, line: str) -> None:
+def test_the_port_variable_overrides_a_file(tmp_path: Path, line: str) -> None:
     (tmp_path / "forkserve.toml").write_text(line)
 
     loaded = read("", tmp_path, PORT="5000").settings
@@ -283,11 +283,11 @@ def test_the_strongest_spelling_of_an_address_decides(tmp_path: Path) -> None:
     assert read("--bind b:2", tmp_path, FORKSERVE_PORT="81").settings.bind == ("b:2",)
 
 
-def test_spellings_of_one_source_add_up() -> None:
+def test_addresses_of_one_source_are_combined() -> None:
     assert read("-b a:1 --port 81 --uds /x").settings.bind == ("a:1", "127.0.0.1:81", "unix:/x")
 
 
-def test_inherited_sockets_leave_no_default_address() -> None:
+def test_with_inherited_sockets_there_is_no_default_address() -> None:
     mine = str(os.getpid())
 
     assert read(LISTEN_FDS="1", LISTEN_PID=mine).settings.bind == ()
@@ -295,7 +295,7 @@ def test_inherited_sockets_leave_no_default_address() -> None:
     assert read(LISTEN_FDS="1", LISTEN_PID="1").settings.bind == ("127.0.0.1:8000",)
 
 
-def test_a_worker_of_ones_own_has_no_default_address() -> None:
+def test_a_custom_worker_has_no_default_address() -> None:
     loaded = config.load_config({"worker": "m:Say"}, environ={}, directory="/").settings
 
     assert (loaded.bind, loaded.name) == ((), "m")
@@ -313,7 +313,7 @@ def test_an_empty_variable_is_not_set() -> None:
     assert read(FORKSERVE_WORKERS="", WEB_CONCURRENCY="").settings.workers == 1
 
 
-def test_variables_of_workers_and_of_kubernetes_are_let_be() -> None:
+def test_variables_of_workers_and_of_kubernetes_are_ignored() -> None:
     read(
         FORKSERVE_WORKER_ID="1",
         FORKSERVE_GENERATION="1",
@@ -364,7 +364,7 @@ ONE_LINE = [
 
 
 @pytest.mark.parametrize(("line", "environ", "message"), ONE_LINE, ids=lambda value: str(value)[:40])
-def test_a_fault_is_reported_with_its_source(
+def test_a_bad_value_is_reported_with_its_source(
     line: str,
     environ: dict[str, str],
     message: str,
@@ -396,12 +396,12 @@ def test_a_fault_is_reported_with_its_source(
         "a:\0",
     ],
 )
-def test_an_app_that_is_none_is_a_usage_error(app: str) -> None:
+def test_a_bad_app_is_a_usage_error(app: str) -> None:
     with pytest.raises(ConfigError, match="APP"):
         config.load_config({"app": app}, environ={}, directory="/")
 
 
-def test_an_app_is_needed_to_serve() -> None:
+def test_serving_requires_an_app() -> None:
     with pytest.raises(ConfigError, match="APP: is missing: write forkserve module:attr"):
         config.load_config({}, environ={}, directory="/")
 
@@ -409,7 +409,7 @@ def test_an_app_is_needed_to_serve() -> None:
 class TestFiles:
     """Configuration files."""
 
-    def test_toml(self, tmp_path: Path) -> None:
+    def test_a_toml_file_is_read(self, tmp_path: Path) -> None:
         (tmp_path / "forkserve.toml").write_text(
             'app = "m:a"\nbase-port = 9000\nkeep_alive = "2m"\ntimeout = 1.5\naccess-log = true\n'
             'bind = ["a:1", "b:2"]\n[env]\nA = "x"\n[header]\nX-A = "1"\n'
@@ -426,17 +426,17 @@ class TestFiles:
         )
         assert (loaded.bind, loaded.env, loaded.header) == (("a:1", "b:2"), (("A", "x"),), (("X-A", "1"),))
 
-    def test_a_table_of_pyproject(self, tmp_path: Path) -> None:
+    def test_a_table_of_pyproject_is_read(self, tmp_path: Path) -> None:
         (tmp_path / "pyproject.toml").write_text("[tool.forkserve]\nworkers = 3")
 
         assert read("", tmp_path).settings.workers == 3
 
-    def test_a_pyproject_without_us_says_nothing(self, tmp_path: Path) -> None:
+    def test_a_pyproject_without_our_table_is_ignored(self, tmp_path: Path) -> None:
         (tmp_path / "pyproject.toml").write_text("[tool.other]\nworkers = 3")
 
         assert read("", tmp_path).settings.workers == 1
 
-    def test_python_with_gunicorns_names_and_hooks(self, tmp_path: Path) -> None:
+    def test_a_python_file_may_use_gunicorn_s_names_and_hooks(self, tmp_path: Path) -> None:
         (tmp_path / "forkserve.conf.py").write_text(
             "import os\nfrom os.path import join\nLIMIT = 1\n_mine = 2\nworkers = _mine\n"
             "accesslog = '-'\nkeepalive = 5\ncertfile = None\nraw_env = ['A=1']\n"
@@ -455,12 +455,12 @@ class TestFiles:
         assert {"when_ready", "pre_fork"} == set(loaded.hooks)
 
     @pytest.mark.parametrize("line", ["-c {}/x.py", "-c file:{}/x.py", "-c x.py", "--config file:x.py"])
-    def test_a_file_is_named(self, tmp_path: Path, line: str) -> None:
+    def test_config_names_a_file(self, tmp_path: Path, line: str) -> None:
         (tmp_path / "x.py").write_text("workers = 7")
 
         assert read(line.format(tmp_path), tmp_path).settings.workers == 7
 
-    def test_a_module_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_config_names_a_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(tmp_path))
         (tmp_path / "settings_of_mine.py").write_text("workers = 7")
 
@@ -468,7 +468,7 @@ class TestFiles:
 
         assert (loaded.settings.workers, loaded.origins["workers"]) == (7, "python:settings_of_mine")
 
-    def test_a_variable_names_the_file(self, tmp_path: Path) -> None:
+    def test_a_variable_names_the_configuration_file(self, tmp_path: Path) -> None:
         (tmp_path / "x.toml").write_text("workers = 7")
 
         assert read("", tmp_path, FORKSERVE_CONFIG="x.toml").settings.workers == 7
@@ -498,7 +498,7 @@ class TestFiles:
             ),
         ],
     )
-    def test_a_broken_file_is_one_line(
+    def test_a_broken_file_is_reported_in_one_line(
         self,
         tmp_path: Path,
         name: str,
@@ -522,10 +522,10 @@ class TestFiles:
         ],
     )
     @pytest.mark.parametrize("by_name", [False, True], ids=["file", "module"])
-    def test_a_file_that_fails_is_reported_with_its_line(
+    def test_an_error_in_a_python_file_is_reported_with_its_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: str, message: str, *, by_name: bool
     ) -> None:
-        """The line of the file itself, also if what it imports is to blame, and if it is given as a module."""
+        """The line is that of the file itself, even if an imported module raises, or if --config names a module."""
         path = tmp_path / "own_conf.py"
         path.write_text("# A comment.\nimport own_helper; workers = own_helper.workers\n")
         (tmp_path / "own_helper.py").write_text(helper)
@@ -549,27 +549,27 @@ class TestFiles:
             ("python:no_such_module", "cannot import python:no_such_module: ModuleNotFoundError"),
         ],
     )
-    def test_a_file_that_is_none(self, tmp_path: Path, where: str, message: str) -> None:
+    def test_a_bad_configuration_file_is_refused(self, tmp_path: Path, where: str, message: str) -> None:
         (tmp_path / "x.yaml").touch()
         (tmp_path / "pyproject.toml").touch()
 
         with pytest.raises(ConfigError, match=message):
             read(f"-c {where}", tmp_path)
 
-    def test_the_app_of_a_file_is_checked_like_any(self, tmp_path: Path) -> None:
+    def test_the_app_in_a_file_is_checked(self, tmp_path: Path) -> None:
         (tmp_path / "forkserve.toml").write_text("app = 'a b'")
 
         with pytest.raises(ConfigError, match=r"app in .*forkserve.toml: 'a b' is not an app"):
             config.load_config({}, environ={}, directory=str(tmp_path))
 
-    def test_two_files_are_one_too_many(self, tmp_path: Path) -> None:
+    def test_two_configuration_files_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "forkserve.toml").touch()
         (tmp_path / "forkserve.conf.py").touch()
 
         with pytest.raises(ConfigError, match=r"forkserve.toml and forkserve.conf.py: keep one"):
             read("", tmp_path)
 
-    def test_an_env_file_is_checked_before_any_worker_reads_it(self, tmp_path: Path) -> None:
+    def test_an_env_file_is_checked_at_load(self, tmp_path: Path) -> None:
         (tmp_path / "env").write_text("A=1\nnonsense\n")
 
         with pytest.raises(ConfigError, match=r"--env-file: .*env, line 2: this is not a NAME=VALUE"):
@@ -577,7 +577,7 @@ class TestFiles:
 
 
 class TestKeywords:
-    """The library's way in."""
+    """Settings as keywords of the library."""
 
     def test_keywords_are_settings(self) -> None:
         loaded = config.from_keywords(app="m:a", workers=4, base_port=9000, keep_alive="2m")
@@ -589,7 +589,7 @@ class TestKeywords:
             "keyword",
         )
 
-    def test_a_hook_is_a_keyword_too(self) -> None:
+    def test_a_hook_can_be_a_keyword(self) -> None:
         assert print is config.from_keywords(app="m:a", when_ready=print).hooks["when_ready"]
 
     @pytest.mark.parametrize(
@@ -600,20 +600,20 @@ class TestKeywords:
             ({"bind": 8000}, "bind: 8000 is not a list of texts"),
         ],
     )
-    def test_a_fault_names_the_keyword(self, keywords: dict[str, object], message: str) -> None:
+    def test_an_error_names_the_keyword(self, keywords: dict[str, object], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             config.from_keywords(needs_app=True, app="m:a", **keywords)
 
-    def test_a_worker_class_of_ones_own_has_no_default_address(self) -> None:
+    def test_keywords_without_an_app_have_no_default_address(self) -> None:
         assert config.from_keywords(needs_app=False, workers=2).settings.bind == ()
 
-    def test_variables_of_the_command_are_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_keywords_ignore_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FORKSERVE_WORKERS", "7")
 
         assert config.from_keywords(app="m:a").settings.workers == 1
 
 
-def test_the_output_may_be_a_function_or_a_file_in_python(tmp_path: Path) -> None:
+def test_worker_output_may_be_a_function_or_a_file_in_python(tmp_path: Path) -> None:
     (tmp_path / "forkserve.conf.py").write_text(
         "from os import fsencode as worker_stdout\nworker_stderr = open('/dev/null', 'w')\nfrom os import fsencode as imported\n"
     )
@@ -626,6 +626,6 @@ def test_the_output_may_be_a_function_or_a_file_in_python(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("value", [3, b"path", io.StringIO(), object(), True])
-def test_an_output_of_another_kind_is_refused(value: object) -> None:
+def test_worker_output_of_another_type_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match=r"worker_stdout: .* is not "):
         config.from_keywords(app="app:app", worker_stdout=value)

@@ -1,11 +1,11 @@
-"""Settings before and after a reload."""
+"""Settings that a reload can change."""
 
 from __future__ import annotations
 
 from forkserve.config.settings import Settings, merge, unchangeable
 
 
-def test_a_reload_changes_what_it_may() -> None:
+def test_a_reload_keeps_unchangeable_settings() -> None:
     before, fresh = Settings(app="a:b", bind=("h:1",), keep_alive=5), Settings(app="a:b", bind=("h:2",), keep_alive=9)
 
     assert unchangeable(before, fresh) == ["bind"]

@@ -1,4 +1,4 @@
-"""Settings that do not fit together."""
+"""Combinations of settings that are refused."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from forkserve.config.settings import Settings
 from forkserve.config.validation import validate
 
 
-def test_the_defaults_fit_together() -> None:
+def test_the_defaults_are_valid() -> None:
     assert list(validate(Settings(app="a:b"))) == []
 
 
 @pytest.mark.parametrize(
-    ("given", "name", "complaint"),
+    ("given", "name", "message"),
     [
         ({"base_port": 65535, "workers": 2}, "base_port", "2 workers would need ports above 65535"),
         ({"certfile": None, "keyfile": "k"}, "keyfile", "needs --certfile"),
@@ -30,12 +30,12 @@ def test_the_defaults_fit_together() -> None:
         ({"worker_output_prefix": True}, "worker_output_prefix", "needs --worker-stdout or --worker-stderr"),
     ],
 )
-def test_a_complaint_names_the_setting(given: dict[str, object], name: str, complaint: str) -> None:
+def test_an_error_names_the_setting(given: dict[str, object], name: str, message: str) -> None:
     found = list(validate(Settings(app="a:b", **given)))  # type: ignore[arg-type]
 
     assert [one for one, _ in found] == [name]
-    assert complaint in found[0][1]
+    assert message in found[0][1]
 
 
-def test_port_0_may_be_given_more_than_once() -> None:
+def test_port_0_may_be_bound_more_than_once() -> None:
     assert list(validate(Settings(app="a:b", bind=("h:0", "h:0")))) == []

@@ -1,4 +1,4 @@
-"""How values are read and shown."""
+"""Reading and showing of values."""
 
 from typing import Any
 
@@ -52,13 +52,13 @@ def test_sizes_are_read_in_bytes(written: object, expected: int) -> None:
     ["", "-1", "1_0", "٣", "1e3", "inf", "nan", "5 m", "5x", True, -1, float("nan"), float("inf"), 1e300, None, [1], "9" * 30],
 )
 @pytest.mark.parametrize("kind", [values.seconds, values.size], ids=["seconds", "size"])
-def test_what_is_no_quantity_is_refused(kind: Kind[Any], written: object) -> None:
+def test_a_bad_duration_or_size_is_refused(kind: Kind[Any], written: object) -> None:
     with pytest.raises(ValueError, match=r"is not a (duration|size)"):
         kind.read(written)
 
 
 @pytest.mark.parametrize("written", ["", "-1", "+1", "1_0", "٣", " 1", "1.0", True, 1.0, None])
-def test_what_is_no_count_is_refused(written: object) -> None:
+def test_a_bad_count_is_refused(written: object) -> None:
     with pytest.raises(ValueError, match="is not a whole number of at least 0"):
         values.count().read(written)
 
@@ -69,24 +69,24 @@ def test_permissions_are_octal(written: object, expected: int) -> None:
 
 
 @pytest.mark.parametrize("written", ["888", 660, "abc", -1])
-def test_what_is_no_permission_is_refused(written: object) -> None:
-    """A decimal 660 too, which is what TOML makes of a number without 0o."""
+def test_bad_permissions_are_refused(written: object) -> None:
+    """A decimal 660 is refused too: it is a TOML number without 0o."""
     with pytest.raises(ValueError, match="octal"):
         values.mode.read(written)
 
 
 @pytest.mark.parametrize("written", ["true", "YES", "on", "1", True])
-def test_truth(written: object) -> None:
+def test_true_values_are_read(written: object) -> None:
     assert values.switch.read(written) is True
 
 
 @pytest.mark.parametrize("written", ["false", "no", "OFF", "0", False])
-def test_untruth(written: object) -> None:
+def test_false_values_are_read(written: object) -> None:
     assert values.switch.read(written) is False
 
 
 @pytest.mark.parametrize("written", ["10.0.0.0/8", "::1", "127.0.0.1", "unix", "*"])
-def test_peers(written: str) -> None:
+def test_trusted_peers_are_read(written: str) -> None:
     assert (written,) == TABLE["forwarded_allow_ips"].kind.read(written)
 
 
@@ -108,7 +108,7 @@ def test_peers(written: str) -> None:
         ("switch", "maybe"),
     ],
 )
-def test_values_that_do_not_fit_are_refused(name: str, written: object) -> None:
+def test_bad_values_are_refused(name: str, written: object) -> None:
     kind: Kind[Any] = values.switch if name == "switch" else TABLE[name].kind
 
     with pytest.raises(ValueError, match="is not "):
@@ -116,20 +116,20 @@ def test_values_that_do_not_fit_are_refused(name: str, written: object) -> None:
 
 
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
-def test_every_default_reads_as_it_is_shown(spec: settings.Spec) -> None:
+def test_every_default_survives_showing_and_reading(spec: settings.Spec) -> None:
     if spec.default is not None:
         assert spec.default == spec.kind.read(spec.show(spec.default))
 
 
 @given(st.floats(0, 10**8))
-def test_durations_read_as_they_are_shown(value: float) -> None:
+def test_durations_survive_showing_and_reading(value: float) -> None:
     once = values.seconds.read(value)
 
     assert once == values.seconds.read(values.seconds.show(once))
 
 
 @given(st.integers(0, 2**40))
-def test_sizes_read_as_they_are_shown(value: int) -> None:
+def test_sizes_survive_showing_and_reading(value: int) -> None:
     assert value == values.size.read(values.size.show(value))
 
 
@@ -162,6 +162,6 @@ def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
     assert values.shown("a\nb  c") == r"'a\nb c'"
 
 
-def test_a_command_whose_quotes_do_not_end() -> None:
+def test_a_command_with_an_open_quote_is_refused() -> None:
     with pytest.raises(ValueError, match="a command line"):
         values.read_command("nginx 'a")

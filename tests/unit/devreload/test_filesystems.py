@@ -1,4 +1,4 @@
-"""File systems on which the kernel does not know of all changes."""
+"""File systems whose changes the kernel does not all see."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ a line of another kind
         ("/mnt/c/local/app.py", "fuse.sshfs"),
     ],
 )
-def test_a_path_is_on_the_mount_that_is_nearest_and_latest(path: str, kind: str) -> None:
+def test_a_path_is_on_its_nearest_and_latest_mount(path: str, kind: str) -> None:
     assert type_of(path, MOUNTS) == kind
 
 
-def test_a_type_that_is_not_known() -> None:
+def test_without_mounts_the_type_is_empty() -> None:
     assert type_of("/home", "") == ""
 
 
@@ -40,5 +40,5 @@ def test_a_type_that_is_not_known() -> None:
     ("kind", "too_little"),
     [("ext4", False), ("9p", True), ("nfs4", True), ("fuse.sshfs", True), ("fuseblk", False), ("fuse.fuse-overlayfs", False)],
 )
-def test_shared_ones_tell_too_little(kind: str, too_little: bool) -> None:  # noqa: FBT001
+def test_shared_file_systems_report_too_little(kind: str, too_little: bool) -> None:  # noqa: FBT001
     assert tells_too_little(kind) is too_little

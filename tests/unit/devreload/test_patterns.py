@@ -24,14 +24,14 @@ from forkserve.devreload.patterns import Rules, fixed_part
         ("a+b", ("a+b",), ("aab",)),
     ],
 )
-def test_globs_below_the_project(glob: str, matching: tuple[str, ...], other: tuple[str, ...]) -> None:
+def test_globs_match_paths_below_the_project(glob: str, matching: tuple[str, ...], other: tuple[str, ...]) -> None:
     rules = Rules(["/p"], exclude=[glob])
 
     assert [path for path in matching if not rules.excluded(f"/p/{path}")] == []
     assert [path for path in other if rules.excluded(f"/p/{path}")] == []
 
 
-def test_a_path_belongs_to_the_first_folder_that_it_is_below() -> None:
+def test_a_path_belongs_to_its_first_matching_folder() -> None:
     rules = Rules(["/p", "/real/p/"])
 
     assert rules.below("/p/a/b.py") == "a/b.py"
@@ -50,7 +50,7 @@ def test_absolute_globs_match_absolute_paths() -> None:
     assert not rules.included("/etc/app/sub/a.toml")
 
 
-def test_what_matters_without_a_module() -> None:
+def test_included_files_are_watched_without_a_module() -> None:
     rules = Rules(["/p"], include=["*.sql"], exclude=["old"])
 
     assert rules.included("/p/templates/a.html")
@@ -60,7 +60,7 @@ def test_what_matters_without_a_module() -> None:
     assert not rules.included("/elsewhere/a.sql")
 
 
-def test_what_modules_are_loaded_from() -> None:
+def test_files_of_modules_are_recognized() -> None:
     rules = Rules(["/p"])
 
     assert [rules.module(path) for path in ("/p/a.py", "/p/a.so", "/p/a.txt", "/q/a.py")] == [True, True, False, False]
@@ -69,5 +69,5 @@ def test_what_modules_are_loaded_from() -> None:
 @pytest.mark.parametrize(
     ("glob", "directory"), [("/etc/app/*.toml", "/etc/app"), ("/etc/a[bc]/x", "/etc"), ("/*", "/"), ("/etc/app.toml", "/etc")]
 )
-def test_the_directory_that_all_matches_are_in(glob: str, directory: str) -> None:
+def test_the_fixed_part_of_a_glob_is_its_directory(glob: str, directory: str) -> None:
     assert fixed_part(glob) == directory

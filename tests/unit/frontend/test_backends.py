@@ -1,4 +1,4 @@
-"""What front ends connect to, and the file that tells them."""
+"""The addresses that front ends connect to, and writing of the upstream file."""
 
 import os
 import signal
@@ -23,12 +23,12 @@ def settings(**given: object) -> Settings:
 
 
 def status(**given: object) -> dict[str, object]:
-    """What a server with three ports of its own and a shared one says."""
+    """Return the status of a server with three ports and a shared address."""
     listeners = [{"address": f"http://0.0.0.0:{9000 + slot}", "slot": slot, "down": slot > 1} for slot in (3, 1, 2)]
     return {"name": "shop", "listeners": [{"address": "unix:/run/shop.sock", "slot": None, "down": False}, *listeners], **given}
 
 
-def test_the_backends_of_a_running_server() -> None:
+def test_the_backends_of_a_running_server_are_its_slots_in_order() -> None:
     scheme, found = from_status(status())
 
     assert scheme == "http"
@@ -39,14 +39,14 @@ def test_the_backends_of_a_running_server() -> None:
     ]
 
 
-def test_the_shared_address_of_a_running_server() -> None:
+def test_a_running_server_without_ports_has_its_shared_address() -> None:
     addresses = ("unix:@x", "https://[::]:8000", "unix:/run/shop.sock")
     listeners = [{"address": address, "slot": None, "down": False} for address in addresses]
 
     scheme, found = from_status(status(listeners=listeners))
     assert (scheme, [(str(one.address), one.slot) for one in found]) == ("https", [("[::1]:8000", None)])
-    for told, scheme in (({"scheme": "https"}, "https"), ({"scheme": "http"}, "http"), ({}, "http")):
-        assert from_status(status(listeners=[{**listeners[2], **told}]))[0] == scheme
+    for more, scheme in (({"scheme": "https"}, "https"), ({"scheme": "http"}, "http"), ({}, "http")):
+        assert from_status(status(listeners=[{**listeners[2], **more}]))[0] == scheme
     with pytest.raises(ValueError, match="no address that a front end could connect to"):
         from_status(status(listeners=listeners[:1]))
 
@@ -56,7 +56,7 @@ def test_a_server_on_all_interfaces_is_reached_on_loopback() -> None:
     assert str(from_settings(settings(host="::", base_port=9000))[0].address) == "[::1]:9000"
 
 
-def test_a_slot_that_is_down_here_need_not_be_so_elsewhere() -> None:
+def test_a_slot_that_is_down_here_is_not_down_on_other_machines() -> None:
     here = (Backend(parse_address("127.0.0.1:9000"), 1, down=True),)
 
     assert not on_machines(here, ["a"])[0].down
@@ -64,7 +64,7 @@ def test_a_slot_that_is_down_here_need_not_be_so_elsewhere() -> None:
     assert text.count("server 127.0.0.1:9000 max_fails=0 down;") == 2
 
 
-def test_workers_that_load_may_call_for_are_there_too() -> None:
+def test_backends_include_the_slots_up_to_max_workers() -> None:
     spare = settings(base_port=9000, workers=2, max_workers=4)
     running = from_settings(settings(base_port=9000, workers=2))
 
@@ -73,12 +73,12 @@ def test_workers_that_load_may_call_for_are_there_too() -> None:
     assert with_spare(running, settings(base_port=0, workers=2, max_workers=4)) == running
 
 
-def test_balance_is_read_as_it_is_written() -> None:
+def test_blanks_in_balance_are_normalized() -> None:
     assert TABLE["balance"].kind.read(" hash  $cookie_a$http_b ") == "hash $cookie_a$http_b"
 
 
-def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
-    """Who writes to /dev/null only wants the check; and a device must stay one."""
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """A user writes to /dev/null for the check only, and the device must stay a device."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -88,7 +88,7 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_and_only_if_changed(tmp_path: Path) -> None:
     real, link = tmp_path / "real.conf", tmp_path / "link.conf"
     real.write_text("old")
     real.chmod(0o640)
@@ -104,8 +104,8 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [link, real]
 
 
-def test_a_process_that_is_killed_as_it_writes_leaves_nothing_behind(tmp_path: Path) -> None:
-    """A file larger than its limit is what kills it, in the middle of the write."""
+def test_a_process_killed_during_a_write_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """A limit on the file size kills the process in the middle of the write."""
     path = tmp_path / "upstream.conf"
     code = "import resource, signal, sys; from forkserve.base.files import write_whole; signal.signal(signal.SIGXFSZ, signal.SIG_DFL);"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); write_whole(sys.argv[1], 'x' * int(sys.argv[2]))"

@@ -1,4 +1,4 @@
-"""What each front end is given for settings that are seldom, and what it is not given because it cannot do it."""
+"""The configuration of each front end for rare settings, and the settings that it refuses."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_a_worker_that_is_down_is_not_used(writer: Callable[[FrontendConfig], st
     assert lines
 
 
-def test_a_way_to_the_workers_of_its_own() -> None:
+def test_upstream_only_and_included_files_are_written() -> None:
     assert "reverse_proxy 127.0.0.1:9000" in caddy.render_upstream(front())
     assert "import up.caddy" in caddy.render(front(upstream_file="up.caddy"))
     assert haproxy.render_upstream(front()).count("\nbackend shop") == 1
 
 
-def test_addresses_for_clients() -> None:
+def test_listen_addresses_are_written() -> None:
     text = caddy.render(front(listen=(Address("tcp", "127.0.0.1", 8443),), certificate=("c", "k"), server_names=("a.example",)))
     assert "https://a.example:8443" in text
     assert "bind 127.0.0.1" in text
@@ -60,22 +60,24 @@ def test_addresses_for_clients() -> None:
         (haproxy.render, {"certificate": ("c", "k")}, "HAProxy reads the key from the certificate's own file"),
     ],
 )
-def test_what_it_cannot_do_is_refused(writer: Callable[[FrontendConfig], str], more: dict[str, Any], message: str) -> None:
+def test_a_setting_that_a_front_end_does_not_support_is_refused(
+    writer: Callable[[FrontendConfig], str], more: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match="^" + message.replace(".*", r"\.\*").replace("(", r"\(")):
         writer(front(**more))
 
 
 @pytest.mark.parametrize("writer", [nginx.render, haproxy.render])
-def test_workers_that_believe_no_fields(writer: Callable[[FrontendConfig], str]) -> None:
+def test_no_proxy_headers_is_noted_in_the_configuration(writer: Callable[[FrontendConfig], str]) -> None:
     assert "ignore these fields: --no-proxy-headers." in writer(front(given={"proxy_headers": False}))
 
 
 @pytest.mark.parametrize("writer", [nginx.render, haproxy.render, caddy.render])
-def test_a_request_may_take_as_long_as_it_likes(writer: Callable[[FrontendConfig], str]) -> None:
+def test_timeout_0_is_noted_in_the_configuration(writer: Callable[[FrontendConfig], str]) -> None:
     assert "--timeout 0: a request may take any time" in writer(front(given={"timeout": 0}))
 
 
-def test_a_server_without_an_address() -> None:
+def test_settings_without_an_address_are_refused() -> None:
     with pytest.raises(ValueError, match="there is no address: give --base-port or --bind"):
         from_settings(Settings(app="shop:app", bind=()))
 
@@ -83,5 +85,5 @@ def test_a_server_without_an_address() -> None:
 @pytest.mark.parametrize(
     ("text", "good"), [("a.example", True), ("a b", False), ("::1", True), ("fe80::1%eth0", False), ("1:2", False)]
 )
-def test_a_host_that_every_front_end_takes(text: str, good: bool) -> None:  # noqa: FBT001
+def test_a_host_is_accepted_if_every_front_end_accepts_it(text: str, good: bool) -> None:  # noqa: FBT001
     assert is_host(text) is good

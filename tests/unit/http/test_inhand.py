@@ -1,4 +1,4 @@
-"""What is in hand and since when, as found by looking now and then."""
+"""Running requests and the times since when they run, as found by periodic looks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from forkserve.http.inhand import RunningRequests
 
 
 class Client:
-    """As much of a connection as is looked at."""
+    """The parts of a connection that are examined."""
 
     def __init__(self) -> None:
         self.exchange: Any = None
         self.requests = 0
 
-    def ask(self, line: str) -> None:
-        """Another request."""
+    def begin(self, line: str) -> None:
+        """Begin another request."""
         self.exchange = SimpleNamespace(describe=lambda: line)
         self.requests += 1
 
@@ -28,19 +28,19 @@ def make(count: int) -> tuple[RunningRequests, list[Client]]:
     return RunningRequests(server), clients
 
 
-def test_nothing_is_in_hand() -> None:
+def test_without_requests_nothing_is_listed() -> None:
     in_hand, _ = make(3)
 
     assert in_hand.look() == ([], 0)
 
 
-def test_the_first_that_was_seen_comes_first() -> None:
+def test_the_request_seen_first_comes_first() -> None:
     in_hand, (one, two, three) = make(3)
-    two.ask("second")
+    two.begin("second")
     ((seen, line),), count = in_hand.look()
-    three.ask("third")
+    three.begin("third")
     in_hand.look()
-    one.ask("first")
+    one.begin("first")
 
     lines, in_flight = in_hand.look()
     assert (line, count, in_flight) == (b"second", 1, 3)
@@ -48,22 +48,22 @@ def test_the_first_that_was_seen_comes_first() -> None:
     assert lines[0][0] == seen
 
 
-def test_the_same_line_again_is_another_request() -> None:
+def test_the_same_line_on_a_connection_is_a_new_request() -> None:
     in_hand, (one,) = make(1)
-    one.ask("again")
+    one.begin("again")
     ((before, _),), _ = in_hand.look()
-    one.ask("again")
+    one.begin("again")
 
     ((began, _),), _ = in_hand.look()
     assert began > before
 
 
-def test_a_process_that_is_stuck_has_been_so_since_the_last_look() -> None:
+def test_a_blocking_request_is_dated_from_the_last_look() -> None:
     in_hand, (one, two) = make(2)
-    one.ask("waits")
+    one.begin("waits")
     in_hand.look()
     looked = monotonic_ns()
-    two.ask("blocks")
+    two.begin("blocks")
 
     lines, _ = in_hand.look(stuck=True)
     assert [line for _, line in lines] == [b"waits", b"blocks"]

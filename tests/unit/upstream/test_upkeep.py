@@ -1,4 +1,4 @@
-"""When a front end is told anew, from values alone; and what the process that tells it says of a missing nginx."""
+"""When a front end is updated, from values alone; and the errors of the process that updates it."""
 
 import tempfile
 from pathlib import Path
@@ -19,25 +19,25 @@ SETTINGS = config.from_keywords(app="shop:app", base_port=9000).settings
 
 
 def front(text: str, settings: Settings = SETTINGS) -> FrontendConfig:
-    """Slots from 1 on: `+` is up, `-` down; a `*` is the shared address."""
+    """Return a configuration with one slot for each mark, from 1 on: `+` is up, `-` down; `*` is the shared address."""
     backends = [
         Backend(parse_address(f"127.0.0.1:{9000 + i}"), None if mark == "*" else i, mark == "-") for i, mark in enumerate(text, 1)
     ]
     return FrontendConfig(name="shop", settings=settings, backends=tuple(backends), live=True)
 
 
-def told(text: str) -> Upkeep:
-    """A front end that was told this at time 0."""
+def updated_to(text: str) -> Upkeep:
+    """Return the upkeep of a front end that was updated to these slots at time 0."""
     upkeep = Upkeep()
     upkeep.changed(front(text), 0.0)
-    assert upkeep.due == 0.0, "the first time there is nothing to wait for"
+    assert upkeep.due == 0.0, "the first update does not wait"
     upkeep.begin()
     upkeep.ended(0.0, failed=False)
     return upkeep
 
 
-def test_the_first_change_of_a_swarm_sets_the_time() -> None:
-    upkeep = told("+")
+def test_the_first_of_several_changes_sets_the_time_of_the_update() -> None:
+    upkeep = updated_to("+")
     for now, text in ((1.0, "++"), (1.05, "+++"), (1.09, "++++")):
         upkeep.changed(front(text), now)
 
@@ -47,23 +47,23 @@ def test_the_first_change_of_a_swarm_sets_the_time() -> None:
 
 
 @pytest.mark.parametrize("text", ["++", "++-", "++--"])
-def test_what_was_down_and_goes_is_no_news(text: str) -> None:
-    upkeep = told("++-")
+def test_a_removed_slot_that_was_down_causes_no_update(text: str) -> None:
+    upkeep = updated_to("++-")
     upkeep.changed(front(text), 1.0)
 
     assert upkeep.due is None
 
 
-def test_what_is_as_before_when_the_time_comes_is_no_news() -> None:
-    upkeep = told("++")
+def test_a_change_that_is_undone_in_time_causes_no_update() -> None:
+    upkeep = updated_to("++")
     upkeep.changed(front("+-"), 1.0)
     upkeep.changed(front("++"), 1.05)
 
     assert upkeep.due is None
 
 
-def test_what_changes_during_a_run_is_one_more() -> None:
-    upkeep = told("+")
+def test_changes_during_an_update_cause_one_more_update() -> None:
+    upkeep = updated_to("+")
     upkeep.changed(front("++"), 1.0)
     upkeep.begin()
     upkeep.changed(front("+++"), 1.2)
@@ -77,16 +77,16 @@ def test_what_changes_during_a_run_is_one_more() -> None:
     assert upkeep.due is None
 
 
-def test_other_settings_are_news_but_not_the_same_read_again() -> None:
-    upkeep = told("+")
+def test_only_changed_settings_cause_an_update() -> None:
+    upkeep = updated_to("+")
     upkeep.changed(front("+", config.from_keywords(app="shop:app", base_port=9000).settings), 1.0)
     assert upkeep.due is None
     upkeep.changed(front("+", config.from_keywords(app="shop:app", base_port=9000, keep_alive=9).settings), 2.0)
     assert upkeep.due == 2.0 + DEBOUNCE
 
 
-def test_a_run_that_failed_is_tried_again_and_at_once_when_something_changes() -> None:
-    upkeep = told("+")
+def test_a_failed_update_is_retried_and_at_once_after_a_change() -> None:
+    upkeep = updated_to("+")
     upkeep.changed(front("++"), 1.0)
     upkeep.begin()
     upkeep.ended(2.0, failed=True)
@@ -103,8 +103,8 @@ def test_a_run_that_failed_is_tried_again_and_at_once_when_something_changes() -
     assert upkeep.due is None
 
 
-def test_a_slot_is_advertised_until_the_run_that_takes_it_away_has_ended() -> None:
-    upkeep = told("++")
+def test_a_slot_is_advertised_until_the_update_that_removes_it_has_ended() -> None:
+    upkeep = updated_to("++")
     assert upkeep.advertised == {1, 2}
     upkeep.changed(front("+-+"), 1.0)
     assert upkeep.advertised == {1, 2}
@@ -115,8 +115,8 @@ def test_a_slot_is_advertised_until_the_run_that_takes_it_away_has_ended() -> No
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_a_front_end_that_cannot_be_updated_holds_no_worker(failed: bool) -> None:  # noqa: FBT001 - a parameter
-    upkeep = told("*")
+def test_a_failed_update_does_not_keep_a_worker_alive(failed: bool) -> None:  # noqa: FBT001 - a parameter
+    upkeep = updated_to("*")
     assert upkeep.advertised == {None}
     upkeep.changed(front("-"), 1.0)
     upkeep.begin()
@@ -125,32 +125,32 @@ def test_a_front_end_that_cannot_be_updated_holds_no_worker(failed: bool) -> Non
     assert upkeep.advertised == set()
 
 
-def test_a_single_server_that_is_down_is_down_in_both_of_its_lines() -> None:
+def test_a_single_server_that_is_down_is_marked_in_both_of_its_lines() -> None:
     text = render_upstream(front("-"))
 
     assert text.count("server 127.0.0.1:9001 max_fails=0 down;") == 2
     assert "Kept up to date" in text
 
 
-def test_no_worker_is_doubted_for_the_load_may_not_have_called_for_it() -> None:
+def test_workers_of_an_autoscaled_server_have_no_max_fails() -> None:
     settings = config.from_keywords(app="shop:app", base_port=9000, max_workers=4).settings
 
     assert "max_fails=1" not in render_upstream(front("++", settings))
 
 
-def test_without_nginx_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nginx_the_upstream_file_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "upstream.conf"
     path.write_text("as it was")
     monkeypatch.setattr(check, "SBIN", ())
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    said = refresh._write(str(path), render_upstream(front("++")))
-    assert said == f"--nginx-upstream: {path} stays as it was: the program nginx is not installed"
+    error = refresh._write(str(path), render_upstream(front("++")))
+    assert error == f"--nginx-upstream: {path} stays as it was: the program nginx is not installed"
     assert path.read_text() == "as it was"
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("upstream a {\nserver\nbad host; }", 'invalid parameter "host" in upstream.conf:3'),
         ("upstream a { hash $one$two consistent; server 127.0.0.1:1; }", None),
@@ -159,14 +159,14 @@ def test_without_nginx_the_file_stays(tmp_path: Path, monkeypatch: pytest.Monkey
         ("upstream a { }", "no servers are inside upstream in upstream.conf:1"),
     ],
 )
-def test_nginx_itself_judges_the_file_and_nothing_is_written_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, complaint: str | None
+def test_nginx_checks_an_upstream_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str | None
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    if complaint is None:
+    if message is None:
         trial.check_upstream(text)
     else:
         with pytest.raises(check.CheckError) as found:
             trial.check_upstream(text)
-        assert f"nginx refuses the configuration: [emerg] {complaint}" in str(found.value)
+        assert f"nginx refuses the configuration: [emerg] {message}" in str(found.value)
     assert list(tmp_path.iterdir()) == []

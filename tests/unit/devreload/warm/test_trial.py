@@ -1,4 +1,4 @@
-"""Which modules a warm process may keep loaded: a list of them is tried out, in a process of its own."""
+"""Which modules a warm process may keep loaded: a separate process tries a list of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ print(json.dumps([[one.name for one in cleared], left_out]))
 
 
 class Trial:
-    """Modules in a directory; each that was added is on the list, in that order."""
+    """Modules in a directory; each added module is on the list, in this order."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ def trial(tmp_path: Path) -> Trial:
     return Trial(tmp_path)
 
 
-def test_in_the_order_of_the_list_and_whoever_imports_what_is_left_out_is_too(trial: Trial) -> None:
+def test_modules_are_cleared_in_order_and_importers_of_excluded_ones_are_excluded(trial: Trial) -> None:
     trial.add("first", "import circle")
     trial.add("circle", "import back\nA = 1")
     trial.add("back", "import circle")
@@ -70,7 +70,7 @@ def test_in_the_order_of_the_list_and_whoever_imports_what_is_left_out_is_too(tr
     }
 
 
-def test_the_environment_that_the_project_changes(trial: Trial) -> None:
+def test_modules_that_read_changed_variables_are_left_out(trial: Trial) -> None:
     read = "import os\nA = os.environ.get('MODE')"
     trial.add("late", read)
     trial.add("early", read, late=False)
@@ -103,14 +103,14 @@ def test_the_environment_that_the_project_changes(trial: Trial) -> None:
         ("import sys\nclass Hook:\n    find_spec = lambda *_: None\nsys.meta_path.insert(0, Hook)", "finders"),
     ],
 )
-def test_what_changes_its_process_at_import(trial: Trial, text: str, why: str) -> None:
+def test_modules_that_change_their_process_at_import_are_left_out(trial: Trial, text: str, why: str) -> None:
     trial.add("changer", text)
     trial.add("innocent")
     assert trial.judge() == (["innocent"], {"changer": f"at import it changes or leaves: {why}"})
 
 
-def test_a_thread_that_is_stopped_before_a_fork_does_no_harm(trial: Trial) -> None:
-    """As OpenBLAS does, and with it numpy; here it is a Python thread that only the system knows of."""
+def test_a_module_that_stops_its_thread_before_a_fork_is_kept(trial: Trial) -> None:
+    """OpenBLAS, and so numpy, does this; here it is a Python thread that only the system knows."""
     trial.add(
         "blas_like",
         "import _thread, os\nlock, over = _thread.allocate_lock(), _thread.allocate_lock()\nlock.acquire()\nover.acquire()\n"
@@ -123,7 +123,7 @@ def test_a_thread_that_is_stopped_before_a_fork_does_no_harm(trial: Trial) -> No
     assert trial.judge() == (["blas_like", "user"], {})
 
 
-def test_what_could_not_be_imported_may_be_tried_again(trial: Trial) -> None:
+def test_a_failed_import_must_fail_again(trial: Trial) -> None:
     trial.add("optional", "import nowhere")
     trial.add("mended")
     trial.listed = [(name, "", False) for name, _, _ in trial.listed]
@@ -134,7 +134,7 @@ def test_what_could_not_be_imported_may_be_tried_again(trial: Trial) -> None:
     assert left_out == {"mended": "its import does not raise any more", "uses_mended": "it imports mended"}
 
 
-def test_another_file_than_the_workers(trial: Trial) -> None:
+def test_a_module_from_another_file_than_in_the_workers_is_left_out(trial: Trial) -> None:
     trial.add("moved")
     trial.listed = [("moved", "/elsewhere/moved.py", False)]
     assert trial.judge() == ([], {"moved": "it cannot be imported by itself, or from elsewhere only"})

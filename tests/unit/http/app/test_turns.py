@@ -1,4 +1,4 @@
-"""The turns of an inline application, without a server."""
+"""Scheduling of the calls of an inline application, without a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def make(loop: asyncio.AbstractEventLoop) -> Turns:
     return Turns(loop, observer)
 
 
-def test_connections_that_end_all_the_time_do_not_keep_a_call_waiting() -> None:
+def test_constantly_ending_connections_do_not_delay_a_call() -> None:
     async def run() -> int:
         loop, ends = asyncio.get_running_loop(), 0
         turns, called = make(loop), asyncio.Event()
@@ -35,7 +35,7 @@ def test_connections_that_end_all_the_time_do_not_keep_a_call_waiting() -> None:
     assert asyncio.run(run()) <= RESTS + 2
 
 
-def test_all_callbacks_are_called_once_when_a_call_has_ended() -> None:
+def test_each_callback_runs_once_when_a_call_has_ended() -> None:
     async def run() -> list[int]:
         turns, called = make(asyncio.get_running_loop()), []
         for number in (1, 2):

@@ -1,4 +1,4 @@
-"""A connection of HTTP/1.1 by itself."""
+"""An HTTP/1.1 connection without a server."""
 
 import asyncio
 import gc
@@ -16,14 +16,14 @@ from forkserve.http.message.response import read_head
 
 @pytest.fixture
 def state() -> Iterator[ServerState]:
-    """What connections share, with a loop that never runs."""
+    """The shared state of connections, with a loop that never runs."""
     loop = asyncio.new_event_loop()
     yield ServerState(config.from_keywords(app="none:app").settings, loop, lambda _: None)
     loop.close()
 
 
-def test_a_connection_that_is_never_made_leaves_nothing_to_the_collector(state: ServerState) -> None:
-    """As when a TLS handshake fails."""
+def test_a_connection_that_is_never_made_leaves_no_garbage(state: ServerState) -> None:
+    """This happens when a TLS handshake fails."""
     H1Connection(state)
     gc.collect()
     gc.disable()
@@ -35,8 +35,8 @@ def test_a_connection_that_is_never_made_leaves_nothing_to_the_collector(state: 
         gc.enable()
 
 
-def test_the_added_fields_are_those_of_the_head_however_long_the_body_takes(state: ServerState) -> None:
-    """The access log shows the Date that was sent."""
+def test_the_added_fields_are_those_of_the_sent_head(state: ServerState) -> None:
+    """The access log shows the Date that was sent, however long the body takes."""
     state.common = CommonFields([], b"now", b"")
     response = H1Response(H1Connection(state))
     response.version, response.keep_alive = "1.1", True

@@ -1,4 +1,4 @@
-"""The PROXY header, byte by byte: what the protocol allows, what it forbids, and that nothing else can happen."""
+"""The PROXY header, byte by byte: valid headers, malformed headers, and any bytes."""
 
 import ipaddress
 import struct
@@ -14,12 +14,12 @@ BEHIND = b"GET / HTTP/1.1\r\n"
 
 
 def second(command: int, family: int, rest: bytes) -> bytes:
-    """A header of version 2."""
+    """Return a header of version 2."""
     return SIGNATURE + struct.pack("!BBH", command, family, len(rest)) + rest
 
 
 def addresses(client: str, server: str, client_port: int, server_port: int) -> bytes:
-    """Its addresses."""
+    """Return the address block of a header of version 2."""
     packed = (ipaddress.ip_address(one).packed for one in (client, server))
     return b"".join(packed) + struct.pack("!HH", client_port, server_port)
 
@@ -101,7 +101,7 @@ BAD_V2 = [
     second(0x21, 0x11, IPV4 + bytes(LONGEST - 16 - len(IPV4) + 1)),
     second(0x20, 0x00, b"")[:14] + b"\xff\xff",
 ]
-NONE = [
+NO_HEADER = [
     b"GET / HTTP/1.1\r\n",
     b"proxy ",
     b"PROXY\t",
@@ -115,8 +115,8 @@ NONE = [
 
 
 @pytest.mark.parametrize(("data", "ends", "version"), [(*one, "v1") for one in V1] + [(*one, "v2") for one in V2])
-def test_a_valid_one_however_it_comes(data: bytes, ends: object, version: str) -> None:
-    """Any beginning of it is not enough, and whatever follows is left alone."""
+def test_a_valid_header_is_read_whatever_follows(data: bytes, ends: object, version: str) -> None:
+    """An incomplete header needs more bytes; bytes after the header are not touched."""
     whole = ProxyHeader(len(data), ends)  # type: ignore[arg-type]
     for behind in (b"", BEHIND, data, bytes(LONGEST)):
         assert whole == read_proxy_header(data + behind, version) == read_proxy_header(data + behind, "auto")
@@ -125,15 +125,15 @@ def test_a_valid_one_however_it_comes(data: bytes, ends: object, version: str) -
 
 
 @pytest.mark.parametrize(("data", "version"), [(one, "v1") for one in BAD_V1] + [(one, "v2") for one in BAD_V2])
-def test_a_malformed_one_is_an_error_and_stays_one(data: bytes, version: str) -> None:
+def test_a_malformed_header_is_an_error_whatever_follows(data: bytes, version: str) -> None:
     for allowed in (version, "auto"):
         for behind in (b"", b"\r\n", BEHIND):
             with pytest.raises(ProxyHeaderError):
                 read_proxy_header(data + behind, allowed)
 
 
-@pytest.mark.parametrize("data", NONE)
-def test_what_is_none_is_told_by_its_first_wrong_byte(data: bytes) -> None:
+@pytest.mark.parametrize("data", NO_HEADER)
+def test_a_missing_header_is_detected_at_its_first_wrong_byte(data: bytes) -> None:
     for allowed in ("v1", "v2", "auto"):
         with pytest.raises(ProxyHeaderError, match="is missing"):
             read_proxy_header(data, allowed)
@@ -148,9 +148,9 @@ def test_what_is_none_is_told_by_its_first_wrong_byte(data: bytes) -> None:
         (TLS + b"x", True),
         (NO_TLS, False),
         (TLV, False),
-        (TLV + NO_TLS + TLS, False),  # the first counts
-        (b"\x04\0\x08" + TLS, False),  # within another
-        (TLS[:-1], False),  # what ends too early is nothing
+        (TLV + NO_TLS + TLS, False),  # the first one counts
+        (b"\x04\0\x08" + TLS, False),  # within another TLV
+        (TLS[:-1], False),  # truncated TLVs are ignored
         (TLS[:3], False),
         (TLS[:1], False),
         (b"\x20\0\0", False),
@@ -158,7 +158,7 @@ def test_what_is_none_is_told_by_its_first_wrong_byte(data: bytes) -> None:
         (b"\x04\xff\xff" + TLS, False),
     ],
 )
-def test_whether_the_client_spoke_tls_to_the_proxy(more: bytes, tls: bool) -> None:  # noqa: FBT001
+def test_a_tls_tlv_says_whether_the_client_uses_tls(more: bytes, tls: bool) -> None:  # noqa: FBT001
     for family, addresses, ends in ((0x11, IPV4, ENDS4), (0x21, IPV6, ENDS6)):
         data = second(0x21, family, addresses + more)
         assert read_proxy_header(data + TLS, "v2") == ProxyHeader(len(data), ends, tls)
@@ -166,15 +166,15 @@ def test_whether_the_client_spoke_tls_to_the_proxy(more: bytes, tls: bool) -> No
         assert read_proxy_header(second(command, family, block + more), "v2") == ProxyHeader(16 + len(block + more))
 
 
-def test_a_version_that_is_not_allowed() -> None:
+def test_a_header_of_another_version_is_refused() -> None:
     for data, allowed in ((V1[0][0], "v2"), (V2[0][0], "v1")):
         for end in (1, len(data)):
             with pytest.raises(ProxyHeaderError, match=f"is missing, or not of {allowed}"):
                 read_proxy_header(data[:end], allowed)
 
 
-def nearly() -> st.SearchStrategy[bytes]:
-    """A header that was valid before some bytes of it were changed."""
+def nearly_valid() -> st.SearchStrategy[bytes]:
+    """Return a strategy for valid headers with some changed bytes."""
     valid = st.sampled_from([bytearray(data) for data, _ in V1 + V2 if len(data) < 300])
     changes = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=3)
 
@@ -189,14 +189,14 @@ def nearly() -> st.SearchStrategy[bytes]:
 
 @given(
     st.one_of(
-        st.binary(max_size=40), nearly(), st.binary(max_size=120).map(b"PROXY ".__add__), st.binary().map(SIGNATURE.__add__)
+        st.binary(max_size=40), nearly_valid(), st.binary(max_size=120).map(b"PROXY ".__add__), st.binary().map(SIGNATURE.__add__)
     ),
     st.binary(max_size=20),
     st.sampled_from(("v1", "v2", "auto")),
 )
 @example(b"", b"", "auto")
-def test_whatever_comes_is_judged_once_and_for_all(data: bytes, behind: bytes, allowed: str) -> None:
-    """Byte by byte: more is wanted, until it is an error, or a header within what has come. More bytes change no judgement."""
+def test_more_bytes_never_change_a_result(data: bytes, behind: bytes, allowed: str) -> None:
+    """Byte by byte, the result is: incomplete, until it is an error or a header; after that it never changes."""
 
     def judge(seen: bytes) -> ProxyHeader | str | None:
         try:

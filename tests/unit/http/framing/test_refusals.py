@@ -1,4 +1,4 @@
-"""Lines about refusals: one for each, but no more in a second than a log can bear."""
+"""Log lines about refusals: one for each, but a limited number in a second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from forkserve.http.framing.refusals import AT_MOST, Refusals
 
 
 def logger(level: int) -> tuple[logging.Logger, list[str]]:
-    """Return a logger of that level, and what is written to it."""
+    """Return a logger of this level, and the list of its messages."""
     written: list[str] = []
 
     class Handler(logging.Handler):
@@ -21,7 +21,7 @@ def logger(level: int) -> tuple[logging.Logger, list[str]]:
     return log, written
 
 
-def test_a_second_has_a_limited_number_of_lines() -> None:
+def test_the_number_of_lines_in_a_second_is_limited() -> None:
     now = 7.2
     log, written = logger(logging.DEBUG)
     refusals = Refusals(log, lambda: now)
@@ -36,7 +36,7 @@ def test_a_second_has_a_limited_number_of_lines() -> None:
     assert written == ["1000 more were refused in a second", "connection from a unix socket refused: why not"]
 
 
-def test_nothing_is_written_where_debug_lines_are_not() -> None:
+def test_nothing_is_logged_above_the_level_debug() -> None:
     log, written = logger(logging.INFO)
     refusals = Refusals(log, lambda: 0.0)
     refusals.note("request", "192.0.2.1", "why")

@@ -1,19 +1,19 @@
-"""A transport of TLS whose connection has just been closed says nothing of its socket any more."""
+"""A TLS transport whose connection has just been closed has no socket any more."""
 
 from forkserve.http.framing.stall import waiting_in_kernel
 from forkserve.http.framing.transports import look_at_peer
 
 
 class Closed:
-    """As asyncio's is then."""
+    """The transport of asyncio after the close."""
 
     def get_extra_info(self, _: str) -> None:
-        """There is none."""
+        """Return None."""
 
 
-def test_nothing_waits_in_a_closed_connection() -> None:
+def test_a_closed_connection_has_no_data_in_the_kernel() -> None:
     assert waiting_in_kernel(Closed()) == 0
 
 
-def test_the_peer_of_a_closed_connection_is_gone() -> None:
+def test_the_peer_of_a_closed_connection_has_disconnected() -> None:
     assert look_at_peer(Closed()) == (True, True)

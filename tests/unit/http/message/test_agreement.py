@@ -1,10 +1,10 @@
-"""One answer for one request, whichever parser is installed and whatever was read before.
+"""A request has the same result with each parser, whatever was read before.
 
-Requests with several faults at once: what they are refused with must not depend on the parser, on the order of the fields, nor on
-lines that are known already. Faults of framing and Host come before what is sound but not done here (417, 501).
+For requests with several faults, the status of the refusal must not depend on the parser, on the order of the fields, or on
+lines that are known already. Faults of framing and Host come before unsupported but valid fields (417, 501).
 
-Places where the two could part: lines go to a parser only if they are new (`fields.LineReader`), each parser refuses some that the
-other takes (`parsers`), and what a field means is judged where it stands (`fields.Fields`).
+The parsers could disagree in these places: a parser gets only new lines (`fields.LineReader`), each parser refuses some lines that
+the other one accepts (`parsers`), and fields are interpreted in their order (`fields.Fields`).
 """
 
 from itertools import combinations, permutations
@@ -15,8 +15,8 @@ from forkserve.http.message import fields, http1
 from tests.integration.http.talk import PARSERS, Refusal, Request, converse
 
 HOST = b"Host: a"
-SOUND = [b"X: y", b"Content-Length: 0", b"Connection: close", b"Upgrade: h2c", b"Expect: 100-continue", b"Content-Type: t"]
-UNSERVED = {b"Expect: x": 417, b"Transfer-Encoding: gzip, chunked": 501}
+VALID = [b"X: y", b"Content-Length: 0", b"Connection: close", b"Upgrade: h2c", b"Expect: 100-continue", b"Content-Type: t"]
+UNSUPPORTED = {b"Expect: x": 417, b"Transfer-Encoding: gzip, chunked": 501}
 BAD = [
     b"Host: b",
     b"Host: a b",
@@ -38,21 +38,21 @@ BAD = [
     b"X",
 ]
 SECOND = [b"Content-Length: 1", b"Transfer-Encoding: chunked", b"Content-Type: u"]
-"""Faults only beside another one of the kind."""
+"""Faulty only beside another field of the same kind."""
 TARGETS = [b"/", b"http://a/", b"http://b/", b"http://a@b/"]
-CLASSES = (*SOUND, *UNSERVED, *BAD)
+CLASSES = (*VALID, *UNSUPPORTED, *BAD)
 
 
 def outcome(parser: str, data: bytes) -> object:
-    """The status, or the request as far as an application sees it."""
+    """Return the status, or the parts of the request that an application sees."""
     (first, *_) = converse(parser, [data])
     if isinstance(first, Refusal):
         return first.status
     return (first.method, first.headers, first.keep_alive) if isinstance(first, Request) else first
 
 
-def forget() -> None:
-    """As in a new process."""
+def clear_caches() -> None:
+    """Clear the caches, as in a new process."""
     fields._LINES.clear()
     http1.TARGETS.clear()
 
@@ -62,38 +62,38 @@ def request(lines: tuple[bytes, ...], target: bytes = b"/") -> bytes:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_readers_agree(target: bytes) -> None:
-    """Cold and warm, in every order of up to two lines beside the Host field, and with it in front and behind."""
+def test_both_parsers_agree_on_any_two_lines(target: bytes) -> None:
+    """With and without caches, in each order of two lines, with the Host field before and after them."""
     for pair in combinations(CLASSES, 2):
         for lines in ((HOST, *pair), (*pair[::-1], HOST), pair):
             data = request(lines, target)
             found = set()
             for parser in PARSERS:
-                forget()
+                clear_caches()
                 found.add(repr(outcome(parser, data)))
                 found.add(repr(outcome(parser, data)))
-            forget()
-            for line in lines:  # known lines are not given to a parser
+            clear_caches()
+            for line in lines:  # a parser does not get known lines
                 for parser in PARSERS:
                     outcome(parser, request((HOST, line)))
             found |= {repr(outcome(parser, data)) for parser in PARSERS}
             assert len(found) == 1, (data, found)
 
 
-@pytest.mark.parametrize("unserved", UNSERVED)
+@pytest.mark.parametrize("unserved", UNSUPPORTED)
 @pytest.mark.parametrize("bad", sorted({*BAD} - {*SECOND}))
-def test_faults_come_first(unserved: bytes, bad: bytes) -> None:
-    """400, wherever the field stands that would be refused otherwise."""
+def test_a_fault_beside_an_unsupported_field_is_a_400(unserved: bytes, bad: bytes) -> None:
+    """This holds for any position of the unsupported field."""
     for lines in permutations((HOST, unserved, bad)):
         for parser in PARSERS:
-            forget()
+            clear_caches()
             assert outcome(parser, request(lines)) == 400, lines
 
 
 @pytest.mark.parametrize("parser", PARSERS)
-def test_what_is_not_done_here(parser: str) -> None:
-    """Alone they have their own status; with another host in the target it is 400."""
-    for line, status in UNSERVED.items():
+def test_an_unsupported_field_alone_has_its_own_status(parser: str) -> None:
+    """With another host in the target, the status is 400."""
+    for line, status in UNSUPPORTED.items():
         assert outcome(parser, request((HOST, line))) == status
         assert outcome(parser, request((line, HOST))) == status
         assert outcome(parser, request((line, HOST), b"http://a/")) == status

@@ -1,4 +1,4 @@
-"""Bodies: where they end and what is in them, in whatever pieces they come."""
+"""Bodies: their ends and contents, in any pieces."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from tests.integration.http.talk import LIMITS
 
 
 def decode(pieces: list[bytes]) -> tuple[bytes, bool, bytes] | int:
-    """The body, whether it is whole, and what came behind it; or the status that it is refused with."""
+    """Return the body, whether it is complete, and the bytes after it; or the status of the refusal."""
     body, out = ChunkedBody(LIMITS), b""
     try:
         for number, piece in enumerate(pieces):
@@ -29,7 +29,7 @@ def decode(pieces: list[bytes]) -> tuple[bytes, bool, bytes] | int:
 
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
-    """``data`` cut at these positions."""
+    """Split ``data`` at these positions."""
     return [data[start:end] for start, end in pairwise([0, *sorted(cuts), len(data)])]
 
 
@@ -39,8 +39,10 @@ extensions = st.sampled_from([b"", b"", b";a", b";a=b", b';a="b;c\\" d"', b";a;b
 
 @settings(max_examples=500, deadline=None)
 @given(chunk_lists, extensions, st.sampled_from([b"", b"X: y\r\n", b"X:\r\nY: z\r\n"]), st.binary(max_size=10), st.data())
-def test_sound_chunks(contents: list[bytes], extension: bytes, trailers: bytes, behind: bytes, data: st.DataObject) -> None:
-    """What was chunked comes out again, and what is behind it is not touched."""
+def test_valid_chunks_are_decoded(
+    contents: list[bytes], extension: bytes, trailers: bytes, behind: bytes, data: st.DataObject
+) -> None:
+    """Bytes after the body are not touched."""
     message = (
         b"".join(b"%x%b\r\n%b\r\n" % (len(content), extension, content) for content in contents) + b"0\r\n" + trailers + b"\r\n"
     )
@@ -77,8 +79,8 @@ def test_sound_chunks(contents: list[bytes], extension: bytes, trailers: bytes, 
     ).map(b"".join),
     st.data(),
 )
-def test_any_split_gives_the_same(stream: bytes, data: st.DataObject) -> None:
-    """Pieces make no difference to the body, nor to the refusal."""
+def test_any_pieces_give_the_same_body_or_refusal(stream: bytes, data: st.DataObject) -> None:
+    """The result does not depend on the pieces."""
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
     whole, apart = decode([stream]), decode(split(stream, cuts))
 
@@ -87,33 +89,33 @@ def test_any_split_gives_the_same(stream: bytes, data: st.DataObject) -> None:
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.binary(max_size=30), max_size=6))
-def test_any_bytes(pieces: list[bytes]) -> None:
-    """Nothing but a `RequestError` is ever raised."""
+def test_any_bytes_raise_only_request_error(pieces: list[bytes]) -> None:
+    """Bytes from the network raise only `RequestError`."""
     decode(pieces)
 
 
-def test_refused_as_soon_as_known() -> None:
-    """A fault is refused when it has come, not when its line ends."""
+def test_a_fault_is_refused_before_the_end_of_its_line() -> None:
+    """The decoder does not wait for the line to end."""
     assert decode([b"5;" + b"a" * 100000]) == 400
     assert isinstance(decode([b"0\r\nX: " + b"y" * 100000]), int)
     assert decode([b"5\r\nhelloX"]) == 400
 
 
-def test_extensions_are_bounded_in_all() -> None:
-    """Many chunks with long extensions are not free of charge."""
+def test_the_total_size_of_chunk_extensions_is_limited() -> None:
+    """Many chunks with long extensions are refused."""
     assert decode([b"1;" + b"a" * 2000 + b"\r\nx\r\n"] * 100) == 400
 
 
-def test_trailers_count() -> None:
-    """Trailers count against the limits of the head."""
+def test_trailers_count_against_the_limits_of_the_head() -> None:
+    """The limits of fields and bytes apply."""
     assert decode([b"0\r\n" + b"X: y\r\n" * LIMITS.fields + b"\r\n"]) == (b"", True, b"")
     assert decode([b"0\r\n" + b"X: y\r\n" * (LIMITS.fields + 1) + b"\r\n"]) == 431
     assert decode([b"0\r\n" + (b"X: " + b"y" * 2000 + b"\r\n") * 40 + b"\r\n"]) == 431
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
-def test_length(size: int) -> None:
-    """A body of known length ends where it says."""
+def test_a_body_of_known_length_ends_at_its_length(size: int) -> None:
+    """The bytes after it are not touched."""
     body, out, stream = LengthBody(7), b"", b"0123456789"
     position = 0
     while not body.done:

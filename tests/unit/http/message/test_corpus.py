@@ -1,4 +1,4 @@
-"""Every case of the corpus through the pure modules, split everywhere, with both parsers."""
+"""Every case of the corpus in the pure modules, split at every position, with both parsers."""
 
 from collections.abc import Iterator
 
@@ -10,24 +10,24 @@ from tests.integration.http.talk import PARSERS, Outcome, Refusal, Request, Unfi
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 SPLIT_EVERYWHERE = 1500
-"""Bytes up to which a case is split at every position; a longer one at its ends and at every 499th."""
+"""Cases up to this number of bytes are split at every position; longer ones at their ends and at every 499th position."""
 
 
 def cuts(data: bytes) -> Iterator[int]:
-    """Where to cut ``data`` in two."""
+    """Return the positions at which to split ``data`` in two."""
     for position in range(1, len(data)):
         if len(data) <= SPLIT_EVERYWHERE or position < 100 or position > len(data) - 200 or position % 499 == 0:
             yield position
 
 
 def check_pure(case: Case, outcome: Outcome) -> None:
-    """Judge what the pure modules made of a case."""
+    """Check the result of the pure modules for a case."""
     requests = [item for item in outcome if isinstance(item, Request)]
     refusals = [item.status for item in outcome if isinstance(item, Refusal)]
     if refusals:
         assert allowed(refusals[0], case.statuses[len(requests)]), outcome
     elif case.ends and any(isinstance(item, Unfinished) for item in outcome):
-        pass  # judged at the end of the connection, which the pure modules do not see
+        pass  # decided at the end of the connection, which the pure modules do not see
     else:
         assert len(requests) == len(case.statuses) - case.statuses.count(0), outcome
     for request, seen in zip(requests, case.seen, strict=False):
@@ -44,8 +44,8 @@ def check_pure(case: Case, outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("parser", PARSERS)
 @every_case
-def test_split_everywhere(case: Case, parser: str) -> None:
-    """The outcome is as named, whole and in any two pieces and byte by byte."""
+def test_a_case_has_its_outcome_in_any_pieces(case: Case, parser: str) -> None:
+    """The outcome is the same as a whole, in any two pieces, and byte by byte."""
     data = sent(case)
     whole = converse(parser, [data])
     check_pure(case, whole)
@@ -56,6 +56,6 @@ def test_split_everywhere(case: Case, parser: str) -> None:
 
 
 @every_case
-def test_parsers_agree(case: Case) -> None:
-    """Both parsers give the same requests, to the last field."""
+def test_both_parsers_agree_on_a_case(case: Case) -> None:
+    """Both parsers give the same requests with all fields."""
     assert converse("httptools", [sent(case)]) == converse("h11", [sent(case)])

@@ -1,4 +1,4 @@
-"""What an application raises because its client has left, and what it raises for reasons of its own."""
+"""Errors that an application raises because its client has disconnected, and other errors."""
 
 import litestar.exceptions
 import pytest
@@ -8,17 +8,17 @@ from starlette.websockets import WebSocketDisconnect
 from forkserve.http.message.errors import ClientGoneError, is_departure
 
 ServerDisconnectedError = type("ServerDisconnectedError", (Exception,), {})
-"""A name of aiohttp's, for a server that the application asked."""
+"""A name of aiohttp, for an error of a server that the application has called."""
 
 
 def handling(context: BaseException, error: BaseException) -> BaseException:
-    """Return an error as it is when it was raised while another was handled."""
+    """Return an error with a context, as if it was raised while another error was handled."""
     error.__context__ = context
     return error
 
 
 def caused(cause: BaseException, error: BaseException) -> BaseException:
-    """Return an error as it is when it was raised from another."""
+    """Return an error with a cause, as if it was raised from another error."""
     error.__cause__ = cause
     return error
 
@@ -38,7 +38,7 @@ def caused(cause: BaseException, error: BaseException) -> BaseException:
     ],
     ids=repr,
 )
-def test_departures(error: BaseException) -> None:
+def test_errors_caused_by_a_disconnect_are_departures(error: BaseException) -> None:
     assert is_departure(error)
 
 
@@ -53,11 +53,11 @@ def test_departures(error: BaseException) -> None:
     ],
     ids=repr,
 )
-def test_other_errors(error: BaseException) -> None:
+def test_other_errors_are_no_departures(error: BaseException) -> None:
     assert not is_departure(error)
 
 
-def test_a_chain_that_leads_to_itself_ends() -> None:
+def test_a_circular_chain_of_errors_is_no_departure() -> None:
     error, other = ValueError(), ValueError()
     error.__context__, other.__context__ = other, error
     assert not is_departure(error)

@@ -1,4 +1,4 @@
-"""Request heads as values: the pure module, by bytes, and properties over any bytes."""
+"""Request heads: the pure module by examples, and properties over any bytes."""
 
 import re
 import time
@@ -18,12 +18,12 @@ both = pytest.mark.parametrize("parser", PARSERS)
 
 
 def read(head: bytes, parser: str = "httptools", limits: RequestLimits = LIMITS) -> tuple[Target, Fields]:
-    """What a whole head means."""
+    """Return the target and the fields of a complete head."""
     return HeadReader(limits, new_parser(parser)).read(head)
 
 
-def judged(head: bytes, parser: str) -> object:
-    """What a whole head means, or the status that it is refused with, as a value to compare."""
+def result_of(head: bytes, parser: str) -> object:
+    """Return the values of a complete head, or the status of its refusal, for comparison."""
     try:
         target, fields = read(head, parser)
     except RequestError as error:
@@ -35,8 +35,8 @@ def judged(head: bytes, parser: str) -> object:
 
 
 @both
-def test_target(parser: str) -> None:
-    """A target is given raw and decoded, as bytes and in both interfaces' forms of text."""
+def test_a_target_is_decoded(parser: str) -> None:
+    """A target has a raw and a decoded form."""
     target, _ = read(b"GET /%C3%A9%2Fx%20?a=%20b?c HTTP/1.1\r\nHost: a\r\n\r\n", parser)
 
     assert target.method == "GET"
@@ -47,8 +47,8 @@ def test_target(parser: str) -> None:
 
 
 @both
-def test_headers(parser: str) -> None:
-    """Names in lower case, order and repetition kept, blanks around values gone and nothing else."""
+def test_headers_keep_their_order_and_values(parser: str) -> None:
+    """Names are in lower case, order and repetition are kept, and only blanks around values are removed."""
     _, fields = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-B: 1\r\nx-a:\t2 \t\r\nX-B: \xe9\xa0\r\n\r\n", parser)
 
     assert fields.headers == [(b"host", b"a"), (b"x-b", b"1"), (b"x-a", b"2"), (b"x-b", b"\xe9\xa0")]
@@ -64,8 +64,8 @@ def test_headers(parser: str) -> None:
         (b"Transfer-Encoding: chunked\r\n", None, True),
     ],
 )
-def test_framing(parser: str, lines: bytes, length: int | None, *, chunked: bool) -> None:
-    """How the body is framed follows from the fields."""
+def test_the_framing_of_a_body_follows_from_the_fields(parser: str, lines: bytes, length: int | None, *, chunked: bool) -> None:
+    """Content-Length and Transfer-Encoding frame the body."""
     _, fields = read(b"POST / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n", parser)
 
     assert (fields.content_length, fields.chunked) == (length, chunked)
@@ -73,16 +73,16 @@ def test_framing(parser: str, lines: bytes, length: int | None, *, chunked: bool
 
 
 @both
-def test_expectation(parser: str) -> None:
-    """100-continue is heard in any case, but not from HTTP/1.0 (RFC 9110 10.1.1)."""
+def test_an_expectation_is_recognized(parser: str) -> None:
+    """100-continue is recognized in any letter case, but not from HTTP/1.0 (RFC 9110 10.1.1)."""
     for value in (b"100-continue", b"100-Continue"):
         assert read(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: %b\r\n\r\n" % value, parser)[1].expect_continue
     assert not read(b"POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n", parser)[1].expect_continue
 
 
 @both
-def test_one_connection_keeps_nothing_of_the_last_request(parser: str) -> None:
-    """Heads that begin or end alike do not take anything from each other."""
+def test_a_reader_keeps_nothing_of_the_last_request(parser: str) -> None:
+    """Heads with the same beginning or end do not affect each other."""
     heads = [
         b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -104,8 +104,8 @@ def test_one_connection_keeps_nothing_of_the_last_request(parser: str) -> None:
 
 
 @both
-def test_a_refusal_leaves_nothing_behind(parser: str) -> None:
-    """What was refused once is refused again, by the same reader and by a fresh one."""
+def test_a_refused_head_is_refused_again(parser: str) -> None:
+    """This holds for the same reader and for a new one."""
     reader = HeadReader(LIMITS, new_parser(parser))
     sound, unsound = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"
 
@@ -139,16 +139,16 @@ SMALL = RequestLimits(line=40, fields=3, head=100, body=10, field=30)
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n012345\r\n5\r\n67890\r\n", 413),
     ],
 )
-def test_limits(parser: str, size: int, data: bytes, status: int | None) -> None:
-    """Each limit lets its own value through and refuses one more, in whatever pieces it comes."""
+def test_each_limit_accepts_its_value_and_refuses_one_more(parser: str, size: int, data: bytes, status: int | None) -> None:
+    """This holds for pieces of any size."""
     (outcome,) = converse(parser, (data[i : i + size] for i in range(0, len(data), size)), SMALL)
 
     assert outcome == Refusal(status) if status else isinstance(outcome, Request)
 
 
 @both
-def test_limits_do_not_wait_for_the_end(parser: str) -> None:
-    """Too much is refused before its end has come."""
+def test_a_limit_is_checked_before_the_end_of_the_head(parser: str) -> None:
+    """A head that is too large is refused before it is complete."""
     assert converse(parser, [b"GET /" + b"a" * 40], SMALL) == [Refusal(414)]
     assert converse(parser, [b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 4], SMALL) == [Refusal(431)]
     assert converse(parser, [b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 100], SMALL) == [Refusal(431)]
@@ -205,16 +205,16 @@ heads = st.builds(
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n")
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \tChunked\r\n\r\n")
 @example(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 3\r\n\r\n")
-def test_parsers_agree_on_heads(head: bytes) -> None:
-    """A head is refused with a status, or both parsers give the same; nothing else is ever raised."""
-    assert judged(head, "httptools") == judged(head, "h11")
+def test_both_parsers_agree_on_any_head(head: bytes) -> None:
+    """Both parsers refuse a head with the same status, or give the same result; nothing else is raised."""
+    assert result_of(head, "httptools") == result_of(head, "h11")
 
 
 @pytest.mark.heavy
 @settings(max_examples=300, deadline=None)
 @given(st.lists(heads, min_size=1, max_size=4).map(b"".join), st.binary(max_size=8), st.data())
-def test_pieces_make_no_difference(messages: bytes, junk: bytes, data: st.DataObject) -> None:
-    """Requests are the same in whatever pieces they come; what is refused whole is refused in pieces."""
+def test_requests_are_the_same_in_any_pieces(messages: bytes, junk: bytes, data: st.DataObject) -> None:
+    """A request that is refused as a whole is refused in pieces."""
     stream = messages + junk
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(stream) - 1)), max_size=6)))
     pieces = [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])]
@@ -227,18 +227,18 @@ def test_pieces_make_no_difference(messages: bytes, junk: bytes, data: st.DataOb
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from(PARSERS))
-def test_any_bytes(pieces: list[bytes], parser: str) -> None:
-    """Bytes from the network are never a reason for anything but a `RequestError`."""
+def test_any_bytes_raise_only_request_error(pieces: list[bytes], parser: str) -> None:
+    """Bytes from the network raise only `RequestError`."""
     converse(parser, pieces)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(heads, st.sampled_from([b"", b"x", b"0\r\n\r\n"])), min_size=2, max_size=5))
-def test_a_reader_remembers_rightly(messages: list[tuple[bytes, bytes]]) -> None:
-    """A reader that has read other heads before answers as a fresh one does."""
+def test_a_used_reader_gives_the_same_results_as_a_new_one(messages: list[tuple[bytes, bytes]]) -> None:
+    """The caches of a reader do not change its results."""
     reader = HeadReader(LIMITS, new_parser("httptools"))
     for head, _ in messages * 2:
-        expected = judged(head, "httptools")
+        expected = result_of(head, "httptools")
         if isinstance(expected, int):
             with pytest.raises(RequestError) as error:
                 reader.read(head)
@@ -249,11 +249,11 @@ def test_a_reader_remembers_rightly(messages: list[tuple[bytes, bytes]]) -> None
         assert (target.line, target.raw_path) == expected[:2]
         assert (fields.version, fields.headers, fields.host) == expected[5:8]
         if not fields.keep_alive:
-            return  # the last of its connection
+            return  # the last request of its connection
 
 
-def test_linear_time() -> None:
-    """No input of the size of the limits takes more than a moment, byte by byte."""
+def test_reading_takes_linear_time() -> None:
+    """Input of the maximum size takes less than a second, byte by byte."""
     for data in (
         b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X:" + b" \t" * 30000,
         b"GET /" + b"/a" * 8000,

@@ -1,4 +1,4 @@
-"""What is kept from one request for the next: bounded, and without an effect on any answer."""
+"""Caches of lines, targets and heads: they are bounded, and do not change results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from forkserve.http.message.response import ResponseHead, read_head, read_status
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for two of each, and nothing there."""
+def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all caches empty, with room for two entries."""
     for module, names in (
         (fields, ("_LINES", "_NAMES")),
         (response, ("_STATUSES",)),
@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, 2)
 
 
-def test_lines_of_requests() -> None:
+def test_the_cache_of_request_lines_is_bounded() -> None:
     reader = LineReader(parse_with_h11)
     for _ in range(2):
         for number in range(5):
@@ -42,7 +42,7 @@ def test_lines_of_requests() -> None:
     assert len(fields._NAMES) <= 2
 
 
-def test_lines_with_secrets_are_kept_for_the_connection_only() -> None:
+def test_lines_with_secrets_are_cached_for_the_connection_only() -> None:
     reader, section = LineReader(parse_with_h11), b"Cookie: a=b\r\nX: y"
     first = reader.read(section)
     assert reader.read(section) == first
@@ -52,7 +52,7 @@ def test_lines_with_secrets_are_kept_for_the_connection_only() -> None:
     assert not reader._secrets
 
 
-def test_request_lines() -> None:
+def test_the_cache_of_targets_is_bounded() -> None:
     for _ in range(2):
         for number in range(5):
             target = http1.read_target(b"GET /%d " % number)
@@ -60,7 +60,7 @@ def test_request_lines() -> None:
     assert len(http1.TARGETS) <= 2
 
 
-def test_heads_of_responses() -> None:
+def test_the_caches_of_response_heads_are_bounded() -> None:
     for _ in range(2):
         for number in range(5):
             status = f"20{number} X"
@@ -71,7 +71,7 @@ def test_heads_of_responses() -> None:
     assert len(response._FIELDS[str]) <= 2
 
 
-def test_a_length_of_a_response_without_a_body() -> None:
+def test_the_length_of_a_response_without_a_body_is_dropped() -> None:
     head = ResponseHead(*read_status("204 No Content"), str)
     head.add([("Content-Length", "3")])
     assert not any(b"ontent-" in name for name in dict(head.fields))

@@ -1,4 +1,4 @@
-"""Response heads: nothing that an application gives can end a line or break the framing."""
+"""Response heads: no value of an application can end a line or break the framing."""
 
 import pytest
 from hypothesis import given, settings
@@ -11,12 +11,12 @@ from forkserve.http.message.response import ResponseHead, read_code, read_head, 
 COMMON = CommonFields((), b"D", b"S")
 
 
-def finished(*fields: tuple[str, str], status: str = "200 OK", version: str = "1.1", keep_alive: bool = True) -> bytes:
-    """A whole head with these fields."""
+def encoded_head(*fields: tuple[str, str], status: str = "200 OK", version: str = "1.1", keep_alive: bool = True) -> bytes:
+    """Return an encoded head with these fields."""
     head = ResponseHead(*read_status(status), str)
     head.add(fields)
     whole = encode_head(head, PERSISTENCE[version, keep_alive], COMMON)
-    for _ in range(3):  # new, then of known lines, then known as a whole
+    for _ in range(3):  # a new head, then known lines, then a known head
         again = read_head(status, list(fields), str)
         assert (again.code, again.content_length, again.close, again.plain) == (
             head.code,
@@ -28,17 +28,17 @@ def finished(*fields: tuple[str, str], status: str = "200 OK", version: str = "1
     return whole
 
 
-def test_head() -> None:
-    """Fields in the order given, then the server's own."""
-    lines = finished(("X-A", "1"), ("x-b", "\xe9"), ("X-A", "2")).split(b"\r\n")
+def test_fields_keep_their_order_before_the_server_s_own() -> None:
+    """Date and Server are added at the end."""
+    lines = encoded_head(("X-A", "1"), ("x-b", "\xe9"), ("X-A", "2")).split(b"\r\n")
 
     assert lines[:4] == [b"HTTP/1.1 200 OK", b"X-A: 1", b"x-b: \xe9", b"X-A: 2"]
     assert sorted(lines[4:]) == [b"", b"", b"Date: D", b"Server: S"]
 
 
-def test_own_date_and_server() -> None:
-    """The application's Date and Server stand; ours are not added."""
-    lines = finished(("date", "mine"), ("SERVER", "mine")).split(b"\r\n")
+def test_date_and_server_of_the_application_are_kept() -> None:
+    """The server then adds none."""
+    lines = encoded_head(("date", "mine"), ("SERVER", "mine")).split(b"\r\n")
 
     assert sorted(lines[1:]) == [b"", b"", b"SERVER: mine", b"date: mine"]
 
@@ -46,13 +46,13 @@ def test_own_date_and_server() -> None:
 @pytest.mark.parametrize(
     "name", ["Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade"]
 )
-def test_no_hop_by_hop(name: str) -> None:
-    """Hop-by-hop fields are the server's own: the application's do not go out."""
-    assert name.lower().encode() + b": x" not in finished((name, "x"), (name.lower(), "x")).lower()
+def test_hop_by_hop_fields_of_the_application_are_dropped(name: str) -> None:
+    """Only the server sends hop-by-hop fields."""
+    assert name.lower().encode() + b": x" not in encoded_head((name, "x"), (name.lower(), "x")).lower()
 
 
-def test_connection_close_is_noticed() -> None:
-    """An application may ask for the connection to be closed."""
+def test_connection_close_of_the_application_is_respected() -> None:
+    """An application may request that the connection is closed."""
     head = ResponseHead(*read_code(200), str)
     head.add([("connection", "x, Close")])
 
@@ -63,34 +63,34 @@ def test_connection_close_is_noticed() -> None:
     ("version", "keep_alive", "expected"),
     [("1.1", True, b""), ("1.1", False, b"close"), ("1.0", True, b"keep-alive"), ("1.0", False, b"close")],
 )
-def test_connection(version: str, *, keep_alive: bool, expected: bytes) -> None:
-    """What becomes of the connection is said where the version does not imply it."""
-    head = finished(version=version, keep_alive=keep_alive)
-    said = [line.partition(b": ")[2] for line in head.lower().split(b"\r\n") if line.startswith(b"connection:")]
+def test_the_connection_field_depends_on_version_and_persistence(version: str, *, keep_alive: bool, expected: bytes) -> None:
+    """The field is sent only if the version does not imply it."""
+    head = encoded_head(version=version, keep_alive=keep_alive)
+    found = [line.partition(b": ")[2] for line in head.lower().split(b"\r\n") if line.startswith(b"connection:")]
 
     assert head.startswith(b"HTTP/1.1 ")
-    assert said == ([expected] if expected else [])
+    assert found == ([expected] if expected else [])
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "a:", "a\r\nb", "a\n", "\xe9", "a\0", "(", "a\t", "\N{KELVIN SIGN}"])
-def test_bad_names(name: str) -> None:
-    """A name that is no token is the application's fault."""
+def test_a_bad_field_name_is_refused(name: str) -> None:
+    """A name that is no token is an error of the application."""
     with pytest.raises(ResponseError):
-        finished((name, "x"))
+        encoded_head((name, "x"))
 
 
 @pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "a\rb", "\n", "a\0", "\r\n\r\n", "€"])
-def test_bad_values(value: str) -> None:
-    """A value can end no line."""
+def test_a_bad_field_value_is_refused(value: str) -> None:
+    """A value cannot end a line."""
     with pytest.raises(ResponseError):
-        finished(("X", value))
+        encoded_head(("X", value))
 
 
 @pytest.mark.parametrize("lengths", [["x"], ["-1"], ["+1"], [""], ["1, 1"], [" 1"], ["1", "2"], ["1_0"], ["\u0665"], ["1" * 25]])
-def test_bad_lengths(lengths: list[str]) -> None:
-    """A Content-Length is a number, and there is one of it."""
+def test_a_bad_content_length_is_refused(lengths: list[str]) -> None:
+    """There may be one Content-Length, which must be a number."""
     with pytest.raises(ResponseError):
-        finished(*[("Content-Length", length) for length in lengths])
+        encoded_head(*[("Content-Length", length) for length in lengths])
 
 
 @pytest.mark.parametrize(
@@ -116,14 +116,14 @@ def test_bad_lengths(lengths: list[str]) -> None:
         -200,
     ],
 )
-def test_bad_statuses(status: str | int) -> None:
-    """A WSGI status is three digits, a blank and a phrase; interim ones are not the application's."""
+def test_a_bad_status_is_refused(status: str | int) -> None:
+    """A WSGI status is three digits, a blank and a phrase; an application may not send interim statuses."""
     with pytest.raises(ResponseError):
         (read_code if isinstance(status, int) else read_status)(status)  # type: ignore[operator]
 
 
-def test_repeated_heads_are_shared() -> None:
-    """A head of known lines is kept; what one answer adds to it, no other has."""
+def test_a_repeated_head_is_cached_and_shared() -> None:
+    """A head of known lines is cached; additions for one response do not affect others."""
     fields = [("X-Repeated", "1"), ("X-Again", "2")]
     first = read_head("200 OK", fields, str)
     second = read_head("200 OK", fields, str)
@@ -144,16 +144,16 @@ def test_repeated_heads_are_shared() -> None:
 @pytest.mark.parametrize(
     "field", [("Date", "x"), ("Server", "x"), ("Connection", "close"), ("TE", "x"), ("X", "x" * 300), ["X", "y"]]
 )
-def test_heads_that_are_not_shared(field: tuple[str, str]) -> None:
-    """What needs a look each time, or is too long to be kept, is read each time."""
+def test_heads_with_special_or_long_fields_are_not_shared(field: tuple[str, str]) -> None:
+    """Such heads are read each time."""
     heads = [read_head("200 OK", [field], str) for _ in range(3)]
 
     assert not any(head.shared for head in heads)
     assert len({id(head) for head in heads}) == 3
 
 
-def test_kinds_are_kept_apart() -> None:
-    """What an ASGI application may send, a WSGI application may not."""
+def test_the_caches_of_asgi_and_wsgi_are_separate() -> None:
+    """A WSGI application may not send the bytes of an ASGI application."""
     for _ in range(3):
         assert read_head(200, [(b"x-kind", b"y")], bytes).code == 200
     with pytest.raises(ResponseError):
@@ -162,16 +162,16 @@ def test_kinds_are_kept_apart() -> None:
         read_head("200 OK", [(b"x-kind", b"y")], str)
 
 
-def test_statuses() -> None:
-    """Phrases may be anything printable; unknown codes have a line too."""
+def test_statuses_are_read() -> None:
+    """A phrase may be any printable text; unknown codes have an empty phrase."""
     assert read_status("404 Nicht da") == (404, b"Nicht da")
     assert read_status("299 \xe9") == (299, b"\xe9")
     assert read_code(404) == (404, b"Not Found")
     assert read_code(299) == (299, b"")
 
 
-def test_error_answer() -> None:
-    """Says what is wrong, has a Date, closes; none of it is the request's own text."""
+def test_an_error_response_is_complete_and_closes() -> None:
+    """It has the reason, a Date and `Connection: close`, and no text of the request."""
     answer = error_answer(RequestError(426, "no", (("Sec-WebSocket-Version", "13"),)), "GET", COMMON)
 
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -190,10 +190,10 @@ field_text = st.text(st.characters(max_codepoint=0x2FF), max_size=10)
     st.lists(st.tuples(st.one_of(st.sampled_from(["X", "Content-Length", "Date"]), field_text), field_text), max_size=4),
     field_text,
 )
-def test_any_fields(fields: list[tuple[str, str]], phrase: str) -> None:
-    """Either it is the application's fault, or the head has exactly the lines that it should; nothing else is raised."""
+def test_any_fields_are_refused_or_encoded_line_by_line(fields: list[tuple[str, str]], phrase: str) -> None:
+    """Any fields raise `ResponseError`, or give exactly the expected lines; nothing else is raised."""
     try:
-        head = finished(*fields, status=f"200 {phrase}")
+        head = encoded_head(*fields, status=f"200 {phrase}")
     except ResponseError:
         return
 

@@ -1,4 +1,4 @@
-"""The frame reader beside the websockets library's: whatever comes, in whatever pieces, both make the same of it."""
+"""The frame reader compared with the websockets library: any frames in any pieces give the same result."""
 
 import zlib
 
@@ -18,12 +18,12 @@ Outcome = tuple[list[tuple[int, bytes | str]], int]
 
 
 def deflate(*, takeover: bool) -> PerMessageDeflate:
-    """The extension as a server has it."""
+    """Return the extension of a server."""
     return PerMessageDeflate(not takeover, True, 15, 15)
 
 
-def ours(pieces: list[bytes], extension: PerMessageDeflate | None, limit: int = LIMIT) -> Outcome:
-    """What the reader gives, and the code that it fails with, or 0."""
+def reader_events(pieces: list[bytes], extension: PerMessageDeflate | None, limit: int = LIMIT) -> Outcome:
+    """Return the events of the reader, and the close code of its failure, or 0."""
     reader, events = FrameReader(limit, extension), []
     try:
         for piece in pieces:
@@ -38,8 +38,8 @@ def ours(pieces: list[bytes], extension: PerMessageDeflate | None, limit: int = 
     return events, 0
 
 
-def theirs(data: bytes, extension: PerMessageDeflate | None) -> Outcome:
-    """What the library gives."""
+def library_events(data: bytes, extension: PerMessageDeflate | None) -> Outcome:
+    """Return the same of the library."""
     protocol = ServerProtocol(state=OPEN, max_size=LIMIT)
     protocol.extensions = [] if extension is None else [extension]
     protocol.receive_data(data)
@@ -66,7 +66,7 @@ def theirs(data: bytes, extension: PerMessageDeflate | None) -> Outcome:
 PAYLOADS = st.one_of(
     st.sampled_from([b"", b"x", "ä€😀".encode(), b"y" * 125, b"z" * 126, bytes(STEP), bytes(70_000)]), st.binary(max_size=40)
 )
-SOUND = st.one_of(
+VALID = st.one_of(
     st.tuples(st.sampled_from([TEXT, BINARY, PING, 10]), PAYLOADS.map(lambda data: data[:125]), st.just(True), st.just(0)),
     st.tuples(st.sampled_from([TEXT, BINARY]), PAYLOADS, st.booleans(), st.sampled_from([0, 0, 4])),
     st.tuples(st.just(CONT), PAYLOADS, st.booleans(), st.just(0)),
@@ -75,7 +75,7 @@ ANY = st.tuples(st.integers(0, 15), PAYLOADS, st.booleans(), st.integers(0, 7))
 
 
 def compressed(frames: list[tuple[int, bytes, bool, int]], *, takeover: bool) -> list[tuple[int, bytes, bool, int]]:
-    """The frames of a client that compresses the messages whose first frame has RSV1."""
+    """Return the frames of a client that compresses each message whose first frame has RSV1."""
     made, encoder, active = [], zlib.compressobj(wbits=-15), False
     for opcode, given_payload, fin, rsv in frames:
         payload = given_payload
@@ -91,18 +91,23 @@ def compressed(frames: list[tuple[int, bytes, bool, int]], *, takeover: bool) ->
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(SOUND, SOUND, ANY), max_size=12), st.sampled_from([1, 3, 100, 65536]), st.booleans(), st.booleans())
-def test_like_the_library(frames: list[tuple[int, bytes, bool, int]], cut: int, deflates: bool, takeover: bool) -> None:  # noqa: FBT001 - hypothesis fills them in
-    """The same messages, control frames and close code; a Close between fragments is allowed here (RFC 6455 5.4)."""
+@given(st.lists(st.one_of(VALID, VALID, ANY), max_size=12), st.sampled_from([1, 3, 100, 65536]), st.booleans(), st.booleans())
+def test_frames_give_the_same_result_as_in_the_library(
+    frames: list[tuple[int, bytes, bool, int]],
+    cut: int,
+    deflates: bool,  # noqa: FBT001 - hypothesis passes it
+    takeover: bool,  # noqa: FBT001 - hypothesis passes it
+) -> None:
+    """Messages, control frames and close code are the same; a Close between fragments is allowed here (RFC 6455 5.4)."""
     if deflates:
         frames = compressed(frames, takeover=takeover)
     data = b"".join(frame(opcode, payload, fin=fin, rsv=rsv) for opcode, payload, fin, rsv in frames if opcode != CLOSE)
     pieces = [data[start : start + cut] for start in range(0, len(data), cut)]
     extension = deflate(takeover=takeover) if deflates else None
     again = deflate(takeover=takeover) if deflates else None
-    events, code = ours(pieces, extension)
-    expected, expected_code = theirs(data, again)
-    if code == 1007:  # found in a fragment, where the library's caller sees the whole
+    events, code = reader_events(pieces, extension)
+    expected, expected_code = library_events(data, again)
+    if code == 1007:  # found in a fragment, while the library checks the whole message
         assert events == expected[: len(events)]
         return
     assert (events, code) == (expected, expected_code)
@@ -110,28 +115,28 @@ def test_like_the_library(frames: list[tuple[int, bytes, bool, int]], cut: int, 
 
 @pytest.mark.parametrize("size", [0, 1, STEP - 1, STEP, STEP + 1, 3 * STEP, LIMIT])
 @pytest.mark.parametrize("cut", [7, 1 << 21])
-def test_inflation_ends_where_the_message_ends(size: int, cut: int) -> None:
-    """Whatever the sizes of the steps, no byte is left for the next message."""
+def test_inflation_ends_at_the_end_of_the_message(size: int, cut: int) -> None:
+    """For steps of any size, no byte is left for the next message."""
     encoder, message = zlib.compressobj(wbits=-15), bytes(size)
     data = b"".join(
         frame(BINARY, (encoder.compress(message) + encoder.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4) + frame(TEXT, b"plain")
         for _ in range(3)
     )
     pieces = [data[start : start + cut] for start in range(0, len(data), cut)]
-    assert ours(pieces, deflate(takeover=True)) == ([(BINARY, message), (TEXT, "plain")] * 3, 0)
+    assert reader_events(pieces, deflate(takeover=True)) == ([(BINARY, message), (TEXT, "plain")] * 3, 0)
 
 
-def test_no_limit() -> None:
-    """0 is no limit, for the message and for the number of its fragments."""
+def test_limit_0_means_no_limit() -> None:
+    """It applies to the size of a message and to the number of its fragments."""
     data = frame(TEXT, b"x" * 2_000_000, fin=False) + frame(CONT, fin=False) * 20_000 + frame(CONT, b"y")
-    events, code = ours([data], None, 0)
+    events, code = reader_events([data], None, 0)
     assert (code, len(events), len(events[0][1])) == (0, 1, 2_000_001)
 
 
 @pytest.mark.parametrize("size", [0, 1, FRAGMENT - 1, FRAGMENT, FRAGMENT + 1])
-def test_what_fragments_count(size: int) -> None:
-    """64 bytes at least."""
+def test_a_fragment_counts_64_bytes_at_least(size: int) -> None:
+    """Small fragments are limited too."""
     allowed = 6400 // max(size, FRAGMENT)
     begin, more = frame(BINARY, b"x" * size, fin=False), frame(CONT, b"x" * size, fin=False)
-    assert ours([begin + more * (allowed - 1)], None, 6400) == ([], 0)
-    assert ours([begin + more * (allowed + 1)], None, 6400) == ([], 1009)
+    assert reader_events([begin + more * (allowed - 1)], None, 6400) == ([], 0)
+    assert reader_events([begin + more * (allowed + 1)], None, 6400) == ([], 1009)

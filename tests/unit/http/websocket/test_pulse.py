@@ -1,4 +1,4 @@
-"""When a WebSocket's client is pinged, and when it is given up."""
+"""When the client of a WebSocket is pinged, and when the connection is closed."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from forkserve.http.websocket.pulse import Pulse
 LIVES = {"unsent": 0, "stalled": 0.0, "writable": True, "deaf": False}
 
 
-def history(*, heard: tuple[int, ...] = (), until: int = 200, **facts: Any) -> list[tuple[int, str]]:
-    """What is due in each second, with an interval of 20 and a patience of 10; it ends with the end."""
+def history(*, received_at: tuple[int, ...] = (), until: int = 200, **facts: Any) -> list[tuple[int, str]]:
+    """Return the actions of each second, with an interval of 20 and a patience of 10, up to the end."""
     pulse, found = Pulse(20.0, 10.0), []
     for now in range(until):
-        if now in heard:
+        if now in received_at:
             pulse.received()
         stalled = float(max(0, now - facts["since"])) if "since" in facts else 0.0
         given = LIVES | {name: value for name, value in facts.items() if name != "since"} | {"stalled": stalled}
@@ -25,38 +25,38 @@ def history(*, heard: tuple[int, ...] = (), until: int = 200, **facts: Any) -> l
     return found
 
 
-def test_silence_is_asked_about_and_no_answer_is_the_end() -> None:
-    """A ping after the interval, the end after the patience."""
+def test_a_silent_client_is_pinged_and_closed_without_a_reply() -> None:
+    """The ping comes after the interval, the end after the patience."""
     assert history() == [(20, "ping"), (30, "end")]
 
 
-def test_whatever_is_heard_is_life() -> None:
-    """Then the time begins anew."""
-    assert history(heard=(10, 35)) == [(30, "ping"), (55, "ping"), (65, "end")]
+def test_any_received_data_restarts_the_interval() -> None:
+    """The interval begins again."""
+    assert history(received_at=(10, 35)) == [(30, "ping"), (55, "ping"), (65, "end")]
 
 
 @pytest.mark.parametrize("since", [0, 15])
-def test_a_client_that_takes_nothing_need_not_be_pinged(since: int) -> None:
-    """There is no room for a ping: what it has not taken for as long as it might take to answer one is the end."""
+def test_a_client_that_reads_nothing_is_closed_without_a_ping(since: int) -> None:
+    """There is no room for a ping: the connection is closed when no data was read for the patience."""
     assert history(writable=False, unsent=100, since=since) == [(max(20, since + 10), "end")]
 
 
-def test_a_client_that_takes_what_is_sent_is_waited_for() -> None:
-    """A ping behind much that is on its way is answered late."""
+def test_a_client_that_reads_slowly_is_not_closed() -> None:
+    """A ping behind much unsent data gets a late reply."""
     assert history(unsent=100, until=100) == [(20, "ping")]
 
 
-def test_a_lost_client_whose_messages_fill_the_queue() -> None:
-    """Nothing is read, so no answer could be seen: but its system has not confirmed the ping."""
+def test_a_lost_client_with_a_full_queue_is_closed() -> None:
+    """The server reads nothing, so it cannot see a reply; but the client's system has not acknowledged the ping."""
     assert history(deaf=True, unsent=2, since=20) == [(20, "ping"), (30, "end")]
 
 
-def test_a_client_whose_messages_fill_the_queue_lives() -> None:
-    """Its system confirms each ping."""
+def test_a_live_client_with_a_full_queue_is_kept() -> None:
+    """The client's system acknowledges each ping."""
     assert history(deaf=True, until=100) == [(20, "ping"), (51, "ping"), (82, "ping")]
 
 
-def test_no_pings_and_no_patience() -> None:
-    """Infinite times are none."""
+def test_infinite_times_turn_pings_off() -> None:
+    """Nothing is ever due."""
     endless = Pulse(float("inf"), 10.0)
     assert {endless.due(float(now), unsent=0, stalled=0.0, writable=True, deaf=False) for now in range(1000)} == {None}

@@ -1,4 +1,4 @@
-"""A control socket on a real poller, and its clients, all in one thread, so that a test sees each turn of the loop."""
+"""A control socket on a real poller, and its clients, in one thread, so that a test controls each turn of the loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def request(command: str = "status", **more: Any) -> bytes:
 
 
 class Client:
-    """A client that never blocks; it reads only while `reads`, and with a `pace` only 64 KiB in so many seconds."""
+    """A non-blocking client; it reads only while `reads`, and only 64 KiB each `pace` seconds."""
 
     def __init__(self, path: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -61,7 +61,7 @@ class Client:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The whole lines that came so far."""
+        """The complete lines received so far."""
         return [json.loads(line) for line in self._read.split(b"\n")[:-1]]
 
     @property
@@ -73,7 +73,7 @@ class Client:
         return self._read.count(b"\n")
 
     def send(self, data: bytes, *, shut: bool = False) -> Client:
-        """Send as the server takes it; with `shut`, say then that this was all."""
+        """Send data as fast as the server reads it; with `shut`, half-close the connection afterwards."""
         self._unsent += data
         self._shut = shut
         return self
@@ -100,7 +100,7 @@ class Client:
 
 
 class Server:
-    """The server: the commands do what the tests need; `asked` is all that was asked."""
+    """A server whose commands do what the tests need; `executed` lists all received commands."""
 
     def __init__(self, directory: str, **limits: Any) -> None:
         self.poller = Poller()
@@ -108,12 +108,12 @@ class Server:
         self.control = Control(self.poller, commands_of(MasterCommands), self.execute, lambda: self.text, ClientLimits(**limits))
         self.control.listen(SocketFile(self.path))
         self.text = "at work"
-        self.asked: list[tuple[Any, ...]] = []
-        self.pending: list[Pending] = []  # of reload and stop
+        self.executed: list[tuple[Any, ...]] = []
+        self.pending: list[Pending] = []  # results of reload and stop
         self.clients: list[Client] = []
 
     def execute(self, name: str, args: Sequence[Any], *, to: str | int = "all", timeout: float | None = None) -> Pending:
-        self.asked.append((name, list(args), to, timeout))
+        self.executed.append((name, list(args), to, timeout))
         match name:
             case "reload" | "stop":
                 self.pending.append(Pending())
@@ -129,7 +129,7 @@ class Server:
             case "call":
                 error = Failure("ValueError", "no such table", "Traceback ...")
                 return Pending.of([Reply(1, 11, 1, "ok", 5), Reply(2, 12, 1, "error", error=error)])
-        return Pending.of({"number": len(self.asked)})
+        return Pending.of({"number": len(self.executed)})
 
     def client(self, data: bytes = b"", *, shut: bool = False) -> Client:
         self.clients.append(Client(self.path).send(data, shut=shut))

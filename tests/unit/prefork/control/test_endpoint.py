@@ -1,4 +1,4 @@
-"""The control session on an endpoint that is no unix socket."""
+"""A control session on an endpoint that is no unix socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LoopbackEndpoint:
-    """Listens on a port of this machine. A client gives its port in place of a password, which only a test may do."""
+    """Listens on a loopback port and allows clients by their port, which only a test may do."""
 
     def __init__(self) -> None:
         self.sock = socket.create_server(("127.0.0.1", 0))
@@ -40,7 +40,7 @@ class LoopbackEndpoint:
         self.sock.close()
 
 
-def test_the_session_runs_over_tcp() -> None:
+def test_a_session_works_over_tcp() -> None:
     poller, endpoint = Poller(), LoopbackEndpoint()
     control = Control(poller, commands_of(MasterCommands), lambda name, *_, **__: Pending.of([name]), lambda: "at work")
     control.listen(endpoint)

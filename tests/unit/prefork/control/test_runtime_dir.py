@@ -1,4 +1,4 @@
-"""Where the control socket is: no directory of somebody else's, no live socket stolen, no stale one in the way."""
+"""The path of the control socket: no directory of another user is used, no live socket is replaced, stale ones are."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def place() -> Iterator[Path]:
 
 
 def environ(place: Path) -> dict[str, str]:
-    """Return the variables with which everything is found below the place, before anywhere else."""
+    """Return the variables that select this directory before all others."""
     return {"XDG_RUNTIME_DIR": str(place), "TMPDIR": str(place)}
 
 
 # Directories.
 
 
-def test_the_order_of_the_directories() -> None:
+def test_the_candidate_directories_have_an_order() -> None:
     uid = os.geteuid()
     found = runtime_dir.candidates({"RUNTIME_DIRECTORY": "/run/a:/run/b", "XDG_RUNTIME_DIR": "/run/user/1", "TMPDIR": "/var/tmp"})
 
@@ -44,7 +44,7 @@ def test_the_order_of_the_directories() -> None:
     assert runtime_dir.candidates({"XDG_RUNTIME_DIR": "not/absolute"}) == [f"/run/forkserve-{uid}", f"/tmp/forkserve-{uid}"]
 
 
-def test_it_is_made_for_us_alone(place: Path) -> None:
+def test_the_directory_is_created_private(place: Path) -> None:
     path = place / "forkserve"
     before = os.umask(0)
     try:
@@ -56,7 +56,7 @@ def test_it_is_made_for_us_alone(place: Path) -> None:
     runtime_dir.make(str(path))
 
 
-def test_what_is_not_ours_alone_is_not_used(place: Path) -> None:
+def test_a_path_that_others_can_change_is_not_used(place: Path) -> None:
     path, other = place / "forkserve", place / "other"
     other.mkdir()
 
@@ -84,7 +84,7 @@ def test_what_is_not_ours_alone_is_not_used(place: Path) -> None:
         assert refused() == "it belongs to another user"
 
 
-def test_a_directory_that_cannot_be_used_is_passed_over(place: Path) -> None:
+def test_an_unusable_directory_is_skipped(place: Path) -> None:
     (place / "forkserve").symlink_to("/")
     name, file = open_named("app", {"RUNTIME_DIRECTORY": "/proc/no", **environ(place), "TMPDIR": str(place)})
     try:
@@ -94,10 +94,10 @@ def test_a_directory_that_cannot_be_used_is_passed_over(place: Path) -> None:
         file.remove()
 
 
-# The socket's file.
+# The socket file.
 
 
-def test_the_socket_is_ours_alone_and_leaves_nothing(place: Path) -> None:
+def test_the_socket_is_private_and_is_removed(place: Path) -> None:
     file = SocketFile(str(place / "app.sock"))
 
     assert stat.S_IMODE((place / "app.sock").stat().st_mode) == 0o700
@@ -107,7 +107,7 @@ def test_the_socket_is_ours_alone_and_leaves_nothing(place: Path) -> None:
     assert os.listdir(place) == []
 
 
-def test_a_stale_one_is_replaced(place: Path) -> None:
+def test_a_stale_socket_is_replaced(place: Path) -> None:
     path = str(place / "app.sock")
     code = f"from forkserve.prefork.control.socketfile import SocketFile; SocketFile({path!r})"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -118,7 +118,7 @@ def test_a_stale_one_is_replaced(place: Path) -> None:
     assert os.listdir(place) == []
 
 
-def test_a_live_one_is_never_stolen(place: Path) -> None:
+def test_a_live_socket_is_never_replaced(place: Path) -> None:
     path = str(place / "app.sock")
     code = f"import os, sys; from forkserve.prefork.control.socketfile import SocketFile; f = SocketFile({path!r}); print(os.getpid(), flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -126,21 +126,21 @@ def test_a_live_one_is_never_stolen(place: Path) -> None:
         pid = holder.stdout.readline().strip()
         with pytest.raises(ListenError, match=rf"--control-socket {path}: another server \(pid {pid}\) is listening there"):
             open_path(path)
-        os.unlink(place / "app.lock")  # as a cleaner of temporary files might
+        os.unlink(place / "app.lock")  # a cleaner of temporary files might do this
         with pytest.raises(ListenError, match="another server is listening there"):
             open_path(path)
         assert runtime_dir.is_live(path)
 
 
-def test_one_that_only_just_starts_is_not_stolen(place: Path) -> None:
+def test_the_socket_of_a_server_that_starts_is_not_replaced(place: Path) -> None:
     first = SocketFile(str(place / "app.sock"))
-    os.unlink(place / "app.sock")  # as if it had not come to bind yet
+    os.unlink(place / "app.sock")  # as if the server had not bound it yet
     with pytest.raises(HeldError):
         SocketFile(str(place / "app.sock"))
     first.remove()
 
 
-def test_another_s_file_is_left_alone(place: Path) -> None:
+def test_other_files_in_place_of_socket_or_lock_are_kept(place: Path) -> None:
     path = place / "app.sock"
     path.write_text("dear diary")
     with pytest.raises(ListenError, match="there is a file that is no socket"):
@@ -162,11 +162,11 @@ def test_another_s_file_is_left_alone(place: Path) -> None:
     assert path.read_text() == "dear diary"
 
 
-def test_a_stale_socket_is_replaced_only_if_it_is_ours(place: Path) -> None:
+def test_a_stale_socket_of_another_user_is_not_replaced(place: Path) -> None:
     path = place / "app.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
-    if os.geteuid() == 0:  # only root can make files of others
+    if os.geteuid() == 0:  # only root can create files of other users
         os.chown(path, 65534, 65534)
         with pytest.raises(ListenError, match="there is a socket of another user"):
             open_path(str(path))
@@ -177,7 +177,7 @@ def test_a_stale_socket_is_replaced_only_if_it_is_ours(place: Path) -> None:
     assert not path.exists()
 
 
-def test_a_path_that_is_too_long_says_so(place: Path) -> None:
+def test_a_path_that_is_too_long_is_refused(place: Path) -> None:
     long = str(place / ("x" * LONGEST_PATH))
     with pytest.raises(
         ConfigError, match=rf"^--control-socket {long}: a path of \d+ bytes is too long .*: use at most {LONGEST_PATH}$"
@@ -187,7 +187,7 @@ def test_a_path_that_is_too_long_says_so(place: Path) -> None:
     open_path(exact).remove()
 
 
-def test_a_place_that_does_not_exist(place: Path) -> None:
+def test_a_missing_directory_is_refused(place: Path) -> None:
     with pytest.raises(ListenError, match="no/app: No such file or directory"):
         open_path(str(place / "no" / "app"))
 
@@ -195,7 +195,7 @@ def test_a_place_that_does_not_exist(place: Path) -> None:
 # Names.
 
 
-def test_names_of_live_servers_get_a_number(place: Path) -> None:
+def test_a_name_in_use_gets_a_number(place: Path) -> None:
     files = [open_named("app", environ(place)) for _ in range(3)]
 
     assert [name for name, _ in files] == ["app", "app-2", "app-3"]
@@ -210,7 +210,7 @@ def test_names_of_live_servers_get_a_number(place: Path) -> None:
     assert os.listdir(place / "forkserve") == []
 
 
-def test_a_name_is_taken_in_whichever_directory(place: Path) -> None:
+def test_a_name_in_use_in_another_directory_gets_a_number(place: Path) -> None:
     both = {"RUNTIME_DIRECTORY": str(place / "systemd"), "XDG_RUNTIME_DIR": str(place)}
     _, first = open_named("app", environ(place))
     name, second = open_named("app", both)
@@ -220,17 +220,17 @@ def test_a_name_is_taken_in_whichever_directory(place: Path) -> None:
     second.remove()
 
 
-def test_none_usable_is_a_line_in_the_log_and_no_more(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_usable_path_there_is_no_endpoint(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert open_endpoint(None, "n" * 200, environ(place)) == ("n" * 200, None)
     assert open_endpoint("none", "app", environ(place)) == ("app", None)
 
 
-def test_a_lock_is_let_go_with_its_last_copy_only(place: Path) -> None:
+def test_a_closed_lock_is_free_although_a_child_still_runs(place: Path) -> None:
     file = SocketFile(str(place / "app.sock"))
     child = os.fork()
     if child == 0:
         file.close()
-        os.kill(os.getpid(), 19)  # SIGSTOP: it lives on, like a worker whose master has died
+        os.kill(os.getpid(), 19)  # SIGSTOP: it continues to exist, like a worker whose master has died
         os._exit(0)
     os.waitpid(child, os.WUNTRACED)
     file.close()

@@ -1,4 +1,4 @@
-"""The control socket: what it answers, and that no client harms the master or another client."""
+"""The control socket: its replies, and its protection of the master and other clients from bad clients."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ def is_open(descriptor: int) -> bool:
     return True
 
 
-# What is answered.
+# Replies.
 
 
-def test_a_request_is_answered(start: Start) -> None:
+def test_a_request_gets_its_reply(start: Start) -> None:
     server = start()
     client = server.client(request("status", id={"a": [1]}))
 
     assert server.lines(client) == [{"v": 1, "id": {"a": [1]}, "ok": True, "error": None, "result": {"number": 1}}]
-    assert server.asked == [("status", [], "all", 60.0)]
+    assert server.executed == [("status", [], "all", 60.0)]
     assert not client.ended
 
     client.send(request("call", args=["flush", 1], to=2, timeout=5))
     answer = server.lines(client, 2)[1]
-    assert server.asked[1] == ("call", ["flush", 1], 2, 5)
+    assert server.executed[1] == ("call", ["flush", 1], 2, 5)
     assert answer["error"] == {"code": "failed", "message": "1 of 2 failed: worker 2: no such table"}
     assert [reply["status"] for reply in answer["result"]] == ["ok", "error"]
 
 
-def test_answers_come_when_they_are_there(start: Start) -> None:
+def test_replies_come_as_soon_as_they_are_ready(start: Start) -> None:
     server = start()
     client = server.client(request("reload", id=1) + b"\r\n\n" + request("status", id=2))
 
@@ -79,7 +79,7 @@ def test_answers_come_when_they_are_there(start: Start) -> None:
         ("commands", "failed", "the result cannot be sent: Object of type object is not JSON serializable"),
     ],
 )
-def test_what_cannot_be_done(start: Start, command: str, code: str, message: str) -> None:
+def test_a_failed_command_gets_an_error(start: Start, command: str, code: str, message: str) -> None:
     server = start()
     client = server.client(request(command) + request())
 
@@ -87,8 +87,8 @@ def test_what_cannot_be_done(start: Start, command: str, code: str, message: str
     assert client.lines[1]["ok"]
 
 
-def test_large_requests_wait_for_one_another(start: Start) -> None:
-    """What one client has under way is bounded in bytes as well: lines of JSON take much more memory than they are long."""
+def test_large_requests_of_one_client_run_one_after_the_other(start: Start) -> None:
+    """The running requests of a client are also limited in bytes, because parsed JSON takes much more memory than its text."""
     server = start()
     large = request("reload", args=[[]] * 200_000)
     small = server.client(request("reload"))
@@ -107,7 +107,7 @@ def test_large_requests_wait_for_one_another(start: Start) -> None:
     assert server.lines(small)[0]["ok"]
 
 
-def test_a_half_closed_client_gets_its_answers(start: Start) -> None:
+def test_a_half_closed_client_gets_its_replies(start: Start) -> None:
     server = start()
     client = server.client(request() * 3 + request("reload"), shut=True)
     server.until(lambda: server.pending and client.count == 3)
@@ -118,7 +118,7 @@ def test_a_half_closed_client_gets_its_answers(start: Start) -> None:
     assert server.to_end(client)[3]["result"] == "done"
 
 
-def test_progress_for_who_asks_for_it(start: Start) -> None:
+def test_a_client_gets_progress_if_it_requests_it(start: Start) -> None:
     server = start()
     client = server.client(request("reload", id=1, progress=True))
     other = server.client(request("reload"))
@@ -131,7 +131,7 @@ def test_progress_for_who_asks_for_it(start: Start) -> None:
     assert other.count == 0
 
 
-def test_a_deadline_is_kept_even_if_the_command_does_not(start: Start) -> None:
+def test_a_command_past_its_deadline_gets_a_timeout(start: Start) -> None:
     server = start(grace=0.0)
     client = server.client(request("reload", timeout=0.01))
 
@@ -141,7 +141,7 @@ def test_a_deadline_is_kept_even_if_the_command_does_not(start: Start) -> None:
     assert server.lines(client, 2)[1]["result"] == {"number": 2}
 
 
-# Bad input: one error line and an end.
+# Bad input: one error line, then the connection is closed.
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_deadline_is_kept_even_if_the_command_does_not(start: Start) -> None:
         (request()[:-1] + b" " * 1_100_000 + b"\n", "a line of more than 1048576 bytes"),
     ],
 )
-def test_garbage_is_told_once_and_closed(start: Start, data: bytes, message: str) -> None:
+def test_garbage_gets_one_error_and_the_connection_is_closed(start: Start, data: bytes, message: str) -> None:
     server = start()
     bad, good = server.client(data), server.client(request("reload"))
 
@@ -163,10 +163,10 @@ def test_garbage_is_told_once_and_closed(start: Start, data: bytes, message: str
     server.until(lambda: server.pending)
     server.pending[0].resolve(None)
     assert server.lines(good)[0]["ok"]
-    assert [one[0] for one in server.asked] == ["reload"]
+    assert [one[0] for one in server.executed] == ["reload"]
 
 
-def test_a_request_with_a_fault_leaves_the_connection_whole(start: Start) -> None:
+def test_a_bad_request_does_not_close_the_connection(start: Start) -> None:
     server = start()
     client = server.client(b'{"v":2,"id":8}\n' + request(tmeout=1) + request("sttus") + request())
 
@@ -175,7 +175,7 @@ def test_a_request_with_a_fault_leaves_the_connection_whole(start: Start) -> Non
     assert [line["id"] for line in lines] == [8, None, None, None]
 
 
-def test_half_a_line_and_a_pause(start: Start) -> None:
+def test_an_incomplete_request_times_out(start: Start) -> None:
     server = start(patience=0.2)
     half, idle, waiting = server.client(request() + b'{"v":1,'), server.client(), server.client(request("reload"))
 
@@ -185,7 +185,7 @@ def test_half_a_line_and_a_pause(start: Start) -> None:
     assert server.lines(waiting)[0]["ok"]
 
 
-def test_a_byte_now_and_then_is_no_request_either(start: Start) -> None:
+def test_slow_single_bytes_time_out(start: Start) -> None:
     server = start(patience=0.2)
     client = server.client()
 
@@ -197,47 +197,47 @@ def test_a_byte_now_and_then_is_no_request_either(start: Start) -> None:
     assert client.lines == [error("timeout", "no complete request within 0.2 s")]
 
 
-def test_half_a_line_and_the_end(start: Start) -> None:
+def test_the_end_in_the_middle_of_a_line_is_an_error(start: Start) -> None:
     server = start()
     client = server.client(request() + request("reload")[:-1], shut=True)
 
     assert server.to_end(client)[1:] == [error("usage", "the end came in the middle of a line")]
-    assert [one[0] for one in server.asked] == ["status"]
+    assert [one[0] for one in server.executed] == ["status"]
 
 
-# Nobody is starved.
+# Fairness.
 
 
-def test_a_flood_is_taken_in_turns(start: Start) -> None:
+def test_a_flood_of_requests_does_not_starve_other_clients(start: Start) -> None:
     server = start()
     flood = server.client(request() * 3_000)
     server.lines(flood, 100)
-    before = len(server.asked)
+    before = len(server.executed)
     other = server.client(request("call"))
     server.until(lambda: other.count)
 
-    assert [one[0] for one in server.asked[before:]].index("call") < 50
+    assert [one[0] for one in server.executed[before:]].index("call") < 50
     most = 0
     while flood.count < 3_000:
-        before = len(server.asked)
+        before = len(server.executed)
         server.turn(0.01)
-        most = max(most, len(server.asked) - before)
+        most = max(most, len(server.executed) - before)
     assert most == 1
 
 
-def test_a_turn_is_short_whoever_asks(start: Start) -> None:
+def test_the_number_of_requests_in_a_turn_is_limited(start: Start) -> None:
     server = start()
     for _ in range(100):
         server.client(request() * 3)
     most = 0
-    while len(server.asked) < 300:
-        before = len(server.asked)
+    while len(server.executed) < 300:
+        before = len(server.executed)
         server.turn(0.01)
-        most = max(most, len(server.asked) - before)
+        most = max(most, len(server.executed) - before)
     assert 1 < most <= REQUESTS
 
 
-def test_requests_wait_while_many_are_under_way(start: Start) -> None:
+def test_requests_wait_while_many_run(start: Start) -> None:
     server = start(open=4)
     client = server.client(request("reload") * 10)
     server.until(lambda: len(server.pending) == 4)
@@ -251,21 +251,21 @@ def test_requests_wait_while_many_are_under_way(start: Start) -> None:
     assert [line["result"] for line in server.lines(client, 10)] == list(range(10))
 
 
-def test_who_never_reads_is_closed(start: Start) -> None:
+def test_a_client_that_never_reads_is_closed(start: Start) -> None:
     server = start(patience=0.2, unsent=1 << 20)
     client = server.client(request("stacks", args=[4 << 20]) * 4)
     client.reads = False
     server.until(lambda: server.connected == 1)
     server.until(lambda: server.connected == 0)
 
-    assert len(server.asked) == 1  # and was not heard any further
+    assert len(server.executed) == 1  # no further request was read
     client.reads = True
     assert server.until(lambda: client.ended) is None
     assert client.received < 4 << 20
 
 
-def test_who_reads_slowly_is_kept(start: Start) -> None:
-    server = start(patience=1.5)  # much longer than a machine that is busy makes this client stop in between
+def test_a_client_that_reads_slowly_is_kept(start: Start) -> None:
+    server = start(patience=1.5)  # much longer than the pauses of this client on a busy machine
     client = server.client(request("stacks", args=[4 << 20]))
     client.pace = 0.05
     began = time.monotonic()
@@ -275,7 +275,7 @@ def test_who_reads_slowly_is_kept(start: Start) -> None:
     assert time.monotonic() - began > 2 * 1.5
 
 
-def test_one_more_answer_to_who_has_not_read_the_others(start: Start) -> None:
+def test_a_client_with_too_many_unread_replies_is_closed(start: Start) -> None:
     server = start(unsent=1 << 20)
     client = server.client(request("reload") * 3)
     client.reads = False
@@ -286,7 +286,7 @@ def test_one_more_answer_to_who_has_not_read_the_others(start: Start) -> None:
     assert server.connected == 0
 
 
-def test_who_leaves_is_forgotten_and_its_command_goes_on(start: Start) -> None:
+def test_the_command_of_a_disconnected_client_continues(start: Start) -> None:
     server = start()
     client, other = server.client(request("reload")), server.client(request("reload"))
     server.until(lambda: len(server.pending) == 2)
@@ -299,7 +299,7 @@ def test_who_leaves_is_forgotten_and_its_command_goes_on(start: Start) -> None:
     assert server.lines(other)[0]["result"] == "done"
 
 
-def test_ten_thousand_connections(start: Start) -> None:
+def test_ten_thousand_connections_do_not_disturb_a_client(start: Start) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(10_000, hard - 200)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -324,7 +324,7 @@ def test_ten_thousand_connections(start: Start) -> None:
         client.sock.close()
 
 
-def test_no_descriptor_left(start: Start) -> None:
+def test_accepting_pauses_without_a_free_descriptor(start: Start) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     server = start()
     client = server.client(request())
@@ -332,7 +332,7 @@ def test_no_descriptor_left(start: Start) -> None:
     try:
         before = time.monotonic()
         server.turn(0.1)  # accepting fails
-        server.turn(0.3)  # and is not tried again at once
+        server.turn(0.3)  # and is not retried at once
         assert time.monotonic() - before > 0.3
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -353,16 +353,16 @@ def test_another_user_is_refused(start: Start, other: bool) -> None:  # noqa: FB
     with subprocess.Popen(arguments, user=65534 if other else None, stdout=subprocess.PIPE, text=True, cwd="/") as process:
         server.until(lambda: process.poll() is not None)
         assert process.stdout is not None
-        said = process.stdout.read()
-    assert ('"code":"refused","message":"only root and the user 0 may steer this server"' in said) is other
-    assert bool(said) is other
+        output = process.stdout.read()
+    assert ('"code":"refused","message":"only root and the user 0 may steer this server"' in output) is other
+    assert bool(output) is other
     server.until(lambda: server.connected == 0)
 
 
-# The end.
+# Closing.
 
 
-def test_the_end_is_told_before_the_connection_ends(start: Start) -> None:
+def test_clients_get_a_last_reply_before_the_connection_is_closed(start: Start) -> None:
     server = start()
     stop = server.client(request("stop"))
     busy = server.client(request("reload"))
@@ -376,18 +376,18 @@ def test_the_end_is_told_before_the_connection_ends(start: Start) -> None:
     server.control.close()
 
 
-def test_the_end_waits_a_moment_for_who_reads_and_no_longer(start: Start) -> None:
+def test_closing_waits_only_a_moment_for_a_client_that_does_not_read(start: Start) -> None:
     server = start()
     client = server.client(request("stacks", args=[4 << 20]))
     client.reads = False
-    server.until(lambda: server.asked)
+    server.until(lambda: server.executed)
     began = time.monotonic()
     server.control.close()
 
     assert 0.9 < time.monotonic() - began < 5
 
 
-def test_a_child_lets_go_of_everything(start: Start) -> None:
+def test_a_child_closes_its_copies_of_all_descriptors(start: Start) -> None:
     server = start()
     client = server.client(request("reload"))
     server.until(lambda: server.pending)

@@ -1,4 +1,4 @@
-"""The control socket's lines: no bytes raise anything but LineError and RequestError, and what is whole comes out whole."""
+"""Lines of the control socket: bytes raise only LineError and RequestError, and complete lines are decoded completely."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def decode(pieces: list[bytes], limit: int = 200) -> tuple[list[bytes], bool]:
 
 
 @given(st.lists(JUNK), st.data())
-def test_no_input_raises_out_of_the_decoder(pieces: list[bytes], data: st.DataObject) -> None:
+def test_any_input_raises_only_line_error_and_request_error(pieces: list[bytes], data: st.DataObject) -> None:
     joined = b"\n".join(pieces)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(joined)), max_size=5)))
     lines, too_long = decode([joined[a:b] for a, b in zip([0, *cuts], [*cuts, len(joined)], strict=True)])
@@ -59,20 +59,20 @@ def test_one_byte_at_a_time_gives_the_same_lines(data: bytes) -> None:
     assert decode([data], limit=5)[0] == decode([data[i : i + 1] for i in range(len(data))], limit=5)[0]
 
 
-def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
+def test_a_line_longer_than_the_limit_is_refused() -> None:
     assert decode([b"x" * 200 + b"\n"]) == ([b"x" * 200], False)
     assert decode([b"x" * 201 + b"\n"]) == ([], True)
     assert decode([b"x" * 201]) == ([], True)
     assert decode([b"\n" * 300]) == ([b""] * 300, False)
 
 
-def test_what_is_left_out_has_its_usual_value() -> None:
+def test_a_missing_key_has_its_default() -> None:
     assert read_request(b'{"v":1,"command":"status"}', COMMANDS) == Request("status", [], "all", 60.0, progress=False, id=None)
     assert read_request(b'{"v":1,"command":"reload"}', COMMANDS).timeout is None
     assert read_request(b'{"v":1,"command":"status","timeout":null}', COMMANDS).timeout is None
 
 
-def test_everything_can_be_said() -> None:
+def test_a_request_with_all_keys_is_read() -> None:
     line = write_line(
         {"id": [7], "command": "call", "args": ["flush", {"a": "é"}], "to": 3, "timeout": 0.5, "progress": True},
     )
@@ -103,7 +103,7 @@ def test_everything_can_be_said() -> None:
         ({"progress": 1}, '"progress" must be true or false'),
     ],
 )
-def test_a_wrong_request_says_what_is_wrong_and_whose_it_is(change: dict[str, Any], message: str) -> None:
+def test_a_wrong_request_is_refused_with_a_reason_and_its_id(change: dict[str, Any], message: str) -> None:
     line = json.dumps({"v": 1, "id": "mine", "command": "call", **change}).encode()
 
     with pytest.raises(RequestError) as caught:
@@ -133,6 +133,6 @@ def test_a_wrong_request_says_what_is_wrong_and_whose_it_is(change: dict[str, An
         b"9" * 10_000,
     ],
 )
-def test_what_is_no_json_object_is_no_line_of_ours(line: bytes) -> None:
+def test_a_line_that_is_no_json_object_is_refused(line: bytes) -> None:
     with pytest.raises(LineError):
         read_request(line, COMMANDS)

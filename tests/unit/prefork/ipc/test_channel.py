@@ -1,4 +1,4 @@
-"""The channel over a real socketpair: nothing blocks, nothing is lost, the end is noticed."""
+"""The channel over a real socketpair: it never blocks, loses no message, and notices the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_messages_arrive_in_order(pair: tuple[Channel, Channel]) -> None:
     assert not theirs.closed
 
 
-def test_a_peer_that_does_not_read_blocks_nobody(pair: tuple[Channel, Channel]) -> None:
+def test_a_peer_that_does_not_read_does_not_block_the_sender(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     text = "x" * (MAX_FRAME // 2)
     sent = 0
@@ -48,7 +48,7 @@ def test_a_peer_that_does_not_read_blocks_nobody(pair: tuple[Channel, Channel]) 
     assert not ours.unsent
 
 
-def test_the_end_comes_after_the_last_words(pair: tuple[Channel, Channel]) -> None:
+def test_the_end_comes_after_the_last_message(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     ours.send(Drain())
     ours.close()
@@ -59,7 +59,7 @@ def test_the_end_comes_after_the_last_words(pair: tuple[Channel, Channel]) -> No
     assert not theirs.send(Failed("late"))
 
 
-def test_a_send_to_the_dead_raises_nothing(pair: tuple[Channel, Channel]) -> None:
+def test_a_send_to_a_closed_peer_raises_nothing(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     theirs.close()
     ours.send(Drain())
@@ -68,7 +68,7 @@ def test_a_send_to_the_dead_raises_nothing(pair: tuple[Channel, Channel]) -> Non
     assert ours.closed
 
 
-def test_garbage_closes_the_channel_after_what_was_whole() -> None:
+def test_garbage_closes_the_channel_after_complete_messages() -> None:
     left, right = socket.socketpair()
     channel = Channel(right)
     left.sendall(b'\x00\x00\x00\x11{"type": "noted"}' + b"\xff" * 8)
@@ -79,7 +79,7 @@ def test_garbage_closes_the_channel_after_what_was_whole() -> None:
     channel.close()
 
 
-def test_garbage_alone() -> None:
+def test_garbage_closes_the_channel() -> None:
     left, right = socket.socketpair()
     channel = Channel(right)
     left.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -96,8 +96,8 @@ def opened(path: Path, count: int) -> list[int]:
     return [os.open(path / str(number), os.O_RDWR | os.O_CREAT) for number in range(count)]
 
 
-def test_descriptors_come_with_their_message_however_it_is_cut(tmp_path: Path) -> None:
-    """And in order, also if the peer reads late; those of the sender stay open."""
+def test_descriptors_arrive_with_their_message_in_any_pieces(tmp_path: Path) -> None:
+    """They arrive in order, even if the peer reads late; the descriptors of the sender stay open."""
     ours, theirs = Channel.pair()
     mine = opened(tmp_path, 4)
     assert ours.send(ShowFault("x" * 1_000_000))
@@ -123,7 +123,7 @@ def test_descriptors_come_with_their_message_however_it_is_cut(tmp_path: Path) -
     theirs.close()
 
 
-def test_a_peer_that_does_not_read_has_few_descriptors_waiting(tmp_path: Path) -> None:
+def test_few_descriptors_wait_for_a_peer_that_does_not_read(tmp_path: Path) -> None:
     ours, theirs = Channel.pair()
     mine = opened(tmp_path, 1)
     assert ours.send(ShowFault("x" * 400_000))
@@ -136,7 +136,7 @@ def test_a_peer_that_does_not_read_has_few_descriptors_waiting(tmp_path: Path) -
     os.close(mine[0])
 
 
-def test_the_master_takes_no_descriptors(tmp_path: Path) -> None:
+def test_the_master_accepts_no_descriptors(tmp_path: Path) -> None:
     ours, theirs = Channel.pair()
     mine = opened(tmp_path, 1)
     before = len(os.listdir("/proc/self/fd"))

@@ -1,4 +1,4 @@
-"""Framing: whatever goes in comes out whole, and no bytes raise anything but FrameError."""
+"""Framing: every message is decoded completely, and bytes raise only FrameError."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def decode(pieces: list[bytes]) -> list[dict[str, Any]]:
 
 
 @given(MESSAGES, st.data())
-def test_messages_survive_however_they_are_cut(messages: list[dict[str, Any]], data: st.DataObject) -> None:
+def test_messages_survive_in_any_pieces(messages: list[dict[str, Any]], data: st.DataObject) -> None:
     stream = b"".join(encode(message) for message in messages)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -38,7 +38,7 @@ def test_messages_survive_however_they_are_cut(messages: list[dict[str, Any]], d
     assert decode(pieces) == messages
 
 
-def test_every_byte_by_itself() -> None:
+def test_messages_survive_byte_by_byte() -> None:
     stream = encode({"type": "ready"}) + encode({"value": ["ä", 1.5, None]})
 
     assert decode([bytes([byte]) for byte in stream]) == [
@@ -48,13 +48,13 @@ def test_every_byte_by_itself() -> None:
 
 
 @given(st.lists(st.binary(), max_size=8))
-def test_garbage_raises_nothing_else(pieces: list[bytes]) -> None:
+def test_garbage_raises_only_frame_error(pieces: list[bytes]) -> None:
     with contextlib.suppress(FrameError):
         decode(pieces)
 
 
 @given(st.binary(max_size=200))
-def test_a_frame_of_garbage_raises_nothing_else(body: bytes) -> None:
+def test_a_frame_of_garbage_raises_only_frame_error(body: bytes) -> None:
     try:
         (message,) = decode([len(body).to_bytes(4, "big") + body])
     except FrameError:
@@ -62,7 +62,7 @@ def test_a_frame_of_garbage_raises_nothing_else(body: bytes) -> None:
     assert message == json.loads(body)
 
 
-def test_an_over_long_frame_is_refused_by_its_length_alone() -> None:
+def test_a_frame_that_is_too_long_is_refused_by_its_length() -> None:
     with pytest.raises(FrameError, match="limit"):
         decode([(MAX_FRAME + 1).to_bytes(4, "big")])
 
@@ -88,6 +88,6 @@ def test_only_objects_are_messages(body: bytes) -> None:
         {"value": "x" * MAX_FRAME},
     ],
 )
-def test_what_cannot_be_framed(message: dict[str, Any]) -> None:
+def test_a_message_that_cannot_be_framed_is_refused(message: dict[str, Any]) -> None:
     with pytest.raises(FrameError):
         encode(message)

@@ -1,4 +1,4 @@
-"""The list of messages: each survives its way, and no frame of a peer raises anything but MessageError."""
+"""The list of messages: each survives encoding, and frames of a peer raise only MessageError."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def body(frame: bytes) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", TAGGED)
 @given(data=st.data())
-def test_a_message_arrives_as_it_was(kind: type[Message], data: st.DataObject) -> None:
+def test_a_message_survives_encoding_and_decoding(kind: type[Message], data: st.DataObject) -> None:
     hints = get_type_hints(kind)
     st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
     values = {one.name: data.draw(strategy(hints[one.name])) for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def test_a_message_arrives_as_it_was(kind: type[Message], data: st.DataObject) -
 
 
 def strategy(hint: Any) -> st.SearchStrategy[Any]:
-    """Values as a receiver has them: lists for sequences, and any JSON for what is the application's."""
+    """Return a strategy for values as a receiver gets them: lists for sequences, and any JSON for values of the application."""
     text = str(hint)
     if hint is Any:
         return JSON
@@ -61,13 +61,13 @@ def strategy(hint: Any) -> st.SearchStrategy[Any]:
 
 
 @given(JSON, st.booleans())
-def test_no_frame_raises_anything_else(found: object, to_master: bool) -> None:  # noqa: FBT001
+def test_any_frame_raises_only_message_error(found: object, to_master: bool) -> None:  # noqa: FBT001
     with contextlib.suppress(MessageError):
         decode(found if isinstance(found, dict) else {"type": found}, to_master=to_master)
 
 
 @given(st.sampled_from(TAGGED), st.data())
-def test_no_field_of_any_type_raises_anything_else(kind: type[Message], data: st.DataObject) -> None:
+def test_any_field_raises_only_message_error(kind: type[Message], data: st.DataObject) -> None:
     fields = {one.name: data.draw(JSON) for one in dataclasses.fields(kind) if data.draw(st.booleans())}  # type: ignore[arg-type]
     with contextlib.suppress(MessageError):
         assert isinstance(decode({"type": kind.tag, **fields}, to_master=kind.receiver == "master"), kind)
@@ -78,7 +78,7 @@ def test_no_field_of_any_type_raises_anything_else(kind: type[Message], data: st
     [
         ({}, "unknown message None"),
         ({"type": ["ready"]}, "unknown message ['ready']"),
-        ({"type": "drain"}, "unknown message 'drain'"),  # that is the master's
+        ({"type": "drain"}, "unknown message 'drain'"),  # only the master sends this
         ({"type": "spent", "requests": 3}, "message spent: full is missing"),
         ({"type": "spent", "requests": "3", "full": True}, "message spent: requests: '3' is not int"),
         ({"type": "spent", "requests": True, "full": True}, "message spent: requests: True is not int"),
@@ -98,27 +98,27 @@ def test_no_field_of_any_type_raises_anything_else(kind: type[Message], data: st
         ),
     ],
 )
-def test_what_is_no_message(found: dict[str, Any], why: str) -> None:
+def test_a_bad_message_is_refused_with_a_reason(found: dict[str, Any], why: str) -> None:
     with pytest.raises(MessageError, match=f"^{re.escape(why)}$"):
         decode(found, to_master=True)
 
 
-def test_fields_that_a_program_does_not_know_or_misses() -> None:
-    """An upgrade may meet workers of another program with the same version."""
+def test_unknown_and_missing_fields_are_accepted() -> None:
+    """After an upgrade, workers of another program with the same version may still run."""
     assert decode({"type": "drain", "invented": 1}, to_master=False) == Drain()
     assert decode({"type": "loaded", "since": 1.5, "files": ["a"]}, to_master=True) == Loaded(1.5, ["a"])
 
 
-def test_what_is_the_applications_is_not_judged_by_its_type() -> None:
-    """The master answers `Worker.call(3)` with an error; it does not kill the worker for it."""
+def test_values_of_the_application_are_not_type_checked() -> None:
+    """The master replies to `Worker.call(3)` with an error; it does not kill the worker."""
     call = Call(1, 3, [None], {}, "soon")
     assert decode(body(encode(call)), to_master=True) == call
     with pytest.raises(FrameError):
-        encode(Result(1, "name", "ok", Reply(1, None, 0, "ok")))  # a dataclass of ours is no JSON when an application returns it
+        encode(Result(1, "name", "ok", Reply(1, None, 0, "ok")))  # a dataclass returned by an application is no JSON
 
 
-def test_the_wire() -> None:
-    """As it was in the first version: workers of a program before may live."""
+def test_the_wire_format_does_not_change() -> None:
+    """It is that of the first version: workers of an earlier program may still run."""
     assert body(encode(Offer())) == {"type": "offer"}
     assert body(encode(Spent(3, full=True))) == {"type": "spent", "requests": 3, "full": True}
     failure = Failure("ValueError", "no", None)
@@ -131,7 +131,7 @@ def test_the_wire() -> None:
     assert body(encode(outside))["modules"] == [["a", "", True]]
 
 
-def test_every_message_says_who_sends_it_to_whom() -> None:
+def test_every_message_names_its_sender_and_receiver() -> None:
     assert sum(map(len, BY_TAG.values())) == len(TAGGED)
     for kind in MESSAGES:
         assert {*kind.sender.split(", "), *kind.receiver.split(", ")} <= PROCESSES
@@ -140,7 +140,7 @@ def test_every_message_says_who_sends_it_to_whom() -> None:
 
 @pytest.mark.parametrize("field", ["type", "name"])
 def test_a_message_that_is_nested_too_deeply_is_refused(field: str) -> None:
-    """No error can show the value: its text has no end for the interpreter."""
+    """No error can show the value: its text is too deep for the interpreter."""
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]

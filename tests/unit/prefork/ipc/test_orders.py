@@ -1,4 +1,4 @@
-"""Orders to a mold: they arrive whole, with descriptors that are the same files, or not at all."""
+"""Orders to a mold arrive completely, with descriptors of the same files, or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forkserve.prefork.ipc.orders import OrderSocket, close_all
 
 @pytest.fixture
 def ends() -> Iterator[tuple[OrderSocket, OrderSocket]]:
-    """Both ends."""
+    """Both ends of an order socket."""
     pair = OrderSocket.pair()
     yield pair
     for end in pair:
@@ -36,7 +36,7 @@ def order(descriptor: int, listeners: int = 2) -> Order:
     )
 
 
-def test_it_arrives_with_its_descriptors(ends: tuple[OrderSocket, OrderSocket]) -> None:
+def test_an_order_arrives_with_its_descriptors(ends: tuple[OrderSocket, OrderSocket]) -> None:
     read, write = os.pipe()
     ends[0].send(order(write))
     os.close(write)
@@ -52,11 +52,11 @@ def test_it_arrives_with_its_descriptors(ends: tuple[OrderSocket, OrderSocket]) 
         os.write(descriptor, b"%d" % number)
     close_all(found.descriptors())
     assert os.read(read, 100) == b"01234"
-    assert os.read(read, 100) == b""  # nobody else holds it
+    assert os.read(read, 100) == b""  # no other process holds it
     os.close(read)
 
 
-def test_each_is_one_packet(ends: tuple[OrderSocket, OrderSocket]) -> None:
+def test_each_order_is_one_packet(ends: tuple[OrderSocket, OrderSocket]) -> None:
     assert ends[1].receive() is None
     with socket.socket() as sock:
         for _ in range(3):
@@ -68,13 +68,13 @@ def test_each_is_one_packet(ends: tuple[OrderSocket, OrderSocket]) -> None:
     assert ends[1].receive() is None
 
 
-def test_who_has_gone_takes_none(ends: tuple[OrderSocket, OrderSocket]) -> None:
+def test_an_order_to_a_closed_end_raises_an_error(ends: tuple[OrderSocket, OrderSocket]) -> None:
     ends[1].close()
     with socket.socket() as sock, pytest.raises(OSError, match=r"Broken pipe|reset"):
         ends[0].send(order(sock.fileno()))
 
 
-def test_one_that_reads_nothing_does_not_hold_up_the_master(ends: tuple[OrderSocket, OrderSocket]) -> None:
+def test_a_mold_that_does_not_read_does_not_block_the_master(ends: tuple[OrderSocket, OrderSocket]) -> None:
     def flood(descriptor: int) -> None:
         for _ in range(100_000):
             ends[0].send(order(descriptor, listeners=0))

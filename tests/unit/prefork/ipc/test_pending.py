@@ -1,4 +1,4 @@
-"""Commands as values: their names, what is said of them, replies, and what has been begun."""
+"""Commands as values: their names and descriptions, replies, and pending results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from forkserve.prefork.worker.worker import Worker
 
 
 class Base(Worker):
-    """Has one command."""
+    """A worker with one command."""
 
     def child_old(self) -> None:
-        """Do what was always done."""
+        """Do the old thing."""
 
 
 class Cache(Base):
-    """Has more."""
+    """A worker with more commands."""
 
     def on_flush(self, table: str) -> None:
         pass
@@ -51,24 +51,24 @@ class Cache(Base):
         pass
 
 
-def test_commands_of_a_class() -> None:
-    """Those of the bases, too; a notification alone is none."""
+def test_commands_of_a_class_include_those_of_its_bases() -> None:
+    """A notification alone is no command."""
     assert set(commands_of(Cache)) == {"all", "class", "flush", "native", "old", "reopen_logs", "static"}
     assert commands_of(Cache)["flush"] is Cache.child_flush
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 64, "flush_2", "stop_it", "status"])
-def test_names(name: str) -> None:
+def test_a_good_command_name_is_accepted(name: str) -> None:
     assert name in commands_of(type("Mixin", (), {f"child_{name}": lambda self: None}))
 
 
 @pytest.mark.parametrize("name", ["", "A", "aB", "2", "_a", "x" * 65, "stop", "signal", "ready"])
-def test_names_that_are_none(name: str) -> None:
+def test_a_bad_command_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError):
         commands_of(type("Mixin", (), {f"child_{name}": lambda self: None}))
 
 
-def test_describe() -> None:
+def test_describe_lists_the_new_commands_of_a_class() -> None:
     described = {one["name"]: one for one in describe(Cache, Base)}
 
     assert described["flush"] == {"name": "flush", "usage": "TABLE [HARD] [MORE...]", "help": "Forget a table."}
@@ -78,7 +78,7 @@ def test_describe() -> None:
     json.dumps(described)
 
 
-def test_describe_what_is_defined_anew() -> None:
+def test_describe_includes_overridden_commands() -> None:
     class New(Base):
         def child_old(self, how: str) -> None:
             """Do it otherwise."""
@@ -86,7 +86,7 @@ def test_describe_what_is_defined_anew() -> None:
     assert describe(New, Base) == [{"name": "old", "usage": "HOW", "help": "Do it otherwise."}]
 
 
-def test_unknown() -> None:
+def test_an_unknown_command_gets_a_suggestion() -> None:
     assert unknown_command("flusch", ["flush"]) == "there is no command 'flusch' (did you mean 'flush'?)"
     assert unknown_command(None, []) == "there is no command None"
     assert len(unknown_command("x" * 1000, ["flush"])) < 200
@@ -95,7 +95,7 @@ def test_unknown() -> None:
 # Pending.
 
 
-def test_then_before_and_after() -> None:
+def test_then_is_called_before_and_after_the_end() -> None:
     pending = Pending()
     seen: list[object] = []
     assert pending.then(seen.append) is pending
@@ -105,7 +105,7 @@ def test_then_before_and_after() -> None:
     assert seen == [1, 1]
 
 
-def test_it_ends_once() -> None:
+def test_a_pending_result_ends_once() -> None:
     pending = Pending()
     seen: list[object] = []
     pending.then(seen.append)
@@ -116,7 +116,7 @@ def test_it_ends_once() -> None:
     assert (seen, pending.value, pending.error) == ([1], 1, None)
 
 
-def test_then_is_not_called_for_an_error_but_finally_is() -> None:
+def test_an_error_calls_finally_but_not_then() -> None:
     pending, ended = Pending(), []
     pending.then(lambda _: pytest.fail("no value")).finally_(ended.append)
     pending.fail(CommandError("no", "refused"))
@@ -146,20 +146,20 @@ def test_a_callback_may_add_another() -> None:
     assert seen == [1]
 
 
-# What a client is told.
+# Answers to clients.
 
 
 def reply(id: int = 1, status: str = "ok", message: str | None = None) -> Reply:  # noqa: A002
     return Reply(id, 100 + id, 1, status, None, Failure("ValueError", message) if message else None, 0.5)
 
 
-def test_the_answer_to_a_call() -> None:
-    """The shape is a contract."""
-    told = answer(Pending.of([Reply(2, 102, 7, "ok", {"a": [1]}, None, 0.25)]))
+def test_the_answer_to_a_call_has_a_fixed_shape() -> None:
+    """Clients rely on the shape."""
+    answered = answer(Pending.of([Reply(2, 102, 7, "ok", {"a": [1]}, None, 0.25)]))
 
     expected = {"id": 2, "pid": 102, "generation": 7, "status": "ok", "value": {"a": [1]}, "error": None, "seconds": 0.25}
-    assert told == {"ok": True, "error": None, "result": [expected]}
-    json.dumps(told)
+    assert answered == {"ok": True, "error": None, "result": [expected]}
+    json.dumps(answered)
 
 
 @pytest.mark.parametrize(
@@ -173,15 +173,15 @@ def test_the_answer_to_a_call() -> None:
         ([reply(1, "error")], "failed", "1 of 1 failed: worker 1: error"),
     ],
 )
-def test_one_reply_that_is_not_ok_fails_the_call(replies: list[Reply], code: str, message: str) -> None:
-    told = answer(Pending.of(replies))
+def test_one_failed_reply_fails_the_call(replies: list[Reply], code: str, message: str) -> None:
+    answered = answer(Pending.of(replies))
 
-    assert not told["ok"]
-    assert told["error"] == {"code": code, "message": message}
-    assert len(told["result"]) == len(replies)
+    assert not answered["ok"]
+    assert answered["error"] == {"code": code, "message": message}
+    assert len(answered["result"]) == len(replies)
 
 
-def test_other_answers() -> None:
+def test_answers_to_other_commands() -> None:
     assert answer(Pending.of({"workers": 3})) == {"ok": True, "error": None, "result": {"workers": 3}}
     assert answer(Pending.of([])) == {"ok": True, "error": None, "result": []}
     failed = Pending()

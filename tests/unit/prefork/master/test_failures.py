@@ -1,4 +1,4 @@
-"""What is said of the end of a worker."""
+"""The reported reason for the exit of a worker."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ FOR_MEMORY = "killed by the system for want of memory, it seems"
 
 
 def a_child(reason: str = "") -> Any:
-    """A worker that has not said why it ends; `reason` is why we killed it."""
+    """Return a worker that has not reported a failure; `reason` is the reason for which the master killed it."""
     return SimpleNamespace(failure=None, member=SimpleNamespace(reason=reason))
 
 
-def test_the_system_s_kills_count_once_and_only_where_somebody_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It counts those of other programs, too."""
+def test_an_out_of_memory_kill_is_reported_once_and_only_for_a_killed_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's counter includes kills of other programs."""
     count = 5
     monkeypatch.setattr(failures, "killed_for_memory", lambda: count)
-    told = failures.Failures(plain=False)
-    assert told.reason(a_child(), KILLED) is None
+    reasons = failures.Failures(plain=False)
+    assert reasons.reason(a_child(), KILLED) is None
     count += 1
-    assert told.reason(a_child(), KILLED) == FOR_MEMORY
+    assert reasons.reason(a_child(), KILLED) == FOR_MEMORY
     count += 3
-    assert told.reason(a_child(), KILLED) == FOR_MEMORY
-    assert told.reason(a_child(), KILLED) is None
+    assert reasons.reason(a_child(), KILLED) == FOR_MEMORY
+    assert reasons.reason(a_child(), KILLED) is None
     count += 1
-    told.booted(1)
-    assert told.reason(a_child(), KILLED) is None
+    reasons.booted(1)
+    assert reasons.reason(a_child(), KILLED) is None
     for child, status in ((a_child(), 0), (a_child(), -signal.SIGSEGV), (a_child("stuck"), KILLED)):
         count += 1
-        assert told.reason(child, status) is None
-        assert told.reason(a_child(), KILLED) is None
+        assert reasons.reason(child, status) is None
+        assert reasons.reason(a_child(), KILLED) is None

@@ -1,4 +1,4 @@
-"""Observers: one that fails harms no other, and what none takes need not be found out."""
+"""Observers: a failing observer does not stop the others; events without an observer are not computed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Counts(Observer):
         self.seen.append(wanted)
 
 
-def test_one_that_fails_is_logged_and_the_others_are_notified(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_observer_is_logged_and_the_others_are_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(logger, "exception", lambda text, *values: lines.append(text % values))
     counts = Counts()
@@ -34,7 +34,7 @@ def test_one_that_fails_is_logged_and_the_others_are_notified(monkeypatch: pytes
     assert lines == ["observer Fails failed: scaled"]
 
 
-def test_whether_any_takes_an_event() -> None:
+def test_any_takes_is_true_if_an_observer_handles_the_event() -> None:
     observers = Observers(FrontendObserver())
     assert not observers.any_takes(Observer.scaled)
     observers.add(Counts())

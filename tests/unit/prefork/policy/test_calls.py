@@ -1,4 +1,4 @@
-"""Calls by values: each test tells a short history with its times."""
+"""Calls by values: each test plays a short history with its times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALL = (ONE, TWO, THREE)
 
 
 def answer(send: Send, status: str = "ok", value: object = None, error: Failure | None = None) -> Result:
-    """The message with which a worker answers one that it was sent."""
+    """Return the worker's result message for a command that it was sent."""
     command = command_in(send)
     return Result(command.call, command.name, status, value, error)
 
@@ -29,8 +29,8 @@ def statuses(pending: Pending) -> list[tuple[int, str]]:
     return [(reply.id, reply.status) for reply in pending.value]
 
 
-def test_all_are_asked_at_once_with_the_same_message() -> None:
-    """One call, one reply of each worker."""
+def test_a_call_sends_the_same_message_to_all_workers_at_once() -> None:
+    """A call gets one reply from each worker."""
     calls = Calls()
     pending, sends = calls.ask("flush", ("users", 3), ALL, 5.0, 65.0)
 
@@ -40,7 +40,7 @@ def test_all_are_asked_at_once_with_the_same_message() -> None:
     assert not pending.done
 
 
-def test_replies_come_in_the_order_of_the_ids_whatever_comes_first() -> None:
+def test_replies_are_sorted_by_worker_id() -> None:
     calls = Calls()
     pending, sends = calls.ask("flush", (), ALL, 5.0, None)
     for send, now in ((sends[2], 6.0), (sends[0], 7.0), (sends[1], 8.5)):
@@ -54,14 +54,14 @@ def test_replies_come_in_the_order_of_the_ids_whatever_comes_first() -> None:
     ]
 
 
-def test_nobody_to_ask_is_done_at_once() -> None:
+def test_a_call_without_targets_is_done_at_once() -> None:
     pending, sends = Calls().ask("flush", (), (), 5.0, 65.0)
 
     assert sends == []
     assert pending.value == []
 
 
-def test_errors_are_passed_on() -> None:
+def test_an_error_of_a_worker_is_in_its_reply() -> None:
     calls = Calls()
     pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, None)
     calls.replied(11, answer(send, "error", error=Failure("ValueError", "no", "Trace")), 1.0)
@@ -71,8 +71,8 @@ def test_errors_are_passed_on() -> None:
     assert not reply.ok
 
 
-def test_who_does_not_answer_in_time() -> None:
-    """One deadline for all; those that were in time are kept."""
+def test_a_worker_without_a_reply_in_time_is_a_timeout() -> None:
+    """All workers have the same deadline; replies in time are kept."""
     calls = Calls()
     pending, sends = calls.ask("flush", (), ALL, 0.0, 10.0)
     calls.replied(12, answer(sends[1]), 3.0)
@@ -86,7 +86,7 @@ def test_who_does_not_answer_in_time() -> None:
     assert calls.next_deadline() is None
 
 
-def test_a_late_reply_is_dropped_with_a_word_for_the_log() -> None:
+def test_a_late_reply_is_dropped_with_a_log_line() -> None:
     calls = Calls()
     pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, 1.0)
     calls.expire(1.0)
@@ -96,7 +96,7 @@ def test_a_late_reply_is_dropped_with_a_word_for_the_log() -> None:
     assert pending.value is before
 
 
-def test_a_second_reply_is_dropped_too() -> None:
+def test_a_second_reply_is_dropped() -> None:
     calls = Calls()
     pending, sends = calls.ask("flush", (), (ONE, TWO), 0.0, None)
 
@@ -105,7 +105,7 @@ def test_a_second_reply_is_dropped_too() -> None:
     assert not pending.done
 
 
-def test_nobody_answers_for_another() -> None:
+def test_a_reply_of_another_worker_is_dropped() -> None:
     calls = Calls()
     pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, None)
 
@@ -114,7 +114,7 @@ def test_nobody_answers_for_another() -> None:
 
 
 @pytest.mark.parametrize("status", ["timeout", "died"])
-def test_a_worker_cannot_claim_what_only_the_master_knows(status: str) -> None:
+def test_a_reply_with_a_status_of_the_master_is_dropped(status: str) -> None:
     calls = Calls()
     pending, (send,) = calls.ask("flush", (), (ONE,), 0.0, None)
 
@@ -122,7 +122,7 @@ def test_a_worker_cannot_claim_what_only_the_master_knows(status: str) -> None:
     assert not pending.done
 
 
-def test_a_dead_worker_has_died_in_all_calls() -> None:
+def test_a_dead_worker_is_reported_in_all_its_calls() -> None:
     calls = Calls()
     first, _ = calls.ask("flush", (), (ONE, TWO), 0.0, None)
     second, _ = calls.ask("other", (), (ONE,), 1.0, None)
@@ -134,7 +134,7 @@ def test_a_dead_worker_has_died_in_all_calls() -> None:
     assert statuses(first) == [(1, "died"), (2, "died")]
 
 
-def test_the_nearest_deadline_counts() -> None:
+def test_the_next_deadline_is_the_nearest_one() -> None:
     calls = Calls()
     calls.ask("a", (), ALL, 0.0, None)
     assert calls.next_deadline() is None
@@ -143,11 +143,11 @@ def test_the_nearest_deadline_counts() -> None:
     assert calls.next_deadline() == 10.0
 
 
-# For anybody.
+# Calls to any worker.
 
 
-def test_any_is_offered_to_all_and_given_to_the_first_that_is_free() -> None:
-    """Exactly one, and the one that is idle first."""
+def test_a_call_to_any_worker_is_offered_to_all_and_given_to_the_first_free_one() -> None:
+    """Exactly one worker gets the call: the one that is idle first."""
     calls = Calls()
     pending, sends = calls.ask_any("work", (1,), ALL, 0.0, 60.0)
 
@@ -160,7 +160,7 @@ def test_any_is_offered_to_all_and_given_to_the_first_that_is_free() -> None:
     assert pending.value == [Reply(2, 102, 1, "ok", "done", None, 2.0)]
 
 
-def test_any_that_wait_are_given_in_order() -> None:
+def test_waiting_calls_to_any_worker_are_given_in_order() -> None:
     calls = Calls()
     for name in ("a", "b", "c"):
         calls.ask_any(name, (), (ONE, TWO), 0.0, None)
@@ -169,7 +169,7 @@ def test_any_that_wait_are_given_in_order() -> None:
     assert [(send.ident, command_in(send).name) for send in given] == [(11, "a"), (12, "b"), (11, "c")]
 
 
-def test_nobody_has_two_offers() -> None:
+def test_a_worker_has_one_offer_at_most() -> None:
     calls = Calls()
     calls.ask_any("a", (), (ONE,), 0.0, None)
 
@@ -177,8 +177,8 @@ def test_nobody_has_two_offers() -> None:
     assert calls.offer(11) == []
 
 
-def test_who_gets_one_gets_an_offer_of_the_next_with_it() -> None:
-    """It may never reply, if it gets to the first too late."""
+def test_a_worker_gets_the_next_offer_together_with_a_call() -> None:
+    """The worker may never reply to the first call, if it starts it too late."""
     calls = Calls()
     calls.ask_any("a", (), (ONE,), 0.0, 10.0)
     calls.ask_any("b", (), (ONE,), 0.0, None)
@@ -188,7 +188,7 @@ def test_who_gets_one_gets_an_offer_of_the_next_with_it() -> None:
     assert offer == Send(11, OFFER)
 
 
-def test_no_offer_when_nobody_waits() -> None:
+def test_there_is_no_offer_without_a_waiting_call() -> None:
     calls = Calls()
 
     assert calls.offer(11) == []
@@ -196,7 +196,7 @@ def test_no_offer_when_nobody_waits() -> None:
     assert calls.offer(11) == []
 
 
-def test_who_becomes_ready_later_gets_an_offer() -> None:
+def test_a_worker_that_becomes_ready_later_gets_an_offer() -> None:
     calls = Calls()
     pending, sends = calls.ask_any("a", (), (), 0.0, None)
 
@@ -205,17 +205,17 @@ def test_who_becomes_ready_later_gets_an_offer() -> None:
     assert not pending.done
 
 
-def test_any_never_goes_to_who_asks() -> None:
+def test_a_call_to_any_worker_is_never_given_to_its_caller() -> None:
     calls = Calls()
     _, sends = calls.ask_any("a", (), (TWO,), 0.0, None, without=11)
     assert [send.ident for send in sends] == [12]
 
-    assert calls.offer(11) == [Send(11, OFFER)]  # others may wait as well
+    assert calls.offer(11) == [Send(11, OFFER)]  # other calls may wait as well
     assert calls.free(ONE, 1.0) == []
     assert calls.free(TWO, 1.0)[0].ident == 12
 
 
-def test_any_goes_to_who_asks_for_another() -> None:
+def test_a_caller_may_get_the_call_of_another_caller() -> None:
     calls = Calls()
     calls.ask_any("a", (), (ONE, TWO), 0.0, None, without=11)
     calls.ask_any("b", (), (ONE, TWO), 0.0, None, without=12)
@@ -224,7 +224,7 @@ def test_any_goes_to_who_asks_for_another() -> None:
     assert command_in(calls.free(TWO, 1.0)[0]).name == "a"
 
 
-def test_any_that_nobody_took_in_time() -> None:
+def test_a_call_that_no_worker_took_in_time_is_a_timeout() -> None:
     calls = Calls()
     pending, _ = calls.ask_any("a", (), ALL, 2.0, 12.0)
     calls.expire(12.0)
@@ -233,8 +233,8 @@ def test_any_that_nobody_took_in_time() -> None:
     assert calls.free(ONE, 13.0) == []
 
 
-def test_any_is_not_given_after_its_deadline() -> None:
-    """Even if nobody has noticed yet that it is over."""
+def test_a_call_to_any_worker_is_not_given_after_its_deadline() -> None:
+    """This holds even before `expire` is called."""
     calls = Calls()
     pending, _ = calls.ask_any("a", (), ALL, 0.0, 10.0)
 
@@ -243,7 +243,7 @@ def test_any_is_not_given_after_its_deadline() -> None:
     assert statuses(pending) == [(0, "timeout")]
 
 
-def test_any_that_one_took_and_did_not_answer() -> None:
+def test_a_call_that_a_worker_took_without_a_reply_is_a_timeout() -> None:
     calls = Calls()
     pending, _ = calls.ask_any("a", (), ALL, 0.0, 10.0)
     calls.free(TWO, 1.0)
@@ -252,8 +252,8 @@ def test_any_that_one_took_and_did_not_answer() -> None:
     assert statuses(pending) == [(2, "timeout")]
 
 
-def test_any_whose_worker_dies_is_not_given_to_another() -> None:
-    """At most once."""
+def test_a_call_whose_worker_dies_is_not_given_to_another() -> None:
+    """A call runs at most once."""
     calls = Calls()
     pending, _ = calls.ask_any("a", (), ALL, 0.0, None)
     calls.free(TWO, 1.0)
@@ -263,7 +263,7 @@ def test_any_whose_worker_dies_is_not_given_to_another() -> None:
     assert calls.free(ONE, 3.0) == []
 
 
-def test_who_dies_with_an_offer_takes_nothing_along() -> None:
+def test_the_death_of_a_worker_with_an_offer_loses_no_call() -> None:
     calls = Calls()
     pending, _ = calls.ask_any("a", (), (ONE,), 0.0, None)
     calls.gone(11, 1.0)
@@ -273,22 +273,22 @@ def test_who_dies_with_an_offer_takes_nothing_along() -> None:
     assert command_in(calls.free(TWO, 2.0)[0]).name == "a"
 
 
-def test_what_waits_is_refused_when_nobody_will_come() -> None:
+def test_refuse_fails_waiting_calls_only() -> None:
     calls = Calls()
-    waits, _ = calls.ask_any("a", (), (), 0.0, None)
-    asked, _ = calls.ask("b", (), (ONE,), 0.0, None)
+    waiting, _ = calls.ask_any("a", (), (), 0.0, None)
+    sent, _ = calls.ask("b", (), (ONE,), 0.0, None)
     calls.refuse(CommandError("stopping", "refused"))
 
-    assert waits.done
-    assert str(waits.error) == "stopping"
-    assert not asked.done
+    assert waiting.done
+    assert str(waiting.error) == "stopping"
+    assert not sent.done
     assert calls.next_deadline() is None
 
 
-# Those who are told may ask at once, and what they ask may fail at once.
+# A callback may make another call at once, and that call may fail at once.
 
 
-def test_an_end_may_begin_another_call() -> None:
+def test_the_callback_of_a_call_may_make_another_call() -> None:
     calls = Calls()
     pending, _ = calls.ask("a", (), (ONE,), 0.0, 10.0)
     again: list[Pending] = []
@@ -301,8 +301,8 @@ def test_an_end_may_begin_another_call() -> None:
 
 
 @pytest.mark.parametrize("end", ["gone", "expire"])
-def test_an_end_may_bring_another(end: str) -> None:
-    """Who is told of the first finds that the worker cannot be reached, which ends the second in the middle of the work."""
+def test_the_callback_of_a_call_may_end_another_call(end: str) -> None:
+    """The callback of the first call finds the worker dead, which ends the second call while the first one is processed."""
     calls = Calls()
     pendings = [calls.ask(name, (), (ONE,), 0.0, 10.0)[0] for name in ("a", "b", "c")]
     pendings[0].then(lambda _: calls.gone(11, 10.0))

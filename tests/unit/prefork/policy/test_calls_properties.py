@@ -1,4 +1,4 @@
-"""What calls promise, over random histories of a master and its workers, with the dispatcher's rules played by hand."""
+"""Guarantees of calls, over random histories of a master and its workers; the test plays the dispatchers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIME_LIMIT = st.one_of(st.none(), st.integers(0, 5))
 
 @dataclass(eq=False)
 class Player:
-    """A worker: what has come over its channel, and what it has done. `blocked` is in the middle of a request."""
+    """A worker: the messages in its channel and its state. `blocked`: it is in the middle of a request."""
 
     target: Target
     inbox: deque[Message] = field(default_factory=deque)
@@ -29,19 +29,19 @@ class Player:
 
 
 @dataclass
-class Asked:
-    """A call, as the one who asked remembers it."""
+class Recorded:
+    """A call as its caller remembers it."""
 
     pending: Pending
     deadline: float | None
     targets: set[int]
-    anybody: bool
+    any_worker: bool
     without: int | None
     ends: int = 0
 
 
 class History(RuleBasedStateMachine):
-    """Calls are asked; workers are slow, busy, born and killed; time goes by, and is looked at late."""
+    """Calls are made; workers are slow, busy, started and killed; time passes, and deadlines are checked late."""
 
     @initialize(count=st.integers(0, 4))
     def begin(self, count: int) -> None:
@@ -49,11 +49,11 @@ class History(RuleBasedStateMachine):
         self.now = 0.0
         self.idents = 0
         self.workers: dict[int, Player] = {}
-        self.asked: dict[int, Asked] = {}
+        self.recorded: dict[int, Recorded] = {}
         self.started: Counter[tuple[int, int]] = Counter()  # (call, ident)
         self.order: dict[int, list[int]] = {}
         for _ in range(count):
-            self.born()
+            self.a_worker_starts()
 
     def send(self, sends: list[Send]) -> None:
         for ident, message in sends:
@@ -63,20 +63,20 @@ class History(RuleBasedStateMachine):
                 self.calls.gone(ident, self.now)
 
     def remember(self, pending: Pending, limit: int | None, **what: object) -> None:
-        number = len(self.asked) + 1
+        number = len(self.recorded) + 1
         deadline = None if limit is None else self.now + limit
-        self.asked[number] = asked = Asked(pending, deadline, **what)  # type: ignore[arg-type]
+        self.recorded[number] = recorded = Recorded(pending, deadline, **what)  # type: ignore[arg-type]
 
         def ended(_: Pending) -> None:
-            asked.ends += 1
+            recorded.ends += 1
 
         pending.finally_(ended)
 
-    def some(self, pick: int) -> Player:
+    def pick_worker(self, pick: int) -> Player:
         return list(self.workers.values())[pick % len(self.workers)]
 
     @rule()
-    def born(self) -> None:
+    def a_worker_starts(self) -> None:
         self.idents += 1
         target = Target(self.idents, 1 + self.idents % 3, 1000 + self.idents, 1)
         self.workers[target.ident] = Player(target)
@@ -84,39 +84,39 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
-    def dies(self, pick: int) -> None:
-        ident = self.some(pick).target.ident
+    def a_worker_dies(self, pick: int) -> None:
+        ident = self.pick_worker(pick).target.ident
         del self.workers[ident]
         self.calls.gone(ident, self.now)
 
     @rule(limit=TIME_LIMIT, pick=PICK)
     def ask(self, limit: int | None, pick: int) -> None:
-        targets = [worker.target for worker in self.workers.values() if pick % 2 or worker is self.some(pick)]
+        targets = [worker.target for worker in self.workers.values() if pick % 2 or worker is self.pick_worker(pick)]
         deadline = None if limit is None else self.now + limit
         pending, sends = self.calls.ask("name", (), targets, self.now, deadline)
-        self.remember(pending, limit, targets={one.ident for one in targets}, anybody=False, without=None)
+        self.remember(pending, limit, targets={one.ident for one in targets}, any_worker=False, without=None)
         self.send(sends)
 
     @rule(limit=TIME_LIMIT, pick=PICK, by_worker=st.booleans())
     def ask_any(self, limit: int | None, pick: int, by_worker: bool) -> None:  # noqa: FBT001
-        without = self.some(pick).target.ident if by_worker and self.workers else None
+        without = self.pick_worker(pick).target.ident if by_worker and self.workers else None
         deadline = None if limit is None else self.now + limit
         ready = [worker.target for worker in self.workers.values() if worker.target.ident != without]
         pending, sends = self.calls.ask_any("name", (), ready, self.now, deadline, without)
-        self.remember(pending, limit, targets=set(), anybody=True, without=without)
+        self.remember(pending, limit, targets=set(), any_worker=True, without=without)
         self.send(sends)
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
-    def request(self, pick: int) -> None:
-        worker = self.some(pick)
+    def a_worker_is_blocked_or_freed(self, pick: int) -> None:
+        worker = self.pick_worker(pick)
         worker.blocked = not worker.blocked
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK)
-    def works(self, pick: int) -> None:
-        """One worker has its turn: it ends what it runs, or begins what is next, as `Dispatcher.run` does."""
-        worker = self.some(pick)
+    def a_worker_has_its_turn(self, pick: int) -> None:
+        """One worker has its turn: it ends its command, or begins the next one, as `Dispatcher.run` does."""
+        worker = self.pick_worker(pick)
         if worker.blocked:
             return
         if worker.running is not None:
@@ -146,47 +146,47 @@ class History(RuleBasedStateMachine):
             self.calls.expire(self.now)
 
     @invariant()
-    def nothing_is_done_twice_or_by_others(self) -> None:
+    def each_call_runs_once_and_only_on_its_targets(self) -> None:
         by_call: dict[int, list[int]] = {}
         for (number, ident), times in self.started.items():
             assert times == 1
             by_call.setdefault(number, []).append(ident)
         for number, idents in by_call.items():
-            asked = self.asked[number]
-            if asked.anybody:
+            recorded = self.recorded[number]
+            if recorded.any_worker:
                 assert len(idents) == 1
-                assert idents[0] != asked.without
+                assert idents[0] != recorded.without
             else:
-                assert set(idents) <= asked.targets
+                assert set(idents) <= recorded.targets
 
     @invariant()
-    def each_call_ends_once_with_one_reply_of_each(self) -> None:
-        for asked in self.asked.values():
-            assert asked.ends == int(asked.pending.done)
-            if asked.pending.done:
-                assert len(asked.pending.value) == (1 if asked.anybody else len(asked.targets))
+    def each_call_ends_once_with_one_reply_of_each_target(self) -> None:
+        for recorded in self.recorded.values():
+            assert recorded.ends == int(recorded.pending.done)
+            if recorded.pending.done:
+                assert len(recorded.pending.value) == (1 if recorded.any_worker else len(recorded.targets))
 
     def teardown(self) -> None:
-        """When every worker is well and has had its turns, all is answered; what is late, when its time is up."""
+        """When every worker is free and has had its turns, all calls are answered; late calls time out."""
         if not hasattr(self, "calls"):
             return
-        waiting = [asked for asked in self.asked.values() if asked.anybody and not asked.pending.done]
-        if any(not self.workers.keys() - {asked.without} for asked in waiting):
-            self.born()
-        for _ in range(2 * len(self.asked) + 5):
+        waiting = [recorded for recorded in self.recorded.values() if recorded.any_worker and not recorded.pending.done]
+        if any(not self.workers.keys() - {recorded.without} for recorded in waiting):
+            self.a_worker_starts()
+        for _ in range(2 * len(self.recorded) + 5):
             for worker in list(self.workers.values()):
                 worker.blocked = False
-                self.works(list(self.workers).index(worker.target.ident))
+                self.a_worker_has_its_turn(list(self.workers).index(worker.target.ident))
         self.calls.expire(self.now)
-        unanswered = [number for number, asked in self.asked.items() if not asked.pending.done]
-        assert not [number for number in unanswered if self.asked[number].deadline is None]
+        unanswered = [number for number, recorded in self.recorded.items() if not recorded.pending.done]
+        assert not [number for number in unanswered if self.recorded[number].deadline is None]
         self.calls.expire(self.now + 10)
-        assert all(asked.pending.done for asked in self.asked.values())
+        assert all(recorded.pending.done for recorded in self.recorded.values())
         assert self.calls.next_deadline() is None
-        self.each_call_ends_once_with_one_reply_of_each()
-        self.nothing_is_done_twice_or_by_others()
+        self.each_call_ends_once_with_one_reply_of_each_target()
+        self.each_call_runs_once_and_only_on_its_targets()
         for numbers in self.order.values():
-            direct = [number for number in numbers if not self.asked[number].anybody]
+            direct = [number for number in numbers if not self.recorded[number].any_worker]
             assert direct == sorted(direct)
 
 

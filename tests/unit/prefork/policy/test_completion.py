@@ -1,4 +1,4 @@
-"""When commands that change the pool are done: each test tells a short history of a pool, with its times."""
+"""When commands that change the pool are done: each test plays a short history of a pool, with its times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGSEGV = 11
 
 
 def fork(pool: Pool, now: float) -> list[Member]:
-    """Plan, and have every fork succeed."""
+    """Plan, and let every fork succeed."""
     members = [one.member for one in pool.plan(now) if isinstance(one, Fork)]
     for member in members:
         pool.reports.forked(member.ident, 1000 + member.ident)
@@ -24,7 +24,7 @@ def fork(pool: Pool, now: float) -> list[Member]:
 
 
 def serving(wanted: int, *, preload: bool = False, **limits: int) -> tuple[Pool, list[Member]]:
-    """A pool after its first boot."""
+    """Return a pool after its first boot, and its workers."""
     pool = Pool(wanted, PoolLimits(**limits), lambda: 0.0, preload=preload)
     for mold in fork(pool, 0.0) if preload else ():
         pool.reports.ready(mold.ident, 0.0)
@@ -39,7 +39,7 @@ def crash(pool: Pool, member: Member, now: float) -> None:
     pool.exited(member.ident, now, code=None, signal=SIGSEGV)
 
 
-def drained(pool: Pool, member: Member, now: float) -> None:
+def exit_drained(pool: Pool, member: Member, now: float) -> None:
     pool.exited(member.ident, now, code=0, signal=None)
 
 
@@ -52,8 +52,8 @@ def error(goal: Condition) -> str:
 # Scale.
 
 
-def test_scale_up_is_done_when_the_new_ones_are_ready() -> None:
-    """`ctl` waits until the thing is done."""
+def test_scale_up_is_done_when_the_new_workers_are_ready() -> None:
+    """`ctl` waits until the command is done."""
     pool, _ = serving(1)
     pool.want(3)
     goal = scaled(pool, 3)
@@ -68,7 +68,7 @@ def test_scale_up_is_done_when_the_new_ones_are_ready() -> None:
     assert goal()
 
 
-def test_scale_down_is_done_when_the_old_ones_are_gone() -> None:
+def test_scale_down_is_done_when_the_old_workers_have_exited() -> None:
     pool, (_, second) = serving(2)
     pool.want(1)
     goal = scaled(pool, 1)
@@ -76,23 +76,23 @@ def test_scale_down_is_done_when_the_old_ones_are_gone() -> None:
 
     assert second.state is State.DRAINING
     assert not goal()
-    drained(pool, second, 2.0)
+    exit_drained(pool, second, 2.0)
     assert goal()
 
 
-def test_scale_to_what_there_is_already() -> None:
+def test_scale_to_the_current_number_is_done_at_once() -> None:
     pool, _ = serving(2)
 
     assert scaled(pool, 2)()
 
 
-def test_scale_to_none() -> None:
+def test_scale_to_0_is_done_when_the_workers_have_exited() -> None:
     pool, (member,) = serving(1)
     pool.want(0)
     goal = scaled(pool, 0)
     pool.plan(1.0)
     assert not goal()
-    drained(pool, member, 2.0)
+    exit_drained(pool, member, 2.0)
 
     assert goal()
 
@@ -101,7 +101,7 @@ def test_a_new_worker_that_does_not_boot_fails_the_scale() -> None:
     pool, _ = serving(1)
     pool.want(2)
     goal = scaled(pool, 2)
-    for now in (1.0, 2.0):  # the first failure is tried again at once
+    for now in (1.0, 2.0):  # the first failure is retried at once
         (member,) = fork(pool, now)
         assert not goal()
         pool.exited(member.ident, now, code=3, signal=None)
@@ -111,8 +111,8 @@ def test_a_new_worker_that_does_not_boot_fails_the_scale() -> None:
     assert error(goal) == "worker 2 failed to boot: it exited with code 3; it is tried again"
 
 
-def test_one_that_was_ready_and_died_did_not_fail_to_boot() -> None:
-    """The first time it is replaced at once; then it has to wait."""
+def test_a_ready_worker_that_dies_fails_the_scale_as_died() -> None:
+    """The first crash is replaced at once; the second one backs off."""
     pool, (first, _) = serving(2)
     pool.want(1)
     goal = scaled(pool, 1)
@@ -125,7 +125,7 @@ def test_one_that_was_ready_and_died_did_not_fail_to_boot() -> None:
     assert error(goal) == "worker 1 died: it was killed by signal 11; it is tried again"
 
 
-def test_a_failure_of_before_does_not_fail_the_scale() -> None:
+def test_an_earlier_failure_does_not_fail_the_scale() -> None:
     pool, (member, _) = serving(2)
     for now in (1.0, 1.1):
         crash(pool, member, now)
@@ -139,7 +139,7 @@ def test_a_failure_of_before_does_not_fail_the_scale() -> None:
 
 
 @pytest.mark.parametrize("other", [Pool.stop, Pool.suspend, lambda pool: pool.want(1)])
-def test_something_else_meanwhile_fails_the_scale(other: object) -> None:
+def test_another_command_fails_the_scale(other: object) -> None:
     pool, _ = serving(2)
     pool.want(3)
     goal = scaled(pool, 3)
@@ -148,8 +148,8 @@ def test_something_else_meanwhile_fails_the_scale(other: object) -> None:
     assert error(goal) == "another command has changed this meanwhile"
 
 
-def test_a_worker_that_ends_as_asked_is_no_failure_of_the_scale() -> None:
-    """`scale 3`, `1`, `3` without room beside those that drain: the ends of these are what makes room."""
+def test_a_worker_that_drains_and_exits_does_not_fail_the_scale() -> None:
+    """`scale 3`, `1`, `3` without room beside the draining workers: their exits make room."""
     pool, (_, second, third) = serving(3, surge=1, lingering=0)
     pool.want(1)
     pool.plan(1.0)
@@ -158,15 +158,15 @@ def test_a_worker_that_ends_as_asked_is_no_failure_of_the_scale() -> None:
     (new,) = fork(pool, 1.0)
     assert sum(member.state is State.BACKOFF for member in pool.members.workers()) == 1
     other = third if new.slot == second.slot else second
-    drained(pool, other, 2.0)
+    exit_drained(pool, other, 2.0)
     assert not goal()
     (last,) = fork(pool, 2.0)
     for member in (new, last):
         pool.reports.ready(member.ident, 3.0)
-    assert goal(), "and one that still drains, of a slot that is wanted, does not matter"
+    assert goal(), "a draining worker of a wanted slot does not matter"
 
 
-def test_one_that_was_scaled_away_while_it_booted_is_no_failure() -> None:
+def test_a_worker_scaled_down_during_boot_does_not_fail_the_next_scale() -> None:
     pool, _ = serving(1, surge=1, lingering=0)
     pool.want(2)
     (booting,) = fork(pool, 1.0)
@@ -181,7 +181,7 @@ def test_one_that_was_scaled_away_while_it_booted_is_no_failure() -> None:
     assert not pool.degraded
 
 
-def test_workers_that_linger_are_waited_for_by_no_command() -> None:
+def test_no_command_waits_for_lingering_workers() -> None:
     pool, (first, second) = serving(2)
     pool.want(1)
     down = scaled(pool, 1)
@@ -204,7 +204,7 @@ def test_workers_that_linger_are_waited_for_by_no_command() -> None:
 # Restart.
 
 
-def test_restart_is_done_when_the_new_one_is_ready_and_the_old_one_gone() -> None:
+def test_restart_is_done_when_the_new_worker_is_ready_and_the_old_one_has_exited() -> None:
     pool, (old, _) = serving(2)
     goal = replaced(pool, 1)
     pool.generations.replace(1)
@@ -213,13 +213,13 @@ def test_restart_is_done_when_the_new_one_is_ready_and_the_old_one_gone() -> Non
     pool.reports.ready(new.ident, 2.0)
     pool.plan(2.0)
     assert not goal()
-    drained(pool, old, 3.0)
+    exit_drained(pool, old, 3.0)
 
     assert goal()
     assert new.slot == 1
 
 
-def test_a_restart_that_fails_says_so_and_the_old_one_stays() -> None:
+def test_a_failed_restart_reports_the_reason_and_keeps_the_old_worker() -> None:
     pool, (old,) = serving(1)
     goal = replaced(pool, 1)
     pool.generations.replace(1)
@@ -233,7 +233,7 @@ def test_a_restart_that_fails_says_so_and_the_old_one_stays() -> None:
     assert old.state is State.READY
 
 
-def test_a_restart_with_a_failed_fork() -> None:
+def test_a_failed_fork_fails_the_restart() -> None:
     pool, _ = serving(1)
     goal = replaced(pool, 1)
     pool.generations.replace(1)
@@ -244,8 +244,8 @@ def test_a_restart_with_a_failed_fork() -> None:
     assert error(goal) == "the new worker 1 failed to boot: cannot fork: no memory; the old one stays"
 
 
-def test_an_old_one_that_crashes_meanwhile_does_not_fail_the_restart() -> None:
-    """The new one is on its way."""
+def test_a_crash_of_the_old_worker_does_not_fail_the_restart() -> None:
+    """The new worker boots already."""
     pool, (old,) = serving(1)
     goal = replaced(pool, 1)
     pool.generations.replace(1)
@@ -257,8 +257,8 @@ def test_an_old_one_that_crashes_meanwhile_does_not_fail_the_restart() -> None:
     assert goal()
 
 
-def test_two_restarts_of_one_worker() -> None:
-    """The end of the first old one, which was asked for, is no failure of the second new one."""
+def test_two_restarts_of_one_worker_complete_in_turn() -> None:
+    """The requested exit of the first worker does not count as a failure of the second restart."""
     pool, (old,) = serving(1)
     first = replaced(pool, 1)
     pool.generations.replace(1)
@@ -269,23 +269,23 @@ def test_two_restarts_of_one_worker() -> None:
 
     second = replaced(pool, 1)
     pool.generations.replace(1)
-    assert fork(pool, 3.0) == []  # no room before the old one is gone
+    assert fork(pool, 3.0) == []  # no room before the old worker has exited
     assert not first()
     assert not second()
-    drained(pool, old, 4.0)
+    exit_drained(pool, old, 4.0)
     assert first()
     assert not second()
     (newest,) = fork(pool, 4.0)
     assert not second()
     pool.reports.ready(newest.ident, 5.0)
     pool.plan(5.0)
-    drained(pool, new, 6.0)
+    exit_drained(pool, new, 6.0)
 
     assert second()
 
 
-def test_a_restart_while_another_boots() -> None:
-    """What was forked before it was asked for is not what was asked for; but if that fails, so has this."""
+def test_a_restart_fails_with_a_worker_that_already_boots() -> None:
+    """A worker forked before the command does not complete the restart, but its failure fails the restart."""
     pool, (old,) = serving(1)
     pool.generations.replace(1)
     (new,) = fork(pool, 1.0)
@@ -297,8 +297,8 @@ def test_a_restart_while_another_boots() -> None:
     assert old.state is State.READY
 
 
-def test_a_restart_of_a_worker_that_is_not_there() -> None:
-    """It waits for another try: that is the restart."""
+def test_a_restart_of_a_slot_in_back_off_is_done_with_its_next_worker() -> None:
+    """The next attempt of the slot counts as the restart."""
     pool, (member,) = serving(1)
     for now in (1.0, 1.1):
         crash(pool, member, now)
@@ -315,7 +315,7 @@ def test_a_restart_of_a_worker_that_is_not_there() -> None:
     assert goal()
 
 
-def test_a_restart_of_a_worker_that_is_not_there_and_fails_again() -> None:
+def test_a_restart_of_a_slot_in_back_off_fails_with_its_next_worker() -> None:
     pool, (member,) = serving(1)
     for now in (1.0, 1.1):
         crash(pool, member, now)
@@ -332,7 +332,7 @@ def test_a_restart_of_a_worker_that_is_not_there_and_fails_again() -> None:
 
 
 @pytest.mark.parametrize("other", [Pool.stop, Pool.suspend, lambda pool: pool.want(1)])
-def test_something_else_meanwhile_fails_the_restart(other: object) -> None:
+def test_another_command_fails_the_restart(other: object) -> None:
     pool, _ = serving(2)
     goal = replaced(pool, 2)
     pool.generations.replace(2)
@@ -345,7 +345,7 @@ def test_something_else_meanwhile_fails_the_restart(other: object) -> None:
 
 
 def lose_the_mold(pool: Pool, goal: Condition | None = None) -> None:
-    """Its mold is killed, and the next one fails: what waits for one is not tried again at once."""
+    """Kill the mold and let the next one fail, so that slots that wait for a mold back off."""
     for now in (1.0, 2.0):
         assert goal is None or not goal()
         (mold,) = pool.members.molds()
@@ -360,7 +360,7 @@ def lose_the_mold(pool: Pool, goal: Condition | None = None) -> None:
         (lambda pool: (replaced(pool, 2), pool.generations.replace(2))[0], "worker 2 {}; the old one stays"),
     ],
 )
-def test_a_mold_that_fails_is_said(goal_of: Callable[[Pool], Condition], end: str) -> None:
+def test_a_failed_mold_is_reported_as_the_reason(goal_of: Callable[[Pool], Condition], end: str) -> None:
     pool, _ = serving(2, preload=True)
     goal = goal_of(pool)
     lose_the_mold(pool, goal)
@@ -368,7 +368,7 @@ def test_a_mold_that_fails_is_said(goal_of: Callable[[Pool], Condition], end: st
     assert error(goal) == end.format("cannot be forked: its mold failed to boot: no module named x")
 
 
-def test_a_mold_that_failed_before_is_tried_again_first() -> None:
+def test_a_restart_retries_a_failed_mold_first() -> None:
     pool, _ = serving(2, preload=True)
     lose_the_mold(pool)
     goal = replaced(pool, 2)
@@ -381,18 +381,18 @@ def test_a_mold_that_failed_before_is_tried_again_first() -> None:
     pool.reports.ready(new.ident, 4.0)
     pool.plan(4.0)
     assert not goal()
-    drained(pool, next(one for one in pool.members.workers() if one.slot == 2), 5.0)
+    exit_drained(pool, next(one for one in pool.members.workers() if one.slot == 2), 5.0)
 
     assert goal()
 
 
-def test_stopped() -> None:
+def test_stop_is_done_when_all_workers_have_exited() -> None:
     pool, (member,) = serving(1)
     goal = stopped(pool)
     pool.stop()
     pool.plan(1.0)
     assert not goal()
-    drained(pool, member, 2.0)
+    exit_drained(pool, member, 2.0)
     pool.plan(2.0)
 
     assert goal()

@@ -1,4 +1,4 @@
-"""One command for each of many items: who is asked is played by hand."""
+"""One command for each of many items; the test plays the workers."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from forkserve.prefork.policy.distribute import distribute
 
 
 class Workers:
-    """Notes what is asked, and answers when it is told to."""
+    """Records calls, and replies when the test says so."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[object, Pending]] = []
-        self.all: list[object] = []
+        self.running: list[tuple[object, Pending]] = []
+        self.started: list[object] = []
 
     def __call__(self, item: object) -> Pending:
         if item == "refused":
             raise CommandError("not this one", "refused")
-        self.asked.append((item, Pending()))
-        self.all.append(item)
-        return self.asked[-1][1]
+        self.running.append((item, Pending()))
+        self.started.append(item)
+        return self.running[-1][1]
 
     def answer(self, index: int, status: str = "ok") -> None:
-        item, pending = self.asked.pop(index)
+        item, pending = self.running.pop(index)
         pending.resolve([Reply(1, 100, 1, status, item)])
 
 
-def test_as_many_at_a_time_as_there_are_workers() -> None:
+def test_as_many_items_run_at_a_time_as_the_width() -> None:
     workers = Workers()
     whole = distribute(workers, ["a", "b", "c", "d"], width=2, retries=0)
-    assert workers.all == ["a", "b"]
+    assert workers.started == ["a", "b"]
 
     workers.answer(1)
-    assert workers.all == ["a", "b", "c"]
+    assert workers.started == ["a", "b", "c"]
     for _ in range(2):
         workers.answer(1)
     assert not whole.done
@@ -44,63 +44,63 @@ def test_as_many_at_a_time_as_there_are_workers() -> None:
     assert [reply.value for reply in whole.value] == ["a", "b", "c", "d"]
 
 
-def test_nothing_to_do() -> None:
+def test_no_items_are_done_at_once() -> None:
     whole = distribute(Workers(), [], width=2, retries=0)
 
     assert whole.value == []
 
 
 @pytest.mark.parametrize(("retries", "statuses"), [(0, ["died", "ok"]), (1, ["ok", "ok"])])
-def test_a_worker_that_dies(retries: int, statuses: list[str]) -> None:
-    """Its item is reported, or tried again before the others."""
+def test_an_item_whose_worker_dies_is_reported_or_retried(retries: int, statuses: list[str]) -> None:
+    """A retry comes before the other items."""
     workers = Workers()
     whole = distribute(workers, ["a", "b"], width=1, retries=retries)
     workers.answer(0, "died")
-    while workers.asked:
+    while workers.running:
         workers.answer(0)
 
-    assert workers.all == ["a"] * (1 + retries) + ["b"]
+    assert workers.started == ["a"] * (1 + retries) + ["b"]
     assert [reply.status for reply in whole.value] == statuses
 
 
-def test_every_worker_dies_of_it() -> None:
+def test_an_item_that_kills_every_worker_is_reported_as_died() -> None:
     workers = Workers()
     whole = distribute(workers, ["a"], width=3, retries=2)
     for _ in range(3):
         workers.answer(0, "died")
 
-    assert workers.all == ["a"] * 3
+    assert workers.started == ["a"] * 3
     assert [reply.status for reply in whole.value] == ["died"]
 
 
 @pytest.mark.parametrize("status", ["error", "unknown", "timeout"])
-def test_other_failures_are_not_tried_again(status: str) -> None:
+def test_other_failures_are_not_retried(status: str) -> None:
     workers = Workers()
     whole = distribute(workers, ["a"], width=1, retries=5)
     workers.answer(0, status)
 
     assert [reply.status for reply in whole.value] == [status]
-    assert workers.all == ["a"]
+    assert workers.started == ["a"]
 
 
-def test_a_refusal_ends_it() -> None:
+def test_a_refused_item_ends_the_distribution() -> None:
     workers = Workers()
     whole = distribute(workers, ["a", "refused", "b"], width=1, retries=0)
     workers.answer(0)
 
     assert str(whole.error) == "not this one"
-    assert workers.all == ["a"]
+    assert workers.started == ["a"]
 
 
-def test_an_item_that_fails_later_ends_it_too() -> None:
-    """As when the server stops while it waits for somebody."""
+def test_an_item_that_fails_later_ends_the_distribution() -> None:
+    """For example, the server stops while an item waits for a worker."""
     workers = Workers()
     whole = distribute(workers, ["a", "b", "c"], width=2, retries=0)
-    workers.asked[1][1].fail(CommandError("the server is stopping", "refused"))
+    workers.running[1][1].fail(CommandError("the server is stopping", "refused"))
     workers.answer(0)
 
     assert str(whole.error) == "the server is stopping"
-    assert workers.all == ["a", "b"]
+    assert workers.started == ["a", "b"]
 
 
 @given(
@@ -115,9 +115,9 @@ def test_every_item_has_one_reply_in_its_place(
     workers = Workers()
     whole = distribute(workers, items, width, retries)
     for pick, status in choices:
-        assert len(workers.asked) <= width
-        if workers.asked:
-            workers.answer(pick % len(workers.asked), status)
+        assert len(workers.running) <= width
+        if workers.running:
+            workers.answer(pick % len(workers.running), status)
 
     assert [reply.value for reply in whole.value] == items
-    assert len(items) <= len(workers.all) <= len(items) * (1 + retries)
+    assert len(items) <= len(workers.started) <= len(items) * (1 + retries)

@@ -1,4 +1,4 @@
-"""Slots that are wanted no more, by values: until when they serve, and which slots a front end had better leave out."""
+"""Slots that are no longer wanted, by values: how long they serve, and which slots a front end should mark as down."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from forkserve.prefork.policy.states import Member, PoolLimits, State
 from tests.unit.prefork.policy.test_pool import crash, fork, serving
 
 
-def gone(pool: Pool, *members: Member, now: float) -> None:
+def exit_all(pool: Pool, *members: Member, now: float) -> None:
     for member in members:
         pool.exited(member.ident, now, code=0, signal=None)
 
 
-# How long they serve.
+# How long slots serve.
 
 
-def test_a_slot_serves_until_the_front_end_knows() -> None:
+def test_a_slot_serves_until_the_front_end_stops_advertising_it() -> None:
     pool, (_, second) = serving(2)
     pool.departures.advertised = {1, 2}
     pool.want(1)
 
     assert pool.plan(1.0) == []
-    assert pool.next_deadline() == 30.0  # the first worker's
+    assert pool.next_deadline() == 30.0  # that of the first worker
     pool.departures.advertised = {1}
     assert pool.plan(2.0) == [Drain(second, booting=False)]
-    gone(pool, second, now=3.0)
+    exit_all(pool, second, now=3.0)
     assert pool.plan(3.0) == [CloseListener(2)]
 
 
-def test_a_front_end_that_does_not_take_note_is_waited_for_as_long_as_for_a_drain() -> None:
+def test_an_unresponsive_front_end_delays_a_drain_for_the_graceful_timeout() -> None:
     pool, (_, second) = serving(2, beat=0.0, graceful=20.0)
     pool.departures.advertised = {1, 2}
     pool.want(1)
@@ -38,10 +38,10 @@ def test_a_front_end_that_does_not_take_note_is_waited_for_as_long_as_for_a_drai
     assert pool.plan(1.0) == []
     assert pool.next_deadline() == 21.0
     assert pool.plan(21.0) == [Drain(second, booting=False)]
-    assert pool.next_deadline() == 41.0, "the time for the drain begins with it"
+    assert pool.next_deadline() == 41.0, "the limit of the drain begins with the drain"
 
 
-def test_it_is_waited_for_some_time_where_drains_may_take_for_ever() -> None:
+def test_the_wait_for_a_front_end_is_limited_without_a_graceful_timeout() -> None:
     pool, _ = serving(1, beat=0.0, graceful=0.0)
     pool.departures.advertised = {1}
     pool.stop()
@@ -50,7 +50,7 @@ def test_it_is_waited_for_some_time_where_drains_may_take_for_ever() -> None:
     assert pool.next_deadline() == 1.0 + LONGEST
 
 
-def test_the_delay_counts_from_when_the_front_end_knows() -> None:
+def test_the_drain_delay_begins_when_the_front_end_stops_advertising() -> None:
     pool, (_, second) = serving(2, beat=0.0, delay=5.0)
     pool.departures.advertised = {1, 2}
     pool.want(1)
@@ -62,7 +62,7 @@ def test_the_delay_counts_from_when_the_front_end_knows() -> None:
     assert pool.plan(7.0) == [Drain(second, booting=False)]
 
 
-def test_an_old_worker_serves_at_its_address_until_the_front_end_knows_the_new_one() -> None:
+def test_an_old_worker_serves_until_the_front_end_has_the_new_address() -> None:
     pool, (first, second) = serving(2, beat=0.0)
     pool.departures.moved = pool.departures.advertised_before = {1, 2}
     pool.generations.replace(1)
@@ -78,7 +78,7 @@ def test_an_old_worker_serves_at_its_address_until_the_front_end_knows_the_new_o
     assert not pool.departures.is_waiting_for_frontend
 
 
-def test_a_slot_that_is_wanted_does_not_wait_for_those_that_leave() -> None:
+def test_a_wanted_slot_is_refilled_while_others_leave() -> None:
     pool, (first, second, third) = serving(3, beat=0.0, delay=60.0, surge=1, lingering=0)
     pool.want(1)
     assert pool.plan(1.0) == []
@@ -88,7 +88,7 @@ def test_a_slot_that_is_wanted_does_not_wait_for_those_that_leave() -> None:
     assert second.state is third.state is State.READY
 
 
-def test_without_a_front_end_there_is_only_the_delay() -> None:
+def test_without_a_front_end_only_the_drain_delay_applies() -> None:
     pool, (first, second) = serving(2, beat=0.0, delay=5.0)
     pool.want(1)
 
@@ -99,7 +99,7 @@ def test_without_a_front_end_there_is_only_the_delay() -> None:
     assert pool.plan(8.0) == [Drain(first, booting=False)]
 
 
-def test_a_slot_that_is_wanted_again_has_never_left() -> None:
+def test_a_slot_that_is_wanted_again_keeps_its_worker() -> None:
     pool, (_, second) = serving(2, delay=5.0)
     pool.want(1)
     pool.plan(1.0)
@@ -107,11 +107,11 @@ def test_a_slot_that_is_wanted_again_has_never_left() -> None:
 
     assert pool.plan(2.0) == []
     pool.want(1)
-    assert pool.plan(6.0) == [], "the delay begins anew"
+    assert pool.plan(6.0) == [], "the delay begins again"
     assert pool.plan(11.0) == [Drain(second, booting=False)]
 
 
-def test_a_listener_stays_though_its_worker_has_died() -> None:
+def test_an_advertised_listener_stays_after_its_worker_died() -> None:
     pool, (_, second) = serving(2)
     pool.departures.advertised = {1, 2}
     pool.want(1)
@@ -123,12 +123,12 @@ def test_a_listener_stays_though_its_worker_has_died() -> None:
     assert pool.plan(2.0) == [CloseListener(2)]
 
 
-def test_a_stop_waits_for_the_front_end_even_if_no_worker_is_left() -> None:
+def test_a_stop_waits_for_the_front_end_without_workers() -> None:
     pool, (first,) = serving(1, beat=0.0, graceful=20.0)
     pool.departures.advertised = {1}
     pool.stop()
     pool.plan(1.0)
-    gone(pool, first, now=1.0)
+    exit_all(pool, first, now=1.0)
     pool.plan(1.0)
 
     assert (pool.done, pool.next_deadline()) == (False, 21.0)
@@ -137,7 +137,7 @@ def test_a_stop_waits_for_the_front_end_even_if_no_worker_is_left() -> None:
     assert pool.done
 
 
-def test_a_shared_address_leads_to_everybody_but_only_until_the_stop() -> None:
+def test_an_advertised_shared_address_delays_only_a_stop() -> None:
     pool, (first, second) = serving(2)
     pool.departures.advertised = {None}
     pool.want(1)
@@ -149,7 +149,7 @@ def test_a_shared_address_leads_to_everybody_but_only_until_the_stop() -> None:
     assert pool.plan(3.0) == [Drain(first, booting=False)]
 
 
-def test_what_is_to_end_at_once_does() -> None:
+def test_stop_at_once_does_not_wait_for_the_front_end() -> None:
     pool, (first,) = serving(1, delay=60.0)
     pool.departures.advertised = {1, None}
     pool.stop()
@@ -162,7 +162,7 @@ def test_what_is_to_end_at_once_does() -> None:
     assert pool.done
 
 
-def test_workers_of_a_first_boot_have_not_been_announced() -> None:
+def test_workers_of_a_failed_first_boot_drain_at_once() -> None:
     pool = Pool(2, PoolLimits(delay=60.0), lambda: 0.0)
     (first,) = fork(pool, 0.0)
     pool.reports.ready(first.ident, 1.0)
@@ -172,7 +172,7 @@ def test_workers_of_a_first_boot_have_not_been_announced() -> None:
     assert pool.plan(1.0)[0] == Drain(first, booting=False)
 
 
-def test_a_replaced_or_suspended_worker_waits_for_nothing() -> None:
+def test_a_replaced_or_suspended_worker_drains_at_once() -> None:
     pool, (first,) = serving(1, delay=60.0)
     pool.departures.advertised = {1}
     pool.generations.replace(1)
@@ -184,7 +184,7 @@ def test_a_replaced_or_suspended_worker_waits_for_nothing() -> None:
     assert pool.plan(3.0) == [Drain(second, booting=False)]
 
 
-# Who is down.
+# Which slots are down.
 
 
 def test_no_slot_is_down_before_the_announcement() -> None:
@@ -205,11 +205,11 @@ def test_a_new_slot_is_down_until_it_is_ready() -> None:
     assert pool.down_slots() == set()
 
 
-def test_a_slot_that_fails_again_and_again_is_down_until_it_is_ready() -> None:
+def test_a_slot_that_fails_repeatedly_is_down_until_it_is_ready() -> None:
     pool, (_, second) = serving(2)
     crash(pool, second, 1.0)
     (second,) = fork(pool, 1.0)
-    assert pool.down_slots() == set(), "the first time it is back soon, and connections wait"
+    assert pool.down_slots() == set(), "after the first crash the slot is back soon, and connections wait"
     crash(pool, second, 2.0)
     pool.plan(2.0)
     assert pool.down_slots() == {2}
@@ -225,7 +225,7 @@ def test_a_slot_that_fails_again_and_again_is_down_until_it_is_ready() -> None:
     assert pool.down_slots() == set()
 
 
-def test_without_a_ready_worker_connections_may_wait_anywhere() -> None:
+def test_no_slot_is_down_if_no_worker_is_ready() -> None:
     pool, members = serving(2)
     for now in (1.0, 2.0):
         for member in members:
@@ -238,11 +238,11 @@ def test_without_a_ready_worker_connections_may_wait_anywhere() -> None:
     assert pool.down_slots() == set()
 
 
-def test_after_a_suspension_only_the_wanted_are_up() -> None:
+def test_after_a_suspension_only_wanted_slots_are_up() -> None:
     pool, members = serving(3)
     pool.suspend()
     pool.plan(1.0)
-    gone(pool, *members, now=2.0)
+    exit_all(pool, *members, now=2.0)
     assert pool.down_slots() == set()
 
     pool.want(1)
@@ -251,7 +251,7 @@ def test_after_a_suspension_only_the_wanted_are_up() -> None:
     assert pool.down_slots() == {2, 3}
 
 
-def test_a_slot_on_its_way_out_is_down() -> None:
+def test_a_leaving_slot_is_down() -> None:
     pool, _ = serving(2)
     pool.departures.advertised = {1, 2}
     pool.want(1)
@@ -262,12 +262,12 @@ def test_a_slot_on_its_way_out_is_down() -> None:
     assert pool.down_slots() == {None, 1, 2}
 
 
-def test_requests_to_the_old_address_are_answered_while_a_canary_elsewhere_boots() -> None:
+def test_the_old_address_is_served_while_a_canary_boots_at_a_new_one() -> None:
     pool, (first, _) = serving(2, beat=0.0)
     pool.generations.try_worker(1, 2, 1.0)
     (canary,) = fork(pool, 1.0)
     crash(pool, first, 2.0)
-    assert fork(pool, 2.0) == [], "where it has the same address, connections wait for it"
+    assert fork(pool, 2.0) == [], "at the same address, connections wait for the canary"
 
     pool.departures.moved = {1}
     (again,) = fork(pool, 3.0)
@@ -281,8 +281,8 @@ def test_requests_to_the_old_address_are_answered_while_a_canary_elsewhere_boots
     assert Drain(again, booting=False) in pool.plan(7.0)
 
 
-def test_no_worker_is_forked_beside_a_canary_that_stays() -> None:
-    """While it is tried, a slot that moves has another process as well; not any more when its generation is committed."""
+def test_no_worker_is_forked_beside_a_committed_canary() -> None:
+    """A moved slot has a second process while its canary is on trial; not after the generation is committed."""
     pool, (first,) = serving(1, beat=0.0)
     pool.departures.moved = {1}
     canary = pool.generations.try_worker(1, 2, 1.0)
@@ -292,7 +292,7 @@ def test_no_worker_is_forked_beside_a_canary_that_stays() -> None:
     (fork,) = pool.plan(1.0)
     pool.reports.forked(fork.member.ident, 51)
     crash(pool, fork.member, 1.0)
-    assert pool.plan(1.0) == [], "it waits"
+    assert pool.plan(1.0) == [], "the slot backs off"
     pool.reports.ready(canary.ident, 1.1)
     pool.generations.commit(2)
 

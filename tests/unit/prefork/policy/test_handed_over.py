@@ -1,11 +1,11 @@
-"""What a new program goes on with after an upgrade."""
+"""State that a new program takes over in an upgrade."""
 
 from __future__ import annotations
 
 from forkserve.prefork.policy.calls import Calls
 
 
-def test_numbers_of_calls_go_on() -> None:
+def test_the_numbering_of_calls_continues_after_an_upgrade() -> None:
     before, after = Calls(), Calls()
     number = before.export()
     after.adopt(number)

@@ -1,4 +1,4 @@
-"""A history: its events change a pool as they say, survive JSON, and lead a second pool to the same plans."""
+"""A history: its events change a pool, survive JSON, and lead a second pool to the same plans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOWHERE: frozenset[int | None] = frozenset()
 
 
 class Recorded:
-    """A pool whose events are kept as lines; time passes by a second with each plan."""
+    """A pool whose events are recorded as lines; each plan advances the time by a second."""
 
     def __init__(self, wanted: int) -> None:
         self.lines: list[str] = []
@@ -33,7 +33,7 @@ class Recorded:
         return [event.happen(self.pool) for event in events]
 
     def plan(self, advertised: frozenset[int | None] = NOWHERE) -> list[int]:
-        """Plan, and fork what is to be forked; return the members."""
+        """Plan, and fork the planned workers; return their idents."""
         self.now += 1
         (plan,) = self.happen(history.Planned(self.now, advertised, NOWHERE, NOWHERE, NOWHERE))
         assert isinstance(plan, list)
@@ -44,15 +44,15 @@ class Recorded:
         return forked
 
     def boot(self) -> list[int]:
-        """Plan until nothing more is to be forked, and have everything become ready."""
+        """Plan until no more fork is planned, and let each worker become ready."""
         booted: list[int] = []
         while new := self.plan():
             self.happen(*(history.BecameReady(ident, self.now) for ident in new))
             booted += new
         return booted
 
-    def roll(self, commit: Callable[[], None], until: Callable[[Rollout], bool]) -> Rollout:
-        """Reload, as the master does."""
+    def roll_out(self, commit: Callable[[], None], until: Callable[[Rollout], bool]) -> Rollout:
+        """Reload as the master does."""
         self.pool.record(history.RolloutBegan(0.0))
         rollout = Rollout(self.pool, 0.0, commit)
         while not until(rollout):
@@ -80,8 +80,8 @@ class Recorded:
         return members, pool.phase, pool.wanted, pool.generations.committed, pool.members.limits
 
 
-def test_the_life_of_a_server() -> None:
-    """A crash, a failed fork, workers that are spent, drain by themselves, break the protocol, or do not answer."""
+def test_the_life_of_a_server_can_be_replayed() -> None:
+    """A crash, a failed fork, workers that are spent, that drain by themselves, that break the protocol or hang."""
     one = Recorded(3)
     first, second, third = one.boot()
     now = one.now
@@ -122,7 +122,7 @@ def test_the_life_of_a_server() -> None:
     assert one.replay().pool.phase is Phase.QUITTING
 
 
-def test_a_reload_with_other_settings() -> None:
+def test_a_reload_with_other_settings_can_be_replayed() -> None:
     one = Recorded(2)
     one.boot()
 
@@ -138,7 +138,7 @@ def test_a_reload_with_other_settings() -> None:
         rollouts.append(rollout)
         return rollout.step.value == "done"
 
-    one.roll(commit, done)
+    one.roll_out(commit, done)
     one.happen(history.Wanted(1))
     for _ in range(3):
         one.plan()
@@ -146,12 +146,12 @@ def test_a_reload_with_other_settings() -> None:
 
     replay = one.replay()
     assert replay.pool.generations.committed == 2
-    for end in range(1, len(one.lines)):  # a history may end anywhere, also while a generation is committed
+    for end in range(1, len(one.lines)):  # a history may end anywhere, also in the middle of a commit
         Replay(map(read_event, one.lines[:end])).run()
     assert "CloseListener 3" in {action for decided in replay.recorded for action in decided.actions}
 
 
-def test_a_reload_whose_settings_are_refused() -> None:
+def test_a_reload_with_refused_settings_can_be_replayed() -> None:
     one = Recorded(1)
     one.boot()
 
@@ -160,13 +160,13 @@ def test_a_reload_whose_settings_are_refused() -> None:
         raise CommandError("no port is free")
 
     with pytest.raises(CommandError):
-        one.roll(commit, lambda _: False)
+        one.roll_out(commit, lambda _: False)
     one.boot()
 
     assert one.replay().pool.generations.committed == 1
 
 
 @pytest.mark.parametrize("line", ["", "[]", "{}", '{"event": "Nothing"}', '{"event": "Forked", "ident": 1}'])
-def test_what_is_no_event(line: str) -> None:
+def test_a_bad_event_line_is_refused(line: str) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         read_event(line)

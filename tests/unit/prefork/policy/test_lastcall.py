@@ -1,4 +1,4 @@
-"""Connections that wait where no worker is ready, by values: who comes for them, and until when."""
+"""Connections queued at a listener without a ready worker, by values: which worker serves them, and until when."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from forkserve.prefork.policy.states import State
 from tests.unit.prefork.policy.test_pool import crash, serving
 
 
-def gone(pool, member, now: float) -> None:
+def exit_worker(pool, member, now: float) -> None:
     pool.exited(member.ident, now, code=0, signal=None)
 
 
 def booting(count: int = 2):
-    """A pool whose last worker has died and boots again, and that one."""
+    """Return a pool whose last worker has died and boots again, and that worker."""
     pool, workers = serving(count, beat=0.0, graceful=20.0)
     crash(pool, workers[-1], 1.0)
     (fork,) = pool.plan(1.0)
@@ -23,7 +23,7 @@ def booting(count: int = 2):
     return pool, fork.member
 
 
-def test_a_worker_may_finish_its_boot_if_connections_wait_for_it() -> None:
+def test_a_booting_worker_stays_if_connections_are_queued() -> None:
     pool, member = booting()
     pool.want(1)
     assert pool.departures.unattended(2.0) == {2}
@@ -32,20 +32,20 @@ def test_a_worker_may_finish_its_boot_if_connections_wait_for_it() -> None:
     assert pool.plan(2.0) == []
     pool.reports.ready(member.ident, 5.0)
     assert pool.plan(5.0) == [Drain(member, booting=False)]
-    assert member.limit == 17.0, "boot and drain together take no longer than a drain"
+    assert member.limit == 17.0, "boot and drain together get the limit of a drain"
     pool.departures.queued = set()
-    gone(pool, member, 6.0)
+    exit_worker(pool, member, 6.0)
     assert pool.plan(6.0) == [CloseListener(2)]
 
 
-def test_if_nobody_waits_it_ends_at_once() -> None:
+def test_a_booting_worker_without_queued_connections_drains_at_once() -> None:
     pool, member = booting()
     pool.want(1)
 
     assert pool.plan(2.0) == [Drain(member, booting=True)]
 
 
-def test_a_client_that_has_gone_is_not_waited_for() -> None:
+def test_a_booting_worker_drains_when_the_queued_client_disconnects() -> None:
     pool, member = booting()
     pool.want(1)
     pool.departures.queued = {2}
@@ -56,7 +56,7 @@ def test_a_client_that_has_gone_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("stop", [True, False])
-def test_a_worker_that_has_just_died_is_forked_once_more(stop: bool) -> None:  # noqa: FBT001 - a parameter
+def test_a_dead_worker_with_queued_connections_is_forked_once_more(stop: bool) -> None:  # noqa: FBT001 - a parameter
     pool, workers = serving(2, beat=0.0, graceful=20.0)
     crash(pool, workers[1], 1.0)
     pool.stop() if stop else pool.want(1)
@@ -67,7 +67,7 @@ def test_a_worker_that_has_just_died_is_forked_once_more(stop: bool) -> None:  #
     assert [one.member.slot for one in forks] == [2]
 
 
-def test_one_that_does_not_boot_is_given_up() -> None:
+def test_the_listener_closes_if_the_worker_does_not_boot() -> None:
     pool, member = booting()
     pool.want(1)
     pool.departures.queued = {2}
@@ -77,7 +77,7 @@ def test_one_that_does_not_boot_is_given_up() -> None:
     assert pool.plan(3.0) == [CloseListener(2)]
 
 
-def test_one_that_boots_too_long_is_given_up() -> None:
+def test_a_worker_that_boots_too_long_drains() -> None:
     pool, member = booting()
     pool.want(1)
     pool.departures.queued = {2}
@@ -88,8 +88,8 @@ def test_one_that_boots_too_long_is_given_up() -> None:
     assert member.deadline == 22.0
 
 
-def test_no_more_than_so_many_come() -> None:
-    """They may be of a kind that leaves what waits."""
+def test_the_number_of_attempts_is_limited() -> None:
+    """A worker class may leave queued connections unserved."""
     pool, member = booting()
     pool.want(1)
     pool.departures.queued = {2}
@@ -101,16 +101,16 @@ def test_no_more_than_so_many_come() -> None:
             pool.reports.forked(member.ident, 80)
         pool.reports.ready(member.ident, 2.0)
         assert pool.plan(2.0) == [Drain(member, booting=False)]
-        gone(pool, member, 2.0)
+        exit_worker(pool, member, 2.0)
     assert pool.plan(2.0) == [CloseListener(2)]
 
 
-def test_connections_queued_at_a_shared_address_without_workers_are_answered_before_the_stop() -> None:
+def test_connections_queued_at_a_shared_address_are_served_before_the_stop() -> None:
     pool, workers = serving(2, beat=0.0, graceful=20.0)
     pool.suspend()
     pool.plan(1.0)
     for member in workers:
-        gone(pool, member, 1.0)
+        exit_worker(pool, member, 1.0)
     assert pool.departures.unattended(1.0) == set(), "the listeners stay"
     assert pool.plan(1.0) == []
     pool.stop()
@@ -119,10 +119,10 @@ def test_connections_queued_at_a_shared_address_without_workers_are_answered_bef
 
     fork, close = pool.plan(2.0)
     assert isinstance(fork, Fork)
-    assert close == CloseListener(2), "nobody waits there"
+    assert close == CloseListener(2), "no connection is queued there"
 
 
-def test_a_slot_that_is_wanted_again_is_no_last_call() -> None:
+def test_a_slot_that_is_wanted_again_boots_normally() -> None:
     pool, member = booting()
     pool.want(1)
     pool.departures.queued = {2}
@@ -135,7 +135,7 @@ def test_a_slot_that_is_wanted_again_is_no_last_call() -> None:
     assert member.state is State.BOOTING
 
 
-def test_it_is_over_at_once_if_it_is_to_stop_at_once() -> None:
+def test_stop_at_once_does_not_wait_for_queued_connections() -> None:
     pool, member = booting()
     pool.want(1)
     pool.departures.queued = {2}

@@ -1,4 +1,4 @@
-"""The pool by values: each test tells a short history with its times."""
+"""The pool by values: each test plays a short history with its times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def forks(actions: list[Action]) -> list[Member]:
 
 
 def fork(pool: Pool, now: float) -> list[Member]:
-    """Plan, and have every fork succeed."""
+    """Plan, and let every fork succeed."""
     members = forks(pool.plan(now))
     for member in members:
         pool.reports.forked(member.ident, 1000 + member.ident)
@@ -32,7 +32,7 @@ def fork(pool: Pool, now: float) -> list[Member]:
 
 
 def serving(wanted: int = 2, now: float = 0.0, **limits: float) -> tuple[Pool, list[Member]]:
-    """A pool after its first boot, whose workers became ready at `now`."""
+    """Return a pool after its first boot, and its workers, which became ready at `now`."""
     pool = make(wanted, **limits)
     boot(pool, now)
     assert Announce(wanted) in pool.plan(now)
@@ -40,7 +40,7 @@ def serving(wanted: int = 2, now: float = 0.0, **limits: float) -> tuple[Pool, l
 
 
 def boot(pool: Pool, now: float) -> None:
-    """Have everything start that is due: the first alone, then the others."""
+    """Fork all planned workers and let them become ready: the first alone, then the others."""
     while members := fork(pool, now):
         for member in members:
             pool.reports.ready(member.ident, now)
@@ -52,7 +52,7 @@ def crash(pool: Pool, member: Member, now: float) -> None:
     pool.exited(member.ident, now, code=None, signal=SIGSEGV)
 
 
-def test_forks_what_is_wanted_once() -> None:
+def test_each_wanted_worker_is_forked_once() -> None:
     pool = make(3)
     first = fork(pool, 0.0)
     pool.reports.ready(first[0].ident, 1.0)
@@ -65,7 +65,7 @@ def test_forks_what_is_wanted_once() -> None:
     assert pool.plan(1.0) == []
 
 
-def test_no_more_are_forked_than_there_are_places_for() -> None:
+def test_no_worker_is_forked_without_a_free_row() -> None:
     pool, _ = serving(2, surge=2)
     pool.capacity.rows = 2
     pool.generations.replace(1)
@@ -76,19 +76,19 @@ def test_no_more_are_forked_than_there_are_places_for() -> None:
 
 
 def test_the_first_worker_boots_alone() -> None:
-    """An app that creates its schema at import must not lose a race against itself."""
+    """An app that creates its schema at import must not do so in several workers at once."""
     pool = make(3)
     (first,) = fork(pool, 0.0)
     assert fork(pool, 1.0) == []
     pool.want(4)
 
     assert fork(pool, 2.0) == []
-    assert pool.next_deadline() == 60.0, "the others wait for it, not for a time"
+    assert pool.next_deadline() == 60.0, "the others wait for the first worker, not for a time"
     pool.reports.ready(first.ident, 3.0)
     assert [one.slot for one in fork(pool, 3.0)] == [2, 3, 4]
 
 
-def test_the_first_of_those_that_come_back_boots_alone() -> None:
+def test_after_a_suspension_the_first_worker_boots_alone() -> None:
     pool, members = serving(3)
     pool.suspend()
     pool.plan(1.0)
@@ -101,8 +101,8 @@ def test_the_first_of_those_that_come_back_boots_alone() -> None:
     assert len(fork(pool, 3.0)) == 2
 
 
-def test_a_first_worker_that_fails_does_not_hold_up_the_others_where_it_is_tried_again() -> None:
-    """Under --reload: one after the other, so that each may have what the first lacked."""
+def test_a_patient_pool_starts_other_workers_while_the_first_one_fails() -> None:
+    """Under --reload the workers start in turn, because a later one may find what the first one lacked."""
     pool = make(2, patient=True)
     (first,) = fork(pool, 0.0)
     pool.exited(first.ident, 1.0, code=3, signal=None)
@@ -113,7 +113,7 @@ def test_a_first_worker_that_fails_does_not_hold_up_the_others_where_it_is_tried
     assert fork(pool, 9.0) == []
 
 
-def test_announces_once_when_all_have_been_ready() -> None:
+def test_the_pool_announces_once_when_all_workers_are_ready() -> None:
     pool = make(2)
     (first,) = fork(pool, 0.0)
     pool.reports.ready(first.ident, 1.0)
@@ -130,7 +130,7 @@ def test_announces_once_when_all_have_been_ready() -> None:
     ("code", "signal", "expected"),
     [(4, None, ExitCode.APP_LOAD), (3, None, ExitCode.BOOT), (0, None, ExitCode.BOOT), (None, SIGSEGV, ExitCode.BOOT)],
 )
-def test_the_first_failure_of_the_first_boot_stops_all(code: int | None, signal: int | None, expected: ExitCode) -> None:
+def test_the_first_failure_in_the_first_boot_stops_all_workers(code: int | None, signal: int | None, expected: ExitCode) -> None:
     pool = make(3)
     (first,) = fork(pool, 0.0)
     pool.reports.ready(first.ident, 1.0)
@@ -178,7 +178,7 @@ def test_a_stop_during_the_first_boot_is_no_failure() -> None:
     assert pool.exit_code is ExitCode.OK
 
 
-def test_a_term_from_outside_during_the_first_boot_is_no_failure() -> None:
+def test_a_worker_terminated_from_outside_in_the_first_boot_is_forked_again() -> None:
     pool = make(1)
     (member,) = fork(pool, 0.0)
 
@@ -188,7 +188,7 @@ def test_a_term_from_outside_during_the_first_boot_is_no_failure() -> None:
     assert pool.phase is Phase.FIRST_BOOT
 
 
-def test_boot_timeout_in_the_first_boot() -> None:
+def test_a_boot_timeout_in_the_first_boot_ends_the_server() -> None:
     pool = make(1, boot=60.0)
     (member,) = fork(pool, 0.0)
 
@@ -199,7 +199,7 @@ def test_boot_timeout_in_the_first_boot() -> None:
     assert pool.exit_code is ExitCode.BOOT
 
 
-def test_the_first_crash_is_replaced_at_once_and_then_ever_later() -> None:
+def test_the_first_crash_is_replaced_at_once_and_later_ones_with_growing_delays() -> None:
     pool, (member,) = serving(1)
     now, delays = 1.0, []
     for _ in range(10):
@@ -224,7 +224,7 @@ def test_jitter_shortens_a_delay_by_a_quarter_at_most() -> None:
     assert pool.next_deadline() == 1.0 + 0.5 * 0.75
 
 
-def test_a_slot_heals() -> None:
+def test_a_slot_that_was_stable_is_replaced_at_once_again() -> None:
     pool, (member,) = serving(1)
     crash(pool, member, 1.0)
     (member,) = fork(pool, 1.0)
@@ -237,7 +237,7 @@ def test_a_slot_heals() -> None:
     assert [one.slot for one in fork(pool, 30.0)] == [1]
 
 
-def test_degraded_while_a_slot_waits() -> None:
+def test_the_pool_is_degraded_while_a_slot_backs_off() -> None:
     pool, (member, _) = serving(2)
     crash(pool, member, 1.0)
     (member,) = fork(pool, 1.0)
@@ -254,18 +254,18 @@ def test_degraded_while_a_slot_waits() -> None:
     assert not pool.degraded
 
 
-def test_a_term_from_outside_is_replaced_without_delay_however_often() -> None:
+def test_a_worker_terminated_from_outside_is_replaced_without_delay_every_time() -> None:
     pool, (member,) = serving(1)
     for now in (1.0, 2.0, 3.0, 4.0):
         pool.reports.draining(member.ident, now)
-        (successor,) = fork(pool, now)  # by the surge, while the old one still drains
+        (successor,) = fork(pool, now)  # uses the surge while the old worker still drains
         pool.reports.ready(successor.ident, now)
         assert not pool.exited(member.ident, now + 0.5, code=0, signal=None)
         assert fork(pool, now + 0.5) == []
         member = successor
 
 
-def test_a_fork_that_fails_later_is_tried_again_with_delay() -> None:
+def test_a_fork_that_fails_later_is_retried_with_a_delay() -> None:
     pool, (member,) = serving(1)
     crash(pool, member, 1.0)
     (member,) = forks(pool.plan(1.0))
@@ -276,14 +276,14 @@ def test_a_fork_that_fails_later_is_tried_again_with_delay() -> None:
     assert len(fork(pool, 1.5)) == 1
 
 
-def test_a_worker_without_a_beat_is_dumped_then_killed_then_replaced() -> None:
+def test_a_stuck_worker_is_dumped_killed_and_replaced() -> None:
     pool, (member,) = serving(1, beat=30.0)
     pool.reports.beat(member.ident, 10.0)
 
     assert pool.next_deadline() == 40.0
     assert pool.plan(39.9) == []
     assert pool.plan(40.0) == [DumpStacks(member)]
-    assert pool.plan(41.9) == [], "a second for it to answer, and another one until the system has made it"
+    assert pool.plan(41.9) == [], "a second for the worker to react, and another one to write the stacks"
     assert pool.plan(42.0) == [Kill(member, dumped=True)]
     assert pool.exited(member.ident, 42.1, code=None, signal=9)
     end = pool.members.last_exit(1)
@@ -295,7 +295,7 @@ def test_a_worker_without_a_beat_is_dumped_then_killed_then_replaced() -> None:
 def test_a_worker_that_has_written_its_stacks_is_killed_at_once() -> None:
     pool, (member,) = serving(1, beat=30.0)
     pool.reports.dumped(member.ident, 29.0)
-    assert pool.plan(29.0) == [], "nobody has asked it"
+    assert pool.plan(29.0) == [], "no stacks were requested"
     assert pool.plan(30.0) == [DumpStacks(member)]
 
     pool.reports.dumped(member.ident, 30.1)
@@ -303,14 +303,14 @@ def test_a_worker_that_has_written_its_stacks_is_killed_at_once() -> None:
     assert pool.plan(30.2) == [Kill(member, dumped=True)]
 
 
-def test_a_beat_from_before_ready_does_not_count() -> None:
+def test_a_heartbeat_from_before_ready_does_not_count() -> None:
     pool, (member,) = serving(1, now=5.0, beat=30.0)
     pool.reports.beat(member.ident, 4.0)
 
     assert pool.next_deadline() == 35.0
 
 
-def test_no_limit_is_no_deadline() -> None:
+def test_without_limits_there_is_no_deadline() -> None:
     pool, (member,) = serving(1, beat=0.0, graceful=0.0)
     assert pool.next_deadline() is None
     pool.stop()
@@ -319,7 +319,7 @@ def test_no_limit_is_no_deadline() -> None:
     assert pool.next_deadline() is None
 
 
-def test_a_process_that_sigkill_does_not_end_is_given_up() -> None:
+def test_a_process_that_survives_sigkill_is_given_up() -> None:
     pool, (member,) = serving(1, graceful=5.0)
     pool.stop()
     pool.plan(0.0)
@@ -330,7 +330,7 @@ def test_a_process_that_sigkill_does_not_end_is_given_up() -> None:
     assert pool.done
 
 
-def test_a_late_master_renews_all_deadlines_once() -> None:
+def test_a_delayed_master_renews_all_deadlines_once() -> None:
     pool, members = serving(2, beat=30.0)
     late = 30.0 + LATE + 50.0
 
@@ -339,7 +339,7 @@ def test_a_late_master_renews_all_deadlines_once() -> None:
     assert pool.plan(late + 30.0 + LATE + 50.0) == [DumpStacks(one) for one in members]
 
 
-def test_a_beat_after_the_renewal_makes_a_new_one_possible() -> None:
+def test_a_heartbeat_after_the_renewal_allows_another_one() -> None:
     pool, (member,) = serving(1, beat=30.0)
     pool.plan(100.0)
     pool.reports.beat(member.ident, 110.0)
@@ -357,7 +357,7 @@ def test_stop_at_once_kills_without_stacks() -> None:
     assert pool.plan(1.1) == []
 
 
-def test_scaling_up_and_down() -> None:
+def test_scaling_up_forks_and_scaling_down_drains_and_closes_listeners() -> None:
     pool, (first, second) = serving(2)
     pool.want(3)
     (third,) = fork(pool, 1.0)
@@ -373,7 +373,7 @@ def test_scaling_up_and_down() -> None:
     assert pool.members.workers() == [first, third]
 
 
-def test_suspend_keeps_the_listeners_and_more_brings_workers_back() -> None:
+def test_suspend_keeps_the_listeners_until_workers_are_wanted_again() -> None:
     pool, members = serving(2)
     pool.suspend()
     assert pool.plan(1.0) == [Drain(one, booting=False) for one in members]
@@ -388,7 +388,7 @@ def test_suspend_keeps_the_listeners_and_more_brings_workers_back() -> None:
     assert [one for one in pool.plan(2.1) if isinstance(one, CloseListener)] == [CloseListener(2)]
 
 
-def test_shared_listeners_close_when_the_last_worker_has_released_them() -> None:
+def test_a_shared_listener_closes_when_the_last_worker_has_released_it() -> None:
     pool, (first, second) = serving(2)
     pool.stop()
     pool.plan(1.0)
@@ -399,7 +399,7 @@ def test_shared_listeners_close_when_the_last_worker_has_released_them() -> None
     assert pool.plan(1.2) == [CloseListener(None), CloseListener(2)]
 
 
-def test_replacing_starts_before_it_drains() -> None:
+def test_a_replacement_is_ready_before_the_old_worker_drains() -> None:
     pool, (first, second) = serving(2)
     pool.generations.committed = 2
     pool.generations.replace(1)
@@ -414,7 +414,7 @@ def test_replacing_starts_before_it_drains() -> None:
     assert pool.members.workers() == [successor, second]
 
 
-def test_replacing_two_takes_turns_within_the_surge() -> None:
+def test_two_replacements_take_turns_within_the_surge() -> None:
     pool, (first, _) = serving(2)
     pool.generations.replace(1)
     pool.generations.replace(2)
@@ -427,7 +427,7 @@ def test_replacing_two_takes_turns_within_the_surge() -> None:
     assert (successor.slot, other.slot) == (1, 2)
 
 
-def test_a_successor_that_fails_leaves_the_old_one_serving() -> None:
+def test_a_failed_replacement_keeps_the_old_worker_serving() -> None:
     pool, (first,) = serving(1)
     pool.generations.replace(1)
     (successor,) = fork(pool, 1.0)
@@ -438,7 +438,7 @@ def test_a_successor_that_fails_leaves_the_old_one_serving() -> None:
     assert pool.exit_code is ExitCode.OK
 
 
-def test_what_the_table_does_not_hold_ends_the_worker() -> None:
+def test_an_event_that_is_not_in_the_table_kills_the_worker() -> None:
     pool, (member,) = serving(1)
     pool.reports.ready(member.ident, 1.0)
 
@@ -446,7 +446,7 @@ def test_what_the_table_does_not_hold_ends_the_worker() -> None:
     assert member.reason == "ready while ready"
 
 
-def test_an_order_for_a_process_that_has_ended_is_dropped() -> None:
+def test_an_action_for_an_exited_process_is_dropped() -> None:
     pool, (member,) = serving(1)
     pool.members.protocol_violation(member.ident, "broken channel", 1.0)
     pool.exited(member.ident, 1.0, code=0, signal=None)
@@ -454,7 +454,7 @@ def test_an_order_for_a_process_that_has_ended_is_dropped() -> None:
     assert [type(one) for one in pool.plan(1.0)] == [Fork]
 
 
-def test_news_of_the_dead_is_ignored() -> None:
+def test_reports_of_an_exited_worker_are_ignored() -> None:
     pool, (member,) = serving(1)
     crash(pool, member, 1.0)
 
@@ -467,7 +467,7 @@ def test_news_of_the_dead_is_ignored() -> None:
     assert member.state is State.GONE
 
 
-def test_the_table_leads_from_every_state_to_gone_by_deadlines_alone() -> None:
+def test_deadlines_alone_lead_from_every_state_to_gone() -> None:
     for state in (State.BOOTING, State.READY, State.DRAINING):
         seen = [state]
         while seen[-1] is not State.GONE:
@@ -475,7 +475,7 @@ def test_the_table_leads_from_every_state_to_gone_by_deadlines_alone() -> None:
         assert seen[1:] == [State.DUMPING, State.KILLED, State.GONE]
 
 
-def test_a_crash_loop_of_hours_forks_rarely() -> None:
+def test_a_long_crash_loop_forks_rarely() -> None:
     pool, (member,) = serving(1)
     times = [0.0]
     crash(pool, member, 0.0)
@@ -490,7 +490,7 @@ def test_a_crash_loop_of_hours_forks_rarely() -> None:
     assert max(later - earlier for earlier, later in pairwise(times)) <= LONGEST_DELAY
 
 
-def test_two_that_are_to_be_replaced_leave_room_for_the_third() -> None:
+def test_two_outdated_workers_leave_room_for_the_third() -> None:
     pool, (first,) = serving(1, surge=1)
     pool.generations.replace(1)
     (second,) = fork(pool, 0.0)
@@ -506,34 +506,34 @@ def test_two_that_are_to_be_replaced_leave_room_for_the_third() -> None:
     assert [one.member for one in pool.plan(3.0) if isinstance(one, Drain)] == [second]
 
 
-# Requests that are enough (--max-requests).
+# Workers at their limit of requests (--max-requests).
 
 
-def test_one_that_is_spent_serves_until_its_successor_is_ready() -> None:
+def test_a_spent_worker_serves_until_its_replacement_is_ready() -> None:
     pool, (first, _) = serving(2)
     assert pool.reports.spent(first.ident, full=False)
     (new,) = fork(pool, 1.0)
-    assert not pool.reports.spent(first.ident, full=True), "it is known already"
+    assert not pool.reports.spent(first.ident, full=True), "the pool knows it already"
     assert pool.plan(1.0) == []
     pool.reports.ready(new.ident, 2.0)
 
     assert pool.plan(2.0) == [Drain(first, booting=False)]
     assert pool.is_relieved(first)
     pool.stop()
-    assert not pool.is_relieved(first), "nobody accepts there any more"
+    assert not pool.is_relieved(first), "after a stop no worker accepts there"
 
 
-def test_those_that_take_no_more_have_more_room_than_those_that_serve() -> None:
+def test_full_workers_have_more_room_for_replacements() -> None:
     pool, members = serving(3, surge=1, lingering=1)
     for member in members:
         pool.reports.spent(member.ident, full=False)
     assert len(fork(pool, 1.0)) == 1
     for member in members:
         pool.reports.spent(member.ident, full=True)
-    assert len(fork(pool, 1.0)) == 1, "never more than are wanted, the surge, and those that may linger"
+    assert len(fork(pool, 1.0)) == 1, "at most the wanted workers, the surge and the lingering ones"
 
 
-def test_a_successor_that_fails_lets_the_old_one_serve_on() -> None:
+def test_a_failed_replacement_lets_a_full_worker_serve_on() -> None:
     pool, (first,) = serving(1)
     pool.reports.spent(first.ident, full=True)
     (new,) = fork(pool, 1.0)
@@ -542,17 +542,17 @@ def test_a_successor_that_fails_lets_the_old_one_serve_on() -> None:
     (again,) = forks(actions)
     assert ServeOn(first) in actions
     pool.reports.forked(again.ident, 2000)
-    assert not pool.reports.spent(first.ident, full=True), "it had said so before it was told"
+    assert not pool.reports.spent(first.ident, full=True), "the report was sent before the worker got ServeOn"
     pool.exited(again.ident, 3.0, code=4, signal=None)
-    assert pool.plan(3.0) == [], "it is told once, and the next try waits"
+    assert pool.plan(3.0) == [], "ServeOn is sent once, and the next attempt backs off"
     (healed,) = fork(pool, 4.0)
     pool.reports.ready(healed.ident, 5.0)
 
     assert pool.plan(5.0) == [Drain(first, booting=False)]
 
 
-def test_a_successor_that_is_not_good_enough_is_no_failure_of_others() -> None:
-    """`restart` of a slot that fails keeps its old one; if that is spent, it is replaced all the same."""
+def test_a_cancelled_replacement_of_a_spent_worker_is_forked_again() -> None:
+    """A failed `restart` keeps the old worker; a spent one is replaced anyway."""
     pool, (first,) = serving(1)
     pool.reports.spent(first.ident, full=False)
     (new,) = fork(pool, 1.0)

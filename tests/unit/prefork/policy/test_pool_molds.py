@@ -1,4 +1,4 @@
-"""Molds in the pool, and reloads with them, by values: each test tells a short history."""
+"""Molds in the pool, and reloads with molds, by values: each test plays a short history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from forkserve.prefork.policy.states import MOLD, MOLD_GRACE, Member, PoolLimits
 
 
 class Fleet:
-    """A pool whose molds fork at once."""
+    """A pool whose molds fork workers at once."""
 
     def __init__(self, wanted: int, **limits: float) -> None:
         self.now = 100.0
@@ -30,14 +30,14 @@ class Fleet:
         return actions
 
     def forks(self) -> list[tuple[int, int]]:
-        """Plan; return slot and generation of what was forked."""
+        """Plan; return the slot and generation of each forked process."""
         return [(one.member.slot, one.member.generation) for one in self.plan() if isinstance(one, Fork)]
 
     def ready(self, *members: Member) -> None:
         for member in members:
             self.pool.reports.ready(member.ident, self.now)
 
-    def ends(self, member: Member, code: int | None = 0) -> None:
+    def exit(self, member: Member, code: int | None = 0) -> None:
         self.pool.exited(member.ident, self.now, code=code, signal=9 if code is None else None, why="its reason")
 
     def mold(self, generation: int = 1) -> Member:
@@ -48,12 +48,12 @@ class Fleet:
         return [one for one in self.pool.members.workers() if one.state is state and generation in (None, one.generation)]
 
     def reload(self) -> None:
-        """Begin one, up to where its mold boots."""
+        """Begin a reload, up to the boot of its mold."""
         self.rollout = Rollout(self.pool, 1.0, lambda: None)
         assert self.forks() == [(MOLD, 2)]
 
-    def roll(self) -> None:
-        """Commit it: the first worker is replaced."""
+    def commit(self) -> None:
+        """Commit a reload: the first worker is replaced."""
         self.reload()
         self.ready(self.mold(2))
         assert self.forks() == [(1, 2)]
@@ -62,7 +62,7 @@ class Fleet:
         self.now += 1.0
         (drain,) = self.plan()
         assert isinstance(drain, Drain)
-        self.ends(drain.member)
+        self.exit(drain.member)
 
 
 @pytest.fixture
@@ -77,11 +77,11 @@ def fleet() -> Fleet:
     return found
 
 
-def test_the_mold_comes_first() -> None:
+def test_the_mold_is_forked_before_the_workers() -> None:
     fleet = Fleet(2)
 
     assert fleet.forks() == [(MOLD, 1)]
-    assert fleet.pool.next_deadline() == fleet.now + 60  # it boots, and nobody else waits for a time
+    assert fleet.pool.next_deadline() == fleet.now + 60  # the boot of the mold is the only deadline
     fleet.ready(fleet.mold())
     assert fleet.forks() == [(1, 1), (2, 1)]
     assert fleet.pool.members.processes == 2
@@ -89,18 +89,18 @@ def test_the_mold_comes_first() -> None:
 
 
 @pytest.mark.parametrize(("code", "expected"), [(4, ExitCode.APP_LOAD), (3, ExitCode.BOOT), (None, ExitCode.BOOT)])
-def test_one_that_fails_in_the_first_boot_ends_it(code: int | None, expected: ExitCode) -> None:
+def test_a_mold_that_fails_in_the_first_boot_ends_the_server(code: int | None, expected: ExitCode) -> None:
     fleet = Fleet(2)
     fleet.plan()
-    fleet.ends(fleet.mold(), code)
+    fleet.exit(fleet.mold(), code)
     fleet.plan()
     assert fleet.pool.done
     assert fleet.pool.exit_code is expected
 
 
-def test_workers_wait_for_one_that_has_gone(fleet: Fleet) -> None:
-    fleet.ends(fleet.mold(), None)
-    fleet.ends(fleet.workers(State.READY)[0], None)
+def test_workers_wait_for_a_dead_mold_to_be_replaced(fleet: Fleet) -> None:
+    fleet.exit(fleet.mold(), None)
+    fleet.exit(fleet.workers(State.READY)[0], None)
 
     assert fleet.forks() == [(MOLD, 1)]
     assert fleet.pool.degraded
@@ -108,18 +108,18 @@ def test_workers_wait_for_one_that_has_gone(fleet: Fleet) -> None:
     assert fleet.forks() == [(1, 1)]
 
 
-def test_one_that_keeps_failing_is_tried_ever_more_slowly(fleet: Fleet) -> None:
+def test_a_failing_mold_is_retried_with_growing_delays(fleet: Fleet) -> None:
     delays = []
     for _ in range(4):
-        fleet.ends(fleet.mold(), 4)
+        fleet.exit(fleet.mold(), 4)
         delays.append(fleet.mold().limit if not fleet.forks() else 0.0)
         fleet.now += delays[-1]
         fleet.plan()
     assert delays == [0.0, 0.5, 1.0, 2.0]
 
 
-def test_an_order_that_is_not_carried_out_in_time_is_the_end_of_its_mold(fleet: Fleet) -> None:
-    fleet.ends(fleet.workers(State.READY)[0], None)
+def test_a_mold_that_does_not_fork_in_time_is_killed(fleet: Fleet) -> None:
+    fleet.exit(fleet.workers(State.READY)[0], None)
     (fork,) = fleet.pool.plan(fleet.now)
     assert isinstance(fork, Fork)
     assert fleet.pool.next_deadline() == fleet.now + ORDER_TIME
@@ -128,25 +128,25 @@ def test_an_order_that_is_not_carried_out_in_time_is_the_end_of_its_mold(fleet: 
 
     fleet.pool.reports.beat(mold.ident, fleet.now)
     assert fleet.plan() == [Kill(mold, dumped=False), GiveUp(fork.member)]
-    fleet.ends(mold, None)
+    fleet.exit(mold, None)
     assert fleet.forks() == [(MOLD, 1)]
 
 
-def test_at_a_stop_it_ends_with_the_workers(fleet: Fleet) -> None:
+def test_a_stop_drains_the_mold_with_the_workers(fleet: Fleet) -> None:
     fleet.pool.stop()
 
     assert {action.member.slot for action in fleet.plan() if isinstance(action, Drain)} == {MOLD, 1, 2}
     assert fleet.mold().limit == MOLD_GRACE
 
 
-def test_without_workers_it_stays(fleet: Fleet) -> None:
+def test_the_mold_stays_without_workers(fleet: Fleet) -> None:
     fleet.pool.suspend()
     fleet.plan()
     assert fleet.mold().state is State.READY
 
 
-def test_the_old_one_lives_until_all_are_replaced(fleet: Fleet) -> None:
-    fleet.roll()
+def test_the_old_mold_stays_until_all_workers_are_replaced(fleet: Fleet) -> None:
+    fleet.commit()
 
     assert fleet.forks() == [(2, 2)]
     fleet.ready(*fleet.workers(State.BOOTING))
@@ -154,20 +154,20 @@ def test_the_old_one_lives_until_all_are_replaced(fleet: Fleet) -> None:
     assert isinstance(drain, Drain)
     assert drain.member.slot == 2
     assert fleet.mold(1).state is State.READY
-    fleet.ends(drain.member)
+    fleet.exit(drain.member)
     assert fleet.plan() == [Drain(fleet.mold(1), booting=False)]
     assert fleet.rollout is None
 
 
-def test_a_respawn_meanwhile_is_of_the_committed_generation(fleet: Fleet) -> None:
+def test_a_replacement_during_a_reload_is_of_the_committed_generation(fleet: Fleet) -> None:
     fleet.reload()
-    fleet.ends(fleet.workers(State.READY)[1], None)
+    fleet.exit(fleet.workers(State.READY)[1], None)
     assert fleet.forks() == [(2, 1)]
 
 
-def test_a_new_one_that_fails_changes_nothing(fleet: Fleet) -> None:
+def test_a_new_mold_that_fails_changes_nothing(fleet: Fleet) -> None:
     fleet.reload()
-    fleet.ends(fleet.mold(2), 4)
+    fleet.exit(fleet.mold(2), 4)
 
     with pytest.raises(CommandError, match="the new mold failed to boot: its reason; nothing was changed"):
         fleet.plan()
@@ -176,12 +176,12 @@ def test_a_new_one_that_fails_changes_nothing(fleet: Fleet) -> None:
     assert [(one.generation, one.outdated) for one in fleet.workers(State.READY)] == [(1, False)] * 2
 
 
-def test_a_canary_that_fails_takes_its_mold_with_it(fleet: Fleet) -> None:
+def test_a_failed_canary_drains_its_mold(fleet: Fleet) -> None:
     fleet.reload()
     mold = fleet.mold(2)
     fleet.ready(mold)
     fleet.plan()
-    fleet.ends(fleet.workers(State.BOOTING)[0], 3)
+    fleet.exit(fleet.workers(State.BOOTING)[0], 3)
 
     with pytest.raises(CommandError, match="the new worker 1 failed to boot: its reason; nothing was changed"):
         fleet.plan()
@@ -189,12 +189,12 @@ def test_a_canary_that_fails_takes_its_mold_with_it(fleet: Fleet) -> None:
     assert fleet.plan() == [Drain(mold, booting=False)]
 
 
-@pytest.mark.parametrize("who", ["worker", "mold"])
-def test_a_failure_half_way_puts_the_old_generation_back(fleet: Fleet, who: str) -> None:
-    fleet.roll()
+@pytest.mark.parametrize("kind", ["worker", "mold"])
+def test_a_failure_after_the_commit_restores_the_old_generation(fleet: Fleet, kind: str) -> None:
+    fleet.commit()
     assert fleet.forks() == [(2, 2)]
-    fleet.ends(fleet.workers(State.BOOTING)[0] if who == "worker" else fleet.mold(2), 1)
-    with pytest.raises(CommandError, match=f"the new {who}.* failed: its reason; the previous generation is restored"):
+    fleet.exit(fleet.workers(State.BOOTING)[0] if kind == "worker" else fleet.mold(2), 1)
+    with pytest.raises(CommandError, match=f"the new {kind}.* failed: its reason; the previous generation is restored"):
         fleet.plan()
     fleet.rollout = None
 
@@ -203,7 +203,7 @@ def test_a_failure_half_way_puts_the_old_generation_back(fleet: Fleet, who: str)
         fleet.ready(*fleet.workers(State.BOOTING))
         fleet.plan()
         for member in fleet.workers(State.DRAINING):
-            fleet.ends(member)
+            fleet.exit(member)
     assert [(one.slot, one.generation, one.state) for one in fleet.pool.members.workers()] == [
         (1, 1, State.READY),
         (2, 1, State.READY),
@@ -213,11 +213,11 @@ def test_a_failure_half_way_puts_the_old_generation_back(fleet: Fleet, who: str)
     ]
 
 
-def test_without_workers_the_new_one_alone_is_tried(fleet: Fleet) -> None:
+def test_without_workers_a_reload_replaces_the_mold_only(fleet: Fleet) -> None:
     fleet.pool.suspend()
     fleet.plan()
     for member in fleet.workers(State.DRAINING):
-        fleet.ends(member)
+        fleet.exit(member)
     fleet.reload()
     assert fleet.pool.generations.committed == 1
     fleet.ready(fleet.mold(2))

@@ -1,4 +1,4 @@
-"""What the pool promises, whatever happens: properties over random histories, without a process."""
+"""Guarantees of the pool as properties over random histories, without a process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIVING = (State.BOOTING, State.READY, State.DRAINING)
 
 
 class History(RuleBasedStateMachine):
-    """A master that does what the pool plans, and workers that do anything at any time."""
+    """A master that carries out the plans of the pool, and workers that do anything at any time."""
 
     preload = False
 
@@ -43,32 +43,33 @@ class History(RuleBasedStateMachine):
         self.were_ready: set[int] = set()
         self.spent: set[int] = set()
         self.kept, self.delay = wanted, delay
-        self.leaving: dict[int | None, tuple[float, float | None]] = {}  # since when, and since when nobody is sent there
+        # For each slot: the time when it began to leave, and the time since which no client is sent there.
+        self.leaving: dict[int | None, tuple[float, float | None]] = {}
         self.open: set[int | None] = {None, *range(1, wanted + 1)}
-        self.ends: defaultdict[int | None, int] = defaultdict(int)  # of processes, since the slot is to be closed
-        self.failed: defaultdict[int | None, bool] = defaultdict(bool)  # one of them had not been ready
+        self.ends: defaultdict[int | None, int] = defaultdict(int)  # exits of processes since the slot is to be closed
+        self.failed: defaultdict[int | None, bool] = defaultdict(bool)  # one of these processes was never ready
         self.forks_fail = False
         self.pids = 100
         self.reconcile()
 
     def reconcile(self) -> list[Action]:
-        """Do what the master does before it waits."""
+        """Carry out plans as the master does before it waits."""
         performed: list[Action] = []
-        # A fork that fails is planned again at once, but only the first time.
+        # A failed fork is planned again at once, but only the first time.
         for _ in range(20):
-            self.see_who_leaves()
+            self.update_leaving()
             self.was_public = self.pool.departures.public
             actions = self.pool.plan(self.now)
-            self.may_go = {slot for slot in self.open if self.has_left(slot)}
-            self.see_who_leaves()  # the server may just have been announced, and the next plan goes by that
+            self.may_go = {slot for slot in self.open if self.has_waited_long_enough(slot)}
+            self.update_leaving()  # the server may just have been announced, which affects the next plan
             assert self.pool.plan(self.now) == []
             if not actions:
                 break
             if any(isinstance(action, Fork) for action in actions):
                 forked = [action.member for action in actions if isinstance(action, Fork)]
-                assert self.pool.phase < Phase.STOPPING or all(map(self.is_waited_for, forked))
+                assert self.pool.phase < Phase.STOPPING or all(map(self.serves_queued_connections, forked))
                 for member in forked:
-                    self.there_is_room_for(member)
+                    self.check_room_for(member)
                 assert sum(mold.exists for mold in self.pool.members.molds()) <= 2
             for action in actions:
                 self.perform(action)
@@ -83,13 +84,13 @@ class History(RuleBasedStateMachine):
         return performed
 
     def most(self, wanted: int) -> int:
-        """How many processes there may be."""
+        """Return the maximum number of processes."""
         return wanted + self.surge + (wanted if self.lingering is None else self.lingering)
 
-    def there_is_room_for(self, member: Member) -> None:
-        """A worker was just forked: never are there more than are wanted, the surge, and those that linger.
+    def check_room_for(self, member: Member) -> None:
+        """Check after a fork that there are no more workers than the wanted ones, the surge and the lingering ones.
 
-        Where it replaces one that still serves, those that do not linger are no more than are wanted, and the surge.
+        If the new worker replaces one that still serves, the workers that do not linger are at most the wanted ones and the surge.
         """
         if member.slot == MOLD:
             return
@@ -104,7 +105,7 @@ class History(RuleBasedStateMachine):
 
     @property
     def ever_ready(self) -> bool:
-        """Whether a slot that is wanted has had a ready worker since it is."""
+        """Whether a wanted slot has had a ready worker since it is wanted."""
         return bool(self.were_ready & {*range(1, self.pool.wanted + 1)})
 
     def become_ready(self, member: Member) -> None:
@@ -150,14 +151,14 @@ class History(RuleBasedStateMachine):
                 holders = [one for one in self.pool.members.workers() if one.exists and not one.released]
                 assert not any(slot in (None, one.slot) for one in holders)
 
-    def is_waited_for(self, member: Member) -> bool:
-        """Whether connections wait in a queue that is to be closed, and this is the one who accepts there, or is forked from."""
+    def serves_queued_connections(self, member: Member) -> bool:
+        """Whether connections are queued at a listener that is to be closed, and this worker accepts there, or this mold forks it."""
         return (
             bool(self.pool.departures.queued) if member.slot == MOLD else bool({None, member.slot} & self.pool.departures.queued)
         )
 
     def may_close(self, slot: int | None) -> bool:
-        """Nobody waits there; or time is over, or those who came for them have failed."""
+        """Whether no connection is queued there, the time is over, or the workers forked for the queue have failed."""
         if slot not in self.pool.departures.queued or not (self.was_public and self.pool.departures.public):
             return True
         known = self.leaving[slot][1]
@@ -165,7 +166,7 @@ class History(RuleBasedStateMachine):
         return self.now >= known + self.delay + 0.75 * LIMITS.graceful or self.failed[slot] or self.ends[slot] >= 2
 
     def ended(self, member: Member) -> None:
-        """A worker has ended, or was not forked."""
+        """Record that a worker has exited, or was not forked."""
         for slot in (None, member.slot):
             self.ends[slot] += 1
             if member.ready_at is None:
@@ -175,11 +176,11 @@ class History(RuleBasedStateMachine):
         self.pids += 1
         self.pool.reports.forked(ident, self.pids)
 
-    def everybody(self) -> list[Member]:
+    def all_members(self) -> list[Member]:
         return [*self.pool.members.workers(), *self.pool.members.molds()]
 
-    def some(self, number: int, *states: State) -> Member | None:
-        found = [one for one in self.everybody() if one.pid and one.state in states]
+    def pick_member(self, number: int, *states: State) -> Member | None:
+        found = [one for one in self.all_members() if one.pid and one.state in states]
         return found[number % len(found)] if found else None
 
     @rule(fails=st.booleans())
@@ -196,7 +197,7 @@ class History(RuleBasedStateMachine):
             else:
                 self.fork(member.ident)
 
-    def see_who_leaves(self) -> None:
+    def update_leaving(self) -> None:
         stopping = self.pool.phase >= Phase.STOPPING
         kept = 0 if stopping else self.kept
         gone = (
@@ -212,8 +213,8 @@ class History(RuleBasedStateMachine):
         for slot in (self.ends.keys() | self.failed.keys()) - gone:
             self.ends[slot], self.failed[slot] = 0, False
 
-    def has_left(self, slot: int | None) -> bool:
-        """Nobody is sent there, or hears of it too late; and that for long enough."""
+    def has_waited_long_enough(self, slot: int | None) -> bool:
+        """Whether no client was sent there, or the front end did not react in time, for long enough."""
         known = self.leaving[slot][1] if slot in self.leaving else self.now - self.delay
         return known is not None and self.now >= known + self.delay
 
@@ -224,7 +225,7 @@ class History(RuleBasedStateMachine):
 
     @rule(slots=st.sets(st.sampled_from([None, 1, 2, 3, 4, 5])))
     def connections_wait(self, slots: set[int | None]) -> None:
-        """In queues where nobody accepts."""
+        """Connections wait in queues where no worker accepts."""
         self.pool.departures.queued = slots
         self.reconcile()
 
@@ -235,13 +236,13 @@ class History(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 9))
     def a_worker_becomes_ready(self, number: int) -> None:
-        if member := self.some(number, State.BOOTING, State.DRAINING, State.DUMPING, State.KILLED):
+        if member := self.pick_member(number, State.BOOTING, State.DRAINING, State.DUMPING, State.KILLED):
             self.become_ready(member)
         self.reconcile()
 
     @rule(number=st.integers(0, 9), code=st.sampled_from([0, 1, 3, 4, None]))
     def a_process_ends(self, number: int, code: int | None) -> None:
-        if member := self.some(number, *LIVING, State.DUMPING, State.KILLED):
+        if member := self.pick_member(number, *LIVING, State.DUMPING, State.KILLED):
             signal = 9 if code is None else None
             self.ended(member)
             self.pool.exited(member.ident, self.now, code=code, signal=signal)
@@ -250,40 +251,40 @@ class History(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 9))
     def a_worker_is_terminated(self, number: int) -> None:
-        if member := self.some(number, State.BOOTING, State.READY, State.DRAINING):
+        if member := self.pick_member(number, State.BOOTING, State.READY, State.DRAINING):
             self.pool.reports.draining(member.ident, self.now)
         self.reconcile()
 
     @rule(number=st.integers(0, 9))
     def a_worker_says_ready_twice(self, number: int) -> None:
-        if member := self.some(number, State.READY):
+        if member := self.pick_member(number, State.READY):
             self.pool.reports.ready(member.ident, self.now)
             assert member.state is State.KILLED
         self.reconcile()
 
     @rule(number=st.integers(0, 9))
     def a_worker_releases(self, number: int) -> None:
-        if member := self.some(number, State.DRAINING):
+        if member := self.pick_member(number, State.DRAINING):
             self.pool.reports.released(member.ident)
         self.reconcile()
 
     @rule(number=st.integers(0, 9))
     def a_worker_lingers(self, number: int) -> None:
-        if member := self.some(number, *LIVING):
+        if member := self.pick_member(number, *LIVING):
             self.pool.reports.lingering(member.ident)
             assert member.lingering <= (member.state is State.DRAINING)
         self.reconcile()
 
     @rule(number=st.integers(0, 9), full=st.booleans())
     def a_worker_is_spent(self, number: int, full: bool) -> None:  # noqa: FBT001 - drawn
-        if member := self.some(number, State.READY, State.DRAINING):
+        if member := self.pick_member(number, State.READY, State.DRAINING):
             self.spent.add(member.ident)
             self.pool.reports.spent(member.ident, full=full)
         self.reconcile()
 
     @rule(which=st.integers(0, 255))
     def some_beat(self, which: int) -> None:
-        for index, member in enumerate(self.everybody()):
+        for index, member in enumerate(self.all_members()):
             if which >> index % 8 & 1:
                 self.pool.reports.beat(member.ident, self.now)
 
@@ -328,7 +329,7 @@ class History(RuleBasedStateMachine):
 
     @rule(how=st.integers(0, 7))
     def it_is_stopped(self, how: int) -> None:
-        # Rarely, as little can happen afterwards.
+        # Rarely, because little can happen afterwards.
         if how < 2:
             (self.pool.stop_at_once if how else self.pool.stop)()
             self.reconcile()
@@ -339,19 +340,19 @@ class History(RuleBasedStateMachine):
             return
         deadline = self.pool.next_deadline()
         if self.pool.done:
-            assert deadline == 0.0  # so that nobody waits for what will not come
+            assert deadline == 0.0  # so that the master does not wait
             return
         assert deadline is None or deadline > self.now
         if self.pool.phase >= Phase.STOPPING:
             assert deadline is not None or self.pool.members.processes or self.pool.members.molds()
-        for member in self.everybody():
+        for member in self.all_members():
             assert member.state is State.BACKOFF or (member.deadline is not None and member.deadline > self.now)
 
     @invariant()
     def every_wanted_slot_is_filled_or_waits(self) -> None:
         if not hasattr(self, "pool"):
             return
-        rows = [one.row for one in self.everybody() if one.exists]
+        rows = [one.row for one in self.all_members() if one.exists]
         assert len(rows) == len(set(rows))
         for slot in range(1, self.pool.wanted + 1):
             assert [one for one in self.pool.members.workers() if one.slot == slot and not one.end_requested]
@@ -361,7 +362,7 @@ class History(RuleBasedStateMachine):
                 continue
             due = [one for one in mine if not one.exists and one.since + one.limit <= self.now]
             assert not due or self.pool.members.processes >= self.most(self.pool.wanted), (
-                "a slot without a worker waits for others"
+                "a slot without a worker waits for other slots"
             )
 
     @invariant()
@@ -369,23 +370,23 @@ class History(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         molds = self.pool.members.molds()
-        assert self.preload or all(one.canary or one.end_requested for one in molds), "one only tries whether the app loads"
+        assert self.preload or all(one.canary or one.end_requested for one in molds), "such a mold only checks that the app loads"
         if self.preload and self.pool.phase < Phase.STOPPING:
             assert self.pool.generations.committed in {mold.generation for mold in molds}
 
     def teardown(self) -> None:
-        """However the history went: it settles if all goes well, and after `stop` it ends."""
+        """After any history, the pool settles if everything succeeds, and `stop` ends it."""
         if not hasattr(self, "pool"):
             return
         self.forks_fail = False
         if self.pool.phase < Phase.STOPPING:
-            self.let_all_go_well()
-        self.let_nobody_obey_the_stop()
+            self.let_everything_succeed()
+        self.stop_without_cooperation()
 
-    def let_all_go_well(self) -> None:
+    def let_everything_succeed(self) -> None:
         for _ in range(200):
             self.carry_out(fails=False)
-            for member in self.everybody():
+            for member in self.all_members():
                 match member.state:
                     case State.BOOTING:
                         if member.pid:
@@ -399,20 +400,20 @@ class History(RuleBasedStateMachine):
                         self.ended(member)
                         self.pool.exited(member.ident, self.now, code=None, signal=9)
             acted = self.reconcile()
-            states = [one.state for one in self.everybody()]
+            states = [one.state for one in self.all_members()]
             if not acted and states == [State.READY] * (self.pool.wanted + self.preload):
                 break
             self.now += 1.0
-            if self.pool.done:  # the first boot had failed without anybody having noticed
+            if self.pool.done:  # the first boot had failed
                 return
         else:
-            raise AssertionError("it does not settle")
+            raise AssertionError("the pool does not settle")
         assert self.pool.phase is Phase.SERVING
         assert [one.slot for one in self.pool.members.workers()] == list(range(1, self.pool.wanted + 1))
         assert not any(one.outdated for one in self.pool.members.workers())
         assert not self.pool.degraded
 
-    def let_nobody_obey_the_stop(self) -> None:
+    def stop_without_cooperation(self) -> None:
         self.pool.stop()
         self.reconcile()
         begun, latest = self.now, self.now
@@ -433,7 +434,7 @@ TestHistory.settings = settings(max_examples=150, stateful_step_count=40, deadli
 
 
 class PreloadedHistory(History):
-    """The same with molds, which may die as well, and take their time to fork."""
+    """The same with molds, which may die as well, and fork with a delay."""
 
     preload = True
 

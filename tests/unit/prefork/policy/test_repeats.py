@@ -1,4 +1,4 @@
-"""When a second TERM or INT is a second one."""
+"""When a repeated TERM or INT counts as a second request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_each_later_signal_is_a_second_request() -> None:
     assert [repeats.repeated(now) for now in (1.5, 1.5, 99.0)] == [True] * 3
 
 
-def test_the_second_counts_from_the_first_and_not_from_the_last() -> None:
-    """Or somebody who presses Ctrl-C again and again would never be obeyed."""
+def test_the_window_of_a_second_begins_at_the_first_signal() -> None:
+    """Otherwise a user who presses Ctrl-C repeatedly could never stop the server."""
     repeats = Repeats()
 
     assert [repeats.repeated(now / 2) for now in range(5)] == [False, False, False, True, True]

@@ -1,4 +1,4 @@
-"""Rollouts: step by step with values, and their promises as properties over random histories. No process."""
+"""Rollouts by values: step by step, and their guarantees as properties over random histories."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.unit.prefork.policy.test_pool_properties import History
 SETTLE = 1.0
 
 
-def nothing() -> None:
-    """Nothing stands in the way of a commit."""
+def accept_commit() -> None:
+    """Accept the commit."""
 
 
 class Fleet:
-    """A pool whose processes do what the test says."""
+    """A pool whose processes are played by the test."""
 
     def __init__(self, wanted: int, surge: int = 1, lingering: int | None = None) -> None:
         self.now = 100.0
@@ -31,7 +31,7 @@ class Fleet:
         self.pids = 0
         while self.pool.phase is Phase.FIRST_BOOT:
             self.plan()
-            for member in self.some(State.BOOTING):
+            for member in self.in_state(State.BOOTING):
                 self.ready(member)
 
     def plan(self) -> list[Action]:
@@ -47,21 +47,21 @@ class Fleet:
     def ready(self, member: Member) -> None:
         self.pool.reports.ready(member.ident, self.now)
 
-    def ends(self, member: Member, code: int = 0) -> None:
+    def exit(self, member: Member, code: int = 0) -> None:
         self.pool.exited(member.ident, self.now, code=code, signal=None, why="its reason")
 
     def reload(self) -> None:
-        self.rollout = Rollout(self.pool, SETTLE, nothing)
+        self.rollout = Rollout(self.pool, SETTLE, accept_commit)
 
-    def some(self, state: State, generation: int | None = None) -> list[Member]:
+    def in_state(self, state: State, generation: int | None = None) -> list[Member]:
         return [one for one in self.pool.members.workers() if one.state is state and generation in (None, one.generation)]
 
-    def only(self, state: State) -> Member:
-        (member,) = self.some(state)
+    def only_in_state(self, state: State) -> Member:
+        (member,) = self.in_state(state)
         return member
 
 
-def test_the_canary_must_live_before_anything_old_is_touched() -> None:
+def test_the_canary_must_settle_before_an_old_worker_drains() -> None:
     fleet = Fleet(2)
     fleet.reload()
     (fork,) = fleet.plan()
@@ -77,79 +77,79 @@ def test_the_canary_must_live_before_anything_old_is_touched() -> None:
     assert (drain.member.slot, drain.member.generation, fleet.pool.generations.committed) == (1, 1, 2)
 
 
-def test_one_slot_at_a_time_each_ready_before_its_old_one_drains() -> None:
+def test_each_slot_in_turn_is_ready_before_its_old_worker_drains() -> None:
     fleet = Fleet(3)
     fleet.reload()
     fleet.plan()
-    fleet.ready(fleet.only(State.BOOTING))
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
     fleet.now += SETTLE
     for slot in (1, 2, 3):
         (drain,) = fleet.plan()
         assert isinstance(drain, Drain)
         assert drain.member.slot == slot
-        assert fleet.plan() == []  # the next slot starts when the old process is gone
-        fleet.ends(drain.member)
+        assert fleet.plan() == []  # the next slot starts when the old process has exited
+        fleet.exit(drain.member)
         if slot < 3:
             (fork,) = fleet.plan()
             assert isinstance(fork, Fork)
             fleet.ready(fork.member)
     fleet.plan()
     assert fleet.rollout is None
-    assert {one.generation for one in fleet.some(State.READY)} == {2}
+    assert {one.generation for one in fleet.in_state(State.READY)} == {2}
 
 
 @pytest.mark.parametrize("surge", [2, 5])
-def test_surge_lets_several_start_at_once(surge: int) -> None:
+def test_surge_starts_several_workers_at_once(surge: int) -> None:
     fleet = Fleet(4, surge)
     fleet.reload()
     fleet.plan()
-    fleet.ready(fleet.only(State.BOOTING))
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
     fleet.now += SETTLE
     fleet.plan()
-    assert len(fleet.some(State.BOOTING)) == min(surge - 1, 3)
+    assert len(fleet.in_state(State.BOOTING)) == min(surge - 1, 3)
     assert fleet.pool.members.processes == min(4 + surge, 8)
 
 
-@pytest.mark.parametrize("settled", [False, True], ids=["before ready", "before it has settled"])
+@pytest.mark.parametrize("settled", [False, True], ids=["before ready", "before settled"])
 def test_a_canary_that_dies_changes_nothing(settled: bool) -> None:  # noqa: FBT001 - a parameter of the test
     fleet = Fleet(2)
     fleet.reload()
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     if settled:
         fleet.ready(canary)
         fleet.plan()
         fleet.now += SETTLE / 2
-    fleet.ends(canary, code=4)
+    fleet.exit(canary, code=4)
     with pytest.raises(CommandError, match=r"the new worker 1 .*its reason; nothing was changed"):
         fleet.plan()
     fleet.rollout = None
     fleet.now += 1000
-    for member in fleet.some(State.READY):
+    for member in fleet.in_state(State.READY):
         fleet.pool.reports.beat(member.ident, fleet.now)
     assert fleet.plan() == []
-    assert [(one.generation, one.outdated) for one in fleet.some(State.READY)] == [(1, False), (1, False)]
+    assert [(one.generation, one.outdated) for one in fleet.in_state(State.READY)] == [(1, False), (1, False)]
     assert not fleet.pool.degraded
 
 
-def test_a_failure_after_the_canary_stops_the_roll_and_the_rest_stay() -> None:
+def test_a_failure_after_the_canary_stops_the_rollout_and_keeps_the_rest() -> None:
     fleet = Fleet(3)
     fleet.reload()
     fleet.plan()
-    fleet.ready(fleet.only(State.BOOTING))
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
     fleet.now += SETTLE
     fleet.plan()
-    fleet.ends(fleet.only(State.DRAINING))
+    fleet.exit(fleet.only_in_state(State.DRAINING))
     fleet.plan()
-    fleet.ends(fleet.only(State.BOOTING), code=1)
+    fleet.exit(fleet.only_in_state(State.BOOTING), code=1)
     with pytest.raises(CommandError, match="the new worker 2 failed: its reason; the remaining old workers stay"):
         fleet.plan()
     fleet.rollout = None
     fleet.plan()
-    assert [(one.slot, one.generation, one.outdated) for one in fleet.some(State.READY)] == [
+    assert [(one.slot, one.generation, one.outdated) for one in fleet.in_state(State.READY)] == [
         (1, 2, False),
         (2, 1, False),
         (3, 1, False),
@@ -157,11 +157,11 @@ def test_a_failure_after_the_canary_stops_the_roll_and_the_rest_stay() -> None:
     assert len(fleet.pool.members.workers()) == 3
 
 
-def test_a_slot_that_cannot_start_is_tried_first() -> None:
+def test_a_failing_slot_gets_the_canary() -> None:
     fleet = Fleet(3)
     for _ in range(3):
         third = next(one for one in fleet.pool.members.workers() if one.slot == 3)
-        fleet.ends(third, code=1)
+        fleet.exit(third, code=1)
         fleet.plan()
     assert fleet.pool.degraded
     fleet.reload()
@@ -171,14 +171,14 @@ def test_a_slot_that_cannot_start_is_tried_first() -> None:
 
 
 @pytest.mark.parametrize("settles", [False, True])
-def test_another_is_tried_if_the_slot_of_the_first_is_wanted_no_more(settles: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_another_slot_gets_the_canary_if_the_first_is_scaled_down(settles: bool) -> None:  # noqa: FBT001 - a parameter of the test
     fleet = Fleet(2)
-    fleet.ends(fleet.pool.members.workers()[1], 3)
-    fleet.ends(next(one for one in (fleet.plan(), fleet.pool.members.workers())[1] if one.slot == 2), 3)  # now it waits
+    fleet.exit(fleet.pool.members.workers()[1], 3)
+    fleet.exit(next(one for one in (fleet.plan(), fleet.pool.members.workers())[1] if one.slot == 2), 3)  # now the slot backs off
     fleet.plan()
     fleet.reload()
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     assert canary.slot == 2
     if settles:
         fleet.ready(canary)
@@ -186,22 +186,22 @@ def test_another_is_tried_if_the_slot_of_the_first_is_wanted_no_more(settles: bo
     fleet.pool.want(1)
     fleet.plan()
     assert canary.state is State.DRAINING
-    fleet.ends(canary)
+    fleet.exit(canary)
     fleet.plan()
-    another = fleet.only(State.BOOTING)
+    another = fleet.only_in_state(State.BOOTING)
     assert (another.slot, another.generation) == (1, 2)
     fleet.ready(another)
     fleet.plan()
     fleet.now += SETTLE
     (drain,) = fleet.plan()
     assert isinstance(drain, Drain)
-    fleet.ends(drain.member)
+    fleet.exit(drain.member)
     fleet.plan()
     assert fleet.rollout is None
     assert [(one.slot, one.generation) for one in fleet.pool.members.workers()] == [(1, 2)]
 
 
-def test_nothing_is_changed_if_no_workers_are_wanted_any_more() -> None:
+def test_a_suspended_pool_cancels_the_rollout() -> None:
     fleet = Fleet(1)
     fleet.reload()
     fleet.plan()
@@ -211,16 +211,16 @@ def test_nothing_is_changed_if_no_workers_are_wanted_any_more() -> None:
     assert fleet.pool.generations.committed == 1
 
 
-def test_without_workers_there_is_nothing_to_try() -> None:
+def test_without_workers_a_rollout_only_loads_the_app_in_a_mold() -> None:
     fleet = Fleet(1)
     fleet.pool.want(0)
     fleet.plan()
-    fleet.ends(fleet.only(State.DRAINING))
+    fleet.exit(fleet.only_in_state(State.DRAINING))
     fleet.plan()
-    for generation in (2, 3):  # each has a number of its own
+    for generation in (2, 3):  # each reload has its own generation
         fleet.reload()
         assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [MOLD], (
-            "it loads the app, and serves nothing"
+            "the mold loads the app, and serves nothing"
         )
         (mold,) = fleet.pool.members.molds()
         fleet.ready(mold)
@@ -228,19 +228,19 @@ def test_without_workers_there_is_nothing_to_try() -> None:
         assert isinstance(drain, Drain)
         assert fleet.rollout is None
         assert fleet.pool.generations.committed == generation
-        fleet.ends(mold)
+        fleet.exit(mold)
         fleet.plan()
 
 
-def test_without_workers_code_that_does_not_load_is_an_error() -> None:
+def test_without_workers_an_app_that_does_not_load_fails_the_rollout() -> None:
     fleet = Fleet(1)
     fleet.pool.suspend()
     fleet.plan()
-    fleet.ends(fleet.only(State.DRAINING))
+    fleet.exit(fleet.only_in_state(State.DRAINING))
     fleet.reload()
     fleet.plan()
     (mold,) = fleet.pool.members.molds()
-    fleet.ends(mold, code=4)
+    fleet.exit(mold, code=4)
     with pytest.raises(CommandError, match="the new app failed to boot: its reason; nothing was changed"):
         fleet.plan()
     fleet.rollout = None
@@ -249,106 +249,106 @@ def test_without_workers_code_that_does_not_load_is_an_error() -> None:
     assert fleet.pool.members.molds() == []
 
 
-def lingers(fleet: Fleet) -> int:
-    """Have all that drain linger; return how many there are now."""
-    for member in fleet.some(State.DRAINING):
+def linger_all(fleet: Fleet) -> int:
+    """Let all draining workers linger; return their number."""
+    for member in fleet.in_state(State.DRAINING):
         fleet.pool.reports.lingering(member.ident)
-    return len(fleet.some(State.DRAINING))
+    return len(fleet.in_state(State.DRAINING))
 
 
 def step(fleet: Fleet) -> None:
-    """Everything that boots becomes ready, and lives for long enough."""
-    for member in fleet.some(State.BOOTING):
+    """Let all booting workers become ready and settle."""
+    for member in fleet.in_state(State.BOOTING):
         fleet.ready(member)
     fleet.plan()
     fleet.now += SETTLE
     fleet.plan()
 
 
-def test_a_roll_does_not_wait_for_workers_that_linger() -> None:
+def test_a_rollout_does_not_wait_for_lingering_workers() -> None:
     fleet = Fleet(4)
     fleet.reload()
     fleet.plan()
     for count in range(1, 5):
         step(fleet)
-        assert lingers(fleet) == count, "one more drains in each step"
+        assert linger_all(fleet) == count, "one more worker drains in each step"
         fleet.plan()
     assert fleet.rollout is None
     assert fleet.pool.members.processes == 8
-    assert {one.generation for one in fleet.some(State.READY)} == {2}
+    assert {one.generation for one in fleet.in_state(State.READY)} == {2}
 
 
-def test_at_the_bound_of_lingering_workers_the_roll_waits() -> None:
+def test_a_rollout_waits_at_the_limit_of_lingering_workers() -> None:
     fleet = Fleet(3, lingering=1)
     fleet.reload()
     fleet.plan()
     for _ in range(5):
         step(fleet)
-        lingers(fleet)
+        linger_all(fleet)
         fleet.plan()
-    old = fleet.some(State.DRAINING)
-    assert len(old) == 2, "one lingers, and another has the place of the surge"
-    assert fleet.some(State.BOOTING) == []
-    fleet.ends(old[0])
+    old = fleet.in_state(State.DRAINING)
+    assert len(old) == 2, "one worker lingers, and another uses the surge"
+    assert fleet.in_state(State.BOOTING) == []
+    fleet.exit(old[0])
     assert [one.member.slot for one in fleet.plan() if isinstance(one, Fork)] == [3]
     step(fleet)
-    assert fleet.rollout is not None, "one still drains that does not linger"
-    lingers(fleet)
+    assert fleet.rollout is not None, "one draining worker does not linger"
+    linger_all(fleet)
     fleet.plan()
     assert fleet.rollout is None
 
 
-def test_a_second_reload_goes_on_while_those_of_the_first_linger() -> None:
+def test_a_second_reload_works_while_workers_of_the_first_linger() -> None:
     fleet = Fleet(2, lingering=2)
     fleet.reload()
     for _ in range(4):
         fleet.plan()
         step(fleet)
-        lingers(fleet)
+        linger_all(fleet)
     assert fleet.rollout is None
     assert fleet.pool.members.processes == 4
-    first = fleet.some(State.DRAINING)
+    first = fleet.in_state(State.DRAINING)
     fleet.reload()
     for _ in range(4):
         fleet.plan()
         step(fleet)
-        lingers(fleet)
-    assert fleet.pool.members.processes == 5, "two linger, and one has the place of the surge"
+        linger_all(fleet)
+    assert fleet.pool.members.processes == 5, "two workers linger, and one uses the surge"
     assert fleet.rollout is not None
     for member in first:
-        fleet.ends(member)
+        fleet.exit(member)
     for _ in range(3):
         fleet.plan()
         step(fleet)
-        lingers(fleet)
+        linger_all(fleet)
     assert fleet.rollout is None
-    assert {one.generation for one in fleet.some(State.READY)} == {3}
+    assert {one.generation for one in fleet.in_state(State.READY)} == {3}
 
 
-def test_a_worker_that_is_spent_during_a_reload_does_not_delay_its_end() -> None:
-    """With --max-requests 1 somebody is replaced at any time."""
+def test_a_spent_worker_does_not_delay_the_end_of_a_rollout() -> None:
+    """With --max-requests 1 some worker is being replaced at any time."""
     fleet = Fleet(2)
     fleet.reload()
     fleet.plan()
     step(fleet)
-    fleet.ends(fleet.only(State.DRAINING))
+    fleet.exit(fleet.only_in_state(State.DRAINING))
     fleet.plan()
-    fleet.ready(fleet.only(State.BOOTING))
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
-    fleet.ends(fleet.only(State.DRAINING))
-    new = fleet.some(State.READY)[0]
+    fleet.exit(fleet.only_in_state(State.DRAINING))
+    new = fleet.in_state(State.READY)[0]
     assert fleet.pool.reports.spent(new.ident, full=True)
     fleet.plan()
     assert fleet.rollout is None
     assert new.outdated
-    assert fleet.only(State.BOOTING).slot == new.slot
+    assert fleet.only_in_state(State.BOOTING).slot == new.slot
 
 
-def test_a_canary_that_is_spent_is_not_replaced_before_the_commit() -> None:
+def test_a_spent_canary_is_not_replaced_before_the_commit() -> None:
     fleet = Fleet(1)
     fleet.reload()
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     fleet.ready(canary)
     fleet.pool.reports.spent(canary.ident, full=True)
     assert fleet.plan() == []
@@ -358,15 +358,15 @@ def test_a_canary_that_is_spent_is_not_replaced_before_the_commit() -> None:
     assert [one.member.generation for one in drained if isinstance(one, Fork)] == [2]
 
 
-def test_while_a_canary_settles_nothing_old_is_touched_though_it_is_spent() -> None:
+def test_a_spent_old_worker_is_not_replaced_while_a_canary_settles() -> None:
     fleet = Fleet(1)
     fleet.reload()
     fleet.plan()
-    old, canary = fleet.only(State.READY), fleet.only(State.BOOTING)
+    old, canary = fleet.only_in_state(State.READY), fleet.only_in_state(State.BOOTING)
     fleet.ready(canary)
     fleet.pool.reports.spent(old.ident, full=True)
     assert fleet.plan() == []
-    fleet.ends(canary, code=3)
+    fleet.exit(canary, code=3)
     with pytest.raises(CommandError):
         fleet.plan()
     fleet.rollout = None
@@ -376,7 +376,7 @@ def test_while_a_canary_settles_nothing_old_is_touched_though_it_is_spent() -> N
     assert old.state is State.READY
 
 
-def test_what_must_not_be_committed_is_not() -> None:
+def test_a_refused_commit_fails_the_rollout() -> None:
     fleet = Fleet(1)
 
     def refuse() -> None:
@@ -384,7 +384,7 @@ def test_what_must_not_be_committed_is_not() -> None:
 
     fleet.rollout = Rollout(fleet.pool, 0.0, refuse)
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     fleet.ready(canary)
     with pytest.raises(CommandError, match="a broken file"):
         fleet.plan()
@@ -392,10 +392,10 @@ def test_what_must_not_be_committed_is_not() -> None:
     (drain,) = fleet.plan()
     assert isinstance(drain, Drain)
     assert drain.member is canary
-    assert [one.generation for one in fleet.some(State.READY)] == [1]
+    assert [one.generation for one in fleet.in_state(State.READY)] == [1]
 
 
-def test_a_failure_says_how_it_ended() -> None:
+def test_the_error_of_a_rollout_has_the_exit_of_the_worker() -> None:
     for code, signal, why, message in [
         (3, None, None, "exited with code 3"),
         (None, 11, None, "was killed by signal 11"),
@@ -404,7 +404,7 @@ def test_a_failure_says_how_it_ended() -> None:
         fleet = Fleet(1)
         fleet.reload()
         fleet.plan()
-        fleet.pool.exited(fleet.only(State.BOOTING).ident, fleet.now, code=code, signal=signal, why=why)
+        fleet.pool.exited(fleet.only_in_state(State.BOOTING).ident, fleet.now, code=code, signal=signal, why=why)
         assert fleet.rollout is not None
         rollout = fleet.rollout
         with pytest.raises(CommandError, match=message):
@@ -413,13 +413,13 @@ def test_a_failure_says_how_it_ended() -> None:
         assert rollout.failed.code == code
 
 
-def test_a_canary_that_hangs_ends_the_reload_and_has_no_end_yet() -> None:
+def test_a_hanging_canary_fails_the_rollout_before_it_exits() -> None:
     fleet = Fleet(1)
     fleet.reload()
     fleet.plan()
     rollout = fleet.rollout
     fleet.now += 61
-    for member in fleet.some(State.READY):
+    for member in fleet.in_state(State.READY):
         fleet.pool.reports.beat(member.ident, fleet.now)
     fleet.pool.plan(fleet.now)
     with pytest.raises(CommandError, match="not ready after 60 s"):
@@ -428,7 +428,7 @@ def test_a_canary_that_hangs_ends_the_reload_and_has_no_end_yet() -> None:
     assert rollout.failed is None
 
 
-def test_the_canary_gets_the_limits_that_came_with_it() -> None:
+def test_the_canary_gets_the_limits_of_its_own_configuration() -> None:
     fleet = Fleet(2)
 
     def take_over() -> None:
@@ -436,46 +436,46 @@ def test_the_canary_gets_the_limits_that_came_with_it() -> None:
 
     fleet.rollout = Rollout(fleet.pool, 0.0, take_over)
     fleet.plan()
-    canary = fleet.only(State.BOOTING)
+    canary = fleet.only_in_state(State.BOOTING)
     fleet.ready(canary)
     fleet.plan()
     assert canary.limit == 300.0
-    (old,) = (one for one in fleet.some(State.READY) if one is not canary)
+    (old,) = (one for one in fleet.in_state(State.READY) if one is not canary)
     assert old.limit == 30.0
 
 
-def test_slots_that_back_off_are_tried_at_once_after_the_commit() -> None:
+def test_slots_in_back_off_are_retried_at_once_after_the_commit() -> None:
     fleet = Fleet(3)
     for slot in (2, 3) * 2:
-        fleet.ends(next(one for one in fleet.pool.members.workers() if one.slot == slot and one.exists), code=1)
+        fleet.exit(next(one for one in fleet.pool.members.workers() if one.slot == slot and one.exists), code=1)
         fleet.plan()
-    assert len(fleet.some(State.BACKOFF)) == 2
-    fleet.rollout = Rollout(fleet.pool, 0.0, nothing)  # before the half second in which they would be tried anyway
+    assert len(fleet.in_state(State.BACKOFF)) == 2
+    fleet.rollout = Rollout(fleet.pool, 0.0, accept_commit)  # before the half second after which they would be retried anyway
     fleet.plan()
-    assert [one.slot for one in fleet.some(State.BACKOFF)] == [3]
-    fleet.ready(fleet.only(State.BOOTING))
+    assert [one.slot for one in fleet.in_state(State.BACKOFF)] == [3]
+    fleet.ready(fleet.only_in_state(State.BOOTING))
     fleet.plan()
-    assert 3 in [one.slot for one in fleet.some(State.BOOTING)]
+    assert 3 in [one.slot for one in fleet.in_state(State.BOOTING)]
 
 
-def test_a_restart_that_fails_meanwhile_keeps_nothing_old() -> None:
+def test_a_failed_restart_during_a_rollout_keeps_no_old_worker() -> None:
     fleet = Fleet(2, surge=2)
     fleet.pool.generations.replace(2)
     fleet.plan()
-    restarted = fleet.only(State.BOOTING)
+    restarted = fleet.only_in_state(State.BOOTING)
     fleet.reload()
     fleet.plan()
-    fleet.ready(next(one for one in fleet.some(State.BOOTING) if one is not restarted))
+    fleet.ready(next(one for one in fleet.in_state(State.BOOTING) if one is not restarted))
     fleet.plan()
     fleet.now += SETTLE
     fleet.plan()
-    fleet.ends(restarted, code=1)
-    fleet.pool.generations.cancel_replace(2, fleet.now)  # what `restart` does when it has failed
+    fleet.exit(restarted, code=1)
+    fleet.pool.generations.cancel_replace(2, fleet.now)  # a failed `restart` does this
     for _ in range(3):
         fleet.plan()
-        for member in fleet.some(State.DRAINING):
-            fleet.ends(member)
-        for member in fleet.some(State.BOOTING):
+        for member in fleet.in_state(State.DRAINING):
+            fleet.exit(member)
+        for member in fleet.in_state(State.BOOTING):
             fleet.ready(member)
         fleet.now += 1
     fleet.plan()
@@ -483,8 +483,8 @@ def test_a_restart_that_fails_meanwhile_keeps_nothing_old() -> None:
     assert [one.generation for one in fleet.pool.members.workers()] == [2, 2]
 
 
-class Reloads(History):
-    """The same histories with rollouts in them."""
+class RolloutHistory(History):
+    """The same histories, with rollouts."""
 
     rollout: Rollout | None = None
 
@@ -528,7 +528,7 @@ class Reloads(History):
     @rule()
     def a_reload_begins(self) -> None:
         if self.rollout is None and self.pool.phase is Phase.SERVING:
-            self.rollout = Rollout(self.pool, SETTLE, nothing)
+            self.rollout = Rollout(self.pool, SETTLE, accept_commit)
             self.reconcile()
 
     @rule(slot=st.integers(1, 5))
@@ -542,34 +542,34 @@ class Reloads(History):
         worker = isinstance(action, Drain) and MOLD < action.member.slot <= self.pool.wanted
         if worker and action.member.ready_at is not None:
             others = [one for one in self.pool.members.workers() if one.slot == action.member.slot and one is not action.member]
-            assert any(one.state is State.READY for one in others), "an old one drains before a new one is ready"
+            assert any(one.state is State.READY for one in others), "an old worker drains before a new one is ready"
         super().perform(action)
 
     @invariant()
-    def no_rollout_is_forgotten(self) -> None:
+    def the_rollout_has_a_deadline_in_the_future(self) -> None:
         deadline = self.rollout.next_deadline() if self.rollout is not None else None
         assert deadline is None or deadline > self.now
 
-    def let_all_go_well(self) -> None:
-        super().let_all_go_well()
+    def let_everything_succeed(self) -> None:
+        super().let_everything_succeed()
         for _ in range(3):
             if self.pool.phase is not Phase.SERVING:
                 return
             self.now += SETTLE
-            super().let_all_go_well()
+            super().let_everything_succeed()
         assert self.rollout is None
         assert {one.generation for one in self.pool.members.workers()} <= {self.pool.generations.committed}
 
 
-TestReloads = Reloads.TestCase
-TestReloads.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRolloutHistory = RolloutHistory.TestCase
+TestRolloutHistory.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-class PreloadedReloads(Reloads):
-    """The same with molds: every reload is all or nothing."""
+class PreloadedRolloutHistory(RolloutHistory):
+    """The same with molds: every reload replaces all workers or none."""
 
     preload = True
 
 
-TestPreloadedReloads = PreloadedReloads.TestCase
-TestPreloadedReloads.settings = TestReloads.settings
+TestPreloadedRolloutHistory = PreloadedRolloutHistory.TestCase
+TestPreloadedRolloutHistory.settings = TestRolloutHistory.settings

@@ -22,7 +22,7 @@ Make = Callable[..., Listeners]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Open listeners; `inherit` is a socket that a service manager passed on."""
+    """A function that opens listeners; `inherit` is a socket passed by a service manager."""
     made: list[Listeners] = []
     third = os.dup(FIRST) if os.path.exists(f"/proc/self/fd/{FIRST}") else None
 
@@ -46,7 +46,7 @@ def make() -> Iterator[Make]:
         os.close(third)
 
 
-def test_each_slot_has_its_port_and_sees_the_shared_ones(make: Make) -> None:
+def test_each_slot_has_its_port_and_the_shared_listeners(make: Make) -> None:
     base = free_ports(2)
     listeners = make(2, base_port=base, bind=["127.0.0.1:0"])
 
@@ -56,7 +56,7 @@ def test_each_slot_has_its_port_and_sees_the_shared_ones(make: Make) -> None:
     assert not any(one.sock.getblocking() for one in listeners)
 
 
-def test_a_free_port_for_each_slot_for_its_life(make: Make) -> None:
+def test_base_port_0_gives_each_slot_a_free_port_that_it_keeps(make: Make) -> None:
     listeners = make(2, base_port=0)
     ports = [one.port for one in listeners]
     listeners.open_slots([1, 2, 3])
@@ -75,7 +75,7 @@ def test_closing_a_slot_frees_its_port(make: Make) -> None:
     assert not connects(("127.0.0.1", second))
 
 
-def test_new_slots_open_all_or_none(make: Make) -> None:
+def test_new_slots_open_all_their_ports_or_none(make: Make) -> None:
     base = free_ports(3)
     listeners = make(1, base_port=base)
     with socket.socket() as taken:
@@ -88,7 +88,7 @@ def test_new_slots_open_all_or_none(make: Make) -> None:
     assert not connects(("127.0.0.1", base + 1))
 
 
-def test_a_taken_port_names_its_holder(make: Make) -> None:
+def test_a_port_in_use_is_refused_with_the_pid_that_holds_it(make: Make) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -100,7 +100,7 @@ def test_a_taken_port_names_its_holder(make: Make) -> None:
     assert f"(pid {os.getpid()})" in str(caught.value)
 
 
-def test_a_failure_closes_what_was_open(make: Make) -> None:
+def test_a_failure_closes_the_listeners_opened_before(make: Make) -> None:
     port = free_ports(1)
     with pytest.raises(ListenError, match="not-a-host"):
         make(bind=[f"127.0.0.1:{port}", "not-a-host.invalid:80"])
@@ -108,24 +108,24 @@ def test_a_failure_closes_what_was_open(make: Make) -> None:
     assert not connects(("127.0.0.1", port))
 
 
-def test_a_port_past_the_last_one(make: Make) -> None:
+def test_a_port_above_65535_is_refused(make: Make) -> None:
     with pytest.raises(ListenError, match="65536"):
         make(2, base_port=65535)
 
 
-def test_ipv6(make: Make) -> None:
+def test_an_ipv6_listener_is_described_with_brackets(make: Make) -> None:
     (listener,) = make(bind=["[::1]:0"])
 
     assert listener.describe("http") == f"http://[::1]:{listener.port}"
 
 
-def test_both_wildcards_side_by_side(make: Make) -> None:
+def test_both_wildcard_addresses_can_use_the_same_port(make: Make) -> None:
     port = free_ports(1)
 
     assert len(list(make(bind=[f"0.0.0.0:{port}", f"[::]:{port}"]))) == 2
 
 
-def test_a_unix_socket_has_its_mode_and_goes_with_us(make: Make, tmp_path: Path) -> None:
+def test_a_unix_socket_has_its_mode_and_is_removed(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "s"
     listeners = make(bind=[f"unix:{path}"], socket_mode=0o600)
 
@@ -156,7 +156,7 @@ def test_a_live_unix_socket_is_refused(make: Make, tmp_path: Path) -> None:
         assert connects(str(path))
 
 
-def test_a_file_that_is_no_socket_is_left_alone(make: Make, tmp_path: Path) -> None:
+def test_a_file_that_is_no_socket_is_refused_and_kept(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("precious")
     with pytest.raises(ListenError, match="not a socket"):
@@ -165,7 +165,7 @@ def test_a_file_that_is_no_socket_is_left_alone(make: Make, tmp_path: Path) -> N
     assert path.read_text() == "precious"
 
 
-def test_a_successor_s_socket_is_not_removed(make: Make, tmp_path: Path) -> None:
+def test_a_replaced_socket_file_is_not_removed(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "s"
     listeners = make(bind=[f"unix:{path}"])
     path.unlink()
@@ -175,7 +175,7 @@ def test_a_successor_s_socket_is_not_removed(make: Make, tmp_path: Path) -> None
     assert path.exists()
 
 
-def test_an_abstract_socket(make: Make) -> None:
+def test_an_abstract_socket_can_be_bound(make: Make) -> None:
     name = f"@forkserve-test-{os.getpid()}"
     listeners = make(bind=[f"unix:{name}"])
 
@@ -183,7 +183,7 @@ def test_an_abstract_socket(make: Make) -> None:
     assert connects("\0" + name[1:])
 
 
-def test_fd(make: Make) -> None:
+def test_a_passed_descriptor_is_adopted(make: Make) -> None:
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     (listener,) = make(bind=[f"fd://{sock.detach()}"])
@@ -193,7 +193,7 @@ def test_fd(make: Make) -> None:
 
 
 @pytest.mark.parametrize("descriptor", [99999, 2])
-def test_fd_that_is_no_socket(make: Make, descriptor: int) -> None:
+def test_a_passed_descriptor_that_is_no_socket_is_refused(make: Make, descriptor: int) -> None:
     with pytest.raises(ListenError, match=f"descriptor {descriptor}"):
         make(bind=[f"fd://{descriptor}"])
 
@@ -207,7 +207,7 @@ def test_an_inherited_socket_is_shared(make: Make) -> None:
     assert not os.get_inheritable(listener.sock.fileno())
 
 
-def test_an_inherited_socket_serves_the_slot_that_it_matches(make: Make) -> None:
+def test_an_inherited_socket_is_used_for_the_matching_slot(make: Make) -> None:
     base = free_ports(2)
     sock = socket.create_server(("127.0.0.1", base + 1))
     listeners = make(2, inherit=sock, base_port=base)
@@ -218,7 +218,7 @@ def test_an_inherited_socket_serves_the_slot_that_it_matches(make: Make) -> None
     ]
 
 
-def test_an_inherited_unix_socket_serves_its_bind_and_is_not_removed(make: Make, tmp_path: Path) -> None:
+def test_an_inherited_unix_socket_is_used_for_its_bind_and_is_not_removed(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "s"
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
@@ -231,7 +231,7 @@ def test_an_inherited_unix_socket_serves_its_bind_and_is_not_removed(make: Make,
 
 
 @pytest.mark.parametrize("written", ["s", "./s", "link/s", "{directory}/link/s"])
-def test_an_inherited_unix_socket_is_the_same_however_its_path_is_written(
+def test_an_inherited_unix_socket_matches_any_spelling_of_its_path(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
@@ -244,10 +244,10 @@ def test_an_inherited_unix_socket_is_the_same_however_its_path_is_written(
     assert [one.adopted for one in listeners] == [True]
 
 
-def test_another_process_s_inheritance_is_not_ours(make: Make) -> None:
+def test_sockets_passed_to_another_process_are_ignored(make: Make) -> None:
     assert list(make(environ={"LISTEN_FDS": "1", "LISTEN_PID": "1"})) == []
 
 
-def test_a_broken_inheritance_is_told(make: Make) -> None:
+def test_a_malformed_listen_fds_is_refused(make: Make) -> None:
     with pytest.raises(ListenError, match="LISTEN_FDS"):
         make(environ={"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())})

@@ -1,4 +1,4 @@
-"""What workers print: from the pipe to its sink, piece by piece. No worker is needed: the test prints."""
+"""The output of workers, from the pipe to its sink; the test itself writes to the pipe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUT, ERR = 1, 2
 
 
 class Loop:
-    """Outputs and the loop that they are read in; `printing` is a worker as seen from there."""
+    """Outputs and the loop that reads them; `printing` plays a worker."""
 
     def __init__(self, **settings: object) -> None:
         self.poller = Poller()
@@ -39,7 +39,7 @@ class Loop:
 
     @contextlib.contextmanager
     def printing(self, slot: int = 1) -> Iterator[Callable[[int, bytes], None]]:
-        """Give what a worker writes with; its end is the worker's."""
+        """Yield the write function of a worker; the worker exits at the end."""
         with self.outputs.for_process(f"worker {slot}") as output:
             files = {**output._files, **output._pipes}
             streams = {stream: os.dup(file.descriptor) for stream, file in files.items()}
@@ -50,19 +50,19 @@ class Loop:
                 os.close(descriptor)
 
     def turn(self) -> None:
-        """Let the loop go round once."""
+        """Run one turn of the loop."""
         for call in self.poller.wait(time.monotonic() + 0.1):
             call()
 
     def until(self, look: Callable[[], object]) -> None:
-        """Let the loop go round until something is true."""
+        """Run the loop until the condition holds."""
         end = time.monotonic() + 20
         while not look():
             assert time.monotonic() < end
             self.turn()
 
     def close(self) -> None:
-        """Close both."""
+        """Close the outputs and the poller."""
         self.outputs.close()
         self.poller.close()
 
@@ -76,7 +76,7 @@ Make = Callable[..., Loop]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Make loops; warnings go to the file `log`."""
+    """A function that makes loops; warnings go to the file `log`."""
     logs.configure(Settings(error_logfile=str(tmp_path / "log")))
     before = set(os.listdir("/proc/self/fd"))
     loops: list[Loop] = []
@@ -98,7 +98,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 @pytest.fixture
 def syslog(tmp_path: Path) -> Iterator[socket.socket]:
-    """A syslog daemon's socket, `syslog` in the test's directory."""
+    """The socket of a syslog daemon, `syslog` in the test's directory."""
     with listening(tmp_path / "syslog") as sock:
         yield sock
 
@@ -110,7 +110,7 @@ def listening(path: Path) -> socket.socket:
     return sock
 
 
-def test_lines_get_their_prefix_and_the_last_needs_no_end(make: Make, tmp_path: Path) -> None:
+def test_lines_get_a_prefix_and_the_last_line_may_lack_a_newline(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "out"
     loop = make(worker_stdout=str(out), worker_output_prefix=True)
     with loop.printing(7) as write:
@@ -164,13 +164,13 @@ def test_a_function_that_raises_is_logged_once_and_called_again(make: Make, tmp_
     assert text.count("Traceback") == 1
 
 
-def test_long_lines_are_cut(make: Make) -> None:
+def test_long_lines_are_split(make: Make) -> None:
     lines: list[str] = []
     loop = make(worker_stdout=lines.append, worker_output_prefix=True)
     with loop.printing() as write:
         for _ in range(5):
             write(OUT, b"x" * (LONGEST_LINE // 2))
-            loop.until(lambda: not waits(loop))
+            loop.until(lambda: not has_pending_output(loop))
         write(OUT, b"y\n")
     loop.until(lambda: lines and lines[-1].endswith("y"))
 
@@ -178,8 +178,8 @@ def test_long_lines_are_cut(make: Make) -> None:
     assert "".join(line.removeprefix("worker 1: ") for line in lines) == "x" * (LONGEST_LINE // 2 * 5) + "y"
 
 
-def waits(loop: Loop) -> bool:
-    """Whether something is still in a pipe."""
+def has_pending_output(loop: Loop) -> bool:
+    """Whether a pipe still has data."""
     events = loop.poller.wait(time.monotonic())
     for call in events:
         call()
@@ -187,7 +187,7 @@ def waits(loop: Loop) -> bool:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))
-def test_however_it_is_cut_every_line_arrives(chunks: list[bytes]) -> None:
+def test_every_line_arrives_in_whatever_pieces_it_is_written(chunks: list[bytes]) -> None:
     lines: list[str] = []
     loop = Loop(worker_stdout=lines.append)
     try:
@@ -203,7 +203,7 @@ def test_however_it_is_cut_every_line_arrives(chunks: list[bytes]) -> None:
     assert lines == [line.decode("utf-8", "backslashreplace") for line in expected]
 
 
-def test_a_flood_is_read_in_pieces(make: Make) -> None:
+def test_a_flood_does_not_starve_another_worker(make: Make) -> None:
     lines: list[str] = []
     loop = make(worker_stdout=lines.append)
     turns = 0
@@ -221,7 +221,7 @@ def test_a_flood_is_read_in_pieces(make: Make) -> None:
     assert turns >= 60000 // PIECE - 2
 
 
-def test_both_streams_to_one_place_keep_their_order(make: Make, tmp_path: Path) -> None:
+def test_both_streams_to_one_file_keep_their_order(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "out"
     loop = make(worker_stdout=str(out), worker_stderr=str(out), worker_output_prefix=True)
     with loop.printing() as write:
@@ -232,7 +232,7 @@ def test_both_streams_to_one_place_keep_their_order(make: Make, tmp_path: Path) 
     assert out.read_text() == "".join(f"worker 1: {number}\n" for number in range(100))
 
 
-def test_a_file_without_prefix_is_the_workers_own(make: Make, tmp_path: Path) -> None:
+def test_a_worker_writes_directly_to_a_file_without_a_prefix(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_text("before\n")
     loop = make(worker_stdout=str(out))
@@ -242,7 +242,7 @@ def test_a_file_without_prefix_is_the_workers_own(make: Make, tmp_path: Path) ->
     assert out.read_text() == "before\nno end"
 
 
-def test_a_file_object_is_used_at_its_descriptor(make: Make, tmp_path: Path) -> None:
+def test_a_file_object_is_written_through_its_descriptor(make: Make, tmp_path: Path) -> None:
     with (tmp_path / "out").open("w") as file:
         file.write("first\n")
         loop = make(worker_stdout=file)
@@ -253,7 +253,7 @@ def test_a_file_object_is_used_at_its_descriptor(make: Make, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("prefix", [False, True])
-def test_what_cannot_be_written_is_a_fault_at_the_start(make: Make, tmp_path: Path, *, prefix: bool) -> None:
+def test_a_file_that_cannot_be_written_is_refused_at_the_start(make: Make, tmp_path: Path, *, prefix: bool) -> None:
     with (tmp_path / "in").open("w+") as writable, (tmp_path / "in").open() as readable:
         for stream in ("worker_stdout", "worker_stderr"):
             with pytest.raises(ConfigError, match=f"--{stream.replace('_', '-')}: cannot write to .*Bad file descriptor"):
@@ -288,7 +288,7 @@ def test_a_pipe_without_a_reader_blocks_the_worker_and_not_the_loop(make: Make) 
     assert bytes(got) == (b"worker 1: " + b"x" * 99 + b"\n") * (size // 100)
 
 
-def test_what_takes_nothing_for_long_loses_its_lines(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_for_a_pipe_that_is_full_for_long_are_lost(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "PATIENCE", 0.1)
     monkeypatch.setattr(sinks, "LAST_WAIT", 0.1)
     read, write_end = os.pipe()
@@ -304,10 +304,10 @@ def test_what_takes_nothing_for_long_loses_its_lines(make: Make, tmp_path: Path,
 
     line, *others = (tmp_path / "log").read_text().splitlines()
     assert re.search(r"\[WARNING\] master: output of workers to --worker-stdout is lost: nothing can be written", line)
-    assert all("lines of workers' output to --worker-stdout were lost: " in one for one in others)  # a short piece found room
+    assert all("lines of workers' output to --worker-stdout were lost: " in one for one in others)  # a short piece still fit
 
 
-def test_a_reader_that_is_gone_is_one_warning(make: Make, tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_causes_one_warning(make: Make, tmp_path: Path) -> None:
     read, write_end = os.pipe()
     with open(write_end, "wb") as file:
         loop = make(worker_stdout=file, worker_output_prefix=True)
@@ -315,7 +315,7 @@ def test_a_reader_that_is_gone_is_one_warning(make: Make, tmp_path: Path) -> Non
     with loop.printing() as write:
         for _ in range(3):
             write(OUT, b"line\n")
-            loop.until(lambda: not waits(loop))
+            loop.until(lambda: not has_pending_output(loop))
 
     assert (tmp_path / "log").read_text().count("is lost: Broken pipe") == 1
 
@@ -326,7 +326,7 @@ def test_syslog_gets_each_line_as_a_message(make: Make, syslog: socket.socket, t
     with loop.printing(3) as write:
         write(OUT, "plän \x1b[31m\n".encode())
         write(ERR, b"err\n")
-        loop.until(lambda: not waits(loop))
+        loop.until(lambda: not has_pending_output(loop))
     messages = sorted(syslog.recv(65536).decode() for _ in range(2))
 
     stamp = rf"\w{{3}} \d\d \d\d:\d\d:\d\d web\.app\[{os.getpid()}\]: "
@@ -334,17 +334,17 @@ def test_syslog_gets_each_line_as_a_message(make: Make, syslog: socket.socket, t
     assert re.fullmatch(f"<30>{stamp}" + re.escape(r"worker 3: plän \x1b[31m"), messages[1])
 
 
-def test_a_line_that_is_too_long_for_syslog_is_several_messages(make: Make, syslog: socket.socket, tmp_path: Path) -> None:
+def test_a_line_too_long_for_syslog_is_split_into_messages(make: Make, syslog: socket.socket, tmp_path: Path) -> None:
     loop = make(worker_stdout=f"syslog:web@{tmp_path / 'syslog'}")
     with loop.printing() as write:
         write(OUT, b"x" * 20000 + b"\n")
-        loop.until(lambda: not waits(loop))
+        loop.until(lambda: not has_pending_output(loop))
     messages = [syslog.recv(65536).decode().partition("]: ")[2] for _ in range(3)]
 
     assert "".join(messages) == "x" * 20000
 
 
-def test_a_syslog_daemon_that_is_behind_loses_nothing(make: Make, syslog: socket.socket, tmp_path: Path) -> None:
+def test_a_slow_syslog_daemon_loses_no_line(make: Make, syslog: socket.socket, tmp_path: Path) -> None:
     loop = make(worker_stdout=f"syslog:web@{tmp_path / 'syslog'}")
     syslog.setblocking(False)
     got: list[str] = []
@@ -361,7 +361,7 @@ def test_a_syslog_daemon_that_is_behind_loses_nothing(make: Make, syslog: socket
     assert got == [str(number) for number in range(5000)]
 
 
-def test_a_syslog_daemon_may_be_started_anew(make: Make, syslog: socket.socket, tmp_path: Path) -> None:
+def test_a_syslog_daemon_may_be_restarted(make: Make, syslog: socket.socket, tmp_path: Path) -> None:
     loop = make(worker_stdout=f"syslog:web@{tmp_path / 'syslog'}")
     with loop.printing() as write:
         syslog.close()
@@ -370,18 +370,18 @@ def test_a_syslog_daemon_may_be_started_anew(make: Make, syslog: socket.socket, 
         loop.until(lambda: "is lost: No such file" in (tmp_path / "log").read_text())
         with listening(tmp_path / "syslog") as again:
             write(OUT, b"there\n")
-            loop.until(lambda: not waits(loop))
+            loop.until(lambda: not has_pending_output(loop))
             assert again.recv(65536).endswith(b": there")
 
 
-def test_no_syslog_is_a_fault_at_the_start(make: Make, tmp_path: Path) -> None:
+def test_a_missing_syslog_socket_is_refused_at_the_start(make: Make, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"--worker-stderr: cannot reach the syslog socket .*/nobody: No such file or directory"
     ):
         make(worker_stderr=f"syslog:web@{tmp_path / 'nobody'}")
 
 
-def test_the_end_passes_on_what_is_left(make: Make) -> None:
+def test_closing_forwards_the_remaining_output(make: Make) -> None:
     lines: list[str] = []
     loop = make(worker_stdout=lines.append)
     with loop.printing() as write, loop.printing(2) as other:

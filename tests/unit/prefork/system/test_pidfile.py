@@ -13,7 +13,7 @@ from forkserve.base.errors import ConfigError
 from forkserve.prefork.system.pidfile import PidFile
 
 
-def test_it_has_exactly_that_name_and_our_pid(tmp_path: Path) -> None:
+def test_a_pid_file_has_its_name_and_the_pid(tmp_path: Path) -> None:
     path = tmp_path / "my server.pid"
     file = PidFile(str(path))
 
@@ -23,7 +23,7 @@ def test_it_has_exactly_that_name_and_our_pid(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_stale_one_is_taken_even_if_its_pid_lives(tmp_path: Path) -> None:
+def test_a_stale_pid_file_is_replaced_even_if_its_pid_exists(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     path.write_text("1\n2222222222222222222222222\n")
     file = PidFile(str(path))
@@ -32,7 +32,7 @@ def test_a_stale_one_is_taken_even_if_its_pid_lives(tmp_path: Path) -> None:
     file.remove()
 
 
-def test_a_file_of_something_else_is_refused_and_left_whole(tmp_path: Path) -> None:
+def test_a_file_that_is_no_pid_file_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "main.py"
     path.write_text("print(1)\n")
 
@@ -42,7 +42,7 @@ def test_a_file_of_something_else_is_refused_and_left_whole(tmp_path: Path) -> N
     assert path.read_text() == "print(1)\n"
 
 
-def test_a_live_one_is_refused_and_left_whole(tmp_path: Path) -> None:
+def test_a_locked_pid_file_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     code = (
         "import sys; from forkserve.prefork.system.pidfile import PidFile;"
@@ -57,7 +57,7 @@ def test_a_live_one_is_refused_and_left_whole(tmp_path: Path) -> None:
         assert path.read_text() == f"{holder.pid}\n"
 
 
-def test_another_s_file_is_not_removed(tmp_path: Path) -> None:
+def test_a_file_of_another_process_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     file = PidFile(str(path))
     path.unlink()
@@ -67,6 +67,6 @@ def test_another_s_file_is_not_removed(tmp_path: Path) -> None:
     assert path.read_text() == "another's"
 
 
-def test_a_place_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         PidFile(str(tmp_path / "no" / "pid"))

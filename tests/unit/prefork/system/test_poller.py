@@ -28,7 +28,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def turn(poller: Poller, deadline: float | None = None) -> int:
-    """Wait once and call what there is to call; return how much that was."""
+    """Wait once and run the callbacks; return their number."""
     calls = poller.wait(time.monotonic() + DEADLINE if deadline is None else deadline)
     for call in calls:
         call()
@@ -36,15 +36,15 @@ def turn(poller: Poller, deadline: float | None = None) -> int:
 
 
 def until(poller: Poller, done: Callable[[], object]) -> None:
-    """Turn until it is done."""
+    """Run turns until the condition holds."""
     end = time.monotonic() + DEADLINE
     while not done():
         assert time.monotonic() < end
         turn(poller, end)
 
 
-def test_readable(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
-    """The handler is told what has happened."""
+def test_a_handler_is_called_when_its_descriptor_is_readable(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
+    """The handler gets the event."""
     one, other = pair
     seen: list[int] = []
     poller.watch(one, READ, seen.append)
@@ -55,8 +55,8 @@ def test_readable(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> 
     assert seen == [READ]
 
 
-def test_readable_only_does_not_spin_on_a_writable_descriptor(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
-    """The old gem selected every descriptor for writing, too."""
+def test_a_writable_descriptor_does_not_wake_a_reader(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
+    """A descriptor watched for reading only must not cause a busy loop."""
     poller.watch(pair[0], READ, lambda _: None)
 
     before = time.monotonic()
@@ -64,7 +64,7 @@ def test_readable_only_does_not_spin_on_a_writable_descriptor(poller: Poller, pa
     assert time.monotonic() >= before + 0.05
 
 
-def test_writable_and_both(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_handler_gets_write_and_combined_events(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
     one, other = pair
     seen: list[int] = []
     poller.watch(one, WRITE, seen.append)
@@ -76,7 +76,7 @@ def test_writable_and_both(poller: Poller, pair: tuple[socket.socket, socket.soc
     assert seen == [WRITE, READ | WRITE]
 
 
-def test_the_last_watch_counts(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_second_watch_replaces_the_first(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
     one, other = pair
     seen: list[str] = []
     poller.watch(one, READ, lambda _: seen.append("first"))
@@ -87,7 +87,7 @@ def test_the_last_watch_counts(poller: Poller, pair: tuple[socket.socket, socket
     assert seen == ["second"]
 
 
-def test_a_number_is_as_good_as_an_object(poller: Poller) -> None:
+def test_a_descriptor_number_can_be_watched(poller: Poller) -> None:
     reading, writing = os.pipe()
     seen: list[int] = []
     poller.watch(reading, READ, seen.append)
@@ -100,7 +100,7 @@ def test_a_number_is_as_good_as_an_object(poller: Poller) -> None:
     assert seen == [READ]
 
 
-def test_unwatch(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_an_unwatched_descriptor_calls_no_handler(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
     one, other = pair
     poller.watch(one, READ, lambda _: pytest.fail("unwatched"))
     poller.unwatch(one)
@@ -110,8 +110,8 @@ def test_unwatch(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> N
     assert turn(poller, deadline=0.0) == 0
 
 
-def test_an_object_unwatched_by_the_callback_before_is_not_called(poller: Poller) -> None:
-    """Both are readable in the same turn, and each takes the other away: only one is called."""
+def test_a_descriptor_unwatched_in_the_same_turn_is_not_called(poller: Poller) -> None:
+    """Both are readable in the same turn, and each handler unwatches the other one: only one is called."""
     pairs = [socket.socketpair() for _ in range(2)]
     seen: list[int] = []
 
@@ -133,7 +133,7 @@ def test_an_object_unwatched_by_the_callback_before_is_not_called(poller: Poller
         other.close()
 
 
-def test_a_descriptor_that_was_closed_without_a_word_and_used_again(poller: Poller) -> None:
+def test_a_descriptor_number_reused_without_unwatch_works(poller: Poller) -> None:
     old, old_peer = socket.socketpair()
     poller.watch(old, READ, lambda _: pytest.fail("the old one"))
     number = old.fileno()
@@ -151,12 +151,12 @@ def test_a_descriptor_that_was_closed_without_a_word_and_used_again(poller: Poll
 
 
 @pytest.mark.parametrize("thing", ["text", None, object(), -1])
-def test_what_cannot_be_waited_for(poller: Poller, thing: object) -> None:
+def test_an_object_without_a_descriptor_is_refused(poller: Poller, thing: object) -> None:
     with pytest.raises(ValueError, match="nvalid"):
         poller.watch(thing, READ, lambda _: None)
 
 
-def test_a_regular_file_cannot_be_waited_for(poller: Poller) -> None:
+def test_a_regular_file_is_refused(poller: Poller) -> None:
     with open(__file__, "rb") as file, pytest.raises(PermissionError):
         poller.watch(file, READ, lambda _: None)
 
@@ -164,7 +164,7 @@ def test_a_regular_file_cannot_be_waited_for(poller: Poller) -> None:
 # Times.
 
 
-def test_at(poller: Poller) -> None:
+def test_at_calls_timers_in_the_order_of_their_times(poller: Poller) -> None:
     seen: list[str] = []
     now = time.monotonic()
     poller.at(now + 0.02, lambda: seen.append("second"))
@@ -176,7 +176,7 @@ def test_at(poller: Poller) -> None:
     assert turn(poller, deadline=0.0) == 0
 
 
-def test_every(poller: Poller) -> None:
+def test_every_repeats_until_cancelled(poller: Poller) -> None:
     seen: list[float] = []
     began = time.monotonic()
     timer = poller.every(0.01, lambda: seen.append(time.monotonic() - began))
@@ -187,7 +187,7 @@ def test_every(poller: Poller) -> None:
     assert turn(poller, deadline=0.0) == 0
 
 
-def test_what_was_missed_is_not_made_up_for(poller: Poller) -> None:
+def test_missed_repetitions_are_not_made_up_for(poller: Poller) -> None:
     seen: list[int] = []
     timer = poller.every(0.01, lambda: seen.append(1))
     timer.when -= 100  # as if the master had been suspended
@@ -197,8 +197,8 @@ def test_what_was_missed_is_not_made_up_for(poller: Poller) -> None:
     assert timer.when > time.monotonic() - 0.01
 
 
-def test_a_timer_that_is_cancelled_in_its_own_turn(poller: Poller) -> None:
-    """All that is due has been collected already."""
+def test_a_due_timer_cancelled_in_the_same_turn_is_not_called(poller: Poller) -> None:
+    """All due timers have been collected already."""
     seen: list[str] = []
     now = time.monotonic()
     poller.at(now - 2, lambda: (seen.append("first"), second.cancel(), third.cancel()))
@@ -210,7 +210,7 @@ def test_a_timer_that_is_cancelled_in_its_own_turn(poller: Poller) -> None:
     assert seen == ["first"]
 
 
-def test_a_timer_cancels_itself(poller: Poller) -> None:
+def test_a_timer_can_cancel_itself(poller: Poller) -> None:
     seen: list[int] = []
     timer = poller.every(0.001, lambda: (seen.append(1), timer.cancel()))
     until(poller, lambda: seen)
@@ -220,12 +220,12 @@ def test_a_timer_cancels_itself(poller: Poller) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_every_needs_time(poller: Poller, seconds: float) -> None:
+def test_every_requires_a_positive_interval(poller: Poller, seconds: float) -> None:
     with pytest.raises(ValueError, match="a number above 0"):
         poller.every(seconds, lambda: None)
 
 
-def test_many_at_the_same_time_are_called_in_order(poller: Poller) -> None:
+def test_timers_of_the_same_time_are_called_in_order(poller: Poller) -> None:
     seen: list[int] = []
     now = time.monotonic()
     for number in range(50):
@@ -236,8 +236,10 @@ def test_many_at_the_same_time_are_called_in_order(poller: Poller) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1e7, 1e12, float("inf")])
-def test_a_deadline_that_no_system_call_takes(poller: Poller, pair: tuple[socket.socket, socket.socket], seconds: float) -> None:
-    """Who asks for a limit of a year gets it: the wait is cut into pieces."""
+def test_a_deadline_too_long_for_a_system_call_works(
+    poller: Poller, pair: tuple[socket.socket, socket.socket], seconds: float
+) -> None:
+    """A limit of a year is possible: the wait is split into pieces."""
     one, other = pair
     other.send(b"x")
     seen: list[int] = []
@@ -248,8 +250,8 @@ def test_a_deadline_that_no_system_call_takes(poller: Poller, pair: tuple[socket
     assert seen == [READ]
 
 
-def test_timers_are_called_after_what_came_over_descriptors(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
-    """A reply that is there before the limit is looked at counts."""
+def test_timers_are_called_after_handlers_of_descriptors(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
+    """A reply that arrives before its limit is checked still counts."""
     one, other = pair
     seen: list[str] = []
     poller.at(time.monotonic(), lambda: seen.append("timer"))

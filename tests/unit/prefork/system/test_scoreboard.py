@@ -1,4 +1,4 @@
-"""The scoreboard: rows of their own, seen by other processes."""
+"""The scoreboard: each process writes its own row, and other processes read it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_child_writes_and_the_parent_reads() -> None:
     assert board.row(3).cells[BEAT] == 0
 
 
-def test_lines_are_cut_and_the_oldest_comes_first() -> None:
+def test_lines_are_truncated_and_the_oldest_comes_first() -> None:
     row = Scoreboard(1).row(0)
     row.note([(100 - number, b"%d" % number * 300) for number in range(LINES + 3)], LINES + 3)
 
@@ -47,7 +47,7 @@ def test_lines_are_cut_and_the_oldest_comes_first() -> None:
     assert row.lines() == []
 
 
-def test_what_holds_the_process_is_always_among_the_lines() -> None:
+def test_the_blocking_request_is_always_among_the_lines() -> None:
     row = Scoreboard(1).row(0)
     row.begin(b"POST / HTTP/1.1")
     row.note([(number, b"%d" % number) for number in range(1, LINES + 1)], LINES)
@@ -57,7 +57,7 @@ def test_what_holds_the_process_is_always_among_the_lines() -> None:
     assert len(row.lines()) == LINES
 
 
-def test_what_was_noted_before_it_held_the_process_is_there_once() -> None:
+def test_a_blocking_request_that_was_noted_before_is_listed_once() -> None:
     row = Scoreboard(1).row(0)
     row.note([(1, b"first"), (2, b"second"), (3, b"second")], 3)
     row.begin(b"second")
@@ -65,7 +65,7 @@ def test_what_was_noted_before_it_held_the_process_is_there_once() -> None:
     assert [line for _, line in row.lines()] == [b"first", b"second", b"second"]
 
 
-def test_requests_in_flight() -> None:
+def test_requests_in_flight_are_counted() -> None:
     row = Scoreboard(1).row(0)
 
     assert row.in_flight() == 0
@@ -77,7 +77,7 @@ def test_requests_in_flight() -> None:
     assert row.in_flight() == row.cells[IN_FLIGHT] == 3
 
 
-def test_a_row_is_cleared_for_its_next_process() -> None:
+def test_a_row_is_cleared_for_the_next_process() -> None:
     board = Scoreboard(2)
     row = board.assign(0)
     row.cells[REQUESTS] = 5
@@ -89,7 +89,7 @@ def test_a_row_is_cleared_for_its_next_process() -> None:
     assert row.lines() == []
 
 
-def test_siblings_are_those_that_accept() -> None:
+def test_siblings_are_the_other_accepting_rows() -> None:
     board = Scoreboard(8)
     own, other, idle = (board.assign(index) for index in (0, 2, 1))
     own.cells[ACCEPTING] = other.cells[ACCEPTING] = 1
@@ -110,8 +110,8 @@ def test_the_table_has_no_gaps_and_its_layout_names_each_cell() -> None:
     assert len({one.name for one in TABLE}) == len(TABLE)
 
 
-def test_no_cell_touches_another() -> None:
-    """Every number is its own, beside the lines of requests in hand and of those that have entered."""
+def test_no_cell_overlaps_another() -> None:
+    """The numbers do not overlap the lines of running and entered requests."""
     row = Scoreboard(1).row(0)
     row.note([(10 + number, b"n" * LINE_SIZE) for number in range(LINES)], LINES)
     row.begin(b"b" * LINE_SIZE)

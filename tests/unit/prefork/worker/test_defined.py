@@ -1,4 +1,4 @@
-"""The commands of a worker class, as people are shown them."""
+"""The description of the commands of a worker class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from forkserve.prefork.worker.defined import describe
 
 class Base:
     def child_ping(self) -> None:
-        """Say that it lives."""
+        """Report that the worker runs."""
 
 
 class Shop(Base):
@@ -27,7 +27,7 @@ class Shop(Base):
         pass
 
 
-def test_parameters_and_the_first_line() -> None:
+def test_a_command_is_described_by_its_parameters_and_first_line() -> None:
     found: dict[str, Any] = {one["name"]: one for one in describe(Shop, Base)}
 
     assert "ping" not in found

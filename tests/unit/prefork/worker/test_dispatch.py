@@ -1,4 +1,4 @@
-"""What a worker does with commands, without a process: the dispatcher, and an object that is all of a worker that it needs."""
+"""The dispatcher of commands in a worker, without a process: an object with the parts of a worker that it needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Message = dict[str, Any]
 
 
 class Worker:
-    """Notes what it does, and what it sends."""
+    """Records its actions and its messages."""
 
     def __init__(self) -> None:
         self.log = logging.getLogger("forkserve.test")
@@ -44,8 +44,8 @@ class Worker:
     def take(self, name: str, *args: object, deadline: float | None = None, call: int = 7) -> None:
         self.dispatcher.take(Command(call, name, list(args), deadline))
 
-    def ask(self, name: str, *args: object) -> Message:
-        """Have it run one command; return the reply."""
+    def run_one(self, name: str, *args: object) -> Message:
+        """Run one command; return the reply."""
         self.take(name, *args)
         self.dispatcher.run()
         reply = self.sent.pop()
@@ -53,7 +53,7 @@ class Worker:
         assert (reply["type"], reply["call"], reply["name"]) == ("reply", 7, name)
         return reply
 
-    # The commands.
+    # Commands.
 
     def on_flush(self, table: str) -> str:
         self.notes.append(("on", table))
@@ -142,7 +142,7 @@ class Worker:
         return "both"
 
     def child_waits(self) -> object:
-        return asyncio.sleep(0)  # a coroutine, of a function that is no async def
+        return asyncio.sleep(0)  # returns a coroutine, but is no async def
 
     @staticmethod
     def child_static(one: int) -> int:
@@ -157,17 +157,17 @@ def worker() -> Worker:
     return Worker()
 
 
-def test_on_then_child_with_the_same_arguments(worker: Worker) -> None:
-    """The notification first, then the implementation, whose value is the reply."""
-    reply = worker.ask("flush", "users")
+def test_the_notification_runs_first_with_the_same_arguments(worker: Worker) -> None:
+    """The implementation runs after it; its value is the reply."""
+    reply = worker.run_one("flush", "users")
 
     assert worker.notes == [("on", "users"), ("child", "users")]
     assert (reply["status"], reply["value"]) == ("ok", ["users", 1])
     assert reply["error"] is None
 
 
-def test_without_a_notification(worker: Worker) -> None:
-    reply = worker.ask("plain")
+def test_a_command_without_a_notification_runs(worker: Worker) -> None:
+    reply = worker.run_one("plain")
 
     assert (reply["status"], reply["value"], worker.notes) == ("ok", None, ["plain"])
 
@@ -181,19 +181,19 @@ def test_without_a_notification(worker: Worker) -> None:
         ("__init__", "there is no command '__init__'"),
     ],
 )
-def test_unknown(worker: Worker, name: str, text: str) -> None:
-    """The worker lives, and nothing was run."""
-    reply = worker.ask(name)
+def test_an_unknown_command_is_refused(worker: Worker, name: str, text: str) -> None:
+    """Nothing is run, and the worker continues."""
+    reply = worker.run_one(name)
 
     assert reply["status"] == "unknown"
     assert reply["error"]["message"] == text
     assert worker.notes == []
-    assert worker.ask("plain")["status"] == "ok"
+    assert worker.run_one("plain")["status"] == "ok"
 
 
-def test_an_exception(worker: Worker) -> None:
-    """Type, message and traceback, from the user's frames on."""
-    error = worker.ask("boom")["error"]
+def test_an_exception_is_in_the_reply_with_its_traceback(worker: Worker) -> None:
+    """The traceback begins with the frames of the user."""
+    error = worker.run_one("boom")["error"]
 
     assert (error["type"], error["message"]) == ("ValueError", "no good")
     first, second, *_ = error["traceback"].splitlines()
@@ -203,7 +203,7 @@ def test_an_exception(worker: Worker) -> None:
 
 
 def test_an_exception_in_the_notification_stops_the_command(worker: Worker) -> None:
-    reply = worker.ask("guarded")
+    reply = worker.run_one("guarded")
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "PermissionError")
     assert worker.notes == []
@@ -212,22 +212,22 @@ def test_an_exception_in_the_notification_stops_the_command(worker: Worker) -> N
 @pytest.mark.parametrize(
     ("name", "args"), [("flush", ()), ("flush", (1, 2)), ("strict", ()), ("strict", ("users",)), ("optional", ()), ("static", ())]
 )
-def test_wrong_arguments_are_found_before_anything_runs(worker: Worker, name: str, args: tuple[object, ...]) -> None:
-    reply = worker.ask(name, *args)
+def test_wrong_arguments_are_refused_before_anything_runs(worker: Worker, name: str, args: tuple[object, ...]) -> None:
+    reply = worker.run_one(name, *args)
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
     assert worker.notes == []
 
 
-def test_right_arguments(worker: Worker) -> None:
-    assert worker.ask("optional", 1)["value"] == 3
-    assert worker.ask("optional", 1, 1, 1, 1)["value"] == 4
-    assert worker.ask("static", 1)["value"] == 2
+def test_positional_and_optional_arguments_are_passed(worker: Worker) -> None:
+    assert worker.run_one("optional", 1)["value"] == 3
+    assert worker.run_one("optional", 1, 1, 1, 1)["value"] == 4
+    assert worker.run_one("static", 1)["value"] == 2
 
 
 @pytest.mark.parametrize("name", ["set", "nan", "deep", "much"])
-def test_a_value_that_cannot_be_sent(worker: Worker, name: str) -> None:
-    reply = worker.ask(name)
+def test_a_value_that_cannot_be_sent_is_an_error(worker: Worker, name: str) -> None:
+    reply = worker.run_one(name)
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
     assert reply["error"]["message"].startswith("what it returned cannot be sent: ")
@@ -246,29 +246,29 @@ def test_a_value_that_cannot_be_sent(worker: Worker, name: str) -> None:
         ("waits", "RuntimeError"),
     ],
 )
-def test_nothing_that_a_command_does_ends_the_worker(worker: Worker, name: str, kind: str) -> None:
-    """The next command runs as if nothing had been."""
-    reply = worker.ask(name)
+def test_an_error_of_any_kind_does_not_end_the_worker(worker: Worker, name: str, kind: str) -> None:
+    """The next command runs normally."""
+    reply = worker.run_one(name)
 
     assert (reply["status"], reply["error"]["type"]) == ("error", kind)
-    assert worker.ask("plain")["status"] == "ok"
+    assert worker.run_one("plain")["status"] == "ok"
 
 
-def test_async(worker: Worker) -> None:
-    """On a loop of its own, where there is none."""
-    assert worker.ask("slow", 0.001)["value"] == "slept"
-    assert worker.ask("mixed")["value"] == "both"
+def test_async_commands_run(worker: Worker) -> None:
+    """They run on a new loop if the worker has none."""
+    assert worker.run_one("slow", 0.001)["value"] == "slept"
+    assert worker.run_one("mixed")["value"] == "both"
     assert worker.notes == ["on", "child", "on", "child"]
 
 
-def test_not_started_in_time_it_never_runs(worker: Worker) -> None:
+def test_a_command_past_its_deadline_never_runs(worker: Worker) -> None:
     worker.take("plain", deadline=time.monotonic())
     worker.dispatcher.run()
 
     assert worker.notes == worker.sent == []
 
 
-def test_the_deadline_is_looked_at_when_its_turn_comes(worker: Worker) -> None:
+def test_the_deadline_of_a_command_is_checked_before_it_starts(worker: Worker) -> None:
     deadline = time.monotonic() + 0.05
     worker.take("slow", 0.06, deadline=deadline, call=1)
     worker.take("plain", deadline=deadline, call=2)
@@ -278,7 +278,7 @@ def test_the_deadline_is_looked_at_when_its_turn_comes(worker: Worker) -> None:
     assert [(reply["call"], reply["status"]) for reply in worker.sent] == [(1, "ok"), (3, "ok")]
 
 
-def test_in_order(worker: Worker) -> None:
+def test_commands_run_in_order(worker: Worker) -> None:
     for number in range(20):
         worker.take("static", number, call=number)
     worker.dispatcher.run()
@@ -286,8 +286,8 @@ def test_in_order(worker: Worker) -> None:
     assert [reply["value"] for reply in worker.sent] == list(range(1, 21))
 
 
-def test_one_at_a_time_where_a_loop_runs_them(worker: Worker) -> None:
-    """The second is not even begun while the first waits."""
+def test_a_loop_runs_one_command_at_a_time(worker: Worker) -> None:
+    """The second command does not start while the first one waits."""
     worker.later = []
     worker.take("slow", 0.001, call=1)
     worker.take("plain", call=2)
@@ -302,8 +302,8 @@ def test_one_at_a_time_where_a_loop_runs_them(worker: Worker) -> None:
     assert [reply["call"] for reply in worker.sent] == [1, 2]
 
 
-def test_a_command_that_is_cancelled_with_its_worker_says_nothing(worker: Worker) -> None:
-    """A drain that takes too long cancels what it finds."""
+def test_a_command_cancelled_with_its_worker_sends_no_reply(worker: Worker) -> None:
+    """A drain that takes too long cancels the running command."""
     worker.later = []
     worker.take("slow", 60)
     worker.dispatcher.run()
@@ -321,8 +321,8 @@ def test_a_command_that_is_cancelled_with_its_worker_says_nothing(worker: Worker
     assert worker.sent == []
 
 
-def test_commands_that_run_commands(worker: Worker) -> None:
-    """A long command may ask whether to go on, which must not begin another inside it."""
+def test_a_command_that_runs_the_dispatcher_starts_no_other_command(worker: Worker) -> None:
+    """A long command may call `alive()`, which must not start another command inside it."""
 
     def child_outer() -> None:
         worker.take("plain", call=2)
@@ -340,7 +340,7 @@ def test_commands_that_run_commands(worker: Worker) -> None:
 # Offers.
 
 
-def test_an_offer_is_taken_up_when_nothing_is_left_to_do(worker: Worker) -> None:
+def test_an_offer_is_accepted_when_no_command_is_left(worker: Worker) -> None:
     worker.dispatcher.take(Offer())
     worker.take("plain")
     worker.dispatcher.run()
@@ -350,7 +350,7 @@ def test_an_offer_is_taken_up_when_nothing_is_left_to_do(worker: Worker) -> None
     assert len(worker.sent) == 2, "once"
 
 
-def test_an_offer_is_not_taken_up_while_a_command_runs(worker: Worker) -> None:
+def test_an_offer_is_not_accepted_while_a_command_runs(worker: Worker) -> None:
     worker.later = []
     worker.take("mixed")
     worker.dispatcher.take(Offer())
@@ -362,7 +362,7 @@ def test_an_offer_is_not_taken_up_while_a_command_runs(worker: Worker) -> None:
     assert [message["type"] for message in worker.sent] == ["reply", "free"]
 
 
-def test_an_offer_is_taken_up_after_a_command_that_came_too_late(worker: Worker) -> None:
+def test_an_offer_is_accepted_after_a_command_past_its_deadline(worker: Worker) -> None:
     worker.take("plain", deadline=0.0)
     worker.dispatcher.take(Offer())
     worker.dispatcher.run()

@@ -1,4 +1,4 @@
-"""Leave, with a worker that only notes what it is told."""
+"""`Leave` with a worker that only records calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from forkserve.prefork.worker.leave import Leave
 
 
 class Orphan:
-    """Its master does not answer any more."""
+    """A worker whose master no longer replies."""
 
     draining = False
 
@@ -17,17 +17,17 @@ class Orphan:
         return False
 
     def receive(self) -> None:
-        """Nothing comes."""
+        """Receive nothing."""
 
     def drain(self) -> None:
         self.draining = True
 
 
-def test_a_worker_that_drains_waits_for_no_answer() -> None:
+def test_a_worker_without_a_master_drains_without_a_reply() -> None:
     worker = Orphan()
     leave = Leave(cast("Any", worker), worker.receive, lambda _: None)
     assert leave.time_left() == inf
     leave.request()
 
     assert worker.draining
-    assert leave.time_left() == inf, "or it would look all the time"
+    assert leave.time_left() == inf, "otherwise the worker would poll all the time"

@@ -1,4 +1,4 @@
-"""What a pre-flight has judged: which files it goes by, how it is told to Python, and how modules come of it."""
+"""The result of a pre-flight: the files that it depends on, the command line of Python, and the modules in memory."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ BASE = judged.Judged(
         ("python -c x a b c", None),
     ],
 )
-def test_the_flags_of_python_in_a_command_line(line: str, flags: str | None) -> None:
+def test_the_flags_of_python_are_found_in_a_command_line(line: str, flags: str | None) -> None:
     assert judged.python_flags(line.split(), ["a", "b"]) == (None if flags is None else flags.split())
 
 
-def seen(read: set[str], looked_for: list[str], since: int) -> judged.Judged:
+def judged_files(read: set[str], looked_for: list[str], since: int) -> judged.Judged:
     stamps, fresh = judged.stamps(read, looked_for, since)
     return dataclasses.replace(BASE, stamps=stamps, fresh=fresh)
 
 
-def test_a_file_that_changes_is_noticed_and_so_is_one_that_comes_or_goes(tmp_path: Path) -> None:
+def test_changed_created_and_removed_files_are_noticed(tmp_path: Path) -> None:
     read, other = tmp_path / "read", tmp_path / "other"
     read.write_text("1")
-    found = seen({str(read)}, [str(other)], time.time_ns() + 10**9)
+    found = judged_files({str(read)}, [str(other)], time.time_ns() + 10**9)
     assert found.changed(None) is None
     other.touch()
     assert found.changed(None) == str(other)
@@ -70,20 +70,20 @@ def test_a_file_that_changes_is_noticed_and_so_is_one_that_comes_or_goes(tmp_pat
     assert found.changed(None) == str(read)
 
 
-def test_what_may_have_changed_after_it_was_read_counts_unless_it_was_the_same_before(tmp_path: Path) -> None:
+def test_a_possible_change_after_reading_counts_unless_the_file_was_unchanged_before(tmp_path: Path) -> None:
     read, gone = tmp_path / "read", tmp_path / "gone"
     read.write_text("1")
     early = time.time_ns() - 10**9
-    first = seen({str(read)}, [], early)
+    first = judged_files({str(read)}, [], early)
     assert first.changed(None) == str(read)
-    assert seen({str(read)}, [], early).changed(first) is None, "the clock of the file system is ahead of ours"
+    assert judged_files({str(read)}, [], early).changed(first) is None, "the clock of the file system is ahead"
     read.write_text("2")
-    assert seen({str(read)}, [], early).changed(first) == str(read)
-    assert seen({str(gone)}, [], early).changed(None) == str(gone)
+    assert judged_files({str(read)}, [], early).changed(first) == str(read)
+    assert judged_files({str(gone)}, [], early).changed(None) == str(gone)
 
 
-def test_modules_come_as_they_were_and_what_is_written_cannot_be_changed(tmp_path: Path) -> None:
-    """The app runs in the process that has written it, maybe as another user; the master runs it with all rights."""
+def test_modules_run_from_memory_and_the_memory_file_is_read_only(tmp_path: Path) -> None:
+    """The app's process writes the file, maybe as another user; the master runs its contents with all rights."""
     (tmp_path / "starting.py").write_text("raise OSError('from the disk')")
     text = "import inner, json, sys\ndef main(judged):\n    print(json.dumps([sys.argv, sys.orig_argv, inner.WORD, __file__]))\n    return 7\n"
     ours = {name: entry for name, entry in judged.loaded().items() if name == judged.modules.__name__}
@@ -109,7 +109,7 @@ def test_modules_come_as_they_were_and_what_is_written_cannot_be_changed(tmp_pat
     )
 
 
-def test_another_python_runs_the_command_line(tmp_path: Path) -> None:
+def test_another_python_version_runs_the_command_line_instead(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("import sys; print('typed', sys.argv[1:])")
     descriptor = judged_file()
     found = dataclasses.replace(BASE, hexversion=0)
