@@ -27,7 +27,7 @@ from forkserve.prefork.ipc.messages import MESSAGES
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.reactions import SignalReactions
 from forkserve.prefork.master.upgrade.state import MasterState
-from forkserve.prefork.policy.states import TRANSITIONS
+from forkserve.prefork.policy.states import TRANSITIONS, Event
 from forkserve.prefork.system.scoreboard import TABLE as SCOREBOARD
 from forkserve.prefork.worker.signals import WORKER_SIGNALS as OF_WORKERS
 
@@ -150,12 +150,12 @@ def packages() -> str:
 
 
 def states() -> str:
-    """The states of a worker's process, and the events that lead from one to another."""
-    rows: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for (state, event), after in TRANSITIONS.items():
-        if after is not state:
-            rows[state.value][after.value].append(event.value)
-    return drawing((state, [f"{after} ({', '.join(events)})" for after, events in row.items()]) for state, row in rows.items())
+    """The states of a worker's process in a row each, with the state that follows on each event."""
+    befores = dict.fromkeys(before for before, _ in TRANSITIONS)
+    afters = ([TRANSITIONS.get((before, event)) for event in Event] for before in befores)
+    cells = ([f"`{after.value}`" if after else "" for after in line] for line in afters)
+    rows = (row(f"`{before.value}`", *line) for before, line in zip(befores, cells, strict=True))
+    return table("state", *(event.value for event in Event), rows=rows)
 
 
 def drawing(rows: Iterator[tuple[str, list[str]]]) -> str:

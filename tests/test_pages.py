@@ -193,7 +193,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         return
     page = (DOCS / "deploy" / "systemd.md").read_text()
-    units = re.findall(r"<!-- file: (\S+) -->\n```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    units = re.findall(r"^`(\S+)`:\n\n```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     for name, text in units:  # of this machine: a program and a user that there are
         here = text.replace("/srv/shop/.venv/bin/forkserve", sys.executable).replace("User=shop", "User=root")
         (tmp_path / name).write_text(here.replace("/srv/shop", str(tmp_path)))

@@ -2,7 +2,7 @@
 
 A page is Markdown, `docs/**.md` or the README, and its parts are what stands between two `##` headings. In a part,
 
-- a fenced block after `<!-- file: NAME -->` is written to that file;
+- a fenced block after a line that is a name in backticks with a colon is written to that file;
 - a `console` block is typed: a line that begins with `$ ` is a command, the lines below it are its output, `...` is anything;
 - any other block of a shell or of Python says why it is not run, in `<!-- not run: REASON -->` before it;
 - `<!-- heavy -->` makes the test of the part one that runs with `-m heavy`, as do all pages but the README and those on commands.
@@ -32,7 +32,7 @@ from tests.ports import free_ports
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PORTS = re.compile("900[0-3]")
 BLOCK = re.compile(
-    r"(?:<!-- (?P<mark>file|not run|serve line|test line):? ?(?P<value>.*?) ?-->\n)?```(?P<kind>\w+).*\n(?P<text>(?:.*\n)*?)```$",
+    r"(?:<!-- (?P<mark>not run|serve line|test line)\b.*-->\n|^`(?P<file>[\w./-]+)`:\n\n)?```(?P<kind>\w+).*\n(?P<text>(?:.*\n)*?)```$",
     re.MULTILINE,
 )
 SHELLS = ("bash", "console", "python", "sh", "shell")
@@ -60,9 +60,9 @@ class Reader:
     def read(self, text: str, *, typing: bool = True) -> None:
         """Write the files, and type the commands if asked to."""
         text = PORTS.sub(lambda found: str(self.port + int(found[0]) - 9000), text)
-        for mark, value, kind, block in BLOCK.findall(text):
-            if mark == "file":
-                path = self.directory / value
+        for mark, file, kind, block in BLOCK.findall(text):
+            if file:
+                path = self.directory / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block)
             elif kind == "console" and not mark and typing:
@@ -187,7 +187,9 @@ def test_a_reader_follows_the_page(tmp_path: Path, path: Path, number: int) -> N
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_command_and_program_of_a_page_is_run_or_says_why_not(path: Path) -> None:
     text = path.read_text()
-    shown = [(kind, block) for mark, _, kind, block in BLOCK.findall(text) if kind in SHELLS and not mark and kind != "console"]
+    shown = [
+        block for mark, file, kind, block in BLOCK.findall(text) if kind in SHELLS and not (mark or file or kind == "console")
+    ]
 
     assert shown == []
     assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(BLOCK.findall(text)), "a fence that is not read"
