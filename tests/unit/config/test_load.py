@@ -402,7 +402,7 @@ def test_an_app_that_is_none_is_a_usage_error(app: str) -> None:
 
 
 def test_an_app_is_needed_to_serve() -> None:
-    with pytest.raises(ConfigError, match="APP: is missing: write forkserve module:attr"):
+    with pytest.raises(ConfigError, match="APP: not given: write forkserve module:attr"):
         config.load_config({}, environ={}, directory="/")
 
 
