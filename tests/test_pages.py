@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 
 from forkserve.config.report import markdown_table
+from forkserve.config.settings import TABLE
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -123,6 +124,19 @@ def test_modules_that_are_named_exist(path: Path) -> None:
 
     assert [name for name in files if not (ROOT / name).exists() and not list(PACKAGE.rglob(name))] == []
     assert [name for name in objects if name not in ASGI_EVENTS and not resolves(f"forkserve.{name}")] == []
+
+
+def test_options_that_are_named_exist() -> None:
+    others = {"--indent", "--no-cache-dir", "--time", "--ws"}  # of json.tool, pip, docker, uvicorn
+    known = {flag for spec in TABLE.values() for flag in spec.flags} | others
+    for command in ([], ["ctl"], ["ctl", "call"], ["nginx"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "forkserve", *command, "--help"], capture_output=True, text=True, check=True
+        )
+        known |= set(re.findall(r"--[a-z][\w-]*", shown.stdout))
+
+    for path in (*PAGES, ROOT / "README.md"):
+        assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", path.read_text())) <= known, path
 
 
 def resolves(name: str) -> bool:
