@@ -14,6 +14,7 @@ import re
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import forkserve
@@ -26,6 +27,7 @@ from forkserve.prefork.ipc.messages import MESSAGES
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.reactions import SignalReactions
 from forkserve.prefork.master.upgrade.state import MasterState
+from forkserve.prefork.policy.states import TRANSITIONS, Event
 from forkserve.prefork.system.scoreboard import TABLE as SCOREBOARD
 from forkserve.prefork.worker.signals import WORKER_SIGNALS as OF_WORKERS
 
@@ -134,12 +136,35 @@ def hook_table() -> str:
 
 
 def packages() -> str:
-    """The packages and which imports which, from the code; an arrow that follows from others is left out."""
-    arrows = _reduced(_imports())
-    names = sorted({name for pair in arrows for name in pair})
-    nodes = [f'    {name.replace(".", "_")}["{name}"]' for name in names]
-    lines = [f"    {one.replace('.', '_')} --> {other.replace('.', '_')}" for one, other in sorted(arrows)]
-    return "\n".join(["```mermaid", "flowchart TD", *nodes, *lines, "```"])
+    """The packages and which imports which, from the code. Each stands above those that it imports; what follows is left out."""
+    imported: dict[str, set[str]] = defaultdict(set)
+    order: TopologicalSorter[str] = TopologicalSorter()
+    for one, other in sorted(_imports()):
+        imported[one].add(other)
+        order.add(other, one)
+    names = list(order.static_order())
+    reached: dict[str, set[str]] = {}  # by way of others
+    for name in reversed(names):
+        reached[name] = {far for near in imported[name] for far in imported[near] | reached[near]}
+    return drawing((name, sorted(imported[name] - reached[name])) for name in names)
+
+
+def states() -> str:
+    """The states of a worker's process in a row each, with the state that follows on each event."""
+    befores = dict.fromkeys(before for before, _ in TRANSITIONS)
+    afters = ([TRANSITIONS.get((before, event)) for event in Event] for before in befores)
+    cells = ([f"`{after.value}`" if after else "" for after in line] for line in afters)
+    rows = (row(f"`{before.value}`", *line) for before, line in zip(befores, cells, strict=True))
+    return table("state", *(event.value for event in Event), rows=rows)
+
+
+def drawing(rows: Iterator[tuple[str, list[str]]]) -> str:
+    """Return a line for each name, with arrows to what belongs to it, as plain text: it needs no script to be shown."""
+    lines = list(rows)
+    wide = max(len(name) for name, _ in lines)
+    return "\n".join(
+        ["```text", *(f"{name:<{wide}} -> {', '.join(others)}" if others else name for name, others in lines), "```"]
+    )
 
 
 def _imports() -> set[tuple[str, str]]:
@@ -173,29 +198,6 @@ def _part(module: str) -> str | None:
     if first in INNER and others and (PACKAGE / first / others[0]).is_dir():
         return f"{first}.{others[0]}"
     return first
-
-
-def _reduced(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    after: dict[str, set[str]] = defaultdict(set)
-    for one, other in arrows:
-        after[one].add(other)
-
-    def reach(start: str) -> set[str]:
-        found: set[str] = set()
-        waiting = [start]
-        while waiting:
-            for name in after[waiting.pop()] - found:
-                found.add(name)
-                waiting.append(name)
-        return found
-
-    beyond = {name: reach(name) for name in {name for pair in arrows for name in pair}}
-    return {
-        (one, other)
-        for one, other in arrows
-        # Within a circle nothing follows from anything, so only a package outside of it makes an arrow superfluous.
-        if not any(other in beyond[via] and one not in beyond[via] and via not in beyond[other] for via in after[one])
-    }
 
 
 def meanings(documented: type) -> dict[str, str]:
@@ -251,6 +253,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "exit-codes": exit_codes,
     "hooks": hook_table,
     "packages": packages,
+    "states": states,
 }
 
 

@@ -195,15 +195,15 @@ class Server(MasterCommands):
         self.poller.watch(fileobj, events, lambda event: call(fileobj, event))
 
     def remove_io_handler(self, fileobj: Any) -> None:
-        """Take it back, before the object is closed."""
+        """Remove the handler of an object. Call it before the object is closed."""
         self.poller.unwatch(fileobj)
 
     def every(self, seconds: float, call: Callable[[], object]) -> Timer:
-        """Call again and again in the master, for the first time in that many seconds; it must not block. `cancel` ends it."""
+        """Call `call` in the master every `seconds`; it must not block. `cancel()` of the timer ends it."""
         return self.poller.every(seconds, call)
 
     def on_signal(self, signum: signal.Signals, call: Callable[[], object]) -> None:
-        """Call when the master gets a signal, instead of what it would have done. Before or after `run` has begun."""
+        """Call `call` when the master gets a signal, instead of its usual effect. It may be set before `run`, or later."""
         self.set_handler(signal.Signals(signum), call)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -15,27 +16,35 @@ from types import ModuleType
 import pytest
 
 from forkserve.config.report import markdown_table
+from forkserve.config.settings import TABLE
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PACKAGE = ROOT / "forkserve"
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(DOCS.rglob("*.md"))
 LINKING = [*PAGES, *ROOT.glob("*.md"), ROOT / "nginx" / "README.md", ROOT / "benchmarks" / "README.md"]
+
+ASGI_EVENTS = {"http.disconnect"}
 
 
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    """docs/generate.py as a module; it is not part of a package."""
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+def script(name: str) -> ModuleType:
+    """Load a script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    return script("generate")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
@@ -67,7 +76,7 @@ def test_the_readme_is_short_and_has_the_lines_that_ci_reads() -> None:
 
 def test_every_package_of_the_drawing_is_described(generate: ModuleType) -> None:
     page = (DOCS / "internals" / "architecture.md").read_text()
-    drawn = set(re.findall(r'\["([\w.]+)"\]', generate.packages()))
+    drawn = set(re.findall(r"^[\w.]+", generate.packages(), re.MULTILINE))
     described = set(re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))))
 
     assert drawn == described
@@ -96,11 +105,76 @@ def test_links_have_existing_targets(path: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("path", [ROOT / "CONTRIBUTING.md", *sorted((DOCS / "internals").glob("*.md"))], ids=named)
+@pytest.mark.parametrize("path", LINKING, ids=named)
 def test_file_names_in_pages_exist(path: Path) -> None:
-    named = re.findall(r"`?((?:forkserve|tests|docs|nginx|benchmarks)/[\w/.-]*\w)", path.read_text())
+    # `forkserve/it` is no file, but the heading of a column of benchmarks/compare.py.
+    named = re.findall(r"(?<![\w/])(?:forkserve|tests|docs|nginx|benchmarks|example_apps)/(?!it\b)[\w/.-]*\w", path.read_text())
 
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "CONTRIBUTING.md", DOCS / "reference" / "api.md", *sorted((DOCS / "internals").glob("*.md"))], ids=named
+)
+def test_modules_that_are_named_exist(path: Path) -> None:
+    parts = "|".join(sorted(part.stem for part in PACKAGE.iterdir() if part.suffix in ("", ".py")))
+    text = path.read_text()
+    files = re.findall(r"`([\w/]+\.py)`", text) + re.findall(rf"`((?:{parts})/[\w/]*)`", text)
+    objects = re.findall(rf"(?:`|forkserve\.)((?:{parts})\.(?!py\b)\w[\w.]*+)(?!\()", text)
+
+    assert [name for name in files if not (ROOT / name).exists() and not list(PACKAGE.rglob(name))] == []
+    assert [name for name in objects if name not in ASGI_EVENTS and not resolves(f"forkserve.{name}")] == []
+
+
+def test_options_that_are_named_exist() -> None:
+    others = {"--indent", "--no-cache-dir", "--time", "--ws"}  # of json.tool, pip, docker, uvicorn
+    known = {flag for spec in TABLE.values() for flag in spec.flags} | others
+    for command in ([], ["ctl"], ["ctl", "call"], ["nginx"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "forkserve", *command, "--help"], capture_output=True, text=True, check=True
+        )
+        known |= set(re.findall(r"--[a-z][\w-]*", shown.stdout))
+
+    for path in (*PAGES, ROOT / "README.md"):
+        assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", path.read_text())) <= known, path
+
+
+def resolves(name: str) -> bool:
+    """Return whether there is a module, or an object of a module, of this name."""
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
+# The site.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="//cdn.example/x.css">',
+        '<img alt="x" src="http://cdn.example/x.png">',
+        '<p style="background: url(https://cdn.example/x.png)">x</p>',
+        '@import "https://cdn.example/x.css";',
+        '<pre class="mermaid">flowchart TD</pre>',
+    ],
+)
+def test_what_a_page_of_the_site_loads_from_elsewhere_is_found(text: str) -> None:
+    assert list(script("hooks").loaded(text))
+
+
+@pytest.mark.parametrize(
+    "text", ['<a href="https://example.org/">x</a>', '<script src="../x.js"></script>', '<p style="background: url(x.png)">x</p>']
+)
+def test_links_and_the_sites_own_files_are_not_loaded_from_elsewhere(text: str) -> None:
+    assert list(script("hooks").loaded(text)) == []
+
+
+def test_pipes_in_code_are_shown_as_they_are() -> None:
+    assert script("hooks").on_page_markdown("| `a\\|b` | c\\|d |") == "| `a|b` | c\\|d |"
 
 
 # Log lines.
@@ -108,7 +182,7 @@ def test_file_names_in_pages_exist(path: Path) -> None:
 
 def templates() -> Iterator[str]:
     """Yield every text of the code; an ellipsis replaces its parameters."""
-    for path in (ROOT / "forkserve").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
@@ -133,7 +207,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         return
     page = (DOCS / "deploy" / "systemd.md").read_text()
-    units = re.findall(r"<!-- file: (\S+) -->\n```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    units = re.findall(r"^`(\S+)`:\n\n```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     for name, text in units:  # use a program and a user that exist on this machine
         here = text.replace("/srv/shop/.venv/bin/forkserve", sys.executable).replace("User=shop", "User=root")
         (tmp_path / name).write_text(here.replace("/srv/shop", str(tmp_path)))

@@ -30,8 +30,6 @@ from forkserve.prefork.master.commands import MasterCommands
 
 ABOUT = """Control a running server.
 
-With one server of this user running, it is found without --name.
-
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no such server is running; 4 not done in time.
 """
 CALL_ABOUT = """
@@ -108,7 +106,7 @@ def _commands_of_server(before: dict[str, Any], args: list[str]) -> dict[str, Co
 
 def _options(default: str, *, to: bool, hidden: bool = False) -> list[click.Parameter]:
     options: list[click.Parameter] = [
-        click.Option(["--name"], metavar="NAME", help="Name of the server; required if several run."),
+        click.Option(["--name"], metavar="NAME", help="Name of the server; needed only if several of this user run."),
         click.Option(["--socket"], metavar="PATH", help="Path of the server's control socket."),
         click.Option(["--json", "as_json"], is_flag=True, help='Print one JSON object: {"ok", "error", "result"}.'),
         click.Option(["--timeout"], metavar="SECONDS", help=f"Seconds to wait (0: no limit). [{default}]"),
@@ -238,9 +236,7 @@ def choose(running: Iterable[tuple[str, str]], name: str | None) -> str:
         others = f": there is {names}" if servers else ""
         raise CtlError(f"no server named {name!r} is running{others}", "no_server")
     if not servers:
-        raise CtlError(
-            "no server of this user is running, unless with a --control-socket: give its path with --socket", "no_server"
-        )
+        raise CtlError("no server of this user is running; one that has --control-socket PATH needs --socket PATH", "no_server")
     if len(servers) > 1:
         raise CtlError(f"several servers are running: select one with --name: {names}", "usage")
     return servers.popitem()[1]

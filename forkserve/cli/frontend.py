@@ -70,7 +70,7 @@ def _options() -> list[click.Parameter]:
         click.Option(["--upstream-only"], is_flag=True, help="Print only the part that names the workers, to be included."),
         click.Option(["--upstream-file"], metavar="FILE", help="Include that part from a file."),
         click.Option(["--output"], metavar="FILE", help="Write to a file, replaced as a whole (-: stdout)."),
-        click.Option(["--check"], is_flag=True, help="Print or write nothing that the front end's own program refuses."),
+        click.Option(["--check"], is_flag=True, help="Let the front end's own program check the text first; stop if it refuses."),
         click.Option(
             ["--listen"],
             metavar="ADDRESS",

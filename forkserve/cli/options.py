@@ -20,8 +20,9 @@ from forkserve.config.validation import REFUSED
 USAGE = "[config] APP [OPTIONS]"
 ABOUT = """Serve a WSGI or ASGI app with forked workers, on one port each or on a shared one.
 
-APP is module:attr, module:factory() or module. `forkserve config APP ...` shows every setting
-with its value and origin; `forkserve config --markdown` describes them all.
+APP is module:attr, module:factory() or module, as in `forkserve main:app --workers 4`.
+`forkserve config APP ...` shows every setting with its value and origin;
+`forkserve config --markdown` describes them all.
 `forkserve ctl COMMAND ...` controls a running server; see `forkserve ctl --help`.
 `forkserve nginx APP ...` prints the configuration of a front end; see `forkserve nginx --help`.
 """
@@ -55,7 +56,7 @@ def _option(name: str, spec: Spec) -> click.Option:
         about += f" [{shown}]"
     flags = [name, *spec.flags]
     if spec.kind.switch:
-        both = (f"{one}/--no-{one.removeprefix('--')}" for one in spec.flags)
+        both = (f"{one}/--no-{one[2:]}" if one.startswith("--") else one for one in spec.flags)
         return click.Option([name, *both], default=None, help=about)
     alone: dict[str, Any] = {} if spec.kind.alone is None else {"is_flag": False, "flag_value": spec.kind.alone}
     return click.Option(flags, metavar=spec.kind.metavar, multiple=spec.kind.many, help=about, **alone)

@@ -234,7 +234,7 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
     if settings.reload and importlib.util.find_spec("watchdog") is None:
         yield "reload", "needs the package watchdog: pip install watchdog"
     if needs_app and settings.app is None and settings.worker is None:
-        yield "app", "is missing: write forkserve module:attr (see forkserve --help)"
+        yield "app", "not given: write forkserve module:attr (see forkserve --help)"
 
 
 def _setting_name(one: Given) -> str:

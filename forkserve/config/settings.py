@@ -29,7 +29,9 @@ class Settings:
     app: str | None = setting(
         None, "App", values.text, "App to serve: module:attr, module:factory(), or module.", aliases="wsgi_app"
     )
-    interface: str = setting("auto", "App", choice("auto", "wsgi", "asgi", asgi3="asgi", asgi2="asgi"), "Interface of the app.")
+    interface: str = setting(
+        "auto", "App", choice("auto", "wsgi", "asgi", asgi3="asgi", asgi2="asgi"), "Interface of the app (auto: detected)."
+    )
     factory: bool = setting(False, "App", values.switch, "Call APP, a function without arguments, to get the app.")
     chdir: str | None = setting(
         None, "App", values.folder, "Change to this directory in workers, and import from it.", aliases="app_dir"
@@ -94,7 +96,7 @@ class Settings:
         "least_conn",
         "Addresses",
         values.balance,
-        "Set how a front end selects a worker, for --nginx-upstream and `forkserve nginx`; KEY is nginx's, as $cookie_session.",
+        "Set how a front end selects a worker (--nginx-upstream, `forkserve nginx`); KEY is of nginx, such as $cookie_session.",
     )
 
     workers: int = setting(
@@ -111,14 +113,12 @@ class Settings:
     worker: str | None = setting(
         None, "Workers", values.text, "Run a worker class of your own instead of the HTTP worker: module:Class.", reloadable=False
     )
-    reload_surge: int = setting(
-        1, "Workers", count(1, 4096), "Start at most this many new workers in a reload before as many old ones are gone."
-    )
+    reload_surge: int = setting(1, "Workers", count(1, 4096), "Run at most this many more workers than usual during a reload.")
     reload_lingering: int | None = setting(
         None,
         "Workers",
         count(0, 4096),
-        "Do not delay a reload for up to this many old workers with only streams or threads left; default: all of them.",
+        "Continue a reload while up to this many old workers finish only streams or threads. Default: all of them.",
     )
     reload_settle: float = setting(
         1.0, "Workers", values.seconds, "Seconds that the first new worker must live before a reload replaces an old one."

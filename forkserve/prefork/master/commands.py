@@ -137,9 +137,9 @@ class MasterCommands:
         running.router.fresh().finally_(lambda _: pending.resolve(running.status.describe()))
         return pending
 
-    @command("Replace every worker by one with the code and settings of now.", timeout=None)
+    @command("Replace every worker, with the current code and settings.", timeout=None)
     def reload(self) -> Pending:
-        """Replace every worker by one with the code and settings of now; if the first of them fails, nothing changes."""
+        """Replace every worker, with the current code and settings. If the first new worker fails, nothing changes."""
         return self.require_running().reloading.request()
 
     @command("Replace one worker; the old one serves until the new one is ready.", usage="ID")
@@ -159,9 +159,9 @@ class MasterCommands:
 
         return self.goals.until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
 
-    @command("Have N workers, or N more or fewer.", usage="N|+N|-N")
+    @command("Run N workers, or N more or fewer.", usage="N|+N|-N")
     def scale(self, workers: int | str) -> Pending:
-        """Have that many workers; "+1" and negative numbers are relative.
+        """Run this many workers; "+1" and negative numbers are relative.
 
         Raises CommandError if that is not possible; if a port of a new worker cannot be opened, nothing changes.
         """
@@ -215,7 +215,7 @@ class MasterCommands:
         self._stops.append(Pending())
         return self._stops[-1]
 
-    @command("Run a command of your own in the workers, and show what each of them answers.", usage="NAME [ARG...]", targets=True)
+    @command("Run a command of your own in the workers, and show each reply.", usage="NAME [ARG...]", targets=True)
     def call(self, name: str, *args: JSON, to: str | int = "all", timeout: float | None = CALL_TIMEOUT) -> Pending:
         """Have workers run a command of the user's own; the value is the list of their replies.
 
@@ -230,7 +230,7 @@ class MasterCommands:
         """
         return self.request_call(name, args, to, timeout)
 
-    @command("List the commands of your own, and these.", repeatable=True)
+    @command("List your own commands, and these.", repeatable=True)
     def commands(self) -> dict[str, Any]:
         """List the commands of the user's own, as far as ready workers know them, and the master's."""
         own = {one["name"]: one for child in self._started.children for one in child.commands}
@@ -259,7 +259,7 @@ class MasterCommands:
         return running.router.ask("reopen_logs", (), "all", CALL_TIMEOUT)
 
     @for_signals(signal.SIGUSR2)
-    @command("Put a new forkserve or Python in place, under the same pid, and reload.", timeout=None)
+    @command("Run the forkserve and Python that are installed now, under the same pid, and reload.", timeout=None)
     def upgrade(self) -> Pending:
         """Put the program in place that would start now, under the same pid; it then reloads. If it fails, nothing changes.
 

@@ -2,7 +2,7 @@
 
 A page is Markdown: `docs/**.md` or the README. A part of a page is the text between two `##` headings. In a part,
 
-- a fenced block after `<!-- file: NAME -->` is written to that file;
+- a fenced block after a line that is a name in backticks with a colon is written to that file;
 - a `console` block is run: a line that begins with `$ ` is a command, the lines below it are its output, `...` matches anything;
 - any other block in a shell language or Python needs `<!-- not run: REASON -->` before it;
 - `<!-- heavy -->` marks the test of the part as heavy; all pages but the README and those on commands are heavy anyway.
@@ -32,7 +32,7 @@ from tests.ports import free_ports
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PORTS = re.compile("900[0-3]")
 BLOCK = re.compile(
-    r"(?:<!-- (?P<mark>file|not run|serve line|test line):? ?(?P<value>.*?) ?-->\n)?```(?P<kind>\w+).*\n(?P<text>(?:.*\n)*?)```$",
+    r"(?:<!-- (?P<mark>not run|serve line|test line)\b.*-->\n|^`(?P<file>[\w./-]+)`:\n\n)?```(?P<kind>\w+).*\n(?P<text>(?:.*\n)*?)```$",
     re.MULTILINE,
 )
 SHELLS = ("bash", "console", "python", "sh", "shell")
@@ -60,9 +60,9 @@ class Reader:
     def read(self, text: str, *, typing: bool = True) -> None:
         """Write the files; run the commands if `typing`."""
         text = PORTS.sub(lambda found: str(self.port + int(found[0]) - 9000), text)
-        for mark, value, kind, block in BLOCK.findall(text):
-            if mark == "file":
-                path = self.directory / value
+        for mark, file, kind, block in BLOCK.findall(text):
+            if file:
+                path = self.directory / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block)
             elif kind == "console" and not mark and typing:
@@ -187,7 +187,9 @@ def test_the_commands_of_a_part_print_the_output_on_the_page(tmp_path: Path, pat
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_code_block_of_a_page_is_run_or_marked_as_not_run(path: Path) -> None:
     text = path.read_text()
-    shown = [(kind, block) for mark, _, kind, block in BLOCK.findall(text) if kind in SHELLS and not mark and kind != "console"]
+    shown = [
+        block for mark, file, kind, block in BLOCK.findall(text) if kind in SHELLS and not (mark or file or kind == "console")
+    ]
 
     assert shown == []
     assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(BLOCK.findall(text)), "a fence that BLOCK does not match"

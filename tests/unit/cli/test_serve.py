@@ -18,7 +18,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("", 2, "APP: is missing: write forkserve module:attr (see forkserve --help)"),
+        ("", 2, "APP: not given: write forkserve module:attr (see forkserve --help)"),
         ("app:app --workrs 1", 2, "unknown option --workrs (did you mean '--workers'?)"),
         ("app:app --workers", 2, "Option '--workers' requires an argument."),
         ("app:app --workers x", 2, "--workers: 'x' is not a whole number from 1 to 4096, or auto"),
@@ -95,6 +95,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
     printed = capsys.readouterr().out
     assert [flag for name, spec in TABLE.items() if name != "app" for flag in spec.flags if flag not in printed] == []
+    assert "--no--" not in printed
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

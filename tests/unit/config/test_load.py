@@ -402,7 +402,7 @@ def test_a_bad_app_is_a_usage_error(app: str) -> None:
 
 
 def test_serving_requires_an_app() -> None:
-    with pytest.raises(ConfigError, match="APP: is missing: write forkserve module:attr"):
+    with pytest.raises(ConfigError, match="APP: not given: write forkserve module:attr"):
         config.load_config({}, environ={}, directory="/")
 
 
