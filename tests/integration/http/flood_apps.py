@@ -6,8 +6,11 @@ import hashlib
 import json
 import resource
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from time import monotonic
 from typing import Any
 from wsgiref.validate import validator
+
+from forkserve.http.app.turns import BATCH
 
 Environ = dict[str, Any]
 SHARED = b"s" * 5_000_000
@@ -71,6 +74,10 @@ def application(environ: Environ, start_response: Callable[..., Any]) -> Iterabl
     }
     if kind in answers:
         return answers[kind]()
+    if kind == "longer-than-a-batch":
+        end = monotonic() + 2 * BATCH
+        while monotonic() < end:
+            pass
     with contextlib.suppress(RuntimeError):  # a thread has no loop
         SEEN.append((path, TURNS.now()))
     return [b"ok"]

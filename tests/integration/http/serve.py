@@ -7,6 +7,7 @@ import asyncio
 import signal
 import socket
 import sys
+from time import monotonic_ns
 from typing import Any
 
 from forkserve.base import logs
@@ -19,8 +20,8 @@ from forkserve.http.service import SWEEP, Service
 class NullObserver:
     """Ignores all notifications about application calls."""
 
-    def begin(self, line: bytes) -> None:
-        """An application call begins."""
+    def begin(self, line: bytes) -> int:
+        return monotonic_ns()
 
     def end(self) -> None:
         """An application call ends."""

@@ -4,7 +4,7 @@ Places where the client decides the amount of work, and the bound for one turn:
 
 - lines of a chunked body (sizes, extensions, trailers): `body.LINES`;
 - pipelined requests, also after a body: one (`Connection.data_received`);
-- calls waiting for an inline application: one (`wsgi.Turns`);
+- calls waiting for an inline application: `turns.BATCH_CALLS`, and `turns.BATCH` seconds;
 - bytes of a body of known length: one read (`connection.TURN`);
 - TLS records: the size `transports.TLS_AT_ONCE`;
 - fields: `--limit-request-fields` of one request; Connection options: only those with a meaning;
@@ -15,11 +15,13 @@ Places where the client decides the amount of work, and the bound for one turn:
 import contextlib
 import gc
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from forkserve.http.app.turns import BATCH_CALLS
 from forkserve.http.message.body import LINES, ChunkedBody
 from forkserve.http.message.fields import Fields, Line, valid_host
 from tests.integration.client import unread
@@ -104,20 +106,22 @@ def test_a_half_closed_client_gets_all_pipelined_responses(wsgi: Server) -> None
     wsgi.json("/seen")
 
 
-def test_each_waiting_call_gets_its_own_turn(wsgi: Server) -> None:
-    """Requests of other clients that wait for the application are each handled in their own turn of the loop."""
+@pytest.mark.parametrize(("path", "most"), [("short", BATCH_CALLS), ("longer-than-a-batch", 1)])
+def test_a_turn_makes_a_bounded_number_of_waiting_calls(wsgi: Server, path: str, most: int) -> None:
+    """Requests of other clients wait for the application: a turn of the loop calls it for a few of them."""
     with wsgi.connect() as blocker, contextlib.ExitStack() as stack:
         blocker.send(b"GET /generated HTTP/1.1\r\nHost: a\r\n\r\n")
         blocker.until(b"\r\n\r\n")
-        clients = [stack.enter_context(wsgi.connect()) for _ in range(20)]
-        for number, client in enumerate(clients):
-            client.send(GET % number)
+        clients = [stack.enter_context(wsgi.connect()) for _ in range(2 * BATCH_CALLS)]
+        for client in clients:
+            client.send(f"GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             eventually(lambda client=client: unread(client.sock) == 0)
         blocker.sock.close()
         for client in clients:
             assert client.answer().body == b"ok"
     seen = wsgi.json("/seen")
-    assert len({turn for _, turn in seen}) == len(clients)
+    assert len(seen) == len(clients)
+    assert max(Counter(turn for _, turn in seen).values()) <= most
 
 
 def test_a_half_close_after_many_chunks_does_not_truncate_the_body(wsgi: Server) -> None:
