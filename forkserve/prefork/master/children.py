@@ -178,7 +178,7 @@ class Children:
 
     def pass_logs(self, child: Child) -> None:
         """Give a child the log files that the paths lead to now. It may have no right to open them itself."""
-        with logs.opened_anew() as files:
+        with logs.reopened() as files:
             pass_logs(child.channel, files)
         self._watch(child)
 

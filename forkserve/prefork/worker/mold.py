@@ -27,7 +27,7 @@ from forkserve.base.copies import end_returned
 from forkserve.base.errors import ExitCode
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.orders import close_all
+from forkserve.prefork.ipc.descriptors import close_all
 from forkserve.prefork.system import daemon, forks
 from forkserve.prefork.system.listeners import Listener
 from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES

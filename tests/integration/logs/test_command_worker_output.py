@@ -112,7 +112,7 @@ def test_syslog(serve: Start, project: Path) -> None:
     assert re.match(rf"<30>\w+ \d+ [\d:]+ web\[{command.pid}\]: ", messages[0])
 
 
-def test_a_file_that_was_moved_is_opened_anew(serve: Start, project: Path) -> None:
+def test_a_file_that_was_moved_is_reopened(serve: Start, project: Path) -> None:
     line = ("--worker-stdout", "out", "--worker-stderr", "err", "--worker-output-prefix")
     command = serve("site_app:app", "--bind", "127.0.0.1:0", *line, cwd=project)
     out, err = project / "out", project / "err"

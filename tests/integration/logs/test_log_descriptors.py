@@ -135,7 +135,7 @@ def test_one_worker_that_is_told_by_usr1(serve: Start, project: Path) -> None:
     assert access not in descriptors(second).values()
 
 
-def test_a_log_that_cannot_be_opened_anew_is_gone_on_with(serve: Start, project: Path) -> None:
+def test_a_log_that_cannot_be_reopened_is_gone_on_with(serve: Start, project: Path) -> None:
     command = logging_there(serve, project)
     moved = rotated(project)
     for one in ("error.log", "access.log"):

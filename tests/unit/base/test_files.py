@@ -248,7 +248,7 @@ def test_a_race_for_each_use(other: Hostile, use: Callable[[Path], object]) -> N
         race(lambda: use(other.theirs / "file"))
 
 
-def test_a_race_for_a_log_that_is_opened_anew(other: Hostile) -> None:
+def test_a_race_for_a_log_that_is_reopened(other: Hostile) -> None:
     file = logs.LogFile.open(str(other.theirs / "log"), OWNER)
 
     def reopen() -> None:

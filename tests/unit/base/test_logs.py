@@ -121,7 +121,7 @@ def test_level_trace(log: Path) -> None:
     assert lines(log) == [("TRACE", "master", "fine")]
 
 
-def test_a_moved_file_is_opened_anew_under_the_same_descriptor(log: Path) -> None:
+def test_a_moved_file_is_reopened_under_the_same_descriptor(log: Path) -> None:
     before = logs.descriptors()
     logger.info("one")
     log.rename(log.with_suffix(".1"))
@@ -133,6 +133,15 @@ def test_a_moved_file_is_opened_anew_under_the_same_descriptor(log: Path) -> Non
     assert [text for _, _, text in lines(log)] == ["three"]
     assert before == logs.descriptors()
     assert not any(os.get_inheritable(one) for one in before)
+
+
+def test_all_descriptors_of_the_master_are_closed(log: Path) -> None:
+    """Also those of a path that comes twice, and of no path."""
+    before = len(os.listdir("/proc/self/fd"))
+    files = [os.open(log, os.O_WRONLY | os.O_APPEND) for _ in range(3)]
+    logs.take([str(log), str(log)], files)
+
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_file_that_is_still_there_is_left_alone(log: Path) -> None:
