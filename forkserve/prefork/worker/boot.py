@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # Variables that a service manager set for the master are not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MAX_TRACEBACK = 64 * 1024
+MAX_MESSAGE = 16 * 1024
 _complained: list[bool] = []
 # Seconds that threads get of a worker that has crashed, and under --reload, where a user waits for the next one.
 CRASH_LIMIT = 1.0
@@ -390,7 +391,7 @@ def not_booted(error: BaseException, context: WorkerContext) -> int:
         context.channel.send(messages.Draining())
         return ExitCode.OK
     code, message, text = why(error)
-    context.channel.send(messages.Failed(message, code, text and text[-MAX_TRACEBACK:]))
+    context.channel.send(messages.Failed(message[:MAX_MESSAGE], code, text and text[-MAX_TRACEBACK:]))
     return code
 
 
