@@ -208,6 +208,7 @@ class HTTPWorker(Worker):
         loaded = self.context.preloaded
         app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
         end_returned()  # the application may have forked when it was imported
+        self.wsgi = app.app
         self._run(app)
 
     def serve_error_page(self, text: str) -> None:
@@ -339,6 +340,12 @@ class HTTPWorker(Worker):
     def _note_running(self, *, stuck: bool = False) -> None:
         """Write the running requests into the scoreboard: for the log line of a stuck worker, and their number for the status."""
         self.row.note(*self._service.running.look(stuck=stuck))
+
+    @property
+    def nr(self) -> int:
+        """How many requests have begun, under gunicorn's name."""
+        service = vars(self).get("_service")
+        return service.server.requests if service else 0
 
     def send(self, message: Message) -> bool:
         """Send the master a message, from any thread; the loop sends later what the channel does not take at once."""
