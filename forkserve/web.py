@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from random import SystemRandom
 from time import monotonic_ns
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from forkserve.base import logfile, logs
@@ -186,6 +187,13 @@ class HTTPWorker(Worker):
     _turns: Turns | None = None  # for an application that is called inline
     _fault: str | None = None  # the text to show if there is no application
     INHERITED_FROM = MADE_FROM
+    INSTEAD = MappingProxyType(
+        {
+            **Worker.INSTEAD,
+            "app": "worker.wsgi in post_worker_init",
+            "wsgi": "post_worker_init or a later hook: the app is not loaded yet",
+        }
+    )
 
     @classmethod
     def scheme(cls, settings: Settings) -> str:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve.base.copies import end_returned
+from forkserve.prefork.ipc.frames import is_nested_too_deeply
 
 Hooks = Mapping[str, Callable[..., object]]
 
@@ -107,7 +108,7 @@ def sendable(attributes: Mapping[str, Any]) -> Attributes:
     for name, value in attributes.items():
         try:
             text = json.dumps({name: value}, allow_nan=False)
-            if len(text) <= room and json.loads(text) == {name: value}:
+            if len(text) <= room and not is_nested_too_deeply(value, text.encode()) and json.loads(text) == {name: value}:
                 values[name] = value
                 room -= len(text)
         except (TypeError, ValueError, RecursionError):

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from forkserve.prefork.ipc.hooks import missing_attribute
-
-INSTEAD: Final = MappingProxyType(
-    {
-        "app": "worker.wsgi in post_worker_init",
-        "max_requests": "worker.cfg.max_requests",
-        "notify": "worker.beat()",
-        "sockets": "worker.listeners",
-        "timeout": "worker.cfg.timeout",
-        "tmp": "worker.beat() to show life",
-        "wsgi": "post_worker_init or a later hook: the app is not loaded yet",
-    }
-)
 
 
 class Named:
     """A worker with errors for the names that it does not have."""
 
+    INSTEAD: ClassVar = MappingProxyType(
+        {
+            "max_requests": "worker.cfg.max_requests",
+            "notify": "worker.beat()",
+            "sockets": "worker.listeners",
+            "timeout": "worker.cfg.timeout",
+            "tmp": "worker.beat() to show life",
+        }
+    )
+    """What to use, by the missing name."""
+
     if not TYPE_CHECKING:  # the type checker would accept any name
 
         def __getattr__(self, name: str) -> Any:
             """Raise AttributeError, and say what to use."""
-            raise missing_attribute(self, "the worker", name, INSTEAD)
+            raise missing_attribute(self, "the worker", name, self.INSTEAD)
 
         def __setattr__(self, name: str, value: object) -> None:
             """Set an attribute, but not `alive`, by which gunicorn's hooks end a worker."""

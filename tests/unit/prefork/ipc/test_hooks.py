@@ -52,7 +52,7 @@ def test_what_json_holds_is_sent(value: object) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [{1}, (1, 2), {1: 2}, [(1,)], b"x", object(), math.nan, "x" * LONGEST_ATTRIBUTES, nested(100_000)],
+    [{1}, (1, 2), {1: 2}, [(1,)], b"x", object(), math.nan, "x" * LONGEST_ATTRIBUTES, nested(201), nested(100_000)],
     ids=lambda value: type(value).__name__,
 )
 def test_what_json_does_not_hold_as_it_is(value: object) -> None:
