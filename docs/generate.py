@@ -73,7 +73,7 @@ HOOK_TIMES = {
     "worker_int": ("worker", "on SIGQUIT"),
     "worker_exit": ("worker", "before the process exits"),
     "child_exit": ("master", "after a worker has ended"),
-    "nworkers_changed": ("master", "when the number of wanted workers changes"),
+    "nworkers_changed": ("master", "when the number of wanted workers changes, and first of all, with `None` as `old_value`"),
     "pre_request": ("worker", "before the app is called"),
     "post_request": ("worker", "after the answer"),
     "on_exit": ("master", "when everything is closed"),

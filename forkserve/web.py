@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from random import SystemRandom
 from time import monotonic_ns
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from forkserve.base import logfile, logs
@@ -119,7 +120,7 @@ class RequestHooks:
 
 
 class DefaultExecutor:
-    """The loop's default executor, as the application may have set it; uvloop does not say which it is.
+    """The loop's default executor, also one that the application has set: uvloop has no way to read it.
 
     Args:
         loop: The loop. From now on it notifies this object of a new executor.
@@ -142,7 +143,7 @@ class DefaultExecutor:
             pause: Sleeps for a number of seconds.
         """
         self._executor.shutdown(wait=False)
-        threads = self._executor._threads  # noqa: SLF001 - nothing public tells whether they have ended
+        threads = self._executor._threads  # noqa: SLF001 - no public name shows whether they have ended
         moment = time.monotonic() + finish.MOMENT
         while any(thread.is_alive() for thread in tuple(threads)) and worker.time_left():
             if time.monotonic() > moment:
@@ -186,6 +187,13 @@ class HTTPWorker(Worker):
     _turns: Turns | None = None  # for an application that is called inline
     _fault: str | None = None  # the text to show if there is no application
     INHERITED_FROM = MADE_FROM
+    INSTEAD = MappingProxyType(
+        {
+            **Worker.INSTEAD,
+            "app": "worker.wsgi in post_worker_init",
+            "wsgi": "post_worker_init or a later hook: the app is not loaded yet",
+        }
+    )
 
     @classmethod
     def scheme(cls, settings: Settings) -> str:
@@ -208,6 +216,7 @@ class HTTPWorker(Worker):
         loaded = self.context.preloaded
         app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
         end_returned()  # the application may have forked when it was imported
+        self.wsgi = app.app
         self._run(app)
 
     def serve_error_page(self, text: str) -> None:
@@ -232,7 +241,7 @@ class HTTPWorker(Worker):
                 end_returned(error)
                 raise
             finally:
-                signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first, and a signal would meet it
+                signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first: a signal would be written to a closed one
                 # The loop would wait for its executor without a limit, and in a thread that perhaps cannot be started.
                 setattr(loop, "shutdown_default_executor", _nothing)  # noqa: B010 - of this loop
 
@@ -245,7 +254,7 @@ class HTTPWorker(Worker):
         await self._start_up(service)
         if not self.draining:
             self.row.refresh = partial(self._note_running, stuck=True)
-            # The end of the boot may have been lost, or this may run on while the loop is closed for it: take no connection then.
+            # The end of the boot may have been lost, or the loop may be closing for it: accept no connection then.
             if ENDING.intersection(self.context.early_signals):
                 raise EndOfBootError
             self._beside_loop(self.ready)
@@ -306,7 +315,7 @@ class HTTPWorker(Worker):
             service.limit_requests(self.settings.max_requests + jitter, self._spent)
 
     def _spent(self, requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
-        """Ask for a successor after this number of requests; if `full`, no connection is accepted before it is ready."""
+        """Request a successor after this number of requests; if `full`, no connection is accepted before it is ready."""
         if full:
             self.row.cells[ACCEPTING] = 0
         self.send(Spent(requests, full))
@@ -339,6 +348,12 @@ class HTTPWorker(Worker):
     def _note_running(self, *, stuck: bool = False) -> None:
         """Write the running requests into the scoreboard: for the log line of a stuck worker, and their number for the status."""
         self.row.note(*self._service.running.look(stuck=stuck))
+
+    @property
+    def nr(self) -> int:
+        """How many requests have begun, under gunicorn's name."""
+        service = vars(self).get("_service")
+        return service.server.requests if service else 0
 
     def send(self, message: Message) -> bool:
         """Send the master a message, from any thread; the loop sends later what the channel does not take at once."""
@@ -381,7 +396,7 @@ class HTTPWorker(Worker):
         self._loop.add_reader(self._signals.install(beside_loop=True).fileno(), self._beside_loop, self._signals.obey)
 
     def _beside_loop(self, call: Callable[[], object]) -> None:
-        """Call what may call other code of the application: the loop is hidden from it wherever it is hidden from requests."""
+        """Call something that may call code of the application, with the loop hidden wherever it is hidden from requests."""
         with self._service.loop_hidden():
             call()
 

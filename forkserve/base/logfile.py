@@ -307,11 +307,11 @@ class LogFile:
 
         Raises OSError if the path cannot be opened; the old file is kept then.
         """
-        if (new := self.opened_anew()) is not None:
+        if (new := self.reopened()) is not None:
             self.become(new)
             os.close(new)
 
-    def opened_anew(self) -> int | None:
+    def reopened(self) -> int | None:
         """Open the path again and return the descriptor; None if the path still leads to this file. Raises OSError."""
         if self.path is None:
             return None

@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from forkserve.base import files, logfile, privileges
@@ -394,7 +394,7 @@ def are_current() -> bool:
 
 
 @contextlib.contextmanager
-def opened_anew() -> Iterator[dict[str, int]]:
+def reopened() -> Iterator[dict[str, int]]:
     """Yield the descriptors of the log files by path, for a child to take. Rotated files are reopened. In the master."""
     found: dict[str, int] = {}
     new: list[int] = []
@@ -404,7 +404,7 @@ def opened_anew() -> Iterator[dict[str, int]]:
                 continue
             found[one.path] = one.descriptor
             try:
-                if (descriptor := one.opened_anew()) is not None:
+                if (descriptor := one.reopened()) is not None:
                     new.append(descriptor)
                     found[one.path] = descriptor
             except OSError as error:
@@ -415,16 +415,18 @@ def opened_anew() -> Iterator[dict[str, int]]:
             os.close(descriptor)
 
 
-def take(paths: Iterable[str], descriptors: Iterable[int]) -> None:
+def take(paths: Iterable[str], descriptors: Collection[int]) -> None:
     """Log to the files that the master has opened, and close its descriptors. Other files are reopened. In a child."""
     taken = dict(zip(paths, descriptors, strict=False))
-    for one in _all():
-        if one.path is not None and one.path in taken:
-            one.become(taken[one.path])
-        else:
-            _reopen(one)
-    for descriptor in taken.values():
-        os.close(descriptor)
+    try:
+        for one in _all():
+            if one.path is not None and one.path in taken:
+                one.become(taken[one.path])
+            else:
+                _reopen(one)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
     _follow()
 
 

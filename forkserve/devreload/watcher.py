@@ -26,7 +26,8 @@ from forkserve.devreload.filesystems import tells_too_little, type_of
 from forkserve.devreload.git import index_of, is_at_work
 from forkserve.devreload.polling import Polling
 from forkserve.devreload.tree import Seen, Tree
-from forkserve.prefork.ipc.messages import AskForRest, AtRest, Changed, Failed, Log, WatchFiles, Watching
+from forkserve.prefork.ipc.descriptors import close_all
+from forkserve.prefork.ipc.messages import AskForRest, AtRest, Changed, Failed, Log, LogFiles, WatchFiles, Watching
 from forkserve.prefork.worker.boot import end_with, set_title
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class Watcher:
                         self._polling.often.update(files)
                     case AskForRest(number):
                         self._asked, self._asked_at = number, time.monotonic()
+                    case LogFiles(descriptors=passed):  # it has no log
+                        close_all(passed)
             self._channel.flush()
             self._take()
             self._look()
@@ -173,7 +176,7 @@ class Watcher:
         self._watches.close()
         self._polling = Polling(self._tree)
 
-    def _watch_anew(self, folder: str | None = None) -> None:
+    def _watch_again(self, folder: str | None = None) -> None:
         """Watch a new directory, or (None) every directory again."""
         try:
             if self._polling is None and folder is None:
@@ -232,7 +235,7 @@ class Watcher:
             real = self._tree.followed(path, is_link=is_link)
             if real is None or (self._tree.is_same(real) and self._watches.covers(real)):
                 return
-            self._watch_anew(real)
+            self._watch_again(real)
             self._add(real)
             return
         if path in self._roots:
@@ -264,7 +267,7 @@ class Watcher:
             for folder, before in self._roots.items():
                 self._roots[folder] = there = _identity(folder)
                 if there is not None and there != before:
-                    self._watch_anew(folder)
+                    self._watch_again(folder)
                     self._add(folder)
 
     def _note_seen(self, seen: Iterable[Seen]) -> None:
@@ -313,7 +316,7 @@ class Watcher:
         """Report all files that modules may have been loaded from; of those that matter in any case, a few."""
         if self._lost:
             self._lost = False
-            self._watch_anew()
+            self._watch_again()
             self._note_seen(seen for found in self._tree.look() for seen in found)
         for path in self._changed:
             self._tree.update(path)

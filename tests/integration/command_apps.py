@@ -59,6 +59,12 @@ class Probe:
     def child_set(self) -> object:
         return {1}
 
+    def child_nested(self, levels: int) -> object:
+        value: list[object] = []
+        for _ in range(levels - 1):
+            value = [value]
+        return value
+
     def child_much(self, size: int) -> str:
         return "x" * size
 

@@ -246,7 +246,7 @@ class WarmImports:
     def reopen_logs(self) -> None:
         """Have it reopen log files that were moved away, for the workers that it will fork."""
         if self._child is not None:
-            with logs.opened_anew() as files:
+            with logs.reopened() as files:
                 pass_logs(self._child.channel, files)
 
     def end(self) -> None:

@@ -24,13 +24,13 @@ _HOP = re.compile(
 
 
 class TrustedPeers:
-    """The peers whose forwarded headers are believed.
+    """The peers that are trusted to forward headers.
 
     Args:
         allowed: Addresses, networks in CIDR form, ``unix`` for peers on unix sockets, or ``*`` for all.
 
     Raises:
-        ValueError: One of them is none of these.
+        ValueError: An entry is none of these.
     """
 
     def __init__(self, allowed: Iterable[str]) -> None:
@@ -55,7 +55,7 @@ class TrustedPeers:
         return self._all or any(address in network for network in self._networks)
 
     def client(self, fields: Fields, peer: tuple[str, int] | None) -> tuple[str, int] | None:
-        """Return address and port of the client, as far as proxies can be believed; the port is 0 where none is named.
+        """Return address and port of the client, by what trusted proxies forward; the port is 0 where none is named.
 
         X-Forwarded-For is read from the right, where the nearest proxy has written. The first hop that is not trusted is the
         client. If a hop is no address, such as ``unknown``, the client is the hop to its right, or else the peer: the proxy that
@@ -132,7 +132,7 @@ class Endpoints:
 
 
 class ProxiedEndpoints(Endpoints):
-    """The two ends of a connection whose bytes a proxy passes on, as its PROXY header names them.
+    """The two ends of a connection through a proxy, as its PROXY header names them.
 
     The address in the PROXY header replaces the peer address everywhere. Forwarded headers are then trusted only if that address
     is trusted: a proxy that sends a PROXY header does not look into the bytes, so the headers are the client's and may lie.

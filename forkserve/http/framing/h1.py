@@ -49,11 +49,11 @@ class H1Connection(Output):
         reader: Reads request heads.
         reading: Whether the transport reads.
         eof: Whether the client sends no more.
-        closing: Whether nothing more is written, and what comes is dropped.
+        closing: Whether nothing more is written, and input is dropped.
         continue_due: Whether the client waits for 100 (Continue).
-        deadline: The loop's time at which the client has to have done something.
+        deadline: The loop's time by which the client must have sent or taken something.
         stall: Watches whether the client takes what is sent.
-        sent_at_eof: The bytes of the response body when the client was last seen to wait after its end of input.
+        sent_at_eof: The size of the sent response body when the client was last seen waiting after its end of input.
     """
 
     __slots__ = (
@@ -247,7 +247,7 @@ class H1Connection(Output):
             self.pause_reading()
 
     def pause_reading(self) -> None:
-        """Let the client wait with what it sends."""
+        """Stop reading from the client."""
         if self.reading and not self.closing:
             self.reading = False
             self.transport.pause_reading()
@@ -260,7 +260,7 @@ class H1Connection(Output):
             self.transport.resume_reading()
 
     def wait_for_body(self) -> None:
-        """Begin the time that the client has for more of a body."""
+        """Start the time limit for the next bytes of a body."""
         if self.body is not None:
             self.deadline = self.state.loop.time() + self.state.body_timeout
 
@@ -284,7 +284,7 @@ class H1Connection(Output):
     # From one request to the next
 
     def finished(self) -> None:
-        """Go on: the last byte of a response has been written."""
+        """Continue after a response: its last byte has been written."""
         if self.exchange is None:
             return
         self.exchange = None
@@ -388,7 +388,7 @@ class H1Connection(Output):
 
     def drain(self, now: float, linger: float) -> None:
         """Prepare for the end of the process: idle connections get ``linger`` seconds for one more request."""
-        # There is no more time for the rest of a request body whose response has ended.
+        # The response has ended: the rest of its request body gets no more time.
         if self.exchange is None and not self.closing:
             self.deadline = min(self.deadline, now + (linger if self.requests and not self.reader.buffer else NEWCOMER_TIME))
 

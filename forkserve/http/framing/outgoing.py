@@ -74,7 +74,7 @@ class Outgoing:
         self._most = most
         self._pieces: deque[bytes] = deque()
         self._last: bytes | None = None  # the transport may still have a part of it
-        self._at = 0  # where the first piece goes on
+        self._at = 0  # where the rest of the first piece begins
         self._small: list[bytes] = []  # the last piece, in parts
         self._file: int | None = None  # descriptor; behind the pieces
         self._start = self._end = 0  # of what waits in it

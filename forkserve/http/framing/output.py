@@ -1,4 +1,4 @@
-"""The writing half of a client connection. It keeps what the client has not taken, and notifies the exchange when it has."""
+"""The writing half of a client connection. It keeps what the client has not taken, and notifies the exchange of new room."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Output(asyncio.Protocol):
                 return
             if self.transport.is_closing():
                 return
-            # uvloop's transport refers to what it is given; others copy it.
+            # uvloop's transport keeps a reference to the bytes; others copy them.
             copies = self.endpoints.tls or isinstance(self.transport, asyncio.Transport)
             outgoing, fresh = Outgoing(self.state.buffered, PIECE if copies else AT_ONCE), True
             self.outgoing = outgoing

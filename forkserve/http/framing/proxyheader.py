@@ -1,8 +1,8 @@
-"""The PROXY header of HAProxy's proxy protocol, versions 1 and 2: the client of a proxy that passes bytes on.
+"""The PROXY header of HAProxy's proxy protocol, versions 1 and 2: the client of a proxy that forwards bytes.
 
 Pure. The header is read as it comes. Bytes that are not a header, or not the beginning of one, are an error as soon as that is
 certain; bytes behind it are never looked at. Addresses other than TCP's (unix sockets, UDP) are accepted and ignored, as the
-protocol says.
+protocol requires.
 """
 
 from __future__ import annotations

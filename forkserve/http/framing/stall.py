@@ -37,7 +37,7 @@ class Stall:
 
         Args:
             now: The loop's time.
-            subject: The response, or anything else from whose beginning `written` counts.
+            subject: The response, or anything else; `written` counts from its beginning.
             written: The bytes of it that have been written.
             waiting: The bytes that have not been taken; with none the measure starts again.
         """
@@ -54,7 +54,7 @@ class Stall:
         """Close the connection of a client that has taken nothing for too long.
 
         Args:
-            log: Where a line says so.
+            log: Logs it.
             transport: The client's.
             what: What it does not take.
         """

@@ -43,7 +43,7 @@ class ServerState:
         on_refused: Called for a request that was refused before it had a handler.
         rest: Gives the loop time to end what it has begun before the next application call holds the thread.
         half_close_timeout: Seconds between two pieces of a response to a client that sends no more.
-        in_progress: The requests being served; counted only with a limit, as every request would have to pay for it.
+        in_progress: The requests being served; counted only with a limit, as counting costs time in every request.
         coming: Connections that are accepted but not set up yet.
         spent_at: The number of requests at which `on_spent` is called.
         closing: Whether every response is the last on its connection, as while draining.

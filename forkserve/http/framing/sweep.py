@@ -1,4 +1,4 @@
-"""What is overdue on an HTTP/1 connection, found out once a second: slow heads, bodies and readers, and clients that left."""
+"""Finds what is overdue on an HTTP/1 connection, once a second: slow heads, bodies and readers, and clients that left."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _act_on_deadline(connection: H1Connection, now: float) -> None:
 
 
 def wait_for_response(connection: H1Connection, exchange: RequestHandler) -> None:
-    """Begin the time in which a client that sends no more, and may have left, must get more of its response."""
+    """Start the time limit for the next bytes of a response to a client that sends no more, and may have left."""
     connection.sent_at_eof = exchange.sent
     connection.deadline = connection.state.loop.time() + connection.state.half_close_timeout
 
@@ -77,7 +77,7 @@ def _unsent_below(connection: H1Connection, now: float) -> int:
 
 
 def _look_at_client(connection: H1Connection, exchange: RequestHandler, now: float) -> None:
-    """See whether a client still waits for its response, though nothing is read from it that would show it."""
+    """Check whether a client still waits for its response, while nothing is read from it."""
     gone, sends_no_more = look_at_peer(connection.transport)
     if connection.eof and exchange.sent != connection.sent_at_eof:
         wait_for_response(connection, exchange)

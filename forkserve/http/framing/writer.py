@@ -1,7 +1,7 @@
-"""The seam between an application's side and the wire: what an exchange asks of a framing, and a framing of an exchange.
+"""The interface between exchanges and framings: what each of them calls on the other.
 
-An exchange (`http.app`) knows one request and its response as values. A framing makes them of bytes and bytes of them: HTTP/1.1
-is in `h1`. A framing calls `RequestHandler` and hands it a `ResponseWriter`, one for each request.
+An exchange (`http.app`) knows one request and its response as values. A framing converts between them and bytes: HTTP/1.1 is
+in `h1`. A framing calls `RequestHandler` and hands it a `ResponseWriter`, one for each request.
 
 HTTP/2 is the next framing. What it needs has its place here: each stream is a writer of its own, so `paused` and `unsent` are its
 flow-control window; `client_gone` is a stream that the client has reset, and `abort` is RST_STREAM; `close_after` does nothing or
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ClientConnection(Protocol):
-    """What is the same for all requests of one connection.
+    """What all requests of one connection share.
 
     Attributes:
         base: The environ without any field section, if no field changes it; kept here by WSGI.
@@ -241,7 +241,7 @@ class RequestHandler(Protocol):
 
 
 class Client(Protocol):
-    """One open connection, as those see it that look after all of them.
+    """One open connection, as code that handles all connections sees it.
 
     Attributes:
         requests: The number of requests that have come over it.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve.base.errors import CommandError, did_you_mean, unknown_command
 from forkserve.base.records import record
+from forkserve.prefork.ipc.frames import MAX_NESTING, is_nested_too_deeply
 from forkserve.prefork.ipc.pending import JSON
 
 if TYPE_CHECKING:
@@ -97,9 +98,12 @@ class Request:
 def read_request(line: bytes, commands: Mapping[str, Command]) -> Request:
     """Read a request for one of these commands.
 
-    Raises LineError for what is no JSON object, RequestError for one that says something else than it may.
+    Raises LineError for what is no JSON object or is nested too deeply, RequestError for one that says something else than it
+    may.
     """
     message = read_object(line)
+    if is_nested_too_deeply(message, line):
+        raise LineError(f"a line that is nested more than {MAX_NESTING} levels deep")
     ident = message.get("id")
 
     def refuse(what: str, code: str = "usage") -> NoReturn:

@@ -10,7 +10,6 @@ import errno
 import os
 import socket
 import threading
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve.base.handover import InheritedFd
 from forkserve.base.records import record
 from forkserve.prefork.ipc.codec import PASSED, MessageError, Unreadable, decode, encode
+from forkserve.prefork.ipc.descriptors import close_all, receive
 from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ MAX_UNSENT = 8 * MAX_FRAME
 READ_SIZE = 65536
 MANY_PASSED = 16  # descriptors in one read; a message brings a few
 MOST_PASSING = 4  # messages that wait with descriptors: each keeps some open
-SPACE = socket.CMSG_SPACE(MANY_PASSED * array("i").itemsize)
 
 
 @record
@@ -43,8 +42,8 @@ class ChannelState:
 class Channel:
     """One end. The master has one for each worker, and the worker has the other end.
 
-    The master may pass descriptors with a message: they are in its `descriptors`, and the receiver closes them. The master itself
-    takes none: a worker runs code that we do not know.
+    The master may pass descriptors with a message: they are in its `descriptors`, and the receiver closes them. Descriptors of no
+    such message are closed here. The master itself takes none: a worker runs code that we do not know.
 
     Args:
         sock: The socket.
@@ -142,13 +141,17 @@ class Channel:
                     raise
                 count = self._socket.send(piece)
             self._passing.popleft()
-            _close_all(descriptors)
+            close_all(descriptors)
         del self._unsent[:count]
         self._passing = deque((at - count, one) for at, one in self._passing)
 
     def _drop_passing(self) -> None:
         while self._passing:
-            _close_all(self._passing.popleft()[1])
+            close_all(self._passing.popleft()[1])
+
+    def _drop_passed(self) -> None:
+        close_all(self._passed)
+        self._passed.clear()
 
     def receive(self) -> list[Message]:
         """Return the messages that have come, with `Unreadable` in place of a frame that is no message.
@@ -171,30 +174,35 @@ class Channel:
                     messages.append(self._decoded(found))
             except FrameError as error:
                 self.closed, self.fault = True, str(error)
+            if self._passed and (self.closed or not self._decoder.rest):
+                self._drop_passed()  # the messages that they came with did not name them
         return messages
 
     def _decoded(self, found: dict[str, Any]) -> Message:
-        if self._of_child and isinstance(passed := found.get(PASSED), int):
-            found[PASSED] = [self._passed.popleft() for _ in range(min(passed, len(self._passed)))]
+        descriptors: list[int] = []
+        if self._of_child and PASSED in found:
+            count = found[PASSED] if isinstance(found[PASSED], int) else 0
+            found[PASSED] = descriptors = [self._passed.popleft() for _ in range(min(count, len(self._passed)))]
         try:
-            return decode(found, to_master=not self._of_child)
+            message = decode(found, to_master=not self._of_child)
         except MessageError as error:
-            return Unreadable(str(error))
+            message = Unreadable(str(error))
+        if not hasattr(message, PASSED):
+            close_all(descriptors)
+        return message
 
     def _read(self) -> bytes:
         if not self._of_child:
             return self._socket.recv(READ_SIZE)
-        data, ancillary, _, _ = self._socket.recvmsg(READ_SIZE, SPACE, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-        for _, _, passed in ancillary:
-            numbers = array("i")
-            numbers.frombytes(passed[: len(passed) - len(passed) % numbers.itemsize])
-            self._passed.extend(numbers)
+        data, descriptors = receive(self._socket, READ_SIZE, MANY_PASSED)
+        self._passed.extend(descriptors)
         return data
 
     def close(self) -> None:
         """Close this end. Twice does no harm."""
         self.closed = True
         self._drop_passing()
+        self._drop_passed()
         self._socket.close()
 
 
@@ -206,8 +214,3 @@ def _copies(descriptors: Sequence[int]) -> list[int]:
             undo.callback(os.close, copies[-1])
         undo.pop_all()
     return copies
-
-
-def _close_all(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

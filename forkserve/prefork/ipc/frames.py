@@ -12,6 +12,7 @@ from typing import Any
 
 HEADER = 4
 MAX_FRAME = 1 << 20
+MAX_NESTING = 200  # arrays and objects in one another: code that shows or copies a message may recurse
 
 
 class FrameError(ValueError):
@@ -21,7 +22,7 @@ class FrameError(ValueError):
 def encode(message: Mapping[str, Any]) -> bytes:
     """Frame one message.
 
-    Raises FrameError if it is not JSON (NaN is not) or is larger than MAX_FRAME bytes.
+    Raises FrameError if it is not JSON (NaN is not), is larger than MAX_FRAME bytes, or nested too deeply.
     """
     try:
         body = json.dumps(message, separators=(",", ":"), allow_nan=False).encode("ascii")
@@ -29,7 +30,20 @@ def encode(message: Mapping[str, Any]) -> bytes:
         raise FrameError(f"not a JSON message: {error}") from error
     if len(body) > MAX_FRAME:
         raise FrameError(f"message of {len(body)} bytes; the limit is {MAX_FRAME}")
+    if is_nested_too_deeply(message, body):
+        raise FrameError(f"nested more than {MAX_NESTING} levels deep")
     return len(body).to_bytes(HEADER, "big") + body
+
+
+def is_nested_too_deeply(message: object, text: bytes) -> bool:
+    """Return whether arrays and objects of a message are nested more than MAX_NESTING levels deep; *text* is its JSON."""
+    if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
+        return False
+    containers = [message]
+    for _ in range(MAX_NESTING):
+        items = (item for one in containers for item in (one.values() if isinstance(one, Mapping) else one))  # type: ignore[attr-defined]
+        containers = [item for item in items if isinstance(item, dict | list | tuple)]
+    return bool(containers)
 
 
 class FrameDecoder:
@@ -50,7 +64,8 @@ class FrameDecoder:
     def next_message(self) -> dict[str, Any] | None:
         """Return the next whole message, or None if more bytes are needed.
 
-        Raises FrameError for an over-long frame, as soon as its length is known, and for one that is not a JSON object.
+        Raises FrameError for an over-long frame, as soon as its length is known, for one that is not a JSON object, and for one
+        that is nested too deeply.
         """
         if len(self._buffer) < HEADER:
             return None
@@ -67,4 +82,6 @@ class FrameDecoder:
             raise FrameError("frame is not JSON") from error
         if not isinstance(message, dict):
             raise FrameError(f"frame is a JSON {type(message).__name__}, not an object")
+        if is_nested_too_deeply(message, body):
+            raise FrameError(f"frame is nested more than {MAX_NESTING} levels deep")
         return message

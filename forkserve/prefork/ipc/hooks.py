@@ -1,25 +1,125 @@
-"""Hooks: how functions of the user are called, and what the hooks of a worker class get that run in the master. Pure."""
+"""Hooks: how functions of the user are called, what they get of a worker in the master, and what they set on it. Pure."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve.base.copies import end_returned
+from forkserve.prefork.ipc.frames import is_nested_too_deeply
 
 Hooks = Mapping[str, Callable[..., object]]
 
 
+LONGEST_ATTRIBUTES: Final = 16 * 1024  # bytes of JSON
+# What gunicorn's workers have and these handles do not: what to use.
+IN_MASTER: Final = MappingProxyType(
+    {
+        "app": "worker.wsgi in post_worker_init: the master never imports the app",
+        "cfg": "server.cfg",
+        "nr": "worker.id for the number of the worker, or worker.nr in a hook of the worker for that of its requests",
+        "ppid": "server.pid",
+        "sockets": "server.LISTENERS",
+        "timeout": "server.cfg.timeout",
+        "tmp": "on_timeout of a worker class: the master watches the heartbeats itself",
+        "wsgi": "worker.wsgi in post_worker_init: the master never imports the app",
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
+class Attributes:
+    """The attributes that users' hooks have set on an object of theirs, for another process.
+
+    Attributes:
+        values: The values by name.
+        others: The names of those that cannot be sent.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    others: Sequence[str] = ()
+
+
+@dataclass(eq=False)
 class WorkerHandle:
-    """A worker as the master knows it: its slot, its own TCP port if it has one, and its process if there is one."""
+    """A worker as hooks in the master get it.
+
+    A hook may set other attributes: they stay as long as the worker lives, and those that are set in `pre_fork` are attributes of
+    the worker itself from its start.
+
+    Attributes:
+        id: The slot.
+        port: The worker's own TCP port; None if it has none.
+        generation: The generation.
+        pid: The process; None if there is none yet.
+        age: How many workers were forked before this one, as with gunicorn.
+        alive: False if the process has exited.
+    """
 
     id: int
     port: int | None
     generation: int
     pid: int | None = None
+    age: int = 0
+    alive: bool = True
+
+    @property
+    def log(self) -> logging.Logger:
+        """The server's logger."""
+        return logging.getLogger("forkserve")
+
+    if not TYPE_CHECKING:  # the type checker would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise AttributeError, and say what to use."""
+            raise missing_attribute(self, "the worker, as the master knows it,", name, IN_MASTER)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            """Set an attribute of the user's."""
+            if name in self.OWN and name in vars(self):
+                raise AttributeError(f"worker.{name} is set by the server: choose another name")
+            super().__setattr__(name, value)
+
+    OWN: ClassVar = frozenset(("id", "port", "generation", "pid", "age", "alive"))
+
+
+def attributes_of(holder: Any) -> dict[str, Any]:
+    """Return the attributes that hooks have set on an object of theirs: all but those of `OWN`."""
+    return {name: value for name, value in vars(holder).items() if name not in type(holder).OWN}
+
+
+def missing_attribute(holder: object, what: str, name: str, instead: Mapping[str, str]) -> AttributeError:
+    """Return the error for an attribute that an object of hooks does not have."""
+    if name in vars(holder).get("_unsent", ()):
+        use = "it was set in the master; with --preload a worker gets only what JSON holds: set it in post_fork"
+    else:
+        use = f"use {instead[name]}" if name in instead else ""
+    return AttributeError(f"{what} has no attribute {name!r}{use and f': {use}'}", name=name, obj=holder)
+
+
+def sendable(attributes: Mapping[str, Any]) -> Attributes:
+    """Return the attributes that JSON holds as they are, up to LONGEST_ATTRIBUTES bytes, and the names of the others."""
+    values, room = {}, LONGEST_ATTRIBUTES
+    for name, value in attributes.items():
+        try:
+            text = json.dumps({name: value}, allow_nan=False)
+            if len(text) <= room and not is_nested_too_deeply(value, text.encode()) and json.loads(text) == {name: value}:
+                values[name] = value
+                room -= len(text)
+        except (TypeError, ValueError, RecursionError):
+            pass  # JSON does not hold it
+    return Attributes(values, [name for name in attributes if name not in values])
+
+
+def adopt_attributes(holder: object, attributes: Attributes) -> None:
+    """Give an object of hooks what hooks have set on it in another process."""
+    vars(holder).update(attributes.values)
+    vars(holder)["_unsent"] = attributes.others
 
 
 def run_hook(hooks: Hooks, name: str, *arguments: object, keep: bool = False) -> None:

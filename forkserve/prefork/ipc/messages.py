@@ -13,10 +13,11 @@ needs a new version.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Final, TypeVar, dataclass_transform
 
 from forkserve.base.errors import ExitCode
+from forkserve.prefork.ipc.hooks import Attributes
 from forkserve.prefork.ipc.pending import JSON, Failure, Reply
 
 Facts = Mapping[str, Sequence[str]]
@@ -44,7 +45,7 @@ BY_TAG: Final[Mapping[bool, dict[str, type[Message]]]] = {True: {}, False: {}}  
 M = TypeVar("M", bound=Message)
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def _message(tag: str, sender: str, receiver: str) -> Callable[[type[M]], type[M]]:
     """Make a class of messages; one without a tag travels by a way of its own (`orders`)."""
 
@@ -468,6 +469,8 @@ class Order(Message):
         stacks: The descriptor of the file that its stacks are dumped into.
         listeners: The slot (null: shared by all workers) and the descriptor of each listener.
         outputs: 1 or 2 for stdout or stderr, and the descriptor that takes its place.
+        worker: What users' hooks have set on the worker.
+        server: What users' hooks have set on the server.
     """
 
     id: int
@@ -479,6 +482,8 @@ class Order(Message):
     stacks: int
     listeners: Sequence[tuple[int | None, int]]
     outputs: Sequence[tuple[int, int]]
+    worker: Attributes = field(default_factory=Attributes)
+    server: Attributes = field(default_factory=Attributes)
 
     def descriptors(self) -> list[int]:
         """Return all descriptors, in the order in which they are sent."""

@@ -6,17 +6,16 @@ channel travels with it, so the master sees that channel end wherever the order 
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import socket
-from array import array
-from collections.abc import Iterable
 
 from forkserve.base.records import dump, load
+from forkserve.prefork.ipc.descriptors import close_all, receive
 from forkserve.prefork.ipc.messages import Order
 
 MAX_PACKET = 64 * 1024
-SPACE = socket.CMSG_LEN(253 * array("i").itemsize)  # the most descriptors that the kernel takes in one packet
+MOST_PASSED = 253  # descriptors in one packet: the kernel takes no more
 
 
 class OrderSocket:
@@ -51,33 +50,29 @@ class OrderSocket:
         socket.send_fds(self._socket, [json.dumps(fields).encode()], order.descriptors())
 
     def receive(self) -> Order | None:
-        """Return the next order; None if there is none, or if its descriptors could not be received."""
+        """Return the next order; None if there is none, or if the packet is no order with all its descriptors.
+
+        Some are missing if this process has too many open files.
+        """
         try:
-            # Not `socket.recv_fds`, which ignores flags: programs that the app executes must not inherit them.
-            data, ancillary, _, _ = self._socket.recvmsg(MAX_PACKET, SPACE, socket.MSG_CMSG_CLOEXEC)
+            data, descriptors = receive(self._socket, MAX_PACKET, MOST_PASSED)
         except BlockingIOError:
             return None
-        descriptors = array("i")
-        for _, _, passed in ancillary:
-            descriptors.frombytes(passed[: len(passed) - len(passed) % descriptors.itemsize])
-        if not data:
-            return None
-        fields = json.loads(data)
-        slots, streams = fields["listeners"], fields["outputs"]
-        if len(descriptors) != 2 + len(slots) + len(streams):  # this process has too many open files
-            close_all(descriptors)
-            return None
-        channel, stacks, *others = descriptors
-        listeners = list(map(list, zip(slots, others[: len(slots)], strict=True)))
-        outputs = list(map(list, zip(streams, others[len(slots) :], strict=True)))
-        return load(Order, fields | {"channel": channel, "stacks": stacks, "listeners": listeners, "outputs": outputs})
+        with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
+            return _read(data, descriptors)
+        close_all(descriptors)
+        return None
 
     def close(self) -> None:
         """Close this end. Twice does no harm."""
         self._socket.close()
 
 
-def close_all(descriptors: Iterable[int]) -> None:
-    """Close this process's copies."""
-    for descriptor in descriptors:
-        os.close(descriptor)
+def _read(data: bytes, descriptors: list[int]) -> Order:
+    """Read a packet. Raises KeyError, TypeError, ValueError or RecursionError if it is no order with all of them."""
+    fields = json.loads(data)
+    slots, streams = fields["listeners"], fields["outputs"]
+    channel, stacks, *others = descriptors
+    listeners = list(map(list, zip(slots, others[: len(slots)], strict=True)))
+    outputs = list(map(list, zip(streams, others[len(slots) :], strict=True)))
+    return load(Order, fields | {"channel": channel, "stacks": stacks, "listeners": listeners, "outputs": outputs})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base.errors import CommandError
+from forkserve.base.records import dump
 from forkserve.prefork.ipc.hooks import call_hook
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def answer(ended: Pending) -> dict[str, JSON]:
     error, result = ended.error, ended.value
     if _are_replies(result):
         error = error or _judge(result)
-        result = [asdict(reply) for reply in result]
+        result = [dump(reply) for reply in result]
     return {
         "ok": error is None,
         "error": None if error is None else {"code": error.code, "message": str(error)},

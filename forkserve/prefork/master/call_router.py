@@ -167,9 +167,9 @@ class CallRouter(Observer):
             error = None if ended.error is None else CallError(str(ended.error), ended.error.code)
             try:
                 self.children.send(child, Answer(call.number, error, ended.value or []))
-            except FrameError:
-                too_large = CallError("the replies together are too large", "failed")
-                self.children.send(child, Answer(call.number, too_large, []))
+            except FrameError as fault:
+                cannot = CallError(f"the replies together cannot be sent: {fault}", "failed")
+                self.children.send(child, Answer(call.number, cannot, []))
 
         pending = Pending()
         try:

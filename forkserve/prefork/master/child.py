@@ -9,13 +9,14 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkserve.base.handover import InheritedFd, copied
 from forkserve.base.logs import printable
 from forkserve.base.memory import nameless_file
 from forkserve.base.records import record
 from forkserve.prefork.ipc.channel import Channel, ChannelState
+from forkserve.prefork.ipc.hooks import WorkerHandle, attributes_of, sendable
 from forkserve.prefork.ipc.messages import Failed, LogFiles
 from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.policy.states import process_name
@@ -39,22 +40,21 @@ class ChildState:
     fault: Failed | None
     commands: Sequence[Mapping[str, str]]
     orders: InheritedFd | None
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # of users' hooks, as far as JSON holds them
 
 
 @dataclass(eq=False, slots=True)
 class Child:
-    """What the master has of one worker or mold. gunicorn's hooks get it as their `worker`.
+    """What the master has of one worker or mold. Hooks get its `handle`.
 
     The master keeps it until it has reaped the process, so the pid cannot mean another process.
     """
 
-    id: int
-    age: int
+    handle: WorkerHandle
     member: Member
     channel: Channel
     row: Row
     stacks: int
-    pid: int | None = None
     failure: Failed | None = None  # why it could not boot
     fault: Failed | None = None  # under --reload: as `failure`, of a worker that is ready with the error page
     commands: Sequence[Mapping[str, str]] = field(default_factory=list)  # of its class, beside the server's own
@@ -63,17 +63,39 @@ class Child:
     def __str__(self) -> str:
         return f"{process_name(self.id)} (pid {self.pid})"
 
+    @property
+    def id(self) -> int:
+        """The slot, or MOLD."""
+        return self.member.slot
+
+    @property
+    def age(self) -> int:
+        """How many processes were started before this one."""
+        return self.member.ident
+
+    @property
+    def pid(self) -> int | None:
+        """The process; None if there is none yet."""
+        return self.handle.pid
+
+    @pid.setter
+    def pid(self, pid: int | None) -> None:
+        vars(self.handle).update(pid=pid)
+
     def export(self) -> ChildState:
         """Describe it, for an upgrade."""
         channel, stacks = self.channel.export(), InheritedFd(self.stacks)
         orders = None if self.orders is None else InheritedFd(self.orders.fileno())
-        return copied(self, ChildState, channel=channel, stacks=stacks, orders=orders)
+        attributes = sendable(attributes_of(self.handle)).values
+        return copied(self, ChildState, channel=channel, stacks=stacks, orders=orders, attributes=attributes)
 
     @classmethod
-    def adopt(cls, found: ChildState, member: Member, row: Row) -> Child:
+    def adopt(cls, found: ChildState, member: Member, row: Row, port: int | None) -> Child:
         """Make it again in the new program."""
         orders = None if found.orders is None else OrderSocket.adopt(found.orders)
-        return copied(found, cls, member=member, row=row, channel=Channel.adopt(found.channel), orders=orders)
+        handle = WorkerHandle(member.slot, port, member.generation, found.pid, member.ident)
+        vars(handle).update(found.attributes)
+        return copied(found, cls, handle=handle, member=member, row=row, channel=Channel.adopt(found.channel), orders=orders)
 
     def signal(self, signum: int) -> None:
         """Send it a signal."""

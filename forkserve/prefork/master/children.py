@@ -11,7 +11,6 @@ from forkserve.base import console, logs
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.codec import Unreadable, encode
-from forkserve.prefork.ipc.hooks import WorkerHandle
 from forkserve.prefork.master.child import Child, ChildState, pass_logs
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.policy import history
@@ -61,11 +60,6 @@ class Children:
         """Return the workers that can run a command, the ready ones, in the order of their slots."""
         ready = (child for child in self if child.member.state is State.READY and child.pid is not None)
         return [Target(child.member.ident, child.id, child.pid or 0, child.member.generation) for child in ready]
-
-    def handle(self, child: Child) -> WorkerHandle:
-        """Return what hooks get of a worker."""
-        port = self.forker.listeners.port(child.id, child.member.generation)
-        return WorkerHandle(child.id, port, child.member.generation, child.pid)
 
     def read_beats(self) -> None:
         """Give the pool the workers' beats, when it is about to judge them."""
@@ -178,7 +172,7 @@ class Children:
 
     def pass_logs(self, child: Child) -> None:
         """Give a child the log files that the paths lead to now. It may have no right to open them itself."""
-        with logs.opened_anew() as files:
+        with logs.reopened() as files:
             pass_logs(child.channel, files)
         self._watch(child)
 
@@ -210,7 +204,8 @@ class Children:
         members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found:
             member = members[one.age]
-            child = Child.adopt(one, member, self.forker.scoreboard.row(member.row))
+            port = self.forker.listeners.port(member.slot, member.generation)
+            child = Child.adopt(one, member, self.forker.scoreboard.row(member.row), port)
             self.by_ident[member.ident] = child
             self._watch(child)
             if child.pid is None and not member.ordered:  # the warm process that it was ordered from has ended

@@ -46,7 +46,7 @@ class ClassHooks:
 
     def timed_out(self, child: Child) -> None:
         """Call the hook for a worker that has passed a deadline."""
-        self._call("on_timeout", self._children.handle(child))
+        self._call("on_timeout", child.handle)
 
     def exited(self, worker: WorkerHandle, status: int) -> None:
         """Call the hook for a worker that has exited."""

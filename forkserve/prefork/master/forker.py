@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from forkserve.prefork.ipc.channel import Channel
+from forkserve.prefork.ipc.hooks import Attributes, WorkerHandle, attributes_of, sendable
 from forkserve.prefork.ipc.messages import Order
 from forkserve.prefork.ipc.orders import OrderSocket
 from forkserve.prefork.master.child import Child, stacks_file
@@ -113,10 +114,14 @@ class Forker:
             ours, theirs = Channel.pair()
             undo.callback(ours.close)
             try:
-                yield Child(member.slot, member.ident, member, ours, row, stacks), theirs
+                yield Child(self._handle(member), member, ours, row, stacks), theirs
             finally:
                 theirs.close()
             undo.pop_all()
+
+    def _handle(self, member: Member) -> WorkerHandle:
+        port = self.listeners.port(member.slot, member.generation)
+        return WorkerHandle(member.slot, port, member.generation, age=member.ident)
 
     def fork_worker(self, new: NewWorker) -> None:
         """Fork a worker from this process. Does not return in the worker. Raises OSError."""
@@ -154,6 +159,8 @@ class Forker:
             stacks=child.stacks,
             listeners=[(one.slot, one.sock.fileno()) for one in self._listeners(child)],
             outputs=new.output.descriptors(),
+            worker=sendable(attributes_of(child.handle)),
+            server=sendable(attributes_of(self.server)),
         )
 
     def context(self, new: NewWorker, inherited: object) -> WorkerContext:
@@ -176,6 +183,7 @@ class Forker:
             imports=self.observe_imports(),
             serves_error_page=state.settings.reload and not canary,
             inherited=inherited,
+            attributes=Attributes(attributes_of(child.handle)),
         )
 
     def _inherited(self, member: Member) -> object:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from forkserve.base import logs
 from forkserve.base.errors import CommandError
-from forkserve.prefork.ipc.hooks import WorkerHandle, run_hook
+from forkserve.prefork.ipc.hooks import attributes_of, missing_attribute, run_hook
 from forkserve.prefork.master.observers import Observer
+from forkserve.prefork.policy.states import MOLD
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable, Collection, Mapping
 
     from forkserve.config.settings import Settings
+    from forkserve.prefork.ipc.hooks import WorkerHandle
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.policy.pool import Pool
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 # What a hook may call beside the commands: what adds handlers to the master's loop.
 HANDLERS: Final = ("add_io_handler", "every", "map", "on_signal", "remove_io_handler")
+# What gunicorn's arbiter has and this handle does not: what to use.
+INSTEAD: Final = MappingProxyType({"timeout": "server.cfg.timeout", "worker_class": "server.cfg.worker"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +57,23 @@ class ServerValues:
     workers: Mapping[int, WorkerHandle]
 
 
+class AppName(str):
+    """The app as it was named. The master never imports it, so it has none of the attributes of gunicorn's `server.app`."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise AttributeError, and say what to use."""
+        raise AttributeError(f"server.app is a name and has no attribute {name!r}: use worker.wsgi in post_worker_init")
+
+
 class ServerHandle:
     """The server, as users' hooks get it.
 
     In the master the attributes show the present, and the methods (the commands and `HANDLERS`) do what they do on `Server`. In a
     forked worker the attributes show the moment of the fork, nothing refers to the master, and the methods raise CommandError.
-    Attributes that a hook sets stay, also for the hooks of workers that are forked later.
+    Attributes that a hook sets stay, also for the hooks of workers that are forked later; under --preload only if JSON holds
+    them, or they were set before the mold was forked.
 
     Attributes:
         log: The server's logger, as `server.log.info("%s", ...)`.
@@ -71,6 +87,8 @@ class ServerHandle:
         WORKERS: The workers by pid.
     """
 
+    OWN: ClassVar = frozenset(("_look", "_names", "_methods", "_unsent"))
+
     def __init__(self, look: Callable[[], ServerValues], names: Collection[str], methods: object | None) -> None:
         """*look* returns the values; *names* are the methods, which *methods* has, in the master."""
         self._look = look
@@ -81,7 +99,7 @@ class ServerHandle:
         """Return a handle for a worker that is about to be forked."""
         values = self._look()
         handle = ServerHandle(lambda: values, self._names, None)
-        vars(handle).update({name: value for name, value in vars(self).items() if name not in vars(handle)})
+        vars(handle).update(attributes_of(self))
         return handle
 
     @property
@@ -109,9 +127,9 @@ class ServerHandle:
     proc_name = name
 
     @property
-    def app(self) -> str | None:
+    def app(self) -> AppName | None:
         """The app as it was named."""
-        return self.cfg.app
+        return None if self.cfg.app is None else AppName(self.cfg.app)
 
     @property
     def num_workers(self) -> int:
@@ -136,7 +154,7 @@ class ServerHandle:
     def __getattr__(self, name: str) -> Any:
         """Return a method."""
         if name.startswith("_") or name not in self._names:
-            raise AttributeError(f"the server has no attribute {name!r} for hooks")
+            raise missing_attribute(self, "the server", name, INSTEAD)
         return partial(_refuse, name) if self._methods is None else getattr(self._methods, name)
 
 
@@ -147,23 +165,19 @@ def _refuse(name: str, *_: object, **__: object) -> NoReturn:
 class Present:
     """Looks up the present values of a server for its handle. In the master."""
 
-    def __init__(self, state: ServerState, pool: Pool, listeners: Listeners) -> None:
-        self._state, self._pool, self._listeners = state, pool, listeners
+    def __init__(self, state: ServerState, pool: Pool, listeners: Listeners, children: Mapping[int, Child]) -> None:
+        self._state, self._pool, self._listeners, self._children = state, pool, listeners, children
 
     def __call__(self) -> ServerValues:
         """Return the values."""
-        state, scheme, port = self._state, self._state.scheme, self._listeners.port
+        state, scheme = self._state, self._state.scheme
         return ServerValues(
             settings=state.settings,
             pid=state.pid,
             name=state.name,
             num_workers=self._pool.wanted,
             listeners=[ListenerHandle(one.address(scheme), one.sock.getsockname()) for one in self._listeners],
-            workers={
-                one.pid: WorkerHandle(one.slot, port(one.slot, one.generation), one.generation, one.pid)
-                for one in self._pool.members.workers()
-                if one.pid is not None
-            },
+            workers={one.pid: one.handle for one in self._children.values() if one.id != MOLD and one.pid is not None},
         )
 
 
@@ -177,7 +191,8 @@ class UserHooks(Observer):
         run_hook(self._state.hooks, name, self._server, *arguments, keep=keep)
 
     def starting(self) -> None:
-        """Run on_starting."""
+        """Run nworkers_changed with the first number, as gunicorn does, and on_starting."""
+        self._run("nworkers_changed", self._server.num_workers, None)
         self._run("on_starting", keep=True)
 
     def announced(self) -> None:
@@ -188,11 +203,11 @@ class UserHooks(Observer):
 
     def forking(self, child: Child) -> None:
         """Run pre_fork."""
-        self._run("pre_fork", child)
+        self._run("pre_fork", child.handle)
 
     def worker_exited(self, child: Child, status: int) -> None:
         """Run child_exit."""
-        self._run("child_exit", child)
+        self._run("child_exit", child.handle)
 
     def scaled(self, wanted: int, before: int) -> None:
         """Run nworkers_changed."""

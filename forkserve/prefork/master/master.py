@@ -39,6 +39,7 @@ from forkserve.prefork.worker.boot import forget_signals, set_title
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.upgrade.state import MasterState
 
 
@@ -113,10 +114,11 @@ class Master:
     def _make_children(self, opened: Opened) -> Children:
         """Make what forks workers, and what users' hooks see of it."""
         state = self._state
+        by_ident: dict[int, Child] = {}
         methods = [*(name.replace("-", "_") for name in commands_of(type(self._commands))), *HANDLERS]
         forker = Forker(
             state=state,
-            server=ServerHandle(Present(state, self._pool, self._listeners), methods, self._commands),
+            server=ServerHandle(Present(state, self._pool, self._listeners, by_ident), methods, self._commands),
             observers=self._observers,
             listeners=self._listeners,
             scoreboard=opened.scoreboard,
@@ -124,6 +126,7 @@ class Master:
             again=self._commands.config.again,
             close_masters=opened.close_in_child,
             source=MoldSource() if state.settings.preload else DirectFork(),
+            children=by_ident,
         )
         return Children(self._pool, forker, self._poller, self._observers, Failures(plain=state.settings.reload))
 

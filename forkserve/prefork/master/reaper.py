@@ -82,9 +82,9 @@ class Reaper:
         else:
             # After a first boot that failed, its reason is the last line.
             logger.log(logging.DEBUG if self._pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
-        handle = self._children.handle(child)
+        vars(child.handle).update(alive=False)
         self._endings.admit(child)
         self._children.forget(child)
         if child.id != MOLD:
-            self._class_hooks.exited(handle, status)
+            self._class_hooks.exited(child.handle, status)
             self._observers.notify(Observer.worker_exited, child, status)

@@ -24,7 +24,7 @@ from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.config import apps
 from forkserve.config.settings import merge
 from forkserve.prefork.ipc import messages
-from forkserve.prefork.ipc.hooks import run_hook
+from forkserve.prefork.ipc.hooks import adopt_attributes, run_hook
 from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.system import daemon, deadman, finish, forks
 from forkserve.prefork.system.scoreboard import LOST_LINES, UNREPORTED_LINES
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # Variables that a service manager set for the master are not for the worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MAX_TRACEBACK = 64 * 1024
+MAX_MESSAGE = 16 * 1024
 _complained: list[bool] = []
 # Seconds that threads get of a worker that has crashed, and under --reload, where a user waits for the next one.
 CRASH_LIMIT = 1.0
@@ -267,7 +268,7 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
             if not context.molded:
                 worker_class, context = prepare(worker_class, context, partial(_end_with_master, context))
                 end_returned()
-            worker = worker_class(context)
+            worker = _make_worker(worker_class, context)
             run_hook(context.hooks, "post_fork", context.server, worker, keep=True)
             worker.on_start()
             end_returned()
@@ -290,6 +291,15 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
     with _logged("an atexit function"), exits.coverage_saved():
         exits.run()
     return code
+
+
+def _make_worker(worker_class: type[Worker], context: WorkerContext) -> Worker:
+    """Make the worker, with the attributes that hooks have set on it in the master."""
+    worker, found = worker_class(context), context.attributes
+    for name in (taken := {name for name in found.values if hasattr(worker, name)}):
+        logs.logger.error("hook pre_fork: worker.%s is the worker's own and stays as it is: choose another name", name)
+    adopt_attributes(worker, replace(found, values={name: found.values[name] for name in found.values.keys() - taken}))
+    return worker
 
 
 def _finish_threads(worker: Worker, *, crashed: bool) -> None:
@@ -337,7 +347,7 @@ def _serve_error_page(
     try:
         with boot:
             _wait_for_word(context)
-            worker = worker_class(context)
+            worker = _make_worker(worker_class, context)
             _, message, text = why(error)
             worker.serve_error_page("\n\n".join(filter(None, (message, text))))
     except BaseException as fault:  # noqa: BLE001 - as in `_live`
@@ -390,7 +400,7 @@ def not_booted(error: BaseException, context: WorkerContext) -> int:
         context.channel.send(messages.Draining())
         return ExitCode.OK
     code, message, text = why(error)
-    context.channel.send(messages.Failed(message, code, text and text[-MAX_TRACEBACK:]))
+    context.channel.send(messages.Failed(message[:MAX_MESSAGE], code, text and text[-MAX_TRACEBACK:]))
     return code
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from forkserve.prefork.ipc.hooks import Attributes
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,6 +55,7 @@ class WorkerContext:
     imports: ImportObserver | None = None  # under --reload
     molded: bool = False  # forked from a mold, which has loaded the app, and has done everything before that
     preloaded: object = None  # what `Worker.preload` returned there
+    attributes: Attributes = field(default_factory=Attributes)  # that hooks have set on the worker in the master
     inherited: object = None  # what `Worker.before_fork` has returned or raised in the master
     serves_error_page: bool = False  # under --reload: if the app does not load, become ready and show the error
     # What signals ask for that came while the worker booted (methods of `WorkerSignals`); done when it is ready.

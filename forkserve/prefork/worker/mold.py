@@ -27,7 +27,8 @@ from forkserve.base.copies import end_returned
 from forkserve.base.errors import ExitCode
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.channel import Channel
-from forkserve.prefork.ipc.orders import close_all
+from forkserve.prefork.ipc.descriptors import close_all
+from forkserve.prefork.ipc.hooks import adopt_attributes
 from forkserve.prefork.system import daemon, forks
 from forkserve.prefork.system.listeners import Listener
 from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES
@@ -215,6 +216,7 @@ class Mold:
         )
 
     def _context_for(self, order: Order, channel: Channel) -> WorkerContext:
+        adopt_attributes(self._context.server, order.server)
         return replace(
             self._context,
             id=order.id,
@@ -224,6 +226,7 @@ class Mold:
             row=self._context.scoreboard.row(order.row),
             listeners=[Listener(_listening(descriptor), slot) for slot, descriptor in order.listeners],
             early_signals=[],
+            attributes=order.worker,
         )
 
     def _close(self) -> None:

@@ -23,6 +23,7 @@ from forkserve.prefork.worker.defined import describe
 from forkserve.prefork.worker.dispatch import run_to_end
 from forkserve.prefork.worker.inbox import Inbox
 from forkserve.prefork.worker.inheritance import Heir
+from forkserve.prefork.worker.names import Named
 from forkserve.prefork.worker.signals import WorkerSignals
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ BEAT_EVERY: Final = 1.0
 LAST_SECONDS: Final = 1.0
 
 
-class Worker(Heir):
+class Worker(Heir, Named):
     """One worker. Everything here runs in the worker's process, on its main thread, if it does not say otherwise.
 
     A method `child_<name>` of a subclass or mixin is a command: it takes and returns JSON values, and
@@ -62,7 +63,8 @@ class Worker(Heir):
         self.generation = context.generation
         self.age = context.age
         self.pid = os.getpid()
-        self.settings = context.settings
+        self.settings = self.cfg = context.settings
+        self.ppid = context.master_pid
         self.hooks = context.hooks
         self.listeners = context.listeners
         self.channel = context.channel
@@ -297,8 +299,8 @@ class Worker(Heir):
     def released_by_fork(self) -> None:
         """End a process that the application has forked where it returns to the server's code. Called in that process."""
         for name in ("run", "alive", "ready", "wait"):
-            setattr(self, name, lambda *_, **__: forks.end())
-        setattr(self, "send", lambda message: False)  # noqa: B010 - in this process alone
+            vars(self)[name] = lambda *_, **__: forks.end()
+        vars(self)["send"] = lambda message: False
 
     def drain(self) -> None:
         """Take no more work, finish the work in hand, then return from `run`. Called once.

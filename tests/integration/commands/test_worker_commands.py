@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_command_errors_are_replies_and_the_worker_lives(start: Start, tmp_path:
     assert failure("cancels") == ("error", "CancelledError")
     assert failure("set") == failure("much", 1 << 20) == ("error", "TypeError")
     assert len(server.call("much", 1_000_000)[0]["value"]) == 1_000_000
+    assert json.dumps(server.call("nested", 199)[0]["value"]) == "[" * 199 + "]" * 199
+    for levels in (200, 500, 900, 960, 980, 10_000):
+        assert failure("nested", levels) == ("error", "TypeError")
     assert server.noted() == []
     assert server.call("note", "still")[0]["status"] == "ok"
     assert get(server.command.port).status == 200

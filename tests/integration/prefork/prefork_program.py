@@ -100,6 +100,13 @@ class Raises(Worker):
         raise ZeroDivisionError("in the app")
 
 
+class SaysMuch(Worker):
+    """Fails for a reason that is larger than a message may be."""
+
+    def run(self) -> None:
+        raise ValueError("much " * 1_000_000)
+
+
 class Dies(Worker):
     """Dies while it boots."""
 

@@ -49,6 +49,7 @@ def test_the_ready_line_of_one_worker_is_singular(serve: Serve) -> None:
         ("NoModule", 4, "forkserve: no module named 'nothing'", "Traceback of the app"),
         ("NoLifespan", 3, "forkserve: worker 1 failed to boot: lifespan start-up failed: no database", ""),
         ("Raises", 3, "forkserve: worker 1 failed to boot: ZeroDivisionError: in the app", "in deeper"),
+        ("SaysMuch", 3, "forkserve: worker 1 failed to boot: ValueError: much much", ""),
         ("Dies", 3, "forkserve: worker 1 failed to boot: it was killed by SIGKILL before it was ready", ""),
         ("Returns", 3, "forkserve: worker 1 failed to boot: it exited with code 0 before it was ready", ""),
         ("Leaves", 3, "forkserve: worker 1 failed to boot: it called sys.exit('enough')", ""),

@@ -135,6 +135,15 @@ def test_a_moved_file_is_reopened_at_the_same_descriptor(log: Path) -> None:
     assert not any(os.get_inheritable(one) for one in before)
 
 
+def test_all_descriptors_of_the_master_are_closed(log: Path) -> None:
+    """Also those of a path that comes twice, and of no path."""
+    before = len(os.listdir("/proc/self/fd"))
+    files = [os.open(log, os.O_WRONLY | os.O_APPEND) for _ in range(3)]
+    logs.take([str(log), str(log)], files)
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_file_that_was_not_moved_is_not_reopened(log: Path) -> None:
     access = logs.access_log()
     assert access is not None

@@ -151,6 +151,10 @@ def test_a_command_past_its_deadline_gets_a_timeout(start: Start) -> None:
         (b"\xff\xfe\x00\n", "a line that is not JSON"),
         (b"[1]\n", "a line that is not a JSON object"),
         (b"[" * 100_000 + b"\n", "a line that is not JSON"),
+        (
+            b'{"v":1,"command":"status","id":' + b"[" * 200 + b"]" * 200 + b"}\n",
+            "a line that is nested more than 200 levels deep",
+        ),
         (b"x" * 3_000_000, "a line of more than 1048576 bytes"),
         (request()[:-1] + b" " * 1_100_000 + b"\n", "a line of more than 1048576 bytes"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from forkserve.prefork.ipc.channel import MAX_UNSENT, Channel
+from forkserve.prefork.ipc.codec import Unreadable
 from forkserve.prefork.ipc.frames import MAX_FRAME
 from forkserve.prefork.ipc.messages import Drain, Failed, Forked, LogFiles, Noted, Offer, ShowFault, Stay
 
@@ -146,3 +148,88 @@ def test_the_master_accepts_no_descriptors(tmp_path: Path) -> None:
     ours.close()
     theirs.close()
     os.close(mine[0])
+
+
+def frame(message: object) -> bytes:
+    body = json.dumps(message).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    ("message", "passed"),
+    [
+        ({"type": "reopen_logs", "files": 3, "descriptors": 2}, 2),
+        ({"type": "invented", "descriptors": 2}, 2),
+        ({"type": "offer", "descriptors": 2}, 2),
+        ({"type": "offer"}, 2),
+        ({"type": "reopen_logs", "files": [], "descriptors": 1}, 3),
+        ({"type": "reopen_logs", "files": [], "descriptors": -1}, 1),
+        ({"type": "reopen_logs", "files": [], "descriptors": [0, 1]}, 1),
+        ({"type": "reopen_logs", "files": [], "descriptors": "2"}, 2),
+        ([], 2),
+    ],
+)
+def test_descriptors_that_no_message_names_are_closed(tmp_path: Path, message: object, passed: int) -> None:
+    """Whether the frame is refused, has no room for them, names another number, or is none."""
+    left, right = socket.socketpair()
+    channel = Channel(right, of_child=True)
+    mine = opened(tmp_path, passed)
+    before = open_files()
+    socket.send_fds(left, [frame(message)], mine)
+    received = channel.receive()
+
+    kept = [each for one in received if isinstance(one, LogFiles) for each in one.descriptors]
+    assert set(kept).isdisjoint((0, 1, 2))
+    assert open_files() == before + len(kept)
+    assert channel.closed is (message == [])
+    for each in (*mine, *kept):
+        os.close(each)
+    left.close()
+    channel.close()
+
+
+def test_descriptors_of_a_refused_message_do_not_reach_the_next(tmp_path: Path) -> None:
+    left, right = socket.socketpair()
+    channel = Channel(right, of_child=True)
+    mine = opened(tmp_path, 2)
+    before = open_files()
+    socket.send_fds(left, [frame({"type": "reopen_logs", "files": 3, "descriptors": 1})], mine[:1])
+    socket.send_fds(left, [frame({"type": "reopen_logs", "files": ["b"], "descriptors": 1})], mine[1:])
+    refused, taken = channel.receive()
+
+    assert isinstance(refused, Unreadable)
+    assert isinstance(taken, LogFiles)
+    assert os.path.samestat(os.fstat(taken.descriptors[0]), os.fstat(mine[1]))
+    assert open_files() == before + 1
+    for each in (*mine, *taken.descriptors):
+        os.close(each)
+    left.close()
+    channel.close()
+
+
+@pytest.mark.parametrize("ends", ["peer", "own"])
+def test_descriptors_of_half_a_message_are_closed_with_the_channel(tmp_path: Path, ends: str) -> None:
+    left, right = socket.socketpair()
+    channel = Channel(right, of_child=True)
+    mine = opened(tmp_path, 2)
+    before = open_files()
+    socket.send_fds(left, [frame({"type": "reopen_logs", "files": ["a", "b"], "descriptors": 2})[:9]], mine)
+    assert channel.receive() == []
+    assert open_files() == before + 2, "the rest may still come"
+
+    if ends == "peer":
+        left.close()
+        assert channel.receive() == []
+        assert channel.closed
+        assert open_files() == before - 1
+        channel.close()
+    else:
+        channel.close()
+        left.close()
+    assert open_files() == before - 2
+    for each in mine:
+        os.close(each)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError, encode
+from forkserve.prefork.ipc.frames import MAX_FRAME, MAX_NESTING, FrameDecoder, FrameError, encode
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -67,10 +68,25 @@ def test_a_frame_that_is_too_long_is_refused_by_its_length() -> None:
         decode([(MAX_FRAME + 1).to_bytes(4, "big")])
 
 
-def test_deep_nesting_is_refused() -> None:
-    body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    with pytest.raises(FrameError):
+@pytest.mark.parametrize("levels", [MAX_NESTING, 500, 980, 100_000])
+def test_deep_nesting_is_refused(levels: int) -> None:
+    """Before any code shows or copies the value, for which the interpreter has another limit in each version."""
+    body = b'{"a":' + b"[" * levels + b"]" * levels + b"}"
+    with pytest.raises(FrameError, match="nested more than 200 levels deep" if levels < 900 else None):
         decode([len(body).to_bytes(4, "big") + body])
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: (inner,), lambda inner: {"[": inner}])
+def test_the_deepest_nesting(wrap: Callable[[object], object]) -> None:
+    """The sender refuses what the receiver refuses: a worker is not killed for what its command returns."""
+    value: object = 1
+    for _ in range(MAX_NESTING - 1):
+        value = wrap(value)
+    (message,) = decode([encode({"a": value, "b": [[]] * MAX_NESTING})])
+    assert repr(message).count("1") == 1
+
+    with pytest.raises(FrameError, match="nested more than 200 levels deep"):
+        encode({"a": wrap(value)})
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"x"', b"null"])

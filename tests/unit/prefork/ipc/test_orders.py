@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
+from forkserve.prefork.ipc.descriptors import close_all
 from forkserve.prefork.ipc.messages import Order
-from forkserve.prefork.ipc.orders import OrderSocket, close_all
+from forkserve.prefork.ipc.orders import OrderSocket
 
 
 @pytest.fixture
@@ -81,3 +83,34 @@ def test_a_mold_that_does_not_read_does_not_block_the_master(ends: tuple[OrderSo
 
     with socket.socket() as sock, pytest.raises(OSError, match=r"unavailable|Too many references"):
         flood(sock.fileno())
+
+
+FIELDS = {"id": 1, "age": 1, "generation": 1, "canary": False, "row": 1, "listeners": [None], "outputs": []}
+
+
+@pytest.mark.parametrize(
+    ("packet", "passed"),
+    [
+        (json.dumps(FIELDS), 2),
+        (json.dumps(FIELDS), 4),
+        (json.dumps(FIELDS), 1),
+        (json.dumps(FIELDS | {"id": "one"}), 3),
+        (json.dumps({name: value for name, value in FIELDS.items() if name != "outputs"}), 3),
+        (json.dumps(FIELDS | {"listeners": None}), 3),
+        (json.dumps(FIELDS | {"listeners": "x" * 70_000}), 3),
+        ("[" * 60_000, 3),
+        ("no JSON", 3),
+        ("3", 3),
+    ],
+)
+def test_a_packet_that_is_no_order_is_dropped_with_its_descriptors(packet: str, passed: int) -> None:
+    """The mold lives. The master sees the end of the channel that travelled with it."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    orders = OrderSocket(right)
+    before = len(os.listdir("/proc/self/fd"))
+    socket.send_fds(left, [packet.encode()], [left.fileno()] * passed)
+
+    assert orders.receive() is None
+    assert len(os.listdir("/proc/self/fd")) == before
+    left.close()
+    orders.close()
