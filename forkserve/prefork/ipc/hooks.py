@@ -1,4 +1,4 @@
-"""Hooks: how functions of the user are called, and what the hooks of a worker class get that run in the master. Pure."""
+"""Hooks: how functions of the user are called, and what hooks of a worker class get in the master. Pure, but it logs failures."""
 
 from __future__ import annotations
 

@@ -152,6 +152,15 @@ def test_heads_that_are_not_shared(field: tuple[str, str]) -> None:
     assert len({id(head) for head in heads}) == 3
 
 
+def test_a_length_that_is_known_counts_in_any_head() -> None:
+    for number in range(3):
+        head = read_head("200 OK", [("Content-Length", "77"), ("X-Number", f"of a head that is new: {number}")], str)
+        assert head.content_length == 77
+        assert head.fields[0] == (b"Content-Length", b"77")
+    with pytest.raises(ResponseError, match="more than one Content-Length"):
+        read_head("200 OK", [("Content-Length", "77"), ("Content-Length", "77")], str)
+
+
 def test_kinds_are_kept_apart() -> None:
     """What an ASGI application may send, a WSGI application may not."""
     for _ in range(3):

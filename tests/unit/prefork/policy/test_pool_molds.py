@@ -132,6 +132,22 @@ def test_an_order_that_is_not_carried_out_in_time_is_the_end_of_its_mold(fleet: 
     assert fleet.forks() == [(MOLD, 1)]
 
 
+def test_an_order_to_a_new_mold_that_is_not_carried_out_leaves_the_old_one(fleet: Fleet) -> None:
+    fleet.reload()
+    new = fleet.mold(2)
+    fleet.ready(new)
+    assert fleet.rollout is not None
+    fleet.rollout.advance(fleet.now)
+    (fork,) = fleet.pool.plan(fleet.now)
+    assert isinstance(fork, Fork)
+    fleet.now += ORDER_TIME
+    for member in (fleet.mold(), new, *fleet.workers(State.READY)):
+        fleet.pool.reports.beat(member.ident, fleet.now)
+
+    assert fleet.pool.plan(fleet.now) == [Kill(new, dumped=False), GiveUp(fork.member)]
+    assert fleet.mold().state is State.READY
+
+
 def test_at_a_stop_it_ends_with_the_workers(fleet: Fleet) -> None:
     fleet.pool.stop()
 
@@ -211,6 +227,15 @@ def test_a_failure_half_way_puts_the_old_generation_back(fleet: Fleet, who: str)
     assert [(one.generation, one.state) for one in fleet.pool.members.molds() if one.state is not State.DRAINING] == [
         (1, State.READY)
     ]
+
+
+def test_what_is_tried_is_said(fleet: Fleet) -> None:
+    fleet.reload()
+    assert fleet.rollout is not None
+    assert fleet.rollout.trial == "mold"
+    fleet.ready(fleet.mold(2))
+    fleet.plan()
+    assert fleet.rollout.trial == "first worker"
 
 
 def test_without_workers_the_new_one_alone_is_tried(fleet: Fleet) -> None:
