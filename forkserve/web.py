@@ -312,13 +312,13 @@ class HTTPWorker(Worker):
         if self.settings.max_requests:
             # Not from `random`, whose state workers of one mold share, and which belongs to the app.
             jitter = SystemRandom().randint(0, self.settings.max_requests_jitter)
-            service.limit_requests(self.settings.max_requests + jitter, self._spent)
 
-    def _spent(self, requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
-        """Request a successor after this number of requests; if `full`, no connection is accepted before it is ready."""
-        if full:
-            self.row.cells[ACCEPTING] = 0
-        self.send(Spent(requests, full))
+            def request_successor(requests: int, full: bool) -> None:  # noqa: FBT001 - a callback
+                if full:  # no connection is accepted before the successor is ready
+                    self.row.cells[ACCEPTING] = 0
+                self.send(Spent(requests, full))
+
+            service.limit_requests(self.settings.max_requests + jitter, request_successor)
 
     def serve_on(self) -> None:
         """Accept again: the successor failed."""

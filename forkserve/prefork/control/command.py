@@ -132,4 +132,4 @@ def run_refusal_hook(commands: object, name: str, args: Sequence[object], **opti
     try:
         hook(*args, **options)
     except Exception as error:
-        raise CommandError(f"{name} was refused: {error or type(error).__name__}", "refused") from error
+        raise CommandError(f"{name} was refused: {str(error) or type(error).__name__}", "refused") from error

@@ -1,4 +1,4 @@
-"""Hooks: how functions of the user are called, what they get of a worker in the master, and what they set on it. Pure."""
+"""Hooks: how functions of the user are called, and what they get of a worker and set on it. Pure, but it logs failures."""
 
 from __future__ import annotations
 

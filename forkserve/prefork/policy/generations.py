@@ -51,15 +51,11 @@ class Generations:
         return self._members.add(MOLD, generation, now, canary=True)
 
     def abandon(self, generation: int, now: float) -> None:
-        """Drop every process that tries the new generation: it has failed."""
+        """Drop every process that tries the new generation: it has failed. A mold goes when nothing needs it (`Molds.plan`)."""
         for member in [one for one in self._members.by_ident.values() if one.canary and one.generation == generation]:
-            self.drop_canary(member, now)
-
-    def drop_canary(self, member: Member, now: float) -> None:
-        """Drop one process that tries a new generation. A mold goes when nothing needs it (`Molds.plan`)."""
-        member.outdated = True
-        if member.state is State.BACKOFF or member.slot != MOLD:
-            self._members.discard(member, now)
+            member.outdated = True
+            if member.state is State.BACKOFF or member.slot != MOLD:
+                self._members.discard(member, now)
 
     def commit(self, generation: int) -> None:
         """Fork every worker from the new generation, which is good, and replace all older ones."""

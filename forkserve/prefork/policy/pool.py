@@ -175,8 +175,7 @@ class Pool:
 
     def suspend(self) -> None:
         """Have no workers, but keep every listener, so that connections wait in their queues."""
-        if self.phase < Phase.STOPPING:
-            self.wanted = 0
+        self.wanted = 0
 
     def stop(self) -> None:
         """Drain all workers, once no requests are sent here any more, and end. This cannot be undone."""

@@ -92,7 +92,7 @@ class Rollout:
             raise CommandError("the server is stopping")
         try:
             if self.step in (Step.CANARY, Step.SETTLING):
-                self._choose_again(now)
+                self._choose_again()
             if self.step is Step.CANARY:
                 self._try_out(now)
             if self.step in (Step.CANARY, Step.SETTLING):
@@ -116,15 +116,13 @@ class Rollout:
         else:
             self._commit(now)
 
-    def _choose_again(self, now: float) -> None:
-        """Start another canary if the slot of the first is not wanted any more."""
+    def _choose_again(self) -> None:
+        """Start another canary if the slot of the first is not wanted any more; the pool ends that one as it ends any worker."""
         canary, wanted = self._canary, self.pool.wanted
         if canary is None or canary.slot <= wanted:
             return
         if not wanted:
             raise CommandError(f"the new worker {canary.slot} was given up: no workers are wanted any more; nothing was changed")
-        if canary.state is not State.GONE:
-            self.pool.generations.drop_canary(canary, now)
         self.step, self._canary = Step.CANARY, None
 
     def _slot(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,61 @@ def test_no_proxy_headers_is_noted_in_the_configuration(writer: Callable[[Fronte
 @pytest.mark.parametrize("writer", [nginx.render, haproxy.render, caddy.render])
 def test_timeout_0_is_noted_in_the_configuration(writer: Callable[[FrontendConfig], str]) -> None:
     assert "--timeout 0: a request may take any time" in writer(front(given={"timeout": 0}))
+
+
+def test_a_body_is_limited_only_if_the_server_limits_it() -> None:
+    limited, unlimited = (front(given={"limit_request_body": size}) for size in (1000, 0))
+
+    assert "client_max_body_size 1000;" in nginx.render(limited)
+    assert "client_max_body_size 0;" in nginx.render(unlimited)
+    assert "max_size 1000 " in caddy.render(limited)
+    assert "max_size" not in caddy.render(unlimited)
+    assert "deny_status 413 if { req.hdr_val(content-length) gt 1000 }" in haproxy.render(limited)
+    assert "413" not in haproxy.render(unlimited)
+
+
+@pytest.mark.parametrize(
+    ("key", "for_caddy", "for_haproxy"),
+    [
+        ("$request_uri", "uri_hash", "uri whole"),
+        ("$remote_addr", "ip_hash", "source"),
+        ("$binary_remote_addr", "ip_hash", "source"),
+        ("$http_x_user", "header x-user", "hdr(x-user)"),
+        ("$cookie_user_id", None, "hash req.cook(user_id)"),
+        ("$arg_user_id", None, "url_param user_id"),
+        ("$uri", None, "uri"),
+        ("$host", None, None),
+        ("$uri$http_x_user", None, None),
+    ],
+)
+def test_requests_with_the_same_key_stay_with_one_worker(key: str, for_caddy: str | None, for_haproxy: str | None) -> None:
+    given = front(given={"balance": f"hash {key}"})
+    for writer, policy, wanted, name in ((caddy, "lb_policy", for_caddy, "Caddy"), (haproxy, "balance", for_haproxy, "HAProxy")):
+        if wanted is None:
+            with pytest.raises(ValueError, match=f"^{name} knows no {re.escape(repr(key))} for `hash`: give one of "):
+                writer.render(given)
+        else:
+            lines = [line.partition("#")[0].split(None, 1) for line in writer.render(given).splitlines()]
+            assert [line[1].strip() for line in lines if line and line[0] == policy] == [wanted]
+
+
+def test_ports_that_may_be_closed_are_left_out_for_a_while() -> None:
+    """Those of workers that run only under load."""
+    steady = front(backends=(UP, DOWN))
+    spare = front(backends=(UP, Backend(parse_address("127.0.0.1:9001"), 2)), given={"min_workers": 1, "max_workers": 2})
+
+    assert ("fail_duration 5s" in caddy.render(steady), "fail_duration 5s" in caddy.render(spare)) == (False, True)
+    assert ("error-limit 1" in haproxy.render(steady), "error-limit 1" in haproxy.render(spare)) == (False, True)
+
+
+def test_where_haproxy_is_given_an_address_for_tls_it_has_no_other() -> None:
+    usual = haproxy.render(front(certificate=("c", "c")))
+    chosen = haproxy.render(front(certificate=("c", "c.key"), listen=(Address("tcp", port=8443),)))
+
+    assert re.findall(r"^ *bind (\S+)( ssl crt c alpn)?", usual, re.MULTILINE) == [(":80", ""), (":443", " ssl crt c alpn")]
+    assert "redirect scheme https" in usual
+    assert re.findall(r"^ *bind (\S+)( ssl crt c alpn)?", chosen, re.MULTILINE) == [(":8443", " ssl crt c alpn")]
+    assert "redirect scheme https" not in chosen
 
 
 def test_settings_without_an_address_are_refused() -> None:

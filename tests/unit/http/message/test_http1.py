@@ -81,6 +81,22 @@ def test_an_expectation_is_recognized(parser: str) -> None:
 
 
 @both
+@pytest.mark.parametrize(
+    ("line", "forwarded"),
+    [
+        (b"X-Forwarded-For: 192.0.2.1", True),
+        (b"x-forwarded-proto: https", True),
+        (b"X-Forwarded-Host: a", False),
+        (b"X_Forwarded_For: 192.0.2.1", False),
+    ],
+)
+def test_fields_of_a_proxy_are_noticed(parser: str, line: bytes, *, forwarded: bool) -> None:
+    """Only then does the server look at the peer and the proxies that it trusts."""
+    _, fields = read(b"GET / HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\n", parser)
+
+    assert fields.forwarded is forwarded
+
+
 def test_a_reader_keeps_nothing_of_the_last_request(parser: str) -> None:
     """Heads with the same beginning or end do not affect each other."""
     heads = [

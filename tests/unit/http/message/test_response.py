@@ -152,6 +152,15 @@ def test_heads_with_special_or_long_fields_are_not_shared(field: tuple[str, str]
     assert len({id(head) for head in heads}) == 3
 
 
+def test_a_length_that_is_known_counts_in_any_head() -> None:
+    for number in range(3):
+        head = read_head("200 OK", [("Content-Length", "77"), ("X-Number", f"of a head that is new: {number}")], str)
+        assert head.content_length == 77
+        assert head.fields[0] == (b"Content-Length", b"77")
+    with pytest.raises(ResponseError, match="more than one Content-Length"):
+        read_head("200 OK", [("Content-Length", "77"), ("Content-Length", "77")], str)
+
+
 def test_the_caches_of_asgi_and_wsgi_are_separate() -> None:
     """A WSGI application may not send the bytes of an ASGI application."""
     for _ in range(3):

@@ -1,5 +1,7 @@
 """The frame reader compared with the websockets library: any frames in any pieces give the same result."""
 
+import importlib.util
+import sys
 import zlib
 
 import pytest
@@ -10,6 +12,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
+from forkserve.http.websocket import frames as module
 from forkserve.http.websocket.frames import BINARY, CLOSE, CONT, FRAGMENT, PING, STEP, TEXT, FrameError, FrameReader
 from tests.integration.http.test_websocket import frame
 
@@ -111,6 +114,96 @@ def test_frames_give_the_same_result_as_in_the_library(
         assert events == expected[: len(events)]
         return
     assert (events, code) == (expected, expected_code)
+
+
+def deflated(*messages: bytes, end: int = zlib.Z_SYNC_FLUSH) -> bytes:
+    """Each message, compressed by itself."""
+    encoders = [(zlib.compressobj(wbits=-15), message) for message in messages]
+    return b"".join(encoder.compress(message) + encoder.flush(end) for encoder, message in encoders)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 1 << 16])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (frame(TEXT, "ä€".encode()) + frame(BINARY, b"\xff"), [(TEXT, "ä€"), (BINARY, b"\xff")]),
+        (frame(TEXT, b"") + frame(BINARY, b""), [(TEXT, ""), (BINARY, b"")]),
+        (frame(BINARY, b"y" * 126) + frame(BINARY, bytes(70_000)), [(BINARY, b"y" * 126), (BINARY, bytes(70_000))]),
+        (frame(TEXT, b"\xe2", fin=False) + frame(PING, b"p") + frame(CONT, b"\x82\xac"), [(PING, b"p"), (TEXT, "€")]),
+        (frame(BINARY, b"a", fin=False) + frame(CONT, b"", fin=False) + frame(CONT, b"b"), [(BINARY, b"ab")]),
+        (frame(PING, b"p" * 125) + frame(10, b""), [(PING, b"p" * 125), (10, b"")]),
+        (frame(TEXT, b"x") + frame(CLOSE, b"\x03\xe8") + frame(TEXT, b"y"), [(TEXT, "x"), (CLOSE, frame(CLOSE, b"\x03\xe8"))]),
+    ],
+)
+def test_what_is_sound(data: bytes, expected: list[tuple[int, bytes | str]], cut: int) -> None:
+    assert reader_events([data[start : start + cut] for start in range(0, len(data), cut)], None) == (expected, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "deflates", "code", "reason"),
+    [
+        (frame(TEXT, b"x", rsv=4), False, 1002, "reserved bits must be 0"),
+        (frame(TEXT, b"x", rsv=2), True, 1002, "reserved bits must be 0"),
+        (frame(PING, b"x", rsv=4), True, 1002, "reserved bits must be 0"),
+        (frame(TEXT, b"", fin=False) + frame(CONT, b"x", rsv=4), True, 1002, "reserved bits must be 0"),
+        (frame(3, b"x"), False, 1002, "invalid opcode"),
+        (frame(11, b"x"), False, 1002, "invalid opcode"),
+        (frame(TEXT, b"x", masked=False), False, 1002, "incorrect masking"),
+        (frame(PING, b"x" * 126), False, 1002, "control frame too long"),
+        (frame(CLOSE, fin=False), False, 1002, "fragmented control frame"),
+        (frame(CONT, b"x"), False, 1002, "unexpected continuation frame"),
+        (frame(TEXT, b"x", fin=False) + frame(TEXT, b"x"), False, 1002, "expected a continuation frame"),
+        (frame(TEXT, b"\xff"), False, 1007, "invalid UTF-8"),
+        (frame(TEXT, b"\xe2\x82"), False, 1007, "invalid UTF-8"),
+        (frame(TEXT, b"\xe2", fin=False) + frame(CONT, b"x"), False, 1007, "invalid UTF-8"),
+        (frame(BINARY, b"\xff" * 9, rsv=4), True, 1002, "decompression failed"),
+        (frame(BINARY, bytes(LIMIT + 1)), False, 1009, "the message is too big"),
+        (frame(BINARY, deflated(bytes(LIMIT + 1)), rsv=4), True, 1009, "the message is too big"),
+    ],
+)
+def test_what_is_refused(data: bytes, deflates: bool, code: int, reason: str) -> None:  # noqa: FBT001
+    """No message comes of it, and the code is that of the library."""
+    reader = FrameReader(LIMIT, deflate(takeover=True) if deflates else None)
+
+    def read() -> None:
+        reader.feed(data)
+        while not reader.hungry:
+            assert reader.step() is None
+
+    with pytest.raises(FrameError) as found:
+        read()
+    assert (found.value.code, found.value.reason) == (code, reason)
+    assert library_events(data, deflate(takeover=True) if deflates else None) == ([], code)
+
+
+def test_a_client_that_compresses_each_message_by_itself() -> None:
+    data = b"".join(frame(TEXT, deflated(message)[:-4], rsv=4) for message in (b"first first", b"second second"))
+
+    assert reader_events([data], deflate(takeover=False)) == ([(TEXT, "first first"), (TEXT, "second second")], 0)
+
+
+def test_a_stream_that_ends_within_a_message() -> None:
+    """RFC 7692 7.2.3.4: what follows is a new stream."""
+    data = deflated(b"one ", b"two ", end=zlib.Z_FINISH) + deflated(b"three")[:-4]
+
+    assert reader_events([frame(TEXT, data, rsv=4) + frame(TEXT, b"plain")], deflate(takeover=True)) == (
+        [(TEXT, "one two three"), (TEXT, "plain")],
+        0,
+    )
+
+
+def test_websockets_without_its_c_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets.speedups", None)
+    spec = importlib.util.spec_from_file_location("frames_without_speedups", module.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    without = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(without)
+    assert without.apply_mask is not module.apply_mask
+
+    reader = without.FrameReader(LIMIT, None)
+    reader.feed(frame(TEXT, b"masked"))
+    assert reader.step() == (TEXT, "masked")
 
 
 @pytest.mark.parametrize("size", [0, 1, STEP - 1, STEP, STEP + 1, 3 * STEP, LIMIT])

@@ -331,6 +331,24 @@ def test_a_restart_of_a_slot_in_back_off_fails_with_its_next_worker() -> None:
     assert error(goal) == "worker 1 failed to boot: it was killed by signal 11; it is tried again"
 
 
+def test_a_restart_goes_on_while_a_failure_is_retried_at_once() -> None:
+    """The old one does not stay, and nothing waits: the first retry follows at once."""
+    pool, (old,) = serving(1)
+    goal = replaced(pool, 1)
+    pool.generations.replace(1)
+    (new,) = fork(pool, 1.0)
+    assert not goal()
+    pool.reports.draining(old.ident, 2.0)  # it has received a signal
+    pool.exited(new.ident, 3.0, code=3, signal=None)
+    (again,) = fork(pool, 3.0)
+    assert not goal()
+    pool.reports.ready(again.ident, 4.0)
+    assert not goal()
+    exit_drained(pool, old, 5.0)
+
+    assert goal()
+
+
 @pytest.mark.parametrize("other", [Pool.stop, Pool.suspend, lambda pool: pool.want(1)])
 def test_another_command_fails_the_restart(other: object) -> None:
     pool, _ = serving(2)

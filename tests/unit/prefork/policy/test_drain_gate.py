@@ -78,6 +78,24 @@ def test_an_old_worker_serves_until_the_front_end_has_the_new_address() -> None:
     assert not pool.departures.is_waiting_for_frontend
 
 
+def test_what_is_held_until_the_front_end_knows() -> None:
+    """A worker of a slot that leaves, and the old one of a slot that moves; the new one may end at any time."""
+    pool, (first, second) = serving(2, beat=0.0)
+    assert not pool.departures.is_held(first)
+    pool.departures.moved = pool.departures.advertised_before = {1}
+    pool.departures.advertised = {1, 2}
+    pool.generations.replace(1)
+    (newer,) = fork(pool, 1.0)
+    pool.reports.ready(newer.ident, 2.0)
+    pool.want(1)
+    pool.plan(2.0)
+    assert [pool.departures.is_held(one) for one in (first, newer, second)] == [True, False, True]
+
+    pool.departures.advertised, pool.departures.advertised_before = {1}, set()
+    pool.plan(3.0)
+    assert [pool.departures.is_held(one) for one in (first, newer, second)] == [False, False, False]
+
+
 def test_a_wanted_slot_is_refilled_while_others_leave() -> None:
     pool, (first, second, third) = serving(3, beat=0.0, delay=60.0, surge=1, lingering=0)
     pool.want(1)

@@ -347,6 +347,15 @@ def test_a_heartbeat_after_the_renewal_allows_another_one() -> None:
     assert pool.plan(200.0) == []
 
 
+def test_only_a_worker_that_has_sent_a_beat_since_is_spared_when_the_master_is_late_again() -> None:
+    pool, (first, second) = serving(2, beat=30.0)
+    pool.plan(100.0)
+    pool.reports.beat(first.ident, 110.0)
+
+    assert pool.plan(200.0) == [DumpStacks(second)]
+    assert first.deadline == 230.0
+
+
 def test_stop_at_once_kills_without_stacks() -> None:
     pool, (first, second) = serving(2)
     pool.stop()
@@ -386,6 +395,19 @@ def test_suspend_keeps_the_listeners_until_workers_are_wanted_again() -> None:
     assert [one.slot for one in fork(pool, 2.0)] == [1]
     pool.want(0)
     assert [one for one in pool.plan(2.1) if isinstance(one, CloseListener)] == [CloseListener(2)]
+
+
+def test_a_stop_cannot_be_undone() -> None:
+    pool, (member,) = serving(1)
+    pool.stop()
+    pool.want(2)
+    pool.suspend()
+    assert pool.plan(1.0) == [Drain(member, booting=False)]
+    pool.exited(member.ident, 2.0, code=0, signal=None)
+
+    assert pool.plan(2.0) == [CloseListener(None), CloseListener(1)]
+    assert pool.done
+    assert pool.next_deadline() == 0.0, "the master does not wait any more"
 
 
 def test_a_shared_listener_closes_when_the_last_worker_has_released_it() -> None:

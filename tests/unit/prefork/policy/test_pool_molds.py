@@ -132,6 +132,22 @@ def test_a_mold_that_does_not_fork_in_time_is_killed(fleet: Fleet) -> None:
     assert fleet.forks() == [(MOLD, 1)]
 
 
+def test_an_order_to_a_new_mold_that_is_not_carried_out_leaves_the_old_one(fleet: Fleet) -> None:
+    fleet.reload()
+    new = fleet.mold(2)
+    fleet.ready(new)
+    assert fleet.rollout is not None
+    fleet.rollout.advance(fleet.now)
+    (fork,) = fleet.pool.plan(fleet.now)
+    assert isinstance(fork, Fork)
+    fleet.now += ORDER_TIME
+    for member in (fleet.mold(), new, *fleet.workers(State.READY)):
+        fleet.pool.reports.beat(member.ident, fleet.now)
+
+    assert fleet.pool.plan(fleet.now) == [Kill(new, dumped=False), GiveUp(fork.member)]
+    assert fleet.mold().state is State.READY
+
+
 def test_a_stop_drains_the_mold_with_the_workers(fleet: Fleet) -> None:
     fleet.pool.stop()
 
@@ -211,6 +227,15 @@ def test_a_failure_after_the_commit_restores_the_old_generation(fleet: Fleet, ki
     assert [(one.generation, one.state) for one in fleet.pool.members.molds() if one.state is not State.DRAINING] == [
         (1, State.READY)
     ]
+
+
+def test_what_is_tried_is_said(fleet: Fleet) -> None:
+    fleet.reload()
+    assert fleet.rollout is not None
+    assert fleet.rollout.trial == "mold"
+    fleet.ready(fleet.mold(2))
+    fleet.plan()
+    assert fleet.rollout.trial == "first worker"
 
 
 def test_without_workers_a_reload_replaces_the_mold_only(fleet: Fleet) -> None:

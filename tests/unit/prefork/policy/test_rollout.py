@@ -67,9 +67,11 @@ def test_the_canary_must_settle_before_an_old_worker_drains() -> None:
     (fork,) = fleet.plan()
     assert isinstance(fork, Fork)
     assert (fork.member.slot, fork.member.generation, fleet.pool.generations.committed) == (1, 2, 1)
+    assert fleet.rollout is not None
+    assert fleet.rollout.trial == "first worker"
+    assert fleet.rollout.next_deadline() is None
     fleet.ready(fork.member)
     assert fleet.plan() == []
-    assert fleet.rollout is not None
     assert fleet.rollout.next_deadline() == fleet.now + SETTLE
     fleet.now += SETTLE
     (drain,) = fleet.plan()
@@ -170,8 +172,8 @@ def test_a_failing_slot_gets_the_canary() -> None:
     assert (fork.member.slot, fork.member.generation) == (3, 2)
 
 
-@pytest.mark.parametrize("settles", [False, True])
-def test_another_slot_gets_the_canary_if_the_first_is_scaled_down(settles: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def with_canary_in_slot_2() -> tuple[Fleet, Member]:
+    """A reload of two slots, the second of which has no other worker."""
     fleet = Fleet(2)
     fleet.exit(fleet.pool.members.workers()[1], 3)
     fleet.exit(next(one for one in (fleet.plan(), fleet.pool.members.workers())[1] if one.slot == 2), 3)  # now the slot backs off
@@ -180,14 +182,23 @@ def test_another_slot_gets_the_canary_if_the_first_is_scaled_down(settles: bool)
     fleet.plan()
     canary = fleet.only_in_state(State.BOOTING)
     assert canary.slot == 2
-    if settles:
+    return fleet, canary
+
+
+@pytest.mark.parametrize("canary_is", ["booting", "ready", "dead"])
+def test_another_slot_gets_the_canary_if_the_first_is_scaled_down(canary_is: str) -> None:
+    fleet, canary = with_canary_in_slot_2()
+    if canary_is == "ready":
         fleet.ready(canary)
         fleet.plan()
+    if canary_is == "dead":
+        fleet.exit(canary, 3)
     fleet.pool.want(1)
     fleet.plan()
-    assert canary.state is State.DRAINING
-    fleet.exit(canary)
-    fleet.plan()
+    if canary_is != "dead":
+        assert canary.state is State.DRAINING
+        fleet.exit(canary)
+        fleet.plan()
     another = fleet.only_in_state(State.BOOTING)
     assert (another.slot, another.generation) == (1, 2)
     fleet.ready(another)
@@ -201,6 +212,19 @@ def test_another_slot_gets_the_canary_if_the_first_is_scaled_down(settles: bool)
     assert [(one.slot, one.generation) for one in fleet.pool.members.workers()] == [(1, 2)]
 
 
+def test_the_canary_of_a_slot_scaled_down_serves_until_the_front_end_knows() -> None:
+    fleet, canary = with_canary_in_slot_2()
+    fleet.ready(canary)
+    fleet.pool.departures.advertised = {1, 2}
+    fleet.pool.want(1)
+    assert fleet.plan() == []
+    fleet.pool.departures.advertised = {1}
+    assert fleet.plan() == [Drain(canary, booting=False)]
+    fleet.exit(canary)
+    fleet.plan()
+    assert (fleet.only_in_state(State.BOOTING).slot, fleet.only_in_state(State.BOOTING).generation) == (1, 2)
+
+
 def test_a_suspended_pool_cancels_the_rollout() -> None:
     fleet = Fleet(1)
     fleet.reload()
@@ -209,6 +233,61 @@ def test_a_suspended_pool_cancels_the_rollout() -> None:
     with pytest.raises(CommandError, match="worker 1 was given up: no workers are wanted any more; nothing was changed"):
         fleet.plan()
     assert fleet.pool.generations.committed == 1
+
+
+def test_a_stop_ends_the_reload() -> None:
+    fleet = Fleet(2)
+    fleet.reload()
+    fleet.plan()
+    fleet.pool.stop()
+    with pytest.raises(CommandError, match=r"^the server is stopping$"):
+        fleet.plan()
+    assert fleet.pool.generations.committed == 1
+
+
+def renewing(fleet: Fleet) -> Rollout:
+    """A reload that renews its canary when it is committed."""
+
+    def renew() -> None:
+        rollout.renew_canary()
+
+    rollout = fleet.rollout = Rollout(fleet.pool, 0.0, renew)
+    return rollout
+
+
+def test_the_canary_is_replaced_if_it_lacks_what_others_share() -> None:
+    fleet = Fleet(1)
+    renewing(fleet)
+    fleet.plan()
+    canary = fleet.only_in_state(State.BOOTING)
+    fleet.ready(canary)
+    for _ in range(3):
+        fleet.plan()
+        for member in fleet.in_state(State.DRAINING):
+            fleet.exit(member)
+    successor = fleet.only_in_state(State.BOOTING)
+    assert fleet.rollout is not None, "it waits for the successor"
+    fleet.ready(successor)
+    fleet.plan()
+    assert canary.state is State.DRAINING
+    fleet.plan()
+    assert fleet.rollout is None
+    assert (successor.state, successor.generation) == (State.READY, 2)
+
+
+def test_without_workers_no_canary_is_replaced() -> None:
+    fleet = Fleet(1)
+    fleet.pool.suspend()
+    fleet.plan()
+    fleet.exit(fleet.only_in_state(State.DRAINING))
+    rollout = renewing(fleet)
+    fleet.plan()
+    assert rollout.trial == "app"
+    (mold,) = fleet.pool.members.molds()
+    fleet.ready(mold)
+    fleet.plan()
+    assert fleet.rollout is None
+    assert fleet.pool.generations.committed == 2
 
 
 def test_without_workers_a_rollout_only_loads_the_app_in_a_mold() -> None:
