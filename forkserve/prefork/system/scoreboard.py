@@ -204,16 +204,24 @@ def _entries(memory: memoryview) -> tuple[Callable[[], int], Callable[[bytes], i
     next_number, pack, cells, last = count(1).__next__, _ENTRY.pack_into, memory.cast("Q"), LINES - 1
     places = tuple(_ENTERED + _ENTRY_SIZE * place for place in range(LINES))
     first = tuple(place // 8 for place in places)
+    # What the memory holds, as to look there is slower.
+    numbers, lines = [0] * LINES, [b""] * LINES
 
     def enter(line: bytes) -> int:
         number = next_number()
-        pack(memory, places[number & last], number, line)
+        place = number & last
+        numbers[place] = number
+        if lines[place] is line:  # the same object has the same text
+            cells[first[place]] = number
+        else:
+            lines[place] = line
+            pack(memory, places[place], number, line)
         return number
 
     def leave(number: int) -> None:
-        at = first[number & last]
-        if cells[at] == number:
-            cells[at] = 0
+        place = number & last
+        if numbers[place] == number:
+            cells[first[place]] = 0
 
     return next_number, enter, leave
 
