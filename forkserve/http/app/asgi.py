@@ -118,8 +118,9 @@ class ASGIExchange(Exchange):
     async def _run(self) -> None:
         site = self.site
         # Callables that are attributes: to load them is faster than to look for methods, which Python cannot specialize.
-        app, enter, leave = site.app, site.observer.enter, site.observer.leave
-        number = enter(self.target.line)
+        app, next_entry = site.app, site.observer.next_entry
+        entry = next_entry()
+        entry.enter(self, self.target.line)
         try:
             await app(self._scope(), self.receive, self.send)
             if not self.complete and not self.gone:
@@ -134,7 +135,7 @@ class ASGIExchange(Exchange):
             elif not self.gone and not self.complete:
                 self.fail(None, "the application was cancelled")
         finally:
-            leave(number)
+            entry.leave(self)
             site.tasks.discard(self._task)
 
     def _ended_early(self) -> None:

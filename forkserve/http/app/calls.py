@@ -6,8 +6,24 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import contextvars
+    from collections.abc import Callable
 
     from forkserve.http.message.http1 import Target
+
+
+class Entry(Protocol):
+    """A place where a request is noted while the application is called for it. From any thread."""
+
+    def enter(self, owner: object, line: bytes) -> None:
+        """Note that the application is called.
+
+        Args:
+            owner: Stands for the request.
+            line: The request line.
+        """
+
+    def leave(self, owner: object) -> None:
+        """Note that it has returned, unless another request has the place by now."""
 
 
 class Observer(Protocol):
@@ -24,12 +40,10 @@ class Observer(Protocol):
     def end(self) -> None:
         """Take note that it has ended."""
 
-    def enter(self, line: bytes) -> int:
-        """Take note that a call begins that runs beside others; return a number for `leave`. Called in any thread."""
+    @property
+    def next_entry(self) -> Callable[[], Entry]:
+        """Returns the entry for a call that runs beside others."""
         ...
-
-    def leave(self, number: int) -> None:
-        """Take note that it has ended."""
 
     def connected(self, count: int) -> None:
         """Take note of the number of open connections."""

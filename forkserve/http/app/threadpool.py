@@ -84,9 +84,10 @@ class ThreadPool:
             self._busy[number] = True
             self._began[number] = monotonic()
             if not call.gone:
-                entered = self._observer.enter(call.target.line)
+                entry = self._observer.next_entry()
+                entry.enter(call, call.target.line)
                 call.context.run(call.call)
-                self._observer.leave(entered)
+                entry.leave(call)
             call.discard_input()
             self._began[number] = None
             self._busy[number] = False

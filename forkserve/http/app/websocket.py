@@ -59,7 +59,8 @@ class WebSocketExchange(Exchange):
         self.site.tasks.add(self._task)
 
     async def _run(self) -> None:
-        number = self.site.observer.enter(self.target.line)
+        entry = self.site.observer.next_entry()
+        entry.enter(self, self.target.line)
         try:
             self.scope_or_environ = self._scope()
             await self.site.app(self.scope_or_environ, self.receive, self.send)
@@ -74,7 +75,7 @@ class WebSocketExchange(Exchange):
             elif self._socket is not None and self._socket.is_open:
                 self._socket.close(1000, "")
         finally:
-            self.site.observer.leave(number)
+            entry.leave(self)
             self.site.tasks.discard(self._task)
 
     def _end_with_error(self, error: BaseException | None, what: str) -> None:

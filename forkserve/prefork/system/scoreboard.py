@@ -7,7 +7,7 @@ when its worker is stuck, which is when the worker could not answer a message.
 A line is written when its work is about to hold the whole process (`begin`), as nothing could be written later. Of requests that
 run side by side, those in hand are noted once a second, and when the master asks for the stacks, if Python code can still run
 (`refresh`). A request may begin just before native code keeps the interpreter's lock: so each request writes its line when it
-enters the application, into one of a few places that are used in turn (`enter`), which is a single call of C.
+enters the application, into one of a few places that are used in turn (`next_entry`).
 
 Counters for metrics (`RESPONSES`, `LATENCIES`) are declared but not filled yet. They must not turn off the fast path of a
 response: a worker counts in a list of its own (`counts[status // 100] += 1`), where status and start are known anyway, and copies
@@ -20,7 +20,9 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Sequence
-from itertools import count
+from functools import partial
+from itertools import cycle
+from operator import setitem
 from struct import Struct
 from time import monotonic_ns
 from typing import Final, Literal
@@ -57,7 +59,7 @@ def _cells(name: str, kind: Kind, unit: str, meaning: str, count: int = 1) -> in
 
 
 LINES: Final = 8
-"""How many request lines are noted and shown. A power of two."""
+"""How many request lines are noted and shown."""
 LINE_SIZE: Final = 200
 _PLACES: Final = 1 + LINES  # the first is for the work that holds the process
 
@@ -68,7 +70,6 @@ CONNECTIONS: Final = _cells("connections", "gauge", "connections", "Open connect
 DRAIN: Final = _cells("drain", "gauge", "0 or 1", "Whether the master has ordered the worker to drain.")
 ACCEPTING: Final = _cells("accepting", "gauge", "0 or 1", "Whether the worker accepts connections.")
 NOTED_AT: Final = _cells("noted_at", "stamp", "ns", "The last note of the requests in hand.")
-LAST_NOTED: Final = _cells("last_noted", "counter", "entries", "Entries into the application until the last note.")
 STARTED: Final = _cells("started", "stamp", "ns", "Starts of the work that holds the process, and of noted requests.", _PLACES)
 _LENGTHS: Final = _cells("lengths", "gauge", "bytes", "The lengths of their request lines.", _PLACES)
 HANDSHAKES_FAILED: Final = _cells("handshakes_failed", "counter", "handshakes", "TLS handshakes that failed.")
@@ -85,28 +86,59 @@ LATENCIES: Final = _cells(
 LATENCY_SUM: Final = _cells("latency_sum", "counter", "ns", "The sum of the durations of all responses. Not filled yet.")
 
 _TEXT: Final = (TABLE[-1].index + TABLE[-1].count) * 8
-_ENTERED: Final = _TEXT + _PLACES * LINE_SIZE  # first of LINES places: a number, 0 if the request has left, and the line
-_ENTRY: Final = Struct(f"=Q{LINE_SIZE + 1}p")
-_ENTRY_SIZE: Final = 216  # in whole cells
+_ENTERED: Final = _TEXT + _PLACES * LINE_SIZE  # first of LINES entries
+_ENTRY: Final = Struct(f"{LINE_SIZE + 1}p")  # a byte for the length of the line, 0 if the request has left, and the line
 _ROW_SIZE: Final = 4096
-assert _ENTERED % 8 == 0
-assert _ENTERED + _ENTRY_SIZE * LINES <= _ROW_SIZE
+assert _ENTERED + _ENTRY.size * LINES <= _ROW_SIZE
 
 LAYOUT: Final = " ".join(f"{one.name}:{one.index}" for one in TABLE) + f" {_PLACES} lines of {LINE_SIZE}, rows of {_ROW_SIZE}"
 """What all processes of a server must agree on: a new program with another layout refuses the upgrade."""
 
 
-class Row:
-    """One process's row. Its own process writes; any process of the server reads."""
+class Entry:
+    """A place for the line of a request that has entered the application since the last note. From any thread. Hot path."""
 
-    __slots__ = ("_last", "_memory", "_number", "_text", "cells", "enter", "index", "leave", "refresh")
+    __slots__ = ("_erase", "_owner", "_write")
+
+    def __init__(self, memory: memoryview, place: int) -> None:
+        self._owner: object = None  # others may need the place before the request leaves
+        self._write = partial(_ENTRY.pack_into, memory, place)
+        self._erase = partial(setitem, memory, place, 0)
+
+    def enter(self, owner: object, line: bytes) -> None:
+        """Note that the application is called for a request; the first LINE_SIZE bytes of its line are kept."""
+        self._owner = owner
+        write = self._write  # not a method: Python calls it faster by a local name
+        write(line)
+
+    def leave(self, owner: object) -> None:
+        """Note that the application has returned."""
+        if self._owner is owner:
+            self._owner = None
+            erase = self._erase
+            erase()
+
+    def note(self) -> None:
+        """Clear the place: the request is noted elsewhere."""
+        self._erase()
+
+
+class Row:
+    """One process's row. Its own process writes; any process of the server reads.
+
+    Attributes:
+        next_entry: Returns the place for a request that enters the application.
+    """
+
+    __slots__ = ("_entries", "_last", "_memory", "_text", "cells", "index", "next_entry", "refresh")
 
     def __init__(self, index: int, memory: memoryview) -> None:
         self.index = index
         self.cells: memoryview[int] = memory.cast("Q")
         self._text = memory[_TEXT : _TEXT + _PLACES * LINE_SIZE]
         self._memory = memory
-        self._number, self.enter, self.leave = _entries(memory)
+        self._entries = [Entry(memory, _ENTERED + _ENTRY.size * number) for number in range(LINES)]
+        self.next_entry: Callable[[], Entry] = cycle(self._entries).__next__
         self._last = b""
         # Its own process calls it before the row is read. It may be called in a signal handler.
         self.refresh: Callable[[], None] = _nothing
@@ -151,7 +183,9 @@ class Row:
         """
         cells = self.cells
         cells[IN_FLIGHT] = in_flight
-        cells[LAST_NOTED], cells[NOTED_AT] = self._number(), monotonic_ns()
+        cells[NOTED_AT] = monotonic_ns()
+        for entry in self._entries:
+            entry.note()
         for place in range(1, _PLACES):
             cells[STARTED + place] = 0
         for place, (started, line) in enumerate(requests[:LINES], 1):
@@ -181,10 +215,10 @@ class Row:
         return sorted([*first, *noted[: LINES - len(first)]])
 
     def _entered(self) -> list[tuple[int, bytes]]:
-        """Return the requests that have entered since the last note; their start is near that of the note."""
-        last, since = self.cells[LAST_NOTED], self.cells[NOTED_AT] or self.cells[BEAT]
-        entries = (_ENTRY.unpack_from(self._memory, _ENTERED + _ENTRY_SIZE * place) for place in range(LINES))
-        return [(since + number - last, line) for number, line in entries if number > last]
+        """Return the requests that have entered since the last note, with the time of the note as their start."""
+        since = self.cells[NOTED_AT] or self.cells[BEAT]
+        entries = self._memory[_ENTERED : _ENTERED + _ENTRY.size * LINES]
+        return [(since, line) for (line,) in _ENTRY.iter_unpack(entries) if line]
 
     def _line(self, place: int) -> bytes:
         start = place * LINE_SIZE
@@ -193,37 +227,6 @@ class Row:
     def clear(self) -> None:
         """Clear the row. For the master, when its process is gone."""
         self._memory[:] = bytes(_ROW_SIZE)
-
-
-def _entries(memory: memoryview) -> tuple[Callable[[], int], Callable[[bytes], int], Callable[[int], None]]:
-    """Return the function that gives the next number, and a row's `enter` and `leave`: closures, for the hot path.
-
-    `enter` notes that the application is called for a request, and returns a number. `leave` takes the number when the
-    application has returned. From any thread.
-    """
-    next_number, pack, cells, last = count(1).__next__, _ENTRY.pack_into, memory.cast("Q"), LINES - 1
-    places = tuple(_ENTERED + _ENTRY_SIZE * place for place in range(LINES))
-    first = tuple(place // 8 for place in places)
-    # What the memory holds, as to look there is slower.
-    numbers, lines = [0] * LINES, [b""] * LINES
-
-    def enter(line: bytes) -> int:
-        number = next_number()
-        place = number & last
-        numbers[place] = number
-        if lines[place] is line:  # the same object has the same text
-            cells[first[place]] = number
-        else:
-            lines[place] = line
-            pack(memory, places[place], number, line)
-        return number
-
-    def leave(number: int) -> None:
-        place = number & last
-        if numbers[place] == number:
-            cells[first[place]] = 0
-
-    return next_number, enter, leave
 
 
 @record

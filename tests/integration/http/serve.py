@@ -29,10 +29,13 @@ class NullObserver:
     def connected(self, count: int) -> None:
         """The number of connections changes."""
 
-    def enter(self, line: bytes) -> int:
-        return 0
+    def next_entry(self) -> "NullObserver":
+        return self
 
-    def leave(self, number: int) -> None:
+    def enter(self, owner: object, line: bytes) -> None:
+        """An application call begins beside others."""
+
+    def leave(self, owner: object) -> None:
         """An application call ends."""
 
     def is_drain_ordered(self) -> bool:

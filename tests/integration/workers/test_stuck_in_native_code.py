@@ -1,7 +1,7 @@
 """A C call that holds the interpreter's lock from the first moment of a request: the log still names the request.
 
 An application is called inline (`Row.begin`), in a thread of the pool, or in the task of an ASGI request or WebSocket
-(`Row.enter`). Requests that run longer are also noted once a second (`Row.note`).
+(`Row.next_entry`). Requests that run longer are also noted once a second (`Row.note`).
 """
 
 from __future__ import annotations

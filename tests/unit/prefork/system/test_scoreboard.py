@@ -116,7 +116,7 @@ def test_no_cell_overlaps_another() -> None:
     row.note([(10 + number, b"n" * LINE_SIZE) for number in range(LINES)], LINES)
     row.begin(b"b" * LINE_SIZE)
     for _ in range(LINES):
-        row.enter(b"e" * LINE_SIZE)
+        row.next_entry().enter(row, b"e" * LINE_SIZE)
     before = row.lines()
     for index in range(RESPONSES, TABLE[-1].index + TABLE[-1].count):  # no worker fills these yet
         row.cells[index] = 2**64 - 1
