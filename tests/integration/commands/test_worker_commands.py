@@ -211,10 +211,16 @@ def test_one_at_a_time(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> 
 def test_a_limit(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
     """What was started is finished, and its reply is dropped with a line in the log; what was not, never runs."""
     server = probe(start, tmp_path, kind)
-    answer = server.ask("call", "hold", str(gate), to=2, timeout=0.1)
-    assert answer["error"]["code"] == "timeout"
-    assert answer["result"][0]["status"] == "timeout"
-    assert answer["result"][0]["seconds"] >= 0.1
+
+    def is_started() -> bool:
+        """A worker that does not get the processor in time does not start it."""
+        answer = server.ask("call", "hold", str(gate), to=2, timeout=0.1)
+        assert answer["error"]["code"] == "timeout"
+        assert answer["result"][0]["status"] == "timeout"
+        assert answer["result"][0]["seconds"] >= 0.1
+        return "holds 2" in server.noted()
+
+    eventually(is_started)
     assert server.call("note", "never", to=2, timeout=0.1)[0]["status"] == "timeout"
 
     gate.touch()

@@ -95,16 +95,21 @@ def test_slots_that_come_and_go(start: Start, tmp_path: Path) -> None:
 
 def test_on_timeout(start: Start, tmp_path: Path) -> None:
     """In the master, while the stuck process still exists; then on_exit."""
-    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)}, timeout=0.4)
-    command = remote.command
-    (stuck,) = command.workers
-    assert remote.call("stick")[0]["status"] == "died"
-    eventually(lambda: named(tmp_path, "exit"), "its end")
+    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)}, timeout=1)
+    master = remote.command.pid
+    (reply,) = eventually(lambda: remote.call("stick"), "a worker")
+    assert reply["status"] == "died"
+    stuck = reply["pid"]
+    eventually(lambda: [note for note in named(tmp_path, "exit") if stuck in note], "its end")
 
-    assert [name for name, *_ in notes(tmp_path)][:5] == ["register", "start", "ready", "timeout", "exit"]
-    assert named(tmp_path, "timeout") == [[command.pid, 1, None, 1, stuck]]
-    assert named(tmp_path, "exit") == [[command.pid, 1, None, 1, stuck, -signal.SIGKILL]]
-    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another one")
+    # Another one, which does not get the processor in time, may be killed as well.
+    assert [note for note in notes(tmp_path) if stuck in note] == [
+        ["start", stuck, 1, False],
+        ["ready", stuck, 1],
+        ["timeout", master, 1, None, 1, stuck],
+        ["exit", master, 1, None, 1, stuck, -signal.SIGKILL],
+    ]
+    eventually(lambda: len(named(tmp_path, "ready")) >= 2, "another one")
 
 
 @pytest.mark.parametrize("name", ["register", "ready", "stop", "exit", "unregister"])
@@ -127,9 +132,10 @@ def test_one_that_raises(start: Start, tmp_path: Path, name: str) -> None:
 
 def test_on_timeout_that_raises(start: Start, tmp_path: Path) -> None:
     """The worker is killed and replaced all the same."""
-    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path), "RAISE": "timeout"}, timeout=0.4)
-    assert remote.call("stick")[0]["status"] == "died"
-    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another one")
+    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path), "RAISE": "timeout"}, timeout=1)
+    (reply,) = eventually(lambda: remote.call("stick"), "a worker")
+    assert reply["status"] == "died"
+    eventually(lambda: len(named(tmp_path, "ready")) >= 2, "another one")
 
     remote.command.wait_for("hook on_timeout failed")
     remote.command.traceback_expected = True

@@ -42,9 +42,9 @@ def test_a_crash_loop_slows_down(serve: Serve) -> None:
     (port,) = server.ports()
     times = []
     for number in range(4):
+        begun = time.monotonic()
         crash(server, port)
         server.wait_for("exited with code 7", number + 1)
-        begun = time.monotonic()
         assert say(port, "pid")  # it waits in the queue
         times.append(time.monotonic() - begun)
     # At once, then half a second, then one, then two; each up to a quarter less.
@@ -99,12 +99,12 @@ def test_a_worker_that_misbehaves_is_replaced(serve: Serve, order: str, reason: 
 
 
 def test_a_stuck_worker_says_where_and_is_replaced(serve: Serve) -> None:
-    server = serve(workers=1, base_port=0, timeout=1.2).ready()
+    server = serve(workers=1, base_port=0, timeout=3).ready()
     (port,) = server.ports()
     (worker,) = server.workers(1)
     say(port, "stick")
 
-    server.wait_for(rf"\[CRITICAL\] master: worker 1 \(pid {worker}\) is killed: stuck for 1.2 s")
+    server.wait_for(rf"\[CRITICAL\] master: worker 1 \(pid {worker}\) is killed: stuck for 3 s")
     server.wait_for(r"in hand for \d+ s: GET /stick\\x1b\[0m HTTP/1.1")
     server.wait_for("in a_deep_function")
     eventually(lambda: not exists(worker))
@@ -123,11 +123,11 @@ def test_a_stopped_worker_is_stuck_without_stacks(serve: Serve) -> None:
 
 
 def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:
-    server = serve(workers=2, min_workers=2, max_workers=2, base_port=0, timeout=1.0).ready()
+    server = serve(workers=2, min_workers=2, max_workers=2, base_port=0, timeout=4.0).ready()
     workers = server.workers(2)
     os.kill(server.pid, signal.SIGSTOP)
     # Longer than the timeout, during which everybody serves on.
-    end = time.monotonic() + 2.5
+    end = time.monotonic() + 5.5
     while time.monotonic() < end:
         assert {int(say(port, "pid")) for port in server.ports()} == set(workers)
         select.select([], [], [], 0.05)
@@ -141,9 +141,9 @@ def test_a_master_that_was_stopped_kills_nobody(serve: Serve) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 3.0), (signal.SIGSTOP, 9.0)])
+@pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 6.0), (signal.SIGSTOP, 12.0)])
 def test_everybody_was_stopped_and_nobody_is_killed(serve: Serve, signum: signal.Signals, seconds: float) -> None:
-    server = serve(workers=2, base_port=0, timeout=1.0, prefix=("setsid",)).ready()
+    server = serve(workers=2, base_port=0, timeout=4.0, prefix=("setsid",)).ready()
     workers = server.workers(2)
     for pid in workers:
         os.kill(pid, signum)

@@ -229,7 +229,7 @@ def test_a_master_that_dies_is_not_waited_for(serve: Start) -> None:
 def test_stops_under_load(start: Start, app: str, options: tuple[object, ...]) -> None:
     """From the TERM to half of the delay every client is answered at once, whoever got the signal first."""
     for number in range(4):
-        command = start(f"{APPS}:{app}", "--workers", 2, "--base-port", 0, "--drain-delay", 1, *options).ready()
+        command = start(f"{APPS}:{app}", "--workers", 2, "--base-port", 0, *LONG, *options).ready()
         failures: list[str] = []
         answered = [0]
         over = threading.Event()
@@ -253,4 +253,4 @@ def test_stops_under_load(start: Start, app: str, options: tuple[object, ...]) -
         for thread in threads:
             thread.join()
         assert failures == []
-        command.wait(0)
+        end(command)
