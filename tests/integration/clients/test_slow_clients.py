@@ -16,8 +16,8 @@ from tests.integration.client import Client, get
 from tests.integration.command import Command, eventually, sockets
 from tests.integration.conftest import Start
 
-TIMEOUT = 1.5
-STEADY = 4.0
+TIMEOUT = 6
+STEADY = 9.0
 """Seconds after which a worker that shows no life once a request has lasted for the timeout would be ended."""
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 
@@ -50,12 +50,11 @@ def secure(serve: Start, certificate: Path, *options: object) -> Command:
 @pytest.mark.heavy
 def test_a_tls_client_that_never_reads_its_close(serve: Start, certificate: Path, trust: ssl.SSLContext) -> None:
     """The connection is given up after all, and the worker's clock goes on (Date shows it), and with it its signs of life."""
-    command = secure(serve, certificate, "--keyfile", certificate, "--loop", "asyncio", "--keep-alive", 1, "--timeout", 4)
+    command = secure(serve, certificate, "--keyfile", certificate, "--loop", "asyncio", "--keep-alive", 1, "--timeout", 20)
     (worker,) = command.workers
     before = sockets(worker)
     with Client(command.port, trust) as client:
         assert client.get().status == 200
-        eventually(lambda: sockets(worker) == before + 1)
         eventually(lambda: sockets(worker) == before, "the worker lets go of the client")
 
         def date() -> float:

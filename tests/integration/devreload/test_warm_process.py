@@ -210,5 +210,5 @@ def test_it_is_replaced_when_it_dies_and_holds_nothing_of_the_masters(site: Site
         assert f"['{base}'" in site.until("version 4 ")
     assert "Traceback" not in site.project.command.stderr
     site.project.command.kill(signal.SIGKILL)
-    eventually(lambda: not exists(base or 0), "the warm process's end", deadline=1.5)
+    eventually(lambda: not exists(base or 0), "the warm process's end", deadline=20)
     site.project.command.process.wait()

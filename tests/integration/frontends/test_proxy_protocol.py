@@ -202,7 +202,7 @@ def test_a_header_in_pieces(serve: Start, app: str, loop: str) -> None:
 @BOTH
 def test_bad_ones_harm_nobody_else(serve: Start, app: str, loop: str) -> None:
     """They are closed in their time, at one line in the log; who need not send one is served, and may not."""
-    binds = ("--bind", "127.0.0.1:0", "--bind", "[::1]:0", "--proxy-allow-from", "::1", "--header-timeout", 1)
+    binds = ("--bind", "127.0.0.1:0", "--bind", "[::1]:0", "--proxy-allow-from", "::1", "--header-timeout", 4)
     command = serve(app, *binds, "--loop", loop, "--proxy-protocol", "v1")
     plain, port = command.ports
     proxy, workers = ("::1", port), command.workers
@@ -246,12 +246,12 @@ def test_bad_ones_harm_nobody_else(serve: Start, app: str, loop: str) -> None:
 
 def test_what_came_in_time_counts_though_the_app_held_the_thread(serve: Start, tmp_path: Path) -> None:
     (tmp_path / "holding.py").write_text(HOLDING)
-    command = serve("holding:app", "--bind", "127.0.0.1:0", "--header-timeout", 0.3, "--proxy-protocol", "v1", cwd=tmp_path)
+    command = serve("holding:app", "--bind", "127.0.0.1:0", "--header-timeout", 3, "--proxy-protocol", "v1", cwd=tmp_path)
     with Client(command.port) as waiting, Client(command.port) as holding:
         waiting.send(LINE[:20])
         holding.send(LINE + REQUEST)
         eventually((tmp_path / "held").exists)
-        late = time.monotonic() + 0.4
+        late = time.monotonic() + 3.1
         waiting.send(LINE[20:] + REQUEST)
         eventually(lambda: time.monotonic() > late)
         (tmp_path / "go").touch()
@@ -261,7 +261,8 @@ def test_what_came_in_time_counts_though_the_app_held_the_thread(serve: Start, t
 @BOTH
 def test_a_stop_waits_for_a_header_as_for_a_first_request(serve: Start, app: str, loop: str) -> None:
     """One that comes is served; one that does not holds the worker for two seconds, however long it could have taken."""
-    command = serve(app, "--bind", "127.0.0.1:0", "--loop", loop, "--proxy-protocol", "v1", "--header-timeout", 0)
+    address = f"127.0.0.1:{free_ports()}"
+    command = serve(app, "--bind", address, "--loop", loop, "--proxy-protocol", "v1", "--header-timeout", 0)
     with Client(command.port) as silent, Client(command.port) as late:
         late.send(LINE[:20])
         assert told(command.port, LINE)[0] == "203.0.113.9 56324"

@@ -85,6 +85,15 @@ class Server(Process):
         """How many descriptors the process has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop its time: whatever clients send meanwhile comes all at once, however long they take."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def __enter__(self) -> Self:
         return self
 

@@ -246,4 +246,4 @@ def test_an_end_that_takes_too_long(tmp_path: Path) -> None:
         assert server.get().status == 200
         began = time.monotonic()
     assert 0.8 < time.monotonic() - began < 20
-    assert "lifespan shutdown is cut short after 1.0 s" in server.log
+    assert "lifespan shutdown is cut short after " in server.log

@@ -112,6 +112,7 @@ def test_the_queue_toward_the_application_is_bounded(server: Server, size: int) 
         block = message * (1 + (4 << 20) // len(message))
         with pytest.raises(TimeoutError):
             client.sock.sendall(block)
+        settled(lambda: inbox(server)[0])
         count, memory = inbox(server)
     assert 1 < count <= QUEUE
     assert memory <= AHEAD + 2 * size + 100
@@ -301,7 +302,7 @@ def test_a_client_that_takes_nothing_is_given_up(strict: Server, path: str) -> N
         shake(client, path)
         if "echo" in path:
             client.sock.settimeout(1)
-            with pytest.raises(TimeoutError):
+            with pytest.raises(OSError):  # noqa: PT011 - it waits, or is given up already
                 client.sock.sendall(frame(BINARY, b"x" * 10_000) * 2000)
         assert happened(strict, 1) == ["OSError"]
     strict.wait_for_log("the client has read nothing for too long")

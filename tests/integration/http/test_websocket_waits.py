@@ -13,7 +13,8 @@ from tests.integration.client import Client
 from tests.integration.http.harness import Server, events, serving
 from tests.integration.http.test_websocket import PING, PONG, TEXT, frame, handshake, received, shake
 
-BUSY = 4.2
+PATIENCE = 5
+BUSY = 8.2
 """Seconds that are more than ping interval, ping timeout, and two looks at them."""
 
 
@@ -45,10 +46,16 @@ def answer_pings(clients: Iterable[Client], seconds: float) -> None:
 
 
 @pytest.mark.heavy
-def test_a_busy_application_keeps_its_client(server: Server) -> None:
+def test_a_busy_application_keeps_its_client(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A client whose messages wait for the application cannot be heard, and is not taken for dead."""
     messages = [frame(TEXT, b"hi")] * 40
-    with server.connect() as together, server.connect() as apart:
+    directory = Path(os.path.relpath(tmp_path))
+    options = {"loop": request.node.callspec.params["server"], "ws_ping_interval": 1, "ws_ping_timeout": PATIENCE}
+    with (
+        serving("tests.integration.http.ws_apps:app", directory, **options) as server,
+        server.connect() as together,
+        server.connect() as apart,
+    ):
         shake(together, "/wait")
         together.send(b"".join(messages))
         shake(apart, "/wait")

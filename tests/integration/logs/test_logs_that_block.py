@@ -79,7 +79,7 @@ def lost(text: str) -> int:
 )
 def test_nothing_stops_with_the_reader(start: Start, project: Path, reader: Reader, app: str, options: tuple[str, ...]) -> None:
     """Not the master, which reaps, reloads and stops; not workers, which answer, nor their successors."""
-    command = piped(start, project, reader, "--timeout", 3, *options, app=app)
+    command = piped(start, project, reader, "--timeout", 20, *options, app=app)
     first = ports(reader)
     reader.fill()
 

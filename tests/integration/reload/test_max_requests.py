@@ -188,15 +188,15 @@ def test_broken_code_lifts_the_limit_until_it_is_repaired(start: Start, tmp_path
 
 @pytest.mark.heavy
 def test_a_successor_that_hangs_lifts_it_when_its_time_is_over(start: Start, tmp_path: Path) -> None:
-    site = Site(start, tmp_path, "app:wsgi", *OWN, "-w", 1, "--max-requests", 1, "--boot-timeout", 2, *QUICK)
+    site = Site(start, tmp_path, "app:wsgi", *OWN, "-w", 1, "--max-requests", 1, "--boot-timeout", 10, *QUICK)
     (first,) = site.pids()
     site.save(source(prologue="time.sleep(1000)"))
     began = time.monotonic()
     for _ in range(3):
         assert get(site.command.port, "/").json["pid"] == first
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert get(site.command.port, "/").json["pid"] == first, "the fourth waits, and is answered"
-    assert time.monotonic() - began > 1.5
+    assert time.monotonic() - began > 9.5
     site.save(source())
     eventually(lambda: get(site.command.port, "/").json["pid"] != first, "the successor")
     site.command.traceback_expected = "Traceback" in site.command.stderr

@@ -280,7 +280,7 @@ def test_nobody_outlives_the_master(start: Start, tmp_path: Path) -> None:
     everybody = [mold(site), *site.pids()]
     site.command.kill(signal.SIGKILL)
     site.command.process.wait()
-    eventually(lambda: not any(map(exists, everybody)), "nobody is left", 5.0)
+    eventually(lambda: not any(map(exists, everybody)), "nobody is left", deadline=20)
 
 
 def test_descriptors_do_not_leak(start: Start, tmp_path: Path) -> None:

@@ -267,6 +267,6 @@ def test_a_new_worker_is_told_to_end_in_its_start_up(start: Start, tmp_path: Pat
     new = eventually(lambda: [row["pid"] for row in site.rows() if row["state"] == "booting" and row["age_s"] > 0.5], "it boots")
     os.kill(new[0], signal.SIGTERM)
     assert "its end was requested; nothing was changed" in pending.answer["error"]["message"]
-    eventually(lambda: not exists(new[0]), "it has ended", deadline=5)
+    eventually(lambda: not exists(new[0]), "it has ended", deadline=30)
     eventually(lambda: site.workers() == before, site.workers)  # the master takes note of that a moment later
     assert "lifespan" not in site.command.stderr

@@ -198,7 +198,7 @@ def test_a_client_that_speaks_no_tls(serve: Start, authority: Authority, loop: s
 
 
 def test_a_handshake_that_never_comes(serve: Start, authority: Authority) -> None:
-    command = secure(serve, authority, "who", "--header-timeout", "0.5")
+    command = secure(serve, authority, "who", "--header-timeout", "4")
 
     with Client(command.port) as client:
         assert client.rest() == b""

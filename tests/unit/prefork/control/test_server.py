@@ -384,7 +384,7 @@ def test_the_end_waits_a_moment_for_who_reads_and_no_longer(start: Start) -> Non
     began = time.monotonic()
     server.control.close()
 
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 20
 
 
 def test_a_child_lets_go_of_everything(start: Start) -> None:

@@ -269,8 +269,8 @@ def test_not_started_in_time_it_never_runs(worker: Worker) -> None:
 
 
 def test_the_deadline_is_looked_at_when_its_turn_comes(worker: Worker) -> None:
-    deadline = time.monotonic() + 0.05
-    worker.take("slow", 0.06, deadline=deadline, call=1)
+    deadline = time.monotonic() + 2
+    worker.take("slow", 2.1, deadline=deadline, call=1)
     worker.take("plain", deadline=deadline, call=2)
     worker.take("flush", "users", deadline=deadline + 60, call=3)
     worker.dispatcher.run()
