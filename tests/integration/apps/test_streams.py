@@ -293,7 +293,7 @@ def test_a_half_closed_stream(start: Start, tmp_path: Path, framework: str, choi
             assert rest_of_chunks(client) == PIECES
         else:
             assert not client.rest().endswith(b"0\r\n\r\n")
-            assert "cut by" in eventually(steered.notes.read_text)
+            eventually(lambda: "cut by" in steered.notes.read_text(), steered.notes.read_text)
 
 
 @pytest.mark.heavy

@@ -138,7 +138,7 @@ def test_an_idle_connection_gets_one_more_answer_or_its_end(start: Start, tmp_pa
 @MODES
 def test_an_answer_that_did_not_say_that_it_is_the_last_is_not(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
     """It had begun before the worker was told to end: the connection gets another one, which says so."""
-    site = Site(start, tmp_path, *mode, *QUICK, "--linger", 8, code=CODE)
+    site = Site(start, tmp_path, *mode, *QUICK, "--linger", 25, code=CODE)
     with contextlib.ExitStack() as contexts, Client(site.command.port) as client:
         client.request("/large")
         assert "connection" not in client.head()
