@@ -46,8 +46,11 @@ class Project:
         path.write_text(text.format(**values) if values else text)
 
     def serve(self, *arguments: object, ready: bool = True, **options: object) -> Project:
-        """Start the server, of the module `myapp` unless another is given as `app`."""
-        return self.serve_plainly("--reload", *arguments, ready=ready, **options)
+        """Start the server, of the module `myapp` unless another is given as `app`.
+
+        One second, which --reload gives workers to end, is too short for an answer on a busy machine.
+        """
+        return self.serve_plainly("--reload", "--graceful-timeout", 30, *arguments, ready=ready, **options)
 
     def serve_plainly(self, *arguments: object, ready: bool = True, app: str = "myapp:app", **options: object) -> Project:
         """Start the server without --reload."""
