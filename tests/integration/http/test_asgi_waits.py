@@ -38,7 +38,7 @@ def running(loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 @pytest.fixture
 def server(running: Server) -> Server:
     """That server, without events of the test before."""
-    running.json("/-/events")
+    running.quiet()
     return running
 
 

@@ -34,7 +34,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
     """No events of the test before."""
-    server.json("/-/events")
+    server.quiet()
 
 
 def dial(server: Server, path: str, **options: Any) -> Any:

@@ -46,7 +46,7 @@ def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def quiet(request: pytest.FixtureRequest) -> None:
     """No events of the test before."""
     for name in {"server", "strict"} & set(request.fixturenames):
-        request.getfixturevalue(name).json("/-/events")
+        request.getfixturevalue(name).quiet()
 
 
 def deflated(data: bytes, *, final: bool = False) -> bytes:

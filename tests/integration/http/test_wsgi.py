@@ -25,7 +25,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
     """No events of the test before."""
-    server.json("/-/events")
+    server.quiet()
 
 
 @pytest.mark.parametrize("name", ["hello", "echo", "stream?count=3&interval=0", "slow?seconds=0", "flask/"])
