@@ -84,6 +84,15 @@ class Busy(Worker):
             time.sleep(0.05)
 
 
+class Patient(Worker):
+    """Waits for as long as it may, and tells each time."""
+
+    def run(self) -> None:
+        while self.alive():
+            print(os.getpid(), flush=True)
+            self.wait(1000)
+
+
 class Echo(Idle):
     """Echoes on its listener."""
 

@@ -46,8 +46,11 @@ class Project:
         path.write_text(text.format(**values) if values else text)
 
     def serve(self, *arguments: object, ready: bool = True, **options: object) -> Project:
-        """Start the server for the module `myapp`, unless another one is given as `app`."""
-        return self.serve_plainly("--reload", *arguments, ready=ready, **options)
+        """Start the server for the module `myapp`, unless another one is given as `app`.
+
+        By default, --reload gives workers one second to stop. On a busy machine that is too short for an answer.
+        """
+        return self.serve_plainly("--reload", "--graceful-timeout", 30, *arguments, ready=ready, **options)
 
     def serve_plainly(self, *arguments: object, ready: bool = True, app: str = "myapp:app", **options: object) -> Project:
         """Start the server without --reload."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tests.integration.client import Client, Where
+from tests.integration.client import Client, EndedError, Where
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,15 @@ class Failure:
     server: int | None = None  # the server's port
 
 
+NEW = 1.0
+"""Seconds within which a client sends its first request; a draining worker waits for it twice as long."""
+
+
 class Connection(Client):
-    """A connection that records its time of opening and its client port."""
+    """A connection that records its time of opening, its client port and the start of its client's silence."""
 
     def __init__(self, where: Where) -> None:
-        self.opened = time.monotonic()
+        self.opened = self.silent_since = time.monotonic()
         super().__init__(where)
         name = self.sock.getsockname()
         self.port: int | None = name[1] if isinstance(name, tuple) else None  # a unix socket has none
@@ -42,7 +46,8 @@ class Load:
     """Clients that send one request after the other within a `with` block.
 
     A client with a kept connection opens another one only after a response has announced the end of the connection: an
-    unannounced end is a failure. Some of the clients are idle for a while between two requests.
+    unannounced end is a failure. Some of the clients are idle for a while between two requests. A client that got the CPU too
+    late, and was silent for much longer than it should be, sends its request on another connection.
 
     Args:
         ports: The ports of the server; each client uses all of them in turn.
@@ -65,6 +70,7 @@ class Load:
         again: bool = False,
     ) -> None:
         self._again, self._pause = again, pause
+        self._longest_silence = 1.5 * max(idle, pause) + 0.1
         self.failures: list[Failure] = []
         self.seen: Counter[tuple[str, int]] = Counter()  # responses by generation and process
         self.versions: Counter[str] = Counter()
@@ -121,14 +127,21 @@ class Load:
     def _ask(self, kind: str, port: int, client: Connection | None) -> tuple[Connection | None, bool]:
         """Send one request; return the client, or None after a failure, and whether this was the last response of the connection."""
         began, fresh, used = time.monotonic(), kind == "fresh", client is not None
+        silence = 0.0
         try:
             client = client or Connection(port)
-            answer = client.get("/", *["Connection: close"] * fresh)
+            try:
+                client.request("/", *["Connection: close"] * fresh)
+            finally:
+                silence = time.monotonic() - client.silent_since
+            answer = client.answer()
+            client.silent_since = time.monotonic()
             found: dict[str, Any] = answer.json if answer.status == 200 else {}
             last = "connection" in answer and answer["connection"] == "close"
             why = "" if found else f"{answer.status} {answer.text[:200]}"
         except (OSError, AssertionError, ValueError) as error:
-            if self._again and client is not None and used:
+            late = silence > (self._longest_silence if used else NEW) and isinstance(error, OSError | EndedError)
+            if client is not None and (late or (self._again and used)):
                 client.sock.close()
                 return self._ask(kind, port, None)
             found, last, why = {}, True, repr(error)

@@ -172,8 +172,8 @@ class Worker(Heir, Named):
         """Report to the master that this worker can work. Once: later calls do nothing."""
         if self.booted:
             return
-        self.booted = True
         self.install_signals()
+        self.booted = True  # what fails before is a failure to boot
         self.beat()
         self.initialized()
         call_hook("hook on_ready", self.on_ready, keep=True)

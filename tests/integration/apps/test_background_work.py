@@ -74,7 +74,7 @@ async def asgi(scope, receive, send):
             loop.run_in_executor(None, work, "set")
         case "/then":
             async def then():
-                await asyncio.to_thread(work, "first")
+                await asyncio.to_thread(work, "first", 4)
                 loop.run_in_executor(pool, work, "never", 0)
                 work("then", 0)
             asyncio.current_task().background = loop.create_task(then())
@@ -167,7 +167,7 @@ def test_idle_executors_and_daemons_add_no_delay(start: Start, tmp_path: Path, w
 
 
 def test_a_thread_that_misses_the_graceful_timeout_is_logged_once(start: Start, tmp_path: Path) -> None:
-    site = Site(start, tmp_path, *INLINE, *PORT, "--graceful-timeout", 2, code=APP)
+    site = Site(start, tmp_path, *INLINE, *PORT, "--graceful-timeout", 4, code=APP)
     begin_work(site, "/stuck")
 
     site.command.stop()

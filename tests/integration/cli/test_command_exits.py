@@ -221,7 +221,7 @@ def test_a_boot_timeout_exits_with_3(tmp_path: Path) -> None:
     ended = run("site_app:app", "--workers", "2", "--bind", "127.0.0.1:0", "--boot-timeout", "0.4", cwd=tmp_path)
 
     assert ended.returncode == 3, ended.stderr
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     lines = [line for line in ended.stderr.splitlines() if line.startswith("forkserve: ")]
     assert len(lines) == 1
     assert re.search(r"boot.timeout", lines[0]), ended.stderr

@@ -22,6 +22,7 @@ import pytest
 from tests.integration.client import Client, Where, dial
 from tests.integration.command import Command, eventually, run
 from tests.integration.conftest import Start
+from tests.ports import free_ports
 
 APP = """
 import os, time
@@ -73,7 +74,7 @@ def end_it(project: Path, command: Command, end: str) -> threading.Thread | None
 
 @ENDS
 def test_a_client_of_a_booting_worker_is_answered_before_the_port_closes(serve: Start, project: Path, end: str) -> None:
-    command = start_two(serve, project, "--base-port", 0)
+    command = start_two(serve, project, "--base-port", free_ports(2))
     boots_again(project, command, 2)
     with Client(command.ports[1]) as client:
         client.request("/", "Connection: close")
@@ -90,7 +91,7 @@ def test_a_client_of_a_booting_worker_is_answered_before_the_port_closes(serve: 
 
 @ENDS
 def test_a_booting_worker_without_clients_stops_at_once(serve: Start, project: Path, end: str) -> None:
-    command = start_two(serve, project, "--base-port", 0)
+    command = start_two(serve, project, "--base-port", free_ports(2))
     boots_again(project, command, 2)
     scaling = end_it(project, command, end)
     if scaling:
@@ -101,7 +102,7 @@ def test_a_booting_worker_without_clients_stops_at_once(serve: Start, project: P
 
 
 def test_the_port_closes_when_the_worker_does_not_boot_in_time(serve: Start, project: Path) -> None:
-    command = start_two(serve, project, "--base-port", 0, "--graceful-timeout", 2)
+    command = start_two(serve, project, "--base-port", free_ports(2), "--graceful-timeout", 2)
     boots_again(project, command, 2)
     with Client(command.ports[1]) as client:
         client.request("/")

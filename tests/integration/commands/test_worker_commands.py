@@ -215,10 +215,16 @@ def test_commands_run_one_at_a_time(start: Start, tmp_path: Path, gate: Path, ki
 def test_a_timeout_drops_the_reply_and_skips_unstarted_commands(start: Start, tmp_path: Path, gate: Path, kind: Kind) -> None:
     """A started command finishes, its reply is dropped, and a line is logged; a command that was not started never runs."""
     server = probe(start, tmp_path, kind)
-    answer = server.ask("call", "hold", str(gate), to=2, timeout=0.1)
-    assert answer["error"]["code"] == "timeout"
-    assert answer["result"][0]["status"] == "timeout"
-    assert answer["result"][0]["seconds"] >= 0.1
+
+    def is_started() -> bool:
+        """A worker that does not get the processor in time does not start it."""
+        answer = server.ask("call", "hold", str(gate), to=2, timeout=0.1)
+        assert answer["error"]["code"] == "timeout"
+        assert answer["result"][0]["status"] == "timeout"
+        assert answer["result"][0]["seconds"] >= 0.1
+        return "holds 2" in server.noted()
+
+    eventually(is_started)
     assert server.call("note", "never", to=2, timeout=0.1)[0]["status"] == "timeout"
 
     gate.touch()

@@ -95,16 +95,21 @@ def test_a_slot_is_unregistered_with_its_last_process(start: Start, tmp_path: Pa
 
 def test_on_timeout_runs_before_on_exit(start: Start, tmp_path: Path) -> None:
     """on_timeout runs in the master while the stuck process still exists."""
-    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)}, timeout=0.4)
-    command = remote.command
-    (stuck,) = command.workers
-    assert remote.call("stick")[0]["status"] == "died"
-    eventually(lambda: named(tmp_path, "exit"), "the exit of the worker")
+    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path)}, timeout=1)
+    master = remote.command.pid
+    (reply,) = eventually(lambda: remote.call("stick"), "a worker")
+    assert reply["status"] == "died"
+    stuck = reply["pid"]
+    eventually(lambda: [note for note in named(tmp_path, "exit") if stuck in note], "the exit of the worker")
 
-    assert [name for name, *_ in notes(tmp_path)][:5] == ["register", "start", "ready", "timeout", "exit"]
-    assert named(tmp_path, "timeout") == [[command.pid, 1, None, 1, stuck]]
-    assert named(tmp_path, "exit") == [[command.pid, 1, None, 1, stuck, -signal.SIGKILL]]
-    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another worker")
+    # On a busy machine another worker may be killed too.
+    assert [note for note in notes(tmp_path) if stuck in note] == [
+        ["start", stuck, 1, False],
+        ["ready", stuck, 1],
+        ["timeout", master, 1, None, 1, stuck],
+        ["exit", master, 1, None, 1, stuck, -signal.SIGKILL],
+    ]
+    eventually(lambda: len(named(tmp_path, "ready")) >= 2, "another worker")
 
 
 @pytest.mark.parametrize("name", ["register", "ready", "stop", "exit", "unregister"])
@@ -127,9 +132,10 @@ def test_a_hook_that_raises_is_logged_and_ignored(start: Start, tmp_path: Path, 
 
 def test_a_stuck_worker_is_replaced_even_if_on_timeout_raises(start: Start, tmp_path: Path) -> None:
     """The worker is still killed and replaced."""
-    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path), "RAISE": "timeout"}, timeout=0.4)
-    assert remote.call("stick")[0]["status"] == "died"
-    eventually(lambda: len(named(tmp_path, "ready")) == 2, "another worker")
+    remote = Remote(start, tmp_path, WORKER, env={"NOTES": str(tmp_path), "RAISE": "timeout"}, timeout=1)
+    (reply,) = eventually(lambda: remote.call("stick"), "a worker")
+    assert reply["status"] == "died"
+    eventually(lambda: len(named(tmp_path, "ready")) >= 2, "another worker")
 
     remote.command.wait_for("hook on_timeout failed")
     remote.command.traceback_expected = True

@@ -343,7 +343,7 @@ def test_open_streams_do_not_delay_a_reload(project: Project) -> None:
         listening.rest()
         project.until("version 2")
         project.command.wait_for("reloaded: generation 2")
-        assert time.monotonic() - began < 15.0  # without --reload, the deaf stream could run for 30 s
+        assert time.monotonic() - began < 25.0  # without --reload, the deaf stream could run for 30 s
 
 
 def test_the_watcher_inherits_no_descriptor_and_is_restarted_after_a_kill(project: Project) -> None:
@@ -369,7 +369,7 @@ def test_the_watcher_exits_when_its_master_is_killed(project: Project) -> None:
     project.serve()
     watcher = project.watcher
     project.command.kill(signal.SIGKILL)
-    eventually(lambda: not exists(watcher), "the watcher exits", deadline=1.5)
+    eventually(lambda: not exists(watcher), "the watcher exits", deadline=20)
 
 
 def test_a_stop_ends_the_watcher(project: Project) -> None:

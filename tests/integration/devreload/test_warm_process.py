@@ -213,5 +213,5 @@ def test_the_warm_process_is_replaced_and_inherits_no_descriptor(site: Site) -> 
         assert f"['{warm_pid}'" in site.until("version 4 ")
     assert "Traceback" not in site.project.command.stderr
     site.project.command.kill(signal.SIGKILL)
-    eventually(lambda: not exists(warm_pid or 0), "the warm process exits", deadline=1.5)
+    eventually(lambda: not exists(warm_pid or 0), "the warm process exits", deadline=20)
     site.project.command.process.wait()

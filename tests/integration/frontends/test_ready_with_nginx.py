@@ -115,7 +115,8 @@ def test_ready_does_not_wait_for_a_check_that_fails_or_hangs(
     start: Start, tmp_path: Path, nginx: Nginx, manager: socket.socket, script: str, message: str
 ) -> None:
     nginx.set_script(script)
-    server = Shop(start, tmp_path, env=nginx.env, program=SHORT)
+    hangs = {"program": SHORT} if "allowed" in message else {}
+    server = Shop(start, tmp_path, env=nginx.env, **hangs)
     assert server.command.stderr.index("--nginx-upstream: ") < server.command.stderr.index("Ready: ")
     server.command.wait_for(message)
     assert not server.upstream.exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.integration.client import Answer, Client
-from tests.integration.command import ROOT, Process, eventually
+from tests.integration.command import ROOT, Process, eventually, sockets
 
 _TROUBLE = re.compile(
     r"Exception ignored|never retrieved|Exception in callback|never awaited|Fatal error|Fatal Python|ResourceWarning|destroyed"
@@ -46,6 +46,7 @@ class Server(Process):
         else:
             host, port = self.find(r"^Listening on \w+://(.*):(\d+)$")[0].groups()
             self.address = (host, int(port))
+        self._sockets = sockets(self.pid)  # without a client
 
     @property
     def log(self) -> str:
@@ -84,6 +85,20 @@ class Server(Process):
     def descriptors(self) -> int:
         """The number of open descriptors of the process."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def quiet(self) -> None:
+        """Wait until no client is connected any more, and forget what has happened until then."""
+        eventually(lambda: sockets(self.pid) <= self._sockets, "the clients of the test before are gone")
+        self.json("/-/events")
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop its time: whatever clients send meanwhile comes all at once, however long they take."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
         return self

@@ -22,8 +22,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """Clear the events of the previous test."""
-    server.json("/-/events")
+    """Wait until the clients of the previous test are gone, and clear its events."""
+    server.quiet()
 
 
 def ask(client: Client, path: str, *lines: str, method: str = "GET") -> None:
@@ -246,4 +246,4 @@ def test_a_slow_shutdown_is_cut_at_the_graceful_timeout(tmp_path: Path) -> None:
         assert server.get().status == 200
         began = time.monotonic()
     assert 0.8 < time.monotonic() - began < 20
-    assert "lifespan shutdown is cut short after 1.0 s" in server.log
+    assert "lifespan shutdown is cut short after " in server.log

@@ -17,8 +17,8 @@ from tests.integration.client import Client
 from tests.integration.http.harness import Server, events, serving
 
 UPLOAD = 3_000_000
-LONGER = 2.2
-"""Seconds: longer than a body_timeout of 1, plus the second between two checks."""
+LONGER = 4.2
+"""Seconds: longer than a body_timeout of 3, plus the second between two checks."""
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
@@ -29,16 +29,16 @@ def loop(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def running(loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a body timeout of one second."""
+    """A server with a body timeout of three seconds."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
-    with serving("tests.integration.http.asgi_apps:app", directory, loop=loop, body_timeout=1) as server:
+    with serving("tests.integration.http.asgi_apps:app", directory, loop=loop, body_timeout=3) as server:
         yield server
 
 
 @pytest.fixture
 def server(running: Server) -> Server:
-    """The same server, without the events of the previous test."""
-    running.json("/-/events")
+    """The same server, without the clients and events of the previous test."""
+    running.quiet()
     return running
 
 
@@ -86,14 +86,14 @@ def test_the_body_timeout_begins_with_100_continue(server: Server) -> None:
         for one in (client, silent):
             ask(one, "/busy?after=0", "Content-Length: 3", "Expect: 100-continue", method="POST")
         assert_silent(client, LONGER)
+        began = time.monotonic()
         server.get("/-/release")
         for one in (client, silent):
             assert one.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-        began = time.monotonic()
         client.send(b"abc")
         assert client.answer().body == b"3"
         assert silent.answer().status == 408
-        assert time.monotonic() - began > 0.95
+        assert time.monotonic() - began > 2.95
     events(server, "working", "working", "disconnect after 0")
 
 
@@ -147,7 +147,7 @@ def test_a_drain_ends_a_silent_stream_early(loop: str, tmp_path: Path, path: str
                 events(server, "started")
             server.process.send_signal(signal.SIGTERM)
             server.wait_for_log("http.disconnect was received")
-            assert server.process.wait(5) == 0
+            assert server.process.wait(30) == 0
         server.wait_for_log("lifespan.shutdown was heard")
         assert "still open" not in server.log
 

@@ -33,8 +33,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """Clear the events of the previous test."""
-    server.json("/-/events")
+    """Wait until the clients of the previous test are gone, and clear its events."""
+    server.quiet()
 
 
 def dial(server: Server, path: str, **options: Any) -> Any:

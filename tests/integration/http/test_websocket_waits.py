@@ -13,7 +13,8 @@ from tests.integration.client import Client
 from tests.integration.http.harness import Server, events, serving
 from tests.integration.http.test_websocket import PING, PONG, TEXT, frame, handshake, received, shake
 
-BUSY = 4.2
+PATIENCE = 5
+BUSY = 8.2
 """Seconds: longer than ping interval, ping timeout, and two checks."""
 
 
@@ -29,8 +30,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """Clear the events of the previous test."""
-    server.json("/-/events")
+    """Wait until the clients of the previous test are gone, and clear its events."""
+    server.quiet()
 
 
 def answer_pings(clients: Iterable[Client], seconds: float) -> None:
@@ -45,10 +46,16 @@ def answer_pings(clients: Iterable[Client], seconds: float) -> None:
 
 
 @pytest.mark.heavy
-def test_no_ping_timeout_while_messages_wait_for_the_application(server: Server) -> None:
+def test_no_ping_timeout_while_messages_wait_for_the_application(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """While the queue is full the server reads no pongs, so it must not take the client for dead."""
     messages = [frame(TEXT, b"hi")] * 40
-    with server.connect() as together, server.connect() as apart:
+    directory = Path(os.path.relpath(tmp_path))
+    options = {"loop": request.node.callspec.params["server"], "ws_ping_interval": 1, "ws_ping_timeout": PATIENCE}
+    with (
+        serving("tests.integration.http.ws_apps:app", directory, **options) as server,
+        server.connect() as together,
+        server.connect() as apart,
+    ):
         shake(together, "/wait")
         together.send(b"".join(messages))
         shake(apart, "/wait")

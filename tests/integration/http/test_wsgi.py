@@ -24,8 +24,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """Clear the events of the previous test."""
-    server.json("/-/events")
+    """Wait until the clients of the previous test are gone, and clear its events."""
+    server.quiet()
 
 
 @pytest.mark.parametrize("name", ["hello", "echo", "stream?count=3&interval=0", "slow?seconds=0", "flask/"])

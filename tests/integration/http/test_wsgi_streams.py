@@ -25,8 +25,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def quiet(server: Server) -> None:
-    """Clear the events of the previous test."""
-    server.json("/-/events")
+    """Wait until the clients of the previous test are gone, and clear its events."""
+    server.quiet()
 
 
 def ask(client: Client, path: str, *lines: str, method: str = "GET", body: bytes = b"") -> None:

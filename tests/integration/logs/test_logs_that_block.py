@@ -81,7 +81,7 @@ def test_a_full_log_pipe_blocks_no_process(
     start: Start, project: Path, reader: Reader, app: str, options: tuple[str, ...]
 ) -> None:
     """The master reaps, reloads and stops; workers and their replacements respond."""
-    command = start_piped(start, project, reader, "--timeout", 3, *options, app=app)
+    command = start_piped(start, project, reader, "--timeout", 20, *options, app=app)
     first = ports(reader)
     reader.fill()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -42,9 +43,9 @@ def test_a_crash_loop_slows_down(serve: Serve) -> None:
     (port,) = server.ports()
     times = []
     for number in range(4):
+        begun = time.monotonic()
         crash(server, port)
         server.wait_for("exited with code 7", number + 1)
-        begun = time.monotonic()
         assert say(port, "pid")  # the connection waits in the queue
         times.append(time.monotonic() - begun)
     # The first restart is immediate; the next delays are half a second, one second and two, each up to a quarter shorter.
@@ -99,12 +100,12 @@ def test_a_worker_that_violates_the_protocol_is_replaced(serve: Serve, order: st
 
 
 def test_a_stuck_worker_shows_its_stack_and_is_replaced(serve: Serve) -> None:
-    server = serve(workers=1, base_port=0, timeout=1.2).ready()
+    server = serve(workers=1, base_port=0, timeout=3).ready()
     (port,) = server.ports()
     (worker,) = server.workers(1)
     say(port, "stick")
 
-    server.wait_for(rf"\[CRITICAL\] master: worker 1 \(pid {worker}\) is killed: stuck for 1.2 s")
+    server.wait_for(rf"\[CRITICAL\] master: worker 1 \(pid {worker}\) is killed: stuck for 3 s")
     server.wait_for(r"in hand for \d+ s: GET /stick\\x1b\[0m HTTP/1.1")
     server.wait_for("in a_deep_function")
     eventually(lambda: not exists(worker))
@@ -114,20 +115,26 @@ def test_a_stuck_worker_shows_its_stack_and_is_replaced(serve: Serve) -> None:
 
 def test_a_suspended_worker_is_killed_without_stacks(serve: Serve) -> None:
     server = serve(workers=1, base_port=0, timeout=1.2).ready()
-    (worker,) = server.workers(1)
-    os.kill(worker, signal.SIGSTOP)
 
-    server.wait_for("no stacks: the process did not answer")
-    eventually(lambda: not exists(worker))
+    def is_shown() -> bool:
+        """Suspend all workers. On a busy machine the first worker may be replaced before it is suspended."""
+        if "no stacks: the process did not answer" in server.read():
+            return True
+        for pid in children(server.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        return False
+
+    eventually(is_shown, server.read)
     assert server.stop() == 0
 
 
 def test_a_resumed_master_kills_no_healthy_worker(serve: Serve) -> None:
-    server = serve(workers=2, min_workers=2, max_workers=2, base_port=0, timeout=1.0).ready()
+    server = serve(workers=2, min_workers=2, max_workers=2, base_port=0, timeout=4.0).ready()
     workers = server.workers(2)
     os.kill(server.pid, signal.SIGSTOP)
     # Longer than the timeout; the workers keep serving.
-    end = time.monotonic() + 2.5
+    end = time.monotonic() + 5.5
     while time.monotonic() < end:
         assert {int(say(port, "pid")) for port in server.ports()} == set(workers)
         select.select([], [], [], 0.05)
@@ -141,9 +148,9 @@ def test_a_resumed_master_kills_no_healthy_worker(serve: Serve) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 3.0), (signal.SIGSTOP, 9.0)])
+@pytest.mark.parametrize(("signum", "seconds"), [(signal.SIGTSTP, 6.0), (signal.SIGSTOP, 12.0)])
 def test_no_worker_is_killed_after_all_processes_were_suspended(serve: Serve, signum: signal.Signals, seconds: float) -> None:
-    server = serve(workers=2, base_port=0, timeout=1.0, prefix=("setsid",)).ready()
+    server = serve(workers=2, base_port=0, timeout=4.0, prefix=("setsid",)).ready()
     workers = server.workers(2)
     for pid in workers:
         os.kill(pid, signum)

@@ -61,7 +61,7 @@ FAULTS = {
     "lifespan": Fault("failed to boot: no database", source(startup=FAILS), app="app:asgi"),
     "starlette": Fault("failed to boot: KeyError: 'no database'", source() + STARLETTES, "KeyError: 'no database'", "app:asgi"),
     "lifespan raises": Fault("KeyError: 'no database'", source(startup="raise KeyError('no database')"), "KeyError: 'no database'", "app:asgi", ("--lifespan", "on")),
-    "hangs": Fault("not ready after 2 s (--boot-timeout)", source(prologue="time.sleep(60)"), options=("--boot-timeout", 2)),
+    "hangs": Fault("not ready after 10 s (--boot-timeout)", source(prologue="time.sleep(60)"), options=("--boot-timeout", 10)),
     "crashes": Fault("killed by signal 11", source(prologue="os.kill(os.getpid(), 11)")),
     "warm-up": Fault("--warmup /health: the app answered 500", source(health="500 Oh"), options=("--warmup", "/health")),
     "file": Fault("forkserve.toml", toml="workers = = 2"),
@@ -148,7 +148,7 @@ def test_a_canary_that_dies_during_settle_fails_the_reload(start: Start, tmp_pat
 
 
 def test_each_failed_reload_returns_its_own_traceback(start: Start, tmp_path: Path) -> None:
-    site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", *QUICK, "--boot-timeout", 2)
+    site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", *QUICK, "--boot-timeout", 10)
     broken = FAULTS["exception"]
     site.save(broken.code)
     old = site.workers()

@@ -287,7 +287,7 @@ def test_no_process_outlives_the_master(start: Start, tmp_path: Path) -> None:
     processes = [mold(site), *site.pids()]
     site.command.kill(signal.SIGKILL)
     site.command.process.wait()
-    eventually(lambda: not any(map(exists, processes)), "all processes exit", 5.0)
+    eventually(lambda: not any(map(exists, processes)), "all processes exit", deadline=20)
 
 
 def test_killed_workers_and_reloads_leak_no_descriptor(start: Start, tmp_path: Path) -> None:

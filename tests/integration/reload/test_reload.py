@@ -269,6 +269,6 @@ def test_term_to_a_canary_during_its_lifespan_startup_fails_the_reload(start: St
     )
     os.kill(new[0], signal.SIGTERM)
     assert "its end was requested; nothing was changed" in pending.answer["error"]["message"]
-    eventually(lambda: not exists(new[0]), "the canary has exited", deadline=5)
+    eventually(lambda: not exists(new[0]), "the canary has exited", deadline=30)
     eventually(lambda: site.workers() == before, site.workers)  # the master notices the exit a moment later
     assert "lifespan" not in site.command.stderr

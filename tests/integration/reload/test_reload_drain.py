@@ -138,7 +138,7 @@ def test_an_idle_connection_gets_one_more_response_or_is_closed(start: Start, tm
 @MODES
 def test_a_response_without_connection_close_is_followed_by_another(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
     """The response began before the drain; the connection gets another response with `Connection: close`."""
-    site = Site(start, tmp_path, *mode, *QUICK, "--linger", 8, code=CODE)
+    site = Site(start, tmp_path, *mode, *QUICK, "--linger", 25, code=CODE)
     with contextlib.ExitStack() as contexts, Client(site.command.port) as client:
         client.request("/large")
         assert "connection" not in client.head()

@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
+from forkserve.http.app.turns import LONG
 from tests.integration.certificates import Authority
 from tests.integration.client import Client
 from tests.integration.command import Command, eventually
@@ -29,6 +31,7 @@ HEADS = {
     "not-kept": "GET {} HTTP/1.1\r\nHost: a\r\n\r\n",
 }
 USUAL = [("close", "uvloop"), ("half-closed", "asyncio")]
+FIN_WAIT2 = 5  # the state of a TCP connection whose end the peer's kernel has (linux/tcp_states.h)
 KINDS = [
     pytest.param(kind, loop, marks=() if (kind, loop) in USUAL else pytest.mark.heavy)
     for kind in (*HEADS, "tls")
@@ -56,7 +59,9 @@ class Gates:
         return self.notes.read_text().splitlines() if self.notes.exists() else []
 
     def open(self, name: str) -> None:
-        """Let the app answer this request."""
+        """Let the app answer this request after a long call. The loop has a turn before the next call only after a long one."""
+        opened = time.monotonic()
+        eventually(lambda: time.monotonic() > opened + LONG / 1e9)
         (self.directory / name).touch()
 
 
@@ -84,6 +89,7 @@ def test_a_connection_is_closed_before_the_next_call(
             client.send(HEADS.get(kind, HEADS["close"]).format(gates.target(name)).encode())
             if kind == "half-closed":
                 client.sock.shutdown(socket.SHUT_WR)
+                eventually(lambda client=client: client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == FIN_WAIT2)
         if kind == "drained":
             command.kill(signal.SIGTERM)
         gates.open("first")

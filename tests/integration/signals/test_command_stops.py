@@ -15,6 +15,7 @@ from forkserve.prefork.policy.repeats import SAME
 from tests.integration.client import Answer, Client, get, refuses
 from tests.integration.command import Command, eventually, exists
 from tests.integration.conftest import Start
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.heavy
 
@@ -100,12 +101,12 @@ def test_new_connections_are_refused_during_the_last_request(
     options: tuple[str, ...],
 ) -> None:
     """A front end then tries another server and does not wait for one that is about to stop."""
-    command = gated(serve, notes, app, *options)
+    command = gated(serve, notes, app, *options, "--base-port", free_ports())
     with Client(command.port) as client:
         client.request(f"/slow?{gate}")
         command.wait_for("came /slow", notes)
         command.kill(signal.SIGTERM)
-        eventually(lambda: refuses(command.port), "new connections are refused", deadline=2)
+        eventually(lambda: refuses(command.port), "new connections are refused")
         gate.touch()
         assert client.answer().status == 200
     command.wait()
@@ -129,7 +130,7 @@ def test_an_idle_connection_gets_one_more_response(
     serve: Start, notes: Path, gate: Path, app: str, options: tuple[str, ...]
 ) -> None:
     gate.touch()
-    command = gated(serve, notes, app, *options, "--linger", "10")
+    command = gated(serve, notes, app, *options, "--linger", "60", "--graceful-timeout", "90")
     with Client(command.port) as client:
         assert "connection" not in client.get(f"/?{gate}")
         command.kill(signal.SIGTERM)
@@ -139,7 +140,7 @@ def test_an_idle_connection_gets_one_more_response(
         assert client.rest() == b""
     began = time.monotonic()
     command.wait()
-    assert time.monotonic() - began < 9, "the server does not linger without connections"
+    assert time.monotonic() - began < 50, "the server does not linger without connections"
 
 
 @INTERFACES
@@ -151,11 +152,11 @@ def test_a_request_that_has_just_begun_is_answered(
     options: tuple[str, ...],
 ) -> None:
     gate.touch()
-    command = gated(serve, notes, app, *options, "--linger", "0.1")
-    with Client(command.port) as client, Client(command.port) as other:
+    command = gated(serve, notes, app, *options, "--linger", "0.1", "--base-port", free_ports())
+    with Client(command.port) as client:
         client.send(b"GET")
         command.kill(signal.SIGTERM)
-        last_answer(other, f"/?{gate}")
+        eventually(lambda: refuses(command.port), "the drain has begun")
         client.send(f" /?{gate} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
         answer = client.answer()
@@ -295,7 +296,7 @@ def test_a_second_signal_ends_the_server_at_once(
         eventually(lambda: time.monotonic() > began + SAME, "the next signal counts as a second one")
         command.kill(signum)
         command.wait(0)
-    assert time.monotonic() - began < 10  # the graceful timeout is 30
+    assert time.monotonic() - began < 25  # the graceful timeout is 30
 
 
 @INTERFACES
@@ -306,24 +307,23 @@ def test_workers_finish_their_requests_after_kill_9_of_the_master(
     app: str,
     options: tuple[str, ...],
 ) -> None:
-    command = gated(serve, notes, app, *options, "--workers", 3)
+    command = gated(serve, notes, app, *options, "--workers", 3, "--base-port", free_ports(3))
     first, second, third = command.ports
     workers = command.workers
     with Client(first) as client, Client(second) as idle:
         client.request(f"/slow?{gate}")
         command.wait_for("came /slow", notes)
         command.kill(signal.SIGKILL)
-        command.process.wait(10)
-        eventually(lambda: sum(map(exists, workers)) <= 2, "the idle worker exits", deadline=1.5)
+        eventually(lambda: sum(map(exists, workers)) <= 2, "the idle worker exits", deadline=20)
         assert idle.rest() == b""
-        eventually(lambda: sum(map(exists, workers)) == 1, "the worker with an idle client exits", deadline=5)
+        eventually(lambda: sum(map(exists, workers)) == 1, "the worker with an idle client exits", deadline=20)
         # The kernel may close the sockets of a process a moment after its end.
         eventually(lambda: refuses(second) and refuses(third), "the ports of both workers are free")
         gate.touch()
         answer = client.answer()
         assert (answer.status, answer.text) == (200, "done\n")
         assert client.rest() == b""
-    eventually(lambda: not any(map(exists, workers)), "the busy worker exits", deadline=5)
+    eventually(lambda: not any(map(exists, workers)), "the busy worker exits")
     eventually(lambda: all(map(refuses, command.ports)), "every port is free")
 
 
@@ -334,12 +334,11 @@ def test_a_stuck_worker_exits_after_kill_9_of_the_master(serve: Start, notes: Pa
         client.request(f"/never?{gate}")
         command.wait_for("came /never", notes)
         command.kill(signal.SIGKILL)
-        command.process.wait(10)
-        eventually(lambda: not exists(pid), "the dead-man switch ends the worker", deadline=10)
+        eventually(lambda: not exists(pid), "the dead-man switch ends the worker")
 
 
 def test_a_stuck_worker_is_replaced_and_shows_its_stack(serve: Start, notes: Path, gate: Path) -> None:
-    command = gated(serve, notes, "gated", "--timeout", 1)
+    command = gated(serve, notes, "gated", "--timeout", 3)
     (pid,) = command.workers
     with Client(command.port) as client:
         client.request(f"/stuck?{gate}")

@@ -227,7 +227,7 @@ def test_workers_do_not_wait_for_a_dead_master(serve: Start) -> None:
 def test_a_stop_under_load_answers_every_client_during_the_delay(start: Start, app: str, options: tuple[object, ...]) -> None:
     """From the TERM to half of the delay every client is answered, whichever process gets the signal first."""
     for number in range(4):
-        command = start(f"{APPS}:{app}", "--workers", 2, "--base-port", 0, "--drain-delay", 1, *options).ready()
+        command = start(f"{APPS}:{app}", "--workers", 2, "--base-port", 0, *LONG, *options).ready()
         failures: list[str] = []
         answered = [0]
         over = threading.Event()
@@ -251,4 +251,4 @@ def test_a_stop_under_load_answers_every_client_during_the_delay(start: Start, a
         for thread in threads:
             thread.join()
         assert failures == []
-        command.wait(0)
+        end(command)

@@ -21,7 +21,7 @@ from tests.integration.site import Site, source
 
 pytestmark = pytest.mark.heavy
 
-QUICK = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 5)
+QUICK = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 20)
 # A pre-flight hangs while the file exists; no worker is forked then.
 HANGS = """
 while os.path.exists(os.environ["HANG"]):
@@ -155,14 +155,14 @@ def test_a_hanging_preflight_and_a_failing_exec_change_nothing(start: Start, tmp
     env = {**releases.env, "HANG": str(hang)}
     releases.make("2", source("2", HANGS))
     releases.make("3", source("3", VANISHES.format(python=str(python))))
-    limits = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 3)
+    limits = ("--reload-settle", 0.1, "--linger", 0.5, "--boot-timeout", 10)
     site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *limits, prefix=releases.prefix, env=env)
     first = site.settled(2)
     with Load(site.command.ports, fresh=1, kept=2, idle=0.1) as load:
         hang.touch()
         releases.switch("2")
         answer = failure_message(site.ask("upgrade"))
-        assert answer == "the pre-flight failed: it had not loaded the app after 3 s (--boot-timeout); nothing was changed"
+        assert answer == "the pre-flight failed: it had not loaded the app after 10 s (--boot-timeout); nothing was changed"
 
         releases.switch("3")
         answer = failure_message(site.ask("upgrade"))

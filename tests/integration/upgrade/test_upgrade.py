@@ -19,6 +19,16 @@ from tests.integration.site import Site, source
 pytestmark = pytest.mark.heavy
 
 QUICK = ("--reload-settle", 0.1, "--linger", 0.5)
+# The first process that loads the app is a pre-flight; it waits for one file. All other processes wait for another file.
+GATED = """
+try:
+    os.close(os.open(os.environ["GATES"] + "/loading", os.O_CREAT | os.O_EXCL))
+    gate = "/first"
+except FileExistsError:
+    gate = "/others"
+while not os.path.exists(os.environ["GATES"] + gate):
+    time.sleep(0.005)
+"""
 UPGRADED = r"\[INFO\] master: upgraded in place: "
 LIBRARY = """
 import os, sys
@@ -106,12 +116,16 @@ def test_upgrades_lose_no_request(start: Start, tmp_path: Path, options: tuple[s
 
 def test_a_reload_during_a_preflight_works(start: Start, tmp_path: Path) -> None:
     """The reload forks workers before and after the end of the pre-flight."""
-    site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 3, *QUICK)
+    site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 3, *QUICK, env={"GATES": str(tmp_path)})
     site.settled(3)
-    site.save(source("second", "time.sleep(0.3)"))
+    site.save(source("second", GATED))
     upgrade = site.begin("upgrade")
-    site.command.wait_for("upgrading: pre-flight of ")
-    assert site.ask("reload")["result"]["generation"] == 2
+    eventually((tmp_path / "loading").exists, "the pre-flight loads the app")
+    reload = site.begin("reload")
+    eventually(lambda: site.status()["state"] == "reloading", "the reload runs")
+    (tmp_path / "first").touch()
+    (tmp_path / "others").touch()
+    assert reload.answer["result"]["generation"] == 2
     assert upgrade.answer["result"]["generation"] == 3
     assert "Bad file descriptor" not in site.command.stderr
 
@@ -293,13 +307,16 @@ def test_a_stop_during_an_upgrade_stops_the_server(start: Start, tmp_path: Path,
 
 
 def test_workers_killed_during_an_upgrade_are_replaced(start: Start, tmp_path: Path) -> None:
-    site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *QUICK)
+    site = Site(start, tmp_path, "app:wsgi", "-w", 2, "--base-port", 0, *QUICK, env={"GATES": str(tmp_path)})
     (_, first, _, _), (_, second, _, _) = site.settled(2)
+    site.save(source("second", GATED))
     upgrade = site.begin("upgrade")
-    site.command.wait_for("pre-flight of")
+    eventually((tmp_path / "loading").exists, "the pre-flight loads the app")
     os.kill(first, signal.SIGKILL)
+    (tmp_path / "first").touch()
     site.command.wait_for("takes over")
     os.kill(second, signal.SIGKILL)
+    (tmp_path / "others").touch()
     assert upgrade.answer["ok"]
     assert [row[2] for row in site.settled(2)] == [2, 2]
     assert site.command.stderr.count("was killed by SIGKILL") == 2

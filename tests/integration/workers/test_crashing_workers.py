@@ -63,7 +63,7 @@ def test_a_crash_loses_only_the_request_in_hand(start: Start, tmp_path: Path, br
             how = rf"\[ERROR\] master: worker 1 \(pid {pid}\) (exited with code 5|was killed by SIG\w+)$"
             server.command.wait_for(how)
             if app == ("wsgi",):
-                server.command.wait_for(f"in hand for 0 s: GET {path}$")
+                server.command.wait_for(rf"in hand for \d+ s: GET {path}$")
         eventually(lambda: load.answered > 200, "load")
     load.check()
     # The interpreter's own messages about the faults.
@@ -120,9 +120,9 @@ def test_clients_wait_for_a_worker_that_cannot_boot(start: Start, tmp_path: Path
         server.command.wait_for("worker 1 .*failed to boot again")
         with Client(first) as waits:
             waits.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            eventually(lambda: row(server)["state"] == "backoff")
+            waiting = eventually(lambda: found if (found := row(server))["state"] == "backoff" else None)
             assert server.ask("status")["result"]["state"] == "degraded"
-            assert (row(server)["last_exit"]["code"], row(server)["pid"]) == (7, None)
+            assert (waiting["last_exit"]["code"], waiting["pid"]) == (7, None)
             broken.unlink()
             assert waits.answer().status == 200
         eventually(lambda: server.ask("status")["result"]["state"] == "running")

@@ -30,7 +30,6 @@ def spread_over_workers(port: int, *, at_once: bool) -> collections.Counter[str]
             client.request()
         answers = [client.answer() if at_once else client.get() for client in clients]
         spread = collections.Counter(answer.json["worker"] for answer in answers)
-        assert len(spread) == 4, spread
         assert collections.Counter(client.get().json["worker"] for client in clients) == spread
     return spread
 
@@ -43,8 +42,8 @@ def test_kept_connections_are_spread_evenly(serve: Start, app: str, loop: str, a
 
     def is_even() -> bool:
         """A worker that gets the CPU too late misses its turn, so not every spread is even."""
-        spreads.append(spread_over_workers(command.port, at_once=at_once).values())
-        return max(spreads[-1]) - min(spreads[-1]) <= 4
+        spreads.append(sorted(spread_over_workers(command.port, at_once=at_once).values()))
+        return len(spreads[-1]) == 4 and spreads[-1][-1] - spreads[-1][0] <= 4
 
     eventually(is_even, spreads)
 
@@ -63,14 +62,17 @@ def test_many_short_connections_at_once_reach_all_workers(serve: Start, app: str
     command = serve(f"tests.integration.small_apps:{app}", "--workers", 4, "--bind", "127.0.0.1:0")
 
     spread: collections.Counter[str] = collections.Counter()
-    for _ in range(10):
+
+    def all_have_some() -> bool:
+        """A worker may not get the CPU for a while, so no fixed number of connections is enough."""
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(Client(command.port)) for _ in range(20)]
             for client in clients:
                 client.request("/", "Connection: close")
             spread.update(client.answer().json["worker"] for client in clients)
-    assert len(spread) == 4, spread
-    assert sum(spread.values()) == 200
+        return len(spread) == 4 and sum(spread.values()) >= 200
+
+    eventually(all_have_some, spread)
 
 
 def test_a_busy_worker_gets_no_new_connections(serve: Start, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ MODES = [("asgi",), ("app",), ("app", "--threads", 3), ("asgi", "--loop", "async
 def in_hand(serve: Start, project: Path, mode: tuple[object, ...], target: str, *, waiting: int = 0) -> list[str]:
     """Let the one worker get stuck after other requests; return the targets that the log names."""
     app, *options = mode
-    command = serve(f"site_app:{app}", "--base-port", 0, "--timeout", 1, *options, cwd=project)
+    command = serve(f"site_app:{app}", "--base-port", 0, "--timeout", 3, *options, cwd=project)
     (worker,) = command.workers
     with contextlib.ExitStack() as stack:
         for _ in range(waiting):
@@ -62,7 +62,7 @@ def in_hand(serve: Start, project: Path, mode: tuple[object, ...], target: str, 
         for _ in range(20):
             assert get(command.port, "/answered").status == 200
         stack.enter_context(Client(command.port)).request(target)
-        command.wait_for(rf"worker 1 \(pid {worker}\) is killed: stuck for 1 s")
+        command.wait_for(rf"worker 1 \(pid {worker}\) is killed: stuck for 3 s")
         eventually(lambda: command.workers not in ([], [worker]), "a successor")
     assert "site_app.py" in command.stderr  # the stacks are shown
     command.traceback_expected = False
@@ -89,7 +89,7 @@ def test_a_stuck_request_is_named_beside_waiting_ones(serve: Start, project: Pat
 
 @HEAVY
 def test_a_stuck_websocket_is_named(serve: Start, project: Path) -> None:
-    command = serve("site_app:asgi", "--base-port", 0, "--timeout", 1, cwd=project)
+    command = serve("site_app:asgi", "--base-port", 0, "--timeout", 3, cwd=project)
     with contextlib.suppress(Exception):
         connect(f"ws://127.0.0.1:{command.port}/lock", open_timeout=20)
     command.wait_for(r"in hand for \d+ s: GET /lock$")

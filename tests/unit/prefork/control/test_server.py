@@ -388,7 +388,7 @@ def test_closing_waits_only_a_moment_for_a_client_that_does_not_read(start: Star
     began = time.monotonic()
     server.control.close()
 
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 20
 
 
 def test_a_child_closes_its_copies_of_all_descriptors(start: Start) -> None:

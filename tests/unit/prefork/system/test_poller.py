@@ -191,10 +191,11 @@ def test_missed_repetitions_are_not_made_up_for(poller: Poller) -> None:
     seen: list[int] = []
     timer = poller.every(0.01, lambda: seen.append(1))
     timer.when -= 100  # as if the master had been suspended
+    before = time.monotonic()
     turn(poller)
 
     assert len(seen) == 1
-    assert timer.when > time.monotonic() - 0.01
+    assert timer.when > before
 
 
 def test_a_due_timer_cancelled_in_the_same_turn_is_not_called(poller: Poller) -> None:
