@@ -85,7 +85,7 @@ class Busy(Worker):
 
 
 class Patient(Worker):
-    """Waits for as long as it may, and tells each time."""
+    """Waits as long as `wait` lets it, and prints a line each time."""
 
     def run(self) -> None:
         while self.alive():

@@ -195,7 +195,7 @@ def test_events_arrive_one_by_one(serve: Start, loop: str, app: str, options: tu
     command = serve(f"example_apps.stream:{app}", "--base-port", 0, "--loop", loop, *options)
 
     def arrive_apart() -> bool:
-        """A client that does not get the processor in time finds two of them at once: so not each time."""
+        """On a busy machine the client may read two chunks at once, so this is tried again."""
         with Client(command.port) as client:
             client.request("/?count=3&interval=0.2")
             head = client.head()

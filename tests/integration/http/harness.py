@@ -87,13 +87,13 @@ class Server(Process):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def quiet(self) -> None:
-        """Wait until no client is connected any more, and forget what has happened until then."""
-        eventually(lambda: sockets(self.pid) <= self._sockets, "the clients of the test before are gone")
+        """Wait until no client is connected, and clear the events so far."""
+        eventually(lambda: sockets(self.pid) <= self._sockets, "the clients of the previous test are gone")
         self.json("/-/events")
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Stop its time: whatever clients send meanwhile comes all at once, however long they take."""
+        """Stop the server for the block: it reads what clients send there at once afterwards."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield

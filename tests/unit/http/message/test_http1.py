@@ -97,6 +97,7 @@ def test_fields_of_a_proxy_are_noticed(parser: str, line: bytes, *, forwarded: b
     assert fields.forwarded is forwarded
 
 
+@both
 def test_a_reader_keeps_nothing_of_the_last_request(parser: str) -> None:
     """Heads with the same beginning or end do not affect each other."""
     heads = [
