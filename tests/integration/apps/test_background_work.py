@@ -143,6 +143,7 @@ def test_running_work_is_finished_at_a_stop(start: Start, tmp_path: Path, way: t
     assert "cut off" not in site.command.stderr
 
 
+@pytest.mark.heavy
 def test_a_task_continues_while_the_default_executor_works(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, *UVLOOP, *PORT, code=APP)
     begin_work(site, "/then")
@@ -166,6 +167,7 @@ def test_idle_executors_and_daemons_add_no_delay(start: Start, tmp_path: Path, w
     assert "cut off" not in site.command.stderr
 
 
+@pytest.mark.heavy
 def test_a_thread_that_misses_the_graceful_timeout_is_logged_once(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, *INLINE, *PORT, "--graceful-timeout", 4, code=APP)
     begin_work(site, "/stuck")

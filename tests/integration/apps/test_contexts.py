@@ -415,6 +415,7 @@ FastAPIInstrumentor.instrument_app(fastapi)
 """
 
 
+@pytest.mark.heavy
 @LOOPS
 @pytest.mark.parametrize(("app", "threads"), [("wsgi", 0), ("wsgi", 1), ("flask", 0), ("flask", 1), ("asgi", 0), ("fastapi", 0)])
 def test_opentelemetry_gives_each_request_its_own_trace(serve: Start, tmp_path: Path, app: str, threads: int, loop: str) -> None:

@@ -28,6 +28,7 @@ def post_request(worker, req, environ, resp):
 PLACES = {"on_ready", "pre_request", "call", "next", "post_request", "command"}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("per_call", [False, True], ids=["for good", "per call"])
 def test_no_code_of_a_wsgi_application_sees_the_loop(serve: Start, tmp_path: Path, loop: str, *, per_call: bool) -> None:

@@ -77,6 +77,7 @@ def draining(steered: Steered, pid: int) -> bool:
     return any(row["pid"] == pid and row["state"] == "draining" for row in rows)
 
 
+@pytest.mark.heavy
 @FRAMEWORKS
 def test_a_finite_stream_completes_during_a_reload(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework)
@@ -125,6 +126,7 @@ def test_a_finite_stream_completes_during_every_other_drain(start: Start, tmp_pa
         steered.command.wait()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("framework", ["raw", "starlette", "base_http_middleware", "django", "sse"])
 def test_an_endless_stream_is_cut_off_after_stream_grace(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework, "--stream-grace", 0.3)
@@ -212,6 +214,7 @@ def close_client(client: Client, how: str) -> None:
     sock.close()
 
 
+@pytest.mark.heavy
 @DISCONNECT_AWARE
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 def test_a_stream_ends_without_an_error_when_its_client_disconnects(
@@ -229,6 +232,7 @@ def test_a_stream_ends_without_an_error_when_its_client_disconnects(
     assert not re.search("ERROR|WARNING|Traceback", log), log
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["unix", "tls"])
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_stream_ends_when_its_unix_or_tls_client_disconnects(
@@ -284,6 +288,7 @@ def test_half_close_answer_still_responds_to_a_half_closed_client(start: Start, 
     wait_for_note(steered.notes, "answered")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("framework", ["starlette", "base_http_middleware", "django"])
 @pytest.mark.parametrize("choice", ["answer", "disconnect"])
 def test_a_half_closed_stream_is_completed_or_visibly_truncated(
@@ -438,6 +443,7 @@ client.wait()
 """
 
 
+@pytest.mark.heavy
 def test_a_socketio_client_does_not_delay_a_stop(start: Start, tmp_path: Path) -> None:
     """The client of Socket.IO waits for the server to close the connection; the stop does not wait for that client."""
     (tmp_path / "chat_app.py").write_text(SOCKETIO)

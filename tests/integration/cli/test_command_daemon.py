@@ -213,6 +213,7 @@ def faults() -> list[tuple[str, list[str], int]]:
     ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("code", "options", "expected"), faults())
 def test_a_failed_start_reports_the_same_errors_as_in_the_foreground(
     tmp_path: Path, code: str, options: list[str], expected: int

@@ -105,6 +105,7 @@ def test_a_log_replaced_by_a_link_is_not_reopened_at_usr1(serve: Start, other: H
     assert "stopp" in error.read_text()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1", "link"])
 def test_the_access_log_can_be_stdout_under_its_other_names(serve: Start, other: Hostile, name: str) -> None:
     """Containers log like this, through a link that root has made in the image."""

@@ -319,8 +319,8 @@ def test_hooks_run_in_the_process_that_gunicorn_runs_them_in(serve: Start, proje
     master, (first,) = command.pid, command.workers
     eventually(lambda: noted("when_ready"), notes.read_text)  # the hook runs after the line that `serve` waits for
     assert noted() == [
+        *noted("nworkers_changed"),  # gunicorn calls the hook for the first number as well, before `on_starting`
         ["on_starting", master, None],
-        *noted("nworkers_changed"),  # gunicorn calls the hook for the first number as well
         ["pre_fork", master, None, 1],
         ["post_fork", first, "1", first],
         ["post_worker_init", first, "1", first],

@@ -115,6 +115,7 @@ def test_a_worker_that_waits_for_a_slow_reader_is_not_killed(serve: Start, tmp_p
     assert not [line for line in command.log if "WARNING" in line or "ERROR" in line]
 
 
+@pytest.mark.heavy
 @LOOPS
 def test_an_idle_tls_client_does_not_delay_a_drain(serve: Start, certificate: Path, trust: ssl.SSLContext, loop: str) -> None:
     """The server has sent the close, although the keep-alive client does not read it."""
@@ -124,6 +125,7 @@ def test_an_idle_tls_client_does_not_delay_a_drain(serve: Start, certificate: Pa
         stop_within(command, 20)
 
 
+@pytest.mark.heavy
 @LOOPS
 def test_a_client_without_a_tls_handshake_does_not_delay_a_drain(serve: Start, certificate: Path, loop: str) -> None:
     """It gets two seconds, the same as a client without TLS that has sent nothing."""

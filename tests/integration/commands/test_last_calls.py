@@ -101,6 +101,7 @@ def test_a_booting_worker_without_clients_stops_at_once(serve: Start, project: P
         command.wait()
 
 
+@pytest.mark.heavy
 def test_the_port_closes_when_the_worker_does_not_boot_in_time(serve: Start, project: Path) -> None:
     command = start_two(serve, project, "--base-port", free_ports(2), "--graceful-timeout", 2)
     boots_again(project, command, 2)

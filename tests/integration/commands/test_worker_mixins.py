@@ -26,6 +26,7 @@ def test_mixins_override_in_their_order(start: Start, tmp_path: Path) -> None:
     assert names["hold"] == "PATH"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("mixin", "complaint"),
     [

@@ -25,6 +25,7 @@ def ask(project: Project, command: str, *arguments: object) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("slow", [1, 2])
 def test_a_save_of_an_unrelated_file_does_not_stop_a_reload(project: Project, tmp_path: Path, slow: int) -> None:
     """A worker that still boots is started again, because the saved file might end an endless loop."""

@@ -155,6 +155,7 @@ def test_each_worker_reseeds_numpy_s_random_numbers(site: Site) -> None:
     assert f"('{site.warm_pid}', ['{worker}'])" in answer
 
 
+@pytest.mark.heavy
 def test_a_project_that_changes_state_before_its_imports_is_detected(site: Site) -> None:
     site.add("reader.py", "import os\nMODE = os.environ.get('MODE')")
     site.save(1, "reader", values="reader.MODE")

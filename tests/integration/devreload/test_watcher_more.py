@@ -323,6 +323,7 @@ def cpu(watcher: Watcher) -> float:
 # Git.
 
 
+@pytest.mark.heavy
 def test_no_change_is_reported_while_git_works(project: Path, watching: Watch, engine: str) -> None:
     shutil.rmtree(project / ".git")
     git(project, "init")

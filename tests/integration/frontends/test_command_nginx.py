@@ -229,6 +229,7 @@ def test_sockets_of_root_are_reported_as_untried(forbidden: Path) -> None:
     assert (code, said) == (1, 'forkserve: --check: nginx refuses the configuration: [emerg] unknown "no_such" variable\n')
 
 
+@pytest.mark.heavy
 @KINDS
 @pytest.mark.parametrize("closed", ["key", "certificate", "directory"])
 def test_keys_readable_only_by_root_are_reported_as_untried(kind: str, closed: str, certificate: Path, short: Path) -> None:
@@ -285,6 +286,7 @@ def test_an_upstream_file_readable_only_by_root_is_reported_as_untried(short: Pa
     assert (code, "upstream.conf" in said) == (1, True)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "code", "expected"),
     [

@@ -67,6 +67,7 @@ def assert_silent(client: Client, seconds: float) -> None:
     client.sock.settimeout(10)
 
 
+@pytest.mark.heavy
 def test_the_body_timeout_does_not_run_while_the_application_works(server: Server) -> None:
     """The client is not late when the application works between two pieces."""
     with server.connect() as client:

@@ -84,6 +84,7 @@ def test_each_kind_of_silence_ends_at_its_timeout(interface: str, hasty_server: 
         client.sock.close()
 
 
+@pytest.mark.heavy
 def test_a_trickle_of_bytes_does_not_extend_the_header_timeout(hasty_server: Server) -> None:
     """A head that arrives byte by byte gets a 408."""
     began = time.monotonic()
@@ -109,6 +110,7 @@ def test_an_incomplete_second_head_gets_408(interface: str, hasty_server: Server
         assert client.rest() == b""
 
 
+@pytest.mark.heavy
 def test_a_slow_body_is_not_cut(interface: str, patient_server: Server) -> None:
     """The body timeout runs only while no byte arrives."""
     with patient_server.connect() as client:
@@ -135,6 +137,7 @@ def test_no_timeout_runs_while_the_application_works(hasty_server: Server, inter
             assert client.answer().body == b"0 0"
 
 
+@pytest.mark.heavy
 def test_a_client_that_stops_reading_is_cut(hasty_server: Server, interface: str, tmp_path: Path) -> None:
     """The connection of a client that reads nothing for the write timeout is closed."""
     path = tmp_path / "big"

@@ -345,6 +345,7 @@ def test_send_waits_while_the_client_does_not_read(server: Server) -> None:
             assert received(client) == (BINARY, bytes([number]) * 65536)
 
 
+@pytest.mark.heavy
 def test_messages_wait_while_the_application_does_not_receive(server: Server) -> None:
     """The client can send only a little ahead, in large messages or small ones; then all of them arrive."""
     before = server.memory()

@@ -295,6 +295,7 @@ def test_too_many_extensions_are_ignored(server: Server) -> None:
         assert not answer.get("sec-websocket-extensions")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", ["/pour?count=1000", "/echo"])
 def test_a_client_that_reads_nothing_is_disconnected_after_write_timeout(strict_server: Server, path: str) -> None:
     """This needs no ping: neither for a stream of messages, nor for echoes that fill the queue."""

@@ -81,6 +81,7 @@ def test_a_client_that_answers_no_ping_is_disconnected(server: Server) -> None:
     events(server, "1006 ''")
 
 
+@pytest.mark.heavy
 def test_a_client_that_reads_nothing_is_disconnected_behind_a_full_queue(server: Server) -> None:
     """No pong can be read while the queue is full, but the server sees that the client reads nothing."""
     with server.connect(receive_buffer=4096) as client:

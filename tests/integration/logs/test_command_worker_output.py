@@ -8,6 +8,8 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.integration.client import Client, get
 from tests.integration.command import children, descriptors, eventually, exists
 from tests.integration.conftest import Start
@@ -156,6 +158,7 @@ def test_a_flood_of_output_does_not_starve_other_workers(serve: Start, project: 
     assert exists(first)
 
 
+@pytest.mark.heavy
 def test_a_worker_blocked_on_output_exits_when_the_master_is_killed(serve: Start, project: Path) -> None:
     command = serve("site_app:app", "--bind", "127.0.0.1:0", "--worker-stdout", "out", "--worker-output-prefix", cwd=project)
     workers = command.workers

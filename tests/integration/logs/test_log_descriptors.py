@@ -82,6 +82,7 @@ def write_to_logs(command: Command, project: Path, target: str) -> None:
     eventually(lambda: error.read_text().count(f"GET /fail?{target}:") == len(command.ports), error.read_text)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("options", [pytest.param((), marks=HEAVY), ("--preload",)], ids=["", "preload"])
 @pytest.mark.parametrize("mode", [pytest.param(None, marks=HEAVY), 0o640], ids=["none", "create"])
 @pytest.mark.parametrize("how", ["signal", pytest.param("ctl", marks=HEAVY)])

@@ -73,6 +73,7 @@ def lost(text: str) -> int:
     return sum(map(int, re.findall(r"(?:: |with )(\d+) lines? (?:of .* (?:was|were) lost|for its logs)", text)))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("app", "options"),
     [("app", ()), pytest.param("asgi", (), marks=HEAVY), pytest.param("app", ("--preload",), marks=HEAVY)],

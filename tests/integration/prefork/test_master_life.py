@@ -38,6 +38,7 @@ def test_a_crashed_worker_is_replaced_on_the_same_port(serve: Serve) -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.heavy
 def test_a_crash_loop_slows_down(serve: Serve) -> None:
     server = serve(workers=1, base_port=0).ready()
     (port,) = server.ports()
@@ -113,6 +114,7 @@ def test_a_stuck_worker_shows_its_stack_and_is_replaced(serve: Serve) -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.heavy
 def test_a_suspended_worker_is_killed_without_stacks(serve: Serve) -> None:
     server = serve(workers=1, base_port=0, timeout=1.2).ready()
 
@@ -129,6 +131,7 @@ def test_a_suspended_worker_is_killed_without_stacks(serve: Serve) -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.heavy
 def test_a_resumed_master_kills_no_healthy_worker(serve: Serve) -> None:
     server = serve(workers=2, min_workers=2, max_workers=2, base_port=0, timeout=4.0).ready()
     workers = server.workers(2)

@@ -147,6 +147,7 @@ def test_a_canary_that_dies_during_settle_fails_the_reload(start: Start, tmp_pat
     load.check()
 
 
+@pytest.mark.heavy
 def test_each_failed_reload_returns_its_own_traceback(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", *QUICK, "--boot-timeout", 10)
     broken = FAULTS["exception"]

@@ -80,6 +80,7 @@ def test_an_endless_lifespan_shutdown_is_cut_short_at_the_graceful_timeout(serve
     assert "is killed" not in command.stderr
 
 
+@pytest.mark.heavy
 def test_the_lifespan_shutdown_gets_half_a_second_after_the_graceful_timeout(serve: Start, tmp_path: Path) -> None:
     command = serve("tests.integration.http.asgi_apps:endless_end", "--base-port", 0, "--graceful-timeout", 1)
     with Client(command.port) as client:

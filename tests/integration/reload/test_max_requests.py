@@ -126,6 +126,7 @@ def test_idle_connections_keep_a_worker_until_they_use_its_limit(start: Start, t
     site.settled(1)
 
 
+@pytest.mark.heavy
 def test_each_worker_has_its_own_random_limit(start: Start, tmp_path: Path) -> None:
     """This holds for workers of one mold too, which inherit the state of its random numbers."""
     options = ("--max-requests", 10, "--max-requests-jitter", 40, "--preload", *QUICK)

@@ -54,6 +54,7 @@ def test_workers_are_recycled_after_max_requests(start: Start, tmp_path: Path, s
     site.settled(3)
 
 
+@pytest.mark.heavy
 def test_workers_are_recycled_after_max_lifetime(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", "--bind", "127.0.0.1:0", "-w", 2, "--max-lifetime", 1.5, "--linger", 1)
     first = site.pids()

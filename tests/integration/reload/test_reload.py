@@ -157,6 +157,7 @@ def test_commands_work_and_reload_requests_merge_during_a_reload(start: Start, t
     assert len(re.findall("master: reloaded", site.command.stderr)) == 2
 
 
+@pytest.mark.heavy
 def test_the_client_of_a_reload_sees_its_progress(start: Start, tmp_path: Path, gate: Path) -> None:
     each = GATED.replace('["GATE"]', '["GATE"] + os.environ["FORKSERVE_WORKER_ID"]')
     site = Site(

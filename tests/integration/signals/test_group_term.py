@@ -80,6 +80,7 @@ def end(command: Command) -> None:
     command.wait(0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("app", "options", "first"), CASES)
 def test_clients_are_answered_during_the_delay(serve: Start, app: str, options: tuple[object, ...], *, first: bool) -> None:
     command = serve(f"{APPS}:{app}", "--workers", 2, "--base-port", 0, *LONG, *options)
@@ -97,6 +98,7 @@ def test_clients_are_answered_during_the_delay(serve: Start, app: str, options: 
     end(command)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "signum", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.heavy) for one in (signal.SIGQUIT, signal.SIGINT))]
 )
@@ -192,6 +194,7 @@ def test_clients_of_a_scaled_down_slot_are_answered_during_the_delay(start: Star
     end(site.command)
 
 
+@pytest.mark.heavy
 def test_workers_do_not_wait_for_a_suspended_master(serve: Start) -> None:
     command = serve(f"{APPS}:who", "--workers", 2, "--base-port", 0, *LONG)
     workers = command.workers

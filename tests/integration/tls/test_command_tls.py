@@ -197,6 +197,7 @@ def test_a_client_without_tls_gets_no_response(serve: Start, authority: Authorit
     assert command.log == []
 
 
+@pytest.mark.heavy
 def test_a_missing_handshake_is_closed_at_the_header_timeout(serve: Start, authority: Authority) -> None:
     command = start_tls(serve, authority, "who", "--header-timeout", "4")
 

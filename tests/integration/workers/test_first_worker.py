@@ -30,6 +30,7 @@ if not schema.exists():
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "options",
     [(), ("--min-workers", 3, "--max-workers", 6), ("--reload",), ("--preload",)],
@@ -78,6 +79,7 @@ def test_the_first_worker_after_scale_0_boots_alone(start: Start, tmp_path: Path
 # Without workers.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", ["scale", "WINCH"])
 @pytest.mark.parametrize("options", [(), ("--preload",), ("--reload",)], ids=["plain", "preload", "reload"])
 def test_a_reload_without_workers_reports_code_that_does_not_load(

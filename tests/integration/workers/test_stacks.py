@@ -66,6 +66,7 @@ def catches(pid: int, signum: int) -> bool:
     return bool(int(mask, 16) >> (signum - 1) & 1)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("times", [40, pytest.param(300, marks=HEAVY)])
 @pytest.mark.parametrize("options", [(), ("--threads", 4)], ids=["inline", "threads"])
 def test_many_requests_for_stacks_do_not_harm_a_busy_worker(stuck: Stuck, times: int, options: tuple[object, ...]) -> None:
@@ -98,6 +99,7 @@ def test_stacks_show_where_a_worker_waits(stuck: Stuck, target: str, where: str)
         server.command.wait()
 
 
+@pytest.mark.heavy
 def test_a_worker_in_native_code_is_reported_without_stacks(stuck: Stuck) -> None:
     """The answer shows the request in hand. The worker is not sent the native signal, which could kill it."""
     server = stuck("wsgi", "-w", 2)
@@ -113,6 +115,7 @@ def test_a_worker_in_native_code_is_reported_without_stacks(stuck: Stuck) -> Non
         server.command.wait()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("target", ["/native", "/regex", "/lock"])
 def test_a_stuck_worker_shows_its_request_and_its_stacks(stuck: Stuck, target: str) -> None:
     server = stuck("wsgi", "--timeout", 3)
@@ -122,6 +125,7 @@ def test_a_stuck_worker_shows_its_request_and_its_stacks(stuck: Stuck, target: s
         server.command.wait_for(r'^(.* )?  File ".*stuck_apps\.py", line \d+ in wsgi$')
 
 
+@pytest.mark.heavy
 def test_a_worker_killed_while_it_writes_its_stacks_shows_its_request(stuck: Stuck) -> None:
     """The log shows everything that is known of the worker."""
     server = stuck("wsgi", "--timeout", 3)

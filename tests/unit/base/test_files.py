@@ -242,6 +242,7 @@ def race(call: Callable[[], object]) -> None:
             refused += 1
 
 
+@pytest.mark.heavy
 @uses
 def test_a_race_for_a_file_changes_nothing_elsewhere(other: Hostile, use: Callable[[Path], object]) -> None:
     with other.swapping("file"):
