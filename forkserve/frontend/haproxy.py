@@ -101,9 +101,11 @@ def _defaults(front: FrontendConfig, page: Page) -> None:
         page.say(f"timeout tunnel {seconds(limits.read)}", why)
         page.say(f"timeout http-request {seconds(limits.header)}", option("header_timeout"))
         page.say(f"timeout http-keep-alive {seconds(limits.client_idle or 0.001)}", option("keep_alive"))
-        # One more for machines: requests of a dead machine may find each of its ports closed, the first one twice.
-        retries = front.tries if front.remote else front.tries - 1
-        page.say(f"retries {retries}", "a request that kills workers does not reach them all")
+        if front.remote:
+            # Each port may fail twice: a request breaks off with the worker that has it, or finds the port closed.
+            page.say(f"retries {2 * (front.tries - 1)}", "a request gets past a dead machine: each of its ports may fail twice")
+        else:
+            page.say(f"retries {front.tries - 1}", "a request that kills workers does not reach them all")
         page.say("option redispatch 1", "each further attempt goes to another worker")
         again = " 503" if front.settings.limit_concurrency and len(front.backends) > 1 else ""
         why = "a request that a worker lost goes to another one" + ("; 503: it is full" if again else "")

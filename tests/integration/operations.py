@@ -161,9 +161,8 @@ def upgrade(stage: Stage) -> None:
     """Upgrade to the same program, by command or signal."""
     if not stage.broken:
         stage.improve()
-    if stage.chance.random() < 0.3:
-        stage.signal(signal.SIGUSR2)
-        stage.disturb()
+    if stage.chance.random() < 0.3 and not stage.pending and not stage.upgrading:
+        stage.upgrade_by_signal()
     else:
         stage.ask("upgrade")
 

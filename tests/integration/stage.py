@@ -121,6 +121,7 @@ class Stage:
     ended_at: float = 0.0  # the last TERM or QUIT to a worker
     wanted_at: float = 0.0  # the last change of the number of workers
     well_at: float = 0.0  # the last time at which the server was well
+    upgrades: int = 0  # how many ends of upgrades the log has to tell before the server can be well
     front: FrontEnd | None = None
     leaving: Window | None = None  # the slots that are not always there
 
@@ -294,6 +295,20 @@ class Stage:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid or self.command.pid, signum)
 
+    def upgrade_by_signal(self) -> None:
+        """Upgrade by signal. Nothing answers, and `status` does not tell of the pre-flight, so only the log tells the end."""
+        self.upgrades = self._ended_upgrades() + 1
+        self.signal(signal.SIGUSR2)
+        self.disturb()
+
+    @property
+    def upgrading(self) -> bool:
+        """Whether an upgrade by signal has not ended yet."""
+        return self._ended_upgrades() < self.upgrades
+
+    def _ended_upgrades(self) -> int:
+        return sum("master: upgraded in place" in line or "master: upgrade failed" in line for line in self.command.log)
+
     def restart(self, signum: signal.Signals) -> None:
         """Kill or stop the master, and start another one."""
         self.resume_and_repair()
@@ -312,6 +327,7 @@ class Stage:
         eventually(lambda: not any(map(exists, family)), lambda: f"the exit of the workers: {family}", PATIENCE)
         self.note("its workers are gone")
         self.due.clear()
+        self.upgrades = 0
         self.site.command = self.start(*old.arguments, cwd=self.site.home, env=self._environment())
         self.site.command.ready()
         self.site.command.traceback_expected = True
@@ -392,7 +408,7 @@ class Stage:
         rows: list[dict[str, Any]] = found["workers"]
         self._check_workers(found["wanted"], rows, found["settings"])
         well = found["state"] == "running" and len(rows) == found["wanted"] > 0 and {row["state"] for row in rows} == {"ready"}
-        if well:
+        if well and not self.upgrading:
             self.well_at = before
         self._see_leaving(found["wanted"] if well and not self.pending else 0)
         return rows

@@ -32,13 +32,45 @@ BODY_AHEAD = 65536
 """Bytes of a request body that are taken from the client before the application asks for them."""
 
 
+class _Dialogue:
+    """What has to be known of an application that receives, or waits for the client. Most only answer, and pay for none of it.
+
+    Attributes:
+        body_complete: All of the request body has come.
+        body_received: The application has received all of it.
+        pieces: What has come of it and was not received; None if it is nothing.
+        ahead: Bytes that the pieces take.
+        half_closed: The client counts as gone for `receive`.
+        disconnect_received: The application has received http.disconnect.
+        receiving: The application waits in `receive`.
+        changed: Set when `receive` has to look again.
+        writable: Set when `send` has to.
+        unsent: Messages that were sent since the client left.
+    """
+
+    __slots__ = (
+        "ahead", "body_complete", "body_received", "changed", "disconnect_received", "half_closed", "pieces", "receiving",
+        "unsent", "writable",
+    )  # fmt: skip
+
+    def __init__(self, *, body_complete: bool) -> None:
+        self.body_complete = body_complete
+        self.body_received = self.half_closed = self.disconnect_received = self.receiving = False
+        self.pieces: list[bytes] | None = None
+        self.ahead = self.unsent = 0
+        self.changed: asyncio.Event | None = None
+        self.writable: asyncio.Event | None = None
+
+    def notify(self) -> None:
+        """Let `receive` look again."""
+        if self.changed is not None:
+            self.changed.set()
+
+
 class ASGIExchange(Exchange):
     """One request answered by an ASGI application, in a task of its own."""
 
-    __slots__ = (
-        "_ahead", "_body_complete", "_body_received", "_changed", "_disconnect_received", "_half_closed", "_pieces", "_receiving",
-        "_task", "_unsent", "_writable",
-    )  # fmt: skip
+    __slots__ = ("_dialogue", "_task")
 
     keeps_pieces = True  # it waits in `send`, where it holds the message
 
@@ -47,58 +79,59 @@ class ASGIExchange(Exchange):
     def start(self) -> None:
         """Call the application."""
         site = self.site
-        self._body_complete = not self.fields.has_body
-        self._body_received = False  # the application has received all of it
-        self._pieces: list[bytes] | None = None
-        self._half_closed = False  # the client counts as gone for `receive`
-        self._disconnect_received = False  # the application has received http.disconnect
-        self._receiving = False  # the application waits in `receive`
-        self._changed: asyncio.Event | None = None  # set when `receive` has to look again
-        self._writable: asyncio.Event | None = None
+        self._dialogue: _Dialogue | None = None
         # Not loop.create_task: with a name given, asyncio does not make one up. This is done for every request.
         self._task = task = Task(self._run(), loop=site.loop, name=REQUEST, context=self.context)
         site.tasks.add(task)
+
+    def _begin_dialogue(self) -> _Dialogue:
+        if self._dialogue is None:
+            self._dialogue = _Dialogue(body_complete=not self.fields.has_body)
+        return self._dialogue
 
     def body_data(self, data: bytes) -> None:
         """Keep the bytes for ``receive``."""
         if self.complete:
             return
-        if self._pieces is None:
-            self._pieces = []
-            self._ahead = 0  # bytes that the pieces take
-        self._pieces.append(data)
-        self._ahead += len(data) + PIECE_COSTS
-        if self._ahead > BODY_AHEAD:
+        dialogue = self._begin_dialogue()
+        if dialogue.pieces is None:
+            dialogue.pieces = []
+            dialogue.ahead = 0
+        dialogue.pieces.append(data)
+        dialogue.ahead += len(data) + PIECE_COSTS
+        if dialogue.ahead > BODY_AHEAD:
             self.writer.pause_body()
-        self._notify()
+        dialogue.notify()
 
     @property
     def takes_more(self) -> bool:
         """Whether the application has kept up with the client."""
-        return self._pieces is None or self._ahead <= BODY_AHEAD
+        dialogue = self._dialogue
+        return dialogue is None or dialogue.pieces is None or dialogue.ahead <= BODY_AHEAD
 
     def body_end(self) -> None:
         """Let ``receive`` return the last piece."""
-        self._body_complete = True
-        self._notify()
+        dialogue = self._begin_dialogue()
+        dialogue.body_complete = True
+        dialogue.notify()
 
     def client_half_closed(self) -> None:
         """Decide by ``--half-close`` whether the client counts as gone or waits for the response."""
         if self.site.settings.half_close == "disconnect":
-            self._half_closed = True
-            self._notify()
+            dialogue = self._begin_dialogue()
+            dialogue.half_closed = True
+            dialogue.notify()
 
     def client_gone(self) -> None:
         """Let ``receive`` return ``http.disconnect`` and ``send`` raise."""
         self.gone = True
-        self._unsent = 0  # messages sent from now on
         self._notify()
         self.writable()
 
     def writable(self) -> None:
         """Let ``send`` return."""
-        if self._writable is not None:
-            self._writable.set()
+        if self._dialogue is not None and self._dialogue.writable is not None:
+            self._dialogue.writable.set()
 
     def end_stream(self) -> None:
         """Let ``receive`` return ``http.disconnect``."""
@@ -110,8 +143,12 @@ class ASGIExchange(Exchange):
             self.write(b"", more=True)
 
     def _notify(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
+        if self._dialogue is not None:
+            self._dialogue.notify()
+
+    @property
+    def _disconnect_received(self) -> bool:
+        return self._dialogue is not None and self._dialogue.disconnect_received
 
     # Called by the application
 
@@ -120,7 +157,9 @@ class ASGIExchange(Exchange):
         # Callables that are attributes: to load them is faster than to look for methods, which Python cannot specialize.
         app, next_entry = site.app, site.observer.next_entry
         entry = next_entry()
-        entry.enter(self, self.target.line)
+        # As `entry.enter` and `entry.leave`, whose calls every request would pay for.
+        entry.owner, write = self, entry.write
+        write(self.target.line)
         try:
             await app(self._scope(), self.receive, self.send)
             if not self.complete and not self.gone:
@@ -135,7 +174,9 @@ class ASGIExchange(Exchange):
             elif not self.gone and not self.complete:
                 self.fail(None, "the application was cancelled")
         finally:
-            entry.leave(self)
+            if entry.owner is self:
+                entry.owner = None
+                entry.length[0] = 0
             site.tasks.discard(self._task)
 
     def _ended_early(self) -> None:
@@ -145,44 +186,45 @@ class ASGIExchange(Exchange):
             self.fail(None, "the application returned without completing its response")
 
     def _scope(self) -> Scope:
-        connection = self.writer.connection
+        site, connection = self.site, self.writer.connection
         template = connection.template
         if template is None:
-            template = connection.template = scope_template(self.site, connection, self.fields, "http")
+            template = connection.template = scope_template(site, connection, self.fields, "http")
         scope: Scope = template.copy()
+        self.scope_or_environ = scope
         scope.update(self.target.scope)
         if scope["root_path"]:
             add_root_path(scope)
         scope["asgi"] = VERSIONS.copy()
         scope["headers"] = self.fields.headers.copy()
         scope["extensions"] = {}
-        scope["state"] = self.site.state.copy()
-        self.scope_or_environ = scope
+        scope["state"] = site.state.copy()
         return scope
 
     async def receive(self) -> Message:
         """Return the next piece of the request body, or ``http.disconnect`` (ASGI)."""
+        dialogue = self._begin_dialogue()
         while not self.gone and not self.complete:
-            if self._pieces or (self._body_complete and not self._body_received):
-                body = b"".join(self._pieces or ())
-                self._pieces = None
-                self._body_received = self._body_complete
-                if not self._body_complete:
+            if dialogue.pieces or (dialogue.body_complete and not dialogue.body_received):
+                body = b"".join(dialogue.pieces or ())
+                dialogue.pieces = None
+                dialogue.body_received = dialogue.body_complete
+                if not dialogue.body_complete:
                     self.writer.resume_body()
-                return {"type": "http.request", "body": body, "more_body": not self._body_complete}
-            if self._half_closed or (self.site.ending_streams and self.is_stream):
+                return {"type": "http.request", "body": body, "more_body": not dialogue.body_complete}
+            if dialogue.half_closed or (self.site.ending_streams and self.is_stream):
                 break
             self.writer.want_body()
             self.flush_head()
-            if self._changed is None:
-                self._changed = asyncio.Event()
-            self._changed.clear()
-            self._receiving = True
+            if dialogue.changed is None:
+                dialogue.changed = asyncio.Event()
+            dialogue.changed.clear()
+            dialogue.receiving = True
             try:
-                await self._changed.wait()
+                await dialogue.changed.wait()
             finally:
-                self._receiving = False
-        self._disconnect_received = True
+                dialogue.receiving = False
+        dialogue.disconnect_received = True
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -203,7 +245,7 @@ class ASGIExchange(Exchange):
             if kind != "http.response.start":
                 raise ResponseError(f"expected http.response.start, got {kind!r}")
             self.head = read_head(message["status"], message.get("headers", ()), bytes)
-            if self._receiving:
+            if self._dialogue is not None and self._dialogue.receiving:
                 self.site.loop.call_soon(self.flush_head)
                 if self.site.ending_streams:
                     self._notify()
@@ -218,8 +260,7 @@ class ASGIExchange(Exchange):
         else:
             self.answer(message.get("body", b""))
         if not more:
-            if self._receiving:
-                self._notify()
+            self._notify()
         elif self.writer.paused:
             await self._until_writable()
 
@@ -231,18 +272,20 @@ class ASGIExchange(Exchange):
             self.abort()
 
     async def _send_in_vain(self, *, more: bool) -> None:
-        self._unsent += 1
+        dialogue = self._begin_dialogue()
+        dialogue.unsent += 1
         await asyncio.sleep(0)
         # An application that waits for http.disconnect ends the stream then, and cleans up: it needs no error.
-        if more and (self._unsent > TURNS_TO_LEAVE or not (self._receiving or self._disconnect_received)):
+        if more and (dialogue.unsent > TURNS_TO_LEAVE or not (dialogue.receiving or dialogue.disconnect_received)):
             raise ClientGoneError
 
     async def _until_writable(self) -> None:
-        if self._writable is None:
-            self._writable = asyncio.Event()
+        dialogue = self._begin_dialogue()
+        if dialogue.writable is None:
+            dialogue.writable = asyncio.Event()
         while self.writer.paused and not self.gone:
-            self._writable.clear()
-            await self._writable.wait()
+            dialogue.writable.clear()
+            await dialogue.writable.wait()
 
 
 def scope_template(site: Site, connection: ClientConnection, fields: Fields, kind: str) -> Scope:

@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 
 
 class Entry(Protocol):
-    """A place where a request is noted while the application is called for it. From any thread."""
+    """A place where a request is noted while the application is called for it. From any thread.
+
+    Attributes:
+        owner: Stands for the request that has the place.
+        write: Notes a request line.
+        length: Of the noted line, as its only item; 0 notes that nothing runs here.
+    """
+
+    owner: object
+    write: Callable[[bytes], None]
+    length: memoryview
 
     def enter(self, owner: object, line: bytes) -> None:
         """Note that the application is called.

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
-from operator import setitem
 from struct import Struct
 from time import monotonic_ns
 from typing import Final, Literal
@@ -96,31 +95,31 @@ LAYOUT: Final = " ".join(f"{one.name}:{one.index}" for one in TABLE) + f" {_PLAC
 
 
 class Entry:
-    """A place for the line of a request that has entered the application since the last note. From any thread. Hot path."""
+    """A place for the line of a request that has entered the application since the last note. From any thread. Hot path.
 
-    __slots__ = ("_erase", "_owner", "_write")
+    Attributes:
+        owner: Stands for the request; others may need the place before it leaves.
+        write: Writes a request line; the first LINE_SIZE bytes are kept.
+        length: Memory of one byte, the length of the line; 0 clears the place.
+    """
+
+    __slots__ = ("length", "owner", "write")
 
     def __init__(self, memory: memoryview, place: int) -> None:
-        self._owner: object = None  # others may need the place before the request leaves
-        self._write = partial(_ENTRY.pack_into, memory, place)
-        self._erase = partial(setitem, memory, place, 0)
+        self.owner: object = None
+        self.write: Callable[[bytes], None] = partial(_ENTRY.pack_into, memory, place)
+        self.length = memory[place : place + 1]
 
     def enter(self, owner: object, line: bytes) -> None:
-        """Note that the application is called for a request; the first LINE_SIZE bytes of its line are kept."""
-        self._owner = owner
-        write = self._write  # not a method: Python calls it faster by a local name
-        write(line)
+        """Note that the application is called for a request."""
+        self.owner = owner
+        self.write(line)
 
     def leave(self, owner: object) -> None:
         """Note that the application has returned."""
-        if self._owner is owner:
-            self._owner = None
-            erase = self._erase
-            erase()
-
-    def note(self) -> None:
-        """Clear the place: the request is noted elsewhere."""
-        self._erase()
+        if self.owner is owner:
+            self.owner = None
+            self.length[0] = 0
 
 
 class Row:
@@ -185,7 +184,7 @@ class Row:
         cells[IN_FLIGHT] = in_flight
         cells[NOTED_AT] = monotonic_ns()
         for entry in self._entries:
-            entry.note()
+            entry.length[0] = 0  # the request is noted elsewhere
         for place in range(1, _PLACES):
             cells[STARTED + place] = 0
         for place, (started, line) in enumerate(requests[:LINES], 1):

@@ -7,7 +7,6 @@ import asyncio
 import signal
 import socket
 import sys
-from time import monotonic_ns
 from typing import Any
 
 from forkserve.base import logs
@@ -15,32 +14,7 @@ from forkserve.config import apps
 from forkserve.config import load as config
 from forkserve.http.framing.tls import make_context
 from forkserve.http.service import SWEEP, Service
-
-
-class NullObserver:
-    """Ignores all notifications about application calls."""
-
-    def begin(self, line: bytes) -> int:
-        return monotonic_ns()
-
-    def end(self) -> None:
-        """An application call ends."""
-
-    def connected(self, count: int) -> None:
-        """The number of connections changes."""
-
-    def next_entry(self) -> "NullObserver":
-        return self
-
-    def enter(self, owner: object, line: bytes) -> None:
-        """An application call begins beside others."""
-
-    def leave(self, owner: object) -> None:
-        """An application call ends."""
-
-    def is_drain_ordered(self) -> bool:
-        """A drain is never ordered."""
-        return False
+from forkserve.prefork.system.scoreboard import unseen_row
 
 
 def listen(bind: str) -> socket.socket:
@@ -65,7 +39,7 @@ async def serve(spec: str, bind: str, settings: dict[str, Any]) -> None:
     access = logs.access_log()
     loop = asyncio.get_running_loop()
     write_access = access.write if access else None
-    service = Service(chosen, loaded.app, loaded.interface, loop, NullObserver(), write_access, make_context(chosen))
+    service = Service(chosen, loaded.app, loaded.interface, loop, unseen_row(), write_access, make_context(chosen))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await service.startup()

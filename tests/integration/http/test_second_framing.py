@@ -19,7 +19,7 @@ from forkserve.http.framing.endpoints import Endpoints
 from forkserve.http.message.fields import Fields, Line
 from forkserve.http.message.http1 import read_target
 from forkserve.http.service import Service
-from tests.integration.http.serve import NullObserver
+from forkserve.prefork.system.scoreboard import unseen_row
 
 if TYPE_CHECKING:
     from forkserve.http.framing.writer import RequestHandler, ResponseWriter
@@ -231,7 +231,7 @@ async def serving(mode: Mode) -> AsyncIterator[tuple[Client, Apps]]:
     loop, apps = asyncio.get_running_loop(), Apps()
     settings = config.from_keywords(app="none:app", threads=2 if mode == "threads" else 0).settings
     interface: Literal["asgi", "wsgi"] = "asgi" if mode == "asgi" else "wsgi"
-    service = Service(settings, getattr(apps, interface), interface, loop, NullObserver())
+    service = Service(settings, getattr(apps, interface), interface, loop, unseen_row())
     connection = LineConnection(service)
     server = await loop.create_server(lambda: connection, "127.0.0.1", 0)
     async with server:
