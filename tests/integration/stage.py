@@ -304,7 +304,7 @@ class Stage:
     @property
     def upgrading(self) -> bool:
         """Whether an upgrade by signal has not ended yet."""
-        return self._ended_upgrades() < self.upgrades
+        return self.upgrades > 0 and self._ended_upgrades() < self.upgrades
 
     def _ended_upgrades(self) -> int:
         return sum("master: upgraded in place" in line or "master: upgrade failed" in line for line in self.command.log)

@@ -149,7 +149,7 @@ def settle(stage: Stage, load: CheckedLoad) -> None:
     one = stage.configuration
     stage.due.clear()
     stage.resume_and_repair()
-    eventually(lambda: turn(stage) or not stage.pending, lambda: f"answers to {stage.pending}", PATIENCE)
+    eventually(lambda: turn(stage) or not (stage.pending or stage.upgrading), lambda: f"answers to {stage.pending}", PATIENCE)
     stage.note("the end begins")
     stage.expect_workers(one.least)
     for words in (("scale", one.most), ("scale", one.least)):
