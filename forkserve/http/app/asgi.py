@@ -157,9 +157,12 @@ class ASGIExchange(Exchange):
         # Callables that are attributes: to load them is faster than to look for methods, which Python cannot specialize.
         app, next_entry = site.app, site.observer.next_entry
         entry = next_entry()
-        # As `entry.enter` and `entry.leave`, whose calls every request would pay for.
-        entry.owner, write = self, entry.write
-        write(self.target.line)
+        # Here and at the end, what `Entry.enter` and `Entry.leave` do: every request would pay for the calls.
+        entry.owner = self
+        try:
+            entry.line.value = self.target.line
+        except ValueError:  # it is too long
+            entry.enter(self, self.target.line)
         try:
             await app(self._scope(), self.receive, self.send)
             if not self.complete and not self.gone:
@@ -176,7 +179,7 @@ class ASGIExchange(Exchange):
         finally:
             if entry.owner is self:
                 entry.owner = None
-                entry.length[0] = 0
+                entry.line.value = b""
             site.tasks.discard(self._task)
 
     def _ended_early(self) -> None:

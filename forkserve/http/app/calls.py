@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import contextvars
@@ -16,13 +16,11 @@ class Entry(Protocol):
 
     Attributes:
         owner: Stands for the request that has the place.
-        write: Notes a request line.
-        length: Of the noted line, as its only item; 0 notes that nothing runs here.
+        line: Its ``value`` is the line of the request that runs, or empty. To set it raises ValueError if it is too long.
     """
 
     owner: object
-    write: Callable[[bytes], None]
-    length: memoryview
+    line: Any
 
     def enter(self, owner: object, line: bytes) -> None:
         """Note that the application is called.

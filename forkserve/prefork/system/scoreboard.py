@@ -16,13 +16,12 @@ the list into the cells once a second, as it does with `REQUESTS`. So a response
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import cycle
-from struct import Struct
 from time import monotonic_ns
 from typing import Final, Literal
 
@@ -86,11 +85,14 @@ LATENCY_SUM: Final = _cells("latency_sum", "counter", "ns", "The sum of the dura
 
 _TEXT: Final = (TABLE[-1].index + TABLE[-1].count) * 8
 _ENTERED: Final = _TEXT + _PLACES * LINE_SIZE  # first of LINES entries
-_ENTRY: Final = Struct(f"{LINE_SIZE + 1}p")  # a byte for the length of the line, 0 if the request has left, and the line
+_Text = ctypes.c_char * LINE_SIZE  # a shorter line ends with a zero; the cheapest way to write into the memory
 _ROW_SIZE: Final = 4096
-assert _ENTERED + _ENTRY.size * LINES <= _ROW_SIZE
+assert _ENTERED + ctypes.sizeof(_Text) * LINES <= _ROW_SIZE
 
-LAYOUT: Final = " ".join(f"{one.name}:{one.index}" for one in TABLE) + f" {_PLACES} lines of {LINE_SIZE}, rows of {_ROW_SIZE}"
+LAYOUT: Final = (
+    " ".join(f"{one.name}:{one.index}" for one in TABLE)
+    + f" {_PLACES} lines and {LINES} texts of {LINE_SIZE}, rows of {_ROW_SIZE}"
+)
 """What all processes of a server must agree on: a new program with another layout refuses the upgrade."""
 
 
@@ -99,27 +101,25 @@ class Entry:
 
     Attributes:
         owner: Stands for the request; others may need the place before it leaves.
-        write: Writes a request line; the first LINE_SIZE bytes are kept.
-        length: Memory of one byte, the length of the line; 0 clears the place.
+        line: The place, whose ``value`` is the request line, or empty. To set more than LINE_SIZE bytes raises ValueError.
     """
 
-    __slots__ = ("length", "owner", "write")
+    __slots__ = ("line", "owner")
 
-    def __init__(self, memory: memoryview, place: int) -> None:
+    def __init__(self, memory: memoryview, start: int) -> None:
         self.owner: object = None
-        self.write: Callable[[bytes], None] = partial(_ENTRY.pack_into, memory, place)
-        self.length = memory[place : place + 1]
+        self.line = _Text.from_buffer(memory, start)
 
     def enter(self, owner: object, line: bytes) -> None:
         """Note that the application is called for a request."""
         self.owner = owner
-        self.write(line)
+        self.line.value = line[:LINE_SIZE]
 
     def leave(self, owner: object) -> None:
         """Note that the application has returned."""
         if self.owner is owner:
             self.owner = None
-            self.length[0] = 0
+            self.line.value = b""
 
 
 class Row:
@@ -136,7 +136,7 @@ class Row:
         self.cells: memoryview[int] = memory.cast("Q")
         self._text = memory[_TEXT : _TEXT + _PLACES * LINE_SIZE]
         self._memory = memory
-        self._entries = [Entry(memory, _ENTERED + _ENTRY.size * number) for number in range(LINES)]
+        self._entries = [Entry(memory, _ENTERED + ctypes.sizeof(_Text) * number) for number in range(LINES)]
         self.next_entry: Callable[[], Entry] = cycle(self._entries).__next__
         self._last = b""
         # Its own process calls it before the row is read. It may be called in a signal handler.
@@ -184,7 +184,7 @@ class Row:
         cells[IN_FLIGHT] = in_flight
         cells[NOTED_AT] = monotonic_ns()
         for entry in self._entries:
-            entry.length[0] = 0  # the request is noted elsewhere
+            entry.line.value = b""  # the request is noted elsewhere
         for place in range(1, _PLACES):
             cells[STARTED + place] = 0
         for place, (started, line) in enumerate(requests[:LINES], 1):
@@ -216,8 +216,7 @@ class Row:
     def _entered(self) -> list[tuple[int, bytes]]:
         """Return the requests that have entered since the last note, with the time of the note as their start."""
         since = self.cells[NOTED_AT] or self.cells[BEAT]
-        entries = self._memory[_ENTERED : _ENTERED + _ENTRY.size * LINES]
-        return [(since, line) for (line,) in _ENTRY.iter_unpack(entries) if line]
+        return [(since, line) for entry in self._entries if (line := entry.line.value)]
 
     def _line(self, place: int) -> bytes:
         start = place * LINE_SIZE
