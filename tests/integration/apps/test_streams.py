@@ -36,6 +36,9 @@ FRAMEWORKS = pytest.mark.parametrize(
     "framework", ["raw", "starlette", "base_http_middleware", "fastapi", "litestar", "quart", "django", "sse"]
 )
 DISCONNECT_AWARE = pytest.mark.parametrize("framework", ["starlette", "fastapi", "litestar", "quart", "django", "raw"])
+SOME = pytest.mark.parametrize(
+    "framework", ["raw", *(pytest.param(one, marks=pytest.mark.heavy) for one in ("starlette", "django"))]
+)
 PIECES = b"".join(b"piece %d;" % number for number in range(5))
 LONG = ("--graceful-timeout", 60)
 
@@ -264,7 +267,7 @@ def test_a_client_disconnect_ends_its_stream_during_a_drain(start: Start, tmp_pa
     steered.command.wait()
 
 
-@pytest.mark.parametrize("framework", ["raw", "starlette", "django"])
+@SOME
 def test_a_disconnect_before_the_response_is_reported_to_the_app(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework)
     gate = tmp_path / "gate"
@@ -275,7 +278,7 @@ def test_a_disconnect_before_the_response_is_reported_to_the_app(start: Start, t
     gate.touch()  # lets the work after the response end
 
 
-@pytest.mark.parametrize("framework", ["raw", "starlette", "django"])
+@SOME
 def test_half_close_answer_still_responds_to_a_half_closed_client(start: Start, tmp_path: Path, framework: str) -> None:
     steered = begin(start, tmp_path, framework, "--half-close", "answer")
     gate = tmp_path / "gate"

@@ -23,9 +23,11 @@ KINDS: dict[str, tuple[object, ...]] = {
     "threads": THREADS,
     "inline": INLINE,
 }
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-CONCURRENT = pytest.mark.parametrize("kind", [one for name, one in KINDS.items() if "inline" not in name])
-INLINE_KINDS = pytest.mark.parametrize("kind", [one for name, one in KINDS.items() if "inline" in name])
+USUAL = ("asgi", "inline")  # the others are heavy
+MARKED = {name: pytest.param(one, id=name, marks=() if name in USUAL else pytest.mark.heavy) for name, one in KINDS.items()}
+EVERY_KIND = pytest.mark.parametrize("kind", MARKED.values())
+CONCURRENT = pytest.mark.parametrize("kind", [one for name, one in MARKED.items() if name != "inline"])
+INLINE_KINDS = pytest.mark.parametrize("kind", [MARKED["inline"]])
 
 Kind = tuple[object, ...]
 

@@ -116,7 +116,7 @@ def test_a_worker_in_native_code_is_reported_without_stacks(stuck: Stuck) -> Non
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("target", ["/native", "/regex", "/lock"])
+@pytest.mark.parametrize("target", ["/native", *(pytest.param(one, marks=pytest.mark.heavy) for one in ("/regex", "/lock"))])
 def test_a_stuck_worker_shows_its_request_and_its_stacks(stuck: Stuck, target: str) -> None:
     server = stuck("wsgi", "--timeout", 3)
     with begin(server, target):
