@@ -14,7 +14,8 @@ from tests.integration.load import Failure
 class Kill:
     """The end of a process by SIGKILL."""
 
-    at: float
+    at: float  # it was suspended by then
+    ended: float  # it had exited, so its connections were closed
     clients: frozenset[int]  # the client ports of its connections
 
 
@@ -53,7 +54,11 @@ class Explanations:
             return [one for one in failures if self._lost(one) or self._closed(one)]
         found, room = [], [len(kill.clients) for kill in self.kills]
         for failure in sorted(failures, key=lambda one: one.ended):
-            at = [number for number, kill in enumerate(self.kills) if failure.began <= kill.at <= failure.ended and room[number]]
+            at = [
+                number
+                for number, kill in enumerate(self.kills)
+                if failure.began <= kill.ended and kill.at <= failure.ended and room[number]
+            ]
             if at:
                 room[at[0]] -= 1
             if at or self._closed(failure):

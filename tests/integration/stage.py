@@ -268,8 +268,10 @@ class Stage:
             os.kill(pid, signal.SIGSTOP)  # so it accepts and closes no connection while they are counted
             eventually(lambda: state(pid) in "TZX", "the process is suspended", PATIENCE)
             peers = clients(pid)
-            self.lost.kills.append(Kill(time.monotonic(), peers))
+            at = time.monotonic()
             os.kill(pid, signal.SIGKILL)
+            eventually(lambda: not exists(pid), "the process has exited", PATIENCE)
+            self.lost.kills.append(Kill(at, time.monotonic(), peers))
             self.note(f"killed {pid}, with {len(peers)} connections")
 
     def fate(self) -> str:
