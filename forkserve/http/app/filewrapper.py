@@ -99,7 +99,8 @@ def _reader(file: Any) -> Any:
 
 
 def _owner(method: Any) -> Any:
-    return method.__self__ if type(method) is BuiltinMethodType else None
+    # Nothing can subclass this type but Python itself: methods of `io` have such a type of their own from 3.13 on.
+    return method.__self__ if isinstance(method, BuiltinMethodType) else None
 
 
 def file_to_send(exchange: Exchange, wrapper: FileWrapper) -> tuple[int, int, int] | None:
