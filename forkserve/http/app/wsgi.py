@@ -104,8 +104,12 @@ class WSGICall(Exchange):
         connection = self.writer.connection
         template = connection.template
         if template is None:
-            template = connection.template = environ_template(self.site, connection, self.fields)
-        environ: Environ = template | self.target.environ
+            template = environ_template(self.site, connection, self.fields)
+            if not connection.endpoints.is_unix:  # there it depends on the Host field
+                connection.template = template
+        environ: Environ = template.copy()
+        self.target.put_line(environ)
+        self.fields.put_fields(environ)
         if self.input is None:
             environ["wsgi.input"] = BytesIO()
         else:

@@ -26,11 +26,10 @@ class ClientConnection(Protocol):
     """What all requests of one connection share.
 
     Attributes:
-        base: The environ without any field section, if no field changes it; kept here by WSGI.
-        template: The environ or scope of the last field section; kept here by WSGI and ASGI, reset by the framing.
+        template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI, and reset by
+            the framing when a field section may change it.
     """
 
-    base: Any
     template: Any
 
     @property

@@ -51,6 +51,7 @@ class Status:
             "pid": state.pid,
             "version": __version__,
             "app": state.settings.app,
+            **state.worker_class.facts(state.settings),
             "state": self._condition(),
             "generation": pool.generations.committed,
             "uptime_s": round(now - state.started_at, 3),

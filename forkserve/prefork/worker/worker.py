@@ -93,6 +93,11 @@ class Worker(Heir, Named):
         return "tcp"
 
     @classmethod
+    def facts(cls, settings: Settings) -> dict[str, Any]:
+        """Return what the status says about the workers as a whole. Called in the master."""
+        return {}
+
+    @classmethod
     def preload(cls, settings: Settings) -> object:
         """Load what all workers share, and return it: it becomes their `context.preloaded`. In the mold, under --preload."""
         return None
