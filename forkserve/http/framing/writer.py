@@ -26,8 +26,8 @@ class ClientConnection(Protocol):
     """What all requests of one connection share.
 
     Attributes:
-        template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI, and reset by
-            the framing when a field section may change it.
+        template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI,
+            and reset by the framing when a field section may change it.
     """
 
     template: Any

@@ -105,13 +105,12 @@ class H11Reader:
 
     def _read(self, head: bytes) -> tuple[Target, Fields]:
         # h11 accepts line ends and folded lines that two servers could read in two ways.
-        start, *lines = head.split(b"\r\n")
-        if (
-            not is_plain(head, [start, *lines])
-            or len(start) > self._limits.line
-            or any(line.startswith((b" ", b"\t")) for line in lines)
-        ):
+        lines = head.split(b"\r\n")
+        if not is_plain(head, lines) or any(line.startswith((b" ", b"\t")) for line in lines):
             raise RequestError(400, "h11 does not judge this")
+        start, *lines = lines
+        if len(start) > self._limits.line:
+            raise RequestError(414, "the request line is too long")
         check_size(self._limits, head)
         # Nor does it judge the fields that frame a body: it folds two lengths into one.
         lines = lines[:-2]

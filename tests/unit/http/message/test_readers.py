@@ -22,7 +22,7 @@ def test_without_the_extension_python_is_chosen(monkeypatch: pytest.MonkeyPatch)
 
     assert chosen("auto") == "python"
     assert new_reader("auto", LIMITS)(HEAD)[0].line == b"GET /"
-    with pytest.raises(ModuleNotFoundError, match="--http c: .* install a C compiler .* or use --http auto"):
+    with pytest.raises(ModuleNotFoundError, match=r"--http c: .* install a C compiler .* or use --http auto"):
         new_reader("c", LIMITS)
 
 
