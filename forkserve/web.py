@@ -189,6 +189,7 @@ class HTTPWorker(Worker):
     _names: Collection[Any] = ()  # of the listeners
     _turns: Turns | None = None  # for an application that is called inline
     _fault: str | None = None  # the text to show if there is no application
+    FACTS = MappingProxyType({"reader": lambda settings: readers.chosen(settings.http)})
     INHERITED_FROM = MADE_FROM
     INSTEAD = MappingProxyType(
         {
@@ -202,11 +203,6 @@ class HTTPWorker(Worker):
     def scheme(cls, settings: Settings) -> str:
         """Return the scheme of its addresses in the start-up lines."""
         return "http" if settings.certfile is None else "https"
-
-    @classmethod
-    def facts(cls, settings: Settings) -> dict[str, Any]:
-        """Return which reader of request heads runs."""
-        return {"reader": readers.chosen(settings.http)}
 
     @classmethod
     def before_fork(cls, settings: Settings, last: object) -> object:

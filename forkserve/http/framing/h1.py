@@ -57,13 +57,14 @@ class H1Connection(Output):
     """
 
     __slots__ = (
-        "_fields", "_held", "body", "closing", "continue_due", "deadline", "eof", "reader", "reading", "requests",
+        "_fields", "_held", "body", "closing", "continue_due", "deadline", "eof", "last", "reader", "reading", "requests",
         "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
     def __init__(self, state: ServerState) -> None:
         super().__init__(state)
         self.template: Any = None  # see `ClientConnection`
+        self.last: tuple[Fields | None, dict[str, Any] | None] = (None, None)
         self.requests = 0
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
         self.reader = HeadReader(state.limits, state.read_head)

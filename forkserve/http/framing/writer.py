@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.message.errors import RequestError
+    from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
     from forkserve.http.message.response import Field, ResponseHead
 
@@ -28,9 +29,11 @@ class ClientConnection(Protocol):
     Attributes:
         template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI,
             and reset by the framing when a field section may change it.
+        last: The last field section, and its environ if it has come twice in a row; kept here by WSGI.
     """
 
     template: Any
+    last: tuple[Fields | None, dict[str, Any] | None]
 
     @property
     def endpoints(self) -> Endpoints:

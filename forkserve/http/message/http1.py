@@ -122,19 +122,23 @@ class Target:
 class HeadReader:
     """Collects the heads of one connection, which may come in pieces, and reads them.
 
+    A client that polls sends the same head again and again, so the last one is kept.
+
     Args:
         limits: How much is accepted.
-        read: Reads a whole head, which ends with its empty line.
+        read_head: Reads a whole head, which ends with its empty line.
 
     Attributes:
         buffer: The part of a head that has come.
     """
 
-    __slots__ = ("_limits", "_lines", "_scanned", "buffer", "read")
+    __slots__ = ("_last", "_limits", "_lines", "_read", "_read_head", "_scanned", "buffer")
 
-    def __init__(self, limits: RequestLimits, read: ReadHead) -> None:
+    def __init__(self, limits: RequestLimits, read_head: ReadHead) -> None:
         self._limits = limits
-        self.read = read
+        self._read_head = read_head
+        self._last = b""
+        self._read: tuple[Target, Fields]  # from the last head
         self.buffer = bytearray()
         self._scanned = 0
         self._lines = 0
@@ -170,6 +174,17 @@ class HeadReader:
         if len(buffer) > limits.head:
             raise RequestError(431, "the request head is too large")
         return None, b""
+
+    def read(self, head: bytes) -> tuple[Target, Fields]:
+        """Return the request line and the fields of a whole head; the same objects if the last head was the same.
+
+        Raises:
+            RequestError: As `read_head`.
+        """
+        if head != self._last:
+            self._read = self._read_head(head)
+            self._last = head
+        return self._read
 
 
 def read_head(limits: RequestLimits, head: bytes) -> tuple[Target, Fields]:

@@ -286,11 +286,12 @@ def test_a_body_above_the_limit_gets_413(serve: Start, app: str, reader: str) ->
 WATCHING = """
 import sys
 seen = set()
-sys.setprofile(lambda frame, event, arg: seen.update((frame.f_code.co_qualname, frame.f_globals.get("__name__", "").partition(".")[0])))
+sys.setprofile(lambda frame, event, arg: seen.add((frame.f_globals.get("__name__"), frame.f_code.co_name)))
 
 def app(environ, start_response):
     start_response("200 OK", [])
-    return [b"h11" if "h11" in seen else b"python" if "read_head" in seen else b"c"]
+    by_h11, by_python = ("h11._connection", "receive_data") in seen, ("forkserve.http.message.http1", "read_head") in seen
+    return [b"h11" if by_h11 else b"python" if by_python else b"c"]
 """
 WITHOUT_EXTENSION = "import sys; sys.modules['forkserve.http.message._head'] = None"
 

@@ -94,6 +94,7 @@ class LineConnection(asyncio.Protocol):
         self._new_exchange: Callable[..., RequestHandler] = service.server.new_exchange
         self.endpoints = Endpoints()
         self.template: Any = None
+        self.last: tuple[Fields | None, dict[str, Any] | None] = (None, None)
         self.exchange: RequestHandler | None = None
         self.lost = asyncio.Event()
         self.paused = False
