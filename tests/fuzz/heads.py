@@ -16,7 +16,7 @@ import atheris
 from forkserve.http.message import readers
 from forkserve.http.message.http1 import read_head
 from tests.integration.http.talk import LIMITS
-from tests.unit.http.message.heads import BASES, PIECES, SMALL, values
+from tests.unit.http.message.heads import BASES, LARGE, PIECES, SMALL, values
 
 
 def use_extension(path: Path) -> None:
@@ -36,7 +36,7 @@ def main(folder: Path, options: list[str]) -> None:
     for number, head in enumerate(BASES):
         (corpus / f"base{number}").write_bytes(head)
     words.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in piece) + '"\n' for piece in PIECES if len(piece) < 64))
-    reading = [(limits, readers.ordinary_reader(limits)) for limits in (LIMITS, SMALL)]
+    reading = [(limits, readers.ordinary_reader(limits)) for limits in (LIMITS, SMALL, LARGE)]
 
     def check(data: bytes) -> None:
         end = data.find(b"\r\n\r\n")

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from forkserve.http.message.http1 import Target
 
 SMALL = RequestLimits(line=60, fields=6, head=300, body=10, field=60)
+LARGE = RequestLimits(line=1 << 25, fields=1 << 20, head=1 << 26, body=1 << 30)
 BASES = [
     *ORDINARY.values(),
     b"\r\nPUT /%zz?a#b HTTP/1.0\r\nHost: [::1]:80\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\nX_Y: z\r\n\r\n",
     b"OPTIONS * HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-Y: 1\r\nx-y: 2\r\nCookie: a\r\nCookie: b\r\n\r\n",
     b"GET http://a/b?c HTTP/1.1\r\nHost: a:80\r\nX-Custom: \xff\xe9 \t\r\nProxy: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n" % b"".join(b"X%d: y\r\n" % number for number in range(130)),
     b"DELETE /%C3%A9%FF%4 HTTP/1.1\r\nHost:\r\nConnection: close, x ,\tKeep-Alive\r\nX.A: 1\r\n\r\n",
 ]
 PIECES = [

@@ -15,7 +15,7 @@ from forkserve.http.message.errors import RequestError
 from forkserve.http.message.readers import new_reader, ordinary_reader
 from tests.integration.http.corpus import CASES
 from tests.integration.http.talk import LIMITS, READERS
-from tests.unit.http.message.heads import BASES, PIECES, SMALL, values
+from tests.unit.http.message.heads import BASES, LARGE, PIECES, SMALL, values
 from tests.unit.http.message.ordinary_heads import ORDINARY
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return head[: end + 4] if end >= 0 else head.rstrip(b"\r\n") + b"\r\n\r\n"
 
 
-@given(mutated(), st.sampled_from((LIMITS, SMALL)))
+@given(mutated(), st.sampled_from((LIMITS, SMALL, LARGE)))
 @example(b"GET /%4\x00 HTTP/1.1\r\nHost: a\r\n\r\n", LIMITS)
 @example(b"GET / HTTP/1.1\r\nHost: a:\r\n\r\n", LIMITS)
 @example(b"\r\n\r\n", LIMITS)
@@ -60,7 +60,7 @@ def test_all_readers_agree_on_a_head_that_is_nearly_ordinary(head: bytes, limits
 
 
 @pytest.mark.heavy
-@given(mutated(), st.sampled_from((LIMITS, SMALL)))
+@given(mutated(), st.sampled_from((LIMITS, SMALL, LARGE)))
 @settings(max_examples=20_000)
 def test_all_readers_agree_on_many_heads(head: bytes, limits: RequestLimits) -> None:
     check(head, limits)
