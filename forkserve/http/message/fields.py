@@ -74,12 +74,13 @@ def split_lines(lines: Iterable[bytes]) -> Headers:
         RequestError: 400, a line is malformed.
     """
     headers: Headers = []
+    known = _LOWER.get
     for line in lines:
         name, colon, value = line.partition(b":")
-        lower = _LOWER.get(name)
-        if not colon or (lower is None and _WHOLE_TOKEN.fullmatch(name) is None):
-            raise RequestError(400, "a header field is malformed")
-        if lower is None:
+        lower = known(name)
+        if lower is None or not colon:
+            if not colon or _WHOLE_TOKEN.fullmatch(name) is None:
+                raise RequestError(400, "a header field is malformed")
             lower = name.lower()
             if b"_" in lower:
                 continue
