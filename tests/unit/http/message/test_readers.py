@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import tracemalloc
+
 import pytest
 
 from forkserve.http.message import readers
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.readers import chosen, new_reader
 from tests.integration.http.talk import LIMITS
+from tests.unit.http.message.heads import BASES, values
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -46,3 +51,28 @@ def test_what_h11_alone_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(RequestError, match="h11 refuses this request") as refusal:
         new_reader("h11", LIMITS)(HEAD)
     assert refusal.value.status == 400
+
+
+def test_reading_heads_keeps_nothing() -> None:
+    """Every value of many different heads is made, and all memory is returned."""
+    read = new_reader("auto", LIMITS)
+
+    def use(start: int) -> None:
+        for number in range(start, start + 100):
+            for head in BASES:
+                with contextlib.suppress(RequestError):
+                    values(*read(head.replace(b" /", b" /%d" % number, 1).replace(b"\r\nX-", b"\r\nX-%d" % number)))
+
+    use(0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        use(100)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        use(200)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 10_000  # of 8,000 heads
