@@ -279,7 +279,7 @@ def test_a_body_above_the_limit_gets_413(serve: Start, app: str, reader: str) ->
     assert get(command.port, method="POST", body=b"x" * 1025).status == 413
 
 
-# Parser, loop, lifespan and workers
+# Reader, loop, lifespan and workers
 
 
 # Detects the reader by the Python code that runs.
