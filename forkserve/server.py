@@ -20,7 +20,7 @@ from forkserve.config import load as configuration
 from forkserve.config.values import shown
 from forkserve.http import access
 from forkserve.http.framing.tls import make_context
-from forkserve.http.message.parsers import new_parser
+from forkserve.http.message import readers
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.master import Master
@@ -258,7 +258,7 @@ def check_but_tls(settings: Settings) -> None:
     if settings.app is not None:
         apps.parse_app_spec(settings.app)
     try:
-        new_parser(settings.http)
+        readers.chosen(settings.http)
         access.compile_format(settings.access_logformat)
     except (ModuleNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from error

@@ -26,6 +26,7 @@ from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.lifespan import LifespanError
 from forkserve.http.app.threads import ThreadedExchange
 from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
+from forkserve.http.message import readers
 from forkserve.http.service import SWEEP, Service
 from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.ipc.messages import Released, Spent
@@ -72,11 +73,13 @@ class HookRequest:
     def of(cls, exchange: Exchange) -> HookRequest:
         """Return the request of an exchange."""
         target, fields = exchange.target, exchange.fields
+        line: dict[str, str] = {}
+        target.put_line(line)
         return cls(
             method=target.method,
-            uri=target.environ["RAW_URI"],
-            path=target.environ["PATH_INFO"],
-            query=target.environ["QUERY_STRING"],
+            uri=target.raw,
+            path=line["PATH_INFO"],
+            query=line["QUERY_STRING"],
             version=(1, int(fields.version[2])),
             headers=[(name.decode("ascii").upper(), value.decode("latin-1")) for name, value in fields.headers],
         )
@@ -186,6 +189,7 @@ class HTTPWorker(Worker):
     _names: Collection[Any] = ()  # of the listeners
     _turns: Turns | None = None  # for an application that is called inline
     _fault: str | None = None  # the text to show if there is no application
+    FACTS = MappingProxyType({"reader": lambda settings: readers.chosen(settings.http)})
     INHERITED_FROM = MADE_FROM
     INSTEAD = MappingProxyType(
         {

@@ -71,7 +71,7 @@ def _status(result: Row) -> list[str]:
     ]
     lines = [
         f"{_cell(result.get('name'))}: {', '.join(facts)}",
-        f"{_cell(result.get('app'))}, pid {_cell(result.get('pid'))}, forkserve {_cell(result.get('version'))}",
+        f"{_cell(result.get('app'))}, pid {_cell(result.get('pid'))}, forkserve {_cell(result.get('version'))}{_reader(result)}",
     ]
     if last := result.get("last_reload"):
         outcome = "done" if last.get("ok") else f"failed: {_cell(last.get('error'))}"
@@ -85,6 +85,10 @@ def _status(result: Row) -> list[str]:
     molds = ([row.get("pid"), row.get("generation"), row.get("state"), *_ends(row)] for row in _rows(result.get("molds")))
     shown = table(MOLD_HEADS, molds)
     return [*lines, "", *table(WORKER_HEADS, (_worker(row) for row in workers)), *(["", *shown] if len(shown) > 1 else [])]
+
+
+def _reader(result: Row) -> str:
+    return f" (reader: {_cell(result['reader'])})" if result.get("reader") else ""
 
 
 def _worker(row: Row) -> list[object]:

@@ -87,9 +87,10 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
 
     action = {name: line.pop(name, False) for name in ("check_config", "print_config", "markdown", "version")}
     if action["version"]:
+        from forkserve.http.message.readers import chosen
         from forkserve.version import __version__
 
-        click.echo(f"forkserve {__version__}")
+        click.echo(f"forkserve {__version__} (reader: {chosen('auto')})")
         return ExitCode.OK
     if action["markdown"]:
         from forkserve.config import report

@@ -16,7 +16,7 @@ from forkserve.base import console, startup
 from forkserve.base.errors import ForkserveError
 from forkserve.base.logs import printable
 from forkserve.config import load as configuration
-from forkserve.http.message import parsers
+from forkserve.http.message import readers
 from forkserve.server import Server, serve
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def main(judged: Mapping[str, Any]) -> int:
     """Serve with the checked settings (prefork/master/upgrade/judged.py); return the exit code."""
     startup.adopt_directory(judged["directory"])
     config = configuration.judged(judged["settings"], judged["given"], os.environ)
-    optional = {"uvloop": vars(web)["uvloop"], "httptools": vars(parsers)["httptools"]}
+    optional = {"uvloop": vars(web)["uvloop"], "forkserve.http.message._head": vars(readers)["_head"]}
     gone = [name for name, module in optional.items() if module is None and find_spec(name)]
     troubles = [f"{name} cannot be imported any more: the server runs without it" for name in gone]
     if judged["unsaid"]:  # Python objects, which only the configuration file can make

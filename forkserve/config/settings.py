@@ -288,7 +288,12 @@ class Settings:
         "Bytes of memory per worker for bodies that wait for slow clients; the rest goes to temporary files.",
     )
 
-    http: str = setting("auto", "HTTP", choice("auto", "httptools", "h11"), "Choose the parser (auto: httptools if installed).")
+    http: str = setting(
+        "auto",
+        "HTTP",
+        choice("auto", "c", "python", "h11", "httptools"),
+        "Choose the reader of request heads (auto: c if it is installed, else python; httptools: auto).",
+    )
     loop: str = setting("auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Choose the event loop (auto: uvloop if installed).")
     half_close: str = setting(
         "disconnect",

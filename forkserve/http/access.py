@@ -75,7 +75,9 @@ class Record:
             return "-"
         environ = exchange.scope_or_environ if exchange.site.interface == "wsgi" else None
         if environ is None:
-            environ = environ_template(exchange.site, exchange.writer.connection, exchange.fields) | exchange.target.environ
+            environ = environ_template(exchange.site, exchange.writer.connection, exchange.fields)
+            exchange.target.put_line(environ)
+            exchange.fields.put_fields(environ)
         if name in environ:
             return environ[name]
         return next((value for key, value in environ.items() if key.lower() == name.lower()), "-")

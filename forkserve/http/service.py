@@ -354,6 +354,6 @@ def _in_its_context(call: Callable[[Exchange], None], exchange: Exchange) -> Non
 
 
 def _asgi_exchange(site: Site, writer: UpgradeWriter, target: Target, fields: Fields) -> Exchange:
-    if fields.upgrade and fields.upgrade == b"websocket" and b"upgrade" in fields.connection:
+    if fields.upgrade == b"websocket":
         return WebSocketExchange(site, writer, target, fields)
     return ASGIExchange(site, writer, target, fields)

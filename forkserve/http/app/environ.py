@@ -1,4 +1,4 @@
-"""The environ of PEP 3333, except for the keys that the request line and the body contribute."""
+"""The environ of PEP 3333, except for the keys that the request's head and body contribute."""
 
 from __future__ import annotations
 
@@ -16,26 +16,7 @@ Environ = dict[str, Any]
 
 
 def environ_template(site: Site, connection: ClientConnection, fields: Fields) -> Environ:
-    """Return the part of the environ that follows from connection and field section; copied for each request."""
-    base, server, lines = connection.base, connection.endpoints.server, fields.lines
-    if base is None or fields.forwarded:
-        base = _environ_base(site, connection, fields)
-        if not fields.forwarded and server is not None and server[1] is not None:  # then no field changes it
-            connection.base = base
-    environ: Environ = base | {line.key: line.text for line in lines}
-    if "" in environ or len(environ) != len(base) + len(lines):
-        environ = base.copy()
-        for line in lines:
-            key = line.key
-            if key in environ:
-                environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + line.text
-            elif key:
-                environ[key] = line.text
-    environ["SERVER_PROTOCOL"] = "HTTP/" + fields.version
-    return environ
-
-
-def _environ_base(site: Site, connection: ClientConnection, fields: Fields) -> Environ:
+    """Return the part of the environ that follows from the connection, and from what proxies say about it."""
     endpoints = connection.endpoints
     client, scheme = endpoints.seen_through(fields, site.trusted)
     host, port = endpoints.server or ("", None)
@@ -48,6 +29,7 @@ def _environ_base(site: Site, connection: ClientConnection, fields: Fields) -> E
     port_text = port_text or ("443" if scheme == "https" else "80")
     return {
         "SERVER_SOFTWARE": "forkserve",
+        "SERVER_PROTOCOL": "HTTP/" + fields.version,
         "SERVER_NAME": host or "localhost",
         "SERVER_PORT": port_text,
         "SCRIPT_NAME": site.settings.root_path,
@@ -62,7 +44,5 @@ def _environ_base(site: Site, connection: ClientConnection, fields: Fields) -> E
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper,
         # Keys that are filled in later: to copy a dict is cheap, to let it grow is not.
-        **dict.fromkeys(
-            ("SERVER_PROTOCOL", "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "wsgi.input")
-        ),
+        **dict.fromkeys(("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "wsgi.input")),
     }

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from forkserve.http.app.environ import Environ, environ_template
 from forkserve.http.app.exchange import Exchange
@@ -21,6 +21,9 @@ from forkserve.http.app.hiddenloop import PER_CALL, HiddenLoop
 from forkserve.http.framing.outgoing import PIECE
 from forkserve.http.message.errors import ClientGoneError, RequestError, ResponseError, is_departure
 from forkserve.http.message.response import BODILESS, read_head
+
+if TYPE_CHECKING:
+    from forkserve.http.framing.writer import ClientConnection
 
 ExcInfo = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
 
@@ -102,10 +105,15 @@ class WSGICall(Exchange):
     def environ(self) -> Environ:
         """Return what the application is called with."""
         connection = self.writer.connection
-        template = connection.template
-        if template is None:
-            template = connection.template = environ_template(self.site, connection, self.fields)
-        environ: Environ = template | self.target.environ
+        fields, environ = connection.last
+        if fields is not self.fields:
+            environ = self._new_environ(connection)
+            connection.last = self.fields, None
+        elif environ is None:  # the first repetition; there may be many
+            environ = self._new_environ(connection)
+            connection.last = fields, environ.copy()
+        else:
+            environ = environ.copy()
         if self.input is None:
             environ["wsgi.input"] = BytesIO()
         else:
@@ -116,6 +124,17 @@ class WSGICall(Exchange):
             if path == script or path.startswith(script + "/"):
                 environ["PATH_INFO"] = path[len(script) :]
         self.scope_or_environ = environ
+        return environ
+
+    def _new_environ(self, connection: ClientConnection) -> Environ:
+        template = connection.template
+        if template is None:
+            template = environ_template(self.site, connection, self.fields)
+            if not connection.endpoints.is_unix:  # there it depends on the Host field
+                connection.template = template
+        environ: Environ = template.copy()
+        self.target.put_line(environ)
+        self.fields.put_fields(environ)
         return environ
 
     def start_response(

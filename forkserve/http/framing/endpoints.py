@@ -112,12 +112,17 @@ class Endpoints:
         self.socket_peer = self.peer
 
     @property
+    def is_unix(self) -> bool:
+        """Whether our end is a unix socket."""
+        return self.server is not None and self.server[1] is None
+
+    @property
     def peer(self) -> str:
         """The address of the client of this connection, which decides about trust; empty on a unix socket."""
         if self.client is not None:
             return self.client[0]
         # Without an address it is a unix socket's, or the client left before its address was read.
-        return "" if self.server is not None and self.server[1] is None else "unknown"
+        return "" if self.is_unix else "unknown"
 
     def seen_through(self, fields: Fields, trusted: TrustedPeers) -> tuple[tuple[str, int] | None, str]:
         """Return client and scheme of a request: those that a trusted proxy forwards, else those of the connection."""

@@ -57,17 +57,17 @@ class H1Connection(Output):
     """
 
     __slots__ = (
-        "_fields", "_held", "base", "body", "closing", "continue_due", "deadline", "eof", "reader", "reading", "requests",
+        "_fields", "_held", "body", "closing", "continue_due", "deadline", "eof", "last", "reader", "reading", "requests",
         "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
     def __init__(self, state: ServerState) -> None:
         super().__init__(state)
-        self.base: Any = None  # see `ClientConnection`
-        self.template: Any = None
+        self.template: Any = None  # see `ClientConnection`
+        self.last: tuple[Fields | None, dict[str, Any] | None] = (None, None)
         self.requests = 0
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
-        self.reader = HeadReader(state.limits, state.parse_lines)
+        self.reader = HeadReader(state.limits, state.read_head)
         self._fields: Fields | None = None
         self.body: LengthBody | ChunkedBody | None = None
         self._held = HeldInput()
@@ -176,9 +176,11 @@ class H1Connection(Output):
         self.requests += 1
         state.requests = requests = state.requests + 1
         response = self.response
-        if fields is not self._fields:
+        last = self._fields
+        if fields is not last:
+            if last is None or fields.forwarded or last.forwarded or fields.version != last.version:
+                self.template = None
             self._fields = fields
-            self.template = None
             # No request follows one after which the connection is not kept: with the same fields it is as it was.
             response.version, response.keep_alive = fields.version, fields.keep_alive
         self.deadline = inf

@@ -14,7 +14,7 @@ from forkserve.http.framing.outgoing import Buffered
 from forkserve.http.framing.refusals import Refusals
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.http1 import RequestLimits
-from forkserve.http.message.parsers import new_parser
+from forkserve.http.message.readers import new_reader
 
 if TYPE_CHECKING:
     import asyncio
@@ -56,7 +56,7 @@ class ServerState:
         self.loop = loop
         self.log = logging.getLogger("forkserve")
         self.limits = RequestLimits.of(settings)
-        self.parse_lines = new_parser(settings.http)
+        self.read_head = new_reader(settings.http, self.limits)
         self.header_timeout = settings.header_timeout or inf
         self.body_timeout = settings.body_timeout or inf
         self.write_timeout = settings.write_timeout or inf

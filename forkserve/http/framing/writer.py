@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.message.errors import RequestError
+    from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
     from forkserve.http.message.response import Field, ResponseHead
 
@@ -26,12 +27,13 @@ class ClientConnection(Protocol):
     """What all requests of one connection share.
 
     Attributes:
-        base: The environ without any field section, if no field changes it; kept here by WSGI.
-        template: The environ or scope of the last field section; kept here by WSGI and ASGI, reset by the framing.
+        template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI,
+            and reset by the framing when a field section may change it.
+        last: The last field section, and its environ if it has come twice in a row; kept here by WSGI.
     """
 
-    base: Any
     template: Any
+    last: tuple[Fields | None, dict[str, Any] | None]
 
     @property
     def endpoints(self) -> Endpoints:

@@ -1,156 +1,118 @@
-"""The field section of a request: its lines and their meaning (RFC 9110, RFC 9112). Pure.
+"""The field section of a request: names, values, and their meaning (RFC 9110, RFC 9112). Pure."""
 
-Whether a line is valid depends on the line alone, as folded lines are refused, and clients send the same lines again and again.
-So a line is checked and split once and then kept; only lines not seen before are given to a parser. The meaning of the lines
-together is computed for every section.
-"""
+from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from forkserve.http.message.errors import RequestError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
 Headers = list[tuple[bytes, bytes]]
-ParseLines = Callable[[list[bytes]], Headers]
-"""A parser: splits valid header lines, in order, names in lower case; raises ``ValueError`` if it refuses a line."""
+"""Names in lower case, and values without the blanks around them, in the order of the request."""
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 # Possessive quantifiers: there is no backtracking, so the time is linear for any input.
-_FIELD = re.compile(TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+")
 _WHOLE_TOKEN = re.compile(TOKEN + rb"++")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&()*+;=]|%[0-9A-Fa-f]{2})*+)(?::([0-9]{0,5}))?")
 _DIGITS = re.compile(rb"[0-9]{1,19}")
+
+USUAL_NAMES = frozenset(
+    b"accept accept-charset accept-encoding accept-language access-control-request-headers access-control-request-method age "
+    b"alt-used authorization b3 baggage cache-control cdn-loop cf-connecting-ip cf-ipcountry cf-ray cf-visitor connection "
+    b"content-encoding content-language content-length content-type cookie date depth dnt early-data expect fastly-client-ip "
+    b"forwarded from host idempotency-key if-match if-modified-since if-none-match if-range if-unmodified-since keep-alive "
+    b"last-event-id max-forwards origin pragma priority proxy proxy-authorization proxy-connection purpose range referer "
+    b"save-data sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode sec-fetch-site sec-fetch-user "
+    b"sec-gpc sec-purpose sec-websocket-extensions sec-websocket-key sec-websocket-protocol sec-websocket-version te "
+    b"traceparent tracestate trailer transfer-encoding true-client-ip upgrade upgrade-insecure-requests user-agent via "
+    b"x-amz-cf-id x-amz-date x-amzn-trace-id x-api-key x-b3-sampled x-b3-spanid x-b3-traceid x-client-ip x-cloud-trace-context "
+    b"x-correlation-id x-csrf-token x-csrftoken x-envoy-external-address x-forwarded-for x-forwarded-host x-forwarded-port "
+    b"x-forwarded-prefix x-forwarded-proto x-forwarded-server x-forwarded-ssl x-original-uri x-real-ip x-request-id "
+    b"x-request-start x-requested-with x-scheme".split()
+)
+"""The names that clients and proxies send most, which are read faster than others. The set never changes: no client can make the
+requests of another one slower."""
+_LOWER = {spelling: name for name in USUAL_NAMES for spelling in (name, name.title())}
 
 # A second one of these changes the meaning of the message, or of the application's reading of it.
 _ONLY_ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type"))
 # The options of a Connection field that have a meaning here; there may be thousands of others.
 _OPTIONS = re.compile(rb"(?:^|,)[\t ]*+(close|keep-alive|upgrade)[\t ]*+(?=,|$)")
-_SECRET = frozenset((b"authorization", b"cookie", b"proxy-authorization"))
+_LONGEST_KEPT = 256
 # PEP 3333 and RFC 3875: two names have no prefix. Two names never get into an environ: libraries would take HTTP_PROXY for a
 # setting, and the transfer coding is removed before the application reads the body.
 _CGI_NAMES = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH", b"proxy": "", b"transfer-encoding": ""}
 
 
-class Line:
-    """A header line, split into name and value. Shared by all requests that have it; never changed.
-
-    Attributes:
-        pair: The name in lower case, and the value.
-        interpret: Applies the field to `Fields`; None if the field has a meaning for the application only.
-        key: The name in an environ (PEP 3333); empty if the field does not belong there.
-        text: The value in an environ.
-    """
-
-    __slots__ = ("interpret", "key", "pair", "text")
-
-    def __init__(self, name: bytes, value: bytes) -> None:
-        self.pair = (name, value)
-        self.interpret, self.key = _NAMES.get(name) or _read_name(name)
-        self.text = value.decode("latin-1")
-
-
-Interpret = Callable[["Fields", bytes], None]
-
-_NAMES: dict[bytes, tuple[Interpret | None, str]] = {}
-"""By name: the attributes of `Line` that depend on the name alone, as values change more often."""
-_NAMES_KEPT = 1024
-
-
-def _read_name(name: bytes) -> tuple[Interpret | None, str]:
-    interpret = _drop if b"_" in name else _MEANINGS.get(name)
-    key = _CGI_NAMES.get(name, "HTTP_" + name.decode("ascii").upper().replace("-", "_"))
-    if len(_NAMES) < _NAMES_KEPT and len(name) <= _LONGEST_KEPT:
-        _NAMES[name] = interpret, key
-    return interpret, key
-
-
-_LINES: dict[bytes, Line] = {}
-_LINES_KEPT = 2048
-_LONGEST_KEPT = 256
-
-
-class LineReader:
-    """Splits the header lines of one connection.
-
-    Lines are kept for all connections. A line with a secret is kept only until the connection sends its next section.
+def cgi_key(name: bytes) -> str:
+    """Return the key of a field in an environ (PEP 3333); empty if the field does not belong there.
 
     Args:
-        parse: Reads lines that are not known yet.
+        name: The name in lower case.
     """
-
-    __slots__ = ("_parse", "_secrets")
-
-    def __init__(self, parse: ParseLines) -> None:
-        self._parse = parse
-        self._secrets: dict[bytes, Line] = {}
-
-    def read(self, section: bytes) -> list[Line]:
-        """Return the lines of a field section; ``section`` has no line end behind its last line.
-
-        Raises:
-            RequestError: 400, a line is malformed.
-        """
-        if not section:
-            return []
-        lines = section.split(b"\r\n")
-        read = list(map(_LINES.get, lines))
-        if not all(read):
-            self._read_fresh(lines, read)
-        return read  # type: ignore[return-value]  # no None is left
-
-    def _read_fresh(self, lines: list[bytes], read: list[Line | None]) -> None:
-        secrets, self._secrets = self._secrets, {}
-        fresh: list[int] = []
-        for at, known in enumerate(read):
-            if known is None:
-                raw = lines[at]
-                if raw in secrets:
-                    read[at] = self._secrets[raw] = secrets[raw]
-                elif _FIELD.fullmatch(raw) is None:
-                    raise RequestError(400, "a header field is malformed")
-                else:
-                    fresh.append(at)
-        if not fresh:
-            return
-        try:
-            for at, (name, value) in zip(fresh, self._parse([lines[at] for at in fresh]), strict=True):
-                read[at] = line = Line(name, value)
-                if name in _SECRET:
-                    self._secrets[lines[at]] = line
-                elif len(lines[at]) <= _LONGEST_KEPT:
-                    if len(_LINES) >= _LINES_KEPT:
-                        _LINES.clear()
-                    _LINES[lines[at]] = line
-        except (ValueError, RuntimeError) as error:  # RuntimeError: the parser made fewer lines of them
-            raise RequestError(400, "a header field is malformed") from error
+    key = _CGI_NAMES.get(name)
+    return "HTTP_" + name.decode("ascii").upper().replace("-", "_") if key is None else key
 
 
-class Fields:
-    """The field section of a request and its meaning. Shared by requests that repeat it; never changed.
+_KEYS = {name: cgi_key(name) for name in USUAL_NAMES}
+
+
+def split_lines(lines: Iterable[bytes]) -> Headers:
+    """Split header lines into names and values.
 
     Names that contain an underscore are dropped: a CGI-style environ cannot tell ``x_user`` from ``x-user``, and a proxy that
     removes one does not remove the other.
 
     Args:
+        lines: The lines; they contain no control character but tabs.
+
+    Raises:
+        RequestError: 400, a line is malformed.
+    """
+    headers: Headers = []
+    known = _LOWER.get
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        lower = known(name)
+        if lower is None or not colon:
+            if not colon or _WHOLE_TOKEN.fullmatch(name) is None:
+                raise RequestError(400, "a header field is malformed")
+            lower = name.lower()
+            if b"_" in lower:
+                continue
+        headers.append((lower, value.strip(b" \t")))
+    return headers
+
+
+class Fields:
+    """The field section of a request and its meaning. Never changed.
+
+    Args:
         version: The HTTP version, ``1.0`` or ``1.1``.
-        lines: The header lines.
+        headers: The fields, as `split_lines` returns them.
 
     Raises:
         RequestError: 400, the section is ambiguous: two servers could read it in two ways.
 
     Attributes:
+        upgrade: The protocol to which the client wants to change, in lower case; empty if there is none.
+        forwarded: Whether a proxy may have named the client.
+        has_body: Whether bytes of a body follow the head.
         refusal: Why a valid request cannot be served: 417 or 501. It is raised last, so that 400 has precedence.
     """
 
     __slots__ = (
-        "chunked", "connection", "content_length", "expect_continue", "forwarded", "has_body", "headers", "host", "keep_alive",
-        "lines", "refusal", "upgrade", "version",
+        "_options", "chunked", "content_length", "expect_continue", "forwarded", "has_body", "headers", "host", "keep_alive",
+        "refusal", "upgrade", "version",
     )  # fmt: skip
 
-    def __init__(self, version: str, lines: list[Line]) -> None:
+    def __init__(self, version: str, headers: Headers) -> None:
         self.version = version
-        self.lines = lines
+        self.headers = headers
         self.host: bytes | None = None
         self.content_length: int | None = None
         self.chunked = False
@@ -158,27 +120,41 @@ class Fields:
         self.forwarded = False
         self.upgrade = b""
         self.refusal: RequestError | None = None
-        self.connection: frozenset[bytes] = frozenset()
+        self._options: frozenset[bytes] = frozenset()
+        self._interpret()
+        options = self._options
+        if self.upgrade and b"upgrade" not in options:
+            self.upgrade = b""
+        # An Upgrade that is not taken changes nothing (RFC 9110 7.8): its client sends the other protocol only after a 101.
+        self.keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
+        if self.host is None and version == "1.1":
+            raise RequestError(400, "an HTTP/1.1 request needs a Host field")
+        if self.chunked and self.content_length is not None:
+            raise RequestError(400, "both Content-Length and Transfer-Encoding")
+        self.has_body = self.chunked or bool(self.content_length)
+
+    def _interpret(self) -> None:
         seen: set[bytes] = set()
-        for line in lines:
-            interpret = line.interpret
+        for name, value in self.headers:
+            interpret = _MEANINGS.get(name)
             if interpret is not None:
-                name, value = line.pair
                 if name in _ONLY_ONCE:
                     if name in seen:
                         raise RequestError(400, f"more than one {name.decode()} field")
                     seen.add(name)
                 interpret(self, value)
-        self.headers: Headers = [line.pair for line in self.lines]
-        # An Upgrade that is not taken changes nothing (RFC 9110 7.8): its client sends the other protocol only after a 101.
-        self.keep_alive = b"close" not in self.connection and (version == "1.1" or b"keep-alive" in self.connection)
-        if self.host is None and version == "1.1":
-            raise RequestError(400, "an HTTP/1.1 request needs a Host field")
-        if self.chunked and self.content_length is not None:
-            raise RequestError(400, "both Content-Length and Transfer-Encoding")
-        self.has_body = self.chunked or bool(self.content_length)  # bytes of it follow the head
 
-    def with_authority(self, authority: bytes) -> "Fields":
+    def put_fields(self, environ: dict[str, Any]) -> None:
+        """Add the fields to an environ (PEP 3333) that has none; the values of repeated ones are joined."""
+        headers = self.headers
+        size = len(environ)
+        for name, value in headers:
+            environ[_KEYS.get(name) or cgi_key(name)] = value.decode("latin-1")
+        if len(environ) != size + len(headers) or "" in environ:
+            environ.update(_joined(headers))
+            environ.pop("", None)
+
+    def with_authority(self, authority: bytes) -> Fields:
         """Return the fields with the authority of an absolute target in place of the Host field (RFC 9112 3.2.2).
 
         Raises:
@@ -189,7 +165,15 @@ class Fields:
             raise RequestError(400, "the request target is malformed")
         if self.host is not None and _without_port(self.host) != _without_port(authority):
             raise RequestError(400, "the request target and the Host field name different hosts")
-        return Fields(self.version, [Line(b"host", authority), *(line for line in self.lines if line.pair[0] != b"host")])
+        return Fields(self.version, [(b"host", authority), *(pair for pair in self.headers if pair[0] != b"host")])
+
+
+def _joined(headers: Headers) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for name, value in headers:
+        key, text = cgi_key(name), value.decode("latin-1")
+        joined[key] = text if key not in joined else joined[key] + ("; " if key == "HTTP_COOKIE" else ",") + text
+    return joined
 
 
 def valid_host(value: bytes) -> bool:
@@ -208,7 +192,7 @@ def _without_port(host: bytes) -> bytes:
 
 
 @lru_cache(256)
-def _options(value: bytes) -> frozenset[bytes]:
+def _known_options(value: bytes) -> frozenset[bytes]:
     return frozenset(_OPTIONS.findall(value.lower()))
 
 
@@ -241,7 +225,8 @@ def _interpret_transfer_encoding(fields: Fields, value: bytes) -> None:
 
 
 def _interpret_connection(fields: Fields, value: bytes) -> None:
-    fields.connection |= (_options if len(value) <= _LONGEST_KEPT else _options.__wrapped__)(value)
+    options = _known_options if len(value) <= _LONGEST_KEPT else _known_options.__wrapped__
+    fields._options |= options(value)  # noqa: SLF001 - a part of this class
 
 
 def _interpret_expect(fields: Fields, value: bytes) -> None:
@@ -263,11 +248,7 @@ def _interpret_nothing(fields: Fields, value: bytes) -> None:
     """Do nothing, for a field that may only not be repeated."""
 
 
-def _drop(fields: Fields, value: bytes) -> None:
-    fields.lines = [line for line in fields.lines if b"_" not in line.pair[0]]
-
-
-_MEANINGS = {
+_MEANINGS: dict[bytes, Callable[[Fields, bytes], None]] = {
     b"host": _interpret_host,
     b"content-length": _interpret_content_length,
     b"content-type": _interpret_nothing,

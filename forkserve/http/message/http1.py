@@ -1,11 +1,7 @@
 """HTTP/1 request heads: where a head ends, and the meaning of its request line (RFC 9112). The other lines are in `fields`.
 
-Pure: bytes in, values out. The raw bytes are checked here, before a parser sees them: parsers differ (each of llhttp and h11
-accepts heads that the other refuses), and with both the response must be the same. A parser only splits lines that have been
-found valid; if it refuses one nevertheless, the response is 400.
-
-Two things repeat so often that they are kept: a connection keeps its last head, as clients mostly send the same fields again
-(`HeadReader`), and the process keeps recent request lines (`TARGETS`).
+Pure: bytes in, values out. The reader in this module is the judge: every head that is refused is refused here, so status and
+message are the same whichever reader is chosen (`readers`).
 """
 
 from __future__ import annotations
@@ -13,28 +9,34 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from forkserve.http.message.errors import RequestError
-from forkserve.http.message.fields import TOKEN, Fields, LineReader, ParseLines
+from forkserve.http.message.fields import TOKEN, Fields, split_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from forkserve.config.settings import Settings
 
+    ReadHead = Callable[[bytes], tuple["Target", Fields]]
+
 _TOKEN = re.compile(TOKEN + rb"++")
-_TARGET = re.compile(rb"[\x21\x22\x24-\x7e]++")  # visible ASCII without "#"
 _ABSOLUTE = re.compile(rb"(https?|wss?)://([^/?]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_IN_TARGETS = bytes(set(range(0x21, 0x7F)) - {ord("#")})  # visible ASCII
+_IN_FIELDS = bytes({0x09, *range(0x20, 0x7F), *range(0x80, 0x100)})  # RFC 9110 5.5
 
 VERSIONS = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0"}
 LONGEST_METHOD = 32
-# The methods that llhttp knows. With both parsers the response to others is 501: the installed parser must not matter to apps.
-METHODS = frozenset(
-    b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND "
-    b"UNBIND ACL REPORT MKACTIVITY CHECKOUT "
-    b"MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK UNLINK QUERY".split()
-)
+METHODS = {
+    method: method.decode()
+    for method in (
+        b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND "
+        b"ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK UNLINK QUERY"
+    ).split()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,40 +70,48 @@ class RequestLimits:
 
 
 class Target:
-    """A request line: method and target. Shared by all requests with the same line; never changed.
+    """A request line: method and target. Never changed.
 
     Attributes:
         method: The method.
         line: Method and target as they were sent.
-        path: The path, percent-decoded.
         raw_path: The path as it was sent.
         query: The query without the question mark.
         authority: The authority; None unless the target has the absolute form.
-        environ: The keys that the request line contributes to a WSGI environ.
-        scope: The keys that it contributes to an ASGI scope.
     """
 
-    __slots__ = ("authority", "environ", "line", "method", "path", "query", "raw_path", "scope")
+    __slots__ = ("authority", "line", "method", "query", "raw_path")
 
-    def __init__(self, method: bytes, raw: bytes, path_and_query: bytes, authority: bytes | None) -> None:
-        self.method = method.decode("ascii")
-        self.line = method + b" " + raw
+    def __init__(self, method: str, line: bytes, path_and_query: bytes, authority: bytes | None) -> None:
+        self.method = method
+        self.line = line
         self.authority = authority
         self.raw_path, _, self.query = path_and_query.partition(b"?")
-        self.path = unquote_to_bytes(self.raw_path) if b"%" in self.raw_path else self.raw_path
-        uri = raw.decode("ascii")
-        # PEP 3333: a path begins with a slash or is empty; RAW_URI shows that the request is about the whole server.
-        path = b"" if raw == b"*" else self.path
-        # PEP 3333: environ strings are bytes decoded as latin-1.
-        self.environ = {
-            "REQUEST_METHOD": self.method,
-            "PATH_INFO": path.decode("latin-1"),
-            "QUERY_STRING": self.query.decode("ascii"),
-            "REQUEST_URI": uri,
-            "RAW_URI": uri,
-        }
-        # ASGI: the path is text, decoded as UTF-8.
-        self.scope = {
+
+    @property
+    def raw(self) -> str:
+        """The target as it was sent."""
+        return self.line[len(self.method) + 1 :].decode("ascii")
+
+    @property
+    def path(self) -> bytes:
+        """The path, percent-decoded."""
+        return unquote_to_bytes(self.raw_path) if b"%" in self.raw_path else self.raw_path
+
+    def put_line(self, environ: dict[str, Any]) -> None:
+        """Add the keys of the request line to an environ."""
+        environ["REQUEST_METHOD"] = self.method
+        # PEP 3333: environ strings are bytes decoded as latin-1. A path begins with a slash or is empty; RAW_URI shows that the
+        # request is about the whole server.
+        path = self.path.decode("latin-1")
+        environ["PATH_INFO"] = "" if path == "*" else path
+        environ["QUERY_STRING"] = self.query.decode("ascii")
+        environ["REQUEST_URI"] = environ["RAW_URI"] = self.raw
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """The keys of the request line in an ASGI scope."""
+        return {
             "method": self.method,
             "path": self.path.decode("utf-8", "replace"),
             "raw_path": self.raw_path,
@@ -109,29 +119,26 @@ class Target:
         }
 
 
-TARGETS: dict[bytes, Target] = {}
-_TARGETS_KEPT = 1024
-_LONGEST_KEPT = 256
-
-
 class HeadReader:
-    """Reads the heads of one connection: finds the end of each, checks it, and keeps the last one.
+    """Collects the heads of one connection, which may come in pieces, and reads them.
+
+    A client that polls sends the same head again and again, so the last one is kept.
 
     Args:
         limits: How much is accepted.
-        parse: Splits header lines.
+        read_head: Reads a whole head, which ends with its empty line.
 
     Attributes:
         buffer: The part of a head that has come.
     """
 
-    __slots__ = ("_fields", "_limits", "_lines", "_scanned", "_section", "_tail", "buffer")
+    __slots__ = ("_last", "_limits", "_lines", "_read", "_read_head", "_scanned", "buffer")
 
-    def __init__(self, limits: RequestLimits, parse: ParseLines) -> None:
+    def __init__(self, limits: RequestLimits, read_head: ReadHead) -> None:
         self._limits = limits
-        self._section = LineReader(parse)
-        self._tail = b""
-        self._fields: Fields | None = None
+        self._read_head = read_head
+        self._last = b""
+        self._read: tuple[Target, Fields]  # from the last head
         self.buffer = bytearray()
         self._scanned = 0
         self._lines = 0
@@ -169,75 +176,110 @@ class HeadReader:
         return None, b""
 
     def read(self, head: bytes) -> tuple[Target, Fields]:
-        """Return the request line and the fields of a whole head, which ends with its empty line.
+        """Return the request line and the fields of a whole head; the same objects if the last head was the same.
 
         Raises:
-            RequestError: The head is invalid or larger than the limits, or asks for something that is not supported.
+            RequestError: As `read_head`.
         """
-        # Many clients send everything from the version on again to the letter. The rest in front of it is the request line, and
-        # nothing more, if that is a known one.
-        if self._fields is not None and head.endswith(self._tail):
-            target = TARGETS.get(head[: -len(self._tail)])
-            if target is not None:
-                return target, self._fields
-        line_end = head.find(b"\r\n")
-        tail = head[line_end - 8 :]
-        if line_end == 0:  # RFC 9112 2.2: one empty line before the request line is skipped
-            head = head[2:]
-            line_end = head.find(b"\r\n")
-            tail = head[line_end - 8 :]
-            if line_end <= 0:
-                raise RequestError(400, "more than one empty line before the request line")
-        if line_end > self._limits.line:
-            raise RequestError(414, "the request line is too long")
-        version = VERSIONS.get(tail[:8])
-        start = head[: line_end - 8]
-        target = TARGETS.get(start)
-        if version is None or target is None:
-            version, target = _read_request_line(head[:line_end])
-        if tail == self._tail and self._fields is not None and target.authority is None:
-            return target, self._fields
-        self._check_size(head)
-        fields = Fields(version, self._section.read(head[line_end + 2 : -4]))
-        if target.authority is not None:
-            fields = fields.with_authority(target.authority)
-        if fields.refusal is not None:
-            raise fields.refusal
-        self._tail, self._fields = tail, fields if target.authority is None else None
-        return target, fields
-
-    def _check_size(self, head: bytes) -> None:
-        limits = self._limits
-        if len(head) > limits.head:
-            raise RequestError(431, "the request head is too large")
-        if head.count(b"\n") - 2 > limits.fields:
-            raise RequestError(431, "too many header fields")
-        if limits.field and max(map(len, head.split(b"\r\n")[1:])) > limits.field:
-            raise RequestError(431, "a header field is too large")
+        if head != self._last:
+            self._read = self._read_head(head)
+            self._last = head
+        return self._read
 
 
-def _read_request_line(line: bytes) -> tuple[str, Target]:
-    if _BARE.search(line):
-        raise RequestError(400, "a line does not end in CR LF")
+def read_head(limits: RequestLimits, head: bytes) -> tuple[Target, Fields]:
+    """Return the request line and the fields of a whole head, which ends with its empty line.
+
+    Raises:
+        RequestError: The head is invalid or larger than the limits, or asks for something that is not supported.
+    """
+    lines = head.split(b"\r\n")
+    if not lines[0]:  # RFC 9112 2.2: one empty line before the request line is skipped
+        if not lines[1]:
+            raise RequestError(400, "more than one empty line before the request line")
+        return read_head(limits, head[2:])
+    if len(lines[0]) > limits.line:
+        raise RequestError(414, "the request line is too long")
+    target, version = read_request_line(lines[0])
+    plain = is_plain(head, lines)
+    if not plain or len(head) > limits.head or len(lines) - 3 > limits.fields or limits.field:
+        check_size(limits, head)
+    if not plain:
+        raise RequestError(400, "a header field is malformed")
+    return target, finish(target, Fields(version, split_lines(lines[1:-2])))
+
+
+def finish(target: Target, fields: Fields) -> Fields:
+    """Return the fields of a request, judged together with its target.
+
+    Raises:
+        RequestError: They contradict each other, or ask for something that is not supported.
+    """
+    if target.authority is not None:
+        fields = fields.with_authority(target.authority)
+    if fields.refusal is not None:
+        raise fields.refusal
+    return fields
+
+
+def is_plain(head: bytes, lines: list[bytes]) -> bool:
+    """Return whether a head contains no control characters but tabs and line ends, each of which is a CR LF.
+
+    Args:
+        head: The head.
+        lines: The same, split at each CR LF.
+    """
+    return head.translate(None, _IN_FIELDS) == b"\r\n" * (len(lines) - 1)
+
+
+def check_size(limits: RequestLimits, head: bytes) -> None:
+    """See that a head is within the limits, apart from the one of its first line.
+
+    Raises:
+        RequestError: 431.
+    """
+    if len(head) > limits.head:
+        raise RequestError(431, "the request head is too large")
+    if head.count(b"\n") - 2 > limits.fields:
+        raise RequestError(431, "too many header fields")
+    if limits.field and max(map(len, head.split(b"\r\n")[1:])) > limits.field:
+        raise RequestError(431, "a header field is too large")
+
+
+def read_request_line(line: bytes) -> tuple[Target, str]:
+    """Return the target and the version of a request line (RFC 9112 section 3).
+
+    Raises:
+        RequestError: 400: a part is malformed, or the form of the target does not fit the method. 501: an unsupported method.
+            505: an unsupported version.
+    """
     parts = line.split(b" ")
     version = VERSIONS.get(parts[-1])
+    if line.translate(None, _IN_TARGETS) == b"  " and version is not None and parts[0] in METHODS and parts[1].startswith(b"/"):
+        return Target(METHODS[parts[0]], line[:-9], parts[1], None), version  # the usual case, found fast
+    if b"\r" in line or b"\n" in line:
+        raise RequestError(400, "a line does not end in CR LF")
     if len(parts) != 3 or version is None:
         if len(parts) == 3 and parts[2].startswith(b"HTTP/"):
             raise RequestError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
         raise RequestError(400, "the request line is not METHOD TARGET VERSION")
-    return version, read_target(line[:-8])
+    return read_target(parts[0], parts[1]), version
 
 
-def read_target(start: bytes) -> Target:
-    """Split ``METHOD TARGET`` and the blank behind them (RFC 9112 section 3).
+def read_target(method: bytes, raw: bytes) -> Target:
+    """Return the target of a request.
+
+    Args:
+        method: The method.
+        raw: The target as it was sent.
 
     Raises:
-        RequestError: 400: a part is malformed, or the form of the target does not fit the method. 501: an unsupported method.
+        RequestError: As `read_request_line`.
     """
-    method, _, raw = start[:-1].partition(b" ")
-    if len(method) > LONGEST_METHOD or _TOKEN.fullmatch(method) is None:
+    known = METHODS.get(method)
+    if known is None and (len(method) > LONGEST_METHOD or _TOKEN.fullmatch(method) is None):
         raise RequestError(400, "the method is malformed")
-    if _TARGET.fullmatch(raw) is None:
+    if not raw or raw.translate(None, _IN_TARGETS):
         raise RequestError(400, "the request target is malformed")
     if method == b"CONNECT":
         raise RequestError(501, "this server is no proxy: CONNECT is not supported")
@@ -252,11 +294,6 @@ def read_target(start: bytes) -> Target:
             raise RequestError(400, "the request target is malformed")
         authority = form[2]
         path = (form[3] or b"/") + (form[4] or b"")
-    if method not in METHODS:
+    if known is None:
         raise RequestError(501, "this method is not supported")
-    target = Target(method, raw, path, authority)
-    if len(start) <= _LONGEST_KEPT and authority is None:  # an authority must be compared with the Host field each time
-        if len(TARGETS) >= _TARGETS_KEPT:
-            TARGETS.clear()
-        TARGETS[start] = target
-    return target
+    return Target(known, b"%b %b" % (method, raw), path, authority)

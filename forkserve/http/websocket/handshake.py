@@ -84,7 +84,7 @@ class Handshake:
         factories = [_DEFLATE] if settings.ws_per_message_deflate else []
         self.protocol = ServerProtocol(state=OPEN, extensions=factories, logger=_log)
         try:
-            self._accept, self._extensions, _ = self.protocol.process_request(Request(target.environ["RAW_URI"], headers))
+            self._accept, self._extensions, _ = self.protocol.process_request(Request(target.raw, headers))
         except InvalidHandshake as error:
             raise RequestError(400, "the WebSocket handshake is malformed") from error
 

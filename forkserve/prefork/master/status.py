@@ -51,6 +51,7 @@ class Status:
             "pid": state.pid,
             "version": __version__,
             "app": state.settings.app,
+            **{key: fact(state.settings) for key, fact in state.worker_class.FACTS.items()},
             "state": self._condition(),
             "generation": pool.generations.committed,
             "uptime_s": round(now - state.started_at, 3),

@@ -11,6 +11,7 @@ import os
 import select
 import time
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve.base import logfile, logs
@@ -28,7 +29,7 @@ from forkserve.prefork.worker.signals import WorkerSignals
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Collection, Coroutine, Iterator
+    from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.messages import Message
@@ -55,6 +56,8 @@ class Worker(Heir, Named):
     """
 
     current: ClassVar[Worker | None] = None  # of this process
+    FACTS: ClassVar[Mapping[str, Callable[[Settings], object]]] = MappingProxyType({})
+    """What the status says of the workers as a whole: a key, and what returns its value in the master."""
 
     def __init__(self, context: WorkerContext) -> None:
         """Take over the context. `run` loads the app, not this."""

@@ -19,7 +19,7 @@ from tests.integration.conftest import Start
 pytestmark = pytest.mark.heavy
 
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-PARSERS = pytest.mark.parametrize("parser", ["httptools", "h11"])
+READERS = pytest.mark.parametrize("reader", ["auto", "python", "h11"])
 
 
 def http(command: Command, **options: object) -> httpx.Client:
@@ -32,10 +32,10 @@ def test_the_loop_option_selects_the_loop(serve: Start, loop: str) -> None:
     assert get(serve("tests.integration.small_apps:who_asgi", "--base-port", 0, "--loop", loop).port).json["loop"] == loop
 
 
-@PARSERS
+@READERS
 @pytest.mark.parametrize("app", ["hello_wsgi", "hello_asgi"])
-def test_hello_responds_with_all_default_headers(serve: Start, parser: str, app: str) -> None:
-    command = serve(f"example_apps.{app}:app", "--base-port", 0, "--http", parser)
+def test_hello_responds_with_all_default_headers(serve: Start, reader: str, app: str) -> None:
+    command = serve(f"example_apps.{app}:app", "--base-port", 0, "--http", reader)
 
     with Client(command.port) as client:
         for _ in range(3):
@@ -224,9 +224,9 @@ def test_an_endless_stream_ends_when_its_client_disconnects(serve: Start) -> Non
 
 
 @pytest.mark.parametrize(("app", "interface"), [("application", "wsgi"), ("app", "asgi")])
-@PARSERS
-def test_echo_reports_the_request_as_the_app_received_it(serve: Start, app: str, interface: str, parser: str) -> None:
-    command = serve(f"example_apps.echo:{app}", "--base-port", 0, "--http", parser)
+@READERS
+def test_echo_reports_the_request_as_the_app_received_it(serve: Start, app: str, interface: str, reader: str) -> None:
+    command = serve(f"example_apps.echo:{app}", "--base-port", 0, "--http", reader)
 
     seen = get(command.port, "/a%20b/%C3%A4?q=%20", "X-Thing: one", "X-Thing: two", method="PUT", body=b"\xff\x00").json
 

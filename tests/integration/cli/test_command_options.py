@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from forkserve.http.message.readers import chosen
 from tests.integration.client import Answer, Client, get
 from tests.integration.command import run
 from tests.integration.conftest import Start
@@ -14,7 +16,7 @@ from tests.integration.conftest import Start
 WHO, WHO_ASGI = "tests.integration.small_apps:who", "tests.integration.small_apps:who_asgi"
 GATED, GATED_ASGI = "tests.integration.small_apps:gated", "tests.integration.small_apps:gated_asgi"
 BOTH = pytest.mark.parametrize("app", [WHO, WHO_ASGI], ids=["wsgi", "asgi"])
-PARSERS = pytest.mark.parametrize("parser", ["httptools", "h11"])
+READERS = pytest.mark.parametrize("reader", ["auto", "python", "h11"])
 
 FACTORIES = """
 def make(name="nobody", *, debug=None):
@@ -252,11 +254,11 @@ def test_limit_concurrency_does_not_count_disconnected_clients(serve: Start, tmp
 # Limits
 
 
-@PARSERS
-def test_each_limit_of_the_head_is_enforced(serve: Start, parser: str) -> None:
+@READERS
+def test_each_limit_of_the_head_is_enforced(serve: Start, reader: str) -> None:
     """A request at each limit is served; a larger one is refused."""
     limits = ("--limit-request-line", 64, "--limit-request-fields", 4, "--limit-request-head", 512)
-    command = serve(WHO, *limits, "--limit-request-field_size", 200, "--http", parser, "--base-port", 0)
+    command = serve(WHO, *limits, "--limit-request-field_size", 200, "--http", reader, "--base-port", 0)
     path = "/" + "x" * (64 - len("GET / HTTP/1.1"))
 
     def status(target: str, *lines: str) -> int:
@@ -269,47 +271,54 @@ def test_each_limit_of_the_head_is_enforced(serve: Start, parser: str) -> None:
     assert len(command.workers) == 1
 
 
-@pytest.mark.parametrize(("app", "parser"), [(WHO, "httptools"), (WHO_ASGI, "h11")], ids=["wsgi", "asgi"])
-def test_a_body_above_the_limit_gets_413(serve: Start, app: str, parser: str) -> None:
-    command = serve(app, "--limit-request-body", "1k", "--http", parser, "--base-port", 0)
+@pytest.mark.parametrize(("app", "reader"), [(WHO, "auto"), (WHO_ASGI, "h11")], ids=["wsgi", "asgi"])
+def test_a_body_above_the_limit_gets_413(serve: Start, app: str, reader: str) -> None:
+    command = serve(app, "--limit-request-body", "1k", "--http", reader, "--base-port", 0)
 
     assert get(command.port, method="POST", body=b"x" * 1024).status == 200
     assert get(command.port, method="POST", body=b"x" * 1025).status == 413
 
 
-# Parser, loop, lifespan and workers
+# Reader, loop, lifespan and workers
 
 
-# Detects the parser by the modules whose Python code runs: h11 is written in Python, httptools is not.
+# Detects the reader by the Python code that runs.
 WATCHING = """
 import sys
 seen = set()
-sys.setprofile(lambda frame, event, arg: seen.add(frame.f_globals.get("__name__", "").partition(".")[0]))
+sys.setprofile(lambda frame, event, arg: seen.add((frame.f_globals.get("__name__"), frame.f_code.co_name)))
 
 def app(environ, start_response):
     start_response("200 OK", [])
-    return [b"h11" if "h11" in seen else b"other"]
+    by_h11, by_python = ("h11._connection", "receive_data") in seen, ("forkserve.http.message.http1", "read_head") in seen
+    return [b"h11" if by_h11 else b"python" if by_python else b"c"]
 """
+WITHOUT_EXTENSION = "import sys; sys.modules['forkserve.http.message._head'] = None"
 
 
-@pytest.mark.parametrize(("parser", "seen"), [("auto", "other"), ("h11", "h11")])
-def test_http_selects_the_parser(serve: Start, project: Path, parser: str, seen: str) -> None:
+@pytest.mark.parametrize("choice", ["auto", "httptools", "python", "h11"])
+def test_http_selects_the_reader(serve: Start, project: Path, choice: str) -> None:
+    """`--http httptools`, which uvicorn's users type, means auto. The status says which reader runs."""
     (project / "watching.py").write_text(WATCHING)
-    command = serve("watching:app", "--http", parser, "--base-port", 0, cwd=project)
+    command = serve("watching:app", "--http", choice, "--base-port", 0, "--control-socket", project / "s", cwd=project)
+    reader = {"auto": chosen("auto"), "httptools": chosen("auto")}.get(choice, choice)
 
-    assert [get(command.port, "/", f"X-A: {number}").text for number in range(2)] == [seen, seen]
+    assert [get(command.port, "/", f"X-A: {number}").text for number in range(2)] == [reader, reader]
+    assert json.loads(run("ctl", "status", "--json", "--socket", project / "s").stdout)["result"]["reader"] == reader
 
 
-def test_without_httptools_the_default_parser_is_h11(serve: Start, project: Path) -> None:
+def test_without_the_extension_python_reads_requests(serve: Start, project: Path) -> None:
+    """Only `--http c` is refused then, in one line that says what to do."""
     (project / "without").mkdir()
-    (project / "without" / "httptools.py").write_text("raise ModuleNotFoundError('httptools')\n")
+    (project / "without" / "sitecustomize.py").write_text(WITHOUT_EXTENSION)
     (project / "watching.py").write_text(WATCHING)
     env = {"PYTHONPATH": str(project / "without")}
 
-    assert get(serve("watching:app", "--base-port", 0, cwd=project, env=env).port).text == "h11"
-    ended = run("watching:app", "--http", "httptools", cwd=project, env=env)
+    assert run("--version", cwd=project, env=env).stdout.endswith("(reader: python)\n")
+    assert get(serve("watching:app", "--base-port", 0, cwd=project, env=env).port).text == "python"
+    ended = run("watching:app", "--http", "c", cwd=project, env=env)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
-    assert "pip install httptools" in ended.stderr
+    assert "install a C compiler" in ended.stderr
 
 
 @pytest.mark.parametrize(("loop", "module"), [("auto", "uvloop"), ("asyncio", "asyncio")])

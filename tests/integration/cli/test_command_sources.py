@@ -243,7 +243,7 @@ def test_version_is_printed(project: Path) -> None:
     ended = run("--version", cwd=project)
 
     assert ended.returncode == 0
-    assert re.fullmatch(r"forkserve \d+\.\d+\.\d+\S*\n", ended.stdout)
+    assert re.fullmatch(r"forkserve \d+\.\d+\.\d+\S* \(reader: (c|python)\)\n", ended.stdout)
 
 
 def test_help_lists_all_options(project: Path) -> None:

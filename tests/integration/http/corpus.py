@@ -32,7 +32,7 @@ def plain() -> Iterator[Case]:
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "M-SEARCH"):
         yield good(method, head(b"Content-Length: 2", start=f"{method} /m HTTP/1.1".encode()) + b"ab", Seen(method, "/m", b"ab"))
     for unknown in (b"lower", b"get", b"BREW", b"Get"):
-        yield bad(f"method {unknown.decode()} is 501 with both parsers", head(start=unknown + b" / HTTP/1.1"), 501)
+        yield bad(f"method {unknown.decode()} is 501 with all readers", head(start=unknown + b" / HTTP/1.1"), 501)
     yield good("two pipelined", head(start=b"GET /1 HTTP/1.1") + head(start=b"GET /2 HTTP/1.1"), Seen(path="/1"), Seen(path="/2"))
     three = post(b"Content-Length: 3", body=b"abc") + chunks(b"2\r\nde\r\n0\r\n\r\n") + head(start=b"GET /3 HTTP/1.1")
     yield good("three pipelined with bodies", three, Seen("POST", "/p", b"abc"), Seen("POST", "/p", b"de"), Seen(path="/3"))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from forkserve.http.message.body import ChunkedBody, LengthBody
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.http1 import HeadReader, RequestLimits, Target
-from forkserve.http.message.parsers import new_parser
+from forkserve.http.message.readers import chosen, new_reader
 
 if TYPE_CHECKING:
     from forkserve.http.message.fields import Fields
 
-PARSERS = ("httptools", "h11")
+READERS = ("c", "python", "h11") if chosen("auto") == "c" else ("python", "h11")
+"""The readers that are installed."""
 LIMITS = RequestLimits(line=16384, fields=128, head=65536, body=1 << 30)
 
 
@@ -48,17 +49,17 @@ class Unfinished:
 Outcome = list[Request | Refusal | Unfinished]
 
 
-def converse(parser: str, pieces: Iterable[bytes], limits: RequestLimits = LIMITS) -> Outcome:
+def converse(reader: str, pieces: Iterable[bytes], limits: RequestLimits = LIMITS) -> Outcome:
     """Read requests from pieces of bytes until the bytes end, a request is refused, or a request is the last of its connection."""
-    return Conversation(parser, limits).run(pieces)
+    return Conversation(reader, limits).run(pieces)
 
 
 class Conversation:
     """The requests of one connection, without a socket."""
 
-    def __init__(self, parser: str, limits: RequestLimits) -> None:
+    def __init__(self, reader: str, limits: RequestLimits) -> None:
         self.outcome: Outcome = []
-        self.reader = HeadReader(limits, new_parser(parser))
+        self.reader = HeadReader(limits, new_reader(reader, limits))
         self.limits = limits
         self.current: tuple[Target, Fields] | None = None
         self.framing: LengthBody | ChunkedBody | None = None

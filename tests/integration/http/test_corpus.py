@@ -1,7 +1,8 @@
-"""Send every case of the corpus over sockets, to both interfaces, each with another parser."""
+"""Send every case of the corpus over sockets, to both interfaces, each with another reader."""
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.integration.client import Client
 from tests.integration.http.case import Case, allowed, check_fields, sent
 from tests.integration.http.corpus import CASES
 from tests.integration.http.harness import Server, serving
-from tests.integration.http.talk import PARSERS
+from tests.integration.http.talk import READERS
 
 APPS = {"wsgi": "tests.integration.http.apps:recorder", "asgi": "tests.integration.http.apps:recorder_asgi"}
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -19,12 +20,12 @@ SPLIT_EVERYWHERE = 1500
 """Cases up to this many bytes are also sent byte by byte."""
 
 
-@pytest.fixture(scope="module", params=list(zip(APPS, PARSERS, strict=True)), ids="-".join)
+@pytest.fixture(scope="module", params=list(zip(cycle(APPS), READERS, strict=False)), ids="-".join)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for each interface, each with another parser; how a parser reads a case does not depend on the interface."""
-    interface, parser = request.param
+    """A server for each reader, in turn of each interface: how a case is read does not depend on the interface."""
+    interface, reader = request.param
     directory = tmp_path_factory.mktemp("s", numbered=True)
-    with serving(APPS[interface], Path(os.path.relpath(directory)), http=parser) as server:
+    with serving(APPS[interface], Path(os.path.relpath(directory)), http=reader) as server:
         yield server
 
 

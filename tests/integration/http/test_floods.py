@@ -23,7 +23,7 @@ import pytest
 
 from forkserve.http.app.turns import BATCH_CALLS
 from forkserve.http.message.body import LINES, ChunkedBody
-from forkserve.http.message.fields import Fields, Line, valid_host
+from forkserve.http.message.fields import Fields, valid_host
 from tests.integration.client import unread
 from tests.integration.command import eventually
 from tests.integration.http.harness import Server, serving
@@ -159,7 +159,7 @@ def test_no_continue_is_sent_within_a_response(asgi: Server) -> None:
 
 
 def _fields(*lines: tuple[bytes, bytes]) -> Fields:
-    return Fields("1.1", [Line(b"host", b"a"), *(Line(*line) for line in lines)])
+    return Fields("1.1", [(b"host", b"a"), *lines])
 
 
 def test_caches_keep_no_large_values() -> None:
@@ -176,7 +176,7 @@ def test_caches_keep_no_large_values() -> None:
 def test_only_known_connection_options_are_kept(value: bytes) -> None:
     """Options without a meaning are dropped."""
     found = _fields((b"connection", value))
-    assert found.connection <= {b"close", b"keep-alive", b"upgrade"}
+    assert found._options <= {b"close", b"keep-alive", b"upgrade"}
     assert not found.keep_alive
 
 

@@ -16,7 +16,7 @@ import pytest
 from forkserve.config import load as config
 from forkserve.http.app.wsgi import OUTPUT_IN_MEMORY
 from forkserve.http.framing.endpoints import Endpoints
-from forkserve.http.message.fields import Fields, Line
+from forkserve.http.message.fields import Fields
 from forkserve.http.message.http1 import read_target
 from forkserve.http.service import Service
 from forkserve.prefork.system.scoreboard import unseen_row
@@ -93,8 +93,8 @@ class LineConnection(asyncio.Protocol):
     def __init__(self, service: Service) -> None:
         self._new_exchange: Callable[..., RequestHandler] = service.server.new_exchange
         self.endpoints = Endpoints()
-        self.base: Any = None
         self.template: Any = None
+        self.last: tuple[Fields | None, dict[str, Any] | None] = (None, None)
         self.exchange: RequestHandler | None = None
         self.lost = asyncio.Event()
         self.paused = False
@@ -110,9 +110,9 @@ class LineConnection(asyncio.Protocol):
             line, _, data = data.partition(b"\n")
             method, target, length = line.split(b" ")
             self._left = int(length)
-            lines = [Line(b"host", b"lines"), Line(b"content-length", length)]
+            lines = [(b"host", b"lines"), (b"content-length", length)]
             writer: ResponseWriter = LineWriter(self)
-            self.exchange = self._new_exchange(writer, read_target(b"%b %b " % (method, target)), Fields("1.1", lines))
+            self.exchange = self._new_exchange(writer, read_target(method, target), Fields("1.1", lines))
             self.exchange.start()
         if self._left and data:
             assert self.exchange is not None

@@ -13,16 +13,16 @@ from tests.integration.http.case import Case, allowed, head, sent
 from tests.integration.http.corpus import CASES
 from tests.integration.http.harness import Server, serving
 
-APPS = {"wsgi-httptools": "recorder", "asgi-h11": "recorder_asgi"}
+APPS = {"wsgi-auto": "recorder", "asgi-h11": "recorder_asgi"}
 GET = head()
 
 
 @pytest.fixture(scope="module", params=APPS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for each interface, each with another parser."""
+    """A server for each interface, each with another reader."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
-    app, parser = f"tests.integration.http.apps:{APPS[request.param]}", request.param.partition("-")[2]
-    with serving(app, directory, http=parser) as server:
+    app, reader = f"tests.integration.http.apps:{APPS[request.param]}", request.param.partition("-")[2]
+    with serving(app, directory, http=reader) as server:
         yield server
 
 

@@ -15,7 +15,7 @@ from tests.integration.http.harness import Server, events, serving
 
 @pytest.fixture(scope="module", params=["0", "4"], ids=["inline", "threads"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server inline, one with threads; both with the default parser."""
+    """One server inline, one with threads; both with the default reader."""
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
     with serving("tests.integration.http.wsgi_apps:application", directory, faults=True, threads=request.param) as server:
         yield server

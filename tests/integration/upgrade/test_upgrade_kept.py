@@ -3,7 +3,7 @@
 The new program could read, import or open again what the pre-flight has checked before:
 
 - the command line's parser (click), which the command no longer needs then;
-- forkserve's own modules, and those that they import: websockets, setproctitle, uvloop, httptools;
+- forkserve's own modules, and those that they import: websockets, setproctitle, uvloop;
 - the configuration: TOML, a Python file with its hooks, other configuration files beside it, `--env-file`, certificates;
 - the class of `--worker`;
 - logs, the files for the workers' output, `--log-config`;
@@ -197,7 +197,7 @@ SPOILS = {
     "no package": "remove(HERE + '/lib/forkserve')",
     **{
         f"half {name}": f"write(HERE + '/lib/{name}.py', 'raise RuntimeError(\"half installed\")')"
-        for name in ("click", "setproctitle", "websockets", "uvloop", "httptools")
+        for name in ("click", "setproctitle", "websockets", "uvloop")
     },
     "no working directory": "remove(HERE + '/site')",
     "no environment file": "remove(HERE + '/env')",

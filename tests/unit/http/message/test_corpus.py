@@ -1,4 +1,4 @@
-"""Every case of the corpus in the pure modules, split at every position, with both parsers."""
+"""Every case of the corpus in the pure modules, split at every position, with each reader."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.http.case import Case, allowed, check_fields, sent
 from tests.integration.http.corpus import CASES
-from tests.integration.http.talk import PARSERS, Outcome, Refusal, Request, Unfinished, converse
+from tests.integration.http.talk import READERS, Outcome, Refusal, Request, Unfinished, converse
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 SPLIT_EVERYWHERE = 1500
@@ -42,20 +42,21 @@ def check_pure(case: Case, outcome: Outcome) -> None:
         assert requests[-1].keep_alive is case.opens
 
 
-@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("reader", READERS)
 @every_case
-def test_a_case_has_its_outcome_in_any_pieces(case: Case, parser: str) -> None:
+def test_a_case_has_its_outcome_in_any_pieces(case: Case, reader: str) -> None:
     """The outcome is the same as a whole, in any two pieces, and byte by byte."""
     data = sent(case)
-    whole = converse(parser, [data])
+    whole = converse(reader, [data])
     check_pure(case, whole)
 
-    assert whole == converse(parser, (data[i : i + 1] for i in range(len(data))))
+    assert whole == converse(reader, (data[i : i + 1] for i in range(len(data))))
     for cut in cuts(data):
-        assert whole == converse(parser, [data[:cut], data[cut:]]), cut
+        assert whole == converse(reader, [data[:cut], data[cut:]]), cut
 
 
 @every_case
-def test_both_parsers_agree_on_a_case(case: Case) -> None:
-    """Both parsers give the same requests with all fields."""
-    assert converse("httptools", [sent(case)]) == converse("h11", [sent(case)])
+def test_all_readers_agree_on_a_case(case: Case) -> None:
+    """All readers give the same requests with all fields."""
+    outcomes = [converse(reader, [sent(case)]) for reader in READERS]
+    assert outcomes == outcomes[:1] * len(READERS)

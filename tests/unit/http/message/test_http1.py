@@ -5,39 +5,27 @@ import time
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.fields import Fields
 from forkserve.http.message.http1 import HeadReader, RequestLimits, Target
-from forkserve.http.message.parsers import new_parser
-from tests.integration.http.talk import LIMITS, PARSERS, Refusal, Request, Unfinished, converse
+from forkserve.http.message.readers import new_reader
+from tests.integration.http.talk import LIMITS, READERS, Refusal, Request, Unfinished, converse
 
-both = pytest.mark.parametrize("parser", PARSERS)
+each_reader = pytest.mark.parametrize("reader", READERS)
 
 
-def read(head: bytes, parser: str = "httptools", limits: RequestLimits = LIMITS) -> tuple[Target, Fields]:
+def read(head: bytes, reader: str, limits: RequestLimits = LIMITS) -> tuple[Target, Fields]:
     """Return the target and the fields of a complete head."""
-    return HeadReader(limits, new_parser(parser)).read(head)
+    return new_reader(reader, limits)(head)
 
 
-def result_of(head: bytes, parser: str) -> object:
-    """Return the values of a complete head, or the status of its refusal, for comparison."""
-    try:
-        target, fields = read(head, parser)
-    except RequestError as error:
-        return error.status
-    return (
-        target.line, target.raw_path, target.path, target.query, target.authority, fields.version, fields.headers, fields.host,
-        fields.content_length, fields.chunked, fields.keep_alive, fields.expect_continue, fields.upgrade,
-    )  # fmt: skip
-
-
-@both
-def test_a_target_is_decoded(parser: str) -> None:
+@each_reader
+def test_a_target_is_decoded(reader: str) -> None:
     """A target has a raw and a decoded form."""
-    target, _ = read(b"GET /%C3%A9%2Fx%20?a=%20b?c HTTP/1.1\r\nHost: a\r\n\r\n", parser)
+    target, _ = read(b"GET /%C3%A9%2Fx%20?a=%20b?c HTTP/1.1\r\nHost: a\r\n\r\n", reader)
 
     assert target.method == "GET"
     assert target.line == b"GET /%C3%A9%2Fx%20?a=%20b?c"
@@ -46,15 +34,15 @@ def test_a_target_is_decoded(parser: str) -> None:
     assert target.query == b"a=%20b?c"
 
 
-@both
-def test_headers_keep_their_order_and_values(parser: str) -> None:
+@each_reader
+def test_headers_keep_their_order_and_values(reader: str) -> None:
     """Names are in lower case, order and repetition are kept, and only blanks around values are removed."""
-    _, fields = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-B: 1\r\nx-a:\t2 \t\r\nX-B: \xe9\xa0\r\n\r\n", parser)
+    _, fields = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-B: 1\r\nx-a:\t2 \t\r\nX-B: \xe9\xa0\r\n\r\n", reader)
 
     assert fields.headers == [(b"host", b"a"), (b"x-b", b"1"), (b"x-a", b"2"), (b"x-b", b"\xe9\xa0")]
 
 
-@both
+@each_reader
 @pytest.mark.parametrize(
     ("lines", "length", "chunked"),
     [
@@ -64,23 +52,23 @@ def test_headers_keep_their_order_and_values(parser: str) -> None:
         (b"Transfer-Encoding: chunked\r\n", None, True),
     ],
 )
-def test_the_framing_of_a_body_follows_from_the_fields(parser: str, lines: bytes, length: int | None, *, chunked: bool) -> None:
+def test_the_framing_of_a_body_follows_from_the_fields(reader: str, lines: bytes, length: int | None, *, chunked: bool) -> None:
     """Content-Length and Transfer-Encoding frame the body."""
-    _, fields = read(b"POST / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n", parser)
+    _, fields = read(b"POST / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n", reader)
 
     assert (fields.content_length, fields.chunked) == (length, chunked)
     assert fields.has_body == (chunked or bool(length))
 
 
-@both
-def test_an_expectation_is_recognized(parser: str) -> None:
+@each_reader
+def test_an_expectation_is_recognized(reader: str) -> None:
     """100-continue is recognized in any letter case, but not from HTTP/1.0 (RFC 9110 10.1.1)."""
     for value in (b"100-continue", b"100-Continue"):
-        assert read(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: %b\r\n\r\n" % value, parser)[1].expect_continue
-    assert not read(b"POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n", parser)[1].expect_continue
+        assert read(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: %b\r\n\r\n" % value, reader)[1].expect_continue
+    assert not read(b"POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n", reader)[1].expect_continue
 
 
-@both
+@each_reader
 @pytest.mark.parametrize(
     ("line", "forwarded"),
     [
@@ -90,15 +78,15 @@ def test_an_expectation_is_recognized(parser: str) -> None:
         (b"X_Forwarded_For: 192.0.2.1", False),
     ],
 )
-def test_fields_of_a_proxy_are_noticed(parser: str, line: bytes, *, forwarded: bool) -> None:
+def test_fields_of_a_proxy_are_noticed(reader: str, line: bytes, *, forwarded: bool) -> None:
     """Only then does the server look at the peer and the proxies that it trusts."""
-    _, fields = read(b"GET / HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\n", parser)
+    _, fields = read(b"GET / HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\n", reader)
 
     assert fields.forwarded is forwarded
 
 
-@both
-def test_a_reader_keeps_nothing_of_the_last_request(parser: str) -> None:
+@each_reader
+def test_a_reader_keeps_nothing_of_the_last_request(reader: str) -> None:
     """Heads with the same beginning or end do not affect each other."""
     heads = [
         b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -111,24 +99,24 @@ def test_a_reader_keeps_nothing_of_the_last_request(parser: str) -> None:
         b"\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /a HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n",
     ]
-    reader = HeadReader(LIMITS, new_parser(parser))
+    reader = HeadReader(LIMITS, new_reader(reader, LIMITS))
 
     for head in (*heads, *reversed(heads), *(b for pair in pairwise(heads) for b in pair[::-1])):
         target, fields = reader.read(head)
-        alone_target, alone_fields = read(head, parser)
+        alone_target, alone_fields = read(head, reader)
         assert (target.method, target.path, target.line) == (alone_target.method, alone_target.path, alone_target.line)
         assert (fields.version, fields.headers, fields.host) == (alone_fields.version, alone_fields.headers, alone_fields.host)
 
 
-@both
-def test_a_refused_head_is_refused_again(parser: str) -> None:
+@each_reader
+def test_a_refused_head_is_refused_again(reader: str) -> None:
     """This holds for the same reader and for a new one."""
-    reader = HeadReader(LIMITS, new_parser(parser))
+    reader = HeadReader(LIMITS, new_reader(reader, LIMITS))
     sound, unsound = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"
 
     for _ in range(2):
         assert reader.read(sound)[0].path == b"/"
-        for each in (reader, HeadReader(LIMITS, new_parser(parser))):
+        for each in (reader, HeadReader(LIMITS, new_reader(reader, LIMITS))):
             with pytest.raises(RequestError) as error:
                 each.read(unsound)
             assert error.value.status == 400
@@ -137,7 +125,7 @@ def test_a_refused_head_is_refused_again(parser: str) -> None:
 SMALL = RequestLimits(line=40, fields=3, head=100, body=10, field=30)
 
 
-@both
+@each_reader
 @pytest.mark.parametrize("size", [1, 3, 1000])
 @pytest.mark.parametrize(
     ("data", "status"),
@@ -156,20 +144,20 @@ SMALL = RequestLimits(line=40, fields=3, head=100, body=10, field=30)
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n012345\r\n5\r\n67890\r\n", 413),
     ],
 )
-def test_each_limit_accepts_its_value_and_refuses_one_more(parser: str, size: int, data: bytes, status: int | None) -> None:
+def test_each_limit_accepts_its_value_and_refuses_one_more(reader: str, size: int, data: bytes, status: int | None) -> None:
     """This holds for pieces of any size."""
-    (outcome,) = converse(parser, (data[i : i + size] for i in range(0, len(data), size)), SMALL)
+    (outcome,) = converse(reader, (data[i : i + size] for i in range(0, len(data), size)), SMALL)
 
     assert outcome == Refusal(status) if status else isinstance(outcome, Request)
 
 
-@both
-def test_a_limit_is_checked_before_the_end_of_the_head(parser: str) -> None:
+@each_reader
+def test_a_limit_is_checked_before_the_end_of_the_head(reader: str) -> None:
     """A head that is too large is refused before it is complete."""
-    assert converse(parser, [b"GET /" + b"a" * 40], SMALL) == [Refusal(414)]
-    assert converse(parser, [b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 4], SMALL) == [Refusal(431)]
-    assert converse(parser, [b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 100], SMALL) == [Refusal(431)]
-    assert converse(parser, [b"GET / HTTP/1.1\r\nHost: a\r\n"], SMALL) == [Unfinished("head")]
+    assert converse(reader, [b"GET /" + b"a" * 40], SMALL) == [Refusal(414)]
+    assert converse(reader, [b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 4], SMALL) == [Refusal(431)]
+    assert converse(reader, [b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 100], SMALL) == [Refusal(431)]
+    assert converse(reader, [b"GET / HTTP/1.1\r\nHost: a\r\n"], SMALL) == [Unfinished("head")]
 
 
 token = st.text("abcXYZ019-!#~^_", min_size=1, max_size=8).map(str.encode)
@@ -215,19 +203,6 @@ heads = st.builds(
 
 
 @pytest.mark.heavy
-@settings(max_examples=1500, deadline=None)
-@given(heads)
-@example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n")
-@example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n")
-@example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n")
-@example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \tChunked\r\n\r\n")
-@example(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 3\r\n\r\n")
-def test_both_parsers_agree_on_any_head(head: bytes) -> None:
-    """Both parsers refuse a head with the same status, or give the same result; nothing else is raised."""
-    assert result_of(head, "httptools") == result_of(head, "h11")
-
-
-@pytest.mark.heavy
 @settings(max_examples=300, deadline=None)
 @given(st.lists(heads, min_size=1, max_size=4).map(b"".join), st.binary(max_size=8), st.data())
 def test_requests_are_the_same_in_any_pieces(messages: bytes, junk: bytes, data: st.DataObject) -> None:
@@ -236,37 +211,17 @@ def test_requests_are_the_same_in_any_pieces(messages: bytes, junk: bytes, data:
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(stream) - 1)), max_size=6)))
     pieces = [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])]
 
-    whole = converse("httptools", [stream])
-    apart = converse("httptools", pieces)
+    whole = converse("auto", [stream])
+    apart = converse("auto", pieces)
     assert [type(item) for item in whole] == [type(item) for item in apart]
     assert [item for item in whole if isinstance(item, Request)] == [item for item in apart if isinstance(item, Request)]
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from(PARSERS))
-def test_any_bytes_raise_only_request_error(pieces: list[bytes], parser: str) -> None:
+@given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from(READERS))
+def test_any_bytes_raise_only_request_error(pieces: list[bytes], reader: str) -> None:
     """Bytes from the network raise only `RequestError`."""
-    converse(parser, pieces)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(heads, st.sampled_from([b"", b"x", b"0\r\n\r\n"])), min_size=2, max_size=5))
-def test_a_used_reader_gives_the_same_results_as_a_new_one(messages: list[tuple[bytes, bytes]]) -> None:
-    """The caches of a reader do not change its results."""
-    reader = HeadReader(LIMITS, new_parser("httptools"))
-    for head, _ in messages * 2:
-        expected = result_of(head, "httptools")
-        if isinstance(expected, int):
-            with pytest.raises(RequestError) as error:
-                reader.read(head)
-            assert error.value.status == expected
-            continue
-        assert isinstance(expected, tuple)
-        target, fields = reader.read(head)
-        assert (target.line, target.raw_path) == expected[:2]
-        assert (fields.version, fields.headers, fields.host) == expected[5:8]
-        if not fields.keep_alive:
-            return  # the last request of its connection
+    converse(reader, pieces)
 
 
 def test_reading_takes_linear_time() -> None:
@@ -280,5 +235,5 @@ def test_reading_takes_linear_time() -> None:
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b'1;a="' + b'\\"' * 2000 + b"\r\n",
     ):
         began = time.process_time()
-        converse("httptools", (data[i : i + 1] for i in range(len(data))))
+        converse("auto", (data[i : i + 1] for i in range(len(data))))
         assert time.process_time() - began < 1

@@ -1,63 +1,21 @@
-"""Caches of lines, targets and heads: they are bounded, and do not change results."""
+"""Caches of response heads: they are bounded, and do not change results."""
 
 from __future__ import annotations
 
 import pytest
 
-from forkserve.http.message import fields, http1, response
-from forkserve.http.message.fields import LineReader
-from forkserve.http.message.parsers import parse_with_h11
+from forkserve.http.message import response
 from forkserve.http.message.response import ResponseHead, read_head, read_status
 
 
 @pytest.fixture(autouse=True)
 def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all caches empty, with room for two entries."""
-    for module, names in (
-        (fields, ("_LINES", "_NAMES")),
-        (response, ("_STATUSES",)),
-        (http1, ("TARGETS",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, {})
+    monkeypatch.setattr(response, "_STATUSES", {})
     for name in ("_HEADS", "_FIELDS"):
         monkeypatch.setattr(response, name, {str: {}, bytes: {}})
-    for module, name in (
-        (fields, "_LINES_KEPT"),
-        (fields, "_NAMES_KEPT"),
-        (response, "_FIELDS_KEPT"),
-        (response, "_HEADS_KEPT"),
-        (http1, "_TARGETS_KEPT"),
-    ):
-        monkeypatch.setattr(module, name, 2)
-
-
-def test_the_cache_of_request_lines_is_bounded() -> None:
-    reader = LineReader(parse_with_h11)
-    for _ in range(2):
-        for number in range(5):
-            (line,) = reader.read(b"X%d: y%d" % (number, number))
-            assert line.pair == (b"x%d" % number, b"y%d" % number)
-    assert len(fields._LINES) <= 2
-    assert len(fields._NAMES) <= 2
-
-
-def test_lines_with_secrets_are_cached_for_the_connection_only() -> None:
-    reader, section = LineReader(parse_with_h11), b"Cookie: a=b\r\nX: y"
-    first = reader.read(section)
-    assert reader.read(section) == first
-    assert not any(b"Cookie" in line for line in fields._LINES)
-    assert reader.read(b"Cookie: a=b") == first[:1]
-    reader.read(b"X: z")
-    assert not reader._secrets
-
-
-def test_the_cache_of_targets_is_bounded() -> None:
-    for _ in range(2):
-        for number in range(5):
-            target = http1.read_target(b"GET /%d " % number)
-            assert target.path == b"/%d" % number
-    assert len(http1.TARGETS) <= 2
+    for name in ("_FIELDS_KEPT", "_HEADS_KEPT"):
+        monkeypatch.setattr(response, name, 2)
 
 
 def test_the_caches_of_response_heads_are_bounded() -> None:

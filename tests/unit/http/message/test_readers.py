@@ -1,0 +1,78 @@
+"""The readers of request heads behind one interface. `test_identity` holds them against each other."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import tracemalloc
+
+import pytest
+
+from forkserve.http.message import readers
+from forkserve.http.message.errors import RequestError
+from forkserve.http.message.readers import chosen, new_reader
+from tests.integration.http.talk import LIMITS
+from tests.unit.http.message.heads import BASES, values
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def test_a_reader_is_chosen_by_name() -> None:
+    assert chosen("auto") == chosen("httptools")
+    assert (chosen("python"), chosen("h11")) == ("python", "h11")
+
+
+def test_without_the_extension_python_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_head", None)
+
+    assert chosen("auto") == "python"
+    assert new_reader("auto", LIMITS)(HEAD)[0].line == b"GET /"
+    with pytest.raises(ModuleNotFoundError, match=r"--http c: .* install a C compiler .* or use --http auto"):
+        new_reader("c", LIMITS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"Content-Length: 5, 5", b"Content-Length: 5\r\nContent-Length: 5", b"X: a\r\n folded", b"X: a\nX: b", b"X y: z", b"X"],
+)
+def test_h11_is_not_given_what_it_would_read_in_another_way(line: bytes) -> None:
+    with pytest.raises(RequestError) as refusal:
+        new_reader("h11", LIMITS)(b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % line)
+    assert refusal.value.status == 400
+
+
+def test_what_h11_alone_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python reads this head; a policy of our own that refuses it stands for h11's."""
+
+    def refuse(*_: object) -> None:
+        raise RequestError(501, "not here")
+
+    monkeypatch.setattr(readers, "read_target", refuse)
+    with pytest.raises(RequestError, match="h11 refuses this request") as refusal:
+        new_reader("h11", LIMITS)(HEAD)
+    assert refusal.value.status == 400
+
+
+def test_reading_heads_keeps_nothing() -> None:
+    """Every value of many different heads is made, and all memory is returned."""
+    read = new_reader("auto", LIMITS)
+
+    def use(start: int) -> None:
+        for number in range(start, start + 100):
+            for head in BASES:
+                with contextlib.suppress(RequestError):
+                    values(*read(head.replace(b" /", b" /%d" % number, 1).replace(b"\r\nX-", b"\r\nX-%d" % number)))
+
+    use(0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        use(100)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        use(200)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 10_000  # of 8,000 heads
