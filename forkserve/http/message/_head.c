@@ -1,11 +1,11 @@
 /* The reader of ordinary request heads, in the limited API of Python 3.11.
 
    The contract is one-sided. Where this reader says yes, the reader in Python (http1.py, fields.py) says yes too, with the same
-   values. To every other head it answers None, and Python judges. So all policy, all refusals and all rare forms have one home, and
-   a fault here can only be a wrong yes: that is what the tests look for.
+   values. To every other head it answers None, and Python judges. So all policy, all refusals and all rare forms have one home,
+   and a fault here can only be a wrong yes: that is what the tests look for.
 
-   Nothing of a request is kept. The table of names is filled at the start and never changes; names that are not in it are made for
-   their request. So no client can slow down another one. */
+   Nothing of a request is kept. The table of names is filled at the start and never changes; names that are not in it are made
+   for their request. So no client can slow down another one. */
 
 #define Py_LIMITED_API 0x030b0000
 #define PY_SSIZE_T_CLEAN
@@ -15,7 +15,9 @@
 #include "_scan.h"
 
 /* Strings that are made once. */
-enum { REQUEST_METHOD, PATH_INFO, QUERY_STRING, REQUEST_URI, RAW_URI, METHOD, PATH, RAW_PATH, QUERY, VERSION, TEXTS = VERSION + 2 };
+enum {
+    REQUEST_METHOD, PATH_INFO, QUERY_STRING, REQUEST_URI, RAW_URI, METHOD, PATH, RAW_PATH, QUERY, VERSION, TEXTS = VERSION + 2
+};
 static const char *const TEXT[TEXTS] = {
     "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "method", "path", "raw_path", "query_string",
     "1.0", "1.1",
@@ -35,10 +37,7 @@ typedef struct {
     PyObject_VAR_HEAD
     Reader *reader;
     PyObject *bytes, *method, *line, *version, *headers;
-    Span target, path, query, host;
-    int has_host;
-    long long content_length;
-    char chunked, forwarded, keep_alive, has_body, expect_continue;
+    Facts facts;
     Field fields[];
 } Head;
 
@@ -54,14 +53,10 @@ static PyObject *Reader_read(Reader *self, PyObject *bytes)
     head->reader = (Reader *)Py_NewRef((PyObject *)self);
     head->bytes = Py_NewRef(bytes);
     head->method = Py_NewRef(self->methods[scan.method]);
-    head->line = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), scan.target.at + scan.target.size);
+    head->line = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), scan.facts.target.at + scan.facts.target.size);
     head->version = Py_NewRef(self->texts[VERSION + scan.minor]);
     head->headers = NULL;
-    head->target = scan.target, head->path = scan.path, head->query = scan.query, head->host = scan.host;
-    head->has_host = scan.has_host;
-    head->content_length = scan.content_length;
-    head->chunked = scan.chunked, head->forwarded = scan.forwarded, head->keep_alive = scan.keep_alive;
-    head->has_body = scan.has_body, head->expect_continue = 0;
+    head->facts = scan.facts;
     memcpy(head->fields, scan.fields, scan.count * sizeof(Field));
     PyObject *both = head->line ? PyTuple_Pack(2, head, head) : NULL;
     Py_DECREF(head);
@@ -91,9 +86,9 @@ static int hex(Byte c)
 /* The path, percent-decoded (RFC 3986 2.1); a "%" without two digits stays. */
 static PyObject *Head_path(Head *self, void *unused)
 {
-    const Byte *at = (const Byte *)start_of(self, self->path), *end = at + self->path.size;
+    const Byte *at = (const Byte *)start_of(self, self->facts.path), *end = at + self->facts.path.size;
     if (!memchr(at, '%', end - at))
-        return bytes_of(self, self->path);
+        return bytes_of(self, self->facts.path);
     Byte *decoded = PyMem_Malloc(end - at), *to = decoded;
     if (!decoded)
         return PyErr_NoMemory();
@@ -113,8 +108,8 @@ static PyObject *Head_path(Head *self, void *unused)
 /* WSGI decodes the path as latin-1 (PEP 3333), ASGI as UTF-8. */
 static PyObject *decoded_path(Head *self, int utf8)
 {
-    if (!memchr(start_of(self, self->path), '%', self->path.size))
-        return text_of(self, self->path);
+    if (!memchr(start_of(self, self->facts.path), '%', self->facts.path.size))
+        return text_of(self, self->facts.path);
     PyObject *path = Head_path(self, NULL), *text = NULL;
     if (path)
         text = utf8 ? PyUnicode_DecodeUTF8(PyBytes_AsString(path), PyBytes_Size(path), "replace")
@@ -133,10 +128,10 @@ static int put(PyObject *dict, PyObject *key, PyObject *value)
 
 static PyObject *Head_put_line(Head *self, PyObject *environ)
 {
-    PyObject *const *texts = self->reader->texts, *raw = text_of(self, self->target);
+    PyObject *const *texts = self->reader->texts, *raw = text_of(self, self->facts.target);
     int failed = !raw || PyDict_SetItem(environ, texts[REQUEST_METHOD], self->method) ||
                  put(environ, texts[PATH_INFO], decoded_path(self, 0)) ||
-                 put(environ, texts[QUERY_STRING], text_of(self, self->query)) ||
+                 put(environ, texts[QUERY_STRING], text_of(self, self->facts.query)) ||
                  PyDict_SetItem(environ, texts[REQUEST_URI], raw) || PyDict_SetItem(environ, texts[RAW_URI], raw);
     Py_XDECREF(raw);
     if (failed)
@@ -149,8 +144,8 @@ static PyObject *Head_scope(Head *self, void *unused)
     PyObject *const *texts = self->reader->texts, *scope = PyDict_New();
     if (!scope || PyDict_SetItem(scope, texts[METHOD], self->method) ||
         put(scope, texts[PATH], decoded_path(self, 1)) ||
-        put(scope, texts[RAW_PATH], bytes_of(self, self->path)) ||
-        put(scope, texts[QUERY], bytes_of(self, self->query)))
+        put(scope, texts[RAW_PATH], bytes_of(self, self->facts.path)) ||
+        put(scope, texts[QUERY], bytes_of(self, self->facts.query)))
         Py_CLEAR(scope);
     return scope;
 }
@@ -158,9 +153,8 @@ static PyObject *Head_scope(Head *self, void *unused)
 /* The name of a field in lower case, or its key in an environ. */
 static PyObject *name_of(const Head *self, const Field *field, int as_key)
 {
-    if (field->known >= 0) {
+    if (field->known >= 0)
         return Py_NewRef((as_key ? self->reader->keys : self->reader->names)[field->known]);
-    }
     const char *name = start_of(self, field->name);
     char made[5 + LONGEST_NAME] = "HTTP_", *to = as_key ? made + 5 : made;
     for (uint32_t i = 0; i < field->name.size; i++) {
@@ -204,20 +198,20 @@ static PyObject *Head_headers(Head *self, void *unused)
     return Py_XNewRef(self->headers);
 }
 
-static PyObject *Head_raw(Head *self, void *unused) { return text_of(self, self->target); }
-static PyObject *Head_raw_path(Head *self, void *unused) { return bytes_of(self, self->path); }
-static PyObject *Head_query(Head *self, void *unused) { return bytes_of(self, self->query); }
+static PyObject *Head_raw(Head *self, void *unused) { return text_of(self, self->facts.target); }
+static PyObject *Head_raw_path(Head *self, void *unused) { return bytes_of(self, self->facts.path); }
+static PyObject *Head_query(Head *self, void *unused) { return bytes_of(self, self->facts.query); }
 static PyObject *Head_authority(Head *self, void *unused) { Py_RETURN_NONE; }
 static PyObject *Head_upgrade(Head *self, void *unused) { return PyBytes_FromStringAndSize(NULL, 0); }
 
 static PyObject *Head_host(Head *self, void *unused)
 {
-    return self->has_host ? bytes_of(self, self->host) : Py_NewRef(Py_None);
+    return self->facts.has_host ? bytes_of(self, self->facts.host) : Py_NewRef(Py_None);
 }
 
 static PyObject *Head_content_length(Head *self, void *unused)
 {
-    return self->content_length < 0 ? Py_NewRef(Py_None) : PyLong_FromLongLong(self->content_length);
+    return self->facts.content_length < 0 ? Py_NewRef(Py_None) : PyLong_FromLongLong(self->facts.content_length);
 }
 
 /* The types. */
@@ -239,11 +233,11 @@ static PyMemberDef head_members[] = {
     {"method", T_OBJECT_EX, offsetof(Head, method), READONLY, NULL},
     {"line", T_OBJECT_EX, offsetof(Head, line), READONLY, NULL},
     {"version", T_OBJECT_EX, offsetof(Head, version), READONLY, NULL},
-    {"chunked", T_BOOL, offsetof(Head, chunked), READONLY, NULL},
-    {"forwarded", T_BOOL, offsetof(Head, forwarded), READONLY, NULL},
-    {"keep_alive", T_BOOL, offsetof(Head, keep_alive), READONLY, NULL},
-    {"has_body", T_BOOL, offsetof(Head, has_body), READONLY, NULL},
-    {"expect_continue", T_BOOL, offsetof(Head, expect_continue), READONLY, NULL},
+    {"chunked", T_BOOL, offsetof(Head, facts.chunked), READONLY, NULL},
+    {"forwarded", T_BOOL, offsetof(Head, facts.forwarded), READONLY, NULL},
+    {"keep_alive", T_BOOL, offsetof(Head, facts.keep_alive), READONLY, NULL},
+    {"has_body", T_BOOL, offsetof(Head, facts.has_body), READONLY, NULL},
+    {"expect_continue", T_BOOL, offsetof(Head, facts.expect_continue), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 static PyGetSetDef head_getters[] = {
@@ -317,7 +311,8 @@ static PyObject *Reader_new(PyTypeObject *type, PyObject *args, PyObject *unused
         return NULL;
     Limits *limits = &self->limits;
     PyObject *keys, *module = PyType_GetModule(type);
-    int made = PyArg_ParseTuple(args, "O!nnnn", &PyDict_Type, &keys, &limits->line, &limits->fields, &limits->head, &limits->field) &&
+    int made = PyArg_ParseTuple(args, "O!nnnn", &PyDict_Type, &keys, &limits->line, &limits->fields, &limits->head,
+                                &limits->field) &&
                (self->head_type = PyObject_GetAttrString(module, "Head"));
     for (int i = 0; made && i < TEXTS; i++)
         made = (self->texts[i] = PyUnicode_InternFromString(TEXT[i])) != NULL;

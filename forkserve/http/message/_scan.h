@@ -1,12 +1,12 @@
 /* Finds the parts of an ordinary request head (RFC 9110, RFC 9112). Plain C: bytes in, positions out.
 
-   `scan_head` says no to every head that is not ordinary: malformed ones, and rare forms, which are methods but the seven below,
-   targets that do not begin with a slash, an empty line in front, repeated names, names with an underscore, the fields Expect,
-   Upgrade and Proxy, and names longer than LONGEST_NAME.
+   `scan_head` says no to every head that is not ordinary. These are the malformed ones, and the rare forms: methods but the seven
+   below, targets that do not begin with a slash, an empty line in front, repeated names, names with an underscore, the fields
+   Expect, Upgrade and Proxy, and names longer than LONGEST_NAME.
 
-   The bytes of a head end with a NUL that does not belong to it, and all that is called here is given whole heads. A NUL belongs to
-   no class of bytes, so every loop over a class ends there at the latest. The work is linear in the size of the head, but for
-   names that are not in the table: each of them, of at most MOST_FIELDS, is compared with the others. */
+   A NUL stands behind the bytes of a head, and belongs to no class of bytes, so a loop over a class ends there at the latest. The
+   work is linear in the size of the head, but for names that are not in the table: each of them, of at most MOST_FIELDS, is
+   compared with the others. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -16,8 +16,8 @@ enum { MOST_FIELDS = 128, MOST_NAMES = 255, SLOTS = 512, LONGEST_NAME = 64, LARG
 
 typedef unsigned char Byte;
 
-/* What a byte may be a part of. NAME: a token (RFC 9110 5.6.2). TARGET: visible ASCII but "#" (RFC 9112 3.2). HOST: what a name of a
-   host usually consists of (RFC 3986 3.2.2). ADDRESS: an IP literal. */
+/* What a byte may be a part of. NAME: a token (RFC 9110 5.6.2). TARGET: visible ASCII but "#" (RFC 9112 3.2). HOST: the usual
+   name of a host (RFC 3986 3.2.2). ADDRESS: an IP literal. */
 enum { NAME = 1, TARGET = 2, HOST = 4, ADDRESS = 8, DIGIT = 16 };
 static const Byte CLASS[256] = {
     ['0' ... '9'] = NAME | TARGET | HOST | ADDRESS | DIGIT,
@@ -72,12 +72,18 @@ typedef struct {
     int known; /* the index of its name in the table, or -1 */
 } Field;
 
+/* What the request line says, and the fields with a meaning. */
+typedef struct {
+    Span target, path, query, host;
+    long long content_length; /* -1: there is none */
+    char has_host, chunked, forwarded, keep_alive, has_body;
+    char expect_continue; /* never, as Expect is rare */
+} Facts;
+
 typedef struct {
     int method, minor; /* the index of the method; HTTP/1.minor */
-    Span target, path, query, host;
-    int has_host, options, count;
-    long long content_length; /* -1: there is none */
-    char chunked, forwarded, keep_alive, has_body;
+    int options, count;
+    Facts facts;
     Field fields[MOST_FIELDS];
 } Scan;
 
@@ -170,12 +176,12 @@ static int scan_request_line(const Byte *bytes, const Byte *end, Scan *scan)
         return 0;
     while ((CLASS[*at] & TARGET) && *at != '?')
         at++;
-    scan->path = (Span){target - bytes, at - target};
+    scan->facts.path = (Span){target - bytes, at - target};
     const Byte *query = *at == '?' ? ++at : at;
     while (CLASS[*at] & TARGET)
         at++;
-    scan->query = (Span){query - bytes, at - query};
-    scan->target = (Span){target - bytes, at - target};
+    scan->facts.query = (Span){query - bytes, at - query};
+    scan->facts.target = (Span){target - bytes, at - target};
     if (end - at != 9 || memcmp(at, " HTTP/1.", 8) || (at[8] != '0' && at[8] != '1'))
         return 0;
     scan->minor = at[8] - '0';
@@ -242,19 +248,19 @@ static int scan_value(Meaning meaning, const Byte *bytes, Span value, Scan *scan
     case PLAIN:
         return 1;
     case IS_HOST:
-        scan->host = value;
-        scan->has_host = 1;
+        scan->facts.host = value;
+        scan->facts.has_host = 1;
         return scan_host(at, end);
     case CONTENT_LENGTH:
-        return scan_length(at, end, &scan->content_length);
+        return scan_length(at, end, &scan->facts.content_length);
     case TRANSFER_ENCODING: /* RFC 9112 6.1 */
-        scan->chunked = 1;
+        scan->facts.chunked = 1;
         return scan->minor && is_word(at, end, "chunked");
     case CONNECTION:
         scan->options = scan_options(at, end);
         return 1;
     case FORWARDED:
-        scan->forwarded = 1;
+        scan->facts.forwarded = 1;
         return 1;
     default:
         return 0;
@@ -306,14 +312,15 @@ static int scan_head(const Names *table, const Limits *limits, const Byte *bytes
     if (size > limits->head || size > LARGEST_HEAD || !is_plain(bytes, size, &feeds))
         return 0;
     memset(scan, 0, offsetof(Scan, fields));
-    scan->content_length = -1;
+    scan->facts.content_length = -1;
     const Byte *end = memchr(bytes, '\r', size);
     if (!end || end[1] != '\n' || end - bytes > limits->line || !scan_request_line(bytes, end, scan) ||
         !scan_fields(table, limits, bytes, end + 2, bytes + size, scan))
         return 0;
-    scan->keep_alive = !(scan->options & CLOSE) && (scan->minor || (scan->options & KEEP_ALIVE)); /* RFC 9112 9.3 */
-    scan->has_body = scan->chunked || scan->content_length > 0;                                   /* RFC 9112 6.3 */
-    return feeds == scan->count + 2                           /* no LF stands alone: RFC 9112 2.2 */
-           && (scan->has_host || !scan->minor)                /* RFC 9112 3.2 */
-           && !(scan->chunked && scan->content_length >= 0); /* RFC 9112 6.1 */
+    Facts *facts = &scan->facts;
+    facts->keep_alive = !(scan->options & CLOSE) && (scan->minor || (scan->options & KEEP_ALIVE)); /* RFC 9112 9.3 */
+    facts->has_body = facts->chunked || facts->content_length > 0;                                 /* RFC 9112 6.3 */
+    return feeds == scan->count + 2                             /* no LF stands alone: RFC 9112 2.2 */
+           && (facts->has_host || !scan->minor)                 /* RFC 9112 3.2 */
+           && !(facts->chunked && facts->content_length >= 0); /* RFC 9112 6.1 */
 }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
+import sys
 import tracemalloc
 
 import pytest
 
+from forkserve.http import message
 from forkserve.http.message import readers
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.readers import chosen, new_reader
@@ -23,12 +26,18 @@ def test_a_reader_is_chosen_by_name() -> None:
 
 
 def test_without_the_extension_python_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_head", None)
+    monkeypatch.setitem(sys.modules, "forkserve.http.message._head", None)
+    monkeypatch.delattr(message, "_head", raising=False)
+    spec = importlib.util.spec_from_file_location("readers_without_extension", readers.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    without = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(without)
 
-    assert chosen("auto") == "python"
-    assert new_reader("auto", LIMITS)(HEAD)[0].line == b"GET /"
+    assert without.chosen("auto") == "python"
+    assert without.new_reader("auto", LIMITS)(HEAD)[0].line == b"GET /"
     with pytest.raises(ModuleNotFoundError, match=r"--http c: .* install a C compiler .* or use --http auto"):
-        new_reader("c", LIMITS)
+        without.new_reader("c", LIMITS)
 
 
 @pytest.mark.parametrize(
