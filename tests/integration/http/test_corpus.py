@@ -20,7 +20,13 @@ SPLIT_EVERYWHERE = 1500
 """Cases up to this many bytes are also sent byte by byte."""
 
 
-@pytest.fixture(scope="module", params=list(zip(cycle(APPS), READERS, strict=False)), ids="-".join)
+SERVERS = [
+    pytest.param((app, reader), id=f"{app}-{reader}", marks=pytest.mark.heavy if reader == "h11" else ())
+    for app, reader in zip(cycle(APPS), READERS, strict=False)
+]
+
+
+@pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for each reader, in turn of each interface: how a case is read does not depend on the interface."""
     interface, reader = request.param
