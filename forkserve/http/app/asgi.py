@@ -263,7 +263,8 @@ class ASGIExchange(Exchange):
         else:
             self.answer(message.get("body", b""))
         if not more:
-            self._notify()
+            if self._dialogue is not None:
+                self._dialogue.notify()
         elif self.writer.paused:
             await self._until_writable()
 
