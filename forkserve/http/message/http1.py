@@ -80,12 +80,13 @@ class Target:
         authority: The authority; None unless the target has the absolute form.
     """
 
-    __slots__ = ("authority", "line", "method", "query", "raw_path")
+    __slots__ = ("_scope", "authority", "line", "method", "query", "raw_path")
 
     def __init__(self, method: str, line: bytes, path_and_query: bytes, authority: bytes | None) -> None:
         self.method = method
         self.line = line
         self.authority = authority
+        self._scope: dict[str, Any] | None = None
         self.raw_path, _, self.query = path_and_query.partition(b"?")
 
     @property
@@ -111,12 +112,14 @@ class Target:
     @property
     def scope(self) -> dict[str, Any]:
         """The keys of the request line in an ASGI scope."""
-        return {
-            "method": self.method,
-            "path": self.path.decode("utf-8", "replace"),
-            "raw_path": self.raw_path,
-            "query_string": self.query,
-        }
+        if self._scope is None:
+            self._scope = {
+                "method": self.method,
+                "path": self.path.decode("utf-8", "replace"),
+                "raw_path": self.raw_path,
+                "query_string": self.query,
+            }
+        return self._scope
 
 
 class HeadReader:

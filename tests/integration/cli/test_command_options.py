@@ -305,6 +305,7 @@ def test_http_selects_the_reader(serve: Start, project: Path, choice: str) -> No
 
     assert [get(command.port, "/", f"X-A: {number}").text for number in range(2)] == [reader, reader]
     assert json.loads(run("ctl", "status", "--json", "--socket", project / "s").stdout)["result"]["reader"] == reader
+    assert f"(reader: {reader})" in run("ctl", "status", "--socket", project / "s").stdout
 
 
 def test_without_the_extension_python_reads_requests(serve: Start, project: Path) -> None:
