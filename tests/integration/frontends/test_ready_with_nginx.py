@@ -21,6 +21,7 @@ from tests.integration.frontends.test_nginx_upstream import Shop
 
 pytestmark = pytest.mark.heavy
 
+PATIENCE = 20.0
 GATE = "while [ ! -e {gate} ]; do sleep 0.02; done\n"
 # Limits the time of a run.
 SHORT = ("-c", "from forkserve.cli import serve; from forkserve.upstream import upstream; upstream.LONGEST = 1.5; serve.main()")
@@ -57,7 +58,7 @@ def manager(nginx: Nginx, tmp_path: Path) -> Iterator[socket.socket]:
     """A service manager's socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(name := str(tmp_path / "manager"))
-        sock.setblocking(False)
+        sock.settimeout(PATIENCE)
         nginx.env["NOTIFY_SOCKET"] = name
         yield sock
 
@@ -75,15 +76,16 @@ def test_ready_is_reported_after_the_upstream_file_is_written(
     server = Shop(start, tmp_path, env=nginx.env, ready=False)
     began(server, nginx)
     assert server.command.startup == []
+    manager.setblocking(False)
     with pytest.raises(BlockingIOError):
         manager.recv(1000)
+    manager.settimeout(PATIENCE)
     assert not server.upstream.exists()
 
     nginx.gate.touch()
     server.command.ready()
     assert server.upstream.exists()
     assert [line.split()[0] for line in server.command.startup] == ["Listening", "Ready:"]
-    manager.settimeout(20)
     assert manager.recv(1000).startswith(b"READY=1\n")
     server.wait_until_written("up", "up")
 
