@@ -35,6 +35,13 @@ def test_a_target_is_decoded(reader: str) -> None:
 
 
 @each_reader
+def test_a_scope_is_the_same_each_time(reader: str) -> None:
+    target, _ = read(b"GET /a%C3%A9?b=1 HTTP/1.1\r\nHost: a\r\n\r\n", reader)
+
+    assert target.scope == target.scope == {"method": "GET", "path": "/a\xe9", "raw_path": b"/a%C3%A9", "query_string": b"b=1"}
+
+
+@each_reader
 def test_headers_keep_their_order_and_values(reader: str) -> None:
     """Names are in lower case, order and repetition are kept, and only blanks around values are removed."""
     _, fields = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-B: 1\r\nx-a:\t2 \t\r\nX-B: \xe9\xa0\r\n\r\n", reader)

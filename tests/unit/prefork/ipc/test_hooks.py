@@ -18,6 +18,7 @@ from forkserve.prefork.ipc.hooks import (
     adopt_attributes,
     attributes_of,
     call_hook,
+    missing_attribute,
     run_hook,
     sendable,
 )
@@ -157,3 +158,12 @@ def test_a_process_that_a_hook_has_forked_ends_when_the_hook_does(
     assert ended == [None]
     run_hook({}, "post_fork")
     assert ended == [None], "no hook was called"
+
+
+def test_the_error_of_an_attribute_that_was_not_sent_says_why() -> None:
+    holder: Any = Holder()
+    holder._unsent = ("queue",)
+
+    assert str(missing_attribute(holder, "the server", "queue", {})) == (
+        "the server has no attribute 'queue': it was set in the master; with --preload a worker gets only what JSON holds: set it in post_fork"
+    )
