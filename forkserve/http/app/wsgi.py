@@ -105,15 +105,13 @@ class WSGICall(Exchange):
     def environ(self) -> Environ:
         """Return what the application is called with."""
         connection = self.writer.connection
-        fields, environ = connection.last
-        if fields is not self.fields:
-            environ = self._new_environ(connection)
-            connection.last = self.fields, None
-        elif environ is None:  # the first repetition; there may be many
-            environ = self._new_environ(connection)
-            connection.last = fields, environ.copy()
+        fields, kept = connection.last
+        if kept is not None and fields is self.fields:
+            environ = kept.copy()
         else:
-            environ = environ.copy()
+            environ = self._new_environ(connection)
+            # From the first repetition on: there may be many.
+            connection.last = self.fields, environ.copy() if fields is self.fields else None
         if self.input is None:
             environ["wsgi.input"] = BytesIO()
         else:

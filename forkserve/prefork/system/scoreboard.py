@@ -69,7 +69,6 @@ DRAIN: Final = _cells("drain", "gauge", "0 or 1", "Whether the master has ordere
 ACCEPTING: Final = _cells("accepting", "gauge", "0 or 1", "Whether the worker accepts connections.")
 NOTED_AT: Final = _cells("noted_at", "stamp", "ns", "The last note of the requests in hand.")
 STARTED: Final = _cells("started", "stamp", "ns", "Starts of the work that holds the process, and of noted requests.", _PLACES)
-_LENGTHS: Final = _cells("lengths", "gauge", "bytes", "The lengths of their request lines.", _PLACES)
 HANDSHAKES_FAILED: Final = _cells("handshakes_failed", "counter", "handshakes", "TLS handshakes that failed.")
 LOST_LINES: Final = _cells("lost_lines", "counter", "lines", "Lines of logs that were lost.")
 UNREPORTED_LINES: Final = _cells("unreported_lines", "gauge", "lines", "Lost lines that the process had not reported at its end.")
@@ -83,15 +82,13 @@ LATENCIES: Final = _cells(
 )
 LATENCY_SUM: Final = _cells("latency_sum", "counter", "ns", "The sum of the durations of all responses. Not filled yet.")
 
-_TEXT: Final = (TABLE[-1].index + TABLE[-1].count) * 8
-_ENTERED: Final = _TEXT + _PLACES * LINE_SIZE  # first of LINES entries
 _Text = ctypes.c_char * LINE_SIZE  # a shorter line ends with a zero; the cheapest way to write into the memory
+_TEXTS: Final = (TABLE[-1].index + TABLE[-1].count) * 8  # _PLACES, then LINES of requests that have entered
 _ROW_SIZE: Final = 4096
-assert _ENTERED + ctypes.sizeof(_Text) * LINES <= _ROW_SIZE
+assert _TEXTS + ctypes.sizeof(_Text) * (_PLACES + LINES) <= _ROW_SIZE
 
 LAYOUT: Final = (
-    " ".join(f"{one.name}:{one.index}" for one in TABLE)
-    + f" {_PLACES} lines and {LINES} texts of {LINE_SIZE}, rows of {_ROW_SIZE}"
+    " ".join(f"{one.name}:{one.index}" for one in TABLE) + f" {_PLACES} and {LINES} lines of {LINE_SIZE}, rows of {_ROW_SIZE}"
 )
 """What all processes of a server must agree on: a new program with another layout refuses the upgrade."""
 
@@ -106,9 +103,9 @@ class Entry:
 
     __slots__ = ("line", "owner")
 
-    def __init__(self, memory: memoryview, start: int) -> None:
+    def __init__(self, line: ctypes.Array[ctypes.c_char]) -> None:
         self.owner: object = None
-        self.line = _Text.from_buffer(memory, start)
+        self.line = line
 
     def enter(self, owner: object, line: bytes) -> None:
         """Note that the application is called for a request."""
@@ -129,14 +126,15 @@ class Row:
         next_entry: Returns the place for a request that enters the application.
     """
 
-    __slots__ = ("_entries", "_last", "_memory", "_text", "cells", "index", "next_entry", "refresh")
+    __slots__ = ("_entries", "_last", "_lines", "_memory", "cells", "index", "next_entry", "refresh")
 
     def __init__(self, index: int, memory: memoryview) -> None:
         self.index = index
         self.cells: memoryview[int] = memory.cast("Q")
-        self._text = memory[_TEXT : _TEXT + _PLACES * LINE_SIZE]
         self._memory = memory
-        self._entries = [Entry(memory, _ENTERED + ctypes.sizeof(_Text) * number) for number in range(LINES)]
+        texts = [_Text.from_buffer(memory, _TEXTS + ctypes.sizeof(_Text) * number) for number in range(_PLACES + LINES)]
+        self._lines = texts[:_PLACES]
+        self._entries = [Entry(text) for text in texts[_PLACES:]]
         self.next_entry: Callable[[], Entry] = cycle(self._entries).__next__
         self._last = b""
         # Its own process calls it before the row is read. It may be called in a signal handler.
@@ -151,9 +149,7 @@ class Row:
         now = monotonic_ns()
         if line is not self._last:  # the same object has the same text
             self._last = line
-            kept = line[:LINE_SIZE]
-            self._text[: len(kept)] = kept
-            self.cells[_LENGTHS] = len(kept)
+            self._lines[0].value = line[:LINE_SIZE]
         self.cells[BEAT] = self.cells[STARTED] = now
         return now
 
@@ -188,10 +184,7 @@ class Row:
         for place in range(1, _PLACES):
             cells[STARTED + place] = 0
         for place, (started, line) in enumerate(requests[:LINES], 1):
-            kept = line[:LINE_SIZE]
-            start = place * LINE_SIZE
-            self._text[start : start + len(kept)] = kept
-            cells[_LENGTHS + place] = len(kept)
+            self._lines[place].value = line[:LINE_SIZE]
             cells[STARTED + place] = started
 
     def in_flight(self) -> int:
@@ -203,7 +196,7 @@ class Row:
 
         The bytes come from the client. The work that holds the process is always among them.
         """
-        found = [(self.cells[STARTED + place], self._line(place)) for place in range(_PLACES)]
+        found = [(self.cells[STARTED + place], self._lines[place].value) for place in range(_PLACES)]
         holds, noted = found[0], [one for one in found[1:] if one[0]]
         first = self._entered()
         if holds[0]:
@@ -217,10 +210,6 @@ class Row:
         """Return the requests that have entered since the last note, with the time of the note as their start."""
         since = self.cells[NOTED_AT] or self.cells[BEAT]
         return [(since, line) for entry in self._entries if (line := entry.line.value)]
-
-    def _line(self, place: int) -> bytes:
-        start = place * LINE_SIZE
-        return bytes(self._text[start : start + min(self.cells[_LENGTHS + place], LINE_SIZE)])
 
     def clear(self) -> None:
         """Clear the row. For the master, when its process is gone."""
