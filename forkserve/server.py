@@ -1,4 +1,4 @@
-"""Server: both halves put together. The calling process becomes the master."""
+"""Server: combines both halves, HTTP and processes. The calling process becomes the master."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Server(MasterCommands):
 
     Args:
         app: ``module:attr``, ``module:factory()`` or ``module``; not needed for a worker class of your own.
-        worker: What runs in each worker process.
-        mixins: Classes put in front of it: their ``child_<name>`` methods are commands, their hooks are called.
+        worker: The class that runs in each worker process.
+        mixins: Classes in front of it: their ``child_<name>`` methods are commands, and their hooks are called.
         settings: Any setting by name, as in ``workers=4, base_port=9000``.
 
     Raises:
-        ConfigError: A setting is unknown or has no valid value, or the classes do not go together.
+        ConfigError: A setting is unknown or has no valid value, or the classes cannot be combined.
     """
 
     def __init__(
@@ -75,9 +75,11 @@ class Server(MasterCommands):
 
     @classmethod
     def from_config(cls, config: Config, *, troubles: Sequence[str] = ()) -> Server:
-        """A server for settings that have been put together already, as the command line does.
+        """Make a server for a configuration that was read already, as the command line does.
 
-        `troubles` are what has gone wrong so far in a program that takes over; there nothing is raised, but logged.
+        Args:
+            config: The configuration.
+            troubles: The errors so far in a program that takes over. There, errors are logged and not raised.
 
         Raises:
             ConfigError: There is no such worker class, or a setting cannot work on this machine.
@@ -90,7 +92,7 @@ class Server(MasterCommands):
         except ForkserveError as error:
             if not startup.takes_over():
                 raise
-            runs = _not_there(error)
+            runs = _failing_class(error)
             self._troubles.append(str(error))
         MasterCommands.__init__(self, runs, _checked(config) if issubclass(runs, HTTPWorker) else config)
         return self
@@ -114,7 +116,7 @@ class Server(MasterCommands):
         privileges.check_and_set_umask(settings)
         if handed is not None:
             upstream.rehearse(settings.nginx_upstream, decode(handed.data, MasterState).frontend)
-            return Master(self).run()  # which loads the app and ends, and opens no logs
+            return Master(self).run()  # loads the app and ends the process; it opens no logs
         return daemon.run(self._start) if settings.daemon else self._start()
 
     def _start(self) -> int:
@@ -130,7 +132,7 @@ class Server(MasterCommands):
         return Master(self, frontend=frontend, observers=self.observer_factories()).run()
 
     def observer_factories(self) -> Sequence[ObserverFactory]:
-        """Return what makes observers of the master, in the order in which they are notified. A subclass may add its own."""
+        """Return the factories of observers, in the order in which these are notified. A subclass may add its own."""
         if not self.state.settings.reload:
             return ()
         from forkserve.devreload.reloader import DevReloader  # noqa: PLC0415 - production does without its modules
@@ -138,11 +140,11 @@ class Server(MasterCommands):
         return (DevReloader,)
 
     def _take_over(self, before: MasterState) -> int:
-        """Go on where the program before an upgrade was. The pre-flight has judged all; what fails now is logged, no more."""
+        """Resume the previous program's server. The pre-flight has checked everything; failures from now on are only logged."""
         privileges.adopt(before.account)
         privileges.check_and_set_umask(self.state.settings)
 
-        def go_on() -> int:
+        def resume() -> int:
             self._troubles += logs.configure(self.state.settings, before.logs)
             lock = None
             try:
@@ -155,8 +157,8 @@ class Server(MasterCommands):
             return self._serve(lock)
 
         if before.settings.daemon:
-            daemon.resume(go_on)
-        return go_on()
+            daemon.resume(resume)
+        return resume()
 
     # What Python code may read.
 
@@ -178,13 +180,13 @@ class Server(MasterCommands):
     # What Python code adds to the master's loop.
 
     def map(self, name: str, items: Sequence[JSON], *, timeout: float | None = CALL_TIMEOUT, retries: int = 0) -> Pending:
-        """Have the workers run a command for each of the items, each in the worker that is idle first.
+        """Have the workers run a command for each item, each time in the worker that is idle first.
 
         Args:
             name: The command; it gets the item as its only argument.
             items: JSON values.
-            timeout: Seconds for one item, from when its turn has come.
-            retries: How often an item is given to another worker when one died of it; it may then be done twice.
+            timeout: Seconds for one item, from its turn on.
+            retries: How often an item is given to another worker after one has died with it; it may then be done twice.
 
         The value is the list of replies, in the order of the items.
         """
@@ -213,7 +215,7 @@ def _not_a_name(app: object) -> str:
     name = getattr(app, "__qualname__", None) or "app"
     if not callable(app) or not isinstance(module, str) or "<" in name:
         module, name = "module", "attr"
-    elif module == "__main__":  # as its workers know it
+    elif module == "__main__":  # its workers import it by the file's name
         module = os.path.basename(getattr(sys.modules[module], "__file__", None) or "module").removesuffix(".py")
     return f"app: {shown(app)} is no name: each worker imports the app by its name; write that, as in Server('{module}:{name}')"
 
@@ -222,7 +224,7 @@ def _check_place() -> None:
     """Raise ConfigError where no server can run: in a module that is only imported, beside the main thread, in an event loop."""
     processes = sys.modules.get("multiprocessing.process")
     if processes and getattr(processes.current_process(), "_inheriting", False):
-        sys.exit(f"forkserve: the program {NestedServerError()}")  # multiprocessing would show its own frames
+        sys.exit(f"forkserve: the program {NestedServerError()}")  # for an exception, multiprocessing would print its own frames
     if apps.is_loading():
         raise NestedServerError
     if threading.current_thread() is not threading.main_thread():
@@ -232,28 +234,28 @@ def _check_place() -> None:
 
 
 def serve(server: Server) -> int:
-    """Run it as all that this process is for; return the exit code."""
+    """Run a server as the only purpose of this process; return the exit code."""
     code = server.run()
     for late in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(late, signal.SIG_IGN)  # the interpreter takes its time to end, and our code is settled
+        signal.signal(late, signal.SIG_IGN)  # a late signal must not change the exit code while the interpreter ends
     return code
 
 
 def check_settings(settings: Settings) -> None:
-    """Find out what every worker would trip over, TLS included. Imports no application.
+    """Check in advance the settings that would stop every worker, TLS included. Imports no application.
 
     Raises:
-        ConfigError: What it is, in one line.
+        ConfigError: A setting cannot work.
     """
     check_but_tls(settings)
     make_context(settings)
 
 
 def check_but_tls(settings: Settings) -> None:
-    """Find out in the master, before any fork, what every worker would trip over; but not what is made of TLS files before it.
+    """Check in the master, before any fork, the settings that would stop every worker; except for those of TLS files.
 
     Raises:
-        ConfigError: What it is, in one line.
+        ConfigError: A setting cannot work.
     """
     if settings.app is not None:
         apps.parse_app_spec(settings.app)
@@ -267,7 +269,7 @@ def check_but_tls(settings: Settings) -> None:
 
 
 def _checked(config: Config) -> Config:
-    """The same configuration, but one that checks as well what a reload reads, before a worker trips over it."""
+    """Return the configuration with a check of the settings that a reload reads, before a worker fails because of them."""
     again = config.again
     if again is None:
         return config
@@ -280,14 +282,14 @@ def _checked(config: Config) -> Config:
     return dataclasses.replace(config, again=read)
 
 
-def _not_there(error: ForkserveError) -> type[Worker]:
-    """Return a worker class in place of one that cannot be imported: no new worker starts, and the old ones go on."""
+def _failing_class(error: ForkserveError) -> type[Worker]:
+    """Return a worker class in place of one that cannot be imported: no new worker starts, but the old ones keep serving."""
 
-    class NotThere(Worker):
+    class FailingWorker(Worker):
         def run(self) -> None:
             raise error
 
-    return NotThere
+    return FailingWorker
 
 
 def worker_class(settings: Settings) -> type[Worker]:

@@ -23,12 +23,12 @@ class InheritedState(NamedTuple):
     Attributes:
         data: The encoded state (handover.py).
         confirm: Only in a pre-flight: the descriptor that it confirms on.
-        judged: The descriptor that the pre-flight writes its results to (judged.py), if the master wants them.
+        checked: The descriptor that the pre-flight writes its results to (checked.py), if the master wants them.
     """
 
     data: bytes
     confirm: int | None = None
-    judged: int | None = None
+    checked: int | None = None
 
 
 def _take() -> InheritedState | None:
@@ -39,18 +39,18 @@ def _take() -> InheritedState | None:
     """
     pid, _, rest = os.environ.pop(VARIABLE, "").partition(":")
     number, _, rest = rest.partition(":")
-    check, _, judged = rest.partition(":")
-    if not number.isdigit() or not (_is_state(number) if check else pid == str(os.getpid())):
+    mode, _, checked = rest.partition(":")
+    if not number.isdigit() or not (_is_state(number) if mode else pid == str(os.getpid())):
         return None  # the variable was left over in an environment
     descriptor = int(number)
     data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-    if check:
-        for one in (descriptor, *([int(judged)] if judged.isdigit() else [])):
+    if mode:
+        for one in (descriptor, *([int(checked)] if checked.isdigit() else [])):
             os.set_inheritable(one, False)
         os.ftruncate(descriptor, 0)  # the app must not see what clients have sent to the master
         if os.environ.get("LISTEN_PID") == pid:
             os.environ["LISTEN_PID"] = str(os.getpid())  # settings depend on it
-        return InheritedState(data, descriptor, int(judged) if judged.isdigit() else None)
+        return InheritedState(data, descriptor, int(checked) if checked.isdigit() else None)
     os.close(descriptor)
     import json  # noqa: PLC0415 - see above
 

@@ -1,4 +1,4 @@
-"""`--check-config`: what a start does, up to loading the app, without serving."""
+"""`--check-config`: does what a start does, up to loading the app, without serving."""
 
 from forkserve.base import privileges
 from forkserve.config import apps
@@ -9,7 +9,7 @@ from forkserve.upstream import upstream
 
 
 def check(settings: Settings) -> None:
-    """Check the settings, and load the app in this process, which must end then. Raises ConfigError, AppLoadError."""
+    """Check the settings, and load the app in this process, which must end then. Raises ConfigError or AppLoadError."""
     privileges.account(settings)
     check_settings(settings)
     upstream.check_path(settings)

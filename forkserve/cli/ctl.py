@@ -1,9 +1,8 @@
 """The command `forkserve ctl`: arguments in, a request to a running server, its reply out, exit code.
 
-The sub-commands are those that the master's methods declare; one that only the running server has is described by that server.
-Options are taken before and after the command's
-name. Every outcome has the form of a server's reply, `ok`, `error` and `result`, so that
-there is one way to print it and one table of exit codes.
+The sub-commands are those that the master's methods declare. A command that only the running server has is described by that
+server. Options may stand before or after the command's name. Every outcome has the form of a server's reply (`ok`, `error` and
+`result`), so there is one way to print it and one table of exit codes.
 """
 
 import json
@@ -39,13 +38,13 @@ has done it.
 """
 EXITS = {"usage": 2, "no_server": 3, "timeout": 4}  # by the error's code; 1 for any other
 GRACE = 2.0  # seconds after the deadline for the server to report which workers were late
-LAST = ("stop", "quit")  # after these the server is gone
+LAST = ("stop", "quit")  # after these commands the server is gone
 NUMBER = re.compile(r"-(\d|\.\d)")
-MARK = "\0"  # no argument has it; put before negative numbers, so that click does not read them as options
+MARK = "\0"  # put before a negative number, so that click does not read it as an option; no argument can contain it
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class CommandLine:
     """A parsed command line."""
 
     command: str
@@ -90,7 +89,7 @@ class _Ctl(click.Group):
 
 
 def _commands_of_server(before: dict[str, Any], args: list[str]) -> dict[str, Command]:
-    """Return the commands that the server declares which the command line means; none if there is no such server."""
+    """Return the commands of the server that the command line selects; none if there is no such server."""
     options = {f"--{key}": before.get(key) for key in ("socket", "name")}
     for word, following in zip(args, [*args[1:], ""], strict=True):
         option, equals, value = word.partition("=")
@@ -126,14 +125,14 @@ def _command(command: Command) -> click.Command:
     return click.Command(
         command.name,
         params=[*arguments, *_options(timeout, to=command.targets)],
-        callback=lambda **_: _order(command, click.get_current_context()),
+        callback=lambda **_: _command_line(command, click.get_current_context()),
         help=command.help + (CALL_ABOUT if command.targets else ""),
         short_help=command.help,
         options_metavar="[OPTIONS]",
     )
 
 
-def _order(command: Command, context: click.Context) -> Order:
+def _command_line(command: Command, context: click.Context) -> CommandLine:
     assert context.parent is not None
     before = context.parent.params
 
@@ -151,7 +150,7 @@ def _order(command: Command, context: click.Context) -> Order:
         raise click.UsageError("--name and --socket both select the server: give one of them")
     if option("to") is not None and not command.targets:
         raise click.UsageError("--to belongs to `call`")
-    return Order(
+    return CommandLine(
         command.name,
         args,
         option("name"),
@@ -203,7 +202,7 @@ def _value(text: str) -> JSON:
 READERS: dict[str, Callable[[str], JSON]] = {"ID": _worker_id, "N|+N|-N": _amount, "NAME": str}  # any other word: _value
 
 
-def parse(arguments: Sequence[str]) -> Order | None:
+def parse(arguments: Sequence[str]) -> CommandLine | None:
     """Parse a command line; return None after --help. Raises CtlError."""
     group = _Ctl(
         "ctl",
@@ -214,11 +213,11 @@ def parse(arguments: Sequence[str]) -> Order | None:
     )
     try:
         marked = [MARK + text if NUMBER.match(text) else text for text in arguments]
-        order = group.main(marked, prog_name="forkserve ctl", standalone_mode=False)
+        line = group.main(marked, prog_name="forkserve ctl", standalone_mode=False)
     except click.UsageError as error:
         message = error.format_message().replace(MARK, "")
         raise CtlError(message.replace("Missing command.", "a command is missing: see forkserve ctl --help"), "usage") from None
-    return order if isinstance(order, Order) else None
+    return line if isinstance(line, CommandLine) else None
 
 
 # The server.
@@ -242,24 +241,24 @@ def choose(running: Iterable[tuple[str, str]], name: str | None) -> str:
     return servers.popitem()[1]
 
 
-def obey(order: Order) -> Answer:
-    """Send the order to a server, and return its reply. Raises CtlError if there is none."""
-    path = order.socket or choose(runtime_dir.running(os.environ), order.name)
-    line = _StatusLine(shown=not order.as_json and sys.stderr.isatty())
-    request = {"command": order.command, "args": order.args, "timeout": order.timeout, "progress": line.shown}
-    if order.to is not None:
-        request["to"] = order.to
-    wait = None if order.timeout is None else order.timeout + GRACE
+def send(line: CommandLine) -> Answer:
+    """Send the command to a server, and return the server's reply. Raises CtlError if there is none."""
+    path = line.socket or choose(runtime_dir.running(os.environ), line.name)
+    progress = _StatusLine(shown=not line.as_json and sys.stderr.isatty())
+    request = {"command": line.command, "args": line.args, "timeout": line.timeout, "progress": progress.shown}
+    if line.to is not None:
+        request["to"] = line.to
+    wait = None if line.timeout is None else line.timeout + GRACE
     try:
-        return ask(path, request, wait=wait, tell=line.write, to_end=order.command in LAST)
+        return ask(path, request, wait=wait, tell=progress.write, to_end=line.command in LAST)
     except NoServerError as error:
         raise CtlError(f"no server is running at {path}: {error}", "no_server") from None
     except ServerGoneError as error:
         raise CtlError(str(error), "failed") from None
     except LateError:
-        raise CtlError(f"{order.command}: not done within {order.timeout:g} s; it may still be done", "timeout") from None
+        raise CtlError(f"{line.command}: not done within {line.timeout:g} s; it may still be done", "timeout") from None
     finally:
-        line.clear()
+        progress.clear()
 
 
 class _StatusLine:
@@ -288,11 +287,11 @@ def main(arguments: Sequence[str]) -> int:
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
     command = ""
     try:
-        order = parse(arguments)
-        if order is None:
+        line = parse(arguments)
+        if line is None:
             return ExitCode.OK
-        command, as_json = order.command, order.as_json
-        answer = obey(order)
+        command, as_json = line.command, line.as_json
+        answer = send(line)
     except CtlError as error:
         answer = {"ok": False, "error": {"code": error.code, "message": str(error)}, "result": None}
     except KeyboardInterrupt:

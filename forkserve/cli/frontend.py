@@ -1,7 +1,7 @@
 """The command `forkserve nginx`: options in, the configuration of a front end out, as text.
 
-The options are those of serving, so that one command line serves both purposes, and some for the front end. The workers'
-addresses, timeouts and limits come from these options, the environment and the configuration file, or from a running server.
+It takes the options of serving, so that one command line can be used for both, and some for the front end. The workers'
+addresses, timeouts and limits are from these options, the environment and the configuration file, or from a running server.
 """
 
 import json
@@ -37,7 +37,7 @@ server, to use its addresses and settings: `forkserve nginx --name shop`. Timeou
 server, so that the two agree; `forkserve --help` lists them.
 """
 WRITERS: Mapping[str, Writer] = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
-# Options that say where the workers are; beside them, --name only gives the upstream its name.
+# Options for the addresses of the workers. With any of them, --name is only the name of the upstream.
 PLACES = frozenset(("app", "bind", "base_port", "port", "uds", "fd", "workers"))
 # Settings that only front ends use: --help lists them here too, and they may differ from a running server's.
 SHOWN = frozenset(("balance",))
@@ -47,7 +47,7 @@ PATIENCE = 10.0  # seconds to wait for a running server's status
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options that are not settings of the server, as they were written."""
+    """The options that are not settings of the server, as text."""
 
     format: str = "nginx"
     upstream_only: bool = False
@@ -120,12 +120,12 @@ def main(arguments: Sequence[str]) -> int:
     options = Options(**{name: line.pop(name) for name in Options.__slots__ if name in line})
     if options.format not in (*WRITERS, "json"):
         raise ConfigError(f"--format: {options.format!r} is not one of {', '.join([*WRITERS, 'json'])}")
-    asks = options.socket is not None or ("name" in line and not PLACES & line.keys())
-    name = line.pop("name", None) if asks else None
+    from_server = options.socket is not None or ("name" in line and not PLACES & line.keys())
+    name = line.pop("name", None) if from_server else None
     loaded = load(line, needs_app=False)
     assert loaded.given is not None
     settings = _absolute(loaded.settings, loaded.given["directory"])
-    status = _status_of(name, options.socket) if asks else None
+    status = _status_of(name, options.socket) if from_server else None
     made = _front(options, settings, status, own=SHOWN & line.keys())
     _refuse(options.format, made.settings)
     with _named(f"--format {options.format}"):
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _named(label: str) -> Iterator[None]:
-    """Put the option in front of an error about its value."""
+    """Prefix an error about a value with its option."""
     try:
         yield
     except ValueError as error:
@@ -181,7 +181,7 @@ def _status_of(name: str | None, socket: str | None) -> dict[str, Any]:
     if name is not None and socket is not None:
         raise ConfigError("--name and --socket both select the server: give one of them")
     try:
-        answer = ctl.obey(ctl.Order("status", [], name, socket, PATIENCE, None, as_json=True))
+        answer = ctl.send(ctl.CommandLine("status", [], name, socket, PATIENCE, None, as_json=True))
     except ctl.CtlError as error:
         raise ForkserveError(str(error)) from None
     if not answer["ok"] or not isinstance(answer["result"], dict):

@@ -1,7 +1,7 @@
-"""The options of the command line, made from the table of settings, and the configuration that they lead to.
+"""The options of the command line, made from the table of settings, and the configuration that is read from them.
 
-click parses; a value stays the text that was written until `forkserve.config.load` reads it, so that a bad value gives the same
-message whichever source it is from.
+click parses the line. A value stays text until `forkserve.config.load` reads it, so a bad value has the same message whatever its
+source is.
 """
 
 import os
@@ -50,7 +50,7 @@ class _Command(click.Command):
 
 
 def _option(name: str, spec: Spec) -> click.Option:
-    """Make the option of one setting; its value stays the text that was written."""
+    """Make the option of one setting; its value stays text."""
     about = spec.help
     if shown := spec.show(spec.default):
         about += f" [{shown}]"
@@ -78,11 +78,11 @@ def make_command() -> click.Command:
 
 
 def parse(arguments: Iterable[str], command: click.Command | None = None) -> dict[str, Any]:
-    """Parse *arguments*; return what was written, by the name of setting or action.
+    """Parse *arguments*; return the values as text, by the name of the setting or action.
 
     Args:
         arguments: The words of the command line, without the program's name.
-        command: A command that has more options than serving has.
+        command: A command with more options than those of serving.
 
     Raises:
         ConfigError: The line cannot be parsed.

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_the_command() -> bool:
-    """Whether this process only runs `main`: by -m, or by a script of the kind that pip installs."""
+    """Whether this process only runs `main`: by -m, or by a script that pip has installed."""
     program = vars(sys.modules["__main__"])
     if getattr(program.get("__spec__"), "name", None) == "forkserve.__main__":
         return True
@@ -51,7 +51,7 @@ def _is_the_command() -> bool:
 
 
 def _secure_standard_streams() -> None:
-    """Open descriptors 0 to 2 if they are closed: any `print` would write into a socket with one of these numbers."""
+    """Open descriptors 0 to 2 if they are closed: else a socket could get one of these numbers, and `print` would write to it."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

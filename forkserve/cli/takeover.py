@@ -1,6 +1,6 @@
-"""Take over: the command in a program that takes the place of a master by an upgrade.
+"""Take over: the command `forkserve` in a program that takes the place of a master by an upgrade.
 
-It uses the settings that the pre-flight has checked, and needs nothing that may have changed since: no configuration file, and no
+It uses the settings that the pre-flight has checked. It needs nothing that may have changed since: no configuration file, and no
 parser of command lines. A failure here must not end the server.
 """
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def main(judged: Mapping[str, Any]) -> int:
-    """Serve with the checked settings (prefork/master/upgrade/judged.py); return the exit code."""
-    startup.adopt_directory(judged["directory"])
-    config = configuration.judged(judged["settings"], judged["given"], os.environ)
+def main(checked: Mapping[str, Any]) -> int:
+    """Serve with the checked settings (prefork/master/upgrade/checked.py); return the exit code."""
+    startup.adopt_directory(checked["directory"])
+    config = configuration.checked(checked["settings"], checked["given"], os.environ)
     optional = {"uvloop": vars(web)["uvloop"], "forkserve.http.message._head": vars(readers)["_head"]}
     gone = [name for name, module in optional.items() if module is None and find_spec(name)]
     troubles = [f"{name} cannot be imported any more: the server runs without it" for name in gone]
-    if judged["unsaid"]:  # Python objects, which only the configuration file can make
+    if checked["objects"]:  # Python objects, which only the configuration file can make
         try:
             fresh = config.again() if config.again else config
-            objects = {name: getattr(fresh.settings, name) for name in judged["unsaid"] if hasattr(fresh.settings, name)}
+            objects = {name: getattr(fresh.settings, name) for name in checked["objects"] if hasattr(fresh.settings, name)}
             config = replace(config, settings=replace(config.settings, **objects), hooks=fresh.hooks)
         except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
-            troubles.append(f"{error}; until a reload the server runs without {', '.join(judged['unsaid'])}")
+            troubles.append(f"{error}; until a reload the server runs without {', '.join(checked['objects'])}")
     try:
         return serve(Server.from_config(config, troubles=troubles))
     except ForkserveError as error:

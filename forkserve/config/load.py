@@ -130,7 +130,7 @@ def load_config(
     return replace(_combine([file, *sources], environ, directory, needs_app=needs_app, http=True), again=again, given=given)
 
 
-def judged(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+def checked(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     """Return the `Config` of settings that a pre-flight has checked, as JSON values. In a program that takes over.
 
     Only `again` reads any source.

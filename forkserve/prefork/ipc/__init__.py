@@ -1,1 +1,1 @@
-"""What passes between processes: messages, how they become bytes, and the promise of an answer."""
+"""IPC: the messages between processes, their encoding, and pending answers."""

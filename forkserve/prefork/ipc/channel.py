@@ -1,4 +1,4 @@
-"""The two ends of a worker's channel: framed JSON over a socketpair, never blocking.
+"""Channel: framed JSON between the master and a child, over a socketpair. It never blocks.
 
 A stream and not SOCK_SEQPACKET, which macOS lacks and which cannot carry a frame larger than the socket's buffer.
 """
@@ -23,16 +23,16 @@ from forkserve.prefork.ipc.frames import MAX_FRAME, FrameDecoder, FrameError
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.messages import Message
 
-# A peer that has stopped reading must not make this end grow for ever.
+# Bytes for a peer that has stopped reading must not grow without a limit.
 MAX_UNSENT = 8 * MAX_FRAME
 READ_SIZE = 65536
-MANY_PASSED = 16  # descriptors in one read; a message brings a few
+MANY_PASSED = 16  # descriptors in one read; a message has a few
 MOST_PASSING = 4  # messages that wait with descriptors: each keeps some open
 
 
 @record
 class ChannelState:
-    """The master's end of a channel in an upgrade: with what was read in part, and what is still to be sent."""
+    """The master's end of a channel in an upgrade, with the part of a message that was read, and the bytes still to be sent."""
 
     socket: InheritedFd
     rest: bytes
@@ -40,10 +40,10 @@ class ChannelState:
 
 
 class Channel:
-    """One end. The master has one for each worker, and the worker has the other end.
+    """One end of a channel. The master has one for each child, and the child has the other.
 
-    The master may pass descriptors with a message: they are in its `descriptors`, and the receiver closes them. Descriptors of no
-    such message are closed here. The master itself takes none: a worker runs code that we do not know.
+    The master may pass descriptors with a message: they are in its `descriptors`, and the receiver closes them. Descriptors that
+    belong to no such message are closed here. The master itself takes none: a worker runs unknown code.
 
     Args:
         sock: The socket.
@@ -56,15 +56,15 @@ class Channel:
         self._decoder = FrameDecoder()
         self._unsent = bytearray()
         self._of_child = of_child
-        self._passed: deque[int] = deque()  # received, in front of the message that has their number
+        self._passed: deque[int] = deque()  # received before the message that has their number
         self._passing: deque[tuple[int, list[int]]] = deque()  # to be sent, each with the place in `_unsent` of its message
-        self._sending = threading.Lock()  # the application's threads send as well
+        self._sending = threading.Lock()  # the application's threads also send
         self.closed = False
-        self.fault: str | None = None  # why it was closed, if the peer's bytes are no frames
+        self.fault: str | None = None  # if the peer's bytes are no frames: why it was closed
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Make both ends: the master's, and a child's. Each process closes the one that it does not use."""
+        """Make both ends: the master's and a child's. Each process closes the end that it does not use."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         return cls(ours), cls(theirs, of_child=True)
 
@@ -74,7 +74,7 @@ class Channel:
 
     @classmethod
     def adopt(cls, found: ChannelState) -> Channel:
-        """Make it again in the new program."""
+        """Make the object in the new program."""
         channel = cls(socket.socket(fileno=found.socket))
         channel._decoder.feed(found.rest)
         channel._unsent += found.unsent
@@ -99,7 +99,7 @@ class Channel:
         return self.send_frame(encode(message, len(descriptors)), descriptors)
 
     def send_frame(self, frame: bytes, descriptors: Sequence[int] = ()) -> bool:
-        """Send an encoded message: for one that goes to many workers."""
+        """Send an encoded message: one to many workers is encoded only once."""
         with self._sending:
             if self.closed or len(self._unsent) + len(frame) > MAX_UNSENT:
                 return False
@@ -112,7 +112,7 @@ class Channel:
         return not self.closed
 
     def flush(self) -> None:
-        """Send what waits, as far as the peer reads it. `receive` notices a peer that has gone."""
+        """Send the waiting bytes, as far as the peer reads them. `receive` notices a peer that has gone."""
         with self._sending:
             try:
                 while self._unsent:
@@ -154,7 +154,7 @@ class Channel:
         self._passed.clear()
 
     def receive(self) -> list[Message]:
-        """Return the messages that have come, with `Unreadable` in place of a frame that is no message.
+        """Return the received messages, with `Unreadable` in place of a frame that is no message.
 
         At the peer's end of file, and after bytes that are no frames (`fault`), `closed` is true. The descriptor stays open until
         `close`, so that a selector can forget it.
@@ -175,7 +175,7 @@ class Channel:
             except FrameError as error:
                 self.closed, self.fault = True, str(error)
             if self._passed and (self.closed or not self._decoder.rest):
-                self._drop_passed()  # the messages that they came with did not name them
+                self._drop_passed()  # no message has named them
         return messages
 
     def _decoded(self, found: dict[str, Any]) -> Message:
@@ -199,7 +199,7 @@ class Channel:
         return data
 
     def close(self) -> None:
-        """Close this end. Twice does no harm."""
+        """Close this end. A second call does nothing."""
         self.closed = True
         self._drop_passing()
         self._drop_passed()

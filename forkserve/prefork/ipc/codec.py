@@ -21,7 +21,7 @@ class MessageError(ValueError):
 def encode(message: Message, descriptors: int = 0) -> bytes:
     """Return the frame of a message, with the number of descriptors that travel beside it.
 
-    Raises FrameError if a value of the application's in it is not JSON, or if it is too large.
+    Raises FrameError if a value of the application is not JSON, or if the message is too large.
     """
     record = {TAG: message.tag, **dump(message)}
     if descriptors:
@@ -30,7 +30,7 @@ def encode(message: Message, descriptors: int = 0) -> bytes:
 
 
 def decode(found: Mapping[str, Any], *, to_master: bool) -> Message:
-    """Read what was in a frame, which is not nested deeply. Raises MessageError, whatever that was."""
+    """Read the contents of a frame, which are not nested too deeply. Raises MessageError for all that is no message."""
     tag = found.get(TAG)
     try:
         kind = BY_TAG[to_master].get(tag) if isinstance(tag, str) else None
@@ -43,7 +43,7 @@ def decode(found: Mapping[str, Any], *, to_master: bool) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable(Message):
-    """Stands where a frame was that is no message (`MessageError`). No process sends it.
+    """Takes the place of a frame that is no message (`MessageError`). No process sends it.
 
     Attributes:
         why: What is wrong with the frame.

@@ -1,7 +1,6 @@
 """Messages as bytes: a 4-byte big-endian length, then one JSON object. Pure.
 
-JSON and not pickle: a worker runs code that we do not know, so what it sends is data and never instructions to the interpreter
-that reads it.
+JSON and not pickle: a worker runs unknown code. What it sends must be data, never instructions for the interpreter that reads it.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import Any
 
 HEADER = 4
 MAX_FRAME = 1 << 20
-MAX_NESTING = 200  # arrays and objects in one another: code that shows or copies a message may recurse
+MAX_NESTING = 200  # levels of arrays and objects: code that shows or copies a message may recurse
 
 
 class FrameError(ValueError):
-    """The bytes are no frames, and the stream cannot be read any further; or a message cannot be framed."""
+    """The bytes are no frames, so the stream cannot be read any further; or a message cannot be framed."""
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -47,7 +46,7 @@ def is_nested_too_deeply(message: object, text: bytes) -> bool:
 
 
 class FrameDecoder:
-    """Bytes in, in pieces of any size; messages out, in order."""
+    """Decodes messages from bytes, which may arrive in pieces of any size."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -58,7 +57,7 @@ class FrameDecoder:
 
     @property
     def rest(self) -> bytes:
-        """The stored bytes that are no whole message yet."""
+        """The stored bytes of an incomplete message."""
         return bytes(self._buffer)
 
     def next_message(self) -> dict[str, Any] | None:

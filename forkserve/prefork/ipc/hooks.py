@@ -1,4 +1,4 @@
-"""Hooks: how functions of the user are called, and what they get of a worker and set on it. Pure, but it logs failures."""
+"""Hooks: calls functions of the user, and keeps the attributes that these set on a worker. Pure, but failures are logged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Hooks = Mapping[str, Callable[..., object]]
 
 
 LONGEST_ATTRIBUTES: Final = 16 * 1024  # bytes of JSON
-# What gunicorn's workers have and these handles do not: what to use.
+# Attributes of gunicorn's workers that these handles lack, and what to use instead.
 IN_MASTER: Final = MappingProxyType(
     {
         "app": "worker.wsgi in post_worker_init: the master never imports the app",
@@ -34,7 +34,7 @@ IN_MASTER: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """The attributes that users' hooks have set on an object of theirs, for another process.
+    """The attributes that users' hooks have set on a handle, for another process.
 
     Attributes:
         values: The values by name.
@@ -47,7 +47,7 @@ class Attributes:
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker as hooks in the master get it.
+    """A worker as hooks in the master see it.
 
     A hook may set other attributes: they stay as long as the worker lives, and those that are set in `pre_fork` are attributes of
     the worker itself from its start.
@@ -89,12 +89,12 @@ class WorkerHandle:
 
 
 def attributes_of(holder: Any) -> dict[str, Any]:
-    """Return the attributes that hooks have set on an object of theirs: all but those of `OWN`."""
+    """Return the attributes that hooks have set on a handle: all but those of `OWN`."""
     return {name: value for name, value in vars(holder).items() if name not in type(holder).OWN}
 
 
 def missing_attribute(holder: object, what: str, name: str, instead: Mapping[str, str]) -> AttributeError:
-    """Return the error for an attribute that an object of hooks does not have."""
+    """Return the error for an attribute that a handle does not have."""
     if name in vars(holder).get("_unsent", ()):
         use = "it was set in the master; with --preload a worker gets only what JSON holds: set it in post_fork"
     else:
@@ -103,7 +103,7 @@ def missing_attribute(holder: object, what: str, name: str, instead: Mapping[str
 
 
 def sendable(attributes: Mapping[str, Any]) -> Attributes:
-    """Return the attributes that JSON holds as they are, up to LONGEST_ATTRIBUTES bytes, and the names of the others."""
+    """Return the attributes that JSON can hold, up to LONGEST_ATTRIBUTES bytes, and the names of the others."""
     values, room = {}, LONGEST_ATTRIBUTES
     for name, value in attributes.items():
         try:
@@ -112,12 +112,12 @@ def sendable(attributes: Mapping[str, Any]) -> Attributes:
                 values[name] = value
                 room -= len(text)
         except (TypeError, ValueError, RecursionError):
-            pass  # JSON does not hold it
+            pass  # JSON cannot hold it
     return Attributes(values, [name for name in attributes if name not in values])
 
 
 def adopt_attributes(holder: object, attributes: Attributes) -> None:
-    """Give an object of hooks what hooks have set on it in another process."""
+    """Set the attributes on a handle that hooks have set in another process."""
     vars(holder).update(attributes.values)
     vars(holder)["_unsent"] = attributes.others
 

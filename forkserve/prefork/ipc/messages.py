@@ -1,13 +1,12 @@
-"""Messages: the one list of everything that the processes of a server say to each other. Pure.
+"""Messages: the one list of all messages between the processes of a server. Pure.
 
-Each message is a frozen dataclass: its docstring says when it is sent, and what its fields mean. Page and protocol are made
-from these definitions: `docs/internals/messages.md` is generated, and `codec` reads the annotations. A message travels as one
+Each message is a frozen dataclass: its docstring says when it is sent, and what its fields mean. The page
+`docs/internals/messages.md` is generated from these definitions, and `codec` reads their annotations. A message is sent as one
 JSON object in a frame (`frames`): the tag as `type`, and the fields by name.
 
-Versions: an upgrade puts a new master in place of one whose workers and molds live on, so it may receive messages of the program
-before, and they receive its messages. Both have the same `handover.VERSION`: else the upgrade is refused before it changes
-anything. Within one version a field may be added or dropped if it has a default, as unknown fields are ignored. Any other change
-needs a new version.
+Versions: after an upgrade, a new master has old workers and molds, and each may receive messages of the other. Both programs have
+the same `handover.VERSION`; otherwise the upgrade is refused before it changes anything. Within one version, a field may be added
+or dropped if it has a default, since unknown fields are ignored. Any other change needs a new version.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def _message(tag: str, sender: str, receiver: str) -> Callable[[type[M]], type[M]]:
-    """Make a class of messages; one without a tag travels by a way of its own (`orders`)."""
+    """Make a class of messages; one without a tag has a socket of its own (`orders`)."""
 
     def register(cls: type[M]) -> type[M]:
         made = dataclass(frozen=True, slots=True)(cls)
@@ -65,7 +64,7 @@ def _message(tag: str, sender: str, receiver: str) -> Callable[[type[M]], type[M
 
 @_message("forked", "worker", "master")
 class Forked(Message):
-    """The first message of a worker that a mold has forked. The master knows only now which process it is.
+    """The first message of a worker that a mold has forked. It gives the master the pid of the worker.
 
     Attributes:
         pid: Its process id.
@@ -87,11 +86,11 @@ class Ready(Message):
 
 @_message("failed", "worker, mold, warm process, watcher", "master")
 class Failed(Message):
-    """The last message of a process that could not start. A worker with the page of the error goes on (`Waits`).
+    """The last message of a process that could not start; but under --reload a worker goes on, with an error page (`Waits`).
 
     Attributes:
         message: The reason in one line.
-        code: The exit code that says the same.
+        code: The exit code for this reason.
         traceback: The traceback of the application's own frames; null if the reason is not an exception there.
     """
 
@@ -102,17 +101,17 @@ class Failed(Message):
 
 @_message("waits", "worker", "master")
 class Waits(Message):
-    """The application did not load, and the worker waits for `ShowFault`, or to be replaced. Only under --reload."""
+    """The application did not load, and the worker waits for `ShowFault` or its replacement. Only under --reload."""
 
 
 @_message("terminated", "worker", "master")
 class Terminated(Message):
-    """The worker got TERM or QUIT, and asks the master whether to drain now (`Drain`) or later (`Stay`)."""
+    """The worker got TERM or QUIT. The master answers `Drain` (drain now) or `Stay` (serve on for now)."""
 
 
 @_message("draining", "worker", "master")
 class Draining(Message):
-    """The worker drains without an order: its `run` has returned, its master was silent, or TERM came while it started."""
+    """The worker drains without an order: its `run` has returned, its master did not answer, or it got TERM while it started."""
 
 
 @_message("released", "worker", "master")
@@ -130,7 +129,7 @@ class Spent(Message):
     """The worker has answered --max-requests requests, and requests a successor.
 
     Attributes:
-        requests: How many requests have come.
+        requests: How many requests it has received.
         full: Whether it accepts no connection until the successor is ready.
     """
 
@@ -140,7 +139,7 @@ class Spent(Message):
 
 @_message("reopen_logs", "worker", "master")
 class ReopenLogs(Message):
-    """The log files of a worker were moved away. The master answers with `LogFiles`, as the worker may not open new ones."""
+    """The worker's log files were moved away. The master answers with `LogFiles`: a worker may lack the right to open files."""
 
 
 # Commands: to the master.
@@ -150,7 +149,7 @@ class ReopenLogs(Message):
 class Call(Message):
     """The application of a worker calls a command in other workers. The master answers with `Answer`.
 
-    The application's own values are not checked by their type: a wrong one is answered with an error.
+    The types of the application's own values are not checked here: the answer to a wrong one is an error.
 
     Attributes:
         number: The worker's number for the call.
@@ -193,7 +192,7 @@ class Result(Message):
 
 @_message("noted", "worker", "master")
 class Noted(Message):
-    """The worker has done what `Note` asks for."""
+    """The worker has done what `Note` orders."""
 
 
 # What is loaded, under --reload: to the master.
@@ -204,11 +203,11 @@ class Loaded(Message):
     """Files of the project that a worker has loaded since its last such message; at most 500 of each kind in one message.
 
     Attributes:
-        since: When the files were not loaded yet, in seconds of the monotonic clock. A later change of a file may be newer than
-            what was loaded.
+        since: A time at which the files were not loaded yet, in seconds of the monotonic clock. A file that has changed later may
+            be newer than what was loaded.
         files: Paths of loaded files.
         folders: Directories of namespace packages.
-        sought: Paths without a suffix at which imports have found nothing.
+        sought: Paths, without a suffix, where imports have found nothing.
     """
 
     since: float
@@ -224,7 +223,7 @@ class Outside(Message):
     Attributes:
         modules: Name, origin (empty: the import failed), and whether it was loaded after the project had changed the
             environment, in the order of the imports.
-        facts: What the project's code has changed that imports may see; null after the first message.
+        facts: The process state that imports can see, as far as the project's code has changed it; null after the first message.
         base: The number of the warm process that the worker was forked from; null if it was forked from the master.
         stale: Whether the environment was different from that of the warm process.
     """
@@ -258,7 +257,7 @@ class Outdated(Message):
 
 @_message("watching", "watcher", "master")
 class Watching(Message):
-    """The watcher has begun: later changes are noticed.
+    """The watcher has begun, and notices all later changes.
 
     Attributes:
         polls: Whether it polls, so that it needs `WatchFiles`.
@@ -297,7 +296,7 @@ class AtRest(Message):
 
 @_message("log", "watcher", "master")
 class Log(Message):
-    """A line for the master's log: the watcher has none.
+    """A line for the master's log. The watcher has no log.
 
     Attributes:
         level: The level, as in `logging`.
@@ -316,7 +315,7 @@ class Drain(Message):
     """A worker must take no more connections, finish what it has, and end; a mold must end.
 
     Attributes:
-        relieved: Whether a successor accepts from the same listeners, so that the connections in their queues are not lost.
+        relieved: Whether a successor accepts from the same listeners, so that it takes the connections in their queues.
         closing: Identities of the listeners that are closed when this worker has stopped accepting.
     """
 
@@ -326,7 +325,7 @@ class Drain(Message):
 
 @_message("stay", "master", "worker")
 class Stay(Message):
-    """The answer to `Terminated` while the server stops: serve on, `Drain` follows.
+    """The answer to `Terminated` if the worker must serve on for now; `Drain` follows.
 
     Attributes:
         seconds: The longest time until `Drain`.
@@ -360,10 +359,10 @@ class Detach(Message):
 
 @_message("show_fault", "master", "worker")
 class ShowFault(Message):
-    """The files on disk do not load: answer requests with a page that says so. Only under --reload.
+    """The files on disk cannot be loaded: answer requests with a page that shows the error. Only under --reload.
 
     Attributes:
-        text: The error; empty for a worker that knows it best, as it has failed itself.
+        text: The error; empty for a worker that has failed with it itself.
     """
 
     text: str
@@ -380,7 +379,7 @@ class Command(Message):
         call: The number of the call.
         name: The name of the command.
         args: The arguments.
-        deadline: When the command must not be started any more, in seconds of the monotonic clock; null for never.
+        deadline: The time from which the command must not be started any more, in seconds of the monotonic clock; null: none.
     """
 
     call: int
@@ -391,7 +390,7 @@ class Command(Message):
 
 @_message("offer", "master", "worker")
 class Offer(Message):
-    """A call waits for any worker. The first that answers with `Free` gets it."""
+    """A call waits for any worker. The first worker that answers with `Free` gets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,13 +445,13 @@ class AskForRest(Message):
     """Answer with `AtRest` when every change that was made until now is reported.
 
     Attributes:
-        number: Comes back in the answer.
+        number: The number for the answer.
     """
 
     number: int
 
 
-# By a way of its own (`orders`).
+# On a socket of its own (`orders`).
 
 
 @_message("", "master", "mold, warm process")
@@ -468,7 +467,7 @@ class Order(Message):
         channel: The descriptor of its end of the channel.
         stacks: The descriptor of the file that its stacks are dumped into.
         listeners: The slot (null: shared by all workers) and the descriptor of each listener.
-        outputs: 1 or 2 for stdout or stderr, and the descriptor that takes its place.
+        outputs: 1 for stdout or 2 for stderr, and the descriptor that replaces it.
         worker: What users' hooks have set on the worker.
         server: What users' hooks have set on the server.
     """

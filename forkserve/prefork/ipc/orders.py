@@ -1,7 +1,7 @@
-"""Orders: how `Order` travels from the master to a mold, with the descriptors that the worker needs.
+"""Orders: sends `Order` from the master to a mold, with the descriptors that the worker needs.
 
-Each is one packet (SOCK_SEQPACKET), so that it arrives as a whole or not at all. It needs no answer: the worker's end of the
-channel travels with it, so the master sees that channel end wherever the order is lost.
+Each order is one packet (SOCK_SEQPACKET), so it arrives as a whole or not at all. It needs no answer: the worker's end of the
+channel goes with it, so wherever the order is lost, the master notices that the channel ends.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class OrderSocket:
 
     @classmethod
     def adopt(cls, descriptor: int) -> OrderSocket:
-        """Make an end again, after an upgrade."""
+        """Make the object for an end, after an upgrade."""
         return cls(socket.socket(fileno=descriptor))
 
     def fileno(self) -> int:
-        """Return the descriptor; it is readable when an order has come."""
+        """Return the descriptor; it is readable when an order has arrived."""
         return self._socket.fileno()
 
     def send(self, order: Order) -> None:
@@ -50,9 +50,9 @@ class OrderSocket:
         socket.send_fds(self._socket, [json.dumps(fields).encode()], order.descriptors())
 
     def receive(self) -> Order | None:
-        """Return the next order; None if there is none, or if the packet is no order with all its descriptors.
+        """Return the next order; None if there is none, or if the packet is no complete order.
 
-        Some are missing if this process has too many open files.
+        Descriptors are missing if this process has too many open files.
         """
         try:
             data, descriptors = receive(self._socket, MAX_PACKET, MOST_PASSED)
@@ -64,12 +64,12 @@ class OrderSocket:
         return None
 
     def close(self) -> None:
-        """Close this end. Twice does no harm."""
+        """Close this end. A second call does nothing."""
         self._socket.close()
 
 
 def _read(data: bytes, descriptors: list[int]) -> Order:
-    """Read a packet. Raises KeyError, TypeError, ValueError or RecursionError if it is no order with all of them."""
+    """Read a packet. Raises KeyError, TypeError, ValueError or RecursionError if it is no complete order."""
     fields = json.loads(data)
     slots, streams = fields["listeners"], fields["outputs"]
     channel, stacks, *others = descriptors

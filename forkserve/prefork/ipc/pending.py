@@ -1,4 +1,4 @@
-"""Pending: a command under way in the master, and the replies of the workers. Pure."""
+"""Pending: a command that the master has begun, and the replies of the workers. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ JSON = Any
 Everyone = str  # "all" or "any"
 
 WITHOUT_WORDS: Final = MappingProxyType({"timeout": "no answer in time", "died": "the worker died"})
-CALL_TIMEOUT: Final = 60.0  # seconds to wait for a command, if the caller names no other time
+CALL_TIMEOUT: Final = 60.0  # seconds to wait for a command, unless the caller sets another time
 LONGEST_TEXT: Final = 16 * 1024  # of a traceback in a reply
 
 
 class WouldDeadlock(RuntimeError):  # noqa: N818 - the name is part of the contract
-    """Waiting here for other workers would keep this one from answering."""
+    """A wait for other workers here would prevent this worker from answering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Reply:
 
     @property
     def ok(self) -> bool:
-        """Whether the command was done."""
+        """Whether the command has succeeded."""
         return self.status == "ok"
 
 
 class Pending:
-    """A command that the master has begun. In the master, which never waits for it.
+    """A command that the master has begun. In the master, which never blocks for it.
 
     It ends once, with a value or with an error.
     """
@@ -66,17 +66,20 @@ class Pending:
 
     @classmethod
     def of(cls, value: Any) -> Pending:
-        """One that is done."""
+        """Return one that has ended with a value."""
         pending = cls()
         pending.resolve(value)
         return pending
 
     def then(self, call: Callable[[Any], object]) -> Pending:
-        """Call with the value (of `call`: the list of replies) when it is there; not if there is none. Returns itself."""
+        """Call `call` with the value when it has ended; not if it has failed. Returns itself.
+
+        The value of `Server.call` is the list of replies.
+        """
         return self.finally_(lambda ended: call(ended.value) if ended.error is None else None)
 
     def finally_(self, call: Callable[[Pending], object]) -> Pending:
-        """Call with this object when it has ended, in whatever way. Returns itself."""
+        """Call `call` with this object when it has ended, with a value or an error. Returns itself."""
         if self.done:
             call_hook("callback of a command", call, self)
         else:
@@ -88,7 +91,7 @@ class Pending:
         self._end(value, None)
 
     def fail(self, error: CommandError, value: Any = None) -> None:
-        """End it with an error, and with what else there is to know of it."""
+        """End it with an error; `value` has details of it."""
         self._end(value, error)
 
     def _end(self, value: Any, error: CommandError | None) -> None:
@@ -104,7 +107,7 @@ def answer(ended: Pending) -> dict[str, JSON]:
     """Return the answer to a client about a command that has ended: `ok`, `error` and `result`."""
     error, result = ended.error, ended.value
     if _are_replies(result):
-        error = error or _judge(result)
+        error = error or _error_of(result)
         result = [dump(reply) for reply in result]
     return {
         "ok": error is None,
@@ -117,7 +120,7 @@ def _are_replies(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, Reply) for one in value)
 
 
-def _judge(replies: list[Reply]) -> CommandError | None:
+def _error_of(replies: list[Reply]) -> CommandError | None:
     failed = [reply for reply in replies if not reply.ok]
     if not failed:
         return None

@@ -1,1 +1,1 @@
-"""The master: it forks the workers, and carries out what the policy plans and what users command."""
+"""The master: forks the workers, and carries out the plans of the policy and the commands of users."""

@@ -1,4 +1,4 @@
-"""Call router: takes commands to the workers and their replies back, also those that one worker sends to the others."""
+"""Call router: sends commands to workers and collects their replies, also for a worker that calls the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import Answer, CallError
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.observers import Observer
-from forkserve.prefork.policy.calls import Calls, Send, Target
+from forkserve.prefork.policy.calls import Calls, CallTarget, Send
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.system.poller import Poller
 
-MANY_CALLS = 1 << 63  # a number as long as any
+MANY_CALLS = 1 << 63  # a call number of the greatest length
 
-BUSY = 0.1  # seconds in which an idle worker writes its counters down
+BUSY = 0.1  # seconds within which any idle worker writes its counters
 
 
 @record
 class CallsState:
-    """The calls in an upgrade: the number of the next one, and the calling worker's ident and number of each open call."""
+    """The calls in an upgrade: the number of the next one, and for each open call of a worker its ident and its number."""
 
     next: int
     callers: Sequence[tuple[int, int]]
@@ -45,9 +45,9 @@ class CallRouter(Observer):
 
     Args:
         children: The workers.
-        poller: Rings when a wait is over.
-        ask_for: Calls a command for a worker: gets the arguments of `ask`, and may raise CommandError.
-        slot: Gives the slot that a word or number names; may raise CommandError.
+        poller: Calls when a wait is over.
+        ask_for: Calls a command for a worker; takes the arguments of `ask`, and may raise CommandError.
+        slot: Returns the slot that a word or number names; may raise CommandError.
     """
 
     RECEIVES = (messages.Result, messages.Free, messages.Call, messages.Noted)
@@ -61,41 +61,41 @@ class CallRouter(Observer):
         self._slot = slot
         self._calls = Calls()
         self._fresh: list[tuple[Pending, set[int]]] = []
-        self._callers: set[tuple[int, int]] = set()  # calls of workers: the worker's ident, and its number for the call
+        self._callers: set[tuple[int, int]] = set()  # open calls of workers: the worker's ident, and its number for the call
 
     def next_deadline(self) -> float | None:
-        """When `expire` must be called; None for never."""
+        """Return when `expire` must be called; None: never."""
         return self._calls.next_deadline()
 
     def expire(self) -> None:
-        """End the calls whose time is up, and those that wait for any worker when no worker will be ready."""
+        """End the calls past their deadline, and those for any worker if no worker will be ready any more."""
         self._calls.expire(time.monotonic())
         if self.children.pool.phase >= Phase.STOPPING:
             self._calls.refuse(CommandError("the server is stopping", "refused"))
 
     def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
-        """Send workers a command, as `Server.call` does, but not the worker with the ident `caller`. Raises CommandError."""
+        """Send a command to workers, except for the one with the ident `caller`, as `Server.call` does. Raises CommandError."""
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
         targets = [target for target in self.children.targets() if target.ident != caller]
         try:
             encode(messages.Command(MANY_CALLS, name, args, deadline))
         except FrameError as error:
-            raise CommandError(f"{name} cannot be asked for: {error}", "usage") from error
+            raise CommandError(f"the arguments of {name} cannot be sent: {error}", "usage") from error
         if to == "any":
             pending, sends = self._calls.ask_any(name, args, targets, now, deadline, caller)
         else:
             if to != "all":
                 slot = self._slot(to)
-                targets = [target for target in targets if target.id == slot][-1:]  # the newest, while it replaces another
+                targets = [target for target in targets if target.id == slot][-1:]  # the newest, if it is replacing another
                 if not targets:
-                    raise CommandError(f"worker {slot} cannot be asked: it is not ready, or it is the one that asks")
+                    raise CommandError(f"worker {slot} cannot be called: it is not ready, or it is the caller itself")
             pending, sends = self._calls.ask(name, args, targets, now, deadline)
         self._send(sends)
         return pending
 
     def _send(self, sends: Sequence[Send]) -> None:
-        frames: dict[int, bytes] = {}  # one message goes to many
+        frames: dict[int, bytes] = {}  # each message is encoded once, for all its receivers
         for ident, message in sends:
             frame = frames.get(id(message)) or frames.setdefault(id(message), encode(message))
             child = self.children.by_ident.get(ident)
@@ -103,7 +103,7 @@ class CallRouter(Observer):
                 self._calls.gone(ident, time.monotonic())
 
     def fresh(self) -> Pending:
-        """Have every ready worker write its counters down. Ends when all have, or after BUSY: a busy worker cannot."""
+        """Have every ready worker write its counters. Ends when all have, or after BUSY: a busy worker cannot."""
         pending = Pending()
         missing = {target.ident for target in self.children.targets()}
         self._fresh.append((pending, missing))
@@ -124,9 +124,9 @@ class CallRouter(Observer):
         return CallsState(self._calls.export(), list(self._callers))
 
     def adopt(self, found: CallsState) -> None:
-        """Go on in the new program. Calls that were under way end with an error."""
+        """Take the calls over in the new program. Those that were under way end with an error."""
         self._calls.adopt(found.next)
-        error = CallError("the server was upgraded meanwhile: what was begun may have been done", "failed")
+        error = CallError("the server was upgraded meanwhile: the command may have run", "failed")
         for ident, number in found.callers:
             if child := self.children.by_ident.get(ident):
                 self.children.send(child, Answer(number, error, []))
@@ -134,11 +134,11 @@ class CallRouter(Observer):
     # Events of workers.
 
     def became_ready(self, child: Child) -> None:
-        """A worker takes commands from now on."""
+        """Offer waiting calls to a worker that has become ready."""
         self._send(self._calls.offer(child.member.ident))
 
     def received(self, child: Child, message: messages.Message) -> None:
-        """A worker has replied, is free for a command, or calls a command in others."""
+        """Handle a message of a worker: a reply, a free worker, or a call of other workers."""
         ident, now = child.member.ident, time.monotonic()
         match message:
             case messages.Call():
@@ -151,11 +151,11 @@ class CallRouter(Observer):
                 if child.member.state is State.READY:
                     self._send(self._calls.offer(ident))
             case messages.Free() if child.member.state is State.READY and child.pid is not None:
-                target = Target(ident, child.id, child.pid, child.member.generation)
+                target = CallTarget(ident, child.id, child.pid, child.member.generation)
                 self._send(self._calls.free(target, now))
 
     def ended(self, child: Child) -> None:
-        """A worker takes no more commands."""
+        """End the calls to a worker that has ended."""
         self._calls.gone(child.member.ident, time.monotonic())
 
     def _called_by(self, child: Child, call: messages.Call) -> None:
@@ -168,7 +168,7 @@ class CallRouter(Observer):
             try:
                 self.children.send(child, Answer(call.number, error, ended.value or []))
             except FrameError as fault:
-                cannot = CallError(f"the replies together cannot be sent: {fault}", "failed")
+                cannot = CallError(f"all replies together cannot be sent: {fault}", "failed")
                 self.children.send(child, Answer(call.number, cannot, []))
 
         pending = Pending()
@@ -176,6 +176,6 @@ class CallRouter(Observer):
             pending = self._ask_for(call.name, call.args, call.to, call.timeout, child.member.ident)
         except CommandError as error:
             pending.fail(error)
-        except (TypeError, ValueError) as error:  # for example a name that is no text: no reason to kill the worker
-            pending.fail(CommandError(f"this cannot be asked for: {error}", "usage"))
+        except (TypeError, ValueError) as error:  # for example a name that is no string: no reason to kill the worker
+            pending.fail(CommandError(f"this call is not possible: {error}", "usage"))
         pending.finally_(answer)

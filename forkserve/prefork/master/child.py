@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @record
 class ChildState:
-    """A worker or mold in an upgrade; the fields are those of `Child`. Its row is its member's, which goes with the pool."""
+    """A worker or mold in an upgrade; the fields are those of `Child`. The number of its row is in its member's state."""
 
     id: int
     age: int
@@ -40,14 +40,14 @@ class ChildState:
     fault: Failed | None
     commands: Sequence[Mapping[str, str]]
     orders: InheritedFd | None
-    attributes: Mapping[str, Any] = field(default_factory=dict)  # of users' hooks, as far as JSON holds them
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # set by users' hooks, as far as JSON can hold them
 
 
 @dataclass(eq=False, slots=True)
 class Child:
-    """What the master has of one worker or mold. Hooks get its `handle`.
+    """What the master holds of one worker or mold. Hooks get its `handle`.
 
-    The master keeps it until it has reaped the process, so the pid cannot mean another process.
+    The master keeps it until it has reaped the process, so the pid cannot be that of another process.
     """
 
     handle: WorkerHandle
@@ -55,10 +55,10 @@ class Child:
     channel: Channel
     row: Row
     stacks: int
-    failure: Failed | None = None  # why it could not boot
-    fault: Failed | None = None  # under --reload: as `failure`, of a worker that is ready with the error page
-    commands: Sequence[Mapping[str, str]] = field(default_factory=list)  # of its class, beside the server's own
-    orders: OrderSocket | None = None  # a mold's
+    failure: Failed | None = None  # why it has not booted
+    fault: Failed | None = None  # the same for a worker that is ready with the error page (--reload)
+    commands: Sequence[Mapping[str, str]] = field(default_factory=list)  # the commands of its class, beside the server's own
+    orders: OrderSocket | None = None  # of a mold
 
     def __str__(self) -> str:
         return f"{process_name(self.id)} (pid {self.pid})"
@@ -75,7 +75,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """The process; None if there is none yet."""
+        """The pid of the process; None if there is none yet."""
         return self.handle.pid
 
     @pid.setter
@@ -91,7 +91,7 @@ class Child:
 
     @classmethod
     def adopt(cls, found: ChildState, member: Member, row: Row, port: int | None) -> Child:
-        """Make it again in the new program."""
+        """Make the object in the new program."""
         orders = None if found.orders is None else OrderSocket.adopt(found.orders)
         handle = WorkerHandle(member.slot, port, member.generation, found.pid, member.ident)
         vars(handle).update(found.attributes)
@@ -104,12 +104,12 @@ class Child:
                 os.kill(self.pid, signum)
 
     def ask_for_stacks(self) -> None:
-        """Have its Python handler write its stacks down; `answered` shows when it has."""
+        """Have its Python handler write its stacks; `answered` is true when it has."""
         os.ftruncate(self.stacks, 0)
         self.signal(signal.SIGUSR2)
 
     def dump_stacks(self) -> None:
-        """Have it write its stacks down in C, whatever its Python code does. It may crash: only before a kill."""
+        """Have its stacks written in C, whatever its Python code does. It may crash, so call this only before a kill."""
         self.signal(stacks.NATIVE)
 
     @property
@@ -119,12 +119,12 @@ class Child:
         return size > 0 and os.pread(self.stacks, 1, size - 1) == stacks.END
 
     def read_stacks(self) -> str:
-        """Return the stacks that it has written as text; empty if there are none."""
+        """Return the stacks that it has written; an empty string if there are none."""
         found = os.pread(self.stacks, stacks.MAX_STACKS, 0).rstrip(stacks.END)
         return found.decode("utf-8", "backslashreplace").strip()
 
     def in_hand(self) -> list[str]:
-        """Return a line for each noted request that it has in hand, or had at its end."""
+        """Return a line for each noted request that it has in hand, or had when it ended."""
         now = time.monotonic_ns()
         return [f"in hand for {(now - started) / 1e9:.0f} s: {printable(line)}" for started, line in self.row.lines()]
 
@@ -133,7 +133,7 @@ class Child:
         return "\n".join([*self.in_hand(), self.read_stacks() or "no stacks: the process did not answer"])
 
     def close(self) -> None:
-        """Close everything that the master has of it."""
+        """Close everything that the master holds of it."""
         self.channel.close()
         if self.orders is not None:
             self.orders.close()

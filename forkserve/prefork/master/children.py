@@ -1,4 +1,4 @@
-"""Children: the workers and the molds of one master, and the channel to each. In the master."""
+"""Children: the workers and molds of one master, and the channel to each. In the master."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forkserve.prefork.ipc.codec import Unreadable, encode
 from forkserve.prefork.master.child import Child, ChildState, pass_logs
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.policy import history
-from forkserve.prefork.policy.calls import Target
+from forkserve.prefork.policy.calls import CallTarget
 from forkserve.prefork.policy.pool import Phase, Pool
 from forkserve.prefork.policy.states import MOLD, State, process_name
 from forkserve.prefork.system.poller import READ, WRITE, Poller
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class Children:
-    """The processes. What they report goes to the pool and to the observers.
+    """The processes. Their messages go to the pool and to the observers.
 
     Args:
-        pool: Decides what becomes of them.
-        forker: Makes them.
-        poller: Waits for what they send.
-        observers: Notified of what the pool need not know.
-        failures: Reports what went wrong with them.
+        pool: Decides which processes there are.
+        forker: Forks them.
+        poller: Watches their channels.
+        observers: Get the messages that are not for the pool.
+        failures: Reports the processes that fail.
     """
 
     def __init__(self, pool: Pool, forker: Forker, poller: Poller, observers: Observers, failures: Failures) -> None:
@@ -44,7 +44,7 @@ class Children:
         self.forker = forker
         self.failures = failures
         self.by_ident = forker.children
-        self.lost_lines = 0  # of logs, by children that are gone
+        self.lost_lines = 0  # log lines lost by children that have ended
         self._poller = poller
         self._observers = observers
 
@@ -56,22 +56,22 @@ class Children:
         """Return the molds that exist."""
         return [child for child in self.by_ident.values() if child.id == MOLD]
 
-    def targets(self) -> list[Target]:
-        """Return the workers that can run a command, the ready ones, in the order of their slots."""
+    def targets(self) -> list[CallTarget]:
+        """Return the workers that can run a command: the ready ones, in the order of their slots."""
         ready = (child for child in self if child.member.state is State.READY and child.pid is not None)
-        return [Target(child.member.ident, child.id, child.pid or 0, child.member.generation) for child in ready]
+        return [CallTarget(child.member.ident, child.id, child.pid or 0, child.member.generation) for child in ready]
 
     def read_beats(self) -> None:
-        """Give the pool the workers' beats, when it is about to judge them."""
+        """Give the pool the workers' heartbeats, if it is about to check a deadline."""
         deadline = self.pool.next_deadline()
         if deadline is not None and deadline <= time.monotonic():
             for child in self.by_ident.values():
                 history.Beat(child.member.ident, child.row.cells[BEAT] / 1e9).happen(self.pool)
 
-    # How they come.
+    # How they start.
 
     def fork(self, member: Member, source: WorkerSource | None = None) -> None:
-        """Have a process started for a member of the pool; of another source than usual, if one is given."""
+        """Start the process of a member of the pool; from `source`, if one is given."""
         try:
             child = self.forker.fork(member, source)
         except OSError as error:
@@ -79,7 +79,7 @@ class Children:
             return
         self.by_ident[member.ident] = child
         if child.pid is not None:
-            history.Forked(member.ident, child.pid).happen(self.pool)
+            history.ProcessForked(member.ident, child.pid).happen(self.pool)
         self._watch(child)
 
     def _fork_failed(self, member: Member, why: str) -> None:
@@ -89,23 +89,23 @@ class Children:
             logger.error("%s: cannot fork: %s", process_name(member.slot), why)
         history.ForkFailed(member.ident, f"cannot fork: {why}", time.monotonic()).happen(self.pool)
 
-    def _came(self, child: Child, pid: int) -> None:
-        """A worker that was ordered is there. Only if it is a child of ours is its pid what it says."""
+    def _was_forked(self, child: Child, pid: int) -> None:
+        """Note the pid of a worker that was ordered from a mold. Raises an exception if no new child of this process has it."""
         if child.pid is not None or any(one.pid == pid for one in self.by_ident.values()):
             raise ValueError("it is known already")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         child.pid = pid
-        history.Forked(child.member.ident, pid).happen(self.pool)
+        history.ProcessForked(child.member.ident, pid).happen(self.pool)
 
     def lost(self, child: Child) -> None:
-        """Do without a worker that was ordered long ago, if it has not come."""
+        """Give up a worker that was ordered by the previous program, if it was not forked by now."""
         if child.pid is None:
-            self._misbehaved(child, "it was not forked")
+            self._protocol_violation(child, "it was not forked")
 
-    def _misbehaved(self, child: Child, how: str) -> None:
+    def _protocol_violation(self, child: Child, how: str) -> None:
         if child.pid is not None:
             history.ProtocolViolated(child.member.ident, how, time.monotonic()).happen(self.pool)
-        elif self.by_ident.get(child.member.ident) is child:  # there is no process to kill
+        elif self.by_ident.get(child.member.ident) is child:  # no process to kill
             fallback = self.forker.source.fallback if self.pool.phase < Phase.STOPPING else None
             if fallback is None:
                 self._fork_failed(child.member, how)
@@ -113,37 +113,37 @@ class Children:
             if fallback is not None:
                 self.fork(child.member, fallback)
 
-    # What they report.
+    # Their messages.
 
-    def hear(self, child: Child, _events: int = READ) -> None:
-        """Read what a child has sent."""
+    def receive(self, child: Child, _events: int = READ) -> None:
+        """Receive the messages of a child."""
         if child.channel.closed:
             return
         child.channel.flush()
         for message in child.channel.receive():
             try:
-                self._obey(child, message)
+                self._handle(child, message)
             except (KeyError, TypeError, ValueError, OSError) as error:
-                self._misbehaved(child, f"message {message!r:.200}: {error!r}")
+                self._protocol_violation(child, f"message {message!r:.200}: {error!r}")
         if child.channel.fault:
-            self._misbehaved(child, f"broken channel: {child.channel.fault}")
+            self._protocol_violation(child, f"broken channel: {child.channel.fault}")
         elif child.channel.closed and child.pid is None:
-            self._misbehaved(child, "its mold did not do it")
+            self._protocol_violation(child, "its mold did not fork it")
         if self.by_ident.get(child.member.ident) is child:
             self._watch(child)
 
-    def _obey(self, child: Child, message: messages.Message) -> None:
+    def _handle(self, child: Child, message: messages.Message) -> None:
         ident, now = child.member.ident, time.monotonic()
         if child.pid is None and not isinstance(message, messages.Forked):
-            raise ValueError("it has not come yet")
+            raise ValueError("its `Forked` message is missing")
         match message:
             case messages.Forked(pid):
-                self._came(child, pid)
+                self._was_forked(child, pid)
             case messages.Ready() if child.id == MOLD:
                 history.BecameReady(ident, now).happen(self.pool)
                 self.failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
-                    logger.warning("%s stands in for one that died: workers are forked from what is on disk now", child)
+                    logger.warning("%s replaces one that died: workers are forked with the files on disk now", child)
             case messages.Ready(commands):
                 child.commands = commands
                 history.BecameReady(ident, now).happen(self.pool)
@@ -157,7 +157,7 @@ class Children:
             case _ if self._observers.received(child, message):
                 pass
             case messages.Loaded() | messages.Outside() | messages.Waits():
-                pass  # of a worker from before an upgrade, whose master had --reload
+                pass  # from a worker of the previous program, which had --reload
             case _:
                 history.ProtocolViolated(ident, f"unexpected message {message!r:.100}", now).happen(self.pool)
 
@@ -171,36 +171,36 @@ class Children:
     # Their channels.
 
     def pass_logs(self, child: Child) -> None:
-        """Give a child the log files that the paths lead to now. It may have no right to open them itself."""
+        """Send a child the log files that are at the paths now. It may have no permission to open them itself."""
         with logs.reopened() as files:
             pass_logs(child.channel, files)
         self._watch(child)
 
     def send(self, child: Child, message: messages.Message) -> bool:
-        """Send a message; False if the worker has gone, or has long stopped reading. Raises FrameError if it cannot be sent."""
+        """Send a message. Return False if the worker has ended or has long stopped reading. Raises FrameError."""
         return self.send_frame(child, encode(message))
 
     def send_frame(self, child: Child, frame: bytes) -> bool:
-        """Send a message that is encoded already."""
+        """Send an encoded message."""
         sent = child.channel.send_frame(frame)
         self._watch(child)
         return sent
 
     def _watch(self, child: Child) -> None:
-        """Wait for what the child's channel can do next."""
+        """Watch the channel of a child for the events that matter now."""
         channel = child.channel
         if channel.closed:
             self._poller.unwatch(channel)
         else:
             events = READ | (WRITE if channel.unsent else 0)
-            self._poller.watch(channel, events, functools.partial(self.hear, child))
+            self._poller.watch(channel, events, functools.partial(self.receive, child))
 
     def export(self) -> list[ChildState]:
         """Describe them, for an upgrade."""
         return [child.export() for child in self.by_ident.values()]
 
     def adopt(self, found: Sequence[ChildState]) -> None:
-        """Go on with them in the new program, whose pool has adopted its members."""
+        """Take them over in the new program. The pool has adopted its members already."""
         members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found:
             member = members[one.age]
@@ -208,21 +208,21 @@ class Children:
             child = Child.adopt(one, member, self.forker.scoreboard.row(member.row), port)
             self.by_ident[member.ident] = child
             self._watch(child)
-            if child.pid is None and not member.ordered:  # the warm process that it was ordered from has ended
+            if child.pid is None and not member.ordered:  # its warm process has ended
                 self._poller.at(time.monotonic(), functools.partial(self.lost, child))
 
     def forget(self, child: Child) -> None:
-        """Forget a child that is gone."""
+        """Forget a child that has ended."""
         self._poller.unwatch(child.channel)
         child.close()
         self.lost_lines += child.row.cells[LOST_LINES]
-        if unsaid := child.row.cells[UNREPORTED_LINES]:
-            logger.warning("%s has ended with %d line%s for its logs, which are lost", child, unsaid, "s" * (unsaid != 1))
+        if lost := child.row.cells[UNREPORTED_LINES]:
+            logger.warning("%s has ended with %d line%s for its logs, which are lost", child, lost, "s" * (lost != 1))
         child.row.clear()
         del self.by_ident[child.member.ident]
         self._observers.notify(Observer.ended, child)
 
     def forget_all(self) -> None:
-        """Forget those that are left: the server has ended."""
+        """Forget all that are left: the server has ended."""
         for child in list(self.by_ident.values()):
             self.forget(child)

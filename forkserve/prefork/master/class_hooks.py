@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class ClassHooks:
-    """Calls them, and knows which slots were registered. What a hook raises is logged.
+    """Calls the hooks, and keeps the registered slots. An exception in a hook is logged.
 
     Args:
-        worker_class: Has the hooks.
+        worker_class: Defines the hooks.
         pool: Has the slots.
-        listeners: Give the port of a slot.
+        listeners: Return the port of a slot.
         children: The processes.
     """
 
@@ -31,7 +31,7 @@ class ClassHooks:
         self._registered: dict[int, WorkerHandle] = {}
 
     def register_slots(self) -> None:
-        """Call the hooks for slots that have come and gone; after a plan was made, before it is carried out."""
+        """Call the hooks for new and removed slots. Called after a plan was made, before it is carried out."""
         slots = {member.slot for member in self._pool.members.workers()}
         for slot in sorted(slots - self._registered.keys()):
             self._registered[slot] = self._handle_of(slot, self._pool.generations.committed)
@@ -40,7 +40,7 @@ class ClassHooks:
             self._call("on_unregister", self._registered.pop(slot))
 
     def unregister_all(self) -> None:
-        """Call the hook for every slot: the server has ended, and none is wanted any more."""
+        """Call the hook for every slot: the server has ended."""
         while self._registered:
             self._call("on_unregister", self._registered.pop(min(self._registered)))
 
@@ -57,7 +57,7 @@ class ClassHooks:
         return {slot: handle.generation for slot, handle in self._registered.items()}
 
     def adopt(self, found: Mapping[int, int]) -> None:
-        """Go on with them in the new program: they are not registered again."""
+        """Take the slots over in the new program, without another call of the hook."""
         for slot, generation in found.items():
             port = self._listeners.port(slot, self._pool.generations.committed)
             self._registered[slot] = WorkerHandle(slot, port, generation)

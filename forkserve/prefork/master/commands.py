@@ -1,6 +1,7 @@
 """The commands of a running master, for `forkserve ctl`, signals, workers and Python code. Nothing here waits.
 
-`forkserve ctl` imports this module to know the commands. So methods import the policy and the listeners, which it does not need.
+`forkserve ctl` imports this module for the list of commands. It does not need the policy and the listeners, so the methods
+import them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from forkserve.config.values import LONGEST_SECONDS, shown
 from forkserve.prefork.control.command import command, commands_of, for_signals, run_refusal_hook, signals_of
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT, Pending
 from forkserve.prefork.master import stacks
-from forkserve.prefork.master.goals import Goals
+from forkserve.prefork.master.context import MasterContext
 from forkserve.prefork.master.observers import Observer, Observers
-from forkserve.prefork.master.state import ServerState
+from forkserve.prefork.master.pending_commands import PendingCommands
 from forkserve.prefork.system.poller import Poller
 from forkserve.prefork.worker.defined import HOOKS, NAME
 
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
     from forkserve.prefork.system.signals import SignalQueue
     from forkserve.prefork.worker.worker import Worker
 
-MANY_WORKERS = 256  # how far TTIN can go, unless the settings have more at the start
+MANY_WORKERS = 256  # the most that TTIN can lead to, unless the settings have more at the start
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What commands act on while the server runs."""
+    """The parts that commands act on while the server runs."""
 
     children: Children
     router: CallRouter
@@ -59,7 +60,7 @@ class MasterCommands:
     `on_<command>`, which runs before the command with the same arguments; if it raises, the command is refused.
 
     Args:
-        worker_class: What runs in each worker process.
+        worker_class: The class that runs in each worker process.
         config: The settings and hooks.
     """
 
@@ -72,10 +73,10 @@ class MasterCommands:
         settings = config.settings
         most = max(MANY_WORKERS, settings.workers, settings.max_workers)
         self.log = logs.logger
-        self.state = ServerState(worker_class, settings, config.hooks, Inheritance(worker_class), most)
+        self.state = MasterContext(worker_class, settings, config.hooks, Inheritance(worker_class), most)
         self.config = config
         self.poller = Poller()
-        self.seed = time.time_ns()  # of the jitter of delays, so that a recorded history can be replayed
+        self.seed = time.time_ns()  # of the jitter of delays: with it, a recorded history can be replayed
         chance = random.Random(self.seed).random  # noqa: S311
         self.pool = Pool(settings.workers, pool_limits(settings), chance, preload=settings.preload)
         self.listeners = Listeners(
@@ -87,8 +88,8 @@ class MasterCommands:
             owner=privileges.owner(settings),
         )
         self.observers = Observers()
-        self.goals = Goals()
-        # Looked up here, so that a missing method is found before anything runs.
+        self.pending_commands = PendingCommands()
+        # Looked up here, to find a missing method before anything runs.
         self.handlers: dict[signal.Signals, Callable[[], object]] = {
             signal.Signals(signum): getattr(self, name) for signum, name in signals_of(type(self)).items()
         }
@@ -97,7 +98,7 @@ class MasterCommands:
         self._accepts_changes = False
 
     def begin(self, running: Running) -> None:
-        """Act on these parts from now on; only `accept_changes` lets commands change anything."""
+        """Let commands act on these parts from now on, but change nothing before `accept_changes`."""
         self._running = running
 
     def accept_changes(self) -> None:
@@ -105,13 +106,13 @@ class MasterCommands:
         self._accepts_changes = True
 
     def set_handler(self, signum: signal.Signals, call: Callable[[], object]) -> None:
-        """Have the master call this when it gets a signal."""
+        """Have the master call `call` when it gets a signal."""
         self.handlers[signum] = call
         if self._running is not None:
             self._running.signals.add(signum)
 
     def require_running(self) -> Running:
-        """Return what the commands act on. Raises CommandError if the server does not run, still starts, or stops."""
+        """Return the parts that commands act on. Raises CommandError unless the server has started and does not stop."""
         from forkserve.prefork.policy.pool import Phase
 
         running = self._started
@@ -123,7 +124,7 @@ class MasterCommands:
 
     @property
     def _started(self) -> Running:
-        """As `require_running`, for commands that a server which stops still answers."""
+        """The same, for commands that a stopping server still answers."""
         if self._running is None:
             raise CommandError("the server is not running")
         return self._running
@@ -132,7 +133,7 @@ class MasterCommands:
 
     @command("Show the server, its listeners and its workers.", repeatable=True)
     def status(self) -> Pending:
-        """Describe the server, its listeners and its workers, in the shape that `ctl status --json` prints."""
+        """Describe the server, its listeners and its workers, in the format of `ctl status --json`."""
         pending, running = Pending(), self._started
         running.router.fresh().finally_(lambda _: pending.resolve(running.status.describe()))
         return pending
@@ -157,11 +158,11 @@ class MasterCommands:
             if ended.error is not None:
                 history.ReplaceCancelled(slot, time.monotonic()).happen(self.pool)
 
-        return self.goals.until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
+        return self.pending_commands.until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
 
     @command("Run N workers, or N more or fewer.", usage="N|+N|-N")
     def scale(self, workers: int | str) -> Pending:
-        """Run this many workers; "+1" and negative numbers are relative.
+        """Run `workers` workers; "+1" and negative numbers are relative.
 
         Raises CommandError if that is not possible; if a port of a new worker cannot be opened, nothing changes.
         """
@@ -180,7 +181,7 @@ class MasterCommands:
             history.Wanted(wanted).happen(self.pool)
             self.log.info("%d worker%s wanted", wanted, "s" * (wanted != 1))
             self.observers.notify(Observer.scaled, wanted, before)
-        return self.goals.until(completion.scaled(self.pool, wanted), lambda: {"workers": wanted})
+        return self.pending_commands.until(completion.scaled(self.pool, wanted), lambda: {"workers": wanted})
 
     def _check_size(self, wanted: int) -> None:
         self.require_running()
@@ -197,7 +198,7 @@ class MasterCommands:
 
     @command("Stop at once.")
     def quit(self) -> Pending:
-        """Stop at once, whatever is in hand."""
+        """Stop at once, without waiting for requests in hand."""
         from forkserve.prefork.policy import history
 
         pending = self._stop()
@@ -223,7 +224,7 @@ class MasterCommands:
             name: The command, `child_<name>` in the worker.
             args: JSON values.
             to: `all` that are ready now, `any`: the one that is idle first, or the id of one.
-            timeout: Seconds; a worker that has not begun by then never will, one that has not answered is late. None: no limit.
+            timeout: Seconds. A worker that has not begun by then never begins; one that has not answered is late. None: no limit.
 
         Raises:
             CommandError: The master's `on_<name>` refused it, no worker has that id, or an argument is not JSON.
@@ -232,7 +233,7 @@ class MasterCommands:
 
     @command("List your own commands, and these.", repeatable=True)
     def commands(self) -> dict[str, Any]:
-        """List the commands of the user's own, as far as ready workers know them, and the master's."""
+        """List the user's own commands that ready workers have reported, and the master's commands."""
         own = {one["name"]: one for child in self._started.children for one in child.commands}
         builtin = [one.describe() for one in commands_of(type(self)).values()]
         return {"own": [own[name] for name in sorted(own)], "builtin": builtin}
@@ -261,18 +262,18 @@ class MasterCommands:
     @for_signals(signal.SIGUSR2)
     @command("Run the forkserve and Python that are installed now, under the same pid, and reload.", timeout=None)
     def upgrade(self) -> Pending:
-        """Put the program in place that would start now, under the same pid; it then reloads. If it fails, nothing changes.
+        """Execute the program that would start now, under the same pid, and reload. If the pre-flight fails, nothing changes.
 
         The value goes to a client of the control socket. Here only an error can arrive: this program has ended by then.
         """
         return self.require_running().upgrading.request()
 
-    # How they are carried out.
+    # Parts of the commands.
 
     def request_call(
         self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None
     ) -> Pending:
-        """Do what `call` does; for a worker, which is `caller` (its ident) and is left out. Raises CommandError."""
+        """Do what `call` does. A worker that calls has the ident `caller`, and is left out. Raises CommandError."""
         running = self.require_running()
         if not isinstance(name, str):
             raise CommandError(f"the name of a command is a string, not {shown(name)}", "usage")
@@ -293,7 +294,7 @@ class MasterCommands:
         return next((target.pid for target in self._started.children.targets() if target.id == slot), None)
 
     def progress(self) -> str:
-        """Return how far the server is in what it does, in a few words."""
+        """Return the progress of the server in a few words."""
         from forkserve.prefork.master.status import workers_ready
 
         if self._running is None:
@@ -303,7 +304,7 @@ class MasterCommands:
         return self._running.upgrading.progress() or workers_ready(self.pool)
 
     def resolve_stops(self) -> None:
-        """End the commands that stopped the server: everything is closed."""
+        """End the commands that have stopped the server: everything is closed."""
         for pending in self._stops:
             pending.resolve(None)
 

@@ -1,4 +1,4 @@
-"""Endings: how processes are drained, their stacks dumped, and how they are killed, as the pool plans. In the master."""
+"""Endings: drains and kills processes, and has their stacks dumped, as the pool plans. In the master."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from forkserve.prefork.system.listeners import Listeners
     from forkserve.prefork.system.poller import Poller
 
-TERM_AGAIN = 0.5  # seconds until a worker that boots is sent TERM again
-GROUP = 0.2  # seconds in which a TERM that a worker got reaches the master too, if the whole group was meant
+TERM_AGAIN = 0.5  # seconds until TERM is sent again to a worker that boots
+GROUP = 0.2  # seconds within which a TERM for the whole process group reaches the master after a worker
 
 
 class Endings(Observer):
-    """Ends processes, and takes the messages of workers that are about to end.
+    """Ends processes, and handles the messages of workers that are about to end.
 
     Args:
-        pool: Decides what ends.
+        pool: Decides which processes end.
         children: The processes.
-        listeners: What they accept from.
-        poller: Rings when a process must be looked at again.
+        listeners: The listeners that they accept from.
+        poller: Calls when a process must be checked again.
         class_hooks: The worker class's hooks.
     """
 
@@ -46,25 +46,25 @@ class Endings(Observer):
         self._poller, self._class_hooks = poller, class_hooks
 
     def received(self, child: Child, message: messages.Message) -> None:
-        """Interpret what a worker says of its end."""
+        """Handle a message of a worker about its end."""
         ident = child.member.ident
         match message:
             case messages.Terminated():
-                # The whole group may have got the signal, and the master's be on its way.
+                # The signal may have been sent to the whole process group, and reach the master a moment later.
                 wait = 0.0 if self._pool.phase >= Phase.STOPPING else GROUP
-                self._poller.at(time.monotonic() + wait, functools.partial(self._let_go, child))
+                self._poller.at(time.monotonic() + wait, functools.partial(self._answer_terminated, child))
             case messages.Draining():
-                history.Draining(ident, time.monotonic()).happen(self._pool)
+                history.ProcessDraining(ident, time.monotonic()).happen(self._pool)
             case messages.Released():
-                history.Released(ident).happen(self._pool)
+                history.WorkerReleased(ident).happen(self._pool)
                 self.admit(child)
             case messages.Lingering():
-                history.Lingering(ident).happen(self._pool)
-            case messages.Spent(requests, full) if history.Spent(ident, full).happen(self._pool):
+                history.WorkerLingering(ident).happen(self._pool)
+            case messages.Spent(requests, full) if history.WorkerSpent(ident, full).happen(self._pool):
                 logger.info("worker %d is replaced: %d requests (--max-requests)", child.id, requests)
 
-    def _let_go(self, child: Child) -> None:
-        """Answer a worker that got a TERM: it may drain; but if its slot is to go, the pool orders the drain when it is time."""
+    def _answer_terminated(self, child: Child) -> None:
+        """Answer a worker that got TERM: drain now, or stay until the pool orders the drain, if its slot is about to go."""
         if self._children.by_ident.get(child.member.ident) is not child or child.member.state is not State.READY:
             return
         if self._pool.phase >= Phase.STOPPING or self._pool.departures.is_held(child.member):
@@ -76,28 +76,28 @@ class Endings(Observer):
             )
             self._children.send(child, messages.Stay(longest))
         else:
-            history.Draining(child.member.ident, time.monotonic()).happen(self._pool)
+            history.ProcessDraining(child.member.ident, time.monotonic()).happen(self._pool)
             self.drain(child, booting=False)
 
     def admit(self, child: Child) -> None:
-        """Reopen the queue of a slot: its worker may have closed it, though the slot is wanted again meanwhile."""
+        """Reopen the queue of a slot: its worker may have closed it, but the slot may be wanted again by now."""
         if child.id in self._pool.departures.kept:
             self._listeners.admit((child.id,))
 
-    # What the pool plans.
+    # Actions of the plan.
 
     def drain(self, child: Child, *, booting: bool) -> None:
-        """Have a worker or a mold end when its work is done."""
+        """Order a worker or mold to end when its work is done."""
         child.row.order_drain()
         drain = messages.Drain(self._pool.is_relieved(child.member), self._closing(child.member))
-        received = self._children.send(child, drain)
+        sent = self._children.send(child, drain)
         if booting:
             self._end_boot(child)
-        elif not received:
+        elif not sent:
             child.signal(signal.SIGTERM)
 
     def _closing(self, member: Member) -> list[int]:
-        """Return the identities of the listeners that are closed when it accepts no more."""
+        """Return the identities of the listeners that are closed when this member accepts no more."""
         pool = self._pool
         others = [
             one for one in pool.members.workers() if one.exists and not (one.end_requested or one.released or one is member)
@@ -111,19 +111,19 @@ class Endings(Observer):
         )
 
     def _end_boot(self, child: Child) -> None:
-        """Have a worker end that boots. TERM is sent repeatedly: it may be about to block in a call, or catch everything."""
+        """End a worker that boots. TERM is sent repeatedly: it may be about to block in a call, or catch every exception."""
         if self._children.by_ident.get(child.member.ident) is child:
             child.signal(signal.SIGTERM)
             self._poller.at(time.monotonic() + TERM_AGAIN, functools.partial(self._end_boot, child))
 
     def dump_stacks(self, child: Child) -> None:
-        """Have a process that has passed its deadline write its stacks down; it is killed after that."""
+        """Have a process that has passed its deadline write its stacks; after that it is killed."""
         stacks.collect([child], self._poller, ANSWER_TIME).finally_(lambda _: self._stacks_requested(child))
         if child.id != MOLD:
             self._class_hooks.timed_out(child)
 
     def _stacks_requested(self, child: Child) -> None:
-        """Kill a process that has written its stacks; have them written in C by one that has not."""
+        """Kill a process that has written its stacks. If it has not, have them written in C."""
         if self._children.by_ident.get(child.member.ident) is not child or child.member.state is not State.DUMPING:
             return
         if child.answered:

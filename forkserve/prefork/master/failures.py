@@ -1,4 +1,4 @@
-"""Reports of workers that end without an order."""
+"""Failures: reports workers that fail. In the master."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ if TYPE_CHECKING:
 
 
 class Failures:
-    """Reports the ends of workers. For the master."""
+    """Reports workers that could not boot, or ended unexpectedly."""
 
     def __init__(self, *, plain: bool) -> None:
-        self._plain = plain  # tracebacks are printed without a log prefix, for a person at the terminal
-        self._last: dict[int, Failed] = {}  # by slot: how its boot failed, reported in full once
+        self._plain = plain  # print tracebacks without a log prefix, for a person at the terminal
+        self._last: dict[int, Failed] = {}  # by slot: its last boot failure, reported in full once
         self._killed_for_memory = killed_for_memory()
 
     def booted(self, slot: int) -> None:
-        """Forget how the slot failed."""
+        """Forget the last boot failure of the slot."""
         self._last.pop(slot, None)
-        self._killed_meanwhile()  # what was killed before, if it was one of ours, has been reaped
+        self._killed_meanwhile()  # children that the system killed before now have been reaped
 
     def traceback(self, slot: int, reason: str) -> str | None:
-        """The traceback that came with the slot's last failure, if that was for this reason."""
+        """Return the traceback of the slot's last failure, if that had this reason."""
         last = self._last.get(slot)
         return last.traceback if last is not None and last.message == reason else None
 
     def reason(self, child: Child, status: int) -> str | None:
-        """Why a worker ended, as far as its exit status alone does not say it."""
+        """Return why a worker ended, if there is more to say than its exit status; else None."""
         by_system = self._killed_meanwhile()
         if child.failure:
             return child.failure.message
         if status != -signal.SIGKILL or child.member.reason:
             return None
-        # The system counts the processes that it kills without naming them: another kill may fall on the same moment.
-        return "killed by the system for want of memory, it seems" if by_system else None
+        # The system counts the processes that it kills but does not name them: it may have killed another one at the same time.
+        return "probably killed by the system for lack of memory" if by_system else None
 
     def _killed_meanwhile(self) -> bool:
-        """Whether the system has killed a process for want of memory since the last call."""
+        """Return whether the system has killed a process for lack of memory since the last call."""
         before, self._killed_for_memory = self._killed_for_memory, killed_for_memory()
         return self._killed_for_memory > before
 
     def report(self, child: Child, status: int, reason: str | None, *, first_boot: bool) -> None:
-        """Report a worker that failed; `status` is its exit code, or its signal as a negative one."""
+        """Report a worker that failed; `status` is its exit code, or its signal as a negative number."""
         how = describe_exit(status)
         if child.member.ready_at is not None:
-            in_hand = [] if child.member.reason else child.in_hand()  # the master has killed it and has logged them then
+            in_hand = [] if child.member.reason else child.in_hand()  # they are logged already if the master has killed it
             logger.error("%s", "\n".join([f"{child} {how}{f': {reason}' * bool(reason)}", *in_hand]))
             return
         why = child.failure or Failed(child.member.reason or f"it {how} before it was ready")
@@ -72,8 +72,8 @@ class Failures:
         self._last[child.id] = why
 
     def report_error_page(self, child: Child) -> Failed:
-        """Report a worker that is ready without the app, once for all that say the same; return what it said."""
-        why = child.failure or Failed("it did not say why")
+        """Report a worker that shows an error page instead of the app. The same error of several workers is reported once."""
+        why = child.failure or Failed("it gave no reason")
         message, traceback = why.message, why.traceback
         if why not in self._last.values():
             console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}; the next save tries again (--reload)")
@@ -82,14 +82,14 @@ class Failures:
 
 
 def failure_text(failure: Failed) -> str:
-    """Return what a worker said of why it could not boot, as one text: the line, and the app's traceback if there is one."""
+    """Return the error line, and the app's traceback if there is one."""
     return "\n\n".join(filter(None, (failure.message, failure.traceback)))
 
 
 def killed_for_memory() -> int:
-    """Return how many processes the system has killed so far because memory had run out; 0 where it does not say.
+    """Return how many processes the system has killed so far for lack of memory; 0 if it does not count them.
 
-    Those of our control group (version 2) and of the groups in it; where there is none, those of the whole machine.
+    With control groups (version 2) these are the processes of our group and the groups in it; else those of the whole machine.
     """
     for path in (f"/sys/fs/cgroup{_control_group()}/memory.events", "/proc/vmstat"):
         with contextlib.suppress(OSError), open(path, encoding="ascii") as file:

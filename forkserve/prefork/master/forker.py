@@ -1,4 +1,4 @@
-"""Forker: forks workers, directly or from a mold, and keeps each child's descriptors apart. In the master."""
+"""Forker: forks workers, directly or from a mold, and keeps the descriptors of each child apart. In the master."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from forkserve.prefork.worker.mold import become_mold
 
 if TYPE_CHECKING:
     from forkserve.config.load import Config
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.handle import ServerHandle
     from forkserve.prefork.master.observers import Observers
-    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.system.listeners import Listener, Listeners
     from forkserve.prefork.system.output import Outputs, WorkerOutput
     from forkserve.prefork.system.scoreboard import Row, Scoreboard
@@ -37,7 +37,7 @@ BecomeMold = Callable[["type[Worker]", WorkerContext, OrderSocket, Callable[[], 
 
 @dataclass(frozen=True, slots=True)
 class NewWorker:
-    """A worker, or a mold, that is about to exist: its end of the channel, and what its stdout and stderr become."""
+    """A worker or mold that is about to be forked: its end of the channel, and its stdout and stderr."""
 
     child: Child
     channel: Channel
@@ -45,16 +45,16 @@ class NewWorker:
 
 
 class WorkerSource(Protocol):
-    """Starts the processes of workers. One of another kind is given to the forker (`Forker.source`)."""
+    """Starts the processes of workers; the forker has one (`Forker.source`)."""
 
     @property
     def fallback(self) -> WorkerSource | None:
-        """What to take for a worker that this source accepted and did not deliver; None: that is a failure to fork."""
+        """The source to use for a worker that this one accepted but did not start; None: the worker has failed to fork."""
 
     def start(self, new: NewWorker, forker: Forker) -> None:
-        """Start a worker's process, or order it: then its `forked` message brings the pid.
+        """Start a worker's process, or order it from another process: then its message `Forked` has the pid.
 
-        Raises OSError if the system has no room for it, or there is nothing to fork from.
+        Raises OSError if the system has no room for it, or there is no process to fork from.
         """
 
 
@@ -64,19 +64,19 @@ class Forker:
 
     Attributes:
         state: The settings and hooks in force.
-        server: What users' hooks get; a copy without the master goes to each worker.
+        server: The handle for users' hooks; each worker gets a copy without the master.
         observers: Notified before a fork.
         listeners: The addresses.
         scoreboard: The rows.
-        outputs: What becomes of the workers' stdout and stderr.
+        outputs: The files and pipes for the workers' stdout and stderr.
         again: Reads the configuration again, for a canary.
-        close_masters: Each closes, in a child, some of what is the master's alone.
-        source: Where workers come from.
-        children: All that exist, by their member's ident.
-        observe_imports: Makes what observes a worker's imports (--reload).
+        close_masters: Functions that close descriptors of the master in a child.
+        source: Starts workers.
+        children: All processes, by their member's ident.
+        observe_imports: Makes the observer of a worker's imports (--reload).
     """
 
-    state: ServerState
+    state: MasterContext
     server: ServerHandle
     observers: Observers
     listeners: Listeners
@@ -89,10 +89,10 @@ class Forker:
     observe_imports: Callable[[], ImportObserver | None] = lambda: None
 
     def fork(self, member: Member, source: WorkerSource | None = None) -> Child:
-        """Start a worker or a mold and return what the master holds of it; does not return in that process.
+        """Start a worker or mold, and return what the master holds of it. Does not return in the new process.
 
-        A worker that is only ordered has no pid yet. Raises OSError where the system has no room for it, or the mold does not
-        take the order; nothing is left behind then.
+        A worker that was only ordered has no pid yet. Raises OSError if the system has no room for it, or if the mold does not
+        take the order; then nothing is left behind.
         """
         with self.new(member, self.scoreboard.assign(member.row)) as (child, channel):
             if member.slot != MOLD:
@@ -107,7 +107,7 @@ class Forker:
 
     @contextlib.contextmanager
     def new(self, member: Member, row: Row) -> Iterator[tuple[Child, Channel]]:
-        """Give what the master holds of a process, and the process's end of its channel; close both if it is not started."""
+        """Make what the master holds of a process, and the process's end of its channel. Close both if it is not started."""
         with contextlib.ExitStack() as undo:
             stacks = stacks_file()
             undo.callback(os.close, stacks)
@@ -132,7 +132,7 @@ class Forker:
                 become_worker(self.state.worker_class, context, partial(self._close_in_child, new.child), new.output.install)
 
     def fork_mold(self, new: NewWorker, become: BecomeMold, context: WorkerContext) -> None:
-        """Fork a process that forks workers when it is ordered to. Does not return in it. Raises OSError."""
+        """Fork a process that forks workers on order. Does not return in it. Raises OSError."""
         child = new.child
         child.orders, orders = OrderSocket.pair()
         try:
@@ -164,7 +164,7 @@ class Forker:
         )
 
     def context(self, new: NewWorker, inherited: object) -> WorkerContext:
-        """Return what a process gets that is forked now."""
+        """Return the context for a process that is forked now."""
         state, child, canary = self.state, new.child, new.child.member.canary
         return WorkerContext(
             id=child.id,
@@ -193,14 +193,14 @@ class Forker:
         return [] if child.id == MOLD else self.listeners.for_slot(child.id, child.member.generation)
 
     def _close_in_child(self, own: Child) -> None:
-        """Close what is the master's or a sibling's, in a child just forked."""
+        """Close the descriptors of the master and of siblings, in a child just forked."""
         own.channel.close()
         if own.orders is not None:
             own.orders.close()
         self.close_in_child(self._listeners(own))
 
     def close_in_child(self, kept: Sequence[Listener] = ()) -> None:
-        """Close what the master has, except for these listeners, in a child just forked; also in one that the app forks."""
+        """Close the master's descriptors, except for these listeners, in a child just forked; also in one that the app forks."""
         for close in self.close_masters:
             close()
         self.scoreboard.close()

@@ -1,4 +1,4 @@
-"""What users' hooks get: a façade of the server. gunicorn's names, as its documented hooks and public configurations use them."""
+"""Handle: the server as users' hooks see it, with the names of gunicorn that documented hooks and public configurations use."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.hooks import WorkerHandle
     from forkserve.prefork.master.child import Child
-    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.listeners import Listeners
 
-# What a hook may call beside the commands: what adds handlers to the master's loop.
+# The methods beside the commands: they add handlers to the master's loop.
 HANDLERS: Final = ("add_io_handler", "every", "map", "on_signal", "remove_io_handler")
-# What gunicorn's arbiter has and this handle does not: what to use.
+# Attributes of gunicorn's arbiter that this handle lacks, and what to use instead.
 INSTEAD: Final = MappingProxyType({"timeout": "server.cfg.timeout", "worker_class": "server.cfg.worker"})
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerHandle:
-    """A listener as a hook sees it: `str()` gives the address with its scheme, `getsockname()` what the system calls it."""
+    """A listener as a hook sees it: `str()` returns the address with its scheme, `getsockname()` the system's name for it."""
 
     address: str
     name: Any
@@ -58,7 +58,7 @@ class ServerValues:
 
 
 class AppName(str):
-    """The app as it was named. The master never imports it, so it has none of the attributes of gunicorn's `server.app`."""
+    """The name of the app. The master never imports the app, so this has no attributes of gunicorn's `server.app`."""
 
     __slots__ = ()
 
@@ -70,17 +70,17 @@ class AppName(str):
 class ServerHandle:
     """The server, as users' hooks get it.
 
-    In the master the attributes show the present, and the methods (the commands and `HANDLERS`) do what they do on `Server`. In a
-    forked worker the attributes show the moment of the fork, nothing refers to the master, and the methods raise CommandError.
-    Attributes that a hook sets stay, also for the hooks of workers that are forked later; under --preload only if JSON holds
-    them, or they were set before the mold was forked.
+    In the master the attributes have the present values, and the methods (the commands and `HANDLERS`) are those of `Server`. In
+    a forked worker the attributes have the values at the fork, nothing refers to the master, and the methods raise CommandError.
+    Attributes that a hook sets stay, also for the hooks of workers that are forked later. Under --preload they only do if JSON
+    can hold them, or if they were set before the mold was forked.
 
     Attributes:
         log: The server's logger, as `server.log.info("%s", ...)`.
-        cfg, settings: The settings in force, by their names.
+        cfg, settings: The settings in force.
         pid: The master's process.
         name, proc_name: The server's name.
-        app: The app as it was named; None for a worker class of one's own.
+        app: The name of the app; None for a user's own worker class.
         num_workers: How many workers are wanted.
         address: Of each listener, `(host, port)` or the path of a unix socket.
         LISTENERS: The listeners.
@@ -90,7 +90,7 @@ class ServerHandle:
     OWN: ClassVar = frozenset(("_look", "_names", "_methods", "_unsent"))
 
     def __init__(self, look: Callable[[], ServerValues], names: Collection[str], methods: object | None) -> None:
-        """*look* returns the values; *names* are the methods, which *methods* has, in the master."""
+        """*look* returns the values; *names* are those of the methods; *methods* is the object that has them, in the master."""
         self._look = look
         self._names = names
         self._methods = methods
@@ -128,7 +128,7 @@ class ServerHandle:
 
     @property
     def app(self) -> AppName | None:
-        """The app as it was named."""
+        """The name of the app."""
         return None if self.cfg.app is None else AppName(self.cfg.app)
 
     @property
@@ -138,7 +138,7 @@ class ServerHandle:
 
     @property
     def address(self) -> list[Any]:
-        """Of each listener, what the system calls it."""
+        """The system's name for each listener."""
         return [one.name for one in self._look().listeners]
 
     @property
@@ -163,9 +163,9 @@ def _refuse(name: str, *_: object, **__: object) -> NoReturn:
 
 
 class Present:
-    """Looks up the present values of a server for its handle. In the master."""
+    """Returns the present values of a server, for its handle. In the master."""
 
-    def __init__(self, state: ServerState, pool: Pool, listeners: Listeners, children: Mapping[int, Child]) -> None:
+    def __init__(self, state: MasterContext, pool: Pool, listeners: Listeners, children: Mapping[int, Child]) -> None:
         self._state, self._pool, self._listeners, self._children = state, pool, listeners, children
 
     def __call__(self) -> ServerValues:
@@ -182,9 +182,9 @@ class Present:
 
 
 class UserHooks(Observer):
-    """Runs the functions of a user's configuration that gunicorn calls in the master. What one raises is logged."""
+    """Runs those hooks of a user's configuration that gunicorn calls in the master. An exception in a hook is logged."""
 
-    def __init__(self, state: ServerState, server: ServerHandle) -> None:
+    def __init__(self, state: MasterContext, server: ServerHandle) -> None:
         self._state, self._server = state, server
 
     def _run(self, name: str, *arguments: object, keep: bool = False) -> None:

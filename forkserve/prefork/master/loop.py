@@ -1,7 +1,7 @@
 """The master's loop: reconcile, then wait. One thread, and no app code.
 
-Signals, messages of workers, exits and commands become calls of the pool; what is to be done about them comes back as its plan.
-Nothing here blocks but `Poller.wait`.
+Signals, messages of workers, exits and commands become events of the pool. The pool returns a plan, and the loop carries it out.
+Only `Poller.wait` blocks.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.call_router import CallRouter
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.class_hooks import ClassHooks
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.endings import Endings
-    from forkserve.prefork.master.goals import Goals
+    from forkserve.prefork.master.pending_commands import PendingCommands
     from forkserve.prefork.master.reaper import Reaper
     from forkserve.prefork.master.reloading import Reloading
-    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.master.status import Status
     from forkserve.prefork.master.upgrade.address_change import AddressChange
     from forkserve.prefork.master.upgrade.upgrading import Upgrading
@@ -49,11 +49,11 @@ class MasterLoop:
     """The loop, and the parts that it drives.
 
     Attributes:
-        handlers: What each signal does.
+        handlers: The handler of each signal.
         requested_name: The server's name, before a number was added because another server has it.
     """
 
-    state: ServerState
+    state: MasterContext
     pool: Pool
     poller: Poller
     listeners: Listeners
@@ -67,17 +67,17 @@ class MasterLoop:
     reloading: Reloading
     upgrading: Upgrading
     change: AddressChange
-    goals: Goals
+    pending_commands: PendingCommands
     frontend: FrontendObserver
     observers: Observers
     status: Status
     requested_name: str
-    _unannounced: bool = False  # all workers have been ready, and that was not announced yet
-    _listeners: object = None  # as the observers know them, with the settings
+    _unannounced: bool = False  # all workers have been ready, but this was not announced yet
+    _listeners: object = None  # with the settings: the last that the observers were notified of
     _deadlines: Sequence[Callable[[], float | None]] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Name all sources of deadlines; the poller adds its timers."""
+        """List all sources of deadlines, except for the poller's own timers."""
         self._deadlines = (
             *(self.pool.next_deadline, self.router.next_deadline, self.reloading.next_deadline),
             logfile.next_flush,
@@ -85,12 +85,12 @@ class MasterLoop:
 
     def run(self) -> None:
         """Run until the server has stopped."""
-        self.poller.watch(self.signals, READ, self.obey_signals)
+        self.poller.watch(self.signals, READ, self.handle_signals)
         while not self.pool.done:
             self._turn()
 
     def _turn(self) -> None:
-        """Carry out what is to be done, then wait for events and handle them."""
+        """Make a plan and carry it out, then wait for events and handle them."""
         self.children.read_beats()
         self.pool.departures.advertised = self.frontend.advertised
         self.reloading.advance(time.monotonic())
@@ -102,8 +102,8 @@ class MasterLoop:
         self._show_listeners()
         self._announce()
         self.upgrading.advance(time.monotonic())
-        if self.goals.check():
-            return  # a callback may have changed what is wanted
+        if self.pending_commands.check():
+            return  # a callback may have changed the pool, so plan again
         for event in self._wait():
             self.handle(event)
 
@@ -121,21 +121,21 @@ class MasterLoop:
         """Wait for events, until the first deadline; the only call that blocks."""
         due = [one for one in (deadline() for deadline in self._deadlines) if one is not None]
         events = self.poller.wait(min(due, default=None))
-        # Signals first, and those too that came just now: a TERM for the whole group reaches the workers as well, and what
-        # they say of it must not be read before we know of ours.
-        return [self.obey_signals, *events, self.router.expire, logfile.flush]
+        # Signals first, even those received just now. A TERM for the whole process group reaches the workers as well: the master
+        # must know of its own TERM before it reads their messages about theirs.
+        return [self.handle_signals, *events, self.router.expire, logfile.flush]
 
     def handle(self, event: Callable[[], object]) -> None:
-        """Handle an event. A fault in one handler is logged; neither that nor a context variable gets to another."""
+        """Handle an event. Neither an exception nor a context variable of one handler affects another; exceptions are logged."""
         try:
             contextvars.copy_context().run(event)
         except CommandError as error:
             logger.warning("%s", error)
-        except Exception:  # noqa: BLE001 - logged; the other handlers must not notice
+        except Exception:  # noqa: BLE001 - logged; the other handlers still run
             logger.exception("fault in the master")
         end_returned()
 
-    def obey_signals(self, *_: Any) -> None:
+    def handle_signals(self, *_: Any) -> None:
         """Handle the signals that were received."""
         for signum in self.signals.take():
             if signum in self.handlers:
@@ -144,7 +144,7 @@ class MasterLoop:
                 self.handle(self.reaper.reap)
 
     def _perform(self, action: Action) -> None:
-        """Carry out what the pool planned."""
+        """Carry out one action of the plan."""
         by_ident = self.children.by_ident
         match action:
             case Fork(member):
@@ -156,11 +156,11 @@ class MasterLoop:
             case Kill(member, dumped):
                 self.endings.kill(by_ident[member.ident], dumped=dumped)
             case ServeOn(member):
-                logger.warning("worker %d serves on: its successor failed, and is tried again", member.slot)
+                logger.warning("worker %d keeps serving: its successor failed, and is tried again", member.slot)
                 self.children.send(by_ident[member.ident], messages.ServeOn())
             case GiveUp(member):
                 child = by_ident[member.ident]
-                logger.critical("%s cannot be %s", child, "killed" if child.pid else "had from its mold")
+                logger.critical("%s %s", child, "cannot be killed" if child.pid else "was not forked by its mold")
                 self.children.forget(child)
             case CloseListener(slot):
                 self.listeners.close(slot)
@@ -168,7 +168,7 @@ class MasterLoop:
                 self._unannounced = True
 
     def _announce(self) -> None:
-        """Announce once that the server is ready: when a unit that is ordered after ours, such as nginx, finds what it needs."""
+        """Announce the ready server, once. Units that systemd starts after ours, such as nginx, then find what they need."""
         if not (self._unannounced and self.frontend.prepared and self.pool.phase is Phase.SERVING):
             return
         self._unannounced = False
@@ -178,12 +178,12 @@ class MasterLoop:
         for mold in self.children.molds():
             self.children.send(mold, messages.Detach())  # from the terminal, as the master has just done
         if self.state.name != self.requested_name:
-            text = "a server called %s was there already: this one is called %s"
+            text = "a server named %s is running already: this one is named %s"
             logger.info(text, self.requested_name, self.state.name)
         self.observers.notify(Observer.announced)
 
     def _show_listeners(self) -> None:
-        """Notify the observers if listeners have come, gone or changed; what they do about it takes its own time."""
+        """Notify the observers if listeners were added, removed or changed. They act on it later."""
         if not self.pool.departures.public or not self.observers.any_takes(Observer.listeners_changed):
             return
         shown = self.status.list_listeners(), self.state.settings

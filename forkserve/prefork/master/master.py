@@ -1,4 +1,4 @@
-"""Master: assembles its parts around what is open, runs the loop, and closes everything."""
+"""Master: opens everything, assembles its parts, runs the loop, and closes everything."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from forkserve.prefork.master.status import Status
 from forkserve.prefork.master.upgrade.address_change import AddressChange
 from forkserve.prefork.master.upgrade.handover import Handover
 from forkserve.prefork.master.upgrade.rehearsal import rehearse
-from forkserve.prefork.master.upgrade.upgrading import Successor, Upgrading
+from forkserve.prefork.master.upgrade.upgrading import PostUpgradeReload, Upgrading
 from forkserve.prefork.master.worker_source import DirectFork, MoldSource
 from forkserve.prefork.system import daemon, forks
 from forkserve.prefork.worker.boot import forget_signals, set_title
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 
 class Master:
-    """The master process of one server. It knows neither HTTP nor what its observers are.
+    """The master process of one server. It depends neither on HTTP nor on what its observers do.
 
     Args:
         commands: Its commands, with the parts that exist before it runs.
         frontend: Keeps the configuration of a front end.
-        observers: Make more observers, which are notified in this order.
+        observers: The factories of more observers, in the order in which these are notified.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Master:
         self._poller, self._observers = commands.poller, commands.observers
         self._frontend = frontend or FrontendObserver()
         self._factories = observers
-        self._requested_name = self._state.name  # which another server may have
+        self._requested_name = self._state.name  # another server may have it
         self._processes = OtherProcesses()
         self._change = AddressChange(self._state, self._pool, self._listeners, self._frontend, self._poller)
 
@@ -74,12 +74,12 @@ class Master:
         """
         if startup.inherited is not None and startup.inherited.confirm is not None:
             rehearse(startup.inherited, self._state.worker_class, self._commands.config, self._pool)
-        # Signals last: one that comes while all is closed, as from a runner that forwards late, must not end us half-way.
+        # Signals are restored last: a signal during the closing, as from a runner that forwards late, must not kill the process.
         with contextlib.ExitStack() as signals:
             with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
                 last.callback(logfile.finish)
                 loop = self._start(Stacks(cleanup, last, signals))
-                # What is here now stays: the collectors of workers need not write into every page that they share with us.
+                # The objects that exist now stay, so no collection in a worker must write into the pages that hold them.
                 gc.collect()
                 gc.freeze()
                 last.callback(gc.unfreeze)
@@ -90,7 +90,7 @@ class Master:
         return self._pool.exit_code
 
     def _start(self, stacks: Stacks) -> MasterLoop:
-        """Open everything, or take it over; return the loop."""
+        """Open everything, or take it over from the previous program; return the loop."""
         opened, cleanup = open_all(self._commands, stacks), stacks.cleanup
         before, children = opened.before, self._make_children(opened)
         cleanup.callback(forks.release_by, None)
@@ -112,7 +112,7 @@ class Master:
         return loop
 
     def _make_children(self, opened: Opened) -> Children:
-        """Make what forks workers, and what users' hooks see of it."""
+        """Make the forker, and the handle of the server for users' hooks."""
         state = self._state
         by_ident: dict[int, Child] = {}
         methods = [*(name.replace("-", "_") for name in commands_of(type(self._commands))), *HANDLERS]
@@ -131,7 +131,7 @@ class Master:
         return Children(self._pool, forker, self._poller, self._observers, Failures(plain=state.settings.reload))
 
     def _assemble(self, opened: Opened, children: Children) -> MasterLoop:
-        """Put the parts together."""
+        """Assemble the parts."""
         state, pool, listeners, poller = self._state, self._pool, self._listeners, self._poller
         commands, observers, frontend = self._commands, self._observers, self._frontend
         router = CallRouter(children, poller, commands.request_call, commands.slot)
@@ -176,7 +176,7 @@ class Master:
             reloading=reloading,
             upgrading=upgrading,
             change=self._change,
-            goals=commands.goals,
+            pending_commands=commands.pending_commands,
             frontend=frontend,
             observers=observers,
             status=status,
@@ -184,7 +184,7 @@ class Master:
         )
 
     def _take_over(self, before: MasterState, opened: Opened, loop: MasterLoop) -> None:
-        """Go on with the addresses and the workers of the program before."""
+        """Take over the addresses and workers of the previous program."""
         pool = self._pool
         generations = pool.generations.committed, pool.generations.newest + 1
         loop.reloading.adopt(before.reloading)
@@ -194,11 +194,11 @@ class Master:
         loop.router.adopt(before.calls)
         daemon.ready()
         self._observers.notify(Observer.took_over)
-        successor = Successor(self._state, pool, self._listeners, loop.reloading, self._change)
-        successor.reload(opened.upgrade, error, {**dump(before.addresses), "workers": before.reloading.workers})
+        following = PostUpgradeReload(self._state, pool, self._listeners, loop.reloading, self._change)
+        following.reload(opened.upgrade, error, {**dump(before.addresses), "workers": before.reloading.workers})
 
     def _release(self, forker: Forker) -> None:
-        """Close all that is the server's, in a process that a hook or a handler has just forked from the master."""
+        """Close everything of the server, in a process that a hook or a handler has just forked from the master."""
         forget_signals()
         logfile.let_go()
         forker.close_in_child()

@@ -1,8 +1,8 @@
-"""Observers: what is notified of the events in a master without the master knowing what it is.
+"""Observers: objects that a master notifies of its events. It does not depend on what they do.
 
 The router of calls, the development reloader, the keeper of a front end's file, the service manager and users' hooks are
-observers; the server puts them together. They run in the master's loop and must not block. What one raises is logged, and
-neither the others nor the master notice.
+observers; the server assembles them. They run in the master's loop and must not block. An exception in one is logged, and affects
+neither the others nor the master.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Is notified of events. Every method does nothing here; override those that matter. Everything runs in the master.
+    """Is notified of events. Here every method does nothing; override those that matter. Everything runs in the master.
 
     A `child` is a worker or a mold (`child.id` is MOLD then).
     """
 
     RECEIVES: tuple[type[Message], ...] = ()
-    """The messages of workers that this observer takes."""
+    """The classes of messages from workers that this observer takes."""
 
     @property
     def degraded(self) -> bool:
-        """Whether this observer knows of a fault that users see instead of the app."""
+        """Whether users see an error instead of the app."""
         return False
 
     def starting(self) -> None:
-        """The server starts: it has opened no listener and forked no worker. After an upgrade both are there already."""
+        """The server starts: it has opened no listener and forked no worker yet. After an upgrade it has both already."""
 
     def started(self) -> None:
         """The loop is about to run."""
 
     def announced(self) -> None:
-        """The server is ready: every wanted worker was ready once, and a front end knows of them."""
+        """The server is ready: every wanted worker was ready once, and a front end is configured for them."""
 
     def took_over(self) -> None:
         """This program has taken the place of another one in an upgrade."""
@@ -60,10 +60,10 @@ class Observer:
         """A worker has exited; `status` is its exit code, or a signal as a negative number."""
 
     def ended(self, child: Child) -> None:
-        """The master lets go of a process: it has exited, or was given up."""
+        """The master forgets a process: it has exited, or was given up."""
 
     def listeners_changed(self, listeners: Sequence[Mapping[str, Any]], settings: Settings) -> None:
-        """Listeners came, went, or are up or down, or settings changed; in the shape of `status`."""
+        """Listeners were added, removed, or changed between up and down, or settings changed. In the format of `status`."""
 
     def scaled(self, wanted: int, before: int) -> None:
         """Another number of workers is wanted."""
@@ -72,7 +72,7 @@ class Observer:
         """A reload has begun."""
 
     def reload_ended(self, fault: str | None) -> None:
-        """A reload has ended: well, or with this fault."""
+        """A reload has ended, with this fault; None: it has succeeded."""
 
     def reopen_logs(self) -> None:
         """Log files were moved away and are reopened."""
@@ -111,12 +111,12 @@ class Observers:
         for observer in self._all:
             try:
                 getattr(observer, method.__name__)(*args)
-            except Exception:  # noqa: BLE001 - logged; the master must not notice
+            except Exception:  # noqa: BLE001 - logged; it must not affect the master
                 logger.exception("observer %s failed: %s", type(observer).__name__, method.__name__)
             end_returned()
 
     def any_takes(self, method: Callable[..., None]) -> bool:
-        """Return whether any of them overrides this method: if none does, what it would be notified of need not be found out."""
+        """Return whether any of them overrides this method. If none does, the event need not be prepared."""
         return any(getattr(type(observer), method.__name__) is not method for observer in self._all)
 
     def close_in_child(self) -> None:
@@ -125,7 +125,7 @@ class Observers:
             observer.close_in_child()
 
     def received(self, child: Child, message: Message) -> bool:
-        """Give a message to the observers that take it; return whether there are any."""
+        """Pass a message to the observers that take it; return whether any does."""
         takers = [one for one in self._all if isinstance(message, one.RECEIVES)]
         for one in takers:
             one.received(child, message)
@@ -133,20 +133,20 @@ class Observers:
 
 
 class FrontendObserver(Observer):
-    """An observer that configures a front end, as far as the master must wait for it. Here: there is no front end."""
+    """An observer that configures a front end, for which the master must wait. Here: there is no front end."""
 
     @property
     def advertised(self) -> AbstractSet[int | None]:
-        """The slots that the front end may send requests to; None: the shared addresses. A slot waits until it is not listed."""
+        """The slots that the front end may send requests to; None: the shared addresses. A listed slot must not be closed."""
         return frozenset()
 
     def sends_to(self, listener: Mapping[str, Any]) -> bool:
-        """Whether the front end may send requests to this listener, in the shape of `status`."""
+        """Whether the front end may send requests to this listener, in the format of `status`."""
         return False
 
     @property
     def prepared(self) -> bool:
-        """Whether what the front end needs to find the workers was written since the start, or could not be."""
+        """Whether the file that lists the workers was written since the start, or cannot be written."""
         return True
 
     @property
@@ -155,5 +155,5 @@ class FrontendObserver(Observer):
         return False
 
     def export(self) -> LockState | None:
-        """Describe what goes along in an upgrade."""
+        """Describe what an upgrade keeps."""
         return None

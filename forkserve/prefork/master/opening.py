@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from forkserve.prefork.master.commands import MasterCommands
-    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.upgrade.state import MasterState
     from forkserve.prefork.system.poller import Poller
 
@@ -118,7 +118,7 @@ def _resume(commands: MasterCommands, before: MasterState) -> None:
     commands.pool.adopt(before.pool, time.monotonic())
 
 
-def _lock(state: ServerState, before: MasterState | None) -> PidFile | None:
+def _lock(state: MasterContext, before: MasterState | None) -> PidFile | None:
     if before is not None:
         return None if before.pid_file is None else PidFile.adopt(before.pid_file)
     return PidFile(state.settings.pid) if state.settings.pid else None
@@ -139,7 +139,7 @@ def _open_control(commands: MasterCommands, before: MasterState | None, stacks: 
     return control, upgrade
 
 
-def _open_outputs(state: ServerState, poller: Poller, before: MasterState | None) -> Outputs:
+def _open_outputs(state: MasterContext, poller: Poller, before: MasterState | None) -> Outputs:
     try:
         outputs = Outputs(state.settings, poller)
     except ConfigError as error:
@@ -152,7 +152,7 @@ def _open_outputs(state: ServerState, poller: Poller, before: MasterState | None
     return outputs
 
 
-def _open_scoreboard(state: ServerState, before: MasterState | None) -> Scoreboard:
+def _open_scoreboard(state: MasterContext, before: MasterState | None) -> Scoreboard:
     if before:
         scoreboard = Scoreboard(before.scoreboard.rows, before.scoreboard.memory)
         state.most = min(state.most, scoreboard.size - 1 - MANY_MOLDS)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from forkserve.prefork.ipc.pending import Pending
     from forkserve.prefork.master.children import Children
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.reloading import Reloading
-    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.system.listeners import Listeners
     from forkserve.prefork.system.poller import Poller
 
@@ -37,13 +37,13 @@ class PeriodicChecks:
         pool: The workers.
         listeners: The addresses.
         children: The processes.
-        reloading: Whether a reload runs.
+        reloading: Knows whether a reload runs.
         scale: The command; may raise CommandError.
     """
 
     def __init__(
         self,
-        state: ServerState,
+        state: MasterContext,
         pool: Pool,
         listeners: Listeners,
         children: Children,
@@ -56,7 +56,7 @@ class PeriodicChecks:
         self._warned = ""
 
     def start(self, poller: Poller) -> None:
-        """Have the checks made from now on."""
+        """Start the checks."""
         settings = self._state.settings
         poller.every(PERIOD, self._recycle)
         poller.every(PERIOD, self._check_socket_files)
@@ -66,7 +66,7 @@ class PeriodicChecks:
             poller.every(PERIOD, lambda: self._autoscale(scaler))
 
     def _recycle(self) -> None:
-        """Replace workers that have served long enough, as few at a time as a reload would."""
+        """Replace workers that are too old or too large, as few at a time as a reload does."""
         settings, pool = self._state.settings, self._pool
         if not (settings.max_lifetime or settings.max_memory) or pool.phase is not Phase.SERVING:
             return
@@ -77,10 +77,10 @@ class PeriodicChecks:
             history.Replaced(slot).happen(pool)
 
     def _check_socket_files(self) -> None:
-        """Warn of a unix socket whose file was removed, or replaced by another server's."""
+        """Warn if the file of a unix socket was removed, or replaced by another server."""
         for one in self._listeners.look() if self._pool.phase is Phase.SERVING else ():
             logger.warning(
-                "%s: the socket's file has gone, so nobody can connect: reload to create it again", one.address("unix")
+                "%s: the file of this socket is gone, so no client can connect: reload to create it again", one.address("unix")
             )
 
     def _autoscale(self, scaler: Autoscaler) -> None:
@@ -88,7 +88,7 @@ class PeriodicChecks:
         if pool.phase is not Phase.SERVING:
             return
         ready = (one for one in self._children if one.member.state is State.READY)
-        # The others are about to end, or wait for a successor and accept nothing.
+        # All others are about to end, or wait for a successor and accept nothing.
         rows = [one.row for one in ready if one.id <= pool.wanted and not one.member.full]
         idle = sum(not row.in_flight() for row in rows)
         waiting = sum(acceptqueue.length(listener.sock) for listener in self._listeners)
@@ -99,6 +99,6 @@ class PeriodicChecks:
             self._scale(wanted)
             self._warned = ""
         except CommandError as error:
-            if str(error) != self._warned:  # the scaler advises the same every second
+            if str(error) != self._warned:  # the scaler repeats its advice every second
                 self._warned = str(error)
                 logger.warning("%s", error)

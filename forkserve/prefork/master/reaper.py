@@ -1,4 +1,4 @@
-"""Reaper: takes the exits of the master's children. In the master."""
+"""Reaper: reaps the children of the master, and reports their ends. In the master."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Reaper:
-    """Reaps processes and reports their ends.
+    """Reaps processes, and reports their ends.
 
     Args:
-        pool: Judges the end.
+        pool: Decides whether the end is a failure.
         children: The workers and molds.
         processes: The other children of the master.
         endings: Reopens the queue of a slot.
@@ -48,7 +48,7 @@ class Reaper:
         self._endings, self._observers, self._class_hooks = endings, observers, class_hooks
 
     def reap(self) -> None:
-        """Take the exits of all children that have ended, also of those that are not workers."""
+        """Reap all children that have ended, also those that are not workers."""
         with contextlib.suppress(ChildProcessError):
             while (ended := self._wait()) != (0, 0):
                 pid, status = ended[0], os.waitstatus_to_exitcode(ended[1])
@@ -63,13 +63,13 @@ class Reaper:
         if ended is None:
             return 0, 0
         if not any(child.pid == ended.si_pid for child in self._children.by_ident.values()):
-            # Its mold may have forked it just now, and its message not be read yet; once it is reaped, that is too late.
+            # A mold may just have forked it. Read its message before it is reaped: only then can its pid be checked.
             for child in [one for one in self._children.by_ident.values() if one.pid is None]:
-                self._children.hear(child)
+                self._children.receive(child)
         return os.waitpid(ended.si_pid, 0)
 
     def _ended(self, child: Child, status: int) -> None:
-        self._children.hear(child)  # what it sent last comes before its end
+        self._children.receive(child)  # its last messages count before its end
         if child.member.state is State.DUMPING and status:
             how, words = describe_exit(status), child.last_words()
             logger.critical("%s: %s; it %s while its stacks were written\n%s", child, child.member.reason, how, words)
@@ -80,7 +80,7 @@ class Reaper:
         if failed:
             self._children.failures.report(child, status, why, first_boot=first_boot)
         else:
-            # After a first boot that failed, its reason is the last line.
+            # After a failed first boot, the last line must be its reason.
             logger.log(logging.DEBUG if self._pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
         vars(child.handle).update(alive=False)
         self._endings.admit(child)

@@ -1,4 +1,4 @@
-"""Reloading: reloads one after the other, each with the configuration as it is then. In the master."""
+"""Reloading: runs reloads, one after another. Each reads the configuration again. In the master."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.hooks import Hooks
     from forkserve.prefork.master.children import Children
-    from forkserve.prefork.master.state import ServerState
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.listeners import Listeners
 
@@ -41,7 +41,7 @@ class ReloadingState:
 
 
 class Reloading:
-    """The reload that runs, and the requests for the next. Requests received while one runs are merged into one further reload.
+    """The running reload, and the requests for the next one: all requests received during a reload become one further reload.
 
     Args:
         state: The settings and hooks in force; a reload replaces them.
@@ -50,12 +50,12 @@ class Reloading:
         children: The processes.
         observers: Notified when a reload begins and ends.
         scale: The command, for a changed number of workers; may raise CommandError.
-        config: The settings as they were read last, and how to read them again.
+        config: The settings that were read last, and a function that reads them again.
     """
 
     def __init__(
         self,
-        state: ServerState,
+        state: MasterContext,
         pool: Pool,
         listeners: Listeners,
         children: Children,
@@ -70,15 +70,15 @@ class Reloading:
         self._running: list[Pending] = []
         self._waiting: list[Pending] = []
         self._began = 0.0
-        self._undo: Callable[[], None] | None = None  # of what was taken over, for a generation that is rolled back
+        self._undo: Callable[[], None] | None = None  # restores the settings if the generation is rolled back
         self.last: dict[str, Any] | None = None  # for the status
 
     def export(self) -> ReloadingState:
-        """Describe it, for an upgrade, which comes while none runs."""
+        """Describe it, for an upgrade. An upgrade waits until no reload runs."""
         return ReloadingState(self.last, self._config.settings.workers)
 
     def adopt(self, found: ReloadingState) -> None:
-        """Go on in the new program: its configuration is taken over by the reload that follows."""
+        """Take it over in the new program. The reload that follows takes the configuration over."""
         self.last = found.last
         config = self._config
         was = dataclasses.replace(config.settings, workers=found.workers)
@@ -86,11 +86,11 @@ class Reloading:
 
     @property
     def under_way(self) -> bool:
-        """Whether one runs."""
+        """Whether a reload runs."""
         return self._rollout is not None
 
     def request(self) -> Pending:
-        """Reload as soon as the reload that runs has ended: that one may have read older code and settings than this means."""
+        """Reload as soon as no reload runs: a running one may have read older code and settings than this request means."""
         self._waiting.append(Pending())
         return self._waiting[-1]
 
@@ -108,7 +108,7 @@ class Reloading:
         return self._rollout.next_deadline() if self._rollout else None
 
     def advance(self, now: float) -> None:
-        """Go on as far as possible; before each plan."""
+        """Go on as far as possible. Called before each plan."""
         phase = self._pool.phase
         if phase >= Phase.STOPPING:
             waiting, self._waiting = self._waiting, []
@@ -121,14 +121,14 @@ class Reloading:
                 return
 
     def _go_on(self, now: float) -> bool:
-        """Return whether the one that runs has ended."""
+        """Advance the running reload; return whether it has ended."""
         assert self._rollout is not None
         try:
             self._pool.record(history.RolloutAdvanced(now))
             done = self._rollout.advance(now)
         except CommandError as error:
             slot, end = self._rollout.failed_slot, self._rollout.failed
-            # Without an end of this process the failure that is remembered for the slot is an older one.
+            # If no process has ended, the traceback that is kept for the slot is of an older failure.
             self._end(error, None if slot is None or end is None else self._children.failures.traceback(slot, end.reason))
             return True
         if done:
@@ -136,7 +136,7 @@ class Reloading:
         return done
 
     def _not_loaded(self, generation: int) -> tuple[CommandError | None, str | None]:
-        """The failure of a reload that is done but for a worker that could not load the app, and its traceback."""
+        """Return the error and traceback of a worker of the generation that shows the error page; None twice if none does."""
         for child in self._children:
             if (fault := child.fault) is not None and child.member.generation == generation:
                 return CommandError(f"the new worker {child.id} failed to boot: {fault.message}"), fault.traceback
@@ -155,13 +155,13 @@ class Reloading:
         self._observers.notify(Observer.reload_began, self._rollout.generation)
 
     def take_over(self, settings: Settings, hooks: Hooks) -> None:
-        """Put other settings and hooks in force."""
+        """Put these settings and hooks in force."""
         self._state.settings, self._state.hooks = settings, hooks
         history.LimitsChanged(pool_limits(settings)).happen(self._pool)
         logs.set_level(settings.log_level)
 
     def _before_commit(self) -> None:
-        """Take the settings over. Raises CommandError if they cannot be: nothing has changed then."""
+        """Take the settings over. Raises CommandError if that fails: then nothing has changed."""
         try:
             self._take_over()
         except CommandError as error:
@@ -170,7 +170,7 @@ class Reloading:
         self._pool.record(history.CommitEnded(None))
 
     def _take_over(self) -> None:
-        """Read the configuration in the master too, when the canary has shown that it is good. Raises CommandError."""
+        """Read the configuration in the master, after the canary has shown that it works. Raises CommandError."""
         if self._config.again is None:
             return
         try:
@@ -179,7 +179,7 @@ class Reloading:
             raise CommandError(f"{error}; nothing was changed") from error
         before, workers = self._state.settings, fresh.settings.workers
         settings = merge(before, fresh.settings)
-        # The name is the one that this server got, whatever the setting says.
+        # The name stays the one that this server has got, which may differ from the setting.
         for name in unchangeable(before, dataclasses.replace(fresh.settings, name=before.name)):
             logs.logger.warning("%s cannot be changed by a reload: restart the server for that", flag(name))
         self._inherit(before, settings)
@@ -200,14 +200,14 @@ class Reloading:
             self._listeners.settle(self._pool.generations.committed, self._pool.generations.newest)
             self._config = config
             if grown:
-                with contextlib.suppress(CommandError):  # a user's hook refuses it
+                with contextlib.suppress(CommandError):  # a user's hook may refuse it
                     self._scale(wanted)
 
         self._undo = undo
         self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
 
     def _inherit(self, before: Settings, settings: Settings) -> None:
-        """Make what workers inherit again, if its settings have changed. Raises CommandError."""
+        """Make the object that workers inherit again, if its settings have changed. Raises CommandError."""
         rollout = self._rollout
         assert rollout is not None
         try:
@@ -216,7 +216,7 @@ class Reloading:
             raise CommandError(f"{error}; nothing was changed") from error
         if changed and not self._pool.members.preload:
             self._pool.record(history.CanaryRenewed())
-            rollout.renew_canary()  # it has made its own
+            rollout.renew_canary()  # the canary has made an object of its own
 
     def _end(self, error: CommandError | None, traceback: str | None) -> None:
         rollout, self._rollout = self._rollout, None
@@ -225,8 +225,8 @@ class Reloading:
         running, self._running = self._running, []
         self._listeners.settle_renewed(self._pool.generations.committed)
         self._state.inheritance.keep((self._pool.generations.committed, self._pool.generations.fallback))
-        said = None if error is None else str(error)
-        self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": said}
+        message = None if error is None else str(error)
+        self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": message}
         if error is None:
             logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
             self._observers.notify(Observer.reload_ended, None)

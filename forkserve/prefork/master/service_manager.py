@@ -1,4 +1,4 @@
-"""The service manager's observer: sends it the server's state (sd_notify)."""
+"""Service manager: an observer that sends the server's state to systemd (sd_notify)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def ready_status(pool: Pool) -> str:
-    """Return how many workers are ready, in words, at the moment when all are."""
+    """Return the number of workers, in words, when all are ready."""
     return f"Ready: {pool.wanted} worker{'s' * (pool.wanted != 1)}"
 
 
@@ -29,21 +29,21 @@ class ServiceManager(Observer):
         self._notifier = Notifier(environ, poller)
         self._pool = pool
         if (period := self._notifier.watchdog(environ)) is not None:
-            self._notifier.send(WATCHDOG=1)  # an upgrade may have begun just before the next one was due
+            self._notifier.send(WATCHDOG=1)  # an upgrade may have delayed the last one
             poller.every(period, lambda: self._notifier.send(WATCHDOG=1))
 
     def announced(self) -> None:
-        """Say that the server is ready."""
+        """Report that the server is ready."""
         self._notifier.send(READY=1, MAINPID=os.getpid(), STATUS=ready_status(self._pool))
 
     def reload_began(self, generation: int) -> None:
-        """Say that a reload runs."""
+        """Report that a reload runs."""
         self._notifier.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, STATUS="reloading")
 
     def reload_ended(self, fault: str | None) -> None:
-        """Say that the server is ready again, whatever became of the reload."""
+        """Report that the server is ready again, whether or not the reload has failed."""
         self._notifier.send(READY=1, STATUS=f"Ready: {workers_ready(self._pool)}")
 
     def stopping(self) -> None:
-        """Say that the server stops."""
+        """Report that the server stops."""
         self._notifier.send(STOPPING=1, STATUS="stopping")

@@ -1,4 +1,4 @@
-"""Services: what observers that act on workers may use of the master."""
+"""Services: the parts of the master that observers may use to act on workers."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from forkserve.prefork.master.observers import Observer
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.pending import Pending
     from forkserve.prefork.master.children import Children
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.exits import OtherProcesses
-    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.poller import Poller
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What such an observer gets from the master, when its factory makes it.
+    """The parts that the factory of an observer gets.
 
     Attributes:
         state: The settings in force.
-        pool: Which workers there are.
-        poller: Descriptors and timers.
+        pool: The workers.
+        poller: Watches descriptors and has timers.
         children: The processes.
-        processes: The exits of processes that are no workers.
+        processes: Reports the exits of processes that are no workers.
         reload: The command; raises CommandError.
-        is_reloading: Whether a reload runs.
+        is_reloading: Returns whether a reload runs.
     """
 
-    state: ServerState
+    state: MasterContext
     pool: Pool
     poller: Poller
     children: Children

@@ -1,4 +1,4 @@
-"""Stacks: has workers write down what every thread does (worker/stacks.py), and collects it. In the master."""
+"""Stacks: has workers write the stacks of all threads (worker/stacks.py), and collects them. In the master."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.system.poller import Poller
 
-PATIENCE: Final = 2.0  # seconds for a worker to answer a user
+PATIENCE: Final = 2.0  # seconds for a worker to write its stacks, when a user requests them
 NO_ANSWER: Final = "no answer: it is stuck in native code, or busy"
 _LOOK_EVERY: Final = 0.02
 
@@ -21,7 +21,7 @@ _LOOK_EVERY: Final = 0.02
 def collect(children: Sequence[Child], poller: Poller, patience: float = PATIENCE) -> Pending:
     """Request the stacks of each of the children. The value is a list with `id`, `pid`, `generation` and `stacks` of each.
 
-    No event says that a process has answered, so its file is looked at until all have, or `patience` (seconds) is over.
+    No event reports that a process has answered. So the files are checked until all have, or for `patience` seconds.
     """
     pending = Pending()
     end = time.monotonic() + patience

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.observers import Observers
     from forkserve.prefork.master.reloading import Reloading
-    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.policy.states import Exit, Member
     from forkserve.prefork.system.listeners import Listener, Listeners
 
 KIB = 1024
-# The settings that tell a front end how to talk to us; without those that may hold secrets.
+# The settings that a front end needs to send requests here; without those that may hold secrets.
 _GROUPS = ("Addresses", "Workers", "Timeouts", "Limits", "HTTP", "WebSocket")
 _PUBLIC = [(name, spec) for name, spec in TABLE.items() if spec.group in _GROUPS or name == "cert_reqs"]
 
@@ -36,7 +36,7 @@ _PUBLIC = [(name, spec) for name, spec in TABLE.items() if spec.group in _GROUPS
 class Status:
     """Describes the server from its parts. In the master."""
 
-    state: ServerState
+    state: MasterContext
     pool: Pool
     listeners: Listeners
     children: Children
@@ -44,7 +44,7 @@ class Status:
     observers: Observers
 
     def describe(self) -> dict[str, Any]:
-        """Describe the server, its listeners and one row for each process, and for each slot that has none."""
+        """Describe the server, its listeners, each process, and each slot without a process."""
         state, pool, now = self.state, self.pool, time.monotonic()
         return {
             "name": state.name,
@@ -67,7 +67,7 @@ class Status:
         }
 
     def list_listeners(self) -> list[dict[str, Any]]:
-        """Return the listeners; `down` if requests should go elsewhere."""
+        """Return the listeners; those are `down` to which no requests should be sent."""
         scheme, pool = self.state.scheme, self.pool
         down, found = pool.down_slots(), self.listeners.listed(pool.ready_generations(), pool.generations.committed)
         return [listener(one, scheme, down=one.slot in down) for one in found]
@@ -88,7 +88,7 @@ class Status:
         child = self.children.by_ident.get(member.ident)
         state = State.KILLED if member.state is State.DUMPING else member.state
         memory = _memory(child.pid) if child is not None and child.pid is not None else {}
-        generation = member.generation if member.exists else self.pool.generations.committed  # of which it will be forked
+        generation = member.generation if member.exists else self.pool.generations.committed  # it will be forked from that
         return {
             "id": member.slot,
             "pid": member.pid,
@@ -120,19 +120,19 @@ def workers_ready(pool: Pool) -> str:
 
 
 def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any]:
-    """One of them."""
+    """Return one listener, as the status has it."""
     return {"address": one.address(scheme), "scheme": scheme, "slot": one.slot, "down": down, "lost": one.lost}
 
 
 def served(child: Child, settings: Settings) -> Usage:
-    """How old a worker is, and its memory; that only where there is a limit for it, as it is dear to read."""
+    """Return the age of a worker; and its memory, which is expensive to read, if there is a limit for it."""
     age = time.monotonic() - child.member.born
     memory = _memory(child.pid).get("Pss") if settings.max_memory and child.pid else None
     return Usage(child.id, child.age, age, memory)
 
 
 def _shown(pool: Pool) -> list[Member]:
-    """Every process, and the places of slots that have none."""
+    """Return every process, and the places of slots without a process."""
     members = pool.members.workers()
     served = {member.slot for member in members if member.exists}
     return [member for member in members if member.exists or member.slot not in served]
@@ -158,7 +158,7 @@ def _exit(end: Exit | None, now: float) -> dict[str, Any] | None:
 
 
 def _memory(pid: int) -> dict[str, int]:
-    """The process's memory in bytes: `Rss`, and `Pss`, in which pages that n processes share count 1/n. Linux."""
+    """Return a process's memory in bytes: `Rss`, and `Pss`, in which a page that n processes share counts 1/n. Linux."""
     found = {}
     with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
         for line in file:

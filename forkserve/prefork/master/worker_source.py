@@ -1,4 +1,4 @@
-"""Where workers come from: forked by the master, or by a mold that has loaded the app (--preload). In the master."""
+"""Sources of workers: the master itself, or a mold that has loaded the app (--preload). In the master."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DirectFork:
 
     @property
     def fallback(self) -> WorkerSource | None:
-        """This source: a worker can only have been ordered by the program before an upgrade."""
+        """This source: an ordered worker was ordered by the previous program, before an upgrade."""
         return self
 
     def start(self, new: NewWorker, forker: Forker) -> None:
@@ -26,7 +26,7 @@ class DirectFork:
 
 
 class MoldSource:
-    """A mold of the worker's generation forks it. The pool orders a worker only when there is such a mold."""
+    """A mold of the worker's generation forks it. The pool plans the fork only when there is such a mold."""
 
     fallback: WorkerSource | None = None
 

@@ -1,1 +1,1 @@
-"""Policy: decisions about the processes. Pure: values go in, actions come out."""
+"""Policy: decides about the processes. Pure: values go in, actions come out."""

@@ -1,4 +1,4 @@
-"""Actions: what the pool decides. The master does them, and reports the results to the pool. Pure."""
+"""Actions: the decisions of the pool. The master carries them out, and reports the results to the pool. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Order a process to finish; one that still boots reads no messages, and needs a signal."""
+    """Order a process to finish. One that still boots reads no messages, so it needs a signal."""
 
     member: Member
     booting: bool
@@ -41,7 +41,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Forget a process that did not end by SIGKILL, or was not forked in time."""
+    """Forget a process that SIGKILL did not end, or that was not forked in time."""
 
     member: Member
 

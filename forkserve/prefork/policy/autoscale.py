@@ -4,7 +4,7 @@ The master asks for advice once a second, and sets the number of workers by it. 
 spare if all wanted ones were ready: the number wanted, less the busy ones.
 
 - A booting worker counts as spare, or each second of a slow boot would start more. So does a slot whose process failed: more
-  processes that do not start are of no use. The replacement in a reload is not counted beside the worker that it replaces.
+  processes that do not start are of no use. During a reload, a replacement is not counted beside the worker that it replaces.
 - A connection that waits in a queue, beyond those that the idle workers will take now, shows that one worker is lacking. Workers
   known to be lacking are started at once, however many they are, less those that boot already.
 - Too few are spare: start 1, then 2, 4, 8 ... a second, until enough are idle, not only booting. While all are busy, the number
@@ -26,7 +26,7 @@ from typing import Final
 # Seconds.
 HOLD: Final = 10.0  # before the first is retired, while too many are spare
 PACE: Final = 0.9  # between two steps: one second, less the error of a timer
-GAP: Final = 3.0  # without a call, after which the past is unknown
+GAP: Final = 3.0  # between two calls, after which the earlier ones say nothing about the load
 
 BURST: Final = 32  # the most to start at once, as in Apache
 
@@ -54,7 +54,7 @@ class Autoscaler:
 
         Args:
             now: Monotonic seconds.
-            wanted: How many are wanted now. 0 was ordered (WINCH), and stays.
+            wanted: How many are wanted now. 0 stays: a user has ordered it (WINCH).
             ready: How many are ready.
             idle: How many of those have no request.
             waiting: How many connections wait to be accepted.
@@ -73,7 +73,7 @@ class Autoscaler:
         spare = wanted - (ready - idle) - waiting
         if idle >= self._min_spare:
             self._step = 1
-        if min(spare, idle) <= self._max_spare:  # the booting ones may be what the load needs
+        if min(spare, idle) <= self._max_spare:  # the load may need the booting ones
             self._retire_at = None
         elif self._retire_at is None:
             self._retire_at = now + HOLD

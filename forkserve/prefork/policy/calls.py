@@ -1,8 +1,8 @@
-"""Calls: commands under way in workers: which workers have them, which have replied, and the deadlines. Pure.
+"""Calls: the commands that run in workers: which workers have them, which have replied, and the deadlines. Pure.
 
-The caller sends the messages that it returns, and passes it the replies. `any` works by offers: while a call waits for a worker,
-each ready worker has one offer. A worker takes it up (`free`) when it is idle: between requests, and with no command in hand. So
-the first idle worker gets the call, and no other.
+The user of `Calls` sends the messages that its methods return, and passes it the replies. A call to `any` worker works by offers:
+while such a call waits, each ready worker has one offer. A worker takes it up (`free`) when it is idle: between requests, and
+with no command in hand. So only the first idle worker gets the call.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ OFFER: Final = Offer()
 STATUSES = ("ok", "error", "unknown")  # that a worker can send; the master finds out the others
 
 
-class Target(NamedTuple):
-    """A worker that takes commands: its member's ident, and what its reply contains of it."""
+class CallTarget(NamedTuple):
+    """A worker that takes commands: its member's ident, and the values that its reply contains."""
 
     ident: int
     id: int
@@ -47,9 +47,9 @@ class _Call:
     began: float
     deadline: float | None
     pending: Pending = field(default_factory=Pending)
-    open: dict[int, tuple[Target, float]] = field(default_factory=dict)  # by ident: no reply yet, and since when
+    open: dict[int, tuple[CallTarget, float]] = field(default_factory=dict)  # by ident: no reply yet, and since when
     replies: list[Reply] = field(default_factory=list)
-    without: int | None = None  # the ident of the worker that must not get it
+    without: int | None = None  # the ident of a worker that must not get it
 
     @property
     def message(self) -> Command:
@@ -66,11 +66,11 @@ class Calls:
         self._offered: set[int] = set()
 
     def export(self) -> int:
-        """Return the number of the next call, for an upgrade: a late reply must not be taken for that to another call."""
+        """Return the number of the next call, for an upgrade: a late reply must not count for another call."""
         return next(self._numbers)
 
     def adopt(self, number: int) -> None:
-        """Go on with this number in the new program, which knows nothing of the calls that were under way."""
+        """Continue with this number in the new program, which has none of the open calls."""
         self._numbers = itertools.count(number)
 
     def next_deadline(self) -> float | None:
@@ -78,9 +78,9 @@ class Calls:
         return min((call.deadline for call in self._open.values() if call.deadline is not None), default=None)
 
     def ask(
-        self, name: str, args: Sequence[JSON], targets: Iterable[Target], now: float, deadline: float | None
+        self, name: str, args: Sequence[JSON], targets: Iterable[CallTarget], now: float, deadline: float | None
     ) -> tuple[Pending, list[Send]]:
-        """Send it to each of the targets. The value will be their replies, in the order of their ids."""
+        """Call each of the targets. The value will be their replies, in the order of their ids."""
         call = self._new(name, args, now, deadline)
         call.open = {target.ident: (target, now) for target in targets}
         message = call.message
@@ -92,28 +92,28 @@ class Calls:
         self,
         name: str,
         args: Sequence[JSON],
-        ready: Iterable[Target],
+        ready: Iterable[CallTarget],
         now: float,
         deadline: float | None,
         without: int | None = None,
     ) -> tuple[Pending, list[Send]]:
-        """Send it to the first idle worker, but not to `without`. The value will be a list of one reply."""
+        """Call the first idle worker other than `without`. The value will be a list of one reply."""
         call = self._new(name, args, now, deadline)
         call.without = without
         self._waiting.append(call)
         return call.pending, [send for target in ready for send in self.offer(target.ident)]
 
     def offer(self, ident: int) -> list[Send]:
-        """Return what a ready worker must be sent: an offer, if a call waits and it has none."""
+        """Return the message to send to a ready worker: an offer, if a call waits and the worker has none."""
         if not self._waiting or ident in self._offered:
             return []
         self._offered.add(ident)
         return [Send(ident, OFFER)]
 
-    def free(self, target: Target, now: float) -> list[Send]:
-        """A worker has taken up its offer. Return the call that it gets, if one still waits, and another offer if more wait.
+    def free(self, target: CallTarget, now: float) -> list[Send]:
+        """A worker has taken up its offer. Return a call for it, if one still waits, and another offer, if more wait.
 
-        The offer goes with the call: a worker that comes to the call too late does not reply, and must not be forgotten.
+        The next offer goes with the call: a worker that starts the call too late does not reply, and still needs an offer.
         """
         self._offered.discard(target.ident)
         for call in self._waiting:
@@ -124,7 +124,7 @@ class Calls:
         return []
 
     def replied(self, ident: int, result: Result, now: float) -> str | None:
-        """A worker has replied. Return what is wrong with the reply, for the log, if it is late or has an impossible status."""
+        """A worker has replied. Return an error for the log if the reply is late or has an impossible status."""
         call = self._open.get(result.call)
         if call is None or ident not in call.open:
             return f"a late reply to a command was dropped: {result.name!r:.80}"
@@ -138,7 +138,7 @@ class Calls:
         """A worker has died, or cannot be reached."""
         self._offered.discard(ident)
         for call in [one for one in self._open.values() if ident in one.open]:
-            if ident in call.open:  # a callback at the end of one call may have come here, too
+            if ident in call.open:  # the end of another call may have ended this one, by a callback
                 target, since = call.open.pop(ident)
                 self._note(call, target, since, now, "died")
 
@@ -146,7 +146,7 @@ class Calls:
         """End the calls whose deadline has passed."""
         for call in [one for one in self._open.values() if one.deadline is not None and one.deadline <= now]:
             if call.pending.done:
-                continue  # a callback at the end of one call may end another
+                continue  # the end of another call may have ended it, by a callback
             late, call.open = call.open, {}
             call.replies += [self._reply(target, since, now, "timeout") for target, since in late.values()]
             if call in self._waiting:
@@ -166,12 +166,14 @@ class Calls:
         self._open[call.number] = call
         return call
 
-    def _note(self, call: _Call, target: Target, since: float, now: float, status: str, *rest: Any) -> None:
+    def _note(self, call: _Call, target: CallTarget, since: float, now: float, status: str, *rest: Any) -> None:
         call.replies.append(self._reply(target, since, now, status, *rest))
         self._finish_if_complete(call)
 
     @staticmethod
-    def _reply(target: Target, since: float, now: float, status: str, value: JSON = None, error: Failure | None = None) -> Reply:
+    def _reply(
+        target: CallTarget, since: float, now: float, status: str, value: JSON = None, error: Failure | None = None
+    ) -> Reply:
         return Reply(target.id, target.pid, target.generation, status, value, error, round(now - since, 6))
 
     def _finish_if_complete(self, call: _Call) -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Room(NamedTuple):
     """How many more workers may be forked."""
 
-    replacements: int  # beside a process that serves
-    vacancies: int  # in a slot where none does
+    replacements: int  # in slots where a process serves
+    vacancies: int  # in slots where none serves
 
 
 class Capacity:
@@ -25,13 +25,13 @@ class Capacity:
         self._members = members
         self._molds = molds
         self.rows = sys.maxsize  # of the scoreboard, for workers
-        self.peak = wanted  # the highest number wanted, while more processes exist than the present number allows
+        self.peak = wanted  # the highest number wanted, while more processes exist than the present one allows
 
     def room(self, wanted: int) -> Room:
         """Return how many more workers there may be.
 
-        A slot that no process serves need not wait for others to drain: it may use the room of those that linger. And if
-        fewer are wanted than before, the room of the higher number.
+        A slot without a serving process need not wait for others to drain: it may use the room of those that linger. If fewer
+        workers are wanted than before, it may also use the room of the higher number.
         """
         there, surge = self._members.processes, self._members.limits.surge
         most = self._most_lingering(self.peak)
@@ -46,7 +46,7 @@ class Capacity:
         return (room.vacancies if self._members.is_vacant(member.slot) else room.replacements) > 0
 
     def update_peak(self, wanted: int, awaited: int) -> None:
-        """Forget the higher number as soon as the processes, with those that are yet to be forked, fit the present one.
+        """Forget the higher number as soon as all processes, with those still to be forked, fit the present one.
 
         Args:
             wanted: The number of workers wanted.
@@ -57,7 +57,7 @@ class Capacity:
             self.peak = wanted
 
     def _first_boots(self, wanted: int) -> bool:
-        """Whether a worker boots while none has been ready yet: an app may prepare its database at import, and lose a race."""
+        """Whether a worker boots before any was ready: it boots alone, since apps that prepare a database at import may race."""
         if self._members.preload or any(self._members.slots[slot].was_ready for slot in range(1, wanted + 1)):
             return False
         return any(one.exists and not one.end_requested and one.ready_at is None for one in self._members.workers())

@@ -50,7 +50,7 @@ def replaced(pool: Pool, slot: int) -> Condition:
         old = [member for member in members if member.ident <= newest and member.exists and not member.lingering]
         new = [member for member in members if member.ident > newest and member.state is State.READY]
         end = pool.members.last_exit(slot)
-        # The last exit may be that of a drained old one. A new one has failed if it is gone, or was never forked.
+        # The last exit may be that of a drained old process. A new one has failed if it is gone, or was not forked.
         failed = bool(tried - {member.ident for member in members}) or (end is not None and end.code is end.signal is None)
         tried.update(member.ident for member in members if member.ident > newest)
         stays, waits = bool(old) and not any(one.end_requested for one in old), any(one.state is State.BACKOFF for one in members)
@@ -72,7 +72,7 @@ def stopped(pool: Pool) -> Condition:
 
 
 def _failure_of_mold(pool: Pool) -> Callable[[], str | None]:
-    """Return a function for why there is no mold to fork from: one has failed since now, and the next must wait."""
+    """Return a function that returns why there is no mold: one has failed after this call, and the next is delayed."""
     before = pool.members.last_exit(MOLD)
 
     def failed() -> str | None:

@@ -1,4 +1,4 @@
-"""Distribute: one command for each of many items, each in the first idle worker. Pure."""
+"""Distribute: calls a command once for each of many items, each time in the first idle worker. Pure."""
 
 from __future__ import annotations
 

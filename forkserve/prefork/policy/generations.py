@@ -1,4 +1,4 @@
-"""Generations: which one workers are forked from, the next one while it is tried, and the way back. Pure."""
+"""Generations: the one that workers are forked from, the next one while it is tried, and the previous one as a way back. Pure."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Generations:
     def __init__(self, members: Members) -> None:
         self._members = members
         self.committed = 1
-        self.fallback: int | None = None  # the one before, while a way back exists: until all workers are replaced
-        self.newest = 1  # that was ever tried
+        self.fallback: int | None = None  # the previous one, until all workers are replaced: the way back
+        self.newest = 1  # the highest number that was tried
 
     def export(self) -> GenerationsState:
         """Return them for an upgrade."""
@@ -38,7 +38,7 @@ class Generations:
         self.committed, self.fallback, self.newest = found.committed, found.fallback, found.newest
 
     def try_worker(self, slot: int, generation: int, now: float) -> Member:
-        """Start a canary: a process of a new generation beside the slot's, which serves on. Return its member."""
+        """Start a canary: a process of a new generation beside that of the slot, which keeps serving. Return its member."""
         for member in list(self._members.slots[slot].members):
             if member.state is State.BACKOFF:
                 self._members.apply(member, Event.RETIRE, now)
@@ -51,7 +51,7 @@ class Generations:
         return self._members.add(MOLD, generation, now, canary=True)
 
     def abandon(self, generation: int, now: float) -> None:
-        """Drop every process that tries the new generation: it has failed. A mold goes when nothing needs it (`Molds.plan`)."""
+        """Drop every process of the new generation, which has failed. A mold is ended when nothing needs it (`Molds.plan`)."""
         for member in [one for one in self._members.by_ident.values() if one.canary and one.generation == generation]:
             member.outdated = True
             if member.state is State.BACKOFF or member.slot != MOLD:
@@ -71,7 +71,7 @@ class Generations:
         self.fallback = None
 
     def roll_back(self, now: float) -> None:
-        """Return to the generation before, from the mold that was kept of it."""
+        """Return to the previous generation, from its mold, which was kept."""
         assert self.fallback is not None
         self.committed, self.fallback = self.fallback, None
         workers = self._members.workers()
@@ -85,7 +85,7 @@ class Generations:
         self.retry_now()
 
     def retry_now(self) -> None:
-        """End every back-off: the reason of the failures may be gone."""
+        """Retry everything at once: the reason of the failures may be gone."""
         for slot in self._members.slots.values():
             slot.failures, slot.retry_at = 0, float("-inf")
         for member in self._members.by_ident.values():

@@ -1,7 +1,7 @@
 """History: every event that changes a pool, as a value. A recorded history can be replayed without a process. Pure.
 
-The times in it are those of the recorded server's clock. `Decided` and `CommitEnded` change nothing: the first is what the
-pool planned, for comparison, the second ends the events that happened while a generation was about to be committed.
+The times are those of the recorded server's clock. Two events change nothing. `Decided` is the plan that the pool made, for
+comparison. `CommitEnded` ends the events that happened while a generation was about to be committed.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Started(Event):
 
 
 @record
-class Forked(Event):
+class ProcessForked(Event):
     """A process was forked."""
 
     ident: int
     pid: int
 
     def apply(self, pool: Pool) -> None:
-        """Note the pid."""
+        """Record the pid."""
         pool.reports.forked(self.ident, self.pid)
 
 
@@ -70,7 +70,7 @@ class ForkFailed(Event):
     at: float
 
     def apply(self, pool: Pool) -> None:
-        """Have it tried again later."""
+        """Try again later."""
         pool.fork_failed(self.ident, self.reason, self.at)
 
 
@@ -82,13 +82,13 @@ class BecameReady(Event):
     at: float
 
     def apply(self, pool: Pool) -> None:
-        """Count on it."""
+        """Mark it as ready."""
         pool.reports.ready(self.ident, self.at)
 
 
 @record
 class Beat(Event):
-    """A worker showed a sign of life."""
+    """A worker sent a heartbeat."""
 
     ident: int
     at: float
@@ -99,20 +99,20 @@ class Beat(Event):
 
 
 @record
-class Spent(Event):
-    """A worker reported that it has answered as many requests as it should; `full`: it accepts no more."""
+class WorkerSpent(Event):
+    """A worker reported that it has answered `--max-requests` requests; `full`: it accepts no more."""
 
     ident: int
     full: bool
 
     def apply(self, pool: Pool) -> bool:
-        """Have it replaced; return whether that is new."""
+        """Replace it; return whether this is its first report."""
         return pool.reports.spent(self.ident, full=self.full)
 
 
 @record
-class Draining(Event):
-    """A worker drains, which the pool did not order."""
+class ProcessDraining(Event):
+    """A process drains without an order of the pool."""
 
     ident: int
     at: float
@@ -123,24 +123,24 @@ class Draining(Event):
 
 
 @record
-class Released(Event):
+class WorkerReleased(Event):
     """A worker has closed its listeners."""
 
     ident: int
 
     def apply(self, pool: Pool) -> None:
-        """Have the master close its own."""
+        """Let the master close its own copies."""
         pool.reports.released(self.ident)
 
 
 @record
-class Lingering(Event):
+class WorkerLingering(Event):
     """Only long answers are left in a worker that drains."""
 
     ident: int
 
     def apply(self, pool: Pool) -> None:
-        """Have nothing wait for it."""
+        """Wait for it no longer."""
         pool.reports.lingering(self.ident)
 
 
@@ -152,7 +152,7 @@ class StacksDumped(Event):
     at: float
 
     def apply(self, pool: Pool) -> None:
-        """Have it killed."""
+        """Kill it."""
         pool.reports.dumped(self.ident, self.at)
 
 
@@ -165,7 +165,7 @@ class ProtocolViolated(Event):
     at: float
 
     def apply(self, pool: Pool) -> None:
-        """Have it killed."""
+        """Kill it."""
         pool.members.protocol_violation(self.ident, self.reason, self.at)
 
 
@@ -180,19 +180,19 @@ class Exited(Event):
     why: str | None
 
     def apply(self, pool: Pool) -> bool:
-        """Judge its end; return whether that was a failure."""
+        """Remove it; return whether it has failed."""
         return pool.exited(self.ident, self.at, code=self.code, signal=self.signal, why=self.why)
 
 
 @record
 class Withdrawn(Event):
-    """A process is not waited for any more, as its code has changed."""
+    """A process is given up, as its code has changed."""
 
     ident: int
     at: float
 
     def apply(self, pool: Pool) -> None:
-        """Have it end."""
+        """End it."""
         if member := pool.members.by_ident.get(self.ident):
             pool.members.withdraw(member, self.at)
 
@@ -204,13 +204,13 @@ class Wanted(Event):
     workers: int
 
     def apply(self, pool: Pool) -> None:
-        """Want it."""
+        """Set the number."""
         pool.want(self.workers)
 
 
 @record
 class Suspended(Event):
-    """No workers are wanted, and all listeners kept."""
+    """No workers are wanted, but all listeners are kept."""
 
     def apply(self, pool: Pool) -> None:
         """Suspend."""
@@ -219,7 +219,7 @@ class Suspended(Event):
 
 @record
 class Stopped(Event):
-    """The server is to stop; `at_once`: whatever is in hand."""
+    """The server is to stop; `at_once`: without waiting for requests in hand."""
 
     at_once: bool
 
@@ -256,16 +256,16 @@ class ReplaceCancelled(Event):
 
 @record
 class RetriedNow(Event):
-    """What failed is to be tried again at once, as the code has changed."""
+    """Failed processes are to be tried again at once, as the code has changed."""
 
     def apply(self, pool: Pool) -> None:
-        """Wait no longer."""
+        """Retry them."""
         pool.generations.retry_now()
 
 
 @record
 class LimitsChanged(Event):
-    """A reload brought other limits."""
+    """A reload has brought other limits."""
 
     limits: PoolLimits
 
@@ -283,19 +283,19 @@ class RolloutBegan(Event):
 
 @record
 class RolloutAdvanced(Event):
-    """A reload goes on as far as possible."""
+    """The master advanced the reload."""
 
     at: float
 
 
 @record
 class CanaryRenewed(Event):
-    """The canary of a reload is replaced, as it lacks what the other workers inherit."""
+    """The canary of a reload is to be replaced, as it lacks what the other workers inherit."""
 
 
 @record
 class CommitEnded(Event):
-    """The settings of a reload were taken over, or could not be."""
+    """The settings of a reload were taken over, or could not be: `error`."""
 
     error: str | None
 
@@ -307,8 +307,8 @@ class Planned(Event):
     Attributes:
         at: The time.
         advertised: The slots that a front end may send requests to.
-        moved: The slots whose new workers listen elsewhere.
-        advertised_before: Those of them whose old address a front end may send requests to.
+        moved: The slots whose new workers listen on another address.
+        advertised_before: The moved slots whose old address a front end may send requests to.
         queued: The unattended slots in whose queues connections wait.
     """
 
@@ -362,7 +362,7 @@ def write_event(event: Any) -> str:
 
 
 def read_event(line: str) -> Event:
-    """Read what `write_event` wrote. Raises KeyError, TypeError and ValueError for anything else."""
+    """Read a line of `write_event`. Raises KeyError, TypeError or ValueError for any other text."""
     fields = json.loads(line)
     return load(EVENTS[fields["event"]], fields)
 
@@ -370,7 +370,10 @@ def read_event(line: str) -> Event:
 class Replay:
     """Applies a history to a pool of its own.
 
-    `pool` is the pool; `recorded` and `planned` are the plans that were recorded and those that this pool made.
+    Attributes:
+        pool: The pool.
+        recorded: The plans in the history.
+        planned: The plans that this pool has made.
     """
 
     def __init__(self, events: Iterable[Event]) -> None:

@@ -1,11 +1,11 @@
-"""Last calls: a worker for connections that wait at a listener which is about to be closed. Pure.
+"""Last calls: workers for connections that wait at a listener which is about to be closed. Pure.
 
-A slot may be scaled away, or the server stopped, while the slot has no ready worker: it boots, or has just died. If connections
-wait in the queue then, a worker may finish its boot, or is forked once more. It drains as soon as it is ready, and a drain
-empties the queue.
+A slot may be removed by scaling, or the server stopped, while the slot has no ready worker: its worker boots, or has just died.
+If connections wait in its queue then, the worker may finish its boot, or another one is forked. It drains as soon as it is
+ready, and a drain empties the queue.
 
-All of that is bounded. Boot and drain together may take as long as a drain may, from the time on when the slot may go; a worker
-that does not boot is not tried again; there are at most TRIES. Then the listener is closed, even if connections wait there.
+All of this is bounded. From the moment at which the slot may be removed, boot and drain together may take as long as a drain may.
+A worker that does not boot is not tried again. There are at most TRIES. Then the listener is closed, even if connections wait.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 from forkserve.prefork.policy.states import Member, State
 
-TRIES: Final = 2  # workers; the first may be killed
+TRIES: Final = 2  # workers: the first may be killed
 DRAINING: Final = 5.0  # seconds of the remaining time for the drain and the end of a mold, at most a quarter of it
 
 _NOT_READY_YET: Final = (State.BACKOFF, State.BOOTING)
@@ -43,22 +43,22 @@ class _Call:
 
 
 class LastCalls:
-    """The slots where connections wait for a worker that is needed for nothing else; None is the shared addresses."""
+    """The slots where connections wait for a worker that is needed for nothing else; None: the shared addresses."""
 
     def __init__(self) -> None:
         self._calls: dict[int | None, _Call] = {}
 
-    def forget(self, leaving: AbstractSet[int | None]) -> None:
-        """Forget all slots but these, which are to go."""
-        for slot in self._calls.keys() - leaving:
+    def forget(self, closing: AbstractSet[int | None]) -> None:
+        """Forget all slots but these, whose listeners are to be closed."""
+        for slot in self._calls.keys() - closing:
             del self._calls[slot]
 
     def needs_worker(self, slot: int | None, gone_at: float, longest: float, now: float) -> bool:
         """Return whether a worker must be assigned to a slot where connections wait and none is ready.
 
         Args:
-            slot: Where.
-            gone_at: When the slot could have gone if no connection had waited.
+            slot: The slot.
+            gone_at: When the slot could have been removed if no connection had waited.
             longest: Seconds that boot and drain may take from then on.
             now: The time.
         """
@@ -83,7 +83,7 @@ class LastCalls:
         return any(call.open and call.member is member for call in self._calls.values())
 
     def due(self, member: Member) -> float | None:
-        """Return when a member assigned here must have ended; None for any other."""
+        """Return when an assigned member must have ended; None for any other member."""
         return max((call.due for call in self._calls.values() if call.member is member), default=None)
 
     @property
@@ -97,7 +97,7 @@ class LastCalls:
 
 
 def first_ready(slot: int | None, members: Iterable[Member]) -> Member | None:
-    """Return the member that will be the first to be ready and accept there; None if none is going to."""
+    """Return the member that will be the first to accept there; None if none will."""
     found = [
         one
         for one in members

@@ -18,10 +18,10 @@ from forkserve.prefork.policy.actions import Action, Drain, DumpStacks, Fork, Gi
 from forkserve.prefork.policy.states import MOLD, TRANSITIONS, Event, Exit, Member, PoolLimits, Slot, State
 
 # Seconds.
-LATE: Final = 1.0  # a master that wakes up this long after a deadline was itself suspended
+LATE: Final = 1.0  # if the master wakes up this long after a deadline, it was suspended itself
 FIRST_DELAY: Final = 0.5  # before the second try; the first follows at once
 LONGEST_DELAY: Final = 30.0
-HEALED: Final = 10.0  # a process that was ready for this long is no part of a crash loop
+HEALED: Final = 10.0  # a process that was ready for this long is not part of a crash loop
 ORDER_TIME: Final = 10.0  # for a mold to fork a worker, which takes it some milliseconds
 
 REASONS: Final = MappingProxyType(
@@ -71,7 +71,7 @@ class Members:
         self._idents = itertools.count(1)
 
     def export(self) -> MembersState:
-        """Return the table for an upgrade, which starts only when no action is pending."""
+        """Return the table for an upgrade, which begins only when no action is pending."""
         assert not self.actions
         slots = {number: copied(slot, SlotState) for number, slot in self.slots.items()}
         return MembersState(next(self._idents), list(self.by_ident.values()), slots)
@@ -110,14 +110,14 @@ class Members:
         return not any(one.exists and not (one.end_requested or one.full) for one in self.slots[slot].members)
 
     def is_served(self, slot: int, *, wanted: bool) -> bool:
-        """Whether a process of the slot is ready, or soon will be: one was ready, and the first retry follows at once."""
+        """Whether a process of the slot is ready, or soon will be: one was ready, and has failed at most once since."""
         found = self.slots[slot]
         return any(one.state is State.READY for one in found.members) or (wanted and found.was_ready and found.failures <= 1)
 
     def has_successor(self, member: Member) -> bool:
-        """Whether a newer process of its slot is ready, or an older one that stays. A canary does not count: it may yet fail.
+        """Whether a newer process of its slot is ready, or an older one that stays. A canary does not count: it may still fail.
 
-        A newer one may be outdated itself: two processes that wait for a third would leave no room for it.
+        The newer one may be outdated itself: if both waited for a third process, there would be no room for that.
         """
         others = [one for one in self.slots[member.slot].members if one is not member]
         ready = [one for one in others if one.state is State.READY and not one.canary]
@@ -150,7 +150,7 @@ class Members:
             self.apply(member, Event.DRAIN, now)
 
     def discard(self, member: Member, now: float) -> None:
-        """End a member: without its process if there is none yet."""
+        """End a member, which may have no process yet."""
         if member.state is State.BACKOFF:
             self.apply(member, Event.RETIRE, now)
         else:
@@ -164,9 +164,9 @@ class Members:
             self.apply(member, Event.KILL, now)
 
     def forgive_lateness(self, now: float) -> None:
-        """Renew every deadline, once, if the master comes much too late to one of them.
+        """Renew every deadline, once, if the master is much too late for one of them.
 
-        Then the master was stopped, or the whole machine was, and the workers may have had no more chance to run.
+        Then the master, or the whole machine, was stopped, and perhaps the workers could not run either.
         """
         mortal = [one for one in self.by_ident.values() if one.state in REASONS and one.limit and (one.pid or one.ordered)]
         if any(now - one.since > one.limit + LATE and not one.renewed for one in mortal):
@@ -183,7 +183,7 @@ class Members:
         self.apply(member, Event.OVERDUE, now)
 
     def apply(self, member: Member, event: Event, now: float) -> None:
-        """Take a member through TRANSITIONS. An event that they do not hold is a bug, and the process is killed."""
+        """Change a member's state by TRANSITIONS. An event without a transition is a bug: the process is killed."""
         before = member.state
         after = TRANSITIONS.get((before, event))
         if after is None:
@@ -218,13 +218,13 @@ class Members:
         delay = 0.0
         if slot.failures > 1:
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(slot.failures - 2, 10))
-        # Up to a quarter less, so that slots that failed together do not try again together.
+        # Up to a quarter less, so that slots that have failed together are not retried together.
         slot.retry_at = end.at + delay * (1 - self._random() / 4)
         if member.ready_at is None:
             self._lift_request_limits(member.slot)
 
     def _lift_request_limits(self, slot: int) -> None:
-        """Let workers serve on that wait for a successor in the slot, or for a mold that forks it."""
+        """Let workers keep serving that wait for a successor in the slot, or for a mold to fork it from."""
         for one in self.by_ident.values():
             if one.spent and not one.lifted and one.state is State.READY and slot in (MOLD, one.slot):
                 one.lifted, one.full = True, False

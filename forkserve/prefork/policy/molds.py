@@ -1,4 +1,4 @@
-"""Molds: each generation that workers may be forked from has one, and there are at most two. Pure."""
+"""Molds: one for each generation that workers may be forked from, at most two. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANY_MOLDS: Final = 2  # each holds a copy of the app
 
 
 class Molds:
-    """Plans the molds of a server with `preload`; without it, only the one that a reload without workers tries."""
+    """Plans the molds of a server with `preload`; without it, only the mold for a reload while no workers are wanted."""
 
     def __init__(self, members: Members, generations: Generations) -> None:
         self._members = members
@@ -26,7 +26,7 @@ class Molds:
         return MANY_MOLDS - sum(mold.exists for mold in self._members.molds())
 
     def can_fork(self, member: Member) -> bool:
-        """Whether the parent of a worker is there: the master itself, or a ready mold of its generation."""
+        """Whether there is a process to fork a worker from: the master itself, or a ready mold of its generation."""
         generation = member.generation if member.canary else self._generations.committed
         molds = self._members.molds() if self._members.preload else []
         return not self._members.preload or any(one.state is State.READY and one.generation == generation for one in molds)

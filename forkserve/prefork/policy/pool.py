@@ -1,15 +1,15 @@
-"""Which processes should exist, and what to do next about those that do. Pure.
+"""Pool: which processes should exist, and the next actions to get there. Pure.
 
 The master reports events to the pool, and calls `plan(now)` for the next actions. A plan is the difference between what is
-wanted and what exists: after a plan was made, and as long as nothing happens, the next plan is empty. Only values go in and come
-out, and the time is one of them. So the pool's promises are tested over random histories, without a process:
+wanted and what exists: as long as nothing happens after a plan, the next plan is empty. Only values go in and come out, and the
+time is one of them. So the pool's promises are tested over random histories, without a process:
 
 - no process is forked while `wanted + surge + lingering` exist; and none to replace one that serves, unless at most
   `wanted + surge` exist beside those (at most `lingering`) that have only long answers left (capacity.py);
 - the first worker of all boots alone, as apps prepare their database at import; the others follow when it is ready;
 - every state that a process can be stuck in has a deadline, and every deadline leads on: to the stacks, to SIGKILL, and to
   giving the process up (members.py);
-- a slot with failing processes is retried ever more slowly, and heals;
+- a slot with failing processes is retried ever more slowly, and recovers;
 - after `stop` the server ends, whatever the processes do, and whether or not a front end notices;
 - no listener is closed while connections wait in its queue, unless no worker could be started for them in time (departures.py);
 - with `preload` there are at most two molds, and every worker is forked from a ready mold of its generation (molds.py).
@@ -57,7 +57,7 @@ class PoolState:
         generations: The generations.
         departures: The listeners that are open or kept.
         wanted: How many workers are wanted.
-        phase: How far the server has got.
+        phase: The phase of the server.
         peak: The highest number of workers.
     """
 
@@ -118,15 +118,15 @@ class Pool:
 
     @property
     def degraded(self) -> bool:
-        """Whether a slot that failed, or the mold, waits for its next try."""
+        """Whether a failed slot, or the mold, waits for its next try."""
         waiting = (member.slot for member in self.members.by_ident.values() if member.state is State.BACKOFF)
         return self.phase is Phase.SERVING and any(self.members.slots[slot].failures for slot in waiting)
 
     def down_slots(self) -> AbstractSet[int | None]:
         """Return the slots that requests should not be sent to; None among them stands for the shared addresses.
 
-        These are the slots on their way out, and those without a worker soon: it has never been ready, or fails again and again.
-        But if no slot is better, connections may as well wait in their queues.
+        These are the slots that are to be removed, and those that will have no worker soon: none was ever ready, or each fails.
+        But if no slot is better, no wanted slot is down: connections may as well wait in their queues.
         """
         open_slots, kept = self.departures.open, {None, *self.departures.kept}
         if self.phase >= Phase.STOPPING:
@@ -188,17 +188,17 @@ class Pool:
         self.stop()
         self.phase, self.departures.public = Phase.QUITTING, False
 
-    # What happened, and may end the server; all other events are in `reports`.
+    # Events that may end the server; all other events are in `reports`.
 
     def fork_failed(self, ident: int, reason: str, now: float) -> None:
-        """A `Fork` could not be done: too many processes, or too little memory."""
+        """A `Fork` has failed: there are too many processes, or too little memory."""
         member = self.members.by_ident[ident]
         self._boot_failed(ExitCode.BOOT)
         self.members.fail(member, Exit(reason, None, None, now))
         self.members.apply(member, Event.FORK_FAILED, now)
 
     def exited(self, ident: int, now: float, *, code: int | None, signal: int | None, why: str | None = None) -> bool:
-        """A process ended, and may have said why. Return whether that was a failure, rather than requested."""
+        """A process has ended; `why` is the reason that it gave. Return whether it has failed: no end was requested."""
         member = self.members.by_ident.get(ident)
         if member is None:
             return False
@@ -209,8 +209,7 @@ class Pool:
         if requested and (member.withdrawn or member.ready_at is not None):
             self.members.slots[member.slot].last_exit = end
         else:
-            # A TERM during the boot is no failure to boot, but an app that sends it to itself
-            # must not be forked again and again.
+            # A TERM during the boot is no failure to boot. But an app that sends it to itself must not be forked again and again.
             self.members.fail(member, end)
         self.members.apply(member, Event.EXIT, now)
         return not requested
@@ -253,7 +252,7 @@ class Pool:
             self.members.expire(member, now)
 
     def _give_up_order(self, member: Member, now: float) -> None:
-        """Give up a worker that its mold was ordered to fork, and the mold too, since it is of no use."""
+        """Give up a worker that was ordered from its mold, and the mold too, since it does not work."""
         why = f"not forked in {ORDER_TIME:g} s"
         for mold in self.members.molds():
             if mold.generation == member.generation:
@@ -270,7 +269,7 @@ class Pool:
         """End a member that its slot does not need any more, unless it is held."""
         superfluous = member.outdated and self.members.has_successor(member)
         if member.state is State.BACKOFF and not member.canary:
-            # It was to serve beside a canary that listens elsewhere; the canary's generation has been committed meanwhile.
+            # It was added beside a canary on another address; the generation of the canary has been committed meanwhile.
             others = [one for one in self.members.slots[member.slot].members if one is not member]
             superfluous = any(one.exists and not (one.end_requested or one.outdated or one.canary) for one in others)
         if (member.slot <= self.wanted and not superfluous) or self.departures.last_calls.keeps(member):
@@ -286,8 +285,8 @@ class Pool:
         """Give each wanted slot a process, or a member that waits for one, and fork what is due."""
         for number in range(1, self.wanted + 1):
             slot = self.members.slots[number]
-            # One that is stuck holds its place until it is gone, so that its end counts first. A canary that listens elsewhere
-            # holds none: requests to the old address must be answered there.
+            # A stuck process keeps its place until it is gone, so that its end counts first. A canary on another address takes no
+            # place: requests to the old address must be answered there.
             moved = number in self.departures.moved
             if all(one.end_requested or one.outdated or (one.canary and moved) for one in slot.members):
                 self.members.add(number, self.generations.committed, now, limit=max(0.0, slot.retry_at - now))
@@ -308,7 +307,7 @@ class Pool:
 
 
 def _is_needless(action: Action) -> bool:
-    """Whether the member has changed since the action was decided, so that it needs it no more."""
+    """Whether the action has become needless, as the member has changed since."""
     match action:
         case Drain(member) | DumpStacks(member) | Kill(member):
             return member.state is State.GONE

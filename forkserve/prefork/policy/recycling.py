@@ -1,4 +1,4 @@
-"""Recycling: which workers have become too old or too large. Pure.
+"""Recycling: picks workers that are too old or too large. Pure.
 
 A worker counts its requests itself and reports when it needs a successor (`Reports.spent`): a check once a second would be late.
 """
@@ -17,7 +17,7 @@ YOUNG = 10.0  # seconds for which a worker's memory is not checked
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One ready worker: its age in seconds, and its memory (PSS) in bytes if that is known."""
+    """One ready worker: its age in seconds, and its memory (PSS) in bytes if known."""
 
     slot: int
     ident: int
@@ -46,10 +46,10 @@ class Recycler:
 
     def _reason(self, worker: Usage, settings: Settings) -> str | None:
         share = self._shares[worker.ident]
-        # A tenth, since the workers that a reload started have nearly the same age.
+        # Plus up to a tenth, since all workers of a reload have nearly the same age.
         if settings.max_lifetime and worker.age >= settings.max_lifetime * (1 + share / 10):
             return f"{worker.age:.0f} s old (--max-lifetime)"
-        # An app that needs more from the start must not be replaced every second.
+        # An app that needs more memory from the start must not be replaced every second.
         if settings.max_memory and worker.memory is not None and worker.memory > settings.max_memory and worker.age >= YOUNG:
             return f"{worker.memory >> 20} MiB of memory (--max-memory)"
         return None

@@ -14,7 +14,7 @@ SAME: Final = 1.0  # seconds; runners forward within milliseconds, and a person 
 
 
 class Repeats:
-    """Judges one kind of request, such as the request to stop."""
+    """Tells repeated requests of one kind, such as to stop, from echoes."""
 
     def __init__(self) -> None:
         self._first: float | None = None

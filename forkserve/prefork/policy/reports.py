@@ -1,6 +1,6 @@
-"""Reports: what the master has received from a process, or seen of it. Pure.
+"""Reports: what the master has received from a process, or observed. Pure.
 
-Each method is one event. A process that the pool does not know any more may still report: that changes nothing.
+Each method is one event. A report of a process that has left the pool changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Reports:
         self._members = members
 
     def forked(self, ident: int, pid: int) -> None:
-        """A `Fork` was done."""
+        """A process was forked."""
         member, limits = self._members.by_ident[ident], self._members.limits
         member.pid = pid
         if member.ordered:
@@ -35,7 +35,7 @@ class Reports:
                 self._members.slots[member.slot].was_ready = True
 
     def beat(self, ident: int, at: float) -> None:
-        """A worker sent a heartbeat at that time."""
+        """A worker sent a heartbeat at this time."""
         member = self._members.by_ident.get(ident)
         if member and member.state is State.READY and at > member.since:
             member.since, member.renewed = at, False
@@ -69,9 +69,9 @@ class Reports:
             member.lingering = True
 
     def dumped(self, ident: int, now: float) -> None:
-        """A process past its deadline has written its stacks. It is killed without further delay.
+        """A process past its deadline has written its stacks. It is killed at once.
 
-        One that drains keeps its second, so that its application's shutdown gets a moment even if requests used up the timeout.
+        One that drains is given another second, so that the application can shut down even if requests used up the timeout.
         """
         member = self._members.by_ident.get(ident)
         if member and member.state is State.DUMPING:

@@ -1,17 +1,17 @@
 """Rollout: one reload, from the canary to the last worker. Pure.
 
-The canary is a new process beside one slot's old one. Until it is ready and has lived for a while, no old process is touched, so
-code that does not load or start changes nothing. Then the generation is committed, and the pool replaces the other processes, as
-many at a time as its surge allows; each new one is ready before its old one drains. A process that fails on the way ends the
-rollout: old processes that are not replaced yet stay.
+The canary is a new process beside the old one of one slot. No old process is touched until the canary is ready and has lived for
+a while. So code that does not load or start changes nothing. Then the generation is committed, and the pool replaces the other
+processes, as many at a time as its surge allows. Each new process is ready before its old one drains. If a process fails on the
+way, the rollout ends, and old processes that are not replaced yet stay.
 
-If no workers are wanted, a mold is the only trial: it loads the app, and accepts nothing.
+If no workers are wanted, a mold is tried instead of a canary: it loads the app, and accepts nothing.
 
-A reload is done when every slot has a ready worker of the new generation, and each old process has ended or lingers: draining a
-stream may take as long as any drain, and the reload does not wait for it.
+A reload is done when every slot has a ready worker of the new generation, and each old process has ended or lingers. Draining a
+stream may take as long as any drain; the reload does not wait for it.
 
-With molds it is all or nothing. The new mold comes first, and the canary is forked from it. The old mold lives until no old
-process is left, so that the old workers can be forked again after a failure on the way.
+With molds a reload is all or nothing. The new mold is started first, and the canary is forked from it. The old mold lives until
+no old process is left, so that the old workers can be forked again after a failure on the way.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Rollout:
 
     @property
     def trial(self) -> str:
-        """The name of the process that is tried, while no old one is touched."""
+        """The name of the process that is tried before any old one is touched."""
         return self._mold_name if self._mold is not None and self._canary is None else "first worker"
 
     def renew_canary(self) -> None:
-        """Replace the canary, which lacks what the other workers share; the reload is not done before."""
+        """Replace the canary, which lacks what the other workers inherit. The reload waits for that."""
         if self._canary is not None:
             self._renewed = self._canary
             self.pool.reports.spent(self._canary.ident, full=False)
@@ -108,7 +108,7 @@ class Rollout:
     def _try_out(self, now: float) -> None:
         pool = self.pool
         if (pool.members.preload or not pool.wanted) and self._mold is None:
-            self._mold = pool.generations.try_mold(self.generation, now)  # without workers, only to see whether the app loads
+            self._mold = pool.generations.try_mold(self.generation, now)  # without workers, only to try whether the app loads
         if self._canary is not None or (self._mold is not None and self._mold.state is not State.READY):
             return
         if pool.wanted:
@@ -117,7 +117,7 @@ class Rollout:
             self._commit(now)
 
     def _choose_again(self) -> None:
-        """Start another canary if the slot of the first is not wanted any more; the pool ends that one as it ends any worker."""
+        """Start another canary if the slot of the first is not wanted any more. The pool ends the first like any other worker."""
         canary, wanted = self._canary, self.pool.wanted
         if canary is None or canary.slot <= wanted:
             return
@@ -155,16 +155,16 @@ class Rollout:
         self._before_commit()
         self.step = Step.ROLLING
         self.pool.generations.commit(self.generation)
-        self.pool.generations.retry_now()  # older code has failed
+        self.pool.generations.retry_now()  # the failures were those of older code
         for member in (self._mold, self._canary):
             if member is not None:
-                # It has had the new configuration from the start; the pool has it only now.
+                # This process has had the new limits from its start, but the pool has only got them now.
                 member.limit = self.pool.members.limits.of(member.state, member.slot)
         self._ends = {slot: self.pool.members.last_exit(slot) for slot in range(self.pool.wanted + 1)}
 
     def _watch_others(self, now: float) -> None:
         pool = self.pool
-        pool.generations.commit(self.generation)  # again, as an earlier `restart` may just have failed and kept its old one
+        pool.generations.commit(self.generation)  # again: an earlier `restart` may just have failed, and kept an old process
         members = pool.members.workers()
         for slot in range(pool.wanted + 1):
             end = pool.members.last_exit(slot)

@@ -1,4 +1,4 @@
-"""The states of a member, and the one table of transitions between them. Pure.
+"""States: the states of a member, and the one table of transitions between them. Pure.
 
 A member is a process, or (BACKOFF) the place of one that is to be forked. A slot holds several while one replaces another, or an
 old one drains.
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class State(Enum):
     """The states of a member. `status` shows the values."""
 
-    BACKOFF = "backoff"  # no process; one is forked when the deadline comes
+    BACKOFF = "backoff"  # no process; one is forked at the deadline
     BOOTING = "booting"
     READY = "ready"
     DRAINING = "draining"
-    DUMPING = "dumping"  # past its deadline; it writes its stacks (`status`: killed)
+    DUMPING = "dumping"  # past its deadline, it writes its stacks (`status` shows: killed)
     KILLED = "killed"
     GONE = "gone"
 
@@ -75,7 +75,7 @@ MOLD: Final = 0  # the slot of molds: the processes that workers are forked from
 MOLD_GRACE: Final = 5.0  # seconds for a mold to end; it holds no requests
 ANSWER_TIME: Final = 1.0  # seconds for the Python handler to write the stacks; then faulthandler does it
 DUMP_TIME: Final = 2.0  # seconds for both, before SIGKILL
-KILL_PATIENCE: Final = 10.0  # seconds for SIGKILL to work: the kernel may delay it
+KILL_PATIENCE: Final = 10.0  # seconds for SIGKILL to take effect: the kernel may delay it
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,10 @@ class PoolLimits:
     boot: float = 60.0
     beat: float = 30.0
     graceful: float = 30.0
-    surge: int = 1  # processes beside those wanted, while old ones are replaced
+    surge: int = 1  # processes beyond those wanted, while old ones are replaced
     lingering: int | None = None  # processes that drain long answers and do not delay a reload; None: as many as are wanted
-    patient: bool = False  # a process that fails in the first boot is retried, and does not end the server
-    delay: float = 0.0  # seconds that a slot serves on when it is not wanted any more
+    patient: bool = False  # retry a process that fails in the first boot, instead of ending the server
+    delay: float = 0.0  # seconds for which a slot keeps serving after it is not wanted any more
 
     def of(self, state: State, slot: int) -> float:
         """Return the limit of one state."""
@@ -119,7 +119,7 @@ class Exit:
     booted: bool = False  # it had been ready
 
     def how(self) -> str:
-        """Return how it ended, in words; a process that could not give a reason has at least a code or a signal."""
+        """Return how it ended, in words: by the reason that it gave, or else by its code or signal."""
         if self.reason == "ended":
             return f"it exited with code {self.code}"
         return f"it was killed by signal {self.signal}" if self.reason == "killed" else self.reason
@@ -147,12 +147,12 @@ class Member:
     reason: str = ""  # why it is being killed
     canary: bool = False  # of a generation that is being tried: its failure does not count against its slot
     ordered: bool = False  # a mold has the order to fork it, and has not confirmed it
-    outdated: bool = False  # to be drained when its slot has another one that is ready
+    outdated: bool = False  # to be drained when its slot has another ready process
     released: bool = False  # it accepts no more connections
     lingering: bool = False  # it drains, and has only streams or threads left
     spent: bool = False  # it has answered --max-requests requests, and needs a successor
     full: bool = False  # it takes no request until the successor is ready
-    lifted: bool = False  # its successor failed: it serves on, without that limit
+    lifted: bool = False  # its successor failed: it keeps serving, without that limit
     renewed: bool = False  # its deadline was renewed once because the master itself was late
 
     @property

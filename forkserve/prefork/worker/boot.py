@@ -1,4 +1,4 @@
-"""What happens in a child between fork and exit, so that it is a clean process of its own."""
+"""Boot: makes a forked child a process of its own, runs the worker in it, and ends it."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 
     from forkserve.prefork.worker.context import WorkerContext
 
-# Variables that a service manager set for the master are not for the worker or the programs that it starts.
+# Variables that a service manager set for the master. They must not reach a worker or the programs that it starts.
 MASTERS_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MAX_TRACEBACK = 64 * 1024
 MAX_MESSAGE = 16 * 1024
 _complained: list[bool] = []
-# Seconds that threads get of a worker that has crashed, and under --reload, where a user waits for the next one.
+# Seconds for threads to end: in a worker that has crashed, and under --reload, where a user waits for the next worker.
 CRASH_LIMIT = 1.0
 RELOAD_LIMIT = 1.0
 
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Hold back every signal: the master's handlers must not run in a child before it is set up."""
+    """Block every signal: the master's handlers must not run in a child before it is set up."""
     before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     try:
         yield
@@ -70,15 +70,15 @@ def raise_descriptor_limit() -> None:
 
 
 def become_subreaper() -> bool:
-    """Let orphans below this process become its children; return whether the system can do that. In the master."""
+    """Make orphaned descendants children of this process; return whether the system can do that. In the master."""
     return prctl(CHILD_SUBREAPER, 1)
 
 
 def set_title(text: str, name: str | None) -> None:
-    """Show what this process is in `ps`; a library that cannot be had, as it is just being installed, is logged once."""
+    """Set the title that `ps` shows. If the library cannot be imported, as while it is being installed, that is logged once."""
     try:
         from setproctitle import setproctitle  # noqa: PLC0415 - an upgrade must not fail for it
-    except Exception as error:  # noqa: BLE001 - half of it may be there
+    except Exception as error:  # noqa: BLE001 - it may be installed in part
         if not _complained:
             _complained.append(True)
             logs.logger.warning("processes have no title: %s: %s", type(error).__name__, error)
@@ -94,7 +94,7 @@ def become_worker(
 ) -> NoReturn:
     """Run a worker in this process, which was just forked with all signals blocked, and exit.
 
-    `close` closes what is the master's, or the mold's, alone; `install_output` lets stdout and stderr be the worker's.
+    `close` closes the descriptors of the master or the mold; `install_output` sets the worker's stdout and stderr.
     """
     code: int = ExitCode.UNEXPECTED
     try:
@@ -104,20 +104,20 @@ def become_worker(
         install_output()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         code = _live(worker_class, context, boot)
-    except BaseException:  # noqa: BLE001 - nothing may leave this process but its exit code
+    except BaseException:  # noqa: BLE001 - only an exit code leaves this process
         traceback.print_exc()
     finally:
         stdio.flush()
         context.row.cells[UNREPORTED_LINES] = logfile.finish()
         context.row.cells[LOST_LINES] = logfile.lost()
-        # Not sys.exit: the frames below this one are the master's, and must not be left into.
+        # Not sys.exit: the frames below this one are the master's, and must not run here.
         os._exit(code)
 
 
 def become_own_process(
     context: WorkerContext, install_signals: Callable[[], None], end_with_master: Callable[[], None], close: Callable[[], None]
 ) -> None:
-    """Become what the context says, a worker or a mold, and nothing of the master's any more."""
+    """Become the worker or mold of this context, and drop everything of the master."""
     signal.set_wakeup_fd(-1)
     forks.release_by(partial(_release, context))
     install_signals()
@@ -135,9 +135,9 @@ def become_own_process(
 
 
 def _release(context: WorkerContext) -> None:
-    """Close all that is the server's, in a process that the application has just forked from this worker or mold.
+    """Close everything of the server, in a process that the application has just forked from this worker or mold.
 
-    The parent's death signal and the dead-man's switch, which is a thread, have not come along.
+    The parent's death signal and the dead-man's switch (a thread) need no care: a fork does not inherit them.
     """
     forget_signals()
     logfile.let_go()
@@ -152,8 +152,8 @@ def _release(context: WorkerContext) -> None:
 
 
 def forget_signals() -> None:
-    """Let signals do what they do in any program, where a handler of the server's is installed, and unblock them."""
-    with contextlib.suppress(ValueError):  # this is not the main thread, which only a fork makes it
+    """Replace the server's signal handlers by the default ones."""
+    with contextlib.suppress(ValueError):  # the fork was in another thread, so this is not the main thread yet
         signal.set_wakeup_fd(-1)
         faulthandler.unregister(signal.SIGUSR2)
         for signum in signal.valid_signals():
@@ -162,31 +162,32 @@ def forget_signals() -> None:
 
 
 def _end_with_master(context: WorkerContext) -> None:
-    # The second line after the channel's end of file, for a worker that does not read it: see `_answer_usr2`. Not TERM,
-    # which a loop that is stuck does not get to see.
+    # Beside the channel's end of file, for a worker that does not read its channel: see `_answer_usr2`. Not TERM: a stuck loop
+    # never handles it.
     end_with(context.master_pid, signal.SIGUSR2)
 
 
 def end_with(master_pid: int, signum: signal.Signals) -> None:
-    """Have the system send a signal when the master dies. Once more after a change of user, which cancels it."""
+    """Have the system send a signal when the master dies. Call it again after a change of user, which cancels it."""
     prctl(PDEATHSIG, signum)
     if os.getppid() != master_pid:
-        os._exit(ExitCode.OK)  # it died before the line above
+        os._exit(ExitCode.OK)  # the master died before the line above
 
 
 def _answer_usr2(context: WorkerContext) -> None:
-    """Have USR2 write down the stacks and refresh the lines in hand, as soon as Python code can run on the main thread.
+    """Handle USR2: write the stacks and refresh the lines in hand, as soon as Python code can run on the main thread.
 
-    Have another signal dump the stacks at once, in C, for the master to send just before it kills (stacks.py).
+    Another signal dumps the stacks at once, in C: the master sends it just before it kills (stacks.py).
 
-    If USR2 says that the master has died, end, gracefully at first. What is stuck in native code is left to the dead-man's
-    switch, and with `timeout` 0 stays: SIGKILL would end requests in hand, and nothing else can be armed from outside.
+    The system sends USR2 when the master has died: then end, gracefully at first. A worker that is stuck in native code is left
+    to the dead-man's switch. With `timeout` 0 there is none, and the worker stays: SIGKILL from the system instead of USR2
+    would end requests in hand, and nothing else can be set up for a stuck process.
     """
     orphaned = False
 
     def answer(_signum: int, interrupted: FrameType | None) -> None:
         nonlocal orphaned
-        with contextlib.suppress(Exception):  # nothing may come out of here into the app's code that happens to run
+        with contextlib.suppress(Exception):  # no exception may reach the app's code that this interrupts
             context.row.refresh()
         with contextlib.suppress(Exception):
             stacks.write(context.stacks, interrupted)
@@ -201,27 +202,26 @@ def _answer_usr2(context: WorkerContext) -> None:
 
 
 class EndOfBootError(KeyboardInterrupt):
-    """TERM or QUIT came during the boot.
+    """TERM or QUIT was received during the boot.
 
-    Of the two kinds that an event loop lets out of a callback or a task; not SystemExit, which an app may catch, or raise
-    itself.
+    A KeyboardInterrupt, since an event loop lets that out of a callback or a task. It also lets SystemExit out, but an app may
+    catch or raise that itself.
     """
 
 
 class _BootSignals:
-    """Signals until the worker is ready: they wait for that, but TERM and QUIT end the boot at once.
+    """Handles signals during the boot: TERM and QUIT end it at once, all others are kept until the worker is ready.
 
-    `with` marks the code that they may end; an exception anywhere else would meet the process at
-    its own clean-up.
+    They may only end code that runs inside `with`: elsewhere, the exception would interrupt the clean-up of the process.
     """
 
-    def __init__(self, asked: list[str]) -> None:
-        self._asked = asked
+    def __init__(self, requested: list[str]) -> None:
+        self._requested = requested
         self._may_end = False
         self.ended = False
 
     def install(self, *, reset: bool) -> None:
-        """Take over WORKER_SIGNALS; with `reset`, what handlers there are for others are the master's, and not the app's."""
+        """Take over WORKER_SIGNALS; with `reset`, remove all other handlers: they are the master's, not the app's."""
         for signum in signal.valid_signals() if reset else ():
             if callable(signal.getsignal(signum)):
                 signal.signal(signum, signal.SIG_DFL)
@@ -232,21 +232,21 @@ class _BootSignals:
 
     @staticmethod
     def _unraisable(lost: sys.UnraisableHookArgs) -> None:
-        """Print nothing for an end that came in a callback of the interpreter, and is lost there: the boot continues."""
+        """Print nothing for an EndOfBootError that the interpreter drops in a callback: the boot continues."""
         if lost.exc_type is not EndOfBootError:
             sys.__unraisablehook__(lost)
 
     @staticmethod
     def _ignore(lost: sys.UnraisableHookArgs) -> None:
-        """Say nothing of what was half made when the end came, as an event loop, and cannot be closed."""
+        """Print nothing for half-made objects, such as an event loop, that cannot be closed."""
 
     def _note(self, name: str) -> None:
-        self._asked.append(name)
-        self._end_if_asked()
+        self._requested.append(name)
+        self._end_if_requested()
 
-    def _end_if_asked(self) -> None:
-        if self._may_end and ENDING.intersection(self._asked):
-            warnings.simplefilter("ignore", ResourceWarning)  # what is open here goes with the process
+    def _end_if_requested(self) -> None:
+        if self._may_end and ENDING.intersection(self._requested):
+            warnings.simplefilter("ignore", ResourceWarning)  # the end of the process closes what is open
             self.ended = True
             if sys.unraisablehook == self._unraisable:
                 sys.unraisablehook = self._ignore
@@ -254,7 +254,7 @@ class _BootSignals:
 
     def __enter__(self) -> None:
         self._may_end = True
-        self._end_if_asked()
+        self._end_if_requested()
 
     def __exit__(self, *_: object) -> None:
         self._may_end = False
@@ -277,8 +277,8 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
         code: int = ExitCode.OK
     except BaseException as found:  # noqa: BLE001 - SystemExit as well
         end_returned(found)
-        error = EndOfBootError() if boot.ended else found  # it may have become something else on its way out of a loop
-        # The end of the boot may come in the middle of becoming ready.
+        error = EndOfBootError() if boot.ended else found  # a loop may have turned it into another exception
+        # The boot may be ended in the middle of `ready`.
         booted = worker is not None and worker.booted and not isinstance(error, EndOfBootError)
         code = _crashed(error) if booted else not_booted(error, context)
         if context.serves_error_page and not booted and code != ExitCode.OK:
@@ -294,7 +294,7 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
 
 
 def _make_worker(worker_class: type[Worker], context: WorkerContext) -> Worker:
-    """Make the worker, with the attributes that hooks have set on it in the master."""
+    """Make the worker, with the attributes that hooks in the master have set."""
     worker, found = worker_class(context), context.attributes
     for name in (taken := {name for name in found.values if hasattr(worker, name)}):
         logs.logger.error("hook pre_fork: worker.%s is the worker's own and stays as it is: choose another name", name)
@@ -303,12 +303,12 @@ def _make_worker(worker_class: type[Worker], context: WorkerContext) -> Worker:
 
 
 def _finish_threads(worker: Worker, *, crashed: bool) -> None:
-    """Wait until executors and threads have done what the application has handed to them, while there is time."""
+    """Wait until the application's executors and threads have finished their work, while time is left."""
     finish.dismiss_executors()
     limit = CRASH_LIMIT if crashed else worker.time_left()
     if worker.settings.reload:
         limit = min(limit, RELOAD_LIMIT)
-    tick = worker.beat if crashed else worker.wait_for_threads  # that of one that crashed is no drain: the master counts it
+    tick = worker.beat if crashed else worker.wait_for_threads  # the latter reports a drain, but a crash is a failure
     for thread in finish.wait_for_threads(time.monotonic() + limit, tick):
         logs.logger.warning("%s is cut off: it has not ended in time (--graceful-timeout)", finish.describe(thread))
 
@@ -316,10 +316,10 @@ def _finish_threads(worker: Worker, *, crashed: bool) -> None:
 def prepare(
     worker_class: type[Worker], context: WorkerContext, end_with_master: Callable[[], None]
 ) -> tuple[type[Worker], WorkerContext]:
-    """Do what comes before any app code: read the configuration, give up privileges, set up the environment, find the mixins.
+    """Prepare the process for app code: read the configuration, give up privileges, set up the environment, find the mixins.
 
-    In a worker, or in a mold for all its workers. The configuration first, as only the master's user may be able
-    to read its file; the master reads it with all its rights as well.
+    In a worker, or in a mold for all its workers. The configuration is read first, since perhaps only the master's user may read
+    its file. The master, too, reads it with all its rights.
     """
     before = context.settings
     if context.again is not None:
@@ -340,13 +340,13 @@ def prepare(
 def _serve_error_page(
     worker_class: type[Worker], context: WorkerContext, boot: _BootSignals, error: BaseException
 ) -> tuple[Worker | None, int]:
-    """Run a worker without the app, which shows why that is not there; return the worker and its exit code."""
+    """Run a worker that shows the error instead of the app; return the worker and its exit code."""
     worker: Worker | None = None
     if context.imports is not None:
         context.imports.forget()
     try:
         with boot:
-            _wait_for_word(context)
+            _wait_for_show_fault(context)
             worker = _make_worker(worker_class, context)
             _, message, text = why(error)
             worker.serve_error_page("\n\n".join(filter(None, (message, text))))
@@ -356,10 +356,10 @@ def _serve_error_page(
     return worker, ExitCode.OK
 
 
-def _wait_for_word(context: WorkerContext) -> None:
-    """Wait until the master says that it is a fault. Another worker is started in place of this one if a change is on its way.
+def _wait_for_show_fault(context: WorkerContext) -> None:
+    """Wait until the master orders to show the error. If files are just changing, it replaces this worker instead.
 
-    Raises EndOfBootError at an order to end (the app may have blocked the signal), or if the master is gone.
+    Raises EndOfBootError on an order to end (the app may have blocked the signal), or if the master is gone.
     """
     context.channel.send(messages.Waits())
     poll = select.poll()
@@ -383,7 +383,7 @@ def _wait_for_word(context: WorkerContext) -> None:
 def _logged(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception:  # noqa: BLE001 - the app's, and the process ends anyway
+    except Exception:  # noqa: BLE001 - raised by the app, and the process ends anyway
         logs.logger.exception("%s failed", what)
 
 
@@ -395,7 +395,7 @@ def _crashed(error: BaseException) -> int:
 
 
 def not_booted(error: BaseException, context: WorkerContext) -> int:
-    """Report to the master why there is no worker; return the exit code that says the same."""
+    """Report to the master why the process has not booted; return the exit code for that reason."""
     if isinstance(error, EndOfBootError):
         context.channel.send(messages.Draining())
         return ExitCode.OK
@@ -405,7 +405,7 @@ def not_booted(error: BaseException, context: WorkerContext) -> int:
 
 
 def why(error: BaseException) -> tuple[int, str, str | None]:
-    """Return why a worker or a pre-flight was not ready: the exit code, a line, and the app's traceback if there is one."""
+    """Return why a process has not booted: the exit code, the reason in one line, and the app's traceback if there is one."""
     code: int = ExitCode.BOOT
     text: str | None = None
     if isinstance(error, ForkserveError):
@@ -413,7 +413,7 @@ def why(error: BaseException) -> tuple[int, str, str | None]:
         text = getattr(error, "traceback_text", None)
         if isinstance(error, BootError) and error.__cause__ is not None:
             text = apps.own_traceback(error.__cause__)
-        if len(lines := message.strip().splitlines()) > 1:  # Starlette's `lifespan.startup.failed` brings the traceback
+        if len(lines := message.strip().splitlines()) > 1:  # Starlette's `lifespan.startup.failed` contains a traceback
             message, text = lines[-1], text or message
         if error.exit_code in (ExitCode.APP_LOAD, ExitCode.USAGE):
             code = error.exit_code

@@ -1,4 +1,4 @@
-"""CallFuture: the replies to a call of one worker to the others, and the calls that wait for them."""
+"""CallFuture: the replies to a worker's call of other workers, and the table of the calls that wait for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.worker.running import RunningWorker
 
 on_own_loop: ContextVar[bool] = ContextVar("on_own_loop", default=False)
-"""Whether this runs in an async command on a loop that the worker has made for it: no reply is received until it ends."""
+"""Whether this runs in an async command, on a loop that the worker has made for it. No reply is received until it ends."""
 
 
 class CallFuture:
@@ -32,20 +32,20 @@ class CallFuture:
     def __init__(self, main_thread: int) -> None:
         self._main_thread = main_thread
         self._replies: Future[list[Reply]] = Future()
-        self._replies.set_running_or_notify_cancel()  # it cannot be cancelled: the replies come in any case
+        self._replies.set_running_or_notify_cancel()  # it cannot be cancelled: the replies arrive in any case
 
     @property
     def done(self) -> bool:
-        """Whether the replies are there, or will never come."""
+        """Whether the replies have arrived, or will never arrive."""
         return self._replies.done()
 
     def result(self, timeout: float | None = None) -> list[Reply]:
         """Wait for the replies, at most `timeout` seconds.
 
         Raises:
-            WouldDeadlock: This thread runs the worker's commands, and the replies have not come yet.
+            WouldDeadlock: This thread runs the worker's commands, and the replies have not arrived yet.
             CommandError: The master has refused the command, or is gone.
-            TimeoutError: The replies have not come in time.
+            TimeoutError: The replies have not arrived in time.
         """
         if threading.get_ident() == self._main_thread:
             self._must_be_done("this thread also runs the commands of others: await the replies, or use then()")
@@ -67,9 +67,9 @@ class CallFuture:
         return asyncio.wrap_future(self._replies).__await__()
 
     def then(self, call: Callable[[list[Reply]], object]) -> CallFuture:
-        """Call with the replies when they come, on the worker's main thread; not if the call fails. Returns itself.
+        """Call `call` with the replies when they arrive, on the worker's main thread; not if the call fails. Returns itself.
 
-        If they are there already, it is called at once.
+        If they have arrived already, it is called at once.
         """
 
         def ended(future: Future[list[Reply]]) -> None:

@@ -18,7 +18,7 @@ def load_class(spec: str, flag: str) -> type:
 
     Args:
         spec: The name.
-        flag: The option that it was given with.
+        flag: The option that names it.
 
     Raises:
         ConfigError: There is no such class.

@@ -1,4 +1,4 @@
-"""What a worker gets when it is forked."""
+"""The context of a worker: what it gets when it is forked."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class ImportObserver(Protocol):
     """Observes what a worker imports, and reports it to the master. In the worker, under --reload."""
 
     def prepare(self) -> None:
-        """The process is a worker's from now on; nothing of the app has been imported."""
+        """Start in a process that has become a worker; nothing of the app is imported yet."""
 
     def begin(self) -> None:
         """The app is about to be loaded."""
 
     def forget(self) -> None:
-        """The app could not be loaded: report nothing of it."""
+        """Report nothing of an app that could not be loaded."""
 
     def news(self) -> list[Message]:
-        """Return what the master does not know yet. Called with every heartbeat."""
+        """Return the imports that are not reported yet. Called with every heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class WorkerContext:
     channel: Channel
     row: Row
     scoreboard: Scoreboard
-    stacks: int  # descriptor of the file that the stacks are dumped into when the master asks
+    stacks: int  # descriptor of the file that the stacks are written to at the master's request
     server: object  # a ServerHandle without the master, as gunicorn's hooks get it
-    again: Callable[[], Config] | None = None  # reads the configuration again: first of all, in a canary
+    again: Callable[[], Config] | None = None  # in a canary: reads the configuration again, before anything else
     imports: ImportObserver | None = None  # under --reload
-    molded: bool = False  # forked from a mold, which has loaded the app, and has done everything before that
+    molded: bool = False  # forked from a mold, which has prepared the process and loaded the app
     preloaded: object = None  # what `Worker.preload` returned there
-    attributes: Attributes = field(default_factory=Attributes)  # that hooks have set on the worker in the master
-    inherited: object = None  # what `Worker.before_fork` has returned or raised in the master
+    attributes: Attributes = field(default_factory=Attributes)  # set on the worker by hooks in the master
+    inherited: object = None  # what `Worker.before_fork` returned or raised in the master
     serves_error_page: bool = False  # under --reload: if the app does not load, become ready and show the error
-    # What signals ask for that came while the worker booted (methods of `WorkerSignals`); done when it is ready.
+    # Methods of `WorkerSignals` for the signals that were received during the boot; run when the worker is ready.
     early_signals: list[str] = field(default_factory=list)

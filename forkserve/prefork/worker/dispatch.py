@@ -1,4 +1,4 @@
-"""Dispatch: how a worker runs a command: `on_<name>`, then `child_<name>`, then the reply."""
+"""Dispatch: runs a command in a worker: first `on_<name>`, then `child_<name>`, and sends the reply."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Dispatcher:
-    """Runs the commands of one worker, one at a time and in the order in which they came. In the worker."""
+    """Runs the commands of one worker, one at a time, in the order in which they were received. In the worker."""
 
     def __init__(self, worker: RunningWorker) -> None:
         self._worker = worker
@@ -34,18 +34,18 @@ class Dispatcher:
         self._busy = False
 
     def take(self, message: Command | Offer) -> None:
-        """Take a command, or the offer of one, from the master; `run` comes later."""
+        """Keep a command of the master, or an offer of one, until `run`."""
         if isinstance(message, Offer):
             self._offered = True
         else:
             self._waiting.append(message)
 
     def run(self) -> None:
-        """Run the commands that wait, then take up an offer. Called only where no request is in the middle."""
+        """Run the kept commands, then take up an offer. Called only between two requests."""
         while self._waiting and not self._busy:
             command = self._waiting.popleft()
             if command.deadline is not None and time.monotonic() >= command.deadline:
-                self._worker.log.warning("command %s was not started in time, and never will be", command.name)
+                self._worker.log.warning("command %s is dropped: its deadline has passed before it was started", command.name)
                 continue
             self._busy = True
             self._worker.run_command(self._perform(command), is_async=self._is_async(command.name))
@@ -58,7 +58,7 @@ class Dispatcher:
         return any(inspect.iscoroutinefunction(method) for method in methods)
 
     async def _perform(self, command: Command) -> None:
-        """Run one command and reply. Whatever it raises, the worker lives."""
+        """Run one command and reply. No exception in it ends the worker."""
         try:
             await self._answer(command)
         finally:
@@ -74,7 +74,7 @@ class Dispatcher:
             result = Result(call, name, "ok", await self._run(name, command.args))
         except BaseException as error:  # not even SystemExit may end the worker
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                raise  # the worker ends; the command has not cancelled a task of its own
+                raise  # the worker ends; it was not the command that cancelled a task of its own
             result = Result(call, name, "error", error=self._failure(name, error))
         try:
             self._worker.send(result)
@@ -84,7 +84,7 @@ class Dispatcher:
 
     async def _run(self, name: str, args: Sequence[JSON]) -> JSON:
         notify, implementation = getattr(self._worker, f"on_{name}", None), getattr(self._worker, f"child_{name}")
-        for method in filter(None, (notify, implementation)):  # both, before either runs
+        for method in filter(None, (notify, implementation)):  # the arguments of both, before either runs
             inspect.signature(method).bind(*args)
         result: Any = None
         for method in filter(None, (notify, implementation)):
@@ -96,8 +96,8 @@ class Dispatcher:
     def _failure(self, name: str, error: BaseException) -> Failure:
         try:
             message = str(error)[:LONGEST_TEXT]
-        except Exception as fault:  # noqa: BLE001 - it is the user's
-            message = f"its text cannot be had: {type(fault).__name__}"
+        except Exception as fault:  # noqa: BLE001 - the user's exception
+            message = f"its str() raised {type(fault).__name__}"
         self._worker.log.warning("command %s failed: %s: %s", name, type(error).__name__, message)
         frames = error.__traceback__
         while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
@@ -107,7 +107,7 @@ class Dispatcher:
 
 
 def run_to_end(command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
-    """Run a command in a worker without an event loop, or where the loop is hidden from the application."""
+    """Run a command to its end. In a worker without an event loop, or with one that is hidden from the application."""
     if is_async:
         inside = on_own_loop.set(True)
         try:
@@ -117,7 +117,7 @@ def run_to_end(command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
         return
     with contextlib.suppress(StopIteration):
         command.send(None)
-        # It is no async def, but it returned an awaitable that waits.
+        # The method is no async def, but has returned an awaitable that waits.
         command.throw(RuntimeError("only an async def can wait"))
         command.close()
 

@@ -1,4 +1,4 @@
-"""Inbox: what a worker does with the messages of the master."""
+"""Inbox: handles the messages of the master. In the worker."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Inbox:
         self.leave = Leave(worker, self.receive, self.calls.fail_all)
 
     def receive(self) -> None:
-        """Obey the messages that have come, and run commands. An event loop calls it when the channel is readable."""
+        """Handle the received messages, and run commands. An event loop calls it when the channel is readable."""
         worker = self._worker
         if worker.channel.closed:
             return
         for message in worker.channel.receive():
-            self._obey(message)
+            self._handle(message)
         worker.between_requests(self._dispatcher.run)
         if worker.channel.closed:
             self.leave.orphaned()
 
-    def _obey(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         worker = self._worker
         match message:
             case messages.Command() | messages.Offer():

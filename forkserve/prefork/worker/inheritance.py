@@ -58,7 +58,7 @@ class Inheritance:
         return self._made[generation]
 
     def of(self, generation: int, settings: Settings) -> object:
-        """Return the object of a generation, or the exception that prevents it, for the process to raise.
+        """Return the object of a generation, or the exception that prevents it, for the new process to raise.
 
         It is tried again for each process: an upgrade starts without the object, and files may be repaired.
         """

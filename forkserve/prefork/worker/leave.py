@@ -1,11 +1,11 @@
-"""Leave: how a worker comes to its end.
+"""Leave: how a worker ends.
 
 A service manager, a terminal or a platform often sends TERM to all processes at once. The master then stops the server, but
 keeps its ports open for `--drain-delay` seconds, and longer until a front end knows. Workers that drained at once would leave
-connections in the queues that no process accepts. Only the master knows which case it is, so a worker that gets TERM or QUIT asks
-it, and works on until the answer comes:
+connections in the queues that no process accepts. Only the master knows which case it is. So a worker that gets TERM or QUIT
+requests leave from the master, and keeps working until the answer arrives:
 
-- The server stops: the master answers `Stay`, and sends `Drain` when the time has come.
+- The server stops: the master answers `Stay`, and sends `Drain` when this worker may go.
 - Only this worker is meant: the master sends `Drain`, and a successor is forked.
 
 A master that is frozen answers nothing: after `ANSWER_LIMIT` seconds the worker drains without an order.
@@ -35,7 +35,7 @@ class Leave:
 
     Args:
         worker: The worker.
-        receive: Obeys the messages that have come.
+        receive: Handles the messages that were received.
         fail_calls: Ends its calls for this reason, as the master will not answer.
     """
 
@@ -46,11 +46,11 @@ class Leave:
 
     @property
     def requested(self) -> bool:
-        """Whether a TERM or QUIT has come."""
+        """Whether a TERM or QUIT was received."""
         return self._due is not None
 
     def request(self) -> None:
-        """Ask the master, unless this was done before."""
+        """Request leave from the master, once."""
         if self._due is None:
             self._due = time.monotonic() + ANSWER_LIMIT if self._worker.send(Terminated()) else -inf
             self.look()
@@ -67,7 +67,7 @@ class Leave:
         """Drain if the master has not answered in time. Called about once a second."""
         if self._due is None or self._worker.draining or time.monotonic() < self._due:
             return
-        self._receive()  # the answer may be there already, as this process was busy
+        self._receive()  # the answer may have arrived while this process was busy
         if not self._worker.draining and time.monotonic() >= self._due:
             self._worker.send(Draining())
             self._worker.drain()

@@ -1,7 +1,7 @@
 """Leftovers: threads, sockets and event loops that an app leaves behind when it is imported in a mold.
 
-A forked process does not have the threads, but the locks that they held. It has the sockets and event loops, shared with all
-other forked processes. Linux only, as molds are.
+A forked process lacks the threads, but has the locks that they held. It shares the sockets and event loops with all other forked
+processes. Linux only, as molds are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def can_see() -> bool:
 
 
 def agents(before: Before) -> list[str]:
-    """Return the names of Python threads that run since before the import, such as those of tracers."""
+    """Return the names of Python threads that were started before the import, such as those of tracers."""
     return [thread.name for thread in _threads() if thread in before.threads]
 
 
@@ -57,7 +57,7 @@ def refuse_threads(settings: Settings, before: Before) -> None:
 
 
 def stop_native_threads() -> None:
-    """Let libraries stop threads that are in the way of a fork, as OpenBLAS (numpy) does before any fork: by forking once."""
+    """Fork once, so that libraries stop native threads: OpenBLAS (numpy), for one, stops its threads before any fork."""
     child = forks.fork(same_exits=True)
     if child == 0:
         os._exit(0)

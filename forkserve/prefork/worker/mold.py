@@ -1,11 +1,11 @@
-"""Mold: a process that loads the app once, and forks workers from itself by order. Under --preload.
+"""Mold: a process that loads the app once, and forks workers from itself on the master's orders. Under --preload.
 
-It forks twice, and the process between ends at once, so that the worker becomes a child of the master, the next ancestor
-that is a subreaper: the master reaps, signals and outlives it like any other. CLONE_PARENT would do the same with one
-fork, but Python has no fork that takes it, and what must be done after a fork is done in `os.fork`.
+It forks twice, and the process between ends at once. So the worker becomes a child of the master, which is the next ancestor that
+is a subreaper: the master reaps and signals it like any other worker. CLONE_PARENT would do the same with one fork, but no fork
+of Python takes it, and only `os.fork` also does what must be done after a fork.
 
-A mold ends when its channel ends, or by `Drain`. Signals do nothing to it: the master obeys those that hit the whole process
-group. While the app is imported no message is read, so the master sends TERM as well.
+A mold ends when its channel ends, or on `Drain`. It ignores signals: the master handles those for the whole process group. While
+the app is imported no message is read, so the master sends TERM as well.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Mold:
         return ExitCode.OK
 
     def _end_with_master(self) -> None:
-        end_with(self._context.master_pid, signal.SIGKILL)  # it may be in the middle of an import, and has no work in hand
+        end_with(self._context.master_pid, signal.SIGKILL)  # even in the middle of an import: it has no work in hand
 
     def _load(self) -> None:
         """Do everything that the workers of this generation share. Raises whatever the app raises."""
@@ -115,25 +115,25 @@ class Mold:
         preloaded = self._class.preload(self._context.settings)
         self._context = replace(self._context, molded=True, preloaded=preloaded, again=None)
         self._ignore_signals()  # the app may have set handlers
-        self._judge(before)
+        self._check_leftovers(before)
         gc.collect()
         gc.freeze()  # so that no collection in a worker writes into shared pages
 
-    def _judge(self, before: leftovers.Before) -> None:
+    def _check_leftovers(self, before: leftovers.Before) -> None:
         if not self._context.settings.preload:
-            return  # this process only tries whether the app loads, and forks nothing
+            return  # this process only tries to load the app, and forks nothing
         leftovers.refuse_threads(self._context.settings, before)
         if not leftovers.can_see():
-            logs.logger.warning("without /proc it cannot be seen which native threads and sockets the app leaves open at import")
+            logs.logger.warning("without /proc, native threads and sockets that the app leaves open at import are not detected")
         if agents := leftovers.agents(before):
             logs.logger.info(
-                "these threads were there before the app was imported, and --preload lets them be: %s; if what has started them"
-                " does not start them again after a fork, have it do so in post_fork or on_start",
+                "--preload allows these threads, which ran before the app was imported: %s; if they do not start again after a"
+                " fork by themselves, start them in post_fork or on_start",
                 leftovers.enumerated(agents),
             )
         if others := leftovers.others(before):
             logs.logger.warning(
-                "the app has left open at import what all workers will share or miss: %s;"
+                "at import the app has left open what all workers will share or lack: %s;"
                 " open it in the start-up hook (lifespan, post_fork or on_start)",
                 leftovers.enumerated(others),
             )
@@ -161,7 +161,7 @@ class Mold:
                     daemon.detach()
         self._ended = self._ended or channel.closed
         if self._ended and self._importing:
-            self._importing = False  # once, as the import may catch it
+            self._importing = False  # raise it only once: the import may catch it
             raise EndOfBootError
 
     # Forking.
@@ -176,7 +176,7 @@ class Mold:
             pause = logfile.flush()
             self._context.row.cells[LOST_LINES] = logfile.lost()
             ready = {descriptor for descriptor, _ in poll.poll((timeout if pause is None else min(timeout, pause)) * 1000)}
-            self._receive()  # first: messages that were sent before an order count for its worker
+            self._receive()  # first: messages sent before an order apply to its worker
             if self._orders.fileno() in ready and not self._ended and (order := self._orders.receive()):
                 try:
                     self._fork(order)
@@ -192,7 +192,7 @@ class Mold:
                 return
             if between == 0:
                 self._go_between(order)
-        with contextlib.suppress(ChildProcessError):  # the app lets the system reap
+        with contextlib.suppress(ChildProcessError):  # the app lets the system reap children
             os.waitpid(between, 0)
 
     def _go_between(self, order: Order) -> NoReturn:
@@ -208,7 +208,7 @@ class Mold:
 
     def _become_worker(self, order: Order, between: int) -> NoReturn:
         while os.getppid() == between:
-            time.sleep(MOMENT)  # there is no event to wait for: descriptors are closed before the children get another parent
+            time.sleep(MOMENT)  # no event marks this: a process closes its descriptors before its children get another parent
         channel = Channel(socket.socket(fileno=order.channel), of_child=True)
         channel.send(messages.Forked(os.getpid()))
         become_worker(

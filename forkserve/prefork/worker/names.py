@@ -17,7 +17,7 @@ class Named:
             "notify": "worker.beat()",
             "sockets": "worker.listeners",
             "timeout": "worker.cfg.timeout",
-            "tmp": "worker.beat() to show life",
+            "tmp": "worker.beat() for a heartbeat",
         }
     )
     """What to use, by the missing name."""

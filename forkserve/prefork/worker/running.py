@@ -1,4 +1,4 @@
-"""Running worker: what the parts of a worker need of it. So they do not import `Worker`, which is made of them."""
+"""Running worker: what the parts of a worker need of it. They cannot import `Worker`, since that imports them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RunningWorker(Protocol):
-    """A worker, for its parts. In its process, on the main thread; `send` also in other threads. `Worker` says what each is."""
+    """A worker, for its parts. In its process, on the main thread; `send` also in other threads. `Worker` documents it."""
 
     context: WorkerContext
     settings: Settings
@@ -34,7 +34,7 @@ class RunningWorker(Protocol):
         """Send the master a message."""
 
     def beat(self) -> None:
-        """Show a sign of life."""
+        """Send a heartbeat."""
 
     def drain(self) -> None:
         """Take no more work, and end."""
@@ -49,7 +49,7 @@ class RunningWorker(Protocol):
         """Show this error instead of the app."""
 
     def between_requests(self, call: Callable[[], None]) -> None:
-        """Call it as soon as no request is in the middle."""
+        """Call `call` as soon as no request is in progress."""
 
     def run_command(self, command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
         """Run a command to its end."""

@@ -1,8 +1,8 @@
 """The signals of a worker: what each of them does.
 
-A handler only queues the signal. The worker obeys it where it asks for that (`Worker.alive`, or a turn of the event loop), never
-in the middle of its work. USR2 (dump the stacks) is not here: its handler is installed at the fork, and answers at once
-(`boot`).
+A handler only queues the signal. The worker obeys the queued signals at certain points (`Worker.alive`, or a turn of the event
+loop), never in the middle of its work. USR2 (dump the stacks) is not here: its handler is installed at the fork, and runs at
+once (`boot`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
     }
 )
 ENDING: Final = frozenset(("terminated", "interrupted"))
-"""Those of them that end a worker. A worker that still boots ends at once."""
+"""The methods that end a worker. A worker that still boots ends at once."""
 CHECK_EVERY: Final = 1.0  # seconds
 
 
@@ -51,7 +51,7 @@ class WorkerSignals:
     def __init__(self, worker: RunningWorker, leave: Leave) -> None:
         self._worker, self._leave = worker, leave
         self._checked = 0.0
-        self.queue: SignalQueue | None = None  # readable when a signal has come; None before `install`
+        self.queue: SignalQueue | None = None  # readable when a signal was received; None before `install`
 
     def install(self, *, beside_loop: bool = False) -> SignalQueue:
         """Take over WORKER_SIGNALS, and return their queue.
@@ -63,7 +63,7 @@ class WorkerSignals:
         return self.queue
 
     def obey(self) -> None:
-        """Do what the signals that have come ask for."""
+        """Run the methods of the queued signals."""
         worker = self._worker
         for signum in self.queue.take() if self.queue else ():
             if WORKER_SIGNALS[signum] in ENDING and not worker.draining and not self._leave.requested:
@@ -71,19 +71,19 @@ class WorkerSignals:
             getattr(self, WORKER_SIGNALS[signum])()
 
     def obey_early(self, names: Iterable[str]) -> None:
-        """Do what signals ask for that came before `install`; these are the methods of WORKER_SIGNALS."""
+        """Run the methods of signals that were received before `install`."""
         for name in names:
             getattr(self, name)()
 
     def check(self) -> None:
-        """Put the handlers back, once a second: an event loop of the application's may have taken them away."""
+        """Reinstall the handlers, once a second: an event loop of the application may have replaced them."""
         now = time.monotonic()
         if self.queue is None or now < self._checked + CHECK_EVERY:
             return
         self._checked = now
         if threading.current_thread() is threading.main_thread() and (taken := self.queue.take_back(_matters)):
             names = ", ".join(sorted(signum.name for signum in taken))
-            self._worker.log.warning("the app has replaced the server's handlers of signals: %s; they are put back", names)
+            self._worker.log.warning("the app has replaced the server's handlers of signals: %s; they are reinstalled", names)
 
     def terminated(self) -> None:
         """Request leave from the master (`Leave`); or end, if the master has died."""
@@ -102,7 +102,7 @@ class WorkerSignals:
         self._worker.child_reopen_logs()
 
     def suspend(self) -> None:
-        """Stop as Ctrl-Z asks, with the dead-man's switch off: its clock does not stop."""
+        """Suspend the process (Ctrl-Z), with the dead-man's switch off: its clock does not stop."""
         faulthandler.cancel_dump_traceback_later()
         self._worker.arm_again = 0
         os.kill(self._worker.pid, signal.SIGSTOP)
@@ -113,5 +113,5 @@ class WorkerSignals:
 
 
 def _matters(signum: signal.Signals, handler: object) -> bool:
-    """Whether a worker needs its own handler back. The app may have one for a signal that does nothing here, but not none."""
+    """Whether a handler must be reinstalled: for a signal that does nothing here, only if the app has restored the default."""
     return WORKER_SIGNALS[signum] != "nothing" or handler in (signal.SIG_DFL, signal.default_int_handler)

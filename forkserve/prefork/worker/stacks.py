@@ -1,7 +1,7 @@
 """Stacks: what every thread of a worker is doing. In the worker.
 
 A worker answers USR2 with its own Python handler, which reads the stacks while it holds the interpreter's lock. That is
-safe at any time, but needs a main thread that runs Python code, or is in a system call that a signal interrupts. A second
+safe at any time. But the main thread must run Python code, or be in a system call that a signal interrupts. A second
 signal, NATIVE, is answered by faulthandler, in C, whatever the process does. It reads frames that other threads change at
 the same time and can crash the process (measured: 5 of 583 times under load), so it is sent only to a process that is about
 to be killed.
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-# Programs that the app starts, and processes that it forks, do not have the handler; nothing else is known to use this number.
+# Processes that the app forks, and programs that it starts, do not have the handler. No other use of this number is known.
 NATIVE: Final[int] = getattr(signal, "SIGRTMIN", 0) + 11 if sys.platform == "linux" else signal.SIGSYS
 MAX_STACKS: Final = 256 * 1024
-END: Final = b"\0"  # of a whole answer of the Python handler
-_MANY_FRAMES: Final = 100  # of one thread, as faulthandler has it
+END: Final = b"\0"  # ends a complete answer of the Python handler
+_MANY_FRAMES: Final = 100  # of one thread, as in faulthandler
 
 
 def write(descriptor: int, interrupted: FrameType | None) -> None:
-    """Replace what the file holds by the stacks of all threads. For a signal handler; `interrupted` is the frame that it got."""
+    """Write the stacks of all threads in place of the file's contents. For a signal handler; `interrupted` is its frame."""
     text = "\n".join(_lines(interrupted)).encode("utf-8", "backslashreplace")
     os.ftruncate(descriptor, 0)
     os.write(descriptor, text[: MAX_STACKS - len(END)] + END)
@@ -58,5 +58,5 @@ def answer_natively(descriptor: int) -> None:
     faulthandler.register(NATIVE, file=descriptor, all_threads=True, chain=False)
 
 
-# A process that the app forks has this file too, and nothing to say in it.
+# A process that the app forks also has this file, but must not write to it.
 os.register_at_fork(after_in_child=lambda: faulthandler.unregister(NATIVE))

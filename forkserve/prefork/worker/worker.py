@@ -1,7 +1,7 @@
 """Worker: what runs in a process that the master has forked. Subclass it and write `run`.
 
-Signals are only queued, and messages of the master wait in the channel. The worker obeys both where it asks for them (`alive`,
-or its event loop), never in the middle of its work.
+Signals are only queued, and messages of the master wait in the channel. The worker handles both at certain points (`alive`, or
+its event loop), never in the middle of its work.
 """
 
 from __future__ import annotations
@@ -39,25 +39,24 @@ if TYPE_CHECKING:
     from forkserve.prefork.worker.context import WorkerContext
 
 # The master kills a stuck worker some time after `timeout`. The worker's own switch fires this many seconds later. It is for a
-# worker that is stuck in native code when the master dies; any other worker notices that. It is long because its clock does not
-# stop while the whole server is stopped (SIGSTOP, `docker pause`), and that is no reason to kill a worker when it goes on.
+# worker that is stuck in native code when the master dies; any other worker notices the death. The time is long because the
+# clock of the switch goes on while the whole server is stopped (SIGSTOP, `docker pause`): that must not kill a worker.
 DEAD_MAN_MARGIN: Final = 600.0
 BEAT_EVERY: Final = 1.0
-# The end of the graceful timeout that is kept for logging what is cut off, and for atexit functions. Seconds, at most.
+# Seconds at the end of the graceful timeout, at most, for logging what is cut off and for atexit functions.
 LAST_SECONDS: Final = 1.0
 
 
 class Worker(Heir, Named):
-    """One worker. Everything here runs in the worker's process, on its main thread, if it does not say otherwise.
+    """One worker. Everything here runs in the worker's process, on its main thread, unless stated otherwise.
 
-    A method `child_<name>` of a subclass or mixin is a command: it takes and returns JSON values, and
-    runs when nothing else does. `on_<name>`, if there is one, is called before it, with the same
-    arguments; if that raises, the command is not done.
+    A method `child_<name>` of a subclass or mixin is a command. It takes and returns JSON values, and runs when nothing else
+    does. If there is a method `on_<name>`, it is called first, with the same arguments; if it raises, the command is not run.
     """
 
     current: ClassVar[Worker | None] = None  # of this process
     FACTS: ClassVar[Mapping[str, Callable[[Settings], object]]] = MappingProxyType({})
-    """What the status says of the workers as a whole: a key, and what returns its value in the master."""
+    """Facts about all workers, for the status: by key, a function that returns the value. Called in the master."""
 
     def __init__(self, context: WorkerContext) -> None:
         """Take over the context. `run` loads the app, not this."""
@@ -77,7 +76,7 @@ class Worker(Heir, Named):
         self.booted = False
         self.draining = False
         self.closing: Collection[int] = ()  # identities of the listeners that no worker accepts from after this one
-        self.relieved = False  # a successor accepts from the same listeners, and takes what waits in their queues
+        self.relieved = False  # a successor accepts from the same listeners, and takes the connections in their queues
         self.orphan = False
         self.arm_again = 0  # when to wind up the dead-man's switch (monotonic nanoseconds)
         self._lingers = False
@@ -150,11 +149,11 @@ class Worker(Heir, Named):
         return not self.draining
 
     def wait(self, timeout: float = BEAT_EVERY) -> list[Listener]:
-        """Wait until a connection, a message or a signal has come, at most `timeout` seconds.
+        """Wait for a connection, a message or a signal, at most `timeout` seconds.
 
         Return the listeners to accept from; another worker may be faster. The list is empty while `alive` has something to
-        obey, as a worker that must end takes no more connections. For workers without an
-        event loop: `while self.alive(): for listener in self.wait(): ...`.
+        handle, since a worker that must end takes no more connections. For workers without an event loop:
+        `while self.alive(): for listener in self.wait(): ...`.
         """
         if self.settings.timeout:
             timeout = min(timeout, self.settings.timeout / 2)  # to beat in time
@@ -176,7 +175,7 @@ class Worker(Heir, Named):
         if self.booted:
             return
         self.install_signals()
-        self.booted = True  # what fails before is a failure to boot
+        self.booted = True  # an earlier exception is a failure to boot
         self.beat()
         self.initialized()
         call_hook("hook on_ready", self.on_ready, keep=True)
@@ -187,13 +186,13 @@ class Worker(Heir, Named):
         self._signals.obey_early(self.context.early_signals)
 
     def initialized(self) -> None:
-        """Run the hook post_worker_init, as all is loaded. Once: `ready` calls it as well."""
+        """Run the hook post_worker_init: everything is loaded. Once; `ready` calls it as well."""
         if not self._initialized:
             self._initialized = True
             run_hook(self.hooks, "post_worker_init", self, keep=True)
 
     def new_context(self) -> contextvars.Context:
-        """Return the context for a piece of the application's work: with what start-up has set, and nothing of other work."""
+        """Return a context for one piece of the application's work: it has what the start has set, and nothing of other work."""
         return self._clean_context.copy()
 
     def note(self) -> None:
@@ -214,11 +213,11 @@ class Worker(Heir, Named):
         if not limit:
             return inf
         since = time.monotonic() if self._leave.since is None else self._leave.since
-        # What is cut off is logged, and atexit functions run, before the master kills this process: its time began earlier.
+        # Logging and atexit functions need time before the master kills this process, and the master's time began earlier.
         return max(0.0, since + limit - min(LAST_SECONDS, limit / 4) - time.monotonic())
 
     def wait_for_threads(self) -> None:
-        """Report that the process ends when its executors and threads have ended. Called again and again until then."""
+        """Report that the worker drains, and that only executors or threads are left. Called repeatedly until they have ended."""
         if self._leave.since is None:  # `run` has returned by itself
             self._leave.since = time.monotonic()
             self.send(messages.Draining())
@@ -226,10 +225,10 @@ class Worker(Heir, Named):
         self.beat()
 
     def beat(self) -> None:
-        """Show a sign of life, at least once in `timeout` seconds, from the thread that does the work.
+        """Send a heartbeat, at least once in `timeout` seconds, from the thread that does the work.
 
-        The hot path may write the stamp itself (`row.cells[BEAT] = now`) and call this once a second. It also winds up the
-        dead-man's switch, which ends a worker that is stuck in native code without a master.
+        The hot path may write the time itself (`row.cells[BEAT] = now`) and call this once a second. This also winds up the
+        dead-man's switch, which ends a worker that is stuck in native code after its master has died.
         """
         now = time.monotonic_ns()
         self.row.cells[BEAT] = now
@@ -265,7 +264,7 @@ class Worker(Heir, Named):
     # Under --reload.
 
     def show_fault(self, text: str) -> None:
-        """Show this error instead of the app from now on: the files on disk do not load."""
+        """Show this error instead of the app from now on: the files on disk cannot be loaded."""
 
     def serve_error_page(self, text: str) -> None:
         """Run instead of `run` if the app does not load; `text` is the error. Clients wait for code that loads."""
@@ -276,14 +275,14 @@ class Worker(Heir, Named):
     # For a worker with an event loop to override.
 
     def between_requests(self, call: Callable[[], None]) -> None:
-        """Call it as soon as no request is in the middle: here at once, as `alive` is called between two pieces of work."""
+        """Call `call` as soon as no request is in progress: here at once, as `alive` is called between two pieces of work."""
         call()
 
     def run_command(self, command: Coroutine[Any, Any, None], *, is_async: bool) -> None:
-        """Run a command to its end. Where a loop runs, run it there, and receive the messages when it has ended."""
+        """Run a command to its end. An override runs it on its event loop, and receives the messages when it has ended."""
         self.new_context().run(run_to_end, command, is_async=is_async)
 
-    # What messages and signals do.
+    # Called for messages and signals.
 
     def install_signals(self) -> None:
         """Take over WORKER_SIGNALS. Called by `ready`. A worker with an event loop overrides it, to obey signals on the loop."""

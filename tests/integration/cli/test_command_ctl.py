@@ -127,7 +127,7 @@ def test_a_command_that_fails_prints_one_line_and_an_exit_code(
 
 def test_a_second_server_of_the_same_name_gets_a_suffix(serve: Start, name: str, ctl: Any) -> None:
     first, second = (serve(*IDLE, "--name", name) for _ in range(2))
-    second.wait_for(f"a server called {name} was there already: this one is called {name}-2")
+    second.wait_for(f"a server named {name} is running already: this one is named {name}-2")
 
     assert result_of(ctl("status", "--json"))["pid"] == first.pid
     assert result_of(run("ctl", "--name", f"{name}-2", "status", "--json"))["pid"] == second.pid

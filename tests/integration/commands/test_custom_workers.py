@@ -102,7 +102,7 @@ def test_commands_wait_until_the_worker_calls_alive(idle: Remote, tmp_path: Path
     path.touch()
     assert held.answer["result"][0]["value"] == 2
     assert waiting.answer["result"][0]["value"] == "hello you from 2"
-    idle.command.wait_for(r"worker 2 gen 1: command hello was not started in time, and never will be")
+    idle.command.wait_for(r"worker 2 gen 1: command hello is dropped: its deadline has passed before it was started")
 
 
 def test_a_worker_can_call_the_other_workers(idle: Remote, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_an_app_calls_any_worker_or_one_worker(start: Start, tmp_path: Path, kin
     for _ in range(5):
         assert get(port, "/ask?to=any").json == [[2, "ok"]]
     assert get(port, "/ask?to=2").json == [[2, "ok"]]
-    assert get(port, "/ask?to=1").text == "CommandError: worker 1 cannot be asked: it is not ready, or it is the one that asks"
+    assert get(port, "/ask?to=1").text == "CommandError: worker 1 cannot be called: it is not ready, or it is the caller itself"
     assert get(port, "/ask?to=7").text == "CommandError: there is no worker 7"
 
 
@@ -144,7 +144,7 @@ def test_replies_that_are_too_large_together_are_an_error(start: Start, tmp_path
     )
 
     assert server.call("ask_much", to=1)[0]["value"].startswith(
-        "CommandError: the replies together cannot be sent: message of 14"
+        "CommandError: all replies together cannot be sent: message of 14"
     )
 
 

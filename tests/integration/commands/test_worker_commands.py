@@ -151,7 +151,7 @@ def test_an_inline_command_waits_for_the_running_request(start: Start, tmp_path:
     noted = server.noted()
     assert noted.index("done") < noted.index("child 0 1" if name == "note" else "child nap") < noted.index("came /")
     assert not [line for line in noted if "late" in line]
-    server.command.wait_for("command note was not started in time, and never will be")
+    server.command.wait_for("command note is dropped: its deadline has passed before it was started")
 
 
 @INLINE_KINDS
@@ -231,7 +231,7 @@ def test_a_timeout_drops_the_reply_and_skips_unstarted_commands(start: Start, tm
 
     gate.touch()
     server.command.wait_for(r"master: worker 2 \(pid \d+\): a late reply to a command was dropped: 'hold'")
-    server.command.wait_for("worker 2 gen 1: command note was not started in time, and never will be")
+    server.command.wait_for("worker 2 gen 1: command note is dropped: its deadline has passed before it was started")
     assert [reply["status"] for reply in server.call("note", "after")] == ["ok", "ok"]
     assert not [line for line in server.noted() if "never" in line]
 
@@ -303,7 +303,7 @@ def test_a_booting_worker_gets_no_commands(start: Start, tmp_path: Path) -> None
     eventually(lambda: server.call("note", "x"), "the reply of the first worker")
 
     assert [reply["id"] for reply in server.call("note", "y")] == [1]
-    assert server.ask("call", "note", "z", to=2)["error"]["message"].startswith("worker 2 cannot be asked: it is not ready")
+    assert server.ask("call", "note", "z", to=2)["error"]["message"].startswith("worker 2 cannot be called: it is not ready")
     boot.touch()
     server.command.ready()
     assert [reply["id"] for reply in server.call("note", "y")] == [1, 2]
@@ -320,7 +320,7 @@ def test_a_draining_worker_gets_no_commands(start: Start, tmp_path: Path, gate: 
 
         assert [reply["id"] for reply in server.call("note", "x")] == [1]
         assert [reply["id"] for reply in server.call("note", "x", to="any")] == [1]
-        assert "cannot be asked" in server.ask("call", "note", "x", to=2)["error"]["message"]
+        assert "cannot be called" in server.ask("call", "note", "x", to=2)["error"]["message"]
         gate.touch()
         assert client.answer().status == 200
     assert scaled.answer["result"] == {"workers": 1}

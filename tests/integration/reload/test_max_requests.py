@@ -177,7 +177,7 @@ def test_a_replacement_that_does_not_load_suspends_the_limit(start: Start, tmp_p
     site.command.wait_for(r"\[ERROR\] master: worker 1 \(pid \d+\) failed to boot again")
     warnings = re.findall(r"^.*\[WARNING\].*$", site.command.stderr, re.MULTILINE)
     assert len(warnings) == 1, warnings
-    assert "worker 1 serves on: its successor failed, and is tried again" in warnings[0]
+    assert "worker 1 keeps serving: its successor failed, and is tried again" in warnings[0]
     assert site.status()["state"] == "degraded"
     site.save(source("mended"))
     eventually(lambda: get(site.command.port, "/").json["version"] == "mended", "the replacement serves")

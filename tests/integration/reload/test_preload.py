@@ -216,7 +216,7 @@ def test_descriptors_left_open_at_import_cause_one_warning(start: Start, tmp_pat
     )
     site = Site(start, tmp_path, "app:wsgi", *QUICK, code=source(prologue=left))
     (line,) = [line for line in site.command.log if "WARNING" in line]
-    assert "mold gen 1: the app has left open at import" in line
+    assert "mold gen 1: at import the app has left open" in line
     assert re.search(
         r"event loop \(descriptor \d+\), socket on 127.0.0.1:\d+ \(descriptor \d+\), connection to 127.0.0.1:\d+", line
     )
@@ -229,7 +229,7 @@ def test_a_killed_mold_is_replaced(start: Start, tmp_path: Path) -> None:
     with Load(site.command.ports, fresh=2, kept=2) as load:
         os.kill(first, signal.SIGKILL)
         site.command.wait_for(
-            r"WARNING. master: mold \(pid \d+\) stands in for one that died: workers are forked from what is on disk now$"
+            r"WARNING. master: mold \(pid \d+\) replaces one that died: workers are forked with the files on disk now$"
         )
         eventually(lambda: not exists(first), "the mold has exited")
         assert mold(site) != first

@@ -204,7 +204,7 @@ def test_opentelemetry_instrument_loses_no_span(serve: Start, site: Path, preloa
 
     assert command.stdout.count('"name": "work"') == 5
     if preload:
-        assert "these threads were there before the app was imported, and --preload lets them be: Otel" in command.stderr
+        assert "--preload allows these threads, which ran before the app was imported: Otel" in command.stderr
 
 
 @pytest.fixture

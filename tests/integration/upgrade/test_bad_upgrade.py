@@ -98,7 +98,7 @@ REASONS: dict[Callable[[Releases], None], str] = {
     spoil_state: "the pre-flight failed: the running server hands over in version {version} of its state, and this forkserve takes version 99: restart the server instead",
     spoil_memory: "the pre-flight failed: the memory that the running server shares with its workers is laid out differently: restart the server",
     spoil_python: "cannot run {python}: No such file or directory",
-    spoil_main: "the pre-flight failed: it ended with code 0, and has never come to run()",
+    spoil_main: "the pre-flight failed: it exited with code 0 before it called run()",
     spoil_death: "the pre-flight failed: it was killed by SIGKILL",
 }
 

@@ -156,7 +156,7 @@ def test_a_configuration_spoiled_during_the_preflight_fails_the_upgrade(start: S
     load.check()
     # A removed configuration file is no error.
     assert site.upgrade_held((site.home / name).unlink)["ok"]
-    assert f"upgrading: once more, as {site.home}/{name} has changed" in site.command.stderr
+    assert f"upgrading: another pre-flight, as {site.home}/{name} has changed" in site.command.stderr
     site.settled(1)
     site.command._before = {}
 
@@ -352,7 +352,7 @@ def test_no_memory_file_of_a_preflight_is_left_after_an_upgrade(start: Start, tm
         assert site.ask("upgrade")["ok"]
         assert site.command.stderr.count("upgraded in place") == number
     for pid in (site.command.pid, *site.pids()):
-        assert not [name for name in descriptors(pid).values() if "memfd:forkserve-judged" in name]
+        assert not [name for name in descriptors(pid).values() if "memfd:forkserve-checked" in name]
 
 
 @pytest.mark.heavy

@@ -106,9 +106,9 @@ def test_an_out_of_memory_kill_is_reported(start: Start, tmp_path: Path, broken:
     load.check()
     end = row(server)["last_exit"]
     assert end["signal"] == 9
-    assert ("want of memory" in end["reason"]) == limited
+    assert ("lack of memory" in end["reason"]) == limited
     if limited:
-        server.command.wait_for(r"was killed by SIGKILL: killed by the system for want of memory, it seems$")
+        server.command.wait_for(r"was killed by SIGKILL: probably killed by the system for lack of memory$")
 
 
 def test_clients_wait_for_a_worker_that_cannot_boot(start: Start, tmp_path: Path, broken: Path) -> None:

@@ -16,7 +16,7 @@ from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 
 APP = 'def app(environ, start_response):\n    start_response("200 OK", [("Content-Length", "2")])\n    return [b"ok"]\n'
-GONE = "WARNING.*: the socket's file has gone, so nobody can connect"
+GONE = "WARNING.*: the file of this socket is gone, so no client can connect"
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_reload_binds_a_removed_socket_again(start: Start, project: Path, path
     eventually(lambda: [one["lost"] for one in steered.ask("status")["result"]["listeners"]] == [False], "one listener, not lost")
     assert steered.ask("reload")["ok"]
     assert [get(str(path)).text for _ in range(5)] == ["ok"] * 5
-    assert sum(": the socket's file has gone" in line for line in steered.command.log) == 1
+    assert sum(": the file of this socket is gone" in line for line in steered.command.log) == 1
     steered.command.stop()
     assert not path.exists()
 

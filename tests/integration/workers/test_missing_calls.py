@@ -105,7 +105,7 @@ def test_without_proc_only_an_upgrade_is_refused(start: Start, tmp_path: Path) -
     steered = Steered(start, tmp_path, APP, "--workers", 1, "--bind", "127.0.0.1:0", "--preload", prefix=without("proc"))
 
     assert get(steered.command.port).status == 200
-    assert "WARNING" in steered.command.wait_for("^.*without /proc it cannot be seen which native threads.*$").group()
+    assert "WARNING" in steered.command.wait_for("^.*without /proc, native threads and sockets .*$").group()
     answer = steered.ask("upgrade")
     assert answer["error"] == {"code": "unsupported", "message": "upgrade in place needs /proc: nothing was changed"}
     assert steered.ask("reload")["ok"]

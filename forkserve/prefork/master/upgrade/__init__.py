@@ -1,13 +1,16 @@
-"""Upgrade in place: another program takes over with the same pid, the same listeners and the same workers.
+"""Upgrade in place: another program takes over, with the same pid, the same listeners and the same workers.
 
-A pre-flight runs the new command line in a process of its own, up to the loaded app, and writes down what it has read: the
-settings, the command line, the code of forkserve and of all other modules in Python that it has loaded by then (judged.py).
-If a reload has run meanwhile, or one of the files has changed, there is another pre-flight. Then the master writes down what
-it knows (state.py), lets its descriptors be inherited, and executes the new Python with what was judged; a reload follows,
-which reads the configuration. What fails before the exec changes nothing. After it there is no way back, and so nothing is
-read or imported that may have changed since (modules.py), and what cannot be opened any more is done without: listeners and
-workers are kept whatever is on disk. A program of the user's own is run again instead, since only it can set itself up.
+1. A pre-flight runs the new command line in a process of its own until the app is loaded (rehearsal.py). It writes down what it
+   has read: the settings, the command line, and the code of forkserve and all other Python modules loaded by then (checked.py).
+2. If a reload has run meanwhile, or one of the files has changed, another pre-flight runs.
+3. The master writes down its own state (state.py), makes its descriptors inheritable, and executes the new Python with what was
+   checked.
+4. The new program reloads, which reads the configuration.
 
-What must be as it was: the interpreter, its standard library, and modules in C, though those of them that are optional are
-done without. If the addresses change, listeners.py decides which socket serves which generation.
+Before the exec, a failure changes nothing. After it there is no way back. So nothing is read or imported that may have changed
+since the pre-flight (modules.py), and what cannot be opened any more is left out: listeners and workers stay, whatever is on
+disk. A user's own program is run again by its command line instead, since only that program can set itself up.
+
+The interpreter, its standard library and required C modules must be unchanged. An optional C module that cannot be loaded any
+more is left out. If the addresses change, listeners.py decides which socket serves which generation.
 """

@@ -1,4 +1,4 @@
-"""Address change: workers go from the addresses of before an upgrade to those of its program, one after the other."""
+"""Address change: after an upgrade, the slots move from the old addresses to those of the new program, one after another."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from forkserve.prefork.master import status
 from forkserve.prefork.policy.drain_gate import LONGEST
 
 if TYPE_CHECKING:
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.observers import FrontendObserver
-    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.listeners import Listener, Listeners
     from forkserve.prefork.system.poller import Poller
 
 
 class AddressChange:
-    """The change of one master, which most of the time has none under way. In the master.
+    """Follows a change of addresses. Most of the time none is under way. In the master.
 
     Args:
         state: Gives the scheme of the addresses.
         pool: The workers.
         listeners: The addresses, old and new.
-        frontend: Says where a front end may still send requests.
-        poller: Rings when an old address must be looked at again.
+        frontend: Knows where a front end may still send requests.
+        poller: Calls when an old address must be checked again.
     """
 
-    def __init__(self, state: ServerState, pool: Pool, listeners: Listeners, frontend: FrontendObserver, poller: Poller) -> None:
+    def __init__(
+        self, state: MasterContext, pool: Pool, listeners: Listeners, frontend: FrontendObserver, poller: Poller
+    ) -> None:
         self._state, self._pool, self._listeners, self._frontend, self._poller = state, pool, listeners, frontend, poller
 
     def follow(self) -> None:
-        """Give the pool the slots that move, and close what no worker accepts from any more; before each plan."""
+        """Give the pool the slots that move, and close the addresses that no worker accepts from. Called before each plan."""
         pool = self._pool
         if not self._listeners.elsewhere(pool.generations.committed):
             pool.departures.moved = pool.departures.advertised_before = frozenset()
@@ -51,10 +53,10 @@ class AddressChange:
         }
 
     def close_left(self) -> None:
-        """Close the addresses of other generations that no worker accepts from, unless the pool may go back to such a one.
+        """Close the addresses of other generations that no worker accepts from. Close none while the pool may go back to them.
 
-        A worker may have died without the front end knowing: the front end is reconfigured first, for at most as long as a
-        drain may take.
+        If such a worker has died, the front end may still send requests to its address. Such an address stays open until the
+        front end is reconfigured, at most as long as a drain may take.
         """
         pool = self._pool
         if pool.generations.fallback is None:

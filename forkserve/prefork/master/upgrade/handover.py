@@ -1,4 +1,4 @@
-"""Handover: describes the server for the program that takes its place, and executes that program. In the master."""
+"""Handover: describes the server for the program that takes over, and executes that program. In the master."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.call_router import CallRouter
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.class_hooks import ClassHooks
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.observers import FrontendObserver
     from forkserve.prefork.master.reloading import Reloading
-    from forkserve.prefork.master.state import ServerState
-    from forkserve.prefork.master.upgrade.judged import Judged
+    from forkserve.prefork.master.upgrade.checked import CheckedProgram
     from forkserve.prefork.master.upgrade.program import Program
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.pidfile import PidFile
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """All that has a state which an upgrade keeps."""
+    """The parts of the master whose state an upgrade keeps."""
 
-    state: ServerState
+    state: MasterContext
     pool: Pool
     signals: SignalQueue
     pid_file: PidFile | None
@@ -44,7 +44,7 @@ class Handover:
     hangup_ignored: bool
 
     def export(self) -> MasterState:
-        """Describe all that a program must know to take the place of this one."""
+        """Describe everything that a program must know to take over."""
         settings, forker = self.state.settings, self.children.forker
         return MasterState(
             settings=copied(settings, Identity),
@@ -70,16 +70,24 @@ class Handover:
             reloading=self.reloading.export(),
         )
 
-    def replace(self, successor: Program, judged: tuple[int, Judged] | None) -> NoReturn:
-        """Execute another program in this process; it goes on from what its pre-flight has judged, if it can do that.
+    def replace(self, successor: Program, checked: tuple[int, CheckedProgram] | None) -> NoReturn:
+        """Execute another program in this process.
 
-        Raises OSError, with everything as it was, if that cannot be. All signals stay blocked until its handlers stand. Signals
-        that were received and not obeyed yet go along.
+        Signals that were received but not handled yet are part of the state. All signals stay blocked until the new program has
+        installed its handlers.
+
+        Args:
+            successor: The program.
+            checked: The descriptor and the contents of what its pre-flight has checked, to start from there; None to run the
+                command line.
+
+        Raises:
+            OSError: The program cannot be executed. Everything is as before.
         """
         state = self.export()
         with signals_blocked():
             signals = self.signals.take()
             try:
-                successor.replace_process(copied(state, MasterState, signals=signals), judged)
+                successor.replace_process(copied(state, MasterState, signals=signals), checked)
             finally:
                 self.signals.put(signals)

@@ -1,6 +1,6 @@
-"""Modules: imported as a pre-flight has loaded them, whatever their files are by now. In the program that takes over.
+"""Modules: imports them as the pre-flight has loaded them, whatever their files contain by now. In the program that takes over.
 
-It is run before any other module of ours can be imported, and so imports none.
+This module runs before any other module of forkserve can be imported, so it imports none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Modules = Mapping[str, tuple[str, bool, CodeType]]  # by name: file, whether it 
 
 
 class _Loader(SourceFileLoader):
-    """Loads one module from its code, and is then as any other: the file is where it was."""
+    """Loads one module from its code, once. Then it is a loader like any other, for the path of the module's file."""
 
     def __init__(self, name: str, path: str, code: CodeType) -> None:
         super().__init__(name, path)
@@ -30,13 +30,13 @@ class _Loader(SourceFileLoader):
 
 
 class Finder:
-    """Finds the modules that a pre-flight had loaded, whatever their files are by now."""
+    """Finds the modules that a pre-flight has loaded, whatever their files contain by now."""
 
     def __init__(self, modules: Modules) -> None:
         self._modules = modules
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
-        """Find one by its name."""
+        """Find a module by its name."""
         if name not in self._modules:
             return None
         path, package, code = self._modules[name]
@@ -44,17 +44,17 @@ class Finder:
         return spec_from_file_location(name, path, loader=_Loader(name, path, code), submodule_search_locations=where)
 
 
-def begin(judged: dict[str, Any], modules: Modules) -> None:
-    """Be the program that was judged, from its first import on; it ends the process. Before this module is imported."""
-    sys.argv[:], sys.orig_argv[:], sys.path[:] = judged["argv"], judged["words"], judged["path"]
+def begin(checked: dict[str, Any], modules: Modules) -> None:
+    """Start the checked program from its first import; the process ends in it. Called where this module is not imported yet."""
+    sys.argv[:], sys.orig_argv[:], sys.path[:] = checked["argv"], checked["words"], checked["path"]
     sys.meta_path.insert(0, Finder(modules))
     del modules
     main = vars(sys.modules["__main__"])
     for name in [name for name in main if not name.startswith("__")]:
-        del main[name]  # megabytes
-    sys.exit(__import__(judged["start"], fromlist=["main"]).main(judged))
+        del main[name]  # they hold megabytes
+    sys.exit(__import__(checked["start"], fromlist=["main"]).main(checked))
 
 
 def forget() -> None:
-    """Import what is on disk from now on: the loop is about to run."""
+    """Import from the disk from now on: the loop is about to run."""
     sys.meta_path[:] = [one for one in sys.meta_path if (type(one).__module__, type(one).__name__) != (__name__, "Finder")]

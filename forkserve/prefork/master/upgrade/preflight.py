@@ -1,7 +1,7 @@
-"""Pre-flight: the new command line runs beside the master, up to the loaded app, and says so. In the master.
+"""Pre-flight: runs the new command line beside the master until the app is loaded. In the master.
 
-It gets the state to read, but none of the descriptors in it, so that nothing it does can touch what is live. An exit
-code proves nothing, as a program may end for many reasons before it comes to `run`: it must confirm.
+The new program can read the state, but gets none of the descriptors in it. So it cannot affect the running server. It must
+confirm that it has reached `run` and loaded the app. An exit code proves nothing, as a program may end earlier for many reasons.
 """
 
 from __future__ import annotations
@@ -16,48 +16,53 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from forkserve.prefork.master.failures import describe_exit
-from forkserve.prefork.master.upgrade.judged import Judged, read
-from forkserve.prefork.master.upgrade.program import Program, judged_file, state_file
+from forkserve.prefork.master.upgrade.checked import CheckedProgram, read
+from forkserve.prefork.master.upgrade.program import Program, checked_file, state_file
 from forkserve.prefork.system.poller import READ
 
 if TYPE_CHECKING:
     from forkserve.prefork.system.poller import Poller, Timer
 
 KEPT_OUTPUT: Final = 64 * 1024  # bytes
-LONGEST_WORD: Final = 1024
-FAULT: Final = re.compile(r"forkserve(\.errors\.\w+)?: ")  # as the command says it, or Python where a program of the user's ran
+LONGEST_CONFIRMATION: Final = 1024
+FAULT: Final = re.compile(r"forkserve(\.errors\.\w+)?: ")  # printed by the command, or by Python for a user's own program
 
 
 class Preflight:
     """One pre-flight.
 
-    `word` is what it has confirmed with, `judged` what it has judged, if it says, `file` where it has written that down,
-    `output` the end of what it has printed.
+    Attributes:
+        confirmation: The versions of forkserve and Python, with which it has confirmed; None if it has not.
+        checked: What it has checked; None if it has not written that.
+        reason: Why it has failed.
+        output: The end of its output.
+        file: The descriptor of the file that `checked` is read from.
+        pid: Its process.
     """
 
     def __init__(self, poller: Poller, program: Program, state: bytes, limit: float, ended: Callable[[], object]) -> None:
-        """Start it; `ended` is called when it is over. It is killed after `limit` seconds, if that is not 0.
+        """Start it; `ended` is called when it has ended. It is killed after `limit` seconds (0: never).
 
         Raises OSError if it cannot be run.
         """
-        self.word: str | None = None
-        self.judged: Judged | None = None
-        self.reason = ""  # why it has failed
+        self.confirmation: str | None = None
+        self.checked: CheckedProgram | None = None
+        self.reason = ""
         self.output = ""
         self._poller = poller
         self._limit = limit
-        self._tell = ended
+        self._notify = ended
         self._printed = bytearray()
         with contextlib.ExitStack() as undo:
             self._state = state_file(state)
             undo.callback(os.close, self._state)
-            self.file = judged_file()
+            self.file = checked_file()
             undo.callback(os.close, self.file)
             self._pipe, theirs = os.pipe()
             undo.callback(os.close, self._pipe)
             os.set_blocking(self._pipe, False)
             try:
-                process = subprocess.Popen(  # noqa: S603 - what was run before
+                process = subprocess.Popen(  # noqa: S603 - the command line of this process
                     program.arguments,
                     cwd=program.directory,
                     env=program.environment(self._state, self.file),
@@ -65,14 +70,14 @@ class Preflight:
                     stdout=theirs,
                     stderr=theirs,
                     pass_fds=(self._state, self.file),
-                    process_group=0,  # it goes with whatever it has started
+                    process_group=0,  # to kill it together with the processes that it has started
                 )
             finally:
                 os.close(theirs)
             undo.pop_all()
         self._open = True
         self.pid = process.pid
-        process.returncode = 0  # it is not this object that waits for it
+        process.returncode = 0  # the master reaps it, not this object
         poller.watch(self._pipe, READ, self._read)
         self._timer: Timer | None = poller.at(time.monotonic() + limit, self._overdue) if limit else None
 
@@ -89,30 +94,30 @@ class Preflight:
         self.kill()
 
     def kill(self) -> None:
-        """Have it end."""
+        """Kill it and the processes that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def ended(self, status: int) -> None:
-        """Its process has ended, with this exit code, or with a signal as a negative one."""
-        self.kill()  # what it has started, and left behind
+        """Take the end of its process, with its exit code, or its signal as a negative number."""
+        self.kill()  # the processes that it has left behind
         self._read()
-        word = os.pread(self._state, LONGEST_WORD, 0).decode("ascii", "replace")
+        confirmation = os.pread(self._state, LONGEST_CONFIRMATION, 0).decode("ascii", "replace")
         self._close()
         self.output = self._printed.decode("utf-8", "backslashreplace")
         *before, last = self.output.strip("\n").rstrip().split("\n")
-        if status == 0 and word.startswith("forkserve ") and not self.reason:  # it stands where the state was
-            self.word, self.judged = word, read(self.file)
+        if status == 0 and confirmation.startswith("forkserve ") and not self.reason:  # it has replaced the state in the file
+            self.confirmation, self.checked = confirmation, read(self.file)
         elif status == 0:
-            self.reason = self.reason or "it ended with code 0, and has never come to run()"
+            self.reason = self.reason or "it exited with code 0 before it called run()"
         else:
             if said := FAULT.match(last):
                 self.output = "\n".join(before)
             self.reason = self.reason or last[said.end() if said else 0 :] or f"it {describe_exit(status)}"
-        self._tell()
+        self._notify()
 
     def _close(self) -> None:
-        """Close what belongs to its process."""
+        """Close the descriptors and the timer that its process needs."""
         if self._timer is not None:
             self._timer.cancel()
         if self._open:
@@ -122,11 +127,11 @@ class Preflight:
             os.close(self._state)
 
     def close(self) -> None:
-        """Close what belongs to it, when it has served its purpose."""
+        """Close everything, when it is not needed any more."""
         self._close()
         os.close(self.file)
 
     def close_in_child(self) -> None:
-        """Close the descriptors alone, in a child just forked."""
+        """Close only the descriptors, in a child just forked."""
         for descriptor in (self.file, *((self._pipe, self._state) if self._open else ())):
             os.close(descriptor)

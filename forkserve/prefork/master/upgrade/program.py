@@ -1,9 +1,11 @@
-"""Program: the command line of this process, which an upgrade runs once more.
+"""Program: the command line of this process, which an upgrade runs again.
 
-The pre-flight runs it as if it were typed again. A console script runs itself, so that its first line says which Python; else
-the Python is looked for where it was. The working directory is the one that has its name now. So links that were switched to
-another release, or to another virtual environment, are followed. What takes over is the same Python with what the pre-flight
-has judged (judged.py), or the command line again, if that is not the command `forkserve` but a program of the user's own.
+The pre-flight runs it as if a user typed it again. A console script is executed itself, so that its first line selects the
+Python; otherwise Python is executed by its path. The working directory is found by its name. So links that were switched to
+another release, or to another virtual environment, are followed.
+
+The program that takes over is the same Python with what the pre-flight has checked (checked.py). A user's own program, one that
+is not the command `forkserve`, is run by its command line again.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from forkserve.base.handover import descriptors, encode
 from forkserve.base.records import dump
 
 if TYPE_CHECKING:
-    from forkserve.prefork.master.upgrade.judged import Judged
+    from forkserve.prefork.master.upgrade.checked import CheckedProgram
     from forkserve.prefork.master.upgrade.state import MasterState
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A command line, with the directory and environment that it is run in."""
+    """A command line, with its directory and environment."""
 
     arguments: list[str]
     directory: str | None
@@ -34,34 +36,43 @@ class Program:
 
     @classmethod
     def of_this_process(cls) -> Program:
-        """The one that this process runs. To be called early, while its files are those that it was started from."""
+        """Return the program of this process. Call it early, before its files can change."""
         python, *rest = sys.orig_argv or [sys.executable]
         if rest and (script := os.path.join(startup.directory or "", rest[0])) and _runs_itself(script, python):
             return cls([script, *rest[1:]], startup.directory, startup.environ)
         return cls([sys.executable or python, *rest], startup.directory, startup.environ)
 
-    def environment(self, descriptor: int, judged: int | None = None) -> dict[str, str]:
-        """Return its environment, with where it finds the state of this process; for a pre-flight, where it is to write, too."""
-        check = "" if judged is None else f":check:{judged}"
-        environ = {**self.environ, startup.VARIABLE: f"{os.getpid()}:{descriptor}{check}"}
+    def environment(self, descriptor: int, checked: int | None = None) -> dict[str, str]:
+        """Return its environment, which names the descriptor of the state.
+
+        For a pre-flight it also names the descriptor of the file for what is checked.
+        """
+        mode = "" if checked is None else f":check:{checked}"
+        environ = {**self.environ, startup.VARIABLE: f"{os.getpid()}:{descriptor}{mode}"}
         if os.environ.get("LISTEN_PID") == str(os.getpid()):
-            environ["LISTEN_PID"] = os.environ["LISTEN_PID"]  # under --daemon not what it was
+            environ["LISTEN_PID"] = os.environ["LISTEN_PID"]  # --daemon has changed it
         return environ
 
-    def replace_process(self, state: MasterState, judged: tuple[int, Judged] | None) -> NoReturn:
-        """Become it, with the state and all descriptors in it. Raises OSError, with everything as it was, if that cannot be.
+    def replace_process(self, state: MasterState, checked: tuple[int, CheckedProgram] | None) -> NoReturn:
+        """Execute it in this process, with the state and the descriptors in the state.
 
-        `judged` is what its pre-flight has written, and where, if it can go on from that.
+        Args:
+            state: The state of the master.
+            checked: The descriptor and the contents of what its pre-flight has checked, to start from there; None to run the
+                command line.
+
+        Raises:
+            OSError: It cannot be executed. Everything is as before.
         """
         descriptor = state_file(encode(state))
-        inherited = (descriptor, *descriptors(dump(state)), *((judged[0],) if judged else ()))
-        arguments = judged[1].arguments(judged[0]) if judged else self.arguments
+        inherited = (descriptor, *descriptors(dump(state)), *((checked[0],) if checked else ()))
+        arguments = checked[1].arguments(checked[0]) if checked else self.arguments
         stdio.flush()
         try:
             with self._there():
                 for one in inherited:
                     os.set_inheritable(one, True)
-                os.execve(arguments[0], arguments, self.environment(descriptor))  # noqa: S606 - what was run before
+                os.execve(arguments[0], arguments, self.environment(descriptor))  # noqa: S606 - the command line of this process
         finally:
             for one in inherited:
                 os.set_inheritable(one, False)
@@ -69,7 +80,7 @@ class Program:
 
     @contextlib.contextmanager
     def _there(self) -> Iterator[None]:
-        """Go to its directory, and come back from an error."""
+        """Change to its directory, and back after an error."""
         if self.directory is None:
             yield
             return
@@ -83,7 +94,7 @@ class Program:
 
 
 def _runs_itself(script: str, python: str) -> bool:
-    """Whether a script's own first line names the Python that runs it, as with those that pip installs."""
+    """Whether a script's first line names the Python that runs it, as in the scripts that pip installs."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if os.access(script, os.X_OK):
             with open(script, "rb") as file:
@@ -93,25 +104,25 @@ def _runs_itself(script: str, python: str) -> bool:
 
 
 def missing() -> str | None:
-    """Return what this system has not that an upgrade needs; None if it has all."""
+    """Return a feature that an upgrade needs and this system lacks; None if it has them all."""
     if sys.platform != "linux":
         return "Linux"
     if not os.path.isdir("/proc/self/fd"):
         return "/proc"
     try:
-        os.close(judged_file())
+        os.close(checked_file())
     except OSError as error:
         return f"memfd_create ({error.strerror})"
     return None
 
 
-def judged_file() -> int:
+def checked_file() -> int:
     """Return the descriptor of a nameless file, which a pre-flight fills and seals. Linux. Raises OSError."""
-    return os.memfd_create("forkserve-judged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    return os.memfd_create("forkserve-checked", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def state_file(data: bytes) -> int:
-    """Return the descriptor of a file without a name that holds a state. Linux. Raises OSError."""
+    """Return the descriptor of a nameless file that holds a state. Linux. Raises OSError."""
     descriptor = os.memfd_create(startup.FILE, os.MFD_CLOEXEC)
     with open(descriptor, "wb", closefd=False) as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""Rehearsal: what a pre-flight does where another program would begin to serve. In the pre-flight's process, which it ends."""
+"""Rehearsal: what a pre-flight does at the point where a server begins to serve. It ends the process of the pre-flight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forkserve.base import console, exits, handover, logfile, logs, privileges, 
 from forkserve.base.errors import ConfigError, ExitCode
 from forkserve.base.libc import PDEATHSIG, prctl
 from forkserve.config import apps
-from forkserve.prefork.master.upgrade import judged
+from forkserve.prefork.master.upgrade import checked
 from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.poller import Poller
@@ -34,25 +34,24 @@ if TYPE_CHECKING:
 
 
 def rehearse(handed: InheritedState, worker_class: type[Worker], config: Config, pool: Pool) -> NoReturn:
-    """Read the state, load the app as the user that the workers run as, confirm that or print what is wrong, and exit.
+    """Read the state, load the app as the user that the workers run as, confirm this or print the error, and exit.
 
-    What was judged is written down before the app is loaded, where the app cannot change it: the
-    new program runs that with all rights.
-    What follows `run` in a program of the user's is for the end of a server, and there was none.
+    What is checked is written down before the app loads, so that the app cannot change it: the new program runs it with all
+    rights. Code after `run` in a user's own program is not run, since it expects that a server has ended.
     """
     code: int = ExitCode.UNEXPECTED
     settings = config.settings
-    prctl(PDEATHSIG, signal.SIGKILL)  # the master that waits for it must exist
+    prctl(PDEATHSIG, signal.SIGKILL)  # it is of no use without the master
     try:
-        generation = _understand(handed.data, pool)
+        generation = _read_state(handed.data, pool)
         _open_logs(settings, generation)
         _write_down(handed, config)
         _load(worker_class, settings, generation)
         assert handed.confirm is not None
-        word = f"forkserve {__version__}, Python {platform.python_version()}"
-        os.pwrite(handed.confirm, word.encode("ascii", "replace"), 0)
+        confirmation = f"forkserve {__version__}, Python {platform.python_version()}"
+        os.pwrite(handed.confirm, confirmation.encode("ascii", "replace"), 0)
         code = ExitCode.OK
-    except BaseException as error:  # noqa: BLE001 - the app may raise anything, and nothing may leave this process but its exit code
+    except BaseException as error:  # noqa: BLE001 - the app may raise anything; only an exit code leaves this process
         code, message, text = why(error)
         console.say(*[text.rstrip()] if text else (), f"forkserve: {message}")
     finally:
@@ -63,8 +62,8 @@ def rehearse(handed: InheritedState, worker_class: type[Worker], config: Config,
         os._exit(code)
 
 
-def _understand(data: bytes, pool: Pool) -> int:
-    """Read the state; return the generation that would come next. Raises ConfigError."""
+def _read_state(data: bytes, pool: Pool) -> int:
+    """Read the state; return the next generation. Raises ConfigError."""
     found = handover.decode(data, MasterState)
     if found.scoreboard.layout != LAYOUT:
         raise ConfigError(
@@ -75,26 +74,26 @@ def _understand(data: bytes, pool: Pool) -> int:
 
 
 def _open_logs(settings: Settings, generation: int) -> None:
-    """Open what a start would open for writing, as later it would be the end of the server. Raises ConfigError."""
+    """Open the files that a start opens for writing: an error after the exec would end the server. Raises ConfigError."""
     logs.configure(dataclasses.replace(settings, capture_output=False))
     logs.identify("pre-flight", generation)
     Outputs(settings, Poller())
 
 
 def _write_down(handed: InheritedState, config: Config) -> None:
-    """Write what has been judged so far, and which files it was read from. Raises what the files of modules raise."""
-    if handed.judged is None:
+    """Write what is checked, and the files that it was read from. Raises ConfigError if a module cannot be read any more."""
+    if handed.checked is None:
         return
-    modules = judged.loaded()
+    modules = checked.loaded()
     read, looked_for = config.files()
     if main := getattr(sys.modules["__main__"], "__file__", None):
         read.append(main)
     values = {one.name: getattr(config.settings, one.name) for one in dataclasses.fields(config.settings)}
-    plain = {name: value for name, value in values.items() if judged.is_plain(value)}
+    plain = {name: value for name, value in values.items() if checked.is_plain(value)}
     read += [path for path, _, _ in modules.values()]
-    stamps, fresh = judged.stamps(set(read), looked_for, startup.began_ns)
-    flags = judged.python_flags(sys.orig_argv, sys.argv[1:])
-    found = judged.Judged(
+    stamps, fresh = checked.stamps(set(read), looked_for, startup.began_ns)
+    flags = checked.python_flags(sys.orig_argv, sys.argv[1:])
+    found = checked.CheckedProgram(
         hexversion=sys.hexversion,
         executable=sys.executable,
         words=sys.orig_argv,
@@ -105,11 +104,11 @@ def _write_down(handed: InheritedState, config: Config) -> None:
         start=None if config.given is None or flags is None else startup.resume_module,
         settings=plain,
         given=None if config.given is None else dict(config.given),
-        unsaid=[*(values.keys() - plain.keys()), *config.hooks],
+        objects=[*(values.keys() - plain.keys()), *config.hooks],
         stamps=stamps,
         fresh=fresh,
     )
-    judged.write(handed.judged, found, modules)
+    checked.write(handed.checked, found, modules)
 
 
 def _load(worker_class: type[Worker], settings: Settings, generation: int) -> None:

@@ -1,4 +1,4 @@
-"""State: all that a master hands over to the program that takes its place. Each part is declared beside its owner."""
+"""State: everything that a master hands over to the program that takes over. Each part is declared beside its owner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from forkserve.prefork.system.scoreboard import ScoreboardState
 
 @record
 class Identity:
-    """Settings that stay as they are: what other programs know the server by."""
+    """The settings by which other programs know the server. An upgrade does not change them."""
 
     name: str | None
     control_socket: str | None
@@ -35,25 +35,25 @@ class MasterState:
     """A master in an upgrade.
 
     Attributes:
-        settings: Its identity.
-        started_at: When the server was started, in seconds of the clock.
+        settings: The settings that stay.
+        started_at: When the server was started, in monotonic seconds.
         logs: The descriptors of the log files, by path.
-        log_lines: Lines that wait for room, by the log.
-        lost_lines: Lines of logs that were lost and reported, also by children that are gone.
+        log_lines: The lines that are not written yet, by the log.
+        lost_lines: The number of log lines that were lost and reported, also by children that have ended.
         account: The account of the workers; null if they have the master's.
         hangup_ignored: Whether HUP was ignored when the server was started (`nohup`).
         mask: The blocked signals.
-        signals: Signals that were received and not obeyed yet.
+        signals: The signals that were received and not handled yet.
         pid_file: The locked pid file.
-        frontend: The lock of what observes the workers for a front end.
+        frontend: The lock of the file that the server keeps for a front end.
         control: The control socket and its clients.
-        outputs: What workers have printed and was not passed on yet.
+        outputs: The workers' output that was not passed on yet.
         scoreboard: The shared memory.
         addresses: The settings of addresses.
         listeners: The listening sockets.
         pool: The members and slots.
         children: What the master holds of each process.
-        slots: The generation of each slot that the hooks know of.
+        slots: The generation of each slot that was registered with the hooks.
         calls: The calls that workers wait for.
         reloading: The last reload.
     """
@@ -82,6 +82,6 @@ class MasterState:
 
 
 def take_inherited_state() -> MasterState | None:
-    """Return the state that this process resumes from, if it takes the place of a master; once. Raises ConfigError."""
+    """Return the state to resume from, once, if this process takes the place of a master; else None. Raises ConfigError."""
     data = startup.take_inherited_state()
     return None if data is None else decode(data, MasterState)

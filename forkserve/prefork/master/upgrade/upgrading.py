@@ -1,4 +1,4 @@
-"""Upgrading: upgrades on request, one at a time: pre-flight, exec, and the reload that follows. In the master."""
+"""Upgrading: upgrades on request, one at a time: a pre-flight, the exec, and the reload that follows. In the master."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from forkserve.base.errors import ListenError
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.exits import OtherProcesses
     from forkserve.prefork.master.reloading import Reloading
-    from forkserve.prefork.master.state import ServerState
     from forkserve.prefork.master.upgrade.address_change import AddressChange
+    from forkserve.prefork.master.upgrade.checked import CheckedProgram
     from forkserve.prefork.master.upgrade.handover import Handover
-    from forkserve.prefork.master.upgrade.judged import Judged
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.listeners import Listeners
     from forkserve.prefork.system.poller import Poller
 
 
-PREFLIGHTS: Final = 3  # how often one is made for files that change again and again
+PREFLIGHTS: Final = 3  # the most for one upgrade, if files change during each
 
 
 class Upgrading:
-    """The upgrade that is under way, and the requests for one.
+    """The upgrade that is under way, and the requests for upgrades.
 
-    It waits for the end of the first boot, and while a reload runs. A request received during a pre-flight may mean a newer
-    program: if that pre-flight fails, there is another one. If it is good, all requests mean the same program, as the exec is
-    yet to come. If a reload has run since the pre-flight began, or a file has changed that it has read, what it has judged may
-    not be what would take over: another one.
+    An upgrade begins when the first boot is over and no reload runs. If a reload has run since the pre-flight began, or a file
+    that it has read has changed, what it has checked is out of date: another pre-flight runs.
+
+    A request received during a pre-flight may mean a newer program. If the pre-flight fails, another one runs for that request.
+    If it succeeds, it serves all requests: the exec follows, so any file that has changed since is noticed.
 
     Args:
-        handover: What an upgrade keeps, and how another program takes over.
-        poller: Waits for the pre-flight.
-        processes: Its exit.
+        handover: Exports what an upgrade keeps, and executes the other program.
+        poller: Watches the output and the time of the pre-flight.
+        processes: Reports the exit of the pre-flight.
         observers: Notified before another program takes over.
     """
 
@@ -59,23 +60,23 @@ class Upgrading:
         self._preflight: Preflight | None = None
         self._began = 0  # the newest generation when the pre-flight began
         self._count = 0
-        self._before: Judged | None = None  # what the pre-flight before has judged
+        self._previous: CheckedProgram | None = None  # what the previous pre-flight has checked
 
     def request(self) -> Pending:
-        """Upgrade as soon as possible. Raises CommandError where that is never possible."""
+        """Upgrade as soon as possible. Raises CommandError if this system can never do that."""
         if lacks := missing():
             raise CommandError(f"upgrade in place needs {lacks}: nothing was changed", "unsupported")
         self._waiting.append(Pending())
         return self._waiting[-1]
 
     def progress(self) -> str | None:
-        """How far it is, in a few words; None if there is none."""
+        """Return the step of the upgrade, in a few words; None if no upgrade is requested."""
         if self._preflight is not None:
             return "upgrade: the new program loads the app"
         return "upgrade: waiting for its turn" if self._waiting else None
 
     def advance(self, now: float) -> None:
-        """Go on as far as possible; when what was planned has been done."""
+        """Go on as far as possible. Called when the last plan has been carried out."""
         pool = self._pool
         if pool.phase >= Phase.STOPPING:
             self.close()
@@ -84,7 +85,7 @@ class Upgrading:
                 _fail(requests, CommandError("the server is stopping", "refused"))
         elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._handover.reloading.under_way:
             if pool.has_pending_actions:
-                self._poller.at(now, int)  # once more, when that is done too
+                self._poller.at(now, int)  # wakes the loop, which carries them out first
             elif not (pool.departures.is_waiting_for_frontend or self._handover.frontend.busy):
                 self._go_on()
 
@@ -92,8 +93,8 @@ class Upgrading:
         try:
             if self._preflight is None:
                 self._start()
-            elif self._preflight.word is not None and not self._judge_again():
-                self._replace(self._preflight.word)
+            elif self._preflight.confirmation is not None and not self._repeat_if_outdated():
+                self._replace(self._preflight.confirmation)
         except Exception:  # noqa: BLE001 - logged, and answered to the requests
             logger.exception("fault in the master")
             self._failed("fault in the master: see its log")
@@ -108,39 +109,39 @@ class Upgrading:
                 self._program,
                 encode(self._handover.export()),
                 self._handover.state.settings.boot_timeout,
-                self._judge,
+                self._preflight_ended,
             )
         except OSError as error:
             self._failed(f"cannot run {error.filename or self._program.arguments[0]}: {error.strerror}")
             return
         self._processes.expect(self._preflight.pid, self._preflight.ended)
 
-    def _judge(self) -> None:
+    def _preflight_ended(self) -> None:
         assert self._preflight is not None
-        if self._preflight.word is None:
+        if self._preflight.confirmation is None:
             self._failed(f"the pre-flight failed: {self._preflight.reason}", self._preflight.output)
 
-    def _judge_again(self) -> bool:
-        """Begin another pre-flight if what this one has judged is out of date by now. Return whether it is."""
+    def _repeat_if_outdated(self) -> bool:
+        """Begin another pre-flight if what this one has checked is out of date. Return whether it is."""
         preflight = self._preflight
         assert preflight is not None
-        before, self._before = self._before, preflight.judged
-        changed = preflight.judged.changed(before) if preflight.judged is not None else None
+        previous, self._previous = self._previous, preflight.checked
+        changed = preflight.checked.changed(previous) if preflight.checked is not None else None
         if changed is None and self._began == self._pool.generations.newest:
             return False
         if self._count >= PREFLIGHTS:
             self._failed(f"{changed or 'the workers'} changed during each of {PREFLIGHTS} pre-flights")
             return True
-        logger.info("upgrading: once more, as %s", f"{changed} has changed" if changed else "a reload has run")
+        logger.info("upgrading: another pre-flight, as %s", f"{changed} has changed" if changed else "a reload has run")
         self._preflight = None
         preflight.close()
         self._start()
         return True
 
-    def _replace(self, word: str) -> None:
+    def _replace(self, version: str) -> None:
         assert self._preflight is not None
-        found = self._preflight.judged
-        logger.info("upgrading: %s takes over", word)
+        found = self._preflight.checked
+        logger.info("upgrading: %s takes over", version)
         self._observers.notify(Observer.upgrading)
         try:
             self._handover.replace(self._program, (self._preflight.file, found) if found and found.start else None)
@@ -149,19 +150,19 @@ class Upgrading:
 
     def _failed(self, why: str, output: str = "") -> None:
         running, self._running = self._running, []
-        self._count, self._before = 0, None
+        self._count, self._previous = 0, None
         self._forget_preflight()
         error = CommandError(f"{why}; nothing was changed")
         logger.error("upgrade failed: %s%s", error, f"\n{output.rstrip()}" if output else "")
         _fail(running, error, {"traceback": output} if output else None)
 
     def close_in_child(self) -> None:
-        """Close what is the master's, in a child just forked."""
+        """Close the descriptors of the pre-flight, in a child just forked."""
         if self._preflight is not None:
             self._preflight.close_in_child()
 
     def close(self) -> None:
-        """End the pre-flight, if there is one; its process is reaped as any other."""
+        """End the pre-flight, if one runs; its process is reaped like any other."""
         if self._preflight is not None and self._processes.forget(self._preflight.pid):
             self._preflight.kill()
         self._forget_preflight()
@@ -172,24 +173,29 @@ class Upgrading:
             preflight.close()
 
 
-class Successor:
-    """The reload that follows an upgrade. In the program that has taken over.
+class PostUpgradeReload:
+    """The reload after an upgrade. In the program that has taken over.
 
     Args:
         state: The settings in force.
-        pool: The workers, which are those of the program before.
+        pool: The workers, which are those of the previous program.
         listeners: The addresses, old and new.
         reloading: Reloads.
-        change: Closes the addresses that are left.
+        change: Closes the addresses that no worker accepts from any more.
     """
 
-    def __init__(self, state: ServerState, pool: Pool, listeners: Listeners, reloading: Reloading, change: AddressChange) -> None:
+    def __init__(
+        self, state: MasterContext, pool: Pool, listeners: Listeners, reloading: Reloading, change: AddressChange
+    ) -> None:
         self._state, self._pool, self._listeners, self._reloading, self._change = state, pool, listeners, reloading, change
 
     def reload(self, requested: Pending, error: ListenError | None, was: Mapping[str, Any]) -> None:
-        """Reload and answer the requests for the upgrade; not if the program has met with an error.
+        """Reload, then answer the requests for the upgrade.
 
-        Of the settings, *was* is what goes with the old workers, if they stay.
+        Args:
+            requested: The requests.
+            error: An address that could not be opened: there is no reload, and the requests fail.
+            was: The settings of the old workers, to be restored if these stay.
         """
         state, pool = self._state, self._pool
         modules.forget()

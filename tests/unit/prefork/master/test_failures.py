@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pytest
 
 KILLED = -signal.SIGKILL
-FOR_MEMORY = "killed by the system for want of memory, it seems"
+FOR_MEMORY = "probably killed by the system for lack of memory"
 
 
 def a_child(reason: str = "") -> Any:

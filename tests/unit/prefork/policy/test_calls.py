@@ -7,9 +7,9 @@ import pytest
 from forkserve.base.errors import CommandError
 from forkserve.prefork.ipc.messages import Command, Result
 from forkserve.prefork.ipc.pending import Failure, Pending, Reply
-from forkserve.prefork.policy.calls import OFFER, Calls, Send, Target
+from forkserve.prefork.policy.calls import OFFER, Calls, CallTarget, Send
 
-ONE, TWO, THREE = (Target(ident=10 + number, id=number, pid=100 + number, generation=1) for number in (1, 2, 3))
+ONE, TWO, THREE = (CallTarget(ident=10 + number, id=number, pid=100 + number, generation=1) for number in (1, 2, 3))
 ALL = (ONE, TWO, THREE)
 
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from forkserve.prefork.ipc.messages import Command, Message, Offer, Result
 from forkserve.prefork.ipc.pending import Pending
-from forkserve.prefork.policy.calls import Calls, Send, Target
+from forkserve.prefork.policy.calls import Calls, CallTarget, Send
 
 PICK = st.integers(0, 1000)
 TIME_LIMIT = st.one_of(st.none(), st.integers(0, 5))
@@ -21,7 +21,7 @@ TIME_LIMIT = st.one_of(st.none(), st.integers(0, 5))
 class Player:
     """A worker: the messages in its channel and its state. `blocked`: it is in the middle of a request."""
 
-    target: Target
+    target: CallTarget
     inbox: deque[Message] = field(default_factory=deque)
     offered: bool = False
     running: Command | None = None
@@ -78,7 +78,7 @@ class History(RuleBasedStateMachine):
     @rule()
     def a_worker_starts(self) -> None:
         self.idents += 1
-        target = Target(self.idents, 1 + self.idents % 3, 1000 + self.idents, 1)
+        target = CallTarget(self.idents, 1 + self.idents % 3, 1000 + self.idents, 1)
         self.workers[target.ident] = Player(target)
         self.send(self.calls.offer(target.ident))
 

@@ -40,7 +40,7 @@ class Recorded:
         if plan:
             self.pool.record(history.Decided.of(plan))
         forked = [one.member.ident for one in plan if isinstance(one, Fork)]
-        self.happen(*(history.Forked(ident, 100 + ident) for ident in forked))
+        self.happen(*(history.ProcessForked(ident, 100 + ident) for ident in forked))
         return forked
 
     def boot(self) -> list[int]:
@@ -85,12 +85,14 @@ def test_the_life_of_a_server_can_be_replayed() -> None:
     one = Recorded(3)
     first, second, third = one.boot()
     now = one.now
-    assert one.happen(history.Beat(first, now + 0.5), history.Spent(first, full=False), history.Spent(first, full=False)) == [
+    assert one.happen(
+        history.Beat(first, now + 0.5), history.WorkerSpent(first, full=False), history.WorkerSpent(first, full=False)
+    ) == [
         None,
         True,
         False,
     ]
-    one.happen(history.Draining(second, now), history.Released(second), history.Lingering(second))
+    one.happen(history.ProcessDraining(second, now), history.WorkerReleased(second), history.WorkerLingering(second))
     assert one.happen(history.Exited(second, now, 0, None, None), history.Exited(third, now, None, 9, "out of memory")) == [
         False,
         True,
@@ -166,7 +168,7 @@ def test_a_reload_with_refused_settings_can_be_replayed() -> None:
     assert one.replay().pool.generations.committed == 1
 
 
-@pytest.mark.parametrize("line", ["", "[]", "{}", '{"event": "Nothing"}', '{"event": "Forked", "ident": 1}'])
+@pytest.mark.parametrize("line", ["", "[]", "{}", '{"event": "Nothing"}', '{"event": "ProcessForked", "ident": 1}'])
 def test_a_bad_event_line_is_refused(line: str) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         read_event(line)

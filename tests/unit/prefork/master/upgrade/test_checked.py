@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.prefork.master.upgrade import judged
-from forkserve.prefork.master.upgrade.program import judged_file
+from forkserve.prefork.master.upgrade import checked
+from forkserve.prefork.master.upgrade.program import checked_file
 
-BASE = judged.Judged(
+BASE = checked.CheckedProgram(
     hexversion=sys.hexversion,
     executable=sys.executable,
     words=[sys.executable, "main.py", "one"],
@@ -25,7 +25,7 @@ BASE = judged.Judged(
     start="starting",
     settings={},
     given=None,
-    unsaid=[],
+    objects=[],
     stamps={},
     fresh=[],
 )
@@ -48,18 +48,18 @@ BASE = judged.Judged(
     ],
 )
 def test_the_flags_of_python_are_found_in_a_command_line(line: str, flags: str | None) -> None:
-    assert judged.python_flags(line.split(), ["a", "b"]) == (None if flags is None else flags.split())
+    assert checked.python_flags(line.split(), ["a", "b"]) == (None if flags is None else flags.split())
 
 
-def judged_files(read: set[str], looked_for: list[str], since: int) -> judged.Judged:
-    stamps, fresh = judged.stamps(read, looked_for, since)
+def checked_files(read: set[str], looked_for: list[str], since: int) -> checked.CheckedProgram:
+    stamps, fresh = checked.stamps(read, looked_for, since)
     return dataclasses.replace(BASE, stamps=stamps, fresh=fresh)
 
 
 def test_changed_created_and_removed_files_are_noticed(tmp_path: Path) -> None:
     read, other = tmp_path / "read", tmp_path / "other"
     read.write_text("1")
-    found = judged_files({str(read)}, [str(other)], time.time_ns() + 10**9)
+    found = checked_files({str(read)}, [str(other)], time.time_ns() + 10**9)
     assert found.changed(None) is None
     other.touch()
     assert found.changed(None) == str(other)
@@ -74,31 +74,31 @@ def test_a_possible_change_after_reading_counts_unless_the_file_was_unchanged_be
     read, gone = tmp_path / "read", tmp_path / "gone"
     read.write_text("1")
     early = time.time_ns() - 10**9
-    first = judged_files({str(read)}, [], early)
+    first = checked_files({str(read)}, [], early)
     assert first.changed(None) == str(read)
-    assert judged_files({str(read)}, [], early).changed(first) is None, "the clock of the file system is ahead"
+    assert checked_files({str(read)}, [], early).changed(first) is None, "the clock of the file system is ahead"
     read.write_text("2")
-    assert judged_files({str(read)}, [], early).changed(first) == str(read)
-    assert judged_files({str(gone)}, [], early).changed(None) == str(gone)
+    assert checked_files({str(read)}, [], early).changed(first) == str(read)
+    assert checked_files({str(gone)}, [], early).changed(None) == str(gone)
 
 
 def test_modules_run_from_memory_and_the_memory_file_is_read_only(tmp_path: Path) -> None:
     """The app's process writes the file, maybe as another user; the master runs its contents with all rights."""
     (tmp_path / "starting.py").write_text("raise OSError('from the disk')")
-    text = "import inner, json, sys\ndef main(judged):\n    print(json.dumps([sys.argv, sys.orig_argv, inner.WORD, __file__]))\n    return 7\n"
-    ours = {name: entry for name, entry in judged.loaded().items() if name == judged.modules.__name__}
+    text = "import inner, json, sys\ndef main(checked):\n    print(json.dumps([sys.argv, sys.orig_argv, inner.WORD, __file__]))\n    return 7\n"
+    ours = {name: entry for name, entry in checked.loaded().items() if name == checked.modules.__name__}
     code = {name: compile(source, name, "exec") for name, source in {"starting": text, "inner": "WORD = 'kept'"}.items()}
     modules = ours | {name: (str(tmp_path / f"{name}.py"), False, one) for name, one in code.items()}
-    descriptor = judged_file()
-    assert judged.read(descriptor) is None
+    descriptor = checked_file()
+    assert checked.read(descriptor) is None
     copy = os.dup(descriptor)
     found = dataclasses.replace(BASE, path=[str(tmp_path), *sys.path])
-    judged.write(copy, found, modules)
+    checked.write(copy, found, modules)
     with pytest.raises(PermissionError):
         os.write(descriptor, b"x")
     with pytest.raises(PermissionError):
         os.truncate(descriptor, 0)
-    assert judged.read(descriptor) == found
+    assert checked.read(descriptor) == found
     done = subprocess.run(
         found.arguments(descriptor), pass_fds=[descriptor], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -111,9 +111,9 @@ def test_modules_run_from_memory_and_the_memory_file_is_read_only(tmp_path: Path
 
 def test_another_python_version_runs_the_command_line_instead(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("import sys; print('typed', sys.argv[1:])")
-    descriptor = judged_file()
+    descriptor = checked_file()
     found = dataclasses.replace(BASE, hexversion=0)
-    judged.write(os.dup(descriptor), found, {})
+    checked.write(os.dup(descriptor), found, {})
     done = subprocess.run(
         found.arguments(descriptor), pass_fds=[descriptor], cwd=tmp_path, capture_output=True, text=True, check=False
     )

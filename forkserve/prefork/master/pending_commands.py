@@ -1,4 +1,4 @@
-"""Goals: the commands that the pool has yet to carry out. In the master."""
+"""Pending commands: those that wait until the pool has reached a state. In the master."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from forkserve.prefork.policy import completion
 
 
-class Goals:
-    """Commands under way, each with the condition that ends it."""
+class PendingCommands:
+    """The commands that wait, each with its condition."""
 
     def __init__(self) -> None:
         self._open: list[tuple[Pending, completion.Condition, Callable[[], Any]]] = []
 
-    def until(self, goal: completion.Condition, value: Callable[[], Any]) -> Pending:
-        """Return what resolves to `value()` once the goal is reached, and fails once it cannot be reached any more."""
+    def until(self, condition: completion.Condition, value: Callable[[], Any]) -> Pending:
+        """Return a command that resolves to `value()` when the condition is met, and fails when it cannot be met any more."""
         pending = Pending()
-        self._open.append((pending, goal, value))
+        self._open.append((pending, condition, value))
         return pending
 
     def check(self) -> bool:
-        """End the commands whose goal is reached or out of reach. Return whether there were any."""
+        """End the commands whose condition is met, or cannot be met any more. Return whether any ended."""
         ended: list[Callable[[], None]] = []
         for one in list(self._open):
-            pending, goal, value = one
+            pending, condition, value = one
             try:
-                if not goal():
+                if not condition():
                     continue
                 ended.append(functools.partial(pending.resolve, value()))
             except CommandError as error:
                 ended.append(functools.partial(pending.fail, error))
             self._open.remove(one)
-        for end in ended:  # last: a callback may add goals
+        for end in ended:  # last: a callback may add commands
             contextvars.copy_context().run(end)
         return bool(ended)

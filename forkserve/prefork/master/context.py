@@ -1,4 +1,4 @@
-"""What all parts of the master read: the settings and hooks in force, and the identity of the server."""
+"""Context: what all parts of the master read: the settings and hooks in force, and the identity of the server."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class ServerState:
-    """One server, in its master. A reload replaces `settings` and `hooks`.
+class MasterContext:
+    """The context of one master. A reload replaces `settings` and `hooks`.
 
     Attributes:
-        worker_class: What runs in the workers.
+        worker_class: The class that runs in the workers.
         settings: The settings in force.
-        hooks: The users' hooks in force.
-        inheritance: What workers inherit by the fork.
-        most: The largest number of workers; the scoreboard has rows for no more.
-        pid: The master's; 0 before it runs.
+        hooks: The user's hooks in force.
+        inheritance: The objects that workers inherit by the fork.
+        most: The largest number of workers: the scoreboard has no more rows.
+        pid: The pid of the master; 0 before it runs.
         started_at: When the server started (monotonic seconds); an upgrade does not change it.
-        lost_lines: Lines of the logs that were lost before an upgrade.
+        lost_lines: The number of log lines that were lost before an upgrade.
     """
 
     worker_class: type[Worker]
@@ -39,10 +39,10 @@ class ServerState:
 
     @property
     def name(self) -> str:
-        """The server's name: the setting, else the app's or the worker class's; with a number if that name was taken."""
+        """The server's name: the setting, or the name of the app or worker class; with a number if that is in use."""
         return self.settings.name or (self.settings.app or self.worker_class.__name__.lower()).partition(":")[0]
 
     @property
     def scheme(self) -> str:
-        """What the addresses of its listeners begin with."""
+        """The scheme of its addresses."""
         return self.worker_class.scheme(self.settings)

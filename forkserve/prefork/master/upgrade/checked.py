@@ -1,11 +1,11 @@
-"""What a pre-flight has judged, for the program that takes over: forkserve's modules and others, the settings, the command line.
+"""What a pre-flight has checked: the code of forkserve and other modules, the settings, and the command line.
 
-The pre-flight writes it into a file without a name and seals that, before any code of the app runs; the master starts Python
-with it. So nothing that is on disk by then can keep the new program from its loop: what it imports until then comes from
-here, and it reads no configuration. Only an interpreter, its standard library and modules in C must be as they were.
+The pre-flight writes it to a nameless file, and seals the file before any code of the app runs. The master starts Python with
+this file. Until its loop runs, the new program imports from the file only, and reads no configuration. So no change on disk can
+stop it there. Only the interpreter, its standard library and modules in C must be unchanged.
 
-The file is a line of Python that the new program begins with, its `Judged` as JSON, and the code of the modules, with a NUL
-between them.
+The file has three parts, with a NUL between them: the Python code that the new program begins with (FIRST), the `CheckedProgram`
+as JSON, and the code of the modules.
 """
 
 from __future__ import annotations
@@ -32,67 +32,79 @@ if TYPE_CHECKING:
 
     from forkserve.prefork.master.upgrade.modules import Modules
 
-# Told to Python by -c. It must stand as it is for all versions, since the program that runs it may be an older one.
+# The argument of -c. It must stay the same in all versions, since the program that passes it may be an older one.
 BEGIN: Final = "import posix as p;f={};d=p.pread(f,p.fstat(f).st_size,0);p.close(f);exec(d.partition(b'\\0')[0])"
-# What that executes. What `-c` has put in front of the path must not be where it imports from. Another Python than the one
-# that has judged, as a link was switched meanwhile, runs the command line.
+# The code that BEGIN executes. `-c` puts the working directory in front of sys.path: nothing may be imported from there. If a
+# link was switched after the pre-flight, this may be another Python. That one runs the command line instead.
 FIRST: Final = f"""
 import sys
 sys.path[:] = [one for one in sys.path if one]
 import json, os
-judged = json.loads(d.split(b"\\0", 2)[1])
-if sys.hexversion != judged["hexversion"]:
-    os.execv(judged["executable"], judged["words"])
+checked = json.loads(d.split(b"\\0", 2)[1])
+if sys.hexversion != checked["hexversion"]:
+    os.execv(checked["executable"], checked["words"])
 import marshal
 modules, scope = marshal.loads(d.split(b"\\0", 2)[2]), {{"__name__": "{modules.__name__}"}}
 exec(modules[scope["__name__"]][2], scope)
-scope["begin"](judged, modules)
+scope["begin"](checked, modules)
 """
 SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL if sys.platform == "linux" else 0
 LOADERS: Final = (SourceFileLoader, SourcelessFileLoader)  # of modules in Python
-COARSE: Final = 20_000_000  # nanoseconds that the time of a change may be behind the clock
+COARSE: Final = 20_000_000  # nanoseconds by which a file's time of change may be behind the clock
 
 Stamp = list[int] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What is known of the program that has been judged.
+class CheckedProgram:
+    """A program that a pre-flight has checked.
 
-    `start` is the module whose `main` goes on from the settings alone, None where only the command line can be run again;
-    `given` what the settings were read from, if that can be read again; `unsaid` the names of settings and hooks that are
-    Python objects, and so are not in `settings`; `fresh` the files that may have changed after they were read.
+    Attributes:
+        hexversion: The version of its Python.
+        executable: Its Python.
+        words: Its command line.
+        flags: Python's own flags in the command line.
+        argv: Its `sys.argv`.
+        path: Its `sys.path`.
+        directory: Its working directory; None if that is gone.
+        start: The module whose `main` can start from the settings; None if only the command line can be run again.
+        settings: The settings that are plain values.
+        given: The sources of the settings; None if they cannot be read again.
+        objects: The names of settings and hooks that are Python objects, and so are not in `settings`.
+        stamps: The state of each file that was read or looked for, by its path.
+        fresh: The files that may have changed after they were read.
     """
 
     hexversion: int
     executable: str
-    words: list[str]  # the command line
-    flags: list[str]  # those of Python's own in it
+    words: list[str]
+    flags: list[str]
     argv: list[str]
     path: list[str]
     directory: str | None
     start: str | None
     settings: dict[str, Any]
     given: dict[str, Any] | None
-    unsaid: list[str]
+    objects: list[str]
     stamps: dict[str, Stamp]
     fresh: list[str]
 
-    def changed(self, before: Judged | None) -> str | None:
-        """Return a file that is not any more, or may not be, as it was when it was judged; None if there is none.
+    def changed(self, before: CheckedProgram | None) -> str | None:
+        """Return a file that has changed since it was checked, or may have changed; None if there is none.
 
-        A fresh one is good if it was the same for the pre-flight before: the clock of its file system may be another one.
+        A fresh file is unchanged if the previous pre-flight (`before`) found it in the same state: the clock of its file system
+        may differ from ours.
         """
         fresh = (path for path in self.fresh if before is None or before.stamps.get(path) != self.stamps[path])
         return next((path for path, stamp in self.stamps.items() if stamp_of(path) != stamp), next(fresh, None))
 
     def arguments(self, descriptor: int) -> list[str]:
-        """Return the command line that goes on from what the descriptor holds."""
+        """Return the command line that starts from the file of this descriptor."""
         return [self.executable, *self.flags, "-c", BEGIN.format(descriptor), *self.argv[1:]]
 
 
 def stamp_of(path: str) -> Stamp:
-    """Return what distinguishes one state of a file from another; None if there is no file."""
+    """Return values that differ between two states of a file; None if there is no file."""
     with contextlib.suppress(OSError, ValueError):
         found = os.stat(path)
         return [found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns]
@@ -100,28 +112,28 @@ def stamp_of(path: str) -> Stamp:
 
 
 def stamps(read: Collection[str], looked_for: Iterable[str], since: int) -> tuple[dict[str, Stamp], list[str]]:
-    """Return the stamps of files that were read, and of those that may have been missing; and which are fresh.
+    """Return the stamps of the files that were read or looked for, and the list of those that are fresh.
 
-    What has changed after `since` (nanoseconds), when this process began, may not be what was read.
+    A file that has changed after `since` (nanoseconds; the start of this process) may differ from what was read.
     """
     found = {path: stamp_of(path) for path in (*looked_for, *read)}
     return found, [path for path, stamp in found.items() if (stamp[3] >= since - COARSE if stamp else path in read)]
 
 
 def is_plain(value: object) -> bool:
-    """Whether a setting is a plain value, and not a function or a file."""
+    """Whether a setting is a plain value that JSON can hold."""
     return all(map(is_plain, value)) if isinstance(value, tuple) else value is None or isinstance(value, str | int | float)
 
 
 def python_flags(words: list[str], arguments: list[str]) -> list[str] | None:
-    """Return the flags of Python's own in a command line; None if what it runs has other arguments than these.
+    """Return Python's own flags in a command line; None if the module or script in it has other arguments than these.
 
-    Then that is not ours, but something that runs us, as `coverage run -m forkserve`.
+    Then another program runs ours, as in `coverage run -m forkserve`.
     """
     flags, rest = [], words[1:]
     while rest and rest[0].startswith("-") and rest[0] != "-":
         letters = "" if rest[0].startswith("--") else rest[0][1:]
-        at = next((at for at, letter in enumerate(letters) if letter in "cmWX"), len(letters))  # those with a value
+        at = next((at for at, letter in enumerate(letters) if letter in "cmWX"), len(letters))  # flags with a value
         with_next = rest[0] == "--check-hash-based-pycs" or at == len(letters) - 1
         if letters[at : at + 1] in ("c", "m"):
             flags += [f"-{letters[:at]}"] * bool(at)
@@ -132,9 +144,9 @@ def python_flags(words: list[str], arguments: list[str]) -> list[str] | None:
 
 
 def loaded() -> Modules:
-    """Return the modules in Python that this process has loaded, without the standard library's, and all of forkserve's.
+    """Return the Python modules that this process has loaded, except for the standard library's, and all modules of forkserve.
 
-    Raises ConfigError for one whose file cannot be read any more.
+    Raises ConfigError if a module's file cannot be read any more.
     """
     ours = sys.modules[__name__.partition(".")[0]]
     names = [one.name for one in pkgutil.walk_packages(ours.__path__, f"{ours.__name__}.") if not one.name.endswith("__main__")]
@@ -158,19 +170,19 @@ def loaded() -> Modules:
     return found
 
 
-def write(descriptor: int, judged: Judged, code: Modules) -> None:
-    """Write it, for good, and close the descriptor. In the pre-flight."""
-    parts = FIRST.encode(), json.dumps(dataclasses.asdict(judged)).encode("ascii"), marshal.dumps(dict(code))
+def write(descriptor: int, checked: CheckedProgram, code: Modules) -> None:
+    """Write the file, seal it, and close the descriptor. In the pre-flight."""
+    parts = FIRST.encode(), json.dumps(dataclasses.asdict(checked)).encode("ascii"), marshal.dumps(dict(code))
     with open(descriptor, "wb") as file:
         file.write(b"\0".join(parts))
         file.flush()
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
 
 
-def read(descriptor: int) -> Judged | None:
-    """Return what the pre-flight has written; None if that was another version, which does not know of it. In the master."""
+def read(descriptor: int) -> CheckedProgram | None:
+    """Return what the pre-flight has written; None if its version of forkserve does not write all of this. In the master."""
     if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS:
         return None
     found = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0).split(b"\0", 2)[1])
-    known = {field.name for field in dataclasses.fields(Judged)}
-    return Judged(**{name: value for name, value in found.items() if name in known}) if known <= found.keys() else None
+    known = {field.name for field in dataclasses.fields(CheckedProgram)}
+    return CheckedProgram(**{name: value for name, value in found.items() if name in known}) if known <= found.keys() else None
