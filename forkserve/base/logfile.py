@@ -347,7 +347,7 @@ class LogFile:
         return self._queue.piece(sys.maxsize)
 
     def go_on_with(self, data: bytes, lost: int) -> None:
-        """Take over the waiting lines of the program before an upgrade."""
+        """Take over the waiting lines of the previous program."""
         self._queue.put(data)
         self._queue.lost += lost
 

@@ -217,7 +217,7 @@ def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> l
 
     Args:
         settings: The settings.
-        held: In a program that takes over: the open files of the program before, by path, which stay in use. Then nothing is
+        held: In a program that takes over: the open files of the previous program, by path, which stay in use. Then nothing is
             raised: stderr replaces a log that cannot be opened, and the errors are returned.
 
     Raises:

@@ -42,7 +42,7 @@ class KnownAccount:
     account: Account
 
 
-_known: dict[tuple[str | None, str | None, bool], Account] = {}  # from the program before an upgrade
+_known: dict[tuple[str | None, str | None, bool], Account] = {}  # from the previous program
 
 
 def complaints(settings: AccountSettings) -> Iterator[tuple[str, str]]:
@@ -140,7 +140,7 @@ def export(settings: AccountSettings) -> KnownAccount | None:
 
 
 def adopt(found: KnownAccount | None) -> None:
-    """Know the account from the program before, if it cannot be looked up any more."""
+    """Know the account from the previous program, if it cannot be looked up any more."""
     if found is not None:
         _known[found.settings] = found.account
 

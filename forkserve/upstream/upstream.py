@@ -70,7 +70,7 @@ def check_path(settings: Settings) -> None:
 def hold(path: str | None, before: LockState | None) -> LockFile | None:
     """Lock the file, so that no other server writes it as long as this one runs. Raises ConfigError.
 
-    *before* is the lock of the program before an upgrade, which is released if it is of another file.
+    *before* is the lock of the previous program, which is released if it locks another file.
     """
     lock = None if path is None else _lock_of(path)
     if before is not None:

@@ -72,7 +72,7 @@ class Failures:
         self._last[child.id] = why
 
     def report_error_page(self, child: Child) -> Failed:
-        """Report a worker that shows an error page instead of the app. The same error of several workers is reported once."""
+        """Report a worker that shows an error page instead of the app, and return the error. The same error is reported once."""
         why = child.failure or Failed("it gave no reason")
         message, traceback = why.message, why.traceback
         if why not in self._last.values():

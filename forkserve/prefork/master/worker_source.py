@@ -17,7 +17,7 @@ class DirectFork:
 
     @property
     def fallback(self) -> WorkerSource | None:
-        """This source: an ordered worker was ordered by the previous program, before an upgrade."""
+        """This source: a worker without a pid was ordered by the previous program."""
         return self
 
     def start(self, new: NewWorker, forker: Forker) -> None:

@@ -97,7 +97,7 @@ class Listeners:
         self._bind = [parse_address(text) for text in bind]
         self._opener = Opener(backlog, socket_mode, owner)
         self._all: list[Listener] = []
-        self._leaving: list[Listener] = []  # of old workers only, until the reload after an upgrade has ended
+        self._old_only: list[Listener] = []  # only for old workers, until the reload after an upgrade has ended
         self._renewed: list[tuple[Listener, Listener]] = []  # listeners that lost their file, with their replacements
         self._turned = False  # new slots get only the new addresses
 
@@ -139,7 +139,7 @@ class Listeners:
         listener.slot, listener.opened_for, listener.first, listener.last = slot, str(address), wanted.first, wanted.last
         self._all.append(listener)
         if wanted.last is not None:
-            self._leaving.append(listener)
+            self._old_only.append(listener)
 
     def for_slot(self, slot: int, generation: int) -> list[Listener]:
         """Return the listeners of a worker: its slot's own one, then the shared ones."""
@@ -320,10 +320,10 @@ class Listeners:
         they were, and the error is returned.
 
         Args:
-            found: What the program before had.
+            found: The listeners of the previous program.
             slots: Those that have listeners.
             generations: The committed one, and that of the reload that follows.
-            before: The settings of the program before.
+            before: The settings of the previous program.
         """
         committed, following = generations
         now, self._all = self._address_sets[-1], [_adopted(one) for one in found]
@@ -337,7 +337,7 @@ class Listeners:
                 if wanted.pop((listener.slot, listener.opened_for), None):
                     continue
                 if listener.opened_for and (listener.slot is None or listener.slot in slots):
-                    self._leaving.append(listener)
+                    self._old_only.append(listener)
                     listener.last = following - 1
             for (slot, _), address in wanted.items():
                 self._open_for(address, slot, self._address_sets[-1])
@@ -360,8 +360,8 @@ class Listeners:
         """
         if len(self._address_sets) == 1:
             return True
-        (was, now), leaving = self._address_sets, self._leaving
-        self._leaving, self._turned = [], False
+        (was, now), old_only = self._address_sets, self._old_only
+        self._old_only, self._turned = [], False
         if committed >= now.first:
             self._address_sets = [now]
             return False
@@ -369,7 +369,7 @@ class Listeners:
         for listener in self._all:
             if listener.first == now.first:
                 listener.last = min(now.first, newest)
-            elif listener in leaving:
+            elif listener in old_only:
                 listener.last = None
                 listener.without = now.first if newest >= now.first else listener.without
         return True

@@ -100,7 +100,7 @@ def test_attributes_of_hooks_reach_the_worker(serve: Start, project: Path, mode:
         assert (age, requests, workers, app) == (ages[number - 1], 0, 2, "app")
         assert no_app == "AttributeError: the worker has no attribute 'app': use worker.wsgi in post_worker_init"
         assert [text.partition(": use ")[2] for text in others] == [
-            "worker.beat() to show life",
+            "worker.beat() for a heartbeat",
             "worker.listeners",
             "worker.cfg.timeout",
             "",

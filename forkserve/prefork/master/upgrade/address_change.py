@@ -38,30 +38,34 @@ class AddressChange:
         if not self._listeners.elsewhere(pool.generations.committed):
             pool.departures.moved = pool.departures.advertised_before = frozenset()
             return
-        self.close_left()
-        left = self._listeners.elsewhere(pool.generations.committed)
-        pool.departures.moved = self._slots(left)
-        pool.departures.advertised_before = self._slots([one for one in left if self._is_sought(one)])
+        self.close_unused()
+        old = self._listeners.elsewhere(pool.generations.committed)
+        pool.departures.moved = self._slots(old)
+        pool.departures.advertised_before = self._slots([one for one in old if self._may_get_requests(one)])
 
-    def _is_sought(self, one: Listener) -> bool:
+    def _may_get_requests(self, one: Listener) -> bool:
         """Whether a front end may send requests there."""
         return self._frontend.sends_to(status.listener(one, self._state.scheme))
 
-    def _slots(self, left: list[Listener]) -> set[int]:
+    def _slots(self, listeners: list[Listener]) -> set[int]:
         return {
-            one.slot for one in self._pool.members.workers() if any(there.accepted_by(one.slot, one.generation) for there in left)
+            one.slot
+            for one in self._pool.members.workers()
+            if any(old.accepted_by(one.slot, one.generation) for old in listeners)
         }
 
-    def close_left(self) -> None:
+    def close_unused(self) -> None:
         """Close the addresses of other generations that no worker accepts from. Close none while the pool may go back to them.
 
-        If such a worker has died, the front end may still send requests to its address. Such an address stays open until the
+        If the worker of such an address has died, the front end may still send requests there. The address stays open until the
         front end is reconfigured, at most as long as a drain may take.
         """
         pool = self._pool
         if pool.generations.fallback is None:
             workers = [(one.slot, one.generation) for one in pool.members.workers() if one.exists and not one.released]
             longest = pool.members.limits.graceful or LONGEST
-            due = self._listeners.close_unused(pool.generations.committed, workers, self._is_sought, time.monotonic(), longest)
+            due = self._listeners.close_unused(
+                pool.generations.committed, workers, self._may_get_requests, time.monotonic(), longest
+            )
             if due is not None:
                 self._poller.at(due, int)  # wakes the loop

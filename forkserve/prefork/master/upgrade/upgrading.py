@@ -205,7 +205,7 @@ class PostUpgradeReload:
             back = self._listeners.settle(pool.generations.committed, pool.generations.newest)
             if back and reload.error is not None:
                 self._reloading.take_over(dataclasses.replace(state.settings, **was), state.hooks)
-            self._change.close_left()
+            self._change.close_unused()
             if reload.error is None:
                 requested.resolve({**reload.value, "version": __version__})
                 return

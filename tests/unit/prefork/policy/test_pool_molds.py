@@ -229,7 +229,7 @@ def test_a_failure_after_the_commit_restores_the_old_generation(fleet: Fleet, ki
     ]
 
 
-def test_what_is_tried_is_said(fleet: Fleet) -> None:
+def test_the_progress_of_a_reload_names_the_tried_process(fleet: Fleet) -> None:
     fleet.reload()
     assert fleet.rollout is not None
     assert fleet.rollout.trial == "mold"

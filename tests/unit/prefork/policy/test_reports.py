@@ -1,4 +1,4 @@
-"""Reports of single processes, by values: those that come in a state where they mean nothing, too."""
+"""Reports of single processes, by values, also in a state in which they have no meaning."""
 
 from __future__ import annotations
 
