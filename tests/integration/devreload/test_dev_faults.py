@@ -86,7 +86,7 @@ def test_files_written_by_a_failing_import_cause_no_reload(project: Project, fir
     project.command.traceback_expected = True
     project.save("myapp.py", bad + "\n")
     project.until("out of order", 500)
-    project.command.wait_for("made.py changes whenever the app is loaded")
+    project.command.wait_for("made.py changes at each load of the app")
     number = len(project.reloads)
     assert {project.get().status for _ in range(200)} == {500}
     assert len(project.reloads) <= number + 1  # one reload may begin before the reloader knows the file
