@@ -83,9 +83,7 @@ def test_file_systems_shared_with_other_machines_need_polling() -> None:
         "fakeowner",
     )
     assert all(map(misses_changes, shared))
-    assert not any(
-        map(misses_changes, ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "fuseblk", "fuse.fuse-overlayfs", ""))
-    )
+    assert not any(map(misses_changes, ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "fuseblk", "fuse.fuse-overlayfs", "")))
 
 
 def test_the_polling_period_bounds_the_cost_and_spares_slow_file_systems() -> None:
