@@ -1,4 +1,4 @@
-"""After TERM, work behind a response is finished, and a delayed drain accepts new connections."""
+"""After TERM, a worker finishes work that goes on after a response, and a delayed drain accepts new connections."""
 
 from __future__ import annotations
 
