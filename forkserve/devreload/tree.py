@@ -127,8 +127,8 @@ class Tree:
         folder, now = self._folders.get(path), stamp_of(path)
         return folder is not None and now is not None and now.inode == folder.inode
 
-    def existed(self, path: str) -> bool:
-        """Whether a file existed at the last look."""
+    def has_file(self, path: str) -> bool:
+        """Whether a file exists in the recorded state."""
         folder = self._folders.get(os.path.dirname(path))
         return folder is not None and path in folder.files
 

@@ -131,7 +131,7 @@ class Watcher:
             self._channel.flush()
             self._take_events()
             self._poll_or_check_roots()
-            if self._due() <= time.monotonic() and not self._is_busy():
+            if self._due() <= time.monotonic() and not self._postpone():
                 self._report()
             if self._rest_due() <= time.monotonic():
                 self._channel.send(AtRest(self._rest_number))
@@ -216,7 +216,7 @@ class Watcher:
             if path and (event.is_directory or os.path.isdir(path)):
                 self._handle_folder(path)
             elif path and self._tree.is_relevant(path):
-                self._record([(path, self._tree.existed(path))])
+                self._record([(path, self._tree.has_file(path))])
 
     def _follow_writing(self, event: Any) -> None:
         """Record which files are being written. They are empty at first, so their report must wait."""
@@ -293,8 +293,8 @@ class Watcher:
         longest = max(self._first_at + max(LONGEST_WAIT, self._watch.delay), self._busy_until)
         return longest if self._writing else min(self._last_at + self._watch.delay, longest)
 
-    def _is_busy(self) -> bool:
-        """Whether to postpone the report, within bounds. More changes are expected while git works or a look is unfinished."""
+    def _postpone(self) -> bool:
+        """Postpone the report, within bounds, while git is at work or a look is unfinished. Return whether it was postponed."""
         now = time.monotonic()
         since = self._polling.looked_at if self._polling else inf
         if now < self._first_at + LONGEST_CHECKOUT and any(is_at_work(lock, since) for lock in self._git_locks):
@@ -323,7 +323,7 @@ class Watcher:
             self._tree.update(path)
         included = [path for path in sorted(self._changed) if self._tree.included(path)]
         others = sorted(self._changed.keys() - included | self._removed)
-        made = {path for path, existed in self._changed.items() if existed != self._tree.existed(path)}
+        made = {path for path, existed in self._changed.items() if existed != self._tree.has_file(path)}
         self._changed, self._removed, self._writing, self._first_at = {}, set(), set(), 0.0
         for start in range(0, len(others) or 1, MANY):
             some = others[start : start + MANY]
