@@ -29,8 +29,8 @@ class Shown(NamedTuple):
     """A shown error."""
 
     text: str
-    generation: int  # the last generation whose workers show it
-    slot: int | None  # the slot whose worker failed; None: a reload failed
+    generation: int  # workers up to this generation show it
+    slot: int | None  # the slot of the failed worker; None: a reload failed
 
 
 class Faults:

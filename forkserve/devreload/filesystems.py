@@ -12,7 +12,7 @@ SHARED: Final = frozenset(
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "ncpfs", "coda"),
     )
 )
-# Local file systems whose drivers use FUSE. The kernel notices their changes.
+# Local file systems with a driver in FUSE. The kernel notices all their changes.
 LOCAL_FUSE: Final = frozenset(("fuseblk", "fuse.fuse-overlayfs"))
 
 

@@ -63,7 +63,7 @@ def become_watcher(channel: Channel, watch: Watch, settings: Settings, master: i
     """Run the watcher in this process, and exit. The process was just forked with all signals blocked."""
     code = 1
     try:
-        gc.freeze()  # else the collector may close descriptors of the master's objects, whose numbers are used again here
+        gc.freeze()  # the collector must not close descriptors of the master's objects: their numbers are used again here
         signal.set_wakeup_fd(-1)
         os.closerange(STANDARD_STREAMS, channel.fileno())
         os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))

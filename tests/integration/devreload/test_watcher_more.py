@@ -3,7 +3,7 @@
 Each case where a change could be missed has a test here or in `test_watcher`: inotify's queue overflows; inotify has no watch or no
 instance left, at the start and later; directories are created, removed, renamed and put back, linked, and linked elsewhere; only the
 case of a name changes; a file becomes a link; only dates change, also backwards and into the future; two changes within one second on a
-file system whose dates have whole seconds; a file system that other machines change.
+file system with dates in whole seconds; a file system that other machines change.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ANNOUNCES = {"ANNOUNCES": "1"}
 
 
 class Fleet(Steered):
-    """A server whose workers are of one custom class."""
+    """A server with workers of one custom class."""
 
     def __init__(self, start: Start, directory: Path, name: str, *options: object, env: dict[str, str] | None = None) -> None:
         self.home = directory
