@@ -1,10 +1,10 @@
-"""How long it takes in development from a save to the first new answer, servers in turns.
+"""Measures the time from a save to the first new response under development. The servers take turns.
 
     pip install uvicorn 'granian[reload]' gunicorn fastapi django
     python benchmarks/dev_reload.py --saves 20
 
-`cold` is forkserve with every module imported anew by each worker: its app replaces a function of the standard library,
-and then no module is kept loaded. A poll every 3 ms; one that gets no answer, or none with 200, has failed.
+`cold` is forkserve with a full import in each worker: its app replaces a function of the standard library, and then no module
+stays loaded. A request is sent every 3 ms. A request without a response of 200 has failed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ V = {version}
 def index(request):
     return HttpResponse("v%d." % V)
 """
-# By name: what stays, what is saved, and its text.
+# By name: the files that stay the same, the saved file, and its text.
 APPS: dict[str, tuple[dict[str, str], str, str]] = {
     "plain": ({}, "myapp.py", PLAIN),
     "fastapi": ({}, "myapp.py", FASTAPI),
@@ -102,7 +102,7 @@ APPS: dict[str, tuple[dict[str, str], str, str]] = {
 
 
 def command(server: str, app: str, port: int) -> list[str]:
-    """The command that serves `myapp:app`."""
+    """Return the command that serves `myapp:app`."""
     binary = str(Path(sys.executable).parent / server)
     match server:
         case "uvicorn":
@@ -129,35 +129,35 @@ def command(server: str, app: str, port: int) -> list[str]:
 
 
 def get(port: int) -> bytes | None:
-    """The answer, over a new connection; None if that fails."""
+    """Return the response over a new connection; None without a response of 200."""
     try:
         with socket.create_connection(("127.0.0.1", port), 5) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+            response = b"".join(iter(lambda: sock.recv(65536), b""))
     except OSError:
         return None
-    return answer if answer.startswith(b"HTTP/1.1 200") else None
+    return response if response.startswith(b"HTTP/1.1 200") else None
 
 
 class Run:
     """One server of one app."""
 
     def __init__(self, server: str, app: str, folder: Path) -> None:
-        stays, self._saved, self._text = APPS[app]
+        constant, self._saved, self._text = APPS[app]
         self._folder = folder
         self._prefix = COLD if server == "cold" else ""
-        for name, text in stays.items():
+        for name, text in constant.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text((self._prefix if name == "myapp.py" else "") + text)
         if self._saved != "myapp.py":
             self._prefix = ""
         self.version = 0
         self.times: list[float] = []
-        self.failed = self.polls = 0
+        self.failed = self.requests = 0
         with socket.create_server(("127.0.0.1", 0)) as sock:
             self.port = sock.getsockname()[1]
         self.save()
-        self._log = (folder.parent / f"{server}.log").open("w+b")  # not where a reloader looks for changes
+        self._log = (folder.parent / f"{server}.log").open("w+b")  # outside of the directory that the reloader watches
         self._process = subprocess.Popen(
             command(server, app, self.port),
             cwd=folder,
@@ -165,30 +165,30 @@ class Run:
             stderr=self._log,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-        self.wait(30, polls=0.05)
-        time.sleep(3)  # for whatever it prepares
+        self.wait(30, pause=0.05)
+        time.sleep(3)  # seconds in which the server can prepare, as forkserve does for its warm process
 
     def save(self) -> None:
-        """Save the file as an editor does: a new file in the place of the old."""
+        """Save the file as an editor does: a new file replaces the old one."""
         path = self._folder / self._saved
         path.parent.mkdir(exist_ok=True)
         path.with_suffix(".tmp").write_text(self._prefix + self._text.format(version=self.version))
         path.with_suffix(".tmp").rename(path)
 
-    def wait(self, limit: float, polls: float = 0.003) -> float:
-        """Wait for the newest answer; how long that took."""
+    def wait(self, limit: float, pause: float = 0.003) -> float:
+        """Wait for the newest response; return the seconds it took."""
         began = time.monotonic()
         while time.monotonic() - began < limit:
-            answer = get(self.port)
-            self.polls += 1
-            self.failed += answer is None
-            if answer and b"v%d." % self.version in answer:
+            response = get(self.port)
+            self.requests += 1
+            self.failed += response is None
+            if response and b"v%d." % self.version in response:
                 return time.monotonic() - began
-            time.sleep(polls)
-        raise SystemExit(f"no new answer:\n{Path(self._log.name).read_text()[-2000:]}")
+            time.sleep(pause)
+        raise SystemExit(f"no new response:\n{Path(self._log.name).read_text()[-2000:]}")
 
     def reload(self) -> None:
-        """Save once, and wait."""
+        """Save once, and wait for the new response."""
         self.version += 1
         self.save()
         self.times.append(self.wait(20))
@@ -204,13 +204,13 @@ class Run:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--servers", nargs="+", default=["forkserve", "cold", "granian", "uvicorn", "gunicorn"])
     parser.add_argument("--apps", nargs="+", default=list(APPS), choices=list(APPS))
     parser.add_argument("--saves", type=int, default=20)
     options = parser.parse_args()
-    print(f"{'app':8} {'server':10} {'median':>7} {'min':>7} {'max':>7}  failed polls")
+    print(f"{'app':8} {'server':10} {'median':>7} {'min':>7} {'max':>7}  failed requests")
     for app in options.apps:
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as servers:
             runs: dict[str, Run] = {}
@@ -219,13 +219,13 @@ def main() -> None:
                 runs[server] = Run(server, app, Path(folder) / server)
                 servers.callback(runs[server].close)
             for run in runs.values():
-                run.failed = run.polls = 0
+                run.failed = run.requests = 0
             for _ in range(options.saves):
                 for run in runs.values():
                     run.reload()
             for server, run in runs.items():
                 numbers = statistics.median(run.times), min(run.times), max(run.times)
-                print(f"{app:8} {server:10}", *(f"{one:7.3f}" for one in numbers), f" {run.failed} of {run.polls}", flush=True)
+                print(f"{app:8} {server:10}", *(f"{one:7.3f}" for one in numbers), f" {run.failed} of {run.requests}", flush=True)
 
 
 if __name__ == "__main__":

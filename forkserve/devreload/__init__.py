@@ -1,1 +1,1 @@
-"""Reloads for development: when a file changes that the app has loaded, the workers are replaced."""
+"""Reloads for development: the workers are replaced when a file changes that the app has loaded."""

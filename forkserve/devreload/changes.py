@@ -1,73 +1,73 @@
-"""Changes: which of the files that change matter to the app. Pure; for the master, under --reload."""
+"""Changes: which changed files are relevant to the app. Pure; for the master, under --reload."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from forkserve.devreload.patterns import MODULES
 
-REMEMBERED: Final = 10_000  # changes
-OWN: Final = 5  # changes in a row, each while the app was loaded, after which a file is taken as its own
+MAX_REMEMBERED: Final = 10_000  # changes
+MAX_LOAD_WRITES: Final = 5  # successive changes of a file that all happened during loads; after more, the app itself writes it
 
 
 class Changes:
-    """What has changed, and what the workers have loaded.
+    """The changed files, and the files that the workers have loaded.
 
     Args:
-        on_own: Called once with the path of a file that the app turns out to write itself.
+        on_self_written: Called once with the path of a file that the app writes at each load.
     """
 
-    def __init__(self, on_own: Callable[[str], object]) -> None:
-        self._on_own = on_own
+    def __init__(self, on_self_written: Callable[[str], object]) -> None:
+        self._on_self_written = on_self_written
         self._changed_at: dict[str, float] = {}  # by path
-        self._made_at: dict[str, float] = {}  # of those that are new, or gone
-        self._loaded: dict[int, set[str]] = {}  # by the ident of the worker that has loaded them
-        self._folders: dict[int, set[str]] = {}  # where those are
-        self._sought: set[str] = set()  # what imports have sought in vain, without a suffix; by whatever worker
-        self._own: dict[str, int] = {}  # how many times in a row the app may have written them as it was loaded
+        self._made_at: dict[str, float] = {}  # of new and removed files
+        self._loaded: dict[int, set[str]] = {}  # files, by the ident of the worker that has loaded them
+        self._folders: dict[int, set[str]] = {}  # the directories of those files, and of namespace packages
+        self._sought: set[str] = set()  # paths at which an import of any worker has found nothing, without suffix
+        self._load_writes: dict[str, int] = {}  # how many loads in a row may have written each file
 
     @property
     def newest(self) -> float:
-        """When the last one was reported."""
+        """When the last change was reported."""
         return max(self._changed_at.values(), default=0.0)
 
     @property
     def loaded(self) -> list[str]:
-        """All files that some worker has loaded."""
+        """All files that a worker has loaded."""
         return list(set().union(*self._loaded.values()))
 
-    def reported(
+    def record_changed(
         self,
         included: Collection[str],
         others: Sequence[str],
         made: Collection[str],
         now: float,
         *,
-        suspected: bool,
+        load_failed: bool,
         loading: bool,
     ) -> list[str]:
-        """Files have changed: return those that matter.
+        """Remember changed files; return the relevant ones.
 
         Args:
-            included: Those that matter though no module is loaded from them.
-            others: Those that a worker may have loaded, and directories that are gone.
-            made: Those of the others that were not there before, or are gone.
+            included: Files that are relevant although no module is loaded from them.
+            others: Files that a worker may have loaded, and removed directories.
+            made: Those of `others` that are new or removed.
             now: The time.
-            suspected: Something does not load, so that any file may mend it.
-            loading: Workers load the app, or did so until just now.
+            load_failed: A load has failed, so any file may repair it.
+            loading: Workers load the app, or have just loaded it.
         """
-        if len(self._changed_at) > REMEMBERED:
+        if len(self._changed_at) > MAX_REMEMBERED:
             self._changed_at.clear()
             self._made_at.clear()
         self._changed_at.update(dict.fromkeys((*included, *others), now))
         self._made_at.update(dict.fromkeys(made, now))
-        matter = [path for path in included if not self._is_own(path, loading=loading)]
-        return matter + [
+        relevant = [path for path in included if not self._is_self_written(path, loading=loading)]
+        return relevant + [
             path
             for path in others
             if self._is_loaded(path)
             or (
-                (suspected or self._is_sought(path) or (path in made and self._is_awaited(path)))
-                and not self._is_own(path, loading=loading)
+                (load_failed or self._is_sought(path) or (path in made and self._is_awaited(path)))
+                and not self._is_self_written(path, loading=loading)
             )
         ]
 
@@ -77,16 +77,16 @@ class Changes:
         return any(file.startswith(path + "/") for files in self._loaded.values() for file in files)
 
     def _is_sought(self, path: str) -> bool:
-        """Whether a file is a module that an import has sought in vain: then it is new, even if its creation was not seen."""
+        """Whether a file is a module that an import did not find. Then it is new, even if its creation was not noticed."""
         folder, _, name = path.rpartition("/")
         stem = folder if name == "__init__.py" else f"{folder}/{name.partition('.')[0]}"
         return path.endswith(MODULES) and stem in self._sought
 
     def _is_awaited(self, path: str) -> bool:
-        """Whether a file that has come, or gone, may make a difference to the app.
+        """Whether a new or removed file may change the app.
 
-        It is a module that an import has sought; or it is in a directory of modules that are loaded, or makes a package
-        there, and the app may look for all that there are.
+        It may if an import looked for it. It also may if it is in a directory of loaded modules, or makes a package there: the
+        app may load every module of a directory.
         """
         if not path.endswith(MODULES):
             return False
@@ -99,24 +99,24 @@ class Changes:
             stem = stem.rpartition("/")[0]
         return bool(stem)
 
-    def _is_own(self, path: str, *, loading: bool) -> bool:
-        """Whether the app writes a file itself whenever it is loaded, so that it would be loaded again for ever."""
-        self._own[path] = count = self._own.get(path, 0) + 1 if loading else 0
-        if count == OWN + 1:
-            self._on_own(path)
-        return count > OWN
+    def _is_self_written(self, path: str, *, loading: bool) -> bool:
+        """Whether the app writes the file at each load. A reload for such a file would cause the next one, without end."""
+        self._load_writes[path] = count = self._load_writes.get(path, 0) + 1 if loading else 0
+        if count == MAX_LOAD_WRITES + 1:
+            self._on_self_written(path)
+        return count > MAX_LOAD_WRITES
 
-    def loads(
+    def record_loaded(
         self, ident: int, files: Collection[str], since: float, *, folders: Collection[str] = (), sought: Collection[str] = ()
     ) -> list[str]:
-        """A worker has loaded files: return those that have changed since a time when they were not loaded yet.
+        """Remember files that a worker has loaded; return those that have changed since a time before their load.
 
         Args:
-            ident: The worker's.
-            files: What it has loaded.
-            since: That time.
-            folders: Directories of packages, besides those that the files are in.
-            sought: What it has sought in vain: a path without a suffix, of a module or a package.
+            ident: The worker's ident.
+            files: The loaded files.
+            since: A time at which the files were not loaded yet.
+            folders: Directories of packages, besides those of the files.
+            sought: Paths of modules and packages that imports did not find, without suffix.
         """
         here = {file.rpartition("/")[0] for file in files}.union(folders)
         self._loaded.setdefault(ident, set()).update(files)
@@ -126,9 +126,9 @@ class Changes:
         made = [path for path, at in self._made_at.items() if at > since and path not in changed and self._is_awaited(path)]
         made += [path for path, at in self._changed_at.items() if at > since and path not in made and self._is_sought(path)]
         made = [path for path in made if path not in self._loaded[ident]]
-        return changed + [path for path in made if not self._is_own(path, loading=True)]
+        return changed + [path for path in made if not self._is_self_written(path, loading=True)]
 
     def ended(self, ident: int) -> None:
-        """A worker has ended."""
+        """Forget the files of a worker that has exited or was given up."""
         self._loaded.pop(ident, None)
         self._folders.pop(ident, None)

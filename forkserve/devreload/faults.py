@@ -1,8 +1,8 @@
-"""Faults: what of the app does not load, shown instead of the app. In the master, under --reload.
+"""Faults: load errors, shown to clients instead of the app. In the master, under --reload.
 
-What fails while files are being saved may be no fault: a file is empty when an editor begins to write it, and one of two files
-that belong together is saved first. So the watcher confirms that it has reported all changes, and only a failure that no change
-follows is shown; or one that occurs a second time, as files may change for ever.
+A load that fails while files are being saved may be no error: a file is empty when an editor begins to write it, and one of
+two related files is saved first. So the watcher confirms that it has reported all changes, and an error is shown only if no
+change follows it. An error that occurs twice is shown at once, because files may change without end.
 """
 
 from __future__ import annotations
@@ -22,115 +22,116 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.services import Services
 
-LONGEST_DOUBT: Final = 1.0  # seconds to wait for the watcher's answer, besides its own delay
+REST_TIMEOUT: Final = 1.0  # seconds to wait for the watcher's answer, in addition to its own delay
 
 
 class Shown(NamedTuple):
-    """What is shown: by workers of generations up to one, and which slot's it is, if it is not a reload's."""
+    """A shown error."""
 
     text: str
-    generation: int
-    slot: int | None
+    generation: int  # workers up to this generation show it
+    slot: int | None  # the slot of the failed worker; None: a reload failed
 
 
 class Faults:
-    """The fault that is shown, and what may be one.
+    """The load error that is shown, and failures that may become one.
 
     Args:
-        services: Give the workers that show it.
-        ask: Has the watcher answer, with this number, when it has reported all changes; returns whether there is a watcher.
+        services: Give the workers that show the error.
+        ask_for_rest: Asks the watcher to send a number back when it has reported all changes. Returns whether there is a watcher.
     """
 
-    def __init__(self, services: Services, ask: Callable[[int], bool]) -> None:
+    def __init__(self, services: Services, ask_for_rest: Callable[[int], bool]) -> None:
         self._state, self._pool, self._poller = services.state, services.pool, services.poller
         self._children, self._is_reloading = services.children, services.is_reloading
-        self._ask = ask
+        self._ask_for_rest = ask_for_rest
         self._shown: Shown | None = None
-        self._failed: str | None = None  # what a reload failed with
+        self._failed: str | None = None  # the error of a failed reload
         self._waiting: list[Child] = []  # workers that could not load the app, and wait for an order
         self._number = 0
         self._changed_at = 0.0
-        self._dropped: set[str] = set()  # what was not shown, as a change came
+        self._dropped: set[str] = set()  # errors that were not shown, because a change followed
 
     @property
-    def shown(self) -> bool:
-        """Whether the workers show what is wrong with the app, instead of the app."""
+    def is_shown(self) -> bool:
+        """Whether the workers show a load error instead of the app."""
         return self._shown is not None
 
     @property
-    def suspected(self) -> bool:
-        """Whether something does not load, as far as is known: then any change may mend it."""
-        return self.shown or self._failed is not None or bool(self._waiting)
+    def load_failed(self) -> bool:
+        """Whether a load is known to have failed. Then any change may repair it."""
+        return self.is_shown or self._failed is not None or bool(self._waiting)
 
     def reload_failed(self, text: str) -> None:
-        """A reload failed with this."""
+        """A reload failed with this error. Show it now if it has occurred before, and otherwise if no change follows."""
         self._failed = text
         if text in self._dropped:
-            self._order_page()
+            self._order_pages()
         else:
-            self._doubt()
+            self._order_pages_at_rest()
 
     def reload_succeeded(self) -> None:
-        """All is well."""
+        """A reload succeeded: forget all errors."""
         self._shown = self._failed = None
         self._dropped.clear()
 
     def waits(self, child: Child) -> None:
-        """A worker could not load the app, and waits for the order to show that."""
+        """A worker could not load the app, and waits for the order to show the error."""
         self._waiting.append(child)
-        if self._why(child) in self._dropped:
-            self._order_page()
+        if self._error_of(child) in self._dropped:
+            self._order_pages()
         elif child.member.born < self._changed_at:
-            self._start_others()
+            self._replace_waiting()
         else:
-            self._doubt()
+            self._order_pages_at_rest()
 
-    def _doubt(self) -> None:
+    def _order_pages_at_rest(self) -> None:
+        """Show the error when the watcher has reported all changes, or does not answer in time."""
         self._number = number = self._number + 1
-        watched = self._ask(number)
-        longest = LONGEST_DOUBT + self._state.settings.reload_delay if watched else 0.0
+        watched = self._ask_for_rest(number)
+        longest = REST_TIMEOUT + self._state.settings.reload_delay if watched else 0.0
         self._poller.at(time.monotonic() + longest, lambda: self.at_rest(number))
 
-    def changed(self) -> None:
-        """The app has changed, and will be reloaded: what failed before that is no fault."""
+    def app_changed(self) -> None:
+        """The app has changed and will be reloaded: drop earlier failures."""
         if self._failed is not None:
             self._dropped.add(self._failed)
         self._failed = None
         self._changed_at = time.monotonic()
-        self._start_others()
+        self._replace_waiting()
 
-    def _start_others(self) -> None:
-        """Have others started in place of those that wait."""
+    def _replace_waiting(self) -> None:
+        """Have other workers started in place of the waiting ones."""
         waiting, self._waiting = self._waiting, []
         for child in waiting:
-            self._dropped.add(self._why(child))
+            self._dropped.add(self._error_of(child))
             history.Withdrawn(child.member.ident, time.monotonic()).happen(self._pool)
 
     def at_rest(self, number: int) -> None:
-        """The watcher's answer: it has reported all changes."""
-        if number == self._number:  # else something has failed since the request
-            self._order_page()
+        """The watcher has reported all changes before its request with this number."""
+        if number == self._number:  # otherwise another load has failed since that request
+            self._order_pages()
 
-    def _order_page(self) -> None:
-        """Have what failed be shown."""
+    def _order_pages(self) -> None:
+        """Have the workers show the error."""
         waiting, self._waiting = self._waiting, []
         for child in waiting:
-            self._send(child, "")  # it knows best why
+            self._send(child, "")  # it knows its own error
         text, self._failed = self._failed, None
         if text is not None and not self._is_reloading() and self._pool.phase < Phase.STOPPING:
             self._show(text, None)
 
     def _show(self, text: str, slot: int | None) -> None:
-        """Have the workers show what is wrong, instead of what the app was before."""
+        """Have the ready workers show the error instead of their old app."""
         self._shown = Shown(text, self._pool.generations.committed, slot)
         for child in self._children:
             if child.member.state is State.READY:
                 self._send(child, text)
 
     def became_ready(self, child: Child) -> bool:
-        """A worker is ready, perhaps with a fault of its own; return whether all should be tried again, as that has gone.
+        """A worker is ready. Return whether to reload all workers because the shown error is gone.
 
-        One of a generation whose successor does not load must not look as if all were well.
+        A worker of an old generation shows the error of its successor too, so that no client takes the old app for the new one.
         """
         if child.fault is not None:
             self._show(failure_text(child.fault), child.id)
@@ -140,11 +141,11 @@ class Faults:
         return False
 
     def ended(self, child: Child) -> None:
-        """A worker has ended."""
+        """A worker has exited or was given up."""
         self._waiting = [one for one in self._waiting if one is not child]
 
     @staticmethod
-    def _why(child: Child) -> str:
+    def _error_of(child: Child) -> str:
         return failure_text(child.failure) if child.failure else ""
 
     def _send(self, child: Child, text: str) -> None:

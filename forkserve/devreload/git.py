@@ -1,4 +1,4 @@
-"""Git: whether it is in the middle of changing many files, which are one change then. In the watcher."""
+"""Git: whether git is changing many files. Those are one change. In the watcher."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import time
 from typing import Final
 
-STALE: Final = 30.0  # seconds, after which a lock was probably left behind by a git that was killed
+STALE: Final = 30.0  # seconds; an older lock was probably left behind by a killed git
 
 
-def index_of(folder: str) -> str | None:
+def lock_of(folder: str) -> str | None:
     """Return the lock that git holds while it checks out, merges or stashes files of a real directory; None without git.
 
-    `.git` may be above that directory, and a file in a worktree or submodule: gitrepository-layout(5).
+    `.git` may be in a parent directory. In a worktree or submodule it is a file: gitrepository-layout(5).
     """
     while True:
         found = os.path.join(folder, ".git")
@@ -28,7 +28,7 @@ def index_of(folder: str) -> str | None:
 
 
 def is_at_work(lock: str, since: float) -> bool:
-    """Whether git holds a lock that was not left behind, or has let go of it, by a new index, since a time of the clock."""
+    """Whether git holds a fresh lock, or has replaced its index since this clock time, which released the lock."""
     with contextlib.suppress(OSError):
         if time.time() - os.stat(lock).st_mtime < STALE:
             return True

@@ -1,7 +1,7 @@
 """Outside: the modules that a worker has imported from outside the project, for the warm process. In the worker, under --reload.
 
-It also records what the project's code did that could change such a module, had it been imported before. Not all of that can be
-known, so visible facts (`facts`) are compared between workers that imported the modules and workers that did not.
+A worker also records what the project's code did before such an import that may change its result. Not all of this can be
+known. So workers that import the modules themselves and workers of a warm process are compared by visible facts (`Facts`).
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
 
 MAINS: Final = ("__main__", "__mp_main__")
-OFTEN_REPLACED: Final = ("sys", "warnings")  # what shows an error or a warning, which no import asks for
+OFTEN_REPLACED: Final = ("sys", "warnings")  # by functions that show errors and warnings; no import depends on those
 MANY: Final = 500  # modules in one message
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What an import sees of its process."""
+class ProcessState:
+    """The process state that imports can see."""
 
     environ: dict[str, str]
     directory: str
     path: list[str]
 
     @classmethod
-    def look(cls) -> Surroundings:
-        """Look at this process. Raises OSError where its directory is not there any more."""
+    def current(cls) -> ProcessState:
+        """Return the state of this process. Raises OSError if its working directory was removed."""
         own = ("FORKSERVE_WORKER_ID", "FORKSERVE_GENERATION")
         environ = {name: value for name, value in os.environ.items() if name not in own}
         return cls(environ, os.getcwd(), list(sys.path))
 
     def restore(self) -> None:
-        """Let this process be so again. Raises OSError."""
+        """Give this process the recorded state. Raises OSError."""
         for name in [name for name in os.environ if name not in self.environ]:
             del os.environ[name]
         os.environ.update(self.environ)
@@ -62,9 +62,9 @@ class Surroundings:
 
 
 def origin_of(name: str) -> str | None:
-    """Return where a loaded module is from: a file, "built-in", "frozen", or "namespace" and on lines of their own its folders.
+    """Return the origin of a loaded module: its file, "built-in", "frozen", or "namespace" followed by its folders, one per line.
 
-    None for one that was made in any other way.
+    None for a module that was made in any other way.
     """
     module = sys.modules.get(name)
     spec = vars(module).get("__spec__") if isinstance(module, ModuleType) else None
@@ -79,13 +79,13 @@ def origin_of(name: str) -> str | None:
     return spec.origin if is_file and spec.origin and os.path.isabs(spec.origin) else None
 
 
-def places(origin: str) -> list[str]:
-    """Return the files or folders of an `origin_of`."""
+def paths_of(origin: str) -> list[str]:
+    """Return the paths in an origin (`origin_of`)."""
     return [line for line in origin.split("\n") if os.path.isabs(line)]
 
 
-class Outside:
-    """Finds them. Made in the master, before the fork; a meta path finder that only looks, while the app is loaded."""
+class OutsideModules:
+    """Finds the modules. Made in the master before the fork. While the app is loaded, it is a finder that finds nothing."""
 
     def __init__(self, rules: Rules) -> None:
         originals()
@@ -95,37 +95,37 @@ class Outside:
         self._facts: Facts | None = None
         self._environ: Any = None
         self._finders: list[Any] = []
-        self._asked: set[str] = set()  # names of all modules that an import tried
-        self._early: set[str] | None = None  # what was loaded when the project changed the environment
-        self._told = False
-        self.base: int | None = None  # the number of the warm process that this worker was forked from
-        self.given: Surroundings | None = None  # what was given to that
+        self._tried: set[str] = set()  # names of all modules that an import has looked for
+        self._before_change: set[str] | None = None  # modules loaded before the project first changed the environment
+        self._facts_sent = False
+        self.base: int | None = None  # the number of the warm process that forked this worker
+        self.warm_state: ProcessState | None = None  # the state in which the warm process imported its modules
         self._stale = False
 
     def begin(self) -> None:
-        """Look from now on: the app is about to be loaded."""
-        self._stale = self.given is not None and self.given != Surroundings.look()
+        """Record from now on: the app is about to be loaded."""
+        self._stale = self.warm_state is not None and self.warm_state != ProcessState.current()
         self._environ = dict(_environ())
         self._finders = list(sys.meta_path)
         sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, *_: object) -> None:
-        """Find nothing, but note the name, and whether the environment has changed."""
-        self._asked.add(name)
-        self._note_environ()
+        """Find nothing, but record the name, and whether the environment has changed."""
+        self._tried.add(name)
+        self._check_environ()
 
-    def _note_environ(self) -> None:
-        if self._early is None and _environ() != self._environ:
-            self._early = set(sys.modules)
+    def _check_environ(self) -> None:
+        if self._before_change is None and _environ() != self._environ:
+            self._before_change = set(sys.modules)
 
     def end(self) -> None:
-        """Look no more: the app is loaded, and what changes from now on changes no import of it."""
+        """Stop recording: the app is loaded, and later changes do not affect its imports."""
         if self._environ is None:
             return
-        self._note_environ()
+        self._check_environ()
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-        self._facts = self._compare()
+        self._facts = self._find_facts()
 
     def forget(self) -> None:
         """Report nothing: the app could not be loaded."""
@@ -133,11 +133,11 @@ class Outside:
         self._environ = self._facts = None
 
     def news(self) -> Iterator[messages.Outside]:
-        """Return what the master does not know yet; at first in any case a message, with the facts."""
+        """Return the modules that were not reported yet. The first report is made in any case, and has the facts."""
         if self._facts is None or len(sys.modules) == self._count:
             return
-        facts = None if self._told else self._facts
-        self._told, self._count = True, len(sys.modules)
+        facts = None if self._facts_sent else self._facts
+        self._facts_sent, self._count = True, len(sys.modules)
         modules = list(self._modules())
         for start in range(0, len(modules) or 1, MANY):
             some = modules[start : start + MANY]
@@ -145,23 +145,23 @@ class Outside:
             facts = None
 
     def _modules(self) -> Iterator[tuple[str, str, bool]]:
-        """Name, origin, and whether it was loaded when the project had changed the environment; in the order of loading.
+        """Return new modules: name, origin, and whether it was loaded after the project changed the environment. In load order.
 
-        The origin is empty for those that are there, but cannot be imported: the importing code does without them.
+        The origin is empty for a module that exists but could not be imported: the importing code works without it.
         """
         names = [name for name in list(sys.modules) if name not in self._seen]
         self._seen.update(names)
         for name in names:
             origin = origin_of(name)
-            if origin is not None and not any(map(self._is_projects, places(origin))):
-                yield name, origin, self._early is not None and name not in self._early
-        for name in sorted(self._asked.difference(sys.modules)):
+            if origin is not None and not any(map(self._is_projects, paths_of(origin))):
+                yield name, origin, self._before_change is not None and name not in self._before_change
+        for name in sorted(self._tried.difference(sys.modules)):
             if self._raises(name):
-                yield name, "", self._early is not None
-        self._asked.clear()
+                yield name, "", self._before_change is not None
+        self._tried.clear()
 
     def _raises(self, name: str) -> bool:
-        """Whether a module that was not loaded is there, outside the project, so that its import must have raised."""
+        """Whether a module that was not loaded exists outside the project. Then its import has raised an exception."""
         parent = name.rpartition(".")[0]
         path = getattr(sys.modules.get(parent), "__path__", None)
         if parent and path is None:
@@ -173,7 +173,7 @@ class Outside:
         both = path, os.path.realpath(path)
         return any(self._rules.holds(one) or self._rules.included(one) for one in both)
 
-    def _compare(self) -> Facts:
+    def _find_facts(self) -> Facts:
         before, now = self._environ, _environ()
         hooks = [] if sys.meta_path[: len(self._finders)] == self._finders else [type(one).__name__ for one in sys.meta_path]
         loggers = logging.root.manager.loggerDict
@@ -187,7 +187,7 @@ class Outside:
 
 @functools.cache
 def originals() -> tuple[tuple[str, str, object], ...]:
-    """Return the standard library's functions and classes as they were when this was first called: in the master."""
+    """Return the standard library's functions and classes (module, name, value) at the first call, which is in the master."""
     kinds = (FunctionType, BuiltinFunctionType, type)
     names = [name for name in sys.modules if name.partition(".")[0] in sys.stdlib_module_names and name not in OFTEN_REPLACED]
     return tuple(
@@ -200,7 +200,7 @@ def originals() -> tuple[tuple[str, str, object], ...]:
 
 
 def replaced() -> Iterator[str]:
-    """Return which of them have been replaced by others, as gevent and the like do."""
+    """Return which functions and classes of the standard library were replaced since then, for example by gevent."""
     for name, attribute, value in originals():
         found = vars(sys.modules[name]).get(attribute, value) if name in sys.modules else value
         if found is not value:
@@ -210,4 +210,4 @@ def replaced() -> Iterator[str]:
 
 
 def _environ() -> Any:
-    return os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001 - a mapping of bytes, with nothing to be decoded
+    return os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001 - a mapping of bytes that needs no decoding

@@ -1,7 +1,8 @@
-"""Polling: when to look at which files of a project, so that it costs little however many there are. In the watcher.
+"""Polling: when to look at which files of a project. Its cost is limited, whatever the number of files. In the watcher.
 
-What the app has loaded, what has changed before, and what matters in any case is looked at often, with all directories,
-whose dates say whether something is new there. All other files are looked at more seldom, a few at a time.
+There are two kinds of looks. The frequent look covers all directories, because their dates show whether there are new files. It
+also covers the files that the app has loaded, those that have changed before, and those that are relevant in any case. The
+complete look covers all other files too. It is made less often, and in slices.
 """
 
 from __future__ import annotations
@@ -17,62 +18,63 @@ if TYPE_CHECKING:
     from forkserve.devreload.tree import Tree
 
 POLL_EVERY: Final = 0.3  # seconds between two looks, at least
-SHARE: Final = 0.025  # of a processor, for each of the two kinds of look
-SLICE: Final = 0.02  # seconds, after which a look lets other things be done
+SHARE: Final = 0.025  # of a processor, for each of the two kinds of looks
+SLICE: Final = 0.02  # seconds after which a look pauses, so that the watcher can do other work
 
 
 def period(cpu: float, wall: float) -> float:
-    """Return after how many seconds to look again. Pure.
+    """Return the number of seconds until the next look. Pure.
 
     Args:
-        cpu: Seconds of a processor that the last look took.
-        wall: Seconds that it took; much more than that if the file system is slow, which then is not polled all the time.
+        cpu: Processor time of the last look, in seconds.
+        wall: Duration of the last look, in seconds. On a slow file system it is much longer than `cpu`; then the file system is
+            not polled all the time.
     """
     return max(POLL_EVERY, cpu / SHARE, wall)
 
 
 class Polling:
-    """Both kinds of look at a project.
+    """Both kinds of looks at a project.
 
     Args:
         tree: The project.
     """
 
     def __init__(self, tree: Tree) -> None:
-        self.often: set[str] = set()  # files
+        self.frequent_files: set[str] = set()  # loaded or changed files
         self._tree = tree
-        self._often = _Look(lambda: tree.look([*self.often, *tree.often]))
-        self._whole = _Look(tree.look)
+        self._frequent = _Look(lambda: tree.look([*self.frequent_files, *tree.included_files]))
+        self._complete = _Look(tree.look)
 
     @property
     def due(self) -> float:
-        """When there is something to be done, by the monotonic clock."""
-        return min(self._often.due, self._whole.due)
+        """When the next slice of a look is due, on the monotonic clock."""
+        return min(self._frequent.due, self._complete.due)
 
     @property
     def is_looking(self) -> bool:
-        """Whether a look at the directories, and at what is looked at often, is half done."""
-        return self._often.is_under_way
+        """Whether a frequent look is unfinished."""
+        return self._frequent.is_unfinished
 
     @property
     def looked_at(self) -> float:
-        """The time of the clock from which on a change has perhaps not been seen yet."""
-        return self._often.looked_at
+        """The clock time since which changes may be unseen."""
+        return self._frequent.looked_at
 
     @property
     def period(self) -> float:
-        """Seconds from a change of a file that is looked at often until it must have been seen."""
-        return self._often.period + SLICE
+        """Seconds after which a change of a frequently polled file has been noticed."""
+        return self._frequent.period + SLICE
 
     def look(self) -> list[Seen]:
-        """Do what is due, for a moment; return what has changed, as `Tree.look`."""
-        changed = [seen for look in (self._often, self._whole) if look.due <= time.monotonic() for seen in look.go_on()]
-        self.often.update(path for path, _ in changed)
+        """Do one slice of each look that is due; return what has changed, as in `Tree.look`."""
+        changed = [seen for look in (self._frequent, self._complete) if look.due <= time.monotonic() for seen in look.proceed()]
+        self.frequent_files.update(path for path, _ in changed)
         return changed
 
 
 class _Look:
-    """One kind: done in slices, then again after a period that its cost decides."""
+    """One kind of look: made in slices, and repeated after a period that depends on its cost."""
 
     def __init__(self, begin: Callable[[], Iterator[list[Seen]]]) -> None:
         self.due = -inf
@@ -84,12 +86,12 @@ class _Look:
         self._began_at = self.looked_at = time.time()
 
     @property
-    def is_under_way(self) -> bool:
-        """Whether it is half done."""
+    def is_unfinished(self) -> bool:
+        """Whether the look has begun, but not ended."""
         return self._steps is not None
 
-    def go_on(self) -> list[Seen]:
-        """Look for a moment; return what has changed."""
+    def proceed(self) -> list[Seen]:
+        """Do one slice; return what has changed."""
         now, cpu = time.monotonic(), time.thread_time()
         if self._steps is None:
             self._steps, self._began, self._cpu = self._begin(), now, 0.0

@@ -1,7 +1,7 @@
-"""Development reloader: reloads when the project's files change, and shows what does not load. In the master, under --reload.
+"""Development reloader: it reloads when the project's files change, and shows load errors. In the master, under --reload.
 
-Which changes matter is decided here, where it is known which files the workers have loaded; the watcher only leaves out
-what never matters.
+The reloader decides which changes are relevant, because it knows which files the workers have loaded. The watcher only
+leaves out files that are never relevant.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger, printable
-from forkserve.devreload.changes import REMEMBERED, Changes
+from forkserve.devreload.changes import MAX_REMEMBERED, Changes
 from forkserve.devreload.faults import Faults
 from forkserve.devreload.loaded import LoadedFiles
 from forkserve.devreload.patterns import Rules, fixed_part
@@ -32,19 +32,20 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.services import Services
     from forkserve.prefork.system.poller import Timer
 
-# Seconds in which a worker should have loaded the app. If it has not, and the app has changed since, it is not waited for:
-# the change may well be what ends an endless loop. Not at once, as an app may write files while it is loaded.
-PATIENCE: Final = 2.0
-GUESSES: Final = 3  # times that it is not, for a change that no worker is known to have loaded, until one is ready
-LOADING: Final = 0.5  # seconds after the load of the app, in which a change may still be news of what that wrote
-NAMED: Final = 3  # files in a log line
+# Seconds. A worker that has not loaded the app after this time is given up if the app has changed since: the change may end an
+# endless loop. It is not given up at once, because an app may write files while it is loaded.
+SLOW_LOAD: Final = 2.0
+# Until a worker is ready: how often workers are given up for a change to files that no worker is known to have loaded.
+MAX_GUESSES: Final = 3
+AFTER_LOAD: Final = 0.5  # seconds after a load in which a reported change may still be a file that the load has written
+FILES_NAMED: Final = 3  # files in a log line
 
 
 class DevReloader(Observer):
-    """Reloads when files change, and has workers show what does not load.
+    """Reloads when files change, and has workers show load errors.
 
     Args:
-        services: What of the master it acts on.
+        services: The parts of the master that it uses.
     """
 
     RECEIVES = (messages.Loaded, messages.Waits, messages.Outside)
@@ -56,29 +57,29 @@ class DevReloader(Observer):
         watch = Watch(real_folders(settings), rules, settings.reload_delay, settings.reload_engine, time.time())
         self._rules, self._delay = rules, settings.reload_delay
         services.children.forker.observe_imports = lambda: LoadedFiles(rules)
-        self._warm = WarmImports(services, self._reload_cold)
-        self._changes = Changes(self._warn_of_own)
+        self._warm = WarmImports(services, self._reload_fully)
+        self._changes = Changes(self._warn_of_self_written)
         self._watcher = WatcherProcess(services, watch, lambda: self._changes.loaded, self._changed, self._at_rest)
         self._faults = Faults(services, self._watcher.ask_for_rest)
-        self._passed_over: list[str] = []  # what changed as the app was loaded, and did not matter as long as that was good
-        self._outdated: Timer | None = None
-        self._superseded = False
-        self._matter_at = self._loaded_at = 0.0
+        self._ignored: list[str] = []  # changes ignored while the app was loaded; they are relevant if the load fails
+        self._give_up_timer: Timer | None = None
+        self._superseded = False  # the current reload was given up for a newer one
+        self._relevant_at = self._loaded_at = 0.0
         self._guesses = 0
 
-    # What the master notifies.
+    # Events of the master.
 
     def started(self) -> None:
         """Start the watcher."""
         self._watcher.start()
 
     def stopping(self) -> None:
-        """Have the watcher and the warm process end."""
+        """Have the watcher and the warm process exit."""
         self._warm.end()
         self._watcher.stop()
 
     def close(self) -> None:
-        """See that they have ended: they leave nothing undone."""
+        """Make sure that the watcher and the warm process have exited. They have nothing to finish."""
         self._warm.end()
         self._watcher.end()
 
@@ -92,72 +93,73 @@ class DevReloader(Observer):
         self._warm.reopen_logs()
 
     def upgrading(self) -> None:
-        """End the warm process: the next program cannot know of it."""
+        """End the warm process: the new program does not take it over."""
         self._warm.renew()
 
-    # What the watcher and the workers report.
+    # Reports of the watcher and the workers.
 
     def _changed(self, included: list[str], others: list[str], made: list[str]) -> None:
         now = time.monotonic()
         boots = any(member.state is State.BOOTING for member in self._pool.members.workers())
-        loading = boots or now < self._loaded_at + LOADING + self._delay
-        if matter := self._changes.reported(included, others, made, now, suspected=self._faults.suspected, loading=loading):
-            self._matter_at = now
-            self._reload(matter)
+        loading = boots or now < self._loaded_at + AFTER_LOAD + self._delay
+        load_failed = self._faults.load_failed
+        if relevant := self._changes.record_changed(included, others, made, now, load_failed=load_failed, loading=loading):
+            self._relevant_at = now
+            self._reload(relevant)
         else:
-            self._passed_over += others[: REMEMBERED - len(self._passed_over)] if loading else ()
-            self._hasten()
+            self._ignored += others[: MAX_REMEMBERED - len(self._ignored)] if loading else ()
+            self._hurry_boots()
 
-    def _look_at_passed_over(self) -> None:
-        """Something does not load: what has changed meanwhile may mend it."""
-        others, self._passed_over = self._passed_over, []
+    def _reconsider_ignored(self) -> None:
+        """Reload if an ignored change may repair the failed load."""
+        others, self._ignored = self._ignored, []
         if others:
             self._changed([], others, [])
 
-    def _warn_of_own(self, path: str) -> None:
-        logger.warning("%s changes whenever the app is loaded: that reloads it no more", printable(self._name(path)))
+    def _warn_of_self_written(self, path: str) -> None:
+        logger.warning("%s changes at each load of the app: it no longer causes reloads", printable(self._shown_path(path)))
 
     def received(self, child: Child, message: messages.Message) -> None:
-        """A worker reports what it has loaded, or that the app does not load."""
+        """Take a worker's report of what it has loaded, or of a failed load."""
         match message:
             case messages.Loaded():
-                self._loads(child, message)
+                self._record_loaded(child, message)
             case messages.Waits():
                 self._faults.waits(child)
-                self._look_at_passed_over()
+                self._reconsider_ignored()
             case messages.Outside():
                 self._warm.received(message)
 
-    def _loads(self, child: Child, message: messages.Loaded) -> None:
-        """Remember the files that a worker has loaded; one that has changed since may have been loaded as it was before."""
+    def _record_loaded(self, child: Child, message: messages.Loaded) -> None:
+        """Remember which files a worker has loaded. Reload if one has changed since: the worker may have its old content."""
         self._watcher.report_loaded(message.files)
         beside = {"folders": message.folders, "sought": message.sought}
-        if changed := self._changes.loads(child.member.ident, message.files, message.since, **beside):
+        if changed := self._changes.record_loaded(child.member.ident, message.files, message.since, **beside):
             self._reload(changed)
 
     def became_ready(self, child: Child) -> None:
-        """A worker is ready, or at least shows an error page."""
-        self._loaded_at, self._guesses, self._passed_over = time.monotonic(), 0, []
+        """A worker is ready, with the app or with an error page. Reload if the shown error is gone."""
+        self._loaded_at, self._guesses, self._ignored = time.monotonic(), 0, []
         if self._faults.became_ready(child):
-            logger.info("what did not load does now")
+            logger.info("the load error is gone")
             self._reload_now()
 
     def ended(self, child: Child) -> None:
-        """A worker has ended."""
+        """Forget a worker that has exited or was given up."""
         if child.member.ready_at is None:
             self._loaded_at = time.monotonic()
         self._changes.ended(child.member.ident)
         self._faults.ended(child)
 
     def _reload(self, files: Sequence[str]) -> None:
-        names = ", ".join(printable(self._name(file)) for file in files[:NAMED])
-        more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+        names = ", ".join(printable(self._shown_path(file)) for file in files[:FILES_NAMED])
+        more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
         logger.info("%s%s changed", names, more)
         self._reload_now()
-        self._faults.changed()
+        self._faults.app_changed()
 
-    def _reload_cold(self, why: str) -> None:
-        logger.info("reloading again, with all modules imported again: %s", why)
+    def _reload_fully(self, why: str) -> None:
+        logger.info("reloading again, with a full import: %s", why)
         self._reload_now()
 
     def _reload_now(self) -> None:
@@ -166,29 +168,29 @@ class DevReloader(Observer):
         except CommandError as error:
             logger.info("not reloaded: %s", error)
             return
-        self._hasten()
+        self._hurry_boots()
 
-    def _hasten(self) -> None:
-        """Do not let a worker that boots with something older, or waits to be tried again, take its time."""
+    def _hurry_boots(self) -> None:
+        """Retry failed workers now, and set a time limit for workers that boot with old code."""
         pool = self._pool
         history.RetriedNow().happen(pool)
         born = [member.since for member in pool.members.workers() if member.state is State.BOOTING]
-        if born and self._outdated is None:
-            self._outdated = self._poller.at(max(time.monotonic(), min(born) + PATIENCE), self._give_up_outdated)
+        if born and self._give_up_timer is None:
+            self._give_up_timer = self._poller.at(max(time.monotonic(), min(born) + SLOW_LOAD), self._give_up_outdated)
 
-    def _name(self, path: str) -> str:
+    def _shown_path(self, path: str) -> str:
         return self._rules.below(path) or path
 
     def _give_up_outdated(self) -> None:
-        """Do not wait for workers that boot with what has changed since: others are started in their place."""
-        self._outdated = None
+        """Give up workers that boot slowly with outdated code, and start others."""
+        self._give_up_timer = None
         now = time.monotonic()
         newest = self._changes.newest
         slow = [member for member in self._pool.members.workers() if member.state is State.BOOTING and member.since < newest]
-        slow = [member for member in slow if now - member.since >= PATIENCE]
-        if slow and self._matter_at < min(member.since for member in slow):
+        slow = [member for member in slow if now - member.since >= SLOW_LOAD]
+        if slow and self._relevant_at < min(member.since for member in slow):
             self._guesses += 1
-            if self._guesses > GUESSES:
+            if self._guesses > MAX_GUESSES:
                 return
         for member in slow:
             history.Withdrawn(member.ident, now).happen(self._pool)
@@ -196,28 +198,28 @@ class DevReloader(Observer):
             self._superseded = True
             self._reload_now()
 
-    # What does not load.
+    # Load errors.
 
     def _at_rest(self, number: int) -> None:
         self._faults.at_rest(number)
 
     @property
     def degraded(self) -> bool:
-        """Whether the workers show what is wrong with the app, instead of the app."""
-        return self._faults.shown
+        """Whether the workers show a load error instead of the app."""
+        return self._faults.is_shown
 
     def reload_ended(self, fault: str | None) -> None:
-        """A reload has ended: it is good, or has a fault to be shown until the next one is."""
+        """A reload has succeeded, or failed with an error. The error is shown until a reload succeeds."""
         superseded, self._superseded = self._superseded, False
         if fault is None:
             self._faults.reload_succeeded()
         elif not superseded:
             self._faults.reload_failed(fault)
-            self._look_at_passed_over()
+            self._reconsider_ignored()
 
 
 def real_folders(settings: Settings) -> tuple[str, ...]:
-    """Where the project really is."""
+    """Return the real paths of the project's directories."""
     return tuple(dict.fromkeys(map(os.path.realpath, _folders(settings))))
 
 
@@ -226,7 +228,7 @@ def _folders(settings: Settings) -> Sequence[str]:
 
 
 def make_rules(settings: Settings) -> Rules:
-    """What the settings say of files. A path on a command line is meant from where that was written."""
+    """Make the rules from the settings. Relative globs of --reload-extra-file are relative to the working directory."""
     given = tuple(map(os.path.abspath, _folders(settings)))
     extra = []
     for glob in settings.reload_extra_file:

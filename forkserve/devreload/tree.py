@@ -1,7 +1,7 @@
-"""Tree: what belongs to a project on disk, and what was there at the last look. In the watcher.
+"""Tree: the files of a project, with their state at the last look. In the watcher.
 
-inotify says of a path only that something happened there. What was there before says whether a file is new, and what has
-changed when events were lost; where files are polled, it is all there is.
+inotify only reports that something happened at a path. The last known state shows whether a file is new, and what has changed
+when events were lost. Polling has no other source.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from forkserve.devreload.patterns import fixed_part
 if TYPE_CHECKING:
     from forkserve.devreload.patterns import Rules
 
-Seen = tuple[str, bool]  # a path, and whether it was there before
-FRESH: Final = 3.0  # seconds after a change in which another one may get the same date; FAT has the coarsest, of 2 s
-WHOLE: Final = 1_000_000_000  # nanoseconds: dates of a file system that knows only seconds
-LARGE: Final = 1 << 20  # bytes; no more of a file is read
+Seen = tuple[str, bool]  # a changed path, and whether it existed before
+FRESH: Final = 3.0  # seconds after a change in which another one may get the same date; FAT has the coarsest dates (2 s)
+SECOND: Final = 1_000_000_000  # nanoseconds; some file systems store dates in whole seconds
+CHECKSUM_BYTES: Final = 1 << 20  # bytes of a file that a checksum covers
 
 
 class Stamp(NamedTuple):
-    """What distinguishes one state of a file or directory from another."""
+    """The state of a file or directory."""
 
     mtime: int
-    ctime: int  # the kernel's; `cp -p`, `rsync -t` and `mv` bring an old mtime along
+    ctime: int  # set by the kernel; `cp -p`, `rsync -t` and `mv` keep an old mtime
     size: int
     inode: int
-    checksum: int | None = None  # of the content, while its date is too coarse
+    checksum: int | None = None  # of the content; only if the file is fresh and its date is in whole seconds
 
     def differs(self, other: Stamp) -> bool:
-        """Whether it is another state; a checksum counts if both have one."""
+        """Whether it is a different state. Checksums are compared if both states have one."""
         return self[:4] != other[:4] or (None not in (self.checksum, other.checksum) and self.checksum != other.checksum)
 
 
 @dataclass(slots=True)
 class _Folder:
-    """A directory as it was listed. Without a stamp it is listed again by the next look."""
+    """A listed directory. Without a stamp, the next look lists it again."""
 
     stamp: Stamp | None = None
     inode: int | None = None
@@ -51,26 +51,26 @@ class _Folder:
 
 
 class Tree:
-    """The files of a project that matter.
+    """The relevant files of a project.
 
     Args:
-        roots: Where the project really is.
-        rules: What belongs to it.
+        roots: The real paths of the project's directories.
+        rules: Which files belong to the project.
     """
 
     def __init__(self, roots: Sequence[str], rules: Rules) -> None:
         self.roots = roots
-        self.links: dict[str, str] = {}  # where a linked directory really is, to where the project has it
-        self.often: set[str] = set()  # files that matter though no module was loaded from them
+        self.links: dict[str, str] = {}  # the real path of each linked directory, with its path in the project
+        self.included_files: set[str] = set()  # files that are relevant although no module is loaded from them
         self._rules = rules
         self._folders: dict[str, _Folder] = {}
-        # Directories of files that matter wherever they are, with whether what is below them counts as well.
+        # Directories of files outside the project (--reload-extra-file), with whether their subdirectories are included.
         self._extra = {fixed_part(glob): "/" in glob[len(fixed_part(glob)) + 1 :] for glob in rules.extra}
 
-    # What belongs to it.
+    # Which paths belong to the project.
 
     def logical(self, path: str) -> str:
-        """The path as the project has it, which may lead over a link."""
+        """Return the path in the project, which may contain a link."""
         for real, link in self.links.items():
             if is_below(path, real):
                 return link + path[len(real) :]
@@ -80,20 +80,20 @@ class Tree:
         """Whether a file or directory belongs to the project."""
         return self._rules.holds(self.logical(path))
 
-    def matters(self, path: str) -> bool:
-        """Whether a module may be loaded from a file, or it matters in any case."""
+    def is_relevant(self, path: str) -> bool:
+        """Whether a module may be loaded from a file, or the file is relevant in any case."""
         return self._rules.module(self.logical(path)) or self.included(path)
 
     def included(self, path: str) -> bool:
-        """Whether a file matters though no module was loaded from it."""
+        """Whether a file is relevant although no module is loaded from it."""
         return self._rules.included(self.logical(path)) or self._rules.included(path)
 
     def is_projects(self, path: str) -> bool:
-        """Whether a real path is in one of the project's directories, without a link."""
+        """Whether a real directory is one of the project's directories, or below one."""
         return self._rules.below(os.path.join(path, "_")) is not None
 
-    def followed(self, path: str, *, is_link: bool) -> str | None:
-        """Return where a directory of the project really is; None if it is left out, or is elsewhere in the project as well."""
+    def real_folder(self, path: str, *, is_link: bool) -> str | None:
+        """Return the real path of a directory of the project; None if it is excluded, or has another path in the project."""
         if not self.holds(path):
             return None
         if not is_link:
@@ -103,37 +103,37 @@ class Tree:
             return None
         return real
 
-    def linked(self, path: str) -> list[str]:
-        """Return where a link of the project leads to, as far as it was followed."""
+    def targets_of(self, path: str) -> list[str]:
+        """Return the known targets of a link in the project."""
         logical = self.logical(path)
         return [real for real, link in self.links.items() if link == logical]
 
-    # What was there.
+    # The state at the last look.
 
     def files(self, below: str | None = None) -> Iterator[tuple[str, Stamp]]:
-        """Return all files, or those below a directory, as they were seen last."""
+        """Return all files, or those below a directory, with their last known states."""
         for path, folder in self._folders.items():
             if below is None or is_below(path, below):
                 yield from folder.files.items()
 
     def open(self) -> None:
-        """See what is there, for the first time."""
+        """List the project for the first time."""
         for root in (*self.roots, *self._extra):
             if root not in self._folders and os.path.isdir(root):
                 self.add(root)
 
     def is_same(self, path: str) -> bool:
-        """Whether a directory is the one that was there when it was listed last."""
+        """Whether a directory is the same one as at the last listing."""
         folder, now = self._folders.get(path), stamp_of(path)
         return folder is not None and now is not None and now.inode == folder.inode
 
-    def knows(self, path: str) -> bool:
-        """Whether a file was there when it was seen last."""
+    def has_file(self, path: str) -> bool:
+        """Whether a file exists in the recorded state."""
         folder = self._folders.get(os.path.dirname(path))
         return folder is not None and path in folder.files
 
     def add(self, path: str) -> list[str]:
-        """See a directory that is new, and all below it; return the files that are there."""
+        """List a new directory and its subdirectories; return their files."""
         found, pending = list[str](), [path]
         while pending:
             here = pending.pop()
@@ -145,7 +145,7 @@ class Tree:
         return found
 
     def renew(self, path: str) -> set[str]:
-        """See a directory that is new, or another one than before; return the files that were known below it."""
+        """List a new or replaced directory; return the files that were known below it."""
         link = self.links.get(path)
         before = set(self.forget(path))
         if link is not None:
@@ -154,7 +154,7 @@ class Tree:
         return before
 
     def forget(self, path: str) -> list[str]:
-        """Forget a directory that is not there any more; return the files that were below it."""
+        """Forget a removed directory; return the files that were below it."""
         gone: list[str] = []
         for one in [one for one in self._folders if is_below(one, path)]:
             gone += self._folders.pop(one).files
@@ -162,11 +162,11 @@ class Tree:
             del self.links[real]
             if not is_below(real, path):
                 gone += self.forget(real)
-        self.often.difference_update(gone)
+        self.included_files.difference_update(gone)
         return gone
 
     def update(self, path: str) -> None:
-        """See a file again."""
+        """Record the present state of a file."""
         now = stamp_of(path)
         if now is not None:
             self._folders.setdefault(os.path.dirname(path), _Folder()).files[path] = now
@@ -174,18 +174,18 @@ class Tree:
             folder.files.pop(path, None)
 
     def look(self, files: Iterable[str] | None = None) -> Iterator[list[Seen]]:
-        """Look again, and return directory by directory what is other than before, with whether it was there before.
+        """Look again. Yield the changed paths of each directory, with whether they existed before.
 
-        That may be a directory that is gone; then what was below it is named as well.
+        A path may be a removed directory. Then the files that were below it are changed paths too.
 
         Args:
-            files: Only these, and all directories, which show what is new; None for all.
+            files: Look only at these files and at all directories, which show new files; None: look at all files.
         """
         for path in [*self.roots, *self._extra]:
             if path not in self._folders and os.path.isdir(path):
                 yield [(file, False) for file in self.add(path)]
         for path in list(self._folders):
-            if path in self._folders:  # else it has gone since this look began
+            if path in self._folders:  # otherwise it was removed after this look began
                 yield self._look_at(path, self._folders[path], is_whole=files is None)
         for file in files or ():
             folder = self._folders.get(os.path.dirname(file))
@@ -194,7 +194,7 @@ class Tree:
     def _look_at(self, path: str, folder: _Folder, *, is_whole: bool) -> list[Seen]:
         now = stamp_of(path)
         if now is None:
-            return self._gone(path)
+            return self._removed(path)
         if folder.stamp is not None and not now.differs(folder.stamp):
             return self._look_at_files(list(folder.files), folder) if is_whole else []
         new: list[str] = []
@@ -202,21 +202,21 @@ class Tree:
         folder.below = set()
         self._list(path, folder, new)
         gone = before.keys() - folder.files.keys()
-        self.often -= gone
+        self.included_files -= gone
         changed = [(file, True) for file in gone]
         for file, stamp in folder.files.items():
             if file not in before or stamp.differs(before[file]):
                 changed.append((file, file in before))
         for one in below.difference(new):
-            changed += self._gone(one)
+            changed += self._removed(one)
         for one in new:
             if one not in self._folders:
                 changed += [(file, False) for file in self.add(one)]
         return changed
 
-    def _gone(self, path: str) -> list[Seen]:
+    def _removed(self, path: str) -> list[Seen]:
         if path not in self._folders:
-            return []  # it was seen to be gone before the directory that it was in
+            return []  # its removal was noticed before that of its parent
         return [(path, True), *((file, True) for file in self.forget(path))]
 
     def _look_at_files(self, files: Iterable[str], folder: _Folder) -> list[Seen]:
@@ -225,7 +225,7 @@ class Tree:
             now, before = stamp_of(file), folder.files[file]
             if now is None:
                 del folder.files[file]
-                self.often.discard(file)
+                self.included_files.discard(file)
             else:
                 folder.files[file] = now
             if now is None or now.differs(before):
@@ -233,9 +233,9 @@ class Tree:
         return changed
 
     def _list(self, path: str, folder: _Folder, below: list[str]) -> list[str]:
-        """List a directory; its subdirectories are added to `below`. Return its files."""
+        """List a directory; add its subdirectories to `below`. Return its files."""
         found = stamp_of(path)
-        is_fresh = found is None or time.time() - found.mtime / WHOLE < FRESH  # what comes now may not change its date
+        is_fresh = found is None or time.time() - found.mtime / SECOND < FRESH  # a file created now may leave its date unchanged
         folder.stamp = None if is_fresh else found
         folder.inode = found.inode if found is not None else None
         folder.files.clear()
@@ -247,11 +247,11 @@ class Tree:
             return []
         for entry in listed:
             if _is_dir(entry):
-                if (real := self.followed(entry.path, is_link=entry.is_symlink())) is not None:
+                if (real := self.real_folder(entry.path, is_link=entry.is_symlink())) is not None:
                     below.append(real)
                     folder.below.add(real)
-            elif self.matters(entry.path):
-                self._see(entry.path, folder)
+            elif self.is_relevant(entry.path):
+                self._record(entry.path, folder)
         return list(folder.files)
 
     def _list_extra(self, path: str, folder: _Folder, below: list[str]) -> None:
@@ -262,50 +262,50 @@ class Tree:
                     below.append(entry.path)
                     folder.below.add(entry.path)
             elif self.included(entry.path):
-                self._see(entry.path, folder)
+                self._record(entry.path, folder)
 
-    def _see(self, path: str, folder: _Folder) -> None:
+    def _record(self, path: str, folder: _Folder) -> None:
         found = stamp_of(path)
         if found is not None:
             folder.files[path] = found
             if self.included(path):
-                self.often.add(path)
+                self.included_files.add(path)
 
 
 def stamp_of(path: str) -> Stamp | None:
-    """Look at a file or directory, where a link leads to; None if there is none."""
+    """Return the state of a file or directory; for a link that of its target. None if it does not exist."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
         return None
     stamp = Stamp(found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
-    if found.st_mtime_ns % WHOLE or found.st_ctime_ns % WHOLE or not stat.S_ISREG(found.st_mode):
+    if found.st_mtime_ns % SECOND or found.st_ctime_ns % SECOND or not stat.S_ISREG(found.st_mode):
         return stamp
     if abs(time.time() - found.st_mtime) > FRESH:
         return stamp
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return stamp._replace(checksum=zlib.crc32(file.read(LARGE)))
+        return stamp._replace(checksum=zlib.crc32(file.read(CHECKSUM_BYTES)))
     return stamp
 
 
 def is_below(path: str, folder: str) -> bool:
-    """Whether a path is a directory, or below it."""
+    """Whether a path is a certain directory, or below it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def is_environment(names: Iterable[str]) -> bool:
-    """Whether a directory with these in it is a virtual environment."""
+    """Whether a directory that contains these names is a virtual environment."""
     return not {"pyvenv.cfg", "conda-meta"}.isdisjoint(names)
 
 
 def entries(path: str) -> list[os.DirEntry[str]]:
-    """Return what is in a directory; nothing if it is not there, or not to be read."""
+    """Return the entries of a directory; none if it does not exist or cannot be read."""
     with contextlib.suppress(OSError), os.scandir(path) as found:
         return list(found)
     return []
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
-    with contextlib.suppress(OSError):  # a link that leads round in circles
+    with contextlib.suppress(OSError):  # a circle of links
         return entry.is_dir()
     return False

@@ -1,4 +1,4 @@
-"""The watcher's process as the master has it: started, started again when it dies, and what it reports. Under --reload."""
+"""Watcher process: the master starts it, receives its reports, and starts it again if it dies. In the master, under --reload."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from forkserve.base.logs import logger
-from forkserve.devreload.watcher import LONGEST_DELAY as LONGEST_WAIT
-from forkserve.devreload.watcher import MANY, Watch, become_watcher
+from forkserve.devreload.watcher import LONGEST_WAIT, MANY, Watch, become_watcher
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.policy.pool import Phase
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
 
     from forkserve.prefork.master.services import Services
 
-FIRST_DELAY: Final = 0.5  # seconds before a watcher that died is started again; twice that after each other try
+FIRST_DELAY: Final = 0.5  # seconds before a dead watcher is started again; the delay doubles with each further death
 LONGEST_DELAY: Final = 30.0
-HEALED: Final = 10.0  # seconds after which its end is a new misfortune
+STABLE_AFTER: Final = 10.0  # seconds; if the watcher dies later than this, the delay is the first one again
 
 
 class WatcherProcess:
@@ -34,9 +33,9 @@ class WatcherProcess:
 
     Args:
         services: Give the master's loop.
-        watch: What is watched.
-        loaded: Returns the files that workers have loaded, for a watcher that polls.
-        changed: Called with what changed at once: files of the project, others, and those that were made.
+        watch: What to watch.
+        loaded: Returns the files that workers have loaded. A polling watcher needs them.
+        changed: Called with each change, in the lists of the message `Changed`: `included`, `others` and `made`.
         at_rest: Called with the number of an `ask_for_rest` when all changes have been reported.
     """
 
@@ -51,13 +50,13 @@ class WatcherProcess:
         self._state, self._pool, self._poller = services.state, services.pool, services.poller
         self._watch, self._loaded, self._changed, self._at_rest = watch, loaded, changed, at_rest
         self._channel: Channel | None = None
-        self._polls = False  # it polls, so it needs to know what is loaded
+        self._polls = False  # the watcher polls, so it needs the loaded files
         self._pid: int | None = None
         self._born = 0.0
         self._delay = FIRST_DELAY
-        self._last_words = ""
+        self._traceback = ""
         self._reported_at = time.time()
-        self._reported: tuple[list[str], list[str], list[str]] = ([], [], [])  # by a watcher that has more to report
+        self._reported: tuple[list[str], list[str], list[str]] = ([], [], [])  # the first part of a change in several messages
 
     def start(self) -> None:
         """Start the watcher."""
@@ -77,20 +76,20 @@ class WatcherProcess:
         finally:
             theirs.close()
         self._channel, self._born = ours, time.monotonic()
-        self._poller.watch(ours, READ, self._hear)
+        self._poller.watch(ours, READ, self._receive)
 
     def _start_later(self) -> None:
         delay, self._delay = self._delay, min(2 * self._delay, LONGEST_DELAY)
         self._poller.at(time.monotonic() + delay, self.start)
 
     def stop(self) -> None:
-        """Have it end."""
+        """Have the watcher exit."""
         if self._channel is not None:
             self._poller.unwatch(self._channel)
             self.close()
 
     def end(self) -> None:
-        """See that it has ended: it leaves nothing undone."""
+        """Make sure that the watcher has exited. It has nothing to finish."""
         self.stop()
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             if self._pid is not None and os.waitpid(self._pid, os.WNOHANG) == (0, 0):
@@ -103,7 +102,7 @@ class WatcherProcess:
             self._channel.close()
             self._channel = None
 
-    def _hear(self, _events: int = READ) -> None:
+    def _receive(self, _events: int = READ) -> None:
         assert self._channel is not None
         for message in self._channel.receive():
             match message:
@@ -114,7 +113,7 @@ class WatcherProcess:
                 case messages.Changed(more, included, others, made):
                     for paths, some in zip(self._reported, (included, others, made), strict=True):
                         paths.extend(some)
-                    if not more:  # what has changed at once is one change
+                    if not more:  # the last message of the change
                         self._reported_at = time.time()
                         changes, self._reported = self._reported, ([], [], [])
                         self._changed(*changes)
@@ -123,29 +122,30 @@ class WatcherProcess:
                 case messages.Log(level, text):
                     logger.log(level, "%s", text)
                 case messages.Failed(traceback=text):
-                    self._last_words = text or ""
+                    self._traceback = text or ""
         if self._channel.closed:
             self._died()
 
     def _died(self) -> None:
         self.stop()
         now = time.monotonic()
-        if now - self._born > HEALED:
+        if now - self._born > STABLE_AFTER:
             self._delay = FIRST_DELAY
         self._reported = ([], [], [])
-        logger.error("the watcher died, and is started again in %g s\n%s", self._delay, self._last_words)
-        self._last_words = ""
-        # What was saved since it last reported, or while it waited for more, the next one finds by its date.
+        logger.error("the watcher died, and is started again in %g s\n%s", self._delay, self._traceback)
+        self._traceback = ""
+        # The next watcher finds the unreported changes by their dates: those since the last report, and those that this one held
+        # back to wait for more.
         since = max(self._watch.since, self._reported_at - max(LONGEST_WAIT, self._watch.delay))
         self._watch = dataclasses.replace(self._watch, since=since)
         self._start_later()
 
     def ask_for_rest(self, number: int) -> bool:
-        """Have the watcher answer when it has reported all changes; return False if there is no watcher."""
+        """Ask the watcher to answer when it has reported all changes. Return False if there is no watcher."""
         return self._channel is not None and self._channel.send(messages.AskForRest(number))
 
     def report_loaded(self, files: Sequence[str]) -> None:
-        """Name the files that a watcher which polls looks at often."""
+        """Send the loaded files to a polling watcher, which polls them frequently."""
         if self._channel is not None and self._polls:
             for start in range(0, len(files), MANY):
                 self._channel.send(messages.WatchFiles(files[start : start + MANY]))

@@ -1,10 +1,10 @@
-"""Watches: what of a project is given to the watchdog library. In the watcher.
+"""Watches: the directories of a project that the watchdog library watches. In the watcher.
 
-Not the project's directory as a whole: what is excluded is left out, as an inotify watch for each directory of
-`node_modules` would be slow to set up, and there may not be that many. A directory without any such thing below it is
-watched as a tree, and others one by one. Where inotify has no more to give, watchdog leaves out what is further below
-and does not say so; hence `exhausted`. Nor does it say, or it says only in a log, that inotify's queue was too short for
-what has happened; hence `on_overflow`.
+Excluded directories are not watched: an inotify watch for each directory of `node_modules` would be slow to set up, and the
+number of watches is limited. A directory with no excluded directory below it is watched as a tree; others are watched one by one.
+
+watchdog hides two errors. When inotify has no watch left, it skips further directories silently; `exhausted` detects this. When
+inotify's queue overflows, no handler is called; `on_overflow` reports this.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 WANTED: Final = (
     *(events.FileCreatedEvent, events.FileModifiedEvent, events.FileClosedEvent, events.FileMovedEvent, events.FileDeletedEvent),
     *(events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent),
-    *((events.FileAttribEvent,) if hasattr(events, "FileAttribEvent") else ()),  # `touch`; once a FileModifiedEvent as well
+    *((events.FileAttribEvent,) if hasattr(events, "FileAttribEvent") else ()),  # `touch`; a FileModifiedEvent in older versions
 )
-HAS_EVENTS: Final = Observer is not PollingObserver  # else watchdog would poll, which we do better
-# Whether a file that is written is an event of its own, and a second one comes when that is done.
-_TELLS_WRITING: Final = sys.platform == "linux" and HAS_EVENTS and hasattr(events, "FileAttribEvent")
-EXHAUSTED: Final = "there are no more inotify watches (see fs.inotify.max_user_watches)"
-NONE: Final = "this system has no events for that"
-_ANY: Final = 0x400  # IN_DELETE_SELF
-_Q_OVERFLOW: Final = 0x4000  # IN_Q_OVERFLOW
+HAS_EVENTS: Final = Observer is not PollingObserver  # otherwise watchdog would poll; `polling` costs less
+# Whether an event reports that a file is being written, and another one that it was closed.
+_REPORTS_WRITING: Final = sys.platform == "linux" and HAS_EVENTS and hasattr(events, "FileAttribEvent")
+EXHAUSTED: Final = "no inotify watches are left (see fs.inotify.max_user_watches)"
+NO_EVENTS: Final = "this system does not report changes"
+_IN_DELETE_SELF: Final = 0x400
+_IN_Q_OVERFLOW: Final = 0x4000
 
 
 class Watches:
-    """All that is watched.
+    """All watched directories.
 
     Args:
-        tree: What belongs to the project.
-        extra: Absolute globs of files that matter wherever they are.
-        on_event: Gets each event; called in a thread of watchdog's.
+        tree: The files of the project.
+        extra: Absolute globs of relevant files, inside or outside of the project.
+        on_event: Called with each event, in a thread of watchdog.
     """
 
     def __init__(self, tree: Tree, extra: Sequence[str], on_event: Callable[[events.FileSystemEvent], None]) -> None:
@@ -57,13 +57,13 @@ class Watches:
         self._handler = events.FileSystemEventHandler()
         self._handler.dispatch = on_event  # type: ignore[method-assign, assignment]
         self._observer: Any = None
-        self._watched: dict[str, Any] = {}  # directory to what watchdog calls a watch
+        self._watched: dict[str, Any] = {}  # watchdog's watch objects, by directory
 
     def open(self) -> None:
-        """Watch everything, instead of what was watched before. Raises OSError where the system does not let us, or no longer."""
+        """Watch everything, in place of the earlier watches. Raises OSError if the system has no events or no watch left."""
         self.close()
         if not HAS_EVENTS:
-            raise OSError(0, NONE)
+            raise OSError(0, NO_EVENTS)
         self._observer = Observer()
         self._observer.start()
         for folder in self._tree.roots:
@@ -75,19 +75,19 @@ class Watches:
                 self._schedule(folder, is_tree="/" in glob[len(folder) + 1 :])
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         if self._observer is not None:
             self._observer.stop()
         self._observer = None
         self._watched.clear()
 
     def renew(self, folder: str) -> None:
-        """Watch a directory of the project that is new, or another one than before, and what is below it. Raises OSError."""
+        """Watch a new or replaced directory of the project, and its subdirectories. Raises OSError."""
         was = folder in self._watched
         self.forget(folder)
         if was or not self.covers(folder):
             self._add(folder)
-        self._check()  # in a tree watchdog has done it
+        self._check()  # below a watched tree, watchdog has added the watches itself
 
     def _add(self, folder: str) -> None:
         for path, is_tree in self._plan(folder, set())[1]:
@@ -100,30 +100,30 @@ class Watches:
             raise OSError(0, EXHAUSTED)
 
     def forget(self, folder: str) -> None:
-        """Watch a directory no more, nor what is below it: it is not there."""
+        """Stop watching a removed directory and its subdirectories."""
         for path in [path for path in self._watched if is_below(self._tree.logical(path), folder) or is_below(path, folder)]:
             with contextlib.suppress(KeyError, OSError):
                 self._observer.unschedule(self._watched.pop(path))
 
     def covers(self, folder: str) -> bool:
-        """Whether changes in a real directory are noticed: it is watched, or below one that is watched as a tree."""
+        """Whether changes in a real directory are noticed: it is watched, or is below a watched tree."""
         return any(
             folder == path or (watch.is_recursive and is_below(folder, path)) for path, watch in list(self._watched.items())
         )
 
     @staticmethod
     def is_writing(event: events.FileSystemEvent) -> bool:
-        """Whether an event says that a file is being written: a FileClosedEvent comes when that is done."""
-        return _TELLS_WRITING and isinstance(event, events.FileModifiedEvent)
+        """Whether an event reports that a file is being written. A FileClosedEvent follows."""
+        return _REPORTS_WRITING and isinstance(event, events.FileModifiedEvent)
 
     def _plan(self, folder: str, planned: set[str]) -> tuple[bool, list[tuple[str, bool]]]:
-        """Return whether a directory can be watched as a tree; and what to watch, each with whether it is one."""
+        """Return whether a directory can be watched as a tree; and the directories to watch, each with whether it is a tree."""
         is_tree = True
         linked: list[tuple[str, bool]] = []
         subfolders: list[tuple[bool, list[tuple[str, bool]]]] = []
         for entry in _folders(folder):
             if not self._tree.holds(entry.path) or is_environment(one.name for one in entries(entry.path)):
-                is_tree = is_tree and not any(_folders(entry.path))  # a cache has none, and weighs nothing
+                is_tree = is_tree and not any(_folders(entry.path))  # one without subdirectories costs one watch
             elif entry.is_symlink():
                 real = os.path.realpath(entry.path)
                 if not self._tree.is_projects(real) and real not in planned:
@@ -133,7 +133,7 @@ class Watches:
             else:
                 subfolders.append(self._plan(entry.path, planned))
         is_tree = is_tree and all(whole for whole, _ in subfolders)
-        # A tree has its subfolders in it, but not what is linked from there.
+        # A tree includes its subfolders, but not the targets of links in them.
         below = [one for _, found in subfolders for one in (found[1:] if is_tree else found)]
         return is_tree, [(folder, is_tree), *below, *linked]
 
@@ -141,29 +141,29 @@ class Watches:
         if path in self._watched:
             with contextlib.suppress(KeyError, OSError):
                 self._observer.unschedule(self._watched.pop(path))
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was there a moment ago
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was removed just now
             self._watched[path] = self._observer.schedule(self._handler, path, recursive=is_tree, event_filter=list(WANTED))
 
 
 def on_overflow(call: Callable[[], object]) -> bool:
-    """Have it called, in a thread of watchdog's, when inotify has lost events; return whether this version of watchdog lets us.
+    """Call a function, in a thread of watchdog, when inotify has lost events. Return whether this version of watchdog allows it.
 
-    What inotify says then is read by watchdog, which has no word for it that reaches a handler.
+    watchdog reads inotify's event for this, but passes it to no handler.
     """
     try:
-        from watchdog.observers import inotify_c  # noqa: PLC0415 - it cannot be imported anywhere but on Linux
-    except Exception:  # noqa: BLE001 - whatever it is there
+        from watchdog.observers import inotify_c  # noqa: PLC0415 - it can be imported only on Linux
+    except Exception:  # noqa: BLE001 - other systems raise various exceptions
         return False
     kinds = [kind for kind in vars(inotify_c).values() if isinstance(kind, type) and hasattr(kind, "_parse_event_buffer")]
     for kind in kinds:
-        kind._parse_event_buffer = staticmethod(_listening(kind._parse_event_buffer, call))  # noqa: SLF001
+        kind._parse_event_buffer = staticmethod(_with_callback(kind._parse_event_buffer, call))  # noqa: SLF001
     return bool(kinds)
 
 
-def _listening(parse: Callable[[bytes], Iterator[Any]], call: Callable[[], object]) -> Callable[[bytes], Iterator[Any]]:
+def _with_callback(parse: Callable[[bytes], Iterator[Any]], call: Callable[[], object]) -> Callable[[bytes], Iterator[Any]]:
     def parsed(buffer: bytes) -> Iterator[Any]:
         for event in parse(buffer):
-            if event[1] & _Q_OVERFLOW:
+            if event[1] & _IN_Q_OVERFLOW:
                 call()
             yield event
 
@@ -171,14 +171,14 @@ def _listening(parse: Callable[[bytes], Iterator[Any]], call: Callable[[], objec
 
 
 def exhausted() -> bool:
-    """Whether inotify has nothing left to give."""
+    """Whether inotify has no instance or no watch left."""
     if libc is None:
         return False
     instance = libc.inotify_init1(os.O_CLOEXEC)
     if instance < 0:
         return True
     try:
-        return bool(libc.inotify_add_watch(instance, b"/", _ANY) < 0)
+        return bool(libc.inotify_add_watch(instance, b"/", _IN_DELETE_SELF) < 0)
     finally:
         os.close(instance)
 
@@ -186,7 +186,7 @@ def exhausted() -> bool:
 def _folders(folder: str) -> list[os.DirEntry[str]]:
     found = []
     for entry in entries(folder):
-        with contextlib.suppress(OSError):  # a link that leads round in circles
+        with contextlib.suppress(OSError):  # a circle of links
             if entry.is_dir():
                 found.append(entry)
     return found

@@ -170,11 +170,11 @@ class Hooked(Idle):
 
 
 class Lingering(Idle):
-    """Acts as if it had a long response in hand at its stop: exits when a file exists. With `SAYS` it reports that only this is left."""
+    """Acts as if it had a long response in hand at its stop: exits when a file exists. With `ANNOUNCES` it reports that only this is left."""
 
     def run(self) -> None:
         super().run()
-        if "SAYS" in os.environ:
+        if "ANNOUNCES" in os.environ:
             self.lingering()
         while not Path(os.environ["NOTES"], "end").exists():
             time.sleep(0.01)

@@ -94,12 +94,12 @@ class Project:
 
 
 @contextlib.contextmanager
-def polled(project: Project) -> Iterator[None]:
-    """Send requests all the time; every response must be a 200."""
+def under_requests(project: Project) -> Iterator[None]:
+    """Send requests until the block ends; every response must be a 200."""
     bad: list[object] = []
     over = threading.Event()
 
-    def poll() -> None:
+    def send_requests() -> None:
         while not over.is_set():
             for port in project.command.ports:
                 try:
@@ -109,7 +109,7 @@ def polled(project: Project) -> Iterator[None]:
                 else:
                     bad.extend([answer] if answer.status != 200 else [])
 
-    thread = threading.Thread(target=poll)
+    thread = threading.Thread(target=send_requests)
     thread.start()
     try:
         yield

@@ -1,1 +1,1 @@
-"""Warm imports: a process that keeps loaded what workers import from outside the project, so that a reload is quick."""
+"""Warm imports: a process keeps loaded what workers import from outside the project, so that a reload is fast."""

@@ -1,8 +1,7 @@
 """Warm process: it keeps loaded what workers import from outside the project. Under --reload.
 
-It is a mold without an app, and of no generation: a worker forked from it does all that another one does, but finds those
-modules loaded. It forks nothing any more once a file of theirs has changed; then workers are forked from the master, as
-without it, and another one is made.
+It is a mold without app and generation. A worker forked from it does the same as any other worker, but finds those modules
+loaded. When a file of its modules changes, it stops forking. The master forks the workers until a new warm process is ready.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 from forkserve.base import logfile, stdio
 from forkserve.base.errors import BootError, ExitCode
 from forkserve.config import apps
-from forkserve.devreload.loaded import LoadedFiles, keep_no_fresh_bytecode
-from forkserve.devreload.outside import Surroundings, places, replaced
+from forkserve.devreload.loaded import LoadedFiles, write_no_fresh_bytecode
+from forkserve.devreload.outside import ProcessState, paths_of, replaced
 from forkserve.devreload.warm import trial
 from forkserve.prefork.ipc.messages import Cleared, Outdated
 from forkserve.prefork.worker.boot import set_title
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from forkserve.devreload.patterns import Rules
-    from forkserve.devreload.warm.trial import Loaded
+    from forkserve.devreload.warm.trial import Candidate
     from forkserve.prefork.ipc.channel import Channel
     from forkserve.prefork.ipc.messages import Facts, Order
     from forkserve.prefork.ipc.orders import OrderSocket
@@ -41,7 +40,7 @@ Stamp = tuple[int, ...] | None
 
 
 def become_warm_process(
-    modules: Sequence[Loaded],
+    modules: Sequence[Candidate],
     facts: Facts,
     worker_class: type[Worker],
     context: WorkerContext,
@@ -49,10 +48,10 @@ def become_warm_process(
     close: Callable[[], None],
     output: WorkerOutput,
 ) -> NoReturn:
-    """Run a warm process in this process, which was just forked with all signals blocked, and exit.
+    """Run a warm process in this process, and exit. The process was just forked with all signals blocked.
 
-    `close` closes what is the master's alone; `modules` is what a worker has loaded, and `facts` what its project's code
-    has changed meanwhile.
+    `close` closes what only the master needs. `modules` are the modules that a worker has loaded. `facts` is what the project's
+    code has changed in the meantime.
     """
     code: int = ExitCode.UNEXPECTED
     try:
@@ -66,7 +65,7 @@ def become_warm_process(
 
 
 class WarmProcess(Mold):
-    """What its process knows."""
+    """The state of a warm process."""
 
     def __init__(
         self,
@@ -74,7 +73,7 @@ class WarmProcess(Mold):
         context: WorkerContext,
         orders: OrderSocket,
         output: WorkerOutput,
-        modules: Sequence[Loaded],
+        modules: Sequence[Candidate],
         facts: Facts,
     ) -> None:
         super().__init__(worker_class, context, orders, output)
@@ -87,42 +86,45 @@ class WarmProcess(Mold):
     def _load(self) -> None:
         context = self._context
         set_title("warm process", context.settings.name)
-        self._before = Surroundings.look()
+        self._before = ProcessState.current()
         apps.prepare_process(context.settings)
-        keep_no_fresh_bytecode()
-        self._outside.given = Surroundings.look()
+        write_no_fresh_bytecode()
+        self._outside.warm_state = ProcessState.current()
         self._outside.base = context.generation
-        with stdio.silenced():  # it was said when a worker imported them
-            cleared, left_out = trial.clear(self._modules, self._facts["environ"])
-            trial.load(cleared)
-        self._explain()
-        self._paths = [*_paths(cleared, self._rules), *filter(None, [context.settings.env_file])]
-        self._stamps = self._look(cleared)
-        self._cleared = cleared
+        with stdio.silenced():  # a worker has printed the same at its own import
+            kept, left_out = trial.importable(self._modules, self._facts["environ"])
+            trial.load(kept)
+        self._check_replaced()
+        self._paths = [*_paths(kept, self._rules), *filter(None, [context.settings.env_file])]
+        self._stamps = self._stamp_all(kept)
+        self._kept = kept
         self._ignore_signals()
         gc.collect()
         gc.freeze()
-        context.channel.send(Cleared(sum(bool(one.origin) for one in cleared), left_out))
+        context.channel.send(Cleared(sum(bool(one.origin) for one in kept), left_out))
 
-    def _explain(self) -> None:
-        """See that what was replaced is the doing of these modules. Raises BootError: they may be those that must come later."""
+    def _check_replaced(self) -> None:
+        """Check that the loaded modules explain all replaced functions. Raises BootError.
+
+        Otherwise something else replaces a function, and the modules may have to be imported after that.
+        """
         others = [*sorted(set(self._facts["replaced"]).difference(replaced())), *self._facts["hooks"]]
         if others:
-            raise BootError(f"{enumerated(others)} is replaced by the project, or by what cannot be kept loaded")
+            raise BootError(f"{enumerated(others)} is replaced by the project, or by a module that cannot stay loaded")
 
-    def _look(self, modules: Iterable[Loaded]) -> tuple[list[Stamp], set[str], bool]:
-        """Look at the modules' files and directories, at what in the project has a name of theirs, and whether that is there."""
+    def _stamp_all(self, modules: Iterable[Candidate]) -> tuple[list[Stamp], set[str], bool]:
+        """Return the stamps of all paths, the module names that the project has too, and whether the working directory exists."""
         names = {one.name.partition(".")[0] for one in modules}
-        shadows = set()
+        shared_names = set()
         for folder in sys.path:
             if self._rules.below(os.path.join(folder, "_")) is not None and os.path.isdir(folder):
-                shadows |= names.intersection(name.partition(".")[0] for name in os.listdir(folder))
-        return [_stamp(path) for path in self._paths], shadows, os.path.isdir(self._before.directory)
+                shared_names |= names.intersection(name.partition(".")[0] for name in os.listdir(folder))
+        return [_stamp(path) for path in self._paths], shared_names, os.path.isdir(self._before.directory)
 
     def _fork(self, order: Order) -> None:
-        if self._look(self._cleared) != self._stamps:
+        if self._stamp_all(self._kept) != self._stamps:
             self._context.channel.send(Outdated())
-            self._ended = True  # the order's channel ends with it, which is an answer
+            self._ended = True  # this closes the order's channel, so that the master forks the worker
             return
         super()._fork(order)
 
@@ -139,9 +141,9 @@ class WarmProcess(Mold):
         )
 
 
-def _paths(modules: Iterable[Loaded], rules: Rules) -> list[str]:
-    """Return all that must not change: files, and outside of the project also directories, as something may come there."""
-    files = {path for one in modules for path in places(one.origin)}
+def _paths(modules: Iterable[Candidate], rules: Rules) -> list[str]:
+    """Return all paths that must not change: files, and directories outside of the project, as a module may be added there."""
+    files = {path for one in modules for path in paths_of(one.origin)}
     folders = {os.path.dirname(file) for file in files}.union(sys.path)
     return sorted(files) + sorted(folder for folder in folders if not rules.holds(os.path.join(folder, "_")))
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.command import eventually
 from tests.integration.conftest import Start
-from tests.integration.development import WSGI, Project, polled
+from tests.integration.development import WSGI, Project, under_requests
 from tests.integration.steer import Request
 
 
@@ -33,7 +33,7 @@ def test_a_save_of_an_unrelated_file_does_not_stop_a_reload(project: Project, tm
     (seen := tmp_path / "seen").mkdir()
     waits = "import os, pathlib, time\nseen = pathlib.Path({seen!r})\n(seen / str(os.getpid())).touch()\n"
     waits += "if len(list(seen.iterdir())) >= {slow}:\n    while not (seen.parent / 'go').exists(): time.sleep(0.01)\n"
-    with polled(project):
+    with under_requests(project):
         project.save("myapp.py", waits + WSGI, seen=str(seen), slow=slow, version=2)
         eventually(lambda: len(list(seen.iterdir())) == slow, "the app is imported")
         project.save("tests/test_x.py", "A = 1\n")
@@ -86,7 +86,7 @@ def test_files_written_by_a_failing_import_cause_no_reload(project: Project, fir
     project.command.traceback_expected = True
     project.save("myapp.py", bad + "\n")
     project.until("out of order", 500)
-    project.command.wait_for("made.py changes whenever the app is loaded")
+    project.command.wait_for("made.py changes at each load of the app")
     number = len(project.reloads)
     assert {project.get().status for _ in range(200)} == {500}
     assert len(project.reloads) <= number + 1  # one reload may begin before the reloader knows the file

@@ -63,7 +63,7 @@ def build_editable(directory, *_):
 
 
 class Environment:
-    """A virtual environment with the packages of the tests, and a project whose server runs there."""
+    """A virtual environment with the packages of the tests, and a project with a server that runs there."""
 
     def __init__(self, folder: Path, start: Start, *, system: bool = False) -> None:
         venv.create(folder / "venv", system_site_packages=system, symlinks=True)

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from tests.integration.client import Client
 from tests.integration.command import descriptors, eventually, exists, run
 from tests.integration.conftest import Start
-from tests.integration.development import WSGI, Project, polled
+from tests.integration.development import WSGI, Project, under_requests
 
 pytestmark = pytest.mark.heavy
 
@@ -48,7 +48,7 @@ async def app(scope, receive, send):
         await send({{"type": "http.response.body", "body": b"version %d" % V}})
         return
     await send({{"type": "http.response.body", "body": b"first", "more_body": True}})
-    if scope["path"] == "/deaf":
+    if scope["path"] == "/sleep":
         await asyncio.sleep(60)
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -74,7 +74,7 @@ def project(tmp_path: Path, start: Start) -> Project:
 def test_saves_bring_new_responses_and_lose_no_request(project: Project, app: str, arguments: tuple[object, ...]) -> None:
     project.save("myapp.py", app, version=1)
     project.serve(*arguments)
-    with polled(project):
+    with under_requests(project):
         for version in range(2, 6):  # several saves a second of equal size would reveal stale bytecode
             project.save("myapp.py", app, version=version)
             for port in project.command.ports:
@@ -84,7 +84,7 @@ def test_saves_bring_new_responses_and_lose_no_request(project: Project, app: st
 def test_a_file_is_loaded_only_after_its_writer_has_closed_it(project: Project) -> None:
     """The file is empty while the test begins to write it."""
     project.serve("--reload-delay", 0.01)
-    with polled(project):
+    with under_requests(project):
         with (project.folder / "myapp.py").open("w") as file:
             for _ in range(100):
                 assert project.get().text == "version 1"
@@ -102,7 +102,7 @@ def test_a_load_error_is_ignored_when_a_newer_save_exists(project: Project, tmp_
     fails += "    while (folder / 'go').exists(): time.sleep(0.01)\n    raise ValueError('out of date')\n"
     folder = tmp_path / "seen"
     folder.mkdir()
-    with polled(project):
+    with under_requests(project):
         project.save("myapp.py", here + fails + WSGI, folder=str(folder), slow=slow, version=2)
         eventually((folder / "go").exists, "the app is imported")
         project.save("myapp.py", WSGI, version=3)
@@ -330,8 +330,8 @@ def test_open_streams_do_not_delay_a_reload(project: Project) -> None:
     project.save("myapp.py", STREAMS, version=1)
     project.serve("--graceful-timeout", 30)
     port = project.command.port
-    with Client(port) as listening, Client(port) as deaf, connect(f"ws://127.0.0.1:{port}/") as websocket:
-        for client, path in ((listening, "/sse"), (deaf, "/deaf")):
+    with Client(port) as listening, Client(port) as sleeping, connect(f"ws://127.0.0.1:{port}/") as websocket:
+        for client, path in ((listening, "/sse"), (sleeping, "/sleep")):
             client.request(path)
             assert client.head().status == 200
         began = time.monotonic()
@@ -343,7 +343,7 @@ def test_open_streams_do_not_delay_a_reload(project: Project) -> None:
         listening.rest()
         project.until("version 2")
         project.command.wait_for("reloaded: generation 2")
-        assert time.monotonic() - began < 25.0  # without --reload, the deaf stream could run for 30 s
+        assert time.monotonic() - began < 25.0  # without --reload, the sleeping stream could run for 30 s
 
 
 def test_the_watcher_inherits_no_descriptor_and_is_restarted_after_a_kill(project: Project) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.command import descriptors, eventually, exists, title
 from tests.integration.conftest import Start
-from tests.integration.development import Project, polled
+from tests.integration.development import Project, under_requests
 
 # Code that records a module's import: a line with its name and pid, and that pid as a value.
 TRACE = """\
@@ -27,7 +27,7 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"version {{V}} {{[({values}), os.readlink('/proc/self')]}}".encode()]
 """
-MADE = r"warm process: (\d+) modules stay loaded, and not (.*)$"
+FORK_LINE = r"warm process: (\d+) modules stay loaded; left out: (.*)$"
 
 
 class Site:
@@ -55,14 +55,14 @@ class Site:
         """Start the server."""
         self.project.serve("--log-level", "debug", *arguments, env={"PYTHONPATH": str(self.outside)})
 
-    def wait_until_made(self, count: int = 1) -> re.Match[str]:
-        """Wait until this many warm processes have been made; return the log line of the last."""
+    def wait_until_forked(self, count: int = 1) -> re.Match[str]:
+        """Wait until this many warm processes are ready; return the log line of the last."""
 
         def look() -> list[re.Match[str]]:
-            return list(re.finditer(MADE, self.project.command.stderr, re.MULTILINE))
+            return list(re.finditer(FORK_LINE, self.project.command.stderr, re.MULTILINE))
 
         eventually(lambda: len(look()) >= count, lambda: f"warm process {count}: {self.project.command.stderr}")
-        eventually(lambda: self.warm_pid is not None, "the process of the warm process exists")
+        eventually(lambda: self.warm_pid is not None, "the warm process exists")
         return look()[count - 1]
 
     @property
@@ -89,9 +89,9 @@ def test_modules_outside_the_project_stay_loaded_until_they_change(site: Site) -
     site.add("spread/part.py")  # a namespace package
     site.save(1, "third", "spread.part", values="third.PID, spread.part.PID")
     site.serve("--workers", 2)
-    warm_pid = site.wait_until_made() and site.warm_pid
+    warm_pid = site.wait_until_forked() and site.warm_pid
     before = len(site.importers("third")), len(site.importers("helper"))
-    with polled(site.project):
+    with under_requests(site.project):
         for version in (2, 3):
             site.save(version, "third", "spread.part", values="third.PID, spread.part.PID")
             answer = site.until(f"version {version} ")
@@ -106,7 +106,7 @@ def test_modules_outside_the_project_stay_loaded_until_they_change(site: Site) -
         file.write("PID = 'edited'\n")
     site.save(4, "third", values="third.PID")
     site.until("version 4 ['edited'")
-    site.wait_until_made(2)
+    site.wait_until_forked(2)
     (site.project.folder / "third.py").write_text("PID = 'shadow'\n")  # the project comes first on the path
     site.save(5, "third", values="third.PID")
     site.until("version 5 ['shadow'")
@@ -129,7 +129,7 @@ def test_modules_that_cannot_be_shared_are_left_out_of_the_warm_process(site: Si
     values = "good.PID, hopeful.PID, user.PID, reader.MODE, puller.PID, caller.TEXT, knower.OWN"
     site.save(1, *names, before="import os\nos.environ['MODE'] = 'one'\n", values=values)
     site.serve()
-    left_out = site.wait_until_made()[2]
+    left_out = site.wait_until_forked()[2]
     assert set(re.findall(r"'(\w+)':", left_out)) == {*names, "alone"} - {"good", "hopeful"}
     for why in ("RuntimeError: not alone", "imports alone", "threads", "imports helper", "reads MODE", "descriptors", "its pid"):
         assert why in left_out
@@ -148,7 +148,7 @@ def test_each_worker_reseeds_numpy_s_random_numbers(site: Site) -> None:
     )
     site.save(1, "numpy.random", values="numpy.random.SEEDED")
     site.serve()
-    site.wait_until_made()
+    site.wait_until_forked()
     site.save(2, "numpy.random", values="numpy.random.PID, numpy.random.SEEDED")
     answer = site.until("version 2 ")
     worker = re.findall(r"\d+", answer)[-1]
@@ -160,37 +160,35 @@ def test_a_project_that_changes_state_before_its_imports_is_detected(site: Site)
     site.add("reader.py", "import os\nMODE = os.environ.get('MODE')")
     site.save(1, "reader", values="reader.MODE")
     site.serve()
-    site.wait_until_made()
+    site.wait_until_forked()
     site.save(2, "reader", before="import os\nos.environ['MODE'] = 'mine'\n", values="reader.MODE")
-    site.until("version 2 ['mine'")  # in the end
-    site.project.command.wait_for("reloading again, with all modules imported again")
-    assert "'reader': 'it reads MODE" in site.wait_until_made(2)[2]
+    site.until("version 2 ['mine'")  # eventually
+    site.project.command.wait_for("reloading again, with a full import")
+    assert "'reader': 'it reads MODE" in site.wait_until_forked(2)[2]
     site.save(3, "reader", before="import socket\nsocket.getfqdn = lambda: 'me'\n", values="reader.MODE")
     site.until("version 3 [None")
-    site.project.command.wait_for(
-        r"modules from outside the project are imported again by each reload: socket\.getfqdn is replaced"
-    )
+    site.project.command.wait_for(r"from now on each reload is a full import: socket\.getfqdn is replaced")
     eventually(lambda: site.warm_pid is None, "the warm process exits")
     site.save(4, "reader")
     site.until("version 4 ")
 
 
-def test_a_worker_that_differs_from_a_cold_one_is_loaded_cold(site: Site) -> None:
+def test_reloads_are_full_imports_if_workers_of_the_warm_process_differ(site: Site) -> None:
     site.add("talker.py", "import logging\nLOGGER = logging.getLogger('talker')")
-    disables_those_that_exist = "import logging.config\nlogging.config.dictConfig({'version': 1})\n"
-    site.save(1, "talker", before=disables_those_that_exist, values="talker.LOGGER.disabled")
+    disables_existing_loggers = "import logging.config\nlogging.config.dictConfig({'version': 1})\n"
+    site.save(1, "talker", before=disables_existing_loggers, values="talker.LOGGER.disabled")
     site.serve()
-    site.wait_until_made()
-    site.save(2, "talker", before=disables_those_that_exist, values="talker.LOGGER.disabled")
-    site.until("version 2 [False")  # in the end
-    site.project.command.wait_for("imported again by each reload: it makes a difference whether they were loaded before")
+    site.wait_until_forked()
+    site.save(2, "talker", before=disables_existing_loggers, values="talker.LOGGER.disabled")
+    site.until("version 2 [False")  # eventually
+    site.project.command.wait_for("each reload is a full import: workers of the warm process differ from those of a full import")
 
 
 def test_the_warm_process_is_replaced_and_inherits_no_descriptor(site: Site) -> None:
     site.add("third.py")
     site.save(1, "third", values="third.PID")
     site.serve("--bind", "127.0.0.1:0", "--bind", "unix:app.sock")
-    site.wait_until_made()
+    site.wait_until_forked()
     warm_pid = site.warm_pid
     assert warm_pid is not None
     opened = set(descriptors(site.project.command.pid).values())
@@ -199,16 +197,16 @@ def test_the_warm_process_is_replaced_and_inherits_no_descriptor(site: Site) -> 
     }
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
         os.kill(warm_pid, signum)
-    with polled(site.project):
+    with under_requests(site.project):
         os.kill(warm_pid, signal.SIGSTOP)  # it gets the order, but does nothing
         site.save(2, "third", values="third.PID")
         assert f"'{warm_pid}'" not in site.until("version 2 ")
-        site.wait_until_made(2)
+        site.wait_until_forked(2)
         assert site.warm_pid not in {warm_pid, None}
         os.kill(site.warm_pid or 0, signal.SIGKILL)
         site.save(3, "third", values="third.PID")
         site.until("version 3 ")
-        site.wait_until_made(3)
+        site.wait_until_forked(3)
         warm_pid = site.warm_pid
         site.save(4, "third", values="third.PID")
         assert f"['{warm_pid}'" in site.until("version 4 ")

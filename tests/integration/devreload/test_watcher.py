@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import pytest
 
-from forkserve.devreload.watcher import GRAIN
+from forkserve.devreload.watcher import FILE_TIME_LAG
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.messages import AskForRest, AtRest, Changed, Log, Message, Watching
 from tests.integration.command import eventually
@@ -215,7 +215,7 @@ def test_a_file_is_reported_only_after_its_writer_has_closed_it(project: Path, w
     assert watcher.next(AtRest).number == 1
 
 
-def test_a_file_that_is_never_closed_is_reported_in_the_end(project: Path, watching: Watch) -> None:
+def test_a_file_that_is_never_closed_is_reported_eventually(project: Path, watching: Watch) -> None:
     watcher = watching(project)
     with (project / "app.py").open("w"):
         assert watcher.next_change() == ([], [str(project / "app.py")])
@@ -227,7 +227,7 @@ def test_the_watcher_answers_when_all_changes_are_reported(project: Path, watchi
     assert watcher.next(AtRest).number == 3
 
 
-def test_a_file_that_changes_all_the_time_is_reported_in_the_end(project: Path, watching: Watch) -> None:
+def test_a_file_that_changes_all_the_time_is_reported_eventually(project: Path, watching: Watch) -> None:
     watcher = watching(project, reload_delay=0.5)
     end = time.monotonic() + DEADLINE
     while not select.select([watcher.channel], [], [], 0.02)[0]:
@@ -253,7 +253,7 @@ def test_a_linked_directory_in_the_project_is_watched(project: Path, tmp_path: P
 
 
 def test_a_change_before_the_watcher_started_is_reported(project: Path, watching: Watch, engine: str) -> None:
-    since = time.time() + 2 * GRAIN
+    since = time.time() + 2 * FILE_TIME_LAG
     eventually(lambda: time.time() > since, "dates that are later than those of the project")
     (project / "package/inner/one.py").write_text("A = 22\n")
     os.utime(project / "package/inner/one.py", (1, 1))  # `cp -p` and `mv` keep old dates

@@ -3,7 +3,7 @@
 Each case where a change could be missed has a test here or in `test_watcher`: inotify's queue overflows; inotify has no watch or no
 instance left, at the start and later; directories are created, removed, renamed and put back, linked, and linked elsewhere; only the
 case of a name changes; a file becomes a link; only dates change, also backwards and into the future; two changes within one second on a
-file system whose dates have whole seconds; a file system that other machines change.
+file system with dates in whole seconds; a file system that other machines change.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from forkserve.devreload.filesystems import tells_too_little, type_of
-from forkserve.devreload.git import STALE, index_of, is_at_work
+from forkserve.devreload.filesystems import misses_changes, type_of
+from forkserve.devreload.git import STALE, is_at_work, lock_of
 from forkserve.devreload.polling import POLL_EVERY, SHARE, period
-from forkserve.devreload.tree import WHOLE, Stamp
+from forkserve.devreload.tree import SECOND, Stamp
 from forkserve.prefork.ipc.messages import Changed, Log, WatchFiles, Watching
 from tests.integration.command import eventually, state
 from tests.integration.devreload.test_watcher import Watch, Watcher, engine, project, watching
@@ -48,7 +48,7 @@ broken
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "too_little"),
+    ("path", "kind", "misses"),
     [
         ("/home/me/code", "ext4", False),
         ("/home/me/my code/app", "fuse.sshfs", True),
@@ -61,9 +61,9 @@ broken
         ("/over/x", "xfs", False),
     ],
 )
-def test_the_file_system_of_a_path_is_found_in_the_mounts(path: str, kind: str, *, too_little: bool) -> None:
+def test_the_file_system_of_a_path_is_found_in_the_mounts(path: str, kind: str, *, misses: bool) -> None:
     assert type_of(path, MOUNTS) == kind
-    assert tells_too_little(kind) == too_little
+    assert misses_changes(kind) == misses
     assert type_of(path, "") == ""
 
 
@@ -82,10 +82,8 @@ def test_file_systems_shared_with_other_machines_need_polling() -> None:
         "fuse.grpcfuse",
         "fakeowner",
     )
-    assert all(map(tells_too_little, shared))
-    assert not any(
-        map(tells_too_little, ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "fuseblk", "fuse.fuse-overlayfs", ""))
-    )
+    assert all(map(misses_changes, shared))
+    assert not any(map(misses_changes, ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "fuseblk", "fuse.fuse-overlayfs", "")))
 
 
 def test_the_polling_period_bounds_the_cost_and_spares_slow_file_systems() -> None:
@@ -97,10 +95,10 @@ def test_the_polling_period_bounds_the_cost_and_spares_slow_file_systems() -> No
 
 
 def test_a_checksum_distinguishes_two_states_within_one_second() -> None:
-    stamp = Stamp(5 * WHOLE, 5 * WHOLE, 10, 3, checksum=1)
+    stamp = Stamp(5 * SECOND, 5 * SECOND, 10, 3, checksum=1)
     assert stamp.differs(stamp._replace(checksum=2))
     assert not stamp.differs(stamp._replace(checksum=None))  # the file is no longer fresh
-    assert stamp.differs(stamp._replace(mtime=6 * WHOLE))
+    assert stamp.differs(stamp._replace(mtime=6 * SECOND))
     assert stamp.differs(stamp._replace(inode=4))
 
 
@@ -343,13 +341,13 @@ def test_no_change_is_reported_while_git_works(project: Path, watching: Watch, e
 
 
 def test_git_s_lock_is_found_and_a_stale_one_is_ignored(tmp_path: Path) -> None:
-    assert index_of(str(tmp_path)) in (None, *(f"{one}/.git/index.lock" for one in tmp_path.parents))
+    assert lock_of(str(tmp_path)) in (None, *(f"{one}/.git/index.lock" for one in tmp_path.parents))
     repository, tree = tmp_path / "repository", tmp_path / "tree"
     repository.mkdir()
     git(repository, "init")
     git(repository, "commit", "--allow-empty", "-m", "one")
     git(repository, "worktree", "add", str(tree))
-    found = index_of(str(tree))
+    found = lock_of(str(tree))
     assert found == str(repository / ".git/worktrees/tree/index.lock")
     assert not is_at_work(found, inf)
     Path(found).touch()

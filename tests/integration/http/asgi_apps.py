@@ -53,7 +53,7 @@ async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     scope["state"]["lifespan"] = {key: repr(value) for key, value in scope.items()}
     await send({"type": "lifespan.startup.complete"})
     assert (await receive())["type"] == "lifespan.shutdown"
-    print("lifespan.shutdown was heard", flush=True, file=sys.stderr)
+    print("lifespan.shutdown was received", flush=True, file=sys.stderr)
     await send({"type": "lifespan.shutdown.complete"})
 
 

@@ -25,7 +25,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     directory = Path(os.path.relpath(tmp_path_factory.mktemp("s")))
     with serving("tests.integration.http.asgi_apps:app", directory, faults=True, loop=request.param) as server:
         yield server
-    assert "lifespan.shutdown was heard" in server.log
+    assert "lifespan.shutdown was received" in server.log
 
 
 @pytest.fixture(autouse=True)

@@ -149,7 +149,7 @@ def test_a_drain_ends_a_silent_stream_early(loop: str, tmp_path: Path, path: str
             server.process.send_signal(signal.SIGTERM)
             server.wait_for_log("http.disconnect was received")
             assert server.process.wait(30) == 0
-        server.wait_for_log("lifespan.shutdown was heard")
+        server.wait_for_log("lifespan.shutdown was received")
         assert "still open" not in server.log
 
 

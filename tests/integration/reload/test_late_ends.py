@@ -1,4 +1,4 @@
-"""After TERM, work behind a response is finished, and a delayed drain accepts new connections."""
+"""After TERM, a worker finishes work that goes on after a response, and a delayed drain accepts new connections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_work_after_the_response_is_finished_at_a_stop(serve: Start, tmp_path: P
         gate.touch()
     command.wait()
     assert command.stderr.count("the work is done") == 2
-    assert command.stderr.rindex("the work is done") < command.stderr.index("lifespan.shutdown was heard")
+    assert command.stderr.rindex("the work is done") < command.stderr.index("lifespan.shutdown was received")
     assert "ERROR" not in command.stderr
 
 
@@ -43,7 +43,7 @@ def test_work_after_the_response_is_cancelled_at_the_graceful_timeout(serve: Sta
     command.kill(signal.SIGTERM)
     command.wait()
     assert 0.9 < time.monotonic() - began < 20
-    assert "lifespan.shutdown was heard" in command.stderr
+    assert "lifespan.shutdown was received" in command.stderr
     assert "ERROR" not in command.stderr
 
 

@@ -20,11 +20,11 @@ from tests.integration.conftest import Start
 from tests.integration.steer import Steered
 
 WORKERS = "tests.integration.custom_workers"
-SAYS = {"SAYS": "1"}
+ANNOUNCES = {"ANNOUNCES": "1"}
 
 
 class Fleet(Steered):
-    """A server whose workers are of one custom class."""
+    """A server with workers of one custom class."""
 
     def __init__(self, start: Start, directory: Path, name: str, *options: object, env: dict[str, str] | None = None) -> None:
         self.home = directory
@@ -45,7 +45,7 @@ class Fleet(Steered):
 
 
 def test_a_reload_completes_while_old_workers_linger(start: Start, tmp_path: Path) -> None:
-    fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, env=SAYS)
+    fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, env=ANNOUNCES)
     answer = fleet.ask("reload")
     assert answer["ok"], answer
     assert fleet.states() == {"ready": 3, "draining": 3}
@@ -55,7 +55,7 @@ def test_a_reload_completes_while_old_workers_linger(start: Start, tmp_path: Pat
 
 
 def test_a_reload_waits_at_the_limit_of_lingering_workers(start: Start, tmp_path: Path) -> None:
-    fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, "--reload-lingering", 1, env=SAYS)
+    fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, "--reload-lingering", 1, env=ANNOUNCES)
     reload = fleet.begin("reload")
     eventually(lambda: fleet.states() == {"ready": 3, "draining": 2}, fleet.rows)
     assert fleet.ask("status")["result"]["state"] == "reloading"
@@ -78,7 +78,7 @@ def test_a_reload_waits_for_a_worker_that_does_not_announce_lingering(start: Sta
 
 
 def test_restart_and_scale_do_not_wait_for_lingering_workers(start: Start, tmp_path: Path) -> None:
-    fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, env=SAYS)
+    fleet = Fleet(start, tmp_path, "Lingering", "-w", 3, env=ANNOUNCES)
     assert fleet.ask("restart", 1)["ok"]
     assert fleet.states() == {"ready": 3, "draining": 1}
     assert fleet.ask("scale", 1)["ok"]
@@ -88,7 +88,7 @@ def test_restart_and_scale_do_not_wait_for_lingering_workers(start: Start, tmp_p
 
 
 def test_lingering_workers_survive_an_upgrade(start: Start, tmp_path: Path) -> None:
-    fleet = Fleet(start, tmp_path, "Lingering", "-w", 2, env=SAYS)
+    fleet = Fleet(start, tmp_path, "Lingering", "-w", 2, env=ANNOUNCES)
     assert fleet.ask("reload")["ok"]
     old = {row["pid"] for row in fleet.rows() if row["state"] == "draining"}
     assert len(old) == 2

@@ -86,7 +86,7 @@ def test_no_worker_serves_more_than_max_requests_allows(
 
 
 def test_many_kept_connections_keep_the_limit(start: Start, tmp_path: Path) -> None:
-    """A worker accepts no connection whose requests it may not serve."""
+    """A worker accepts no connection if it may not serve its requests."""
     site = Site(start, tmp_path, "app:wsgi", *OWN, "-w", 1, "--max-requests", 20, *QUICK)
     answered: Counter[int] = Counter()
     lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""--preload: a mold loads the app once, and workers are forked from the mold, whatever is on disk meanwhile."""
+"""--preload: a mold loads the app once, and workers are forked from the mold, even if the files on disk have changed."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ LIBRARY = """
 import signal, sys
 from forkserve import Server
 server = Server("app:wsgi", workers=2, base_port=0, reload_settle=0.1, linger=1, control_socket=sys.argv[-1])
-tell = lambda ended: print(ended.value, ended.error, flush=True)
-server.on_signal(signal.SIGUSR2, lambda: server.reload().finally_(tell))
+show = lambda ended: print(ended.value, ended.error, flush=True)
+server.on_signal(signal.SIGUSR2, lambda: server.reload().finally_(show))
 sys.exit(server.run())
 """
 
@@ -55,7 +55,7 @@ def wait_until_reloaded(site: Site, generation: int) -> None:
     site.command.wait_for(rf"\[INFO\] master: reloaded: generation {generation} in ")
 
 
-def test_a_reload_changes_to_the_new_target_of_the_working_directory_s_path(start: Start, tmp_path: Path) -> None:
+def test_a_reload_follows_a_linked_working_directory_to_its_new_target(start: Start, tmp_path: Path) -> None:
     for release in ("one", "two"):
         (tmp_path / release).mkdir()
         (tmp_path / release / "app.py").write_text(source(release))
@@ -243,7 +243,7 @@ def test_scale_works_during_a_reload(start: Start, tmp_path: Path, gate: Path) -
 
 
 def test_a_worker_killed_during_a_reload_is_replaced(start: Start, tmp_path: Path, gate: Path) -> None:
-    """Old workers are killed while the canary boots: a slot gets the canary or another process."""
+    """Old workers are killed while the canary boots. Each slot gets the canary or another new process."""
     site = Site(
         start, tmp_path, "app:wsgi", *ADDRESSES["ports"], "-w", 2, *QUICK, code=source(prologue=GATED), env={"GATE": str(gate)}
     )

@@ -1,10 +1,10 @@
-"""File systems whose changes the kernel does not all see."""
+"""File systems on which the kernel misses changes."""
 
 from __future__ import annotations
 
 import pytest
 
-from forkserve.devreload.filesystems import tells_too_little, type_of
+from forkserve.devreload.filesystems import misses_changes, type_of
 
 MOUNTS = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -37,8 +37,8 @@ def test_without_mounts_the_type_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "too_little"),
+    ("kind", "misses"),
     [("ext4", False), ("9p", True), ("nfs4", True), ("fuse.sshfs", True), ("fuseblk", False), ("fuse.fuse-overlayfs", False)],
 )
-def test_shared_file_systems_report_too_little(kind: str, too_little: bool) -> None:  # noqa: FBT001
-    assert tells_too_little(kind) is too_little
+def test_the_kernel_misses_changes_on_shared_file_systems(kind: str, misses: bool) -> None:  # noqa: FBT001
+    assert misses_changes(kind) is misses

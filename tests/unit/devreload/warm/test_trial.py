@@ -11,12 +11,12 @@ import pytest
 
 PROGRAM = """\
 import json, sys
-from forkserve.devreload.warm.trial import Loaded, clear, load
+from forkserve.devreload.warm.trial import Candidate, importable, load
 sys.path.insert(0, sys.argv[1])
-cleared, left_out = clear([Loaded(*one) for one in json.loads(sys.argv[2])], json.loads(sys.argv[3]))
-assert not {one.name for one in cleared} & set(sys.modules)
-load(cleared)
-print(json.dumps([[one.name for one in cleared], left_out]))
+kept, left_out = importable([Candidate(*one) for one in json.loads(sys.argv[2])], json.loads(sys.argv[3]))
+assert not {one.name for one in kept} & set(sys.modules)
+load(kept)
+print(json.dumps([[one.name for one in kept], left_out]))
 """
 
 
@@ -34,12 +34,12 @@ class Trial:
         if listed:
             self.listed.append((name, str(path), late))
 
-    def judge(self, *changed: str) -> tuple[list[str], dict[str, str]]:
-        """Return what is cleared and what is left out."""
+    def run(self, *changed: str) -> tuple[list[str], dict[str, str]]:
+        """Return the importable modules, and the reasons for those that are left out."""
         program = [sys.executable, "-c", PROGRAM, str(self.folder), json.dumps(self.listed), json.dumps(changed)]
         done = subprocess.run(program, capture_output=True, text=True, check=True)
-        cleared, left_out = json.loads(done.stdout)
-        return cleared, left_out
+        kept, left_out = json.loads(done.stdout)
+        return kept, left_out
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def trial(tmp_path: Path) -> Trial:
     return Trial(tmp_path)
 
 
-def test_modules_are_cleared_in_order_and_importers_of_excluded_ones_are_excluded(trial: Trial) -> None:
+def test_modules_are_kept_in_order_and_importers_of_excluded_ones_are_excluded(trial: Trial) -> None:
     trial.add("first", "import circle")
     trial.add("circle", "import back\nA = 1")
     trial.add("back", "import circle")
@@ -60,8 +60,8 @@ def test_modules_are_cleared_in_order_and_importers_of_excluded_ones_are_exclude
         "looker", "import importlib.util\nassert importlib.util.find_spec('own')\nassert not importlib.util.find_spec('none')"
     )
     trial.add("hopeful", "try:\n    import nowhere\nexcept ImportError:\n    pass")
-    cleared, left_out = trial.judge()
-    assert cleared == ["first", "circle", "back", "looker", "hopeful"]
+    kept, left_out = trial.run()
+    assert kept == ["first", "circle", "back", "looker", "hopeful"]
     assert left_out == {
         "bad": "ZeroDivisionError: division by zero",
         "cautious": "it imports bad",
@@ -77,12 +77,12 @@ def test_modules_that_read_changed_variables_are_left_out(trial: Trial) -> None:
     trial.add("other", "import os\nA = os.getenv('HOME')")
     trial.add("everything", "import os\nA = dict(os.environ)")
     trial.add("django_like", "import os\nA = 'DJANGO_SETTINGS_MODULE' in os.environ", late=False)
-    cleared, left_out = trial.judge("MODE")
-    assert cleared == ["early", "other"]
+    kept, left_out = trial.run("MODE")
+    assert kept == ["early", "other"]
     assert left_out == {
-        "late": "it reads MODE of the environment, which the project sets",
-        "everything": "it reads all of the environment, which the project sets",
-        "django_like": "it reads DJANGO_SETTINGS_MODULE of the environment, which the project sets",
+        "late": "it reads MODE from the environment, which the project changes",
+        "everything": "it reads all variables from the environment, which the project changes",
+        "django_like": "it reads DJANGO_SETTINGS_MODULE from the environment, which the project changes",
     }
 
 
@@ -106,7 +106,7 @@ def test_modules_that_read_changed_variables_are_left_out(trial: Trial) -> None:
 def test_modules_that_change_their_process_at_import_are_left_out(trial: Trial, text: str, why: str) -> None:
     trial.add("changer", text)
     trial.add("innocent")
-    assert trial.judge() == (["innocent"], {"changer": f"at import it changes or leaves: {why}"})
+    assert trial.run() == (["innocent"], {"changer": f"its import changes the process: {why}"})
 
 
 def test_a_module_that_stops_its_thread_before_a_fork_is_kept(trial: Trial) -> None:
@@ -120,21 +120,21 @@ def test_a_module_that_stops_its_thread_before_a_fork_is_kept(trial: Trial) -> N
         "_thread.start_new_thread(run, ())\nos.register_at_fork(before=stop)\n",
     )
     trial.add("user", "import blas_like")
-    assert trial.judge() == (["blas_like", "user"], {})
+    assert trial.run() == (["blas_like", "user"], {})
 
 
 def test_a_failed_import_must_fail_again(trial: Trial) -> None:
     trial.add("optional", "import nowhere")
-    trial.add("mended")
+    trial.add("repaired")
     trial.listed = [(name, "", False) for name, _, _ in trial.listed]
-    for name in ("optional", "mended"):
+    for name in ("optional", "repaired"):
         trial.add(f"uses_{name}", f"try:\n    import {name}\nexcept ImportError:\n    pass")
-    cleared, left_out = trial.judge()
-    assert cleared == ["optional", "uses_optional"]
-    assert left_out == {"mended": "its import does not raise any more", "uses_mended": "it imports mended"}
+    kept, left_out = trial.run()
+    assert kept == ["optional", "uses_optional"]
+    assert left_out == {"repaired": "its import no longer fails", "uses_repaired": "it imports repaired"}
 
 
 def test_a_module_from_another_file_than_in_the_workers_is_left_out(trial: Trial) -> None:
     trial.add("moved")
     trial.listed = [("moved", "/elsewhere/moved.py", False)]
-    assert trial.judge() == ([], {"moved": "it cannot be imported by itself, or from elsewhere only"})
+    assert trial.run() == ([], {"moved": "it cannot be imported alone, or has another origin"})
