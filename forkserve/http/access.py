@@ -22,6 +22,7 @@ COMBINED = '%(h)s - %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 _ATOM = re.compile(r"%\((\{[^}]+\}[ioe]|[a-zA-Z]+)\)s")
 _BATCH = 64
 """Lines that are written together; the sweep writes what is left."""
+_PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f"\\]')
 
 
@@ -153,7 +154,7 @@ _ATOMS: Mapping[str, Atom] = {
     "H": lambda r: "HTTP/1.1" if r.exchange is None else "HTTP/" + r.exchange.fields.version,
     "s": lambda r: str(r.status),
     "B": lambda r: str(r.sent),
-    "b": lambda r: str(r.sent or "-"),
+    "b": lambda r: str(r.sent) if r.sent else "-",
     "f": lambda r: r.request_header(b"referer"),
     "a": lambda r: r.request_header(b"user-agent"),
     "T": lambda r: str(int(r.seconds)),
@@ -192,7 +193,7 @@ def _escaped_in_json(text: str) -> str:
 
 def _is_plain(text: str) -> bool:
     """Return whether no format has to escape anything in a text."""
-    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+    return text.isascii() and not text.encode().translate(None, _PLAIN)
 
 
 def import_early() -> None:
@@ -211,14 +212,15 @@ def compile_format(text: str) -> Callable[[Record], str]:
     """
     if text == "json":
         members = ", ".join(f'"{name}": {form}' for name, (form, _) in _JSON.items())
-        return _compiled(f"{{{members}}}", [atom for _, atom in _JSON.values()], _escaped_in_json)
-    parts = _ATOM.split(COMBINED if text == "combined" else text)  # texts, and atoms between them
-    template = "%s".join(part.replace("%%", "%").replace("%", "%%") for part in parts[::2])
-    return _compiled(template, [_atom(name) for name in parts[1::2]], escaped)
+        return _compiled(f"{{{members}}}".split("%s"), [atom for _, atom in _JSON.values()], _escaped_in_json)
+    parts = _ATOM.split(COMBINED if text == "combined" else text)
+    return _compiled([part.replace("%%", "%") for part in parts[::2]], [_atom(name) for name in parts[1::2]], escaped)
 
 
-def _compiled(template: str, atoms: list[Atom], escape: Callable[[str], str]) -> Callable[[Record], str]:
-    template += "\n"
+def _compiled(texts: list[str], atoms: list[Atom], escape: Callable[[str], str]) -> Callable[[Record], str]:
+    """Return a function that makes the line of a record: the values of the atoms between the texts."""
+    parts = [part for text in texts for part in ("", text)][1:]
+    parts[-1] += "\n"
 
     def line(record: Record) -> str:
         try:
@@ -227,7 +229,9 @@ def _compiled(template: str, atoms: list[Atom], escape: Callable[[str], str]) ->
             values = [_shown(atom, record) for atom in atoms]
         if not _is_plain("".join(values)):
             values = [escape(value) for value in values]
-        return template % tuple(values)
+        whole = parts.copy()
+        whole[1::2] = values
+        return "".join(whole)
 
     return line
 
