@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
@@ -15,22 +15,19 @@ if TYPE_CHECKING:
     from forkserve.http.app.exchange import Exchange
     from forkserve.http.framing.writer import ClientConnection
     from forkserve.http.message.errors import RequestError
-    from forkserve.http.message.http1 import Target
+    from forkserve.http.message.fields import Headers
 
-COMBINED = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+# The client's identity (identd's) is always unknown: %(l)s is a dash.
+COMBINED = '%(h)s - %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 _ATOM = re.compile(r"%\((\{[^}]+\}[ioe]|[a-zA-Z]+)\)s")
 _BATCH = 64
 """Lines that are written together; the sweep writes what is left."""
+_PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f"\\]')
 
 
-def escaped(text: str) -> str:
-    """Escape control characters, quotes and backslashes: a request can end no line and no field, nor steer a terminal."""
-    return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02x}" if match[0] not in '"\\' else "\\" + match[0], text)
-
-
 class Record:
-    """The values of one line about a request and its response; the attributes are gunicorn's atoms by a longer name.
+    """What a line is about. Atoms fetch their values from it, so a request pays for no value that its line does not show.
 
     Args:
         connection: Where the request came from.
@@ -39,92 +36,164 @@ class Record:
         sent: The bytes of its body.
     """
 
+    __slots__ = ("_headers", "_seconds", "connection", "exchange", "sent", "status")
+
     def __init__(self, connection: ClientConnection, exchange: Exchange | None, status: int, sent: int) -> None:
-        client = connection.endpoints.client
-        if exchange is not None:
-            client, _ = connection.endpoints.seen_through(exchange.fields, exchange.site.trusted)
-        began = 0.0 if exchange is None else exchange.began
-        self.client: str = client[0] if client else "-"
-        self.status: int = status
-        self.sent: int = sent
-        self.seconds: float = max(0.0, monotonic() - began) if began else 0.0
-        self.target: Target | None = None if exchange is None else exchange.target
-        self.version: str = "1.1" if exchange is None else exchange.fields.version
-        self.request_headers = [] if exchange is None else exchange.fields.headers
-        self._exchange = exchange
+        self.connection = connection
+        self.exchange = exchange
+        self.status = status
+        self.sent = sent
+        self._headers: Mapping[bytes, bytes] | None = None
+        self._seconds: float | None = None
 
-    def request_header(self, name: str) -> str:
-        """Return the value of a request header, or ``-``."""
-        return _values(self.request_headers, name)
+    @property
+    def seconds(self) -> float:
+        """The seconds since the request began; the same in all atoms of a line."""
+        if self._seconds is None:
+            began = 0.0 if self.exchange is None else self.exchange.began
+            self._seconds = max(0.0, monotonic() - began) if began else 0.0
+        return self._seconds
 
-    def response_header(self, name: str) -> str:
-        """Return the value of a header of the response, or ``-``."""
-        exchange = self._exchange
+    def request_header(self, name: bytes) -> str:
+        """Return the value of a request header, by its name in lower case, or ``-``."""
+        headers = self._headers
+        if headers is None:
+            headers = self._headers = {} if self.exchange is None else _by_name(self.exchange.fields.headers)
+        value = headers.get(name)
+        return value.decode("latin-1") if value else "-"
+
+    def response_header(self, name: bytes) -> str:
+        """Return the value of a header of the response, by its name in lower case, or ``-``."""
+        exchange = self.exchange
         if exchange is None or exchange.head is None:
             return "-"
         added = exchange.writer.added_fields(exchange.head) if exchange.started else ()
-        return _values([*exchange.head.fields, *added], name)
+        values = [value for key, value in (*exchange.head.fields, *added) if key.lower() == name]
+        return b", ".join(values).decode("latin-1") or "-"
 
     def variable(self, name: str) -> object:
         """Return a variable of the WSGI environ, also one that the application has put there, or ``-``. Case does not matter.
 
         For ASGI it is a variable of the environ that a WSGI application would have got.
         """
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is None:
             return "-"
         environ = exchange.scope_or_environ if exchange.site.interface == "wsgi" else None
         if environ is None:
-            environ = environ_template(exchange.site, exchange.writer.connection, exchange.fields)
+            environ = environ_template(exchange.site, self.connection, exchange.fields)
             exchange.target.put_line(environ)
             exchange.fields.put_fields(environ)
         if name in environ:
             return environ[name]
         return next((value for key, value in environ.items() if key.lower() == name.lower()), "-")
 
-    @property
-    def request_line(self) -> str:
-        """The request line as it was sent, or ``-`` if it was not even one."""
-        return "-" if self.target is None else f"{self.target.line.decode('ascii')} HTTP/{self.version}"
+
+def _by_name(headers: Headers) -> dict[bytes, bytes]:
+    """Return the values by name; those of a repeated name are joined."""
+    values = dict(headers)
+    if len(values) != len(headers):
+        values.clear()
+        for name, value in headers:
+            values[name] = values[name] + b", " + value if name in values else value
+    return values
 
 
-def _values(fields: Iterable[tuple[bytes, bytes]], name: str) -> str:
-    wanted = name.lower().encode("latin-1", "replace")
-    return ", ".join(value.decode("latin-1") for key, value in fields if key.lower() == wanted) or "-"
+Atom = Callable[[Record], str]
+
+
+def _client(record: Record) -> str:
+    exchange, endpoints = record.exchange, record.connection.endpoints
+    client = endpoints.client if exchange is None else endpoints.seen_through(exchange.fields, exchange.site.trusted)[0]
+    return client[0] if client else "-"
 
 
 def _user(record: Record) -> str:
     """The name in a Basic authorization, as gunicorn shows it."""
+    header = record.request_header(b"authorization")
+    if header == "-":
+        return "-"
     from werkzeug.datastructures import Authorization  # noqa: PLC0415 - imported only where a log uses it
 
     try:
-        authorization = Authorization.from_header(record.request_header("authorization"))
+        authorization = Authorization.from_header(header)
     except ValueError:
         return "-"
     return (authorization.username or "-") if authorization is not None else "-"
 
 
-_ATOMS: Mapping[str, Callable[[Record], object]] = {
-    "h": lambda r: r.client,
+def _request_line(record: Record) -> str:
+    """The request line as it was sent, or ``-`` if it was not even one."""
+    exchange = record.exchange
+    return "-" if exchange is None else f"{exchange.target.line.decode('ascii')} HTTP/{exchange.fields.version}"
+
+
+def _each_second(make: Callable[[int], str]) -> Atom:
+    """Return an atom whose value is made from the time, once a second."""
+    second, value = -1, ""
+
+    def show(record: Record) -> str:
+        nonlocal second, value
+        now = int(time())
+        if now != second:
+            second, value = now, make(now)
+        return value
+
+    return show
+
+
+_ATOMS: Mapping[str, Atom] = {
+    "h": _client,
     "l": lambda r: "-",
     "u": _user,
-    "t": lambda r: strftime("[%d/%b/%Y:%H:%M:%S %z]", localtime(time())),
-    "r": lambda r: r.request_line,
-    "m": lambda r: r.target.method if r.target else "-",
-    "U": lambda r: r.target.raw_path.decode("ascii") if r.target else "-",
-    "q": lambda r: r.target.query.decode("ascii") if r.target else "",
-    "H": lambda r: f"HTTP/{r.version}",
-    "s": lambda r: r.status,
-    "B": lambda r: r.sent,
-    "b": lambda r: r.sent or "-",
-    "f": lambda r: r.request_header("referer"),
-    "a": lambda r: r.request_header("user-agent"),
-    "T": lambda r: int(r.seconds),
-    "D": lambda r: int(r.seconds * 1_000_000),
-    "M": lambda r: int(r.seconds * 1000),
+    "t": _each_second(lambda now: strftime("[%d/%b/%Y:%H:%M:%S %z]", localtime(now))),
+    "r": _request_line,
+    "m": lambda r: "-" if r.exchange is None else r.exchange.target.method,
+    "U": lambda r: "-" if r.exchange is None else r.exchange.target.raw_path.decode("ascii"),
+    "q": lambda r: "" if r.exchange is None else r.exchange.target.query.decode("ascii"),
+    "H": lambda r: "HTTP/1.1" if r.exchange is None else "HTTP/" + r.exchange.fields.version,
+    "s": lambda r: str(r.status),
+    "B": lambda r: str(r.sent),
+    "b": lambda r: str(r.sent) if r.sent else "-",
+    "f": lambda r: r.request_header(b"referer"),
+    "a": lambda r: r.request_header(b"user-agent"),
+    "T": lambda r: str(int(r.seconds)),
+    "D": lambda r: str(int(r.seconds * 1_000_000)),
+    "M": lambda r: str(int(r.seconds * 1000)),
     "L": lambda r: f"{r.seconds:.6f}",
     "p": lambda r: f"<{os.getpid()}>",
 }
+
+_JSON: Mapping[str, tuple[str, Atom]] = {
+    "time": ('"%s"', _each_second(lambda now: strftime("%Y-%m-%dT%H:%M:%S%z", localtime(now)))),
+    "client": ('"%s"', _ATOMS["h"]),
+    "method": ('"%s"', _ATOMS["m"]),
+    "path": ('"%s"', _ATOMS["U"]),
+    "query": ('"%s"', _ATOMS["q"]),
+    "protocol": ('"%s"', _ATOMS["H"]),
+    "status": ("%s", _ATOMS["s"]),
+    "bytes": ("%s", _ATOMS["B"]),
+    "seconds": ("%s", lambda r: str(round(r.seconds, 6))),
+    "referer": ('"%s"', _ATOMS["f"]),
+    "user_agent": ('"%s"', _ATOMS["a"]),
+    "worker": ("%s", _each_second(lambda _: os.environ.get("FORKSERVE_WORKER_ID", "0"))),
+    "generation": ("%s", _each_second(lambda _: os.environ.get("FORKSERVE_GENERATION", "0"))),
+}
+"""The members of a JSON line: how each is written, and its value."""
+
+
+def escaped(text: str) -> str:
+    """Escape control characters, quotes and backslashes: a request can end no line and no field, nor steer a terminal."""
+    return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02x}" if match[0] not in '"\\' else "\\" + match[0], text)
+
+
+def _escaped_in_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether no format has to escape anything in a text."""
+    return text.isascii() and not text.encode().translate(None, _PLAIN)
 
 
 def import_early() -> None:
@@ -142,55 +211,50 @@ def compile_format(text: str) -> Callable[[Record], str]:
         ValueError: An atom is unknown; the message names it.
     """
     if text == "json":
-        return _json_line
-    text = COMBINED if text == "combined" else text
-    parts: list[str | Callable[[Record], object]] = []
-    position = 0
-    for match in _ATOM.finditer(text):
-        parts += [text[position : match.start()].replace("%%", "%"), _atom(match[1])]
-        position = match.end()
-    parts.append(text[position:].replace("%%", "%"))
-    return lambda record: "".join(part if isinstance(part, str) else _shown(part, record) for part in parts)
+        members = ", ".join(f'"{name}": {form}' for name, (form, _) in _JSON.items())
+        return _compiled(f"{{{members}}}".split("%s"), [atom for _, atom in _JSON.values()], _escaped_in_json)
+    parts = _ATOM.split(COMBINED if text == "combined" else text)
+    return _compiled([part.replace("%%", "%") for part in parts[::2]], [_atom(name) for name in parts[1::2]], escaped)
 
 
-def _shown(atom: Callable[[Record], object], record: Record) -> str:
+def _compiled(texts: list[str], atoms: list[Atom], escape: Callable[[str], str]) -> Callable[[Record], str]:
+    """Return a function that makes the line of a record: the values of the atoms between the texts."""
+    parts = [part for text in texts for part in ("", text)][1:]
+    parts[-1] += "\n"
+
+    def line(record: Record) -> str:
+        try:
+            values = [atom(record) for atom in atoms]
+        except Exception:  # noqa: BLE001 - an application can put objects into its environ that raise when they are shown
+            values = [_shown(atom, record) for atom in atoms]
+        if not _is_plain("".join(values)):
+            values = [escape(value) for value in values]
+        whole = parts.copy()
+        whole[1::2] = values
+        return "".join(whole)
+
+    return line
+
+
+def _shown(atom: Atom, record: Record) -> str:
     try:
-        return escaped(str(atom(record)))
-    except Exception:  # noqa: BLE001 - an application can put objects into its environ that raise when they are shown
+        return atom(record)
+    except Exception:  # noqa: BLE001 - as above
         return "-"
 
 
-def _atom(name: str) -> Callable[[Record], object]:
+def _atom(name: str) -> Atom:
     if not name.startswith("{"):
         if name not in _ATOMS:
             raise ValueError(f"the access log format has no atom %({name})s")
         return _ATOMS[name]
     key, kind = name[1:-2], name[-1]
+    if kind == "e":
+        return lambda record: str(record.variable(key))
+    header = key.lower().encode("latin-1", "replace")
     if kind == "i":
-        return lambda record: record.request_header(key)
-    if kind == "o":
-        return lambda record: record.response_header(key)
-    return lambda record: record.variable(key)
-
-
-def _json_line(record: Record) -> str:
-    return json.dumps(
-        {
-            "time": strftime("%Y-%m-%dT%H:%M:%S%z", localtime(time())),
-            "client": record.client,
-            "method": _ATOMS["m"](record),
-            "path": _ATOMS["U"](record),
-            "query": _ATOMS["q"](record),
-            "protocol": _ATOMS["H"](record),
-            "status": record.status,
-            "bytes": record.sent,
-            "seconds": round(record.seconds, 6),
-            "referer": record.request_header("referer"),
-            "user_agent": record.request_header("user-agent"),
-            "worker": int(os.environ.get("FORKSERVE_WORKER_ID", "0")),
-            "generation": int(os.environ.get("FORKSERVE_GENERATION", "0")),
-        }
-    )
+        return lambda record: record.request_header(header)
+    return lambda record: record.response_header(header)
 
 
 class AccessLog:
@@ -223,7 +287,7 @@ class AccessLog:
         self._add(Record(connection, None, error.status, 0))
 
     def _add(self, record: Record) -> None:
-        self._lines.append(self._line(record) + "\n")
+        self._lines.append(self._line(record))
         if len(self._lines) >= _BATCH:
             self.flush()
 
