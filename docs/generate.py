@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from drawing import svg  # beside this script
+
 import forkserve
 from forkserve.base.errors import ExitCode, ForkserveError
 from forkserve.config.load import HOOKS
@@ -136,17 +138,17 @@ def hook_table() -> str:
 
 
 def packages() -> str:
-    """The packages and which imports which, from the code. Each stands above those that it imports; what follows is left out."""
+    """The packages and which imports which, from the code, as SVG. Arrows that follow from others are left out."""
     imported: dict[str, set[str]] = defaultdict(set)
     order: TopologicalSorter[str] = TopologicalSorter()
     for one, other in sorted(_imports()):
         imported[one].add(other)
-        order.add(other, one)
+        order.add(one, other)
     names = list(order.static_order())
     reached: dict[str, set[str]] = {}  # by way of others
-    for name in reversed(names):
+    for name in names:
         reached[name] = {far for near in imported[name] for far in imported[near] | reached[near]}
-    return drawing((name, sorted(imported[name] - reached[name])) for name in names)
+    return svg({name: imported[name] - reached[name] for name in names})
 
 
 def states() -> str:
@@ -156,15 +158,6 @@ def states() -> str:
     cells = ([f"`{after.value}`" if after else "" for after in line] for line in afters)
     rows = (row(f"`{before.value}`", *line) for before, line in zip(befores, cells, strict=True))
     return table("state", *(event.value for event in Event), rows=rows)
-
-
-def drawing(rows: Iterator[tuple[str, list[str]]]) -> str:
-    """Return a line for each name, with arrows to what belongs to it, as plain text: it needs no script to be shown."""
-    lines = list(rows)
-    wide = max(len(name) for name, _ in lines)
-    return "\n".join(
-        ["```text", *(f"{name:<{wide}} -> {', '.join(others)}" if others else name for name, others in lines), "```"]
-    )
 
 
 def _imports() -> set[tuple[str, str]]:
@@ -252,9 +245,12 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "worker-signals": lambda: signals(OF_WORKERS, WORKER_SIGNALS),
     "exit-codes": exit_codes,
     "hooks": hook_table,
-    "packages": packages,
     "states": states,
 }
+
+
+DRAWINGS: Mapping[str, Callable[[], str]] = {"internals/packages.svg": packages}
+"""Files that are generated whole, below `PAGES`."""
 
 
 def fresh(text: str) -> str:
@@ -268,6 +264,8 @@ def main() -> None:
         text = path.read_text()
         if (made := fresh(text)) != text:
             path.write_text(made)
+    for name, draw in DRAWINGS.items():
+        (PAGES / name).write_text(draw())
 
 
 if __name__ == "__main__":

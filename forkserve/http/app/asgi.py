@@ -195,7 +195,7 @@ class ASGIExchange(Exchange):
             template = connection.template = scope_template(site, connection, self.fields, "http")
         scope: Scope = template.copy()
         self.scope_or_environ = scope
-        scope.update(self.target.scope)
+        self.target.put_scope(scope)
         if scope["root_path"]:
             add_root_path(scope)
         scope["asgi"] = VERSIONS.copy()
@@ -304,7 +304,7 @@ def scope_template(site: Site, connection: ClientConnection, fields: Fields, kin
     client, scheme = connection.endpoints.seen_through(fields, site.trusted)
     return {
         "type": kind,
-        # Keys that `Target.scope` and the exchange fill in: to copy a dict is cheap, to let it grow is not.
+        # Keys that `Target.put_scope` and the exchange fill in: to copy a dict is cheap, to let it grow is not.
         **dict.fromkeys(("method", "path", "raw_path", "query_string", "headers", "extensions", "state")),
         "asgi": VERSIONS,
         "http_version": fields.version,

@@ -88,7 +88,7 @@ class WebSocketExchange(Exchange):
 
     def _scope(self) -> Scope:
         scope = scope_template(self.site, self.writer.connection, self.fields, "websocket")
-        scope |= self.target.scope
+        self.target.put_scope(scope)
         del scope["method"]
         if scope["root_path"]:
             add_root_path(scope)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from forkserve.http.framing.state import ServerState
     from forkserve.http.framing.writer import Successor
     from forkserve.http.message.fields import Fields
+    from forkserve.http.message.http1 import Target
 
 TURN = 65536
 """Bytes of a body after which a connection does not read on in the same turn of the loop."""
@@ -57,8 +58,8 @@ class H1Connection(Output):
     """
 
     __slots__ = (
-        "_fields", "_held", "body", "closing", "continue_due", "deadline", "eof", "last", "reader", "reading", "requests",
-        "response", "sent_at_eof", "stall", "template",
+        "_forwarded", "_held", "_usual", "body", "closing", "continue_due", "deadline", "eof", "last", "reader", "reading",
+        "requests", "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
     def __init__(self, state: ServerState) -> None:
@@ -67,8 +68,9 @@ class H1Connection(Output):
         self.last: tuple[Fields | None, dict[str, Any] | None] = (None, None)
         self.requests = 0
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
-        self.reader = HeadReader(state.limits, state.read_head)
-        self._fields: Fields | None = None
+        self.reader = HeadReader(state.limits, state.read_head, state.read_ordinary)
+        self._usual = True  # what follows from the head of a request is as for a usual one
+        self._forwarded = False
         self.body: LengthBody | ChunkedBody | None = None
         self._held = HeldInput()
         self.reading = True
@@ -141,7 +143,11 @@ class H1Connection(Output):
                 if self.exchange is not None or held.data or self.write_paused or self.closing:
                     self._hold(data)
                     return
-                end = -1 if self.reader.buffer else data.find(b"\r\n\r\n", start)
+                reader = self.reader
+                if not (start or reader.buffer) and (read := reader.read_whole(data)) is not None:
+                    self._begin(read)
+                    return
+                end = -1 if reader.buffer else data.find(b"\r\n\r\n", start)
                 if end >= 0:
                     end += 4
                     if end < len(data):
@@ -150,13 +156,13 @@ class H1Connection(Output):
                     else:
                         head = data[start:] if start else data
                 else:
-                    if not self.reader.buffer and self.requests:
+                    if not reader.buffer and self.requests:
                         self.deadline = self.state.loop.time() + self.state.header_timeout
-                    whole, behind = self.reader.feed(data[start:] if start else data)
+                    whole, behind = reader.feed(data[start:] if start else data)
                     if whole is None:
                         return
                     head, held.data, held.start = whole, behind, 0
-                self._begin(head)
+                self._begin(reader.read(head))
                 if not held.data:
                     return
                 if self.body is None:
@@ -170,18 +176,16 @@ class H1Connection(Output):
         except RequestError as error:
             self.refuse(error)
 
-    def _begin(self, head: bytes) -> None:
-        target, fields = self.reader.read(head)
+    def _begin(self, head: tuple[Target, Fields]) -> None:
+        target, fields = head
         state = self.state
         self.requests += 1
         state.requests = requests = state.requests + 1
         response = self.response
-        last = self._fields
-        if fields is not last:
-            if last is None or fields.forwarded or last.forwarded or fields.version != last.version:
+        if not (fields.usual and self._usual):
+            if fields.forwarded or self._forwarded or fields.version != response.version:
                 self.template = None
-            self._fields = fields
-            # No request follows one after which the connection is not kept: with the same fields it is as it was.
+            self._usual, self._forwarded = fields.usual, fields.forwarded
             response.version, response.keep_alive = fields.version, fields.keep_alive
         self.deadline = inf
         in_progress = state.in_progress

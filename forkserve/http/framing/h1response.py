@@ -37,8 +37,8 @@ class H1Response:
 
     def __init__(self, connection: H1Connection) -> None:
         self.connection = connection
-        self.version: str
-        self.keep_alive: bool
+        self.version = "1.1"
+        self.keep_alive = True
         self._added: tuple[Field, ...] = ()
         self._common = connection.state.common  # as the head had them
         # The rest is set by `start`: most responses are sent by `respond`.

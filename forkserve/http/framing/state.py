@@ -14,7 +14,7 @@ from forkserve.http.framing.outgoing import Buffered
 from forkserve.http.framing.refusals import Refusals
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.http1 import RequestLimits
-from forkserve.http.message.readers import new_reader
+from forkserve.http.message.readers import chosen, new_reader, ordinary_reader
 
 if TYPE_CHECKING:
     import asyncio
@@ -57,6 +57,7 @@ class ServerState:
         self.log = logging.getLogger("forkserve")
         self.limits = RequestLimits.of(settings)
         self.read_head = new_reader(settings.http, self.limits)
+        self.read_ordinary = ordinary_reader(self.limits) if chosen(settings.http) == "c" else None
         self.header_timeout = settings.header_timeout or inf
         self.body_timeout = settings.body_timeout or inf
         self.write_timeout = settings.write_timeout or inf

@@ -139,15 +139,14 @@ static PyObject *Head_put_line(Head *self, PyObject *environ)
     Py_RETURN_NONE;
 }
 
-static PyObject *Head_scope(Head *self, void *unused)
+static PyObject *Head_put_scope(Head *self, PyObject *scope)
 {
-    PyObject *const *texts = self->reader->texts, *scope = PyDict_New();
-    if (!scope || PyDict_SetItem(scope, texts[METHOD], self->method) ||
-        put(scope, texts[PATH], decoded_path(self, 1)) ||
+    PyObject *const *texts = self->reader->texts;
+    if (PyDict_SetItem(scope, texts[METHOD], self->method) || put(scope, texts[PATH], decoded_path(self, 1)) ||
         put(scope, texts[RAW_PATH], bytes_of(self, self->facts.path)) ||
         put(scope, texts[QUERY], bytes_of(self, self->facts.query)))
-        Py_CLEAR(scope);
-    return scope;
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* The name of a field in lower case, or its key in an environ. */
@@ -237,6 +236,7 @@ static PyMemberDef head_members[] = {
     {"forwarded", T_BOOL, offsetof(Head, facts.forwarded), READONLY, NULL},
     {"keep_alive", T_BOOL, offsetof(Head, facts.keep_alive), READONLY, NULL},
     {"has_body", T_BOOL, offsetof(Head, facts.has_body), READONLY, NULL},
+    {"usual", T_BOOL, offsetof(Head, facts.usual), READONLY, NULL},
     {"expect_continue", T_BOOL, offsetof(Head, facts.expect_continue), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -246,7 +246,6 @@ static PyGetSetDef head_getters[] = {
     {"raw_path", (getter)Head_raw_path, NULL, NULL, NULL},
     {"query", (getter)Head_query, NULL, NULL, NULL},
     {"authority", (getter)Head_authority, NULL, NULL, NULL},
-    {"scope", (getter)Head_scope, NULL, NULL, NULL},
     {"headers", (getter)Head_headers, NULL, NULL, NULL},
     {"host", (getter)Head_host, NULL, NULL, NULL},
     {"content_length", (getter)Head_content_length, NULL, NULL, NULL},
@@ -255,6 +254,7 @@ static PyGetSetDef head_getters[] = {
 };
 static PyMethodDef head_methods[] = {
     {"put_line", (PyCFunction)Head_put_line, METH_O, NULL},
+    {"put_scope", (PyCFunction)Head_put_scope, METH_O, NULL},
     {"put_fields", (PyCFunction)Head_put_fields, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

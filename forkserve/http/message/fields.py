@@ -102,12 +102,13 @@ class Fields:
         upgrade: The protocol to which the client wants to change, in lower case; empty if there is none.
         forwarded: Whether a proxy may have named the client.
         has_body: Whether bytes of a body follow the head.
+        usual: Whether it is a request of HTTP/1.1 without a body, after which the connection is kept, and `forwarded` is false.
         refusal: Why a valid request cannot be served: 417 or 501. It is raised last, so that 400 has precedence.
     """
 
     __slots__ = (
         "_options", "chunked", "content_length", "expect_continue", "forwarded", "has_body", "headers", "host", "keep_alive",
-        "refusal", "upgrade", "version",
+        "refusal", "upgrade", "usual", "version",
     )  # fmt: skip
 
     def __init__(self, version: str, headers: Headers) -> None:
@@ -132,6 +133,7 @@ class Fields:
         if self.chunked and self.content_length is not None:
             raise RequestError(400, "both Content-Length and Transfer-Encoding")
         self.has_body = self.chunked or bool(self.content_length)
+        self.usual = self.keep_alive and version == "1.1" and not (self.has_body or self.forwarded)
 
     def _interpret(self) -> None:
         seen: set[bytes] = set()

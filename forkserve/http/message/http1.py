@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forkserve.config.settings import Settings
 
     ReadHead = Callable[[bytes], tuple["Target", Fields]]
+    ReadOrdinary = Callable[[bytes], tuple["Target", Fields] | None]
 
 _TOKEN = re.compile(TOKEN + rb"++")
 _ABSOLUTE = re.compile(rb"(https?|wss?)://([^/?]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
@@ -80,13 +81,12 @@ class Target:
         authority: The authority; None unless the target has the absolute form.
     """
 
-    __slots__ = ("_scope", "authority", "line", "method", "query", "raw_path")
+    __slots__ = ("authority", "line", "method", "query", "raw_path")
 
     def __init__(self, method: str, line: bytes, path_and_query: bytes, authority: bytes | None) -> None:
         self.method = method
         self.line = line
         self.authority = authority
-        self._scope: dict[str, Any] | None = None
         self.raw_path, _, self.query = path_and_query.partition(b"?")
 
     @property
@@ -109,17 +109,12 @@ class Target:
         environ["QUERY_STRING"] = self.query.decode("ascii")
         environ["REQUEST_URI"] = environ["RAW_URI"] = self.raw
 
-    @property
-    def scope(self) -> dict[str, Any]:
-        """The keys of the request line in an ASGI scope."""
-        if self._scope is None:
-            self._scope = {
-                "method": self.method,
-                "path": self.path.decode("utf-8", "replace"),
-                "raw_path": self.raw_path,
-                "query_string": self.query,
-            }
-        return self._scope
+    def put_scope(self, scope: dict[str, Any]) -> None:
+        """Set the keys of the request line in an ASGI scope."""
+        scope["method"] = self.method
+        scope["path"] = self.path.decode("utf-8", "replace")
+        scope["raw_path"] = self.raw_path
+        scope["query_string"] = self.query
 
 
 class HeadReader:
@@ -130,21 +125,32 @@ class HeadReader:
     Args:
         limits: How much is accepted.
         read_head: Reads a whole head, which ends with its empty line.
+        read_ordinary: Reads bytes that may be one ordinary head and nothing else; returns None if they are not.
 
     Attributes:
         buffer: The part of a head that has come.
     """
 
-    __slots__ = ("_last", "_limits", "_lines", "_read", "_read_head", "_scanned", "buffer")
+    __slots__ = ("_last", "_limits", "_lines", "_read", "_read_head", "_read_ordinary", "_scanned", "buffer")
 
-    def __init__(self, limits: RequestLimits, read_head: ReadHead) -> None:
+    def __init__(self, limits: RequestLimits, read_head: ReadHead, read_ordinary: ReadOrdinary | None = None) -> None:
         self._limits = limits
         self._read_head = read_head
-        self._last = b""
+        self._read_ordinary = read_ordinary or _nothing
+        self._last: bytes | None = None
         self._read: tuple[Target, Fields]  # from the last head
         self.buffer = bytearray()
         self._scanned = 0
         self._lines = 0
+
+    def read_whole(self, data: bytes) -> tuple[Target, Fields] | None:
+        """Return what `read` returns if the bytes are one ordinary head and nothing else; None if they may not be."""
+        if data != self._last:
+            read = self._read_ordinary(data)
+            if read is None:
+                return None
+            self._last, self._read = data, read
+        return self._read
 
     def feed(self, data: bytes) -> tuple[bytes | None, bytes]:
         """Take bytes of a head that comes in pieces; return the whole head, or None, and the bytes behind it.
@@ -188,6 +194,10 @@ class HeadReader:
             self._read = self._read_head(head)
             self._last = head
         return self._read
+
+
+def _nothing(data: bytes) -> None:
+    """Read nothing: there is no reader of ordinary heads."""
 
 
 def read_head(limits: RequestLimits, head: bytes) -> tuple[Target, Fields]:

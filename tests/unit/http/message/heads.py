@@ -37,8 +37,10 @@ def values(target: Target, fields: Fields) -> tuple[object, ...]:
     environ: dict[str, object] = {"wsgi.input": None}
     target.put_line(environ)
     fields.put_fields(environ)
+    scope: dict[str, object] = {"path": None}
+    target.put_scope(scope)
     return (
-        target.method, target.line, target.raw, target.path, target.raw_path, target.query, target.authority, target.scope,
+        target.method, target.line, target.raw, target.path, target.raw_path, target.query, target.authority, scope,
         fields.version, fields.headers, fields.host, fields.content_length, fields.chunked, fields.has_body,
-        fields.expect_continue, fields.forwarded, fields.upgrade, fields.keep_alive, environ,
+        fields.expect_continue, fields.forwarded, fields.upgrade, fields.keep_alive, fields.usual, environ,
     )  # fmt: skip

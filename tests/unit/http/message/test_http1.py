@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.fields import Fields
 from forkserve.http.message.http1 import HeadReader, RequestLimits, Target
-from forkserve.http.message.readers import new_reader
+from forkserve.http.message.readers import new_reader, ordinary_reader
 from tests.integration.http.talk import LIMITS, READERS, Refusal, Request, Unfinished, converse
 
 each_reader = pytest.mark.parametrize("reader", READERS)
@@ -35,10 +35,13 @@ def test_a_target_is_decoded(reader: str) -> None:
 
 
 @each_reader
-def test_a_scope_is_the_same_each_time(reader: str) -> None:
+def test_each_scope_gets_the_keys_of_the_request_line(reader: str) -> None:
     target, _ = read(b"GET /a%C3%A9?b=1 HTTP/1.1\r\nHost: a\r\n\r\n", reader)
+    scopes: list[dict[str, object]] = [{}, {"path": None}]
+    for scope in scopes:
+        target.put_scope(scope)
 
-    assert target.scope == target.scope == {"method": "GET", "path": "/a\xe9", "raw_path": b"/a%C3%A9", "query_string": b"b=1"}
+    assert scopes[0] == scopes[1] == {"method": "GET", "path": "/a\xe9", "raw_path": b"/a%C3%A9", "query_string": b"b=1"}
 
 
 @each_reader
@@ -244,3 +247,49 @@ def test_reading_takes_linear_time() -> None:
         began = time.process_time()
         converse("auto", (data[i : i + 1] for i in range(len(data))))
         assert time.process_time() - began < 1
+
+
+def test_bytes_that_are_one_ordinary_head_are_read_at_once() -> None:
+    reader = HeadReader(LIMITS, new_reader("c", LIMITS), ordinary_reader(LIMITS))
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    first = reader.read_whole(head)
+
+    assert first is not None
+    assert reader.read_whole(head) is reader.read(head) is first
+    for data in (
+        head + head,
+        head + b"GET",
+        head[:-1],
+        b"\r\n" + head,
+        b"",
+        b"\r\n\r\n",
+        b"\n\r\n",
+        head.replace(b"GET", b"BREW"),
+    ):
+        assert reader.read_whole(data) is None
+
+
+def test_without_the_reader_in_c_nothing_is_read_at_once() -> None:
+    reader = HeadReader(LIMITS, new_reader("python", LIMITS))
+
+    assert reader.read_whole(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") is None
+
+
+@each_reader
+@pytest.mark.parametrize(
+    ("line", "usual"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a", True),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive", True),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0", True),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1", False),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked", False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close", False),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive", False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: ::1", False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https", False),
+    ],
+)
+def test_a_usual_request_changes_nothing_for_its_connection(reader: str, line: bytes, *, usual: bool) -> None:
+    assert read(line + b"\r\n\r\n", reader)[1].usual is usual
