@@ -108,6 +108,7 @@ class HelperSource:
         self._helper = child
         assert child.pid is not None
         self._processes.expect(child.pid, lambda _status: None)
+        print("the helper process runs", file=sys.stderr, flush=True)
 
     def start(self, new: NewWorker, forker: Forker) -> None:
         if self._helper is None or self._helper.orders is None:

@@ -26,7 +26,9 @@ def result(path: str, *words: str) -> Any:
 
 def begin(start: Start, path: object) -> Command:
     """Start the server of `seams_program`; its observer fails whenever worker 2 becomes ready."""
-    command = start(path, program=PROGRAM).ready()
+    command = start(path, program=PROGRAM)
+    command.wait_for("^the helper process runs$")
+    command.ready()  # remembers what is open
     command.traceback_expected = True
     return command
 
@@ -93,10 +95,11 @@ class TCPClient:
 
     def ask(self, name: str, **more: object) -> Any:
         self._sock.sendall(json.dumps({"v": 1, "command": name, **more}).encode() + b"\n")
-        return json.loads(self._lines.readline())
+        return self.read()
 
-    def ended(self) -> bool:
-        return self._lines.readline() == ""
+    def read(self) -> Any:
+        """Return the next message; None at the end of the connection."""
+        return json.loads(self._lines.readline() or "null")
 
     def close(self) -> None:
         self._lines.close()
@@ -110,8 +113,8 @@ def test_the_control_can_listen_on_another_kind_of_socket(start: Start, tmp_path
     command = begin(start, path)
     client, stranger = TCPClient(int(path.read_text())), TCPClient(int(path.read_text()), source="127.0.0.2")
 
-    assert stranger.ask("status")["error"] == {"code": "refused", "message": "only 127.0.0.1 may send commands"}
-    assert stranger.ended()
+    assert stranger.read()["error"] == {"code": "refused", "message": "only 127.0.0.1 may send commands"}
+    assert stranger.read() is None
     first = client.ask("status")["result"]
     assert (first["pid"], [one["state"] for one in first["workers"]]) == (command.pid, ["ready", "ready"])
     assert client.ask("reload")["result"]["generation"] == 2
@@ -130,7 +133,7 @@ def test_the_control_can_listen_on_another_kind_of_socket(start: Start, tmp_path
     late = TCPClient(int(path.read_text()))
     assert late.ask("count", args=["announced"])["ok"]
     assert client.ask("stop")["ok"]
-    assert client.ended()
+    assert client.read() is None
     for one in (client, stranger, late):
         one.close()
     command.wait()
