@@ -56,7 +56,7 @@ class DevReloader(Observer):
         rules = make_rules(settings)
         watch = Watch(real_folders(settings), rules, settings.reload_delay, settings.reload_engine, time.time())
         self._rules, self._delay = rules, settings.reload_delay
-        services.children.forker.observe_imports = lambda: LoadedFiles(rules)
+        services.observe_imports(lambda: LoadedFiles(rules))
         self._warm = WarmImports(services, self._reload_fully)
         self._changes = Changes(self._warn_of_self_written)
         self._watcher = WatcherProcess(services, watch, lambda: self._changes.loaded, self._changed, self._at_rest)

@@ -14,13 +14,13 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.framing.endpoints import Endpoints, ProxiedEndpoints, TrustedPeers
-from forkserve.http.framing.h1 import H1Connection
 from forkserve.http.framing.proxyheader import LONGEST, ProxyHeaderError, read_proxy_header
 from forkserve.http.framing.tlsconnect import connect_tls
 
 if TYPE_CHECKING:
     from forkserve.http.framing.proxyheader import ProxyHeader
     from forkserve.http.framing.state import ServerState
+    from forkserve.http.framing.writer import Framing
 
 AT_ONCE = 64
 """Connections accepted per wake-up."""
@@ -37,18 +37,20 @@ _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Accepts connections from one listening socket and makes an `H1Connection` of each. On the loop's thread.
+    """Accepts connections from one listening socket and makes the protocol of each. On the loop's thread.
 
     Args:
         server: What the connections share.
         sock: Listening and non-blocking; the caller closes it.
+        framing: Makes the protocol of a connection.
 
     Attributes:
         admit: Returns whether another connection may be accepted; with ``--max-requests``.
     """
 
-    def __init__(self, server: ServerState, sock: socket.socket) -> None:
+    def __init__(self, server: ServerState, sock: socket.socket, framing: Framing) -> None:
         self._server = server
+        self._framing = framing
         self._loop = server.loop
         self.admit: Callable[[], bool] | None = None
         self._sock = sock
@@ -134,10 +136,9 @@ class Acceptor:
             if self._senders is not None and _host(peer) in self._senders:
                 endpoints = ProxiedEndpoints(await self._proxy_header(client))
             if server.tls is not None:
-                await connect_tls(server, client, _host(peer), endpoints, self._readable)
+                await connect_tls(server, client, _host(peer), endpoints, self._readable, self._framing)
                 return
-            connection = H1Connection(server)
-            connection.endpoints = endpoints
+            connection = self._framing(server, endpoints)
             await self._loop.connect_accepted_socket(lambda: connection, client)
         except asyncio.CancelledError:
             server.refusals.note("connection", _host(peer), "it had not begun when this process came to its end")

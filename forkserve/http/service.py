@@ -29,6 +29,7 @@ from forkserve.http.app.threads import ThreadedExchange
 from forkserve.http.app.turns import Turns
 from forkserve.http.app.websocket import WebSocketExchange
 from forkserve.http.app.wsgi import WSGIExchange
+from forkserve.http.framing.endpoints import Endpoints
 from forkserve.http.framing.h1 import NEWCOMER_TIME, H1Connection
 from forkserve.http.framing.state import ServerState
 from forkserve.http.inhand import RunningRequests
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from forkserve.config.settings import Settings
     from forkserve.http.app.calls import Observer
-    from forkserve.http.framing.writer import Client, RequestHandler, UpgradeWriter
+    from forkserve.http.framing.writer import Client, Framing, RequestHandler, UpgradeWriter
     from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
 
@@ -169,6 +170,7 @@ class Service:
         on_tick: Callable[[], None],
         period: float,
         on_sweep: Callable[[], None] = lambda: None,
+        framing: Framing = H1Connection,
     ) -> None:
         """Accept connections from now on.
 
@@ -177,9 +179,12 @@ class Service:
             on_tick: Called every ``period`` seconds.
             period: At most `SWEEP`.
             on_sweep: Called after each look at all connections, every `SWEEP` seconds.
+            framing: What clients speak; by default HTTP/1.1.
         """
         self._acceptors = [
-            Acceptor(self.server, sock) if least_busy is None else SharedAcceptor(self.server, sock, least_busy, self.turns)
+            Acceptor(self.server, sock, framing)
+            if least_busy is None
+            else SharedAcceptor(self.server, sock, framing, least_busy, self.turns)
             for sock, least_busy in sockets
         ]
         for acceptor in self._acceptors:
@@ -226,7 +231,7 @@ class Service:
             ours.setblocking(False)
             theirs.setblocking(False)
             self.server.coming += 1
-            await loop.connect_accepted_socket(lambda: H1Connection(self.server), theirs)
+            await loop.connect_accepted_socket(lambda: H1Connection(self.server, Endpoints()), theirs)
             request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: forkserve\r\nConnection: close\r\n\r\n"
             await loop.sock_sendall(ours, request.encode("latin-1"))
             while data := await loop.sock_recv(ours, 65536):

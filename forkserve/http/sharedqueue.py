@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from forkserve.http.app.turns import Turns
     from forkserve.http.framing.state import ServerState
+    from forkserve.http.framing.writer import Framing
 
 COURTESY = 0.002
 """Seconds that a less busy process has to accept a connection before this one does."""
@@ -46,15 +47,21 @@ class SharedAcceptor(Acceptor):
     Args:
         server: What the connections share.
         sock: Listening and non-blocking; the caller closes it.
+        framing: Makes the protocol of a connection.
         least_busy: Returns the smallest number of connections of another process that can take more; infinity if none can,
             None if there is no other process.
         turns: The queue in front of an application whose calls hold this thread.
     """
 
     def __init__(
-        self, server: ServerState, sock: socket.socket, least_busy: Callable[[], float | None], turns: Turns | None
+        self,
+        server: ServerState,
+        sock: socket.socket,
+        framing: Framing,
+        least_busy: Callable[[], float | None],
+        turns: Turns | None,
     ) -> None:
-        super().__init__(server, sock)
+        super().__init__(server, sock, framing)
         self._least_busy = least_busy
         self._turns = turns
         # A worker that is always alone is spared the cost: 0.07 ms for each connection.

@@ -60,7 +60,7 @@ class WarmImports:
         self.fallback: WorkerSource | None = DirectFork()
         self._usable = is_possible(services.state.settings) and become_subreaper()
         if self._usable:
-            services.children.forker.source = self
+            services.use_source(self)
         self._child: Child | None = None
         self._number = time.monotonic_ns()  # of the newest warm process; it never repeats the number of one before an upgrade
         self._ready = False

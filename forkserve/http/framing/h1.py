@@ -24,6 +24,7 @@ from forkserve.http.message.http1 import HeadReader
 if TYPE_CHECKING:
     import asyncio
 
+    from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.framing.state import ServerState
     from forkserve.http.framing.writer import Successor
     from forkserve.http.message.fields import Fields
@@ -42,6 +43,7 @@ class H1Connection(Output):
 
     Args:
         state: What all connections share.
+        endpoints: The two ends.
 
     Attributes:
         requests: The number of requests that have come over it.
@@ -62,8 +64,8 @@ class H1Connection(Output):
         "requests", "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
-    def __init__(self, state: ServerState) -> None:
-        super().__init__(state)
+    def __init__(self, state: ServerState, endpoints: Endpoints) -> None:
+        super().__init__(state, endpoints)
         self.template: Any = None  # see `ClientConnection`
         self.last: tuple[Fields | None, dict[str, Any] | None] = (None, None)
         self.requests = 0

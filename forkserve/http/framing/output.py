@@ -6,12 +6,12 @@ import asyncio
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from forkserve.http.framing.endpoints import Endpoints
 from forkserve.http.framing.outgoing import PIECE, Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.framing.sendfile import SendFile
     from forkserve.http.framing.state import ServerState
     from forkserve.http.framing.writer import RequestHandler
@@ -27,6 +27,7 @@ class Output(asyncio.Protocol):
 
     Args:
         state: What all connections share.
+        endpoints: The two ends.
 
     Attributes:
         exchange: The request that is being served.
@@ -39,10 +40,10 @@ class Output(asyncio.Protocol):
         "write_paused",
     )  # fmt: skip
 
-    def __init__(self, state: ServerState) -> None:
+    def __init__(self, state: ServerState, endpoints: Endpoints) -> None:
         self.state = state
         self.transport: Any = None  # asyncio.Transport, or uvloop's, which is no subclass
-        self.endpoints = Endpoints()
+        self.endpoints = endpoints
         self.outgoing: Outgoing | None = None  # what waits for the client, besides what the transport holds
         self.clogged = False
         self.write_paused = False

@@ -14,6 +14,7 @@ from forkserve.http.message.errors import RequestError
 if TYPE_CHECKING:
     from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.framing.state import ServerState
+    from forkserve.http.framing.writer import Framing
 
 Readable = Callable[[socket.socket, float], Awaitable[None]]
 LONGEST_SHUTDOWN = 3600.0
@@ -34,7 +35,9 @@ class PlainConnection(H1Connection):
         self.refuse(RequestError(400, "plain HTTP was sent where TLS is spoken: use https"))
 
 
-async def connect_tls(state: ServerState, client: socket.socket, host: str, endpoints: Endpoints, readable: Readable) -> None:
+async def connect_tls(
+    state: ServerState, client: socket.socket, host: str, endpoints: Endpoints, readable: Readable, framing: Framing
+) -> None:
     """Start TLS on an accepted socket, and make a connection of it.
 
     Args:
@@ -43,6 +46,7 @@ async def connect_tls(state: ServerState, client: socket.socket, host: str, endp
         host: The address of its peer, for the log.
         endpoints: The endpoints of the new connection.
         readable: Waits until the socket can be read, or until a time on the loop's clock.
+        framing: Makes the connection.
 
     Raises:
         OSError: There is no connection. The reason is logged.
@@ -51,8 +55,7 @@ async def connect_tls(state: ServerState, client: socket.socket, host: str, endp
     loop, until = state.loop, state.loop.time() + state.header_timeout
     try:
         plain = await _speaks_http(loop, client, until, readable)
-        connection = PlainConnection(state) if plain else H1Connection(state)
-        connection.endpoints = endpoints
+        connection = (PlainConnection if plain else framing)(state, endpoints)
         if plain:
             await loop.connect_accepted_socket(lambda: connection, client)
             return

@@ -14,9 +14,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Sequence
 
     from forkserve.http.framing.endpoints import Endpoints
+    from forkserve.http.framing.state import ServerState
     from forkserve.http.message.errors import RequestError
     from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
@@ -282,6 +284,22 @@ class Client(Protocol):
 
     def abandon(self) -> None:
         """Close it, whatever is being served: the process ends now."""
+
+
+class Framing(Protocol):
+    """Makes the connection for an accepted socket, as the class `H1Connection` does."""
+
+    def __call__(self, state: ServerState, endpoints: Endpoints) -> asyncio.Protocol:
+        """Return a `Client` that is the protocol of the transport.
+
+        Its `connection_made` reduces `ServerState.coming` by one, and calls `ServerState.connected` and `Endpoints.read`. With
+        TLS it is made before the handshake, and `connection_made` is called after that: then the protocol of ALPN is known.
+
+        Args:
+            state: What all connections share.
+            endpoints: The two ends; with a PROXY header those that it names.
+        """
+        ...
 
 
 class Successor(Client, Protocol):

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from forkserve.prefork.control.session import peer
+from forkserve.prefork.control.runtime_dir import peer
 from forkserve.prefork.control.wire import LineDecoder, LineError, read_object, write_line
 from forkserve.prefork.ipc.pending import JSON
 

@@ -11,6 +11,8 @@ import errno
 import os
 import socket
 import stat
+import struct
+import sys
 from collections.abc import Iterator, Mapping
 
 from forkserve.base import files
@@ -84,3 +86,12 @@ def is_live(path: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def peer(sock: socket.socket) -> tuple[int, int]:
+    """Return the pid (0 if unknown) and the uid at the other end of a unix socket. Raises OSError if the system has no answer."""
+    if sys.platform == "linux":
+        pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    else:  # struct xucred of macOS and the BSDs: SOL_LOCAL, LOCAL_PEERCRED
+        pid, (_, uid) = 0, struct.unpack_from("II", sock.getsockopt(0, 1, 76))
+    return int(pid), int(uid)

@@ -12,21 +12,20 @@ import functools
 import select
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
-from forkserve.base.records import record
+from forkserve.base.records import dump, load, record
 from forkserve.prefork.control.session import ClientLimits, RunningRequest, Session, SessionPhase, SessionState, turn_away
-from forkserve.prefork.control.socketfile import SocketFile, SocketFileState
 from forkserve.prefork.control.wire import LineError, RequestError, read_request, write_line
 from forkserve.prefork.ipc.pending import JSON, Pending, answer
 from forkserve.prefork.system.poller import READ, WRITE, Poller, Timer
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from forkserve.prefork.control.command import Command
     from forkserve.prefork.control.endpoint import Endpoint
@@ -49,9 +48,9 @@ class Execute(Protocol):
 
 @record
 class ControlState:
-    """The control socket and its clients in an upgrade."""
+    """The control endpoint and its clients in an upgrade. `endpoint` has the fields of the record `Endpoint.STATE`."""
 
-    file: SocketFileState
+    endpoint: Mapping[str, Any]
     sessions: Sequence[SessionState]
 
 
@@ -95,16 +94,16 @@ class Control:
         if self._endpoint is None:
             return None
         sessions = [one.export() for one in self._sessions.values() if one.phase is not SessionPhase.CLOSED]
-        return ControlState(self._endpoint.export(), sessions)
+        return ControlState(dump(self._endpoint.export()), sessions)
 
-    def adopt(self, found: ControlState | None, upgrade: Pending) -> None:
-        """Go on in the new program. Clients that requested the upgrade get its answer.
+    def adopt(self, found: ControlState | None, kind: type[Endpoint], upgrade: Pending) -> None:
+        """Go on in the new program, with an endpoint of this class. Clients that requested the upgrade get its answer.
 
         A repeatable command runs again. Any other running command ends with an error: an upgrade came between.
         """
         if found is None:
             return
-        self.listen(SocketFile.adopt(found.file))
+        self.listen(kind.adopt(load(kind.STATE, found.endpoint)))
         between = CommandError("the server was upgraded meanwhile: what was begun may have been done, or goes on")
         for one in found.sessions:
             session = Session.adopt(one, self._limits)
@@ -118,7 +117,7 @@ class Control:
                 pending.finally_(functools.partial(self._answer, session, running))
 
     def close(self) -> None:
-        """Send what is unsent, for a moment; then close everything, and remove the socket. Twice does no harm."""
+        """Send what is unsent, for a moment; then close everything, and remove the endpoint. Twice does no harm."""
         if self._endpoint is None:
             return
         self._poller.unwatch(self._endpoint.sock.fileno())

@@ -6,8 +6,6 @@ import contextlib
 import enum
 import select
 import socket
-import struct
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,12 +203,3 @@ def turn_away(sock: socket.socket, line: bytes) -> None:
         sock.setblocking(False)
         sock.send(line)
         sock.recv(READ_SIZE)  # what is left unread would reach it as an error, maybe before our line
-
-
-def peer(sock: socket.socket) -> tuple[int, int]:
-    """Return the pid (0 if unknown) and the uid at the other end of a unix socket. Raises OSError if the system has no answer."""
-    if sys.platform == "linux":
-        pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    else:  # struct xucred of macOS and the BSDs: SOL_LOCAL, LOCAL_PEERCRED
-        pid, (_, uid) = 0, struct.unpack_from("II", sock.getsockopt(0, 1, 76))
-    return int(pid), int(uid)

@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from forkserve.base import files
 from forkserve.base.errors import ConfigError, ListenError
@@ -23,7 +23,6 @@ from forkserve.base.logs import logger
 from forkserve.base.records import record
 from forkserve.config import values
 from forkserve.prefork.control import runtime_dir
-from forkserve.prefork.control.session import peer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +42,9 @@ class SocketFileState:
 
 
 class SocketFile:
-    """A listening socket in the file system, with its lock; non-blocking. For the master."""
+    """A listening socket in the file system, with its lock; implements `Endpoint`. For the master."""
+
+    STATE: ClassVar[type] = SocketFileState
 
     def __init__(self, path: str) -> None:
         """Make it; a stale one is replaced.
@@ -73,6 +74,22 @@ class SocketFile:
         return SocketFileState(self.path, InheritedFd(self.sock.fileno()), self._lock.export(), self._identity)
 
     @classmethod
+    def open(cls, setting: str | None, name: str, environ: Mapping[str, str]) -> tuple[str, SocketFile | None]:
+        """Listen where `--control-socket` says; return the server's name, which has a number if that name is taken.
+
+        Raises ConfigError and ListenError for a path that the user gave and that cannot be used.
+        """
+        if setting == values.NONE:
+            return name, None
+        if setting is not None:
+            return name, open_path(setting)
+        try:
+            return open_named(name, environ)
+        except ListenError as error:
+            logger.info("no control socket: %s", error)
+            return name, None
+
+    @classmethod
     def adopt(cls, found: SocketFileState) -> SocketFile:
         """Go on listening in the new program."""
         self = cls.__new__(cls)
@@ -84,7 +101,7 @@ class SocketFile:
     def refusal(self, client: socket.socket) -> str | None:
         """Let in only root and our own user: their commands run with our rights."""
         try:
-            _, uid = peer(client)
+            _, uid = runtime_dir.peer(client)
         except OSError:
             uid = -1
         return None if uid in (0, os.geteuid()) else f"only root and the user {os.geteuid()} may steer this server"
@@ -113,22 +130,6 @@ def _remove_stale(path: str, place: files.Place) -> None:
     if found.st_uid != os.geteuid():
         raise OSError(0, "there is a socket of another user")
     place.unlink()
-
-
-def open_endpoint(setting: str | None, name: str, environ: Mapping[str, str]) -> tuple[str, SocketFile | None]:
-    """Listen where `--control-socket` says; return the server's name, which has a number if that name is taken.
-
-    Raises ConfigError and ListenError for a path that the user gave and that cannot be used.
-    """
-    if setting == values.NONE:
-        return name, None
-    if setting is not None:
-        return name, open_path(setting)
-    try:
-        return open_named(name, environ)
-    except ListenError as error:
-        logger.info("no control socket: %s", error)
-        return name, None
 
 
 def open_path(path: str) -> SocketFile:

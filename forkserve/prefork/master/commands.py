@@ -11,12 +11,13 @@ import re
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from forkserve.base import logs, privileges
 from forkserve.base.errors import CommandError, ListenError
 from forkserve.config.values import LONGEST_SECONDS, shown
 from forkserve.prefork.control.command import command, commands_of, for_signals, run_refusal_hook, signals_of
+from forkserve.prefork.control.socketfile import SocketFile
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT, Pending
 from forkserve.prefork.master import stacks
 from forkserve.prefork.master.context import MasterContext
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkserve.config.load import Config
+    from forkserve.prefork.control.endpoint import Endpoint
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.master.call_router import CallRouter
     from forkserve.prefork.master.children import Children
@@ -62,7 +64,12 @@ class MasterCommands:
     Args:
         worker_class: The class that runs in each worker process.
         config: The settings and hooks.
+
+    Attributes:
+        control_endpoint: The class of what clients of the control connect to.
     """
+
+    control_endpoint: ClassVar[type[Endpoint]] = SocketFile
 
     def __init__(self, worker_class: type[Worker], config: Config) -> None:
         from forkserve.prefork.policy.pool import Pool

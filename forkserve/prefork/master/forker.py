@@ -45,7 +45,7 @@ class NewWorker:
 
 
 class WorkerSource(Protocol):
-    """Starts the processes of workers; the forker has one (`Forker.source`)."""
+    """Starts the processes of workers. One of another kind is given to `Services.use_source`."""
 
     @property
     def fallback(self) -> WorkerSource | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from forkserve.base import logfile, startup
 from forkserve.base.records import dump
-from forkserve.prefork.control.command import commands_of
+from forkserve.prefork.control.command import commands_of, execute, signals_of
+from forkserve.prefork.control.server import Control
 from forkserve.prefork.master.call_router import CallRouter
 from forkserve.prefork.master.children import Children
 from forkserve.prefork.master.class_hooks import ClassHooks
@@ -23,6 +26,7 @@ from forkserve.prefork.master.loop import MasterLoop
 from forkserve.prefork.master.observers import FrontendObserver, Observer
 from forkserve.prefork.master.opening import Opened, Stacks, open_all
 from forkserve.prefork.master.periodic import PeriodicChecks
+from forkserve.prefork.master.reactions import SignalReactions
 from forkserve.prefork.master.reaper import Reaper
 from forkserve.prefork.master.reloading import Reloading
 from forkserve.prefork.master.service_manager import ServiceManager
@@ -33,7 +37,9 @@ from forkserve.prefork.master.upgrade.handover import Handover
 from forkserve.prefork.master.upgrade.rehearsal import rehearse
 from forkserve.prefork.master.upgrade.upgrading import PostUpgradeReload, Upgrading
 from forkserve.prefork.master.worker_source import DirectFork, MoldSource
+from forkserve.prefork.policy import history
 from forkserve.prefork.system import daemon, forks
+from forkserve.prefork.system.terminal import Terminal
 from forkserve.prefork.worker.boot import forget_signals, set_title
 
 if TYPE_CHECKING:
@@ -63,6 +69,8 @@ class Master:
         self._factories = observers
         self._requested_name = self._state.name  # another server may have it
         self._processes = OtherProcesses()
+        known = commands_of(type(commands))
+        self._control = Control(commands.poller, known, functools.partial(execute, commands), commands.progress)
         self._change = AddressChange(self._state, self._pool, self._listeners, self._frontend, self._poller)
 
     def run(self) -> int:
@@ -72,8 +80,9 @@ class Master:
 
         Raises ListenError and ConfigError before the first fork.
         """
-        if startup.inherited is not None and startup.inherited.confirm is not None:
-            rehearse(startup.inherited, self._state.worker_class, self._commands.config, self._pool)
+        commands, inherited = self._commands, startup.inherited
+        if inherited is not None and inherited.confirm is not None:
+            rehearse(inherited, self._state.worker_class, commands.config, self._pool, commands.control_endpoint)
         # Signals are restored last: a signal during the closing, as from a runner that forwards late, must not kill the process.
         with contextlib.ExitStack() as signals:
             with contextlib.ExitStack() as last, contextlib.ExitStack() as cleanup, forks.boundary():
@@ -91,7 +100,7 @@ class Master:
 
     def _start(self, stacks: Stacks) -> MasterLoop:
         """Open everything, or take it over from the previous program; return the loop."""
-        opened, cleanup = open_all(self._commands, stacks), stacks.cleanup
+        opened, cleanup = self._open(stacks), stacks.cleanup
         before, children = opened.before, self._make_children(opened)
         cleanup.callback(forks.release_by, None)
         forks.release_by(lambda: self._release(children.forker))
@@ -110,6 +119,27 @@ class Master:
         if before:
             self._take_over(before, opened, loop)
         return loop
+
+    def _open(self, stacks: Stacks) -> Opened:
+        """Open everything but the addresses, or take it over."""
+        commands, pool, handlers = self._commands, self._pool, self._commands.handlers
+        opened = open_all(
+            stacks,
+            state=self._state,
+            pool=pool,
+            poller=self._poller,
+            control=self._control,
+            endpoint=commands.control_endpoint,
+            handled=handlers,
+        )
+        stacks.last.callback(commands.resolve_stops)
+        reactions = SignalReactions(commands, pool, Terminal(), hangup_ignored=opened.hangup_ignored)
+        for signum, method in signals_of(SignalReactions).items():
+            handlers.setdefault(signal.Signals(signum), getattr(reactions, method))
+        if opened.before is None:
+            members, rows = pool.members, pool.capacity.rows
+            pool.record(history.Started(pool.wanted, members.limits, members.preload, rows, commands.seed))
+        return opened
 
     def _make_children(self, opened: Opened) -> Children:
         """Make the forker, and the handle of the server for users' hooks."""
@@ -144,7 +174,7 @@ class Master:
             signals=opened.signals,
             pid_file=opened.pid_file,
             frontend=frontend,
-            control=opened.control,
+            control=self._control,
             children=children,
             class_hooks=class_hooks,
             router=router,

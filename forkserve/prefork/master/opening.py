@@ -1,9 +1,8 @@
-"""What the master opens before it assembles its parts, or takes over from the program before an upgrade."""
+"""What the master opens before it assembles its parts, or takes over from the previous program an upgrade."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import signal
 import time
@@ -13,9 +12,7 @@ from typing import TYPE_CHECKING
 from forkserve.base import logs
 from forkserve.base.errors import ConfigError
 from forkserve.base.records import dump
-from forkserve.prefork.control.command import commands_of, execute, signals_of
-from forkserve.prefork.control.server import Control
-from forkserve.prefork.control.socketfile import open_endpoint
+from forkserve.prefork.control.command import signals_of
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.reactions import SignalReactions
 from forkserve.prefork.master.upgrade.state import take_inherited_state
@@ -25,16 +22,17 @@ from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.pidfile import PidFile
 from forkserve.prefork.system.scoreboard import Scoreboard
 from forkserve.prefork.system.signals import SignalQueue
-from forkserve.prefork.system.terminal import Terminal
 from forkserve.prefork.worker.boot import become_subreaper, raise_descriptor_limit
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from forkserve.prefork.master.commands import MasterCommands
+    from forkserve.prefork.control.endpoint import Endpoint
+    from forkserve.prefork.control.server import Control
     from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.upgrade.state import MasterState
+    from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.poller import Poller
 
 
@@ -52,7 +50,7 @@ class Opened:
     """What is open.
 
     Attributes:
-        before: The state of the program before an upgrade; None at a start.
+        before: The state of the previous program an upgrade; None at a start.
         close_in_child: Each closes some of the master's descriptors in a child just forked.
         upgrade: Answers the clients that requested the upgrade.
     """
@@ -61,29 +59,43 @@ class Opened:
     signals: SignalQueue
     hangup_ignored: bool
     pid_file: PidFile | None
-    control: Control
     upgrade: Pending
     outputs: Outputs
     scoreboard: Scoreboard
     close_in_child: list[Callable[[], object]]
 
 
-def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
-    """Open everything but the addresses, or take it over. Raises ListenError and ConfigError."""
-    state, poller = commands.state, commands.poller
+def open_all(
+    stacks: Stacks,
+    *,
+    state: MasterContext,
+    pool: Pool,
+    poller: Poller,
+    control: Control,
+    endpoint: type[Endpoint],
+    handled: Iterable[signal.Signals],
+) -> Opened:
+    """Open everything but the addresses, or take it over. Raises ListenError and ConfigError.
+
+    Args:
+        stacks: What is called at the end.
+        state: The settings in force.
+        pool: The workers.
+        poller: Waits for everything.
+        control: Serves the clients of the control endpoint.
+        endpoint: The class of the control endpoint.
+        handled: The signals that have a handler, besides those of `SignalReactions`.
+    """
     state.pid = os.getpid()
-    commands.pool.record = _log_event
+    pool.record = _log_event
     before = take_inherited_state()
-    signals = SignalQueue((*commands.handlers, *map(signal.Signals, signals_of(SignalReactions)), signal.SIGCHLD))
+    signals = SignalQueue((*handled, *map(signal.Signals, signals_of(SignalReactions)), signal.SIGCHLD))
     stacks.signals.callback(signals.close)
     hangup_ignored = before.hangup_ignored if before else signals.inherited(signal.SIGHUP) == signal.SIG_IGN
     if before:
         signals.put([*before.signals, signal.SIGCHLD])
         signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
-        _resume(commands, before)
-    reactions = SignalReactions(commands, commands.pool, Terminal(), hangup_ignored=hangup_ignored)
-    for signum, method in signals_of(SignalReactions).items():
-        commands.handlers.setdefault(signal.Signals(signum), getattr(reactions, method))
+        _resume(state, pool, before)
     pid_file = _lock(state, before)
     if pid_file:
         stacks.cleanup.callback(pid_file.remove)
@@ -91,17 +103,15 @@ def open_all(commands: MasterCommands, stacks: Stacks) -> Opened:
     if state.settings.preload and not become_subreaper():
         raise ConfigError("--preload: this system does not let workers forked by a mold become the master's: leave it out")
     stacks.last.callback(poller.close)
-    control, upgrade = _open_control(commands, before, stacks)
+    stacks.last.callback(control.close)
+    upgrade = _open_control(control, endpoint, state, before)
     outputs = _open_outputs(state, poller, before)
     stacks.cleanup.callback(outputs.close)
     scoreboard = _open_scoreboard(state, before)
     stacks.cleanup.callback(scoreboard.close)
-    rows = commands.pool.capacity.rows = scoreboard.size - MANY_MOLDS
-    if before is None:
-        limits, preload = commands.pool.members.limits, commands.pool.members.preload
-        commands.pool.record(history.Started(commands.pool.wanted, limits, preload, rows, commands.seed))
+    pool.capacity.rows = scoreboard.size - MANY_MOLDS
     in_child = [poller.close, signals.close_in_child, control.close_in_child, *([pid_file.close] if pid_file else ())]
-    return Opened(before, signals, hangup_ignored, pid_file, control, upgrade, outputs, scoreboard, in_child)
+    return Opened(before, signals, hangup_ignored, pid_file, upgrade, outputs, scoreboard, in_child)
 
 
 def _log_event(event: object) -> None:
@@ -110,12 +120,11 @@ def _log_event(event: object) -> None:
         logs.logger.log(logs.TRACE, "%s", history.write_event(event))
 
 
-def _resume(commands: MasterCommands, before: MasterState) -> None:
-    """Be what the program before was."""
-    state = commands.state
+def _resume(state: MasterContext, pool: Pool, before: MasterState) -> None:
+    """Be what the previous program was."""
     state.started_at, state.lost_lines = before.started_at, before.lost_lines
     state.settings = dataclasses.replace(state.settings, **dump(before.settings))
-    commands.pool.adopt(before.pool, time.monotonic())
+    pool.adopt(before.pool, time.monotonic())
 
 
 def _lock(state: MasterContext, before: MasterState | None) -> PidFile | None:
@@ -124,19 +133,17 @@ def _lock(state: MasterContext, before: MasterState | None) -> PidFile | None:
     return PidFile(state.settings.pid) if state.settings.pid else None
 
 
-def _open_control(commands: MasterCommands, before: MasterState | None, stacks: Stacks) -> tuple[Control, Pending]:
-    state, upgrade = commands.state, Pending()
-    control = Control(commands.poller, commands_of(type(commands)), functools.partial(execute, commands), commands.progress)
-    stacks.last.callback(control.close)
-    stacks.last.callback(commands.resolve_stops)
+def _open_control(control: Control, endpoint: type[Endpoint], state: MasterContext, before: MasterState | None) -> Pending:
+    """Listen for clients of the control, or go on with those that there are. Return what answers requests for the upgrade."""
+    upgrade = Pending()
     if before:
-        control.adopt(before.control, upgrade)
-        return control, upgrade
-    name, endpoint = open_endpoint(state.settings.control_socket, state.name, os.environ)
+        control.adopt(before.control, endpoint, upgrade)
+        return upgrade
+    name, listening = endpoint.open(state.settings.control_socket, state.name, os.environ)
     state.settings = dataclasses.replace(state.settings, name=name)
-    if endpoint is not None:
-        control.listen(endpoint)
-    return control, upgrade
+    if listening is not None:
+        control.listen(listening)
+    return upgrade
 
 
 def _open_outputs(state: MasterContext, poller: Poller, before: MasterState | None) -> Outputs:

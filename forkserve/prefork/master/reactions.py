@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from forkserve.base.logs import logger
 from forkserve.prefork.control.command import for_signals
@@ -12,9 +12,24 @@ from forkserve.prefork.policy import history
 from forkserve.prefork.policy.repeats import Repeats
 
 if TYPE_CHECKING:
-    from forkserve.prefork.master.commands import MasterCommands
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.terminal import Terminal
+
+
+class Commands(Protocol):
+    """The commands that reactions end in."""
+
+    def stop(self) -> object:
+        """Stop when the requests in hand are answered."""
+
+    def quit(self) -> object:
+        """Stop at once."""
+
+    def reload(self) -> object:
+        """Replace every worker."""
+
+    def scale(self, workers: int | str) -> object:
+        """Run this many workers, or this many more or fewer."""
 
 
 class SignalReactions:
@@ -27,7 +42,7 @@ class SignalReactions:
         hangup_ignored: Whether HUP was ignored when the server started, as under nohup.
     """
 
-    def __init__(self, commands: MasterCommands, pool: Pool, terminal: Terminal, *, hangup_ignored: bool) -> None:
+    def __init__(self, commands: Commands, pool: Pool, terminal: Terminal, *, hangup_ignored: bool) -> None:
         self._commands, self._pool, self._terminal, self._hangup_ignored = commands, pool, terminal, hangup_ignored
         self._terminations = Repeats()
 

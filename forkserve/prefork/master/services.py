@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.exits import OtherProcesses
+    from forkserve.prefork.master.forker import WorkerSource
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.system.poller import Poller
+    from forkserve.prefork.worker.context import ImportObserver
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,14 @@ class Services:
     processes: OtherProcesses
     reload: Callable[[], Pending]
     is_reloading: Callable[[], bool]
+
+    def use_source(self, source: WorkerSource) -> None:
+        """Have workers come from this source, from now on."""
+        self.children.forker.source = source
+
+    def observe_imports(self, make: Callable[[], ImportObserver]) -> None:
+        """Have the imports of each new worker observed by what `make` returns."""
+        self.children.forker.observe_imports = make
 
 
 ObserverFactory = Callable[[Services], Observer]

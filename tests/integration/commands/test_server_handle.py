@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 from tests.integration.command import eventually
@@ -108,9 +106,3 @@ def test_hooks_get_a_handle_and_never_the_master(serve: Start, project: Path) ->
     assert noted("child_exit")[0] == [2]
     assert "Starting site_app on " in command.stderr
     assert "Shutting down: site_app" in command.stderr
-
-
-def test_the_server_does_not_import_the_development_reloader() -> None:
-    code = "import sys, forkserve.server; print([name for name in sys.modules if 'devreload' in name])"
-
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from forkserve.base import console, exits, handover, logfile, logs, privileges, startup, stdio
 from forkserve.base.errors import ConfigError, ExitCode
 from forkserve.base.libc import PDEATHSIG, prctl
+from forkserve.base.records import RecordError, load
 from forkserve.config import apps
 from forkserve.prefork.master.upgrade import checked
 from forkserve.prefork.master.upgrade.state import MasterState
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
     from forkserve.base.startup import InheritedState
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
+    from forkserve.prefork.control.endpoint import Endpoint
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.worker.worker import Worker
 
 
-def rehearse(handed: InheritedState, worker_class: type[Worker], config: Config, pool: Pool) -> NoReturn:
+def rehearse(
+    handed: InheritedState, worker_class: type[Worker], config: Config, pool: Pool, endpoint: type[Endpoint]
+) -> NoReturn:
     """Read the state, load the app as the user that the workers run as, confirm this or print the error, and exit.
 
     What is checked is written down before the app loads, so that the app cannot change it: the new program runs it with all
@@ -43,7 +47,7 @@ def rehearse(handed: InheritedState, worker_class: type[Worker], config: Config,
     settings = config.settings
     prctl(PDEATHSIG, signal.SIGKILL)  # it is of no use without the master
     try:
-        generation = _read_state(handed.data, pool)
+        generation = _read_state(handed.data, pool, endpoint)
         _open_logs(settings, generation)
         _write_down(handed, config)
         _load(worker_class, settings, generation)
@@ -62,13 +66,18 @@ def rehearse(handed: InheritedState, worker_class: type[Worker], config: Config,
         os._exit(code)
 
 
-def _read_state(data: bytes, pool: Pool) -> int:
+def _read_state(data: bytes, pool: Pool, endpoint: type[Endpoint]) -> int:
     """Read the state; return the next generation. Raises ConfigError."""
     found = handover.decode(data, MasterState)
     if found.scoreboard.layout != LAYOUT:
         raise ConfigError(
             "the memory that the running server shares with its workers is laid out differently: restart the server"
         )
+    if found.control is not None:
+        try:
+            load(endpoint.STATE, found.control.endpoint)
+        except RecordError as error:
+            raise ConfigError(f"the running server has another kind of control endpoint ({error}): restart the server") from None
     pool.adopt(found.pool, time.monotonic())
     return pool.generations.newest + 1
 

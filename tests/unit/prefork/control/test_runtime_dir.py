@@ -15,7 +15,7 @@ import pytest
 from forkserve.base.errors import ConfigError, ListenError
 from forkserve.base.lockfile import HeldError
 from forkserve.prefork.control import runtime_dir
-from forkserve.prefork.control.socketfile import LONGEST_PATH, SocketFile, open_endpoint, open_named, open_path
+from forkserve.prefork.control.socketfile import LONGEST_PATH, SocketFile, open_named, open_path
 from tests.unit.prefork.control.control_helpers import short_directory
 
 if TYPE_CHECKING:
@@ -221,8 +221,8 @@ def test_a_name_in_use_in_another_directory_gets_a_number(place: Path) -> None:
 
 
 def test_without_a_usable_path_there_is_no_endpoint(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert open_endpoint(None, "n" * 200, environ(place)) == ("n" * 200, None)
-    assert open_endpoint("none", "app", environ(place)) == ("app", None)
+    assert SocketFile.open(None, "n" * 200, environ(place)) == ("n" * 200, None)
+    assert SocketFile.open("none", "app", environ(place)) == ("app", None)
 
 
 def test_a_closed_lock_is_free_although_a_child_still_runs(place: Path) -> None:
