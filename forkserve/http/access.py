@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-from forkserve.http.app.environ import environ_template
+from forkserve.http.app.environ import environ_template, put_ends
 
 if TYPE_CHECKING:
     from forkserve.http.app.exchange import Exchange
@@ -81,9 +81,11 @@ class Record:
             return "-"
         environ = exchange.scope_or_environ if exchange.site.interface == "wsgi" else None
         if environ is None:
-            environ = environ_template(exchange.site, self.connection, exchange.fields)
+            fields = exchange.fields
+            environ = environ_template(exchange.site, self.connection, fields.version)
             exchange.target.put_line(environ)
-            exchange.fields.put_fields(environ)
+            fields.put_fields(environ)
+            put_ends(environ, exchange.site, self.connection.endpoints, fields)
         if name in environ:
             return environ[name]
         return next((value for key, value in environ.items() if key.lower() == name.lower()), "-")
