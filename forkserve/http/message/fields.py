@@ -153,7 +153,7 @@ class Fields:
             name: In lower case.
         """
         values = [value for key, value in self.headers if key == name]
-        return b",".join(values) if values else None
+        return b", ".join(values) if values else None
 
     def put_fields(self, environ: dict[str, Any]) -> None:
         """Add the fields to an environ (PEP 3333) that has none; the values of repeated ones are joined."""

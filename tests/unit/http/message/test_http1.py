@@ -306,4 +306,4 @@ def test_a_field_is_found_by_its_name(reader: str) -> None:
 def test_values_of_a_repeated_field_are_joined(reader: str) -> None:
     fields = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-For: ::1, x\r\n\r\n", reader)[1]
 
-    assert fields.get(b"x-forwarded-for") == b"1.2.3.4,::1, x"
+    assert fields.get(b"x-forwarded-for") == b"1.2.3.4, ::1, x"
