@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-from forkserve.http.app.environ import environ_template
+from forkserve.http.app.environ import environ_template, put_ends
 
 if TYPE_CHECKING:
     from forkserve.http.app.exchange import Exchange
     from forkserve.http.framing.writer import ClientConnection
     from forkserve.http.message.errors import RequestError
-    from forkserve.http.message.fields import Headers
 
 # The client's identity (identd's) is always unknown: %(l)s is a dash.
 COMBINED = '%(h)s - %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
@@ -36,14 +35,13 @@ class Record:
         sent: The bytes of its body.
     """
 
-    __slots__ = ("_headers", "_seconds", "connection", "exchange", "sent", "status")
+    __slots__ = ("_seconds", "connection", "exchange", "sent", "status")
 
     def __init__(self, connection: ClientConnection, exchange: Exchange | None, status: int, sent: int) -> None:
         self.connection = connection
         self.exchange = exchange
         self.status = status
         self.sent = sent
-        self._headers: Mapping[bytes, bytes] | None = None
         self._seconds: float | None = None
 
     @property
@@ -56,10 +54,7 @@ class Record:
 
     def request_header(self, name: bytes) -> str:
         """Return the value of a request header, by its name in lower case, or ``-``."""
-        headers = self._headers
-        if headers is None:
-            headers = self._headers = {} if self.exchange is None else _by_name(self.exchange.fields.headers)
-        value = headers.get(name)
+        value = None if self.exchange is None else self.exchange.fields.get(name)
         return value.decode("latin-1") if value else "-"
 
     def response_header(self, name: bytes) -> str:
@@ -81,22 +76,14 @@ class Record:
             return "-"
         environ = exchange.scope_or_environ if exchange.site.interface == "wsgi" else None
         if environ is None:
-            environ = environ_template(exchange.site, self.connection, exchange.fields)
+            fields = exchange.fields
+            environ = environ_template(exchange.site, self.connection, fields.version)
             exchange.target.put_line(environ)
-            exchange.fields.put_fields(environ)
+            fields.put_fields(environ)
+            put_ends(environ, exchange.site, self.connection.endpoints, fields)
         if name in environ:
             return environ[name]
         return next((value for key, value in environ.items() if key.lower() == name.lower()), "-")
-
-
-def _by_name(headers: Headers) -> dict[bytes, bytes]:
-    """Return the values by name; those of a repeated name are joined."""
-    values = dict(headers)
-    if len(values) != len(headers):
-        values.clear()
-        for name, value in headers:
-            values[name] = values[name] + b", " + value if name in values else value
-    return values
 
 
 Atom = Callable[[Record], str]

@@ -14,7 +14,6 @@ from forkserve.http.message.response import read_head
 if TYPE_CHECKING:
     from forkserve.http.app.site import Site
     from forkserve.http.framing.writer import ClientConnection
-    from forkserve.http.message.fields import Fields
 
 Message = MutableMapping[str, Any]
 Scope = dict[str, Any]
@@ -192,8 +191,10 @@ class ASGIExchange(Exchange):
         site, connection = self.site, self.writer.connection
         template = connection.template
         if template is None:
-            template = connection.template = scope_template(site, connection, self.fields, "http")
+            template = connection.template = scope_template(site, connection, self.fields.version)
         scope: Scope = template.copy()
+        if self.fields.forwarded:
+            scope["client"], scope["scheme"] = connection.endpoints.seen_through(self.fields, site.trusted)
         self.scope_or_environ = scope
         self.target.put_scope(scope)
         if scope["root_path"]:
@@ -292,26 +293,19 @@ class ASGIExchange(Exchange):
             await dialogue.writable.wait()
 
 
-def scope_template(site: Site, connection: ClientConnection, fields: Fields, kind: str) -> Scope:
-    """Return the part of a scope that follows from connection and field section; copied for each request.
-
-    Args:
-        site: What all requests share.
-        connection: The client's.
-        fields: The header section.
-        kind: ``http`` or ``websocket``.
-    """
-    client, scheme = connection.endpoints.seen_through(fields, site.trusted)
+def scope_template(site: Site, connection: ClientConnection, version: str) -> Scope:
+    """Return the part of an HTTP scope that follows from the connection and the HTTP version; copied for each request."""
+    endpoints = connection.endpoints
     return {
-        "type": kind,
+        "type": "http",
         # Keys that `Target.put_scope` and the exchange fill in: to copy a dict is cheap, to let it grow is not.
         **dict.fromkeys(("method", "path", "raw_path", "query_string", "headers", "extensions", "state")),
         "asgi": VERSIONS,
-        "http_version": fields.version,
-        "scheme": scheme if kind == "http" else {"http": "ws", "https": "wss"}[scheme],
+        "http_version": version,
+        "scheme": endpoints.scheme,
         "root_path": site.settings.root_path,
-        "client": client,
-        "server": connection.endpoints.server,
+        "client": endpoints.client,
+        "server": endpoints.server,
     }
 
 

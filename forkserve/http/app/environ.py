@@ -9,29 +9,36 @@ from forkserve.http.app.filewrapper import FileWrapper
 
 if TYPE_CHECKING:
     from forkserve.http.app.site import Site
+    from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.framing.writer import ClientConnection
     from forkserve.http.message.fields import Fields
 
 Environ = dict[str, Any]
 
 
-def environ_template(site: Site, connection: ClientConnection, fields: Fields) -> Environ:
-    """Return the part of the environ that follows from the connection, and from what proxies say about it."""
-    endpoints = connection.endpoints
+def put_ends(environ: Environ, site: Site, endpoints: Endpoints, fields: Fields) -> None:
+    """Set what the head of a request says about the two ends of its connection. Only forwarded ones and unix sockets need it."""
     client, scheme = endpoints.seen_through(fields, site.trusted)
+    environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (client[0], str(client[1])) if client else ("", "")
+    environ["wsgi.url_scheme"] = scheme
+    if endpoints.is_unix:  # a unix socket has no name that a client could use
+        host, colon, port = (fields.host or b"localhost").decode("ascii").rpartition(":")
+        if not colon or not port.isdigit():
+            host, port = (host + colon + port), ""
+        environ["SERVER_NAME"] = host or "localhost"
+        environ["SERVER_PORT"] = port or ("443" if scheme == "https" else "80")
+
+
+def environ_template(site: Site, connection: ClientConnection, version: str) -> Environ:
+    """Return the part of the environ that follows from the connection and the HTTP version; copied for each request."""
+    endpoints = connection.endpoints
+    client, scheme = endpoints.client, endpoints.scheme
     host, port = endpoints.server or ("", None)
-    if port is None:  # a unix socket has no name that a client could use
-        host, colon, port_text = (fields.host or b"localhost").decode("ascii").rpartition(":")
-        if not colon or not port_text.isdigit():
-            host, port_text = (host + colon + port_text), ""
-    else:
-        port_text = str(port)
-    port_text = port_text or ("443" if scheme == "https" else "80")
     return {
         "SERVER_SOFTWARE": "forkserve",
-        "SERVER_PROTOCOL": "HTTP/" + fields.version,
+        "SERVER_PROTOCOL": "HTTP/" + version,
         "SERVER_NAME": host or "localhost",
-        "SERVER_PORT": port_text,
+        "SERVER_PORT": str(port or ("443" if scheme == "https" else "80")),
         "SCRIPT_NAME": site.settings.root_path,
         "REMOTE_ADDR": client[0] if client else "",
         "REMOTE_PORT": str(client[1]) if client else "",

@@ -87,7 +87,11 @@ class WebSocketExchange(Exchange):
             self._socket.close(1011, "")
 
     def _scope(self) -> Scope:
-        scope = scope_template(self.site, self.writer.connection, self.fields, "websocket")
+        connection = self.writer.connection
+        scope = scope_template(self.site, connection, self.fields.version)
+        scope["type"] = "websocket"
+        scope["client"], scheme = connection.endpoints.seen_through(self.fields, self.site.trusted)
+        scope["scheme"] = {"http": "ws", "https": "wss"}[scheme]
         self.target.put_scope(scope)
         del scope["method"]
         if scope["root_path"]:

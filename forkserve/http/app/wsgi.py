@@ -14,7 +14,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from forkserve.http.app.environ import Environ, environ_template
+from forkserve.http.app.environ import Environ, environ_template, put_ends
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.filewrapper import FileWrapper, file_to_send
 from forkserve.http.app.hiddenloop import PER_CALL, HiddenLoop
@@ -125,14 +125,15 @@ class WSGICall(Exchange):
         return environ
 
     def _new_environ(self, connection: ClientConnection) -> Environ:
+        fields, endpoints = self.fields, connection.endpoints
         template = connection.template
         if template is None:
-            template = environ_template(self.site, connection, self.fields)
-            if not connection.endpoints.is_unix:  # there it depends on the Host field
-                connection.template = template
+            template = connection.template = environ_template(self.site, connection, fields.version)
         environ: Environ = template.copy()
         self.target.put_line(environ)
-        self.fields.put_fields(environ)
+        fields.put_fields(environ)
+        if fields.forwarded or endpoints.is_unix:
+            put_ends(environ, self.site, endpoints, fields)
         return environ
 
     def start_response(

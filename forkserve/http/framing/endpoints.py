@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ _HOP = re.compile(
     rf"(?:(?P<four>[0-9.]+)|\[(?P<bracketed>[0-9A-Fa-f:.]+){_ZONE}\])(?::(?P<port>[0-9]{{1,5}}))?|(?P<six>[0-9A-Fa-f:.]+){_ZONE}",
     re.ASCII,
 )
+_SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
+"""The scheme of a request, by the value of X-Forwarded-Proto."""
 
 
 class TrustedPeers:
@@ -38,6 +41,8 @@ class TrustedPeers:
         self._all = "*" in names
         self._unix = self._all or "unix" in names
         self._networks = [_plain(ipaddress.ip_network(name, strict=False)) for name in names - {"*", "unix"}]
+        # The networks of IPv4 once more, as mask and address: each request through a proxy is looked up.
+        self._fours = [(int(n.netmask), int(n.network_address)) for n in self._networks if n.version == 4]
 
     def __contains__(self, host: object) -> bool:
         """Whether a peer (its address as text; empty for a unix socket) is trusted."""
@@ -67,6 +72,12 @@ class TrustedPeers:
         """
         client = peer
         for hop in hops(fields):
+            number = _read_dotted(hop)
+            if number is not None:  # by far the most frequent form
+                client = (hop, 0)
+                if self._all or any(number & mask == four for mask, four in self._fours):
+                    continue
+                break
             address, port = _read_hop(hop)
             if address is None:
                 break
@@ -85,9 +96,10 @@ class Endpoints:
         scheme: ``http`` or ``https``.
         tls: Whether this process encrypts the bytes.
         socket_peer: The address of the socket's peer, whatever a PROXY header says; empty on a unix socket.
+        is_unix: Whether our end is a unix socket.
     """
 
-    __slots__ = ("client", "scheme", "server", "socket_peer", "tls")
+    __slots__ = ("_seen", "_seen_by", "_trusted", "client", "is_unix", "scheme", "server", "socket_peer", "tls")
 
     def __init__(self) -> None:
         self.client: tuple[str, int] | None = None
@@ -95,6 +107,10 @@ class Endpoints:
         self.scheme = "http"
         self.tls = False
         self.socket_peer = ""
+        self.is_unix = False
+        self._trusted: bool | None = None  # whether the peer is; not known before the first request that a proxy forwards
+        self._seen_by: Fields | None = None  # the last request for which `seen_through` was called
+        self._seen: tuple[tuple[str, int] | None, str]
 
     def read(self, transport: Any) -> None:
         """Take the addresses from a transport."""
@@ -109,12 +125,8 @@ class Endpoints:
         if transport.get_extra_info("sslcontext") is not None:
             self.scheme = "https"
             self.tls = True
+        self.is_unix = self.server[1] is None
         self.socket_peer = self.peer
-
-    @property
-    def is_unix(self) -> bool:
-        """Whether our end is a unix socket."""
-        return self.server is not None and self.server[1] is None
 
     @property
     def peer(self) -> str:
@@ -126,14 +138,18 @@ class Endpoints:
 
     def seen_through(self, fields: Fields, trusted: TrustedPeers) -> tuple[tuple[str, int] | None, str]:
         """Return client and scheme of a request: those that a trusted proxy forwards, else those of the connection."""
-        if not fields.forwarded or self.peer not in trusted:
+        if not fields.forwarded:
             return self.client, self.scheme
-        proto = b""
-        for name, value in fields.headers:
-            if name == b"x-forwarded-proto":
-                proto = value.rpartition(b",")[2].strip(b" \t").lower()  # of several the last: the nearest proxy's
-        scheme = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}.get(proto, self.scheme)
-        return trusted.client(fields, self.client), scheme
+        if fields is not self._seen_by:
+            if self._trusted is None:
+                self._trusted = self.peer in trusted
+            seen = self.client, self.scheme
+            if self._trusted:
+                proto = fields.get(b"x-forwarded-proto") or b""
+                last = proto.rpartition(b",")[2].strip(b" \t").lower()  # of several the last: the nearest proxy's
+                seen = trusted.client(fields, self.client), _SCHEMES.get(last, self.scheme)
+            self._seen, self._seen_by = seen, fields
+        return self._seen
 
 
 class ProxiedEndpoints(Endpoints):
@@ -157,18 +173,24 @@ class ProxiedEndpoints(Endpoints):
         super().read(transport)
         if self._header.ends is not None:
             self.client, self.server = self._header.ends
+            self.is_unix = self.server is not None and self.server[1] is None
         if self._header.tls:
             self.scheme = "https"
 
 
 def hops(fields: Fields) -> Iterator[str]:
-    """Yield the elements of all X-Forwarded-For fields from right to left: at most `MOST_HOPS`, and no empty ones."""
-    left = MOST_HOPS
-    for name, value in reversed(fields.headers):
-        if name == b"x-forwarded-for":
-            elements = value.decode("latin-1").rsplit(",", left)[-left:] if left else ()
-            left -= len(elements)
-            yield from filter(None, (element.strip(" \t") for element in reversed(elements)))
+    """Return the elements of all X-Forwarded-For fields from right to left: at most `MOST_HOPS`, and no empty ones."""
+    value = (fields.get(b"x-forwarded-for") or b"").decode("latin-1")
+    elements = value.rsplit(",", MOST_HOPS)[-MOST_HOPS:]
+    return filter(None, (element.strip(" \t") for element in reversed(elements)))
+
+
+def _read_dotted(hop: str) -> int | None:
+    """Return an IPv4 address without a port as a number; None if it is not one."""
+    try:
+        return int.from_bytes(socket.inet_pton(socket.AF_INET, hop), "big")
+    except (OSError, ValueError):
+        return None
 
 
 def _read_hop(hop: str) -> tuple[Address | None, int]:

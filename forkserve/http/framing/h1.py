@@ -60,7 +60,7 @@ class H1Connection(Output):
     """
 
     __slots__ = (
-        "_forwarded", "_held", "_usual", "body", "closing", "continue_due", "deadline", "eof", "last", "reader", "reading",
+        "_held", "_usual", "body", "closing", "continue_due", "deadline", "eof", "last", "reader", "reading",
         "requests", "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
@@ -72,7 +72,6 @@ class H1Connection(Output):
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
         self.reader = HeadReader(state.limits, state.read_head, state.read_ordinary)
         self._usual = True  # what follows from the head of a request is as for a usual one
-        self._forwarded = False
         self.body: LengthBody | ChunkedBody | None = None
         self._held = HeldInput()
         self.reading = True
@@ -185,9 +184,9 @@ class H1Connection(Output):
         state.requests = requests = state.requests + 1
         response = self.response
         if not (fields.usual and self._usual):
-            if fields.forwarded or self._forwarded or fields.version != response.version:
+            if fields.version != response.version:
                 self.template = None
-            self._usual, self._forwarded = fields.usual, fields.forwarded
+            self._usual = fields.usual
             response.version, response.keep_alive = fields.version, fields.keep_alive
         self.deadline = inf
         in_progress = state.in_progress

@@ -177,6 +177,19 @@ static PyObject *Head_put_fields(Head *self, PyObject *environ)
     Py_RETURN_NONE;
 }
 
+/* The value of a field, or None. The name is in lower case. */
+static PyObject *Head_get(Head *self, PyObject *name)
+{
+    if (!PyBytes_Check(name))
+        return PyErr_SetString(PyExc_TypeError, "the name must be bytes"), NULL;
+    for (const Field *field = self->fields, *end = field + Py_SIZE((PyObject *)self); field < end; field++) {
+        const Byte *start = (const Byte *)start_of(self, field->name);
+        if (is_word(start, start + field->name.size, PyBytes_AsString(name)))
+            return bytes_of(self, field->value);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *Head_headers(Head *self, void *unused)
 {
     if (!self->headers) {
@@ -254,6 +267,7 @@ static PyGetSetDef head_getters[] = {
 };
 static PyMethodDef head_methods[] = {
     {"put_line", (PyCFunction)Head_put_line, METH_O, NULL},
+    {"get", (PyCFunction)Head_get, METH_O, NULL},
     {"put_scope", (PyCFunction)Head_put_scope, METH_O, NULL},
     {"put_fields", (PyCFunction)Head_put_fields, METH_O, NULL},
     {NULL, NULL, 0, NULL},

@@ -77,7 +77,7 @@ typedef struct {
     Span target, path, query, host;
     long long content_length; /* -1: there is none */
     char has_host, chunked, forwarded, keep_alive, has_body;
-    char usual; /* HTTP/1.1, kept, without a body and not forwarded */
+    char usual; /* HTTP/1.1, kept, without a body */
     char expect_continue; /* never, as Expect is rare */
 } Facts;
 
@@ -322,7 +322,7 @@ static int scan_head(const Names *table, const Limits *limits, const Byte *bytes
     Facts *facts = &scan->facts;
     facts->keep_alive = !(scan->options & CLOSE) && (scan->minor || (scan->options & KEEP_ALIVE)); /* RFC 9112 9.3 */
     facts->has_body = facts->chunked || facts->content_length > 0;                                 /* RFC 9112 6.3 */
-    facts->usual = facts->keep_alive && scan->minor && !facts->has_body && !facts->forwarded;
+    facts->usual = facts->keep_alive && scan->minor && !facts->has_body;
     return feeds == scan->count + 2                             /* no LF stands alone: RFC 9112 2.2 */
            && (facts->has_host || !scan->minor)                 /* RFC 9112 3.2 */
            && !(facts->chunked && facts->content_length >= 0); /* RFC 9112 6.1 */

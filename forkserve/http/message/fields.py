@@ -102,7 +102,7 @@ class Fields:
         upgrade: The protocol to which the client wants to change, in lower case; empty if there is none.
         forwarded: Whether a proxy may have named the client.
         has_body: Whether bytes of a body follow the head.
-        usual: Whether it is a request of HTTP/1.1 without a body, after which the connection is kept, and `forwarded` is false.
+        usual: Whether it is a request of HTTP/1.1 without a body, after which the connection is kept.
         refusal: Why a valid request cannot be served: 417 or 501. It is raised last, so that 400 has precedence.
     """
 
@@ -133,7 +133,7 @@ class Fields:
         if self.chunked and self.content_length is not None:
             raise RequestError(400, "both Content-Length and Transfer-Encoding")
         self.has_body = self.chunked or bool(self.content_length)
-        self.usual = self.keep_alive and version == "1.1" and not (self.has_body or self.forwarded)
+        self.usual = self.keep_alive and version == "1.1" and not self.has_body
 
     def _interpret(self) -> None:
         seen: set[bytes] = set()
@@ -145,6 +145,15 @@ class Fields:
                         raise RequestError(400, f"more than one {name.decode()} field")
                     seen.add(name)
                 interpret(self, value)
+
+    def get(self, name: bytes) -> bytes | None:
+        """Return the value of a field, or None; the values of a repeated one are joined.
+
+        Args:
+            name: In lower case.
+        """
+        values = [value for key, value in self.headers if key == name]
+        return b", ".join(values) if values else None
 
     def put_fields(self, environ: dict[str, Any]) -> None:
         """Add the fields to an environ (PEP 3333) that has none; the values of repeated ones are joined."""

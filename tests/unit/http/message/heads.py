@@ -43,4 +43,5 @@ def values(target: Target, fields: Fields) -> tuple[object, ...]:
         target.method, target.line, target.raw, target.path, target.raw_path, target.query, target.authority, scope,
         fields.version, fields.headers, fields.host, fields.content_length, fields.chunked, fields.has_body,
         fields.expect_continue, fields.forwarded, fields.upgrade, fields.keep_alive, fields.usual, environ,
+        fields.get(b"x-forwarded-for"), fields.get(b"host"), fields.get(b"x"),
     )  # fmt: skip

@@ -287,9 +287,23 @@ def test_without_the_reader_in_c_nothing_is_read_at_once() -> None:
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked", False),
         (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close", False),
         (b"GET / HTTP/1.0\r\nConnection: keep-alive", False),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: ::1", False),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https", False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: ::1", True),
     ],
 )
 def test_a_usual_request_changes_nothing_for_its_connection(reader: str, line: bytes, *, usual: bool) -> None:
     assert read(line + b"\r\n\r\n", reader)[1].usual is usual
+
+
+@each_reader
+def test_a_field_is_found_by_its_name(reader: str) -> None:
+    fields = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-Own: 1\r\nAccept-LANGUAGE:  en \r\n\r\n", reader)[1]
+
+    assert [fields.get(name) for name in (b"host", b"x-own", b"accept-language")] == [b"a", b"1", b"en"]
+    assert [fields.get(name) for name in (b"x-ow", b"x-own2", b"", b"Host", b"accept")] == [None] * 5
+
+
+@each_reader
+def test_values_of_a_repeated_field_are_joined(reader: str) -> None:
+    fields = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-For: ::1, x\r\n\r\n", reader)[1]
+
+    assert fields.get(b"x-forwarded-for") == b"1.2.3.4, ::1, x"
