@@ -67,9 +67,10 @@ class WSGICall(Exchange):
                 self._count_input()
             if self.input is None:
                 self.input = BytesIO(data)  # which does not copy them: most bodies come in one piece
-                self.input.seek(0, os.SEEK_END)
-            else:
-                self.input.write(data)
+                return
+            if self._counted is not None:
+                self.input.seek(0, os.SEEK_END)  # it is made with its position at the start
+            self.input.write(data)
         except OSError as error:
             raise self._cannot_store(error) from error
 
@@ -105,8 +106,10 @@ class WSGICall(Exchange):
     def discard_input(self) -> None:
         """Close the request body."""
         if self.input is not None:
-            with suppress(OSError):  # the disk is full, and it would have written the rest
+            try:  # noqa: SIM105 - `suppress` would take longer than all the rest
                 self.input.close()
+            except OSError:
+                pass  # the disk is full, and it would have written what is in its buffer
             if self._counted:
                 self.site.server.buffered.returned.append(self._counted)
                 self._counted = None
