@@ -275,20 +275,18 @@ class WSGIExchange(WSGICall):
                 return
         run = self.context.run
         iterator = run(iter, result)
-        if type(iterator) in _ITERATORS_OF_LISTS:
-            self.answer_pieces(grouped(list(iterator)))
-            self._close()
-            return
         head = self.head
-        if (
-            head is not None
-            and head.content_length is None
-            and head.code not in BODILESS
-            and not self.started
-            and run(_length_hint, result) == 1
-        ):
-            self.add_length(len(body := run(next, iterator, b"")))
-            iterator = iter((body,))
+        if head is not None and head.code not in BODILESS and not self.started:
+            if type(iterator) in _ITERATORS_OF_LISTS:
+                pieces = list(iterator)
+                if set(map(type, pieces)) == {bytes}:
+                    self.answer_pieces(grouped(pieces))
+                    self._close()
+                    return
+                iterator = iter(pieces)
+            elif head.content_length is None and run(_length_hint, result) == 1:
+                self.add_length(len(body := run(next, iterator, b"")))
+                iterator = iter((body,))
         self._iterator: Iterator[bytes] = iterator
         self._step()
 
