@@ -35,13 +35,15 @@ OUTPUT_IN_MEMORY = 1 << 20
 """Bytes of unsent output beyond which an iterator has to wait for the client."""
 _END: Any = object()
 """Marks the end of an iterator."""
+_ITERATORS_OF_LISTS: tuple[type, ...] = (type(iter([])), type(iter(())))
+"""Such an iterator runs no code of the application: every piece is there. Django's responses have one."""
 
 
 class WSGICall(Exchange):
     """One request answered by a WSGI application, in whatever thread it is called.
 
-    The request body is spooled, to memory first and then to disk, so that a slow client never holds the application; `ready` is
-    called when it is whole.
+    The request body is kept in memory or on disk until it is whole, so that a slow client never holds the application; then
+    `ready` is called.
     """
 
     __slots__ = ("_counted", "_length", "input")
@@ -52,18 +54,22 @@ class WSGICall(Exchange):
 
     def spool(self) -> None:
         """Wait for all of the request body."""
+        self.input: BinaryIO | None = None
         self._length = 0
         self._counted: int | None = 0  # bytes of it that are counted as memory; None if it is on disk
-        self.input: BinaryIO | None = tempfile.SpooledTemporaryFile(max_size=BODY_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115 - lives as long as the exchange
         self.writer.want_body()
 
     def body_data(self, data: bytes) -> None:
         """Keep the bytes, in memory or on disk."""
-        assert self.input is not None
         self._length += len(data)
         try:
             if self._length > PIECE and self._counted is not None:
                 self._count_input()
+            if self.input is None:
+                self.input = BytesIO(data)  # which does not copy them: most bodies come in one piece
+                return
+            if self._counted is not None:
+                self.input.seek(0, os.SEEK_END)  # it is made with its position at the start
             self.input.write(data)
         except OSError as error:
             raise self._cannot_store(error) from error
@@ -77,7 +83,10 @@ class WSGICall(Exchange):
         buffered = self.site.server.buffered
         assert self._counted is not None
         if self._length > BODY_IN_MEMORY or buffered.full:
-            self.input.rollover()  # type: ignore[union-attr]  # a SpooledTemporaryFile
+            kept = self.input
+            self.input = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the exchange
+            if isinstance(kept, BytesIO):
+                self.input.write(kept.getvalue())
             buffered.total -= self._counted
             self._counted = None
         else:
@@ -86,9 +95,10 @@ class WSGICall(Exchange):
 
     def body_end(self) -> None:
         """Have the application called: the body is whole."""
-        assert self.input is not None
+        if self.input is None:
+            self.input = BytesIO()
         try:
-            self.input.seek(0)  # which writes what is in its buffer
+            self.input.seek(0)  # which writes what is in the buffer of a file
         except OSError as error:
             raise self._cannot_store(error) from error
         self.ready()
@@ -96,8 +106,10 @@ class WSGICall(Exchange):
     def discard_input(self) -> None:
         """Close the request body."""
         if self.input is not None:
-            with suppress(OSError):  # the disk is full, and it would have written the rest
+            try:  # noqa: SIM105 - `suppress` would take longer than all the rest
                 self.input.close()
+            except OSError:
+                pass  # the disk is full, and it would have written what is in its buffer
             if self._counted:
                 self.site.server.buffered.returned.append(self._counted)
                 self._counted = None
@@ -262,19 +274,21 @@ class WSGIExchange(WSGICall):
                 self.start_file(*file)
                 self._close()
                 return
-        self._iterator: Iterator[bytes]
+        run = self.context.run
+        iterator = run(iter, result)
         head = self.head
-        if (
-            head is not None
-            and head.content_length is None
-            and head.code not in BODILESS
-            and not self.started
-            and self.context.run(_length_hint, result) == 1
-        ):
-            self.add_length(len(body := self.context.run(_first, result)))
-            self._iterator = iter((body,))
-        else:
-            self._iterator = self.context.run(iter, result)
+        if head is not None and head.code not in BODILESS and not self.started:
+            if type(iterator) in _ITERATORS_OF_LISTS:
+                pieces = list(iterator)
+                if set(map(type, pieces)) == {bytes}:
+                    self.answer_pieces(grouped(pieces))
+                    self._close()
+                    return
+                iterator = iter(pieces)
+            elif head.content_length is None and run(_length_hint, result) == 1:
+                self.add_length(len(body := run(next, iterator, b"")))
+                iterator = iter((body,))
+        self._iterator: Iterator[bytes] = iterator
         self._step()
 
     def _step(self) -> None:
@@ -285,8 +299,14 @@ class WSGIExchange(WSGICall):
             while (piece := run(next, iterator, _END)) is not _END:
                 if self.gone:
                     break
-                if piece.__class__ is bytes and not piece:
-                    continue
+                if piece.__class__ is bytes:
+                    if not piece:
+                        continue
+                    if not self.started and self._is_whole(piece):
+                        self.answer(piece)
+                        continue  # run the iterator to its end
+                if self.complete:
+                    raise ResponseError("the body is longer than its Content-Length")  # noqa: TRY301 - the application's error
                 self.write(piece, more=True)
                 if self.bodiless:
                     break  # it may never end
@@ -297,12 +317,17 @@ class WSGIExchange(WSGICall):
                 if not self._waits:
                     self.site.loop.call_soon(self._go_on)
                 return
-            if not self.gone:
+            if not (self.gone or self.complete):
                 self.write(b"", more=False)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in an app ends a request, not the worker
             self._failed(error)
             return
         self._close()
+
+    def _is_whole(self, piece: bytes) -> bool:
+        """Whether a first piece is the whole body, as its Content-Length says."""
+        head = self.head
+        return head is not None and head.content_length == len(piece) and head.plain and self.target.method != "HEAD"
 
     def _go_on(self) -> None:
         if self._iterable is not None:
@@ -338,12 +363,10 @@ def _length_hint(result: object) -> int | None:
         return None
 
 
-def _first(result: Iterable[bytes]) -> bytes:
-    return next(iter(result), b"")
-
-
 def grouped(pieces: list[bytes]) -> list[bytes]:
     """Return the same body: large pieces as they are, and the small ones between them joined."""
+    if len(pieces) == 1:
+        return pieces
     if not pieces or max(map(len, pieces)) <= PIECE:
         return [b"".join(pieces)]
     found: list[bytes] = []

@@ -213,7 +213,8 @@ class H1Connection(Output):
         if length is not None and length > limits.body:
             raise RequestError(413, "the request body is too large")
         self.body = ChunkedBody(limits) if length is None else LengthBody(length)
-        self.wait_for_body()
+        if not self._held.data:  # else it is read at once
+            self.wait_for_body()
 
     def _read_body(self, data: bytes, start: int) -> None:
         body, exchange, held = self.body, self.exchange, self._held
@@ -222,23 +223,25 @@ class H1Connection(Output):
         if position < len(data):
             held.data, held.start = data, position
         self.continue_due = False
-        self.wait_for_body()
-        if body.done:
+        done = body.done
+        if done:
             self.body = None
             self.deadline = inf
+        else:
+            self.wait_for_body()
         if exchange is None:
-            if body.done:
+            if done:
                 self.idle()
         else:
             if piece:
                 exchange.body_data(piece)
-            if body.done:
+            if done:
                 exchange.body_end()
         if held.data:
             self._hold(b"")
-            if not body.done:
+            if not done:
                 self.state.loop.call_soon(self._next)
-        elif (len(piece) > TURN or self.endpoints.tls) and not body.done:
+        elif not done and (len(piece) > TURN or self.endpoints.tls):
             # uvloop reads on in the same turn, up to 8 MB, while there is more; and TLS may come in tiny records.
             self.pause_reading()
             self.state.loop.call_soon(self._next)

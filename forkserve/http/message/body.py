@@ -23,23 +23,26 @@ LINES = 32
 
 
 class LengthBody:
-    """A body of a known length."""
+    """A body of a known length.
 
-    __slots__ = ("left",)
+    Attributes:
+        left: The number of bytes that are still to come.
+        done: Whether the last byte has been read.
+    """
+
+    __slots__ = ("done", "left")
 
     def __init__(self, length: int) -> None:
         self.left = length
-
-    @property
-    def done(self) -> bool:
-        """Whether the last byte has been read."""
-        return not self.left
+        self.done = not length
 
     def feed(self, data: bytes, start: int) -> tuple[bytes, int]:
         """Return the bytes of the body in ``data`` from ``start`` on, and where they end."""
-        end = min(len(data), start + self.left)
+        size = len(data)
+        end = min(size, start + self.left)
         self.left -= end - start
-        return (data if end - start == len(data) else data[start:end]), end
+        self.done = not self.left
+        return (data if end - start == size else data[start:end]), end
 
 
 class ChunkedBody:

@@ -155,6 +155,11 @@ PIECES = {
     "it=abc,def&length=4&list=1": (200, b"abcd", True),
     "it=abc,def&length=3": (200, b"abc", True),
     "it=abc&length=0": (200, b"", True),
+    "it=-,ab,-&length=2": (200, b"ab", True),
+    "it=ab,!&length=2": (200, b"ab", True),
+    "it=ab,^&length=2": (200, b"ab", True),
+    "it=ab&length=2&badclose=1": (200, b"ab", True),
+    "it=ab&length=2&status=304 Not": (304, b"", True),
     "it=!": (500, None, True),
     "it=^": (500, None, True),
     "it=-,!": (500, None, True),
@@ -204,6 +209,22 @@ def test_an_iterable_is_sent_and_closed_once(server: Server, query: str, method:
             client.end()
             assert client.rest() == b""
             events(server, "closed")
+
+
+@pytest.mark.parametrize(
+    "query", ["pieces?it=abc&length=3", "listed?it=abc&length=3", "listed?it=abc", "listed?it=a,bc", "listed?it="]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_body_that_is_there_at_once_keeps_the_connection(server: Server, query: str, method: str) -> None:
+    """Its iterator gives it in one piece, or is that of a list. It is closed each time, before the next request is served."""
+    with server.connect() as client:
+        for _ in range(3):
+            client.send(f"{method} /{query} HTTP/1.1\r\nHost: a\r\n\r\n".encode() * 2)
+            for _ in range(2):
+                answer = client.answer(method)
+                assert (answer.status, answer.whole) == (200, True)
+                assert answer.body == (b"" if method == "HEAD" or query == "listed?it=" else b"abc")
+        events(server, *["closed"] * 6)
 
 
 @pytest.mark.parametrize("kind", ["exit", "interrupt", "base", "intended", "generator"])

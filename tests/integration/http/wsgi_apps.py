@@ -24,6 +24,7 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 EVENTS: list[str] = []
 BARRIER = threading.Barrier(4, timeout=10)
 WRITES: list[Callable[[bytes], object]] = []
+KEPT: list[Any] = []
 VALID = {
     "hello": validator(hello_wsgi.app),
     "echo": validator(echo.application),
@@ -63,6 +64,20 @@ class Pieces:
 
 class ClosingList(list[bytes]):
     """A list that records its close."""
+
+    def close(self) -> None:
+        """Record the call."""
+        EVENTS.append("closed")
+
+
+class Listed:
+    """An iterable whose pieces are in a list; records its close."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pieces)
 
     def close(self) -> None:
         """Record the call."""
@@ -234,6 +249,28 @@ def on_input(environ: Environ, start_response: StartResponse, query: dict[str, s
     return [
         repr((eval(query["it"], {"input": stream}), environ.get("CONTENT_LENGTH"))).encode()
     ]  # the test sends this expression
+
+
+def on_keep(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """Keep wsgi.input beyond the call; raise if the test says so."""
+    KEPT[:] = [environ["wsgi.input"]]
+    if "raise" in query:
+        raise IntendedError
+    start_response("200 OK", TEXT)
+    return [b"kept"]
+
+
+def on_kept(_: Environ, start_response: StartResponse, __: Any) -> Iterable[bytes]:
+    """Return whether the kept input is closed."""
+    start_response("200 OK", TEXT)
+    return [json.dumps([stream.closed for stream in KEPT]).encode()]
+
+
+def on_listed(_: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """Return an iterable like Django's responses: its iterator is that of a list."""
+    length = query.get("length")
+    start_response("200 OK", [*TEXT, *([("Content-Length", length)] if length else [])])
+    return Listed([name.encode() for name in query.get("it", "").split(",") if name])
 
 
 def on_size(environ: Environ, start_response: StartResponse, _: Any) -> Iterable[bytes]:
