@@ -28,6 +28,7 @@ FRAGMENT = 64
 """Bytes that a fragment counts at least against the limit of its message: an empty one takes memory, too."""
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 _OPCODES = frozenset((CONT, TEXT, BINARY, CLOSE, PING, PONG))
+_WHOLE = frozenset((0x80 | TEXT, 0x80 | BINARY))
 _TAIL = b"\0\0\xff\xff"  # RFC 7692 7.2.2: what the sender has left out
 _utf8 = getincrementaldecoder("utf-8")
 
@@ -103,6 +104,36 @@ class FrameReader:
         self._data = self._data[self._at :] + data if self._at < len(self._data) else data
         self._at = 0
         self.hungry = False
+
+    def whole_message(self, data: bytes) -> bytes | str | None:
+        """Read the usual: a message that is a single frame, uncompressed, at most 65535 bytes long, and has come in one piece.
+
+        Args:
+            data: Bytes from the client.
+
+        Returns:
+            The message, or None for anything else: then nothing has been read, and the bytes are for `feed`.
+        """
+        size = len(data)
+        if self._data or self._kind or size < 6:
+            return None
+        second = data[1]
+        if second == size + 122 and size < 132:  # the mask bit, and the payload's size in 7 bits
+            start = 6
+        elif second == 0xFE and int.from_bytes(data[2:4], "big") == size - 8:
+            start = 8
+        else:
+            return None
+        first = data[0]
+        if first not in _WHOLE or size - start > self._limit:
+            return None
+        payload = apply_mask(data[start:], data[start - 4 : start])
+        if first == 0x80 | BINARY:
+            return payload
+        try:
+            return payload.decode()
+        except UnicodeDecodeError:
+            return None
 
     def step(self) -> Event | None:
         """Do a bounded piece of work: read a frame, or a part of one.
@@ -246,6 +277,21 @@ class FrameReader:
         self._kind = self._size = 0
         self._pieces = self._decode = self._inflate = None
         return event
+
+
+def message_frame(opcode: int, payload: bytes) -> bytes:
+    """Return an uncompressed message of the server as one frame.
+
+    Args:
+        opcode: TEXT or BINARY.
+        payload: The message; text is UTF-8.
+    """
+    first, size = 0x80 | opcode, len(payload)
+    if size < 126:
+        return (first << 8 | size).to_bytes(2, "big") + payload
+    if size < 1 << 16:
+        return (first << 24 | 126 << 16 | size).to_bytes(4, "big") + payload
+    return (first << 72 | 127 << 64 | size).to_bytes(10, "big") + payload
 
 
 def _decoded(decoder: IncrementalDecoder, data: bytes, *, final: bool) -> str:
