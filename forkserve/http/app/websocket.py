@@ -141,13 +141,13 @@ class WebSocketExchange(Exchange):
                 self._writable.clear()
                 await self._writable.wait()
         elif kind == "websocket.send":
-            while not ws.writable.is_set():  # of many tasks that send at once, only one adds to what waits for a slow client
-                await ws.writable.wait()
+            while ws.drained is not None:  # of many tasks that send at once, only one adds to what waits for a slow client
+                await ws.drained.wait()
                 if self.gone:
                     raise ClientGoneError
             ws.send(message.get("text"), message.get("bytes"))
-            if not ws.writable.is_set():
-                await ws.writable.wait()
+            if ws.drained is not None:
+                await ws.drained.wait()
         elif kind == "websocket.close":
             if ws.is_open:
                 ws.close(message.get("code", 1000), message.get("reason") or "")

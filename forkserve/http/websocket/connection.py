@@ -52,14 +52,14 @@ class WebSocketConnection(asyncio.Protocol):
     Attributes:
         inbox: The messages that the application has not received.
         waiters: Tasks that wait for a message wait for one of these; all are done when there is one, or when the client is gone.
-        writable: Cleared while the client does not take what is sent.
+        drained: None, or set when the client, which does not take what is sent, has caught up or is gone.
         close_code: The code for ``websocket.disconnect``.
         close_reason: The reason for ``websocket.disconnect``.
     """
 
     __slots__ = (
         "_closing_at", "_context", "_flush_due", "_gone", "_pong", "_protocol", "_pulse", "_sent", "_stall", "_state",
-        "close_code", "close_reason", "connection", "exchange", "inbox", "requests", "waiters", "writable",
+        "close_code", "close_reason", "connection", "drained", "exchange", "inbox", "requests", "waiters",
     )  # fmt: skip
 
     def __init__(
@@ -89,8 +89,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.close_reason = ""
         self._closing_at = inf
         self.waiters: list[asyncio.Future[None]] = []
-        self.writable = asyncio.Event()
-        self.writable.set()
+        self.drained: asyncio.Event | None = None
 
     # Called by the application's side
 
@@ -118,7 +117,7 @@ class WebSocketConnection(asyncio.Protocol):
             raise ResponseError("websocket.send needs either bytes or text")
         protocol, transport = self._protocol, self.connection.transport
         payload = (data or b"") if text is None else text.encode()
-        if protocol.state is not OPEN:
+        if self._gone:
             raise ClientGoneError
         waiting = protocol.writes
         if protocol.extensions:  # their state depends on every message
@@ -167,7 +166,7 @@ class WebSocketConnection(asyncio.Protocol):
             for opcode, data in inbox.work():
                 assert isinstance(data, bytes)
                 if opcode == PING:
-                    if self.writable.is_set():
+                    if self.drained is None:
                         protocol.send_pong(data)
                     else:
                         self._pong = data  # RFC 6455 5.5.3: instead of one that could not be sent
@@ -197,7 +196,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _client_gone(self) -> None:
         self._gone = True
         self._wake()
-        self.writable.set()
+        self._end_pause()
         if self.exchange is not None:
             self.exchange.client_gone()
 
@@ -215,15 +214,20 @@ class WebSocketConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take note that the client reads slowly."""
-        self.writable.clear()
+        self.drained = asyncio.Event()
 
     def resume_writing(self) -> None:
         """Write on: the client has caught up."""
-        self.writable.set()
+        self._end_pause()
         pong, self._pong = self._pong, None
         if pong is not None and not self._protocol.eof_sent:
             self._protocol.send_pong(pong)
             self._flush()
+
+    def _end_pause(self) -> None:
+        if self.drained is not None:
+            self.drained.set()
+            self.drained = None
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -280,7 +284,7 @@ class WebSocketConnection(asyncio.Protocol):
         elif now >= self._closing_at:
             transport.abort()
         elif self._protocol.state is OPEN:
-            deaf, writable = self.inbox.full, self.writable.is_set()
+            deaf, writable = self.inbox.full, self.drained is None
             due = self._pulse.due(now - late, unsent=unsent, stalled=stalled, writable=writable, deaf=deaf)
             if due == "ping":
                 self._protocol.send_ping(b"")

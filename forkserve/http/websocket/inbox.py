@@ -77,7 +77,7 @@ class Inbox:
         if not (self.messages or self._ignore or self._turn_due) and (message := reader.whole_message(data)) is not None:
             self._memory = getsizeof(message)
             self.messages.append(message)
-            if self.full:
+            if self._memory > BYTES_AHEAD or self._queue == 1:
                 self._pause(None)
             return True
         reader.feed(data)
