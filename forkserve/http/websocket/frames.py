@@ -9,7 +9,7 @@ A message needs one buffer, whatever the number of its fragments.
 from __future__ import annotations
 
 import zlib
-from codecs import IncrementalDecoder, getincrementaldecoder
+from codecs import getincrementaldecoder
 from io import BytesIO, StringIO
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ except ImportError:  # built without its C part
     from websockets.utils import apply_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 STEP = 1 << 13
@@ -96,7 +98,7 @@ class FrameReader:
         self._kind = 0
         self._size = 0  # what counts against the limit
         self._inflate: Any = None  # its decompressor, if it is compressed
-        self._decode: Any = None  # its decoder, if it is text
+        self._decode: Any = None  # decodes it, if it is text
         self._pieces: Any = None  # BytesIO or StringIO
 
     def feed(self, data: bytes) -> None:
@@ -178,7 +180,8 @@ class FrameReader:
         if have >= 2:
             first, second = data[at], data[at + 1]
             opcode, size = first & 15, second & 127
-            self._check_head(first, second, opcode, size)
+            if first not in _WHOLE or second < 0x80 or self._kind:
+                self._check_head(first, second, opcode, size)
             start = at + (6 if size < 126 else 8 if size == 126 else 14)
             if start <= len(data):
                 if size > 125:
@@ -224,10 +227,10 @@ class FrameReader:
         if first == 0x80 | opcode and opcode and start + size <= len(data):
             self._at = start + size
             payload = apply_mask(data[start : self._at], self._mask)
-            return opcode, payload if opcode == BINARY else _decoded(_utf8(), payload, final=True)
+            return opcode, payload if opcode == BINARY else _decoded(payload.decode)
         if opcode:
             self._kind = opcode
-            self._decode = _utf8() if opcode == TEXT else None
+            self._decode = _utf8().decode if opcode == TEXT else None
             self._pieces = BytesIO() if opcode == BINARY else StringIO()
             self._inflate = self._decompressor() if first & 0x40 else None
         self._in_frame = True
@@ -266,7 +269,7 @@ class FrameReader:
             raise FrameError(1009, "the message is too big")
         ends = not (self._left or self._inflating)
         last = ends and self._fin
-        self._pieces.write(data if self._decode is None else _decoded(self._decode, data, final=last))
+        self._pieces.write(data if self._decode is None else _decoded(self._decode, data, last))
         if not ends:
             return None
         self._in_frame = False
@@ -294,8 +297,8 @@ def message_frame(opcode: int, payload: bytes) -> bytes:
     return (first << 72 | 127 << 64 | size).to_bytes(10, "big") + payload
 
 
-def _decoded(decoder: IncrementalDecoder, data: bytes, *, final: bool) -> str:
+def _decoded(decode: Callable[..., str], *arguments: object) -> str:
     try:
-        return decoder.decode(data, final)
+        return decode(*arguments)
     except UnicodeDecodeError as error:
         raise FrameError(1007, "invalid UTF-8") from error
