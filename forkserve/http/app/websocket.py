@@ -115,12 +115,17 @@ class WebSocketExchange(Exchange):
                 return {"type": "websocket.disconnect", "code": self._close_code, "reason": ""}
             self._changed.clear()
             await self._changed.wait()
-        while not ws.inbox.messages:
+        messages, waiters = ws.inbox.messages, ws.waiters
+        while not messages:
             # Messages that came before the connection broke are received; behind a Close there are none.
             if self.gone and not ws.inbox.may_have_messages:
                 return {"type": "websocket.disconnect", "code": ws.close_code, "reason": ws.close_reason}
-            ws.changed.clear()
-            await ws.changed.wait()
+            waiter = self.site.loop.create_future()
+            waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                waiters.remove(waiter)
         data = ws.take_message()
         return {"type": "websocket.receive", "bytes" if isinstance(data, bytes) else "text": data}
 
@@ -140,12 +145,13 @@ class WebSocketExchange(Exchange):
                 self._writable.clear()
                 await self._writable.wait()
         elif kind == "websocket.send":
-            while not ws.writable.is_set():  # of many tasks that send at once, only one adds to what waits for a slow client
-                await ws.writable.wait()
+            while ws.drained is not None:  # of many tasks that send at once, only one adds to what waits for a slow client
+                await ws.drained.wait()
                 if self.gone:
                     raise ClientGoneError
             ws.send(message.get("text"), message.get("bytes"))
-            await ws.writable.wait()
+            if ws.drained is not None:
+                await ws.drained.wait()
         elif kind == "websocket.close":
             if ws.is_open:
                 ws.close(message.get("code", 1000), message.get("reason") or "")

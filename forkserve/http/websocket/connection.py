@@ -1,8 +1,8 @@
 """A WebSocket from the accept on: frames in and out, pings, and closing (RFC 6455). The application's side is in `app.websocket`.
 
-Frames are written, and the closing handshake is decided, by the websockets library's sans-IO protocol, which knows neither
-sockets nor loops. Frames are read by `frames` and kept, within bounds, by `inbox`. Of the pongs for a client that does not read,
-the last is kept.
+Control frames and compressed messages are written, and the closing handshake is decided, by the websockets library's sans-IO
+protocol, which knows neither sockets nor loops. Other messages are written, and all frames are read, by `frames`; messages are
+kept, within bounds, by `inbox`. Of the pongs for a client that does not read, the last is kept.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import socket
 from math import inf
 from typing import TYPE_CHECKING
 
-from websockets.exceptions import InvalidState
 from websockets.protocol import OPEN, SEND_EOF
 
 from forkserve.http.framing.stall import Stall, waiting_in_kernel
 from forkserve.http.framing.transports import half_close, look_at_peer
 from forkserve.http.message.errors import ClientGoneError, ResponseError
-from forkserve.http.websocket.frames import CLOSE, PING, FrameError
+from forkserve.http.websocket.frames import BINARY, CLOSE, PING, TEXT, FrameError, message_frame
 from forkserve.http.websocket.inbox import Inbox
 from forkserve.http.websocket.pulse import Pulse
 
@@ -52,15 +51,15 @@ class WebSocketConnection(asyncio.Protocol):
 
     Attributes:
         inbox: The messages that the application has not received.
-        changed: Set when the application has to look at the inbox, or at `exchange.gone`.
-        writable: Cleared while the client does not take what is sent.
+        waiters: Tasks that wait for a message wait for one of these; all are done when there is one, or when the client is gone.
+        drained: None, or set when the client, which does not take what is sent, has caught up or is gone.
         close_code: The code for ``websocket.disconnect``.
         close_reason: The reason for ``websocket.disconnect``.
     """
 
     __slots__ = (
-        "_closing_at", "_context", "_flush_due", "_gone", "_pong", "_protocol", "_pulse", "_sent", "_stall", "_state", "changed",
-        "close_code", "close_reason", "connection", "exchange", "inbox", "requests", "writable",
+        "_closing_at", "_context", "_flush_due", "_gone", "_pong", "_protocol", "_pulse", "_sent", "_stall", "_state",
+        "close_code", "close_reason", "connection", "drained", "exchange", "inbox", "requests", "waiters",
     )  # fmt: skip
 
     def __init__(
@@ -89,9 +88,8 @@ class WebSocketConnection(asyncio.Protocol):
         self.close_code = 1006
         self.close_reason = ""
         self._closing_at = inf
-        self.changed = asyncio.Event()
-        self.writable = asyncio.Event()
-        self.writable.set()
+        self.waiters: list[asyncio.Future[None]] = []
+        self.drained: asyncio.Event | None = None
 
     # Called by the application's side
 
@@ -102,7 +100,11 @@ class WebSocketConnection(asyncio.Protocol):
 
     def take_message(self) -> bytes | str:
         """Return the oldest message; there must be one."""
-        return self.inbox.take(self._turn)
+        inbox = self.inbox
+        data = inbox.take()
+        if inbox.waits:
+            inbox.go_on(self._turn)
+        return data
 
     def send(self, text: str | None, data: bytes | None) -> None:
         """Send a message: either text or bytes.
@@ -113,21 +115,27 @@ class WebSocketConnection(asyncio.Protocol):
         """
         if (text is None) == (data is None):
             raise ResponseError("websocket.send needs either bytes or text")
-        try:
-            if text is not None:
-                self._protocol.send_text(text.encode("utf-8"))
-            else:
-                self._protocol.send_binary(data or b"")
-        except InvalidState as error:
-            raise ClientGoneError from error
+        protocol, transport = self._protocol, self.connection.transport
+        payload = (data or b"") if text is None else text.encode()
+        if self._gone:
+            raise ClientGoneError
+        waiting = protocol.writes
+        if protocol.extensions:  # their state depends on every message
+            (protocol.send_binary if text is None else protocol.send_text)(payload)
+            frame = waiting.pop()
+        else:
+            frame = message_frame(BINARY if text is None else TEXT, payload)
         # From Python 3.12 on a transport keeps each write that waits, and counts them all at each: small ones are joined.
-        waiting = self._protocol.writes
-        if len(waiting) < JOINED and len(waiting[-1]) < SMALL and self.connection.transport.get_write_buffer_size():
-            if not self._flush_due:
+        if waiting or transport.get_write_buffer_size():
+            waiting.append(frame)
+            if len(waiting) >= JOINED or len(frame) >= SMALL:
+                self._flush()
+            elif not self._flush_due:
                 self._flush_due = True
                 self._state.loop.call_soon(self._flush, context=self._context)
-        else:
-            self._flush()
+        elif not transport.is_closing():
+            self._sent += len(frame)
+            transport.write(frame)
 
     def close(self, code: int, reason: str) -> None:
         """Send a Close.
@@ -148,7 +156,8 @@ class WebSocketConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes of frames."""
         self._pulse.received()
-        self.inbox.feed(data, self._turn)
+        if self.inbox.feed(data, self._turn):
+            self._wake()
 
     def _turn(self) -> None:
         """Do as much of the work that the client's frames make as a turn of the loop may."""
@@ -157,7 +166,7 @@ class WebSocketConnection(asyncio.Protocol):
             for opcode, data in inbox.work():
                 assert isinstance(data, bytes)
                 if opcode == PING:
-                    if self.writable.is_set():
+                    if self.drained is None:
                         protocol.send_pong(data)
                     else:
                         self._pong = data  # RFC 6455 5.5.3: instead of one that could not be sent
@@ -172,7 +181,7 @@ class WebSocketConnection(asyncio.Protocol):
             inbox.close()
             protocol.fail(error.code, error.reason)
         if inbox.messages or self._gone:
-            self.changed.set()
+            self._wake()
         self._flush()
         inbox.go_on(self._turn)
         self._end_protocol()
@@ -186,10 +195,16 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _client_gone(self) -> None:
         self._gone = True
-        self.changed.set()
-        self.writable.set()
+        self._wake()
+        self._end_pause()
         if self.exchange is not None:
             self.exchange.client_gone()
+
+    def _wake(self) -> None:
+        """Let the application's tasks look at the inbox, and at `exchange.gone`."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _end_protocol(self) -> None:
         """End the protocol's parser with the connection: they refer to each other, and to the compressor's memory."""
@@ -199,15 +214,20 @@ class WebSocketConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take note that the client reads slowly."""
-        self.writable.clear()
+        self.drained = asyncio.Event()
 
     def resume_writing(self) -> None:
         """Write on: the client has caught up."""
-        self.writable.set()
+        self._end_pause()
         pong, self._pong = self._pong, None
         if pong is not None and not self._protocol.eof_sent:
             self._protocol.send_pong(pong)
             self._flush()
+
+    def _end_pause(self) -> None:
+        if self.drained is not None:
+            self.drained.set()
+            self.drained = None
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -264,7 +284,7 @@ class WebSocketConnection(asyncio.Protocol):
         elif now >= self._closing_at:
             transport.abort()
         elif self._protocol.state is OPEN:
-            deaf, writable = self.inbox.full, self.writable.is_set()
+            deaf, writable = self.inbox.full, self.drained is None
             due = self._pulse.due(now - late, unsent=unsent, stalled=stalled, writable=writable, deaf=deaf)
             if due == "ping":
                 self._protocol.send_ping(b"")

@@ -9,7 +9,7 @@ A message needs one buffer, whatever the number of its fragments.
 from __future__ import annotations
 
 import zlib
-from codecs import IncrementalDecoder, getincrementaldecoder
+from codecs import getincrementaldecoder
 from io import BytesIO, StringIO
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ except ImportError:  # built without its C part
     from websockets.utils import apply_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 STEP = 1 << 13
@@ -28,6 +30,7 @@ FRAGMENT = 64
 """Bytes that a fragment counts at least against the limit of its message: an empty one takes memory, too."""
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 _OPCODES = frozenset((CONT, TEXT, BINARY, CLOSE, PING, PONG))
+_WHOLE = frozenset((0x80 | TEXT, 0x80 | BINARY))
 _TAIL = b"\0\0\xff\xff"  # RFC 7692 7.2.2: what the sender has left out
 _utf8 = getincrementaldecoder("utf-8")
 
@@ -95,7 +98,7 @@ class FrameReader:
         self._kind = 0
         self._size = 0  # what counts against the limit
         self._inflate: Any = None  # its decompressor, if it is compressed
-        self._decode: Any = None  # its decoder, if it is text
+        self._decode: Any = None  # decodes it, if it is text
         self._pieces: Any = None  # BytesIO or StringIO
 
     def feed(self, data: bytes) -> None:
@@ -103,6 +106,36 @@ class FrameReader:
         self._data = self._data[self._at :] + data if self._at < len(self._data) else data
         self._at = 0
         self.hungry = False
+
+    def whole_message(self, data: bytes) -> bytes | str | None:
+        """Read the usual: a message that is a single frame, uncompressed, at most 65535 bytes long, and has come in one piece.
+
+        Args:
+            data: Bytes from the client.
+
+        Returns:
+            The message, or None for anything else: then nothing has been read, and the bytes are for `feed`.
+        """
+        size = len(data)
+        if self._data or self._kind or size < 6:
+            return None
+        second = data[1]
+        if second == size + 122 and size < 132:  # the mask bit, and the payload's size in 7 bits
+            start = 6
+        elif second == 0xFE and int.from_bytes(data[2:4], "big") == size - 8:
+            start = 8
+        else:
+            return None
+        first = data[0]
+        if first not in _WHOLE or size - start > self._limit:
+            return None
+        payload = apply_mask(data[start:], data[start - 4 : start])
+        if first == 0x80 | BINARY:
+            return payload
+        try:
+            return payload.decode()
+        except UnicodeDecodeError:
+            return None
 
     def step(self) -> Event | None:
         """Do a bounded piece of work: read a frame, or a part of one.
@@ -147,7 +180,8 @@ class FrameReader:
         if have >= 2:
             first, second = data[at], data[at + 1]
             opcode, size = first & 15, second & 127
-            self._check_head(first, second, opcode, size)
+            if first not in _WHOLE or second < 0x80 or self._kind:
+                self._check_head(first, second, opcode, size)
             start = at + (6 if size < 126 else 8 if size == 126 else 14)
             if start <= len(data):
                 if size > 125:
@@ -193,10 +227,10 @@ class FrameReader:
         if first == 0x80 | opcode and opcode and start + size <= len(data):
             self._at = start + size
             payload = apply_mask(data[start : self._at], self._mask)
-            return opcode, payload if opcode == BINARY else _decoded(_utf8(), payload, final=True)
+            return opcode, payload if opcode == BINARY else _decoded(payload.decode)
         if opcode:
             self._kind = opcode
-            self._decode = _utf8() if opcode == TEXT else None
+            self._decode = _utf8().decode if opcode == TEXT else None
             self._pieces = BytesIO() if opcode == BINARY else StringIO()
             self._inflate = self._decompressor() if first & 0x40 else None
         self._in_frame = True
@@ -235,7 +269,7 @@ class FrameReader:
             raise FrameError(1009, "the message is too big")
         ends = not (self._left or self._inflating)
         last = ends and self._fin
-        self._pieces.write(data if self._decode is None else _decoded(self._decode, data, final=last))
+        self._pieces.write(data if self._decode is None else _decoded(self._decode, data, last))
         if not ends:
             return None
         self._in_frame = False
@@ -248,8 +282,23 @@ class FrameReader:
         return event
 
 
-def _decoded(decoder: IncrementalDecoder, data: bytes, *, final: bool) -> str:
+def message_frame(opcode: int, payload: bytes) -> bytes:
+    """Return an uncompressed message of the server as one frame.
+
+    Args:
+        opcode: TEXT or BINARY.
+        payload: The message; text is UTF-8.
+    """
+    first, size = 0x80 | opcode, len(payload)
+    if size < 126:
+        return (first << 8 | size).to_bytes(2, "big") + payload
+    if size < 1 << 16:
+        return (first << 24 | 126 << 16 | size).to_bytes(4, "big") + payload
+    return (first << 72 | 127 << 64 | size).to_bytes(10, "big") + payload
+
+
+def _decoded(decode: Callable[..., str], *arguments: object) -> str:
     try:
-        return decoder.decode(data, final)
+        return decode(*arguments)
     except UnicodeDecodeError as error:
         raise FrameError(1007, "invalid UTF-8") from error

@@ -43,9 +43,12 @@ class Inbox:
 
     Attributes:
         messages: The messages that wait.
+        waits: Whether reading may be paused: `go_on` is due when the application has received.
     """
 
-    __slots__ = ("_connection", "_context", "_ignore", "_loop", "_memory", "_queue", "_reader", "_turn_due", "messages")
+    __slots__ = (
+        "_connection", "_context", "_ignore", "_loop", "_memory", "_queue", "_reader", "_turn_due", "messages", "waits",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -64,16 +67,25 @@ class Inbox:
         self._turn_due = False
         self._memory = 0
         self._ignore = False
+        self.waits = True
 
-    def feed(self, data: bytes, turn: Callable[[], None]) -> None:
-        """Take bytes from the client."""
-        if self._reader is None:
-            return
-        self._reader.feed(data)
+    def feed(self, data: bytes, turn: Callable[[], None]) -> bool:
+        """Take bytes from the client; return whether they were a message, which has been queued without a turn."""
+        reader = self._reader
+        if reader is None:
+            return False
+        if not (self.messages or self._ignore or self._turn_due) and (message := reader.whole_message(data)) is not None:
+            self._memory = getsizeof(message)
+            self.messages.append(message)
+            if self._memory > BYTES_AHEAD or self._queue == 1:
+                self._pause(None)
+            return True
+        reader.feed(data)
         if not self._turn_due:
             turn()
             if len(data) > READ_AHEAD:
                 self._pause(turn)
+        return False
 
     def work(self) -> Iterator[Event]:
         """Do a turn's share of the work: queue messages, and yield control frames.
@@ -95,11 +107,11 @@ class Inbox:
             else:
                 yield event
 
-    def take(self, turn: Callable[[], None]) -> bytes | str:
+    def take(self) -> bytes | str:
         """Return the oldest message; there must be one. Its place is free for another."""
-        data = self.messages.popleft()
-        self._memory -= getsizeof(data)
-        self.go_on(turn)
+        messages = self.messages
+        data = messages.popleft()
+        self._memory = self._memory - getsizeof(data) if messages else 0
         return data
 
     def close(self) -> None:
@@ -133,10 +145,12 @@ class Inbox:
         elif self.behind:
             self._pause(turn)
         elif not self._turn_due and not self._connection.transport.is_closing():
+            self.waits = False
             self._connection.resume_reading()
 
     def _pause(self, turn: Callable[[], None] | None) -> None:
         """Read nothing from the client until ``turn`` is called or, if it is None, until the application has received."""
+        self.waits = True
         connection = self._connection
         if not connection.transport.is_closing():
             connection.pause_reading()

@@ -147,6 +147,27 @@ def test_messages_of_every_length_are_echoed(server: Server, compression: str | 
                 assert client.recv(timeout=10) == message
 
 
+def test_a_cancelled_receive_loses_no_message(server: Server) -> None:
+    """The message stays for the next ``receive``, whenever it has arrived."""
+    with server.connect() as client:
+        shake(client, "/impatient")
+        for number in range(100):
+            client.send(frame(TEXT, b"%d" % number))
+            assert received(client) == (TEXT, b"%d" % number)
+        client.send(b"".join(frame(TEXT, b"%d" % number) for number in range(100)))
+        assert [received(client) for _ in range(100)] == [(TEXT, b"%d" % number) for number in range(100)]
+
+
+def test_many_tasks_may_receive_at_once(server: Server) -> None:
+    """Each message goes to one of them, and none to one that was cancelled."""
+    with server.connect() as client:
+        shake(client, "/pair")
+        assert received(client) == (TEXT, b"receiving")
+        client.send(frame(TEXT, b"one"))
+        client.send(frame(TEXT, b"two"))
+        assert [received(client) for _ in range(2)] == [(TEXT, b"one"), (TEXT, b"two")]
+
+
 def test_the_application_chooses_the_subprotocol(server: Server) -> None:
     """The handshake contains the subprotocol that the application accepted."""
     with dial(server, "/echo?sub=b", subprotocols=["a", "b"]) as client:

@@ -119,6 +119,25 @@ def test_the_queue_toward_the_application_is_bounded(server: Server, size: int) 
     assert server.get("/-/release").status == 200
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize(("queue", "message"), [(1, "x"), (32, "\U0001f600" + "x" * 65_531)])
+def test_one_message_may_fill_the_queue(tmp_path: Path, loop: str, queue: int, message: str) -> None:
+    """By its number or by its memory, also if it has come alone; the rest follows when it has been received."""
+    directory = Path(os.path.relpath(tmp_path))
+    with (
+        serving("tests.integration.http.ws_apps:app", directory, loop=loop, ws_max_queue=queue) as server,
+        server.connect() as client,
+    ):
+        shake(client, "/wait")
+        client.send(frame(TEXT, message.encode()))
+        assert inbox(server)[0] == 1
+        client.send(frame(TEXT, message.encode()))
+        assert settled(lambda: inbox(server)[0]) == 1
+        server.get("/-/release")
+        client.send(frame(TEXT))
+        assert received(client) == (TEXT, b"%d" % (2 * len(message)))
+
+
 def test_compressed_messages_are_inflated_only_when_the_queue_has_room(server: Server) -> None:
     """Fifty bombs of the maximum message size arrive in one piece; only one is inflated at first."""
     before = server.memory()

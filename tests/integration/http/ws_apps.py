@@ -5,6 +5,7 @@ and the memory of the messages that wait for the application.
 """
 
 import asyncio
+import contextlib
 import gc
 import json
 from sys import getsizeof
@@ -55,6 +56,31 @@ async def on_echo(scope: Scope, receive: Receive, send: Send, query: dict[str, s
     await send({"type": "websocket.accept", "subprotocol": query.get("sub"), "headers": [(b"x-mine", b"1")]})
     async for data in messages(receive):
         await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+
+
+async def on_impatient(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Echo every message; cancel each ``receive`` that has none after a turn of the loop."""
+    await send({"type": "websocket.accept"})
+    while True:
+        task = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            if (message := await task)["type"] == "websocket.disconnect":
+                return
+            await send({"type": "websocket.send", "text": message["text"]})
+
+
+async def on_pair(_: Scope, receive: Receive, send: Send, __: Any) -> None:
+    """Receive in two tasks at once and in two that are cancelled; send what the two have received."""
+    await send({"type": "websocket.accept"})
+    tasks = [asyncio.ensure_future(receive()) for _ in range(4)]
+    await asyncio.sleep(0)
+    for task in tasks[::3]:
+        task.cancel()
+    await send({"type": "websocket.send", "text": "receiving"})
+    for message in await asyncio.gather(*tasks[1:3]):
+        await send({"type": "websocket.send", "text": message["text"]})
 
 
 async def on_scope(scope: Scope, receive: Receive, send: Send, _: Any) -> None:

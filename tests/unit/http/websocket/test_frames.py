@@ -3,6 +3,8 @@
 import importlib.util
 import sys
 import zlib
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,18 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from forkserve.http.websocket import frames as module
-from forkserve.http.websocket.frames import BINARY, CLOSE, CONT, FRAGMENT, PING, STEP, TEXT, FrameError, FrameReader
+from forkserve.http.websocket.frames import (
+    BINARY,
+    CLOSE,
+    CONT,
+    FRAGMENT,
+    PING,
+    STEP,
+    TEXT,
+    FrameError,
+    FrameReader,
+    message_frame,
+)
 from tests.integration.http.test_websocket import frame
 
 LIMIT = 1 << 20
@@ -25,11 +38,14 @@ def deflate(*, takeover: bool) -> PerMessageDeflate:
     return PerMessageDeflate(not takeover, True, 15, 15)
 
 
-def reader_events(pieces: list[bytes], extension: PerMessageDeflate | None, limit: int = LIMIT) -> Outcome:
-    """Return the events of the reader, and the close code of its failure, or 0."""
+def reader_events(pieces: list[bytes], extension: PerMessageDeflate | None, limit: int = LIMIT, *, whole: bool = True) -> Outcome:
+    """Return the events of the reader, and the close code of its failure, or 0; without ``whole`` all is read in steps."""
     reader, events = FrameReader(limit, extension), []
     try:
         for piece in pieces:
+            if whole and (message := reader.whole_message(piece)) is not None:
+                events.append((BINARY if isinstance(message, bytes) else TEXT, message))
+                continue
             reader.feed(piece)
             while not reader.hungry:
                 if (event := reader.step()) is not None:
@@ -114,6 +130,77 @@ def test_frames_give_the_same_result_as_in_the_library(
         assert events == expected[: len(events)]
         return
     assert (events, code) == (expected, expected_code)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(VALID, VALID, ANY), max_size=8), st.lists(st.integers(0, 400), max_size=6), st.booleans())
+def test_the_result_does_not_depend_on_the_cuts(
+    frames: list[tuple[int, bytes, bool, int]],
+    cuts: list[int],
+    deflates: bool,  # noqa: FBT001 - hypothesis passes it
+) -> None:
+    """A piece for each frame, any pieces, and one piece, with messages that are read whole and without."""
+    sent = [frame(opcode, payload, fin=fin, rsv=rsv) for opcode, payload, fin, rsv in frames]
+    data = b"".join(sent)
+    ends = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    pieces = [data[start:end] for start, end in pairwise(ends) if start < end]
+
+    def outcome(pieces: list[bytes], *, whole: bool = True) -> Outcome:
+        return reader_events(pieces, deflate(takeover=True) if deflates else None, 60_000, whole=whole)
+
+    assert outcome(sent) == outcome(pieces) == outcome([data]) == outcome([data], whole=False)
+
+
+@pytest.mark.parametrize("size", [0, 1, 124, 125, 126, 127, 65_535])
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_message_that_comes_in_one_piece_is_read_whole(opcode: int, size: int) -> None:
+    reader, data = FrameReader(LIMIT, None), b"x" * size
+    message = data.decode() if opcode == TEXT else data
+    assert [reader.whole_message(frame(opcode, data)) for _ in range(2)] == [message] * 2
+    assert reader.hungry
+
+
+@pytest.mark.parametrize(
+    ("before", "data"),
+    [
+        (b"", frame(TEXT, b"x" * 65_536)),
+        (b"", frame(TEXT, b"x" * 101)),
+        (b"", frame(TEXT, b"x" * 10)[:-1]),
+        (b"", frame(TEXT, b"x" * 10) + b"\x81"),
+        (b"", frame(TEXT, b"x" * 100)[:5]),
+        (b"", frame(BINARY, b"x" * 126 + b"\0\0")[:-2]),
+        (b"", frame(TEXT, b"x", fin=False)),
+        (b"", frame(TEXT, b"x", rsv=4)),
+        (b"", frame(TEXT, b"x" * 10, masked=False)),
+        (b"", frame(TEXT, b"\xff")),
+        (b"", frame(PING, b"x")),
+        (b"", frame(CLOSE, b"")),
+        (b"\x81", frame(TEXT, b"x")),
+        (frame(TEXT, b"x", fin=False), frame(TEXT, b"x")),
+        (frame(TEXT, b"x", fin=False), frame(CONT, b"x")),
+    ],
+)
+def test_anything_else_is_read_in_steps(before: bytes, data: bytes) -> None:
+    """`whole_message` leaves it to `feed`, and changes nothing."""
+    reader = FrameReader(100, deflate(takeover=True))
+    if before:
+        reader.feed(before)
+        while not reader.hungry:
+            assert reader.step() is None
+    state = [getattr(reader, name) for name in FrameReader.__slots__]
+    assert reader.whole_message(data) is None
+    assert [getattr(reader, name) for name in FrameReader.__slots__] == state
+
+
+@given(st.sampled_from([TEXT, BINARY]), PAYLOADS)
+def test_messages_are_written_as_by_the_library(opcode: int, payload: bytes) -> None:
+    assert message_frame(opcode, payload) == Frame(Opcode(opcode), payload).serialize(mask=False)
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_messages_may_be_any_bytes(kind: Callable[[bytes], bytes], size: int) -> None:
+    assert message_frame(BINARY, kind(bytes(size))) == Frame(Opcode.BINARY, bytes(size)).serialize(mask=False)
 
 
 def deflated(*messages: bytes, end: int = zlib.Z_SYNC_FLUSH) -> bytes:
