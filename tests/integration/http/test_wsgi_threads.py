@@ -93,6 +93,7 @@ def test_a_request_is_answered_while_all_other_threads_wait(serve: Start, projec
 def test_log_lines_see_the_context_of_their_request(serve: Start, project: Path, loop: str) -> None:
     """A log filter of the application sees the variables of the request, although the loop writes the line."""
     command = serve("site_app:app", "--base-port", 0, "--threads", 2, "--loop", loop, cwd=project)
+    command.traceback_expected = True
     clients = [Client(command.port, whole=False) for _ in range(6)]
     for number, client in enumerate(clients):
         client.request(f"/fail/{number}" if number % 2 else "/short")
@@ -101,6 +102,4 @@ def test_log_lines_see_the_context_of_their_request(serve: Start, project: Path,
         client.sock.close()
     for number in (1, 3, 5):
         command.wait_for(rf"in /fail/{number}: GET /fail/{number}: the application raised an exception")
-    eventually(
-        lambda: command.stderr.count("in /short: GET /short: the body is 1 bytes shorter") == 3, "a line is missing"
-    )
+    eventually(lambda: command.stderr.count("in /short: GET /short: the body is 1 bytes shorter") == 3, "a line is missing")
