@@ -3,9 +3,10 @@
 A switch between threads costs more than a small application, so there are few:
 
 - A thread is woken at the end of the loop's turn, when all requests of that turn have come.
-- One thread is woken at a time. If others wait when it has taken a call, it wakes the next before it makes the call.
-  If calls are short, it makes all of them, as it keeps the interpreter's lock. If they block, the next thread goes on.
-- The thread that became idle last is woken first.
+- It is woken by a byte in a pipe. `os.write` lets the interpreter's lock go, which the thread needs at once. `Lock.release` keeps
+  it: the thread would run, wait for that lock, and run again.
+- One thread is woken at a time. If more calls wait when it has taken one, it wakes the next thread before it makes the call.
+  If calls are short, few threads make all of them. If they block, the next thread goes on.
 - The loop is woken once for all results that are handed over until it takes them.
 
 No wake-up is lost, though there is no lock. The side that adds a call or a result looks afterwards whether the other side has to
@@ -15,6 +16,7 @@ be woken. The other side notes first that it sleeps, or that it is awake, and lo
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 from collections import deque
 from contextlib import suppress
@@ -58,7 +60,8 @@ class ThreadPool:
         self._loop = loop
         self._next_entry = observer.next_entry
         self._calls: deque[Call] = deque()
-        self._idle: list[threading.Lock] = []  # to release one wakes a thread
+        self._bell, self._ringer = os.pipe()  # a byte in it wakes one of the threads that sleep
+        self._idle: list[int] = []  # one for each thread that sleeps, or is about to, and for which no byte is on its way
         self._wake_due = False  # whether a thread is to be woken at the end of this turn
         self._waking = False  # whether a thread has been woken that does not run yet
         self._results: deque[tuple[contextvars.Context, Callable[..., object], tuple[object, ...]]] = deque()
@@ -84,6 +87,11 @@ class ThreadPool:
         if self._idle and not (self._waking or self._wake_due):
             self._wake_due = True
             self._loop.call_soon(self._wake_at_last)
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The pipe that wakes threads."""
+        return self._bell, self._ringer
 
     @property
     def in_progress(self) -> int:
@@ -118,11 +126,11 @@ class ThreadPool:
         while self._calls and self._idle and not self._waking:
             self._waking = True
             try:
-                wake = self._idle.pop()
+                self._idle.pop()
             except IndexError:  # it has found the call itself
                 self._waking = False
             else:
-                wake.release()
+                os.write(self._ringer, b"\0")
 
     # In a thread of the pool
 
@@ -146,14 +154,12 @@ class ThreadPool:
 
     def _work(self, number: int) -> None:
         self._own.number = number
-        wake = threading.Lock()
-        wake.acquire()
         calls, next_entry = self._calls, self._next_entry
         while True:
             try:
                 call = calls.popleft()
             except IndexError:
-                self._sleep(wake)
+                self._sleep(number)
                 continue
             if calls and not self._waking:
                 self._wake_one()
@@ -167,12 +173,12 @@ class ThreadPool:
             self._began[number] = None
             del call  # the next one may be long in coming
 
-    def _sleep(self, wake: threading.Lock) -> None:
-        """Sleep until another thread releases ``wake``, unless a call has come meanwhile."""
-        self._idle.append(wake)
+    def _sleep(self, number: int) -> None:
+        """Sleep until a byte comes, unless a call has come meanwhile."""
+        self._idle.append(number)
         if self._calls:
-            with suppress(ValueError):  # it is being woken
-                self._idle.remove(wake)
+            with suppress(IndexError):  # a byte is on its way
+                self._idle.pop()
                 return
-        wake.acquire()
+        os.read(self._bell, 1)
         self._waking = False

@@ -70,6 +70,8 @@ def check_process_holds_nothing(pid: int, command: Command) -> None:
     found = {name for name in descriptors(pid).values() if name.startswith(("socket:", "/memfd:forkserve-stacks"))}
     assert not found & ours, "the process holds listeners, channels or the stacks file of the server"
     assert not any(name.endswith(".lock") for name in descriptors(pid).values())
+    pipes = {name for worker in command.workers for name in descriptors(worker).values() if name.startswith("pipe:")}
+    assert not (pipes - ours) & set(descriptors(pid).values()), "the process holds the pipe that wakes threads"
 
     def masks() -> dict[str, str]:
         return dict(re.findall(r"^(Sig\w+):\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
