@@ -407,6 +407,9 @@ class HTTPWorker(Worker):
     def own_descriptors(self) -> Iterator[int]:
         """Yield also the descriptors of clients' connections, which have a listener's address. Called in a forked process."""
         yield from super().own_descriptors()
+        service: Service | None = vars(self).get("_service")
+        if service is not None and service.pool is not None:
+            yield from service.pool.descriptors
         for descriptor in forks.open_descriptors():
             with contextlib.suppress(OSError), _borrowed(descriptor) as sock:
                 if any(_is_accepted_by(name, sock.getsockname()) for name in self._names):

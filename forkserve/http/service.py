@@ -10,7 +10,6 @@ import logging
 import socket
 from contextlib import nullcontext
 from contextvars import ContextVar
-from functools import partial
 from math import inf
 from types import MethodType
 from typing import TYPE_CHECKING
@@ -123,8 +122,8 @@ class Service:
             if settings.half_close == "disconnect":
                 server.half_close_timeout = server.write_timeout
         elif settings.threads:
-            site.pool = self.pool = ThreadPool(site.observer, site.log, settings.threads)
-            server.new_exchange = partial(ThreadedExchange, site)
+            site.pool = self.pool = ThreadPool(self.loop, site.observer, site.log, settings.threads)
+            server.new_exchange = MethodType(ThreadedExchange, site)
         else:
             site.turns = self.turns = Turns(self.loop, site.observer)
             server.rest = self.turns.rest

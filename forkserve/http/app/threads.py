@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from forkserve.http.app.filewrapper import FileWrapper, file_to_send
@@ -31,7 +30,7 @@ class ThreadedExchange(WSGICall):
 
     def start(self) -> None:
         """Without a body, have a thread call the application; else wait for all of it."""
-        self._ahead = threading.Semaphore(PIECES_AHEAD)
+        self._ahead: threading.Semaphore | None = None  # made for the first piece: most responses come at once
         self._due = 0  # pieces written that the client has not taken
         self._called = False
         self._handed_over = False
@@ -54,7 +53,7 @@ class ThreadedExchange(WSGICall):
         try:
             result = self.site.app(self.environ(), self.start_response)
             if isinstance(result, list):
-                self._answer_list(grouped(result))
+                self._answer_list(result)
             elif type(result) is FileWrapper and not self._handed_over and (file := file_to_send(self, result)):
                 self._hand_over(self.start_file, *file)
             else:
@@ -71,16 +70,19 @@ class ThreadedExchange(WSGICall):
             else:
                 self._hand_over(self.fail, error, "the application raised an exception")
         finally:
-            self.close_result(result)
+            if type(result) is not list:  # which has nothing to close
+                self.close_result(result)
 
-    def _answer_list(self, pieces: list[bytes]) -> None:
+    def _answer_list(self, result: list[bytes]) -> None:
+        pieces = result if len(result) == 1 and result[0].__class__ is bytes else grouped(result)
         if len(pieces) == 1 and len(pieces[0]) <= PIECE:
-            self._hand_over(self.answer_pieces, pieces)
+            self._hand_over(self.answer, pieces[0])
             return
         # Wait until the loop has taken it: else threads could pile up large bodies in front of a busy loop.
-        taken = threading.Event()
+        taken = threading.Lock()
+        taken.acquire()
         self._hand_over(self._answer_large, pieces, taken)
-        self.site.pool.waiting(taken.wait)
+        self.site.pool.waiting(taken.acquire)
 
     @property
     def committed(self) -> bool:
@@ -90,15 +92,17 @@ class ThreadedExchange(WSGICall):
     def write_now(self, data: bytes) -> None:
         """Hand the loop a piece; wait if the client is too far behind."""
         self._handed_over = True
+        if self._ahead is None:
+            self._ahead = threading.Semaphore(PIECES_AHEAD)
         for _ in range(_weight(data)):
-            self.site.pool.waiting(self._ahead.acquire)
-        if self.gone:
+            if not self._ahead.acquire(blocking=False):
+                self.site.pool.waiting(self._ahead.acquire)
+        if self.gone:  # looked at after the semaphore is there: the loop releases it after it has set this
             raise ClientGoneError
         self._hand_over(self._write_piece, data)
 
     def _hand_over(self, call: Callable[..., object], *arguments: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and the process ends now
-            self.site.loop.call_soon_threadsafe(self._on_loop, call, *arguments)
+        self.site.pool.hand_over(self._on_loop, call, *arguments)
 
     # On the loop
 
@@ -111,11 +115,11 @@ class ThreadedExchange(WSGICall):
             self.fail(error, "the answer cannot be sent")
             self.client_gone()
 
-    def _answer_large(self, pieces: list[bytes], taken: threading.Event) -> None:
+    def _answer_large(self, pieces: list[bytes], taken: threading.Lock) -> None:
         try:
             self.answer_pieces(pieces)
         finally:
-            taken.set()
+            taken.release()
 
     def _write_end(self) -> None:
         self.write(b"", more=False)
@@ -130,11 +134,13 @@ class ThreadedExchange(WSGICall):
         """Let the thread go on."""
         due, self._due = self._due, 0
         if due:
+            assert self._ahead is not None
             self._ahead.release(due)
 
     def client_gone(self) -> None:
         """Let the thread go on; it finds `gone` set."""
         self.gone = True
-        self._ahead.release(PIECES_AHEAD)
+        if self._ahead is not None:
+            self._ahead.release(PIECES_AHEAD)
         if not self._called:
             self.discard_input()

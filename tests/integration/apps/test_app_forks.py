@@ -70,6 +70,10 @@ def check_process_holds_nothing(pid: int, command: Command) -> None:
     found = {name for name in descriptors(pid).values() if name.startswith(("socket:", "/memfd:forkserve-stacks"))}
     assert not found & ours, "the process holds listeners, channels or the stacks file of the server"
     assert not any(name.endswith(".lock") for name in descriptors(pid).values())
+    if "asyncio" in command.arguments:  # uvloop has pipes of its own
+        pipes = {name for worker in command.workers for name in descriptors(worker).values() if name.startswith("pipe:")}
+        assert pipes - ours, "there is a pipe that wakes threads"
+        assert not (pipes - ours) & set(descriptors(pid).values()), "the process holds the pipe that wakes threads"
 
     def masks() -> dict[str, str]:
         return dict(re.findall(r"^(Sig\w+):\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
@@ -123,6 +127,7 @@ FORK_PLACES = {
     "lifespan": ("asgi",),
     "view": ("wsgi",),
     "view in a thread": ("wsgi", "--threads", 2),
+    "view in a thread beside asyncio": ("wsgi", "--threads", 2, "--loop", "asyncio"),
     "view on the loop": ("asgi",),
     "command": ("wsgi", "--mixin", f"{APPS}:Hooks"),
     "on_starting": ("wsgi",),
