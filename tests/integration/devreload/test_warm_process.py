@@ -112,6 +112,39 @@ def test_modules_outside_the_project_stay_loaded_until_they_change(site: Site) -
     site.until("version 5 ['shadow'")
 
 
+def test_a_file_that_changes_while_the_warm_process_imports_is_noticed(site: Site, tmp_path: Path) -> None:
+    released = tmp_path / "released"  # the pids of the processes that may import `slow`
+    released.touch()
+    site.add("third.py", "V = 1")
+    site.add(
+        "slow.py",
+        f"""\
+import os, sys, time
+may_go_on = "myapp" in sys.modules
+while not may_go_on:
+    time.sleep(0.01)
+    with open({str(released)!r}) as file:
+        may_go_on = os.readlink("/proc/self") in file.read().split()
+""",
+    )
+    site.save(1, "third", "slow", values="third.V")
+    site.serve()
+
+    def has_imported() -> int | None:
+        """Release the trials; return the pid of the warm process once that has imported `third` itself."""
+        pid = site.warm_pid
+        importers = site.importers("third")
+        released.write_text(" ".join(str(one) for one in importers if one != pid))
+        return pid if pid in importers else None
+
+    eventually(lambda: has_imported() is not None, "the warm process imports")
+    site.add("third.py", "V = 22")
+    released.write_text(str(site.warm_pid))
+    assert site.wait_until_forked()[2] == "none"
+    site.save(2, "third", "slow", values="third.V")
+    assert "[22," in site.until("version 2 ")
+
+
 def test_modules_that_cannot_be_shared_are_left_out_of_the_warm_process(site: Site) -> None:
     site.add("good.py")
     site.add("broken.py", "import nowhere")
