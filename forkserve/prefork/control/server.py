@@ -105,7 +105,7 @@ class Control:
         if found is None:
             return
         self.listen(SocketFile.adopt(found.file))
-        between = CommandError("the server was upgraded meanwhile: what was begun may have been done, or goes on")
+        between = CommandError("the server was upgraded meanwhile: the command may have run")
         for one in found.sessions:
             session = Session.adopt(one, self._limits)
             self._enter(session)
