@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from forkserve.base import logfile, stdio
 from forkserve.base.errors import BootError, ExitCode
 from forkserve.config import apps
-from forkserve.devreload.loaded import LoadedFiles, write_no_fresh_bytecode
+from forkserve.devreload.loaded import LoadedFiles
 from forkserve.devreload.outside import ProcessState, paths_of, replaced
 from forkserve.devreload.tree import entries
 from forkserve.devreload.warm import trial
@@ -87,15 +87,17 @@ class WarmProcess(Mold):
         context = self._context
         set_title("warm process", context.settings.name)
         self._before = ProcessState.current()
+        # Bytecode would change directories. The worker that reported the modules has written it.
+        wrote_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
         self._stamps = self._present(self._modules)  # before the imports: a change during an import must make a difference
         apps.prepare_process(context.settings)
         self._stamps = self._present(self._modules) | self._stamps  # also the directories that are new on `sys.path`
-        write_no_fresh_bytecode()
         self._outside.warm_state = ProcessState.current()
         self._outside.base = context.generation
         with stdio.silenced():  # a worker has printed the same at its own import
             kept, left_out = trial.importable(self._modules, self._facts["environ"])
             trial.load(kept)
+        sys.dont_write_bytecode = wrote_none
         self._check_replaced()
         self._kept = kept
         self._ignore_signals()

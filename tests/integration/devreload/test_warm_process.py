@@ -51,9 +51,9 @@ class Site:
         text = APP.format(version=version, modules=", ".join(modules), values=values)
         self.project.save("myapp.py", before + text)
 
-    def serve(self, *arguments: object) -> None:
-        """Start the server."""
-        self.project.serve("--log-level", "debug", *arguments, env={"PYTHONPATH": str(self.outside)})
+    def serve(self, *arguments: object, **env: str) -> None:
+        """Start the server, with these environment variables."""
+        self.project.serve("--log-level", "debug", *arguments, env={"PYTHONPATH": str(self.outside), **env})
 
     def wait_until_forked(self, count: int = 1) -> re.Match[str]:
         """Wait until this many warm processes are ready; return the log line of the last."""
@@ -143,6 +143,19 @@ while not may_go_on:
     assert site.wait_until_forked()[2] == "none"
     site.save(2, "third", "slow", values="third.V")
     assert "[22," in site.until("version 2 ")
+
+
+def test_the_warm_process_does_not_change_the_directories_of_its_modules(site: Site) -> None:
+    site.add("third.py")
+    os.utime(site.outside / "third.py", (1e9, 1e9))  # Python would write bytecode for it
+    writes_no_bytecode = "import sys\nsys.dont_write_bytecode = True\n"
+    site.save(1, "third", before=writes_no_bytecode, values="third.PID")
+    site.serve(PYTHONDONTWRITEBYTECODE="")
+    site.wait_until_forked()
+    warm_pid = site.warm_pid
+    assert not (site.outside / "__pycache__").exists()
+    site.save(2, "third", before=writes_no_bytecode, values="third.PID")
+    assert f"['{warm_pid}'" in site.until("version 2 ")
 
 
 def test_modules_that_cannot_be_shared_are_left_out_of_the_warm_process(site: Site) -> None:
