@@ -181,7 +181,7 @@ class Settings:
         (),
         "Development",
         values.folders,
-        "Watch this directory with --reload; repeatable. Default: the app's own directory.",
+        "Watch this directory with --reload; repeatable. Default: that of --chdir, or the one in which the server starts.",
         aliases="reload_dirs",
         reloadable=False,
     )

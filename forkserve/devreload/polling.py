@@ -37,7 +37,7 @@ class Polling:
     """Both kinds of looks at a project.
 
     Args:
-        tree: The project.
+        tree: The project. It is listed now, unless it was listed before.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -45,6 +45,7 @@ class Polling:
         self._tree = tree
         self._frequent = _Look(lambda: tree.look([*self.frequent_files, *tree.included_files]))
         self._complete = _Look(tree.look)
+        tree.open()  # after `looked_at` is set, because later looks find only what has changed since this listing
 
     @property
     def due(self) -> float:

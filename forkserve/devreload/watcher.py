@@ -155,7 +155,6 @@ class Watcher:
             text = f"files are polled for changes: the kernel may miss changes on {kind}"
             self._channel.send(Log(logging.INFO, f"{text} (--reload-engine inotify: do not poll)"))
         if kind or self._watch.engine == "poll":
-            self._tree.open()
             self._polling = Polling(self._tree)
             return
         on_overflow(lambda: self._put(_EVENTS_LOST))
@@ -315,6 +314,7 @@ class Watcher:
 
     def _report(self) -> None:
         """Report the changes. Of the files that are relevant in any case, report at most one message full."""
+        since = self._polling.looked_at if self._polling else time.time()
         if self._events_lost:
             self._events_lost = False
             self._watch_again()
@@ -328,7 +328,7 @@ class Watcher:
         for start in range(0, len(others) or 1, MANY):
             some = others[start : start + MANY]
             more = start + MANY < len(others)
-            self._channel.send(Changed(more, included[:MANY], some, sorted(made.intersection(some))))
+            self._channel.send(Changed(more, included[:MANY], some, sorted(made.intersection(some)), since))
             included = []
 
 

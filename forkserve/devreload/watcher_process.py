@@ -55,7 +55,7 @@ class WatcherProcess:
         self._born = 0.0
         self._delay = FIRST_DELAY
         self._traceback = ""
-        self._reported_at = time.time()
+        self._unreported_since = watch.since
         self._reported: tuple[list[str], list[str], list[str]] = ([], [], [])  # the first part of a change in several messages
 
     def start(self) -> None:
@@ -110,11 +110,11 @@ class WatcherProcess:
                     self._polls = polls
                     logger.debug("files are %s for changes", "polled" if polls else "watched")
                     self.report_loaded(self._loaded())
-                case messages.Changed(more, included, others, made):
+                case messages.Changed(more, included, others, made, since):
                     for paths, some in zip(self._reported, (included, others, made), strict=True):
                         paths.extend(some)
                     if not more:  # the last message of the change
-                        self._reported_at = time.time()
+                        self._unreported_since = since
                         changes, self._reported = self._reported, ([], [], [])
                         self._changed(*changes)
                 case messages.AtRest(number):
@@ -134,9 +134,8 @@ class WatcherProcess:
         self._reported = ([], [], [])
         logger.error("the watcher died, and is started again in %g s\n%s", self._delay, self._traceback)
         self._traceback = ""
-        # The next watcher finds the unreported changes by their dates: those since the last report, and those that this one held
-        # back to wait for more.
-        since = max(self._watch.since, self._reported_at - max(LONGEST_WAIT, self._watch.delay))
+        # The next watcher finds the unreported changes by their dates. Some events may have arrived late.
+        since = max(self._watch.since, self._unreported_since - LONGEST_WAIT)
         self._watch = dataclasses.replace(self._watch, since=since)
         self._start_later()
 

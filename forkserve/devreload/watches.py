@@ -90,9 +90,16 @@ class Watches:
         self._check()  # below a watched tree, watchdog has added the watches itself
 
     def _add(self, folder: str) -> None:
-        for path, is_tree in self._plan(folder, set())[1]:
-            self._schedule(path, is_tree=is_tree)
-        self._check()
+        """Watch a directory and its subdirectories. Plan again until there is nothing new.
+
+        No event reports a subdirectory that is created after the plan has listed its parent, but before the parent is watched.
+        """
+        done: set[tuple[str, bool]] = set()
+        while new := [one for one in self._plan(folder, set())[1] if one not in done]:
+            for path, is_tree in new:
+                self._schedule(path, is_tree=is_tree)
+            done.update(new)
+            self._check()
 
     @staticmethod
     def _check() -> None:

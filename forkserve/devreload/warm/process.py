@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 from forkserve.base import logfile, stdio
 from forkserve.base.errors import BootError, ExitCode
 from forkserve.config import apps
-from forkserve.devreload.loaded import LoadedFiles, write_no_fresh_bytecode
+from forkserve.devreload.loaded import LoadedFiles
 from forkserve.devreload.outside import ProcessState, paths_of, replaced
+from forkserve.devreload.tree import entries
 from forkserve.devreload.warm import trial
 from forkserve.prefork.ipc.messages import Cleared, Outdated
 from forkserve.prefork.worker.boot import set_title
@@ -27,7 +28,6 @@ from forkserve.prefork.worker.mold import Mold
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from forkserve.devreload.patterns import Rules
     from forkserve.devreload.warm.trial import Candidate
     from forkserve.prefork.ipc.channel import Channel
     from forkserve.prefork.ipc.messages import Facts, Order
@@ -87,16 +87,18 @@ class WarmProcess(Mold):
         context = self._context
         set_title("warm process", context.settings.name)
         self._before = ProcessState.current()
+        # Bytecode would change directories. The worker that reported the modules has written it.
+        wrote_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        self._stamps = self._present(self._modules)  # before the imports: a change during an import must make a difference
         apps.prepare_process(context.settings)
-        write_no_fresh_bytecode()
+        self._stamps = self._present(self._modules) | self._stamps  # also the directories that are new on `sys.path`
         self._outside.warm_state = ProcessState.current()
         self._outside.base = context.generation
         with stdio.silenced():  # a worker has printed the same at its own import
             kept, left_out = trial.importable(self._modules, self._facts["environ"])
             trial.load(kept)
+        sys.dont_write_bytecode = wrote_none
         self._check_replaced()
-        self._paths = [*_paths(kept, self._rules), *filter(None, [context.settings.env_file])]
-        self._stamps = self._stamp_all(kept)
         self._kept = kept
         self._ignore_signals()
         gc.collect()
@@ -112,17 +114,25 @@ class WarmProcess(Mold):
         if others:
             raise BootError(f"{enumerated(others)} is replaced by the project, or by a module that cannot stay loaded")
 
-    def _stamp_all(self, modules: Iterable[Candidate]) -> tuple[list[Stamp], set[str], bool]:
-        """Return the stamps of all paths, the module names that the project has too, and whether the working directory exists."""
-        names = {one.name.partition(".")[0] for one in modules}
-        shared_names = set()
-        for folder in sys.path:
-            if self._rules.below(os.path.join(folder, "_")) is not None and os.path.isdir(folder):
-                shared_names |= names.intersection(name.partition(".")[0] for name in os.listdir(folder))
-        return [_stamp(path) for path in self._paths], shared_names, os.path.isdir(self._before.directory)
+    def _present(self, modules: Iterable[Candidate]) -> dict[str, Stamp | set[str]]:
+        """Return the present state of all paths that must not change, if these modules are loaded.
+
+        Of a directory of the project on `sys.path`, the state is the names of known modules in it: an import would find those.
+        """
+        files = {path for one in modules for path in paths_of(one.origin)}
+        folders = {os.path.dirname(file) for file in files}.union(map(os.path.abspath, sys.path))
+        projects = {folder for folder in folders if self._rules.holds(os.path.join(folder, "_"))}
+        # A module may be added to the other directories.
+        paths = [*files, *(folders - projects), *filter(None, [self._context.settings.env_file])]
+        return {path: _stamp(path) for path in paths} | {folder: self._known_names(folder) for folder in projects}
+
+    def _known_names(self, folder: str) -> set[str]:
+        known = {one.name.partition(".")[0] for one in self._modules}
+        return known.intersection(entry.name.partition(".")[0] for entry in entries(folder))
 
     def _fork(self, order: Order) -> None:
-        if self._stamp_all(self._kept) != self._stamps:
+        is_same = self._present(self._kept).items() <= self._stamps.items() and os.path.isdir(self._before.directory)
+        if not is_same:
             self._context.channel.send(Outdated())
             self._ended = True  # this closes the order's channel, so that the master forks the worker
             return
@@ -139,13 +149,6 @@ class WarmProcess(Mold):
             imports=LoadedFiles(self._rules, self._outside),
             serves_error_page=not order.canary,
         )
-
-
-def _paths(modules: Iterable[Candidate], rules: Rules) -> list[str]:
-    """Return all paths that must not change: files, and directories outside of the project, as a module may be added there."""
-    files = {path for one in modules for path in paths_of(one.origin)}
-    folders = {os.path.dirname(file) for file in files}.union(sys.path)
-    return sorted(files) + sorted(folder for folder in folders if not rules.holds(os.path.join(folder, "_")))
 
 
 def _stamp(path: str) -> Stamp:

@@ -104,7 +104,7 @@ class Control:
         if found is None:
             return
         self.listen(kind.adopt(load(kind.STATE, found.endpoint)))
-        between = CommandError("the server was upgraded meanwhile: what was begun may have been done, or goes on")
+        between = CommandError("the server was upgraded meanwhile: the command may have run")
         for one in found.sessions:
             session = Session.adopt(one, self._limits)
             self._enter(session)

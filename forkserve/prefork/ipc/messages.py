@@ -275,12 +275,14 @@ class Changed(Message):
         included: Files that cause a reload in any case (--reload-include, --reload-extra-file).
         others: Files and directories that cause a reload if they were loaded.
         made: Those of `others` that were created or removed.
+        since: The clock time since which changes may be unreported.
     """
 
     more: bool
     included: Sequence[str]
     others: Sequence[str]
     made: Sequence[str]
+    since: float
 
 
 @_message("at_rest", "watcher", "master")

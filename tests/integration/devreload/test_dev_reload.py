@@ -15,6 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from forkserve.devreload.watcher import LONGEST_WAIT
 from tests.integration.client import Client
 from tests.integration.command import descriptors, eventually, exists, run
 from tests.integration.conftest import Start
@@ -363,6 +364,25 @@ def test_the_watcher_inherits_no_descriptor_and_is_restarted_after_a_kill(projec
     project.until("version 3")
     project.save("myapp.py", WSGI, version=4)
     project.until("version 4")
+
+
+def test_a_change_that_a_dead_watcher_has_not_reported_is_found_even_if_the_master_was_busy(project: Project) -> None:
+    project.save("scripts/unused.py", "A = 1\n")
+    project.serve()
+    watcher = project.watcher
+    eventually(lambda: any("inotify" in name for name in descriptors(watcher).values()), "the watcher uses inotify")
+    os.kill(project.command.pid, signal.SIGSTOP)
+    try:
+        project.save("scripts/unused.py", "A = 22\n")  # the watcher reports it
+        eventually(lambda: time.time() - (project.folder / "scripts/unused.py").stat().st_ctime > 2 * LONGEST_WAIT, "time passes")
+        os.kill(watcher, signal.SIGSTOP)
+        project.save("myapp.py", WSGI, version=2)
+        eventually(lambda: time.time() - (project.folder / "myapp.py").stat().st_ctime > 2 * LONGEST_WAIT, "time passes")
+        os.kill(watcher, signal.SIGKILL)
+    finally:
+        os.kill(project.command.pid, signal.SIGCONT)
+    project.command.wait_for("the watcher died")
+    project.until("version 2")
 
 
 def test_the_watcher_exits_when_its_master_is_killed(project: Project) -> None:

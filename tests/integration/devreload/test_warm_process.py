@@ -51,9 +51,9 @@ class Site:
         text = APP.format(version=version, modules=", ".join(modules), values=values)
         self.project.save("myapp.py", before + text)
 
-    def serve(self, *arguments: object) -> None:
-        """Start the server."""
-        self.project.serve("--log-level", "debug", *arguments, env={"PYTHONPATH": str(self.outside)})
+    def serve(self, *arguments: object, **env: str) -> None:
+        """Start the server, with these environment variables."""
+        self.project.serve("--log-level", "debug", *arguments, env={"PYTHONPATH": str(self.outside), **env})
 
     def wait_until_forked(self, count: int = 1) -> re.Match[str]:
         """Wait until this many warm processes are ready; return the log line of the last."""
@@ -110,6 +110,52 @@ def test_modules_outside_the_project_stay_loaded_until_they_change(site: Site) -
     (site.project.folder / "third.py").write_text("PID = 'shadow'\n")  # the project comes first on the path
     site.save(5, "third", values="third.PID")
     site.until("version 5 ['shadow'")
+
+
+def test_a_file_that_changes_while_the_warm_process_imports_is_noticed(site: Site, tmp_path: Path) -> None:
+    released = tmp_path / "released"  # the pids of the processes that may import `slow`
+    released.touch()
+    site.add("third.py", "V = 1")
+    site.add(
+        "slow.py",
+        f"""\
+import os, sys, time
+may_go_on = "myapp" in sys.modules
+while not may_go_on:
+    time.sleep(0.01)
+    with open({str(released)!r}) as file:
+        may_go_on = os.readlink("/proc/self") in file.read().split()
+""",
+    )
+    site.save(1, "third", "slow", values="third.V")
+    site.serve()
+
+    def has_imported() -> int | None:
+        """Release the trials; return the pid of the warm process once that has imported `third` itself."""
+        pid = site.warm_pid
+        importers = site.importers("third")
+        released.write_text(" ".join(str(one) for one in importers if one != pid))
+        return pid if pid in importers else None
+
+    eventually(lambda: has_imported() is not None, "the warm process imports")
+    site.add("third.py", "V = 22")
+    released.write_text(str(site.warm_pid))
+    assert site.wait_until_forked()[2] == "none"
+    site.save(2, "third", "slow", values="third.V")
+    assert "[22," in site.until("version 2 ")
+
+
+def test_the_warm_process_does_not_change_the_directories_of_its_modules(site: Site) -> None:
+    site.add("third.py")
+    os.utime(site.outside / "third.py", (1e9, 1e9))  # Python would write bytecode for it
+    writes_no_bytecode = "import sys\nsys.dont_write_bytecode = True\n"
+    site.save(1, "third", before=writes_no_bytecode, values="third.PID")
+    site.serve(PYTHONDONTWRITEBYTECODE="")
+    site.wait_until_forked()
+    warm_pid = site.warm_pid
+    assert not (site.outside / "__pycache__").exists()
+    site.save(2, "third", before=writes_no_bytecode, values="third.PID")
+    assert f"['{warm_pid}'" in site.until("version 2 ")
 
 
 def test_modules_that_cannot_be_shared_are_left_out_of_the_warm_process(site: Site) -> None:

@@ -1,7 +1,7 @@
 """Changes that the watcher must not miss, and its cost: lost events, shared file systems, many files, git.
 
 Each case where a change could be missed has a test here or in `test_watcher`: inotify's queue overflows; inotify has no watch or no
-instance left, at the start and later; directories are created, removed, renamed and put back, linked, and linked elsewhere; only the
+instance left, at the start and later; directories are created (also while the watches begin), removed, renamed and put back, linked, and linked elsewhere; only the
 case of a name changes; a file becomes a link; only dates change, also backwards and into the future; two changes within one second on a
 file system with dates in whole seconds; a file system that other machines change.
 """
@@ -9,6 +9,7 @@ file system with dates in whole seconds; a file system that other machines chang
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,10 @@ import pytest
 
 from forkserve.devreload.filesystems import misses_changes, type_of
 from forkserve.devreload.git import STALE, is_at_work, lock_of
-from forkserve.devreload.polling import POLL_EVERY, SHARE, period
-from forkserve.devreload.tree import SECOND, Stamp
+from forkserve.devreload.patterns import Rules
+from forkserve.devreload.polling import POLL_EVERY, SHARE, Polling, period
+from forkserve.devreload.tree import SECOND, Stamp, Tree
+from forkserve.devreload.watches import Watches
 from forkserve.prefork.ipc.messages import Changed, Log, WatchFiles, Watching
 from tests.integration.command import eventually, state
 from tests.integration.devreload.test_watcher import Watch, Watcher, engine, project, watching
@@ -100,6 +103,46 @@ def test_a_checksum_distinguishes_two_states_within_one_second() -> None:
     assert not stamp.differs(stamp._replace(checksum=None))  # the file is no longer fresh
     assert stamp.differs(stamp._replace(mtime=6 * SECOND))
     assert stamp.differs(stamp._replace(inode=4))
+
+
+class GrowingTree(Tree):
+    """A tree in which a package is created while its directories are planned."""
+
+    def holds(self, path: str) -> bool:
+        """Create the package: the directory that contains the path has just been listed."""
+        (Path(self.roots[0]) / "fresh/inner").mkdir(parents=True, exist_ok=True)
+        return super().holds(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_a_directory_created_while_the_watches_begin_is_watched(project: Path) -> None:
+    seen: queue.SimpleQueue[str] = queue.SimpleQueue()
+    watches = Watches(GrowingTree([str(project)], Rules([str(project)])), (), lambda event: seen.put(os.fsdecode(event.src_path)))
+    watches.open()
+    try:
+        (project / "fresh/inner/one.py").write_text("A = 1\n")
+        while seen.get(timeout=20) != str(project / "fresh/inner/one.py"):
+            pass
+    finally:
+        watches.close()
+
+
+class ListedTree(Tree):
+    """A tree with a time right after its first listing."""
+
+    listed_at = 0.0
+
+    def open(self) -> None:
+        """List the project."""
+        super().open()
+        self.listed_at = time.time()
+
+
+def test_changes_right_after_the_first_listing_count_as_unseen(project: Path) -> None:
+    tree = ListedTree([str(project)], Rules([str(project)]))
+    polling = Polling(tree)
+    assert str(project / "app.py") in dict(tree.files())
+    assert polling.looked_at < tree.listed_at
 
 
 # Changes to files.
