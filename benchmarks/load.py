@@ -1,0 +1,222 @@
+"""What is done to a started server, and what is measured meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.measure import BenchmarkError, busy_seconds, cpu_seconds, pss, tree, voluntary_switches
+from benchmarks.results import Sample
+
+PATIENCE = 20.0  # seconds
+WARM_UP_REQUESTS, WARM_UP_SECONDS = 50, 0.2
+IDLE_CONNECTIONS = 1000
+BROWSER = {
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0",
+    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    "Accept-Language": "en-GB,en;q=0.7,de;q=0.3",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Referer": "http://127.0.0.1/shop/items?page=2",
+    "Cookie": "sessionid=0123456789abcdef0123456789abcdef; csrftoken=fedcba9876543210",
+    "Upgrade-Insecure-Requests": "1",
+    "Sec-Fetch-Dest": "document",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Site": "same-origin",
+    "Cache-Control": "max-age=0",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A server that has been started."""
+
+    pid: int
+    port: int
+    tls: bool
+    cores: list[int]
+    """Its own, and those of the load."""
+    load_cores: list[int]
+    seconds: float
+    """How long to load it."""
+    started: float
+    """When it was started, by time.monotonic()."""
+
+
+class Load(Protocol):
+    """A kind of load."""
+
+    def check(self, target: Target) -> None:
+        """Make some requests, so that the server is warm; raise BenchmarkError if an answer is wrong."""
+
+    def measure(self, target: Target) -> Sample:
+        """Measure; raise BenchmarkError if a request fails."""
+
+
+def request(connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None) -> bytes:
+    """Return the body of an answer. Raises BenchmarkError if its status is not 200."""
+    connection.request(method, path, body)
+    answer = connection.getresponse()
+    got = answer.read()
+    if answer.status != http.client.OK:
+        raise BenchmarkError([method, path], f"{answer.status}\n{got[:500]!r}")
+    return got
+
+
+def connect(port: int, *, tls: bool = False) -> http.client.HTTPConnection:
+    """Return a client of a server."""
+    if tls:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the certificate is our own
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context)
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+
+
+def counted(target: Target, command: list[str]) -> tuple[dict[str, Any], Sample]:
+    """Run a client that prints its counts as JSON; return these, and the sample for one request."""
+    pids, cores = tree(target.pid), sorted({*target.cores, *target.load_cores})
+    pinned = ["taskset", "-c", ",".join(map(str, target.load_cores)), *command]
+    switches, cpu, busy = voluntary_switches(pids), cpu_seconds(pids), busy_seconds(cores)
+    client, began = os.times(), time.monotonic()
+    run = subprocess.run(pinned, check=False, capture_output=True, text=True, timeout=target.seconds + PATIENCE * 2)
+    seconds, client_after = time.monotonic() - began, os.times()
+    cpu, busy = cpu_seconds(pids) - cpu, busy_seconds(cores) - busy
+    switches = voluntary_switches(pids) - switches
+    line = run.stdout.strip().rpartition("\n")[2]
+    counts = json.loads(line) if line.startswith("{") else {}
+    if run.returncode or not counts.get("requests") or counts["failed"]:
+        raise BenchmarkError(command, run.stdout + run.stderr)
+    others = busy - cpu - (sum(client_after[2:4]) - sum(client[2:4]))
+    number = counts["requests"]
+    sample = Sample(
+        value=cpu * 1e6 / number,
+        rate=number / counts["seconds"],
+        others=min(1.0, max(0.0, others / (len(cores) * seconds))),
+        switches=switches / number,
+    )
+    return counts, sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrk:
+    """Requests by wrk: CPU microseconds of the server for each."""
+
+    kind: str = "plain"
+    """A kind of load.lua, and its number."""
+    connections: int = 64
+    path: str = "/"
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    body: int = 0
+    """Bytes that are sent."""
+    size: int = 0
+    """Bytes of the answer, if they are checked."""
+    in_parts: bool = False
+    """Whether a part of an answer counts as a part: large answers are few."""
+
+    def check(self, target: Target) -> None:
+        """Make some requests one after the other."""
+        end = time.monotonic() + WARM_UP_SECONDS
+        body = b"x" * self.body if self.body else None
+        with contextlib.closing(connect(target.port, tls=target.tls)) as client:
+            for _ in range(WARM_UP_REQUESTS):
+                got = request(client, "POST" if body else "GET", self.path, body)
+                if self.size and len(got) != self.size:
+                    raise BenchmarkError(["GET", self.path], f"{len(got)} bytes instead of {self.size}")
+                if body and got != b"%d" % self.body:
+                    raise BenchmarkError(["POST", self.path], f"the server has read {got[:50]!r} bytes instead of {self.body}")
+                if time.monotonic() > end:
+                    break
+
+    def measure(self, target: Target) -> Sample:
+        """Make as many requests as the server and wrk can."""
+        fields = [word for name, value in self.fields.items() for word in ("-H", f"{name}: {value}")]
+        url = f"{'https' if target.tls else 'http'}://127.0.0.1:{target.port}{self.path}"
+        threads = min(len(target.load_cores), self.connections)
+        script = str(Path(__file__).with_name("load.lua"))
+        command = ["wrk", f"-t{threads}", f"-c{self.connections}", f"-d{target.seconds:.0f}", "--timeout", "10", *fields]
+        kind = f"post {self.body}" if self.body else self.kind
+        counts, sample = counted(target, [*command, "-s", script, url, "--", *kind.split()])
+        if not self.in_parts:
+            return sample
+        whole = counts["bytes"] / self.size / counts["requests"]  # heads are counted too, and are little
+        return dataclasses.replace(sample, value=sample.value / whole, rate=(sample.rate or 0.0) * whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """Messages that a WebSocket server sends back: its CPU microseconds for each."""
+
+    size: int
+    connections: int = 64
+
+    def check(self, target: Target) -> None:
+        """Check nothing: the client compares each echo with its message."""
+
+    def measure(self, target: Target) -> Sample:
+        """Echo with one message in flight on each connection."""
+        arguments = [str(number) for number in (target.port, self.connections, self.size, target.seconds)]
+        return counted(target, [sys.executable, "-m", "benchmarks.websocket", *arguments])[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Once:
+    """A value that one look at a fresh server gives."""
+
+    look: Callable[[Target], float]
+
+    def check(self, target: Target) -> None:
+        """Make no request: the server is to be fresh."""
+
+    def measure(self, target: Target) -> Sample:
+        """Look."""
+        return Sample(self.look(target))
+
+
+def first_answer(target: Target) -> float:
+    """Return the milliseconds from the start of a server to its first answer."""
+    with contextlib.closing(connect(target.port)) as client:
+        request(client, "GET", "/", None)
+    return (time.monotonic() - target.started) * 1e3
+
+
+def idle_connection(target: Target) -> float:
+    """Return the KiB of memory that a server needs for a kept connection that has made one request."""
+    Wrk().check(target)
+    before = pss(tree(target.pid))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", target.port))) for _ in range(IDLE_CONNECTIONS)]
+        for client in clients:
+            client.settimeout(PATIENCE)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            answer = client.recv(4096)
+            if not answer.startswith(b"HTTP/1.1 200"):
+                raise BenchmarkError(["GET", "/"], repr(answer[:500]))
+        after = pss(tree(target.pid))
+    return (after - before) / IDLE_CONNECTIONS / 1024
+
+
+def workers_memory(workers: int) -> Callable[[Target], float]:
+    """Return what gives the MiB of memory of all processes of a server, when each worker has served."""
+
+    def look(target: Target) -> float:
+        deadline = time.monotonic() + PATIENCE
+        while len(tree(target.pid)) <= workers:  # the first ones answer before the last are there
+            if time.monotonic() > deadline:
+                raise BenchmarkError([], f"there are no {workers} workers after {PATIENCE:g} s")
+            time.sleep(0.05)
+        for _ in range(75 * workers):  # each on a connection of its own, which any worker may accept
+            with contextlib.closing(connect(target.port)) as client:
+                request(client, "GET", "/", None)
+        return pss(tree(target.pid)) / (1 << 20)
+
+    return look
