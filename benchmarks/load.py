@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from benchmarks.measure import BenchmarkError, busy_seconds, cpu_seconds, pss, tree, voluntary_switches
 from benchmarks.results import Sample
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 10.0  # seconds
 WARM_UP_REQUESTS, WARM_UP_SECONDS = 50, 0.2
 IDLE_CONNECTIONS = 1000
 BROWSER = {
@@ -82,8 +82,20 @@ def connect(port: int, *, tls: bool = False) -> http.client.HTTPConnection:
     return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
 
-def counted(target: Target, command: list[str]) -> tuple[dict[str, Any], Sample]:
-    """Run a client that prints its counts as JSON; return these, and the sample for one request."""
+def check_pipeline(port: int, depth: int) -> None:
+    """Check that a server answers requests that come at once. One that forgets some has no work and looks fast."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * depth)
+        got = b""
+        with contextlib.suppress(TimeoutError):
+            while got.count(b"HTTP/1.1 200") < depth and (data := client.recv(1 << 16)):
+                got += data
+    if got.count(b"HTTP/1.1 200") < depth:
+        raise BenchmarkError(["GET", "/"], f"{got.count(b'HTTP/1.1 200')} answers to {depth} requests")
+
+
+def counted(target: Target, command: list[str], size: int = 0) -> Sample:
+    """Run a client that prints its counts as JSON, and return what the server uses for a request: for `size` bytes, if given."""
     pids, cores = tree(target.pid), sorted({*target.cores, *target.load_cores})
     pinned = ["taskset", "-c", ",".join(map(str, target.load_cores)), *command]
     switches, cpu, busy = voluntary_switches(pids), cpu_seconds(pids), busy_seconds(cores)
@@ -93,18 +105,17 @@ def counted(target: Target, command: list[str]) -> tuple[dict[str, Any], Sample]
     cpu, busy = cpu_seconds(pids) - cpu, busy_seconds(cores) - busy
     switches = voluntary_switches(pids) - switches
     line = run.stdout.strip().rpartition("\n")[2]
-    counts = json.loads(line) if line.startswith("{") else {}
-    if run.returncode or not counts.get("requests") or counts["failed"]:
+    counts = json.loads(line) if line.startswith("{") else {"failed": 1}
+    number = 0.0 if counts["failed"] else counts["bytes"] / size if size else counts["requests"]
+    if run.returncode or not number:
         raise BenchmarkError(command, run.stdout + run.stderr)
     others = busy - cpu - (sum(client_after[2:4]) - sum(client[2:4]))
-    number = counts["requests"]
-    sample = Sample(
+    return Sample(
         value=cpu * 1e6 / number,
         rate=number / counts["seconds"],
         others=min(1.0, max(0.0, others / (len(cores) * seconds))),
         switches=switches / number,
     )
-    return counts, sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +147,8 @@ class Wrk:
                     raise BenchmarkError(["POST", self.path], f"the server has read {got[:50]!r} bytes instead of {self.body}")
                 if time.monotonic() > end:
                     break
+        if self.kind.startswith("pipeline"):
+            check_pipeline(target.port, int(self.kind.split()[1]))
 
     def measure(self, target: Target) -> Sample:
         """Make as many requests as the server and wrk can."""
@@ -145,11 +158,7 @@ class Wrk:
         script = str(Path(__file__).with_name("load.lua"))
         command = ["wrk", f"-t{threads}", f"-c{self.connections}", f"-d{target.seconds:.0f}", "--timeout", "10", *fields]
         kind = f"post {self.body}" if self.body else self.kind
-        counts, sample = counted(target, [*command, "-s", script, url, "--", *kind.split()])
-        if not self.in_parts:
-            return sample
-        whole = counts["bytes"] / self.size / counts["requests"]  # heads are counted too, and are little
-        return dataclasses.replace(sample, value=sample.value / whole, rate=(sample.rate or 0.0) * whole)
+        return counted(target, [*command, "-s", script, url, "--", *kind.split()], self.size if self.in_parts else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +174,7 @@ class Echo:
     def measure(self, target: Target) -> Sample:
         """Echo with one message in flight on each connection."""
         arguments = [str(number) for number in (target.port, self.connections, self.size, target.seconds)]
-        return counted(target, [sys.executable, "-m", "benchmarks.websocket", *arguments])[1]
+        return counted(target, [sys.executable, "-m", "benchmarks.websocket", *arguments])
 
 
 @dataclasses.dataclass(frozen=True)
