@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from benchmarks.apps.wsgi import CHUNK, CHUNKS, MEBIBYTE
-from benchmarks.load import BROWSER, Echo, Load, Once, Wrk, first_answer, idle_connection, workers_memory
+from benchmarks.load import BROWSER, Echo, Load, Once, Wrk, first_answer, idle_connection, memory
 from benchmarks.servers import FOUR, INLINE, LOG, THREADS, TLS, TWO, WEBSOCKET, Server
 
 FILE_BYTES = 100 << 20
@@ -95,5 +95,5 @@ CASES = [
     Case("two", "two workers on two cores, which the client shares", ONLY_HELLO, Wrk("real 10000"), TWO),
     Case("start", "start to first answer", HELLO, Once(first_answer), unit="ms", fresh=True),
     Case("idle", "memory of an idle connection", HELLO, Once(idle_connection), unit="KiB", fresh=True),
-    Case("memory", "memory of four FastAPI workers", FASTAPI, Once(workers_memory(4)), FOUR, "fastapi", unit="MiB", fresh=True),
+    Case("memory", "memory of four FastAPI workers", FASTAPI, Once(memory), FOUR, "fastapi", unit="MiB", fresh=True),
 ]

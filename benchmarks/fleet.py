@@ -11,7 +11,9 @@ from benchmarks.apps.wsgi import MEBIBYTE
 from benchmarks.cases import FILE_BYTES, Case
 from benchmarks.load import Target
 from benchmarks.measure import free_port, running
-from benchmarks.servers import TLS, TWO, Server
+from benchmarks.servers import FOUR, TLS, TWO, Server
+
+WORKERS = {TWO: 2, FOUR: 4}
 
 
 def prepare(directory: Path) -> None:
@@ -56,7 +58,7 @@ class Fleet:
             "PYTHONPYCACHEPREFIX": str(self._directory / "compiled"),
         }
         pid = stack.enter_context(running(pinned, port, variables, self._directory / f"output-{port}"))
-        return Target(pid, port, case.option == TLS, own, load, self._seconds, started), stack
+        return Target(pid, port, case.option == TLS, WORKERS.get(case.option, 1), own, load, self._seconds, started), stack
 
     def drop(self, server: Server) -> str:
         """Stop a server that has failed; return the end of its output."""

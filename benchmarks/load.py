@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.measure import BenchmarkError, busy_seconds, cpu_seconds, pss, tree, voluntary_switches
+from benchmarks.measure import BenchmarkError, busy_seconds, cpu_seconds, pss, settled, tree, voluntary_switches
 from benchmarks.results import Sample
 
 PATIENCE = 10.0  # seconds
@@ -44,6 +44,7 @@ class Target:
     pid: int
     port: int
     tls: bool
+    workers: int
     cores: list[int]
     """Its own, and those of the load."""
     load_cores: list[int]
@@ -96,7 +97,7 @@ def check_pipeline(port: int, depth: int) -> None:
 
 def counted(target: Target, command: list[str], size: int = 0) -> Sample:
     """Run a client that prints its counts as JSON, and return what the server uses for a request: for `size` bytes, if given."""
-    pids, cores = tree(target.pid), sorted({*target.cores, *target.load_cores})
+    pids, cores = settled(target.pid, target.workers), sorted({*target.cores, *target.load_cores})
     pinned = ["taskset", "-c", ",".join(map(str, target.load_cores)), *command]
     switches, cpu, busy = voluntary_switches(pids), cpu_seconds(pids), busy_seconds(cores)
     client, began = os.times(), time.monotonic()
@@ -169,12 +170,20 @@ class Echo:
     connections: int = 64
 
     def check(self, target: Target) -> None:
-        """Check nothing: the client compares each echo with its message."""
+        """Echo on one connection for a moment; the client compares each echo with its message."""
+        run = subprocess.run(
+            self._client(target, 1, WARM_UP_SECONDS), check=False, capture_output=True, text=True, timeout=PATIENCE
+        )
+        if run.returncode:
+            raise BenchmarkError(run.args, run.stderr)
 
     def measure(self, target: Target) -> Sample:
         """Echo with one message in flight on each connection."""
-        arguments = [str(number) for number in (target.port, self.connections, self.size, target.seconds)]
-        return counted(target, [sys.executable, "-m", "benchmarks.websocket", *arguments])
+        return counted(target, self._client(target, self.connections, target.seconds))
+
+    def _client(self, target: Target, connections: int, seconds: float) -> list[str]:
+        arguments = [str(number) for number in (target.port, connections, self.size, seconds)]
+        return [sys.executable, "-m", "benchmarks.websocket", *arguments]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +210,7 @@ def first_answer(target: Target) -> float:
 def idle_connection(target: Target) -> float:
     """Return the KiB of memory that a server needs for a kept connection that has made one request."""
     Wrk().check(target)
-    before = pss(tree(target.pid))
+    before = pss(settled(target.pid, target.workers))
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(("127.0.0.1", target.port))) for _ in range(IDLE_CONNECTIONS)]
         for client in clients:
@@ -214,18 +223,9 @@ def idle_connection(target: Target) -> float:
     return (after - before) / IDLE_CONNECTIONS / 1024
 
 
-def workers_memory(workers: int) -> Callable[[Target], float]:
-    """Return what gives the MiB of memory of all processes of a server, when each worker has served."""
-
-    def look(target: Target) -> float:
-        deadline = time.monotonic() + PATIENCE
-        while len(tree(target.pid)) <= workers:  # the first ones answer before the last are there
-            if time.monotonic() > deadline:
-                raise BenchmarkError([], f"there are no {workers} workers after {PATIENCE:g} s")
-            time.sleep(0.05)
-        for _ in range(75 * workers):  # each on a connection of its own, which any worker may accept
-            with contextlib.closing(connect(target.port)) as client:
-                request(client, "GET", "/", None)
-        return pss(tree(target.pid)) / (1 << 20)
-
-    return look
+def memory(target: Target) -> float:
+    """Return the MiB of memory of all processes of a server, when each worker has served."""
+    for _ in range(75 * target.workers):  # each on a connection of its own, which any worker may accept
+        with contextlib.closing(connect(target.port)) as client:
+            request(client, "GET", "/", None)
+    return pss(settled(target.pid, target.workers)) / (1 << 20)

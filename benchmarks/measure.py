@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOT_SECONDS = STOP_SECONDS = 15.0
+IDLE_WINDOW = 0.02  # seconds
 LOG_SHOWN = 3000  # characters
 
 
@@ -105,6 +106,21 @@ def tree(root: int) -> list[int]:
             with contextlib.suppress(OSError):  # the thread has ended
                 found += [int(child) for child in children.read_text().split()]
     return found
+
+
+def settled(root: int, workers: int) -> list[int]:
+    """Wait until a server has as many workers as it should, and does nothing; return its processes.
+
+    A worker that is still to come, or that loads its app meanwhile, makes a measurement of CPU time worthless.
+    """
+    deadline = time.monotonic() + BOOT_SECONDS
+    while time.monotonic() < deadline:
+        pids = tree(root)
+        before = cpu_seconds(pids)
+        time.sleep(IDLE_WINDOW)
+        if (workers == 1 or len(pids) > workers) and cpu_seconds(pids) - before < IDLE_WINDOW / 10 and tree(root) == pids:
+            return pids
+    raise BenchmarkError([f"process {root}"], f"it has less than {workers} workers or is busy after {BOOT_SECONDS:g} s")
 
 
 # What processes use.
