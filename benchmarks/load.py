@@ -95,27 +95,53 @@ def check_pipeline(port: int, depth: int) -> None:
         raise BenchmarkError(["GET", "/"], f"{got.count(b'HTTP/1.1 200')} answers to {depth} requests")
 
 
-def counted(target: Target, command: list[str], size: int = 0) -> Sample:
-    """Run a client that prints its counts as JSON, and return what the server uses for a request: for `size` bytes, if given."""
-    pids, cores = settled(target.pid, target.workers), sorted({*target.cores, *target.load_cores})
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What has been used until a moment; times are in seconds."""
+
+    server: float
+    busy: float
+    """By any process, on the cores of the server and the client."""
+    switches: int
+    time: float
+
+
+def read(target: Target, pids: list[int]) -> Reading:
+    """Read what a server has used."""
+    return Reading(
+        cpu_seconds(pids), busy_seconds({*target.cores, *target.load_cores}), voluntary_switches(pids), time.monotonic()
+    )
+
+
+def counted(target: Target, command: list[str], size: int = 0, *, opens: bool = False) -> Sample:
+    """Run a client that prints its counts as JSON, and return what the server uses for a request: for `size` bytes, if given.
+
+    With `opens`, the client prints a line when its connections are open, which is not measured, and then waits for a line.
+    """
     pinned = ["taskset", "-c", ",".join(map(str, target.load_cores)), *command]
-    switches, cpu, busy = voluntary_switches(pids), cpu_seconds(pids), busy_seconds(cores)
-    client, began = os.times(), time.monotonic()
-    run = subprocess.run(pinned, check=False, capture_output=True, text=True, timeout=target.seconds + PATIENCE * 2)
-    seconds, client_after = time.monotonic() - began, os.times()
-    cpu, busy = cpu_seconds(pids) - cpu, busy_seconds(cores) - busy
-    switches = voluntary_switches(pids) - switches
-    line = run.stdout.strip().rpartition("\n")[2]
+    pids, unmeasured = settled(target.pid, target.workers), sum(os.times()[2:4])
+    before = read(target, pids)
+    with subprocess.Popen(pinned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as client:
+        try:
+            if opens and client.stdout and client.stdout.readline():
+                pids = settled(target.pid, target.workers)
+                before, unmeasured = read(target, pids), unmeasured + cpu_seconds([client.pid])
+            output, _ = client.communicate("\n", timeout=target.seconds + 3 * PATIENCE)
+        finally:
+            client.kill()
+    after, spent = read(target, pids), sum(os.times()[2:4]) - unmeasured
+    line = output.strip().rpartition("\n")[2]
     counts = json.loads(line) if line.startswith("{") else {"failed": 1}
     number = 0.0 if counts["failed"] else counts["bytes"] / size if size else counts["requests"]
-    if run.returncode or not number:
-        raise BenchmarkError(command, run.stdout + run.stderr)
-    others = busy - cpu - (sum(client_after[2:4]) - sum(client[2:4]))
+    if client.returncode or not number:
+        raise BenchmarkError(command, output)
+    cpu, cores = after.server - before.server, len({*target.cores, *target.load_cores})
+    others = (after.busy - before.busy - cpu - spent) / (cores * (after.time - before.time))
     return Sample(
         value=cpu * 1e6 / number,
         rate=number / counts["seconds"],
-        others=min(1.0, max(0.0, others / (len(cores) * seconds))),
-        switches=switches / number,
+        others=min(1.0, max(0.0, others)),
+        switches=(after.switches - before.switches) / number,
     )
 
 
@@ -127,6 +153,8 @@ class Wrk:
     """A kind of load.lua, and its number."""
     connections: int = 64
     path: str = "/"
+    stretch: int = 1
+    """How many times as long it lasts: opening many connections is measured too, and should not count for much."""
     fields: dict[str, str] = dataclasses.field(default_factory=dict)
     body: int = 0
     """Bytes that are sent."""
@@ -157,7 +185,15 @@ class Wrk:
         url = f"{'https' if target.tls else 'http'}://127.0.0.1:{target.port}{self.path}"
         threads = min(len(target.load_cores), self.connections)
         script = str(Path(__file__).with_name("load.lua"))
-        command = ["wrk", f"-t{threads}", f"-c{self.connections}", f"-d{target.seconds:.0f}", "--timeout", "10", *fields]
+        command = [
+            "wrk",
+            f"-t{threads}",
+            f"-c{self.connections}",
+            f"-d{self.stretch * target.seconds:.0f}",
+            "--timeout",
+            "10",
+            *fields,
+        ]
         kind = f"post {self.body}" if self.body else self.kind
         return counted(target, [*command, "-s", script, url, "--", *kind.split()], self.size if self.in_parts else 0)
 
@@ -172,14 +208,14 @@ class Echo:
     def check(self, target: Target) -> None:
         """Echo on one connection for a moment; the client compares each echo with its message."""
         run = subprocess.run(
-            self._client(target, 1, WARM_UP_SECONDS), check=False, capture_output=True, text=True, timeout=PATIENCE
+            self._client(target, 1, WARM_UP_SECONDS), check=False, input="\n", capture_output=True, text=True, timeout=PATIENCE
         )
         if run.returncode:
             raise BenchmarkError(run.args, run.stderr)
 
     def measure(self, target: Target) -> Sample:
         """Echo with one message in flight on each connection."""
-        return counted(target, self._client(target, self.connections, target.seconds))
+        return counted(target, self._client(target, self.connections, target.seconds), opens=True)
 
     def _client(self, target: Target, connections: int, seconds: float) -> list[str]:
         arguments = [str(number) for number in (target.port, connections, self.size, seconds)]

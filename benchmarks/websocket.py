@@ -1,7 +1,8 @@
 """Frames and handshakes of a WebSocket client, and a client that measures echoes.
 
 The client, `python -m benchmarks.websocket PORT CONNECTIONS SIZE SECONDS`, keeps one text message of SIZE bytes in flight on each
-connection. It prints the number of echoes as a line of JSON, as load.lua does. An echo that differs from its message ends it.
+connection. When all connections are open, it prints `ready` and waits for a line. At the end it prints the number of echoes as a
+line of JSON, as load.lua does. It ends if an echo differs from its message.
 """
 
 from __future__ import annotations
@@ -99,7 +100,10 @@ def main() -> None:
     """Measure and print."""
     port, connections, size = map(int, sys.argv[1:4])
     with contextlib.ExitStack() as stack:
-        count, seconds = Echoes(port, connections, size, stack).run(float(sys.argv[4]))
+        echoes = Echoes(port, connections, size, stack)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        count, seconds = echoes.run(float(sys.argv[4]))
     print(json.dumps({"requests": count, "bytes": count * size, "failed": 0, "seconds": seconds}))
 
 
