@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="5 by default, or 3 with --quick")
     parser.add_argument("--seconds", type=int, default=1, help="of load for each server and case in a round; whole seconds")
     parser.add_argument("--cases", default="", metavar="REGEX", help="only cases whose name matches")
     parser.add_argument("--servers", default="", metavar="REGEX", help="only servers whose name matches")
@@ -51,7 +51,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="measure nothing, but read such a file")
     parser.add_argument("--goals", action="store_true", help="print which goals are reached")
     parser.add_argument("--write", action="store_true", help="write tables and pictures into docs/ and the README")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.rounds = options.rounds or (3 if options.quick else 5)
+    return options
 
 
 def main() -> int:

@@ -56,7 +56,7 @@ CASES = [
     Case("hello", "one header field", HELLO, Wrk()),
     Case("browser", "twelve header fields, always the same", HELLO, Wrk(fields=BROWSER)),
     Case("real", "real: twelve header fields, each request different", HELLO, Wrk("real 10000")),
-    Case("real-1000", "real, 1,000 connections", HELLO, Wrk("real 10000", connections=1000, stretch=3)),
+    Case("real-1000", "real, 1,000 connections", HELLO, Wrk("real 10000", connections=1000, stretch=2)),
     Case("close", "a connection for each request", HELLO, Wrk(fields={"Connection": "close"})),
     Case("pipelining", "16 requests at once on a connection", ONLY_HELLO, Wrk("pipeline 16")),
     Case("post", "POST of 1 KiB", COUNT, Wrk(body=1 << 10)),

@@ -156,7 +156,7 @@ def readme_table(results: Results) -> str:
 
 
 PLOTS = {
-    "real": [("real", "wsgi"), ("real", "asgi"), ("real", "static")],
+    "real": [("real", "wsgi"), ("real", "asgi")],
     "frameworks": [("flask", "wsgi"), ("django", "wsgi"), ("django", "asgi"), ("fastapi", "asgi")],
     "threads-and-websocket": [("threads", "wsgi"), ("sleep", "wsgi"), ("websocket", "asgi")],
 }
