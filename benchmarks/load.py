@@ -248,13 +248,12 @@ def idle_connection(target: Target) -> float:
     Wrk().check(target)
     before = pss(settled(target.pid, target.workers))
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", target.port))) for _ in range(IDLE_CONNECTIONS)]
-        for client in clients:
-            client.settimeout(PATIENCE)
+        for _ in range(IDLE_CONNECTIONS):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", target.port), PATIENCE))
             client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             answer = client.recv(4096)
-            if not answer.startswith(b"HTTP/1.1 200"):
-                raise BenchmarkError(["GET", "/"], repr(answer[:500]))
+            if not answer.startswith(b"HTTP/1.1 200") or b"connection: close" in answer.lower():
+                raise BenchmarkError(["GET", "/"], f"no connection is kept: {answer[:500]!r}")
         after = pss(tree(target.pid))
     return (after - before) / IDLE_CONNECTIONS / 1024
 
