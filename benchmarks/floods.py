@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import re
-import resource
 import shlex
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import threading
@@ -31,8 +27,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.compare import BenchmarkError, installed, running
-from benchmarks.memory import tree
+from benchmarks.measure import BenchmarkError, allow_many_descriptors, free_port, installed, running, status_field, tree
+from benchmarks.websocket import BINARY, CLOSE, PING, TEXT, frame, upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -52,7 +48,6 @@ SERVERS = {
 PATIENCE = 10.0
 PAUSE = 0.01  # seconds between two requests of the other client, and before a flood begins again
 MIB = 1 << 20
-TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
 SHARED = bytes(5 * MIB)
 LARGE = bytes(2 * MIB)
 
@@ -90,14 +85,6 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
 # The floods: each is called in a process of its own, with the port, and is killed when its time is over
 
 
-def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0) -> bytes:
-    """One frame of a client, with a mask of zeros."""
-    size = len(payload)
-    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + struct.pack("!H", size) if size < MIB >> 4 else b""
-    length = length or b"\xff" + struct.pack("!Q", size)
-    return bytes([(0x80 if fin else 0) | rsv << 4 | opcode]) + length + bytes(4) + payload
-
-
 def connect(port: int, *, receive_buffer: int = 0) -> socket.socket:
     """A connection, with a small receive buffer for a client that does not read."""
     client = socket.socket()
@@ -106,19 +93,6 @@ def connect(port: int, *, receive_buffer: int = 0) -> socket.socket:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     client.connect(("127.0.0.1", port))
     return client
-
-
-def upgrade(client: socket.socket, path: str, *fields: str) -> None:
-    """Do the handshake of a WebSocket."""
-    key = base64.b64encode(os.urandom(16)).decode()
-    lines = [f"GET {path} HTTP/1.1", "Host: a", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
-    client.sendall("\r\n".join([*lines, f"Sec-WebSocket-Key: {key}", *fields, "", ""]).encode())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        data = client.recv(4096)
-        if not data:
-            raise ConnectionError
-        head += data
 
 
 def swallow(client: socket.socket) -> None:
@@ -166,7 +140,11 @@ def opens_and_closes(port: int) -> None:
             while client.recv(4096):
                 pass
 
-    again(lambda: [flood() for _ in range(100)] and None)
+    def floods() -> None:
+        for _ in range(100):
+            flood()
+
+    again(floods)
 
 
 def large_offers(port: int) -> None:
@@ -270,12 +248,6 @@ def ask(port: int) -> float:
     return time.monotonic() - began
 
 
-def memory(pid: int, field: str) -> int:
-    """A value of /proc/PID/status, in bytes."""
-    match = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return int(match[1]) << 10 if match else 0
-
-
 def measure(command: list[str], flood: Flood, port: int, seconds: float) -> tuple[list[float], int, int]:
     """Flood a server of its own; give the times of the other client's answers, how many failed, and the growth in bytes."""
     times, failed = [], 0
@@ -283,7 +255,7 @@ def measure(command: list[str], flood: Flood, port: int, seconds: float) -> tupl
         for _ in range(20):
             ask(port)
         processes = tree(root)
-        before = sum(memory(pid, "VmRSS") for pid in processes)
+        before = sum(status_field(Path(f"/proc/{pid}/status"), "VmRSS") for pid in processes)
         for pid in processes:
             Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): the peak is forgotten
         flooder = multiprocessing.Process(target=flood.run, args=(port,), daemon=True)
@@ -296,7 +268,7 @@ def measure(command: list[str], flood: Flood, port: int, seconds: float) -> tupl
                     times.append(ask(port))
                 except OSError:
                     failed += 1
-            after = sum(memory(pid, "VmHWM") for pid in processes if Path(f"/proc/{pid}").exists())
+            after = sum(status_field(Path(f"/proc/{pid}/status"), "VmHWM") for pid in processes if Path(f"/proc/{pid}").exists())
         finally:
             flooder.kill()
             flooder.join()
@@ -322,8 +294,7 @@ def main() -> int:
     if options.list:
         print("\n".join([*FLOODS, "", *SERVERS]))
         return 0
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 1 << 16 else max(soft, 1 << 14), hard))
+    allow_many_descriptors()
     servers = {name: entry for name, entry in SERVERS.items() if re.search(options.servers, name) and installed(entry[1])}
     print("| flood | server | median | longest | answered | failed | memory |\n|---|---|--:|--:|--:|--:|--:|")
     for name, flood in FLOODS.items():
@@ -332,8 +303,7 @@ def main() -> int:
         for server, (interfaces, arguments) in servers.items():
             if flood.interface not in interfaces:
                 continue
-            with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-                port = free.getsockname()[1]
+            port = free_port()
             words = shlex.split(arguments.format(app=f"benchmarks.floods:{flood.interface}", port=port))
             try:
                 report(name, server, measure([sys.executable, *words], flood, port, options.seconds))

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.compare import TICK_MICROSECONDS, BenchmarkError, busy_ticks, installed, running, tree_ticks
+from benchmarks.measure import BenchmarkError, busy_seconds, cpu_seconds, installed, running, tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -178,14 +178,17 @@ def measure(contender: Contender, rate: float, length: float, seed: int) -> Samp
     cores = range(os.cpu_count() or 1)
     with running(command, port) as server, nginx(contender, port, front):
         asyncio.run(Load(front).run(schedule(rate, WARM_UP, SEED)))
-        ticks, busy, began = tree_ticks(server), busy_ticks(*cores), time.monotonic()
+        processes = tree(server)
+        used, busy, began = cpu_seconds(processes), busy_seconds(cores), time.monotonic()
         found = asyncio.run(Load(front).run(schedule(rate, length, seed)))
         seconds = time.monotonic() - began
-        ticks, busy = tree_ticks(server) - ticks, busy_ticks(*cores) - busy
-    tick = TICK_MICROSECONDS / 1e6 / seconds
+        used, busy = cpu_seconds(processes) - used, busy_seconds(cores) - busy
     times = [(path, took * 1e3) for path, took in found]
     return Sample(
-        [took for path, took in times if path == "/fast"], [took for _, took in times], ticks * tick, busy * tick / len(cores)
+        [took for path, took in times if path == "/fast"],
+        [took for _, took in times],
+        used / seconds,
+        busy / seconds / len(cores),
     )
 
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.compare import installed, running
+from benchmarks.measure import free_port, installed, pss, running, tree
 
 APP = "example_apps.fastapi_app:app"
 FORKSERVE = "-m forkserve {app} --workers {workers} --bind 127.0.0.1:{port} --control-socket none"
@@ -37,21 +37,6 @@ WORKERS = 4
 REQUESTS = 300
 PATIENCE = 20.0  # seconds
 MOLD = b"mold"  # is in the command line of a child that is no worker
-
-
-def tree(root: int) -> list[int]:
-    """The process and all that descend from it."""
-    found = [root]
-    for pid in found:
-        with contextlib.suppress(OSError):
-            found += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return found
-
-
-def pss(pid: int) -> float:
-    """What a process has of the memory, in MiB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
 
 
 def ask(port: int) -> None:
@@ -75,8 +60,7 @@ def kill_worker(root: int) -> None:
 @contextlib.contextmanager
 def serving(arguments: str, workers: int) -> Iterator[tuple[int, int]]:
     """Run a server that has answered so often; the value is its pid and its port."""
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with running([sys.executable, *shlex.split(arguments.format(app=APP, workers=workers, port=port))], port) as root:
         for _ in range(REQUESTS):
             ask(port)
@@ -89,7 +73,7 @@ def serving(arguments: str, workers: int) -> Iterator[tuple[int, int]]:
 def memory(arguments: str) -> float:
     """The memory of one server, in MiB."""
     with serving(arguments, WORKERS) as (root, _):
-        return sum(map(pss, tree(root)))
+        return pss(tree(root)) / (1 << 20)
 
 
 def missed(arguments: str) -> float:

@@ -114,8 +114,7 @@ def test_links_have_existing_targets(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LINKING, ids=named)
 def test_file_names_in_pages_exist(path: Path) -> None:
-    # `forkserve/it` is no file, but the heading of a column of benchmarks/compare.py.
-    named = re.findall(r"(?<![\w/])(?:forkserve|tests|docs|nginx|benchmarks|example_apps)/(?!it\b)[\w/.-]*\w", path.read_text())
+    named = re.findall(r"(?<![\w/])(?:forkserve|tests|docs|nginx|benchmarks|example_apps)/[\w/.-]*\w", path.read_text())
 
     assert [name for name in named if not (ROOT / name).exists()] == []
 

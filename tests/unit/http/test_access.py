@@ -18,6 +18,7 @@ from forkserve.config import load as config
 from forkserve.http.access import COMBINED, AccessLog, Record, compile_format
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.site import Site
+from forkserve.http.framing.endpoints import Endpoints
 from forkserve.http.framing.h1 import H1Connection
 from forkserve.http.framing.h1response import H1Response
 from forkserve.http.framing.state import ServerState
@@ -61,7 +62,7 @@ def site() -> Iterator[Site]:
 
 def request(site: Site, head: bytes, response: ResponseHead | None = None, sent: int = 0) -> Exchange:
     """Return a request whose response has ended; its time counts as unknown."""
-    connection = H1Connection(site.server)
+    connection = H1Connection(site.server, Endpoints())
     connection.endpoints.client, connection.endpoints.server = ("192.0.2.1", 4711), ("192.0.2.2", 80)
     exchange = Exchange(site, H1Response(connection), *new_reader("auto", site.server.limits)(head))
     exchange.head, exchange.sent, exchange.began = response, sent, 0.0
@@ -195,7 +196,7 @@ def test_a_line_is_what_the_plain_formulation_says(
 def test_a_request_without_a_readable_head_has_a_line(site: Site) -> None:
     written: list[bytes] = []
     log = AccessLog(written.append, " ".join(f"%({name})s" for name in (*ATOMS, "{a}i", "{a}o", "{a}e") if name not in "tp"))
-    connection = H1Connection(site.server)
+    connection = H1Connection(site.server, Endpoints())
     connection.endpoints.client = ("192.0.2.1", 4711)
 
     log.write_unread(connection, RequestError(400, "malformed"))
@@ -237,7 +238,7 @@ def test_all_durations_of_a_line_are_the_same_time(site: Site) -> None:
 
 @pytest.mark.parametrize("form", ["%(t)s", "json"])
 def test_the_time_is_that_of_the_line_also_when_the_zone_changes(site: Site, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    connection, line = H1Connection(site.server), compile_format(form)
+    connection, line = H1Connection(site.server, Endpoints()), compile_format(form)
 
     def written_until(zone: str) -> str:
         end = time.monotonic() + 60

@@ -1,0 +1,1 @@
+"""Small apps that the benchmarks serve, beside those of example_apps."""
