@@ -15,12 +15,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forkserve.base import logfile, logs
 from forkserve.base.errors import ConfigError
-from forkserve.base.logfile import LineQueue, LogFile
+from forkserve.base.linequeue import LineQueue
 from forkserve.config.values import SYSLOG_FORM
+
+if TYPE_CHECKING:
+    from forkserve.base.logfile import LogFile
 
 PATIENCE: Final = 5.0  # seconds to wait for a sink before its lines are dropped
 LAST_WAIT: Final = 1.0  # the same at the end of the master
