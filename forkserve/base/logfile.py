@@ -15,9 +15,7 @@ line is kept in any case, and written first when there is room.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -30,6 +28,7 @@ from collections.abc import Callable
 from typing import Final
 
 from forkserve.base import files
+from forkserve.base.appending import append, as_socket, may_write, opened_again, wait_for_room, write_if_ready, write_to_file
 from forkserve.base.errors import ConfigError
 from forkserve.base.linequeue import MOST_WAITING, LineQueue
 
@@ -188,21 +187,21 @@ class LogFile:
     def prepare(self) -> None:
         """Find out how to write to the descriptor without blocking, while this process has the privileges for that."""
         self.let_go()
-        self._most, self._send = select.PIPE_BUF, self._write_if_ready
+        self._most, self._send = select.PIPE_BUF, lambda piece: write_if_ready(self.descriptor, piece)
         try:
             found = os.fstat(self.descriptor).st_mode
         except OSError:  # closed, as each write will report
             return
         if stat.S_ISREG(found) or (stat.S_ISCHR(found) and not os.isatty(self.descriptor)):
-            self._most, self._send = MOST_WAITING, self._write_to_file
+            self._most, self._send = MOST_WAITING, lambda piece: write_to_file(self.descriptor, piece)
             if stat.S_ISREG(found):
                 append(self.descriptor)
         elif not _state.opens_own:
             return
         elif stat.S_ISSOCK(found):
-            self._own = sock = _as_socket(self.descriptor)
+            self._own = sock = as_socket(self.descriptor)
             self._send = lambda piece: sock.send(piece, socket.MSG_DONTWAIT)
-        elif (own := _opened_again(self.descriptor)) is not None:
+        elif (own := opened_again(self.descriptor)) is not None:
             self._own = own
             self._send = lambda piece: os.write(own, piece)
 
@@ -219,35 +218,9 @@ class LogFile:
         self.let_go()
         os.close(self.descriptor)
 
-    def _write_if_ready(self, piece: bytes) -> int:
-        if not self.wait_until_ready(0):
-            return 0
-        if hasattr(os, "pwritev") and hasattr(os, "RWF_NOWAIT"):
-            try:  # another process may have filled it; newer Linux can write without waiting
-                return os.pwritev(self.descriptor, [piece], -1, os.RWF_NOWAIT)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ESPIPE):
-                    raise
-        return os.write(self.descriptor, piece)
-
     def wait_until_ready(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for room; a regular file always seems to have some."""
         return wait_for_room(self.descriptor, timeout)
-
-    def _write_to_file(self, piece: bytes) -> int:
-        count = os.write(self.descriptor, piece)
-        if count < len(piece):
-            count -= self._taken_back(count - (piece.rfind(b"\n", 0, count) + 1))
-        return count
-
-    def _taken_back(self, torn: int) -> int:
-        """Remove the part of a line that was just written; return its number of bytes, 0 if that is impossible."""
-        with contextlib.suppress(OSError):
-            size = os.fstat(self.descriptor).st_size
-            if torn and os.lseek(self.descriptor, 0, os.SEEK_CUR) == size:  # no other process has written since
-                os.ftruncate(self.descriptor, size - torn)
-                return torn
-        return 0
 
     # Rotation.
 
@@ -308,42 +281,6 @@ class LogFile:
     def retry_at(self) -> float | None:
         """When to `flush`, in monotonic seconds; None if no lines wait."""
         return self._retry_at if self._queue else None
-
-
-def wait_for_room(descriptor: int, seconds: float) -> bool:
-    """Wait until a descriptor takes more, at most `seconds`; return whether it does."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(seconds * 1000))
-
-
-def append(descriptor: int) -> None:
-    """Let writes to a regular file always go to its end, which logrotate's copytruncate moves."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISREG(os.fstat(descriptor).st_mode) and may_write(descriptor):
-            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
-
-
-def may_write(descriptor: int) -> bool:
-    """Return whether a descriptor is open for writing. Raises OSError if it is not open."""
-    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
-
-
-def _opened_again(descriptor: int) -> int | None:
-    """Open the same pipe or terminal again, without blocking; None if that is not allowed."""
-    if sys.platform == "linux":
-        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        with contextlib.suppress(OSError):
-            return os.open(f"/proc/self/fd/{descriptor}", flags)
-    return None
-
-
-def _as_socket(descriptor: int) -> socket.socket:
-    blocking = os.get_blocking(descriptor)
-    sock = socket.socket(fileno=os.dup(descriptor))
-    os.set_blocking(descriptor, blocking)  # a default timeout changes the flag, which is shared
-    return sock
 
 
 # All logs of this process.

@@ -21,7 +21,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from forkserve.base import files, logfile, privileges
+from forkserve.base import appending, files, logfile, privileges
 from forkserve.base.errors import ConfigError
 from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
@@ -252,7 +252,7 @@ def _open(settings: LogSettings, held: Mapping[str, int] | None) -> list[str]:
         before.let_go()
     left = dict(held or {})
     for stream in (STDOUT, STDERR):
-        logfile.append(stream)
+        appending.append(stream)
 
     def opened(path: str, stream: int, name: str) -> LogFile:
         if path == "-":

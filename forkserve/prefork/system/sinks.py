@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from forkserve.base import logfile, logs
+from forkserve.base.appending import wait_for_room
 from forkserve.base.errors import ConfigError
 from forkserve.base.linequeue import LineQueue
 from forkserve.config.values import SYSLOG_FORM
@@ -218,7 +219,7 @@ class SyslogSink(Sink):
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for room, at most `seconds`."""
-        logfile.wait_for_room(self._socket.fileno(), seconds)
+        wait_for_room(self._socket.fileno(), seconds)
 
     def put(self, lines: Iterable[bytes]) -> None:
         """Make each line one message, or several if it is too long."""

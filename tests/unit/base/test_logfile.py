@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import select
@@ -158,16 +157,6 @@ def test_a_child_forked_while_a_thread_writes_can_log(tmp_path: Path) -> None:
     os.close(reader)
 
     assert (tmp_path / "log").read_bytes().count(b"child\n") == 20
-
-
-def test_files_at_standard_descriptors_are_appended_to(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("wb") as file, (tmp_path / "log").open("rb") as readable:
-        for one in (file, readable):
-            logfile.append(one.fileno())
-        logfile.append(99)  # no such descriptor
-
-        assert fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
-        assert not fcntl.fcntl(readable.fileno(), fcntl.F_GETFL) & os.O_APPEND
 
 
 def test_half_a_line_is_not_written_to_another_file(tmp_path: Path, reported: list[str]) -> None:
