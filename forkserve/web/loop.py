@@ -1,4 +1,4 @@
-"""The event loop of a worker: its kind, its default executor, and the flush of log lines that wait."""
+"""The event loop of a worker: its kind, its default executor, and the flush of messages and log lines that wait."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Awaitable, Callable
 
+    from forkserve.prefork.ipc.channel import Channel
     from forkserve.prefork.worker.worker import Worker
 
 try:
@@ -97,3 +98,14 @@ class LogFlusher:
             self._loop.call_later(pause, self._flush)
         elif logfile.next_flush() is not None:  # a thread has added a line and seen that a flush was due
             self._flush_soon()
+
+
+def flush_soon(channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop send the messages that the channel did not take at once; called in any thread."""
+    loop.call_soon_threadsafe(loop.add_writer, channel.fileno(), _flush, channel, loop)
+
+
+def _flush(channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+    channel.flush()
+    if not channel.unsent:
+        loop.remove_writer(channel.fileno())

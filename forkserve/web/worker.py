@@ -27,7 +27,7 @@ from forkserve.prefork.worker.signals import ENDING
 from forkserve.prefork.worker.worker import Worker
 from forkserve.web import forked
 from forkserve.web.hooks import RequestHooks
-from forkserve.web.loop import DefaultExecutor, LogFlusher, log_loop_error, new_loop
+from forkserve.web.loop import DefaultExecutor, LogFlusher, flush_soon, log_loop_error, new_loop
 from forkserve.web.siblings import PULSE, close_queues, least_busy
 
 if TYPE_CHECKING:
@@ -112,7 +112,9 @@ class HTTPWorker(Worker):
         self._service = service = self._make_service(app, loop)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
         loop.add_reader(self.channel.fileno(), self._beside_loop, self._inbox.receive)
-        await self._start_up(service)
+        await _start_up(service, self.settings.warmup if self._fault is None else None)
+        if self._fault is not None:
+            self.show_fault(self._fault)
         if not self.draining:
             self.row.refresh = partial(self._note_running, stuck=True)
             # The end of the boot may have been lost, or the loop may be closing for it: accept no connection then.
@@ -145,24 +147,6 @@ class HTTPWorker(Worker):
             hooks = RequestHooks(self)
             service.call_back(hooks.before, hooks.after)
         return service
-
-    async def _start_up(self, service: Service) -> None:
-        """Run the application's start-up, and warm it up.
-
-        Raises:
-            BootError: It failed.
-        """
-        try:
-            await service.startup()
-        except LifespanError as error:
-            raise BootError(str(error)) from error.__cause__
-        service.hide_loop()
-        if self._fault is not None:
-            self.show_fault(self._fault)
-        elif self.settings.warmup is not None:
-            status = await service.request_status(self.settings.warmup)
-            if not 200 <= status < 400:
-                raise BootError(f"--warmup {self.settings.warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
 
     def _accept(self, service: Service) -> None:
         shared = any(listener.slot is None for listener in self.listeners)
@@ -220,13 +204,8 @@ class HTTPWorker(Worker):
         """Send the master a message, from any thread; the loop sends later what the channel does not take at once."""
         sent = super().send(message)
         if self.channel.unsent and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.add_writer, self.channel.fileno(), self._flush)
+            flush_soon(self.channel, self._loop)
         return sent
-
-    def _flush(self) -> None:
-        self.channel.flush()
-        if not self.channel.unsent and self._loop is not None:
-            self._loop.remove_writer(self.channel.fileno())
 
     def between_requests(self, call: Callable[[], None]) -> None:
         """Call back when no application call holds the loop's thread; with ASGI and threads that is now."""
@@ -277,6 +256,23 @@ class HTTPWorker(Worker):
         super().drain()
         if not self._stop.done():
             self._stop.set_result(None)
+
+
+async def _start_up(service: Service, warmup: str | None) -> None:
+    """Run the application's start-up, and warm it up.
+
+    Raises:
+        BootError: It failed.
+    """
+    try:
+        await service.startup()
+    except LifespanError as error:
+        raise BootError(str(error)) from error.__cause__
+    service.hide_loop()
+    if warmup is not None:
+        status = await service.request_status(warmup)
+        if not 200 <= status < 400:
+            raise BootError(f"--warmup {warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
 
 
 async def _nothing(*_: object) -> None:
