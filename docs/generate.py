@@ -23,7 +23,7 @@ import forkserve
 from forkserve.base.errors import ExitCode, ForkserveError
 from forkserve.config.load import HOOKS
 from forkserve.config.report import markdown_table
-from forkserve.config.settings import TABLE
+from forkserve.config.table import TABLE
 from forkserve.prefork.control.command import commands_of, signals_of
 from forkserve.prefork.ipc.messages import MESSAGES
 from forkserve.prefork.master.commands import MasterCommands
