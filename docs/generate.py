@@ -23,7 +23,7 @@ import forkserve
 from forkserve.base.errors import ExitCode, ForkserveError
 from forkserve.config.load import HOOKS
 from forkserve.config.report import markdown_table
-from forkserve.config.settings import TABLE
+from forkserve.config.table import TABLE
 from forkserve.prefork.control.command import commands_of, signals_of
 from forkserve.prefork.ipc.messages import MESSAGES
 from forkserve.prefork.master.commands import MasterCommands
@@ -187,7 +187,7 @@ def _part(module: str) -> str | None:
     """Return the box that a module is drawn in; None for the face of the package, which imports everything."""
     first, *others = module.split(".")
     if not (PACKAGE / first).is_dir():
-        return first if first in ("server", "web") else None
+        return first if first == "server" else None
     if first in INNER and others and (PACKAGE / first / others[0]).is_dir():
         return f"{first}.{others[0]}"
     return first

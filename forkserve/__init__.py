@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
     from forkserve.prefork.worker.worker import Worker, current_worker
     from forkserve.server import Server
-    from forkserve.web import HTTPWorker
+    from forkserve.web.worker import HTTPWorker
 
 __all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
 
 _MODULES = {
     "CommandError": "forkserve.base.errors",
-    "HTTPWorker": "forkserve.web",
+    "HTTPWorker": "forkserve.web.worker",
     "Reply": "forkserve.prefork.ipc.pending",
     "Server": "forkserve.server",
     "Worker": "forkserve.prefork.worker.worker",

@@ -31,7 +31,7 @@ from forkserve.prefork.system.poller import READ
 from forkserve.prefork.worker.classes import compose, load_class
 from forkserve.prefork.worker.worker import Worker
 from forkserve.upstream import upstream
-from forkserve.web import HTTPWorker
+from forkserve.web.worker import HTTPWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

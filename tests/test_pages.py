@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from forkserve.config.report import markdown_table
-from forkserve.config.settings import TABLE
+from forkserve.config.table import TABLE
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -15,9 +15,7 @@ line is kept in any case, and written first when there is room.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -30,10 +28,11 @@ from collections.abc import Callable
 from typing import Final
 
 from forkserve.base import files
+from forkserve.base.appending import append, as_socket, may_write, opened_again, wait_for_room, write_if_ready, write_to_file
 from forkserve.base.errors import ConfigError
+from forkserve.base.linequeue import MOST_WAITING, LineQueue
 
 APPENDING: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-MOST_WAITING: Final = 1 << 20  # bytes, per log and process
 SHORTEST_PAUSE: Final = 0.001
 LONGEST_PAUSE: Final = 0.1
 STANDARD: Final = (1, 2)
@@ -41,57 +40,6 @@ LAST_WAIT: Final = 1.0  # seconds, at the end of a process
 _MOMENT: Final = 0.01
 FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 NO_READING: Final = "nothing can be written"
-
-
-class LineQueue:
-    """Lines that wait for room. It does no input or output.
-
-    Attributes:
-        lost: The number of lost lines; set to 0 when it has been logged.
-    """
-
-    def __init__(self, most: int = MOST_WAITING) -> None:
-        self._most = most
-        self._data = bytearray()
-        self._torn = False  # a part of the first line is written
-        self.lost = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._data)
-
-    def put(self, data: bytes) -> None:
-        """Add whole lines. If they do not fit, the last ones are lost; an empty queue takes one piece of any size."""
-        if self._data and len(self._data) + len(data) > self._most:
-            end = data.rfind(b"\n", 0, max(0, self._most - len(self._data))) + 1
-            self.lost += data.count(b"\n", end)
-            data = data[:end]
-        self._data += data
-
-    def piece(self, most: int) -> bytes:
-        """Return the next piece to write: as many whole lines as fit in `most` bytes, or the start of a longer one."""
-        if len(self._data) <= most:
-            return bytes(self._data)
-        return bytes(self._data[: self._data.rfind(b"\n", 0, most) + 1 or most])
-
-    def went(self, count: int) -> None:
-        """Remove `count` bytes, which were written."""
-        if count:
-            self._torn = self._data[count - 1] != ord("\n")
-            del self._data[:count]
-
-    def lose(self, *, all_of_it: bool = False) -> None:
-        """Drop the lines; the rest of a partly written line only with `all_of_it`."""
-        kept = self._data.find(b"\n") + 1 if self._torn and not all_of_it else 0
-        self.lost += self._data.count(b"\n", kept)
-        del self._data[kept:]
-        self._torn = bool(self._data)
-
-    def lose_rest(self) -> None:
-        """Drop the rest of a partly written line, if there is one."""
-        if self._torn:
-            self.lost += 1
-            del self._data[: self._data.find(b"\n") + 1]
-            self._torn = False
 
 
 class _State:
@@ -239,21 +187,21 @@ class LogFile:
     def prepare(self) -> None:
         """Find out how to write to the descriptor without blocking, while this process has the privileges for that."""
         self.let_go()
-        self._most, self._send = select.PIPE_BUF, self._write_if_ready
+        self._most, self._send = select.PIPE_BUF, lambda piece: write_if_ready(self.descriptor, piece)
         try:
             found = os.fstat(self.descriptor).st_mode
         except OSError:  # closed, as each write will report
             return
         if stat.S_ISREG(found) or (stat.S_ISCHR(found) and not os.isatty(self.descriptor)):
-            self._most, self._send = MOST_WAITING, self._write_to_file
+            self._most, self._send = MOST_WAITING, lambda piece: write_to_file(self.descriptor, piece)
             if stat.S_ISREG(found):
                 append(self.descriptor)
         elif not _state.opens_own:
             return
         elif stat.S_ISSOCK(found):
-            self._own = sock = _as_socket(self.descriptor)
+            self._own = sock = as_socket(self.descriptor)
             self._send = lambda piece: sock.send(piece, socket.MSG_DONTWAIT)
-        elif (own := _opened_again(self.descriptor)) is not None:
+        elif (own := opened_again(self.descriptor)) is not None:
             self._own = own
             self._send = lambda piece: os.write(own, piece)
 
@@ -270,35 +218,9 @@ class LogFile:
         self.let_go()
         os.close(self.descriptor)
 
-    def _write_if_ready(self, piece: bytes) -> int:
-        if not self.wait_until_ready(0):
-            return 0
-        if hasattr(os, "pwritev") and hasattr(os, "RWF_NOWAIT"):
-            try:  # another process may have filled it; newer Linux can write without waiting
-                return os.pwritev(self.descriptor, [piece], -1, os.RWF_NOWAIT)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ESPIPE):
-                    raise
-        return os.write(self.descriptor, piece)
-
     def wait_until_ready(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for room; a regular file always seems to have some."""
         return wait_for_room(self.descriptor, timeout)
-
-    def _write_to_file(self, piece: bytes) -> int:
-        count = os.write(self.descriptor, piece)
-        if count < len(piece):
-            count -= self._taken_back(count - (piece.rfind(b"\n", 0, count) + 1))
-        return count
-
-    def _taken_back(self, torn: int) -> int:
-        """Remove the part of a line that was just written; return its number of bytes, 0 if that is impossible."""
-        with contextlib.suppress(OSError):
-            size = os.fstat(self.descriptor).st_size
-            if torn and os.lseek(self.descriptor, 0, os.SEEK_CUR) == size:  # no other process has written since
-                os.ftruncate(self.descriptor, size - torn)
-                return torn
-        return 0
 
     # Rotation.
 
@@ -359,42 +281,6 @@ class LogFile:
     def retry_at(self) -> float | None:
         """When to `flush`, in monotonic seconds; None if no lines wait."""
         return self._retry_at if self._queue else None
-
-
-def wait_for_room(descriptor: int, seconds: float) -> bool:
-    """Wait until a descriptor takes more, at most `seconds`; return whether it does."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(seconds * 1000))
-
-
-def append(descriptor: int) -> None:
-    """Let writes to a regular file always go to its end, which logrotate's copytruncate moves."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISREG(os.fstat(descriptor).st_mode) and may_write(descriptor):
-            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
-
-
-def may_write(descriptor: int) -> bool:
-    """Return whether a descriptor is open for writing. Raises OSError if it is not open."""
-    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
-
-
-def _opened_again(descriptor: int) -> int | None:
-    """Open the same pipe or terminal again, without blocking; None if that is not allowed."""
-    if sys.platform == "linux":
-        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        with contextlib.suppress(OSError):
-            return os.open(f"/proc/self/fd/{descriptor}", flags)
-    return None
-
-
-def _as_socket(descriptor: int) -> socket.socket:
-    blocking = os.get_blocking(descriptor)
-    sock = socket.socket(fileno=os.dup(descriptor))
-    os.set_blocking(descriptor, blocking)  # a default timeout changes the flag, which is shared
-    return sock
 
 
 # All logs of this process.

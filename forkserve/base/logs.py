@@ -12,8 +12,6 @@ the server's log by changing all loggers of its process (`Logger`).
 
 import contextlib
 import fcntl
-import importlib
-import json
 import logging
 import os
 import sys
@@ -21,7 +19,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from forkserve.base import files, logfile, privileges
+from forkserve.base import appending, files, logconfig, logfile, privileges
 from forkserve.base.errors import ConfigError
 from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
@@ -231,7 +229,7 @@ def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> l
     set_level(settings.log_level)
     if settings.log_config is not None:
         try:
-            _apply(settings.log_config)
+            logconfig.apply(settings.log_config)
         except ConfigError as error:
             if held is None:
                 raise
@@ -252,7 +250,7 @@ def _open(settings: LogSettings, held: Mapping[str, int] | None) -> list[str]:
         before.let_go()
     left = dict(held or {})
     for stream in (STDOUT, STDERR):
-        logfile.append(stream)
+        appending.append(stream)
 
     def opened(path: str, stream: int, name: str) -> LogFile:
         if path == "-":
@@ -428,47 +426,3 @@ def take(paths: Iterable[str], descriptors: Collection[int]) -> None:
         for descriptor in descriptors:
             os.close(descriptor)
     _follow()
-
-
-def _apply(path: str) -> None:
-    """Configure logging from *path*. Raises ConfigError for anything wrong in it."""
-    import logging.config  # noqa: PLC0415 - slow to import, and seldom needed
-
-    try:
-        if path.endswith((".json", ".yaml", ".yml")):
-            logging.config.dictConfig({"disable_existing_loggers": False, **_mapping(path)})
-        else:
-            if not _content(path).strip():
-                raise ValueError("the file is empty")  # noqa: TRY301 - one answer for all
-            logging.config.fileConfig(path, disable_existing_loggers=False, encoding="utf-8")
-    except ConfigError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"--log-config {path}: {error.strerror or error}") from None
-    except KeyError as error:  # raised by fileConfig
-        raise ConfigError(
-            f"--log-config {path}: it has no {error}, which logging.config.fileConfig needs; or name a .json or .yaml file"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
-        cause = error.__cause__ or error
-        raise ConfigError(f"--log-config {path}: {type(cause).__name__}: {cause}") from None
-
-
-def _content(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read()
-
-
-def _mapping(path: str) -> dict[str, Any]:
-    content = json.loads(_content(path)) if path.endswith(".json") else _yaml(_content(path))
-    if not isinstance(content, dict):
-        raise ConfigError(f"--log-config {path}: it must hold a mapping, as logging.config.dictConfig takes it")
-    return content
-
-
-def _yaml(content: str) -> Any:
-    try:
-        yaml: Any = importlib.import_module("yaml")  # only this option depends on it
-    except ImportError:
-        raise ConfigError("--log-config needs PyYAML for a .yaml file: pip install PyYAML, or write it as .json") from None
-    return yaml.safe_load(content)

@@ -20,7 +20,8 @@ from forkserve.base.errors import ConfigError, ForkserveError
 from forkserve.cli import ctl
 from forkserve.cli.options import ACTIONS, load, make_command, parse
 from forkserve.config.addresses import Address
-from forkserve.config.settings import TABLE, Settings
+from forkserve.config.settings import Settings
+from forkserve.config.table import TABLE
 from forkserve.frontend import backends, caddy, haproxy, nginx
 from forkserve.frontend import config as front
 from forkserve.frontend.check import CheckError, check_configuration, unreadable

@@ -14,7 +14,8 @@ import click
 from forkserve.base import startup
 from forkserve.base.errors import ConfigError, did_you_mean
 from forkserve.config import load as config
-from forkserve.config.settings import TABLE, Spec, flag
+from forkserve.config.spec import Spec, flag
+from forkserve.config.table import TABLE
 from forkserve.config.validation import REFUSED
 
 USAGE = "[config] APP [OPTIONS]"

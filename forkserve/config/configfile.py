@@ -15,7 +15,7 @@ from typing import Any
 
 from forkserve.base.errors import ConfigError
 from forkserve.config import values
-from forkserve.config.settings import TABLE
+from forkserve.config.table import TABLE
 
 USUAL_FILES = ("forkserve.toml", "pyproject.toml", "forkserve.conf.py")
 FUNCTIONS = frozenset(name for name, spec in TABLE.items() if spec.kind is values.output)

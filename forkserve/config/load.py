@@ -24,7 +24,9 @@ from forkserve.config import configfile, values
 from forkserve.config.addresses import parse_address
 from forkserve.config.apps import parse_app_spec, read_env_file
 from forkserve.config.configfile import read_file
-from forkserve.config.settings import NAMES, TABLE, Settings, flag
+from forkserve.config.settings import Settings
+from forkserve.config.spec import flag
+from forkserve.config.table import NAMES, TABLE
 from forkserve.config.validation import REFUSED, validate
 
 Hook = Callable[..., object]

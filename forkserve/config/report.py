@@ -3,7 +3,8 @@
 from forkserve.base.logs import printable
 from forkserve.config import values
 from forkserve.config.load import HOOKS, Config
-from forkserve.config.settings import TABLE, Spec
+from forkserve.config.spec import Spec
+from forkserve.config.table import TABLE
 
 
 def setting_lines(config: Config) -> str:

@@ -7,15 +7,12 @@ change it. Names follow gunicorn and uvicorn; an alias is a second name for the 
 Durations are in seconds (float), sizes in bytes (int); 0 turns a timeout or a limit off.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 from forkserve.config import values
-from forkserve.config.spec import Spec, flag, setting
+from forkserve.config.spec import setting
 from forkserve.config.values import Pairs, choice, count, many
-
-__all__ = ["NAMES", "TABLE", "Settings", "Spec", "flag", "merge", "unchangeable"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 LAST_PORT = 65535
@@ -460,20 +457,3 @@ class Settings:
         reloadable=False,
     )
     worker_tmp_dir: str | None = setting(None, "Process", values.text, "Accepted and ignored: no files are used for heartbeats.")
-
-
-# The `Spec` of each setting by name, in the order of declaration; and the setting's name by name and alias.
-TABLE: Mapping[str, Spec] = {
-    one.name: replace(one.metadata["spec"], name=one.name, default=one.default) for one in fields(Settings)
-}
-NAMES: Mapping[str, str] = {alias: name for name, spec in TABLE.items() for alias in spec.names}
-
-
-def unchangeable(before: Settings, fresh: Settings) -> list[str]:
-    """Return the names of settings that differ although a reload may not change them."""
-    return [name for name, spec in TABLE.items() if not spec.reloadable and getattr(before, name) != getattr(fresh, name)]
-
-
-def merge(before: Settings, fresh: Settings) -> Settings:
-    """Return the settings after a reload: the fresh ones, except those that only a restart can change."""
-    return replace(fresh, **{name: getattr(before, name) for name, spec in TABLE.items() if not spec.reloadable})

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from forkserve.config.settings import LAST_PORT, Settings, flag
+from forkserve.config.settings import LAST_PORT, Settings
+from forkserve.config.spec import flag
 
 # Names of other servers' settings that forkserve does not have, with what to do instead.
 REFUSED: Mapping[str, str] = {

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forkserve.config.addresses import Address, parse_address
-from forkserve.config.settings import KIB, TABLE, Settings, flag
+from forkserve.config.settings import KIB, Settings
+from forkserve.config.spec import flag
+from forkserve.config.table import TABLE
 from forkserve.frontend.backends import Backend, is_host
 
 NEVER = 20 * 86400.0  # seconds: a timeout that is off; more overflows the timers of some front ends

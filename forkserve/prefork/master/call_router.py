@@ -14,6 +14,7 @@ from forkserve.prefork.ipc.codec import encode
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import Answer, CallError
 from forkserve.prefork.ipc.pending import Pending
+from forkserve.prefork.master import arguments
 from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.calls import Calls, CallTarget, Send
 from forkserve.prefork.policy.pool import Phase
@@ -47,18 +48,14 @@ class CallRouter(Observer):
         children: The workers.
         poller: Calls when a wait is over.
         ask_for: Calls a command for a worker; takes the arguments of `ask`, and may raise CommandError.
-        slot: Returns the slot that a word or number names; may raise CommandError.
     """
 
     RECEIVES = (messages.Result, messages.Free, messages.Call, messages.Noted)
 
-    def __init__(
-        self, children: Children, poller: Poller, ask_for: Callable[..., Pending], slot: Callable[[int | str], int]
-    ) -> None:
+    def __init__(self, children: Children, poller: Poller, ask_for: Callable[..., Pending]) -> None:
         self.children = children
         self._poller = poller
         self._ask_for = ask_for
-        self._slot = slot
         self._calls = Calls()
         self._fresh: list[tuple[Pending, set[int]]] = []
         self._callers: set[tuple[int, int]] = set()  # open calls of workers: the worker's ident, and its number for the call
@@ -86,7 +83,7 @@ class CallRouter(Observer):
             pending, sends = self._calls.ask_any(name, args, targets, now, deadline, caller)
         else:
             if to != "all":
-                slot = self._slot(to)
+                slot = arguments.slot(to, self.children.pool)
                 targets = [target for target in targets if target.id == slot][-1:]  # the newest, if it is replacing another
                 if not targets:
                     raise CommandError(f"worker {slot} cannot be called: it is not ready, or it is the caller itself")

@@ -7,7 +7,6 @@ import them.
 from __future__ import annotations
 
 import random
-import re
 import signal
 import time
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forkserve.base import logs, privileges
 from forkserve.base.errors import CommandError, ListenError
-from forkserve.config.values import LONGEST_SECONDS, shown
 from forkserve.prefork.control.command import command, commands_of, for_signals, run_refusal_hook, signals_of
 from forkserve.prefork.control.socketfile import SocketFile
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT, Pending
-from forkserve.prefork.master import stacks
+from forkserve.prefork.master import arguments, stacks
 from forkserve.prefork.master.context import MasterContext
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.master.pending_commands import PendingCommands
@@ -157,7 +155,7 @@ class MasterCommands:
 
         if self.require_running().reloading.under_way:
             raise CommandError("a reload replaces all workers just now", "refused")
-        slot = self.slot(worker)
+        slot = arguments.slot(worker, self.pool)
         before = completion.replaced(self.pool, slot)
         history.Replaced(slot).happen(self.pool)
 
@@ -176,10 +174,11 @@ class MasterCommands:
         from forkserve.prefork.policy import completion, history
 
         before = self.pool.wanted
-        wanted = _number(workers, "a number of workers")
+        wanted = arguments.number(workers, "a number of workers")
         if wanted < 0 or str(workers).startswith("+"):
             wanted += before
-        self._check_size(wanted)
+        self.require_running()
+        arguments.check_size(wanted, self.state.settings, self.state.most)
         if wanted != before:
             try:
                 self.listeners.open_slots(range(1, wanted + 1))
@@ -189,13 +188,6 @@ class MasterCommands:
             self.log.info("%d worker%s wanted", wanted, "s" * (wanted != 1))
             self.observers.notify(Observer.scaled, wanted, before)
         return self.pending_commands.until(completion.scaled(self.pool, wanted), lambda: {"workers": wanted})
-
-    def _check_size(self, wanted: int) -> None:
-        self.require_running()
-        settings = self.state.settings
-        least, most = settings.min_workers, settings.max_workers or self.state.most
-        if wanted < 0 or (wanted and not least <= wanted <= most):
-            raise CommandError(f"cannot have {shown(wanted)} workers: between {least or 1} and {most} are allowed", "refused")
 
     @for_signals(signal.SIGQUIT)
     @command("Stop when the requests in hand are answered.")
@@ -250,7 +242,7 @@ class MasterCommands:
         """Show what every thread of the workers, or of one, is doing, and their requests in hand."""
         from forkserve.prefork.policy.states import State
 
-        slot = None if worker is None else self.slot(worker)
+        slot = None if worker is None else arguments.slot(worker, self.pool)
         children = self._started.children
         shown = [child for child in children if slot in (None, child.id) and child.member.state is not State.DUMPING]
         return stacks.collect(shown, self.poller)
@@ -282,20 +274,10 @@ class MasterCommands:
     ) -> Pending:
         """Do what `call` does. A worker that calls has the ident `caller`, and is left out. Raises CommandError."""
         running = self.require_running()
-        if not isinstance(name, str):
-            raise CommandError(f"the name of a command is a string, not {shown(name)}", "usage")
-        if timeout is not None and not (isinstance(timeout, int | float) and abs(timeout) <= LONGEST_SECONDS):
-            raise CommandError(f"a timeout is a number of seconds, not {shown(timeout)}", "usage")
+        arguments.check_call(name, timeout)
         if NAME.fullmatch(name) and name not in HOOKS:
             run_refusal_hook(self, name, args)
         return running.router.ask(name, args, to, timeout, caller)
-
-    def slot(self, worker: int | str) -> int:
-        """Return the slot that a number or text names. Raises CommandError if there is none."""
-        slot = _number(worker, "a worker's id")
-        if slot not in {member.slot for member in self.pool.members.workers()}:
-            raise CommandError(f"there is no worker {shown(slot)}", "usage")
-        return slot
 
     def _pid_of(self, slot: int) -> int | None:
         return next((target.pid for target in self._started.children.targets() if target.id == slot), None)
@@ -314,11 +296,3 @@ class MasterCommands:
         """End the commands that have stopped the server: everything is closed."""
         for pending in self._stops:
             pending.resolve(None)
-
-
-def _number(value: int | str, what: str) -> int:
-    if isinstance(value, str) and re.fullmatch("[+-]?[0-9]{1,9}", value):
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise CommandError(f"{shown(value)} is not {what}", "usage")

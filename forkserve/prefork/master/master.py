@@ -164,7 +164,7 @@ class Master:
         """Assemble the parts."""
         state, pool, listeners, poller = self._state, self._pool, self._listeners, self._poller
         commands, observers, frontend = self._commands, self._observers, self._frontend
-        router = CallRouter(children, poller, commands.request_call, commands.slot)
+        router = CallRouter(children, poller, commands.request_call)
         reloading = Reloading(state, pool, listeners, children, observers, commands.scale, commands.config)
         class_hooks = ClassHooks(state.worker_class, pool, listeners, children)
         endings = Endings(pool, children, listeners, poller, class_hooks)

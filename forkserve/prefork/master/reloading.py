@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from forkserve.base import logs
 from forkserve.base.errors import CommandError, ForkserveError
 from forkserve.base.records import record
-from forkserve.config.settings import flag, merge, unchangeable
+from forkserve.config.spec import flag
+from forkserve.config.table import merge, unchangeable
 from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.failures import failure_text

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logfile
-from forkserve.config.settings import TABLE
+from forkserve.config.table import TABLE
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Usage
 from forkserve.prefork.policy.states import MOLD, State

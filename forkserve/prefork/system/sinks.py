@@ -15,12 +15,16 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forkserve.base import logfile, logs
+from forkserve.base.appending import wait_for_room
 from forkserve.base.errors import ConfigError
-from forkserve.base.logfile import LineQueue, LogFile
+from forkserve.base.linequeue import LineQueue
 from forkserve.config.values import SYSLOG_FORM
+
+if TYPE_CHECKING:
+    from forkserve.base.logfile import LogFile
 
 PATIENCE: Final = 5.0  # seconds to wait for a sink before its lines are dropped
 LAST_WAIT: Final = 1.0  # the same at the end of the master
@@ -215,7 +219,7 @@ class SyslogSink(Sink):
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for room, at most `seconds`."""
-        logfile.wait_for_room(self._socket.fileno(), seconds)
+        wait_for_room(self._socket.fileno(), seconds)
 
     def put(self, lines: Iterable[bytes]) -> None:
         """Make each line one message, or several if it is too long."""

@@ -22,7 +22,7 @@ from forkserve.base.copies import end_returned
 from forkserve.base.errors import BootError, ExitCode, ForkserveError
 from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
 from forkserve.config import apps
-from forkserve.config.settings import merge
+from forkserve.config.table import merge
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.hooks import adopt_attributes, run_hook
 from forkserve.prefork.policy.states import process_name

@@ -158,7 +158,7 @@ def test_the_app_s_traceback_is_printed_once() -> None:
     assert ended.stderr.count("Traceback (most recent call last)") == 1
     assert ended.stderr.count("this app never starts") == 2, "the end of the traceback, and the error line"
     assert "crash_on_boot.py" in ended.stderr
-    for own in ("forkserve/config/apps.py", "forkserve/web.py", "importlib/__init__.py", "<frozen importlib"):
+    for own in ("forkserve/config/apps.py", "forkserve/web/", "importlib/__init__.py", "<frozen importlib"):
         assert own not in ended.stderr
 
 

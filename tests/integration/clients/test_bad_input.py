@@ -21,7 +21,7 @@ import pytest
 from forkserve import Server
 from forkserve.base.errors import ConfigError, ForkserveError
 from forkserve.config import load as config
-from forkserve.config.settings import TABLE
+from forkserve.config.table import TABLE
 from tests.integration.command import DEADLINE, environment, run
 from tests.integration.conftest import Start
 from tests.integration.steer import Steered

@@ -313,7 +313,7 @@ def test_stacks_shows_the_stack_of_each_worker(start: Start, tmp_path: Path) -> 
     found = site.ask("stacks")["result"]
     assert [(one["id"], one["pid"]) for one in found] == [(row[0], row[1]) for row in site.workers()]
     assert all("most recent call first" in one["stacks"] for one in found)
-    assert all("web.py" in one["stacks"] for one in found)
+    assert all("web/worker.py" in one["stacks"] for one in found)
 
 
 def test_objects_of_the_loaded_app_are_frozen_in_the_collector(start: Start, tmp_path: Path) -> None:

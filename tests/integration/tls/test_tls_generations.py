@@ -232,7 +232,7 @@ def test_an_upgrade_loads_the_certificate_again(
 COUNTED = """
 import os, shutil, sys, weakref
 from forkserve import Server
-from forkserve.web import HTTPWorker
+from forkserve.web.worker import HTTPWorker
 made, left = weakref.WeakSet(), [int(sys.argv[1])]
 
 class Counted(HTTPWorker):

@@ -1,8 +1,7 @@
-"""One log of one process: its queue, its file, and the reports of lost lines."""
+"""One log of one process: its file, and the reports of lost lines."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import select
@@ -15,13 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from forkserve.base import logfile
-from forkserve.base.logfile import LineQueue, LogFile
-
-LINES = st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"") + b"\n"), max_size=30)
+from forkserve.base.linequeue import MOST_WAITING
+from forkserve.base.logfile import LogFile
 
 
 @pytest.fixture
@@ -31,37 +27,6 @@ def reported() -> Iterator[list[str]]:
     logfile.complain_by(found.append)
     yield found
     logfile.complain_by(lambda text: None)
-
-
-@given(LINES, st.lists(st.integers(0, 40), max_size=60), st.integers(20, 200))
-def test_a_queue_loses_only_whole_lines_and_counts_them(lines: list[bytes], sizes: list[int], most: int) -> None:
-    """This holds for writes of any size."""
-    queue, out, puts = LineQueue(most), b"", iter(lines)
-    for size in sizes:
-        queue.put(next(puts, b""))
-        piece = queue.piece(16)
-        assert len(piece) <= max(16, 31)
-        queue.went(min(size, len(piece)))
-        out += piece[:size]
-        assert len(queue.piece(1000)) <= most + 31
-    queue.lose()
-    out += queue.piece(10_000)  # the rest of a started line
-    put = len(lines) - len(list(puts))
-    found = out.split(b"\n")
-    assert found.pop() == b""
-    assert all(line + b"\n" in lines for line in found)
-    assert len(found) + queue.lost == put
-
-
-def test_pieces_end_at_a_line_if_possible() -> None:
-    queue = LineQueue()
-    queue.put(b"one\ntwo\nthree is long\n")
-    pieces = []
-    while piece := queue.piece(8):
-        pieces.append(piece)
-        queue.went(len(piece))
-
-    assert pieces == [b"one\ntwo\n", b"three is", b" long\n"]
 
 
 def fill(descriptor: int) -> None:
@@ -101,7 +66,7 @@ def test_a_full_pipe_or_socket_does_not_block(
         log.write(b"%d %b\n" % (number, b"x" * 99))
     assert os.get_blocking(writer)
     assert reported == ["lines of the access log are lost: nothing can be written"]
-    assert len(log.waiting()) <= logfile.MOST_WAITING
+    assert len(log.waiting()) <= MOST_WAITING
     assert log.retry_at is not None
     got = b""
     while not log.flush():
@@ -192,16 +157,6 @@ def test_a_child_forked_while_a_thread_writes_can_log(tmp_path: Path) -> None:
     os.close(reader)
 
     assert (tmp_path / "log").read_bytes().count(b"child\n") == 20
-
-
-def test_files_at_standard_descriptors_are_appended_to(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("wb") as file, (tmp_path / "log").open("rb") as readable:
-        for one in (file, readable):
-            logfile.append(one.fileno())
-        logfile.append(99)  # no such descriptor
-
-        assert fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
-        assert not fcntl.fcntl(readable.fileno(), fcntl.F_GETFL) & os.O_APPEND
 
 
 def test_half_a_line_is_not_written_to_another_file(tmp_path: Path, reported: list[str]) -> None:

@@ -10,7 +10,8 @@ import pytest
 from forkserve.cli import serve as cli
 from forkserve.config import load as config
 from forkserve.config.addresses import parse_address
-from forkserve.config.settings import TABLE, Settings
+from forkserve.config.settings import Settings
+from forkserve.config.table import TABLE
 from forkserve.frontend import backends
 from forkserve.frontend.backends import Backend
 from forkserve.frontend.config import FrontendConfig, terms

@@ -6,7 +6,7 @@ import pytest
 
 from forkserve.cli import serve as cli
 from forkserve.config import report
-from forkserve.config.settings import TABLE
+from forkserve.config.table import TABLE
 
 
 @pytest.fixture(autouse=True)

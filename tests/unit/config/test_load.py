@@ -12,7 +12,7 @@ from forkserve.base.errors import ConfigError
 from forkserve.cli import options
 from forkserve.config import load as config
 from forkserve.config.load import Config
-from forkserve.config.settings import TABLE
+from forkserve.config.table import TABLE
 from forkserve.config.validation import NEEDS
 
 SERVING = [  # every spelling of an option, including those of gunicorn and uvicorn, and its setting

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkserve.config import settings, values
-from forkserve.config.settings import TABLE
+from forkserve.config import values
+from forkserve.config.spec import Spec
+from forkserve.config.table import TABLE
 from forkserve.config.values import Kind
 
 
@@ -116,7 +117,7 @@ def test_bad_values_are_refused(name: str, written: object) -> None:
 
 
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
-def test_every_default_survives_showing_and_reading(spec: settings.Spec) -> None:
+def test_every_default_survives_showing_and_reading(spec: Spec) -> None:
     if spec.default is not None:
         assert spec.default == spec.kind.read(spec.show(spec.default))
 

@@ -12,7 +12,8 @@ import pytest
 from forkserve.base.files import write_whole
 from forkserve.config import load as config
 from forkserve.config.addresses import parse_address
-from forkserve.config.settings import TABLE, Settings
+from forkserve.config.settings import Settings
+from forkserve.config.table import TABLE
 from forkserve.frontend.backends import Backend, from_settings, from_status, on_machines, with_spare
 from forkserve.frontend.config import FrontendConfig
 from forkserve.frontend.nginx import render_upstream

@@ -3,183 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import signal
-import socket
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from random import SystemRandom
-from time import monotonic_ns
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from forkserve.base import logfile, logs
+from forkserve.base import logs
 from forkserve.base.copies import end_returned
 from forkserve.base.errors import BootError
 from forkserve.config import apps
 from forkserve.config.apps import LoadedApp
-from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.lifespan import LifespanError
-from forkserve.http.app.threads import ThreadedExchange
 from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.message import readers
 from forkserve.http.service import SWEEP, Service
-from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.ipc.messages import Released, Spent
-from forkserve.prefork.system import acceptqueue, finish, forks
-from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, CONNECTIONS, HANDSHAKES_FAILED, REQUESTS, STARTED
+from forkserve.prefork.system.scoreboard import ACCEPTING, HANDSHAKES_FAILED, REQUESTS
 from forkserve.prefork.worker.boot import EndOfBootError
 from forkserve.prefork.worker.signals import ENDING
 from forkserve.prefork.worker.worker import Worker
+from forkserve.web import forked
+from forkserve.web.hooks import RequestHooks
+from forkserve.web.loop import DefaultExecutor, LogFlusher, flush_soon, log_loop_error, new_loop
+from forkserve.web.siblings import PULSE, close_queues, least_busy
 
 if TYPE_CHECKING:
-    import logging
-    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+    from collections.abc import Callable, Collection, Coroutine, Iterator
     from typing import Any
 
     from forkserve.config.settings import Settings
     from forkserve.http.app.turns import Turns
     from forkserve.prefork.ipc.messages import Message
-
-try:
-    import uvloop
-except Exception:  # noqa: BLE001 - not CPython, or not Unix; or half installed, as an upgrade takes place
-    uvloop = None  # type: ignore[assignment, unused-ignore]  # the name must exist
-
-PULSE = 0.11
-"""Seconds between two heartbeats on a shared address, where siblings look which worker can take a connection."""
-HANDSHAKE = 1.0
-"""Seconds to wait for TCP handshakes that have begun when a listener is closed; longer than most of them take."""
-SILENT = 130_000_000
-"""Nanoseconds without a heartbeat after which a worker counts as busy: a pulse, and the delay of a timer."""
-
-
-@dataclass(frozen=True, slots=True)
-class HookRequest:
-    """The argument ``req`` of the hooks ``pre_request`` and ``post_request``, with gunicorn's names."""
-
-    method: str
-    uri: str
-    path: str
-    query: str
-    version: tuple[int, int]
-    headers: list[tuple[str, str]]
-
-    @classmethod
-    def of(cls, exchange: Exchange) -> HookRequest:
-        """Return the request of an exchange."""
-        target, fields = exchange.target, exchange.fields
-        line: dict[str, str] = {}
-        target.put_line(line)
-        return cls(
-            method=target.method,
-            uri=target.raw,
-            path=line["PATH_INFO"],
-            query=line["QUERY_STRING"],
-            version=(1, int(fields.version[2])),
-            headers=[(name.decode("ascii").upper(), value.decode("latin-1")) for name, value in fields.headers],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class HookResponse:
-    """The argument ``resp`` of the hook ``post_request``, with gunicorn's names; ``sent`` is in bytes of the body."""
-
-    status: str
-    status_code: int
-    sent: int
-
-    @classmethod
-    def of(cls, exchange: Exchange) -> HookResponse:
-        """Return the response of an exchange; 500 without a head."""
-        head = exchange.head
-        if head is None:
-            return cls("", 500, exchange.sent)
-        return cls(f"{head.code} {head.phrase.decode('latin-1')}".strip(), head.code, exchange.sent)
-
-
-class RequestHooks:
-    """Calls the hooks ``pre_request`` and ``post_request``.
-
-    Args:
-        worker: The hooks' first argument.
-    """
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def before(self, exchange: Exchange) -> None:
-        """Call ``pre_request``."""
-        run_hook(self._worker.hooks, "pre_request", self._worker, HookRequest.of(exchange), keep=True)
-
-    def after(self, exchange: Exchange) -> None:
-        """Call ``post_request``."""
-        arguments = HookRequest.of(exchange), exchange.scope_or_environ or {}, HookResponse.of(exchange)
-        run_hook(self._worker.hooks, "post_request", self._worker, *arguments, keep=True)
-
-
-class DefaultExecutor:
-    """The loop's default executor, also one that the application has set: uvloop has no way to read it.
-
-    Args:
-        loop: The loop. From now on it notifies this object of a new executor.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._set = loop.set_default_executor
-        loop.set_default_executor = self._follow  # type: ignore[method-assign, assignment]  # of this loop
-        self._follow(ThreadPoolExecutor(thread_name_prefix="asyncio"))
-
-    def _follow(self, executor: ThreadPoolExecutor) -> None:
-        self._executor = executor
-        self._set(executor)
-
-    async def finish(self, worker: Worker, pause: Callable[[float], Awaitable[None]]) -> None:
-        """Wait, with the loop running and while the worker has time left, for work that the application has given to it.
-
-        Args:
-            worker: Knows how much time is left.
-            pause: Sleeps for a number of seconds.
-        """
-        self._executor.shutdown(wait=False)
-        threads = self._executor._threads  # noqa: SLF001 - no public name shows whether they have ended
-        moment = time.monotonic() + finish.MOMENT
-        while any(thread.is_alive() for thread in tuple(threads)) and worker.time_left():
-            if time.monotonic() > moment:
-                worker.wait_for_threads()
-            await pause(finish.MOMENT / 2)
-
-
-class LogFlusher:
-    """Writes log lines that had to wait for room in a pipe, by the loop.
-
-    Args:
-        loop: The loop of this process.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._due = False
-        logfile.when_waiting(self._flush_soon)
-
-    def _flush_soon(self) -> None:
-        """Have the loop write what waits; called in any thread."""
-        if not self._due and not self._loop.is_closed():
-            self._due = True
-            with contextlib.suppress(RuntimeError):  # it is just being closed
-                self._loop.call_soon_threadsafe(self._flush)
-
-    def _flush(self) -> None:
-        pause = logfile.flush()
-        self._due = pause is not None
-        if pause is not None:
-            self._loop.call_later(pause, self._flush)
-        elif logfile.next_flush() is not None:  # a thread has added a line and seen that a flush was due
-            self._flush_soon()
 
 
 class HTTPWorker(Worker):
@@ -235,9 +92,9 @@ class HTTPWorker(Worker):
             gc.collect()
         gc.freeze()
         self.initialized()
-        with asyncio.Runner(loop_factory=partial(_new_loop, self.settings.loop)) as runner:
+        with asyncio.Runner(loop_factory=partial(new_loop, self.settings.loop)) as runner:
             self._loop = loop = runner.get_loop()
-            loop.set_exception_handler(partial(_log_loop_error, self.log))
+            loop.set_exception_handler(partial(log_loop_error, self.log))
             self._executor = DefaultExecutor(loop)
             try:
                 runner.run(self._serve(app))
@@ -255,7 +112,9 @@ class HTTPWorker(Worker):
         self._service = service = self._make_service(app, loop)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
         loop.add_reader(self.channel.fileno(), self._beside_loop, self._inbox.receive)
-        await self._start_up(service)
+        await _start_up(service, self.settings.warmup if self._fault is None else None)
+        if self._fault is not None:
+            self.show_fault(self._fault)
         if not self.draining:
             self.row.refresh = partial(self._note_running, stuck=True)
             # The end of the boot may have been lost, or the loop may be closing for it: accept no connection then.
@@ -264,7 +123,7 @@ class HTTPWorker(Worker):
             self._beside_loop(self.ready)
             self._accept(service)
             await self._stop
-        await _close_queues(self, service)
+        await close_queues(self, service)
         service.stop_accepting(relieved=self.relieved)
         for listener in self.listeners:
             listener.sock.close()
@@ -289,27 +148,9 @@ class HTTPWorker(Worker):
             service.call_back(hooks.before, hooks.after)
         return service
 
-    async def _start_up(self, service: Service) -> None:
-        """Run the application's start-up, and warm it up.
-
-        Raises:
-            BootError: It failed.
-        """
-        try:
-            await service.startup()
-        except LifespanError as error:
-            raise BootError(str(error)) from error.__cause__
-        service.hide_loop()
-        if self._fault is not None:
-            self.show_fault(self._fault)
-        elif self.settings.warmup is not None:
-            status = await service.request_status(self.settings.warmup)
-            if not 200 <= status < 400:
-                raise BootError(f"--warmup {self.settings.warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
-
     def _accept(self, service: Service) -> None:
         shared = any(listener.slot is None for listener in self.listeners)
-        sockets = [(one.sock, None if one.slot is not None else partial(_least_busy, self)) for one in self.listeners]
+        sockets = [(one.sock, None if one.slot is not None else partial(least_busy, self)) for one in self.listeners]
         period = min(PULSE if shared else SWEEP, self.settings.timeout / 3 or SWEEP)  # a heartbeat comes well before it is due
         service.site.freeze_context()
         service.accept(sockets, self._note, period, self._note_running)
@@ -363,13 +204,8 @@ class HTTPWorker(Worker):
         """Send the master a message, from any thread; the loop sends later what the channel does not take at once."""
         sent = super().send(message)
         if self.channel.unsent and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.add_writer, self.channel.fileno(), self._flush)
+            flush_soon(self.channel, self._loop)
         return sent
-
-    def _flush(self) -> None:
-        self.channel.flush()
-        if not self.channel.unsent and self._loop is not None:
-            self._loop.remove_writer(self.channel.fileno())
 
     def between_requests(self, call: Callable[[], None]) -> None:
         """Call back when no application call holds the loop's thread; with ASGI and threads that is now."""
@@ -410,23 +246,13 @@ class HTTPWorker(Worker):
         service: Service | None = vars(self).get("_service")
         if service is not None and service.pool is not None:
             yield from service.pool.descriptors
-        for descriptor in forks.open_descriptors():
-            with contextlib.suppress(OSError), _borrowed(descriptor) as sock:
-                if any(_is_accepted_by(name, sock.getsockname()) for name in self._names):
-                    yield descriptor
+        yield from forked.connections(self._names)
 
     def released_by_fork(self) -> None:
         """End a process that the application has forked where it returns from the application. Called in that process."""
         super().released_by_fork()
-        if self._loop is None:
-            return
-        epoll = getattr(self._loop, "_get_backend_id", None) or getattr(getattr(self._loop, "_selector", None), "fileno", None)
-        if epoll is not None:
-            forks.separate_epoll(epoll())
-        # It leaves the application's call with an exception, or with a result for the loop, or by returning to the loop.
-        setattr(Exchange, "fail", lambda exchange, error, what: forks.end(error))  # noqa: B010 - of a class, in this process alone
-        setattr(ThreadedExchange, "_hand_over", _end_thread)  # noqa: B010 - as above
-        self._loop.call_soon(forks.end)
+        if self._loop is not None:
+            forked.end_where_it_returns(self._loop)
 
     def drain(self) -> None:
         """Answer the running requests, then end."""
@@ -435,64 +261,22 @@ class HTTPWorker(Worker):
             self._stop.set_result(None)
 
 
-def _least_busy(worker: Worker) -> float | None:
-    """Return the smallest number of connections of a sibling that can take more; None if there is no sibling."""
-    siblings = worker.scoreboard.siblings(worker.row)
-    if not siblings:
-        return None
-    since = monotonic_ns() - SILENT
-    free = (row.cells[CONNECTIONS] for row in siblings if not row.cells[STARTED] and row.cells[BEAT] > since)
-    return min(free, default=inf)
+async def _start_up(service: Service, warmup: str | None) -> None:
+    """Run the application's start-up, and warm it up.
 
-
-async def _close_queues(worker: Worker, service: Service) -> None:
-    """Refuse new connections to listeners that are closed with this worker, so that nothing is left in their queues.
-
-    If other workers accept there, the last of them does this.
+    Raises:
+        BootError: It failed.
     """
-    alone = not worker.scoreboard.siblings(worker.row)
-    mine = [one.sock for one in worker.listeners if one.slot is not None or alone]
-    closing = [sock for sock in mine if acceptqueue.identity(sock) in worker.closing]
-    for sock in closing:
-        acceptqueue.refuse(sock)
-    until = time.monotonic() + HANDSHAKE
-    while any(map(acceptqueue.has_handshakes, closing)) and time.monotonic() < until:
-        await service.pause(HANDSHAKE / 100)
-
-
-def _new_loop(choice: str) -> asyncio.AbstractEventLoop:
-    if choice == "asyncio" or (choice == "auto" and uvloop is None):
-        return asyncio.new_event_loop()
-    if uvloop is None:
-        raise BootError("uvloop is not installed: pip install uvloop, or use --loop asyncio")
-    return uvloop.new_event_loop()
-
-
-def _log_loop_error(log: logging.Logger, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-    error = context.get("exception")
-    log.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
+    try:
+        await service.startup()
+    except LifespanError as error:
+        raise BootError(str(error)) from error.__cause__
+    service.hide_loop()
+    if warmup is not None:
+        status = await service.request_status(warmup)
+        if not 200 <= status < 400:
+            raise BootError(f"--warmup {warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
 
 
 async def _nothing(*_: object) -> None:
     """Do nothing."""
-
-
-def _end_thread(exchange: Exchange, call: object, *arguments: object) -> None:
-    forks.end(next((one for one in arguments if isinstance(one, BaseException)), None))
-
-
-@contextlib.contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Use a descriptor as a socket for a moment. Raises OSError if it is none."""
-    sock = socket.socket(fileno=descriptor)
-    try:
-        yield sock
-    finally:
-        sock.detach()
-
-
-def _is_accepted_by(listener: Any, name: Any) -> bool:
-    """Return whether a socket with address `name` is a listener with address `listener`, or was accepted by it."""
-    if not (isinstance(listener, tuple) and isinstance(name, tuple)):
-        return bool(name) and name == listener
-    return len(name) == len(listener) and name[1] == listener[1] and listener[0] in (name[0], "0.0.0.0", "::")  # noqa: S104

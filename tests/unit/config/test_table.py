@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from forkserve.config.settings import Settings, merge, unchangeable
+from forkserve.config.settings import Settings
+from forkserve.config.table import merge, unchangeable
 
 
 def test_a_reload_keeps_unchangeable_settings() -> None:

@@ -1,0 +1,51 @@
+"""The file of --log-config, from which Python's logging is configured."""
+
+import importlib
+import json
+from typing import Any
+
+from forkserve.base.errors import ConfigError
+
+
+def apply(path: str) -> None:
+    """Configure logging from *path*. Raises ConfigError for anything wrong in it."""
+    import logging.config  # noqa: PLC0415 - slow to import, and seldom needed
+
+    try:
+        if path.endswith((".json", ".yaml", ".yml")):
+            logging.config.dictConfig({"disable_existing_loggers": False, **_mapping(path)})
+        else:
+            if not _content(path).strip():
+                raise ValueError("the file is empty")  # noqa: TRY301 - one answer for all
+            logging.config.fileConfig(path, disable_existing_loggers=False, encoding="utf-8")
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"--log-config {path}: {error.strerror or error}") from None
+    except KeyError as error:  # raised by fileConfig
+        raise ConfigError(
+            f"--log-config {path}: it has no {error}, which logging.config.fileConfig needs; or name a .json or .yaml file"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
+        cause = error.__cause__ or error
+        raise ConfigError(f"--log-config {path}: {type(cause).__name__}: {cause}") from None
+
+
+def _content(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _mapping(path: str) -> dict[str, Any]:
+    content = json.loads(_content(path)) if path.endswith(".json") else _yaml(_content(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"--log-config {path}: it must hold a mapping, as logging.config.dictConfig takes it")
+    return content
+
+
+def _yaml(content: str) -> Any:
+    try:
+        yaml: Any = importlib.import_module("yaml")  # only this option depends on it
+    except ImportError:
+        raise ConfigError("--log-config needs PyYAML for a .yaml file: pip install PyYAML, or write it as .json") from None
+    return yaml.safe_load(content)

@@ -1,0 +1,111 @@
+"""The event loop of a worker: its kind, its default executor, and the flush of messages and log lines that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from forkserve.base import logfile
+from forkserve.base.errors import BootError
+from forkserve.prefork.system import finish
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Awaitable, Callable
+
+    from forkserve.prefork.ipc.channel import Channel
+    from forkserve.prefork.worker.worker import Worker
+
+try:
+    import uvloop
+except Exception:  # noqa: BLE001 - not CPython, or not Unix; or half installed, as an upgrade takes place
+    uvloop = None  # type: ignore[assignment, unused-ignore]  # the name must exist
+
+
+def new_loop(choice: str) -> asyncio.AbstractEventLoop:
+    """Make the loop of the setting `loop`. Raises BootError if it is not installed."""
+    if choice == "asyncio" or (choice == "auto" and uvloop is None):
+        return asyncio.new_event_loop()
+    if uvloop is None:
+        raise BootError("uvloop is not installed: pip install uvloop, or use --loop asyncio")
+    return uvloop.new_event_loop()
+
+
+def log_loop_error(log: logging.Logger, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """Log an error that the loop has caught."""
+    error = context.get("exception")
+    log.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
+
+
+class DefaultExecutor:
+    """The loop's default executor, also one that the application has set: uvloop has no way to read it.
+
+    Args:
+        loop: The loop. From now on it notifies this object of a new executor.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._set = loop.set_default_executor
+        loop.set_default_executor = self._follow  # type: ignore[method-assign, assignment]  # of this loop
+        self._follow(ThreadPoolExecutor(thread_name_prefix="asyncio"))
+
+    def _follow(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
+        self._set(executor)
+
+    async def finish(self, worker: Worker, pause: Callable[[float], Awaitable[None]]) -> None:
+        """Wait, with the loop running and while the worker has time left, for work that the application has given to it.
+
+        Args:
+            worker: Knows how much time is left.
+            pause: Sleeps for a number of seconds.
+        """
+        self._executor.shutdown(wait=False)
+        threads = self._executor._threads  # noqa: SLF001 - no public name shows whether they have ended
+        moment = time.monotonic() + finish.MOMENT
+        while any(thread.is_alive() for thread in tuple(threads)) and worker.time_left():
+            if time.monotonic() > moment:
+                worker.wait_for_threads()
+            await pause(finish.MOMENT / 2)
+
+
+class LogFlusher:
+    """Writes log lines that had to wait for room in a pipe, by the loop.
+
+    Args:
+        loop: The loop of this process.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due = False
+        logfile.when_waiting(self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        """Have the loop write what waits; called in any thread."""
+        if not self._due and not self._loop.is_closed():
+            self._due = True
+            with contextlib.suppress(RuntimeError):  # it is just being closed
+                self._loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        pause = logfile.flush()
+        self._due = pause is not None
+        if pause is not None:
+            self._loop.call_later(pause, self._flush)
+        elif logfile.next_flush() is not None:  # a thread has added a line and seen that a flush was due
+            self._flush_soon()
+
+
+def flush_soon(channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop send the messages that the channel did not take at once; called in any thread."""
+    loop.call_soon_threadsafe(loop.add_writer, channel.fileno(), _flush, channel, loop)
+
+
+def _flush(channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+    channel.flush()
+    if not channel.unsent:
+        loop.remove_writer(channel.fileno())
