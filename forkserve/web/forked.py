@@ -32,6 +32,8 @@ def end_where_it_returns(loop: asyncio.AbstractEventLoop) -> None:
     setattr(Exchange, "fail", lambda exchange, error, what: forks.end(error))  # noqa: B010 - of a class, in this process alone
     setattr(ThreadedExchange, "_hand_over", _end_thread)  # noqa: B010 - as above
     loop.call_soon(forks.end)
+    # From Python 3.14 on no loop runs in a process that was forked: a task that returns to this one raises an error there.
+    loop.set_exception_handler(lambda *_: forks.end())
 
 
 def _end_thread(exchange: Exchange, call: object, *arguments: object) -> None:
