@@ -11,25 +11,29 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from forkserve import web
 from forkserve.base import console, startup
 from forkserve.base.errors import ForkserveError
 from forkserve.base.logs import printable
 from forkserve.config import load as configuration
 from forkserve.http.message import readers
 from forkserve.server import Server, serve
+from forkserve.web import loop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+def missing_modules() -> list[str]:
+    """Return the names of the optional modules that are installed, but could not be imported."""
+    optional = {"uvloop": vars(loop)["uvloop"], "forkserve.http.message._head": vars(readers)["_head"]}
+    return [name for name, module in optional.items() if module is None and find_spec(name)]
 
 
 def main(checked: Mapping[str, Any]) -> int:
     """Serve with the checked settings (prefork/master/upgrade/checked.py); return the exit code."""
     startup.adopt_directory(checked["directory"])
     config = configuration.checked(checked["settings"], checked["given"], os.environ)
-    optional = {"uvloop": vars(web)["uvloop"], "forkserve.http.message._head": vars(readers)["_head"]}
-    gone = [name for name, module in optional.items() if module is None and find_spec(name)]
-    troubles = [f"{name} cannot be imported any more: the server runs without it" for name in gone]
+    troubles = [f"{name} cannot be imported any more: the server runs without it" for name in missing_modules()]
     if checked["objects"]:  # Python objects, which only the configuration file can make
         try:
             fresh = config.again() if config.again else config

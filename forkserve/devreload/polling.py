@@ -59,7 +59,7 @@ class Polling:
 
     @property
     def looked_at(self) -> float:
-        """The clock time since which changes may be unseen."""
+        """The clock time since which changes of frequently polled files may be unseen."""
         return self._frequent.looked_at
 
     @property

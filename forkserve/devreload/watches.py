@@ -23,6 +23,9 @@ from forkserve.base.libc import libc
 from forkserve.devreload.patterns import fixed_part
 from forkserve.devreload.tree import entries, is_below, is_environment
 
+PLANS: Final = 8
+"""How often the directories to watch are listed again, at most: a program may create directories all the time."""
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -90,16 +93,19 @@ class Watches:
         self._check()  # below a watched tree, watchdog has added the watches itself
 
     def _add(self, folder: str) -> None:
-        """Watch a directory and its subdirectories. Plan again until there is nothing new.
+        """Watch a directory and its subdirectories. Plan again until there is nothing new, but not for ever.
 
         No event reports a subdirectory that is created after the plan has listed its parent, but before the parent is watched.
         """
         done: set[tuple[str, bool]] = set()
-        while new := [one for one in self._plan(folder, set())[1] if one not in done]:
+        for _ in range(PLANS):
+            new = [one for one in self._plan(folder, set())[1] if one not in done]
             for path, is_tree in new:
                 self._schedule(path, is_tree=is_tree)
             done.update(new)
             self._check()
+            if not new:
+                break
 
     @staticmethod
     def _check() -> None:

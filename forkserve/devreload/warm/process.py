@@ -131,7 +131,8 @@ class WarmProcess(Mold):
         return known.intersection(entry.name.partition(".")[0] for entry in entries(folder))
 
     def _fork(self, order: Order) -> None:
-        is_same = self._present(self._kept).items() <= self._stamps.items() and os.path.isdir(self._before.directory)
+        # Without its directory a process cannot tell what a relative entry of `sys.path` means.
+        is_same = os.path.isdir(self._before.directory) and self._present(self._kept).items() <= self._stamps.items()
         if not is_same:
             self._context.channel.send(Outdated())
             self._ended = True  # this closes the order's channel, so that the master forks the worker

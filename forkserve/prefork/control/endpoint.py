@@ -1,4 +1,4 @@
-"""Endpoint: what clients of the control connect to. The sessions need only a stream socket, so it may be of any kind."""
+"""The control endpoint, to which clients connect. The sessions need only a stream socket, so it may be of any kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where control sockets are, for the server that makes one and for the client that looks for it.
+"""Where control sockets are, for the server that makes one and for the client that looks for it, and which users they belong to.
 
 NAME.sock in the first directory that can be used. A directory that another user could have made or can write to is never used:
 a socket there might be that user's.

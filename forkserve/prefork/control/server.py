@@ -48,10 +48,22 @@ class Execute(Protocol):
 
 @record
 class ControlState:
-    """The control endpoint and its clients in an upgrade. `endpoint` has the fields of the record `Endpoint.STATE`."""
+    """The control endpoint and its clients in an upgrade.
 
+    Attributes:
+        kind: Its class, by module and name.
+        endpoint: The fields of the record `Endpoint.STATE`.
+        sessions: The clients.
+    """
+
+    kind: str
     endpoint: Mapping[str, Any]
     sessions: Sequence[SessionState]
+
+
+def kind_of(endpoint: type[Endpoint]) -> str:
+    """Return what tells a class of endpoints from others, also in another program."""
+    return f"{endpoint.__module__}.{endpoint.__qualname__}"
 
 
 class Control:
@@ -94,7 +106,7 @@ class Control:
         if self._endpoint is None:
             return None
         sessions = [one.export() for one in self._sessions.values() if one.phase is not SessionPhase.CLOSED]
-        return ControlState(dump(self._endpoint.export()), sessions)
+        return ControlState(kind_of(type(self._endpoint)), dump(self._endpoint.export()), sessions)
 
     def adopt(self, found: ControlState | None, kind: type[Endpoint], upgrade: Pending) -> None:
         """Go on in the new program, with an endpoint of this class. Clients that requested the upgrade get its answer.

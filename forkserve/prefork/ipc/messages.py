@@ -6,7 +6,8 @@ JSON object in a frame (`frames`): the tag as `type`, and the fields by name.
 
 Versions: after an upgrade, a new master has old workers and molds, and each may receive messages of the other. Both programs have
 the same `handover.VERSION`; otherwise the upgrade is refused before it changes anything. Within one version, a field may be added
-or dropped if it has a default, since unknown fields are ignored. Any other change needs a new version.
+or dropped if it has a default, since unknown fields are ignored. Any other change needs a new version, except in messages of the
+watcher and the warm process, which do not outlive an upgrade.
 """
 
 from __future__ import annotations

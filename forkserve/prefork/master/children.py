@@ -98,7 +98,7 @@ class Children:
         history.ProcessForked(child.member.ident, pid).happen(self.pool)
 
     def lost(self, child: Child) -> None:
-        """Give up a worker that was ordered by the previous program, if it was not forked by now."""
+        """Give up a worker that was ordered long ago, if it has not been forked."""
         if child.pid is None:
             self._protocol_violation(child, "it was not forked")
 

@@ -64,7 +64,7 @@ class MasterCommands:
         config: The settings and hooks.
 
     Attributes:
-        control_endpoint: The class of what clients of the control connect to.
+        control_endpoint: The class of the control endpoint.
     """
 
     control_endpoint: ClassVar[type[Endpoint]] = SocketFile

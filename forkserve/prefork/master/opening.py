@@ -1,4 +1,4 @@
-"""What the master opens before it assembles its parts, or takes over from the previous program an upgrade."""
+"""What the master opens before it assembles its parts, or takes over from the previous program in an upgrade."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Opened:
     """What is open.
 
     Attributes:
-        before: The state of the previous program an upgrade; None at a start.
+        before: The state of the previous program in an upgrade; None at a start.
         close_in_child: Each closes some of the master's descriptors in a child just forked.
         upgrade: Answers the clients that requested the upgrade.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Commands(Protocol):
-    """The commands that reactions end in."""
+    """The commands that the reactions call."""
 
     def stop(self) -> object:
         """Stop when the requests in hand are answered."""

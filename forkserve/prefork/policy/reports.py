@@ -71,7 +71,8 @@ class Reports:
     def dumped(self, ident: int, now: float) -> None:
         """A process past its deadline has written its stacks. It is killed at once.
 
-        One that drains is given another second, so that the application can shut down even if requests used up the timeout.
+        One that drains has a second in all, counted from the order to write them, so that the application can shut down even if
+        requests have used up the timeout.
         """
         member = self._members.by_ident.get(ident)
         if member and member.state is State.DUMPING:

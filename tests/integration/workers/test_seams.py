@@ -125,7 +125,8 @@ def test_the_control_can_listen_on_another_kind_of_socket(start: Start, tmp_path
     # The connection stays when another program takes over, and that program has to know this kind of endpoint.
     kind.unlink()
     error = client.ask("upgrade")["error"]
-    assert "the running server has another kind of control endpoint (path is missing): restart the server" in error["message"]
+    assert "the running server has another control endpoint, " in error["message"]
+    assert "LoopbackEndpoint: restart the server" in error["message"]
     kind.touch()
     assert client.ask("upgrade")["result"]["generation"] == 3
     assert client.ask("status")["result"]["pid"] == command.pid

@@ -16,6 +16,7 @@ from forkserve.base.errors import ConfigError, ExitCode
 from forkserve.base.libc import PDEATHSIG, prctl
 from forkserve.base.records import RecordError, load
 from forkserve.config import apps
+from forkserve.prefork.control.server import kind_of
 from forkserve.prefork.master.upgrade import checked
 from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.system.output import Outputs
@@ -74,10 +75,12 @@ def _read_state(data: bytes, pool: Pool, endpoint: type[Endpoint]) -> int:
             "the memory that the running server shares with its workers is laid out differently: restart the server"
         )
     if found.control is not None:
+        if found.control.kind != kind_of(endpoint):
+            raise ConfigError(f"the running server has another control endpoint, {found.control.kind}: restart the server")
         try:
             load(endpoint.STATE, found.control.endpoint)
         except RecordError as error:
-            raise ConfigError(f"the running server has another kind of control endpoint ({error}): restart the server") from None
+            raise ConfigError(f"the control endpoint cannot be taken over ({error}): restart the server") from None
     pool.adopt(found.pool, time.monotonic())
     return pool.generations.newest + 1
 

@@ -46,7 +46,7 @@ class MasterState:
         signals: The signals that were received and not handled yet.
         pid_file: The locked pid file.
         frontend: The lock of the file that the server keeps for a front end.
-        control: The control socket and its clients.
+        control: The control endpoint and its clients.
         outputs: The workers' output that was not passed on yet.
         scoreboard: The shared memory.
         addresses: The settings of addresses.
