@@ -115,6 +115,8 @@ def measured(options: argparse.Namespace) -> Results:
 
 def one_round(case: Case, servers: list[Server], number: int, fleet: Fleet, results: Results) -> None:
     """Measure each server with a case once. Another one begins in each round."""
+    if case.fresh:
+        fleet.close()
     able = [server for server in servers if case.takes(server)]
     samples: dict[str, Sample | None] = {server.key: None for server in able}
     start = number % max(1, len(able))

@@ -31,6 +31,7 @@ def end_where_it_returns(loop: asyncio.AbstractEventLoop) -> None:
     # It leaves the application's call with an exception, or with a result for the loop, or by returning to the loop.
     setattr(Exchange, "fail", lambda exchange, error, what: forks.end(error))  # noqa: B010 - of a class, in this process alone
     setattr(ThreadedExchange, "_hand_over", _end_thread)  # noqa: B010 - as above
+    setattr(ThreadedExchange, "discard_input", lambda exchange: forks.end())  # noqa: B010 - as above; each call in a thread ends so
     loop.call_soon(forks.end)
     # From Python 3.14 on no loop runs in a process that was forked: a task that returns to this one raises an error there.
     loop.set_exception_handler(lambda *_: forks.end())

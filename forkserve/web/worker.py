@@ -241,7 +241,7 @@ class HTTPWorker(Worker):
             call()
 
     def own_descriptors(self) -> Iterator[int]:
-        """Yield also the descriptors of clients' connections, which have a listener's address. Called in a forked process."""
+        """Yield also the pipe of the threads, and clients' connections, which have a listener's address. In a forked process."""
         yield from super().own_descriptors()
         service: Service | None = vars(self).get("_service")
         if service is not None and service.pool is not None:

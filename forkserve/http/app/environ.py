@@ -17,7 +17,7 @@ Environ = dict[str, Any]
 
 
 def put_ends(environ: Environ, site: Site, endpoints: Endpoints, fields: Fields) -> None:
-    """Set what the head of a request says about the two ends of its connection. Only forwarded ones and unix sockets need it."""
+    """Set what the head says about the two ends of the connection. Needed only for forwarded requests and on unix sockets."""
     client, scheme = endpoints.seen_through(fields, site.trusted)
     environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (client[0], str(client[1])) if client else ("", "")
     environ["wsgi.url_scheme"] = scheme

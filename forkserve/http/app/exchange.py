@@ -152,7 +152,7 @@ class Exchange:
         if self.complete:  # the writer may send the response to the next request by now
             raise ResponseError("the response has ended")
         if data.__class__ is not bytes:
-            data = _as_bytes(data)
+            data = as_bytes(data)
         if not self.started:
             self._begin(len(data), more=more)
         writer, surplus = self.writer, False
@@ -234,7 +234,8 @@ class Exchange:
         return self.site.printable(self.target.line.decode("ascii"))
 
 
-def _as_bytes(data: object) -> bytes:
+def as_bytes(data: object) -> bytes:
+    """Return a piece of a body as bytes. Raises ResponseError if it is none."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ResponseError(f"the body must be bytes, not {type(data).__name__}")
     return bytes(data)

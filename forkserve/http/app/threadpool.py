@@ -3,8 +3,8 @@
 A switch between threads costs more than a small application, so there are few:
 
 - A thread is woken at the end of the loop's turn, when all requests of that turn have come.
-- It is woken by a byte in a pipe. `os.write` lets the interpreter's lock go, which the thread needs at once. `Lock.release` keeps
-  it: the thread would run, wait for that lock, and run again.
+- It is woken by a byte in a pipe. `os.write` lets the interpreter's lock go, which the thread needs at once. `Lock.release` would
+  keep the interpreter's lock: the thread would run, wait for it, and run again.
 - One thread is woken at a time. If more calls wait when it has taken one, it wakes the next thread before it makes the call.
   If calls are short, few threads make all of them. If they block, the next thread goes on.
 - The loop is woken once for all results that are handed over until it takes them.

@@ -74,7 +74,7 @@ class ThreadedExchange(WSGICall):
                 self.close_result(result)
 
     def _answer_list(self, result: list[bytes]) -> None:
-        pieces = result if len(result) == 1 and result[0].__class__ is bytes else grouped(result)
+        pieces = grouped(result)
         if len(pieces) == 1 and len(pieces[0]) <= PIECE:
             self._hand_over(self.answer, pieces[0])
             return

@@ -48,7 +48,7 @@ class WebSocketExchange(Exchange):
         self._denial = False  # the application answers with an HTTP response
         self._socket: WebSocketConnection | None = None  # from the accept on
         self._close_code = 1006
-        # Of the handshake; a `WebSocketConnection` has its own.
+        # During the handshake; then `WebSocketConnection.waiters` and `drained` serve for the same.
         self._changed = asyncio.Event()
         self._writable = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

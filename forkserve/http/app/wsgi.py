@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from forkserve.http.app.environ import Environ, environ_template, put_ends
-from forkserve.http.app.exchange import Exchange
+from forkserve.http.app.exchange import Exchange, as_bytes
 from forkserve.http.app.filewrapper import FileWrapper, file_to_send
 from forkserve.http.app.hiddenloop import PER_CALL, HiddenLoop
 from forkserve.http.framing.outgoing import PIECE
@@ -104,15 +104,17 @@ class WSGICall(Exchange):
         self.ready()
 
     def discard_input(self) -> None:
-        """Close the request body."""
+        """Close the request body. Whatever the application has done with it, this raises nothing."""
         if self.input is not None:
             try:  # noqa: SIM105 - `suppress` would take longer than all the rest
                 self.input.close()
-            except OSError:
-                pass  # the disk is full, and it would have written what is in its buffer
-            if self._counted:
-                self.site.server.buffered.returned.append(self._counted)
-                self._counted = None
+            except (OSError, ValueError, BufferError):
+                # The disk is full, and it would have written what is in its buffer; or the application has detached the file, or
+                # keeps a view of the bytes.
+                pass
+            counted, self._counted = self._counted, None
+            if counted:
+                self.site.server.buffered.returned.append(counted)
 
     def environ(self) -> Environ:
         """Return what the application is called with."""
@@ -306,6 +308,8 @@ class WSGIExchange(WSGICall):
                         self.answer(piece)
                         continue  # run the iterator to its end
                 if self.complete:
+                    if not as_bytes(piece):
+                        continue
                     raise ResponseError("the body is longer than its Content-Length")  # noqa: TRY301 - the application's error
                 self.write(piece, more=True)
                 if self.bodiless:
@@ -351,9 +355,11 @@ class WSGIExchange(WSGICall):
         self._leave()
 
     def _leave(self) -> None:
-        if self.input is not None:
-            self.discard_input()
-        self.site.turns.leave()
+        try:
+            if self.input is not None:
+                self.discard_input()
+        finally:
+            self.site.turns.leave()
 
 
 def _length_hint(result: object) -> int | None:
@@ -365,7 +371,7 @@ def _length_hint(result: object) -> int | None:
 
 def grouped(pieces: list[bytes]) -> list[bytes]:
     """Return the same body: large pieces as they are, and the small ones between them joined."""
-    if len(pieces) == 1:
+    if len(pieces) == 1 and pieces[0].__class__ is bytes:
         return pieces
     if not pieces or max(map(len, pieces)) <= PIECE:
         return [b"".join(pieces)]

@@ -71,7 +71,7 @@ class H1Connection(Output):
         self.requests = 0
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
         self.reader = HeadReader(state.limits, state.read_head, state.read_ordinary)
-        self._usual = True  # what follows from the head of a request is as for a usual one
+        self._usual = True  # version and keep_alive of the response are those of a usual request
         self.body: LengthBody | ChunkedBody | None = None
         self._held = HeldInput()
         self.reading = True

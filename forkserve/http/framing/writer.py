@@ -30,7 +30,7 @@ class ClientConnection(Protocol):
 
     Attributes:
         template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI,
-            and reset by the framing when a field section may change it.
+            and reset by the framing when the version changes.
         last: The last field section, and its environ if it has come twice in a row; kept here by WSGI.
     """
 

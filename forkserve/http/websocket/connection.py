@@ -51,8 +51,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     Attributes:
         inbox: The messages that the application has not received.
-        waiters: Tasks that wait for a message wait for one of these; all are done when there is one, or when the client is gone.
-        drained: None, or set when the client, which does not take what is sent, has caught up or is gone.
+        waiters: One for each task that waits in `receive`; all are done when a message has come or the client is gone.
+        drained: None while the client takes what is sent; else an event that is set when it has caught up or is gone.
         close_code: The code for ``websocket.disconnect``.
         close_reason: The reason for ``websocket.disconnect``.
     """

@@ -189,3 +189,15 @@ def test_the_memory_of_a_body_is_counted_until_its_end(server: Server, ending: C
         eventually(lambda: kept(client, 70_000) == MEMORY, "the memory is not free again")
         eventually(lambda: fills_the_memory(server, client), "the memory is never full")
         eventually(lambda: kept(client, 70_000) == MEMORY, "the memory is not free again")
+
+
+@pytest.mark.parametrize(("of", "size"), [("memory", 1), ("memory", 70_000), ("disk", BODY_IN_MEMORY + 1)])
+def test_an_input_that_cannot_be_closed_stops_no_other_request(server: Server, of: str, size: int) -> None:
+    """More such requests than there are threads."""
+    with server.connect() as client, server.connect() as other:
+        for _ in range(6):
+            client.send(sized(f"/view?of={of}", size) + bytes(size))
+            assert client.answer().body == b"kept"
+            other.send(sized("/unread", 1) + b"a")
+            assert other.answer().body == b"unread"
+        eventually(lambda: kept(client, 70_000) == MEMORY, "the memory is not free again")

@@ -25,6 +25,7 @@ EVENTS: list[str] = []
 BARRIER = threading.Barrier(4, timeout=10)
 WRITES: list[Callable[[bytes], object]] = []
 KEPT: list[Any] = []
+VIEWS: list[Any] = []
 VALID = {
     "hello": validator(hello_wsgi.app),
     "echo": validator(echo.application),
@@ -256,6 +257,17 @@ def on_keep(environ: Environ, start_response: StartResponse, query: dict[str, st
     KEPT[:] = [environ["wsgi.input"]]
     if "raise" in query:
         raise IntendedError
+    start_response("200 OK", TEXT)
+    return [b"kept"]
+
+
+def on_view(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
+    """Prevent that wsgi.input can be closed: keep a view of its bytes, or take its file away."""
+    stream = environ["wsgi.input"]
+    if query["of"] == "memory":
+        VIEWS.append(stream.getbuffer())
+    else:
+        stream.detach().close()
     start_response("200 OK", TEXT)
     return [b"kept"]
 
