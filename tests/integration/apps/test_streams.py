@@ -491,6 +491,7 @@ for piece in client.chat.completions.create(model="m", messages=[{"role": "user"
 """
 
 
+@pytest.mark.heavy
 def test_a_stream_to_the_openai_client_completes_during_a_reload(start: Start, tmp_path: Path) -> None:
     (tmp_path / "chat_app.py").write_text(OPENAI)
     gate = tmp_path / "gate"

@@ -160,6 +160,7 @@ def test_a_worker_that_waits_is_not_stuck(start: Start) -> None:
     eventually(lambda: max(Counter(command.stdout.splitlines()).values(), default=0) >= 10, lambda: command.stdout)
 
 
+@pytest.mark.heavy
 def test_the_master_does_not_spin(start: Start) -> None:
     """With a timeout of half a second the master checks a few times in that period, and is idle in between."""
     command = start("--worker", f"{WORKERS}:Busy", "--timeout", 0.5, "--workers", 2).ready()

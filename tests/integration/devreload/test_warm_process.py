@@ -84,6 +84,7 @@ def site(tmp_path: Path, start: Start) -> Site:
     return Site(tmp_path, start)
 
 
+@pytest.mark.heavy
 def test_modules_outside_the_project_stay_loaded_until_they_change(site: Site) -> None:
     site.add("third.py")
     site.add("spread/part.py")  # a namespace package
@@ -230,6 +231,7 @@ def test_reloads_are_full_imports_if_workers_of_the_warm_process_differ(site: Si
     site.project.command.wait_for("each reload is a full import: workers of the warm process differ from those of a full import")
 
 
+@pytest.mark.heavy
 def test_the_warm_process_is_replaced_and_inherits_no_descriptor(site: Site) -> None:
     site.add("third.py")
     site.save(1, "third", values="third.PID")

@@ -70,6 +70,7 @@ def test_no_ping_timeout_while_messages_wait_for_the_application(tmp_path: Path,
             assert answer == (TEXT, b"80")
 
 
+@pytest.mark.heavy
 def test_a_client_that_answers_no_ping_is_disconnected(server: Server) -> None:
     """Once the queue has room again, a client without pongs is disconnected."""
     with server.connect() as client:

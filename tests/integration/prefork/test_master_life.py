@@ -227,6 +227,7 @@ def test_a_worker_holds_no_descriptors_of_siblings_or_the_master(serve: Serve, t
     assert server.stop() == 0
 
 
+@pytest.mark.heavy
 def test_the_descriptors_of_the_master_do_not_grow(serve: Serve) -> None:
     server = serve(workers=2, base_port=0).ready()
     before = sorted(kinds(server.pid))

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.integration.command import DEADLINE, Command, eventually, run, state
 from tests.integration.conftest import Start
 from tests.integration.seams_program import PROGRAM
@@ -61,6 +63,7 @@ def test_an_observer_and_a_command_can_be_added(start: Start) -> None:
         command.stop()
 
 
+@pytest.mark.heavy
 def test_workers_can_come_from_a_process_of_an_extension(start: Start) -> None:
     with short_directory() as directory:
         path = f"{directory}/s"

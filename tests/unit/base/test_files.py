@@ -264,6 +264,7 @@ def test_a_race_for_a_reopened_log_changes_nothing_elsewhere(other: Hostile) -> 
 
 
 @pytest.mark.heavy
+@pytest.mark.heavy
 def test_a_race_for_a_directory_changes_nothing_elsewhere(other: Hostile) -> None:
     with other.swapping("folder", to=other.ours):
         for use in (open_log, USES["pid file"], USES["a written file"]):

@@ -236,6 +236,7 @@ def test_all_durations_of_a_line_are_the_same_time(site: Site) -> None:
     assert abs(float(exact) - int(micro) / 1_000_000) < 2e-6
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("form", ["%(t)s", "json"])
 def test_the_time_is_that_of_the_line_also_when_the_zone_changes(site: Site, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connection, line = H1Connection(site.server, Endpoints()), compile_format(form)

@@ -268,6 +268,7 @@ def test_a_client_that_never_reads_is_closed(start: Start) -> None:
     assert client.received < 4 << 20
 
 
+@pytest.mark.heavy
 def test_a_client_that_reads_slowly_is_kept(start: Start) -> None:
     server = start(patience=1.5)  # much longer than the pauses of this client on a busy machine
     client = server.client(request("stacks", args=[4 << 20]))
