@@ -143,7 +143,7 @@ README_ROWS = {"WSGI": ("wsgi", "real"), "ASGI": ("asgi", "real"), "Flask": ("ws
 
 def readme_table(results: Results) -> str:
     """Return what the README shows: the least value of each row is bold."""
-    heads = ["", "forkserve", "bjoern (C)", "granian (Rust)", "uvicorn", "gunicorn"]
+    heads = ["", "forkserve", "bjoern (C)", "granian (Rust)", "uvicorn", "gunicorn (gthread, asgi)"]
     rows = []
     for text, (interface, case) in README_ROWS.items():
         servers = README_COLUMNS[interface]
