@@ -21,7 +21,7 @@ SPLIT_EVERYWHERE = 1500
 
 
 SERVERS = [
-    pytest.param((app, reader), id=f"{app}-{reader}", marks=pytest.mark.heavy if reader == "h11" else ())
+    pytest.param((app, reader), id=f"{app}-{reader}", marks=pytest.mark.heavy if reader in READERS[1:] else ())
     for app, reader in zip(cycle(APPS), READERS, strict=False)
 ]
 
