@@ -397,7 +397,7 @@ def start_websocket(client: Client, path: str) -> None:
 CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"  # masked with zeros; 1000
 
 
-@pytest.mark.parametrize("begins", ["client", "server"])
+@pytest.mark.parametrize("begins", ["client", pytest.param("server", marks=pytest.mark.heavy)])
 def test_the_server_closes_a_websocket_connection_after_both_close_frames(start: Start, tmp_path: Path, begins: str) -> None:
     """The server closes the TCP connection at once (RFC 6455 7.1.1), even while the timeout for a Close frame still runs."""
     steered = begin(start, tmp_path, "starlette", "--ws-ping-timeout", 300)

@@ -57,7 +57,9 @@ async def visit(port: int, name: int, count: int) -> None:
 
 
 @LOOPS
-@pytest.mark.parametrize(("threads", "clients"), [(1, 1), (1, 64), (8, 1), (8, 3), (8, 64)])
+@pytest.mark.parametrize(
+    ("threads", "clients"), [(1, 1), (8, 64), *(pytest.param(*one, marks=pytest.mark.heavy) for one in ((1, 64), (8, 1), (8, 3)))]
+)
 def test_every_request_of_many_short_ones_is_answered(serve: Start, project: Path, loop: str, threads: int, clients: int) -> None:
     """No request waits for the next one to wake a thread, and no response for the next one to wake the loop."""
     command = serve("site_app:app", "--base-port", 0, "--threads", threads, "--loop", loop, cwd=project)

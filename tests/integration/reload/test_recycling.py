@@ -34,7 +34,7 @@ def watch(site: Site, wanted: int, surge: int, over: object) -> None:
     eventually(look, site.workers)
 
 
-@pytest.mark.parametrize("surge", [1, 2])
+@pytest.mark.parametrize("surge", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_workers_are_recycled_after_max_requests(start: Start, tmp_path: Path, surge: int) -> None:
     limits = ("--max-requests", 200, "--max-requests-jitter", 100, "--reload-surge", surge)
     site = Site(start, tmp_path, "app:wsgi", "--base-port", 0, "-w", 3, *limits, "--linger", 1)

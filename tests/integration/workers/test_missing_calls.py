@@ -61,6 +61,7 @@ def test_the_boot_with_threads_fails_if_no_thread_can_start() -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
 def test_without_memfd_create_only_an_upgrade_is_refused(start: Start, tmp_path: Path, error: str) -> None:
     """Everything else works."""
@@ -99,6 +100,7 @@ def test_without_memory_files_the_start_fails_with_advice() -> None:
     assert ended.returncode == 2
 
 
+@pytest.mark.heavy
 def test_without_proc_only_an_upgrade_is_refused(start: Start, tmp_path: Path) -> None:
     if os.geteuid() != 0 or not can("proc"):
         return  # only root can remove it

@@ -62,6 +62,7 @@ def test_what_h11_alone_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert refusal.value.status == 400
 
 
+@pytest.mark.heavy
 def test_reading_heads_keeps_nothing() -> None:
     """Every value of many different heads is made, and all memory is returned."""
     read = new_reader("auto", LIMITS)

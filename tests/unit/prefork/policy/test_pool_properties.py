@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -446,5 +447,5 @@ class PreloadedHistory(History):
     preload = True
 
 
-TestPreloadedHistory = PreloadedHistory.TestCase
+TestPreloadedHistory = pytest.mark.heavy(PreloadedHistory.TestCase)
 TestPreloadedHistory.settings = TestHistory.settings

@@ -650,5 +650,5 @@ class PreloadedRolloutHistory(RolloutHistory):
     preload = True
 
 
-TestPreloadedRolloutHistory = PreloadedRolloutHistory.TestCase
+TestPreloadedRolloutHistory = pytest.mark.heavy(PreloadedRolloutHistory.TestCase)
 TestPreloadedRolloutHistory.settings = TestRolloutHistory.settings
