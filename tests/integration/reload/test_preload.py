@@ -432,7 +432,7 @@ def test_threads_that_exist_before_the_import_are_allowed(start: Start, tmp_path
 
     lines = [line for line in site.command.log if "agent" in line]
     assert len(lines) == 1
-    assert "[INFO] mold gen 1: these threads were there before the app was imported" in lines[0]
+    assert "[INFO] mold gen 1: --preload allows these threads, which ran before the app was imported: agent" in lines[0]
 
 
 def test_threads_started_at_import_beside_an_agent_are_refused(start: Start, tmp_path: Path) -> None:
