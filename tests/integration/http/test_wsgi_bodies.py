@@ -201,3 +201,5 @@ def test_an_input_that_cannot_be_closed_stops_no_other_request(server: Server, o
             other.send(sized("/unread", 1) + b"a")
             assert other.answer().body == b"unread"
         eventually(lambda: kept(client, 70_000) == MEMORY, "the memory is not free again")
+        client.send(sized("/view?of=nothing", 1) + b"a")
+        assert client.answer().body == b"kept"

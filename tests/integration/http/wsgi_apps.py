@@ -262,11 +262,13 @@ def on_keep(environ: Environ, start_response: StartResponse, query: dict[str, st
 
 
 def on_view(environ: Environ, start_response: StartResponse, query: dict[str, str]) -> Iterable[bytes]:
-    """Prevent that wsgi.input can be closed: keep a view of its bytes, or take its file away."""
+    """Prevent that wsgi.input can be closed: keep a view of its bytes until the next such request, or take its file away."""
+    while VIEWS:
+        VIEWS.pop().release()
     stream = environ["wsgi.input"]
     if query["of"] == "memory":
         VIEWS.append(stream.getbuffer())
-    else:
+    elif query["of"] == "disk":
         stream.detach().close()
     start_response("200 OK", TEXT)
     return [b"kept"]
