@@ -34,7 +34,7 @@ def environ_template(site: Site, connection: ClientConnection, version: str) -> 
     endpoints = connection.endpoints
     client, scheme = endpoints.client, endpoints.scheme
     host, port = endpoints.server or ("", None)
-    return {
+    environ: Environ = {
         "SERVER_SOFTWARE": "forkserve",
         "SERVER_PROTOCOL": "HTTP/" + version,
         "SERVER_NAME": host or "localhost",
@@ -53,3 +53,8 @@ def environ_template(site: Site, connection: ClientConnection, version: str) -> 
         # Keys that are filled in later: to copy a dict is cheap, to let it grow is not.
         **dict.fromkeys(("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "RAW_URI", "wsgi.input")),
     }
+    # Room for the fields of the head, for the same reason. A dict of 21 keys is full; with one more it has room for 42, and it
+    # keeps that room, as its copies do.
+    environ["room"] = None
+    del environ["room"]
+    return environ
