@@ -279,8 +279,11 @@ class Service:
     async def pause(self, seconds: float) -> None:
         """Sleep; unlike asyncio's `sleep`, this does not need the running loop, which may be hidden."""
         over = self.loop.create_future()
-        self.loop.call_later(seconds, over.set_result, None)
-        await over
+        timer = self.loop.call_later(seconds, over.set_result, None)
+        try:
+            await over
+        finally:
+            timer.cancel()
 
     async def drain(self, grace: float, on_lingering: Callable[[], object] = lambda: None) -> None:
         """Answer the requests that are running, then run the application's shutdown. Call `stop_accepting` before.
