@@ -72,6 +72,7 @@ class Server(MasterCommands):
         if not isinstance(mixins, list | tuple):
             raise ConfigError(f"mixins: {shown(mixins)} is no list of classes")
         needs_app = issubclass(worker, HTTPWorker)
+        self._is_plain = worker is HTTPWorker and not mixins
         if app is not None:
             settings["app"] = app
         if app is not None and not isinstance(app, str):
@@ -97,6 +98,7 @@ class Server(MasterCommands):
         """
         self = cls.__new__(cls)
         self._troubles = list(troubles)
+        self._is_plain = True  # other classes are settings here
         try:
             runs = worker_class(config.settings)
         except ForkserveError as error:
@@ -145,8 +147,10 @@ class Server(MasterCommands):
             ListenError: An address cannot be listened on.
         """
         worker = self.state.worker_class
-        if not issubclass(worker, HTTPWorker):
-            raise ConfigError(f"worker: {worker.__name__} does not serve HTTP, so it needs a process: start it with Server.run()")
+        if not (self._is_plain and issubclass(worker, HTTPWorker)):
+            raise ConfigError(
+                "worker, mixins: only a server with worker processes has these: use Server.run(), or leave them out"
+            )
         inprocess.check(self.config)
         check_but_tls(self.settings)
         await inprocess.serve(self.settings, worker.preload(self.settings), ready)

@@ -59,8 +59,9 @@ class _Thread(threading.Thread):
         super().__init__(name=f"forkserve {server.name}", daemon=True)
         self._server = server
         self._url: Future[str] = Future()
-        self._loop: asyncio.AbstractEventLoop
-        self._task: asyncio.Task[None]
+        self._started = threading.Event()  # the next two are set, or never will be
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._cancel: Callable[[], object]
 
     def begin(self) -> str:
         """Start; return the URL. Raises the exceptions of the start-up."""
@@ -82,19 +83,25 @@ class _Thread(threading.Thread):
             if self._url.done():
                 raise
             self._url.set_exception(error)
+        finally:
+            self._started.set()
+            self._server.poller.close()
 
     async def _serve(self) -> None:
-        self._loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        self._task = task
+        self._loop, self._cancel = asyncio.get_running_loop(), task.cancel
+        self._started.set()
         await self._server.serve(ready=self._url.set_result)
 
     def end(self, settings: Settings) -> None:
         """Stop, and wait for the end. In another thread, or in a process that has been forked meanwhile."""
         if not self.is_alive():
             return
-        with contextlib.suppress(RuntimeError):  # the loop has just been closed
-            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._started.wait()
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                self._loop.call_soon_threadsafe(self._cancel)
         limit = settings.graceful_timeout + MOMENT if settings.graceful_timeout else None
         self.join(limit)
         if self.is_alive():

@@ -138,7 +138,8 @@ class Own(Worker):
 @pytest.mark.parametrize(
     ("server", "error"),
     [
-        (lambda: Server(worker=Own), ConfigError("Own does not serve HTTP, so it needs a process")),
+        (lambda: Server(worker=Own), ConfigError("worker, mixins: only a server with worker processes has these")),
+        (lambda: Server(hello, mixins=[Own]), ConfigError("worker, mixins: only a server with worker processes has these")),
         (lambda: Server(hello, workers=2), ConfigError("^workers: only a server with worker processes")),
         (lambda: Server("no_such_module:app"), AppLoadError("there is no module 'no_such_module'")),
     ],
