@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,8 @@ from forkserve.web import inprocess
 from tests.integration.certificates import Authority
 from tests.integration.command import DEADLINE, descriptors
 from tests.integration.library.library_apps import ASGI, hello
+
+Serve = Callable[..., str]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,16 +75,17 @@ def test_the_process_is_afterwards_as_before(interface: str, threads: int, loop:
     assert app.events in ([], ["startup", "shutdown"])
 
 
-def test_websocket() -> None:
-    with testing.serve(ASGI()) as url, connect(url.replace("http", "ws")) as socket:
+def test_websocket(forkserve_server: Serve) -> None:
+    with connect(forkserve_server(ASGI()).replace("http", "ws")) as socket:
         socket.send("a")
         assert socket.recv() == "echo a"
 
 
-def test_tls(authority: Authority) -> None:
-    with testing.serve(hello, certfile=authority.server.cert, keyfile=Path(authority.server.key)) as url:
-        assert url.startswith("https://")
-        assert httpx.get(url, verify=authority.trust()).text == "wsgi /"
+def test_tls(forkserve_server: Serve, authority: Authority) -> None:
+    url = forkserve_server(hello, certfile=authority.server.cert, keyfile=Path(authority.server.key))
+
+    assert url.startswith("https://")
+    assert httpx.get(url, verify=authority.trust()).text == "wsgi /"
 
 
 def test_unix_socket(tmp_path: Path) -> None:
@@ -93,9 +97,9 @@ def test_unix_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_an_app_by_its_name_and_by_a_factory() -> None:
-    with testing.serve(f"{hello.__module__}:hello") as url, testing.serve(lambda: hello, factory=True) as other:
-        assert get(url) == get(other) == "wsgi /"
+def test_an_app_by_its_name_and_by_a_factory(forkserve_server: Serve) -> None:
+    assert get(forkserve_server(f"{hello.__module__}:hello")) == "wsgi /"
+    assert get(forkserve_server(lambda: hello, factory=True)) == "wsgi /"
 
 
 def test_the_access_log_is_written(tmp_path: Path) -> None:
@@ -154,9 +158,10 @@ def test_settings_that_need_processes_are_refused(settings: dict[str, object], n
         pass
 
 
-def test_settings_that_are_off_are_no_error() -> None:
-    with testing.serve(hello, workers=1, reload=False, preload=False, max_requests=0, timeout=0, log_level="info") as url:
-        assert get(url) == "wsgi /"
+def test_settings_that_are_off_are_no_error(forkserve_server: Serve) -> None:
+    url = forkserve_server(hello, workers=1, reload=False, preload=False, max_requests=0, timeout=0, log_level="info")
+
+    assert get(url) == "wsgi /"
 
 
 def test_the_names_of_settings_exist() -> None:
