@@ -6,13 +6,25 @@ from typing import TYPE_CHECKING
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
+    from forkserve import testing
     from forkserve.base.errors import CommandError
     from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
     from forkserve.prefork.worker.worker import Worker, current_worker
-    from forkserve.server import Server
+    from forkserve.server import Server, run
     from forkserve.web.worker import HTTPWorker
 
-__all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
+__all__ = [
+    "CommandError",
+    "HTTPWorker",
+    "Reply",
+    "Server",
+    "Worker",
+    "WouldDeadlock",
+    "__version__",
+    "current_worker",
+    "run",
+    "testing",
+]
 
 _MODULES = {
     "CommandError": "forkserve.base.errors",
@@ -22,11 +34,14 @@ _MODULES = {
     "Worker": "forkserve.prefork.worker.worker",
     "WouldDeadlock": "forkserve.prefork.ipc.pending",
     "current_worker": "forkserve.prefork.worker.worker",
+    "run": "forkserve.server",
 }
 
 
 def __getattr__(name: str) -> object:
     """Import on first use (PEP 562), so that `import forkserve` has no side effects, and a client loads no server."""
+    if name == "testing":
+        return import_module("forkserve.testing")
     if name not in _MODULES:
         raise AttributeError(f"module 'forkserve' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import dataclasses
 import inspect
-import os
+import logging
 import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from forkserve.base import logs, privileges, startup
+from forkserve.base import console, logs, privileges, startup
 from forkserve.base.errors import ConfigError, ForkserveError, NestedServerError
 from forkserve.base.handover import decode
 from forkserve.config import apps
@@ -31,6 +31,7 @@ from forkserve.prefork.system.poller import READ
 from forkserve.prefork.worker.classes import compose, load_class
 from forkserve.prefork.worker.worker import Worker
 from forkserve.upstream import upstream
+from forkserve.web import appobject, inprocess
 from forkserve.web.worker import HTTPWorker
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Server(MasterCommands):
     """A server, for an app or for a worker class of your own. Its methods are the commands of the master that `run` becomes.
 
     Args:
-        app: ``module:attr``, ``module:factory()`` or ``module``; not needed for a worker class of your own.
+        app: ``module:attr``, ``module:factory()`` or ``module``; or the application itself, which workers then get as it is when
+            they are forked. Not needed for a worker class of your own.
         worker: The class that runs in each worker process.
         mixins: Classes in front of it: their ``child_<name>`` methods are commands, and their hooks are called.
         settings: Any setting by name, as in ``workers=4, base_port=9000``.
@@ -58,17 +60,26 @@ class Server(MasterCommands):
     """
 
     def __init__(
-        self, app: str | None = None, *, worker: type[Worker] = HTTPWorker, mixins: Sequence[type] = (), **settings: object
+        self,
+        app: str | Callable[..., Any] | None = None,
+        *,
+        worker: type[Worker] = HTTPWorker,
+        mixins: Sequence[type] = (),
+        **settings: object,
     ) -> None:
         if not (inspect.isclass(worker) and issubclass(worker, Worker)):
             raise ConfigError(f"worker: {shown(worker)} is no subclass of forkserve.Worker")
         if not isinstance(mixins, list | tuple):
             raise ConfigError(f"mixins: {shown(mixins)} is no list of classes")
-        if app is not None and not isinstance(app, str):
-            raise ConfigError(_not_a_name(app))
         needs_app = issubclass(worker, HTTPWorker)
+        self._is_plain = worker is HTTPWorker and not mixins
         if app is not None:
             settings["app"] = app
+        if app is not None and not isinstance(app, str):
+            if not (callable(app) and needs_app):
+                raise ConfigError(f"app: {shown(app)} is neither an application nor the name of one, as in 'module:attr'")
+            settings["app"] = appobject.name_of(app)
+            worker = appobject.worker_for(worker, app)
         config = configuration.from_keywords(needs_app=needs_app, **settings)
         self._troubles: list[str] = []
         super().__init__(compose(worker, mixins), config)
@@ -87,6 +98,7 @@ class Server(MasterCommands):
         """
         self = cls.__new__(cls)
         self._troubles = list(troubles)
+        self._is_plain = True  # other classes are settings here
         try:
             runs = worker_class(config.settings)
         except ForkserveError as error:
@@ -106,6 +118,7 @@ class Server(MasterCommands):
         """
         _check_place()
         settings = self.state.settings
+        appobject.check(self.state.worker_class, settings)
         handed = startup.inherited
         if startup.takes_over() and handed is not None:
             return self._take_over(decode(handed.data, MasterState))
@@ -118,6 +131,29 @@ class Server(MasterCommands):
             upstream.rehearse(settings.nginx_upstream, decode(handed.data, MasterState).frontend)
             return Master(self).run()  # loads the app and ends the process; it opens no logs
         return daemon.run(self._start) if settings.daemon else self._start()
+
+    async def serve(self, *, ready: Callable[[str], object] = lambda url: None) -> None:
+        """Serve in the running event loop until the task is cancelled: no fork, no signals, no `ctl`.
+
+        Then requests in hand are answered, for `graceful_timeout` seconds at most; to cancel it once more ends them.
+
+        Args:
+            ready: Called with the URL, as in ``http://127.0.0.1:8000``, when connections are accepted.
+
+        Raises:
+            ConfigError: A setting needs processes, such as `workers`: these are for `run`.
+            AppLoadError: The application cannot be loaded.
+            BootError: Its start-up failed.
+            ListenError: An address cannot be listened on.
+        """
+        worker = self.state.worker_class
+        if not (self._is_plain and issubclass(worker, HTTPWorker)):
+            raise ConfigError(
+                "worker, mixins: only a server with worker processes has these: use Server.run(), or leave them out"
+            )
+        inprocess.check(self.config)
+        check_but_tls(self.settings)
+        await inprocess.serve(self.settings, worker.preload(self.settings), ready)
 
     def _start(self) -> int:
         logs.configure(self.state.settings)
@@ -209,17 +245,6 @@ class Server(MasterCommands):
         self.set_handler(signal.Signals(signum), call)
 
 
-def _not_a_name(app: object) -> str:
-    """Return the message for a caller that gives the app itself instead of its name."""
-    module = getattr(app, "__module__", None)
-    name = getattr(app, "__qualname__", None) or "app"
-    if not callable(app) or not isinstance(module, str) or "<" in name:
-        module, name = "module", "attr"
-    elif module == "__main__":  # its workers import it by the file's name
-        module = os.path.basename(getattr(sys.modules[module], "__file__", None) or "module").removesuffix(".py")
-    return f"app: {shown(app)} is no name: each worker imports the app by its name; write that, as in Server('{module}:{name}')"
-
-
 def _check_place() -> None:
     """Raise ConfigError where no server can run: in a module that is only imported, beside the main thread, in an event loop."""
     processes = sys.modules.get("multiprocessing.process")
@@ -230,7 +255,37 @@ def _check_place() -> None:
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError("Server.run() was called in a thread: only the main thread gets signals, so call it there")
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public function raises where there is none
-        raise ConfigError("Server.run() was called in a running event loop, which workers would inherit: call it from plain code")
+        raise ConfigError(
+            "Server.run() was called in a running event loop, which workers would inherit: use `await Server(...).serve()` there"
+        )
+
+
+def run(app: str | Callable[..., Any] | None = None, **settings: Any) -> None:
+    """Serve an application until a signal or `ctl stop`; the calling process becomes the master.
+
+    A mistake is one line on stderr, and the process exits with the code of the command `forkserve`; so it does if the server
+    ends with another code than 0.
+
+    Args:
+        app: ``module:attr``, ``module:factory()`` or ``module``. Or the application itself, as long as `reload` and `preload` are
+            off, and no thread runs.
+        settings: Those of `Server`. `log_level` may be a number of the module logging.
+
+    Raises:
+        SystemExit: See above.
+    """
+    level = settings.get("log_level")
+    if isinstance(level, int):
+        settings["log_level"] = logging.getLevelName(level)
+    try:
+        code = Server(app, **settings).run()
+    except NestedServerError:
+        raise  # the process that imports the program shows it
+    except ForkserveError as error:
+        console.say(f"forkserve: {logs.printable(str(error))}")
+        code = error.exit_code
+    if code:
+        raise SystemExit(code)
 
 
 def serve(server: Server) -> int:

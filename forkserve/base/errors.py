@@ -43,11 +43,11 @@ class ConfigError(ForkserveError):
 
 
 class NestedServerError(ConfigError):
-    """`Server.run` is called while the app is imported: the program calls it without a `__main__` guard."""
+    """A server is started while the app is imported: the program starts it without a `__main__` guard."""
 
     def __init__(self) -> None:
         super().__init__(
-            "calls Server.run() when it is imported, which each worker and each process of multiprocessing does: put the call"
+            "starts a server when it is imported, which each worker and each process of multiprocessing does: put the call"
             " below `if __name__ == '__main__':`"
         )
 

@@ -107,7 +107,7 @@ class _State:
     """The log files of this process, and its name in them."""
 
     def __init__(self) -> None:
-        self.who = "master"
+        self.who = "server"  # one without processes of its own; see `configure` and `identify`
         self.stderr = self.error = LogFile(STDERR)
         self.access: LogFile | None = None
         self.capture = False

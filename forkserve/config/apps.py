@@ -162,11 +162,12 @@ def read_env_file(path: str | None) -> list[tuple[str, str]]:
     return found
 
 
-def load_app(spec: str, *, interface: str = "auto", factory: bool = False) -> LoadedApp:
+def load_app(spec: str, given: Callable[..., Any] | None = None, *, interface: str = "auto", factory: bool = False) -> LoadedApp:
     """Import an app and detect its interface. Never in the master.
 
     Args:
         spec: `module`, `module:attr` or `module:factory(literals)`.
+        given: The app itself, or its factory, if the program has it; *spec* is its name in messages then.
         interface: `auto`, `wsgi` or `asgi`.
         factory: Call the attribute, without arguments, to get the app.
 
@@ -176,11 +177,11 @@ def load_app(spec: str, *, interface: str = "auto", factory: bool = False) -> Lo
     """
     parsed = parse_app_spec(spec)
     with _loading():
-        return _load(parsed, interface, factory=factory)
+        return _load(parsed, given, interface, factory=factory)
 
 
-def _load(parsed: AppSpec, interface: str, *, factory: bool) -> LoadedApp:
-    app, attr = resolve(parsed)
+def _load(parsed: AppSpec, given: Callable[..., Any] | None, interface: str, *, factory: bool) -> LoadedApp:
+    app, attr = resolve(parsed) if given is None else (given, parsed.attr)
     name = f"{parsed.module}:{attr}"
     if not callable(app):
         raise AppLoadError(f"{name!r} is not callable: it is {_kind(app)}")

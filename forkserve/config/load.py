@@ -156,7 +156,8 @@ def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:
     Raises:
         ConfigError: A keyword is wrong; the message names it.
     """
-    given = [Given(key, value, key, "keyword") for key, value in keywords.items()]
+    plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in keywords.items()}
+    given = [Given(key, value, key, "keyword") for key, value in plain.items()]
     return _combine([given], os.environ, os.getcwd(), needs_app=needs_app, http=needs_app)
 
 

@@ -304,7 +304,7 @@ class Settings:
     root_path: str = setting("", "HTTP", values.prefix, "Mount the app below this path, as a proxy does.", variable="SCRIPT_NAME")
     server_header: bool = setting(True, "HTTP", values.switch, "Send a Server header.")
     date_header: bool = setting(True, "HTTP", values.switch, "Send a Date header.")
-    header: Pairs = setting((), "HTTP", values.headers, "Add a header to every response; repeatable.")
+    header: Pairs = setting((), "HTTP", values.headers, "Add a header to every response; repeatable.", aliases="headers")
     forwarded_allow_ips: tuple[str, ...] = setting(
         LOCAL_PEERS,
         "HTTP",

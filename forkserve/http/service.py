@@ -15,13 +15,14 @@ from types import MethodType
 from typing import TYPE_CHECKING
 
 from forkserve.base import logs
+from forkserve.base.errors import BootError
 from forkserve.http.acceptor import Acceptor
 from forkserve.http.access import AccessLog
 from forkserve.http.app.asgi import ASGIExchange
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.faultpage import fault_exchange
-from forkserve.http.app.hiddenloop import PER_CALL, hidden_loop
-from forkserve.http.app.lifespan import Lifespan
+from forkserve.http.app.hiddenloop import hidden_loop
+from forkserve.http.app.lifespan import Lifespan, LifespanError
 from forkserve.http.app.site import Site
 from forkserve.http.app.threadpool import ThreadPool
 from forkserve.http.app.threads import ThreadedExchange
@@ -73,7 +74,7 @@ class Service:
 
     Raises:
         ValueError: The format of the access log is not valid.
-        RuntimeError: No thread can be started for the application.
+        BootError: No thread can be started for the application.
 
     Attributes:
         server: What all connections share.
@@ -122,7 +123,10 @@ class Service:
             if settings.half_close == "disconnect":
                 server.half_close_timeout = server.write_timeout
         elif settings.threads:
-            site.pool = self.pool = ThreadPool(self.loop, site.observer, site.log, settings.threads)
+            try:
+                site.pool = self.pool = ThreadPool(self.loop, site.observer, site.log, settings.threads)
+            except RuntimeError as error:
+                raise BootError(f"--threads {settings.threads}: no thread can be started (see `ulimit -u`): {error}") from None
             server.new_exchange = MethodType(ThreadedExchange, site)
         else:
             site.turns = self.turns = Turns(self.loop, site.observer)
@@ -154,14 +158,25 @@ class Service:
 
         self.server.new_exchange, self.site.on_answer = announce, report
 
-    async def startup(self) -> None:
-        """Run the application's own start-up.
+    async def start_up(self, warmup: str | None = None) -> None:
+        """Run the application's own start-up, and warm the application up.
+
+        Args:
+            warmup: The path to request; None for none.
 
         Raises:
-            LifespanError: It failed.
+            BootError: One of them failed.
         """
         if self._lifespan is not None:
-            await self._lifespan.startup()
+            try:
+                await self._lifespan.startup()
+            except LifespanError as error:
+                raise BootError(str(error)) from error.__cause__
+        self._hide_loop()
+        if warmup is not None:
+            status = await self._request_status(warmup)
+            if not 200 <= status < 400:
+                raise BootError(f"--warmup {warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
 
     def accept(
         self,
@@ -205,21 +220,21 @@ class Service:
                 self._access_log.flush()
             self._on_sweep()
 
-    def hide_loop(self) -> None:
-        """Hide from WSGI applications called on the loop's thread that a loop runs there; call this before the first request.
+    def _hide_loop(self) -> None:
+        """Hide from WSGI applications called on the loop's thread that a loop runs there; before the first request.
 
         Django's ORM refuses to work where a loop runs, and so does ``asyncio.run()``. The loop is hidden for good: to hide it
         around every call costs half a microsecond, and nothing here needs asyncio to know the running loop. Python 3.14 does
-        (`hiddenloop`).
+        (`hiddenloop`), and so does other code that shares the loop.
         """
-        if self.turns is not None and not PER_CALL:
+        if self.turns is not None and not self.site.hides_loop_per_call:
             asyncio._set_running_loop(None)  # noqa: SLF001 - made for those that run a loop
 
     def loop_hidden(self) -> AbstractContextManager[None]:
         """Return a context in which other code of such an application, as commands and hooks, sees no loop either."""
-        return hidden_loop() if self.turns is not None and PER_CALL else nullcontext()
+        return hidden_loop() if self.turns is not None and self.site.hides_loop_per_call else nullcontext()
 
-    async def request_status(self, path: str) -> int:
+    async def _request_status(self, path: str) -> int:
         """Send the application a GET request; return the status of its response, or 0 if there was none.
 
         The request is sent over a connection of this process with itself, to be like every other request.
@@ -264,8 +279,11 @@ class Service:
     async def pause(self, seconds: float) -> None:
         """Sleep; unlike asyncio's `sleep`, this does not need the running loop, which may be hidden."""
         over = self.loop.create_future()
-        self.loop.call_later(seconds, over.set_result, None)
-        await over
+        timer = self.loop.call_later(seconds, over.set_result, None)
+        try:
+            await over
+        finally:
+            timer.cancel()
 
     async def drain(self, grace: float, on_lingering: Callable[[], object] = lambda: None) -> None:
         """Answer the requests that are running, then run the application's shutdown. Call `stop_accepting` before.
@@ -305,6 +323,20 @@ class Service:
             self._timer.cancel()
         if self._access_log is not None:
             self._access_log.flush()
+
+    async def close(self) -> None:
+        """End everything that still runs; for a process that goes on. Call `stop_accepting` before, and usually `drain`."""
+        self._give_up()
+        tasks = self.site.tasks | self.server.handshakes
+        if self._lifespan is not None and (task := self._lifespan.abort()) is not None:
+            tasks.add(task)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._access_log is not None:
+            self._access_log.flush()
+        if self.pool is not None:
+            self.pool.close()
+        await asyncio.wait([*tasks, asyncio.ensure_future(self.pause(0))], timeout=LEAST_SHUTDOWN)
 
     def _has_work(self) -> bool:
         server = self.server

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import logs
 from forkserve.base.copies import end_returned
-from forkserve.base.errors import BootError
 from forkserve.config import apps
 from forkserve.config.apps import LoadedApp
-from forkserve.http.app.lifespan import LifespanError
 from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.message import readers
 from forkserve.http.service import SWEEP, Service
@@ -46,6 +44,7 @@ class HTTPWorker(Worker):
     _names: Collection[Any] = ()  # of the listeners
     _turns: Turns | None = None  # for an application that is called inline
     _fault: str | None = None  # the text to show if there is no application
+    app_object: Callable[..., Any] | None = None  # the application itself, or its factory, if it is not given by name
     FACTS = MappingProxyType({"reader": lambda settings: readers.chosen(settings.http)})
     INHERITED_FROM = MADE_FROM
     INSTEAD = MappingProxyType(
@@ -70,7 +69,7 @@ class HTTPWorker(Worker):
     def preload(cls, settings: Settings) -> LoadedApp:
         """Load the application: in the mold if there is one, else in each worker."""
         assert settings.app is not None
-        return apps.load_app(settings.app, interface=settings.interface, factory=settings.factory)
+        return apps.load_app(settings.app, cls.app_object, interface=settings.interface, factory=settings.factory)
 
     def run(self) -> None:
         """Load the application, serve until the worker has to drain, and drain."""
@@ -112,7 +111,7 @@ class HTTPWorker(Worker):
         self._service = service = self._make_service(app, loop)
         self._names = {listener.sock.getsockname() for listener in self.listeners}
         loop.add_reader(self.channel.fileno(), self._beside_loop, self._inbox.receive)
-        await _start_up(service, self.settings.warmup if self._fault is None else None)
+        await service.start_up(self.settings.warmup if self._fault is None else None)
         if self._fault is not None:
             self.show_fault(self._fault)
         if not self.draining:
@@ -137,10 +136,7 @@ class HTTPWorker(Worker):
         # Never plain HTTP where a certificate is configured, whatever a subclass inherits.
         tls = inherited.context if isinstance(inherited, TLS) else make_context(self.settings)
         write_access = None if access is None else access.write
-        try:
-            service = Service(self.settings, app.app, app.interface, loop, self.row, write_access, tls)
-        except RuntimeError as error:
-            raise BootError(f"--threads {self.settings.threads}: no thread can be started (see `ulimit -u`): {error}") from None
+        service = Service(self.settings, app.app, app.interface, loop, self.row, write_access, tls)
         self._turns = service.turns
         self._log_flusher = LogFlusher(loop)
         if "pre_request" in self.hooks or "post_request" in self.hooks:
@@ -259,23 +255,6 @@ class HTTPWorker(Worker):
         super().drain()
         if not self._stop.done():
             self._stop.set_result(None)
-
-
-async def _start_up(service: Service, warmup: str | None) -> None:
-    """Run the application's start-up, and warm it up.
-
-    Raises:
-        BootError: It failed.
-    """
-    try:
-        await service.startup()
-    except LifespanError as error:
-        raise BootError(str(error)) from error.__cause__
-    service.hide_loop()
-    if warmup is not None:
-        status = await service.request_status(warmup)
-        if not 200 <= status < 400:
-            raise BootError(f"--warmup {warmup}: the app answered {status or 'nothing'}, not 2xx or 3xx")
 
 
 async def _nothing(*_: object) -> None:

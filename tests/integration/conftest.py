@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from forkserve.pytest_plugin import forkserve_server  # noqa: F401 - also where this version is not installed
 from tests.integration.certificates import Authority
 from tests.integration.command import Command, Process
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-NAMES = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "current_worker"]
+NAMES = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "current_worker", "run"]
 
 PROGRAM = """
 import contextlib, json, os, signal, sys, threading
@@ -54,7 +54,7 @@ def test_import_has_no_side_effects() -> None:
 def test_every_public_name_can_be_imported() -> None:
     import forkserve
 
-    assert sorted(forkserve.__all__) == sorted([*NAMES, "__version__"])
+    assert sorted(forkserve.__all__) == sorted([*NAMES, "__version__", "testing"])
     assert all(getattr(forkserve, name).__name__ == name for name in NAMES)
 
 

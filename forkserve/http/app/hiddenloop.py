@@ -1,4 +1,4 @@
-"""How WSGI applications called on the loop's thread are kept from seeing that a loop runs there: see `Service.hide_loop`."""
+"""How WSGI applications called on the loop's thread are kept from seeing that a loop runs there: see `Service.start_up`."""
 
 from __future__ import annotations
 

@@ -91,6 +91,19 @@ class Lifespan:
             self._site.log.error("lifespan shutdown raised an exception", exc_info=error)
         self._task.cancel()
 
+    def abort(self) -> asyncio.Task[None] | None:
+        """Cancel the task, whatever the application does in it; return it if it has not ended."""
+        self._stopping = True
+        if self._task is None:
+            return None
+        if self._task.done():
+            if not self._task.cancelled():
+                self._task.exception()  # what has failed is known: asyncio need not log it once more
+            return None
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._task.cancel()
+        return self._task
+
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": VERSIONS | {"spec_version": "2.0"}, "state": self._site.state}
         await self._site.app(scope, self._receive, self._send)

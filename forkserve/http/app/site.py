@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 from typing import TYPE_CHECKING, Any, Literal
 
+from forkserve.http.app.hiddenloop import PER_CALL
 from forkserve.http.framing.endpoints import TrustedPeers
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Site:
             else refers to would be collected half-way.
         context: Requests run in copies of it.
         state: The state of the lifespan.
+        hides_loop_per_call: Whether the loop is hidden from a WSGI application during its calls only (`hiddenloop`).
         ending_streams: Whether the drain has no more time for responses of unknown length.
     """
 
@@ -65,6 +67,7 @@ class Site:
         self.context = contextvars.copy_context()
         self.trusted = TrustedPeers(self.settings.forwarded_allow_ips if self.settings.proxy_headers else ())
         self.state: dict[str, Any] = {}
+        self.hides_loop_per_call = PER_CALL
         self.ending_streams = False
 
     def freeze_context(self) -> None:

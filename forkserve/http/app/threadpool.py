@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from forkserve.http.app.calls import Call, Observer
 
+MOMENT = 1.0
+"""Seconds that threads which are not in the application get to end."""
+
 
 class _Thread(threading.Thread):
     """A thread that the end of the process does not wait for."""
@@ -68,10 +71,13 @@ class ThreadPool:
         self._loop_waking = False  # whether the loop has been woken, and takes the results soon
         self._own = threading.local()  # the number of this thread
         self._began: list[float | None] = []  # when each thread called the application it is in
+        self._threads: list[_Thread] = []
         for number in range(count):
             self._began.append(None)
+            thread = _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True)
             try:
-                _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True).start()
+                thread.start()
+                self._threads.append(thread)
             except RuntimeError:  # the limit of processes is reached
                 del self._began[number]
                 if not number:
@@ -103,6 +109,17 @@ class ThreadPool:
         """Return whether every thread has been in one call of the application for longer than ``seconds``."""
         limit = monotonic() - seconds
         return all(began is not None and began < limit for began in tuple(self._began))
+
+    def close(self) -> None:
+        """End the threads; one that is in the application ends when it returns. No call may be taken any more."""
+        self._calls.clear()
+        os.close(self._ringer)  # which wakes all of them
+        for number, thread in enumerate(self._threads):
+            if self._began[number] is None:
+                thread.join(MOMENT)
+        if any(thread.is_alive() for thread in self._threads):
+            return  # the pipe stays with them
+        os.close(self._bell)
 
     def _wake_at_last(self) -> None:
         self._wake_due = False
@@ -159,8 +176,9 @@ class ThreadPool:
             try:
                 call = calls.popleft()
             except IndexError:
-                self._sleep(number)
-                continue
+                if self._sleep(number):
+                    continue
+                return
             if calls and not self._waking:
                 self._wake_one()
             if not call.gone:
@@ -173,12 +191,13 @@ class ThreadPool:
             self._began[number] = None
             del call  # the next one may be long in coming
 
-    def _sleep(self, number: int) -> None:
-        """Sleep until a byte comes, unless a call has come meanwhile."""
+    def _sleep(self, number: int) -> bool:
+        """Sleep until a byte comes, unless a call has come meanwhile; return whether the pool is still open."""
         self._idle.append(number)
         if self._calls:
             with suppress(IndexError):  # a byte is on its way
                 self._idle.pop()
-                return
-        os.read(self._bell, 1)
+                return True
+        rung = os.read(self._bell, 1)
         self._waking = False
+        return bool(rung)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from forkserve.http.app.environ import Environ, environ_template, put_ends
 from forkserve.http.app.exchange import Exchange, as_bytes
 from forkserve.http.app.filewrapper import FileWrapper, file_to_send
-from forkserve.http.app.hiddenloop import PER_CALL, HiddenLoop
+from forkserve.http.app.hiddenloop import HiddenLoop
 from forkserve.http.framing.outgoing import PIECE
 from forkserve.http.message.errors import ClientGoneError, RequestError, ResponseError, is_departure
 from forkserve.http.message.response import BODILESS, read_head
@@ -219,7 +219,7 @@ class WSGIExchange(WSGICall):
         """Without a body, call the application; else wait for all of it."""
         self._iterable: Iterable[bytes] | None = None
         self._waits = False
-        if PER_CALL:
+        if self.site.hides_loop_per_call:
             self.context = HiddenLoop(self.context)  # type: ignore[assignment]  # it has what is used of a Context
         if self.fields.has_body:
             self.spool()

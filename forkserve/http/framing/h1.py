@@ -397,10 +397,14 @@ class H1Connection(Output):
         self.break_off(reset=True)
 
     def drain(self, now: float, linger: float) -> None:
-        """Prepare for the end of the process: idle connections get ``linger`` seconds for one more request."""
+        """Prepare for the end of the process: idle connections get ``linger`` seconds for one more request, or end now."""
         # The response has ended: the rest of its request body gets no more time.
         if self.exchange is None and not self.closing:
-            self.deadline = min(self.deadline, now + (linger if self.requests and not self.reader.buffer else NEWCOMER_TIME))
+            idle = self.requests and not self.reader.buffer
+            if idle and not linger:
+                self.break_off(reset=False)
+            else:
+                self.deadline = min(self.deadline, now + (linger if idle else NEWCOMER_TIME))
 
     def sweep(self, now: float, late: float) -> None:
         """Act on what is overdue; called once a second."""

@@ -263,7 +263,7 @@ class Client(Protocol):
 
         Args:
             now: The loop's time.
-            linger: Seconds that an idle connection has for one more request.
+            linger: Seconds that an idle connection has for one more request; 0: close it now.
         """
 
     def may_bring_request(self, *, last: bool) -> bool:

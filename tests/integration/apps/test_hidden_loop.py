@@ -13,11 +13,10 @@ from tests.integration.command import run
 from tests.integration.conftest import Start
 
 CONF = """
-from forkserve.http import service
-from forkserve.http.app import wsgi
+from forkserve.http.app import site
 from tests.integration.hidden_loop_apps import look
 
-service.PER_CALL = wsgi.PER_CALL = service.PER_CALL or {per_call}
+site.PER_CALL = site.PER_CALL or {per_call}
 
 def pre_request(worker, req):
     look("pre_request")
