@@ -7,12 +7,13 @@ from forkserve.version import __version__
 
 if TYPE_CHECKING:
     from forkserve.base.errors import CommandError
+    from forkserve.prefork.control.client import connect
     from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
     from forkserve.prefork.worker.worker import Worker, current_worker
     from forkserve.server import Server
     from forkserve.web.worker import HTTPWorker
 
-__all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "current_worker"]
+__all__ = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "__version__", "connect", "current_worker"]
 
 _MODULES = {
     "CommandError": "forkserve.base.errors",
@@ -21,6 +22,7 @@ _MODULES = {
     "Server": "forkserve.server",
     "Worker": "forkserve.prefork.worker.worker",
     "WouldDeadlock": "forkserve.prefork.ipc.pending",
+    "connect": "forkserve.prefork.control.client",
     "current_worker": "forkserve.prefork.worker.worker",
 }
 
