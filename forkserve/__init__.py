@@ -8,6 +8,7 @@ from forkserve.version import __version__
 if TYPE_CHECKING:
     from forkserve import testing
     from forkserve.base.errors import CommandError
+    from forkserve.prefork.control.client import connect
     from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
     from forkserve.prefork.worker.worker import Worker, current_worker
     from forkserve.server import Server, run
@@ -21,6 +22,7 @@ __all__ = [
     "Worker",
     "WouldDeadlock",
     "__version__",
+    "connect",
     "current_worker",
     "run",
     "testing",
@@ -33,6 +35,7 @@ _MODULES = {
     "Server": "forkserve.server",
     "Worker": "forkserve.prefork.worker.worker",
     "WouldDeadlock": "forkserve.prefork.ipc.pending",
+    "connect": "forkserve.prefork.control.client",
     "current_worker": "forkserve.prefork.worker.worker",
     "run": "forkserve.server",
 }

@@ -79,9 +79,12 @@ class ListenError(ForkserveError):
 
 
 class CommandError(ForkserveError):
-    """A command was refused or has failed; `code` is one of CODES."""
+    """A command was refused or has failed; `code` is one of CODES.
 
-    CODES: ClassVar = ("failed", "refused", "unsupported", "usage", "unknown", "timeout")
+    A client of a running server also gets "no_server" (there is none) and "busy" (it has too many clients; nothing was done).
+    """
+
+    CODES: ClassVar = ("failed", "refused", "unsupported", "usage", "unknown", "timeout", "no_server", "busy")
 
     def __init__(self, message: str, code: str = "failed") -> None:
         super().__init__(message)
@@ -90,8 +93,13 @@ class CommandError(ForkserveError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'X'?)` for the known name nearest to *name*, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(name, known)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that *name* may be a misspelling of."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)), None)
 
 
 def unknown_command(name: object, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from forkserve.base.errors import ConfigError
 from forkserve.base.records import RecordError, dump, load
 
-VERSION: Final = 3
+VERSION: Final = 4
 """The version of everything that programs before and after an upgrade share: the state, messages, orders, and the scoreboard.
 
 It is raised with a change that the other program, or a worker of it, would understand differently: a field without a default that

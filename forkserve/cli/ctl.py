@@ -9,20 +9,19 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import click
 
 from forkserve.base import stdio
-from forkserve.base.errors import ExitCode, unknown_command
+from forkserve.base.errors import CommandError, ExitCode, nearest
 from forkserve.base.logs import printable
 from forkserve.cli.ctl_output import reasons, show
 from forkserve.config.values import read_seconds
-from forkserve.prefork.control import runtime_dir
-from forkserve.prefork.control.client import Answer, LateError, NoServerError, ServerGoneError, ask
-from forkserve.prefork.control.command import Command, commands_of
+from forkserve.prefork.control.client import GRACE, Answer, ask, find
+from forkserve.prefork.control.command import Command, commands_of, harmless
 from forkserve.prefork.control.wire import MAX_TIMEOUT, read_json
 from forkserve.prefork.ipc.pending import JSON
 from forkserve.prefork.master.commands import MasterCommands
@@ -33,14 +32,14 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no such server is running; 4 not 
 """
 CALL_ABOUT = """
 
-An ARG that is valid JSON is passed as that value, any other as a string. The exit code is 0 if every worker
-has done it.
+An ARG that is valid JSON is passed as that value, any other as a string. NAME=VALUE is a keyword argument if the command has a
+parameter NAME; after -- it is text. Equal replies are shown once. The exit code is 0 if every worker has done it.
 """
 EXITS = {"usage": 2, "no_server": 3, "timeout": 4}  # by the error's code; 1 for any other
-GRACE = 2.0  # seconds after the deadline for the server to report which workers were late
-LAST = ("stop", "quit")  # after these commands the server is gone
 NUMBER = re.compile(r"-(\d|\.\d)")
-MARK = "\0"  # put before a negative number, so that click does not read it as an option; no argument can contain it
+# Put before a negative number, so that click does not read it as an option, and before what stands after `--`, which may not have
+# the form NAME=VALUE. No argument can contain it.
+MARK = "\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +48,12 @@ class CommandLine:
 
     command: str
     args: list[JSON]
+    named: dict[int, str]  # by place in `args`: the text of each that has the form NAME=VALUE, and does not stand after `--`
     name: str | None
     socket: str | None
     timeout: float | None
     to: str | int | None
     as_json: bool
-
-
-class CtlError(Exception):
-    """An error that is printed instead of a server's reply."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 # Arguments in.
@@ -82,25 +74,37 @@ class _Ctl(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self._known:
-            self._known |= _commands_of_server(ctx.params, args)
-        if args[0] not in self._known:
-            raise click.UsageError(unknown_command(args[0], self._known))
+            own, builtin = _commands_of_server(ctx.params, args)
+            self._known |= builtin
+            if args[0] not in self._known:
+                raise click.UsageError(_unknown(args[0], self._known, own))
         return super().resolve_command(ctx, args)
 
 
-def _commands_of_server(before: dict[str, Any], args: list[str]) -> dict[str, Command]:
-    """Return the commands of the server that the command line selects; none if there is no such server."""
+def _commands_of_server(before: dict[str, Any], args: list[str]) -> tuple[set[str], dict[str, Command]]:
+    """Return the commands of the server that the command line selects: the names of the user's own, and the others."""
     options = {f"--{key}": before.get(key) for key in ("socket", "name")}
     for word, following in zip(args, [*args[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         if option in options:
             options[option] = value if equals else following
+    known = {one.name for one in fields(Command)}
     try:
-        path = options["--socket"] or choose(runtime_dir.running(os.environ), options["--name"])
-        found = ask(path, {"command": "commands"}, wait=GRACE)["result"]["builtin"]
-        return {one["name"]: Command(**one) for one in found}
-    except (CtlError, LateError, NoServerError, ServerGoneError, KeyError, TypeError):
-        return {}
+        found = ask(find(options["--name"], options["--socket"]), "commands", timeout=GRACE)["result"]
+        builtin = [Command(**{key: row[key] for key in known & row.keys()}) for row in found["builtin"]]
+        return {row["name"] for row in found["own"]}, {one.name: one for one in builtin}
+    except (CommandError, KeyError, TypeError):
+        return set(), {}
+
+
+def _unknown(name: str, known: Mapping[str, Command], own: Collection[str]) -> str:
+    """Return what to say of a command that `ctl` does not have. It proposes none that destroys something."""
+    near = nearest(name, [*harmless(known), *own])
+    if near is None:
+        return f"there is no command {name!r:.80}: see forkserve ctl --help, and forkserve ctl commands for your own"
+    if name in own:
+        return f"{name!r} is a command of the workers: write forkserve ctl call {name}"
+    return f"there is no command {name!r:.80} (did you mean '{'call ' * (near in own)}{near}'?)"
 
 
 def _options(default: str, *, to: bool, hidden: bool = False) -> list[click.Parameter]:
@@ -116,13 +120,21 @@ def _options(default: str, *, to: bool, hidden: bool = False) -> list[click.Para
     return options
 
 
+class _Command(click.Command):
+    """A command that knows which of its arguments stand after `--`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*args[: end + 1], *(MARK + text for text in args[end + 1 :])])
+
+
 def _command(command: Command) -> click.Command:
     arguments: list[click.Parameter] = [
         click.Argument([f"arg{i}"], metavar=word, required=word[0] != "[", nargs=-1 if "..." in word else 1)
         for i, word in enumerate(command.usage.split())
     ]
     timeout = "no limit" if command.timeout is None else f"{command.timeout:g}"
-    return click.Command(
+    return _Command(
         command.name,
         params=[*arguments, *_options(timeout, to=command.targets)],
         callback=lambda **_: _command_line(command, click.get_current_context()),
@@ -142,10 +154,13 @@ def _command_line(command: Command, context: click.Context) -> CommandLine:
         return value.replace(MARK, "") if isinstance(value, str) else value
 
     args: list[JSON] = []
+    named: dict[int, str] = {}
     for i, word in enumerate(command.usage.split()):
         value = context.params[f"arg{i}"]
-        texts = value if isinstance(value, tuple) else () if value is None else (value,)
-        args += [READERS.get(word.strip("[.]"), _value)(text.removeprefix(MARK)) for text in texts]
+        for text in value if isinstance(value, tuple) else () if value is None else (value,):
+            if args and command.targets and text.partition("=")[0].isidentifier() and "=" in text:
+                named[len(args)] = text
+            args.append(READERS.get(word.strip("[.]"), _value)(text.replace(MARK, "")))
     if option("name") is not None and option("socket") is not None:
         raise click.UsageError("--name and --socket both select the server: give one of them")
     if option("to") is not None and not command.targets:
@@ -153,6 +168,7 @@ def _command_line(command: Command, context: click.Context) -> CommandLine:
     return CommandLine(
         command.name,
         args,
+        named,
         option("name"),
         option("socket"),
         command.timeout if option("timeout") is None else _seconds(option("timeout")),
@@ -203,7 +219,7 @@ READERS: dict[str, Callable[[str], JSON]] = {"ID": _worker_id, "N|+N|-N": _amoun
 
 
 def parse(arguments: Sequence[str]) -> CommandLine | None:
-    """Parse a command line; return None after --help. Raises CtlError."""
+    """Parse a command line; return None after --help. Raises CommandError."""
     group = _Ctl(
         "ctl",
         params=_options("60; reload, upgrade: no limit", to=True, hidden=True),
@@ -216,49 +232,55 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
         line = group.main(marked, prog_name="forkserve ctl", standalone_mode=False)
     except click.UsageError as error:
         message = error.format_message().replace(MARK, "")
-        raise CtlError(message.replace("Missing command.", "a command is missing: see forkserve ctl --help"), "usage") from None
+        raise CommandError(
+            message.replace("Missing command.", "a command is missing: see forkserve ctl --help"), "usage"
+        ) from None
     return line if isinstance(line, CommandLine) else None
 
 
 # The server.
 
 
-def choose(running: Iterable[tuple[str, str]], name: str | None) -> str:
-    """Return the control socket of the one running server, or of the one with that name. Raises CtlError."""
-    servers: dict[str, str] = {}
-    for one, path in running:
-        servers.setdefault(one, path)
-    if name is not None and name in servers:
-        return servers[name]
-    names = ", ".join(servers)
-    if name is not None:
-        others = f": there is {names}" if servers else ""
-        raise CtlError(f"no server named {name!r} is running{others}", "no_server")
-    if not servers:
-        raise CtlError("no server of this user is running; one that has --control-socket PATH needs --socket PATH", "no_server")
-    if len(servers) > 1:
-        raise CtlError(f"several servers are running: select one with --name: {names}", "usage")
-    return servers.popitem()[1]
-
-
 def send(line: CommandLine) -> Answer:
-    """Send the command to a server, and return the server's reply. Raises CtlError if there is none."""
-    path = line.socket or choose(runtime_dir.running(os.environ), line.name)
+    """Send the command to a server, and return the server's reply. Raises CommandError if there is none."""
+    path = find(line.name, line.socket)
+    more: dict[str, JSON] = {} if line.to is None else {"to": line.to}
+    args = line.args
+    if line.named:
+        args, more["kwargs"] = split_arguments(line, ask(path, "commands", timeout=line.timeout)["result"])
     progress = _StatusLine(shown=not line.as_json and sys.stderr.isatty())
-    request = {"command": line.command, "args": line.args, "timeout": line.timeout, "progress": progress.shown}
-    if line.to is not None:
-        request["to"] = line.to
-    wait = None if line.timeout is None else line.timeout + GRACE
     try:
-        return ask(path, request, wait=wait, tell=progress.write, to_end=line.command in LAST)
-    except NoServerError as error:
-        raise CtlError(f"no server is running at {path}: {error}", "no_server") from None
-    except ServerGoneError as error:
-        raise CtlError(str(error), "failed") from None
-    except LateError:
-        raise CtlError(f"{line.command}: not done within {line.timeout:g} s; it may still be done", "timeout") from None
+        return ask(path, line.command, args, timeout=line.timeout, tell=progress.write if progress.shown else None, **more)
     finally:
         progress.clear()
+
+
+def split_arguments(line: CommandLine, commands: Any) -> tuple[list[JSON], dict[str, JSON]]:
+    """Return the arguments without and with a name of a call, for a server with these commands (the result of `commands`).
+
+    NAME=VALUE has a name if a worker that may be called has a parameter of that name, or if no worker describes the command. So
+    a call means the same for all workers: one with other parameters refuses it, and never takes NAME=VALUE as a text.
+    """
+    own = commands.get("own") if isinstance(commands, dict) else None
+    rows = [row for row in own or () if row.get("name") == line.args[0]]
+    if isinstance(line.to, int):
+        rows = [row for row in rows if line.to in row.get("workers", [line.to])] or rows
+    names = [row.get("keywords", ()) for row in rows]
+    accepts_any = None in names or not rows
+    args: list[JSON] = []
+    kwargs: dict[str, JSON] = {}
+    for place, value in enumerate(line.args):
+        if place not in line.named:
+            args.append(value)
+            continue
+        name, _, text = line.named[place].partition("=")
+        if not (accepts_any or any(name in one for one in names)):
+            args.append(value)
+        elif name in kwargs:
+            raise CommandError(f"{name}= is given twice", "usage")
+        else:
+            kwargs[name] = _value(text)
+    return args, kwargs
 
 
 class _StatusLine:
@@ -292,7 +314,7 @@ def main(arguments: Sequence[str]) -> int:
             return ExitCode.OK
         command, as_json = line.command, line.as_json
         answer = send(line)
-    except CtlError as error:
+    except CommandError as error:
         answer = {"ok": False, "error": {"code": error.code, "message": str(error)}, "result": None}
     except KeyboardInterrupt:
         answer = {

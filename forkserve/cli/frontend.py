@@ -17,7 +17,6 @@ import click
 
 from forkserve.base import files
 from forkserve.base.errors import ConfigError, ForkserveError
-from forkserve.cli import ctl
 from forkserve.cli.options import ACTIONS, load, make_command, parse
 from forkserve.config.addresses import Address
 from forkserve.config.settings import Settings
@@ -28,6 +27,7 @@ from forkserve.frontend.check import CheckError, check_configuration, unreadable
 from forkserve.frontend.config import FrontendConfig
 from forkserve.frontend.trial import check_upstream
 from forkserve.frontend.writer import Writer
+from forkserve.prefork.control import client
 
 T = TypeVar("T")
 
@@ -181,10 +181,7 @@ def _status_of(name: str | None, socket: str | None) -> dict[str, Any]:
     """Return the status of a running server."""
     if name is not None and socket is not None:
         raise ConfigError("--name and --socket both select the server: give one of them")
-    try:
-        answer = ctl.send(ctl.CommandLine("status", [], name, socket, PATIENCE, None, as_json=True))
-    except ctl.CtlError as error:
-        raise ForkserveError(str(error)) from None
+    answer = client.ask(client.find(name, socket), "status", timeout=PATIENCE)
     if not answer["ok"] or not isinstance(answer["result"], dict):
         fault = answer["error"]
         raise ForkserveError(f"the server does not return its status: {fault['message'] if isinstance(fault, dict) else fault}")

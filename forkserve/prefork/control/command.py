@@ -15,7 +15,7 @@ from forkserve.base.errors import CommandError, unknown_command
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT, JSON, Pending
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +32,7 @@ class Command:
         timeout: Seconds that `ctl` waits by default; None: until the command is done.
         targets: Whether a request may say to which workers the command goes.
         repeatable: Whether it changes nothing, so that an upgrade in between may run it once more.
+        destructive: Whether it ends something that serves, so that it is never proposed in place of a misspelt command.
     """
 
     name: str
@@ -40,10 +41,12 @@ class Command:
     timeout: float | None = CALL_TIMEOUT
     targets: bool = False
     repeatable: bool = False
+    destructive: bool = False
 
     def describe(self) -> dict[str, JSON]:
         """Return what a client needs to offer the command."""
-        return {"name": self.name, "usage": self.usage, "help": self.help, "timeout": self.timeout, "targets": self.targets}
+        keys = ("name", "usage", "help", "timeout", "targets", "destructive")
+        return {key: getattr(self, key) for key in keys}
 
 
 def command(
@@ -53,6 +56,7 @@ def command(
     timeout: float | None = CALL_TIMEOUT,
     targets: bool = False,
     repeatable: bool = False,
+    destructive: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declare a method as a command of the master; the arguments are those of `Command`.
 
@@ -64,10 +68,11 @@ def command(
         @functools.wraps(method)
         def run(*args: P.args, **options: P.kwargs) -> R:
             if not targets:
-                run_refusal_hook(args[0], method.__name__, args[1:], **options)
+                run_refusal_hook(args[0], method.__name__, args[1:], options)
             return method(*args, **options)
 
-        vars(run)["command"] = Command(method.__name__.replace("_", "-"), help, usage, timeout, targets, repeatable)
+        name = method.__name__.replace("_", "-")
+        vars(run)["command"] = Command(name, help, usage, timeout, targets, repeatable, destructive)
         return run
 
     return declare
@@ -88,6 +93,11 @@ def commands_of(kind: type) -> dict[str, Command]:
     return {found.name: found for _, found in _declared(kind, "command")}
 
 
+def harmless(commands: Mapping[str, Command]) -> list[str]:
+    """Return the names that may be proposed in place of a misspelt one."""
+    return [name for name, one in commands.items() if not one.destructive]
+
+
 def signals_of(kind: type) -> dict[int, str]:
     """Return the signals that the methods of a class and its bases declare, each with the name of the method."""
     return {one: method for method, found in _declared(kind, "signals") for one in found}
@@ -98,7 +108,15 @@ def _declared(kind: type, what: str) -> list[tuple[str, Any]]:
     return [(name, vars(value)[what]) for name, value in attributes if inspect.isfunction(value) and what in vars(value)]
 
 
-def execute(commands: object, name: str, args: Sequence[JSON], *, to: str | int = "all", timeout: float | None = None) -> Pending:
+def execute(
+    commands: object,
+    name: str,
+    args: Sequence[JSON],
+    *,
+    to: str | int = "all",
+    timeout: float | None = None,
+    kwargs: Mapping[str, JSON] | None = None,
+) -> Pending:
     """Run a command by its name, as a request gives it.
 
     Args:
@@ -107,15 +125,16 @@ def execute(commands: object, name: str, args: Sequence[JSON], *, to: str | int 
         args: Its arguments.
         to: Which workers, for a command with targets.
         timeout: Seconds, for a command with targets.
+        kwargs: Arguments with a name, for a command with targets.
 
     Raises:
         CommandError: There is no such command, the arguments do not fit, or the command refuses.
     """
     known = commands_of(type(commands))
     if name not in known:
-        raise CommandError(unknown_command(name, known), "unknown")
+        raise CommandError(unknown_command(name, harmless(known)), "unknown")
     method = getattr(commands, name.replace("-", "_"))
-    options: dict[str, Any] = {"to": to, "timeout": timeout} if known[name].targets else {}
+    options: dict[str, Any] = {"to": to, "timeout": timeout, "keywords": kwargs} if known[name].targets else {}
     try:
         inspect.signature(method).bind(*args, **options)
     except TypeError:
@@ -124,12 +143,12 @@ def execute(commands: object, name: str, args: Sequence[JSON], *, to: str | int 
     return result if isinstance(result, Pending) else Pending.of(result)
 
 
-def run_refusal_hook(commands: object, name: str, args: Sequence[object], **options: object) -> None:
+def run_refusal_hook(commands: object, name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
     """Call the method `on_<name>`, if there is one. Raises CommandError if that raises: the command must not run."""
     hook = getattr(commands, f"on_{name}", None)
     if hook is None:
         return
     try:
-        hook(*args, **options)
+        hook(*args, **kwargs)
     except Exception as error:
         raise CommandError(f"{name} was refused: {str(error) or type(error).__name__}", "refused") from error

@@ -42,7 +42,15 @@ LAST_FLUSH = 1.0  # seconds to send what is unsent at the end
 class Execute(Protocol):
     """How a command is begun; raises CommandError for what is refused at once."""
 
-    def __call__(self, name: str, args: Sequence[JSON], *, to: str | int = "all", timeout: float | None = None) -> Pending:
+    def __call__(
+        self,
+        name: str,
+        args: Sequence[JSON],
+        *,
+        to: str | int = "all",
+        timeout: float | None = None,
+        kwargs: Mapping[str, JSON] | None = None,
+    ) -> Pending:
         """Begin the command."""
 
 
@@ -248,7 +256,7 @@ class Control:
     def _run(self, session: Session, running: RunningRequest) -> None:
         request = running.request
         try:
-            pending = self._execute(request.command, request.args, to=request.to, timeout=request.timeout)
+            pending = self._execute(request.command, request.args, to=request.to, timeout=request.timeout, kwargs=request.kwargs)
         except CommandError as error:
             pending = _failed(error)
         except Exception:  # noqa: BLE001 - said in the log, and to the client

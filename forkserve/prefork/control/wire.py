@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve.base.errors import CommandError, did_you_mean, unknown_command
 from forkserve.base.records import record
+from forkserve.prefork.control.command import harmless
 from forkserve.prefork.ipc.frames import MAX_NESTING, is_nested_too_deeply
 from forkserve.prefork.ipc.pending import JSON
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 MAX_LINE: Final = 1 << 20  # of a request; an answer may be longer
 MAX_TIMEOUT: Final = 1_000_000  # seconds; system calls that wait take no more than about twice as many
-KEYS: Final = ("v", "id", "command", "args", "to", "timeout", "progress")
+KEYS: Final = ("v", "id", "command", "args", "kwargs", "to", "timeout", "progress")
+FOR_TARGETS: Final = ("to", "kwargs")  # keys for commands with targets only
 
 
 class LineError(ValueError):
@@ -93,6 +95,7 @@ class Request:
     timeout: float | None = None
     progress: bool = False
     id: JSON = None
+    kwargs: dict[str, JSON] = field(default_factory=dict)
 
 
 def read_request(line: bytes, commands: Mapping[str, Command]) -> Request:
@@ -118,20 +121,20 @@ def read_request(line: bytes, commands: Mapping[str, Command]) -> Request:
     if not isinstance(command, str):
         refuse('"command" must be a string')
     if command not in commands:
-        refuse(unknown_command(command, commands), "unknown")
-    if not isinstance(args, list):
-        refuse('"args" must be an array')
+        refuse(unknown_command(command, harmless(commands)), "unknown")
+    for key, kind, what in (("args", list, "an array"), ("kwargs", dict, "an object"), ("progress", bool, "true or false")):
+        if not isinstance(message.get(key, kind()), kind):
+            refuse(f'"{key}" must be {what}')
     if to not in ("all", "any") and not _is_number(to, int):
         refuse('"to" must be "all", "any" or the number of a worker')
-    if "to" in message and not commands[command].targets:
-        takers = " and ".join(f'"{name}"' for name, one in commands.items() if one.targets)
-        refuse(f'"to" belongs to {takers} only')
+    for key in FOR_TARGETS:
+        if key in message and not commands[command].targets:
+            takers = " and ".join(f'"{name}"' for name, one in commands.items() if one.targets)
+            refuse(f'"{key}" belongs to {takers} only')
     timeout = message.get("timeout", commands[command].timeout)
     if timeout is not None and not (_is_number(timeout, int, float) and 0 < timeout <= MAX_TIMEOUT):
         refuse(f'"timeout" must be null or a number of seconds, more than 0 and at most {MAX_TIMEOUT}')
-    if not isinstance(message.get("progress", False), bool):
-        refuse('"progress" must be true or false')
-    return Request(command, args, to, timeout, message.get("progress", False), ident)
+    return Request(command, args, to, timeout, message.get("progress", False), ident, message.get("kwargs", {}))
 
 
 def _is_number(value: object, *types: type) -> bool:

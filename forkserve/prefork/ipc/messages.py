@@ -18,7 +18,7 @@ from typing import ClassVar, Final, TypeVar, dataclass_transform
 
 from forkserve.base.errors import ExitCode
 from forkserve.prefork.ipc.hooks import Attributes
-from forkserve.prefork.ipc.pending import JSON, Failure, Reply
+from forkserve.prefork.ipc.pending import JSON, CommandDescription, Failure, Reply
 
 Facts = Mapping[str, Sequence[str]]
 
@@ -79,10 +79,10 @@ class Ready(Message):
     """A worker can take connections, or a mold can fork workers.
 
     Attributes:
-        commands: The commands that the worker class adds to `Worker`: `name`, `usage` (parameters), `help` (one line) of each.
+        commands: The commands that the worker class adds to `Worker`.
     """
 
-    commands: Sequence[Mapping[str, str]] = ()
+    commands: Sequence[CommandDescription] = ()
 
 
 @_message("failed", "worker, mold, warm process, watcher", "master")
@@ -155,9 +155,11 @@ class Call(Message):
     Attributes:
         number: The worker's number for the call.
         name: The name of the command.
-        args: The arguments.
+        args: The arguments without a name.
         to: "all" ready workers, "any" one, or the id of one.
         timeout: Seconds until the call ends without an answer; null for never.
+        kwargs: The arguments with a name.
+        include_self: Whether the calling worker may get the command, too.
     """
 
     number: int
@@ -165,6 +167,8 @@ class Call(Message):
     args: Sequence[JSON]
     to: JSON
     timeout: JSON
+    kwargs: Mapping[str, JSON] = field(default_factory=dict)
+    include_self: bool = False
 
 
 @_message("free", "worker", "master")
@@ -381,14 +385,16 @@ class Command(Message):
     Attributes:
         call: The number of the call.
         name: The name of the command.
-        args: The arguments.
+        args: The arguments without a name.
         deadline: The time from which the command must not be started any more, in seconds of the monotonic clock; null: none.
+        kwargs: The arguments with a name.
     """
 
     call: int
     name: str
     args: Sequence[JSON]
     deadline: float | None
+    kwargs: Mapping[str, JSON] = field(default_factory=dict)
 
 
 @_message("offer", "master", "worker")

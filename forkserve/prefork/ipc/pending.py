@@ -1,7 +1,8 @@
-"""Pending: a command that the master has begun, and the replies of the workers. Pure."""
+"""Pending: a command that the master has begun, the replies of the workers, and the description of a command. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -50,6 +51,23 @@ class Reply:
     def ok(self) -> bool:
         """Whether the command has succeeded."""
         return self.status == "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandDescription:
+    """A command that a worker class defines.
+
+    Attributes:
+        name: The name.
+        usage: The parameters, for people.
+        help: What it does, in one line.
+        keywords: The names that an argument can have; null: any name.
+    """
+
+    name: str
+    usage: str
+    help: str
+    keywords: Sequence[str] | None
 
 
 class Pending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from forkserve.base.errors import CommandError
@@ -16,7 +16,7 @@ from forkserve.prefork.ipc.messages import Answer, CallError
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master import arguments
 from forkserve.prefork.master.observers import Observer
-from forkserve.prefork.policy.calls import Calls, CallTarget, Send
+from forkserve.prefork.policy.calls import NO_KWARGS, Calls, CallTarget, Send
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.states import State
 
@@ -70,24 +70,32 @@ class CallRouter(Observer):
         if self.children.pool.phase >= Phase.STOPPING:
             self._calls.refuse(CommandError("the server is stopping", "refused"))
 
-    def ask(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None) -> Pending:
-        """Send a command to workers, except for the one with the ident `caller`, as `Server.call` does. Raises CommandError."""
+    def ask(
+        self,
+        name: str,
+        args: Sequence[JSON],
+        to: str | int,
+        timeout: float | None,
+        kwargs: Mapping[str, JSON] = NO_KWARGS,
+        without: int | None = None,
+    ) -> Pending:
+        """Send a command to workers, except for the one with the ident `without`, as `Server.call` does. Raises CommandError."""
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
-        targets = [target for target in self.children.targets() if target.ident != caller]
+        targets = [target for target in self.children.targets() if target.ident != without]
         try:
-            encode(messages.Command(MANY_CALLS, name, args, deadline))
+            encode(messages.Command(MANY_CALLS, name, args, deadline, kwargs))
         except FrameError as error:
             raise CommandError(f"the arguments of {name} cannot be sent: {error}", "usage") from error
         if to == "any":
-            pending, sends = self._calls.ask_any(name, args, targets, now, deadline, caller)
+            pending, sends = self._calls.ask_any(name, args, targets, now, deadline, without, kwargs)
         else:
             if to != "all":
                 slot = arguments.slot(to, self.children.pool)
                 targets = [target for target in targets if target.id == slot][-1:]  # the newest, if it is replacing another
                 if not targets:
                     raise CommandError(f"worker {slot} cannot be called: it is not ready, or it is the caller itself")
-            pending, sends = self._calls.ask(name, args, targets, now, deadline)
+            pending, sends = self._calls.ask(name, args, targets, now, deadline, kwargs)
         self._send(sends)
         return pending
 
@@ -170,7 +178,8 @@ class CallRouter(Observer):
 
         pending = Pending()
         try:
-            pending = self._ask_for(call.name, call.args, call.to, call.timeout, child.member.ident)
+            without = None if call.include_self else child.member.ident
+            pending = self._ask_for(call.name, call.args, call.to, call.timeout, call.kwargs, without)
         except CommandError as error:
             pending.fail(error)
         except (TypeError, ValueError) as error:  # for example a name that is no string: no reason to kill the worker

@@ -19,6 +19,7 @@ from forkserve.prefork.ipc.channel import Channel, ChannelState
 from forkserve.prefork.ipc.hooks import WorkerHandle, attributes_of, sendable
 from forkserve.prefork.ipc.messages import Failed, LogFiles
 from forkserve.prefork.ipc.orders import OrderSocket
+from forkserve.prefork.ipc.pending import CommandDescription
 from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.worker import stacks
 
@@ -38,7 +39,7 @@ class ChildState:
     pid: int | None
     failure: Failed | None
     fault: Failed | None
-    commands: Sequence[Mapping[str, str]]
+    commands: Sequence[CommandDescription]
     orders: InheritedFd | None
     attributes: Mapping[str, Any] = field(default_factory=dict)  # set by users' hooks, as far as JSON can hold them
 
@@ -57,7 +58,7 @@ class Child:
     stacks: int
     failure: Failed | None = None  # why it has not booted
     fault: Failed | None = None  # the same for a worker that is ready with the error page (--reload)
-    commands: Sequence[Mapping[str, str]] = field(default_factory=list)  # the commands of its class, beside the server's own
+    commands: Sequence[CommandDescription] = field(default_factory=list)  # the commands of its class, beside the server's own
     orders: OrderSocket | None = None  # of a mold
 
     def __str__(self) -> str:

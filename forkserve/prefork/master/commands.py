@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forkserve.base import logs, privileges
 from forkserve.base.errors import CommandError, ListenError
+from forkserve.base.records import dump
 from forkserve.prefork.control.command import command, commands_of, for_signals, run_refusal_hook, signals_of
 from forkserve.prefork.control.socketfile import SocketFile
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT, Pending
@@ -25,11 +26,11 @@ from forkserve.prefork.system.poller import Poller
 from forkserve.prefork.worker.defined import HOOKS, NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from forkserve.config.load import Config
     from forkserve.prefork.control.endpoint import Endpoint
-    from forkserve.prefork.ipc.pending import JSON
+    from forkserve.prefork.ipc.pending import JSON, CommandDescription
     from forkserve.prefork.master.call_router import CallRouter
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.reloading import Reloading
@@ -148,7 +149,7 @@ class MasterCommands:
         """Replace every worker, with the current code and settings. If the first new worker fails, nothing changes."""
         return self.require_running().reloading.request()
 
-    @command("Replace one worker; the old one serves until the new one is ready.", usage="ID")
+    @command("Replace one worker; the old one serves until the new one is ready.", usage="ID", destructive=True)
     def restart(self, worker: int | str) -> Pending:
         """Replace one worker; the old one serves until the new one is ready, and stays if that fails."""
         from forkserve.prefork.policy import completion, history
@@ -165,7 +166,7 @@ class MasterCommands:
 
         return self.pending_commands.until(before, lambda: {"id": slot, "pid": self._pid_of(slot)}).finally_(give_up)
 
-    @command("Run N workers, or N more or fewer.", usage="N|+N|-N")
+    @command("Run N workers, or N more or fewer.", usage="N|+N|-N", destructive=True)
     def scale(self, workers: int | str) -> Pending:
         """Run `workers` workers; "+1" and negative numbers are relative.
 
@@ -190,12 +191,12 @@ class MasterCommands:
         return self.pending_commands.until(completion.scaled(self.pool, wanted), lambda: {"workers": wanted})
 
     @for_signals(signal.SIGQUIT)
-    @command("Stop when the requests in hand are answered.")
+    @command("Stop when the requests in hand are answered.", destructive=True)
     def stop(self) -> Pending:
         """Stop when the requests in hand are answered, within `graceful_timeout`."""
         return self._stop()
 
-    @command("Stop at once.")
+    @command("Stop at once.", destructive=True)
     def quit(self) -> Pending:
         """Stop at once, without waiting for requests in hand."""
         from forkserve.prefork.policy import history
@@ -216,7 +217,16 @@ class MasterCommands:
         return self._stops[-1]
 
     @command("Run a command of your own in the workers, and show each reply.", usage="NAME [ARG...]", targets=True)
-    def call(self, name: str, *args: JSON, to: str | int = "all", timeout: float | None = CALL_TIMEOUT) -> Pending:
+    def call(
+        self,
+        name: str,
+        /,
+        *args: JSON,
+        to: str | int = "all",
+        timeout: float | None = CALL_TIMEOUT,
+        keywords: Mapping[str, JSON] | None = None,
+        **kwargs: JSON,
+    ) -> Pending:
         """Have workers run a command of the user's own; the value is the list of their replies.
 
         Args:
@@ -224,18 +234,24 @@ class MasterCommands:
             args: JSON values.
             to: `all` that are ready now, `any`: the one that is idle first, or the id of one.
             timeout: Seconds. A worker that has not begun by then never begins; one that has not answered is late. None: no limit.
+            keywords: More arguments with a name, for a command whose parameter is called `to`, `timeout` or `keywords`.
+            kwargs: JSON values, by the name of the parameter.
 
         Raises:
             CommandError: The master's `on_<name>` refused it, no worker has that id, or an argument is not JSON.
         """
-        return self.request_call(name, args, to, timeout)
+        return self.request_call(name, args, to, timeout, {**(keywords or {}), **kwargs})
 
     @command("List your own commands, and these.", repeatable=True)
     def commands(self) -> dict[str, Any]:
-        """List the user's own commands that ready workers have reported, and the master's commands."""
-        own = {one["name"]: one for child in self._started.children for one in child.commands}
-        builtin = [one.describe() for one in commands_of(type(self)).values()]
-        return {"own": [own[name] for name in sorted(own)], "builtin": builtin}
+        """List the user's own commands, with the workers that have reported them, and the master's commands."""
+        found: dict[str, tuple[CommandDescription, set[int]]] = {}  # several of one name if workers differ, as in a reload
+        for child in self._started.children:
+            for one in child.commands:
+                found.setdefault(repr(one), (one, set()))[1].add(child.id)
+        own = [{**dump(one), "workers": sorted(slots)} for one, slots in found.values()]
+        own.sort(key=lambda one: (one["name"], one["workers"]))
+        return {"own": own, "builtin": [one.describe() for one in commands_of(type(self)).values()]}
 
     @command("Show what every thread of each worker, or of one, is doing.", usage="[ID]", repeatable=True)
     def stacks(self, worker: int | str | None = None) -> Pending:
@@ -259,7 +275,9 @@ class MasterCommands:
         return running.router.ask("reopen_logs", (), "all", CALL_TIMEOUT)
 
     @for_signals(signal.SIGUSR2)
-    @command("Run the forkserve and Python that are installed now, under the same pid, and reload.", timeout=None)
+    @command(
+        "Run the forkserve and Python that are installed now, under the same pid, and reload.", timeout=None, destructive=True
+    )
     def upgrade(self) -> Pending:
         """Execute the program that would start now, under the same pid, and reload. If the pre-flight fails, nothing changes.
 
@@ -270,14 +288,20 @@ class MasterCommands:
     # Parts of the commands.
 
     def request_call(
-        self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None, caller: int | None = None
+        self,
+        name: str,
+        args: Sequence[JSON],
+        to: str | int,
+        timeout: float | None,
+        kwargs: Mapping[str, JSON],
+        without: int | None = None,
     ) -> Pending:
-        """Do what `call` does. A worker that calls has the ident `caller`, and is left out. Raises CommandError."""
+        """Do what `call` does, except in the worker with the ident `without`. Raises CommandError."""
         running = self.require_running()
         arguments.check_call(name, timeout)
         if NAME.fullmatch(name) and name not in HOOKS:
-            run_refusal_hook(self, name, args)
-        return running.router.ask(name, args, to, timeout, caller)
+            run_refusal_hook(self, name, args, kwargs)
+        return running.router.ask(name, args, to, timeout, kwargs, without)
 
     def _pid_of(self, slot: int) -> int | None:
         return next((target.pid for target in self._started.children.targets() if target.id == slot), None)

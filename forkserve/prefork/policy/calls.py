@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from forkserve.base.errors import CommandError
 
 OFFER: Final = Offer()
+NO_KWARGS: Final[Mapping[str, JSON]] = {}  # a plain dict: it is written as JSON
 STATUSES = ("ok", "error", "unknown")  # that a worker can send; the master finds out the others
 
 
@@ -46,6 +47,7 @@ class _Call:
     args: Sequence[JSON]
     began: float
     deadline: float | None
+    kwargs: Mapping[str, JSON]
     pending: Pending = field(default_factory=Pending)
     open: dict[int, tuple[CallTarget, float]] = field(default_factory=dict)  # by ident: no reply yet, and since when
     replies: list[Reply] = field(default_factory=list)
@@ -53,7 +55,7 @@ class _Call:
 
     @property
     def message(self) -> Command:
-        return Command(self.number, self.name, self.args, self.deadline)
+        return Command(self.number, self.name, self.args, self.deadline, self.kwargs)
 
 
 class Calls:
@@ -78,10 +80,16 @@ class Calls:
         return min((call.deadline for call in self._open.values() if call.deadline is not None), default=None)
 
     def ask(
-        self, name: str, args: Sequence[JSON], targets: Iterable[CallTarget], now: float, deadline: float | None
+        self,
+        name: str,
+        args: Sequence[JSON],
+        targets: Iterable[CallTarget],
+        now: float,
+        deadline: float | None,
+        kwargs: Mapping[str, JSON] = NO_KWARGS,
     ) -> tuple[Pending, list[Send]]:
         """Call each of the targets. The value will be their replies, in the order of their ids."""
-        call = self._new(name, args, now, deadline)
+        call = self._new(name, args, now, deadline, kwargs)
         call.open = {target.ident: (target, now) for target in targets}
         message = call.message
         sends = [Send(ident, message) for ident in call.open]
@@ -96,9 +104,10 @@ class Calls:
         now: float,
         deadline: float | None,
         without: int | None = None,
+        kwargs: Mapping[str, JSON] = NO_KWARGS,
     ) -> tuple[Pending, list[Send]]:
         """Call the first idle worker other than `without`. The value will be a list of one reply."""
-        call = self._new(name, args, now, deadline)
+        call = self._new(name, args, now, deadline, kwargs)
         call.without = without
         self._waiting.append(call)
         return call.pending, [send for target in ready for send in self.offer(target.ident)]
@@ -161,8 +170,8 @@ class Calls:
             del self._open[call.number]
             call.pending.fail(error)
 
-    def _new(self, name: str, args: Sequence[JSON], now: float, deadline: float | None) -> _Call:
-        call = _Call(next(self._numbers), name, args, now, deadline)
+    def _new(self, name: str, args: Sequence[JSON], now: float, deadline: float | None, kwargs: Mapping[str, JSON]) -> _Call:
+        call = _Call(next(self._numbers), name, args, now, deadline, kwargs)
         self._open[call.number] = call
         return call
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 on_own_loop: ContextVar[bool] = ContextVar("on_own_loop", default=False)
 """Whether this runs in an async command, on a loop that the worker has made for it. No reply is received until it ends."""
+in_command: ContextVar[bool] = ContextVar("in_command", default=False)
+"""Whether this runs in a command. This worker starts no other one until it ends."""
 
 
 class CallFuture:
@@ -29,8 +31,9 @@ class CallFuture:
     Await it on an event loop, or wait for `result` in a thread of the application; `then` works anywhere.
     """
 
-    def __init__(self, main_thread: int) -> None:
+    def __init__(self, main_thread: int, *, needs_this_worker: bool = False) -> None:
         self._main_thread = main_thread
+        self._needs_this_worker = needs_this_worker
         self._replies: Future[list[Reply]] = Future()
         self._replies.set_running_or_notify_cancel()  # it cannot be cancelled: the replies arrive in any case
 
@@ -43,16 +46,19 @@ class CallFuture:
         """Wait for the replies, at most `timeout` seconds.
 
         Raises:
-            WouldDeadlock: This thread runs the worker's commands, and the replies have not arrived yet.
+            WouldDeadlock: The replies have not arrived yet, and this thread runs the worker's commands, or this is a command
+                and the call includes this worker, which runs one command at a time.
             CommandError: The master has refused the command, or is gone.
             TimeoutError: The replies have not arrived in time.
         """
         if threading.get_ident() == self._main_thread:
             self._must_be_done("this thread also runs the commands of others: await the replies, or use then()")
-        self._check_loop()
+        self._check_command()
         return self._replies.result(timeout)
 
-    def _check_loop(self) -> None:
+    def _check_command(self) -> None:
+        if self._needs_this_worker and in_command.get():
+            self._must_be_done("this worker runs one command at a time, and this is one: use then()")
         if on_own_loop.get():
             self._must_be_done("this worker does nothing else while the command runs: use then()")
 
@@ -63,7 +69,7 @@ class CallFuture:
     def __await__(self) -> Generator[Any, None, list[Reply]]:
         import asyncio  # noqa: PLC0415  # only where there is a loop
 
-        self._check_loop()
+        self._check_command()
         return asyncio.wrap_future(self._replies).__await__()
 
     def then(self, call: Callable[[list[Reply]], object]) -> CallFuture:
@@ -97,13 +103,22 @@ class OpenCalls:
         self._worker = worker
         self._futures: dict[int, CallFuture] = {}
 
-    def call(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None) -> CallFuture:
+    def call(
+        self,
+        name: str,
+        args: Sequence[JSON],
+        to: str | int,
+        timeout: float | None,
+        kwargs: Mapping[str, JSON],
+        *,
+        include_self: bool,
+    ) -> CallFuture:
         """Call as `Worker.call` does. Raises CommandError for arguments that cannot be sent."""
-        future = CallFuture(threading.main_thread().ident or 0)
+        future = CallFuture(threading.main_thread().ident or 0, needs_this_worker=include_self)
         number = id(future)
         self._futures[number] = future
         try:
-            sent = not self._worker.orphan and self._worker.send(Call(number, name, args, to, timeout))
+            sent = not self._worker.orphan and self._worker.send(Call(number, name, args, to, timeout, kwargs, include_self))
         except FrameError as error:
             self._futures.pop(number)
             raise CommandError(f"the arguments of {name} cannot be sent: {error}", "usage") from error

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from forkserve.base.errors import ConfigError
+from forkserve.prefork.ipc.pending import CommandDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 # Methods `on_<name>` that belong to no command: the hooks of `Worker`, and `Server.on_signal`.
 HOOKS: Final = ("register", "start", "ready", "stop", "unregister", "timeout", "exit", "signal")
+UNBOUND: Final = (staticmethod, classmethod)  # their first parameter is not the worker
 
 
 def commands_of(worker_class: type) -> dict[str, Callable[..., object]]:
@@ -38,26 +40,33 @@ def commands_of(worker_class: type) -> dict[str, Callable[..., object]]:
     return found
 
 
-def describe(worker_class: type, base: type) -> list[dict[str, str]]:
-    """Return the commands that a worker class adds to its base: `name`, `usage` (parameters) and `help` (one line) of each."""
+def describe(worker_class: type, base: type) -> list[CommandDescription]:
+    """Return the commands that a worker class adds to its base."""
     return [
-        {"name": name, "usage": _parameters(worker_class, name), "help": (inspect.getdoc(method) or "").partition("\n")[0]}
+        _describe(name, method, has_self=not isinstance(inspect.getattr_static(worker_class, f"child_{name}"), UNBOUND))
         for name, method in commands_of(worker_class).items()
         if method is not getattr(base, f"child_{name}", None)
     ]
 
 
-def _parameters(worker_class: type, name: str) -> str:
-    has_self = not isinstance(inspect.getattr_static(worker_class, f"child_{name}"), staticmethod | classmethod)
+def _describe(name: str, method: Callable[..., object], *, has_self: bool) -> CommandDescription:
+    about = (inspect.getdoc(method) or "").partition("\n")[0]
     try:
-        parameters = list(inspect.signature(getattr(worker_class, f"child_{name}")).parameters.values())[has_self:]
+        parameters = list(inspect.signature(method).parameters.values())[has_self:]
     except ValueError:  # a function in C without a signature
-        return "[ARG...]"
-    shown = []
-    for parameter in parameters:
-        word = parameter.name.upper()
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            shown.append(f"[{word}...]")
-        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            shown.append(word if parameter.default is parameter.empty else f"[{word}]")
-    return " ".join(shown)
+        return CommandDescription(name, "[ARG...]", about, ())
+    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    # A command that accepts any name gets every NAME=VALUE as one: there would be no other way, while text can stand after `--`.
+    accepts_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    return CommandDescription(name, " ".join(map(_usage, parameters)), about, None if accepts_any else names)
+
+
+def _usage(parameter: inspect.Parameter) -> str:
+    word = parameter.name.upper()
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return f"[{word}...]"
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return "[NAME=VALUE...]"
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        word = f"{parameter.name}={word}"
+    return word if parameter.default is parameter.empty else f"[{word}]"

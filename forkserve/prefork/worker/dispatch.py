@@ -8,19 +8,23 @@ import inspect
 import time
 import traceback
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base.errors import unknown_command
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import Command, Free, Offer, Result
 from forkserve.prefork.ipc.pending import LONGEST_TEXT, Failure
-from forkserve.prefork.worker.call_future import on_own_loop
+from forkserve.prefork.worker.call_future import in_command, on_own_loop
 from forkserve.prefork.worker.defined import commands_of
 
 if TYPE_CHECKING:
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.worker.running import RunningWorker
+
+
+class SignatureError(Exception):
+    """The arguments do not fit a command; the text has its signature."""
 
 
 class Dispatcher:
@@ -59,10 +63,12 @@ class Dispatcher:
 
     async def _perform(self, command: Command) -> None:
         """Run one command and reply. No exception in it ends the worker."""
+        inside = in_command.set(True)
         try:
             await self._answer(command)
         finally:
             self._busy = False
+            in_command.reset(inside)
 
     async def _answer(self, command: Command) -> None:
         call, name = command.call, command.name
@@ -71,7 +77,10 @@ class Dispatcher:
             self._worker.send(Result(call, name, "unknown", error=failure))
             return
         try:
-            result = Result(call, name, "ok", await self._run(name, command.args))
+            result = Result(call, name, "ok", await self._run(name, command.args, command.kwargs))
+        except SignatureError as error:
+            self._worker.log.warning("command %s failed: %s", name, error)
+            result = Result(call, name, "error", error=Failure("TypeError", str(error)[:LONGEST_TEXT]))
         except BaseException as error:  # not even SystemExit may end the worker
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise  # the worker ends; it was not the command that cancelled a task of its own
@@ -82,13 +91,15 @@ class Dispatcher:
             failure = self._failure(name, TypeError(f"what it returned cannot be sent: {error}"))
             self._worker.send(Result(call, name, "error", error=failure))
 
-    async def _run(self, name: str, args: Sequence[JSON]) -> JSON:
+    async def _run(self, name: str, args: Sequence[JSON], kwargs: Mapping[str, JSON]) -> JSON:
         notify, implementation = getattr(self._worker, f"on_{name}", None), getattr(self._worker, f"child_{name}")
-        for method in filter(None, (notify, implementation)):  # the arguments of both, before either runs
-            inspect.signature(method).bind(*args)
+        # `on_<name>` may have other names for the parameters, so it gets an argument by name only if it must have one.
+        args, kwargs = _fit(name, implementation, args, kwargs)
+        if notify is not None:
+            _fit(f"on_{name}", notify, args, kwargs)
         result: Any = None
         for method in filter(None, (notify, implementation)):
-            result = method(*args)
+            result = method(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
         return result
@@ -104,6 +115,23 @@ class Dispatcher:
             frames = frames.tb_next
         text = "".join(traceback.format_exception(type(error), error, frames))[-LONGEST_TEXT:] if frames else None
         return Failure(type(error).__name__, message, text)
+
+
+def _fit(
+    name: str, method: Callable[..., object], args: Sequence[JSON], kwargs: Mapping[str, JSON]
+) -> tuple[Sequence[JSON], Mapping[str, JSON]]:
+    """Return the arguments for a method, by position where that is possible. Raises SignatureError if they do not fit."""
+    try:
+        signature = inspect.signature(method)
+    except ValueError:  # a function in C without a signature
+        return args, kwargs
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        plain = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+        signature = signature.replace(parameters=plain, return_annotation=signature.empty)
+        raise SignatureError(f"{name}{signature}: {error}") from None
+    return bound.args, bound.kwargs
 
 
 def run_to_end(command: Coroutine[Any, Any, None], *, is_async: bool) -> None:

@@ -10,6 +10,7 @@ import contextvars
 import os
 import select
 import time
+from functools import cached_property
 from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -86,6 +87,17 @@ class Worker(Heir, Named):
         self._initialized = False
         self._clean_context = contextvars.copy_context()
         Worker.current = self
+
+    @cached_property
+    def port(self) -> int | None:
+        """The worker's own TCP port (--base-port); None if all its listeners are shared or no TCP."""
+        return next((one.port for one in self.context.listeners if one.slot is not None), None)
+
+    @cached_property
+    def addresses(self) -> list[str]:
+        """The addresses that the worker accepts from, as the start-up lines show them: `http://127.0.0.1:9000`, `unix:/path`."""
+        scheme = type(self).scheme(self.settings)
+        return [one.address(scheme) for one in self.context.listeners]
 
     # For subclasses to write.
 
@@ -241,18 +253,32 @@ class Worker(Heir, Named):
             for message in self.context.imports.news():
                 self.send(message)
 
-    def call(self, name: str, *args: JSON, to: str | int = "all", timeout: float | None = CALL_TIMEOUT) -> CallFuture:
-        """Call a command in other workers; never in this one. From any thread of the worker.
+    def call(
+        self,
+        name: str,
+        /,
+        *args: JSON,
+        to: str | int = "all",
+        timeout: float | None = CALL_TIMEOUT,
+        include_self: bool = False,
+        keywords: Mapping[str, JSON] | None = None,
+        **kwargs: JSON,
+    ) -> CallFuture:
+        """Call a command in other workers. From any thread of the worker.
 
         Args:
             name: The name of the command.
             args: JSON values.
             to: "all" ready workers, "any" one, or the id of a worker.
             timeout: Seconds until the workers must have answered; None: no limit.
+            include_self: Whether this worker counts, too. It runs the command when it would run one of another caller: an
+                inline WSGI worker after the present request, and any worker after the present command. So neither can wait.
+            keywords: More arguments with a name, for a command whose parameter has the name of one of these options.
+            kwargs: JSON values, by the name of the parameter.
 
         Raises CommandError for arguments that cannot be sent.
         """
-        return self._inbox.calls.call(name, args, to, timeout)
+        return self._inbox.calls.call(name, args, to, timeout, {**(keywords or {}), **kwargs}, include_self=include_self)
 
     def send(self, message: Message) -> bool:
         """Send the master a message, from any thread. Return whether the master can receive it.

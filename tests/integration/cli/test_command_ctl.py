@@ -91,9 +91,8 @@ def test_ctl_prints_text_tables_without_json(serve: Start, name: str, ctl: Any) 
 
     assert re.search(rf"^{name}: running, 2 of 2 workers ready", ctl("status").stdout)
     assert ctl("call", "hello", "you").stdout.splitlines() == [
-        "ID  STATUS  ANSWER",
-        '1   ok      "hello you from 1"',
-        '2   ok      "hello you from 2"',
+        'worker 1: "hello you from 1"',
+        'worker 2: "hello you from 2"',
     ]
     failed = ctl("call", "fail", "1", "--to", "2")
     assert failed.returncode == 1

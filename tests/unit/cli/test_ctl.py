@@ -20,16 +20,17 @@ from forkserve.base.errors import CommandError
 from forkserve.cli import ctl
 from forkserve.cli import serve as cli
 from forkserve.cli.ctl_output import duration, show
-from forkserve.prefork.control.client import LateError, ServerGoneError, ask
+from forkserve.prefork.control.client import ask, choose
 from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.ipc.pending import Failure, Pending, Reply
 from forkserve.prefork.master.commands import MasterCommands
 from tests.unit.prefork.control.control_helpers import Server, short_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 COMMANDS = commands_of(MasterCommands)
+SEE = "see forkserve ctl --help, and forkserve ctl commands for your own"
 ROOT = Path(__file__).parents[3]
 
 
@@ -53,8 +54,16 @@ class Answering(Server):
     def _end(self, _events: int) -> None:
         self._over = True
 
-    def execute(self, name: str, args: Sequence[Any], *, to: str | int = "all", timeout: float | None = None) -> Pending:
-        self.executed.append((name, list(args), to, timeout))
+    def execute(
+        self,
+        name: str,
+        args: Sequence[Any],
+        *,
+        to: str | int = "all",
+        timeout: float | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Pending:
+        self.executed.append((name, list(args), to, timeout, *([dict(kwargs)] if kwargs else [])))
         found = self.answers.get(name)
         if isinstance(found, CommandError):
             raise found
@@ -145,6 +154,8 @@ def run(capsys: pytest.CaptureFixture[str], server: Answering) -> Callable[[str]
         ("call --to 2 x", ("call", ["x"], 2, 60)),
         ("--to 2 call x", ("call", ["x"], 2, 60)),
         ("call x -- --json -1", ("call", ["x", "--json", -1], "all", 60)),
+        ("call x -- a=1 -1=2", ("call", ["x", "a=1", "-1=2"], "all", 60)),
+        ("call a=1 2=3 a-b=4 =5", ("call", ["a=1", "2=3", "a-b=4", "=5"], "all", 60)),
     ],
 )  # fmt: skip
 def test_a_command_line_becomes_a_request(
@@ -154,6 +165,67 @@ def test_a_command_line_becomes_a_request(
 
     assert (code, err) == (0, "")
     assert server.executed == [executed]
+
+
+OWN = [
+    {"name": "flush", "usage": "TABLE [deep=DEEP]", "keywords": ["table", "deep"], "help": "", "workers": [1, 2]},
+    {"name": "flush", "usage": "TABLES [force=FORCE]", "keywords": ["tables", "force"], "help": "", "workers": [3]},
+    {"name": "old", "usage": "A", "help": ""},  # of a server that does not know keywords
+    {"name": "any", "usage": "[NAME=VALUE...]", "keywords": None, "help": "", "workers": [1, 2, 3]},
+    {"name": "drop", "usage": "", "keywords": [], "help": "", "workers": [1, 2, 3]},
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "args", "kwargs"),
+    [
+        ("flush table=users deep=true", [], {"table": "users", "deep": True}),
+        ("flush deep=[1] users", ["users"], {"deep": [1]}),
+        ("flush x=1 url=a=b", ["x=1", "url=a=b"], {}),
+        ("flush table=a=b", [], {"table": "a=b"}),
+        ("flush table=", [], {"table": ""}),
+        ("flush force=1", [], {"force": 1}),  # of other workers: worker 1 and 2 refuse it
+        ("flush force=1 --to 1", ["force=1"], {}),
+        ("flush force=1 --to 3", [], {"force": 1}),
+        ("flush force=1 --to any", [], {"force": 1}),
+        ("flush deep=1 -- table=2", ["table=2"], {"deep": 1}),
+        ("old a=1", ["a=1"], {}),
+        ("any a=1 timeout=2 to=3", [], {"a": 1, "timeout": 2, "to": 3}),
+        ("drop a=1", ["a=1"], {}),
+        ("nobody a=1", [], {"a": 1}),  # if a worker has it after all, it refuses what it does not know
+    ],
+)
+def test_an_argument_has_a_name_if_a_worker_has_such_a_parameter(
+    run: Callable[[str], Printed], server: Answering, line: str, args: list[Any], kwargs: dict[str, Any]
+) -> None:
+    server.answers["commands"] = {"own": OWN, "builtin": []}
+    assert run(f"call {line}")[::2] == (0, "")
+
+    name, sent, _, _, *named = server.executed[-1]
+    assert (name, sent[1:], named) == ("call", args, [kwargs] if kwargs else [])
+
+
+def test_a_name_that_is_given_twice_is_an_error(run: Callable[[str], Printed], server: Answering) -> None:
+    server.answers["commands"] = {"own": OWN, "builtin": []}
+
+    assert run("call flush table=1 table=2") == (2, "", "forkserve ctl: table= is given twice\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("drop", "'drop' is a command of the workers: write forkserve ctl call drop"),
+        ("drop users --to 1", "'drop' is a command of the workers: write forkserve ctl call drop"),
+        ("dorp", "there is no command 'dorp' (did you mean 'call drop'?)"),
+        *((one, f"there is no command '{one}': {SEE}") for one in ("stpo", "top", "qiut", "restrat", "sclae", "upgrad")),
+    ],
+)
+def test_no_destructive_command_is_proposed(run: Callable[[str], Printed], server: Answering, line: str, message: str) -> None:
+    builtin = [one.describe() | {"of": "a later version"} for one in COMMANDS.values()]
+    server.answers["commands"] = {"own": OWN, "builtin": builtin}
+
+    assert run(line) == (2, "", f"forkserve ctl: {message}\n")
+    assert "did you mean" not in ask(server.path, line.split(maxsplit=1)[0])["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +282,7 @@ def test_help_shows_the_table_of_commands(run: Callable[[str], Printed], line: s
     ],
 )
 def test_the_server_is_chosen(running: list[tuple[str, str]], name: str | None, chosen: str) -> None:
-    assert ctl.choose(running, name) == chosen
+    assert choose(running, name) == chosen
 
 
 @pytest.mark.parametrize(
@@ -225,8 +297,8 @@ def test_the_server_is_chosen(running: list[tuple[str, str]], name: str | None, 
 def test_an_ambiguous_or_missing_server_is_an_error(
     running: list[tuple[str, str]], name: str | None, code: int, message: str
 ) -> None:
-    with pytest.raises(ctl.CtlError) as caught:
-        ctl.choose(running, name)
+    with pytest.raises(CommandError) as caught:
+        choose(running, name)
 
     assert str(caught.value).startswith(message)
     assert ctl.EXITS[caught.value.code] == code
@@ -281,10 +353,14 @@ def test_a_command_that_is_late_exits_with_4(run: Callable[[str], Printed], serv
     assert run("restart 1 --timeout 0.05") == (4, "", "forkserve ctl: not done within 0.05 s; it goes on\n")
 
 
-def test_a_server_that_does_not_reply_is_late(server: Answering) -> None:
-    server.answers["restart"] = lambda pending: None
-    with pytest.raises(LateError):
-        ask(server.path, {"command": "restart", "args": [1], "timeout": None}, wait=0.05)
+def test_a_server_that_does_not_reply_is_late() -> None:
+    with short_directory() as directory, socket.socket(socket.AF_UNIX) as silent:
+        path = os.path.join(directory, "s.sock")
+        silent.bind(path)
+        silent.listen()
+        with pytest.raises(CommandError, match=r"^restart: not done within 0.05 s; it may still be done$") as caught:
+            ask(path, "restart", [1], timeout=0.05)
+    assert caught.value.code == "timeout"
 
 
 @pytest.mark.parametrize(
@@ -303,8 +379,8 @@ def test_a_server_that_closes_or_sends_garbage_exits_with_1(
     with impostor(sends, sends) as path:
         assert cli.main(["ctl", "--socket", path, "status"]) == 1
         assert capsys.readouterr() == ("", f"forkserve ctl: {message}\n")
-        with pytest.raises(ServerGoneError, match=message):
-            ask(path, {"command": "status"})
+        with pytest.raises(CommandError, match=message):
+            ask(path, "status")
 
 
 def test_a_request_to_a_busy_server_is_retried(capsys: pytest.CaptureFixture[str]) -> None:
@@ -390,16 +466,40 @@ def test_call_prints_replies_and_tracebacks(run: Callable[[str], Printed], serve
     server.answers["call"] = call_of("ok", "error", "died")
 
     assert run("call x")[1] == (
-        "ID  STATUS  ANSWER\n"
-        '1   ok      {"a": 0}\n'
-        "2   error   ValueError: no such\\ttable\n"
-        '3   died    {"a": 2}\n'
-        "\n"
-        "worker 2 (pid 11):\n"
+        'worker 1: {"a": 0}\n'
+        "worker 2: error: ValueError: no such\\ttable\n"
         "  Traceback (most recent call last):\n"
         "    File \\x1b[31m\n"
         "  ValueError: no such\\ttable\n"
+        "worker 3: died: the worker died\n"
     )
+
+
+def reply(ident: int, value: Any = "ok", status: str = "ok", seconds: float = 0.01) -> dict[str, Any]:
+    return {"id": ident, "pid": 100 + ident, "status": status, "value": value, "error": None, "seconds": seconds}
+
+
+@pytest.mark.parametrize(
+    ("replies", "shown"),
+    [
+        ([reply(number) for number in range(1, 5)], ['workers 1-4: "ok"']),
+        ([reply(1), reply(2, None), reply(3), reply(4)], ['workers 1, 3-4: "ok"', "worker 2:       null"]),
+        ([reply(1, 5), reply(2, 6), reply(10, 7)], ["worker 1:  5", "worker 2:  6", "worker 10: 7"]),
+        (
+            [reply(1, None, "timeout", 60), reply(2), reply(3, None, "died")],
+            ['worker 2:         "ok"', "worker 1 (1m 0s): timeout: no answer in time", "worker 3:         died: the worker died"],
+        ),
+        ([reply(0, None, "timeout", 1)], ["no worker (1.0s): timeout: no answer in time"]),
+        ([reply(1, seconds=1.2), reply(2, seconds=12.5)], ['workers 1-2 (12s): "ok"']),
+        ([reply(1, "one\ntwo\n"), reply(2, "one\n")], ["worker 1:", "  one", "  two", 'worker 2: "one\\n"']),
+        ([reply(1, ["x" * 50, "y\x1b" * 10])], ["worker 1: [", f'  "{"x" * 50}",', "  " + '"' + "y\\u001b" * 10 + '"', "]"]),
+        ([reply(1, {"a": "x" * 50, "b": [1, "y" * 20]})], ["worker 1: {", f'  "a": "{"x" * 50}",', f'  "b": [1, "{"y" * 20}"]', "}"]),
+        ([reply(1, "z" * 100)], [f'worker 1: "{"z" * 100}"']),
+        ([], ["there was no ready worker"]),
+    ],
+)  # fmt: skip
+def test_equal_replies_are_shown_once_and_others_stand_out(replies: list[dict[str, Any]], shown: list[str]) -> None:
+    assert show("call", replies).splitlines() == shown
 
 
 def test_commands_and_stacks_are_printed() -> None:
@@ -408,6 +508,16 @@ def test_commands_and_stacks_are_printed() -> None:
         "builtin": [{"name": "stop", "usage": "", "help": "Stop."}],
     }
     assert show("commands", both) == "own:\nflush TABLE  Drop a table.\n\nbuiltin:\nstop  Stop.\n"
+    two = [
+        {"name": "flush", "usage": "TABLE", "help": "Drop a table.", "workers": [1, 2]},
+        {"name": "flush", "usage": "TABLE [force=FORCE] [everything=EVERYTHING]", "help": "", "workers": [3]},
+    ]
+    assert show("commands", {"own": two}) == (
+        "own:\n"
+        "flush TABLE  Drop a table. (workers 1-2)\n"
+        "flush TABLE [force=FORCE] [everything=EVERYTHING]\n"
+        "             (worker 3)\n"
+    )
     assert (
         show("stacks", [{"id": 1, "pid": 5, "stacks": "Thread 1:\n  File \x1b\n"}])
         == "worker 1 (pid 5):\n  Thread 1:\n    File \\x1b\n"

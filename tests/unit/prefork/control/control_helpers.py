@@ -21,7 +21,7 @@ from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.system.poller import Poller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 DEADLINE = 20.0
 
@@ -112,8 +112,16 @@ class Server:
         self.pending: list[Pending] = []  # results of reload and stop
         self.clients: list[Client] = []
 
-    def execute(self, name: str, args: Sequence[Any], *, to: str | int = "all", timeout: float | None = None) -> Pending:
-        self.executed.append((name, list(args), to, timeout))
+    def execute(
+        self,
+        name: str,
+        args: Sequence[Any],
+        *,
+        to: str | int = "all",
+        timeout: float | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Pending:
+        self.executed.append((name, list(args), to, timeout, *([dict(kwargs)] if kwargs else [])))
         match name:
             case "reload" | "stop":
                 self.pending.append(Pending())

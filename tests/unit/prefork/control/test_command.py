@@ -38,7 +38,7 @@ class Shop(Base):
         self.calls.append(("reopen",))
 
     @command("Run a command of the workers.", usage="NAME", timeout=2.0, targets=True)
-    def call(self, name: str, *, to: str | int = "all", timeout: float | None = None) -> str:
+    def call(self, name: str, *, to: str | int = "all", timeout: float | None = None, keywords: Any = None) -> str:
         self.calls.append(("call", name, to, timeout))
         return name
 
@@ -78,6 +78,7 @@ def test_what_a_client_needs_to_offer_a_command() -> None:
         "help": "Stop the server.",
         "timeout": CALL_TIMEOUT,
         "targets": False,
+        "destructive": False,
     }
 
 
@@ -125,4 +126,4 @@ def test_a_method_that_is_called_by_the_program_may_be_refused_too() -> None:
     with pytest.raises(CommandError, match="the first one stays") as found:
         shop.replace("1")
     assert isinstance(found.value.__cause__, ValueError)
-    run_refusal_hook(shop, "ping", ("any",))  # nothing may refuse it
+    run_refusal_hook(shop, "ping", ("any",), {})  # nothing may refuse it

@@ -74,11 +74,21 @@ def test_a_missing_key_has_its_default() -> None:
 
 def test_a_request_with_all_keys_is_read() -> None:
     line = write_line(
-        {"id": [7], "command": "call", "args": ["flush", {"a": "é"}], "to": 3, "timeout": 0.5, "progress": True},
+        {
+            "id": [7],
+            "command": "call",
+            "args": ["flush", {"a": "é"}],
+            "kwargs": {"to": 1},
+            "to": 3,
+            "timeout": 0.5,
+            "progress": True,
+        },
     )
 
     assert line.isascii()
-    assert read_request(line[:-1], COMMANDS) == Request("call", ["flush", {"a": "é"}], 3, 0.5, progress=True, id=[7])
+    assert read_request(line[:-1], COMMANDS) == Request(
+        "call", ["flush", {"a": "é"}], 3, 0.5, progress=True, id=[7], kwargs={"to": 1}
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,8 @@ def test_a_request_with_all_keys_is_read() -> None:
         ({"command": "stauts"}, "there is no command 'stauts' (did you mean 'status'?)"),
         ({"arg": []}, "there is no key 'arg' (did you mean 'args'?)"),
         ({"args": "x"}, '"args" must be an array'),
+        ({"kwargs": ["x"]}, '"kwargs" must be an object'),
+        ({"command": "status", "kwargs": {}}, '"kwargs" belongs to "call" only'),
         ({"to": "some"}, '"to" must be "all", "any" or the number of a worker'),
         ({"to": True}, '"to" must be "all", "any" or the number of a worker'),
         ({"to": []}, '"to" must be "all", "any" or the number of a worker'),

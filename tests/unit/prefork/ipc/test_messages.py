@@ -86,7 +86,7 @@ def test_any_field_raises_only_message_error(kind: type[Message], data: st.DataO
         ({"type": "loaded", "since": None, "files": []}, "message loaded: since: None is not float"),
         ({"type": "loaded", "since": 1, "files": "x"}, "message loaded: files: 'x' is not list"),
         ({"type": "loaded", "since": 1, "files": [1]}, "message loaded: files: 1 is not str"),
-        ({"type": "ready", "commands": [{"name": 1}]}, "message ready: commands: 1 is not str"),
+        ({"type": "ready", "commands": [{"name": 1}]}, "message ready: commands: name: 1 is not str"),
         ({"type": "reply", "call": 1, "name": "a", "status": 3}, "message reply: status: 3 is not str"),
         (
             {"type": "reply", "call": 1, "name": "a", "status": "error", "error": {"what": 1}},

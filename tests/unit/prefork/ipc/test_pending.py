@@ -7,7 +7,7 @@ import json
 import pytest
 
 from forkserve.base.errors import CommandError, ConfigError, unknown_command
-from forkserve.prefork.ipc.pending import Failure, Pending, Reply, answer
+from forkserve.prefork.ipc.pending import CommandDescription, Failure, Pending, Reply, answer
 from forkserve.prefork.worker.defined import commands_of, describe
 from forkserve.prefork.worker.worker import Worker
 
@@ -69,13 +69,14 @@ def test_a_bad_command_name_is_refused(name: str) -> None:
 
 
 def test_describe_lists_the_new_commands_of_a_class() -> None:
-    described = {one["name"]: one for one in describe(Cache, Base)}
+    described = {one.name: one for one in describe(Cache, Base)}
 
-    assert described["flush"] == {"name": "flush", "usage": "TABLE [HARD] [MORE...]", "help": "Forget a table."}
-    assert described["all"] == {"name": "all", "usage": "", "help": ""}
-    assert described["static"]["usage"] == described["class"]["usage"] == "ONE"
+    assert described["flush"] == CommandDescription(
+        "flush", "TABLE [HARD] [MORE...] [key=KEY]", "Forget a table.", ["table", "hard", "key"]
+    )
+    assert (described["all"].usage, described["all"].help) == ("[quiet=QUIET]", "")
+    assert described["static"].usage == described["class"].usage == "ONE"
     assert "old" not in described
-    json.dumps(described)
 
 
 def test_describe_includes_overridden_commands() -> None:
@@ -83,7 +84,7 @@ def test_describe_includes_overridden_commands() -> None:
         def child_old(self, how: str) -> None:
             """Do it otherwise."""
 
-    assert describe(New, Base) == [{"name": "old", "usage": "HOW", "help": "Do it otherwise."}]
+    assert describe(New, Base) == [CommandDescription("old", "HOW", "Do it otherwise.", ["how"])]
 
 
 def test_an_unknown_command_gets_a_suggestion() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from forkserve.base.records import dump
 from forkserve.prefork.worker.defined import describe
 
 
@@ -23,15 +24,19 @@ class Shop(Base):
         """
 
     @staticmethod
-    def child_count(what: str) -> None:
+    def child_count(what: str, /) -> None:
+        pass
+
+    def child_find(self, what: str, *, limit: int, deep: bool = False) -> None:
         pass
 
 
 def test_a_command_is_described_by_its_parameters_and_first_line() -> None:
-    found: dict[str, Any] = {one["name"]: one for one in describe(Shop, Base)}
+    found: dict[str, Any] = {one.name: dump(one) for one in describe(Shop, Base)}
 
     assert "ping" not in found
     assert found["put"]["help"] == "Put it somewhere."
-    assert found["put"]["usage"].startswith("KEY [VALUE] [REST...]")
-    assert (found["count"]["usage"], found["count"]["help"]) == ("WHAT", "")
-    assert found["min"]["usage"] == "[ARG...]"
+    assert (found["put"]["usage"], found["put"]["keywords"]) == ("KEY [VALUE] [REST...] [flag=FLAG] [NAME=VALUE...]", None)
+    assert (found["count"]["usage"], found["count"]["keywords"], found["count"]["help"]) == ("WHAT", [], "")
+    assert (found["find"]["usage"], found["find"]["keywords"]) == ("WHAT limit=LIMIT [deep=DEEP]", ["what", "limit", "deep"])
+    assert (found["min"]["usage"], found["min"]["keywords"]) == ("[ARG...]", ())

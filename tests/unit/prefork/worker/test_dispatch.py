@@ -44,9 +44,9 @@ class Worker:
     def take(self, name: str, *args: object, deadline: float | None = None, call: int = 7) -> None:
         self.dispatcher.take(Command(call, name, list(args), deadline))
 
-    def run_one(self, name: str, *args: object) -> Message:
+    def run_one(self, name: str, *args: object, **kwargs: object) -> Message:
         """Run one command; return the reply."""
-        self.take(name, *args)
+        self.dispatcher.take(Command(7, name, list(args), None, kwargs))
         self.dispatcher.run()
         reply = self.sent.pop()
         assert not self.sent, "one reply"
@@ -144,6 +144,14 @@ class Worker:
     def child_waits(self) -> object:
         return asyncio.sleep(0)  # returns a coroutine, but is no async def
 
+    def on_named(self, what: str, **options: int) -> None:
+        self.notes.append(("on", what, options))
+
+    def child_named(self, table: str, limit: int = 5, *, deep: bool = False) -> list[object]:
+        return [table, limit, deep]
+
+    child_least = min  # written in C, without one
+
     @staticmethod
     def child_static(one: int) -> int:
         return one + 1
@@ -217,6 +225,42 @@ def test_wrong_arguments_are_refused_before_anything_runs(worker: Worker, name: 
 
     assert (reply["status"], reply["error"]["type"]) == ("error", "TypeError")
     assert worker.notes == []
+    assert reply["error"]["traceback"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs", "message"),
+    [
+        ("flush", (), {}, "flush(table): missing a required argument: 'table'"),
+        ("flush", ("users",), {"table": "users"}, "flush(table): multiple values for argument 'table'"),
+        ("flush", ("users",), {"deep": True}, "flush(table): got an unexpected keyword argument 'deep'"),
+        ("named", (1, 2, 3), {}, "named(table, limit=5, *, deep=False): too many positional arguments"),
+        ("strict", ("users",), {}, "on_strict(): too many positional arguments"),
+    ],
+)
+def test_the_error_for_wrong_arguments_shows_the_signature(
+    worker: Worker, name: str, args: tuple[object, ...], kwargs: dict[str, object], message: str
+) -> None:
+    assert worker.run_one(name, *args, **kwargs)["error"] == {"type": "TypeError", "message": message, "traceback": None}
+    assert worker.notes == []
+
+
+def test_a_type_error_inside_a_command_has_its_traceback(worker: Worker) -> None:
+    error = worker.run_one("optional", 1, "two")["error"]
+
+    assert error["type"] == "TypeError"
+    assert error["traceback"].splitlines()[1].endswith("in child_optional")
+
+
+def test_arguments_with_a_name_are_passed(worker: Worker) -> None:
+    """The notification may call a parameter otherwise."""
+    assert worker.run_one("named", table="users")["value"] == ["users", 5, False]
+    assert worker.run_one("named", "users", deep=True)["value"] == ["users", 5, True]
+    assert worker.notes == [("on", "users", {}), ("on", "users", {"deep": True})]
+
+
+def test_a_command_without_a_signature_runs(worker: Worker) -> None:
+    assert worker.run_one("least", 3, 2)["value"] == 2
 
 
 def test_positional_and_optional_arguments_are_passed(worker: Worker) -> None:
