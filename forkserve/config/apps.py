@@ -11,7 +11,6 @@ import functools
 import importlib
 import inspect
 import os
-import re
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
@@ -21,14 +20,11 @@ from typing import Any, Literal
 
 from forkserve.base import installed, startup
 from forkserve.base.errors import AppLoadError, ConfigError, NestedServerError, did_you_mean
+from forkserve.config import envfile
 from forkserve.config.settings import Settings
 
 OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 USUAL_NAMES = ("application", "app")  # tried in this order if the spec names only a module
-ENV_LINE = re.compile(
-    r"""(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*"""
-    r"""(?:'([^']*)'|"([^"]*)"|([^'"\s#].*?)?)(?:\s+#.*)?"""
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +117,8 @@ def prepare_process(settings: Settings) -> None:
 
     Raises ConfigError if the env file cannot be read, or the directory cannot be entered.
     """
-    os.environ.update({name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
+    variables = envfile.expand(envfile.read_env_file(settings.env_file), os.environ)
+    os.environ.update({name: value for name, value in variables.items() if name not in os.environ})
     os.environ.update(settings.env)
     try:
         # With --reload, the watched directories stay the same as well.
@@ -129,6 +126,9 @@ def prepare_process(settings: Settings) -> None:
     except OSError as error:
         where = f"--chdir {settings.chdir}" if settings.chdir else f"the working directory {startup.directory}"
         raise ConfigError(f"{where}: {error.strerror}") from None
+    if settings.reload:  # one worker warns for all
+        is_first = os.environ.get("FORKSERVE_WORKER_ID") == "1"
+        os.environ.update(envfile.read_development_files(os.getcwd(), os.environ, warns=is_first))
     installed.refresh()
     extend_path(settings)
 
@@ -138,28 +138,6 @@ def extend_path(settings: Settings) -> None:
     for directory in (settings.chdir or os.getcwd(), *settings.pythonpath):
         if directory not in sys.path:
             sys.path.insert(0, directory)
-
-
-def read_env_file(path: str | None) -> list[tuple[str, str]]:
-    """Read NAME=VALUE lines (comments, `export` and quotes as in a shell; nothing is expanded).
-
-    Raises ConfigError, with file and line, for any other line.
-    """
-    if path is None:
-        return []
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
-    found: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, 1):
-        if line and not line.startswith("#"):
-            match = ENV_LINE.fullmatch(line)
-            if not match:
-                raise ConfigError(f"{path}, line {number}: this is not a NAME=VALUE line")
-            found.append((match[1], match[2] or match[3] or match[4] or ""))
-    return found
 
 
 def load_app(spec: str, *, interface: str = "auto", factory: bool = False) -> LoadedApp:

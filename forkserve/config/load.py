@@ -22,8 +22,9 @@ from forkserve.base import privileges
 from forkserve.base.errors import ConfigError, did_you_mean
 from forkserve.config import configfile, values
 from forkserve.config.addresses import parse_address
-from forkserve.config.apps import parse_app_spec, read_env_file
+from forkserve.config.apps import parse_app_spec
 from forkserve.config.configfile import read_file
+from forkserve.config.envfile import read_env_file
 from forkserve.config.settings import Settings
 from forkserve.config.spec import flag
 from forkserve.config.table import NAMES, TABLE

@@ -186,7 +186,7 @@ class Settings:
         (),
         "Development",
         many("GLOB"),
-        "Reload for these files too, besides loaded modules, *.html, *.jinja* and .env; repeatable.",
+        "Reload for these files too, besides loaded modules, *.html, *.jinja*, .env and .flaskenv; repeatable.",
         aliases="reload_includes",
         reloadable=False,
     )

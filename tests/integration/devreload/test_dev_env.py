@@ -1,0 +1,50 @@
+"""`.env` and `.flaskenv` under --reload."""
+
+from pathlib import Path
+
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+from tests.integration.development import Project
+
+APP = """\
+import os
+NAMES = ("COLOUR", "SET", "LONG", "FORKSERVE_THREADS", "FLASK_ONLY")
+TEXT = "|".join(os.environ.get(name, "-") for name in NAMES)
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [TEXT.encode()]
+"""
+
+
+def test_workers_get_the_variables_and_a_save_brings_the_new_ones(tmp_path: Path, start: Start) -> None:
+    project = Project(tmp_path / "project", start)
+    project.save("myapp.py", APP)
+    project.save(".env", "COLOUR=red # the first\nSET=file\nLONG='one\ntwo'\nFORKSERVE_THREADS=4\nnot a line\n")
+    project.save(".flaskenv", "COLOUR=blue\nFLASK_ONLY=yes\n")
+    project.serve("--workers", 2, env={"SET": "before"})
+
+    assert project.get().text == "red|before|one\ntwo|-|yes"
+    lines = [line for line in project.command.stderr.splitlines() if ".env" in line]
+    assert len(lines) == 2, lines
+    assert "not a NAME=VALUE line, ignored: line 6" in lines[0]
+    assert "is for the app only: FORKSERVE_THREADS ignored" in lines[1]
+
+    project.save(".env", "COLOUR=green\n")
+    project.until("green|before|-|-|yes")
+    eventually(lambda: "the environment" in project.command.stderr or len(project.reloads) == 1)
+
+    (project.folder / ".flaskenv").unlink()
+    project.until("green|before|-|-|-")
+
+
+def test_the_directory_is_that_of_chdir_and_production_reads_nothing(tmp_path: Path, start: Start) -> None:
+    project = Project(tmp_path / "project", start)
+    project.save("site/myapp.py", APP)
+    project.save("site/.env", "COLOUR=red\n")
+    project.save(".env", "COLOUR=wrong\n")
+    project.serve("--chdir", "site")
+    assert project.get().text.startswith("red|")
+    project.command.stop()
+
+    project.serve_plainly("--chdir", "site")
+    assert project.get().text.startswith("-|")
