@@ -25,6 +25,7 @@ from forkserve.config.settings import Settings
 
 OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 USUAL_NAMES = ("application", "app")  # tried in this order if the spec names only a module
+USUAL_FACTORIES = ("create_app", "make_app")  # tried after these, as Flask does
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ def _load(parsed: AppSpec, interface: str, *, factory: bool) -> LoadedApp:
     name = f"{parsed.module}:{attr}"
     if not callable(app):
         raise AppLoadError(f"{name!r} is not callable: it is {_kind(app)}")
-    if parsed.call or factory:
+    if parsed.call or factory or (parsed.attr is None and attr in USUAL_FACTORIES):
         try:
             app = app(*parsed.args, **parsed.kwargs)
         except NestedServerError as error:
@@ -197,6 +198,7 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
         raise AppLoadError(f"{spec.module!r} failed at import: {_line(error)}", own_traceback(error)) from error
     if spec.attr is None:
         attr = next((name for name in USUAL_NAMES if hasattr(found, name)), None)
+        attr = attr or next((name for name in USUAL_FACTORIES if inspect.isfunction(getattr(found, name, None))), None)
         if attr is None:
             raise AppLoadError(
                 f"module {spec.module!r} has neither 'application' nor 'app': name the app, as in {spec.module}:NAME"

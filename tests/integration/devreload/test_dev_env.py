@@ -48,3 +48,19 @@ def test_the_directory_is_that_of_chdir_and_production_reads_nothing(tmp_path: P
 
     project.serve_plainly("--chdir", "site")
     assert project.get().text.startswith("-|")
+
+
+def test_a_flask_project_is_served_by_its_variable(tmp_path: Path, start: Start) -> None:
+    project = Project(tmp_path / "project", start)
+    project.save(
+        "src/flaskr/__init__.py",
+        "import flask\ndef create_app():\n    app = flask.Flask(__name__)\n"
+        "    app.add_url_rule('/', view_func=lambda: 'version 1')\n    return app\n",
+    )
+    project.save(".flaskenv", "FLASK_APP=src/flaskr\nFLASK_DEBUG=1\n")
+    project.serve(app=None)
+    assert project.get().text == "version 1"
+
+    source = (project.folder / "src/flaskr/__init__.py").read_text()
+    project.save("src/flaskr/__init__.py", source.replace("version 1", "version 2"))
+    project.until("version 2")
