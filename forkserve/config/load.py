@@ -234,9 +234,10 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
         read_env_file(settings.env_file)  # workers read it; a mistake in it is a usage error now
     except ConfigError as error:
         yield "env_file", str(error)
-    for folder in settings.reload_dir:
-        if not os.path.isdir(folder):
-            yield "reload_dir", f"there is no directory {folder}"
+    for name, folders in (("reload_dir", settings.reload_dir), ("static", [folder for _, folder in settings.static])):
+        for folder in folders:
+            if not os.path.isdir(folder):
+                yield name, f"there is no directory {folder}"
     if settings.preload and sys.platform != "linux":
         yield "preload", "needs Linux: no other system lets a process adopt workers that another process has forked; leave it out"
     if settings.reload and importlib.util.find_spec("watchdog") is None:
@@ -285,6 +286,8 @@ def _read(name: str, one: Given, directory: str) -> object:
         raise ConfigError(f"{one.label}: {values.shown(one.value)} cannot be read: {values.shown(error)}") from None
     if kind is values.folders:
         return tuple(os.path.join(directory, folder) for folder in value)
+    if kind is values.mounts:
+        return tuple((url, os.path.abspath(os.path.join(directory, folder))) for url, folder in value)
     if kind not in (values.path, values.file, values.folder, values.socket, values.output) or value == "-":
         return value
     if kind is values.socket and value == values.NONE:

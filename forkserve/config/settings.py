@@ -302,6 +302,12 @@ class Settings:
         "auto", "HTTP", choice("auto", "on", "off"), "Send ASGI lifespan events (auto: unless the app refuses them)."
     )
     root_path: str = setting("", "HTTP", values.prefix, "Mount the app below this path, as a proxy does.", variable="SCRIPT_NAME")
+    static: Pairs = setting(
+        (),
+        "HTTP",
+        values.mounts,
+        "Serve the files of a directory below a URL, before the app gets the request: /static=./static; repeatable.",
+    )
     server_header: bool = setting(True, "HTTP", values.switch, "Send a Server header.")
     date_header: bool = setting(True, "HTTP", values.switch, "Send a Date header.")
     header: Pairs = setting((), "HTTP", values.headers, "Add a header to every response; repeatable.")

@@ -97,6 +97,7 @@ class Service:
         self.server = server = ServerState(settings, loop, observer.connected)
         server.tls = tls
         self.site = Site(server, app, interface, observer, logs.printable)
+        self._sites = [self.site]  # and that of files
         self.running = RunningRequests(server)
         self.pool: ThreadPool | None = None
         self.turns: Turns | None = None
@@ -128,6 +129,12 @@ class Service:
             site.turns = self.turns = Turns(self.loop, site.observer)
             server.rest = self.turns.rest
             server.new_exchange = MethodType(WSGIExchange, site)
+        if settings.static:
+            from forkserve.http.app.static import StaticFiles  # noqa: PLC0415 - it imports much of werkzeug
+
+            static = StaticFiles(site)
+            self._sites.append(static.site)
+            server.new_exchange = static.in_front_of(server.new_exchange)
 
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that shows `text` instead of calling the application."""
@@ -152,7 +159,9 @@ class Service:
             if on_answer is not None:
                 _in_its_context(on_answer, exchange)
 
-        self.server.new_exchange, self.site.on_answer = announce, report
+        self.server.new_exchange = announce
+        for site in self._sites:
+            site.on_answer = report
 
     async def startup(self) -> None:
         """Run the application's own start-up.
