@@ -381,6 +381,12 @@ class Settings:
     access_log: bool | None = setting(
         None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.", reloadable=False
     )
+    use_colors: bool | None = setting(
+        None,
+        "Logging",
+        values.switch,
+        "Color the request lines of --reload. Default: if stderr is a terminal, unless NO_COLOR or FORCE_COLOR is set.",
+    )
     error_logfile: str = setting(
         "-", "Logging", values.path, "Write the error log to a file (-: stderr).", aliases="log_file errorlog", reloadable=False
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import logs
 from forkserve.http.acceptor import Acceptor
-from forkserve.http.access import AccessLog
+from forkserve.http.access import BATCH, AccessLog
 from forkserve.http.app.asgi import ASGIExchange
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.faultpage import fault_exchange
@@ -108,12 +108,14 @@ class Service:
         self._timer: asyncio.TimerHandle | None = None
         self._cut_off: set[Client] = set()  # streams that a drain has ended
         if write_access is not None:
-            self._log_access(AccessLog(write_access, settings.access_logformat))
+            self.log_requests(AccessLog(write_access, settings.access_logformat, 1 if settings.reload else BATCH))
         self._choose_exchange()
 
-    def _log_access(self, log: AccessLog) -> None:
-        self._access_log = log
-        self.site.on_answer, self.site.on_refused, self.server.on_refused = log.write, log.write_refused, log.write_unread
+    def log_requests(self, log: AccessLog) -> None:
+        """Log requests from now on. Call this before `call_back`."""
+        self._access_log, self.server.on_refused = log, log.write_unread
+        for site in self._sites:
+            site.on_answer, site.on_refused = log.write, log.write_refused
 
     def _choose_exchange(self) -> None:
         site, server, settings = self.site, self.server, self.server.settings
