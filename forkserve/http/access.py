@@ -11,6 +11,7 @@ from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
 from forkserve.http.app.environ import environ_template, put_ends
+from forkserve.http.app.faultpage import is_probe
 
 if TYPE_CHECKING:
     from forkserve.http.app.exchange import Exchange
@@ -301,6 +302,11 @@ class RequestLines(AccessLog):
     def __init__(self, write: Callable[[bytes], None], *, colors: bool) -> None:
         super().__init__(write, "%(s)s", batch=1)
         self._line = partial(_request_in_short, colors=colors)
+
+    def write(self, exchange: Exchange) -> None:
+        """Log an exchange, unless the script of the error page has sent the request."""
+        if not is_probe(exchange.target, exchange.fields):
+            super().write(exchange)
 
 
 def _request_in_short(record: Record, *, colors: bool) -> str:

@@ -19,7 +19,7 @@ from forkserve.http.acceptor import Acceptor
 from forkserve.http.access import BATCH, AccessLog
 from forkserve.http.app.asgi import ASGIExchange
 from forkserve.http.app.exchange import Exchange
-from forkserve.http.app.faultpage import fault_exchange
+from forkserve.http.app.faultpage import fault_exchange, probed
 from forkserve.http.app.hiddenloop import PER_CALL, hidden_loop
 from forkserve.http.app.lifespan import Lifespan
 from forkserve.http.app.site import Site
@@ -137,6 +137,8 @@ class Service:
             static = StaticFiles(site)
             self._sites.append(static.site)
             server.new_exchange = static.in_front_of(server.new_exchange)
+        if settings.reload:
+            server.new_exchange = probed(site, server.new_exchange)
 
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that shows `text` instead of calling the application."""
