@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.integration.command import eventually
 from tests.integration.conftest import Start
 from tests.integration.development import Project
@@ -37,6 +39,7 @@ def test_workers_get_the_variables_and_a_save_brings_the_new_ones(tmp_path: Path
     project.until("green|before|-|-|-")
 
 
+@pytest.mark.heavy
 def test_the_directory_is_that_of_chdir_and_production_reads_nothing(tmp_path: Path, start: Start) -> None:
     project = Project(tmp_path / "project", start)
     project.save("site/myapp.py", APP)
@@ -50,6 +53,7 @@ def test_the_directory_is_that_of_chdir_and_production_reads_nothing(tmp_path: P
     assert project.get().text.startswith("-|")
 
 
+@pytest.mark.heavy
 def test_a_flask_project_is_served_by_its_variable(tmp_path: Path, start: Start) -> None:
     project = Project(tmp_path / "project", start)
     project.save(

@@ -51,6 +51,7 @@ def test_lines_without_colour_in_a_file(project: Project) -> None:
     assert project.command.find(LINE.format(path="404", status="\x1b\\[33m404\x1b\\[0m"))
 
 
+@pytest.mark.heavy
 def test_there_are_no_lines_beside_an_access_log_or_without_reload(project: Project) -> None:
     project.serve("--access-logfile", "access.log", "--access-logformat", "%(r)s")
     request(project, "200")
