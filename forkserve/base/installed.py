@@ -40,10 +40,10 @@ def refresh() -> None:
     It may be called again: it always compares with the start of the interpreter.
     """
     importlib.invalidate_caches()
-    folders = _folders()
-    for number, folder in enumerate(folders):
+    sites = folders()
+    for number, folder in enumerate(sites):
         if folder not in sys.path and os.path.isdir(folder):  # made by the first installation for this user
-            places = [sys.path.index(later) for later in folders[number:] if later in sys.path]
+            places = [sys.path.index(later) for later in sites[number:] if later in sys.path]
             sys.path.insert(min(places, default=len(sys.path)), folder)
     now = _look()
     changed = sorted(place for place in _at_start.keys() | now.keys() if _at_start.get(place) != now.get(place))
@@ -85,7 +85,7 @@ def _remove_finders(modules: set[str]) -> None:
 
 def _look() -> _Files:
     found: _Files = {}
-    for folder in _folders():
+    for folder in folders():
         try:
             names = sorted(os.listdir(folder))
         except FileNotFoundError:
@@ -109,7 +109,12 @@ def _modules(folder: str, lines: tuple[str, ...]) -> Iterator[tuple[str, int, in
                 yield name, state.st_mtime_ns, state.st_size
 
 
-def _folders() -> list[str]:
+def pth_folders() -> list[str]:
+    """Return the directories that the present `.pth` files add to the path. In any process."""
+    return [path for (folder, _), one in _look().items() for path in one.paths(folder)]
+
+
+def folders() -> list[str]:
     """Return the directories whose `.pth` files `site` reads."""
     if sys.flags.no_site:
         return []

@@ -169,7 +169,17 @@ _default.setFormatter(LineFormatter())
 
 def say(text: str) -> None:
     """Write bare lines to stderr, without time or process; any process."""
-    _state.stderr.write(text.encode("utf-8", "backslashreplace"))
+    write_stderr(text.encode("utf-8", "backslashreplace"))
+
+
+def write_stderr(data: bytes) -> None:
+    """Write whole lines to the stderr that the server was started with; any process."""
+    _state.stderr.write(data)
+
+
+def stderr_is_terminal() -> bool:
+    """Whether that is a terminal."""
+    return os.isatty(_state.stderr.descriptor)
 
 
 def export(settings: LogSettings) -> dict[str, InheritedFd]:

@@ -221,7 +221,9 @@ def _front(options: Options, settings: Settings, status: dict[str, Any] | None, 
     certificate = None
     if options.tls_cert is not None:
         certificate = (os.path.abspath(options.tls_cert), os.path.abspath(options.tls_key or options.tls_cert))
-    static = [_read("--static", front.read_static, one) for one in options.static]
+    # What the workers serve, the front end serves as well, below their --root-path.
+    served = [f"{settings.root_path}{url}={folder}" for url, folder in settings.static if url.strip("/")]
+    static = [_read("--static", front.read_static, one) for one in options.static or served]
     if len(dict(static)) < len(static):
         twice = next(url for number, (url, _) in enumerate(static) if url in dict(static[:number]))
         raise ConfigError(f"--static: {twice} is given twice: leave one out")

@@ -11,7 +11,6 @@ import functools
 import importlib
 import inspect
 import os
-import re
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
@@ -21,14 +20,12 @@ from typing import Any, Literal
 
 from forkserve.base import installed, startup
 from forkserve.base.errors import AppLoadError, ConfigError, NestedServerError, did_you_mean
+from forkserve.config import envfile
 from forkserve.config.settings import Settings
 
 OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 USUAL_NAMES = ("application", "app")  # tried in this order if the spec names only a module
-ENV_LINE = re.compile(
-    r"""(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*"""
-    r"""(?:'([^']*)'|"([^"]*)"|([^'"\s#].*?)?)(?:\s+#.*)?"""
-)
+USUAL_FACTORIES = ("create_app", "make_app")  # tried after these, as Flask does
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,8 @@ def prepare_process(settings: Settings) -> None:
 
     Raises ConfigError if the env file cannot be read, or the directory cannot be entered.
     """
-    os.environ.update({name: value for name, value in read_env_file(settings.env_file) if name not in os.environ})
+    variables = envfile.expand(envfile.read_env_file(settings.env_file), os.environ)
+    os.environ.update({name: value for name, value in variables.items() if name not in os.environ})
     os.environ.update(settings.env)
     try:
         # With --reload, the watched directories stay the same as well.
@@ -129,6 +127,9 @@ def prepare_process(settings: Settings) -> None:
     except OSError as error:
         where = f"--chdir {settings.chdir}" if settings.chdir else f"the working directory {startup.directory}"
         raise ConfigError(f"{where}: {error.strerror}") from None
+    if settings.reload:  # one worker warns for all
+        is_first = os.environ.get("FORKSERVE_WORKER_ID") == "1"
+        os.environ.update(envfile.read_development_files(os.getcwd(), os.environ, warns=is_first))
     installed.refresh()
     extend_path(settings)
 
@@ -138,28 +139,6 @@ def extend_path(settings: Settings) -> None:
     for directory in (settings.chdir or os.getcwd(), *settings.pythonpath):
         if directory not in sys.path:
             sys.path.insert(0, directory)
-
-
-def read_env_file(path: str | None) -> list[tuple[str, str]]:
-    """Read NAME=VALUE lines (comments, `export` and quotes as in a shell; nothing is expanded).
-
-    Raises ConfigError, with file and line, for any other line.
-    """
-    if path is None:
-        return []
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
-    found: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, 1):
-        if line and not line.startswith("#"):
-            match = ENV_LINE.fullmatch(line)
-            if not match:
-                raise ConfigError(f"{path}, line {number}: this is not a NAME=VALUE line")
-            found.append((match[1], match[2] or match[3] or match[4] or ""))
-    return found
 
 
 def load_app(spec: str, given: Callable[..., Any] | None = None, *, interface: str = "auto", factory: bool = False) -> LoadedApp:
@@ -185,7 +164,7 @@ def _load(parsed: AppSpec, given: Callable[..., Any] | None, interface: str, *, 
     name = f"{parsed.module}:{attr}"
     if not callable(app):
         raise AppLoadError(f"{name!r} is not callable: it is {_kind(app)}")
-    if parsed.call or factory:
+    if parsed.call or factory or (parsed.attr is None and attr in USUAL_FACTORIES):
         try:
             app = app(*parsed.args, **parsed.kwargs)
         except NestedServerError as error:
@@ -220,6 +199,7 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
         raise AppLoadError(f"{spec.module!r} failed at import: {_line(error)}", own_traceback(error)) from error
     if spec.attr is None:
         attr = next((name for name in USUAL_NAMES if hasattr(found, name)), None)
+        attr = attr or next((name for name in USUAL_FACTORIES if inspect.isfunction(getattr(found, name, None))), None)
         if attr is None:
             raise AppLoadError(
                 f"module {spec.module!r} has neither 'application' nor 'app': name the app, as in {spec.module}:NAME"

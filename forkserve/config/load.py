@@ -20,10 +20,11 @@ from typing import Any
 
 from forkserve.base import privileges
 from forkserve.base.errors import ConfigError, did_you_mean
-from forkserve.config import configfile, values
+from forkserve.config import configfile, guess, values
 from forkserve.config.addresses import parse_address
-from forkserve.config.apps import parse_app_spec, read_env_file
+from forkserve.config.apps import parse_app_spec
 from forkserve.config.configfile import read_file
+from forkserve.config.envfile import read_env_file
 from forkserve.config.settings import Settings
 from forkserve.config.spec import flag
 from forkserve.config.table import NAMES, TABLE
@@ -129,7 +130,8 @@ def load_config(
             raise ConfigError(f"{one.label}: a configuration file cannot name another")
     again = partial(load_config, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
     given = {"command_line": dict(command_line), "directory": directory, "cmd_args": dict(cmd_args)}
-    return replace(_combine([file, *sources], environ, directory, needs_app=needs_app, http=True), again=again, given=given)
+    combined = _combine([file, *sources], environ, directory, needs_app=needs_app, http=True, guesses=True)
+    return replace(combined, again=again, given=given)
 
 
 def checked(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
@@ -181,10 +183,12 @@ def _combine(
     *,
     needs_app: bool,
     http: bool,
+    guesses: bool = False,
 ) -> Config:
     """Combine *sources*, the weakest first, into the final settings.
 
-    With *http* the worker serves HTTP unless --worker is given, so there is a default address.
+    With *http* the worker serves HTTP unless --worker is given, so there is a default address. With *guesses*, FLASK_APP names
+    the app if no source does.
     """
     given: dict[str, Given] = {}
     hooks: dict[str, Hook] = {}
@@ -198,6 +202,8 @@ def _combine(
     final.update({name: _read(name, one, directory) for name, one in given.items()})
     origins = {name: given[name].origin if name in given else "default" for name in TABLE}
 
+    if guesses and final["app"] is None and final["worker"] is None:
+        _settle_flask_app(final, given, origins, environ, directory)
     inherits = environ.get("LISTEN_FDS", "0") != "0" and environ.get("LISTEN_PID") == str(os.getpid())
     serves = final["app"] is not None or (http and final["worker"] is None)
     _settle_addresses(final, given, origins, default=serves and not inherits)
@@ -229,15 +235,17 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
         read_env_file(settings.env_file)  # workers read it; a mistake in it is a usage error now
     except ConfigError as error:
         yield "env_file", str(error)
-    for folder in settings.reload_dir:
-        if not os.path.isdir(folder):
-            yield "reload_dir", f"there is no directory {folder}"
+    for name, folders in (("reload_dir", settings.reload_dir), ("static", [folder for _, folder in settings.static])):
+        for folder in folders:
+            if not os.path.isdir(folder):
+                yield name, f"there is no directory {folder}"
     if settings.preload and sys.platform != "linux":
         yield "preload", "needs Linux: no other system lets a process adopt workers that another process has forked; leave it out"
     if settings.reload and importlib.util.find_spec("watchdog") is None:
         yield "reload", "needs the package watchdog: pip install watchdog"
     if needs_app and settings.app is None and settings.worker is None:
-        yield "app", "not given: write forkserve module:attr (see forkserve --help)"
+        hint = guess.django_hint(settings.chdir or os.getcwd())
+        yield "app", f"not given: write forkserve module:attr (see forkserve --help){hint}"
 
 
 def _setting_name(one: Given) -> str:
@@ -279,6 +287,8 @@ def _read(name: str, one: Given, directory: str) -> object:
         raise ConfigError(f"{one.label}: {values.shown(one.value)} cannot be read: {values.shown(error)}") from None
     if kind is values.folders:
         return tuple(os.path.join(directory, folder) for folder in value)
+    if kind is values.mounts:
+        return tuple((url, os.path.abspath(os.path.join(directory, folder))) for url, folder in value)
     if kind not in (values.path, values.file, values.folder, values.socket, values.output) or value == "-":
         return value
     if kind is values.socket and value == values.NONE:
@@ -301,6 +311,19 @@ def _is_file(path: str) -> bool:
         return True
     except (OSError, ValueError):
         return False
+
+
+def _settle_flask_app(
+    final: dict[str, Any], given: dict[str, Given], origins: dict[str, str], environ: Mapping[str, str], directory: str
+) -> None:
+    """Use the app of FLASK_APP."""
+    folder = final["chdir"] or directory
+    if found := guess.flask_app(folder, environ, development=final["reload"]):
+        final["app"], place = found
+        given["app"] = Given("app", final["app"], guess.VARIABLE, guess.VARIABLE)
+        origins["app"] = guess.VARIABLE
+        if place != os.path.realpath(folder) and place != folder:
+            final["pythonpath"] = (*final["pythonpath"], place)
 
 
 def _settle_addresses(

@@ -186,7 +186,7 @@ class Settings:
         (),
         "Development",
         many("GLOB"),
-        "Reload for these files too, besides loaded modules, *.html, *.jinja* and .env; repeatable.",
+        "Reload for these files too, besides loaded modules, *.html, *.jinja*, .env and .flaskenv; repeatable.",
         aliases="reload_includes",
         reloadable=False,
     )
@@ -302,6 +302,12 @@ class Settings:
         "auto", "HTTP", choice("auto", "on", "off"), "Send ASGI lifespan events (auto: unless the app refuses them)."
     )
     root_path: str = setting("", "HTTP", values.prefix, "Mount the app below this path, as a proxy does.", variable="SCRIPT_NAME")
+    static: Pairs = setting(
+        (),
+        "HTTP",
+        values.mounts,
+        "Serve the files of a directory below a URL, before the app gets the request: /static=./static; repeatable.",
+    )
     server_header: bool = setting(True, "HTTP", values.switch, "Send a Server header.")
     date_header: bool = setting(True, "HTTP", values.switch, "Send a Date header.")
     header: Pairs = setting((), "HTTP", values.headers, "Add a header to every response; repeatable.", aliases="headers")
@@ -374,6 +380,12 @@ class Settings:
     )
     access_log: bool | None = setting(
         None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.", reloadable=False
+    )
+    use_colors: bool | None = setting(
+        None,
+        "Logging",
+        values.switch,
+        "Color the request lines of --reload. Default: if stderr is a terminal, unless NO_COLOR or FORCE_COLOR is set.",
     )
     error_logfile: str = setting(
         "-", "Logging", values.path, "Write the error log to a file (-: stderr).", aliases="log_file errorlog", reloadable=False

@@ -273,6 +273,7 @@ prefix = Kind("PATH", read_prefix)
 command = Kind("COMMAND", read_command)
 balance = Kind("|".join([*BALANCES, "hash KEY"]), read_balance)
 variables = pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE")
+mounts = pairs("=", r"/[^=?#]*", "a path and a directory of the form URL=DIR", ".+")  # `load` makes the directories absolute
 headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)
 proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", true="auto", false="off")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-INCLUDE: Final = ("*.html", "*.jinja*", ".env")
+INCLUDE: Final = ("*.html", "*.jinja*", ".env", ".flaskenv")
 EXCLUDE: Final = (
     *(".git", ".hg", ".svn", ".jj"),
     *("__pycache__", "*.py[cod]", ".cache", ".*_cache", ".hypothesis", ".tox", ".nox", ".eggs", "*.egg-info"),

@@ -10,8 +10,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+from forkserve.base import installed
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger, printable
+from forkserve.devreload import sites
 from forkserve.devreload.changes import MAX_REMEMBERED, Changes
 from forkserve.devreload.faults import Faults
 from forkserve.devreload.loaded import LoadedFiles
@@ -53,10 +55,10 @@ class DevReloader(Observer):
     def __init__(self, services: Services) -> None:
         self._pool, self._poller, self._request_reload = services.pool, services.poller, services.reload
         settings = services.state.settings
-        rules = make_rules(settings)
-        watch = Watch(real_folders(settings), rules, settings.reload_delay, settings.reload_engine, time.time())
-        self._rules, self._delay = rules, settings.reload_delay
-        services.observe_imports(lambda: LoadedFiles(rules))
+        self._settings, self._delay = settings, settings.reload_delay
+        watch = make_watch(settings, time.time())
+        self._rules, self._watched = watch.rules, watch.folders
+        services.observe_imports(lambda: LoadedFiles(self._rules))
         self._warm = WarmImports(services, self._reload_fully)
         self._changes = Changes(self._warn_of_self_written)
         self._watcher = WatcherProcess(services, watch, lambda: self._changes.loaded, self._changed, self._at_rest)
@@ -72,6 +74,7 @@ class DevReloader(Observer):
     def started(self) -> None:
         """Start the watcher."""
         self._watcher.start()
+        self._name_editable()
 
     def stopping(self) -> None:
         """Have the watcher and the warm process exit."""
@@ -100,6 +103,8 @@ class DevReloader(Observer):
 
     def _changed(self, included: list[str], others: list[str], made: list[str]) -> None:
         now = time.monotonic()
+        if any(map(sites.is_record, included)):
+            self._follow_installed()
         boots = any(member.state is State.BOOTING for member in self._pool.members.workers())
         loading = boots or now < self._loaded_at + AFTER_LOAD + self._delay
         load_failed = self._faults.load_failed
@@ -109,6 +114,20 @@ class DevReloader(Observer):
         else:
             self._ignored += others[: MAX_REMEMBERED - len(self._ignored)] if loading else ()
             self._hurry_boots()
+
+    def _follow_installed(self) -> None:
+        """Watch the directories of the packages that are editable now."""
+        watch = make_watch(self._settings, time.time())
+        if watch.folders != self._watched:
+            self._rules, self._watched = watch.rules, watch.folders
+            self._watcher.replace(watch)
+            self._warm.renew(forget=True)
+            self._name_editable()
+
+    def _name_editable(self) -> None:
+        others = [printable(folder) for folder in self._watched if folder not in real_folders(self._settings)]
+        if others:
+            logger.info("editable packages are watched too: %s", ", ".join(others))
 
     def _reconsider_ignored(self) -> None:
         """Reload if an ignored change may repair the failed load."""
@@ -179,7 +198,7 @@ class DevReloader(Observer):
             self._give_up_timer = self._poller.at(max(time.monotonic(), min(born) + SLOW_LOAD), self._give_up_outdated)
 
     def _shown_path(self, path: str) -> str:
-        return self._rules.below(path) or path
+        return os.path.basename(path) if sites.is_record(path) else self._rules.below(path) or path
 
     def _give_up_outdated(self) -> None:
         """Give up workers that boot slowly with outdated code, and start others."""
@@ -227,12 +246,29 @@ def _folders(settings: Settings) -> Sequence[str]:
     return settings.reload_dir or (settings.chdir or os.getcwd(),)
 
 
-def make_rules(settings: Settings) -> Rules:
-    """Make the rules from the settings. Relative globs of --reload-extra-file are relative to the working directory."""
+def make_watch(settings: Settings, since: float) -> Watch:
+    """Make what the watcher watches: the project, and editable packages unless --reload-dir names all directories."""
+    project = real_folders(settings)
+    own = make_rules(settings)
+    editable = [] if settings.reload_dir else sites.editable_folders()
+    inner = sites.outside([one for one in editable if own.below(one) and own.excluded(one)], ())
+    outer = sites.outside([one for one in editable if not own.below(one)], project)
+    rules = make_rules(settings, inner, outer)
+    folders = tuple(dict.fromkeys((*project, *inner, *outer)))
+    return Watch(folders, rules, settings.reload_delay, settings.reload_engine, since, tuple(installed.folders()))
+
+
+def make_rules(settings: Settings, inner: Sequence[str] = (), outer: Sequence[str] = ()) -> Rules:
+    """Make the rules from the settings. Relative globs of --reload-extra-file are relative to the working directory.
+
+    `inner` and `outer` are further directories: those below an excluded directory of the project, and those outside.
+    """
     given = tuple(map(os.path.abspath, _folders(settings)))
     extra = []
     for glob in settings.reload_extra_file:
         absolute = os.path.join(os.getcwd(), glob.removeprefix("./"))
         folder = fixed_part(absolute)
         extra.append(os.path.join(os.path.realpath(folder), absolute[len(folder) :].lstrip("/")))
-    return Rules((*given, *real_folders(settings)), settings.reload_include, settings.reload_exclude, tuple(extra))
+    return Rules(
+        (*inner, *given, *real_folders(settings), *outer), settings.reload_include, settings.reload_exclude, tuple(extra)
+    )

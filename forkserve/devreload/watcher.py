@@ -25,6 +25,7 @@ from forkserve.base import privileges
 from forkserve.devreload.filesystems import misses_changes, type_of
 from forkserve.devreload.git import is_at_work, lock_of
 from forkserve.devreload.polling import Polling
+from forkserve.devreload.sites import Sites
 from forkserve.devreload.tree import Seen, Tree
 from forkserve.prefork.ipc.descriptors import close_all
 from forkserve.prefork.ipc.messages import AskForRest, AtRest, Changed, Failed, Log, LogFiles, WatchFiles, Watching
@@ -57,6 +58,7 @@ class Watch:
     delay: float
     engine: str
     since: float  # the clock time since which changes are reported
+    sites: tuple[str, ...] = ()  # directories of installed packages
 
 
 def become_watcher(channel: Channel, watch: Watch, settings: Settings, master: int) -> NoReturn:
@@ -100,7 +102,9 @@ class Watcher:
         self._polling: Polling | None = None
         self._roots = {folder: _identity(folder) for folder in watch.folders}  # None: it does not exist
         self._git_locks = list(filter(None, map(lock_of, watch.folders)))
-        self._check_roots_at = 0.0
+        self._check_roots_at = self._check_sites_at = 0.0
+        self._sites = Sites(watch.sites)
+        self._installed: list[str] = []  # records of packages that were installed or removed, and not reported yet
         self._changed: dict[str, bool] = {}  # files, with whether they existed before
         self._removed: set[str] = set()  # directories
         self._writing: set[str] = set()  # files that are open for writing
@@ -131,6 +135,7 @@ class Watcher:
             self._channel.flush()
             self._take_events()
             self._poll_or_check_roots()
+            self._check_sites()
             if self._due() <= time.monotonic() and not self._postpone():
                 self._report()
             if self._rest_due() <= time.monotonic():
@@ -270,6 +275,13 @@ class Watcher:
                     self._watch_again(folder)
                     self._list_folder(folder)
 
+    def _check_sites(self) -> None:
+        if self._check_sites_at <= time.monotonic():
+            self._check_sites_at = time.monotonic() + CHECK_ROOTS_EVERY
+            if changed := self._sites.changed():
+                self._installed += changed
+                self._record([], happened=True)
+
     def _record_seen(self, seen: Iterable[Seen]) -> None:
         """Record what a look has found."""
         for path, existed in seen:
@@ -321,7 +333,8 @@ class Watcher:
             self._record_seen(seen for found in self._tree.look() for seen in found)
         for path in self._changed:
             self._tree.update(path)
-        included = [path for path in sorted(self._changed) if self._tree.included(path)]
+        included = [*self._installed, *(path for path in sorted(self._changed) if self._tree.included(path))]
+        self._installed = []
         others = sorted(self._changed.keys() - included | self._removed)
         made = {path for path, existed in self._changed.items() if existed != self._tree.has_file(path)}
         self._changed, self._removed, self._writing, self._first_at = {}, set(), set(), 0.0

@@ -78,6 +78,13 @@ class WatcherProcess:
         self._channel, self._born = ours, time.monotonic()
         self._poller.watch(ours, READ, self._receive)
 
+    def replace(self, watch: Watch) -> None:
+        """Watch other directories: another watcher is started."""
+        self.end()
+        self._reported = ([], [], [])
+        self._watch = watch
+        self.start()
+
     def _start_later(self) -> None:
         delay, self._delay = self._delay, min(2 * self._delay, LONGEST_DELAY)
         self._poller.at(time.monotonic() + delay, self.start)

@@ -6,10 +6,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
 from forkserve.http.app.environ import environ_template, put_ends
+from forkserve.http.app.faultpage import is_probe
 
 if TYPE_CHECKING:
     from forkserve.http.app.exchange import Exchange
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
 # The client's identity (identd's) is always unknown: %(l)s is a dash.
 COMBINED = '%(h)s - %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 _ATOM = re.compile(r"%\((\{[^}]+\}[ioe]|[a-zA-Z]+)\)s")
-_BATCH = 64
+BATCH = 64
 """Lines that are written together; the sweep writes what is left."""
 _PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f"\\]')
+
+
+_COLORS = {2: 32, 3: 36, 4: 33, 5: 31}  # green, cyan, yellow, red
 
 
 class Record:
@@ -250,13 +255,14 @@ class AccessLog:
     Args:
         write: Appends bytes to the log.
         text: The format, as for `compile_format`.
+        batch: Lines that are written together, unless `flush` comes first.
 
     Raises:
         ValueError: The format is not valid.
     """
 
-    def __init__(self, write: Callable[[bytes], None], text: str) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[bytes], None], text: str, batch: int = BATCH) -> None:
+        self._write, self._batch = write, batch
         self._line = compile_format(text)
         self._lines: list[str] = []
 
@@ -275,7 +281,7 @@ class AccessLog:
 
     def _add(self, record: Record) -> None:
         self._lines.append(self._line(record))
-        if len(self._lines) >= _BATCH:
+        if len(self._lines) >= self._batch:
             self.flush()
 
     def flush(self) -> None:
@@ -283,3 +289,29 @@ class AccessLog:
         if self._lines:
             text, self._lines = "".join(self._lines), []
             self._write(text.encode("utf-8", "backslashreplace"))
+
+
+class RequestLines(AccessLog):
+    """Writes a short line for each request at once, for a person who develops: `12:00:01 GET /path 200 3 ms`.
+
+    Args:
+        write: Appends bytes to the terminal or file.
+        colors: Whether the status has a colour.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], *, colors: bool) -> None:
+        super().__init__(write, "%(s)s", batch=1)
+        self._line = partial(_request_in_short, colors=colors)
+
+    def write(self, exchange: Exchange) -> None:
+        """Log an exchange, unless the script of the error page has sent the request."""
+        if not is_probe(exchange.target, exchange.fields):
+            super().write(exchange)
+
+
+def _request_in_short(record: Record, *, colors: bool) -> str:
+    line = "-" if record.exchange is None else escaped(record.exchange.target.line.decode("ascii"))
+    status = str(record.status)
+    if colors:
+        status = f"\x1b[{_COLORS.get(record.status // 100, 0)}m{status}\x1b[0m"
+    return f"{strftime('%H:%M:%S')} {line} {status} {round(record.seconds * 1000)} ms\n"

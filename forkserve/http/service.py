@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from forkserve.base import logs
 from forkserve.base.errors import BootError
 from forkserve.http.acceptor import Acceptor
-from forkserve.http.access import AccessLog
+from forkserve.http.access import BATCH, AccessLog
 from forkserve.http.app.asgi import ASGIExchange
 from forkserve.http.app.exchange import Exchange
-from forkserve.http.app.faultpage import fault_exchange
+from forkserve.http.app.faultpage import fault_exchange, probed
 from forkserve.http.app.hiddenloop import hidden_loop
 from forkserve.http.app.lifespan import Lifespan, LifespanError
 from forkserve.http.app.site import Site
@@ -98,6 +98,7 @@ class Service:
         self.server = server = ServerState(settings, loop, observer.connected)
         server.tls = tls
         self.site = Site(server, app, interface, observer, logs.printable)
+        self._sites = [self.site]  # and that of files
         self.running = RunningRequests(server)
         self.pool: ThreadPool | None = None
         self.turns: Turns | None = None
@@ -108,12 +109,14 @@ class Service:
         self._timer: asyncio.TimerHandle | None = None
         self._cut_off: set[Client] = set()  # streams that a drain has ended
         if write_access is not None:
-            self._log_access(AccessLog(write_access, settings.access_logformat))
+            self.log_requests(AccessLog(write_access, settings.access_logformat, 1 if settings.reload else BATCH))
         self._choose_exchange()
 
-    def _log_access(self, log: AccessLog) -> None:
-        self._access_log = log
-        self.site.on_answer, self.site.on_refused, self.server.on_refused = log.write, log.write_refused, log.write_unread
+    def log_requests(self, log: AccessLog) -> None:
+        """Log requests from now on. Call this before `call_back`."""
+        self._access_log, self.server.on_refused = log, log.write_unread
+        for site in self._sites:
+            site.on_answer, site.on_refused = log.write, log.write_refused
 
     def _choose_exchange(self) -> None:
         site, server, settings = self.site, self.server, self.server.settings
@@ -132,6 +135,14 @@ class Service:
             site.turns = self.turns = Turns(self.loop, site.observer)
             server.rest = self.turns.rest
             server.new_exchange = MethodType(WSGIExchange, site)
+        if settings.static:
+            from forkserve.http.app.static import StaticFiles  # noqa: PLC0415 - it imports much of werkzeug
+
+            static = StaticFiles(site)
+            self._sites.append(static.site)
+            server.new_exchange = static.in_front_of(server.new_exchange)
+        if settings.reload:
+            server.new_exchange = probed(site, server.new_exchange)
 
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that shows `text` instead of calling the application."""
@@ -156,7 +167,9 @@ class Service:
             if on_answer is not None:
                 _in_its_context(on_answer, exchange)
 
-        self.server.new_exchange, self.site.on_answer = announce, report
+        self.server.new_exchange = announce
+        for site in self._sites:
+            site.on_answer = report
 
     async def start_up(self, warmup: str | None = None) -> None:
         """Run the application's own start-up, and warm the application up.

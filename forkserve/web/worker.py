@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 from functools import partial
 from math import inf
@@ -12,9 +13,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from forkserve.base import logs
+from forkserve.base.console import uses_colors
 from forkserve.base.copies import end_returned
 from forkserve.config import apps
 from forkserve.config.apps import LoadedApp
+from forkserve.http.access import RequestLines
 from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.message import readers
 from forkserve.http.service import SWEEP, Service
@@ -137,6 +140,9 @@ class HTTPWorker(Worker):
         tls = inherited.context if isinstance(inherited, TLS) else make_context(self.settings)
         write_access = None if access is None else access.write
         service = Service(self.settings, app.app, app.interface, loop, self.row, write_access, tls)
+        if self.settings.reload and access is None and self.settings.access_log is not False:
+            colors = uses_colors(self.settings.use_colors, os.environ, is_terminal=logs.stderr_is_terminal())
+            service.log_requests(RequestLines(logs.write_stderr, colors=colors))
         self._turns = service.turns
         self._log_flusher = LogFlusher(loop)
         if "pre_request" in self.hooks or "post_request" in self.hooks:

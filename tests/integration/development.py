@@ -52,9 +52,9 @@ class Project:
         """
         return self.serve_plainly("--reload", "--graceful-timeout", 30, *arguments, ready=ready, **options)
 
-    def serve_plainly(self, *arguments: object, ready: bool = True, app: str = "myapp:app", **options: object) -> Project:
+    def serve_plainly(self, *arguments: object, ready: bool = True, app: str | None = "myapp:app", **options: object) -> Project:
         """Start the server without --reload."""
-        arguments = (app, "--control-socket", self.folder.parent / "control", *arguments)
+        arguments = (*filter(None, [app]), "--control-socket", self.folder.parent / "control", *arguments)
         if not {"--bind", "--base-port"} & set(map(str, arguments)):
             arguments = (*arguments, "--bind", "127.0.0.1:0")
         self.command = self._start(*arguments, cwd=self.folder, **options)

@@ -229,9 +229,9 @@ class WarmImports:
                 self._drop()
             self._poller.at(time.monotonic() + ORDER_TIME, lambda: self._children.lost(child))
 
-    def renew(self) -> None:
-        """End the warm process, and fork another one soon."""
-        self._drop()
+    def renew(self, *, forget: bool = False) -> None:
+        """End the warm process, and fork another one soon; `forget` as for `_drop`."""
+        self._drop(forget=forget)
         self._replace_later_if_outdated()
 
     def _drop(self, *, forget: bool = False) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from forkserve.base import logfile, stdio
 from forkserve.base.errors import BootError, ExitCode
 from forkserve.config import apps
+from forkserve.config.envfile import DEVELOPMENT
 from forkserve.devreload.loaded import LoadedFiles
 from forkserve.devreload.outside import ProcessState, paths_of, replaced
 from forkserve.devreload.tree import entries
@@ -123,7 +124,9 @@ class WarmProcess(Mold):
         folders = {os.path.dirname(file) for file in files}.union(map(os.path.abspath, sys.path))
         projects = {folder for folder in folders if self._rules.holds(os.path.join(folder, "_"))}
         # A module may be added to the other directories.
-        paths = [*files, *(folders - projects), *filter(None, [self._context.settings.env_file])]
+        folder = self._context.settings.chdir or self._before.directory
+        variables = [self._context.settings.env_file, *(os.path.join(folder, name) for name in DEVELOPMENT)]
+        paths = [*files, *(folders - projects), *filter(None, variables)]
         return {path: _stamp(path) for path in paths} | {folder: self._known_names(folder) for folder in projects}
 
     def _known_names(self, folder: str) -> set[str]:

@@ -9,6 +9,7 @@ replaces modules that the master itself has loaded.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -232,3 +233,39 @@ def test_pip_installs_upgrades_and_uninstalls_a_package(tmp_path: Path, start: S
     environment.pip("uninstall", "-y", "extra_pip")
     environment.save("extra_pip")
     environment.project.until("No module named 'extra_pip'", 500)
+
+
+def test_a_save_in_an_editable_package_reloads_and_an_installation_is_noticed(environment: Environment) -> None:
+    environment.install_by_path("extra_one", 1)
+    environment.serve("extra_one", "extra_two")
+    environment.project.until("No module named 'extra_two'", 500)
+    assert "editable packages are watched too: " in environment.project.command.stderr
+    environment.pip("install", "--no-build-isolation", environment.distribution("extra_two", "1", 2))  # not editable
+    environment.project.until("1 2")
+    environment.source("extra_one", 11)
+    environment.project.until("11 2")
+
+    environment.source("extra_three", 3)
+    environment.save("extra_one", "extra_three")
+    environment.project.until("No module named 'extra_three'", 500)
+    environment.install_by_path("extra_three", 3)
+    environment.project.until("11 3")
+    environment.source("extra_three", 33)
+    environment.project.until("11 33")
+
+
+@pytest.mark.heavy
+def test_a_package_with_an_import_hook_is_followed_by_its_record(environment: Environment) -> None:
+    """As setuptools installs a package that is not in a directory of its own."""
+    environment.serve("os")
+    environment.install_by_finder("extra_one", 1, "venv/src")  # excluded, if it were a directory of the project
+    record = environment.site / "extra_one-1.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: extra_one\nVersion: 1\n")
+    folder = (environment.folder / "venv/src").as_uri()
+    (record / "direct_url.json").write_text(json.dumps({"dir_info": {"editable": True}, "url": folder}))
+    environment.save("extra_one")
+    environment.project.until("1")
+    environment.source("extra_one", 2, "venv/src")
+    environment.project.until("2")
+    environment.project.command.traceback_expected = False

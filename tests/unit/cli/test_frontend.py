@@ -226,6 +226,17 @@ def test_static_files_have_their_locations(printed) -> None:
     assert lines[lines.index("location ^~ /media/ {") + 1] == 'alias "/srv/my media/";'
 
 
+def test_static_files_of_the_workers_are_served_by_the_front_end(printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("files").mkdir()
+    monkeypatch.setenv("FORKSERVE_STATIC", "/static=files\n/=files")
+
+    lines = directives(printed(f"{SHOP} --root-path /shop"))
+
+    assert lines[lines.index("location ^~ /shop/static/ {") + 1] == f"alias {Path.cwd()}/files/;"
+    assert "location ^~ /shop/ {" not in lines
+    assert "location ^~ /shop/static/ {" not in directives(printed(f"{SHOP} --root-path /shop --static /own=files"))
+
+
 def test_a_shared_address_is_listed_twice_so_that_a_lost_request_is_retried(printed) -> None:
     lines = directives(printed("shop:app --bind unix:app.sock --bind 127.0.0.1:8000 --upstream-only"))
 

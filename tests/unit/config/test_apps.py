@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forkserve.base.errors import AppLoadError, ConfigError
-from forkserve.config.apps import AppSpec, load_app, parse_app_spec, prepare_process, read_env_file, speaks
+from forkserve.config.apps import AppSpec, load_app, parse_app_spec, prepare_process, speaks
 from forkserve.config.settings import Settings
 
 SOURCE = """
@@ -214,19 +214,6 @@ def test_an_asgi_2_app_is_served_as_asgi_3(monkeypatch: pytest.MonkeyPatch) -> N
     asyncio.run(load_app("older:app").app({"type": "http"}, receive, send))
 
     assert sent == [({"type": "http"}, "event")]
-
-
-def test_an_env_file_is_read_with_shell_syntax(tmp_path: Path) -> None:
-    (tmp_path / "env").write_text("# a comment\n\nA=1\nexport B = two words # and this\nC='a # b'\nD=\"x=y\"\nE=\nF=a#b\n")
-
-    assert read_env_file(str(tmp_path / "env")) == [
-        ("A", "1"),
-        ("B", "two words"),
-        ("C", "a # b"),
-        ("D", "x=y"),
-        ("E", ""),
-        ("F", "a#b"),
-    ]
 
 
 def test_a_process_is_prepared_for_its_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

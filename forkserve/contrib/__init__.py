@@ -1,0 +1,1 @@
+"""Integrations with frameworks; each is loaded only by its framework."""

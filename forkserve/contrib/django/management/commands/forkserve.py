@@ -1,0 +1,126 @@
+"""The command `manage.py forkserve`: it replaces itself by `python -m forkserve`, with the project's application.
+
+The process of manage.py has loaded the project, which a master must never do: a reload could not load it again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import click
+from django.conf import settings  # type: ignore[import-untyped]
+from django.core.management.base import BaseCommand, CommandError  # type: ignore[import-untyped]
+from django.db import connections  # type: ignore[import-untyped]
+
+from forkserve.base.errors import ConfigError
+from forkserve.cli.options import make_command, parse
+from forkserve.config.spec import flag
+from forkserve.config.table import TABLE
+
+THREADS: Final = 8  # of a worker with WSGI, as runserver has threads too: a page may request another one of the same site
+SWITCHES: Final = {
+    "noreload": "Do not reload when files change, although DEBUG is on.",
+    "nostatic": "Do not serve static files.",
+    "insecure": "Serve static files although DEBUG is off.",
+    "skip_checks": "Skip system checks.",
+    "no_color": "Do not colorize the output.",
+    "force_color": "Colorize the output.",
+    "traceback": "",
+}
+VALUES: Final = ("settings", "verbosity")  # manage.py itself has read the first
+
+
+class Command(BaseCommand):  # type: ignore[misc]
+    """Serves the project."""
+
+    help = "Serves the project with forkserve, by default at 127.0.0.1:8000; with DEBUG it reloads when files change."
+    requires_system_checks = ()  # workers run them at each load
+
+    def run_from_argv(self, argv: Sequence[str]) -> None:
+        """Run the command with forkserve's own options."""
+        try:
+            self.handle(*argv[2:])
+        except (ConfigError, CommandError) as error:
+            self.stderr.write(f"forkserve: {error}")
+            sys.exit(2)
+        except click.exceptions.Exit as end:  # after --help
+            sys.exit(end.exit_code)
+
+    def print_help(self, prog_name: str, subcommand: str) -> None:
+        """Print the help of all options."""
+        self.run_from_argv([prog_name, subcommand, "--help"])
+
+    def handle(self, *words: str, **_: Any) -> None:
+        """Serve. Does not return.
+
+        Args:
+            words: The command line: PORT or ADDRESS:PORT, and options.
+
+        Raises:
+            ConfigError: The line is not valid.
+            CommandError: The project's settings allow no request.
+        """
+        line = parse(words, _command())
+        if not settings.DEBUG and not settings.ALLOWED_HOSTS:
+            raise CommandError("set settings.ALLOWED_HOSTS: it is needed if DEBUG is False")
+        arguments = [*subprocess._args_from_interpreter_flags(), "-m", "forkserve", *_arguments(line)]  # type: ignore[attr-defined]  # noqa: SLF001
+        connections.close_all()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - no shell is wanted
+
+
+def _command() -> click.Command:
+    """Return the command of serving, with the options that users of `runserver` know."""
+    command = make_command()
+    command.name = "manage.py forkserve"
+    command.options_metavar = "[PORT | ADDRESS:PORT] [OPTIONS]"
+    command.help = Command.help
+    command.params += [
+        click.Option([name, flag(name)], is_flag=True, help=about, hidden=not about) for name, about in SWITCHES.items()
+    ]
+    command.params += [click.Option([name, flag(name)], hidden=True) for name in VALUES]
+    return command
+
+
+def _arguments(line: dict[str, Any]) -> Iterator[str]:
+    """Yield APP and the options of `forkserve` for the parsed line."""
+    of_django = {name: line.pop(name, False) for name in (*SWITCHES, *VALUES)}
+    is_asgi = line.get("interface", "auto").startswith("asgi") or (
+        line.get("interface", "auto") == "auto" and getattr(settings, "ASGI_APPLICATION", None) is not None
+    )
+    options = {"static": not of_django["nostatic"], "insecure": of_django["insecure"], "checks": not of_django["skip_checks"]}
+    given = ", ".join(f"{name}={value}" for name, value in options.items())
+    address = line.pop("app", None)
+    yield f"forkserve.contrib.django.serving:{'asgi' if is_asgi else 'wsgi'}({given})"
+    if address is not None:
+        yield f"--bind={_bind(address)}"
+    line.setdefault("name", settings.SETTINGS_MODULE.partition(".")[0])
+    line.setdefault("reload", settings.DEBUG and not of_django["noreload"])
+    if not is_asgi:
+        line.setdefault("threads", THREADS)
+    folder = os.path.abspath(sys.path[0])  # of manage.py
+    if folder != os.getcwd():
+        line["pythonpath"] = (*line.get("pythonpath", ()), folder)
+        line.setdefault("reload_dir", (folder,))
+    yield from _words(line)
+
+
+def _words(line: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in line.items():
+        if isinstance(value, bool):
+            if value or name in TABLE:
+                yield flag(name) if value else f"--no-{flag(name)[2:]}"
+        else:
+            for one in value if isinstance(value, tuple | list) else (value,):
+                yield f"{flag(name)}={one}"
+
+
+def _bind(address: str) -> str:
+    """Return the address of `runserver`'s argument: 8001 and 0:8001 are short forms."""
+    host, _, port = address.rpartition(":")
+    return f"{'0.0.0.0' if host == '0' else host or '127.0.0.1'}:{port}"  # noqa: S104 - Django's meaning

@@ -1,0 +1,77 @@
+"""The error page: its head and body, and in a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.client import get
+from tests.integration.command import eventually
+from tests.integration.conftest import Start
+from tests.integration.development import Project
+
+BROWSER = (
+    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-port=0"),
+)
+PAGE = """\
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/html")])
+    return [b"<!doctype html><title>app</title><script>fetch('/seen-' + document.title)</script>"]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, start: Start) -> Project:
+    made = Project(tmp_path / "project", start)
+    made.save("myapp.py", "import <b>\n")
+    return made.serve()
+
+
+def test_the_error_comes_first_and_only_the_pages_own_script_may_run(project: Project) -> None:
+    port = project.command.port
+    page = get(port)
+
+    assert page.status == 500
+    assert "<h1>SyntaxError: invalid syntax</h1>\n<p><strong>myapp.py, line 1</strong></p>\n<pre>import &lt;b&gt;" in page.text
+    assert re.fullmatch(
+        r"default-src 'none'; connect-src 'self'; script-src 'sha256-\S{44}'; style-src 'sha256-\S{44}'",
+        page["Content-Security-Policy"],
+    )
+    probe = f"X-Forkserve-Fault: {page['X-Forkserve-Fault']}"
+    assert get(port, "/", probe, method="HEAD")["X-Forkserve-Fault"] == page["X-Forkserve-Fault"]
+    posted = get(port, "/", method="POST", body=b"a=1")
+    assert posted.status == 500
+    assert "<script" not in posted.text
+    assert "refresh" not in posted.text
+    other = get(port, "/", "X-Forwarded-For: 192.0.2.1").text
+    assert "SyntaxError" not in other
+    assert "<script" in other
+
+    project.save("myapp.py", PAGE)
+    project.until("<title>app</title>")
+    eventually(lambda: get(port, "/", probe, method="HEAD").status == 204, "the old worker, which may still accept, has ended")
+    assert "HEAD" not in project.command.stderr
+
+
+@pytest.mark.heavy
+def test_a_browser_shows_the_next_error_and_then_the_app(project: Project, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{project.command.port}/"
+    words = [*BROWSER, f"--user-data-dir={tmp_path / 'browser'}", url]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as browser:
+        try:
+            project.command.find(r"GET / 500")
+            project.command.traceback_expected = True
+            project.save("myapp.py", "import another\n")
+            project.command.find(r"GET / 500", times=2)
+            project.save("myapp.py", PAGE)
+            project.command.find(r"GET / 200")
+            project.command.find(r"GET /seen-app 200")
+        finally:
+            os.killpg(browser.pid, signal.SIGKILL)
+    assert "HEAD" not in project.command.stderr
