@@ -9,6 +9,8 @@ A switch between threads costs more than a small application, so there are few:
   If calls are short, few threads make all of them. If they block, the next thread goes on.
 - The loop is woken once for all results that are handed over until it takes them.
 
+Where threads are greenlets (`greenlets`), they sleep at a semaphore instead: to read a pipe would stop all of them.
+
 No wake-up is lost, though there is no lock. The side that adds a call or a result looks afterwards whether the other side has to
 be woken. The other side notes first that it sleeps, or that it is awake, and looks for calls or results afterwards.
 """
@@ -20,8 +22,11 @@ import os
 import threading
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from forkserve.base import greenlets
 
 if TYPE_CHECKING:
     import asyncio
@@ -61,6 +66,11 @@ class ThreadPool:
         self._next_entry = observer.next_entry
         self._calls: deque[Call] = deque()
         self._bell, self._ringer = os.pipe()  # a byte in it wakes one of the threads that sleep
+        self._ring: Callable[[], object] = partial(os.write, self._ringer, b"\0")
+        self._await_ring: Callable[[], object] = partial(os.read, self._bell, 1)
+        if greenlets.library() is not None:
+            bell = threading.Semaphore(0)
+            self._ring, self._await_ring = bell.release, bell.acquire
         self._idle: list[int] = []  # one for each thread that sleeps, or is about to, and for which no byte is on its way
         self._wake_due = False  # whether a thread is to be woken at the end of this turn
         self._waking = False  # whether a thread has been woken that does not run yet
@@ -130,7 +140,7 @@ class ThreadPool:
             except IndexError:  # it has found the call itself
                 self._waking = False
             else:
-                os.write(self._ringer, b"\0")
+                self._ring()
 
     # In a thread of the pool
 
@@ -180,5 +190,5 @@ class ThreadPool:
             with suppress(IndexError):  # a byte is on its way
                 self._idle.pop()
                 return
-        os.read(self._bell, 1)
+        self._await_ring()
         self._waking = False

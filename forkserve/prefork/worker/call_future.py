@@ -29,8 +29,7 @@ class CallFuture:
     Await it on an event loop, or wait for `result` in a thread of the application; `then` works anywhere.
     """
 
-    def __init__(self, main_thread: int) -> None:
-        self._main_thread = main_thread
+    def __init__(self) -> None:
         self._replies: Future[list[Reply]] = Future()
         self._replies.set_running_or_notify_cancel()  # it cannot be cancelled: the replies arrive in any case
 
@@ -47,7 +46,7 @@ class CallFuture:
             CommandError: The master has refused the command, or is gone.
             TimeoutError: The replies have not arrived in time.
         """
-        if threading.get_ident() == self._main_thread:
+        if threading.current_thread() is threading.main_thread():
             self._must_be_done("this thread also runs the commands of others: await the replies, or use then()")
         self._check_loop()
         return self._replies.result(timeout)
@@ -99,7 +98,7 @@ class OpenCalls:
 
     def call(self, name: str, args: Sequence[JSON], to: str | int, timeout: float | None) -> CallFuture:
         """Call as `Worker.call` does. Raises CommandError for arguments that cannot be sent."""
-        future = CallFuture(threading.main_thread().ident or 0)
+        future = CallFuture()
         number = id(future)
         self._futures[number] = future
         try:
