@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from forkserve.base import logs, privileges, startup
+from forkserve.base import greenlets, logs, privileges, startup
 from forkserve.base.errors import ConfigError, ForkserveError, NestedServerError
 from forkserve.base.handover import decode
 from forkserve.config import apps
@@ -105,6 +105,10 @@ class Server(MasterCommands):
             ListenError: An address cannot be listened on.
         """
         _check_place()
+        with greenlets.taken_out():
+            return self._run()
+
+    def _run(self) -> int:
         settings = self.state.settings
         handed = startup.inherited
         if startup.takes_over() and handed is not None:
