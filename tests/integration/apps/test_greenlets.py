@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +69,19 @@ def opened():
     gate.set()
     return len(set(waiting))
 
+inside = [0]
+
+def enter():
+    inside[0] += 1
+    time.sleep(0.05)
+    found = inside[0]
+    inside[0] -= 1
+    return found
+
+def long():
+    time.sleep(1)
+    return "done"
+
 def spin():
     while True:
         pass
@@ -81,7 +91,6 @@ VIEWS = {
     "/pid": os.getpid,
     "/ticks": lambda: ticks[0],
     "/patched": lambda: "gevent" in repr(time.sleep) or "gevent" in time.sleep.__module__,
-    "/sleep": lambda: time.sleep(0.05),
     "/subprocess": lambda: subprocess.run(["echo", "x"], capture_output=True, text=True).stdout,
     "/fork": child,
     "/pooled": pooled,
@@ -89,9 +98,9 @@ VIEWS = {
     "/wait": wait,
     "/open": opened,
     "/spin": spin,
+    "/inside": enter,
+    "/long": long,
     "/asyncio": lambda: asyncio.run(double(21)),
-    "/hang": lambda: time.sleep(3600),
-    "/thread": lambda: threading.current_thread().name,
 }
 
 def wsgi(environ, start_response):
@@ -179,19 +188,128 @@ def serve(start: Start, directory: Path, mode: str, how: str, *options: object) 
     return Site(start, directory, *words, code=code(patch=how == "import"), env=env, **more)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param((), id=""),
-        pytest.param(("--loop", "uvloop"), id="uvloop"),
-        pytest.param(("--preload",), id="preload"),
-        pytest.param(("--reload",), id="reload"),
-        pytest.param(("--access-logfile", "-", "--max-requests", 1000), id="log"),
-    ],
-)
-@pytest.mark.parametrize("how", ["import", "config", "module", "sitecustomize"])
-@pytest.mark.parametrize("mode", MODES)
+USUAL = [pytest.param(mode, "import", (), id=f"{mode}-import") for mode in ("threads", "asgi")]
+OPTIONS = {
+    "": (),
+    "uvloop": ("--loop", "uvloop"),
+    "preload": ("--preload",),
+    "reload": ("--reload",),
+    "log": ("--access-logfile", "-", "--max-requests", 1000),
+}
+MORE = [
+    pytest.param(mode, how, options, id=f"{mode}-{how}-{name}", marks=pytest.mark.heavy)
+    for mode in MODES
+    for how in ("import", "config", "module", "sitecustomize")
+    for name, options in OPTIONS.items()
+    if name in ("preload", "reload") or (how == "import" and (name or mode == "inline"))
+]
+
+
+@pytest.mark.parametrize(("mode", "how", "options"), [*USUAL, *MORE])
 def test_everything_works(start: Start, tmp_path: Path, mode: str, how: str, options: tuple[object, ...]) -> None:
     site = serve(start, tmp_path, mode, how, *options)
 
     tour(site, mode)
+
+
+def test_the_first_worker_says_that_the_loop_is_another_one(start: Start, tmp_path: Path) -> None:
+    site = serve(start, tmp_path, "threads", "import", "--workers", 2, "--loop", "uvloop")
+
+    lines = site.command.find("the app uses gevent: the event loop is asyncio's, and the 8 threads are greenlets$")
+
+    assert len(lines) == 1
+
+
+@pytest.mark.heavy
+def test_one_request_at_a_time_is_inside_an_inline_app_also_while_it_waits(start: Start, tmp_path: Path) -> None:
+    site = serve(start, tmp_path, "inline", "import")
+    clients = [Client(site.command.port) for _ in range(5)]
+
+    for one in clients:
+        one.request("/inside")
+
+    assert {one.answer().json for one in clients} == {1}
+    for one in clients:
+        one.sock.close()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("mode", MODES)
+def test_requests_in_progress_are_answered_at_a_stop(start: Start, tmp_path: Path, mode: str) -> None:
+    site = serve(start, tmp_path, mode, "import")
+
+    with Client(site.command.port) as client:
+        client.request("/long")
+        eventually(lambda: site.rows()[0]["in_flight"] == 1, "the request")
+        site.command.kill(signal.SIGTERM)
+
+        assert client.answer().json == "done"
+    site.command.wait()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", ["import", "module"])
+def test_the_stacks_of_waiting_greenlets_are_shown(start: Start, tmp_path: Path, how: str) -> None:
+    site = serve(start, tmp_path, "threads", how, "--timeout", 3)
+    site.command.traceback_expected = False
+    waits, spins = Client(site.command.port), Client(site.command.port)
+
+    waits.request("/wait")
+    eventually(lambda: "in wait" in str(site.ask("stacks")["result"]), "the stack of the request")
+    spins.request("/spin")
+
+    site.command.wait_for(r"worker 1 .* is killed: stuck for 3 s")
+    log = eventually(lambda: "in wait" in site.command.stderr and "in spin" in site.command.stderr and site.command.stderr)
+    assert re.search(r"Thread 0x\w+ \(wsgi-\d", log)
+    site.settled(1)
+    for one in (waits, spins):
+        one.sock.close()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("mode", MODES)
+def test_a_worker_is_replaced_after_its_requests(start: Start, tmp_path: Path, mode: str) -> None:
+    site = serve(start, tmp_path, mode, "import", "--max-requests", 5)
+
+    first = look(site, "/pid")
+
+    eventually(lambda: look(site, "/pid") != first, "another worker")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", ["import", "module", "config"])
+def test_an_upgrade_in_place(start: Start, tmp_path: Path, how: str) -> None:
+    site = serve(start, tmp_path, "threads", how)
+    before = look(site, "/pid")
+
+    site.command.kill(signal.SIGUSR2)
+    site.command.wait_for(r"\[INFO\] master: reloaded: generation \d")
+
+    assert "upgraded in place" in site.command.stderr
+    assert look(site, "/pid") != before
+    tour(site, "threads")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", ["import", "module"])
+def test_a_save_reloads(start: Start, tmp_path: Path, how: str) -> None:
+    site = serve(start, tmp_path, "asgi", how, "--reload")
+
+    site.save(code(2, patch=how == "import"))
+
+    eventually(lambda: look(site, "/") == 2, "the new version")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", ["import", "module"])
+def test_websockets_over_tls(start: Start, tmp_path: Path, how: str, authority: Authority) -> None:
+    pair = authority.server
+    site = serve(start, tmp_path, "asgi", how, "--certfile", pair.cert, "--keyfile", pair.key)
+    context = authority.trust()
+
+    with connect(f"wss://localhost:{site.command.port}/ws", ssl=context, proxy=None) as websocket:
+        websocket.send("hello")
+        assert websocket.recv() == "hello"
+
+    assert look(site, "/loop", tls=context) == "asyncio.unix_events"
+    tour(site, "asgi", tls=context)
