@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 
 from tests.integration.certificates import Authority
 from tests.integration.client import Client, get
-from tests.integration.command import eventually
+from tests.integration.command import DEADLINE, eventually
 from tests.integration.conftest import Start
 from tests.integration.site import Site
 
@@ -307,9 +307,8 @@ def test_websockets_over_tls(start: Start, tmp_path: Path, how: str, authority: 
     site = serve(start, tmp_path, "asgi", how, "--certfile", pair.cert, "--keyfile", pair.key)
     context = authority.trust()
 
-    with connect(f"wss://localhost:{site.command.port}/ws", ssl=context, proxy=None) as websocket:
+    with connect(f"wss://localhost:{site.command.port}/ws", ssl=context, proxy=None, open_timeout=DEADLINE) as websocket:
         websocket.send("hello")
         assert websocket.recv() == "hello"
 
     assert look(site, "/loop", tls=context) == "asyncio.unix_events"
-    tour(site, "asgi", tls=context)
