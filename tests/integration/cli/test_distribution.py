@@ -145,7 +145,7 @@ def test_the_metadata_is_complete(wheel: Path) -> None:
 def test_the_page_on_containers_goes_by_the_image() -> None:
     page = (ROOT / "docs" / "deploy" / "containers.md").read_text()
 
-    assert "docker build --tag forkserve ." in page
+    assert "docker build -t forkserve ." in page
     assert "FROM forkserve" in page
 
 
