@@ -1,16 +1,18 @@
-"""The extension in C; everything else about the package is in pyproject.toml.
+"""The extension in C, and the page for package indexes; everything else about the package is in pyproject.toml.
 
 The extension is optional. Where there is no C compiler, or Python's headers are missing, and on builds of Python without a GIL,
 which have no limited API, the package is installed without it: requests are read by Python then.
 """
 
 import platform
+import re
 import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
+PAGES = "https://github.com/forkserve/forkserve/blob/main/"
 FOLDER = "forkserve/http/message"
 HAS_LIMITED_API = platform.python_implementation() == "CPython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
@@ -33,7 +35,11 @@ head = Extension(
     py_limited_api=True,
     optional=True,
 )
+# Package indexes show the README without the pages that it links to.
+readme = re.sub(r"\]\((?!https?:|#)", f"]({PAGES}", Path("README.md").read_text(encoding="utf-8"))
 setup(
+    long_description=readme,
+    long_description_content_type="text/markdown",
     cmdclass={"bdist_wheel": Wheel},
     ext_modules=[head] if HAS_LIMITED_API else [],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if HAS_LIMITED_API else {},

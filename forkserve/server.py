@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from forkserve.base import console, logs, privileges, startup
+from forkserve.base import console, greenlets, logs, privileges, startup
 from forkserve.base.errors import ConfigError, ForkserveError, NestedServerError
 from forkserve.base.handover import decode
 from forkserve.config import apps
@@ -117,6 +117,10 @@ class Server(MasterCommands):
             ListenError: An address cannot be listened on.
         """
         _check_place()
+        with greenlets.taken_out():
+            return self._run()
+
+    def _run(self) -> int:
         settings = self.state.settings
         appobject.check(self.state.worker_class, settings)
         handed = startup.inherited

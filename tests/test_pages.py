@@ -133,7 +133,7 @@ def test_modules_that_are_named_exist(path: Path) -> None:
 
 
 def test_options_that_are_named_exist() -> None:
-    others = {"--indent", "--no-cache-dir", "--time", "--ws"}  # of json.tool, pip, docker, uvicorn
+    others = {"--indent", "--module", "--no-cache-dir", "--time", "--ws"}  # of json.tool, gevent, pip, docker, uvicorn
     others |= {"--insecure", "--noreload", "--nostatic", "--skip-checks"}  # of Django's runserver
     known = {flag for spec in TABLE.values() for flag in spec.flags} | others
     for command in ([], ["ctl"], ["ctl", "call"], ["nginx"]):

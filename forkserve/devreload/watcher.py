@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from forkserve.base import privileges
+from forkserve.base import greenlets, privileges
 from forkserve.devreload.filesystems import misses_changes, type_of
 from forkserve.devreload.git import is_at_work, lock_of
 from forkserve.devreload.polling import Polling
@@ -65,6 +65,7 @@ def become_watcher(channel: Channel, watch: Watch, settings: Settings, master: i
     """Run the watcher in this process, and exit. The process was just forked with all signals blocked."""
     code = 1
     try:
+        greenlets.take_out(greenlets.THREADS)
         gc.freeze()  # the collector must not close descriptors of the master's objects: their numbers are used again here
         signal.set_wakeup_fd(-1)
         os.closerange(STANDARD_STREAMS, channel.fileno())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from forkserve.base import logfile
+from forkserve.base import greenlets, logfile
 from forkserve.base.errors import BootError
 from forkserve.prefork.system import finish
 
@@ -26,12 +28,52 @@ except Exception:  # noqa: BLE001 - not CPython, or not Unix; or half installed,
 
 
 def new_loop(choice: str) -> asyncio.AbstractEventLoop:
-    """Make the loop of the setting `loop`. Raises BootError if it is not installed."""
+    """Make the loop of the setting `loop`. Raises BootError if it is not installed.
+
+    Where threads are greenlets it is asyncio's, with the selector that gevent has put in place: other greenlets run while that
+    waits. While uvloop waits, none would run, and threads of executors would never do their work.
+    """
+    if greenlets.library() is not None:
+        separate_running_loops()
+        return asyncio.new_event_loop()
     if choice == "asyncio" or (choice == "auto" and uvloop is None):
         return asyncio.new_event_loop()
     if uvloop is None:
         raise BootError("uvloop is not installed: pip install uvloop, or use --loop asyncio")
     return uvloop.new_event_loop()
+
+
+def greenlets_in_use(interface: str, threads: int) -> str | None:
+    """Return a line that says what gevent or eventlet means for the server; None if neither has replaced anything."""
+    library = greenlets.library()
+    if library is None:
+        return None
+    pool = f", and the {threads} threads are greenlets" if interface == "wsgi" and threads else ""
+    return f"the app uses {library}: the event loop is asyncio's{pool}"
+
+
+def separate_running_loops() -> None:
+    """Let each greenlet of this thread see only the event loop that itself runs, as each thread does.
+
+    For asyncio they are one thread. So Django's ORM, for one, would refuse to work in a greenlet while another runs a loop.
+    """
+    module: Any = sys.modules["greenlet"]
+    loops: WeakKeyDictionary[object, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+    before = module.gettrace()
+
+    def switched(event: str, pair: tuple[object, object]) -> None:
+        origin, target = pair
+        running = asyncio._get_running_loop()  # noqa: SLF001 - the public function raises where there is none
+        if running is not None:
+            loops[origin] = running
+        else:
+            loops.pop(origin, None)
+        if (found := loops.get(target)) is not running:
+            asyncio._set_running_loop(found)  # noqa: SLF001 - made for those that run a loop
+        if before is not None:
+            before(event, pair)
+
+    module.settrace(switched)
 
 
 def log_loop_error(log: logging.Logger, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:

@@ -28,7 +28,7 @@ from forkserve.prefork.worker.signals import ENDING
 from forkserve.prefork.worker.worker import Worker
 from forkserve.web import forked
 from forkserve.web.hooks import RequestHooks
-from forkserve.web.loop import DefaultExecutor, LogFlusher, flush_soon, log_loop_error, new_loop
+from forkserve.web.loop import DefaultExecutor, LogFlusher, flush_soon, greenlets_in_use, log_loop_error, new_loop
 from forkserve.web.siblings import PULSE, close_queues, least_busy
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class HTTPWorker(Worker):
             self._loop = loop = runner.get_loop()
             loop.set_exception_handler(partial(log_loop_error, self.log))
             self._executor = DefaultExecutor(loop)
+            if self.id == 1 and (text := greenlets_in_use(app.interface, self.settings.threads)):  # once is enough
+                self.log.info(text)
             try:
                 runner.run(self._serve(app))
             except BaseException as error:

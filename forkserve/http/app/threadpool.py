@@ -9,6 +9,8 @@ A switch between threads costs more than a small application, so there are few:
   If calls are short, few threads make all of them. If they block, the next thread goes on.
 - The loop is woken once for all results that are handed over until it takes them.
 
+Where threads are greenlets (`greenlets`), they sleep at a semaphore instead: to read a pipe would stop all of them.
+
 No wake-up is lost, though there is no lock. The side that adds a call or a result looks afterwards whether the other side has to
 be woken. The other side notes first that it sleeps, or that it is awake, and looks for calls or results afterwards.
 """
@@ -20,8 +22,11 @@ import os
 import threading
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from forkserve.base import greenlets
 
 if TYPE_CHECKING:
     import asyncio
@@ -64,6 +69,11 @@ class ThreadPool:
         self._next_entry = observer.next_entry
         self._calls: deque[Call] = deque()
         self._bell, self._ringer = os.pipe()  # a byte in it wakes one of the threads that sleep
+        self._ring: Callable[[], object] = partial(os.write, self._ringer, b"\0")
+        self._await_ring: Callable[[], object] = partial(os.read, self._bell, 1)
+        if greenlets.library() is not None:
+            bell = threading.Semaphore(0)
+            self._ring, self._await_ring = bell.release, bell.acquire
         self._idle: list[int] = []  # one for each thread that sleeps, or is about to, and for which no byte is on its way
         self._wake_due = False  # whether a thread is to be woken at the end of this turn
         self._waking = False  # whether a thread has been woken that does not run yet
@@ -72,6 +82,7 @@ class ThreadPool:
         self._own = threading.local()  # the number of this thread
         self._began: list[float | None] = []  # when each thread called the application it is in
         self._threads: list[_Thread] = []
+        self._closed = False
         for number in range(count):
             self._began.append(None)
             thread = _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True)
@@ -113,12 +124,15 @@ class ThreadPool:
     def close(self) -> None:
         """End the threads; one that is in the application ends when it returns. No call may be taken any more."""
         self._calls.clear()
-        os.close(self._ringer)  # which wakes all of them
+        self._closed = True
+        for _ in self._threads:
+            self._ring()
         for number, thread in enumerate(self._threads):
             if self._began[number] is None:
                 thread.join(MOMENT)
         if any(thread.is_alive() for thread in self._threads):
             return  # the pipe stays with them
+        os.close(self._ringer)
         os.close(self._bell)
 
     def _wake_at_last(self) -> None:
@@ -147,7 +161,7 @@ class ThreadPool:
             except IndexError:  # it has found the call itself
                 self._waking = False
             else:
-                os.write(self._ringer, b"\0")
+                self._ring()
 
     # In a thread of the pool
 
@@ -198,6 +212,6 @@ class ThreadPool:
             with suppress(IndexError):  # a byte is on its way
                 self._idle.pop()
                 return True
-        rung = os.read(self._bell, 1)
+        self._await_ring()
         self._waking = False
-        return bool(rung)
+        return not self._closed

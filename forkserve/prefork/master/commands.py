@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forkserve.base import logs, privileges
+from forkserve.base import greenlets, logs, privileges
 from forkserve.base.errors import CommandError, ListenError
 from forkserve.base.records import dump
 from forkserve.prefork.control.command import command, commands_of, for_signals, run_refusal_hook, signals_of
@@ -81,7 +81,8 @@ class MasterCommands:
         self.log = logs.logger
         self.state = MasterContext(worker_class, settings, config.hooks, Inheritance(worker_class), most)
         self.config = config
-        self.poller = Poller()
+        with greenlets.taken_out():
+            self.poller = Poller()
         self.seed = time.time_ns()  # of the jitter of delays: with it, a recorded history can be replayed
         chance = random.Random(self.seed).random  # noqa: S311
         self.pool = Pool(settings.workers, pool_limits(settings), chance, preload=settings.preload)

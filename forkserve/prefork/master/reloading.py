@@ -7,7 +7,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkserve.base import logs
+from forkserve.base import greenlets, logs
 from forkserve.base.errors import CommandError, ForkserveError
 from forkserve.base.records import record
 from forkserve.config.spec import flag
@@ -178,6 +178,8 @@ class Reloading:
             fresh = self._config.again()
         except ForkserveError as error:
             raise CommandError(f"{error}; nothing was changed") from error
+        finally:
+            greenlets.take_out()  # the file may have put gevent's functions in place
         before, workers = self._state.settings, fresh.settings.workers
         settings = merge(before, fresh.settings)
         # The name stays the one that this server has got, which may differ from the setting.

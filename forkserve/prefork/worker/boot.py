@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from forkserve.base import exits, logfile, logs, privileges, stdio
+from forkserve.base import exits, greenlets, logfile, logs, privileges, stdio
 from forkserve.base.copies import end_returned
 from forkserve.base.errors import BootError, ExitCode, ForkserveError
 from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
@@ -265,6 +265,7 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
     worker: Worker | None = None
     try:
         with boot:
+            greenlets.put_back()
             if not context.molded:
                 worker_class, context = prepare(worker_class, context, partial(_end_with_master, context))
                 end_returned()

@@ -31,8 +31,7 @@ class CallFuture:
     Await it on an event loop, or wait for `result` in a thread of the application; `then` works anywhere.
     """
 
-    def __init__(self, main_thread: int, *, needs_this_worker: bool = False) -> None:
-        self._main_thread = main_thread
+    def __init__(self, *, needs_this_worker: bool = False) -> None:
         self._needs_this_worker = needs_this_worker
         self._replies: Future[list[Reply]] = Future()
         self._replies.set_running_or_notify_cancel()  # it cannot be cancelled: the replies arrive in any case
@@ -51,7 +50,7 @@ class CallFuture:
             CommandError: The master has refused the command, or is gone.
             TimeoutError: The replies have not arrived in time.
         """
-        if threading.get_ident() == self._main_thread:
+        if threading.current_thread() is threading.main_thread():
             self._must_be_done("this thread also runs the commands of others: await the replies, or use then()")
         self._check_command()
         return self._replies.result(timeout)
@@ -114,7 +113,7 @@ class OpenCalls:
         include_self: bool,
     ) -> CallFuture:
         """Call as `Worker.call` does. Raises CommandError for arguments that cannot be sent."""
-        future = CallFuture(threading.main_thread().ident or 0, needs_this_worker=include_self)
+        future = CallFuture(needs_this_worker=include_self)
         number = id(future)
         self._futures[number] = future
         try:

@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from forkserve.base import logfile, logs, stdio
+from forkserve.base import greenlets, logfile, logs, stdio
 from forkserve.base.copies import end_returned
 from forkserve.base.errors import ExitCode
 from forkserve.prefork.ipc import messages
@@ -110,10 +110,12 @@ class Mold:
 
     def _load(self) -> None:
         """Do everything that the workers of this generation share. Raises whatever the app raises."""
+        greenlets.put_back()
         self._class, self._context = prepare(self._class, self._context, self._end_with_master)
         before = leftovers.Before.look()
         preloaded = self._class.preload(self._context.settings)
         self._context = replace(self._context, molded=True, preloaded=preloaded, again=None)
+        greenlets.take_out()  # until the fork of a worker
         self._ignore_signals()  # the app may have set handlers
         self._check_leftovers(before)
         gc.collect()

@@ -17,6 +17,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Final
 
+from forkserve.base import greenlets
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -37,9 +39,11 @@ def write(descriptor: int, interrupted: FrameType | None) -> None:
 
 def _lines(interrupted: FrameType | None) -> Iterator[str]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    here = threading.get_ident()
+    here, own = threading.get_ident(), sys._getframe()  # noqa: SLF001 - documented
     frames: dict[int, FrameType | None] = {here: interrupted}
-    frames |= {ident: frame for ident, frame in sys._current_frames().items() if ident != here}  # noqa: SLF001 - documented
+    # By frame as well: where greenlets are threads, `here` is one of them.
+    frames |= {ident: frame for ident, frame in sys._current_frames().items() if ident != here and frame is not own}  # noqa: SLF001
+    frames |= greenlets.suspended()
     for ident, frame in frames.items():
         yield f"Thread 0x{ident:x} ({names.get(ident, 'not started by threading')}, most recent call first):"
         for known in itertools.islice(_outwards(frame), _MANY_FRAMES):
