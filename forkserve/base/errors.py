@@ -5,11 +5,13 @@ The exception carries the answer: code that catches a `ForkserveError` prints `s
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
 from typing import ClassVar
 
 LONGEST_MESSAGE = 1000
+SHORT = 3  # letters: in so short a name, one that is wrong makes a large difference
+ENDING = ("stop", "quit")  # after these commands the server is gone: no typo may propose them
 
 
 class ExitCode(IntEnum):
@@ -88,12 +90,20 @@ class CommandError(ForkserveError):
         self.code = code
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'X'?)` for the known name nearest to *name*, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def did_you_mean(name: str, known: Iterable[str], *, never: Collection[str] = (), form: Callable[[str], str] = repr) -> str:
+    """Return ` (did you mean 'X'?)` for the known name nearest to *name*, or an empty string.
+
+    Args:
+        name: The name that does not exist.
+        known: The names that do.
+        never: Those that must not be proposed.
+        form: How the found name is written.
+    """
+    candidates = [one for one in known if one not in never]
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7 if len(name) > SHORT else 0.6)
+    return f" (did you mean {form(near[0])}?)" if near else ""
 
 
 def unknown_command(name: object, known: Iterable[str]) -> str:
     """Return what to say of a command that does not exist."""
-    return f"there is no command {name!r:.80}{did_you_mean(str(name)[:80], known)}"
+    return f"there is no command {name!r:.80}{did_you_mean(str(name)[:80], known, never=ENDING)}"

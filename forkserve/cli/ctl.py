@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from forkserve.base import stdio
-from forkserve.base.errors import ExitCode, unknown_command
+from forkserve.base.errors import ENDING, ExitCode, unknown_command
 from forkserve.base.logs import printable
 from forkserve.cli.ctl_output import reasons, show
 from forkserve.config.values import read_seconds
@@ -38,7 +38,6 @@ has done it.
 """
 EXITS = {"usage": 2, "no_server": 3, "timeout": 4}  # by the error's code; 1 for any other
 GRACE = 2.0  # seconds after the deadline for the server to report which workers were late
-LAST = ("stop", "quit")  # after these commands the server is gone
 NUMBER = re.compile(r"-(\d|\.\d)")
 MARK = "\0"  # put before a negative number, so that click does not read it as an option; no argument can contain it
 
@@ -202,15 +201,21 @@ def _value(text: str) -> JSON:
 READERS: dict[str, Callable[[str], JSON]] = {"ID": _worker_id, "N|+N|-N": _amount, "NAME": str}  # any other word: _value
 
 
-def parse(arguments: Sequence[str]) -> CommandLine | None:
-    """Parse a command line; return None after --help. Raises CtlError."""
-    group = _Ctl(
+def make() -> click.Group:
+    """Make the click command, with a sub-command for each command of the master."""
+    return _Ctl(
         "ctl",
         params=_options("60; reload, upgrade: no limit", to=True, hidden=True),
         help=ABOUT,
         no_args_is_help=False,
         subcommand_metavar="COMMAND ...",
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def parse(arguments: Sequence[str]) -> CommandLine | None:
+    """Parse a command line; return None after --help. Raises CtlError."""
+    group = make()
     try:
         marked = [MARK + text if NUMBER.match(text) else text for text in arguments]
         line = group.main(marked, prog_name="forkserve ctl", standalone_mode=False)
@@ -250,7 +255,7 @@ def send(line: CommandLine) -> Answer:
         request["to"] = line.to
     wait = None if line.timeout is None else line.timeout + GRACE
     try:
-        return ask(path, request, wait=wait, tell=progress.write, to_end=line.command in LAST)
+        return ask(path, request, wait=wait, tell=progress.write, to_end=line.command in ENDING)
     except NoServerError as error:
         raise CtlError(f"no server is running at {path}: {error}", "no_server") from None
     except ServerGoneError as error:
