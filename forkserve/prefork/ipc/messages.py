@@ -80,9 +80,11 @@ class Ready(Message):
 
     Attributes:
         commands: The commands that the worker class adds to `Worker`: `name`, `usage` (parameters), `help` (one line) of each.
+        runs: What the worker runs, for the start-up lines.
     """
 
     commands: Sequence[Mapping[str, str]] = ()
+    runs: str = ""
 
 
 @_message("failed", "worker, mold, warm process, watcher", "master")
