@@ -21,6 +21,7 @@ from drawing import svg  # beside this script
 
 import forkserve
 from forkserve.cli import man
+from forkserve.cli.commands import SUB_COMMANDS
 from forkserve.config.load import HOOKS
 from forkserve.config.report import markdown_table
 from forkserve.config.table import TABLE
@@ -127,6 +128,12 @@ def exit_codes() -> str:
     """The exit codes, each with the error that ends in it."""
     rows = (row(f"`{code.value}`", f"`{code.name}`", about) for code, about in man.exit_codes().items())
     return table("code", "name", "meaning", rows=rows)
+
+
+def sub_commands() -> str:
+    """The sub-commands of the command line."""
+    rows = (row(f"`forkserve {name} {one.usage}".rstrip() + "`", one.about) for name, one in SUB_COMMANDS.items())
+    return table("command", "effect", rows=rows)
 
 
 def hook_table() -> str:
@@ -242,6 +249,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "master-signals": lambda: signals({**signals_of(MasterCommands), **signals_of(SignalReactions)}, MASTER_SIGNALS),
     "worker-signals": lambda: signals(OF_WORKERS, WORKER_SIGNALS),
     "exit-codes": exit_codes,
+    "commands": sub_commands,
     "hooks": hook_table,
     "states": states,
 }
