@@ -23,7 +23,7 @@ def test_the_startup_lines_name_every_listener(serve: Serve, tmp_path: Path) -> 
     lines = server.read().splitlines()
     shared = server.ports()[2]
     assert lines == [
-        f"forkserve {__version__} (pid {server.pid}): Plain",
+        f"forkserve {__version__} (pid {server.pid}): Echo",
         f"Listening on tcp://127.0.0.1:{base} (worker 1)",
         f"Listening on tcp://127.0.0.1:{base + 1} (worker 2)",
         f"Listening on tcp://127.0.0.1:{shared}",
