@@ -20,7 +20,8 @@ from pathlib import Path
 from drawing import svg  # beside this script
 
 import forkserve
-from forkserve.base.errors import ExitCode, ForkserveError
+from forkserve.cli import man
+from forkserve.cli.commands import SUB_COMMANDS
 from forkserve.config.load import HOOKS
 from forkserve.config.report import markdown_table
 from forkserve.config.table import TABLE
@@ -125,10 +126,14 @@ def signals(handled: Mapping[int, str], meanings: Mapping[str, str]) -> str:
 
 def exit_codes() -> str:
     """The exit codes, each with the error that ends in it."""
-    causes = {kind.exit_code: summary(kind) for kind in ForkserveError.__subclasses__()}
-    fixed = {ExitCode.OK: "The server was stopped.", ExitCode.UNEXPECTED: "A fault that the server did not expect."}
-    rows = (row(f"`{code.value}`", f"`{code.name}`", fixed.get(code) or causes[code]) for code in ExitCode)
+    rows = (row(f"`{code.value}`", f"`{code.name}`", about) for code, about in man.exit_codes().items())
     return table("code", "name", "meaning", rows=rows)
+
+
+def sub_commands() -> str:
+    """The sub-commands of the command line."""
+    rows = (row(f"`forkserve {name} {one.usage}".rstrip() + "`", one.about) for name, one in SUB_COMMANDS.items())
+    return table("command", "effect", rows=rows)
 
 
 def hook_table() -> str:
@@ -244,12 +249,13 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "master-signals": lambda: signals({**signals_of(MasterCommands), **signals_of(SignalReactions)}, MASTER_SIGNALS),
     "worker-signals": lambda: signals(OF_WORKERS, WORKER_SIGNALS),
     "exit-codes": exit_codes,
+    "commands": sub_commands,
     "hooks": hook_table,
     "states": states,
 }
 
 
-DRAWINGS: Mapping[str, Callable[[], str]] = {"internals/packages.svg": packages}
+DRAWINGS: Mapping[str, Callable[[], str]] = {"internals/packages.svg": packages, "man/forkserve.1": man.page}
 """Files that are generated whole, below `PAGES`."""
 
 

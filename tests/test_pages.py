@@ -136,10 +136,8 @@ def test_options_that_are_named_exist() -> None:
     others = {"--indent", "--module", "--no-cache-dir", "--time", "--ws"}  # of json.tool, gevent, pip, docker, uvicorn
     others |= {"--insecure", "--noreload", "--nostatic", "--skip-checks"}  # of Django's runserver
     known = {flag for spec in TABLE.values() for flag in spec.flags} | others
-    for command in ([], ["ctl"], ["ctl", "call"], ["nginx"]):
-        shown = subprocess.run(
-            [sys.executable, "-m", "forkserve", *command, "--help"], capture_output=True, text=True, check=True
-        )
+    for command in (["--help", "all"], ["ctl", "--help"], ["ctl", "call", "--help"], ["nginx", "--help"]):
+        shown = subprocess.run([sys.executable, "-m", "forkserve", *command], capture_output=True, text=True, check=True)
         known |= set(re.findall(r"--[a-z][\w-]*", shown.stdout))
 
     for path in (*PAGES, ROOT / "README.md"):

@@ -5,11 +5,12 @@ The exception carries the answer: code that catches a `ForkserveError` prints `s
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import ClassVar
 
 LONGEST_MESSAGE = 1000
+SHORT = 3  # letters: in so short a name, one that is wrong makes a large difference
 
 
 class ExitCode(IntEnum):
@@ -91,15 +92,21 @@ class CommandError(ForkserveError):
         self.code = code
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'X'?)` for the known name nearest to *name*, or an empty string."""
+def did_you_mean(name: str, known: Iterable[str], *, form: Callable[[str], str] = repr) -> str:
+    """Return ` (did you mean 'X'?)` for the known name nearest to *name*, or an empty string.
+
+    Args:
+        name: The name that does not exist.
+        known: The names that may be proposed.
+        form: How the found name is written.
+    """
     near = nearest(name, known)
-    return f" (did you mean {near!r}?)" if near else ""
+    return f" (did you mean {form(near)}?)" if near else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that *name* may be a misspelling of."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)), None)
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.7 if len(name) > SHORT else 0.6)), None)
 
 
 def unknown_command(name: object, known: Iterable[str]) -> str:

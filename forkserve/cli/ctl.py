@@ -218,15 +218,21 @@ def _value(text: str) -> JSON:
 READERS: dict[str, Callable[[str], JSON]] = {"ID": _worker_id, "N|+N|-N": _amount, "NAME": str}  # any other word: _value
 
 
-def parse(arguments: Sequence[str]) -> CommandLine | None:
-    """Parse a command line; return None after --help. Raises CommandError."""
-    group = _Ctl(
+def make() -> click.Group:
+    """Make the click command, with a sub-command for each command of the master."""
+    return _Ctl(
         "ctl",
         params=_options("60; reload, upgrade: no limit", to=True, hidden=True),
         help=ABOUT,
         no_args_is_help=False,
         subcommand_metavar="COMMAND ...",
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def parse(arguments: Sequence[str]) -> CommandLine | None:
+    """Parse a command line; return None after --help. Raises CommandError."""
+    group = make()
     try:
         marked = [MARK + text if NUMBER.match(text) else text for text in arguments]
         line = group.main(marked, prog_name="forkserve ctl", standalone_mode=False)

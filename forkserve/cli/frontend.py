@@ -35,7 +35,7 @@ ABOUT = """Print the configuration of a front end for these workers, or for thos
 
 Give the options that you serve with: `forkserve nginx main:app --workers 4 --base-port 9000`. Or name a running
 server, to use its addresses and settings: `forkserve nginx --name shop`. Timeouts and limits are those of the
-server, so that the two agree; `forkserve --help` lists them.
+server, so that the two agree; `forkserve --help all` lists them.
 """
 WRITERS: Mapping[str, Writer] = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
 # Options for the addresses of the workers. With any of them, --name is only the name of the upstream.
@@ -111,7 +111,7 @@ def make() -> click.Command:
         params=[*own, *serving],
         help=ABOUT,
         options_metavar="[APP] [OPTIONS]",
-        context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},
+        context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")},
     )
 
 

@@ -4,21 +4,26 @@ click parses the line. A value stays text until `forkserve.config.load` reads it
 source is.
 """
 
+from __future__ import annotations
+
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forkserve.base import startup
 from forkserve.base.errors import ConfigError, did_you_mean
-from forkserve.config import load as config
+from forkserve.cli import candidates
 from forkserve.config.spec import Spec, flag
 from forkserve.config.table import TABLE
 from forkserve.config.validation import REFUSED
 
-USAGE = "[config] APP [OPTIONS]"
+if TYPE_CHECKING:
+    from forkserve.config.load import Config
+
+USAGE = "APP [OPTIONS]"
 ABOUT = """Serve a WSGI or ASGI app with forked workers, on one port each or on a shared one.
 
 APP is module:attr, module:factory() or module, as in `forkserve main:app --workers 4`.
@@ -30,24 +35,10 @@ APP is module:attr, module:factory() or module, as in `forkserve main:app --work
 ACTIONS = {
     "check-config": "Read the configuration, load the app, and exit.",
     "print-config": "Print every setting with its value and origin, and exit.",
+    "changed": "With `config`: print only what differs from the defaults.",
     "markdown": "With `config`: describe all settings as a Markdown table.",
     "version": "Print the version and exit.",
 }
-
-
-class _Command(click.Command):
-    """A command whose help lists the options under the headings of the table."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
-                spec = TABLE.get(parameter.name or "")
-                groups.setdefault(spec.group if spec else "Other", []).append(record)
-        for heading, records in groups.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
 
 
 def _option(name: str, spec: Spec) -> click.Option:
@@ -60,18 +51,24 @@ def _option(name: str, spec: Spec) -> click.Option:
         both = (f"{one}/--no-{one[2:]}" if one.startswith("--") else one for one in spec.flags)
         return click.Option([name, *both], default=None, help=about)
     alone: dict[str, Any] = {} if spec.kind.alone is None else {"is_flag": False, "flag_value": spec.kind.alone}
-    return click.Option(flags, metavar=spec.kind.metavar, multiple=spec.kind.many, help=about, **alone)
+    complete = candidates.values(spec)
+    return click.Option(flags, metavar=spec.kind.metavar, multiple=spec.kind.many, help=about, shell_complete=complete, **alone)
 
 
-def make_command() -> click.Command:
-    """Make the click command of serving."""
+def make_command(kind: type[click.Command] = click.Command, name: str = "forkserve", about: str = ABOUT) -> click.Command:
+    """Make a click command with the options of serving."""
     options = [_option(name, spec) for name, spec in TABLE.items() if name != "app"]
     refused = [click.Option([name, *(["-k"] if name == "worker_class" else []), flag(name)], hidden=True) for name in REFUSED]
     actions = [click.Option(["--" + name], is_flag=True, help=about) for name, about in ACTIONS.items()]
-    return _Command(
-        "forkserve",
-        params=[click.Argument(["app"], required=False, metavar=""), *options, *refused, *actions],
-        help=ABOUT,
+    return kind(
+        name,
+        params=[
+            click.Argument(["app"], required=False, metavar="", shell_complete=candidates.apps),
+            *options,
+            *refused,
+            *actions,
+        ],
+        help=about,
         options_metavar=USAGE,
         # an underscore is as good as a dash: gunicorn has --limit-request-field_size
         context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},
@@ -113,14 +110,16 @@ def _joined(arguments: Iterable[str]) -> Iterator[str]:
             yield f"{way} {next(words, '')}".rstrip() if way == "hash" else way
 
 
-def load(line: Mapping[str, object], *, needs_app: bool) -> config.Config:
+def load(line: Mapping[str, object], *, needs_app: bool) -> Config:
     """Read the configuration from a parsed line, the environment and files. Raises ConfigError."""
+    from forkserve.config.load import load_config  # noqa: PLC0415 - --help and completion do without it
+
     try:
         directory = startup.working_directory()
     except OSError:
         raise ConfigError("the working directory no longer exists: change to another one") from None
     written = _cmd_args(os.environ)
-    return config.load_config(line, environ=os.environ, directory=directory, cmd_args=written, needs_app=needs_app)
+    return load_config(line, environ=os.environ, directory=directory, cmd_args=written, needs_app=needs_app)
 
 
 def _cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -3,14 +3,12 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
 from forkserve.base import startup, stdio
-from forkserve.base.errors import AppLoadError, ConfigError, ExitCode, ForkserveError
-
-WORDS = ("config", "ctl", "nginx")
+from forkserve.base.errors import AppLoadError, ExitCode, ForkserveError
+from forkserve.cli.commands import VARIABLE, split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,14 +16,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         print("forkserve: Windows is not supported, since it cannot fork: use WSL", file=sys.stderr)
         return ExitCode.USAGE
-    from forkserve.base.logs import printable
-
     _secure_standard_streams()
     if argv is None and _is_the_command():
         startup.resume_module = "forkserve.cli.takeover"
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except ForkserveError as error:
+        from forkserve.base.logs import printable
+
         if isinstance(error, AppLoadError) and error.traceback_text:
             print(error.traceback_text, end="", file=sys.stderr)
         print(f"forkserve: {printable(str(error))}", file=sys.stderr)
@@ -61,59 +59,9 @@ def _secure_standard_streams() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    word = arguments[0] if arguments else ""
-    if word == "ctl":
-        from forkserve.cli import ctl
+    if completing := os.environ.get(VARIABLE):
+        from forkserve.cli import completion
 
-        return ctl.main(arguments[1:])
-    if word == "nginx":
-        from forkserve.cli import frontend
-
-        return frontend.main(arguments[1:])
-    from forkserve.cli.options import parse
-
-    shows = word == "config"
-    line = parse(arguments[1:] if shows else arguments)
-    if not shows and line.get("app") in WORDS:
-        raise ConfigError(
-            f"{line['app']!r} is a sub-command and must come first (for an app in {line['app']}.py write {line['app']}:app)"
-        )
-    return _act(line, shows=shows)
-
-
-def _act(line: dict[str, Any], *, shows: bool) -> int:
-    from forkserve.base import exits
-    from forkserve.cli.options import load
-
-    action = {name: line.pop(name, False) for name in ("check_config", "print_config", "markdown", "version")}
-    if action["version"]:
-        from forkserve.http.message.readers import chosen
-        from forkserve.version import __version__
-
-        click.echo(f"forkserve {__version__} (reader: {chosen('auto')})")
-        return ExitCode.OK
-    if action["markdown"]:
-        from forkserve.config import report
-
-        if not shows:
-            raise ConfigError("--markdown belongs to `forkserve config`")
-        click.echo(report.markdown_table(), nl=False)
-        return ExitCode.OK
-    shows = shows or action["print_config"]
-    exits.mark_agents()
-    loaded = load(line, needs_app=not shows)
-    if shows:
-        from forkserve.config import report
-
-        click.echo(report.setting_lines(loaded), nl=False)
-        return ExitCode.OK
-    if loaded.settings.worker_tmp_dir is not None:
-        click.echo("forkserve: --worker-tmp-dir is ignored: heartbeats need no files", err=True)
-    if action["check_config"]:
-        from forkserve.cli import check_config
-
-        check_config.check(loaded.settings)
-        return ExitCode.OK
-    from forkserve.server import Server, serve
-
-    return serve(Server.from_config(loaded))
+        return completion.answer(completing)
+    command, rest = split(arguments)
+    return command.main(rest)

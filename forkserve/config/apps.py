@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from forkserve.base import installed, startup
 from forkserve.base.errors import AppLoadError, ConfigError, NestedServerError, did_you_mean
-from forkserve.config import envfile
+from forkserve.config import envfile, nearmodules
 from forkserve.config.settings import Settings
 
 OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -193,8 +193,7 @@ def resolve(spec: AppSpec) -> tuple[Any, str]:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and _strip(error.__traceback__) is None:
             raise AppLoadError(
-                f"there is no module {spec.module!r} in {os.getcwd()} or on Python's path: check"
-                " the name, or give its directory with --chdir"
+                f"there is no module {spec.module!r} in {os.getcwd()} or on Python's path{nearmodules.remedy(spec.module)}"
             ) from None
         raise AppLoadError(f"{spec.module!r} failed at import: {_line(error)}", own_traceback(error)) from error
     if spec.attr is None:

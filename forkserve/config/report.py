@@ -7,12 +7,20 @@ from forkserve.config.spec import Spec
 from forkserve.config.table import TABLE
 
 
-def setting_lines(config: Config) -> str:
-    """Return a line for each setting and hook: its name, its value and the origin of the value."""
-    rows = [(name, _shown(spec, getattr(config.settings, name)), config.origins[name]) for name, spec in TABLE.items()]
+def setting_lines(config: Config, *, changed: bool = False) -> str:
+    """Return a line for each setting and hook: its name, its value and the origin of the value.
+
+    With *changed*, only for settings whose value is not the default.
+    """
+    values_of = {name: getattr(config.settings, name) for name in TABLE}
+    rows = [
+        (name, _shown(spec, values_of[name]), config.origins[name])
+        for name, spec in TABLE.items()
+        if not changed or (values_of[name] != spec.default and config.origins[name] != "default")
+    ]
     rows += [(name, f"{name}({', '.join(HOOKS[name])})", "hook") for name in config.hooks]
-    wide = max(len(name) for name, _, _ in rows)
-    long = min(40, max(len(value) for _, value, _ in rows))
+    wide = max((len(name) for name, _, _ in rows), default=0)
+    long = min(40, max((len(value) for _, value, _ in rows), default=0))
     return "".join(f"{name:<{wide}}  {value:<{long}}  ({origin})\n" for name, value, origin in rows)
 
 

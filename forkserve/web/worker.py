@@ -80,11 +80,21 @@ class HTTPWorker(Worker):
         app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
         end_returned()  # the application may have forked when it was imported
         self.wsgi = app.app
+        self._runs = self._describe(app)
         self._run(app)
+
+    def _describe(self, app: LoadedApp) -> str:
+        """Describe the app, its interface and how it is called."""
+        threads = self.settings.threads
+        how = (
+            "ASGI" if app.interface == "asgi" else f"WSGI in {threads} thread{'s' * (threads > 1)}" if threads else "WSGI inline"
+        )
+        return f"{app.name}, {how}, reader {readers.chosen(self.settings.http)}"
 
     def serve_error_page(self, text: str) -> None:
         """Serve a page that says why there is no application; under --reload."""
         self._fault = text
+        self._runs = f"an error page, since {self.settings.app} does not load"
         self._run(LoadedApp(lambda environ, start_response: (), "wsgi", ""))  # never called
 
     def _run(self, app: LoadedApp) -> None:

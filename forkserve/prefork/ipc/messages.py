@@ -80,9 +80,11 @@ class Ready(Message):
 
     Attributes:
         commands: The commands that the worker class adds to `Worker`.
+        runs: What the worker runs, for the start-up lines.
     """
 
     commands: Sequence[CommandDescription] = ()
+    runs: str = ""
 
 
 @_message("failed", "worker, mold, warm process, watcher", "master")

@@ -59,6 +59,7 @@ class Child:
     failure: Failed | None = None  # why it has not booted
     fault: Failed | None = None  # the same for a worker that is ready with the error page (--reload)
     commands: Sequence[CommandDescription] = field(default_factory=list)  # the commands of its class, beside the server's own
+    runs: str = ""  # what it runs, for the start-up lines
     orders: OrderSocket | None = None  # of a mold
 
     def __str__(self) -> str:

@@ -144,8 +144,8 @@ class Children:
                 self.failures.booted(child.id)
                 if self.pool.phase is Phase.SERVING and not child.member.canary:
                     logger.warning("%s replaces one that died: workers are forked with the files on disk now", child)
-            case messages.Ready(commands):
-                child.commands = commands
+            case messages.Ready(commands, runs):
+                child.commands, child.runs = commands, runs
                 history.BecameReady(ident, now).happen(self.pool)
                 self._became_ready(child)
             case messages.Failed():

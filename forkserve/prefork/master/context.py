@@ -25,6 +25,7 @@ class MasterContext:
         most: The largest number of workers: the scoreboard has no more rows.
         pid: The pid of the master; 0 before it runs.
         started_at: When the server started (monotonic seconds); an upgrade does not change it.
+        controllable: Whether there is a control socket.
         lost_lines: The number of log lines that were lost before an upgrade.
     """
 
@@ -35,6 +36,7 @@ class MasterContext:
     most: int
     pid: int = 0
     started_at: float = field(default_factory=time.monotonic)
+    controllable: bool = False
     lost_lines: int = 0
 
     @property

@@ -17,8 +17,8 @@ from forkserve.base.copies import end_returned
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
+from forkserve.prefork.master.announcement import startup_lines
 from forkserve.prefork.master.observers import FrontendObserver, Observer, Observers
-from forkserve.prefork.master.service_manager import ready_status
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
 from forkserve.prefork.policy.pool import Phase, Pool
@@ -172,8 +172,8 @@ class MasterLoop:
         if not (self._unannounced and self.frontend.prepared and self.pool.phase is Phase.SERVING):
             return
         self._unannounced = False
-        scheme = self.state.scheme
-        console.say(*(f"Listening on {one.describe(scheme)}" for one in self.listeners), ready_status(self.pool))
+        runs = next((child.runs for child in self.children if child.runs), "")
+        console.say(*startup_lines(self.state, self.pool, self.listeners, runs))
         daemon.ready()
         for mold in self.children.molds():
             self.children.send(mold, messages.Detach())  # from the terminal, as the master has just done

@@ -142,6 +142,7 @@ def _open_control(control: Control, endpoint: type[Endpoint], state: MasterConte
     name, listening = endpoint.open(state.settings.control_socket, state.name, os.environ)
     state.settings = dataclasses.replace(state.settings, name=name)
     if listening is not None:
+        state.controllable = True
         control.listen(listening)
     return upgrade
 

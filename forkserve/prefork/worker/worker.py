@@ -85,6 +85,7 @@ class Worker(Heir, Named):
         self._leave = self._inbox.leave
         self._signals = WorkerSignals(self, self._leave)
         self._initialized = False
+        self._runs = ""  # what it runs, for the start-up lines
         self._clean_context = contextvars.copy_context()
         Worker.current = self
 
@@ -194,7 +195,7 @@ class Worker(Heir, Named):
         self._clean_context = contextvars.copy_context()
         self.row.cells[ACCEPTING] = 1
         daemon.detach()
-        self.send(messages.Ready(describe(type(self), Worker)))
+        self.send(messages.Ready(describe(type(self), Worker), self._runs))
         self._signals.obey_early(self.context.early_signals)
 
     def initialized(self) -> None:

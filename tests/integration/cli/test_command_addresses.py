@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from forkserve.http.message.readers import chosen
+from forkserve.version import __version__
 from tests.integration.client import Client, get
 from tests.integration.command import Command, after, eventually, run
 from tests.integration.conftest import Start
@@ -67,7 +69,11 @@ def test_one_worker_is_announced_in_the_singular(serve: Start) -> None:
 def test_startup_lines_come_first_on_stderr_without_a_prefix(serve: Start) -> None:
     command = serve(HELLO, "--bind", "127.0.0.1:0", "--workers", 2)
 
-    assert command.stderr.splitlines()[:2] == [f"Listening on http://127.0.0.1:{command.port}", "Ready: 2 workers"]
+    assert command.stderr.splitlines()[:3] == [
+        f"forkserve {__version__} (pid {command.pid}): {HELLO}, WSGI inline, reader {chosen('auto')}",
+        f"Listening on http://127.0.0.1:{command.port}",
+        "Ready: 2 workers",
+    ]
     assert command.stdout == ""
 
 

@@ -120,7 +120,7 @@ def gate(tmp_path: Path) -> Path:
 
 
 def port_of(said: str) -> int:
-    found = re.fullmatch(r"Listening on http://127\.0\.0\.1:(\d+)\nReady: \d workers?\n", said)
+    found = re.fullmatch(r"forkserve .*\nListening on http://127\.0\.0\.1:(\d+)\nReady: \d workers?\n", said)
     assert found, said
     return int(found[1])
 

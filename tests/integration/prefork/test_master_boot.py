@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from forkserve.version import __version__
 from tests.integration.prefork.prefork_helpers import Server, children, connects, say
 from tests.ports import free_ports
 
@@ -22,6 +23,7 @@ def test_the_startup_lines_name_every_listener(serve: Serve, tmp_path: Path) -> 
     lines = server.read().splitlines()
     shared = server.ports()[2]
     assert lines == [
+        f"forkserve {__version__} (pid {server.pid}): Echo",
         f"Listening on tcp://127.0.0.1:{base} (worker 1)",
         f"Listening on tcp://127.0.0.1:{base + 1} (worker 2)",
         f"Listening on tcp://127.0.0.1:{shared}",
@@ -39,7 +41,7 @@ def test_the_startup_lines_name_every_listener(serve: Serve, tmp_path: Path) -> 
 def test_the_ready_line_of_one_worker_is_singular(serve: Serve) -> None:
     server = serve("Plain", workers=1).ready()
 
-    assert server.read().splitlines() == ["Ready: 1 worker"]
+    assert server.read().splitlines()[1:] == ["Ready: 1 worker"]
     assert server.stop() == 0
 
 

@@ -199,7 +199,7 @@ def test_a_socket_from_the_manager_is_served(serve: Serve) -> None:
         port = sock.getsockname()[1]
         server = serve(workers=1, passed=sock).ready()
 
-    assert server.read().splitlines() == [
+    assert server.read().splitlines()[1:] == [
         f"Listening on tcp://127.0.0.1:{port}",
         "Ready: 1 worker",
     ]

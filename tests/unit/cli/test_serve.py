@@ -1,5 +1,6 @@
 """The command run in this process: its output and exit codes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from forkserve.cli import serve as cli
 from forkserve.config import report
 from forkserve.config.table import TABLE
+
+NO_MODULE = "there is no module {!r} in HERE or on Python's path: check the name, or give its directory with --chdir"
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +29,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("-w 2 ctl", 2, "'ctl' is a sub-command and must come first (for an app in ctl.py write ctl:app)"),
         ("app:app --markdown", 2, "--markdown belongs to `forkserve config`"),
         ("app\x1b:app", 2, r"APP: 'app\x1b:app' is not a plain text"),
+        ("app:app --changed", 2, "--changed belongs to `forkserve config`"),
+        ("serve", 2, "APP: not given: write forkserve module:attr (see forkserve --help)"),
+        ("stauts", 2, "there is no command and no module 'stauts' (did you mean `forkserve ctl status`?)"),
+        ("serve confg", 2, "there is no command and no module 'confg' (did you mean `forkserve config`?)"),
+        ("reload", 2, "there is no module 'reload': write `forkserve ctl reload` for the command, or reload:app for an app"),
+        ("--check-config stpo", 4, NO_MODULE.format("stpo")),
+        ("--check-config top", 4, NO_MODULE.format("top")),
         ("a-b:app", 2, "APP: 'a-b:app' is not an app: write module:attr, module:factory() or module"),
         ("--check-config os:no_such", 4, "module 'os' has no attribute 'no_such'"),
     ],
@@ -39,7 +49,7 @@ def test_a_user_error_is_one_line(
     assert code == cli.main(line.split())
 
     printed = capsys.readouterr()
-    assert ("", f"forkserve: {message}\n") == (printed.out, printed.err)
+    assert ("", f"forkserve: {message.replace('HERE', os.getcwd())}\n") == (printed.out, printed.err)
 
 
 def test_config_shows_values_and_origins(
@@ -56,6 +66,29 @@ def test_config_shows_values_and_origins(
     assert [part.strip() for part in rows["threads"]] == ["3", "(FORKSERVE_THREADS)"]
     assert [part.strip() for part in rows["limit_request_body"]] == ["1m", "(command line)"]
     assert [part.strip() for part in rows["bind"]] == ["127.0.0.1:8000", "(default)"]
+
+
+def test_config_shows_what_differs_from_the_defaults(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORKSERVE_THREADS", "3")
+
+    assert cli.main(["config", "--changed", "app:app", "--workers", "2", "--backlog", "2048"]) == 0
+
+    assert capsys.readouterr().out == (
+        "app      app:app  (command line)\nworkers  2        (command line)\nthreads  3        (FORKSERVE_THREADS)\n"
+    )
+
+
+def test_config_shows_nothing_if_all_is_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "--changed"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("word", ["serve", "run"])
+def test_the_word_serve_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+    (tmp_path / "served_here.py").write_text("def app(environ, start_response): return []\n")
+
+    assert cli.main([word, "--check-config", "served_here:app"]) == 0
+    assert tuple(capsys.readouterr()) == ("", "")
 
 
 def test_config_needs_no_app(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,8 +123,8 @@ def test_the_markdown_table_has_a_row_for_each_setting(capsys: pytest.CaptureFix
     assert "| `--workers N`, `-w` | `1` | Run this many workers" in printed
 
 
-def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--help"]) == 0
+def test_the_whole_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help", "all"]) == 0
 
     printed = capsys.readouterr().out
     assert [flag for name, spec in TABLE.items() if name != "app" for flag in spec.flags if flag not in printed] == []

@@ -1,0 +1,63 @@
+"""The sub-commands of `forkserve`: the one list, which the dispatch, help, completion and the man page read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import click
+
+VARIABLE = "_FORKSERVE_COMPLETE"  # set by the shell's completion: the shell's name and the kind of answer
+
+
+class SubCommand(NamedTuple):
+    """A sub-command.
+
+    Attributes:
+        usage: Its arguments, for people.
+        about: What it does: a sentence in the imperative, of at most 50 characters.
+        module: It is imported when the command runs.
+        run: The module's function that takes the arguments and returns the exit code.
+        make: The module's function that makes the click command.
+        listed: Whether it has a line of its own on the first page of the help.
+    """
+
+    usage: str
+    about: str
+    module: str
+    run: str = "main"
+    make: str = "make"
+    listed: bool = True
+
+    def main(self, arguments: Sequence[str]) -> int:
+        """Run it with its arguments; return the exit code."""
+        return int(getattr(import_module(self.module), self.run)(arguments))
+
+    def click_command(self) -> click.Command:
+        """Make the command that parses its arguments."""
+        command: click.Command = getattr(import_module(self.module), self.make)()
+        return command
+
+
+SERVE = SubCommand("APP", "Serve an app; the word serve may be left out.", "forkserve.cli.serving", listed=False)
+SUB_COMMANDS: Mapping[str, SubCommand] = {
+    "serve": SERVE,
+    "run": SERVE,
+    "config": SubCommand(
+        "APP", "Show every setting, its value and its origin.", "forkserve.cli.serving", run="config", make="make_config"
+    ),
+    "ctl": SubCommand("COMMAND", "Control a server: status, reload, scale, stop.", "forkserve.cli.ctl"),
+    "nginx": SubCommand("APP", "Print the configuration of a front end.", "forkserve.cli.frontend"),
+    "completion": SubCommand("SHELL", "Print the completion for bash, zsh or fish.", "forkserve.cli.completion"),
+    "man": SubCommand("", "Print the man page.", "forkserve.cli.man"),
+    "help": SubCommand("WORD", "Describe a command or a group of options.", "forkserve.cli.help", listed=False),
+}
+
+
+def split(arguments: Sequence[str]) -> tuple[SubCommand, Sequence[str]]:
+    """Return the sub-command that the first word names, and its arguments. Any other line serves an app."""
+    if arguments and arguments[0] in SUB_COMMANDS:
+        return SUB_COMMANDS[arguments[0]], arguments[1:]
+    return SERVE, arguments
