@@ -193,6 +193,11 @@ def _load(parsed: AppSpec, interface: str, *, factory: bool) -> LoadedApp:
             raise AppLoadError(f"the factory {name!r} failed: {_line(error)}", own_traceback(error)) from error
         if not callable(app):
             raise AppLoadError(f"the factory {name!r} returned no app: {_kind(app)} is not callable")
+    return loaded(app, interface, name)
+
+
+def loaded(app: Callable[..., Any], interface: str, name: str) -> LoadedApp:
+    """Return an app that is there, with its interface (`auto`: detected)."""
     found = speaks(app) if interface == "auto" else interface
     if found == "wsgi":
         return LoadedApp(app, "wsgi", name)

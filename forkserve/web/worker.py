@@ -26,7 +26,7 @@ from forkserve.prefork.worker.boot import EndOfBootError
 from forkserve.prefork.worker.signals import ENDING
 from forkserve.prefork.worker.worker import Worker
 from forkserve.web import forked
-from forkserve.web.hooks import RequestHooks
+from forkserve.web.hooks import HookApp, RequestHooks
 from forkserve.web.loop import DefaultExecutor, LogFlusher, flush_soon, log_loop_error, new_loop
 from forkserve.web.siblings import PULSE, close_queues, least_busy
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.http.app.turns import Turns
     from forkserve.prefork.ipc.messages import Message
+    from forkserve.prefork.worker.context import WorkerContext
 
 
 class HTTPWorker(Worker):
@@ -51,7 +52,6 @@ class HTTPWorker(Worker):
     INSTEAD = MappingProxyType(
         {
             **Worker.INSTEAD,
-            "app": "worker.wsgi in post_worker_init",
             "wsgi": "post_worker_init or a later hook: the app is not loaded yet",
         }
     )
@@ -72,20 +72,16 @@ class HTTPWorker(Worker):
         assert settings.app is not None
         return apps.load_app(settings.app, interface=settings.interface, factory=settings.factory)
 
+    def __init__(self, context: WorkerContext) -> None:
+        """Take over the context."""
+        super().__init__(context)
+        loaded = context.preloaded
+        self.app = HookApp(self.cfg, partial(self.preload, self.settings), loaded if isinstance(loaded, LoadedApp) else None)
+
     def run(self) -> None:
         """Load the application, serve until the worker has to drain, and drain."""
-        loaded = self.context.preloaded
-        app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
+        self.wsgi = self.app.wsgi()
         end_returned()  # the application may have forked when it was imported
-        self.wsgi = app.app
-        self._run(app)
-
-    def serve_error_page(self, text: str) -> None:
-        """Serve a page that says why there is no application; under --reload."""
-        self._fault = text
-        self._run(LoadedApp(lambda environ, start_response: (), "wsgi", ""))  # never called
-
-    def _run(self, app: LoadedApp) -> None:
         # The objects of start-up stay: the collector need not look through them again and again. In a worker of a mold, which has
         # done this, one more collection would write into every page that this worker shares with the others.
         if not self.context.molded:
@@ -97,7 +93,7 @@ class HTTPWorker(Worker):
             loop.set_exception_handler(partial(log_loop_error, self.log))
             self._executor = DefaultExecutor(loop)
             try:
-                runner.run(self._serve(app))
+                runner.run(self._serve(self.app.to_serve(self.wsgi)))
             except BaseException as error:
                 end_returned(error)
                 raise
@@ -105,6 +101,13 @@ class HTTPWorker(Worker):
                 signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first: a signal would be written to a closed one
                 # The loop would wait for its executor without a limit, and in a thread that perhaps cannot be started.
                 setattr(loop, "shutdown_default_executor", _nothing)  # noqa: B010 - of this loop
+
+    def serve_error_page(self, text: str) -> None:
+        """Serve a page that says why there is no application; under --reload."""
+        self._fault = text
+        app = LoadedApp(lambda environ, start_response: (), "wsgi", "")  # never called
+        self.app = HookApp(self.cfg, lambda: app)
+        self.run()
 
     async def _serve(self, app: LoadedApp) -> None:
         loop = asyncio.get_running_loop()

@@ -151,6 +151,11 @@ class Endpoints:
             self._seen, self._seen_by = seen, fields
         return self._seen
 
+    def see(self, fields: Fields, client: tuple[str, int] | None, scheme: str) -> None:
+        """Set what `seen_through` returns for a request: a hook of the user's has changed it."""
+        fields.forwarded = True  # so that it is looked at
+        self._seen, self._seen_by = (client, scheme), fields
+
 
 class ProxiedEndpoints(Endpoints):
     """The two ends of a connection through a proxy, as its PROXY header names them.
