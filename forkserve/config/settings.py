@@ -55,9 +55,9 @@ class Settings:
     bind: tuple[str, ...] = setting(
         (),
         "Addresses",
-        many("ADDRESS"),
-        "Listen on an address that all workers share: HOST:PORT, [::1]:PORT,"
-        " unix:PATH, unix:@NAME, fd://N; repeatable. Default without any address: 127.0.0.1:8000.",
+        values.addresses,
+        "Listen on an address that all workers share: HOST:PORT, :PORT (all of IPv4), [::]:PORT (all of both),"
+        " HOST (port 8000), unix:PATH, unix:@NAME, fd://N; repeatable. Default without any address: 127.0.0.1:8000.",
         short="-b",
         reloadable=False,
     )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
+from forkserve.config.addresses import parse_address
+
 T = TypeVar("T")
 Pairs = tuple[tuple[str, str], ...]
 
@@ -209,6 +211,11 @@ def pairs(separator: str, name: str, wanted: str, value: str = ".*") -> Kind[Pai
     )
 
 
+def read_address(value: object) -> str:
+    """Read an address to listen on, and return its usual form."""
+    return str(parse_address(read_text(value)))
+
+
 def read_prefix(value: object) -> str:
     """Read the path that an app is mounted below: empty, or with a leading slash and no trailing one."""
     prefix = read_text(value).rstrip("/")
@@ -277,3 +284,4 @@ headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)
 proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", true="auto", false="off")
 peers = many("PEER", read_network)
+addresses = many("ADDRESS", read_address)

@@ -338,7 +338,7 @@ ONE_LINE = [
     ("--chdir /no/such", {}, "--chdir: there is no directory /no/such"),
     ("--base-port 65535 -w 2", {}, "--base-port: 2 workers would need ports above 65535"),
     ("-b a:1 -b a:1", {}, "--bind: names one address twice"),
-    ("-b nonsense", {}, "--bind: "),
+    ("-b host:nonsense", {}, "--bind: "),
     ("--limit-request-head 1k", {}, "--limit-request-head: is less than --limit-request-line"),
     ("--limit-request-line 0", {}, "--limit-request-line: must be more than 0"),
     ("--user no-such-user", {}, "--user: there is no user 'no-such-user'"),
