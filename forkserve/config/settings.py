@@ -393,6 +393,13 @@ class Settings:
         aliases="logconfig",
         reloadable=False,
     )
+    logconfig_dict: Any = setting(
+        None,
+        "Logging",
+        values.mapping,
+        "Configure Python's logging from a mapping, as logging.config.dictConfig takes it; on the command line as JSON.",
+        reloadable=False,
+    )
     capture_output: bool = setting(
         False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.", reloadable=False
     )

@@ -6,6 +6,7 @@ where the value was set.
 """
 
 import ipaddress
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -264,6 +265,16 @@ def read_output(value: object) -> object:
     return read_text(value)
 
 
+def read_mapping(value: object) -> object:
+    """Read a mapping, or JSON text of one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            refuse(value, f"JSON ({error})")
+    return value if isinstance(value, Mapping) else refuse(value, "a mapping")
+
+
 text = Kind("TEXT", read_text)
 output = Kind("PATH", read_output)  # made absolute too if it is a path
 path = Kind("PATH", read_text)  # `load` makes all kinds of path absolute;
@@ -283,5 +294,6 @@ variables = pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE")
 headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)
 proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", true="auto", false="off")
+mapping = Kind("JSON", read_mapping, lambda value: json.dumps(value, default=repr))
 peers = many("PEER", read_network)
 addresses = many("ADDRESS", read_address)

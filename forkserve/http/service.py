@@ -15,6 +15,7 @@ from types import MethodType
 from typing import TYPE_CHECKING
 
 from forkserve.base import logs
+from forkserve.base.loggers import changed_access_loggers
 from forkserve.http.acceptor import Acceptor
 from forkserve.http.access import AccessLog
 from forkserve.http.app.asgi import ASGIExchange
@@ -68,7 +69,7 @@ class Service:
         interface: Which of the two it is.
         loop: The loop that everything here runs on.
         observer: Is notified of application calls and of the number of connections.
-        write_access: Appends to the access log; None to have none.
+        write_access: Appends to the access log; None to have none, unless loggers handle requests.
         tls: The TLS context; None to speak plain HTTP.
 
     Raises:
@@ -106,7 +107,8 @@ class Service:
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
         self._cut_off: set[Client] = set()  # streams that a drain has ended
-        if write_access is not None:
+        handled = settings.access_log is not False and any(one.hasHandlers() for one in changed_access_loggers())
+        if write_access is not None or handled:
             self._log_access(AccessLog(write_access, settings.access_logformat))
         self._choose_exchange()
 
@@ -186,6 +188,8 @@ class Service:
             else SharedAcceptor(self.server, sock, framing, least_busy, self.turns)
             for sock, least_busy in sockets
         ]
+        if self._access_log is not None:
+            self._access_log.report_to(changed_access_loggers())  # the app may have changed them until now
         for acceptor in self._acceptors:
             acceptor.start()
         self._on_tick, self._on_sweep, self._period = on_tick, on_sweep, period

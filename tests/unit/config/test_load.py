@@ -215,9 +215,14 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
     if spec.name in ("app", "config") or spec.kind.metavar in ("FILE", "DIR"):
         given = "other:app" if spec.name == "app" else str(tmp_path)
     elif given is None:
-        given = spec.show(spec.default) or {"N": "80", "": "true", "SECONDS": "5", "NAME=VALUE": "A=1", "NAME:VALUE": "A:1"}.get(
-            spec.kind.metavar, "/x"
-        )
+        given = spec.show(spec.default) or {
+            "N": "80",
+            "": "true",
+            "SECONDS": "5",
+            "NAME=VALUE": "A=1",
+            "NAME:VALUE": "A:1",
+            "JSON": "{}",
+        }.get(spec.kind.metavar, "/x")
     if spec.kind.metavar == "FILE" or spec.name == "config":
         given = str(tmp_path / "x.toml")
         Path(given).touch()
