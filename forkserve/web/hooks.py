@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
+from forkserve.base.errors import BootError
 from forkserve.config import apps
+from forkserve.config.values import shown
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.fields import Fields
 from forkserve.prefork.ipc.hooks import run_hook
@@ -48,6 +51,24 @@ class HookApp:
         if self._loaded is not None and self._loaded.app is app:
             return self._loaded
         return apps.loaded(app, self.cfg.interface, self.app_uri)
+
+
+def tls_context(worker: Worker, usual: SSLContext) -> SSLContext:
+    """Return the TLS context that the hook `ssl_context` makes, or the usual one without that hook.
+
+    Raises:
+        BootError: The hook failed, or returned something else.
+    """
+    hook = worker.hooks.get("ssl_context")
+    if hook is None:
+        return usual
+    try:
+        made = hook(worker.cfg, lambda: usual)
+    except Exception as error:
+        raise BootError(f"hook ssl_context failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, SSLContext):
+        raise BootError(f"hook ssl_context must return an ssl.SSLContext, not {shown(made)}")
+    return made
 
 
 class HookRequest:

@@ -26,7 +26,7 @@ from forkserve.prefork.worker.boot import EndOfBootError
 from forkserve.prefork.worker.signals import ENDING
 from forkserve.prefork.worker.worker import Worker
 from forkserve.web import forked
-from forkserve.web.hooks import HookApp, RequestHooks
+from forkserve.web.hooks import HookApp, RequestHooks, tls_context
 from forkserve.web.loop import DefaultExecutor, LogFlusher, flush_soon, log_loop_error, new_loop
 from forkserve.web.siblings import PULSE, close_queues, least_busy
 
@@ -139,6 +139,8 @@ class HTTPWorker(Worker):
         inherited = self.context.inherited
         # Never plain HTTP where a certificate is configured, whatever a subclass inherits.
         tls = inherited.context if isinstance(inherited, TLS) else make_context(self.settings)
+        if tls is not None and self._fault is None:
+            tls = tls_context(self, tls)
         write_access = None if access is None else access.write
         try:
             service = Service(self.settings, app.app, app.interface, loop, self.row, write_access, tls)

@@ -222,6 +222,10 @@ class UserHooks(Observer):
         """Run on_reload."""
         self._run("on_reload")
 
+    def upgrade_began(self) -> None:
+        """Run pre_exec."""
+        self._run("pre_exec")
+
     def stopped(self) -> None:
         """Run on_exit."""
         self._run("on_exit")

@@ -211,7 +211,14 @@ def test_variables_and_values_of_other_servers_are_accepted(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
 def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> None:
-    given = {"bind": "a:1,b:2", "name": "web", "user": "root", "group": "0", "umask": "022"}.get(spec.name)
+    given = {
+        "secure_scheme_headers": "X-FORWARDED-PROTO:https",
+        "bind": "a:1,b:2",
+        "name": "web",
+        "user": "root",
+        "group": "0",
+        "umask": "022",
+    }.get(spec.name)
     if spec.name in ("app", "config") or spec.kind.metavar in ("FILE", "DIR"):
         given = "other:app" if spec.name == "app" else str(tmp_path)
     elif given is None:
