@@ -30,14 +30,18 @@ def reset() -> None:
         one.disabled = False
 
 
-def take_over(own: logging.Logger) -> logging.Logger | None:
+def take_over(own: logging.Logger, *, from_root: bool) -> logging.Logger | None:
     """Let the server's logger use what a configuration has given another name of it, or the root logger alone.
+
+    Args:
+        own: The server's logger.
+        from_root: Whether the handlers of the root logger count.
 
     Returns the configured logger, or None if there is none.
     """
     named = (logging.getLogger(name) for name in ERROR_NAMES)
     root = logging.getLogger()
-    found = next((one for one in named if _is_configured(one)), root if root.handlers else None)
+    found = next((one for one in named if _is_configured(one)), root if root.handlers and from_root else None)
     if found is None:
         return None
     handlers: list[logging.Handler] = []

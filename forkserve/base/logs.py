@@ -248,13 +248,17 @@ def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> l
 
 def _apply(settings: LogSettings) -> None:
     """Configure Python's logging. Raises ConfigError."""
-    before = logger.handlers.copy(), logger.propagate, logger.level
+    before, of_root = (logger.handlers.copy(), logger.propagate, logger.level), logging.getLogger().handlers.copy()
     if settings.logconfig_dict:
         logconfig.apply_mapping(settings.logconfig_dict)
     else:
         assert settings.log_config is not None
         logconfig.apply(settings.log_config)
-    if (logger.handlers, logger.propagate, logger.level) == before and loggers.take_over(logger) is not None:
+    if (logger.handlers, logger.propagate, logger.level) != before:
+        return  # it is named itself
+    # Handlers of the root logger that the program itself had are not meant, nor is a log that has a file of its own.
+    from_root = logging.getLogger().handlers != of_root and settings.error_logfile == "-"
+    if loggers.take_over(logger, from_root=from_root) is not None:
         _state.keeps_level = logger.level != before[2]
 
 

@@ -139,6 +139,16 @@ def test_loggers_of_other_servers_take_effect(serve: Start, tmp_path: Path, way:
         assert '"GET /fail HTTP/1.1" 500' in lines[0]
 
 
+@pytest.mark.heavy
+def test_an_error_log_with_a_file_of_its_own_is_not_moved_to_the_root_logger(serve: Start, tmp_path: Path) -> None:
+    (tmp_path / "site_app.py").write_text(WSGI)
+    options = write(tmp_path, "json", configuration("root", None))
+    command = serve("site_app:app", "--bind", "127.0.0.1:0", "--error-logfile", "own", *options, cwd=tmp_path)
+    command.stop()
+    assert "stopping" in (tmp_path / "own").read_text()
+    assert (tmp_path / "error.log").read_text() == ""
+
+
 def test_a_formatter_finds_gunicorns_atoms(serve: Start, tmp_path: Path) -> None:
     (tmp_path / "site_app.py").write_text(WSGI)
     (tmp_path / "forms.py").write_text(
