@@ -121,7 +121,11 @@ def test_each_worker_makes_its_tls_context(serve: Start, authority: Authority, t
     ("body", "said"),
     [
         ("return 1 / 0", "worker 1 failed to boot: hook ssl_context failed: ZeroDivisionError: division by zero"),
-        ("return None", "worker 1 failed to boot: hook ssl_context must return an ssl.SSLContext, not None"),
+        pytest.param(
+            "return None",
+            "worker 1 failed to boot: hook ssl_context must return an ssl.SSLContext, not None",
+            marks=pytest.mark.heavy,
+        ),
     ],
 )
 def test_a_tls_hook_that_fails_is_a_failure_to_boot(authority: Authority, tmp_path: Path, body: str, said: str) -> None:

@@ -108,7 +108,7 @@ format = A %(name)s %(message)s
     ("way", "error", "access"),
     [
         ("dict", "gunicorn.error", "gunicorn.access"),
-        ("ini", "gunicorn.error", "gunicorn.access"),
+        pytest.param("ini", "gunicorn.error", "gunicorn.access", marks=pytest.mark.heavy),
         ("json", "uvicorn", "uvicorn.access"),
         pytest.param("yaml", "uvicorn.error", "uvicorn.access", marks=pytest.mark.heavy),
         pytest.param("json", "forkserve.error", "forkserve.access", marks=pytest.mark.heavy),
