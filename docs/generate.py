@@ -74,12 +74,21 @@ HOOK_TIMES = {
     "post_fork": ("worker", "after the fork, before the app is loaded (with `--preload`: after it)"),
     "post_worker_init": ("worker", "when the app is loaded"),
     "worker_int": ("worker", "on SIGQUIT"),
+    "worker_abort": (
+        "worker",
+        "when it is about to be killed, as its heartbeat has stopped; it has 1 s, and cannot run beside native code",
+    ),
     "worker_exit": ("worker", "before the process exits"),
     "child_exit": ("master", "after a worker has ended"),
     "nworkers_changed": ("master", "when the number of wanted workers changes, and first of all, with `None` as `old_value`"),
     "pre_request": ("worker", "before the app is called"),
     "post_request": ("worker", "after the answer"),
+    "pre_exec": ("master", "when an upgrade begins, before its pre-flight"),
     "on_exit": ("master", "when everything is closed"),
+    "ssl_context": (
+        "worker",
+        "with `certfile`: returns the TLS context; the second argument is a function that makes the usual one",
+    ),
 }
 
 

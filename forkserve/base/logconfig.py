@@ -1,10 +1,39 @@
-"""The file of --log-config, from which Python's logging is configured."""
+"""The configurations of Python's logging: the file of --log-config, and the setting `logconfig_dict`."""
 
 import importlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from forkserve.base.errors import ConfigError
+
+# What gunicorn has for a configuration that names these without defining them.
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "generic": {
+            "format": "%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
+            "datefmt": "[%Y-%m-%d %H:%M:%S %z]",
+            "class": "logging.Formatter",
+        }
+    },
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "generic", "stream": "ext://sys.stdout"},
+        "error_console": {"class": "logging.StreamHandler", "formatter": "generic", "stream": "ext://sys.stderr"},
+    },
+}
+
+
+def apply_mapping(mapping: Mapping[str, Any]) -> None:
+    """Configure logging from the setting `logconfig_dict`. Raises ConfigError for anything wrong in it."""
+    import logging.config  # noqa: PLC0415 - slow to import, and seldom needed
+
+    try:
+        logging.config.dictConfig(_completed(mapping))
+    except Exception as error:  # noqa: BLE001 - a user's mapping can fail in any way
+        cause = error.__cause__ or error
+        raise ConfigError(f"logconfig_dict: {error}{f': {cause}' * (cause is not error)}") from None
 
 
 def apply(path: str) -> None:
@@ -13,7 +42,7 @@ def apply(path: str) -> None:
 
     try:
         if path.endswith((".json", ".yaml", ".yml")):
-            logging.config.dictConfig({"disable_existing_loggers": False, **_mapping(path)})
+            logging.config.dictConfig(_completed(_mapping(path)))
         else:
             if not _content(path).strip():
                 raise ValueError("the file is empty")  # noqa: TRY301 - one answer for all
@@ -29,6 +58,12 @@ def apply(path: str) -> None:
     except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
         cause = error.__cause__ or error
         raise ConfigError(f"--log-config {path}: {type(cause).__name__}: {cause}") from None
+
+
+def _completed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping with what it lacks of DEFAULTS."""
+    parts = {key: {**DEFAULTS[key], **given.get(key, {})} for key in ("formatters", "handlers")}
+    return {**DEFAULTS, **given, **parts}
 
 
 def _content(path: str) -> str:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from forkserve.base import appending, files, logconfig, logfile, privileges
+from forkserve.base import appending, files, logconfig, logfile, loggers, privileges
 from forkserve.base.errors import ConfigError
 from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
@@ -113,6 +113,7 @@ class _State:
         self.capture = False
         self.files: dict[str, LogFile] = {}  # for the workers' output, by path
         self.streams: dict[int, LogFile] = {}  # the files that stdout and stderr are redirected to
+        self.keeps_level = False  # it is that of a configuration for gunicorn or uvicorn
         self.kept: set[str | None] = set()  # paths that could not be reopened, and were logged
 
 
@@ -235,21 +236,40 @@ def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> l
     _state.who = "master"
     troubles = _open(settings, held)
     logger.handlers[:] = [_default]
-    logger.propagate = logger.disabled = False
+    logger.filters[:] = []
+    logger.propagate = logger.disabled = _state.keeps_level = False
     set_level(settings.log_level)
-    if settings.log_config is not None:
+    loggers.reset()
+    if settings.log_config is not None or settings.logconfig_dict:
         try:
-            logconfig.apply(settings.log_config)
+            _apply(settings)
         except ConfigError as error:
             if held is None:
                 raise
             troubles.append(str(error))
+    loggers.share(logger)
     for one in _loggers:
         one.off = one.disabled or not one.has_handler(logging.CRITICAL)
     logfile.complain_by(lambda text: logger.warning("%s", text))
     if held:
         reopen()
     return troubles
+
+
+def _apply(settings: LogSettings) -> None:
+    """Configure Python's logging. Raises ConfigError."""
+    before, of_root = (logger.handlers.copy(), logger.propagate, logger.level), logging.getLogger().handlers.copy()
+    if settings.logconfig_dict:
+        logconfig.apply_mapping(settings.logconfig_dict)
+    else:
+        assert settings.log_config is not None
+        logconfig.apply(settings.log_config)
+    if (logger.handlers, logger.propagate, logger.level) != before:
+        return  # it is named itself
+    # Handlers of the root logger that the program itself had are not meant, nor is a log that has a file of its own.
+    from_root = logging.getLogger().handlers != of_root and settings.error_logfile == "-"
+    if loggers.take_over(logger, from_root=from_root) is not None:
+        _state.keeps_level = logger.level != before[2]
 
 
 def _open(settings: LogSettings, held: Mapping[str, int] | None) -> list[str]:
@@ -290,8 +310,9 @@ def _open(settings: LogSettings, held: Mapping[str, int] | None) -> list[str]:
 
 
 def set_level(name: str) -> None:
-    """Log records of the level *name* (`info`, `trace`) and above; any process."""
-    logger.setLevel(TRACE if name == "trace" else name.upper())
+    """Log records of the level *name* (`info`, `trace`) and above, unless a configuration has set a level; any process."""
+    if not _state.keeps_level:
+        logger.setLevel(TRACE if name == "trace" else name.upper())
 
 
 def identify(name: str, generation: int) -> None:

@@ -53,5 +53,9 @@ class LogSettings(AccountSettings, Protocol):
         """The path of a configuration for `logging`."""
 
     @property
+    def logconfig_dict(self) -> Any:
+        """A mapping for `logging.config.dictConfig`; None or empty: no configuration."""
+
+    @property
     def capture_output(self) -> bool:
         """Whether the output of workers goes to the error log."""

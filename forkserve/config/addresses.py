@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+DEFAULT_PORT = 8000
+EVERY_IPV4, EVERY_ADDRESS = "0.0.0.0", "::"  # noqa: S104 - the second one of IPv4 too
 # sockaddr_un.sun_path holds 108 bytes including the final NUL on Linux, 104 elsewhere; there, bind refuses the rest.
 MAX_UNIX_PATH = 107
 _DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
@@ -31,8 +33,14 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_address(text: str) -> Address:
-    """Read `HOST:PORT`, `[IPV6]:PORT`, `unix:PATH`, `unix:@NAME` or `fd://N`.
+def parse_address(text: str, port: int | None = DEFAULT_PORT) -> Address:
+    """Read `HOST:PORT`, `:PORT`, `HOST`, `[IPV6]:PORT`, `[IPV6]`, `unix:PATH`, `unix:@NAME` or `fd://N`, as gunicorn does.
+
+    Without a host it is every IPv4 interface.
+
+    Args:
+        text: The address.
+        port: The port of a host alone; None: there must be one.
 
     Raises ValueError with a one-line message for anything else.
     """
@@ -40,20 +48,22 @@ def parse_address(text: str) -> Address:
         return Address("fd", fd=_number(text, text[5:], 2**31 - 1, "descriptor"))
     if text.startswith("unix:"):
         return _unix(text)
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise ValueError(f"{text!r} is not an address: expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
+    netloc = text.removeprefix("tcp://")
+    host, colon, digits = netloc.rpartition(":")
+    if not colon or netloc.endswith("]"):
+        if not netloc or port is None or netloc.isdigit():
+            raise ValueError(f"{text!r} is not an address: expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
+        host, digits = netloc, str(port)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if ":" not in host:
             raise ValueError(f"{text!r}: only an IPv6 address is written in brackets")
     elif ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, as [::1]:8000")
-    if not host:
-        raise ValueError(f"{text!r} names no host: write 127.0.0.1:{port}, or 0.0.0.0:{port} for every interface")
+    host = host or EVERY_IPV4
     if not host.isprintable() or any(letter in host for letter in "/@ ?#[]"):
         raise ValueError(f"{text!r}: {host!r} is not a host")
-    return Address("tcp", host=host, port=_number(text, port, 65535, "port"))
+    return Address("tcp", host=host, port=_number(text, digits, 65535, "port"))
 
 
 def plain_host(host: str) -> str:

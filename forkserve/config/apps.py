@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from forkserve.base import installed, startup
 from forkserve.base.errors import AppLoadError, ConfigError, NestedServerError, did_you_mean
+from forkserve.base.logs import logger
 from forkserve.config import envfile, nearmodules
 from forkserve.config.settings import Settings
 
@@ -165,14 +166,36 @@ def _load(parsed: AppSpec, given: Callable[..., Any] | None, interface: str, *, 
     if not callable(app):
         raise AppLoadError(f"{name!r} is not callable: it is {_kind(app)}")
     if parsed.call or factory or (parsed.attr is None and attr in USUAL_FACTORIES):
-        try:
-            app = app(*parsed.args, **parsed.kwargs)
-        except NestedServerError as error:
-            raise AppLoadError(f"the factory {name!r} {error}") from None
-        except (Exception, SystemExit) as error:
-            raise AppLoadError(f"the factory {name!r} failed: {_line(error)}", own_traceback(error)) from error
-        if not callable(app):
-            raise AppLoadError(f"the factory {name!r} returned no app: {_kind(app)} is not callable")
+        app = _made_by(app, parsed, f"the factory {name!r}")
+    elif _needs_nothing(app):
+        app = _made_by(app, parsed, f"{name!r}, called as a factory since it takes no argument,")
+        _say("%r takes no argument, so it is called as a factory (--factory says so)", name)
+    if interface == "auto" and _takes(app) is None and speaks(app) == "wsgi":
+        _say("%r is taken for WSGI, as its signature does not tell: --interface asgi or --interface wsgi does", name)
+    return loaded(app, interface, name)
+
+
+def _made_by(factory: Callable[..., Any], parsed: AppSpec, what: str) -> Callable[..., Any]:
+    """Return the app that a factory makes; *what* names the factory in errors."""
+    try:
+        app = factory(*parsed.args, **parsed.kwargs)
+    except NestedServerError as error:
+        raise AppLoadError(f"{what} {error}") from None
+    except (Exception, SystemExit) as error:
+        raise AppLoadError(f"{what} failed: {_line(error)}", own_traceback(error)) from error
+    if not callable(app):
+        raise AppLoadError(f"{what} returned no app: {_kind(app)} is not callable")
+    return app  # type: ignore[no-any-return]
+
+
+def _say(text: str, name: str) -> None:
+    """Log a line in the first worker, or in the mold; the others load the app in the same way."""
+    if os.environ.get("FORKSERVE_WORKER_ID", "1") == "1":
+        logger.info(text, name)
+
+
+def loaded(app: Callable[..., Any], interface: str, name: str) -> LoadedApp:
+    """Return an app that is there, with its interface (`auto`: detected)."""
     found = speaks(app) if interface == "auto" else interface
     if found == "wsgi":
         return LoadedApp(app, "wsgi", name)
@@ -223,6 +246,19 @@ def speaks(app: Callable[..., Any]) -> Literal["wsgi", "asgi"]:
     if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(call):
         return "asgi"
     return "asgi" if _takes(app) in (1, 3) else "wsgi"
+
+
+def _needs_nothing(app: Callable[..., Any]) -> bool:
+    """Return whether *app* can be called without arguments, but not as WSGI or ASGI: it may make the app."""
+    if inspect.iscoroutinefunction(app):
+        return False
+    try:
+        parameters = inspect.signature(app).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    optional = all(one.default is not one.empty or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD, one.VAR_POSITIONAL)]
+    return optional and len(positional) < 2 and all(one.kind is not one.VAR_POSITIONAL for one in positional)
 
 
 def _takes(app: Callable[..., Any]) -> int | None:

@@ -49,12 +49,15 @@ HOOKS: Mapping[str, tuple[str, ...]] = {
     "post_fork": ("server", "worker"),
     "post_worker_init": ("worker",),
     "worker_int": ("worker",),
+    "worker_abort": ("worker",),
     "worker_exit": ("server", "worker"),
     "child_exit": ("server", "worker"),
     "nworkers_changed": ("server", "new_value", "old_value"),
     "pre_request": ("worker", "req"),
     "post_request": ("worker", "req", "environ", "resp"),
+    "pre_exec": ("server",),
     "on_exit": ("server",),
+    "ssl_context": ("config", "default_ssl_context_factory"),
 }
 
 

@@ -55,9 +55,9 @@ class Settings:
     bind: tuple[str, ...] = setting(
         (),
         "Addresses",
-        many("ADDRESS"),
-        "Listen on an address that all workers share: HOST:PORT, [::1]:PORT,"
-        " unix:PATH, unix:@NAME, fd://N; repeatable. Default without any address: 127.0.0.1:8000.",
+        values.addresses,
+        "Listen on an address that all workers share: HOST:PORT, :PORT (all of IPv4), [::]:PORT (all of both),"
+        " HOST (port 8000), unix:PATH, unix:@NAME, fd://N; repeatable. Default without any address: 127.0.0.1:8000.",
         short="-b",
         reloadable=False,
     )
@@ -285,6 +285,10 @@ class Settings:
         "Bytes of memory per worker for bodies that wait for slow clients; the rest goes to temporary files.",
     )
 
+    tmp_upload_dir: str | None = setting(
+        None, "Limits", values.folder, "Store large request bodies in this directory. Default: that of temporary files."
+    )
+
     http: str = setting(
         "auto",
         "HTTP",
@@ -317,6 +321,12 @@ class Settings:
         values.peers,
         "Trust forwarded headers of these peers: addresses, networks, unix, or * for all.",
         variable="FORWARDED_ALLOW_IPS",
+    )
+    secure_scheme_headers: Pairs = setting(
+        (),
+        "HTTP",
+        values.secure_headers,
+        "Accepted if X-FORWARDED-PROTO:https is among them, the one header by which a trusted peer says https.",
     )
     proxy_headers: bool = setting(True, "HTTP", values.switch, "Use the forwarded headers of trusted peers.")
     proxy_protocol: str = setting(
@@ -405,6 +415,13 @@ class Settings:
         aliases="logconfig",
         reloadable=False,
     )
+    logconfig_dict: Any = setting(
+        None,
+        "Logging",
+        values.mapping,
+        "Configure Python's logging from a mapping, as logging.config.dictConfig takes it; on the command line as JSON.",
+        reloadable=False,
+    )
     capture_output: bool = setting(
         False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.", reloadable=False
     )
@@ -467,5 +484,8 @@ class Settings:
         values.socket,
         "Listen for `forkserve ctl` on this unix socket (none: no socket). Default: NAME.sock in the runtime directory.",
         reloadable=False,
+    )
+    enable_stdio_inheritance: bool = setting(
+        False, "Process", values.switch, "Accepted and ignored: workers inherit stdout and stderr."
     )
     worker_tmp_dir: str | None = setting(None, "Process", values.text, "Accepted and ignored: no files are used for heartbeats.")

@@ -9,8 +9,6 @@ from forkserve.config.spec import flag
 REFUSED: Mapping[str, str] = {
     "worker_class": "there are no worker classes: WSGI or ASGI is detected (--interface forces it),"
     " and --threads N runs a WSGI app in threads; leave it out",
-    "worker_abort": "no code of the app can run in a stuck worker: its stacks and request lines are"
-    " logged before it is killed; leave it out",
 }
 NEEDS = (
     *((name, "certfile") for name in ("keyfile", "keyfile_password", "ca_certs", "ciphers")),

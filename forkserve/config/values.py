@@ -6,11 +6,14 @@ where the value was set.
 """
 
 import ipaddress
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NoReturn, TypeVar
+
+from forkserve.config.addresses import parse_address
 
 T = TypeVar("T")
 Pairs = tuple[tuple[str, str], ...]
@@ -209,6 +212,21 @@ def pairs(separator: str, name: str, wanted: str, value: str = ".*") -> Kind[Pai
     )
 
 
+def read_address(value: object) -> str:
+    """Read an address to listen on, and return its usual form."""
+    return str(parse_address(read_text(value)))
+
+
+def read_secure_headers(value: object) -> Pairs:
+    """Read the headers by which a trusted peer says that a request is secure. Those that would have no effect are refused."""
+    named = headers.read(value)
+    known = {"X-FORWARDED-PROTO": "https", "X-FORWARDED-PROTOCOL": "ssl", "X-FORWARDED-SSL": "on"}  # gunicorn's default
+    found = {name.upper(): text.lower() for name, text in named}
+    if found and (found.get("X-FORWARDED-PROTO") != "https" or not found.items() <= known.items()):
+        refuse(value, "usable: only X-Forwarded-Proto: https of a trusted peer is believed; have the proxy send that")
+    return named
+
+
 def read_prefix(value: object) -> str:
     """Read the path that an app is mounted below: empty, or with a leading slash and no trailing one."""
     prefix = read_text(value).rstrip("/")
@@ -257,6 +275,16 @@ def read_output(value: object) -> object:
     return read_text(value)
 
 
+def read_mapping(value: object) -> object:
+    """Read a mapping, or JSON text of one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            refuse(value, f"JSON ({error})")
+    return value if isinstance(value, Mapping) else refuse(value, "a mapping")
+
+
 text = Kind("TEXT", read_text)
 output = Kind("PATH", read_output)  # made absolute too if it is a path
 path = Kind("PATH", read_text)  # `load` makes all kinds of path absolute;
@@ -277,4 +305,7 @@ mounts = pairs("=", r"/[^=?#]*", "a path and a directory of the form URL=DIR", "
 headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)
 proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", true="auto", false="off")
+mapping = Kind("JSON", read_mapping, lambda value: json.dumps(value, default=repr))
+secure_headers = replace(headers, read=read_secure_headers)
 peers = many("PEER", read_network)
+addresses = many("ADDRESS", read_address)

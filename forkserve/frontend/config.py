@@ -204,7 +204,7 @@ def read_listen(text: str) -> Address:
     port = text.removeprefix("*:")
     if port.isascii() and port.isdigit():
         return Address("tcp", port=_port(parse_address(f"any:{port}")))
-    address = parse_address(text)
+    address = parse_address(text, port=None)
     if address.kind == "fd" or address.path.startswith("@"):
         raise ValueError(f"{text!r}: a front end listens on PORT, HOST:PORT or unix:PATH")
     if address.kind == "tcp":

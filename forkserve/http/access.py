@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
+from forkserve.base import logs
+from forkserve.http.accessrecords import gunicorns, uvicorns
 from forkserve.http.app.environ import environ_template, put_ends
 from forkserve.http.app.faultpage import is_probe
 
@@ -89,6 +92,16 @@ class Record:
         if name in environ:
             return environ[name]
         return next((value for key, value in environ.items() if key.lower() == name.lower()), "-")
+
+    def as_uvicorn(self) -> tuple[str, tuple[str, str, str], int]:
+        """Return the client, the request (method, path with query, HTTP version) and the status."""
+        exchange, endpoints = self.exchange, self.connection.endpoints
+        if exchange is None:
+            client, request = endpoints.client, ("-", "-", "1.1")
+        else:
+            client, _ = endpoints.seen_through(exchange.fields, exchange.site.trusted)
+            request = exchange.target.method, exchange.target.raw, exchange.fields.version
+        return f"{client[0]}:{client[1]}" if client else "", request, self.status
 
 
 Atom = Callable[[Record], str]
@@ -253,7 +266,7 @@ class AccessLog:
     """Gathers lines and writes them in batches.
 
     Args:
-        write: Appends bytes to the log.
+        write: Appends bytes to the log; None: there are only records.
         text: The format, as for `compile_format`.
         batch: Lines that are written together, unless `flush` comes first.
 
@@ -261,10 +274,12 @@ class AccessLog:
         ValueError: The format is not valid.
     """
 
-    def __init__(self, write: Callable[[bytes], None], text: str, batch: int = BATCH) -> None:
+    def __init__(self, write: Callable[[bytes], None] | None, text: str, batch: int = BATCH) -> None:
         self._write, self._batch = write, batch
         self._line = compile_format(text)
         self._lines: list[str] = []
+        self._loggers: Sequence[logging.Logger] = ()
+        self._complained = False
 
     def write(self, exchange: Exchange) -> None:
         """Log an exchange that is complete, or as complete as it will be."""
@@ -284,11 +299,49 @@ class AccessLog:
         if len(self._lines) >= self._batch:
             self.flush()
 
+    def report_to(self, loggers: Sequence[logging.Logger]) -> None:
+        """Make a record of each request for these loggers: their filters drop a request, and their handlers replace the file."""
+        if loggers:
+            self._loggers = loggers
+            setattr(self, "_add", self._report)  # noqa: B010 - of this log: without loggers, no request pays for them
+
+    def _report(self, about: Record) -> None:
+        line, handled = self._line(about), False
+        for one in self._loggers:
+            if one.level > logging.INFO:
+                return
+            if one.name.startswith("uvicorn"):
+                record = uvicorns(one.name, *about.as_uvicorn())
+            else:
+                atoms = {name: _shown(atom, about) for name, atom in _ATOMS.items()}
+                record = gunicorns(one.name, line.rstrip("\n"), atoms, lambda name: _shown(_atom(name), about))
+            try:
+                if not one.filter(record):
+                    return
+                if one.hasHandlers():
+                    one.callHandlers(record)
+                    handled = True
+            except Exception:  # noqa: BLE001 - of the user's filter or handler
+                self._complain(one.name)
+        if not handled:
+            self._gather(line)
+
+    def _complain(self, name: str) -> None:
+        if not self._complained:
+            self._complained = True
+            logs.logger.exception("a filter or handler of the logger %s failed; further failures are not logged", name)
+
+    def _gather(self, line: str) -> None:
+        self._lines.append(line)
+        if len(self._lines) >= self._batch:
+            self.flush()
+
     def flush(self) -> None:
         """Write what has been gathered."""
         if self._lines:
             text, self._lines = "".join(self._lines), []
-            self._write(text.encode("utf-8", "backslashreplace"))
+            if self._write is not None:
+                self._write(text.encode("utf-8", "backslashreplace"))
 
 
 class RequestLines(AccessLog):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import logs
 from forkserve.base.errors import BootError
+from forkserve.base.loggers import changed_access_loggers
 from forkserve.http.acceptor import Acceptor
 from forkserve.http.access import BATCH, AccessLog
 from forkserve.http.app.asgi import ASGIExchange
@@ -69,7 +70,7 @@ class Service:
         interface: Which of the two it is.
         loop: The loop that everything here runs on.
         observer: Is notified of application calls and of the number of connections.
-        write_access: Appends to the access log; None to have none.
+        write_access: Appends to the access log; None to have none, unless loggers handle requests.
         tls: The TLS context; None to speak plain HTTP.
 
     Raises:
@@ -108,7 +109,8 @@ class Service:
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
         self._cut_off: set[Client] = set()  # streams that a drain has ended
-        if write_access is not None:
+        handled = settings.access_log is not False and any(one.hasHandlers() for one in changed_access_loggers())
+        if write_access is not None or handled:
             self.log_requests(AccessLog(write_access, settings.access_logformat, 1 if settings.reload else BATCH))
         self._choose_exchange()
 
@@ -214,6 +216,8 @@ class Service:
             else SharedAcceptor(self.server, sock, framing, least_busy, self.turns)
             for sock, least_busy in sockets
         ]
+        if self._access_log is not None:
+            self._access_log.report_to(changed_access_loggers())  # the app may have changed them until now
         for acceptor in self._acceptors:
             acceptor.start()
         self._on_tick, self._on_sweep, self._period = on_tick, on_sweep, period

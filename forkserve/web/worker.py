@@ -27,7 +27,7 @@ from forkserve.prefork.worker.boot import EndOfBootError
 from forkserve.prefork.worker.signals import ENDING
 from forkserve.prefork.worker.worker import Worker
 from forkserve.web import forked
-from forkserve.web.hooks import RequestHooks
+from forkserve.web.hooks import HookApp, RequestHooks, tls_context
 from forkserve.web.loop import DefaultExecutor, LogFlusher, flush_soon, greenlets_in_use, log_loop_error, new_loop
 from forkserve.web.siblings import PULSE, close_queues, least_busy
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.http.app.turns import Turns
     from forkserve.prefork.ipc.messages import Message
+    from forkserve.prefork.worker.context import WorkerContext
 
 
 class HTTPWorker(Worker):
@@ -53,7 +54,6 @@ class HTTPWorker(Worker):
     INSTEAD = MappingProxyType(
         {
             **Worker.INSTEAD,
-            "app": "worker.wsgi in post_worker_init",
             "wsgi": "post_worker_init or a later hook: the app is not loaded yet",
         }
     )
@@ -74,36 +74,24 @@ class HTTPWorker(Worker):
         assert settings.app is not None
         return apps.load_app(settings.app, cls.app_object, interface=settings.interface, factory=settings.factory)
 
+    def __init__(self, context: WorkerContext) -> None:
+        """Take over the context."""
+        super().__init__(context)
+        loaded = context.preloaded
+        self.app = HookApp(self.cfg, partial(self.preload, self.settings), loaded if isinstance(loaded, LoadedApp) else None)
+
     def run(self) -> None:
         """Load the application, serve until the worker has to drain, and drain."""
-        loaded = self.context.preloaded
-        app = loaded if isinstance(loaded, LoadedApp) else self.preload(self.settings)
+        self.wsgi = self.app.wsgi()
         end_returned()  # the application may have forked when it was imported
-        self.wsgi = app.app
-        self._runs = self._describe(app)
-        self._run(app)
-
-    def _describe(self, app: LoadedApp) -> str:
-        """Describe the app, its interface and how it is called."""
-        threads = self.settings.threads
-        how = (
-            "ASGI" if app.interface == "asgi" else f"WSGI in {threads} thread{'s' * (threads > 1)}" if threads else "WSGI inline"
-        )
-        return f"{app.name}, {how}, reader {readers.chosen(self.settings.http)}"
-
-    def serve_error_page(self, text: str) -> None:
-        """Serve a page that says why there is no application; under --reload."""
-        self._fault = text
-        self._runs = f"an error page, since {self.settings.app} does not load"
-        self._run(LoadedApp(lambda environ, start_response: (), "wsgi", ""))  # never called
-
-    def _run(self, app: LoadedApp) -> None:
         # The objects of start-up stay: the collector need not look through them again and again. In a worker of a mold, which has
         # done this, one more collection would write into every page that this worker shares with the others.
         if not self.context.molded:
             gc.collect()
         gc.freeze()
         self.initialized()
+        app = self.app.to_serve(self.wsgi)
+        self._runs = self._describe(app)
         with asyncio.Runner(loop_factory=partial(new_loop, self.settings.loop)) as runner:
             self._loop = loop = runner.get_loop()
             loop.set_exception_handler(partial(log_loop_error, self.log))
@@ -119,6 +107,23 @@ class HTTPWorker(Worker):
                 signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first: a signal would be written to a closed one
                 # The loop would wait for its executor without a limit, and in a thread that perhaps cannot be started.
                 setattr(loop, "shutdown_default_executor", _nothing)  # noqa: B010 - of this loop
+
+    def _describe(self, app: LoadedApp) -> str:
+        """Describe the app, its interface and how it is called."""
+        if self._fault is not None:
+            return f"an error page, since {self.settings.app} does not load"
+        threads = self.settings.threads
+        how = (
+            "ASGI" if app.interface == "asgi" else f"WSGI in {threads} thread{'s' * (threads > 1)}" if threads else "WSGI inline"
+        )
+        return f"{app.name}, {how}, reader {readers.chosen(self.settings.http)}"
+
+    def serve_error_page(self, text: str) -> None:
+        """Serve a page that says why there is no application; under --reload."""
+        self._fault = text
+        app = LoadedApp(lambda environ, start_response: (), "wsgi", "")  # never called
+        self.app = HookApp(self.cfg, lambda: app)
+        self.run()
 
     async def _serve(self, app: LoadedApp) -> None:
         loop = asyncio.get_running_loop()
@@ -150,6 +155,8 @@ class HTTPWorker(Worker):
         inherited = self.context.inherited
         # Never plain HTTP where a certificate is configured, whatever a subclass inherits.
         tls = inherited.context if isinstance(inherited, TLS) else make_context(self.settings)
+        if tls is not None and self._fault is None:
+            tls = tls_context(self, tls)
         write_access = None if access is None else access.write
         service = Service(self.settings, app.app, app.interface, loop, self.row, write_access, tls)
         if self.settings.reload and access is None and self.settings.access_log is not False:

@@ -34,6 +34,7 @@ class Exchange:
         started: The head has been given to the writer.
         complete: The last byte has been given to the writer, or the response was aborted.
         gone: The client can no longer be reached.
+        hook_request: The request as users' hooks see it; set only where there are such hooks.
         bodiless: The response has no body, whatever its head says. Set when it begins in pieces, as `left` is.
         left: The bytes of the body that are still to come by Content-Length.
         sent: The bytes of the body so far.
@@ -43,8 +44,8 @@ class Exchange:
 
     # Subclasses have no __init__ but set their own attributes in `start`: there is one exchange for every request.
     __slots__ = (
-        "began", "bodiless", "complete", "context", "fields", "gone", "head", "left", "scope_or_environ", "sent", "site",
-        "started", "target", "writer",
+        "began", "bodiless", "complete", "context", "fields", "gone", "head", "hook_request", "left", "scope_or_environ", "sent",
+        "site", "started", "target", "writer",
     )  # fmt: skip
 
     def __init__(self, site: Site, writer: ResponseWriter, target: Target, fields: Fields) -> None:
@@ -59,6 +60,7 @@ class Exchange:
         self.gone = False
         self.sent = 0
         self.scope_or_environ: dict[str, Any] | None = None
+        self.hook_request: Any
         if site.on_answer is not None:
             self.began = monotonic()
 

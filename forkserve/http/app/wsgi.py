@@ -84,7 +84,7 @@ class WSGICall(Exchange):
         assert self._counted is not None
         if self._length > BODY_IN_MEMORY or buffered.full:
             kept = self.input
-            self.input = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the exchange
+            self.input = tempfile.TemporaryFile(dir=self.site.settings.tmp_upload_dir)  # noqa: SIM115 - lives as long as the exchange
             if isinstance(kept, BytesIO):
                 self.input.write(kept.getvalue())
             buffered.total -= self._counted

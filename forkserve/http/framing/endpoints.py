@@ -116,10 +116,10 @@ class Endpoints:
         """Take the addresses from a transport."""
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and len(peer) >= 2:
-            self.client = (str(peer[0]), int(peer[1]))
+            self.client = (_unmapped(str(peer[0])), int(peer[1]))
         own = transport.get_extra_info("sockname")
         if isinstance(own, tuple):
-            self.server = (str(own[0]), int(own[1]))
+            self.server = (_unmapped(str(own[0])), int(own[1]))
         else:
             self.server = (own.decode("utf-8", "replace") if isinstance(own, bytes) else str(own or ""), None)
         if transport.get_extra_info("sslcontext") is not None:
@@ -150,6 +150,11 @@ class Endpoints:
                 seen = trusted.client(fields, self.client), _SCHEMES.get(last, self.scheme)
             self._seen, self._seen_by = seen, fields
         return self._seen
+
+    def see(self, fields: Fields, client: tuple[str, int] | None, scheme: str) -> None:
+        """Set what `seen_through` returns for a request: a hook of the user's has changed it."""
+        fields.forwarded = True  # so that it is looked at
+        self._seen, self._seen_by = (client, scheme), fields
 
 
 class ProxiedEndpoints(Endpoints):
@@ -206,6 +211,11 @@ def _read_hop(hop: str) -> tuple[Address | None, int]:
     except ValueError:
         return None, 0
     return six.ipv4_mapped or six, port
+
+
+def _unmapped(host: str) -> str:
+    """Return the address of a peer; for one of IPv4 on a socket of IPv6 (``::ffff:192.0.2.1``) that of IPv4."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
 def _plain(network: Network) -> Network:

@@ -105,9 +105,11 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
 
-    def ask_for_stacks(self) -> None:
-        """Have its Python handler write its stacks; `answered` is true when it has."""
+    def ask_for_stacks(self, *, abort: bool = False) -> None:
+        """Have its Python handler write its stacks; `answered` is true when it has. With *abort* it calls worker_abort first."""
         os.ftruncate(self.stacks, 0)
+        if abort:
+            os.write(self.stacks, stacks.ABORT)
         self.signal(signal.SIGUSR2)
 
     def dump_stacks(self) -> None:
@@ -120,9 +122,14 @@ class Child:
         size = os.fstat(self.stacks).st_size
         return size > 0 and os.pread(self.stacks, 1, size - 1) == stacks.END
 
+    @property
+    def aborting(self) -> bool:
+        """Whether its Python handler has called worker_abort, which has not returned."""
+        return os.pread(self.stacks, 1, 0) == stacks.ABORTING
+
     def read_stacks(self) -> str:
         """Return the stacks that it has written; an empty string if there are none."""
-        found = os.pread(self.stacks, stacks.MAX_STACKS, 0).rstrip(stacks.END)
+        found = os.pread(self.stacks, stacks.MAX_STACKS, 0).strip(stacks.MARKS)
         return found.decode("utf-8", "backslashreplace").strip()
 
     def in_hand(self) -> list[str]:

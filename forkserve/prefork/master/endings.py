@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.class_hooks import ClassHooks
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.policy.states import Member
     from forkserve.prefork.system.listeners import Listeners
     from forkserve.prefork.system.poller import Poller
@@ -37,11 +38,21 @@ class Endings(Observer):
         listeners: The listeners that they accept from.
         poller: Calls when a process must be checked again.
         class_hooks: The worker class's hooks.
+        state: Has the user's hooks.
     """
 
     RECEIVES = (messages.Terminated, messages.Draining, messages.Released, messages.Lingering, messages.Spent)
 
-    def __init__(self, pool: Pool, children: Children, listeners: Listeners, poller: Poller, class_hooks: ClassHooks) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        children: Children,
+        listeners: Listeners,
+        poller: Poller,
+        class_hooks: ClassHooks,
+        state: MasterContext,
+    ) -> None:
+        self._state = state
         self._pool, self._children, self._listeners = pool, children, listeners
         self._poller, self._class_hooks = poller, class_hooks
 
@@ -118,7 +129,8 @@ class Endings(Observer):
 
     def dump_stacks(self, child: Child) -> None:
         """Have a process that has passed its deadline write its stacks; after that it is killed."""
-        stacks.collect([child], self._poller, ANSWER_TIME).finally_(lambda _: self._stacks_requested(child))
+        abort = child.id != MOLD and "worker_abort" in self._state.hooks
+        stacks.collect([child], self._poller, ANSWER_TIME, abort=abort).finally_(lambda _: self._stacks_requested(child))
         if child.id != MOLD:
             self._class_hooks.timed_out(child)
 
@@ -129,6 +141,9 @@ class Endings(Observer):
         if child.answered:
             history.StacksDumped(child.member.ident, time.monotonic()).happen(self._pool)
         else:
+            if "worker_abort" in self._state.hooks and child.id != MOLD:
+                what = "has not returned" if child.aborting else "cannot be called: no Python code runs"
+                logger.warning("%s: worker_abort %s within %g s", child, what, ANSWER_TIME)
             child.dump_stacks()
 
     def kill(self, child: Child, *, dumped: bool) -> None:

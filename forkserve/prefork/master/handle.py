@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from forkserve.base import logs
 from forkserve.base.errors import CommandError
+from forkserve.config.hooksettings import HookSettings
 from forkserve.prefork.ipc.hooks import attributes_of, missing_attribute, run_hook
 from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.states import MOLD
@@ -77,7 +78,8 @@ class ServerHandle:
 
     Attributes:
         log: The server's logger, as `server.log.info("%s", ...)`.
-        cfg, settings: The settings in force.
+        cfg: The settings in force, with gunicorn's names and meanings.
+        settings: The settings in force.
         pid: The master's process.
         name, proc_name: The server's name.
         app: The name of the app; None for a user's own worker class.
@@ -108,11 +110,14 @@ class ServerHandle:
         return logs.logger
 
     @property
-    def cfg(self) -> Settings:
+    def settings(self) -> Settings:
         """The settings in force."""
         return self._look().settings
 
-    settings = cfg
+    @property
+    def cfg(self) -> HookSettings:
+        """The settings in force, with gunicorn's names and meanings."""
+        return HookSettings(self.settings)
 
     @property
     def pid(self) -> int:
@@ -129,7 +134,7 @@ class ServerHandle:
     @property
     def app(self) -> AppName | None:
         """The name of the app."""
-        return None if self.cfg.app is None else AppName(self.cfg.app)
+        return None if self.settings.app is None else AppName(self.settings.app)
 
     @property
     def num_workers(self) -> int:
@@ -216,6 +221,10 @@ class UserHooks(Observer):
     def reload_began(self, generation: int) -> None:
         """Run on_reload."""
         self._run("on_reload")
+
+    def upgrade_began(self) -> None:
+        """Run pre_exec."""
+        self._run("pre_exec")
 
     def stopped(self) -> None:
         """Run on_exit."""

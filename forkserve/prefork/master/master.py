@@ -167,7 +167,7 @@ class Master:
         router = CallRouter(children, poller, commands.request_call)
         reloading = Reloading(state, pool, listeners, children, observers, commands.scale, commands.config)
         class_hooks = ClassHooks(state.worker_class, pool, listeners, children)
-        endings = Endings(pool, children, listeners, poller, class_hooks)
+        endings = Endings(pool, children, listeners, poller, class_hooks, state)
         handover = Handover(
             state=state,
             pool=pool,

@@ -77,6 +77,9 @@ class Observer:
     def reopen_logs(self) -> None:
         """Log files were moved away and are reopened."""
 
+    def upgrade_began(self) -> None:
+        """An upgrade begins: its pre-flight is about to run."""
+
     def upgrading(self) -> None:
         """Another program is about to take the place of this one."""
 

@@ -18,15 +18,17 @@ NO_ANSWER: Final = "no answer: it is stuck in native code, or busy"
 _LOOK_EVERY: Final = 0.02
 
 
-def collect(children: Sequence[Child], poller: Poller, patience: float = PATIENCE) -> Pending:
+def collect(children: Sequence[Child], poller: Poller, patience: float = PATIENCE, *, abort: bool = False) -> Pending:
     """Request the stacks of each of the children. The value is a list with `id`, `pid`, `generation` and `stacks` of each.
+
+    With *abort* each calls the hook worker_abort first.
 
     No event reports that a process has answered. So the files are checked until all have, or for `patience` seconds.
     """
     pending = Pending()
     end = time.monotonic() + patience
     for child in children:
-        child.ask_for_stacks()
+        child.ask_for_stacks(abort=abort)
 
     def look() -> None:
         here = [child for child in children if not child.channel.closed]

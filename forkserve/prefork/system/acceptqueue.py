@@ -98,10 +98,12 @@ def has_handshakes(sock: socket.socket) -> bool:
     if not _LINUX or sock.family == socket.AF_UNIX:
         return False
     port: int = sock.getsockname()[1]
+    # A socket of IPv6 may accept connections of IPv4 too, and the kernel lists those as such.
+    families = {sock.family, socket.AF_INET}
     # inet_diag_req_v2: all sockets in that state with this local port.
-    query = struct.pack("=BBBxI", sock.family, socket.IPPROTO_TCP, 0, _SYN_RECV) + struct.pack(">HH", port, 0) + bytes(44)
+    queries = (struct.pack("=BBBxI", one, socket.IPPROTO_TCP, 0, _SYN_RECV) for one in families)
     try:
-        return bool(_diagnose(query, _NLM_F_REQUEST | _NLM_F_DUMP))
+        return any(_diagnose(one + struct.pack(">HH", port, 0) + bytes(44), _NLM_F_REQUEST | _NLM_F_DUMP) for one in queries)
     except (OSError, struct.error):
         return False
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import files
 from forkserve.base.errors import ListenError
-from forkserve.config.addresses import plain_host
+from forkserve.base.logs import logger
+from forkserve.config.addresses import EVERY_ADDRESS, EVERY_IPV4, plain_host
 from forkserve.prefork.system.portholder import describe_holder
 
 if TYPE_CHECKING:
@@ -128,14 +129,24 @@ def _new_socket(family: int, address: Address) -> socket.socket:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
 
 
-def bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int) -> socket.socket:
-    """Return a listening TCP socket. Raises ListenError."""
+def bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int, *, both: bool = False) -> socket.socket:
+    """Return a listening TCP socket. Raises ListenError.
+
+    Args:
+        address: The address as it was written.
+        family: The family that it resolves to,
+        name: and the name in that family.
+        backlog: The length of the accept queue.
+        both: Whether it accepts connections of IPv4 too; then it is one of IPv4 where the system has no IPv6.
+    """
+    if both and not _has_ipv6():
+        logger.info("%s means 0.0.0.0:%s: this system has no IPv6", address, address.port)
+        family, name = socket.AF_INET, (EVERY_IPV4, name[1])
     sock = _new_socket(family, address)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # [::] is not also 0.0.0.0, so that both can be bound side by side.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         sock.bind(name)
         sock.listen(backlog)
     except OSError as error:
@@ -152,6 +163,16 @@ def bind_tcp(address: Address, family: int, name: tuple[str, int], backlog: int)
         raise ListenError(f"cannot listen on {address}: {reason}") from None
     sock.setblocking(False)
     return sock
+
+
+def _has_ipv6() -> bool:
+    """Return whether a socket can be bound to an address of IPv6; it may be compiled in, but turned off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind((EVERY_ADDRESS, 0))
+    except OSError:
+        return False
+    return True
 
 
 def bind_unix(address: Address, mode: int, backlog: int, owner: files.Owner) -> Listener:

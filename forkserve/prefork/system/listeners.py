@@ -17,6 +17,7 @@ whenever it is forked. So
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -95,7 +96,8 @@ class Listeners:
     ) -> None:
         self._address_sets = [AddressSet(bind, host, base_port)]  # while an upgrade's reload runs, the old ones and the new ones
         self._bind = [parse_address(text) for text in bind]
-        self._opener = Opener(backlog, socket_mode, owner)
+        ports = Counter(address.port for address in self._bind if address.kind == "tcp")
+        self._opener = Opener(backlog, socket_mode, owner, [port for port, times in ports.items() if port and times > 1])
         self._all: list[Listener] = []
         self._old_only: list[Listener] = []  # only for old workers, until the reload after an upgrade has ended
         self._renewed: list[tuple[Listener, Listener]] = []  # listeners that lost their file, with their replacements

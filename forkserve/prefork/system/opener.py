@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from forkserve.config.addresses import EVERY_ADDRESS
 from forkserve.prefork.system.binding import Listener, bind_tcp, bind_unix, resolve, same_file
 from forkserve.prefork.system.inherited import adopt, inherit
 
@@ -20,10 +21,11 @@ class Opener:
         backlog: The length of accept queues.
         mode: The permissions of socket files.
         owner: The uid and gid of socket files; None: those of this process.
+        apart: Ports on which other addresses are wanted too: there, `[::]` is not also 0.0.0.0.
     """
 
-    def __init__(self, backlog: int, mode: int, owner: tuple[int, int] | None) -> None:
-        self._backlog, self._mode, self._owner = backlog, mode, owner
+    def __init__(self, backlog: int, mode: int, owner: tuple[int, int] | None, apart: Collection[int] = ()) -> None:
+        self._backlog, self._mode, self._owner, self._apart = backlog, mode, owner, apart
         self._inherited: list[Listener] = []
 
     def inherit(self, environ: Mapping[str, str]) -> None:
@@ -52,7 +54,8 @@ class Opener:
                 return found or self.renew(address)
         family, name = resolve(address)
         found = self._take(family, name[:2], there, generation) if name[1] else None
-        return found or Listener(bind_tcp(address, family, name, self._backlog))
+        both = name[0] == EVERY_ADDRESS and address.port not in self._apart
+        return found or Listener(bind_tcp(address, family, name, self._backlog, both=both))
 
     def renew(self, address: Address) -> Listener:
         """Bind a unix socket, whatever is open already. Raises ListenError."""

@@ -177,6 +177,8 @@ def end_with(master_pid: int, signum: signal.Signals) -> None:
 def _answer_usr2(context: WorkerContext) -> None:
     """Handle USR2: write the stacks and refresh the lines in hand, as soon as Python code can run on the main thread.
 
+    If the master is about to kill the process, the hook worker_abort is called first.
+
     Another signal dumps the stacks at once, in C: the master sends it just before it kills (stacks.py).
 
     The system sends USR2 when the master has died: then end, gracefully at first. A worker that is stuck in native code is left
@@ -189,6 +191,9 @@ def _answer_usr2(context: WorkerContext) -> None:
         nonlocal orphaned
         with contextlib.suppress(Exception):  # no exception may reach the app's code that this interrupts
             context.row.refresh()
+        with contextlib.suppress(BaseException):  # the hook may call sys.exit
+            if stacks.begin_abort(context.stacks) and Worker.current is not None:
+                run_hook(Worker.current.hooks, "worker_abort", Worker.current)
         with contextlib.suppress(Exception):
             stacks.write(context.stacks, interrupted)
         if not orphaned and os.getppid() != context.master_pid:

@@ -15,7 +15,6 @@ class Named:
         {
             "max_requests": "worker.cfg.max_requests",
             "notify": "worker.beat()",
-            "sockets": "worker.listeners",
             "timeout": "worker.cfg.timeout",
             "tmp": "worker.beat() for a heartbeat",
         }

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 NATIVE: Final[int] = getattr(signal, "SIGRTMIN", 0) + 11 if sys.platform == "linux" else signal.SIGSYS
 MAX_STACKS: Final = 256 * 1024
 END: Final = b"\0"  # ends a complete answer of the Python handler
+ABORT: Final = b"\1"  # the master's request to call the hook worker_abort first
+ABORTING: Final = b"\2"  # in its place: the hook runs
+MARKS: Final = END + ABORT + ABORTING
 _MANY_FRAMES: Final = 100  # of one thread, as in faulthandler
+
+
+def begin_abort(descriptor: int) -> bool:
+    """Return whether the hook worker_abort is to be called, and note that it is. For a signal handler."""
+    requested = os.pread(descriptor, 1, 0) == ABORT
+    if requested:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, ABORTING)
+    return requested
 
 
 def write(descriptor: int, interrupted: FrameType | None) -> None:

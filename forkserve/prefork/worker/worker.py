@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from forkserve.base import logfile, logs
+from forkserve.config.hooksettings import HookSettings
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT
@@ -30,6 +31,7 @@ from forkserve.prefork.worker.signals import WorkerSignals
 
 if TYPE_CHECKING:
     import logging
+    import socket
     from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 
     from forkserve.config.settings import Settings
@@ -66,7 +68,8 @@ class Worker(Heir, Named):
         self.generation = context.generation
         self.age = context.age
         self.pid = os.getpid()
-        self.settings = self.cfg = context.settings
+        self.settings = context.settings
+        self.cfg = HookSettings(context.settings)
         self.ppid = context.master_pid
         self.hooks = context.hooks
         self.listeners = context.listeners
@@ -197,6 +200,11 @@ class Worker(Heir, Named):
         daemon.detach()
         self.send(messages.Ready(describe(type(self), Worker), self._runs))
         self._signals.obey_early(self.context.early_signals)
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """The listening sockets, under gunicorn's name."""
+        return [listener.sock for listener in self.listeners]
 
     def initialized(self) -> None:
         """Run the hook post_worker_init: everything is loaded. Once; `ready` calls it as well."""

@@ -6,6 +6,8 @@ import os
 import re
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from forkserve.http.message.readers import chosen
 from forkserve.version import __version__
 from tests.integration.client import Client, get
-from tests.integration.command import Command, after, eventually, run
+from tests.integration.command import DEADLINE, ROOT, Command, after, eventually, run
 from tests.integration.conftest import Start
 from tests.ports import free_ports
 
@@ -116,8 +118,77 @@ def test_bind_listens_on_ipv6(serve: Start, bind: str) -> None:
 
     assert command.startup[0] == f"Listening on http://{bind[:-2]}:{command.port}"
     assert get(("::1", command.port)).status == 200
-    with pytest.raises(ConnectionRefusedError):
-        get(command.port)
+    if bind == "[::1]:0":
+        with pytest.raises(ConnectionRefusedError):
+            get(command.port)
+
+
+PEER = """
+def app(environ, start_response):
+    body = f"{environ['REMOTE_ADDR']} {environ['SERVER_NAME']} {environ['wsgi.url_scheme']}".encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+async def scope(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": f"{scope['client'][0]} {scope['server'][0]} {scope['scheme']}".encode()})
+"""
+
+
+@pytest.mark.parametrize("app", ["app", "scope"])
+def test_every_address_of_ipv6_is_every_address_of_ipv4_too(serve: Start, tmp_path: Path, app: str) -> None:
+    """A client of IPv4 is shown, trusted and logged under its own address."""
+    (tmp_path / "peer.py").write_text(PEER)
+    command = serve(f"peer:{app}", "--bind", "[::]:0", "--access-logfile", "access", cwd=tmp_path)
+
+    assert get(command.port).text == "127.0.0.1 127.0.0.1 http"
+    assert get(command.port, "/", "X-Forwarded-For: 192.0.2.7", "X-Forwarded-Proto: https").text == "192.0.2.7 127.0.0.1 https"
+    if ipv6():
+        assert get(("::1", command.port)).text == "::1 ::1 http"
+    log = tmp_path / "access"
+    eventually(lambda: len(log.read_text().splitlines()) >= 2, "two lines")
+    assert [line.split()[0] for line in log.read_text().splitlines()[:2]] == ["127.0.0.1", "192.0.2.7"]
+
+
+def test_a_proxy_of_ipv4_is_known_on_a_socket_of_ipv6(serve: Start, tmp_path: Path) -> None:
+    (tmp_path / "peer.py").write_text(PEER)
+    options = ("--proxy-protocol", "--proxy-allow-from", "127.0.0.1")
+    command = serve("peer:app", "--bind", "[::]:0", *options, cwd=tmp_path)
+
+    with socket.create_connection(("127.0.0.1", command.port), DEADLINE) as client:
+        client.sendall(b"PROXY TCP4 192.0.2.9 192.0.2.1 1 2\r\nGET / HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.endswith(b"192.0.2.9 192.0.2.1 http")
+
+
+@pytest.mark.parametrize("bind", [":0", "0.0.0.0:0"])
+def test_without_a_host_every_address_of_ipv4_is_bound(serve: Start, bind: str) -> None:
+    command = serve(HELLO, "--bind", bind)
+
+    assert command.startup[0] == f"Listening on http://0.0.0.0:{command.port}"
+    assert get(command.port).status == 200
+
+
+@pytest.mark.heavy
+def test_a_system_without_ipv6_binds_ipv4(serve: Start) -> None:
+    """It is a system whose kernel has no IPv6. One that turns it off with sysctl still lets [::] be bound, for IPv4."""
+    prefix = (sys.executable, str(ROOT / "tests/integration/without.py"), "ipv6", "--")
+    command = serve(HELLO, "--bind", "[::]:0", prefix=prefix)
+
+    assert f"Listening on http://0.0.0.0:{command.port}" in command.startup
+    assert "[::]:0 means 0.0.0.0:0: this system has no IPv6" in command.stderr
+    assert get(command.port).status == 200
+
+
+@pytest.mark.heavy
+def test_a_system_that_turns_ipv6_off_serves_ipv4(serve: Start) -> None:
+    """In a network namespace of its own."""
+    off = 'ip link set lo up && sysctl -qw net.ipv6.conf.all.disable_ipv6=1 && exec "$@"'
+    prefix = ("unshare", "--net", *([] if os.geteuid() == 0 else ["-r"]), "sh", "-c", off, "sh")
+    command = serve(HELLO, "--bind", "[::]:0", prefix=prefix)
+    inside = ("nsenter", f"--target={command.pid}", "--net", *([] if os.geteuid() == 0 else ["--user"]))
+    inside = (*inside, "curl", "-s", f"http://127.0.0.1:{command.port}/")
+    assert subprocess.run(inside, capture_output=True, check=True, timeout=DEADLINE).stdout
 
 
 def ipv6() -> bool:

@@ -29,6 +29,26 @@ def test_an_address_is_parsed_and_printed(text: str, expected: Address) -> None:
     assert str(expected) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "usual"),
+    [
+        (":8080", "0.0.0.0:8080"),
+        ("localhost", "localhost:8000"),
+        ("0.0.0.0", "0.0.0.0:8000"),
+        ("[::]", "[::]:8000"),
+        ("[::1]", "[::1]:8000"),
+        ("tcp://127.0.0.1:80", "127.0.0.1:80"),
+    ],
+)
+def test_a_short_form_means_what_it_means_for_gunicorn(text: str, usual: str) -> None:
+    assert str(parse_address(text)) == usual
+
+
+def test_a_port_may_be_required() -> None:
+    with pytest.raises(ValueError, match="not an address"):
+        parse_address("example.com", port=None)
+
+
 def test_a_unix_address_may_have_three_slashes() -> None:
     assert parse_address("unix:///run/app.sock") == Address("unix", path="/run/app.sock")
 
@@ -38,11 +58,8 @@ def test_a_unix_address_may_have_three_slashes() -> None:
     [
         ("", "not an address"),
         ("8000", "not an address"),
-        ("localhost", "not an address"),
-        (":8000", "0.0.0.0:8000"),
         ("::1:8000", "brackets"),
         ("[localhost]:8000", "IPv6"),
-        ("[::1]", "brackets"),
         ("host:port", "'port' is not a port"),
         ("host:65536", "not a port"),
         ("host:-1", "not a port"),

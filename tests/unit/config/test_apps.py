@@ -2,8 +2,10 @@
 
 import asyncio
 import functools
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,126 @@ def test_a_process_is_prepared_for_its_app(tmp_path: Path, monkeypatch: pytest.M
     assert tuple(os.environ[name] for name in ("SET", "NEW", "BOTH")) == ("before", "file", "option")
     assert str(tmp_path) == os.getcwd()
     assert ["/a", str(tmp_path)] == sys.path[:2]
+
+
+FACTORIES = """
+import functools
+from unittest.mock import Mock
+import flask, quart
+from starlette.applications import Starlette
+
+def application(environ, start_response): return []
+def create_app(): return application
+def with_settings(test_config=None): return flask.Flask("x")
+def with_more(config=None, **more): return Starlette()
+by_part = functools.partial(lambda kind, debug=False: quart.Quart("x"), "production")
+made_by_lambda = lambda: application
+class Site:
+    def __call__(self, environ, start_response): return []
+class Maker:
+    def __call__(self): return application
+maker = Maker()
+
+def optional(environ=None, start_response=None): return []
+def anything(*args): return []
+def words(environ, start_response, **words): return []
+class Old:
+    def __init__(self, environ, start_response): pass
+    def __iter__(self): return iter(())
+mock = Mock(return_value=[])
+method = Site().__call__
+native = print
+part = functools.partial(lambda own, environ, start_response: [], 1)
+flask_app = flask.Flask("x")
+quart_app = quart.Quart("x")
+starlette_app = Starlette()
+async def coroutine(): pass
+
+def nothing(): return None
+def trouble(): raise KeyError("no such thing")
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The unique name of a new module with factories and apps."""
+    name = "factories_" + tmp_path.name
+    (tmp_path / f"{name}.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the server logs."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("forkserve"), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("name", "interface"),
+    [
+        ("create_app", "wsgi"),
+        ("with_settings", "wsgi"),
+        ("with_more", "asgi"),
+        ("by_part", "asgi"),
+        ("made_by_lambda", "wsgi"),
+        ("Site", "wsgi"),
+        ("maker", "wsgi"),
+    ],
+)
+def test_what_takes_no_argument_and_returns_an_app_is_a_factory(
+    factories: str, name: str, interface: str, said: list[str]
+) -> None:
+    found = load_app(f"{factories}:{name}")
+    assert found.interface == interface
+    assert found.app is not getattr(sys.modules[factories], name)
+    assert said == [f"'{factories}:{name}' takes no argument, so it is called as a factory (--factory says so)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "interface"),
+    [
+        *((name, "wsgi") for name in ("application", "optional", "words", "Old", "method", "part", "flask_app")),
+        *((name, "asgi") for name in ("quart_app", "starlette_app", "coroutine")),
+    ],
+)
+def test_an_app_is_no_factory(factories: str, name: str, interface: str, said: list[str]) -> None:
+    found = load_app(f"{factories}:{name}")
+    assert (found.app, found.interface) == (getattr(sys.modules[factories], name), interface)
+    assert said == []
+
+
+@pytest.mark.parametrize("name", ["anything", "mock", "native"])
+def test_a_signature_that_does_not_tell_the_interface_is_logged(factories: str, name: str, said: list[str]) -> None:
+    assert load_app(f"{factories}:{name}").interface == "wsgi"
+    assert said == [
+        f"'{factories}:{name}' is taken for WSGI, as its signature does not tell: --interface asgi or --interface wsgi does"
+    ]
+    said.clear()
+    assert load_app(f"{factories}:{name}", interface="asgi").interface == "asgi"
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "called as a factory since it takes no argument, returned no app: None is not callable"),
+        ("trouble", "called as a factory since it takes no argument, failed: KeyError: 'no such thing'"),
+    ],
+)
+def test_a_detected_factory_that_makes_no_app_is_a_load_error(factories: str, name: str, message: str) -> None:
+    with pytest.raises(AppLoadError) as caught:
+        load_app(f"{factories}:{name}")
+    assert str(caught.value) == f"'{factories}:{name}', {message}"

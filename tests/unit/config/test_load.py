@@ -211,7 +211,14 @@ def test_variables_and_values_of_other_servers_are_accepted(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
 def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> None:
-    given = {"bind": "a:1,b:2", "name": "web", "user": "root", "group": "0", "umask": "022"}.get(spec.name)
+    given = {
+        "secure_scheme_headers": "X-FORWARDED-PROTO:https",
+        "bind": "a:1,b:2",
+        "name": "web",
+        "user": "root",
+        "group": "0",
+        "umask": "022",
+    }.get(spec.name)
     if spec.name in ("app", "config") or spec.kind.metavar in ("FILE", "DIR"):
         given = "other:app" if spec.name == "app" else str(tmp_path)
     elif given is None:
@@ -222,6 +229,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
             "NAME=VALUE": "A=1",
             "NAME:VALUE": "A:1",
             "URL=DIR": "/a=/",
+            "JSON": "{}",
         }.get(spec.kind.metavar, "/x")
     if spec.kind.metavar == "FILE" or spec.name == "config":
         given = str(tmp_path / "x.toml")
@@ -343,7 +351,7 @@ ONE_LINE = [
     ("--chdir /no/such", {}, "--chdir: there is no directory /no/such"),
     ("--base-port 65535 -w 2", {}, "--base-port: 2 workers would need ports above 65535"),
     ("-b a:1 -b a:1", {}, "--bind: names one address twice"),
-    ("-b nonsense", {}, "--bind: "),
+    ("-b host:nonsense", {}, "--bind: "),
     ("--limit-request-head 1k", {}, "--limit-request-head: is less than --limit-request-line"),
     ("--limit-request-line 0", {}, "--limit-request-line: must be more than 0"),
     ("--user no-such-user", {}, "--user: there is no user 'no-such-user'"),

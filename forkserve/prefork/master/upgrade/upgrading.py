@@ -102,6 +102,8 @@ class Upgrading:
     def _start(self) -> None:
         self._running, self._waiting = [*self._running, *self._waiting], []
         self._began, self._count = self._pool.generations.newest, self._count + 1
+        if self._count == 1:
+            self._observers.notify(Observer.upgrade_began)
         logger.info("upgrading: pre-flight of %s in %s", self._program.arguments[0], self._program.directory)
         try:
             self._preflight = Preflight(
