@@ -16,13 +16,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drawing import svg  # beside this script
 
 import forkserve
 from forkserve.base.errors import ExitCode, ForkserveError
 from forkserve.config.load import HOOKS
+from forkserve.config.peers import gunicorn, uvicorn
 from forkserve.config.report import markdown_table
+from forkserve.config.spec import flag
 from forkserve.config.table import TABLE
 from forkserve.prefork.control.command import commands_of, signals_of
 from forkserve.prefork.ipc.messages import MESSAGES
@@ -32,6 +35,9 @@ from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.policy.states import TRANSITIONS, Event
 from forkserve.prefork.system.scoreboard import TABLE as SCOREBOARD
 from forkserve.prefork.worker.signals import WORKER_SIGNALS as OF_WORKERS
+
+if TYPE_CHECKING:
+    from forkserve.config.peers.rules import Rule
 
 PAGES = Path(__file__).parent
 PACKAGE = Path(forkserve.__path__[0])
@@ -135,6 +141,34 @@ def hook_table() -> str:
     """The functions that a configuration file may define."""
     rows = (row(f"`{name}({', '.join(parameters)})`", *HOOK_TIMES[name]) for name, parameters in HOOKS.items())
     return table("function", "process", "called", rows=rows)
+
+
+def peer_table(rules: Mapping[str, Rule], *, heading: str) -> str:
+    """The settings of another server, and what becomes of each; those that have no effect for one reason in one row."""
+    mapped = (row(f"`{name}`", _becomes(name, rule), rule.note) for name, rule in rules.items() if rule.to and rule.to != "hook")
+    hooks = ", ".join(f"`{name}`" for name, rule in rules.items() if rule.to == "hook")
+    other = [row(hooks, "called", "[Hooks](../reference/hooks.md)")] if hooks else []
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, rule in rules.items():
+        if rule.ignored:
+            reasons[rule.ignored].append(f"`{name}`")
+    other += [row(", ".join(names), "ignored", why) for why, names in reasons.items()]
+    other += [row(f"`{name}`", "refused", _refusal(rule)) for name, rule in rules.items() if not rule.to and not rule.ignored]
+    return table(heading, "forkserve", "remarks", rows=itertools.chain(mapped, other))
+
+
+def _becomes(name: str, rule: Rule) -> str:
+    flags = ", ".join(f"`{'APP' if one == 'app' else flag(one)}`" for one in rule.to.split())
+    return "the same" if rule.to == name else flags
+
+
+def _refusal(rule: Rule) -> str:
+    """The message for a value that is refused."""
+    try:
+        found = rule.read("/x") if rule.read else None
+    except ValueError as error:
+        return str(error)
+    raise ValueError(f"{found!r} is not refused")
 
 
 def packages() -> str:
@@ -245,6 +279,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "worker-signals": lambda: signals(OF_WORKERS, WORKER_SIGNALS),
     "exit-codes": exit_codes,
     "hooks": hook_table,
+    "gunicorn-settings": lambda: peer_table(gunicorn.SETTINGS, heading="gunicorn"),
+    "uvicorn-options": lambda: peer_table(uvicorn.OPTIONS, heading="uvicorn"),
     "states": states,
 }
 

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from forkserve.config.report import markdown_table
-from forkserve.config.table import TABLE
+from forkserve.config.table import FOREIGN_OPTIONS, TABLE
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -133,8 +133,9 @@ def test_modules_that_are_named_exist(path: Path) -> None:
 
 
 def test_options_that_are_named_exist() -> None:
-    others = {"--indent", "--no-cache-dir", "--time", "--ws"}  # of json.tool, pip, docker, uvicorn
-    known = {flag for spec in TABLE.values() for flag in spec.flags} | others
+    others = {"--indent", "--no-cache-dir", "--time", "--from"}  # of json.tool, pip, docker, and `forkserve check`
+    hidden = {flag for flags, _ in FOREIGN_OPTIONS.values() for flag in flags}
+    known = {flag for spec in TABLE.values() for flag in spec.flags} | hidden | others
     for command in ([], ["ctl"], ["ctl", "call"], ["nginx"]):
         shown = subprocess.run(
             [sys.executable, "-m", "forkserve", *command, "--help"], capture_output=True, text=True, check=True

@@ -1,15 +1,74 @@
-"""`--check-config`: does what a start does, up to loading the app, without serving."""
+"""`forkserve check`: what a file or a command line means here, without serving.
 
-from forkserve.base import privileges
-from forkserve.config import apps
-from forkserve.config.settings import Settings
+Of a file, or of the command line of another server, it says what is mapped, ignored and refused, and prints the forkserve.toml
+that means the same. Of an app (`forkserve check APP`, or `--check-config`) it does what a start does, up to loading the app.
+"""
+
+import os
+from collections.abc import Sequence
+
+import click
+
+from forkserve.base import exits, privileges
+from forkserve.base.errors import ConfigError, ExitCode
+from forkserve.cli.options import load, parse
+from forkserve.config import apps, report
+from forkserve.config.load import Config
+from forkserve.config.translate import PEERS
 from forkserve.prefork.worker.classes import load_mixins
-from forkserve.server import check_settings, worker_class
+from forkserve.server import Server, check_settings, worker_class
 from forkserve.upstream import upstream
 
+USAGE = f"write `forkserve check FILE`, `forkserve check APP ...`, or `forkserve check --from {'|'.join(PEERS)} -- LINE`"
+FILES = (".py", ".toml", ".conf")
 
-def check(settings: Settings) -> None:
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the sub-command; return the exit code. Raises ConfigError with all faults, or AppLoadError."""
+    exits.mark_agents()
+    first, *others = arguments or [""]
+    if first == "--from":
+        peer, dashes, *words = [*others, "", ""]
+        words = words[:-2]
+        if peer not in PEERS or dashes != "--" or not words:
+            raise ConfigError(USAGE)
+        _show(load(parse(_without_program(words, peer)), needs_app=False, peer=peer))
+    elif first.endswith(FILES) or os.path.isfile(first):
+        _show(load({**parse(others), "config": first}, needs_app=False))
+    elif first:
+        loaded = load(parse(arguments), needs_app=True)
+        check(Server.from_config(loaded).config)
+        click.echo(f"{loaded.settings.app or loaded.settings.worker} can be served")
+    else:
+        raise ConfigError(USAGE)
+    return ExitCode.OK
+
+
+def _without_program(words: Sequence[str], peer: str) -> Sequence[str]:
+    """Return the arguments of a command line that may begin with the program, or with `python -m` and its name."""
+    for index, word in enumerate(words[:3]):
+        if os.path.basename(word) == peer:
+            return words[index + 1 :]
+    return words
+
+
+def _show(loaded: Config) -> None:
+    said = loaded.said
+    for word, found in (("read", said.read), ("mapped", said.mapped), ("ignored", said.ignored)):
+        for one in dict.fromkeys(found):
+            click.echo(f"{word} {one}")
+    for line in said.others:
+        click.echo(line)
+    for line in said.warnings:
+        click.echo(f"warning: {line}")
+    click.echo("\n" + report.toml(loaded), nl=False)
+
+
+def check(loaded: Config) -> None:
     """Check the settings, and load the app in this process, which must end then. Raises ConfigError or AppLoadError."""
+    settings = loaded.settings
+    for said in (*loaded.said.lines(), *loaded.said.warnings):
+        click.echo(f"forkserve: {said}", err=True)
     privileges.account(settings)
     check_settings(settings)
     upstream.check_path(settings)

@@ -10,7 +10,7 @@ import click
 from forkserve.base import startup, stdio
 from forkserve.base.errors import AppLoadError, ConfigError, ExitCode, ForkserveError
 
-WORDS = ("config", "ctl", "nginx")
+WORDS = ("check", "config", "ctl", "nginx")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ForkserveError as error:
         if isinstance(error, AppLoadError) and error.traceback_text:
             print(error.traceback_text, end="", file=sys.stderr)
-        print(f"forkserve: {printable(str(error))}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"forkserve: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except click.exceptions.Exit as leave:
         return leave.exit_code
@@ -70,6 +71,10 @@ def _run(arguments: list[str]) -> int:
         from forkserve.cli import frontend
 
         return frontend.main(arguments[1:])
+    if word == "check":
+        from forkserve.cli import check_config
+
+        return check_config.main(arguments[1:])
     from forkserve.cli.options import parse
 
     shows = word == "config"
@@ -107,12 +112,10 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
 
         click.echo(report.setting_lines(loaded), nl=False)
         return ExitCode.OK
-    if loaded.settings.worker_tmp_dir is not None:
-        click.echo("forkserve: --worker-tmp-dir is ignored: heartbeats need no files", err=True)
     if action["check_config"]:
         from forkserve.cli import check_config
 
-        check_config.check(loaded.settings)
+        check_config.check(loaded)
         return ExitCode.OK
     from forkserve.server import Server, serve
 

@@ -9,6 +9,8 @@ from typing import Literal
 
 # sockaddr_un.sun_path holds 108 bytes including the final NUL on Linux, 104 elsewhere; there, bind refuses the rest.
 MAX_UNIX_PATH = 107
+USUAL_PORT = 8000
+_HOST = re.compile(r"(?=.*[a-zA-Z.])[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?")
 _DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 
@@ -34,26 +36,36 @@ class Address:
 def parse_address(text: str) -> Address:
     """Read `HOST:PORT`, `[IPV6]:PORT`, `unix:PATH`, `unix:@NAME` or `fd://N`.
 
+    As with gunicorn, `:PORT` is every IPv4 interface, a host alone has port 8000, and `tcp://` may stand in front.
+
     Raises ValueError with a one-line message for anything else.
     """
     if text.startswith("fd://"):
         return Address("fd", fd=_number(text, text[5:], 2**31 - 1, "descriptor"))
     if text.startswith("unix:"):
         return _unix(text)
-    host, colon, port = text.rpartition(":")
+    named = text.removeprefix("tcp://")
+    host, colon, port = (named, ":", str(USUAL_PORT)) if _is_host(named) else named.rpartition(":")
     if not colon:
-        raise ValueError(f"{text!r} is not an address: expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
+        hint = f"; write :{text} for the port" if _DIGITS.fullmatch(text) else ""
+        raise ValueError(f"{text!r} is not an address: expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N{hint}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if ":" not in host:
             raise ValueError(f"{text!r}: only an IPv6 address is written in brackets")
     elif ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, as [::1]:8000")
-    if not host:
-        raise ValueError(f"{text!r} names no host: write 127.0.0.1:{port}, or 0.0.0.0:{port} for every interface")
+    host = host or "0.0.0.0"  # noqa: S104 - the meaning of :PORT
     if not host.isprintable() or any(letter in host for letter in "/@ ?#[]"):
         raise ValueError(f"{text!r}: {host!r} is not a host")
     return Address("tcp", host=host, port=_number(text, port, 65535, "port"))
+
+
+def _is_host(text: str) -> bool:
+    """Whether the address is a host without a port."""
+    if text.startswith("["):
+        return text.endswith("]")
+    return bool(_HOST.fullmatch(text))
 
 
 def plain_host(host: str) -> str:
