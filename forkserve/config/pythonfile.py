@@ -129,7 +129,7 @@ def _settings(namespace: Mapping[str, object], module: str, content: bytes, hook
         elif name in helpers or (name in ("host", "port") and "bind" in namespace):
             if name not in own.read:
                 unused.append(name)
-        elif name in NAMES or any(name in table for table in PEERS.values()) or _is_mistyped(name, namespace, own, hooks):
+        elif name in PEERS["gunicorn"] or name in (NAMES if ours else TABLE) or _is_mistyped(name, namespace, own, hooks):
             found[name] = value
     return PythonFile(found, tuple(unused))
 
@@ -162,5 +162,5 @@ def _is_mistyped(name: str, namespace: Mapping[str, object], own: _Names, hooks:
     """Whether an unknown name is a mistyped setting: near to one that the file does not set, and used for nothing else."""
     if name in own.imported or name in own.read:
         return False
-    near = nearest(name, {*NAMES, *hooks, *PEERS["gunicorn"]} - EVERYDAY)
+    near = nearest(name, {*TABLE, *hooks, *PEERS["gunicorn"]} - EVERYDAY)
     return near is not None and near not in namespace
