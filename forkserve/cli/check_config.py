@@ -1,11 +1,12 @@
 """`forkserve check`: what a file or a command line means here, without serving.
 
 Of a file, or of the command line of another server, it says what is mapped, ignored and refused, and prints the forkserve.toml
-that means the same. Of an app (`forkserve check APP`, or `--check-config`) it does what a start does, up to loading the app.
+that means the same. Of an app (`forkserve check APP`, or `--check-config`) it does what a start does, up to loading the app,
+and says what it has checked.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -13,8 +14,11 @@ from forkserve.base import exits, privileges
 from forkserve.base.errors import ConfigError, ExitCode
 from forkserve.cli.options import load, parse
 from forkserve.config import apps, report
+from forkserve.config.addresses import Address, parse_address
 from forkserve.config.load import Config
+from forkserve.config.settings import Settings
 from forkserve.config.translate import PEERS
+from forkserve.prefork.system.binding import bind_tcp, resolve
 from forkserve.prefork.worker.classes import load_mixins
 from forkserve.server import Server, check_settings, worker_class
 from forkserve.upstream import upstream
@@ -36,9 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     elif first.endswith(FILES) or os.path.isfile(first):
         _show(load({**parse(others), "config": first}, needs_app=False))
     elif first:
-        loaded = load(parse(arguments), needs_app=True)
-        check(Server.from_config(loaded).config)
-        click.echo(f"{loaded.settings.app or loaded.settings.worker} can be served")
+        settings = Server.from_config(load(parse(arguments), needs_app=True)).config
+        check(settings)
+        for line in _more(settings.settings):
+            click.echo(line)
     else:
         raise ConfigError(USAGE)
     return ExitCode.OK
@@ -62,6 +67,33 @@ def _show(loaded: Config) -> None:
     for line in said.warnings:
         click.echo(f"warning: {line}")
     click.echo("\n" + report.toml(loaded), nl=False)
+
+
+def _more(settings: Settings) -> Iterator[str]:
+    """Check what a start would need besides, and yield what was checked. Raises ConfigError or ListenError."""
+    yield f"loads: {settings.app or settings.worker}"
+    files = [path for path in (settings.access_logfile, settings.error_logfile, settings.pid) if path not in (None, "-")]
+    if faults := [f"{path}: this user cannot write there" for path in files if not _may_write(str(path))]:
+        raise ConfigError(*faults)
+    if files:
+        yield f"can be written: {', '.join(map(str, files))}"
+    if settings.certfile is not None:
+        yield f"certificate and key belong together: {settings.certfile}"
+    wanted = [parse_address(one) for one in settings.bind]
+    if settings.base_port:
+        ports = range(settings.base_port, settings.base_port + settings.workers)
+        wanted += [Address("tcp", host=settings.host, port=port) for port in ports]
+    for address in wanted:
+        if address.kind == "tcp":
+            bind_tcp(address, *resolve(address), settings.backlog).close()
+        elif address.kind == "unix" and not address.path.startswith("@") and not _may_write(address.path):
+            raise ConfigError(f"{address}: this user cannot create a socket there")
+    if wanted:
+        yield f"free: {', '.join(map(str, wanted))}"
+
+
+def _may_write(path: str) -> bool:
+    return os.access(path if os.path.isfile(path) else os.path.dirname(path) or ".", os.W_OK)
 
 
 def check(loaded: Config) -> None:

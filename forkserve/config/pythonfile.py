@@ -126,7 +126,7 @@ def _settings(namespace: Mapping[str, object], module: str, content: bytes, hook
             found[name] = value
         elif callable(value) and getattr(value, "__module__", module) != module:
             continue
-        elif name in helpers or (name in ("host", "port") and "bind" in namespace):
+        elif name in helpers or (name in ("host", "port") and "bind" in namespace and "base_port" not in namespace):
             if name not in own.read:
                 unused.append(name)
         elif name in PEERS["gunicorn"] or name in (NAMES if ours else TABLE) or _is_mistyped(name, namespace, own, hooks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -75,5 +76,11 @@ def test_check_tells_of_a_file_and_of_a_line(project: Path) -> None:
 
 
 def test_check_tells_whether_an_app_can_be_served(project: Path) -> None:
-    assert run("check", "app:app", cwd=project).stdout == "app:app can be served\n"
+    told = run("check", "app:app", "--bind", "127.0.0.1:0", "--pid", "x.pid", cwd=project)
+    assert told.stdout == f"loads: app:app\ncan be written: {project}/x.pid\nfree: 127.0.0.1:0\n"
     assert run("check", "app:no_such", cwd=project).returncode == 4
+    assert run("check", "app:app", "-k", "uvicorn.workers.UvicornWorker", cwd=project).stderr.endswith(
+        "(--interface, worker class)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run("check", "app:app", "--bind", f"127.0.0.1:{taken.getsockname()[1]}", cwd=project).returncode == 5
