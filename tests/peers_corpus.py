@@ -199,6 +199,7 @@ UVICORN_LINES = [
     "uvicorn asgi:app --ssl-certfile cert.pem --ssl-keyfile key.pem --ssl-version 17 --ssl-ciphers TLSv1",
     "uvicorn app:app --interface wsgi",
     "uvicorn asgi:app --h11-max-incomplete-event-size 65536 --http2 --reset-contextvars",
+    "uvicorn asgi:app --loop none",
     "python -m uvicorn asgi:app --port 8001",
 ]
 REFUSED_LINES = {"gunicorn --paste production.ini"}

@@ -280,7 +280,9 @@ class Settings:
         choice("auto", "c", "python", "h11", "httptools"),
         "Choose the reader of request heads (auto: c if it is installed, else python; httptools: auto).",
     )
-    loop: str = setting("auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Choose the event loop (auto: uvloop if installed).")
+    loop: str = setting(
+        "auto", "HTTP", choice("auto", "asyncio", "uvloop", none="auto"), "Choose the event loop (auto: uvloop if installed)."
+    )
     half_close: str = setting(
         "disconnect",
         "HTTP",
@@ -396,7 +398,7 @@ class Settings:
     user: str | None = setting(
         None,
         "Process",
-        values.text,
+        values.account,
         "Run workers as this user, by name or number, with its HOME, USER and LOGNAME."
         " Log files and unix sockets belong to it; it must be able to read certificates and env files.",
         short="-u",
@@ -405,7 +407,7 @@ class Settings:
     group: str | None = setting(
         None,
         "Process",
-        values.text,
+        values.account,
         "Run workers as this group, by name or number. Default: the user's group.",
         short="-g",
         reloadable=False,

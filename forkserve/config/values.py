@@ -68,6 +68,11 @@ def read_text(value: object) -> str:
     return value
 
 
+def read_account(value: object) -> str:
+    """Read a user or group: a name, or a number as text or, from Python and TOML, as such."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else read_text(value)
+
+
 def number(value: object, wanted: str, *, low: int, high: int) -> int:
     """Read a whole number from *low* to *high*, in ASCII digits if it is text."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
@@ -258,6 +263,7 @@ def read_output(value: object) -> object:
 
 
 text = Kind("TEXT", read_text)
+account = Kind("TEXT", read_account)
 output = Kind("PATH", read_output)  # made absolute too if it is a path
 path = Kind("PATH", read_text)  # `load` makes all kinds of path absolute;
 file = Kind("FILE", read_text)  # it checks that a file exists,

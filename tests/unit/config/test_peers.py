@@ -107,6 +107,8 @@ def read(content: str = "", *, line: str = "", name: str = "gunicorn.conf.py", t
         ("asgi_loop = 'asyncio'\nasgi_lifespan = 'off'\nhttp_parser = 'fast'", {"loop": "asyncio", "lifespan": "off"}),
         ("websocket_max_message_size = 0", {"ws_max_size": 1 << 40}),
         ("proc_name = 'shop/web'", {"name": "shop-web"}),
+        ("user = 0\ngroup = 0", {"user": "0", "group": "0"}),
+        ("import ssl\ncert_reqs = ssl.CERT_NONE\nssl_version = ssl.PROTOCOL_TLS_SERVER", {"cert_reqs": 0}),
         ("raw_env = ['A=1', 'B=2']", {"env": (("A", "1"), ("B", "2"))}),
         ("secure_scheme_headers = {'X-FORWARDED-PROTOCOL': 'ssl', 'X-FORWARDED-PROTO': 'https'}", {}),
         ("protocol = 'http'\nheader_map = 'drop'\ndirty_apps = []", {}),
