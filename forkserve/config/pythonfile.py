@@ -74,7 +74,7 @@ def load(module: str, directory: str, hooks: Collection[str]) -> PythonFile:
         name, file = f"python:{module}", _file_of(error)
         raise ConfigError(f"cannot import {_at(error, name) if file is None else f'{name}: {_at(error, file)}'}") from None
     content = b""
-    if path := getattr(found, "__file__", None):
+    if (path := getattr(found, "__file__", None)) and path.endswith(".py"):
         with open(path, "rb") as opened:
             content = opened.read()
     return _settings(vars(found), module, content, hooks, ours=module.rpartition(".")[2].startswith(OURS))

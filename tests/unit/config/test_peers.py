@@ -122,6 +122,55 @@ def test_a_setting_of_gunicorn_has_gunicorn_s_meaning(tmp_path: Any, content: st
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("secure_scheme_headers = {'X-SCHEME': 'https'}", "the scheme of a request is read from X-Forwarded-Proto"),
+        ("secure_scheme_headers = {'X-Forwarded-Proto': 'ssl'}", "the scheme of a request is read from X-Forwarded-Proto"),
+        ("header_map = 'dangerous'", "let the front end send `-`"),
+        ("dirty_apps = ['a:b']", "run such code in a worker without HTTP"),
+        ("worker_class = 'gevent'\nworker_connections = 'many'", "'many' is not a number of connections"),
+        ("class Own: pass\nworker_class = Own", "is no worker class"),
+    ],
+)
+def test_what_would_change_answers_is_refused(tmp_path: Any, content: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(content, tmp_path=tmp_path)
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("-k gthread --threads 0", {"threads": 1}),
+        ("-k gevent --interface wsgi", {"threads": 64, "interface": "wsgi"}),
+        ("-k uvicorn.workers.UvicornWorker --interface wsgi", {"interface": "wsgi"}),
+        ("-k a.B --worker c:D", {"worker": "c:D"}),
+        ("-k a:B", {"worker": "a:B"}),
+        ("--websocket-max-message-size 5 --http-parser python --graceful-timeout 7", {"ws_max_size": 5, "http": "python"}),
+        ("--no-sendfile --paste=", {"sendfile": False}),
+        ("--ws-per-message-deflate false", {"ws_per_message_deflate": False}),
+        ("--ws-per-message-deflate=no", {"ws_per_message_deflate": False}),
+        ("--ws-per-message-deflate --workers 2", {"ws_per_message_deflate": True, "workers": 2}),
+    ],
+)
+def test_a_line_has_its_server_s_meaning(tmp_path: Any, line: str, expected: dict[str, object]) -> None:
+    settings = read(line=line, tmp_path=tmp_path).settings
+
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_a_stronger_source_than_the_worker_class_sets_the_threads(tmp_path: Any) -> None:
+    loaded = read(
+        "worker_class = 'gevent'\ncontrol_socket_disable = False\nproc_name = None\nheader_map = 'refuse'",
+        line="--threads 3",
+        tmp_path=tmp_path,
+    )
+
+    assert (loaded.settings.threads, loaded.said.warnings) == (3, [])
+
+
+@pytest.mark.parametrize(
     "content",
     [
         "from __future__ import annotations\nfrom os import environ\nworkers = int(environ.get('N', 2))",
